@@ -1,0 +1,36 @@
+# make demo: the main job on the embedded models. make test: everything that CI checks.
+# Both make their own environment in .venv, from nothing but Python 3.11 or newer and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Two threads share the work of two cores; more processes than cores slow every one of them.
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: demo test lint env clean
+demo: $(VENV)/.installed
+	$(BIN)/ledom demo --out out/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+env: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ledom needs Python 3.11 or newer; run: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build src/*.egg-info

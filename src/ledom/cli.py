@@ -1,0 +1,393 @@
+"""The command line: each command reads files, calls the library, and says where the result is.
+
+Heavy imports stand inside the commands, so that `ledom --help` is quick. A `LedomError` becomes one
+line and exit code 2; Ctrl-C keeps what is finished and exits with 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledom.errors import InputError, LedomError
+
+if TYPE_CHECKING:
+    from ledom.lm.base import LanguageModel
+    from ledom.records import Problem
+    from ledom.rerank import Job
+    from ledom.reward.tune import TunedWeights
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Reverse language models: train them, generate with them, use them as a reward.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Out = Annotated[Path, typer.Option(help="Folder for the results; finished work there is reused.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
+
+GENERATOR = "gsm_symbolic"
+_DEMO_PROBLEMS = 64
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; the `ledom` program."""
+    try:
+        code = app(standalone_mode=False) or 0  # typer turns Ctrl-C into the code 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except LedomError as error:
+        _say(f"error: {error}")
+        code = 2
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what typer raises for wrong usage has it
+            raise
+        _say(f"error: {error.format_message()} See: ledom --help")
+        code = 2
+    if code == _INTERRUPTED:
+        _say("interrupted; what is finished is kept: run the same command again to go on")
+    sys.exit(code)
+
+
+@app.command()
+def demo(
+    out: Out = Path("ledom-demo"),
+    problems: Annotated[int, typer.Option(min=1, help="How many problems.")] = _DEMO_PROBLEMS,
+    samples: Annotated[int, typer.Option(min=1, help="Candidates for each problem.")] = 32,
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """The main job on the embedded pair: answer unseen maths problems, judge, choose, report.
+
+    Example: ledom demo --problems 100
+    """
+    rerank(
+        problems=GENERATOR,
+        num_problems=problems,
+        samples=samples,
+        out=out,
+        seed=seed,
+        threads=threads,
+    )
+
+
+@app.command()
+def rerank(
+    problems: Annotated[
+        str, typer.Option(help="A JSONL file of problems, or gsm_symbolic for the generator.")
+    ] = GENERATOR,
+    candidates: Annotated[
+        Path | None, typer.Option(help="A JSONL file of candidates; sampled when left out.")
+    ] = None,
+    forward: Annotated[str, typer.Option(help="Model folder, tiny (embedded), or none.")] = "tiny",
+    reverse: Annotated[str, typer.Option(help="Model folder, tiny (embedded), or none.")] = "tiny",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights made by ledom tune; the embedded pair has its own.")
+    ] = None,
+    lam: Annotated[
+        float | None,
+        typer.Option("--lambda", help="Weight of the reverse term, instead of weights."),
+    ] = None,
+    num_problems: Annotated[
+        int | None, typer.Option(min=1, help="How many problems; all of a file by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the generator: test or tune.")] = "test",
+    held_out: Annotated[
+        bool, typer.Option(help="Problems of the templates that no model was trained on.")
+    ] = False,
+    samples: Annotated[int, typer.Option(help="Candidates for each problem.")] = 32,
+    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Of the sampling; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest solution.")] = 256,
+    out: Out = Path("ledom-rerank"),
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Sample candidates (or take yours), score them both ways, choose, and report.
+
+    Example: ledom rerank --problems mine.jsonl --candidates theirs.jsonl --forward none
+    """
+    from ledom.lm.base import Sampling
+    from ledom.records import Candidate, read_records
+    from ledom.rerank import Job, default_weights
+    from ledom.reward.tune import TunedWeights
+
+    if lam is not None:
+        tuned = default_weights(lam)
+    elif weights is not None:
+        tuned = TunedWeights.load(weights)
+    else:
+        tuned = _embedded_weights(forward, reverse) or default_weights()
+    sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
+    chosen = _problems(problems, num_problems, split, seed, held_out)
+    given = None if candidates is None else read_records(candidates, Candidate)
+    if given is not None and num_problems is not None:
+        wanted = {problem.id for problem in chosen}
+        given = [candidate for candidate in given if candidate.problem_id in wanted]
+    job = Job(
+        problems=chosen,
+        out=out,
+        forward=None,
+        reverse=None,
+        weights=tuned,
+        candidates=given,
+        sampling=sampling,
+        num_samples=samples,
+        command="ledom " + " ".join(sys.argv[1:]),
+    )
+    _use_threads(threads)
+    job.forward = _model(forward, "forward", device)
+    job.reverse = _model(reverse, "reverse", device)
+    if tuned.num_problems:
+        job.notes.append(
+            f"weights tuned on {tuned.num_problems} other problems, then frozen; intervals are 95 %"
+        )
+    _run(job)
+
+
+@app.command()
+def tune(
+    folder: Annotated[Path, typer.Argument(help="The output folder of ledom rerank.")],
+    problems: Annotated[
+        Path | None, typer.Option(help="The problems; those in the folder by default.")
+    ] = None,
+    candidates: Annotated[
+        Path | None, typer.Option(help="The candidates; those in the folder by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("weights.yaml"),
+) -> None:
+    """Fit lambda and the weights of every strategy on a reranked folder, no model needed.
+
+    Example: ledom rerank --split tune --out tuning && ledom tune tuning --out weights.yaml
+    """
+    from ledom.records import Candidate, Problem, Score, read_records
+    from ledom.reward.strategies import build_pools
+    from ledom.reward.tune import tune as fit
+
+    questions = read_records(problems or folder / "problems.jsonl", Problem)
+    answers = read_records(candidates or folder / "candidates.jsonl", Candidate)
+    files = sorted(folder.glob("scores.*.jsonl"))
+    if not files:
+        raise InputError("no scores here; make them with: ledom rerank", path=folder)
+    scores = [score for file in files for score in read_records(file, Score)]
+    scored = {score.problem_id for score in scores}
+    questions = [problem for problem in questions if problem.id in scored]
+    tuned = fit(build_pools(questions, answers, scores), questions)
+    tuned.save(out)
+    for name, row in tuned.weights.items():
+        _say(f"{name:24}" + "  ".join(f"{value:+.3g} {key}" for key, value in row.items() if value))
+    _say(f"weights of {len(tuned.weights)} strategies: {out}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes such as optim.steps=100.")
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="forward, reverse or both, one after the other.")
+    ] = "both",
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Train a model, or a pair; a stopped run goes on from its last checkpoint.
+
+    Example: ledom train recipes/tiny.yaml --direction reverse --threads 1
+    """
+    from ledom.data.tokenise import prepare_data
+    from ledom.direction import Direction
+    from ledom.lm.hf import default_device
+    from ledom.recipe import load_recipe
+    from ledom.train.loop import train as run
+
+    plan = load_recipe(recipe, overrides or [])
+    if direction not in ("forward", "reverse", "both"):
+        raise InputError(f"direction is {direction!r}; give forward, reverse or both")
+    directions = list(Direction) if direction == "both" else [Direction(direction)]
+    _use_threads(threads)
+    folder = out / plan.name
+    _say(f"preparing the data in {folder / 'data'}")
+    data = prepare_data(plan.data, folder / "data")
+    for way in directions:
+        with _training_bar(str(way), plan.optim.steps) as on_progress:
+            finished = run(
+                plan, way, data, folder / str(way), on_progress, device or default_device()
+            )
+        _say(f"{way} model: {finished}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads standard input.")],
+    model: Annotated[str, typer.Option(help="Model folder, or tiny (embedded).")] = "tiny",
+    direction: Annotated[
+        str, typer.Option(help="forward: write what follows; reverse: what comes before.")
+    ] = "reverse",
+    samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 for the most likely token.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="0 for all.")] = 0,
+    top_p: float = 1.0,
+    max_tokens: int = 256,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Write what follows a text, or what comes before it.
+
+    Example: ledom generate "#### 42" --samples 3
+    """
+    from ledom.lm.base import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    lm = _model(model, direction, device)
+    if lm is None:
+        raise InputError("model is none; give a model folder, or tiny")
+    for _, generations in lm.generate([text], sampling, samples):
+        for number, made in enumerate(generations):
+            if number:
+                typer.echo("\n" + "-" * 40 + "\n")
+            typer.echo(text + made.text if str(lm.direction) == "forward" else made.text + text)
+
+
+def _problems(
+    source: str, count: int | None, split: str, seed: int, held_out: bool
+) -> list[Problem]:
+    from ledom.data.problems import generate_problems
+    from ledom.records import Problem, read_records
+
+    if source == GENERATOR:
+        return list(generate_problems(split, count or _DEMO_PROBLEMS, seed, held_out))
+    return read_records(source, Problem)[:count]
+
+
+def _model(path: str, direction: str, device: str | None) -> LanguageModel | None:
+    from ledom.lm import load
+
+    return None if path == "none" else load(path, direction, device=device)
+
+
+def _embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
+    """The embedded pair's weights, where it is the pair in use."""
+    from ledom.lm import EMBEDDED, embedded_folder
+    from ledom.reward.tune import TunedWeights
+
+    file = embedded_folder("forward").parent / "weights.yaml"
+    if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
+        return None
+    return TunedWeights.load(file)
+
+
+def _run(job: Job) -> None:
+    from ledom.rerank import rerank as run
+
+    _say(f"{len(job.problems)} problems, results in {job.out}/")
+    report, page = run(job, _track)
+    _summary(report)
+    _say(f"report: {page}  (the same as report.md and report.json; answers in selected.jsonl)")
+
+
+def _summary(report: dict[str, Any]) -> None:
+    """The strategies' accuracies as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{report['num_problems']} problems, {report['num_candidates']} candidates")
+    table.add_column("strategy")
+    for column in ("accuracy", "95 % interval", "against greedy", "against majority"):
+        table.add_column(column, justify="right")
+    for row in report["strategies"]:
+        accuracy = row["accuracy"]
+        table.add_row(
+            row["name"],
+            f"{accuracy['mean']:.1%}",
+            f"{accuracy['low']:.1%} - {accuracy['high']:.1%}",
+            *(_difference(row["versus"].get(other)) for other in ("greedy", "majority")),
+        )
+    if report["strategies"]:
+        Console().print(table)
+
+
+def _difference(interval: dict[str, float] | None) -> str:
+    if interval is None:
+        return ""
+    mean, low, high = (100 * interval[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _track(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
+    """Show a bar over chunks of a stage: each chunk is one of `total`."""
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(SpinnerColumn(), *columns, console=_console(), transient=False) as bar:
+        task = bar.add_task(name, total=total, completed=done)
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task)
+
+
+class _training_bar:  # noqa: N801 - used as a function
+    """A bar over training steps with loss, tokens/s and the time left."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=_console(),
+        )
+        self._task = self._bar.add_task(name, total=steps, state="")
+        self._valid = ""
+
+    def __enter__(self) -> Callable[[Any], None]:
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, progress: Any) -> None:
+        if progress.valid_loss is not None:
+            self._valid = f", valid {progress.valid_loss:.3f}"
+        state = f"loss {progress.loss:.3f}{self._valid}, {progress.tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._task, completed=progress.step, state=state)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _use_threads(threads: int | None) -> None:
+    import torch
+
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    main()

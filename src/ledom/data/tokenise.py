@@ -1,0 +1,134 @@
+"""From a recipe's data section to a tokenizer and token stores, prepared once for both directions.
+
+Sources: the embedded generator (`gsm_symbolic`) or JSONL files of problems with solutions or of
+documents. A problem becomes the document that its pair format renders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from ledom.data.problems import generate_problems
+from ledom.data.shards import TokenStore, write_store
+from ledom.errors import InputError, OutputError, RecipeError
+from ledom.model.tokenizer import Tokenizer, train_tokenizer
+from ledom.pairs import PairFormat
+from ledom.records import Document, Problem, Record, read_records, write_atomically
+
+__all__ = ["DataConfig", "PreparedData", "prepare_data"]
+
+GENERATOR = "gsm_symbolic"
+_HELD_OUT_EVERY = 50
+_TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
+
+
+class DataConfig(BaseModel):
+    """What a model reads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str = GENERATOR
+    """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
+    valid: str | None = None
+    """Likewise for validation; nothing takes the generator's valid split, or holds out 2 %."""
+    num_documents: PositiveInt | None = None
+    """Documents to draw from the generator, or the most to read from a file."""
+    num_valid: PositiveInt = 500
+    """Most documents to validate on."""
+    pair_format: str = PairFormat().template
+    """How a problem's question and solution become one text."""
+    tokenizer: str | None = None
+    """A tokenizer.json to use; nothing trains one."""
+    vocab_size: PositiveInt = 2048
+    """Size of a newly trained vocabulary."""
+    seed: int = 0
+    """Seed of the generator."""
+
+
+class PreparedData:
+    """A tokenizer and the token stores of a run's two parts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = Tokenizer.load(folder)
+        self.train = TokenStore(folder / "train")
+        self.valid = TokenStore(folder / "valid")
+
+
+def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
+    """Make tokenizer and stores under `folder`, unless an earlier call with `config` did."""
+    settings = config.model_dump_json()
+    marker = folder / "data.json"
+    if marker.is_file():
+        if marker.read_text() != settings:
+            raise InputError(
+                "was prepared with other data settings; give the run another name, or remove "
+                "this folder",
+                path=folder,
+            )
+        return PreparedData(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    train, valid = _sources(config)
+    if config.tokenizer is None:
+        sample = (text for _, text in zip(range(_TOKENIZER_SAMPLE), train(), strict=False))
+        tokenizer = train_tokenizer(sample, config.vocab_size)
+    else:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer.save(folder)
+    write_store(folder / "train", train(), tokenizer, source=config.train)
+    write_store(folder / "valid", valid(), tokenizer, source=config.valid or config.train)
+    with write_atomically(marker) as out:  # last: its existence means all of it is there
+        out.write(settings)
+    return PreparedData(folder)
+
+
+def _sources(config: DataConfig) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]]]:
+    """Functions that start the training and the validation texts afresh."""
+    if config.train == GENERATOR:
+        if config.num_documents is None:
+            raise RecipeError("key data.num_documents is missing: the generator never ends")
+        count = config.num_documents
+        return (
+            lambda: _render(generate_problems("train", count, config.seed), config),
+            lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
+        )
+    records = read_documents(config.train)[: config.num_documents]
+    if config.valid is not None:
+        held_out = read_documents(config.valid)[: config.num_valid]
+    else:
+        # Every fiftieth, so that a sorted file is held out evenly.
+        held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
+        held_ids = {record.id for record in held_out}
+        records = [record for record in records if record.id not in held_ids]
+        if not records:
+            raise InputError(
+                "nothing is left to train on once a part is held out for validation; add records "
+                "with other ids, or name a file as data.valid",
+                path=config.train,
+            )
+    return lambda: _render(records, config), lambda: _render(held_out, config)
+
+
+def read_documents(path: str | Path) -> list[Document | Problem]:
+    """Read a JSONL file of documents (key `text`) or of problems with solutions."""
+    if "text" in read_records(path, Record)[0].extra:
+        return list(read_records(path, Document))
+    problems = read_records(path, Problem)
+    for problem in problems:
+        if problem.solution is None:
+            raise InputError(f"problem {problem.id!r} has no solution to train on", path=path)
+    return list(problems)
+
+
+def _render(records: Iterable[Document | Problem], config: DataConfig) -> Iterator[str]:
+    pair_format = PairFormat(config.pair_format)
+    for record in records:
+        if isinstance(record, Document):
+            yield record.text
+        else:
+            yield pair_format.render(record.question, record.solution or "")

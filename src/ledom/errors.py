@@ -1,0 +1,65 @@
+"""The errors ledom raises for things a user can mend.
+
+Every message says what is wrong, the offending value, where it stands (file and line, where there
+is one) and the remedy. The command line prints the message alone and exits with code 2; anything
+that is not a `LedomError` is a defect of ledom and shows its traceback.
+
+    LedomError
+    |- InputError        a record, a file or an argument
+    |- RecipeError       a recipe's key or value
+    |- CheckpointError   a model folder that is missing, damaged or does not fit
+    |  `- DirectionError a model used in the direction it was not trained for
+    |- OutputError       a place that cannot be written
+    `- MissingExtraError an optional dependency that is not installed
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "CheckpointError",
+    "DirectionError",
+    "InputError",
+    "LedomError",
+    "MissingExtraError",
+    "OutputError",
+    "RecipeError",
+]
+
+
+class LedomError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class InputError(LedomError, ValueError):
+    """A bad record, file or argument; `path` and `line` (1-based) are put in front where known."""
+
+    def __init__(
+        self, message: str, *, path: str | Path | None = None, line: int | None = None
+    ) -> None:
+        where = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
+        super().__init__(where + message)
+
+
+class RecipeError(LedomError, ValueError):
+    """A recipe with an unknown key, a wrong type or a value out of range."""
+
+
+class CheckpointError(LedomError):
+    """A model folder that is missing, damaged or does not fit what was asked of it."""
+
+
+class DirectionError(CheckpointError):
+    """A checkpoint asked to run in the direction it was not trained for."""
+
+
+class OutputError(LedomError):
+    """An output place that cannot be written (no permission, disk full)."""
+
+
+class MissingExtraError(LedomError, ImportError):
+    """An optional dependency that is not installed; the message names the pip command."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'ledom[{extra}]'")

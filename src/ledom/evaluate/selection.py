@@ -1,0 +1,211 @@
+"""Every strategy measured on the same candidates: the content of a report.
+
+Pure arithmetic on `Pools`: accuracies with bootstrap intervals over problems, paired differences,
+accuracy against the number of candidates and against lambda, reliability, pairwise AUC. It knows
+nothing of models and of how a report looks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ledom.evaluate.intervals import auc_interval, bootstrap_interval, paired_interval
+from ledom.reward.strategies import FEATURES, STRATEGIES, FloatArray, Pools, vote_shares
+from ledom.reward.tune import LAMBDAS, TunedWeights, interpolation
+
+__all__ = ["measure"]
+
+_OPPONENTS = ("greedy", "random", "majority")
+_SUBSETS = 16  # random subsets of each size in accuracy against N
+_BINS = 8
+_SHOWN_BY_N = (
+    "random",
+    "forward tuned",
+    "reverse reward",
+    "all terms",
+    "majority",
+    "vote, all terms",
+    "oracle",
+)
+_CLAIMS = (
+    ("Reverse Reward beats the greedy answer", "reverse reward", "greedy"),
+    ("Reverse Reward beats a random candidate", "reverse reward", "random"),
+    ("Picking: the reverse scores add to the forward ones", "all terms", "forward tuned"),
+    (
+        "Voting: the reverse scores add to the forward ones",
+        "vote, all terms",
+        "vote, forward tuned",
+    ),
+    ("Weighted voting beats majority voting", "vote, all terms", "majority"),
+)
+
+
+def measure(pools: Pools, tuned: TunedWeights) -> dict[str, Any]:
+    """The measured part of a report: see `ledom.report` for its schema."""
+    rights = _accuracies(pools, tuned)
+    return {
+        "num_problems": len(pools.problem_ids),
+        "num_candidates": int(pools.mask.sum(axis=1).max()),
+        "settings": _settings(tuned, rights),
+        "strategies": [_row(name, rights, tuned) for name in rights],
+        "headline": [
+            {"claim": claim, "difference": paired_interval(rights[a], rights[b]).to_json()}
+            for claim, a, b in _CLAIMS
+            if a in rights and b in rights
+        ],
+        "accuracy_by_n": _by_number(pools, tuned, rights),
+        "accuracy_by_lambda": _by_lambda(pools, tuned),
+        "reliability": _reliability(pools, tuned),
+        "auc": _aucs(pools, tuned),
+        "by_group": _by_group(pools, rights),
+    }
+
+
+def _accuracies(pools: Pools, tuned: TunedWeights) -> dict[str, FloatArray]:
+    """[P] for each strategy whose scores and weights are there."""
+    rights = {}
+    for name, strategy in STRATEGIES.items():
+        weights = tuned.weights.get(name)
+        if not strategy.available(pools) or (len(strategy.features) > 1 and weights is None):
+            continue
+        right = strategy.accuracy(pools, weights)
+        if not np.isnan(right).any():
+            rights[name] = right
+    return rights
+
+
+def _row(name: str, rights: dict[str, FloatArray], tuned: TunedWeights) -> dict[str, Any]:
+    strategy = STRATEGIES[name]
+    weights = tuned.weights.get(name, {})
+    terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
+    kind = "baseline" if strategy.kind == "greedy" else strategy.kind
+    return {
+        "name": name,
+        "kind": kind,
+        "description": strategy.description,
+        "formula": " ".join(terms).lstrip("+"),
+        "accuracy": bootstrap_interval(rights[name]).to_json(),
+        "versus": {
+            other: paired_interval(rights[name], rights[other]).to_json()
+            for other in _OPPONENTS
+            if other in rights and other != name and strategy.kind != "bound"
+        },
+    }
+
+
+def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, str | float]:
+    weights = tuned.weights.get("reverse reward")
+    if weights is None or "reverse reward" not in rights:
+        return {}
+    mean = any(name.endswith("_mean") for name in weights)
+    return {
+        "lambda": weights.get("reverse_mean" if mean else "reverse", 0.0),
+        "normalisation": "mean a token" if mean else "sum",
+        "tuned on": f"{tuned.num_problems} problems" if tuned.num_problems else "nothing: defaults",
+    }
+
+
+def _by_number(
+    pools: Pools, tuned: TunedWeights, rights: dict[str, FloatArray]
+) -> dict[str, Any] | None:
+    smallest = int(pools.mask.sum(axis=1).min())
+    numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
+    if smallest < 2:
+        return None
+    rng = np.random.default_rng(0)
+    shown = [name for name in _SHOWN_BY_N if name in rights]
+    curves: dict[str, list[float]] = {name: [] for name in shown}
+    for n in numbers:
+        subsets = [pools.sample(n, rng) for _ in range(_SUBSETS if n < smallest else 1)]
+        for name in shown:
+            weights = tuned.weights.get(name)
+            values = [STRATEGIES[name].accuracy(subset, weights).mean() for subset in subsets]
+            curves[name].append(float(np.mean(values)))
+    return {"n": numbers, "strategies": curves}
+
+
+def _by_lambda(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
+    strategy = STRATEGIES["reverse reward"]
+    weights = tuned.weights.get("reverse reward")
+    if weights is None or not strategy.available(pools):
+        return None
+    mean = any(name.endswith("_mean") for name in weights)
+    intervals = [
+        bootstrap_interval(
+            strategy.accuracy(pools, interpolation(strategy, float(lam), mean)), num_resamples=2000
+        )
+        for lam in LAMBDAS
+    ]
+    return {
+        "lambda": [round(float(lam), 4) for lam in LAMBDAS],
+        "accuracy": [i.mean for i in intervals],
+        "low": [i.low for i in intervals],
+        "high": [i.high for i in intervals],
+        "chosen": weights.get("reverse_mean" if mean else "reverse", 0.0),
+    }
+
+
+def _reliability(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
+    """Is the winning answer's share of the weighted vote the probability that it is right?"""
+    name = "vote, all terms" if "vote, all terms" in tuned.weights else "vote, forward"
+    strategy = STRATEGIES[name]
+    if not strategy.available(pools):
+        return None
+    weights = tuned.weights.get(name)
+    confidence = vote_shares(strategy, pools, weights).max(axis=1)
+    right = strategy.accuracy(pools, weights)
+    order = np.argsort(confidence)
+    bins = []
+    for rows in np.array_split(order, min(_BINS, len(order))):
+        interval = bootstrap_interval(right[rows], num_resamples=2000)
+        bins.append(
+            {
+                "mean_score": float(confidence[rows].mean()),
+                "accuracy": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "count": len(rows),
+            }
+        )
+    return {"score": f"share of the votes of the winning answer ({name})", "bins": bins}
+
+
+def _aucs(pools: Pools, tuned: TunedWeights) -> list[dict[str, Any]]:
+    """Pairwise AUC of every feature and of every tuned pick."""
+    scores = {
+        description: pools.features[name]
+        for name, (_, description) in FEATURES.items()
+        if name in pools.features
+    }
+    for name, weights in tuned.weights.items():
+        strategy = STRATEGIES[name]
+        if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(pools):
+            scores[f"{name} (tuned)"] = strategy.score(pools, weights)
+    rows = range(len(pools.problem_ids))
+    correct = [pools.correct[i, pools.mask[i]] for i in rows]
+    if not any(c.any() and not c.all() for c in correct):
+        return []
+    return [
+        {
+            "score": name,
+            "auc": auc_interval([values[i, pools.mask[i]] for i in rows], correct).to_json(),
+        }
+        for name, values in scores.items()
+    ]
+
+
+def _by_group(pools: Pools, rights: dict[str, FloatArray]) -> list[dict[str, Any]]:
+    groups = sorted(set(pools.groups))
+    if len(groups) < 2:
+        return []
+    rows = {group: [i for i, g in enumerate(pools.groups) if g == group] for group in groups}
+    return [
+        {
+            "group": group,
+            "num_problems": len(at),
+            "accuracy": {name: float(right[at].mean()) for name, right in rights.items()},
+        }
+        for group, at in rows.items()
+    ]

@@ -1,0 +1,44 @@
+"""Language models behind two methods; `load` is the way in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ledom.direction import Direction
+from ledom.lm.base import LanguageModel
+
+__all__ = ["EMBEDDED", "LanguageModel", "load"]
+
+EMBEDDED = "tiny"
+"""The name of the pair that comes with the package."""
+
+
+def load(
+    path: str | Path = EMBEDDED, direction: Direction | str | None = None, **options: Any
+) -> LanguageModel:
+    """Load a model from a folder, or `tiny` for the embedded one of the given direction.
+
+    `direction` may be left out where the checkpoint records it; a checkpoint made elsewhere needs
+    it. Options (see `HFLanguageModel`): `device`, `dtype`, `eos_token`, `tokens_per_batch`, `rows`.
+    Raises `CheckpointError` and `DirectionError`.
+
+        >>> import ledom
+        >>> reverse = ledom.load("tiny", direction="reverse")
+    """
+    from ledom.lm.hf import HFLanguageModel
+
+    if str(path) == EMBEDDED and not Path(path).exists():
+        path = embedded_folder(direction)
+    return HFLanguageModel(path, direction, **options)
+
+
+def embedded_folder(direction: Direction | str | None) -> Path:
+    """Where the embedded model of a direction lies."""
+    from ledom.errors import DirectionError
+
+    if direction is None:
+        raise DirectionError(
+            "the embedded pair has two models: say direction='forward' or 'reverse'"
+        )
+    return Path(__file__).parents[1] / "assets" / str(Direction(direction))

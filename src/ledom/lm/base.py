@@ -1,0 +1,120 @@
+"""What a language model is to the rest of ledom: two methods, in reading order.
+
+    logprobs(targets)          the log-probability of each token of a span, given the rest that the
+                               model has read by then
+    generate(prompts, ...)     texts that follow (forward) or precede (reverse) a prompt
+
+Backends live beside this file and are loaded by `ledom.load`. The rules that every backend keeps:
+results do not depend on how requests are batched or ordered; equal seeds give equal samples;
+everything in and out is in reading order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.direction import Direction
+from ledom.errors import InputError
+from ledom.model.tokenizer import Tokenizer
+from ledom.pairs import PairFormat
+
+__all__ = ["Generation", "LanguageModel", "Sampling", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tokens [start, end) of `ids` whose log-probabilities are wanted.
+
+    `ids` is a whole text in reading order, framed as the model was trained (see
+    `LanguageModel.frame`). The first token in model order has nothing before it and cannot be
+    part of the span.
+    """
+
+    ids: Sequence[int]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw the next token."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token."""
+    top_k: int = 0
+    """Only the k most likely tokens; 0 for all."""
+    top_p: float = 1.0
+    """Only the most likely tokens that hold this much probability together."""
+    max_tokens: int = 256
+    """Most tokens to write."""
+    seed: int = 0
+    """With the prompt's text and the sample's number, decides every draw."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"temperature is {self.temperature}; it must be 0 or more": self.temperature >= 0,
+            f"top_k is {self.top_k}; it must be 0 or more": self.top_k >= 0,
+            f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1,
+            f"max_tokens is {self.max_tokens}; it must be at least 1": self.max_tokens >= 1,
+            f"seed is {self.seed}; it must be 0 or more": self.seed >= 0,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise InputError(message)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One text that a model wrote; ids and text in reading order, without the prompt and EOS."""
+
+    text: str
+    ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    """`stop`: the model ended its document; `length`: it ran out of tokens."""
+
+
+class LanguageModel(ABC):
+    """A model with a direction, a tokenizer and the pair format that it was trained on."""
+
+    name: str
+    direction: Direction
+    tokenizer: Tokenizer
+    pair_format: PairFormat
+    fingerprint: str
+    """Changes when the model does: what was computed with another one is not reused."""
+    context: int
+    """Longest text in tokens, the frame included."""
+    framed: bool
+    """Whether documents have EOS in front of them too, in reading order."""
+
+    def frame(self, ids: Sequence[int]) -> list[int]:
+        """A document's ids as the model was trained to see them, in reading order."""
+        eos = [self.tokenizer.eos_id]
+        return [*(eos if self.framed else []), *ids, *eos]
+
+    @abstractmethod
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        """Log-probabilities in nats, in reading order: for each target an array [end - start].
+
+        A forward model conditions each token on those before it, a reverse model on those after.
+        Raises `InputError` for a span that is empty of context or beyond the text, or a text
+        longer than the model's context.
+        """
+
+    @abstractmethod
+    def generate(
+        self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        """Write `num_samples` texts for each prompt; yields (prompt's place, texts) as they end.
+
+        A forward model continues the prompt; a reverse model writes what stands before it. An
+        empty prompt asks for a whole document. A draw depends on the seed, the prompt's text and
+        the sample's number alone, so a job cut in two draws the same samples. Raises `InputError`
+        for a prompt that leaves no room in the model's context.
+        """

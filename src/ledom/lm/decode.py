@@ -1,0 +1,242 @@
+"""Sampling on one device: many texts at once, the batch kept full.
+
+Every text has a row in a preallocated cache of keys and values. A step feeds each row its last
+token at the row's own position, writes one column a row in place, and attends over the columns
+written so far; a row that has ended is given to the next text that waits. Nothing is copied but
+when the queue is empty and the batch is made smaller. Everything here is in model order; the
+caller turns it round.
+
+Shapes: R rows, K key-value heads, D head width, C columns, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ledom.lm.base import Sampling
+
+__all__ = ["Decoder", "Job"]
+
+_COLUMN_STEP = 64  # columns by which the cache grows
+_SHRINK_AT = 0.75  # share of rows in use below which an idle batch is made smaller
+
+
+@dataclass
+class Job:
+    """One text to write: sample `sample` of prompt `place`, whose ids are in model order."""
+
+    prompt: Sequence[int]
+    place: int
+    sample: int
+    key: tuple[int, ...]
+    """Seeds its draws."""
+    ids: list[int] = field(default_factory=list)
+    stopped: bool = False
+    uniforms: NDArray[np.float64] | None = None
+
+
+class _PrefillCache:
+    """Keeps the keys and values of a packed row of prompts as the layers compute them."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        self.keys.append(keys[0])
+        self.values.append(values[0])
+        return keys, values
+
+
+class _RowCache:
+    """Keys and values of every row, [layers][R, K, C, D]; `update` writes a column a row."""
+
+    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+        config = model.config
+        heads = config.num_key_value_heads
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        shape = (config.num_hidden_layers, rows, heads, 0, width)
+        self.keys = torch.empty(shape, dtype=model.dtype, device=model.device)
+        self.values = torch.empty_like(self.keys)
+        self.columns = 0
+        self.index = torch.arange(rows, device=model.device)
+        self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)
+
+    def reserve(self, columns: int) -> None:
+        """Make room for at least so many columns."""
+        have = self.keys.shape[3]
+        if columns <= have:
+            return
+        grown = [*self.keys.shape]
+        grown[3] = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
+        # Zeros, not garbage: a masked column still takes part in the products, and NaN * 0 is NaN.
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = torch.zeros(grown, dtype=old.dtype, device=old.device)
+            new[:, :, :, :have] = old
+            setattr(self, name, new)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only some rows, in the given order."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]
+        self.positions = self.positions[rows]
+        self.index = torch.arange(len(rows), device=rows.device)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        self.keys[layer][self.index, :, self.positions] = keys[:, :, 0]
+        self.values[layer][self.index, :, self.positions] = values[:, :, 0]
+        return (
+            self.keys[layer][:, :, : self.columns],
+            self.values[layer][:, :, : self.columns],
+        )
+
+
+class Decoder:
+    """Runs jobs through a model; see the module's docstring."""
+
+    def __init__(self, model: PreTrainedModel, eos_id: int, sampling: Sampling, rows: int) -> None:
+        self.model = model
+        self.eos_id = eos_id
+        self.sampling = sampling
+        self.max_rows = rows
+
+    @torch.inference_mode()
+    def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """Yield the jobs as they end. Consecutive jobs with the same prompt share its prefill."""
+        waiting = list(reversed(jobs))
+        rows: list[Job | None] = [None] * min(self.max_rows, len(jobs))
+        cache = _RowCache(self.model, len(rows))
+        tokens = torch.full((len(rows),), self.eos_id, device=self.model.device)
+        while waiting or any(rows):
+            if waiting and None in rows:
+                yield from self._admit(waiting, rows, cache, tokens)
+            elif not waiting and sum(row is not None for row in rows) < _SHRINK_AT * len(rows):
+                tokens = self._shrink(rows, cache, tokens)
+            if any(rows):
+                yield from self._advance(rows, cache, tokens)
+
+    def _admit(
+        self, waiting: list[Job], rows: list[Job | None], cache: _RowCache, tokens: Tensor
+    ) -> Iterator[Job]:
+        """Prefill prompts for the free rows and draw the first token of each."""
+        free = [i for i, row in enumerate(rows) if row is None]
+        admitted = [waiting.pop() for _ in range(min(len(free), len(waiting)))]
+        prompts = list(dict.fromkeys(tuple(job.prompt) for job in admitted))
+        logits, keys, values, borders = self._prefill(prompts)
+        cache.reserve(max(len(prompt) for prompt in prompts) + 1)
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        for i, job in zip(free, admitted, strict=False):
+            start, end = borders[place[tuple(job.prompt)]]
+            cache.keys[:, i, :, : end - start] = keys[:, :, start:end]
+            cache.values[:, i, :, : end - start] = values[:, :, start:end]
+            cache.positions[i] = end - start
+            rows[i] = job
+            if self.sampling.temperature > 0:
+                job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
+        chosen = logits[[place[tuple(job.prompt)] for job in admitted]]
+        yield from self._take(chosen, free[: len(admitted)], rows, tokens)
+
+    def _prefill(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, int]]]:
+        """Last logits [P, V], keys and values [layers, K, T, D] and borders of packed prompts."""
+        device = self.model.device
+        sizes = [len(prompt) for prompt in prompts]
+        ends = np.cumsum(sizes).tolist()
+        cache = _PrefillCache()
+        hidden = self.model.base_model(
+            input_ids=torch.tensor([[i for prompt in prompts for i in prompt]], device=device),
+            position_ids=torch.cat([torch.arange(size, device=device) for size in sizes])[None],
+            past_key_values=cache,
+            use_cache=True,
+            cu_seq_lens_q=[0, *ends],
+        ).last_hidden_state[0]
+        logits = self._logits(hidden[[end - 1 for end in ends]])
+        borders = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        return logits, torch.stack(cache.keys), torch.stack(cache.values), borders
+
+    def _advance(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Iterator[Job]:
+        """Feed every row its last token and draw the next."""
+        active = [i for i, row in enumerate(rows) if row is not None]
+        cache.columns = int(cache.positions[active].max()) + 1
+        cache.reserve(cache.columns)
+        columns = torch.arange(cache.columns, device=tokens.device)
+        mask = (columns <= cache.positions[:, None])[:, None, None]
+        hidden = self.model.base_model(
+            input_ids=tokens[:, None],
+            position_ids=cache.positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            row_mask=mask,
+        ).last_hidden_state[:, 0]
+        cache.positions[active] += 1
+        if len(active) < len(rows):
+            hidden = hidden[active]
+        yield from self._take(self._logits(hidden), active, rows, tokens)
+
+    def _take(
+        self, logits: Tensor, at: Sequence[int], rows: list[Job | None], tokens: Tensor
+    ) -> Iterator[Job]:
+        """Draw a token for each of some rows; yields the jobs that this ends."""
+        jobs = [rows[i] for i in at]
+        drawn = self._draw(logits, [job for job in jobs if job is not None])
+        tokens[torch.as_tensor(at, device=tokens.device)] = drawn
+        for i, job, token in zip(at, jobs, drawn.tolist(), strict=True):
+            assert job is not None
+            if token == self.eos_id:
+                job.stopped = True
+            else:
+                job.ids.append(token)
+            if job.stopped or len(job.ids) == self.sampling.max_tokens:
+                rows[i] = None
+                yield job
+
+    def _draw(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
+        """A token for each row of logits [rows, V], by the inverse of the cumulative probability.
+
+        One uniform number a token, fixed by the job's key: a draw does not depend on the batch.
+        """
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        probabilities = torch.softmax(logits.float() / self.sampling.temperature, dim=-1)
+        probabilities = _truncate(probabilities, self.sampling.top_k, self.sampling.top_p)
+        cumulative = probabilities.double().cumsum(-1)
+        uniforms = [job.uniforms[len(job.ids)] for job in jobs if job.uniforms is not None]
+        levels = torch.tensor(uniforms, device=logits.device)[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, levels, right=True)[:, 0]
+        return drawn.clamp_(max=logits.shape[-1] - 1)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits
+
+    def _shrink(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Tensor:
+        """Drop the free rows."""
+        kept = [i for i, row in enumerate(rows) if row is not None]
+        index = torch.tensor(kept, device=tokens.device)
+        cache.keep(index)
+        rows[:] = [rows[i] for i in kept]
+        return tokens[index]
+
+
+def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set to 0 what top-k and then top-p leave out; rows need not sum to 1 afterwards."""
+    if top_k and top_k < probabilities.shape[-1]:
+        smallest = probabilities.topk(top_k, dim=-1).values[:, -1:]
+        probabilities = probabilities * (probabilities >= smallest)
+    if top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        ordered = ordered * (before < top_p * ordered.sum(-1, keepdim=True))
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+    return probabilities

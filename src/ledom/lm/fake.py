@@ -1,0 +1,70 @@
+"""A deterministic language model without weights, for tests, docs and trying things out.
+
+Every token's log-probability is a fixed function of the token and of its neighbour in model order,
+so results can be worked out by hand; generation goes on from the prompt by a seeded draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.direction import Direction
+from ledom.lm.base import Generation, LanguageModel, Sampling, Target
+from ledom.model.tokenizer import Tokenizer
+from ledom.pairs import PairFormat
+
+__all__ = ["FakeLanguageModel"]
+
+
+class FakeLanguageModel(LanguageModel):
+    """A model whose log P(token | neighbour) is -log(1 + (token + neighbour) mod 7).
+
+    Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        direction: Direction | str = Direction.FORWARD,
+        answers: Sequence[str] = ("1 + 1 = 2\n#### 2", "1 + 1 = 3\n#### 3"),
+        context: int = 4096,
+    ) -> None:
+        self.name = "fake"
+        self.direction = Direction(direction)
+        self.tokenizer = tokenizer
+        self.pair_format = PairFormat()
+        self.framed = True
+        self.fingerprint = f"fake-{self.direction}"
+        self.context = context
+        self.answers = list(answers)
+        self.num_scored = 0
+        """Targets scored so far: tests read it to see that nothing is scored twice."""
+
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        self.num_scored += len(targets)
+        return [self._score(target) for target in targets]
+
+    def _score(self, target: Target) -> NDArray[np.float32]:
+        ids = self.direction.to_model_order(list(target.ids))
+        start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
+        values = [-math.log1p((ids[i] + ids[i - 1]) % 7) for i in range(start, end)]
+        return self.direction.to_reading_order(np.array(values, np.float32))
+
+    def generate(
+        self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        for place, prompt in enumerate(prompts):
+            yield place, [self._draw(prompt, sampling, sample) for sample in range(num_samples)]
+
+    def _draw(self, prompt: str, sampling: Sampling, sample: int) -> Generation:
+        key = "greedy" if sampling.temperature == 0 else f"{sampling.seed} {sample}"
+        digest = hashlib.sha256(f"{prompt} {key}".encode()).digest()
+        text = self.answers[digest[0] % len(self.answers)]
+        ids = self.tokenizer.encode(text).ids[: sampling.max_tokens]
+        whole = len(ids) < sampling.max_tokens
+        return Generation(self.tokenizer.decode(ids), ids, "stop" if whole else "length")

@@ -1,0 +1,182 @@
+"""A model folder on this machine as a `LanguageModel`: plain torch on transformers' modules.
+
+Texts are packed end to end into rows of bounded size, without padding; the vocabulary projection
+is done only where a log-probability is wanted, in chunks. Sampling is in `decode`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ledom.direction import Direction
+from ledom.errors import InputError
+from ledom.lm.base import Generation, LanguageModel, Sampling, Target
+from ledom.lm.decode import Decoder, Job
+from ledom.model.checkpoint import load_checkpoint
+
+__all__ = ["HFLanguageModel"]
+
+_LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
+
+
+class HFLanguageModel(LanguageModel):
+    """A causal language model from a Hugging Face folder; see `ledom.load`."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        direction: Direction | str | None = None,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        eos_token: str | None = None,
+        tokens_per_batch: int = 4096,
+        rows: int = 128,
+    ) -> None:
+        checkpoint = load_checkpoint(path, direction, dtype, eos_token)
+        self.name = str(path)
+        self.path = Path(path)
+        self.direction = checkpoint.direction
+        self.tokenizer = checkpoint.tokenizer
+        self.pair_format = checkpoint.pair_format
+        self.framed = checkpoint.framed
+        self.fingerprint = checkpoint.fingerprint
+        self.context = int(checkpoint.model.config.max_position_embeddings)
+        self.model = checkpoint.model
+        self.model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
+        self.tokens_per_batch = tokens_per_batch
+        self.rows = rows
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, tied ones counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        for target in targets:
+            self._check(target)
+        results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(targets)
+        for batch in _batches([len(t.ids) for t in targets], self.tokens_per_batch):
+            for place, values in zip(batch, self._score([targets[i] for i in batch]), strict=True):
+                results[place] = values
+        return results
+
+    def _check(self, target: Target) -> None:
+        length = len(target.ids)
+        if length - 1 > self.context:
+            raise InputError(
+                f"a text of {length} tokens is longer than the model's context of {self.context}"
+            )
+        if not 0 <= target.start <= target.end <= length:
+            raise InputError(f"no span [{target.start}, {target.end}) in {length} tokens")
+        start, end = self.direction.span_to_model_order(target.start, target.end, length)
+        if start == 0 and end > 0:
+            raise InputError(
+                "the first token that the model reads has no context, so no log-probability; "
+                "frame the text with LanguageModel.frame"
+            )
+
+    @torch.inference_mode()
+    def _score(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        """Log-probabilities of some targets that fit one packed row."""
+        device = self.model.device
+        ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
+        spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
+        sizes = [len(ids) - 1 for ids in ordered]
+        borders = np.concatenate([[0], np.cumsum(sizes)])
+        hidden = self.model.base_model(
+            input_ids=torch.tensor([[i for ids in ordered for i in ids[:-1]]], device=device),
+            position_ids=torch.cat([torch.arange(size, device=device) for size in sizes])[None],
+            use_cache=False,
+            cu_seq_lens_q=borders.tolist(),
+        ).last_hidden_state[0]
+        # The token at model-order place i is predicted by the output at i - 1.
+        wanted = np.concatenate(
+            [
+                np.arange(start - 1, end - 1) + border if end > start else np.empty(0, np.int64)
+                for (start, end), border in zip(spans, borders[:-1], strict=True)
+            ]
+        ).astype(np.int64)
+        answers = [ids[start:end] for ids, (start, end) in zip(ordered, spans, strict=True)]
+        labels = torch.tensor([i for ids in answers for i in ids], device=device)
+        flat = self._gather(hidden[torch.from_numpy(wanted).to(device)], labels)
+        counts = np.cumsum([end - start for start, end in spans])[:-1]
+        return [
+            np.ascontiguousarray(self.direction.to_reading_order(part))
+            for part in np.split(flat, counts)
+        ]
+
+    def _gather(self, hidden: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
+        """log P(label) for outputs [T, width] and labels [T], the logits in bounded chunks."""
+        head = self.model.get_output_embeddings()
+        rows = max(1, _LOGITS_BYTES // (4 * self.model.config.vocab_size))
+        parts = []
+        for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
+            logits = head(outputs).float()
+            chosen = logits.gather(1, chunk[:, None])[:, 0]
+            parts.append((chosen - logits.logsumexp(-1)).cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def generate(
+        self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        if num_samples < 1:
+            raise InputError(f"num_samples is {num_samples}; it must be at least 1")
+        contexts = [self._context(prompt, sampling) for prompt in prompts]
+        jobs = [
+            Job(context, place, sample, (sampling.seed, _digest(prompts[place]), sample))
+            for place, context in enumerate(contexts)
+            for sample in range(num_samples)
+        ]
+        decoder = Decoder(self.model, self.tokenizer.eos_id, sampling, self.rows)
+        done: dict[int, dict[int, Generation]] = {}
+        for job in decoder.run(jobs):
+            done.setdefault(job.place, {})[job.sample] = self._generation(job)
+            if len(done[job.place]) == num_samples:
+                finished = done.pop(job.place)
+                yield job.place, [finished[i] for i in range(num_samples)]
+
+    def _context(self, prompt: str, sampling: Sampling) -> list[int]:
+        """What the model reads before it writes, in model order."""
+        ids = self.direction.to_model_order(self.tokenizer.encode(prompt).ids)
+        context = ([self.tokenizer.eos_id] if self.framed else []) + ids
+        if not context:
+            raise InputError("an empty prompt for a model that was not trained with EOS in front")
+        if len(context) + sampling.max_tokens > self.context:
+            raise InputError(
+                f"a prompt of {len(context)} tokens and max_tokens={sampling.max_tokens} do not "
+                f"fit the model's context of {self.context}"
+            )
+        return context
+
+    def _generation(self, job: Job) -> Generation:
+        ids = self.direction.to_reading_order(job.ids)
+        return Generation(self.tokenizer.decode(ids), ids, "stop" if job.stopped else "length")
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _digest(prompt: str) -> int:
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Group places so that each group's lengths sum to at most `budget` (or it is one text)."""
+    batch: list[int] = []
+    total = 0
+    for place, length in enumerate(lengths):
+        if batch and total + length > budget:
+            yield batch
+            batch, total = [], 0
+        batch.append(place)
+        total += length
+    if batch:
+        yield batch

@@ -1,0 +1,143 @@
+"""Text to token ids and back, always in reading order, with character offsets.
+
+A `Tokenizer` wraps a Hugging Face `tokenizers.Tokenizer` (the file tokenizer.json) and knows the
+one special token that ledom needs: EOS, which frames every document. It knows nothing of
+directions: a reverse model uses the very tokenizer of its forward twin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RustTokenizer
+
+from ledom.errors import CheckpointError, InputError, OutputError
+
+__all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "train_tokenizer"]
+
+EOS_TOKEN = "<|end|>"
+
+# One digit a token (with the space before it, if any): arithmetic needs digits to be visible.
+_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Token ids of one text and their [start, end) character offsets, in reading order."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class Tokenizer:
+    """A byte-level (or any other) subword tokenizer with a document-end token."""
+
+    def __init__(self, backend: RustTokenizer, eos_token: str = EOS_TOKEN) -> None:
+        self.backend = backend
+        self.eos_token = eos_token
+        eos_id = backend.token_to_id(eos_token)
+        if eos_id is None:
+            raise CheckpointError(
+                f"the tokenizer has no token {eos_token!r}; a reverse model starts from the "
+                "document-end token, so name the right one as eos_token"
+            )
+        self.eos_id: int = eos_id
+
+    @classmethod
+    def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
+        """Load tokenizer.json from a file or a checkpoint folder.
+
+        `eos_token` defaults to the folder's tokenizer_config.json entry, else to `<|end|>`.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such file; a checkpoint needs its tokenizer.json")
+        try:
+            backend = RustTokenizer.from_file(str(file))
+        except Exception as error:  # the binding raises bare Exception
+            raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from None
+        # Some files ask for these; both would change the ids of a text in silence.
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(backend, eos_token or _configured_eos(file.parent) or EOS_TOKEN)
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, and tokenizer_config.json with the name of EOS, into a folder."""
+        folder = Path(folder)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos_token,
+            "pad_token": self.eos_token,
+            "clean_up_tokenization_spaces": False,
+        }
+        try:
+            self.backend.save(str(folder / "tokenizer.json"))
+            (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+        except Exception as error:  # the binding raises bare Exception
+            raise OutputError(f"{folder}: the tokenizer cannot be written: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, the added ones included."""
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary and merges: equal for equal tokenizers."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> Encoding:
+        """Encode a text without special tokens; offsets count characters."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """Encode many texts in parallel; see `encode`."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [Encoding(e.ids, e.offsets) for e in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids that stand in reading order; special tokens are left out."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer whose digits are single tokens.
+
+    Every byte is in its vocabulary, so any text round-trips. `vocab_size` must be at least 257.
+    """
+    if vocab_size < 257:
+        raise InputError(f"vocab_size is {vocab_size}; 256 bytes and EOS need at least 257")
+    backend = RustTokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)
+
+
+def _configured_eos(folder: Path) -> str | None:
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    try:
+        eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: not JSON: {error}") from None
+    token = eos["content"] if isinstance(eos, dict) else eos
+    return None if token is None else str(token)

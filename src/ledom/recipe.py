@@ -1,0 +1,116 @@
+"""Recipes: one YAML file says everything about a training run.
+
+Defaults < file < command-line overrides (`key.key=value`). Strict: an unknown key is an error that
+lists the valid ones, never a default in silence. Each part's config stands beside its owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+
+from ledom.data.tokenise import DataConfig
+from ledom.errors import RecipeError
+from ledom.model.presets import ModelConfig
+from ledom.train.optim import OptimConfig
+
+__all__ = ["Recipe", "TrainConfig", "load_recipe"]
+
+
+class TrainConfig(BaseModel):
+    """How the loop runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: PositiveInt = 32
+    """Windows (documents, or stretches of long ones) in a step."""
+    seq_len: PositiveInt = 512
+    """Most tokens that a window predicts."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the products; auto is bfloat16 where the device is fast at it."""
+    validate_every: PositiveInt = 250
+    """Steps between validations."""
+    checkpoint_every: PositiveInt = 250
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints stay."""
+
+
+class Recipe(BaseModel):
+    """A training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Names the run's folder."""
+    seed: NonNegativeInt = 0
+    """Seed of weights and data order."""
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig = TrainConfig()
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as `optim.steps=100`.
+
+    Raises `RecipeError` naming the key, the value and the valid keys.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with {', '.join(Recipe.model_fields)}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_explain(error)}") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise RecipeError(f"override {override!r}: write it as key.key=value")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"override {override!r}: {parent} is a value, not a group of keys")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(
+            f"override {override!r}: the value is not YAML; a text with special characters needs "
+            "quotes of its own"
+        ) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """One problem in one line, a mistyped key first: it explains the one that is then missing."""
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}; valid here: {', '.join(_valid_keys(problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return f"key {key} is missing"
+    return f"key {key} is {problem['input']!r}: {problem['msg']}"
+
+
+def _valid_keys(location: Sequence[int | str]) -> list[str]:
+    config: Any = Recipe
+    for part in location:
+        config = config.model_fields[str(part)].annotation
+    return list(config.model_fields)

@@ -1,0 +1,245 @@
+"""The record types that every stage reads and writes, one JSON object a line.
+
+documents -> token shards -> checkpoint -> candidates -> scores -> report: each arrow is a file of
+these records. Unknown keys are kept (`extra`) and written back; a missing or mistyped key is an
+error that names the file and the line. This module knows nothing of models or tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal, TypeVar, get_args
+
+from ledom.errors import InputError, OutputError
+
+__all__ = [
+    "Candidate",
+    "Document",
+    "Problem",
+    "Record",
+    "Score",
+    "Target",
+    "read_records",
+    "write_atomically",
+    "write_records",
+]
+
+FinishReason = Literal["stop", "length"]
+Target = Literal["y|x", "x|y", "y"]
+
+
+@dataclass(kw_only=True)
+class Record:
+    """Base of the record types; `extra` holds the keys that the type does not know."""
+
+    types: ClassVar[dict[str, tuple[type, ...]]] = {}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls: type[RecordT], data: dict[str, Any]) -> RecordT:
+        """Build a record from a parsed JSON object; raises `InputError` on a missing or bad key."""
+        known = {f.name: f for f in fields(cls) if f.name != "extra"}
+        for name, known_field in known.items():
+            required = known_field.default is MISSING and known_field.default_factory is MISSING
+            if name not in data:
+                if required:
+                    raise InputError(
+                        f"missing key {name!r}; a {cls.__name__} needs: "
+                        + ", ".join(n for n, f in known.items() if f.default is MISSING)
+                    )
+                continue
+            cls._check(name, data[name], nullable=known_field.default is None)
+        extra = {key: value for key, value in data.items() if key not in known}
+        return cls(**{n: data[n] for n in known if n in data}, extra=extra)
+
+    @classmethod
+    def _check(cls, name: str, value: Any, nullable: bool) -> None:
+        if value is None and nullable:
+            return
+        expected = cls.types[name]
+        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+            names = " or ".join(t.__name__ for t in expected)
+            raise InputError(f"key {name!r} is {value!r}, expected {names}")
+        if name in cls.choices and value not in cls.choices[name]:
+            raise InputError(
+                f"key {name!r} is {value!r}, expected {' or '.join(cls.choices[name])}"
+            )
+        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+            raise InputError(f"key {name!r} is {value!r}: it holds one half of a surrogate pair")
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON object: its own keys (without those that are None), then `extra`."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**{k: v for k, v in own.items() if v is not None}, **self.extra}
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+@dataclass(kw_only=True)
+class Document(Record):
+    """A text to train on."""
+
+    types = {"id": (str,), "text": (str,), "source": (str,)}
+    id: str
+    text: str
+    source: str | None = None
+
+
+@dataclass(kw_only=True)
+class Problem(Record):
+    """A question x, with its final answer and a worked solution where known."""
+
+    types = {"id": (str,), "question": (str,), "answer": (str,), "solution": (str,)}
+    id: str
+    question: str
+    answer: str | None = None
+    solution: str | None = None
+
+
+@dataclass(kw_only=True)
+class Candidate(Record):
+    """A solution y that some model proposes for a problem.
+
+    `correct` is a label that came with the file; without it correctness is judged by comparing the
+    candidate's answer with the problem's.
+    """
+
+    types = {
+        "problem_id": (str,),
+        "index": (int,),
+        "text": (str,),
+        "model": (str,),
+        "finish_reason": (str,),
+        "greedy": (bool,),
+        "sampling": (dict,),
+        "correct": (bool,),
+    }
+    choices = {"finish_reason": get_args(FinishReason)}
+    problem_id: str
+    index: int
+    text: str
+    model: str | None = None
+    finish_reason: FinishReason = "stop"
+    greedy: bool = False
+    sampling: dict[str, Any] | None = None
+    correct: bool | None = None
+
+
+@dataclass(kw_only=True)
+class Score(Record):
+    """A model's log-probability of one part of a (question, solution) pair.
+
+    `logprob` is in nats and sums `token_logprobs`; these and `token_spans` are in reading order.
+    `token_spans` are [start, end) character offsets into the question (`x|y`) or the solution
+    (`y|x`, `y`); the document-end or -start token, where it counts, has an empty span.
+    """
+
+    types = {
+        "problem_id": (str,),
+        "index": (int,),
+        "model": (str,),
+        "direction": (str,),
+        "target": (str,),
+        "logprob": (int, float),
+        "num_tokens": (int,),
+        "token_logprobs": (list,),
+        "token_spans": (list,),
+    }
+    choices = {"direction": ("forward", "reverse"), "target": get_args(Target)}
+    problem_id: str
+    index: int
+    model: str
+    direction: Literal["forward", "reverse"]
+    target: Target
+    logprob: float
+    num_tokens: int
+    token_logprobs: list[float] | None = None
+    token_spans: list[list[int]] | None = None
+
+
+def read_records(path: str | Path, record_type: type[RecordT]) -> list[RecordT]:
+    """Read a JSONL file of one record type; blank lines are skipped.
+
+    Raises `InputError` with file and line for a missing or empty file, a directory, a line that is
+    not a JSON object, or a record with a missing or mistyped key.
+    """
+    path = Path(path)
+    records = []
+    for number, data in _read_lines(path):
+        try:
+            records.append(record_type.from_json(data))
+        except InputError as error:
+            raise InputError(str(error), path=path, line=number) from None
+    if not records:
+        raise InputError(f"the file has no {record_type.__name__} records", path=path)
+    return records
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    data = json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise InputError(f"not UTF-8 text: {error}", path=path, line=number) from None
+                except json.JSONDecodeError as error:
+                    raise InputError(f"not JSON: {error}", path=path, line=number) from None
+                if not isinstance(data, dict):
+                    raise InputError(
+                        f"expected a JSON object, found {type(data).__name__}",
+                        path=path,
+                        line=number,
+                    )
+                yield number, data
+    except FileNotFoundError:
+        raise InputError("no such file", path=path) from None
+    except IsADirectoryError:
+        raise InputError("this is a directory, expected a JSONL file", path=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSONL, atomically: the file is whole or it is not there."""
+    with write_atomically(path) as out:
+        for record in records:
+            out.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[IO[str]]:
+    """Open a text file that replaces `path` only when the block ends without an error.
+
+    Raises `OutputError` when the place cannot be written or the disk is full; what stood at `path`
+    before then still stands there.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # renaming over /dev/null would replace it for all
+        raise OutputError(f"{path}: cannot be written: this is no regular file")
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

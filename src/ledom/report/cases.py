@@ -1,0 +1,130 @@
+"""Worked cases for a report: problems where the reverse model changed the choice for the better.
+
+It knows records and scores, and nothing of how a case is shown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ledom.evaluate.answers import extract_answer
+from ledom.records import Candidate, Problem, Score
+from ledom.reward.strategies import STRATEGIES, Pools
+from ledom.reward.tune import TunedWeights
+
+__all__ = ["worked_cases"]
+
+_CASES = 3
+_CANDIDATES = 6  # shown in a case
+
+
+def worked_cases(
+    problems: Sequence[Problem],
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
+    pools: Pools,
+    tuned: TunedWeights,
+) -> list[dict[str, Any]]:
+    """Up to three problems where Reverse Reward is right and the forward likelihood wrong.
+
+    Those come first in which the question's log-probability differs most between the two; without
+    any, the problems in which it differs most at all.
+    """
+    if "reverse" not in pools.features:
+        return []
+    two_models = "forward" in pools.features
+    judge = "reverse reward" if two_models and "reverse reward" in tuned.weights else "reverse only"
+    rival = "forward" if two_models else judge
+    score = STRATEGIES[judge].score(pools, tuned.weights.get(judge))
+    picked = score.argmax(axis=1)
+    if judge == rival:
+        rejected = np.where(pools.mask, score, np.inf).argmin(axis=1)
+    else:
+        rejected = STRATEGIES[rival].score(pools, None).argmax(axis=1)
+    rows = np.arange(len(picked))
+    gap = pools.features["reverse"][rows, picked] - pools.features["reverse"][rows, rejected]
+    better = pools.correct[rows, picked] & ~pools.correct[rows, rejected]
+    order = np.lexsort((-gap, ~better))[:_CASES]
+    by_problem: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
+    for candidate in candidates:
+        if not candidate.greedy:
+            by_problem[candidate.problem_id].append(candidate)
+    by_key: dict[tuple[str, int, str], Score] = {
+        (s.problem_id, s.index, s.target): s for s in scores
+    }
+    return [
+        _case(problems[i], by_problem[problems[i].id], by_key, pools, i, score[i], rejected[i])
+        for i in order
+        if picked[i] != rejected[i]
+    ]
+
+
+def _case(
+    problem: Problem,
+    group: Sequence[Candidate],
+    scores: Mapping[tuple[str, int, str], Score],
+    pools: Pools,
+    row: int,
+    score: Any,
+    rejected: int,
+) -> dict[str, Any]:
+    counts = Counter(candidate.text for candidate in group)
+    first: dict[str, int] = {}
+    for column, candidate in enumerate(group):
+        first.setdefault(candidate.text, column)
+    ranked = sorted(first.values(), key=lambda column: -score[column])
+    rank = {column: place for place, column in enumerate(ranked, start=1)}
+    shown = ranked[:_CANDIDATES]
+    out = first[group[int(rejected)].text]
+    if out not in shown:
+        shown = [*shown[:-1], out]
+    rows = []
+    for column in shown:
+        candidate = group[column]
+        role = "picked" if column == ranked[0] else "rejected" if column == out else None
+        rows.append(
+            {
+                "index": candidate.index,
+                "text": candidate.text,
+                "answer": extract_answer(candidate.text),
+                "correct": bool(pools.correct[row, column]),
+                "rank": rank[column],
+                "role": role,
+                "count": counts[candidate.text],
+                "scores": {
+                    name: round(float(pools.features[name][row, column]), 2)
+                    for name in ("forward", "reverse", "prior")
+                    if name in pools.features
+                },
+                "question_tokens": _question_tokens(candidate, group, scores),
+            }
+        )
+    return {
+        "problem_id": problem.id,
+        "question": problem.question,
+        "answer": problem.answer,
+        "candidates": rows,
+    }
+
+
+def _question_tokens(
+    candidate: Candidate,
+    group: Sequence[Candidate],
+    scores: Mapping[tuple[str, int, str], Score],
+) -> list[dict[str, float]]:
+    """log P(x|y) token by token, from the record of the first candidate with this text."""
+    for twin in group:
+        score = scores.get((twin.problem_id, twin.index, "x|y"))
+        if twin.text == candidate.text and score and score.token_logprobs and score.token_spans:
+            return [
+                {"start": start, "end": end, "logprob": logprob}
+                for (start, end), logprob in zip(
+                    score.token_spans, score.token_logprobs, strict=True
+                )
+                if end > start
+            ]
+    return []

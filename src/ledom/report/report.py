@@ -1,0 +1,359 @@
+"""Writes the report of `ledom rerank`: report.json, and from it report.md and report.html.
+
+The JSON object is the single source; the two renderings are pure functions of it. Its keys are set
+out in docs/formats.md; any of the top-level ones may be missing. The texts in it were written by
+models and strangers: they are cleaned of control characters, clipped and escaped here. This module
+computes no statistics: it knows nothing of models, tokens or how an interval was made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ledom.records import write_atomically
+from ledom.report import plots
+from ledom.report.words import MISSING, Word, compare, number, question_words
+
+__all__ = ["render_html", "render_markdown", "write_report"]
+
+LONGEST_TEXT = 4000  # characters of any text that a rendering shows
+NUM_GAP_WORDS = 6  # words named as making the difference
+
+_BASELINES = ("greedy", "random", "majority")
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # reorder what follows
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> Path:
+    """Write report.json, report.md and report.html into `folder`; returns the page's path.
+
+    Numbers that are not finite become null. Raises `OutputError` where the folder cannot be
+    written.
+    """
+    report = _plain(report)
+    text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    # UTF-8 has no lone surrogates, which a broken token may leave; JSON can spell them out.
+    text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    page = folder / "report.html"
+    contents = {"report.json": text, "report.md": render_markdown(report), page.name: ""}
+    contents[page.name] = render_html(report)
+    for name, content in contents.items():
+        with write_atomically(folder / name) as out:
+            out.write(content)
+    return page
+
+
+def render_html(report: dict[str, Any]) -> str:
+    """The report as one page that needs no network and no script."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,  # optional keys are shown as nothing
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "accuracy": _accuracy,
+        "difference": _difference,
+        "interval": _interval,
+        "number": number,
+        "percent": _percent,
+        "size": _size,
+        "verdict": _verdict,
+    }
+    view = _view(report)
+    figures = {name: Markup(svg) for name, svg in _figures(view).items() if svg}
+    template = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(view, figures=figures)
+
+
+def render_markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown: the same tables and cases, without the figures."""
+    view = _view(report)
+    parts = [f"# {_escape(view['title'])}", _markdown_headline(view)]
+    parts.append("\n".join(f"* {_escape(note)}" for note in view["notes"]))
+    sections = {
+        "Strategies": _strategy_table(view),
+        "Telling right answers from wrong ones": [
+            ["score", "pairwise AUC"],
+            *([row["score"], _interval(row["auc"])] for row in view["auc"]),
+        ],
+        "Accuracy by group, %": view["group_table"],
+    }
+    for heading, table in sections.items():
+        if len(table) > 1:
+            parts += [f"## {heading}", _table(table)]
+    if view["cases"]:
+        parts.append("## Worked cases")
+    parts += [_markdown_case(case) for case in view["cases"]]
+    parts += ["## How this was made", _table([["what", "value"], *view["facts"]])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# --- the view: what both renderings show ---
+
+
+def _view(report: dict[str, Any]) -> dict[str, Any]:
+    lists = ("notes", "strategies", "headline", "auc", "by_group", "cases")
+    view: dict[str, Any] = _clean(_plain(report))
+    view["title"] = view.get("title") or "Report"
+    view |= {key: view.get(key) or [] for key in lists}
+    view |= {key: view.get(key) or {} for key in ("models", "settings")}
+    ranked = sorted(view["strategies"], key=lambda s: -(_mean(s) or 0.0))
+    for strategy in ranked:
+        strategy["kind"] = strategy["kind"] if strategy.get("kind") in plots.KINDS else "pick"
+    by_kind = {
+        heading: [s for s in ranked if s["kind"] == kind] for kind, heading in plots.KINDS.items()
+    }
+    versus = {key for s in ranked for key in s.get("versus") or {}}
+    scored = [s for s in ranked if s["kind"] != "bound" and _mean(s) is not None]
+    return view | {
+        "strategies": ranked,
+        "groups": {heading: group for heading, group in by_kind.items() if group},
+        "baselines": [name for name in _BASELINES if name in versus],
+        "num_scored": len(scored),
+        "best": scored[0] if scored else None,
+        "greedy": next((s for s in scored if s["name"] == "greedy"), None),
+        "group_table": _group_table(view["by_group"], [s["name"] for s in ranked]),
+        "cases": [_case(case, number) for number, case in enumerate(view["cases"], start=1)],
+        "facts": _facts(view),
+    }
+
+
+def _mean(strategy: dict[str, Any]) -> float | None:
+    mean: float | None = (strategy.get("accuracy") or {}).get("mean")
+    return mean
+
+
+def _group_table(by_group: Sequence[dict[str, Any]], order: Sequence[str]) -> list[list[str]]:
+    """Accuracy by group, the strategies down and the groups across, or the other way if longer."""
+    if not by_group:
+        return []
+    present = {name for row in by_group for name in row.get("accuracy") or {}}
+    names = [name for name in order if name in present] + sorted(present - set(order))
+    head = [f"{row.get('group')} ({row.get('num_problems', MISSING)})" for row in by_group]
+    table = [["strategy", *head]]
+    table += [
+        [name, *(_percent((row.get("accuracy") or {}).get(name)) for row in by_group)]
+        for name in names
+    ]
+    if len(by_group) > max(len(names), 6):
+        table = [list(row) for row in zip(*table, strict=True)]
+        table[0][0] = "group"
+    return table
+
+
+def _facts(view: dict[str, Any]) -> list[list[str]]:
+    facts = [
+        [f"{role} model", f"{model.get('name', '')} ({_size(model.get('parameters'))} parameters)"]
+        for role, model in view["models"].items()
+    ]
+    facts += [
+        [name, f"{value:.4g}" if isinstance(value, float) else str(value)]
+        for name, value in view["settings"].items()
+    ]
+    for name, key in (("command", "command"), ("ledom", "ledom_version")):
+        facts += [[name, str(view[key])]] if view.get(key) else []
+    return facts
+
+
+def _case(case: dict[str, Any], number: int) -> dict[str, Any]:
+    """A case as shown: its candidates by rank, and the question under the pair to compare."""
+    question = str(case.get("question") or "")
+    candidates = sorted(case.get("candidates") or [], key=lambda c: c.get("rank") or 0)
+    pair = [
+        next((c for c in candidates if c.get("role") == role), None)
+        for role in ("picked", "rejected")
+    ]
+    shown = [candidate for candidate in pair if candidate and candidate.get("question_tokens")]
+    words = [question_words(question, candidate["question_tokens"]) for candidate in shown]
+    gaps: list[Word] = []
+    if len(shown) == 2:
+        words, gaps = compare(*words)
+    return case | {
+        "number": number,
+        "question": question,
+        "candidates": candidates,
+        "score_names": list(dict.fromkeys(n for c in candidates for n in c.get("scores") or {})),
+        "panels": [
+            {"candidate": candidate, "words": of_words, "total": _total(candidate)}
+            for candidate, of_words in zip(shown, words, strict=True)
+        ],
+        "gaps": gaps[:NUM_GAP_WORDS],
+        "gap_total": _total(shown[0]) - _total(shown[1]) if len(shown) == 2 else None,
+    }
+
+
+def _total(candidate: dict[str, Any]) -> float:
+    return sum(token.get("logprob") or 0.0 for token in candidate["question_tokens"])
+
+
+def _figures(view: dict[str, Any]) -> dict[str, str]:
+    kinds = {s["name"]: s["kind"] for s in view["strategies"]}
+    return {
+        "strategies": plots.strategies_figure(view["strategies"]),
+        "by_n": plots.by_n_figure(view.get("accuracy_by_n") or {}, kinds),
+        "by_lambda": plots.by_lambda_figure(view.get("accuracy_by_lambda") or {}),
+        "reliability": plots.reliability_figure(view.get("reliability") or {}),
+    }
+
+
+# --- cleaning ---
+
+
+def _plain(value: Any) -> Any:
+    """A copy of JSON's own types alone; numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch, which need not be imported to ask
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _clean(value: Any) -> Any:
+    """A copy whose texts can be shown: clipped, control characters replaced one for one."""
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    clipped = value if len(value) <= LONGEST_TEXT else value[:LONGEST_TEXT] + "…"
+    return clipped if clipped.isprintable() else "".join(map(_visible, clipped))
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t\r":
+        return " " if character == "\r" else character
+    hidden = unicodedata.category(character) in ("Cc", "Cs")
+    return "\ufffd" if hidden or unicodedata.bidirectional(character) in _TURNS else character
+
+
+# --- numbers ---
+
+
+def _percent(share: float | None) -> str:
+    return f"{100 * share:.1f}" if isinstance(share, (int, float)) else MISSING
+
+
+def _accuracy(accuracy: Any) -> str:
+    """`47.3 ± 2.2`: percent, and the wider side of the interval."""
+    mean, low, high = _bounds(accuracy)
+    if mean is None or low is None or high is None:
+        return _percent(mean)
+    return f"{_percent(mean)} ± {_percent(max(high - mean, mean - low))}"
+
+
+def _difference(difference: Any) -> str:
+    """`+3.2 [+1.1, +5.3]`: percentage points."""
+    points = [number(None if b is None else 100 * b, 1, "+") for b in _bounds(difference)]
+    return points[0] if MISSING in points else f"{points[0]} [{points[1]}, {points[2]}]"
+
+
+def _interval(value: Any) -> str:
+    mean, low, high = (number(bound, 3) for bound in _bounds(value))
+    return mean if MISSING in (low, high) else f"{mean} [{low}, {high}]"
+
+
+def _bounds(value: Any) -> list[float | None]:
+    return [value.get(k) if isinstance(value, dict) else None for k in ("mean", "low", "high")]
+
+
+def _verdict(difference: Any) -> str:
+    """`better` or `worse` where the interval excludes 0, else `open`."""
+    mean, low, high = _bounds(difference)
+    if mean is None or low is None or high is None:
+        return "open"
+    return "better" if low > 0 and mean > 0 else "worse" if high < 0 and mean < 0 else "open"
+
+
+def _size(count: Any) -> str:
+    if not isinstance(count, (int, float)):
+        return "?"
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return f"{count:g}"
+
+
+# --- Markdown ---
+
+
+def _escape(text: Any) -> str:
+    """One line of Markdown that shows `text` as it is, escaping no more than it must."""
+    text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\`*|~]|(?<!\w)_|_(?!\w)|^#|\](?=[(\[:])", r"\\\g<0>", text)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(map(_escape, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _markdown_headline(view: dict[str, Any]) -> str:
+    words = {"better": "✓ shown", "worse": "✗ worse", "open": "not shown"}
+    num_problems, num_candidates = view.get("num_problems"), view.get("num_candidates")
+    lines = [f"{num_problems} problems, {num_candidates} candidates each", ""]
+    lines = lines if num_problems and num_candidates else []
+    lines += [
+        f"- **{_escape(row.get('claim'))}**: {_difference(row.get('difference'))} points "
+        f"({words[_verdict(row.get('difference'))]})"
+        for row in view["headline"]
+    ]
+    return "\n".join(lines)
+
+
+def _strategy_table(view: dict[str, Any]) -> list[list[str]]:
+    baselines = view["baselines"]
+    against = [f"against {name}" for name in baselines]
+    table = [["strategy", "kind", "accuracy, %", *against, "formula"]]
+    for strategies in view["groups"].values():
+        table += [
+            [
+                s["name"],
+                s["kind"],
+                _accuracy(s.get("accuracy")),
+                *(_difference((s.get("versus") or {}).get(name)) for name in baselines),
+                s.get("formula") or "",
+            ]
+            for s in strategies
+        ]
+    return table
+
+
+def _markdown_case(case: dict[str, Any]) -> str:
+    parts = [
+        f"### Case {case['number']}: {_escape(case.get('problem_id', ''))}",
+        f"> {_escape(case['question'])}",
+        f"Right answer: {_escape(case.get('answer') or 'unknown')}",
+    ]
+    if case["gaps"]:
+        rows = [
+            [w.text, number((w.logprob or 0) + (w.gap or 0)), number(w.logprob)]
+            for w in case["gaps"]
+        ]
+        parts += [
+            "Words that the rejected answer explains worst beside the picked one, log P in nats:",
+            _table([["word", "given the picked", "given the rejected"], *rows]),
+        ]
+    names = case["score_names"]
+    rows = [["rank", "answer", "verdict", "samples", *names, "role"]]
+    verdicts = {True: "right", False: "wrong"}
+    for c in case["candidates"]:
+        scores = [number((c.get("scores") or {}).get(name)) for name in names]
+        known = [str(c.get("rank", "")), str(c.get("answer") or MISSING)]
+        known += [verdicts.get(c.get("correct"), "unknown"), str(c.get("count") or 1)]
+        rows.append([*known, *scores, c.get("role") or ""])
+    return "\n\n".join([*parts, _table(rows)])

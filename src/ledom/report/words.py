@@ -1,0 +1,96 @@
+"""The words of a question, and how well an answer explains each of them.
+
+It knows nothing of how a word is drawn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["MISSING", "Word", "compare", "number", "question_words"]
+
+MISSING = "\N{EN DASH}"
+"""What stands for a number that is not there."""
+WORST_LOGPROB = -6.0  # nats: a word at or below this gets the strongest colour
+NOTABLE_GAP = 1.0  # nats between two answers from which a word is underlined
+# A word is a run of non-spaces; scripts written without spaces count each character as a word.
+_WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+
+
+@dataclass(frozen=True)
+class Word:
+    """A piece of the question, and how well an answer explains it.
+
+    `logprob` (nats) sums log P(token | what follows it, the answer included) over the word's
+    tokens, None for white space and words without a token; `gap` is the picked answer's logprob
+    less the rejected one's, None where there is no pair to compare.
+    """
+
+    text: str
+    logprob: float | None = None
+    gap: float | None = None
+
+    @property
+    def heat(self) -> float:
+        """How strongly the word is coloured: 0 (well explained) to 1 (`WORST_LOGPROB` or worse)."""
+        return 0.0 if self.logprob is None else min(max(self.logprob / WORST_LOGPROB, 0.0), 1.0)
+
+    @property
+    def mark(self) -> str:
+        """`lost` where the rejected answer explains the word notably worse, `gained` if better."""
+        if self.gap is None or abs(self.gap) <= NOTABLE_GAP:
+            return ""
+        return "lost" if self.gap > 0 else "gained"
+
+    @property
+    def title(self) -> str:
+        """The numbers, for a tooltip."""
+        if self.logprob is None:
+            return ""
+        gap = "" if self.gap is None else f"; picked minus rejected {number(self.gap, sign='+')}"
+        return f"log P = {number(self.logprob)} nats{gap}"
+
+
+def question_words(question: str, tokens: Sequence[dict[str, Any]]) -> list[Word]:
+    """Split a question into words and white space, each word with the sum of its tokens' logprobs.
+
+    The texts of the words joined are the question. A token counts to the word of its first
+    character that is not white space; one of white space alone to the word after it.
+    """
+    pieces = [match.group() for match in _WORD.finditer(question)]
+    piece_of = [index for index, piece in enumerate(pieces) for _ in piece]
+    sums: dict[int, float] = {}
+    for token in tokens:
+        start, end, logprob = token["start"], token["end"], token["logprob"]
+        if logprob is None or not 0 <= start < min(end, len(question)):
+            continue  # the document's end has no characters; a clipped question lacks some
+        covered = question[start:end]
+        first = start + len(covered) - len(covered.lstrip())
+        index = piece_of[min(first, len(question) - 1)]
+        if pieces[index].isspace():
+            index = index + 1 if index + 1 < len(pieces) else index - 1
+        sums[index] = sums.get(index, 0.0) + logprob
+    return [Word(piece, sums.get(index)) for index, piece in enumerate(pieces)]
+
+
+def compare(picked: list[Word], rejected: list[Word]) -> tuple[list[list[Word]], list[Word]]:
+    """Both lists with their gaps, and the rejected words that are notably worse, worst first."""
+    gaps = [
+        None if p.logprob is None or r.logprob is None else p.logprob - r.logprob
+        for p, r in zip(picked, rejected, strict=True)
+    ]
+    both = [
+        [Word(word.text, word.logprob, gap) for word, gap in zip(words, gaps, strict=True)]
+        for words in (picked, rejected)
+    ]
+    lost = sorted((w for w in both[1] if w.mark == "lost"), key=lambda w: -(w.gap or 0.0))
+    return both, lost
+
+
+def number(value: Any, digits: int = 2, sign: str = "-") -> str:
+    if not isinstance(value, (int, float)):
+        return MISSING
+    return f"{value or 0.0:{sign if value else '-'}.{digits}f}".replace("-", "\N{MINUS SIGN}")

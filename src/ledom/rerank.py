@@ -1,0 +1,235 @@
+"""The main job: problems -> candidates -> scores -> selection -> report, each arrow a file.
+
+    out/problems.jsonl  candidates.jsonl  scores.forward.jsonl  scores.reverse.jsonl
+        selected.jsonl  report.html  report.json  report.md
+
+Every stage can be stopped and goes on where it was; with equal settings, finished ones are reused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ledom import __version__
+from ledom.errors import InputError
+from ledom.evaluate.answers import extract_answer
+from ledom.evaluate.selection import measure
+from ledom.lm.base import LanguageModel, Sampling
+from ledom.records import Candidate, Problem, Record, Score, write_records
+from ledom.report.cases import worked_cases
+from ledom.report.report import write_report
+from ledom.reward.sample import sample_candidates
+from ledom.reward.score import distinct_candidates, match_candidates, score_candidates
+from ledom.reward.strategies import STRATEGIES, Pools, build_pools, vote_shares
+from ledom.reward.tune import TunedWeights
+from ledom.stage import Stage
+
+__all__ = ["Job", "Selection", "default_weights", "rerank"]
+
+Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
+"""Wraps a stage's chunks to show progress: (chunks, name, done already, in all)."""
+
+_PREFERRED = ("vote, all terms", "vote, reverse reward", "vote, reverse only", "majority")
+
+
+@dataclass(kw_only=True)
+class Selection(Record):
+    """The answer chosen for a problem, and the best candidate that gives it."""
+
+    types = {
+        "problem_id": (str,),
+        "strategy": (str,),
+        "answer": (str,),
+        "index": (int,),
+        "text": (str,),
+        "confidence": (int, float),
+    }
+    problem_id: str
+    strategy: str
+    answer: str | None
+    index: int
+    text: str
+    confidence: float
+
+
+@dataclass
+class Job:
+    """What to rerank, with what, and where the files go."""
+
+    problems: Sequence[Problem]
+    out: Path
+    forward: LanguageModel | None
+    reverse: LanguageModel | None
+    weights: TunedWeights
+    candidates: Sequence[Candidate] | None = None
+    """Given candidates; None samples them from the forward model."""
+    sampling: Sampling = field(default_factory=Sampling)
+    num_samples: int = 32
+    title: str = "Reverse Reward"
+    command: str = "ledom rerank"
+    notes: list[str] = field(default_factory=list)
+
+
+def default_weights(lam: float = 0.5) -> TunedWeights:
+    """Weights without tuning: the two terms, lambda in [0, 1] (else `InputError`)."""
+    if math.isnan(lam) or not 0 <= lam <= 1:
+        raise InputError(f"lambda is {lam}; it must lie in [0, 1]")
+    weights = {
+        name: {"forward": 1 - lam, "reverse": lam}
+        for name, strategy in STRATEGIES.items()
+        if strategy.interpolated
+    }
+    return TunedWeights(weights, 0, 0, frozenset())
+
+
+def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path]:
+    """Do the job; returns the report and where its page lies.
+
+    Raises `InputError` for problems and candidates that do not fit together, for weights tuned on
+    one of the problems, and for a job without what it needs.
+    """
+    if job.num_samples < 1:
+        raise InputError(f"the number of samples is {job.num_samples}; it must be at least 1")
+    if job.candidates is None and job.forward is None:
+        raise InputError("neither candidates nor a forward model to sample them from; give one")
+    if job.forward is None and job.reverse is None:
+        raise InputError("no model to score with; give a forward or a reverse one")
+    job.weights.refuse_overlap(job.problems)
+    candidates = _candidates(job, track)
+    match_candidates(job.problems, candidates)
+    scores: list[Score] = []
+    for lm in (job.forward, job.reverse):
+        if lm is not None:
+            scores += _scores(job, lm, candidates, track)
+    pools = build_pools(job.problems, candidates, scores)
+    selections = _select(job, pools, candidates)
+    write_records(job.out / "selected.jsonl", selections)
+    report = _report(job, pools, candidates, scores)
+    return report, write_report(job.out, report)
+
+
+def _candidates(job: Job, track: Track) -> list[Candidate]:
+    if job.candidates is not None:
+        return list(job.candidates)
+    assert job.forward is not None
+    write_records(job.out / "problems.jsonl", job.problems)
+    settings = {
+        "model": job.forward.fingerprint,
+        "num_samples": job.num_samples,
+        "problems": len(job.problems),
+        "first_problem": job.problems[0].id,
+        **asdict(job.sampling),
+    }
+    stage = Stage(job.out / "candidates.jsonl", Candidate, settings)
+    if not stage.complete:
+        done = {candidate.problem_id for candidate in stage.records}
+        waiting = [problem for problem in job.problems if problem.id not in done]
+        chunks = sample_candidates(waiting, job.forward, job.sampling, job.num_samples)
+        for chunk in track(chunks, "sampling", len(done), len(job.problems)):
+            stage.append(chunk)
+        place = {problem.id: i for i, problem in enumerate(job.problems)}
+        stage.finish(key=lambda c: (place[c.problem_id], c.index))
+    return stage.records
+
+
+def _scores(
+    job: Job, lm: LanguageModel, candidates: Sequence[Candidate], track: Track
+) -> list[Score]:
+    distinct = distinct_candidates(candidates)
+    settings = {
+        "model": lm.fingerprint,
+        "candidates": len(distinct),
+        "texts": _fingerprint(distinct),
+    }
+    stage = Stage(job.out / f"scores.{lm.direction}.jsonl", Score, settings)
+    if not stage.complete:
+        done = {(score.problem_id, score.index) for score in stage.records}
+        waiting = [c for c in distinct if (c.problem_id, c.index) not in done]
+        scored = score_candidates(job.problems, waiting, lm)
+        for chunk in track(scored, f"scoring, {lm.direction}", len(done), len(distinct)):
+            stage.append(chunk)
+        stage.finish()
+    return stage.records
+
+
+def _fingerprint(candidates: Sequence[Candidate]) -> str:
+    digest = hashlib.sha256()
+    for candidate in candidates:
+        digest.update(f"{candidate.problem_id}\0{candidate.index}\0{candidate.text}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Selection]:
+    """The best strategy's answer to each problem, and of the candidates that give it the best."""
+    name = next(
+        name
+        for name in _PREFERRED
+        if STRATEGIES[name].available(pools)
+        and (name in job.weights.weights or len(STRATEGIES[name].features) <= 1)
+    )
+    strategy, weights = STRATEGIES[name], job.weights.weights.get(name)
+    shares = vote_shares(strategy, pools, weights)
+    score = strategy.score(pools, weights) if strategy.features else np.zeros(shares.shape)
+    groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in pools.problem_ids}
+    for candidate in candidates:
+        if not candidate.greedy:
+            groups[candidate.problem_id].append(candidate)
+    selections = []
+    for row, problem_id in enumerate(pools.problem_ids):
+        winning = np.flatnonzero(np.isclose(shares[row], shares[row].max()) & pools.mask[row])
+        column = int(winning[score[row, winning].argmax()])
+        chosen = groups[problem_id][column]
+        selections.append(
+            Selection(
+                problem_id=problem_id,
+                strategy=name,
+                answer=extract_answer(chosen.text),
+                index=chosen.index,
+                text=chosen.text,
+                confidence=round(float(shares[row, column]), 4),
+            )
+        )
+    return selections
+
+
+def _report(
+    job: Job, pools: Pools, candidates: Sequence[Candidate], scores: Sequence[Score]
+) -> dict[str, Any]:
+    labelled = bool(pools.correct.any()) or any(problem.answer for problem in job.problems)
+    measured = measure(pools, job.weights) if labelled else {"strategies": [], "headline": []}
+    notes = list(job.notes)
+    unreadable = int(((pools.answers < 0) & pools.mask).sum())
+    if unreadable:
+        share = unreadable / int(pools.mask.sum())
+        notes.append(f"{unreadable} candidates ({share:.1%}) give no answer that could be read")
+    truncated = sum(bool(score.extra.get("truncated")) for score in scores)
+    if truncated:
+        notes.append(f"{truncated} scores are of solutions cut to the model's context")
+    cut = sum(candidate.finish_reason == "length" for candidate in candidates)
+    if cut:
+        notes.append(f"{cut} candidates ran out of tokens before they ended")
+    if not labelled:
+        notes.append("the problems have no answers, so nothing could be measured")
+    models = {
+        str(lm.direction): {"name": lm.name, "parameters": getattr(lm, "num_parameters", 0)}
+        for lm in (job.forward, job.reverse)
+        if lm is not None
+    }
+    return {
+        "title": job.title,
+        "command": job.command,
+        "ledom_version": __version__,
+        "num_problems": len(job.problems),
+        "num_candidates": int(pools.mask.sum(axis=1).max()),
+        "notes": notes,
+        "models": models,
+        **{key: value for key, value in measured.items() if value is not None},
+        "cases": worked_cases(job.problems, candidates, scores, pools, job.weights),
+    }

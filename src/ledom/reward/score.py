@@ -1,0 +1,160 @@
+"""Log-probabilities of candidates: the arrow from candidates.jsonl to scores.jsonl.
+
+A forward model scores log P(y|x); a reverse model scores log P(x|y) and, in the same pass, its own
+log P(y). Everything that selection needs later is arithmetic on these records. This module knows
+nothing of strategies, and nothing of how a model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.direction import Direction
+from ledom.errors import InputError
+from ledom.lm.base import LanguageModel, Target
+from ledom.pairs import EncodedPair
+from ledom.records import Candidate, Problem, Score
+
+__all__ = ["distinct_candidates", "match_candidates", "score_candidates"]
+
+_CHUNK = 256  # candidates whose scores are made, and can be written, together
+
+
+def match_candidates(
+    problems: Sequence[Problem], candidates: Sequence[Candidate], path: str = "candidates"
+) -> dict[str, list[Candidate]]:
+    """Candidates by problem id, in the problems' order.
+
+    Raises `InputError` for a problem id that occurs twice, a candidate of an unknown problem, two
+    candidates with one index, or a problem without candidates.
+    """
+    groups: dict[str, list[Candidate]] = {}
+    for problem in problems:
+        if problem.id in groups:
+            raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
+        groups[problem.id] = []
+    seen: set[tuple[str, int]] = set()
+    for candidate in candidates:
+        if candidate.problem_id not in groups:
+            raise InputError(
+                f"a candidate belongs to the problem {candidate.problem_id!r}, which is not among "
+                f"the {len(groups)} problems; give the problems file that it was made from",
+                path=path,
+            )
+        key = (candidate.problem_id, candidate.index)
+        if key in seen:
+            raise InputError(
+                f"problem {key[0]!r} has two candidates with index {key[1]}", path=path
+            )
+        seen.add(key)
+        groups[candidate.problem_id].append(candidate)
+    empty = [problem_id for problem_id, group in groups.items() if not group]
+    if empty:
+        raise InputError(
+            f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
+            f"{empty[0]!r}; remove them from the problems or make candidates for them",
+            path=path,
+        )
+    return groups
+
+
+def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The first candidate of each distinct text of a problem; the others share its scores."""
+    first: dict[tuple[str, str], Candidate] = {}
+    for candidate in candidates:
+        first.setdefault((candidate.problem_id, candidate.text), candidate)
+    return list(first.values())
+
+
+def score_candidates(
+    problems: Sequence[Problem], candidates: Iterable[Candidate], lm: LanguageModel
+) -> Iterator[list[Score]]:
+    """Yield the scores of each distinct candidate, in order: one record forward, two reverse.
+
+    The document-end token counts as part of y forward, and the document-start token as part of x
+    reverse. A pair that is longer than the model's context keeps its end nearest to the border
+    between x and y: y loses its last tokens. Such records carry `truncated`: true.
+    """
+    questions = {problem.id: problem.question for problem in problems}
+    remaining = iter(distinct_candidates(candidates))
+    while chunk := list(islice(remaining, _CHUNK)):
+        texts = [(questions[c.problem_id], c.text) for c in chunk]
+        pairs = lm.pair_format.encode(lm.tokenizer, texts)
+        fitted = [_fit(pair, lm) for pair in pairs]
+        logprobs = lm.logprobs([_target(pair, lm.direction) for pair, _ in fitted])
+        for candidate, (pair, truncated), values in zip(chunk, fitted, logprobs, strict=True):
+            records = _records(candidate, pair, values, lm)
+            for record in records:
+                if truncated:
+                    record.extra["truncated"] = True
+            yield records
+
+
+def _fit(pair: EncodedPair, lm: LanguageModel) -> tuple[EncodedPair, bool]:
+    """Cut the end of y from a pair that the model's context cannot hold; EOS stays."""
+    context = getattr(lm, "context", None)
+    excess = 0 if context is None else len(pair.ids) - 1 - context
+    if excess <= 0:
+        return pair, False
+    start, end = pair.solution
+    if end - excess <= start:
+        raise InputError(
+            f"a question of {pair.question[1] - pair.question[0]} tokens leaves no room for a "
+            f"solution in the model's context of {context}"
+        )
+    kept = end - excess
+    return (
+        EncodedPair(
+            ids=pair.ids[:kept] + pair.ids[end:],
+            question=pair.question,
+            solution=(start, kept),
+            offsets=pair.offsets[:kept] + pair.offsets[end:],
+        ),
+        True,
+    )
+
+
+def _target(pair: EncodedPair, direction: Direction) -> Target:
+    """Forward: y and the EOS behind it. Reverse: all from the EOS in front of x to the end of y."""
+    if direction is Direction.FORWARD:
+        return Target(pair.ids, pair.solution[0], len(pair.ids))
+    return Target(pair.ids, 0, pair.solution[1])
+
+
+def _records(
+    candidate: Candidate, pair: EncodedPair, values: NDArray[np.float32], lm: LanguageModel
+) -> list[Score]:
+    if lm.direction is Direction.FORWARD:
+        # From y on; literals behind y are certain to a trained model, and part of its end.
+        return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], lm)]
+    question_end = pair.question[1]
+    return [
+        _record(candidate, "x|y", values[:question_end], pair.offsets[:question_end], lm),
+        _record(
+            candidate, "y", values[slice(*pair.solution)], pair.offsets[slice(*pair.solution)], lm
+        ),
+    ]
+
+
+def _record(
+    candidate: Candidate,
+    target: str,
+    values: NDArray[np.float32],
+    spans: Sequence[tuple[int, int]],
+    lm: LanguageModel,
+) -> Score:
+    return Score(
+        problem_id=candidate.problem_id,
+        index=candidate.index,
+        model=lm.name,
+        direction=str(lm.direction),  # type: ignore[arg-type]
+        target=target,  # type: ignore[arg-type]
+        logprob=round(float(values.sum(dtype=np.float64)), 5),
+        num_tokens=len(values),
+        token_logprobs=[round(float(value), 5) for value in values],
+        token_spans=[list(span) for span in spans],
+    )

@@ -1,0 +1,321 @@
+"""Ways to choose among the candidates of a problem, all computed from the same scores.
+
+A `Pools` holds the candidates of many problems as arrays; a strategy turns it into the probability
+that its choice is right, problem by problem. `STRATEGIES` is the one list of them, a plain dict.
+No model is loaded here.
+
+Shapes: P problems, N candidates (padded; `mask` says which are there), F features.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.errors import InputError
+from ledom.evaluate.answers import canonical_answer, extract_answer
+from ledom.records import Candidate, Problem, Score
+
+__all__ = ["FEATURES", "STRATEGIES", "Pools", "Strategy", "build_pools"]
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+FEATURES: dict[str, tuple[str, str]] = {
+    "forward": ("y|x", "log P(y|x), forward model"),
+    "forward_mean": ("y|x", "log P(y|x) a token"),
+    "forward_numbers": ("y|x", "log P(y|x) over the numbers of the solution"),
+    "reverse": ("x|y", "log P(x|y), reverse model"),
+    "reverse_mean": ("x|y", "log P(x|y) a token"),
+    "premise": ("x|y", "log P(x|y) over the numbers of the question"),
+    "prior": ("y", "log P(y), reverse model"),
+    "prior_mean": ("y", "log P(y) a token, reverse model"),
+    "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
+}
+"""What selection knows of a candidate: the score's target, and what it is. All are in nats, the
+larger the better."""
+
+_DIGIT = re.compile(r"\d")
+_PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The candidates of P problems."""
+
+    problem_ids: list[str]
+    features: dict[str, FloatArray]
+    """Each [P, N]."""
+    answers: NDArray[np.int64]
+    """[P, N]: equal numbers for equal answers of one problem; -1 where none could be read."""
+    correct: BoolArray
+    """[P, N]."""
+    mask: BoolArray
+    """[P, N]: where there is a candidate."""
+    greedy: FloatArray
+    """[P]: 1 where the forward model's greedy answer is right, NaN where it is not known."""
+    groups: list[str]
+    """[P]: a label by which results can be told apart, such as the template."""
+
+    def select(self, rows: NDArray[np.int64]) -> Pools:
+        """Only some problems."""
+        return replace(
+            self,
+            problem_ids=[self.problem_ids[i] for i in rows],
+            features={name: values[rows] for name, values in self.features.items()},
+            answers=self.answers[rows],
+            correct=self.correct[rows],
+            mask=self.mask[rows],
+            greedy=self.greedy[rows],
+            groups=[self.groups[i] for i in rows],
+        )
+
+    def sample(self, n: int, rng: np.random.Generator) -> Pools:
+        """A random n of each problem's candidates, without replacement."""
+        keys = np.where(self.mask, rng.random(self.mask.shape), 2.0)
+        kept = np.argsort(keys, axis=1)[:, :n]
+        return replace(
+            self,
+            features={
+                name: np.take_along_axis(values, kept, axis=1)
+                for name, values in self.features.items()
+            },
+            answers=np.take_along_axis(self.answers, kept, axis=1),
+            correct=np.take_along_axis(self.correct, kept, axis=1),
+            mask=np.take_along_axis(self.mask, kept, axis=1),
+        )
+
+
+def build_pools(
+    problems: Sequence[Problem], candidates: Sequence[Candidate], scores: Sequence[Score]
+) -> Pools:
+    """Arrays from records. Greedy candidates stand apart; the others form the pool.
+
+    Raises `InputError` for a candidate without scores.
+    """
+    by_key: dict[tuple[str, int, str], Score] = {
+        (s.problem_id, s.index, s.target): s for s in scores
+    }
+    targets: set[str] = {s.target for s in scores}
+    index_of = _shared_index(candidates)
+    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
+    greedy: dict[str, Candidate] = {}
+    for candidate in candidates:
+        if candidate.greedy:
+            greedy[candidate.problem_id] = candidate
+        else:
+            groups[candidate.problem_id].append(candidate)
+    shape = (len(problems), max(len(group) for group in groups.values()))
+    features = {name: np.zeros(shape) for name in _available(targets)}
+    answers = np.full(shape, -1, np.int64)
+    correct = np.zeros(shape, bool)
+    mask = np.zeros(shape, bool)
+    for row, problem in enumerate(problems):
+        truth = canonical_answer(problem.answer)
+        numbers: dict[str, int] = {}
+        for column, candidate in enumerate(groups[problem.id]):
+            key = canonical_answer(extract_answer(candidate.text))
+            mask[row, column] = True
+            if key is not None:
+                answers[row, column] = numbers.setdefault(key, len(numbers))
+            correct[row, column] = _is_right(candidate, key, truth)
+            found: dict[str, Score | None] = {
+                target: by_key.get((problem.id, index_of[problem.id, candidate.text], target))
+                for target in targets
+            }
+            for name, value in _features(found, problem, candidate).items():
+                features[name][row, column] = value
+    greedy_right = [
+        float(_is_right(g, canonical_answer(extract_answer(g.text)), canonical_answer(p.answer)))
+        if (g := greedy.get(p.id)) is not None
+        else np.nan
+        for p in problems
+    ]
+    return Pools(
+        problem_ids=[problem.id for problem in problems],
+        features=features,
+        answers=answers,
+        correct=correct,
+        mask=mask,
+        greedy=np.array(greedy_right),
+        groups=[str(problem.extra.get("group", "")) for problem in problems],
+    )
+
+
+def _shared_index(candidates: Sequence[Candidate]) -> dict[tuple[str, str], int]:
+    """The index under which each distinct text of a problem was scored."""
+    first: dict[tuple[str, str], int] = {}
+    for candidate in candidates:
+        first.setdefault((candidate.problem_id, candidate.text), candidate.index)
+    return first
+
+
+def _is_right(candidate: Candidate, key: str | None, truth: str | None) -> bool:
+    if candidate.correct is not None:
+        return candidate.correct
+    return key is not None and key == truth
+
+
+def _available(targets: set[str]) -> list[str]:
+    """The features that scores of these targets give."""
+    return [name for name, (target, _) in FEATURES.items() if target in targets]
+
+
+def _features(
+    scores: Mapping[str, Score | None], problem: Problem, candidate: Candidate
+) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for target, score in scores.items():
+        if score is None:
+            raise InputError(
+                f"candidate {candidate.index} of problem {problem.id!r} has no score for {target}; "
+                "score the candidates again"
+            )
+        prefix = _PREFIXES[target]
+        text = problem.question if target == "x|y" else candidate.text
+        values[prefix] = score.logprob
+        values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
+        values["premise" if target == "x|y" else f"{prefix}_numbers"] = _over_numbers(score, text)
+    return values
+
+
+def _over_numbers(score: Score, text: str) -> float:
+    """The log-probability of the tokens that are part of a number; 0 without token scores."""
+    if score.token_logprobs is None or score.token_spans is None:
+        return 0.0
+    return sum(
+        logprob
+        for logprob, (start, end) in zip(score.token_logprobs, score.token_spans, strict=True)
+        if _DIGIT.search(text, start, end)
+    )
+
+
+Weights = Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to choose: what it does, and the features that it may weigh."""
+
+    kind: str
+    """`baseline`, `pick` (one candidate), `vote` (one answer) or `bound`."""
+    description: str
+    features: tuple[str, ...] = ()
+    """The features of its score; their weights are tuned, or 1 for a single one."""
+    interpolated: bool = False
+    """Two terms weighed (1 - lambda) and lambda, both as sums or both as means a token; the
+    features are then (first, second, first's mean, second's mean)."""
+
+    def available(self, pools: Pools) -> bool:
+        """Whether the scores that it needs are there."""
+        return set(self.features) <= set(pools.features)
+
+    def score(self, pools: Pools, weights: Weights) -> FloatArray:
+        """The weighted sum of its features, [P, N]; -inf where there is no candidate."""
+        total = np.zeros(pools.mask.shape)
+        for name in self.features:
+            weight = 1.0 if weights is None else weights.get(name, 0.0)
+            total += weight * pools.features[name]
+        return np.where(pools.mask, total, -np.inf)
+
+    def accuracy(self, pools: Pools, weights: Weights) -> FloatArray:
+        """The probability that its choice is right, [P]; ties are split evenly."""
+        return _ACCURACY[self.kind](self, pools, weights)
+
+
+def _pick(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
+    score = strategy.score(pools, weights)
+    best = (score == score.max(axis=1, keepdims=True)) & pools.mask
+    right: FloatArray = (best & pools.correct).sum(axis=1) / best.sum(axis=1)
+    return right
+
+
+def vote_shares(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
+    """Each candidate's answer's share of the votes, [P, N]; 0 for those without an answer.
+
+    A candidate votes with exp(score), relative to the best; without features with 1.
+    """
+    if strategy.features:
+        score = strategy.score(pools, weights)
+        ballots = np.exp(score - score.max(axis=1, keepdims=True))
+    else:
+        ballots = np.ones(pools.mask.shape)
+    voting = pools.mask & (pools.answers >= 0)
+    ballots = np.where(voting, ballots, 0.0)
+    same = (pools.answers[:, :, None] == pools.answers[:, None, :]) & voting[:, None, :]
+    totals: FloatArray = np.einsum("pnm,pm->pn", same, ballots)
+    return np.where(voting, totals / np.maximum(ballots.sum(axis=1, keepdims=True), 1e-300), 0.0)
+
+
+def _vote(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
+    shares = vote_shares(strategy, pools, weights)
+    best = (shares >= shares.max(axis=1, keepdims=True) * (1 - 1e-9)) & (pools.answers >= 0)
+    # Ties are between answers, not candidates: each answer counts once, by its first candidate.
+    columns = np.arange(pools.mask.shape[1])
+    earlier = (columns[None, :] < columns[:, None])[None] & (
+        pools.answers[:, :, None] == pools.answers[:, None, :]
+    )
+    first = ~earlier.any(axis=2)
+    # An answer is right if any of its candidates is: labels that come with a file may disagree.
+    same = pools.answers[:, :, None] == pools.answers[:, None, :]
+    right = (same & pools.correct[:, None, :]).any(axis=2)
+    chosen = best & first
+    return np.where(
+        chosen.any(axis=1), (chosen & right).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1), 0.0
+    )
+
+
+def _baseline(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
+    share: FloatArray = (pools.correct & pools.mask).sum(axis=1) / pools.mask.sum(axis=1)
+    return share
+
+
+def _bound(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
+    return (pools.correct & pools.mask).any(axis=1).astype(float)
+
+
+def _greedy(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
+    return pools.greedy
+
+
+_ACCURACY: dict[str, Callable[[Strategy, Pools, Weights], FloatArray]] = {
+    "greedy": _greedy,
+    "baseline": _baseline,
+    "pick": _pick,
+    "vote": _vote,
+    "bound": _bound,
+}
+
+_FORWARD = ("forward", "forward_mean", "forward_numbers")
+_TWO_TERMS = ("forward", "reverse", "forward_mean", "reverse_mean")
+_PREMISE = ("forward", "forward_mean", "reverse", "premise")
+_THREE_TERMS = ("forward", "reverse", "prior")
+_ALL = (*_FORWARD, "reverse", "premise", "prior", "prior_mean", "prior_numbers")
+
+STRATEGIES: dict[str, Strategy] = {
+    "greedy": Strategy("greedy", "the forward model's most likely token each time"),
+    "random": Strategy("baseline", "a candidate at random: the expectation"),
+    "forward": Strategy("pick", "the most likely candidate", ("forward",)),
+    "forward mean": Strategy("pick", "the most likely a token", ("forward_mean",)),
+    "forward tuned": Strategy("pick", "the forward model's scores, weighed", _FORWARD),
+    "reverse only": Strategy("pick", "the candidate that best explains the question", ("reverse",)),
+    "reverse reward": Strategy("pick", "the paper's two terms", _TWO_TERMS, interpolated=True),
+    "premise reward": Strategy("pick", "the question's numbers weighed apart", _PREMISE),
+    "three terms": Strategy("pick", "with the reverse model's log P(y)", _THREE_TERMS),
+    "all terms": Strategy("pick", "every score, weighed", _ALL),
+    "majority": Strategy("vote", "the most frequent answer"),
+    "vote, forward": Strategy("vote", "weighted by log P(y|x)", ("forward",)),
+    "vote, forward mean": Strategy("vote", "weighted by log P(y|x) a token", ("forward_mean",)),
+    "vote, forward tuned": Strategy("vote", "weighted by the forward scores", _FORWARD),
+    "vote, reverse only": Strategy("vote", "weighted by log P(x|y)", ("reverse",)),
+    "vote, reverse reward": Strategy("vote", "weighted by two terms", _TWO_TERMS, True),
+    "vote, premise reward": Strategy("vote", "with the question's numbers apart", _PREMISE),
+    "vote, three terms": Strategy("vote", "weighted by the three terms", _THREE_TERMS),
+    "vote, all terms": Strategy("vote", "weighted by every score", _ALL),
+    "oracle": Strategy("bound", "right if any candidate is"),
+}
+"""Every strategy by name. `forward tuned` is `all terms` without what the reverse model says."""

@@ -1,0 +1,167 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ledom.data import tokenise
+from ledom.data.problems import split_of
+from ledom.data.shards import Batches, TokenStore
+from ledom.data.tokenise import DataConfig, PreparedData, prepare_data
+from ledom.errors import CheckpointError, InputError, OutputError, RecipeError
+from ledom.model.tokenizer import EOS_TOKEN, Tokenizer
+from ledom.records import Document, Problem, write_records
+
+
+def texts_of(data: PreparedData, store: TokenStore) -> list[str]:
+    """The documents of a store, decoded."""
+    starts = [0, *store.ends.tolist()]
+    return [
+        data.tokenizer.decode(store.tokens[start:end].tolist())
+        for start, end in zip(starts, starts[1:], strict=False)
+    ]
+
+
+def write_documents(path: Path, count: int) -> list[str]:
+    documents = [
+        Document(id=f"d{i}", text=f"Document {i} has {i * i} words.") for i in range(count)
+    ]
+    write_records(path, documents)
+    return [d.text for d in documents]
+
+
+def test_the_generator_gives_disjoint_parts(tmp_path):
+    config = DataConfig(num_documents=200, num_valid=20, vocab_size=400)
+    data = prepare_data(config, tmp_path)
+    train, valid = texts_of(data, data.train), texts_of(data, data.valid)
+    assert (len(train), len(valid)) == (200, 20)
+    for split, texts in (("train", train), ("valid", valid)):
+        for text in texts:
+            question, _, solution = text.partition("\n\n")
+            assert split_of(question) == split
+            assert "#### " in solution
+    assert data.tokenizer.vocab_size == 400
+    windows = [w for step in range(8) for w in Batches(data.train, 25, 4096, seed=0)[step]]
+    assert {data.tokenizer.decode(w.tolist()) for w in windows} == set(train)
+
+
+def test_problems_become_rendered_pairs(tmp_path, problems):
+    write_records(tmp_path / "p.jsonl", problems)
+    config = DataConfig(
+        train=str(tmp_path / "p.jsonl"),
+        pair_format="Q {question} A {solution}",
+        vocab_size=400,
+    )
+    data = prepare_data(config, tmp_path / "data")
+    rendered = [f"Q {p.question} A {p.solution}" for p in problems]
+    assert texts_of(data, data.valid) == [rendered[0], rendered[50], rendered[100]]
+    assert texts_of(data, data.train) == rendered[1:50] + rendered[51:100] + rendered[101:]
+
+
+def test_documents_are_taken_as_they_are(tmp_path):
+    texts = write_documents(tmp_path / "d.jsonl", 60)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    data = prepare_data(config, tmp_path / "data")
+    assert texts_of(data, data.valid) == [texts[0], texts[50]]
+    assert texts_of(data, data.train) == texts[1:50] + texts[51:]
+
+
+def test_a_validation_file_and_limits(tmp_path):
+    texts = write_documents(tmp_path / "d.jsonl", 20)
+    valid = write_documents(tmp_path / "v.jsonl", 10)
+    config = DataConfig(
+        train=str(tmp_path / "d.jsonl"),
+        valid=str(tmp_path / "v.jsonl"),
+        num_documents=5,
+        num_valid=3,
+        vocab_size=300,
+    )
+    data = prepare_data(config, tmp_path / "data")
+    assert texts_of(data, data.train) == texts[:5]
+    assert texts_of(data, data.valid) == valid[:3]
+
+
+def test_prepared_data_are_used_again(tmp_path, monkeypatch):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    first = prepare_data(config, tmp_path / "data")
+
+    def never(*_, **__):
+        raise AssertionError("done twice")
+
+    monkeypatch.setattr(tokenise, "write_store", never)
+    monkeypatch.setattr(tokenise, "train_tokenizer", never)
+    second = prepare_data(config, tmp_path / "data")
+    assert second.train.manifest == first.train.manifest
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+
+
+def test_other_settings_are_refused(tmp_path):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    prepare_data(config, tmp_path / "data")
+    with pytest.raises(InputError, match="data: was prepared with other data settings"):
+        prepare_data(config.model_copy(update={"vocab_size": 301}), tmp_path / "data")
+
+
+def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
+    texts = write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    with monkeypatch.context() as patch:
+        whole = tokenise.write_store
+
+        def break_off(folder, *rest, **notes):
+            if folder.name == "valid":
+                raise KeyboardInterrupt
+            return whole(folder, *rest, **notes)
+
+        patch.setattr(tokenise, "write_store", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_data(config, tmp_path / "data")
+    data = prepare_data(config, tmp_path / "data")
+    assert texts_of(data, data.train) + texts_of(data, data.valid) == texts[1:] + texts[:1]
+
+
+def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, tokenizer):
+    """Its document-end token has another name, which tokenizer_config.json tells."""
+    own = tmp_path / "own"
+    own.mkdir()
+    content = tokenizer.backend.to_str().replace(json.dumps(EOS_TOKEN), '"</s>"')
+    (own / "tokenizer.json").write_text(content)
+    (own / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own / "tokenizer.json"))
+    data = prepare_data(config, tmp_path / "data")
+    assert data.tokenizer.eos_token == "</s>"
+    assert data.train.eos_id == Tokenizer.load(own).eos_id
+    with pytest.raises(CheckpointError, match=r"none\.json: no such file"):
+        prepare_data(config.model_copy(update={"tokenizer": "none.json"}), tmp_path / "other")
+
+
+def test_a_bad_line_of_documents_is_the_one_named(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"id": "a", "text": "x"}\n{"id": "b", "txt": "y"}\n')
+    with pytest.raises(InputError, match=r"d\.jsonl:2: missing key 'text'"):
+        prepare_data(DataConfig(train=str(file)), tmp_path / "data")
+
+
+def test_a_problem_without_solution_is_refused(tmp_path):
+    write_records(tmp_path / "p.jsonl", [Problem(id="a", question="q", answer="1")])
+    with pytest.raises(InputError, match=r"p\.jsonl: problem 'a' has no solution to train on"):
+        prepare_data(DataConfig(train=str(tmp_path / "p.jsonl")), tmp_path / "data")
+
+
+def test_too_few_records_to_hold_some_out_are_refused(tmp_path):
+    write_documents(tmp_path / "d.jsonl", 1)
+    with pytest.raises(InputError, match=r"d\.jsonl: nothing is left to train on"):
+        prepare_data(DataConfig(train=str(tmp_path / "d.jsonl")), tmp_path / "data")
+
+
+def test_the_generator_needs_a_number(tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.num_documents is missing"):
+        prepare_data(DataConfig(), tmp_path / "data")
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/data: cannot be written"):
+        prepare_data(DataConfig(num_documents=1), tmp_path / "file" / "data")

@@ -1,0 +1,105 @@
+"""The measured part of a report, against numbers worked out on made pools."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ledom.evaluate.selection import measure
+from ledom.reward.strategies import FEATURES, Pools
+from ledom.reward.tune import TunedWeights, tune
+
+NUM_PROBLEMS = 200
+
+
+@pytest.fixture(scope="module")
+def pools() -> Pools:
+    """Half of the candidates are right; log P(x|y) tells which, nothing else does."""
+    rng = np.random.default_rng(0)
+    shape = (NUM_PROBLEMS, 6)
+    correct = np.tile([True, False, True, False, True, False], (NUM_PROBLEMS, 1))
+    features = {name: rng.normal(size=shape) for name in FEATURES}
+    features["reverse"] = np.where(correct, 0.0, -50.0) + rng.normal(size=shape)
+    return Pools(
+        problem_ids=[str(i) for i in range(NUM_PROBLEMS)],
+        features=features,
+        answers=np.tile([0, 1, 0, 2, 0, 3], (NUM_PROBLEMS, 1)),
+        correct=correct,
+        mask=np.ones(shape, bool),
+        greedy=np.array([1.0, 0.0] * (NUM_PROBLEMS // 2)),
+        groups=["a", "b"] * (NUM_PROBLEMS // 2),
+    )
+
+
+@pytest.fixture(scope="module")
+def report(pools: Pools) -> dict:
+    tuned = tune(pools, [])
+    return measure(pools, tuned)
+
+
+def by_name(report: dict) -> dict[str, dict]:
+    return {row["name"]: row for row in report["strategies"]}
+
+
+def test_accuracies(report: dict) -> None:
+    rows = by_name(report)
+    assert rows["greedy"]["accuracy"]["mean"] == pytest.approx(0.5)
+    assert rows["random"]["accuracy"]["mean"] == pytest.approx(0.5)
+    assert rows["random"]["accuracy"]["low"] == pytest.approx(0.5)  # the same for every problem
+    assert rows["reverse only"]["accuracy"]["mean"] == 1.0
+    assert rows["majority"]["accuracy"]["mean"] == 1.0
+    assert rows["oracle"]["accuracy"]["mean"] == 1.0
+    versus = rows["reverse only"]["versus"]
+    assert versus["random"]["mean"] == pytest.approx(0.5)
+    assert 0.4 < versus["greedy"]["low"] < 0.5 < versus["greedy"]["high"] < 0.6
+
+
+def test_headline_differences(report: dict) -> None:
+    claims = {row["claim"]: row["difference"] for row in report["headline"]}
+    assert len(claims) == 5
+    assert claims["Reverse Reward beats a random candidate"]["low"] > 0.4
+    assert claims["Picking: the reverse scores add to the forward ones"]["low"] > 0.3
+
+
+def test_accuracy_against_n(report: dict) -> None:
+    curves = report["accuracy_by_n"]
+    assert curves["n"] == [1, 2, 4, 6]
+    oracle = curves["strategies"]["oracle"]
+    # 1 - C(3, n) / C(6, n): the chance that a subset has a right one.
+    for value, expected in zip(oracle, [0.5, 0.8, 1.0, 1.0], strict=True):
+        assert value == pytest.approx(expected, abs=0.02)
+    assert curves["strategies"]["reverse reward"][-1] == 1.0
+
+
+def test_accuracy_against_lambda(report: dict) -> None:
+    curve = report["accuracy_by_lambda"]
+    assert curve["lambda"][0] == 0.0
+    assert curve["lambda"][-1] == 1.0
+    assert curve["accuracy"][0] < 0.65  # the forward score is noise here
+    assert curve["chosen"] in curve["lambda"]
+
+
+def test_auc_of_every_score(report: dict) -> None:
+    aucs = {row["score"]: row["auc"]["mean"] for row in report["auc"]}
+    assert aucs[FEATURES["reverse"][1]] == 1.0
+    assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
+
+
+def test_reliability_counts_every_problem(report: dict) -> None:
+    bins = report["reliability"]["bins"]
+    assert sum(row["count"] for row in bins) == NUM_PROBLEMS
+    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in bins)
+
+
+def test_groups(report: dict) -> None:
+    rows = {row["group"]: row for row in report["by_group"]}
+    assert rows["a"]["num_problems"] == rows["b"]["num_problems"] == NUM_PROBLEMS // 2
+    assert rows["a"]["accuracy"]["greedy"] == 1.0
+    assert rows["b"]["accuracy"]["greedy"] == 0.0
+
+
+def test_strategies_without_weights_are_left_out(pools: Pools) -> None:
+    report = measure(pools, TunedWeights({}, 0, 0, frozenset()))
+    assert "all terms" not in by_name(report)
+    assert "forward" in by_name(report)
+    assert report["accuracy_by_lambda"] is None

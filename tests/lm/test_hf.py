@@ -1,0 +1,185 @@
+"""The torch backend against plain transformers, and against itself in other batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import ledom
+from ledom.errors import InputError
+from ledom.lm.base import Sampling, Target
+from ledom.lm.hf import HFLanguageModel
+from ledom.records import Problem
+
+TEXTS = [
+    "Ava has 12 apples.\n\n12 + 3 = 15\n#### 15",
+    "naïve café, 数学は楽しい 🎉🎉",
+    "שלום עולם 42",
+    "7",
+]
+
+
+@pytest.fixture(scope="module", params=["forward", "reverse"])
+def lm(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> HFLanguageModel:
+    """Both directions, in turn."""
+    loaded = ledom.load(checkpoints[request.param], device="cpu", rows=8)
+    assert isinstance(loaded, HFLanguageModel)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def plain(lm: HFLanguageModel) -> PreTrainedModel:
+    """The same weights as transformers loads them."""
+    return AutoModelForCausalLM.from_pretrained(lm.path, dtype=torch.float32).eval()
+
+
+def whole(lm: HFLanguageModel, text: str) -> Target:
+    """All of a framed text that has context: all but the first token in model order."""
+    ids = lm.frame(lm.tokenizer.encode(text).ids)
+    reverse = str(lm.direction) == "reverse"
+    return Target(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
+
+
+@torch.no_grad()
+def by_hand(plain: PreTrainedModel, ids: list[int], reverse: bool) -> list[float]:
+    """Per-token log-probabilities in reading order, one text at a time, flipped by hand."""
+    fed = list(reversed(ids)) if reverse else ids
+    logprobs = plain(torch.tensor([fed])).logits[0].log_softmax(-1)
+    values = [logprobs[i - 1, fed[i]].item() for i in range(1, len(fed))]
+    return list(reversed(values)) if reverse else values
+
+
+def test_logprobs_equal_plain_transformers(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+    for text in TEXTS:
+        target = whole(lm, text)
+        expected = by_hand(plain, list(target.ids), str(lm.direction) == "reverse")
+        np.testing.assert_allclose(lm.logprobs([target])[0], expected, atol=1e-5)
+
+
+def test_batching_and_order_change_nothing(lm: HFLanguageModel) -> None:
+    targets = [whole(lm, text) for text in TEXTS * 3]
+    alone = [lm.logprobs([target])[0] for target in targets]
+    lm.tokens_per_batch = 40
+    small = lm.logprobs(targets)
+    lm.tokens_per_batch = 4096
+    backwards = lm.logprobs(targets[::-1])[::-1]
+    for a, b, c in zip(alone, small, backwards, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4)
+        np.testing.assert_allclose(c, a, atol=1e-4)
+
+
+def test_a_span_is_a_part_of_the_whole(lm: HFLanguageModel) -> None:
+    target = whole(lm, TEXTS[0])
+    every = lm.logprobs([target])[0]
+    start, end = target.start + 3, target.end - 4
+    part = lm.logprobs([Target(target.ids, start, end)])[0]
+    np.testing.assert_allclose(part, every[3:-4], atol=1e-5)
+    assert len(lm.logprobs([Target(target.ids, 4, 4)])[0]) == 0
+
+
+def test_an_empty_text_still_has_its_frame(lm: HFLanguageModel) -> None:
+    target = whole(lm, "")
+    assert len(target.ids) == 2
+    assert len(lm.logprobs([target])[0]) == 1
+
+
+def test_no_targets_no_work(lm: HFLanguageModel) -> None:
+    assert lm.logprobs([]) == []
+    assert list(lm.generate([], Sampling())) == []
+
+
+def test_bad_targets_are_refused(lm: HFLanguageModel) -> None:
+    ids = list(whole(lm, TEXTS[0]).ids)
+    with pytest.raises(InputError, match="no context"):
+        lm.logprobs([Target(ids, 0, len(ids))])
+    with pytest.raises(InputError, match="no span"):
+        lm.logprobs([Target(ids, 3, len(ids) + 1)])
+    with pytest.raises(InputError, match=f"context of {lm.context}"):
+        lm.logprobs([Target([5] * (lm.context + 2), 4, 6)])
+
+
+def prompts(problems: list[Problem], count: int) -> list[str]:
+    return [problem.question[: 20 + 7 * i] for i, problem in enumerate(problems[:count])]
+
+
+def test_greedy_equals_generate(
+    lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
+) -> None:
+    """Token for token, with more prompts than rows, so that rows are given to the next."""
+    texts = prompts(problems, 20)
+    made = dict(lm.generate(texts, Sampling(temperature=0, max_tokens=24)))
+    reverse = str(lm.direction) == "reverse"
+    eos = lm.tokenizer.eos_id
+    for place, text in enumerate(texts):
+        ids = lm.tokenizer.encode(text).ids
+        context = [eos, *(reversed(ids) if reverse else ids)]
+        out = plain.generate(
+            torch.tensor([context]), do_sample=False, max_new_tokens=24, pad_token_id=eos
+        )[0, len(context) :].tolist()
+        new = out[: out.index(eos)] if eos in out else out
+        assert made[place][0].ids == (new[::-1] if reverse else new)
+        assert made[place][0].finish_reason == ("stop" if eos in out else "length")
+        assert made[place][0].text == lm.tokenizer.decode(made[place][0].ids)
+
+
+def test_samples_do_not_depend_on_the_batch(lm: HFLanguageModel, problems: list[Problem]) -> None:
+    texts = prompts(problems, 6)
+    sampling = Sampling(temperature=0.9, max_tokens=16, seed=3)
+    together = dict(lm.generate(texts, sampling, num_samples=5))
+    for place, text in enumerate(texts):
+        alone = dict(lm.generate([text], sampling, num_samples=5))[0]
+        assert [g.ids for g in alone] == [g.ids for g in together[place]]
+    ids = [tuple(g.ids) for g in together[0]]
+    assert len(set(ids)) > 1, "samples of one prompt differ"
+    other = dict(lm.generate(texts, Sampling(temperature=0.9, max_tokens=16, seed=4), 5))
+    assert [g.ids for g in other[0]] != [g.ids for g in together[0]]
+
+
+def test_samples_follow_the_models_distribution(
+    lm: HFLanguageModel, plain: PreTrainedModel
+) -> None:
+    """The first token's frequencies over many samples against the model's own probabilities."""
+    lm.rows, before = 256, lm.rows
+    try:
+        sampling = Sampling(temperature=0.5, max_tokens=1, seed=1)
+        samples = dict(lm.generate(["7"], sampling, num_samples=4000))[0]
+    finally:
+        lm.rows = before
+    eos = lm.tokenizer.eos_id
+    with torch.no_grad():
+        logits = plain(torch.tensor([[eos, *lm.tokenizer.encode("7").ids]])).logits[0, -1]
+    probabilities = (logits / 0.5).softmax(-1)
+    drawn = [g.ids[0] if g.ids else eos for g in samples]
+    for token in probabilities.topk(3).indices.tolist():
+        expected = probabilities[token].item()
+        error = (expected * (1 - expected) / 4000) ** 0.5
+        assert abs(drawn.count(token) / 4000 - expected) < 5 * error
+
+
+def test_top_k_and_top_p_keep_to_the_likeliest(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+    eos = lm.tokenizer.eos_id
+    with torch.no_grad():
+        logits = plain(torch.tensor([[eos, *lm.tokenizer.encode("7").ids]])).logits[0, -1]
+    order = logits.softmax(-1).sort(descending=True)
+    allowed = set(order.indices[:3].tolist())
+    samples = dict(lm.generate(["7"], Sampling(top_k=3, max_tokens=1), num_samples=60))[0]
+    assert {g.ids[0] if g.ids else eos for g in samples} <= allowed
+    nucleus = order.indices[: int((order.values.cumsum(0) < 0.3).sum()) + 1].tolist()
+    samples = dict(lm.generate(["7"], Sampling(top_p=0.3, max_tokens=1), num_samples=60))[0]
+    assert {g.ids[0] if g.ids else eos for g in samples} <= set(nucleus)
+
+
+def test_bad_requests_are_refused(lm: HFLanguageModel) -> None:
+    with pytest.raises(InputError, match="do not fit the model's context of 512"):
+        list(lm.generate(["1 " * 400], Sampling(max_tokens=200)))
+    with pytest.raises(InputError, match="num_samples is 0"):
+        list(lm.generate(["1"], Sampling(), num_samples=0))
+    for bad in ({"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_tokens": 0}, {"seed": -1}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            Sampling(**bad)
+    with pytest.raises(InputError, match="temperature"):
+        Sampling(temperature=float("nan"))

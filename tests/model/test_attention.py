@@ -1,0 +1,105 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ledom.model.attention import packed_attention
+from ledom.model.checkpoint import build_model
+
+SIZES = [5, 9, 1, 30]
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer, tiny_config):
+    """Four query heads over two heads of keys and values."""
+    return build_model(tiny_config, tokenizer, 0).eval()
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    """The same weights with transformers' own attention."""
+    config = type(model.config)(**{**model.config.to_dict(), "attn_implementation": "sdpa"})
+    other = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    other.load_state_dict(model.state_dict())
+    assert other.config._attn_implementation == "sdpa"
+    return other
+
+
+@pytest.fixture(scope="module")
+def documents(tokenizer):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(tokenizer.vocab_size, (1, size), generator=generator) for size in SIZES]
+
+
+def run_packed(model, documents, borders):
+    return model(
+        input_ids=torch.cat(documents, dim=1),
+        position_ids=torch.cat([torch.arange(d.shape[1]) for d in documents])[None],
+        use_cache=False,
+        cu_seq_lens_q=borders,
+    ).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_packed_documents_are_as_each_alone(model, plain, documents, as_tensor):
+    borders = [0, 5, 14, 15, 45]
+    packed = run_packed(model, documents, torch.tensor(borders) if as_tensor else borders)
+    for document, logits in zip(documents, packed.split(SIZES, dim=1), strict=True):
+        alone = model(input_ids=document, use_cache=False).logits
+        theirs = plain(input_ids=document, use_cache=False).logits
+        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits, theirs, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_without_borders_documents_would_leak(model, documents):
+    """So the test above can fail: context does change these logits."""
+    packed = run_packed(model, documents, None)
+    alone = model(input_ids=documents[1], use_cache=False).logits
+    assert (packed[:, 5:14] - alone).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_a_batch_of_rows_is_as_each_row_alone(model, documents):
+    rows = torch.cat([documents[3], documents[3].flip(1)])
+    both = model(input_ids=rows, use_cache=False).logits
+    for row, logits in zip(rows, both, strict=True):
+        alone = model(input_ids=row[None], use_cache=False).logits[0]
+        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
+
+
+def naive(query, key, value, borders, scale):
+    """Softmax attention one query at a time, in doubles."""
+    query, key, value = query.double(), key.double(), value.double()
+    heads, length, _ = query.shape[1:]
+    group = heads // key.shape[1]
+    out = torch.zeros(1, length, heads, value.shape[-1], dtype=torch.float64)
+    for head in range(heads):
+        for start, end in zip(borders, borders[1:], strict=False):
+            for at in range(start, end):
+                seen = slice(start, at + 1)
+                scores = key[0, head // group, seen] @ query[0, head, at] * scale
+                weights = torch.exp(scores - scores.max())
+                out[0, at, head] = weights / weights.sum() @ value[0, head // group, seen]
+    return out
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("borders", [[0, 7], [0, 2, 3, 7]])
+def test_attention_by_hand(heads, kv_heads, borders):
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(1, heads, 7, 8, generator=generator)
+    key, value = torch.randn(2, 1, kv_heads, 7, 8, generator=generator)
+    out, weights = packed_attention(
+        torch.nn.Module(), query, key, value, None, scaling=0.3, cu_seq_lens_q=borders
+    )
+    assert weights is None
+    assert out.shape == (1, 7, heads, 8)
+    torch.testing.assert_close(
+        out.double(), naive(query, key, value, borders, 0.3), atol=1e-5, rtol=0
+    )
+
+
+def test_borders_that_do_not_fill_the_row_are_refused(model, documents):
+    with pytest.raises(RuntimeError, match="split"):
+        run_packed(model, documents, [0, 5, 14])

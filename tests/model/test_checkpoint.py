@@ -1,0 +1,232 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ledom.direction import Direction
+from ledom.errors import CheckpointError, DirectionError, OutputError
+from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ledom.model.tokenizer import Tokenizer, train_tokenizer
+from ledom.pairs import PairFormat
+
+IDS = torch.tensor([[0, 40, 41, 42, 99, 7]])
+
+
+@pytest.fixture
+def folder(tmp_path, checkpoints):
+    """A copy of the reverse model's folder, to be damaged."""
+    return shutil.copytree(checkpoints["reverse"], tmp_path / "model")
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    kept = {key: value for key, value in config.items() if value != "REMOVE"}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+def test_equal_seeds_give_equal_weights(tokenizer, tiny_config):
+    first, again, other = (build_model(tiny_config, tokenizer, seed) for seed in (3, 3, 4))
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name])
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    assert first.config.vocab_size == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_what_is_saved_is_loaded(tmp_path, tokenizer, tiny_config, direction):
+    model = build_model(tiny_config, tokenizer, 0)
+    pair_format = PairFormat("Q {question} A {solution}")
+    save_checkpoint(tmp_path / "m", model, tokenizer, direction, pair_format)
+    loaded = load_checkpoint(tmp_path / "m")
+    assert loaded.direction is direction
+    assert loaded.pair_format == pair_format
+    assert loaded.framed
+    assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
+    assert not loaded.model.training
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.model.state_dict()[name])
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, loaded.model(IDS).logits)
+
+
+def test_bf16_weights(tmp_path, tokenizer, tiny_config):
+    model = build_model(tiny_config, tokenizer, 0)
+    save_checkpoint(
+        tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat(), torch.bfloat16
+    )
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert model.dtype == torch.float32  # the one in memory is left alone
+    loaded = load_checkpoint(tmp_path / "m").model
+    assert loaded.dtype == torch.float32
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight.bfloat16().float(), loaded.state_dict()[name])
+    assert load_checkpoint(tmp_path / "m", dtype=torch.bfloat16).model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_tied_weights_are_stored_once_and_load_tied(tmp_path, tokenizer, tiny_config, dtype):
+    model = build_model(tiny_config, tokenizer, 0)
+    save_checkpoint(tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat(), dtype)
+    assert "lm_head.weight" not in load_file(tmp_path / "m" / "model.safetensors")
+    loaded = load_checkpoint(tmp_path / "m").model
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_nothing_is_printed(tmp_path, tokenizer, tiny_config, capfd):
+    model = build_model(tiny_config, tokenizer, 0)
+    save_checkpoint(tmp_path / "m", model, tokenizer, Direction.FORWARD, PairFormat())
+    load_checkpoint(tmp_path / "m")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_direction_survives_save_pretrained(tmp_path, checkpoints):
+    loaded = load_checkpoint(checkpoints["reverse"])
+    loaded.model.save_pretrained(tmp_path)
+    loaded.tokenizer.save(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["ledom_direction"] == "reverse"
+    assert load_checkpoint(tmp_path).direction is Direction.REVERSE
+
+
+@pytest.mark.parametrize("asked", ["forward", Direction.FORWARD])
+def test_the_wrong_direction_is_refused(checkpoints, asked):
+    with pytest.raises(DirectionError, match="a reverse model, asked for as forward"):
+        load_checkpoint(checkpoints["reverse"], asked)
+    assert load_checkpoint(checkpoints["forward"], asked).direction is Direction.FORWARD
+
+
+def test_a_foreign_checkpoint_must_be_told_its_direction(folder):
+    change_config(folder, ledom_direction="REMOVE", ledom_pair_format="REMOVE")
+    with pytest.raises(DirectionError, match="records no direction"):
+        load_checkpoint(folder)
+    with pytest.raises(DirectionError, match="the directions are forward and reverse"):
+        load_checkpoint(folder, "sideways")
+    forward = load_checkpoint(folder, "forward")
+    assert forward.direction is Direction.FORWARD
+    assert forward.pair_format == PairFormat()
+    assert not forward.framed  # its documents may never have begun with EOS
+    assert load_checkpoint(folder, "reverse").framed
+
+
+def test_an_unknown_recorded_direction_is_refused(folder):
+    change_config(folder, ledom_direction="sideways")
+    with pytest.raises(DirectionError, match="'sideways'; the directions are"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_cut_weights_are_refused(folder, kept):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match="model: cannot be loaded: "):
+        load_checkpoint(folder)
+
+
+def test_weights_that_lack_a_tensor_are_refused(folder):
+    """transformers would fill it at random and go on."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"the weights lack model\.layers\.1\.mlp\.up_proj"):
+        load_checkpoint(folder)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    change_config(folder, intermediate_size=128)
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_refused_by_name(folder, missing):
+    (folder / missing).unlink()
+    with pytest.raises(CheckpointError, match=f"(?s){folder}.*{missing}"):
+        load_checkpoint(folder)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none: no config\.json here"):
+        load_checkpoint(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"model_type": "none"}', '{"model_type": "llama", "hidden_size": "x"}'],
+)
+def test_a_damaged_config_is_refused(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder, "reverse")
+    assert str(caught.value).startswith(f"{folder}: cannot be loaded: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder, problems):
+    texts = [p.question for p in problems]
+    train_tokenizer(texts, 450).save(folder)
+    with pytest.raises(CheckpointError, match="the tokenizer has 450 tokens, the model only 400"):
+        load_checkpoint(folder)
+
+
+def test_saving_replaces_the_whole_folder(tmp_path, folder, tokenizer, tiny_config):
+    (folder / "leftover").touch()
+    model = build_model(tiny_config, tokenizer, 8)
+    save_checkpoint(folder, model, tokenizer, Direction.FORWARD, PairFormat())
+    assert not (folder / "leftover").exists()
+    assert load_checkpoint(folder).direction is Direction.FORWARD
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_saving_that_fails_leaves_the_old_folder(
+    tmp_path, folder, tokenizer, tiny_config, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Tokenizer, "save", full)
+    model = build_model(tiny_config, tokenizer, 8)
+    with pytest.raises(OutputError, match="model: cannot be written: .*No space left"):
+        save_checkpoint(folder, model, tokenizer, Direction.FORWARD, PairFormat())
+    assert load_checkpoint(folder).direction is Direction.REVERSE
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, tokenizer, tiny_config):
+    (tmp_path / "file").touch()
+    model = build_model(tiny_config, tokenizer, 0)
+    with pytest.raises(OutputError, match="file/model: cannot be written"):
+        save_checkpoint(
+            tmp_path / "file" / "model", model, tokenizer, Direction.FORWARD, PairFormat()
+        )
+
+
+def test_transformers_alone_loads_it(checkpoints, tmp_path, tokenizer):
+    """Without ledom: the same logits from the same ids, and the same tokens and EOS."""
+    code = f"""
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = {str(checkpoints["reverse"])!r}
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+with torch.no_grad():
+    logits = model(torch.tensor({IDS.tolist()})).logits
+ids = tokenizer("How many 🍎 are 12?")["input_ids"]
+torch.save((logits, ids, tokenizer.eos_token_id), {str(tmp_path / "out.pt")!r})
+import sys
+assert "ledom" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+    logits, ids, eos_id = torch.load(tmp_path / "out.pt")
+    with torch.no_grad():
+        ours = load_checkpoint(checkpoints["reverse"]).model(IDS).logits
+    torch.testing.assert_close(logits, ours, atol=1e-5, rtol=0)
+    assert ids == tokenizer.encode("How many 🍎 are 12?").ids
+    assert eos_id == tokenizer.eos_id

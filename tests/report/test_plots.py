@@ -1,0 +1,143 @@
+"""The figures: well-formed, self-contained, deterministic SVG with the text left as text."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from typing import Any
+
+import pytest
+
+from ledom.report import plots
+
+
+def _strategy(name: str, kind: str, mean: float | None) -> dict[str, Any]:
+    bounds = {"low": None, "high": None} if mean is None else {"low": mean - 0.1, "high": mean}
+    return {"name": name, "kind": kind, "accuracy": {"mean": mean, **bounds}}
+
+
+STRATEGIES = [
+    _strategy("greedy", "baseline", 0.4),
+    _strategy("reverse <reward> & $x^2$ $", "pick", 0.625),
+    _strategy("漢字 vote", "vote", 0.5),
+    _strategy("unmeasured", "vote", None),
+]
+BY_N = {"n": [1, 2, 4], "strategies": {"greedy": [0.4] * 3, "reward": [0.4, None, 0.625]}}
+BY_LAMBDA = {
+    "lambda": [0.0, 0.5, 1.0],
+    "accuracy": [0.4, 0.6, 0.5],
+    "low": [0.3, 0.5, None],
+    "high": [0.5, 0.7, 0.6],
+    "chosen": 0.5,
+}
+RELIABILITY = {
+    "score": "log P(x|y)",
+    "bins": [
+        {"mean_score": -2.0, "accuracy": 0.25, "low": 0.2, "high": 0.3, "count": 40},
+        {"mean_score": -1.0, "accuracy": 0.75, "low": None, "high": None, "count": 10},
+    ],
+}
+
+
+def _all_figures() -> list[str]:
+    return [
+        plots.strategies_figure(STRATEGIES),
+        plots.by_n_figure(BY_N, {"greedy": "baseline"}),
+        plots.by_lambda_figure(BY_LAMBDA),
+        plots.reliability_figure(RELIABILITY),
+    ]
+
+
+def _texts(svg: str) -> list[str]:
+    elements = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(element.itertext()) for element in elements]
+
+
+def test_figures_are_self_contained_svg_elements() -> None:
+    for svg in _all_figures():
+        assert svg.startswith("<svg ")
+        assert svg.endswith("</svg>")
+        assert set(re.findall(r"https?://[^\"]*", svg)) <= {
+            "http://www.w3.org/2000/svg",
+            "http://www.w3.org/1999/xlink",
+        }
+        assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', svg))
+        assert ElementTree.fromstring(svg).get("role") == "img"
+
+
+def test_ids_are_unique_across_figures_and_references_resolve() -> None:
+    page = "".join(_all_figures())
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    references = re.findall(r'href="#([^"]*)"', page) + re.findall(r"url\(#([^)]*)\)", page)
+    assert references
+    assert set(references) <= set(ids)
+
+
+def test_figures_are_deterministic() -> None:
+    assert _all_figures() == _all_figures()
+
+
+def test_names_stay_text_and_are_not_read_as_mathematics() -> None:
+    texts = _texts(plots.strategies_figure(STRATEGIES))
+    assert {"greedy", "reverse <reward> & $x^2$ $", "漢字 vote", "62.5"} <= set(texts)
+    assert "Baselines" in texts
+    assert "Bounds" not in texts
+    assert "unmeasured" not in texts
+
+
+def test_a_long_name_is_shortened() -> None:
+    texts = _texts(plots.strategies_figure([_strategy("n" * 500, "pick", 0.5)]))
+    assert "n" * 43 + "…" in texts
+
+
+def test_lines_are_labelled_with_their_last_value() -> None:
+    texts = {" ".join(text.split()) for text in _texts(plots.by_n_figure(BY_N, {}))}
+    assert {"greedy 40.0", "reward 62.5"} <= texts
+
+
+def test_lambda_figure_marks_the_chosen_value() -> None:
+    assert "chosen 0.5" in _texts(plots.by_lambda_figure(BY_LAMBDA))
+    assert not re.search("chosen", plots.by_lambda_figure({**BY_LAMBDA, "chosen": None}))
+
+
+def test_colours_are_variables_that_a_page_can_set() -> None:
+    for svg in _all_figures():
+        assert "var(--fig-ink, #1c2024)" in svg or "var(--fig-muted, #667080)" in svg
+        bare = re.sub(r"var\([^)]*\)", "", svg)
+        assert not re.search(r": #(?!0{6}|f{6})[0-9a-f]{6}", bare)
+
+
+def test_nothing_to_draw_gives_nothing() -> None:
+    assert plots.strategies_figure([_strategy("unmeasured", "pick", None)]) == ""
+    assert plots.by_n_figure({}, {}) == ""
+    assert plots.by_n_figure({"n": [0, 1], "strategies": {"a": [0.5, None]}}, {}) == ""
+    assert plots.by_lambda_figure({"lambda": [0.1], "accuracy": [None]}) == ""
+    assert plots.reliability_figure({"score": "s", "bins": []}) == ""
+
+
+def test_a_single_point_is_drawn() -> None:
+    assert plots.by_n_figure({"n": [4], "strategies": {"a": [0.5]}}, {})
+    assert plots.by_lambda_figure({"lambda": [0.1], "accuracy": [0.5]})
+    assert plots.strategies_figure([{"name": "a", "kind": "pick", "accuracy": {"mean": 1}}])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ([1.0, 5.0, 9.0], [1.0, 5.0, 9.0]),  # far enough apart: left alone
+        ([3.0, 3.0], [2.0, 4.0]),  # equal: both give way, centred
+        ([0.0, 4.0, 1.0], [-0.5, 4.0, 1.5]),  # the first and last pushed apart
+        ([0.0, 1.0, 2.0], [-1.0, 1.0, 3.0]),
+    ],
+)
+def test_labels_are_spread(wanted: list[float], expected: list[float]) -> None:
+    assert plots._spread(wanted, gap=2.0) == pytest.approx(expected)
+
+
+def test_drawing_leaves_matplotlib_settings_alone() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    _all_figures()
+    assert dict(matplotlib.rcParams) == before

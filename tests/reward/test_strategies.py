@@ -1,0 +1,141 @@
+"""Every strategy on pools small enough to work out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ledom.errors import InputError
+from ledom.records import Candidate, Problem, Score
+from ledom.reward.strategies import STRATEGIES, Pools, build_pools, vote_shares
+
+PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")
+
+
+def score(index: int, target: str, values: list[float], spans: list[list[int]]) -> Score:
+    return Score(
+        problem_id="p",
+        index=index,
+        model="m",
+        direction="forward" if target == "y|x" else "reverse",  # type: ignore[arg-type]
+        target=target,  # type: ignore[arg-type]
+        logprob=sum(values),
+        num_tokens=len(values),
+        token_logprobs=values,
+        token_spans=spans,
+    )
+
+
+def pools(forward: list[float], answers: list[str], reverse: list[float] | None = None) -> Pools:
+    """One problem whose candidate i says `#### answers[i]` and has these summed scores."""
+    candidates = [
+        Candidate(problem_id="p", index=i, text=f"{chr(97 + i)}\n#### {answer}")
+        for i, answer in enumerate(answers)
+    ]
+    scores = [score(i, "y|x", [value], [[0, 4]]) for i, value in enumerate(forward)]
+    for i, value in enumerate(reverse or []):
+        scores += [score(i, "x|y", [value], [[0, 4]]), score(i, "y", [0.0], [[0, 4]])]
+    return build_pools([PROBLEM], candidates, scores)
+
+
+def accuracy(name: str, pool: Pools, weights: dict[str, float] | None = None) -> float:
+    return float(STRATEGIES[name].accuracy(pool, weights)[0])
+
+
+def test_picks_by_hand() -> None:
+    pool = pools([-1.0, -3.0, -2.0], ["3", "2", "3"], reverse=[-9.0, -7.0, -9.0])
+    assert accuracy("forward", pool) == 0.0
+    assert accuracy("reverse only", pool) == 1.0
+    assert accuracy("random", pool) == pytest.approx(1 / 3)
+    assert accuracy("oracle", pool) == 1.0
+    # (-1 - 9) / 2 = -5 against (-3 - 7) / 2 = -5: a tie, split evenly.
+    assert accuracy("reverse reward", pool, {"forward": 0.5, "reverse": 0.5}) == 0.5
+    assert accuracy("reverse reward", pool, {"forward": 0.25, "reverse": 0.75}) == 1.0
+    assert accuracy("reverse reward", pool, {"forward": 0.75, "reverse": 0.25}) == 0.0
+
+
+def test_votes_by_hand() -> None:
+    pool = pools([-1.0, -1.0, 0.0], ["3", "3.0", "2"])
+    assert accuracy("majority", pool) == 0.0  # 3 and 3.0 are one answer
+    # exp(0) = 1 against 2 exp(-1) = 0.74
+    assert accuracy("vote, forward", pool) == 1.0
+    shares = vote_shares(STRATEGIES["vote, forward"], pool, None)[0]
+    expected = 1 / (1 + 2 * np.exp(-1))
+    np.testing.assert_allclose(shares, [1 - expected, 1 - expected, expected])
+    assert accuracy("vote, forward", pool, {"forward": 0.5}) == 0.0  # 2 exp(-0.5) = 1.21
+
+
+def test_a_tied_vote_is_between_answers_not_candidates() -> None:
+    pool = pools([0.0] * 5, ["2", "3", "3", "2", "4"])
+    assert accuracy("majority", pool) == pytest.approx(0.5)
+
+
+def test_answers_that_cannot_be_read_do_not_vote() -> None:
+    pool = pools([0.0, 0.0, 0.0], ["", "", "2"])
+    assert accuracy("majority", pool) == 1.0
+    assert accuracy("random", pool) == pytest.approx(1 / 3)
+    nothing = pools([0.0, 0.0], ["", ""])
+    assert accuracy("majority", nothing) == 0.0
+
+
+def test_greedy_stands_apart() -> None:
+    candidates = [
+        Candidate(problem_id="p", index=0, text="#### 5"),
+        Candidate(problem_id="p", index=1, text="#### 2", greedy=True),
+    ]
+    pool = build_pools([PROBLEM], candidates, [score(0, "y|x", [-1.0], [[0, 4]])])
+    assert pool.mask.sum() == 1
+    assert accuracy("greedy", pool) == 1.0
+    assert accuracy("random", pool) == 0.0
+
+
+def test_features_by_hand() -> None:
+    """The numbers of the question (characters 8 and 12) are told apart from its words."""
+    candidates = [Candidate(problem_id="p", index=0, text="1 + 1 = 2")]
+    spans = [[0, 7], [7, 9], [9, 11], [11, 13], [13, 14]]
+    scores = [
+        score(0, "x|y", [-1.0, -2.0, -4.0, -8.0, -16.0], spans),
+        score(0, "y", [-0.5, -0.25], [[0, 7], [7, 9]]),
+    ]
+    features = build_pools([PROBLEM], candidates, scores).features
+    assert features["reverse"][0, 0] == -31
+    assert features["reverse_mean"][0, 0] == pytest.approx(-31 / 5)
+    assert features["premise"][0, 0] == -10
+    assert features["prior"][0, 0] == -0.75
+    assert "forward" not in features
+
+
+def test_a_label_in_the_file_wins() -> None:
+    candidates = [Candidate(problem_id="p", index=0, text="two", correct=True)]
+    pool = build_pools([PROBLEM], candidates, [score(0, "y|x", [-1.0], [[0, 3]])])
+    assert accuracy("forward", pool) == 1.0
+
+
+def test_equal_texts_share_the_score_of_the_first() -> None:
+    candidates = [Candidate(problem_id="p", index=i, text="#### 2") for i in (4, 7)]
+    pool = build_pools([PROBLEM], candidates, [score(4, "y|x", [-3.0], [[0, 4]])])
+    assert pool.features["forward"].tolist() == [[-3.0, -3.0]]
+
+
+def test_a_missing_score_is_named() -> None:
+    candidates = [Candidate(problem_id="p", index=i, text=f"#### {i}") for i in range(2)]
+    with pytest.raises(InputError, match="candidate 1 of problem 'p' has no score for y|x"):
+        build_pools([PROBLEM], candidates, [score(0, "y|x", [-3.0], [[0, 4]])])
+
+
+def test_sampling_keeps_n_without_replacement() -> None:
+    pool = pools([float(-i) for i in range(6)], [str(i) for i in range(6)])
+    rng = np.random.default_rng(0)
+    kept = [pool.sample(3, rng).features["forward"][0] for _ in range(200)]
+    assert all(len(set(row)) == 3 for row in kept)
+    counts = np.bincount((-np.concatenate(kept)).astype(int), minlength=6)
+    assert counts.min() > 60  # 100 each in expectation
+
+
+def test_every_strategy_is_described_and_of_a_known_kind() -> None:
+    pool = pools([-1.0, -2.0], ["2", "3"], reverse=[-1.0, -2.0])
+    for name, strategy in STRATEGIES.items():
+        assert strategy.description
+        assert strategy.available(pool)
+        value = accuracy(name, pool, dict.fromkeys(strategy.features, 1.0))
+        assert np.isnan(value) if name == "greedy" else value in (0.5, 1.0)

@@ -1,0 +1,350 @@
+"""The command line: the main job, and each kind of bad input in one clear line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import ledom.lm
+from ledom import cli
+from ledom.direction import Direction
+from ledom.lm.base import Generation, LanguageModel, Sampling
+from ledom.lm.fake import FakeLanguageModel
+from ledom.model.tokenizer import Tokenizer
+from ledom.records import Candidate, Problem, read_records, write_records
+
+Run = Callable[..., tuple[int, str]]
+
+QUESTIONS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(6)]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line; returns its exit code and what it printed."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ledom", *map(str, arguments)])
+        code: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        assert isinstance(code, int | None)
+        return code or 0, captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> dict[str, FakeLanguageModel]:
+    """Fake models in place of every model folder."""
+    models = {str(d): FakeLanguageModel(tokenizer, d) for d in Direction}
+
+    def load(path: str, direction: str, **options: object) -> LanguageModel:
+        return models[direction]
+
+    monkeypatch.setattr(ledom.lm, "load", load)
+    return models
+
+
+@pytest.fixture
+def problem_file(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    write_records(path, QUESTIONS)
+    return path
+
+
+@pytest.fixture
+def candidate_file(tmp_path: Path) -> Path:
+    path = tmp_path / "candidates.jsonl"
+    rows = [
+        Candidate(problem_id=p.id, index=i, text=f"so it is {i}\n#### {i}")
+        for p in QUESTIONS
+        for i in range(4)
+    ]
+    write_records(path, rows)
+    return path
+
+
+def check_refused(result: tuple[int, str], *parts: str) -> None:
+    """Exit code 2 and one line that names everything it should."""
+    code, text = result
+    assert code == 2, text
+    assert "Traceback" not in text
+    line = text.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+def test_rerank_from_problems_to_report(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("rerank", "--problems", problem_file, "--samples", 6, "--out", out)
+    code, text = run(*arguments)
+    assert code == 0, text
+    assert "report.html" in text
+    assert len(read_records(out / "candidates.jsonl", Candidate)) == 6 * 7  # the greedy one too
+    report = json.loads((out / "report.json").read_text())
+    names = [row["name"] for row in report["strategies"]]
+    assert {"greedy", "random", "forward", "reverse reward", "majority", "oracle"} <= set(names)
+    selected = (out / "selected.jsonl").read_text().splitlines()
+    assert [json.loads(row)["problem_id"] for row in selected] == [p.id for p in QUESTIONS]
+    # A second run uses what is there.
+    before = [model.num_scored for model in fakes.values()]
+    assert run(*arguments)[0] == 0
+    assert [model.num_scored for model in fakes.values()] == before
+    # Other settings are not mixed with it.
+    check_refused(run(*arguments, "--seed", 5), "candidates.jsonl", "seed: 0 there, 5 now")
+
+
+def test_tune_then_rerank_on_other_problems(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    out, weights = tmp_path / "tuning", tmp_path / "weights.yaml"
+    assert run("rerank", "--problems", problem_file, "--samples", 8, "--out", out)[0] == 0
+    code, text = run("tune", out, "--out", weights)
+    assert code == 0, text
+    check_refused(
+        run("rerank", "--problems", problem_file, "--weights", weights, "--out", tmp_path / "o"),
+        "'p0' is one of those that the weights were tuned on",
+    )
+    fresh = tmp_path / "fresh.jsonl"
+    write_records(fresh, [Problem(id="n", question="What is 9 + 1?", answer="2")])
+    code, text = run("rerank", "--problems", fresh, "--weights", weights, "--out", tmp_path / "o")
+    assert code == 0, text
+    report = json.loads((tmp_path / "o" / "report.json").read_text())
+    assert any("tuned on 6 other problems" in note for note in report["notes"])
+
+
+def test_given_candidates_need_no_forward_model(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    candidate_file: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = ("--problems", problem_file, "--candidates", candidate_file, "--forward", "none")
+    code, text = run("rerank", *arguments, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert not (tmp_path / "out" / "scores.forward.jsonl").exists()
+    names = json.loads((tmp_path / "out" / "report.json").read_text())["strategies"]
+    assert "forward" not in {row["name"] for row in names}
+
+
+def test_ctrl_c_keeps_finished_work(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampled: list[str] = []
+    real = FakeLanguageModel.generate
+
+    def interrupted(
+        self: FakeLanguageModel, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        for place, texts in real(self, prompts, sampling, num_samples):
+            if sampling.temperature > 0:
+                if len(sampled) == 3:
+                    raise KeyboardInterrupt
+                sampled.append(prompts[place])
+            yield place, texts
+
+    monkeypatch.setattr(FakeLanguageModel, "generate", interrupted)
+    arguments = ("rerank", "--problems", problem_file, "--samples", 4, "--out", tmp_path / "out")
+    code, text = run(*arguments)
+    assert code == 130
+    assert "run the same command again" in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "out" / "candidates.jsonl").exists()
+    again: list[str] = []
+
+    def watched(
+        self: FakeLanguageModel, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        again.extend(prompts if sampling.temperature > 0 else [])
+        return real(self, prompts, sampling, num_samples)
+
+    monkeypatch.setattr(FakeLanguageModel, "generate", watched)
+    assert run(*arguments)[0] == 0
+    assert len(again) == 3  # only those that were not finished
+    assert not set(again) & set(sampled)
+    kept = read_records(tmp_path / "out" / "candidates.jsonl", Candidate)
+    assert [c.problem_id for c in kept] == [p.id for p in QUESTIONS for _ in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ("problems.jsonl", "no such file")),
+        ("", ("problems.jsonl", "no Problem records")),
+        ("{nonsense\n", ("problems.jsonl:1", "not JSON")),
+        ('{"id": "a", "question": "q"}\n\n[1]\n', ("problems.jsonl:3", "expected a JSON object")),
+        ('{"id": "a"}\n', ("problems.jsonl:1", "missing key 'question'")),
+        ('{"id": "a", "question": 3}\n', ("problems.jsonl:1", "'question' is 3, expected str")),
+        ('{"id": "a", "question": "q"}\n' * 2, ("two problems have the id 'a'",)),
+    ],
+)
+def test_bad_problem_files(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    tmp_path: Path,
+    content: str | None,
+    parts: tuple[str, ...],
+) -> None:
+    path = tmp_path / "problems.jsonl"
+    if content is not None:
+        path.write_text(content)
+    check_refused(run("rerank", "--problems", path, "--out", tmp_path / "out"), *parts)
+
+
+def test_a_directory_is_no_problem_file(
+    run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
+) -> None:
+    check_refused(run("rerank", "--problems", tmp_path), str(tmp_path), "directory")
+
+
+def test_candidates_of_other_problems(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "candidates.jsonl"
+    arguments = (
+        "rerank",
+        "--problems",
+        problem_file,
+        "--candidates",
+        path,
+        "--out",
+        tmp_path / "out",
+    )
+    write_records(path, [Candidate(problem_id="zz", index=0, text="#### 1")])
+    check_refused(run(*arguments), "problem 'zz'", "not among the 6 problems")
+    write_records(path, [Candidate(problem_id="p0", index=0, text="#### 1")])
+    check_refused(run(*arguments), "5 of 6 problems have no candidates, the first is 'p1'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--lambda", "nan"), ("lambda is nan",)),
+        (("--lambda", "-0.5"), ("lambda is -0.5", "[0, 1]")),
+        (("--lambda", "1.5"), ("lambda is 1.5",)),
+        (("--samples", "0"), ("samples is 0", "at least 1")),
+        (("--samples", "many"), ("samples",)),
+        (("--temperature", "-1"), ("temperature is -1",)),
+        (("--top-p", "0"), ("top_p is 0",)),
+        (("--split", "exam"), ("unknown split 'exam'", "train, valid, tune, test")),
+        (("--forward", "none", "--reverse", "none"), ("neither candidates nor a forward model",)),
+        (("--weights", "nowhere.yaml"), ("nowhere.yaml", "cannot be read")),
+        (("--nonsense",), ("--nonsense",)),
+    ],
+)
+def test_bad_options(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:
+    out = tmp_path / "out"
+    check_refused(run("rerank", *arguments, "--num-problems", 2, "--out", out), *parts)
+    assert not out.exists()
+
+
+def test_answers_no_one_can_parse_are_counted_not_fatal(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "candidates.jsonl"
+    texts = ["#### 2", "no idea", "", "\x00\x01", "#### " + "9" * 10_000]
+    rows = [
+        Candidate(problem_id=p.id, index=i, text=text)
+        for p in QUESTIONS
+        for i, text in enumerate(texts)
+    ]
+    write_records(path, rows)
+    out = tmp_path / "out"
+    code, text = run("rerank", "--problems", problem_file, "--candidates", path, "--out", out)
+    assert code == 0, text
+    notes = json.loads((out / "report.json").read_text())["notes"]
+    assert any("give no answer that could be read" in note for note in notes)
+
+
+def test_a_solution_longer_than_the_context_is_cut_and_said(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    for model in fakes.values():
+        model.context = 100
+    path = tmp_path / "candidates.jsonl"
+    write_records(path, [Candidate(problem_id=p.id, index=0, text="7 " * 2000) for p in QUESTIONS])
+    out = tmp_path / "out"
+    code, text = run("rerank", "--problems", problem_file, "--candidates", path, "--out", out)
+    assert code == 0, text
+    notes = json.loads((out / "report.json").read_text())["notes"]
+    assert any("cut to the model's context" in note for note in notes)
+
+
+def test_a_model_of_the_wrong_direction(
+    run: Run, checkpoints: dict[str, Path], problem_file: Path, tmp_path: Path
+) -> None:
+    check_refused(
+        run("rerank", "--problems", problem_file, "--forward", checkpoints["reverse"]),
+        str(checkpoints["reverse"]),
+        "this is a reverse model, asked for as forward",
+    )
+
+
+def test_a_truncated_model_file(
+    run: Run, checkpoints: dict[str, Path], problem_file: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in checkpoints["forward"].iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    check_refused(
+        run("rerank", "--problems", problem_file, "--forward", broken),
+        str(broken),
+        "cannot be loaded",
+    )
+
+
+def test_an_unwritable_output_folder(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    check_refused(
+        run("rerank", "--problems", problem_file, "--out", out), str(out), "cannot be written"
+    )
+
+
+def test_generate_writes_before_or_after(run: Run, fakes: dict[str, FakeLanguageModel]) -> None:
+    code, text = run("generate", "#### 2", "--samples", 2)
+    assert code == 0
+    assert text.startswith("1 + 1 = ")
+    assert text.rstrip().endswith("#### 2")
+    code, text = run("generate", "What is 1 + 1?", "--direction", "forward")
+    assert text.startswith("What is 1 + 1?")
+
+
+def test_train_refuses_bad_recipes(run: Run, tmp_path: Path) -> None:
+    check_refused(run("train", tmp_path / "none.yaml"), "none.yaml", "no such file")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: x\nmodell: {}\n")
+    check_refused(run("train", recipe), "unknown key modell", "valid here: name, seed, data")
+    check_refused(run("train", recipe, "--direction", "up"), "r.yaml")
+
+
+def test_no_arguments_show_the_commands(run: Run) -> None:
+    code, text = run()
+    assert "rerank" in text
+    assert code in (0, 2)

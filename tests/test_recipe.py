@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ledom.errors import RecipeError
+from ledom.recipe import load_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("**/*.yaml"))
+
+TREE = {
+    "name": "test",
+    "data": {"num_documents": 10},
+    "model": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+    "optim": {"steps": 7},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(TREE))
+    return file
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path):
+    assert load_recipe(path).name
+
+
+def test_defaults_file_and_overrides(recipe):
+    plain = load_recipe(recipe)
+    assert (plain.optim.steps, plain.train.batch_size, plain.seed) == (7, 32, 0)
+    changed = load_recipe(recipe, ["optim.steps=9", "train.batch_size=4", "seed=3"])
+    assert (changed.optim.steps, changed.train.batch_size, changed.seed) == (9, 4, 3)
+
+
+@pytest.mark.parametrize("value", ["1e-3", "0.001", "1.0e-3"])
+def test_a_rate_may_be_written_in_any_way(recipe, value):
+    assert load_recipe(recipe, [f"optim.muon_lr={value}"]).optim.muon_lr == 0.001
+
+
+def test_a_value_may_hold_an_equals_sign(recipe):
+    changed = load_recipe(recipe, ["data.pair_format='Q={question} A={solution}'"])
+    assert changed.data.pair_format == "Q={question} A={solution}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.step=3", "unknown key optim.step; valid here: steps, muon_lr,"),
+        ("sede=3", "unknown key sede; valid here: name, seed, data, model, optim, train"),
+        ("model.layers=3", "unknown key model.layers; valid here: hidden_size,"),
+        ("train.batch=3", "unknown key train.batch; valid here: batch_size,"),
+        ("optim.steps=many", "key optim.steps is 'many'"),
+        ("optim.steps=1.5", "key optim.steps is 1.5"),
+        ("optim.steps=0", "key optim.steps is 0"),
+        ("optim.muon_lr=.nan", "key optim.muon_lr is nan"),
+        ("optim.warmup=1", "key optim.warmup is 1"),
+        ("seed=-1", "key seed is -1"),
+        ("train.precision=fp8", "key train.precision is 'fp8'"),
+        ("train=3", "key train is 3"),
+        ("model.hidden_size=33", "hidden_size 33 is no even multiple of num_attention_heads 2"),
+        ("optim.steps", "override 'optim.steps': write it as key.key=value"),
+        ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
+        ("data.pair_format={question} {solution}", "the value is not YAML"),
+        ("optim.steps=[1", "override 'optim.steps=[1': the value is not YAML"),
+    ],
+)
+def test_a_bad_override_is_named(recipe, override, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (["name"], "key name is missing"),
+        (["optim", "steps"], "key optim.steps is missing"),
+        (["model", "hidden_size"], "key model.hidden_size is missing"),
+    ],
+)
+def test_a_missing_key_is_named(tmp_path, missing, message):
+    tree = yaml.safe_load(yaml.safe_dump(TREE))
+    node = tree
+    for key in missing[:-1]:
+        node = node[key]
+    del node[missing[-1]]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(RecipeError, match=f"recipe.yaml: {message}"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a recipe is a mapping with name, seed, data, model, optim, train"),
+        (b"- a\n- b\n", "a recipe is a mapping"),
+        (b"a: [1\n", "not YAML"),
+        (b"name: caf\xe9\n", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"none\.yaml: no such file"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+def test_a_recipe_cannot_be_changed(recipe):
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe(recipe).optim.steps = 3

@@ -1,0 +1,93 @@
+"""A stage survives any stop: what was finished is kept, what was cut short is done again."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from ledom.errors import InputError, OutputError
+from ledom.records import Document, read_records
+from ledom.stage import Stage
+
+
+def document(number: int, size: int = 1) -> Document:
+    return Document(id=str(number), text="x" * size)
+
+
+def ids(stage: Stage[Document]) -> list[str]:
+    return [record.id for record in stage.records]
+
+
+def test_finished_work_is_reused(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    assert not stage.complete
+    stage.append([document(2), document(1)])
+    assert not path.exists()
+    stage.finish(key=lambda record: record.id)
+    assert [record.id for record in read_records(path, Document)] == ["1", "2"]
+    again = Stage(path, Document, {"seed": 1})
+    assert again.complete
+    assert ids(again) == ["1", "2"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "out.jsonl",
+        "out.jsonl.settings.json",
+    ]
+
+
+def test_a_line_cut_short_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    Stage(path, Document, {"seed": 1}).append([document(1), document(2)])
+    part = tmp_path / "out.jsonl.part"
+    part.write_bytes(part.read_bytes()[:-5])
+    stage = Stage(path, Document, {"seed": 1})
+    assert ids(stage) == ["1"]
+    stage.append([document(2)])
+    assert ids(Stage(path, Document, {"seed": 1})) == ["1", "2"]
+
+
+def test_a_part_without_a_whole_first_line_starts_again(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.part").write_text('{"seed"')
+    assert ids(Stage(tmp_path / "out.jsonl", Document, {"seed": 1})) == []
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    Stage(path, Document, {"seed": 1, "n": 4}).append([document(1)])
+    with pytest.raises(InputError, match=r"out.jsonl.part: .*seed: 1 there, 2 now"):
+        Stage(path, Document, {"seed": 2, "n": 4})
+    stage = Stage(path, Document, {"seed": 1, "n": 4})
+    stage.finish()
+    with pytest.raises(InputError, match="another output folder, or remove the file"):
+        Stage(path, Document, {"seed": 1, "n": 5})
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.part").write_text('{"seed": 1}\n{"id": 3}\n')
+    with pytest.raises(InputError, match=r"out.jsonl.part: damaged .*remove it"):
+        Stage(tmp_path / "out.jsonl", Document, {"seed": 1})
+
+
+def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
+    """A limit on the file's size is the kernel's own way to fail a write half-way."""
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(OutputError, match="run the same command again"):
+            stage.append([document(2, 1000), document(3, 5000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "out.jsonl.part").stat().st_size == 2000  # it really was cut half-way
+    assert ids(Stage(path, Document, {"seed": 1})) == ["1", "2"]
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    stage = Stage(tmp_path / "file" / "out.jsonl", Document, {})
+    with pytest.raises(OutputError, match=r"file/out.jsonl.part: cannot be written"):
+        stage.append([document(1)])

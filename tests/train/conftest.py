@@ -1,0 +1,50 @@
+"""A run small enough to train in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ledom.data.tokenise import DataConfig, PreparedData, prepare_data
+from ledom.model.presets import ModelConfig
+from ledom.recipe import Recipe, TrainConfig
+from ledom.records import Problem, write_records
+from ledom.train.optim import OptimConfig
+
+
+@pytest.fixture(scope="session")
+def recipe(
+    tmp_path_factory: pytest.TempPathFactory, problems: list[Problem], tiny_config: ModelConfig
+) -> Recipe:
+    """Thirty steps of four windows, a checkpoint every five."""
+    file = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    write_records(file, problems)
+    return Recipe(
+        name="test",
+        seed=1,
+        data=DataConfig(train=str(file), vocab_size=400),
+        model=tiny_config.model_copy(update={"initializer_range": 0.02}),
+        optim=OptimConfig(steps=30),
+        train=TrainConfig(
+            batch_size=4,
+            seq_len=64,
+            precision="float32",
+            validate_every=10,
+            checkpoint_every=5,
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
+    """Where the recipe's data lie, prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare_data(recipe.data, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(data_folder: Path) -> PreparedData:
+    """The recipe's data."""
+    return PreparedData(data_folder)

@@ -1,0 +1,321 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from ledom.data.shards import Batches
+from ledom.direction import Direction
+from ledom.errors import CheckpointError, LedomError, OutputError
+from ledom.model.checkpoint import build_model, load_checkpoint
+from ledom.train import loop, state
+from ledom.train.loop import packed_losses, train, validation_loss
+from ledom.train.optim import Muon
+
+FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest_checkpoint(folder):
+    file = sorted((folder / "checkpoints").glob("*.pt"))[-1]
+    return torch.load(file, weights_only=True)
+
+
+def assert_same_end(folder, other):
+    """Bit for bit the same weights, optimiser state and losses."""
+    ours, theirs = newest_checkpoint(folder), newest_checkpoint(other)
+    assert ours["step"] == theirs["step"] == 30
+    assert ours["model"].keys() == theirs["model"].keys()
+    for name, weight in ours["model"].items():
+        assert torch.equal(weight, theirs["model"][name]), name
+    for one, two in zip(ours["optimizers"], theirs["optimizers"], strict=True):
+        for index, values in one["state"].items():
+            assert all(torch.equal(value, two["state"][index][k]) for k, value in values.items())
+    model = "model/model.safetensors"
+    assert (folder / model).read_bytes() == (other / model).read_bytes()
+    for row, reference in zip(metrics_of(folder), metrics_of(other), strict=True):
+        for key in ("step", "loss", "tokens", "valid_loss"):
+            assert row.get(key) == reference.get(key)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, recipe, data):
+    """A finished run in each direction, and the progress it reported."""
+    runs = {}
+    for direction in Direction:
+        progress = []
+        folder = tmp_path_factory.mktemp(str(direction))
+        finished = train(recipe, direction, data, folder, progress.append)
+        runs[direction] = (folder, finished, progress)
+    return runs
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_a_run_lowers_the_loss(uninterrupted, recipe, data, direction):
+    folder, finished, progress = uninterrupted[direction]
+    rows = metrics_of(folder)
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    # Before the first step all 400 tokens are about equally likely.
+    assert rows[0]["loss"] == pytest.approx(math.log(400), abs=0.1)
+    losses = [row["loss"] for row in rows]
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.5
+    assert [row["step"] for row in rows if "valid_loss" in row] == [10, 20, 30]
+    assert rows[29]["valid_loss"] < rows[9]["valid_loss"]
+    assert [(p.step, p.loss, p.valid_loss) for p in progress] == [
+        (row["step"], row["loss"], row.get("valid_loss")) for row in rows
+    ]
+    assert {p.steps for p in progress} == {30}
+    checkpoint = load_checkpoint(finished, direction)
+    assert checkpoint.tokenizer.fingerprint == data.tokenizer.fingerprint
+    assert checkpoint.pair_format.template == recipe.data.pair_format
+
+
+def test_the_finished_model_is_the_last_checkpoint(uninterrupted):
+    folder, finished, _ = uninterrupted[REVERSE]
+    trained = newest_checkpoint(folder)["model"]
+    for name, weight in load_checkpoint(finished).model.state_dict().items():
+        assert torch.equal(weight, trained[name].bfloat16().float())
+
+
+def test_both_directions_see_the_same_documents(tmp_path, recipe, data, monkeypatch):
+    seen = {}
+    original = loop.packed_losses
+
+    def spy(model, windows, direction):
+        seen.setdefault(direction, []).append([window.tolist() for window in windows])
+        return original(model, windows, direction)
+
+    monkeypatch.setattr(loop, "packed_losses", spy)
+    short = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"steps": 3})})
+    for direction in Direction:
+        train(short, direction, data, tmp_path / str(direction))
+    assert seen[FORWARD] == seen[REVERSE]
+    batches = Batches(data.train, 4, 64, seed=1)
+    assert seen[FORWARD][:3] == [[w.tolist() for w in batches[step]] for step in range(3)]
+    rows = metrics_of(tmp_path / "forward")
+    assert [row["tokens"] for row in rows] == [
+        sum(len(w) - 1 for w in batch) for batch in seen[FORWARD][:3]
+    ]
+
+
+@torch.no_grad()
+def plain_losses(model, windows, flip):
+    """Each window alone, through transformers' own attention; ids flipped by hand."""
+    config = type(model.config)(**{**model.config.to_dict(), "attn_implementation": "sdpa"})
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    plain.load_state_dict(model.state_dict())
+    losses = []
+    for window in windows:
+        ids = window.tolist()
+        ids = torch.tensor([ids[len(ids) - 1 - i] for i in range(len(ids))] if flip else ids)
+        logits = plain(input_ids=ids[None, :-1], use_cache=False).logits[0]
+        losses.append(cross_entropy(logits, ids[1:], reduction="none"))
+    return torch.cat(losses)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("direction", Direction)
+def test_packed_losses_are_those_of_plain_transformers(data, tiny_config, direction):
+    model = build_model(tiny_config, data.tokenizer, 5).eval()
+    windows = Batches(data.train, 6, 100, seed=2)[0]
+    expected = plain_losses(model, windows, flip=direction is REVERSE)
+    losses = packed_losses(model, windows, direction)
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
+    other = packed_losses(model, windows, FORWARD if direction is REVERSE else REVERSE)
+    assert (other - expected).abs().max() > 0.1
+
+
+def test_validation_loss_is_the_mean_over_tokens(recipe, data, tiny_config):
+    model = build_model(tiny_config, data.tokenizer, 5)
+    windows = Batches(data.valid, 1, 64, seed=None)
+    every = [windows[step][0] for step in range(windows.steps_per_epoch)]
+    every = every[: len(every) // 4 * 4]  # full batches of four
+    expected = plain_losses(model, every, flip=True).mean().item()
+    assert validation_loss(model, data, REVERSE, recipe) == pytest.approx(expected, abs=1e-5)
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from ledom.data.tokenise import PreparedData
+from ledom.direction import Direction
+from ledom.recipe import Recipe
+from ledom.train.loop import train
+from ledom.train.optim import Muon
+
+folder, data, recipe = Path(sys.argv[1]), PreparedData(Path(sys.argv[2])), sys.argv[3]
+done, original = 0, Muon.step
+
+def step(self):
+    global done
+    original(self)
+    done += 1
+    if done == 18:  # step 18 is half done: Muon has moved its weights, AdamW has not
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Muon.step = step
+train(Recipe.model_validate_json(recipe), Direction.REVERSE, data, folder)
+"""
+
+
+def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data, data_folder):
+    command = [sys.executable, "-c", KILLED_RUN, tmp_path, data_folder, recipe.model_dump_json()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, 18))
+    assert newest_checkpoint(tmp_path)["step"] == 15
+    train(recipe, REVERSE, data, tmp_path)
+    assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, 31))
+    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path, uninterrupted, recipe, data):
+    def interrupt(progress):
+        if progress.step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, REVERSE, data, tmp_path, interrupt)
+    assert newest_checkpoint(tmp_path)["step"] == 7
+    train(recipe, REVERSE, data, tmp_path)
+    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+
+
+@pytest.mark.parametrize("place", ["between the optimisers", "in validation"])
+def test_ctrl_c_waits_for_the_end_of_the_step(
+    tmp_path, uninterrupted, recipe, data, monkeypatch, place
+):
+    """Saved half-way through a step, a run could not go on exactly."""
+    pressed = []
+
+    def press(original, when):
+        def wrapped(*args, **kwargs):
+            result = original(*args, **kwargs)
+            pressed.append(None)
+            if len(pressed) == when:
+                os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        if place == "between the optimisers":
+            patch.setattr(Muon, "step", press(Muon.step, 8))
+        else:
+            patch.setattr(loop, "validation_loss", press(validation_loss, 1))
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, REVERSE, data, tmp_path)
+    step = 8 if place == "between the optimisers" else 10
+    assert newest_checkpoint(tmp_path)["step"] == step
+    assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, step + 1))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(recipe, REVERSE, data, tmp_path)
+    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+
+
+def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path, uninterrupted, recipe, data):
+    def interrupt(progress):
+        if progress.step == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, REVERSE, data, tmp_path, interrupt)
+    with (tmp_path / "metrics.jsonl").open("a") as out:
+        out.write(
+            '{"step": 13, "loss": 5.0, "tokens": 9, "tokens_per_second": 1}\n{"step": 14, "lo'
+        )
+    train(recipe, REVERSE, data, tmp_path)
+    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, recipe, data):
+    folder, finished, _ = uninterrupted[FORWARD]
+    weights = (finished / "model.safetensors").read_bytes()
+    rows = metrics_of(folder)
+    progress = []
+    assert train(recipe, FORWARD, data, folder, progress.append) == finished
+    assert progress == []
+    assert metrics_of(folder) == rows
+    assert (finished / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_with_other_settings_or_direction_is_refused(uninterrupted, recipe, data):
+    folder = uninterrupted[FORWARD][0]
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"00000030\.pt: belongs to a run with other"):
+        train(recipe.model_copy(update={"seed": 2}), FORWARD, data, folder)
+    with pytest.raises(CheckpointError, match="belongs to a run with other settings"):
+        train(recipe, REVERSE, data, folder)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_leads_to_the_same_end(
+    tmp_path, uninterrupted, recipe, data
+):
+    def interrupt(progress):
+        if progress.step == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, REVERSE, data, tmp_path, interrupt)
+    newest = tmp_path / "checkpoints" / "00000012.pt"
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"00000012\.pt: damaged"):
+        train(recipe, REVERSE, data, tmp_path)
+    newest.unlink()
+    train(recipe, REVERSE, data, tmp_path)
+    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, recipe, data):
+    optim = recipe.optim.model_copy(update={"muon_lr": 1e30, "adamw_lr": 1e30, "warmup": 0.0})
+    with pytest.raises(LedomError, match=r"the loss is (nan|inf) at step \d+; lower optim.muon_lr"):
+        train(recipe.model_copy(update={"optim": optim}), FORWARD, data, tmp_path)
+    assert all(math.isfinite(row["loss"]) for row in metrics_of(tmp_path))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    tmp_path, uninterrupted, recipe, data, monkeypatch
+):
+    original, calls = torch.save, []
+
+    def full(contents, file):
+        calls.append(file)
+        if len(calls) == 3:
+            file.write_bytes(b"half")
+            raise RuntimeError("PytorchStreamWriter failed writing file")
+        original(contents, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.torch, "save", full)
+        with pytest.raises(OutputError, match=r"00000015\.pt: cannot be written"):
+            train(recipe, REVERSE, data, tmp_path)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["00000005.pt", "00000010.pt"]
+    train(recipe, REVERSE, data, tmp_path)
+    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "device", "fast"),
+    [
+        ({"avx2": True}, "cpu", False),
+        ({"avx512_bf16": True}, "cpu", True),
+        ({"amx_bf16": True}, "cpu", True),
+        ({}, "cuda", True),
+    ],
+)
+def test_where_bf16_is_fast(monkeypatch, capabilities, device, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert loop.fast_bfloat16(torch.device(device)) is fast

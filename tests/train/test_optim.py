@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from ledom.model.checkpoint import build_model
+from ledom.train.optim import Muon, OptimConfig, build_optimizers, orthogonalise, schedule
+
+
+def orthonormal(rows: int, columns: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(rows, columns, generator=generator))[0]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(32, 32), (16, 64), (64, 16), (1, 8), (8, 1)])
+def test_singular_values_come_near_one_and_the_axes_stay(rows, columns):
+    rank = min(rows, columns)
+    left, right = orthonormal(rows, rank, 0), orthonormal(columns, rank, 1)
+    matrix = left @ torch.diag(torch.linspace(0.05, 3, rank)) @ right.T
+    result = orthogonalise(matrix)
+    assert result.shape == matrix.shape
+    in_axes = left.T @ result @ right
+    assert 0.5 < in_axes.diagonal().min() <= in_axes.diagonal().max() < 1.5
+    assert (in_axes - torch.diag(in_axes.diagonal())).abs().max() < 1e-4
+    values = torch.linalg.svdvals(result)
+    assert 0.5 < values.min() <= values.max() < 1.5
+
+
+def test_a_zero_gradient_stays_zero():
+    assert torch.equal(orthogonalise(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("step", "share"),
+    # Ten steps up, fifty on the plateau, forty down.
+    [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (60, 1.0), (80, 0.5), (99, 0.025)],
+)
+def test_schedule_by_hand(step, share):
+    config = OptimConfig(steps=100, warmup=0.1, decay=0.4)
+    assert schedule(config, step) == pytest.approx(share)
+
+
+def test_schedule_without_warmup_or_decay():
+    config = OptimConfig(steps=3, warmup=0, decay=0)
+    assert [schedule(config, step) for step in range(3)] == [1, 1, 1]
+
+
+def test_schedule_of_very_short_runs_is_never_zero():
+    for steps in (1, 2, 5):
+        config = OptimConfig(steps=steps)
+        assert all(0 < schedule(config, step) <= 1 for step in range(steps))
+
+
+def test_which_weights_go_where(tokenizer, tiny_config):
+    model = build_model(tiny_config, tokenizer, 0)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    muon, adamw = (
+        {names[id(weight)] for group in optimizer.param_groups for weight in group["params"]}
+        for optimizer in build_optimizers(model, OptimConfig(steps=1))
+    )
+    matrices = [f"self_attn.{x}_proj" for x in "qkvo"]
+    matrices += [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
+    assert muon == {f"model.layers.{layer}.{m}.weight" for layer in (0, 1) for m in matrices}
+    norms = {
+        f"model.layers.{layer}.{norm}_layernorm.weight"
+        for layer in (0, 1)
+        for norm in ("input", "post_attention")
+    }
+    assert adamw == norms | {"model.embed_tokens.weight", "model.norm.weight"}
+
+
+def test_rates_and_decay_come_from_the_config(tokenizer, tiny_config):
+    model = build_model(tiny_config, tokenizer, 0)
+    config = OptimConfig(steps=1, muon_lr=0.3, adamw_lr=0.2, weight_decay=0.1)
+    muon, adamw = build_optimizers(model, config)
+    assert (muon.param_groups[0]["lr"], muon.param_groups[0]["weight_decay"]) == (0.3, 0.1)
+    assert (adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (0.2, 0)
+
+
+def newton_schulz(matrix: np.ndarray) -> np.ndarray:
+    """Five quintic steps through the singular values, where each is a scalar polynomial."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    values = values / np.linalg.norm(values)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return left @ np.diag(values) @ right
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(6, 4), (4, 6), (5, 5)])
+def test_muon_steps_by_another_route(rows, columns):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(rows, columns))
+    gradients = rng.normal(size=(3, rows, columns))
+    weight = torch.nn.Parameter(torch.tensor(start, dtype=torch.float32))
+    optimizer = Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.5)
+    expected, momentum = start, np.zeros_like(start)
+    for gradient in gradients:
+        weight.grad = torch.tensor(gradient, dtype=torch.float32)
+        optimizer.step()
+        momentum = 0.9 * momentum + 0.1 * gradient
+        update = newton_schulz(0.1 * gradient + 0.9 * momentum)  # Nesterov
+        scale = np.sqrt(max(1, rows / columns))
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * scale * update
+        np.testing.assert_allclose(weight.detach().numpy(), expected, atol=2e-5)
+        np.testing.assert_array_equal(weight.grad.numpy(), gradient.astype(np.float32))
+
+
+def test_a_weight_without_a_gradient_stays():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    Muon([weight]).step()
+    assert torch.equal(weight.detach(), torch.ones(2, 2))
