@@ -47,7 +47,7 @@ def tiny_config() -> ModelConfig:
 def checkpoints(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, tiny_config: ModelConfig
 ) -> dict[str, Path]:
-    """Folders of two tiny random models, by direction: `forward` and `reverse`. Do not write there."""
+    """Folders of two tiny random models, `forward` and `reverse`; copy before you write there."""
     root = tmp_path_factory.mktemp("checkpoints")
     for seed, direction in enumerate(Direction):
         model = build_model(tiny_config, tokenizer, seed)

@@ -66,7 +66,7 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("optim.steps=1.5", "key optim.steps is 1.5"),
         ("optim.steps=0", "key optim.steps is 0"),
         ("optim.muon_lr=.nan", "key optim.muon_lr is nan"),
-        ("optim.warmup=1", "key optim.warmup is 1"),
+        ("optim.warmup_steps=-1", "key optim.warmup_steps is -1"),
         ("seed=-1", "key seed is -1"),
         ("train.precision=fp8", "key train.precision is 'fp8'"),
         ("train=3", "key train is 3"),
@@ -101,6 +101,13 @@ def test_a_missing_key_is_named(tmp_path, missing, message):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(tree))
     with pytest.raises(RecipeError, match=f"recipe.yaml: {message}"):
+        load_recipe(file)
+
+
+def test_a_mistyped_key_is_named_before_the_one_it_leaves_missing(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**TREE, "optim": {"stesp": 7}}))
+    with pytest.raises(RecipeError, match=r"unknown key optim\.stesp; valid here: steps, "):
         load_recipe(file)
 
 

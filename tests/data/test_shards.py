@@ -69,7 +69,7 @@ def test_windows_are_documents_framed_by_eos(tmp_path, words):
 def test_a_long_document_by_hand(tmp_path, words):
     store = store_of(tmp_path, words, [9], [1, 2, 3, 4, 5])
     batches = Batches(store, batch_size=4, seq_len=2, seed=None)
-    # The 6 tokens 1 2 3 4 5 EOS are predicted by three windows; each reads one more than it predicts.
+    # Three windows predict the tokens 1 2 3 4 5 EOS; each reads one more than it predicts.
     assert as_lists(batches[0]) == [[0, 9, 0], [0, 1, 2], [2, 3, 4], [4, 5, 0]]
 
 

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,7 @@ def texts_of(data: PreparedData, store: TokenStore) -> list[str]:
     """The documents of a store, decoded."""
     starts = [0, *store.ends.tolist()]
     return [
-        data.tokenizer.decode(store.tokens[start:end].tolist())
-        for start, end in zip(starts, starts[1:], strict=False)
+        data.tokenizer.decode(store.tokens[start:end].tolist()) for start, end in pairwise(starts)
     ]
 
 

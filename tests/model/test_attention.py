@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -75,7 +77,7 @@ def naive(query, key, value, borders, scale):
     group = heads // key.shape[1]
     out = torch.zeros(1, length, heads, value.shape[-1], dtype=torch.float64)
     for head in range(heads):
-        for start, end in zip(borders, borders[1:], strict=False):
+        for start, end in pairwise(borders):
             for at in range(start, end):
                 seen = slice(start, at + 1)
                 scores = key[0, head // group, seen] @ query[0, head, at] * scale

@@ -48,7 +48,7 @@ def test_a_batch_is_as_each_alone(tokenizer):
 def test_digits_are_single_tokens_however_frequent():
     tokenizer = train_tokenizer(["2024 costs 1000 and 2024, 1000"] * 50, 300)
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode("2024 costs 1000").ids]
-    assert [p for p in pieces if p.strip().isdigit()] == list("2024") + [" 1", "0", "0", "0"]
+    assert [p for p in pieces if p.strip().isdigit()] == [*"2024", " 1", "0", "0", "0"]
     assert "costs" in "".join(pieces)
     assert max(len(p) for p in pieces) > 2  # words did merge
 

@@ -25,7 +25,7 @@ def recipe(
         seed=1,
         data=DataConfig(train=str(file), vocab_size=400),
         model=tiny_config.model_copy(update={"initializer_range": 0.02}),
-        optim=OptimConfig(steps=30),
+        optim=OptimConfig(steps=30, warmup_steps=0, decay_steps=12),
         train=TrainConfig(
             batch_size=4,
             seq_len=64,

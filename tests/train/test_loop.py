@@ -280,7 +280,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_leads_to_the_same_en
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, recipe, data):
-    optim = recipe.optim.model_copy(update={"muon_lr": 1e30, "adamw_lr": 1e30, "warmup": 0.0})
+    optim = recipe.optim.model_copy(update={"muon_lr": 1e30, "adamw_lr": 1e30, "warmup_steps": 0})
     with pytest.raises(LedomError, match=r"the loss is (nan|inf) at step \d+; lower optim.muon_lr"):
         train(recipe.model_copy(update={"optim": optim}), FORWARD, data, tmp_path)
     assert all(math.isfinite(row["loss"]) for row in metrics_of(tmp_path))

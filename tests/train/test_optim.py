@@ -35,12 +35,12 @@ def test_a_zero_gradient_stays_zero():
     [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (60, 1.0), (80, 0.5), (99, 0.025)],
 )
 def test_schedule_by_hand(step, share):
-    config = OptimConfig(steps=100, warmup=0.1, decay=0.4)
+    config = OptimConfig(steps=100, warmup_steps=10, decay_steps=40)
     assert schedule(config, step) == pytest.approx(share)
 
 
 def test_schedule_without_warmup_or_decay():
-    config = OptimConfig(steps=3, warmup=0, decay=0)
+    config = OptimConfig(steps=3, warmup_steps=0, decay_steps=0)
     assert [schedule(config, step) for step in range(3)] == [1, 1, 1]
 
 

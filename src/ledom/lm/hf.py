@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -149,8 +150,8 @@ class HFLanguageModel(LanguageModel):
             raise InputError("an empty prompt for a model that was not trained with EOS in front")
         if len(context) + sampling.max_tokens > self.context:
             raise InputError(
-                f"a prompt of {len(context)} tokens and max_tokens={sampling.max_tokens} do not "
-                f"fit the model's context of {self.context}"
+                f"the prompt {shorten(prompt, 60)!r} has {len(context)} tokens; with max_tokens="
+                f"{sampling.max_tokens} it does not fit the model's context of {self.context}"
             )
         return context
 

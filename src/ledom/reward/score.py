@@ -84,7 +84,7 @@ def score_candidates(
     while chunk := list(islice(remaining, _CHUNK)):
         texts = [(questions[c.problem_id], c.text) for c in chunk]
         pairs = lm.pair_format.encode(lm.tokenizer, texts)
-        fitted = [_fit(pair, lm) for pair in pairs]
+        fitted = [_fit(pair, lm, c) for pair, c in zip(pairs, chunk, strict=True)]
         logprobs = lm.logprobs([_target(pair, lm.direction) for pair, _ in fitted])
         for candidate, (pair, truncated), values in zip(chunk, fitted, logprobs, strict=True):
             records = _records(candidate, pair, values, lm)
@@ -94,17 +94,16 @@ def score_candidates(
             yield records
 
 
-def _fit(pair: EncodedPair, lm: LanguageModel) -> tuple[EncodedPair, bool]:
+def _fit(pair: EncodedPair, lm: LanguageModel, candidate: Candidate) -> tuple[EncodedPair, bool]:
     """Cut the end of y from a pair that the model's context cannot hold; EOS stays."""
-    context = getattr(lm, "context", None)
-    excess = 0 if context is None else len(pair.ids) - 1 - context
+    excess = len(pair.ids) - 1 - lm.context
     if excess <= 0:
         return pair, False
     start, end = pair.solution
     if end - excess <= start:
         raise InputError(
-            f"a question of {pair.question[1] - pair.question[0]} tokens leaves no room for a "
-            f"solution in the model's context of {context}"
+            f"problem {candidate.problem_id!r}: a question of {pair.question[1]} tokens leaves no "
+            f"room for a solution in the model's context of {lm.context}; remove the problem"
         )
     kept = end - excess
     return (

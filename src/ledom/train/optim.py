@@ -11,7 +11,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from torch import Tensor, nn
 
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]
@@ -30,10 +37,10 @@ class OptimConfig(BaseModel):
     """Peak rate of AdamW."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled decay of the hidden matrices, as a share of the rate."""
-    warmup: NonNegativeFloat = Field(default=0.02, lt=1)
-    """Share of the steps in which the rates rise linearly from 0."""
-    decay: NonNegativeFloat = Field(default=0.4, le=1)
-    """Share of the steps at the end in which they fall linearly to 0."""
+    warmup_steps: NonNegativeInt = 100
+    """Steps in which the rates rise linearly from 0."""
+    decay_steps: NonNegativeInt = 0
+    """Steps at the end in which they fall linearly to 0."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
 
@@ -94,7 +101,6 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
 
 def schedule(config: OptimConfig, step: int) -> float:
     """The share of the peak rate at a step: warm-up, plateau, linear decay."""
-    warmup, decay = config.warmup * config.steps, config.decay * config.steps
-    rising = (step + 1) / warmup if warmup else 1.0
-    falling = (config.steps - step) / decay if decay else 1.0
+    rising = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
+    falling = (config.steps - step) / config.decay_steps if config.decay_steps else 1.0
     return min(1.0, rising, falling)

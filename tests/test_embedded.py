@@ -1,0 +1,126 @@
+"""The embedded pair: its size, its splits, and that it does what plain transformers does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import ledom
+from ledom.data.problems import generate_problems, split_of
+from ledom.lm import embedded_folder
+from ledom.lm.base import Sampling, Target
+from ledom.lm.hf import HFLanguageModel
+from ledom.model.checkpoint import load_checkpoint
+from ledom.records import Problem
+from ledom.reward.tune import TunedWeights
+
+ASSETS = embedded_folder("forward").parent
+
+
+@pytest.fixture(scope="module")
+def pair() -> dict[str, HFLanguageModel]:
+    """Both embedded models."""
+    return {d: ledom.load("tiny", d, device="cpu") for d in ("forward", "reverse")}  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def unseen() -> list[Problem]:
+    return list(generate_problems("valid", 24, seed=11))
+
+
+def test_it_is_small_and_matched(pair: dict[str, HFLanguageModel]) -> None:
+    forward, reverse = pair["forward"], pair["reverse"]
+    assert forward.num_parameters == reverse.num_parameters <= 6_000_000
+    assert forward.tokenizer.fingerprint == reverse.tokenizer.fingerprint
+    assert forward.pair_format == reverse.pair_format
+    files = [file for file in ASSETS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 24 * 2**20
+    for direction in pair:
+        stored = load_checkpoint(ASSETS / direction, dtype=torch.bfloat16).model
+        assert {p.dtype for p in stored.parameters()} == {torch.bfloat16}
+
+
+def test_the_weights_were_not_tuned_on_test_problems() -> None:
+    tuned = TunedWeights.load(ASSETS / "weights.yaml")
+    assert tuned.num_problems == len(tuned.problem_hashes) > 100
+    for seed in range(3):
+        tuned.refuse_overlap(generate_problems("test", 400, seed))
+        tuned.refuse_overlap(generate_problems("test", 50, seed, held_out=True))
+    # And they were tuned on something that the generator's tune split holds.
+    assert all(split_of(p.question) == "tune" for p in generate_problems("tune", 50))
+
+
+@torch.no_grad()
+def test_reverse_logprobs_equal_plain_transformers(
+    pair: dict[str, HFLanguageModel], unseen: list[Problem]
+) -> None:
+    """On ids flipped by hand, to 1e-5."""
+    lm = pair["reverse"]
+    plain = AutoModelForCausalLM.from_pretrained(ASSETS / "reverse", dtype=torch.float32).eval()
+    for problem in unseen[:8]:
+        text = lm.pair_format.render(problem.question, problem.solution or "")
+        ids = lm.frame(lm.tokenizer.encode(text).ids)
+        flipped = ids[::-1]
+        logprobs = plain(torch.tensor([flipped])).logits[0].log_softmax(-1)
+        expected = [logprobs[i - 1, flipped[i]].item() for i in range(1, len(ids))][::-1]
+        ours = lm.logprobs([Target(ids, 0, len(ids) - 1)])[0]
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_greedy_output_equals_generate(
+    pair: dict[str, HFLanguageModel], unseen: list[Problem]
+) -> None:
+    lm = pair["forward"]
+    plain = AutoModelForCausalLM.from_pretrained(ASSETS / "forward", dtype=torch.float32).eval()
+    prompts = [lm.pair_format.before_solution(problem.question) for problem in unseen]
+    made = dict(lm.generate(prompts, Sampling(temperature=0, max_tokens=200)))
+    eos = lm.tokenizer.eos_id
+    for place, prompt in enumerate(prompts):
+        context = [eos, *lm.tokenizer.encode(prompt).ids]
+        out = plain.generate(
+            torch.tensor([context]), do_sample=False, max_new_tokens=200, pad_token_id=eos
+        )[0, len(context) :].tolist()
+        assert made[place][0].ids == (out[: out.index(eos)] if eos in out else out)
+
+
+def test_it_writes_worked_solutions_forward_and_questions_backward(
+    pair: dict[str, HFLanguageModel], unseen: list[Problem]
+) -> None:
+    forward, reverse = pair["forward"], pair["reverse"]
+    sampling = Sampling(temperature=0, max_tokens=200)
+    prompts = [forward.pair_format.before_solution(problem.question) for problem in unseen]
+    solutions = [texts[0].text for _, texts in forward.generate(prompts, sampling)]
+    assert sum("\n#### " in solution for solution in solutions) >= len(unseen) * 0.9
+    endings = [reverse.pair_format.after_question(problem.solution or "") for problem in unseen]
+    questions = [texts[0] for _, texts in reverse.generate(endings, sampling)]
+    assert sum(q.finish_reason == "stop" for q in questions) >= len(unseen) * 0.8
+    assert sum("?" in q.text for q in questions) >= len(unseen) * 0.9
+
+
+def test_the_reverse_model_prefers_the_solutions_own_question(
+    pair: dict[str, HFLanguageModel], unseen: list[Problem]
+) -> None:
+    """log P(x|y) is higher for a question's own solution than for that of the next problem."""
+    lm = pair["reverse"]
+    own = [(p.question, p.solution or "") for p in unseen]
+    other = [(p.question, q.solution or "") for p, q in zip(unseen, unseen[1:], strict=False)]
+    sums = []
+    for pairs in (own[:-1], other):
+        encoded = lm.pair_format.encode(lm.tokenizer, pairs)
+        targets = [Target(pair.ids, 0, pair.question[1]) for pair in encoded]
+        sums.append([float(values.sum()) for values in lm.logprobs(targets)])
+    assert all(mine > theirs for mine, theirs in zip(*sums, strict=True))
+
+
+def test_the_package_ships_it() -> None:
+    """What pyproject.toml declares as package data covers every file of the pair."""
+    names = {str(file.relative_to(ASSETS)) for file in ASSETS.rglob("*") if file.is_file()}
+    for direction in ("forward", "reverse"):
+        assert {f"{direction}/config.json", f"{direction}/tokenizer.json"} <= names
+        assert f"{direction}/model.safetensors" in names
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert '"assets/**/*"' in text
