@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_the_reverse_model_prefers_the_solutions_own_question(
     """log P(x|y) is higher for a question's own solution than for that of the next problem."""
     lm = pair["reverse"]
     own = [(p.question, p.solution or "") for p in unseen]
-    other = [(p.question, q.solution or "") for p, q in zip(unseen, unseen[1:], strict=False)]
+    other = [(p.question, q.solution or "") for p, q in pairwise(unseen)]
     sums = []
     for pairs in (own[:-1], other):
         encoded = lm.pair_format.encode(lm.tokenizer, pairs)
