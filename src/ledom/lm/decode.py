@@ -25,7 +25,10 @@ from ledom.lm.base import Sampling
 __all__ = ["Decoder", "Job"]
 
 _COLUMN_STEP = 64  # columns by which the cache grows
-_SHRINK_AT = 0.75  # share of rows in use below which an idle batch is made smaller
+_ADMIT_AT = 1 / 16  # share of rows that must be free before new texts are let in together
+_SHRINK_AT = 1 / 4  # share of free rows above which a batch with nothing waiting is made smaller
+
+_Prefilled = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -109,6 +112,7 @@ class Decoder:
         self.eos_id = eos_id
         self.sampling = sampling
         self.max_rows = rows
+        self._prefilled: dict[tuple[int, ...], _Prefilled] = {}
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
@@ -118,9 +122,10 @@ class Decoder:
         cache = _RowCache(self.model, len(rows))
         tokens = torch.full((len(rows),), self.eos_id, device=self.model.device)
         while waiting or any(rows):
-            if waiting and None in rows:
+            num_free = rows.count(None)
+            if waiting and num_free >= _ADMIT_AT * len(rows):
                 yield from self._admit(waiting, rows, cache, tokens)
-            elif not waiting and sum(row is not None for row in rows) < _SHRINK_AT * len(rows):
+            elif not waiting and num_free > _SHRINK_AT * len(rows):
                 tokens = self._shrink(rows, cache, tokens)
             if any(rows):
                 yield from self._advance(rows, cache, tokens)
@@ -131,25 +136,27 @@ class Decoder:
         """Prefill prompts for the free rows and draw the first token of each."""
         free = [i for i, row in enumerate(rows) if row is None]
         admitted = [waiting.pop() for _ in range(min(len(free), len(waiting)))]
-        prompts = list(dict.fromkeys(tuple(job.prompt) for job in admitted))
-        logits, keys, values, borders = self._prefill(prompts)
-        cache.reserve(max(len(prompt) for prompt in prompts) + 1)
-        place = {prompt: i for i, prompt in enumerate(prompts)}
-        for i, job in zip(free, admitted, strict=False):
-            start, end = borders[place[tuple(job.prompt)]]
-            cache.keys[:, i, :, : end - start] = keys[:, :, start:end]
-            cache.values[:, i, :, : end - start] = values[:, :, start:end]
-            cache.positions[i] = end - start
+        free = free[: len(admitted)]
+        prompts = [tuple(job.prompt) for job in admitted]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prefilled]
+        if new:
+            self._prefilled.update(zip(new, self._prefill(new), strict=True))
+        cache.reserve(max(map(len, prompts)) + 1)
+        for i, job, prompt in zip(free, admitted, prompts, strict=True):
+            _, keys, values = self._prefilled[prompt]
+            cache.keys[:, i, :, : len(prompt)] = keys
+            cache.values[:, i, :, : len(prompt)] = values
+            cache.positions[i] = len(prompt)
             rows[i] = job
             if self.sampling.temperature > 0:
                 job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
-        chosen = logits[[place[tuple(job.prompt)] for job in admitted]]
-        yield from self._take(chosen, free[: len(admitted)], rows, tokens)
+        logits = torch.stack([self._prefilled[prompt][0] for prompt in prompts])
+        following = tuple(waiting[-1].prompt) if waiting else None
+        self._prefilled = {p: kept for p, kept in self._prefilled.items() if p == following}
+        yield from self._take(logits, free, rows, tokens)
 
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, int]]]:
-        """Last logits [P, V], keys and values [layers, K, T, D] and borders of packed prompts."""
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[_Prefilled]:
+        """Last logits [V], keys and values [layers, K, T, D] of each of some packed prompts."""
         device = self.model.device
         sizes = [len(prompt) for prompt in prompts]
         ends = np.cumsum(sizes).tolist()
@@ -162,8 +169,9 @@ class Decoder:
             cu_seq_lens_q=[0, *ends],
         ).last_hidden_state[0]
         logits = self._logits(hidden[[end - 1 for end in ends]])
-        borders = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-        return logits, torch.stack(cache.keys), torch.stack(cache.values), borders
+        keys = torch.stack(cache.keys).split(sizes, dim=2)
+        values = torch.stack(cache.values).split(sizes, dim=2)
+        return list(zip(logits, keys, values, strict=True))
 
     def _advance(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Iterator[Job]:
         """Feed every row its last token and draw the next."""
