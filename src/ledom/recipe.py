@@ -49,6 +49,8 @@ class Recipe(BaseModel):
     """Names the run's folder."""
     seed: NonNegativeInt = 0
     """Seed of weights and data order."""
+    init: str | None = None
+    """A model folder to start from instead of random weights; `{direction}` stands for its own."""
     data: DataConfig
     model: ModelConfig
     optim: OptimConfig

@@ -1,4 +1,5 @@
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -165,3 +166,16 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file/data: cannot be written"):
         prepare_data(DataConfig(num_documents=1), tmp_path / "file" / "data")
+
+
+def test_drills_are_bare_equations_of_training_problems(tmp_path):
+    config = DataConfig(num_documents=60, num_valid=5, vocab_size=300, drill_share=0.5)
+    data = prepare_data(config, tmp_path / "data")
+    assert data.train.manifest["num_documents"] == 60
+    texts = texts_of(data, data.train)
+    drills = [text for text in texts if "?" not in text and "####" not in text]
+    assert 18 <= len(drills) <= 42  # 30 in expectation, 3.9 the standard deviation
+    for drill in drills:
+        assert all(re.fullmatch(r"[-+*/=%. \d]+", line) for line in drill.splitlines())
+    # Validation has none: its loss can be compared with that of a run without drills.
+    assert data.valid.manifest["num_documents"] == 5

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from ledom.data.shards import Batches
 from ledom.direction import Direction
-from ledom.errors import CheckpointError, LedomError, OutputError
-from ledom.model.checkpoint import build_model, load_checkpoint
+from ledom.errors import CheckpointError, DirectionError, LedomError, OutputError, RecipeError
+from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ledom.pairs import PairFormat
 from ledom.train import loop, state
 from ledom.train.loop import packed_losses, train, validation_loss
 from ledom.train.optim import Muon
@@ -319,3 +320,31 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 def test_where_bf16_is_fast(monkeypatch, capabilities, device, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert loop.fast_bfloat16(torch.device(device)) is fast
+
+
+def test_init_starts_from_a_checkpoint(recipe, data, tmp_path):
+    """The first loss is that of the given model, not of a random one."""
+    given = build_model(recipe.model, data.tokenizer, seed=99)
+    pair_format = PairFormat(recipe.data.pair_format)
+    save_checkpoint(tmp_path / "reverse", given, data.tokenizer, REVERSE, pair_format)
+    short = recipe.optim.model_copy(update={"steps": 1, "decay_steps": 0})
+    started = recipe.model_copy(update={"init": str(tmp_path / "{direction}"), "optim": short})
+    losses = []
+    train(started, REVERSE, data, tmp_path / "run", lambda progress: losses.append(progress.loss))
+    batches = Batches(data.train, recipe.train.batch_size, recipe.train.seq_len, recipe.seed)
+    with torch.no_grad():
+        expected = packed_losses(given, batches[0], REVERSE).mean().item()
+    assert losses == [pytest.approx(expected, abs=1e-5)]
+
+
+def test_init_must_fit(recipe, data, checkpoints, tmp_path):
+    folder = checkpoints["reverse"]
+    with pytest.raises(DirectionError, match="asked for as forward"):
+        train(recipe.model_copy(update={"init": str(folder)}), FORWARD, data, tmp_path)
+    with pytest.raises(RecipeError, match="another tokenizer"):
+        train(recipe.model_copy(update={"init": str(folder)}), REVERSE, data, tmp_path)
+    wide = recipe.model.model_copy(update={"intermediate_size": 128})
+    other = build_model(wide, data.tokenizer, seed=0)
+    save_checkpoint(tmp_path / "wide", other, data.tokenizer, REVERSE, PairFormat())
+    with pytest.raises(RecipeError, match="another shape"):
+        train(recipe.model_copy(update={"init": str(tmp_path / "wide")}), REVERSE, data, tmp_path)

@@ -20,7 +20,14 @@ from typing import Any, Literal
 from ledom.errors import InputError
 from ledom.records import Problem
 
-__all__ = ["HELD_OUT_TEMPLATES", "SPLITS", "generate_problems", "normalise_solution", "split_of"]
+__all__ = [
+    "HELD_OUT_TEMPLATES",
+    "SPLITS",
+    "equations",
+    "generate_problems",
+    "normalise_solution",
+    "split_of",
+]
 
 Split = Literal["train", "valid", "tune", "test"]
 
@@ -31,6 +38,8 @@ HELD_OUT_TEMPLATES = (5, 14, 22, 30, 41, 56, 67, 72, 81, 95)
 """Templates of `gsm_symbolic` that no training document comes from."""
 
 _ANSWER_MARK = "####"
+_PRODUCT = re.compile(r"(?<![\d.])(?<![-+*/] )(\d+) \* (\d+) = (\d+)(?!\.?\d| [-+*/=])")
+_STEP = re.compile(r"\d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)+(?: = [-+*/\d. %]*\d%?)+")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
 _LONG_DECIMAL = re.compile(r"\.\d{4,}")
@@ -105,7 +114,32 @@ def normalise_solution(solution: str) -> str:
     """
     text = re.sub(r" +", " ", _TIMES.sub(" * ", _normalise_text(solution)))
     lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
-    return "\n".join(_EQUATION.sub(_bare_equation, line) for line in lines if line)
+    steps = (_EQUATION.sub(_bare_equation, line) for line in lines if line)
+    return _PRODUCT.sub(_show_work, "\n".join(steps))
+
+
+def equations(solution: str) -> list[str]:
+    """The bare equations of a normalised solution, in order."""
+    return _STEP.findall(solution)
+
+
+def _show_work(match: re.Match[str]) -> str:
+    """A product of longer numbers in two parts: 57 * 34 = 57 * 30 + 57 * 4 = 1710 + 228 = 1938.
+
+    A number of up to two digits times one digit (and zeros) stays as it is: such facts are few
+    enough to be learned by heart.
+    """
+    first, second, result = (int(number) for number in match.groups())
+    digits = [len(str(number).rstrip("0")) for number in (first, second)]
+    if min(digits) * max(digits) <= 2 or first * second != result:
+        return match.group()
+    longer, other = (first, second) if digits[0] > digits[1] else (second, first)
+    head = int(str(longer)[0]) * 10 ** (len(str(longer)) - 1)
+    parts = [(head, other), (longer - head, other)]
+    terms = [(a, b) if longer == first and digits[0] > digits[1] else (b, a) for a, b in parts]
+    products = " + ".join(f"{a} * {b}" for a, b in terms)
+    sums = " + ".join(str(a * b) for a, b in terms)
+    return f"{first} * {second} = {products} = {sums} = {result}"
 
 
 def _bare_equation(match: re.Match[str]) -> str:

@@ -7,11 +7,13 @@ documents. A problem becomes the document that its pair format renders.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from random import Random
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
-from ledom.data.problems import generate_problems
+from ledom.data.problems import equations, generate_problems
 from ledom.data.shards import TokenStore, write_store
 from ledom.errors import InputError, OutputError, RecipeError
 from ledom.model.tokenizer import Tokenizer, train_tokenizer
@@ -22,6 +24,7 @@ __all__ = ["DataConfig", "PreparedData", "prepare_data"]
 
 GENERATOR = "gsm_symbolic"
 _HELD_OUT_EVERY = 50
+_PROBLEMS_IN_DRILL = 5  # about as long as a problem with its solution
 _TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
 
 
@@ -44,6 +47,9 @@ class DataConfig(BaseModel):
     """A tokenizer.json to use; nothing trains one."""
     vocab_size: PositiveInt = 2048
     """Size of a newly trained vocabulary."""
+    drill_share: NonNegativeFloat = Field(default=0.0, lt=1)
+    """Share of the generator's documents that are bare equations, out of the worked solutions of
+    further problems: arithmetic takes far more examples than reading."""
     seed: int = 0
     """Seed of the generator."""
 
@@ -94,7 +100,7 @@ def _sources(config: DataConfig) -> tuple[Callable[[], Iterator[str]], Callable[
             raise RecipeError("key data.num_documents is missing: the generator never ends")
         count = config.num_documents
         return (
-            lambda: _render(generate_problems("train", count, config.seed), config),
+            lambda: _generated(count, config),
             lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
         )
     records = read_documents(config.train)[: config.num_documents]
@@ -123,6 +129,18 @@ def read_documents(path: str | Path) -> list[Document | Problem]:
         if problem.solution is None:
             raise InputError(f"problem {problem.id!r} has no solution to train on", path=path)
     return list(problems)
+
+
+def _generated(count: int, config: DataConfig) -> Iterator[str]:
+    """Training documents of the generator: problems, and drills in between."""
+    problems = generate_problems("train", count * _PROBLEMS_IN_DRILL, config.seed)
+    rng = Random(f"drills-{config.seed}")
+    for _ in range(count):
+        if rng.random() >= config.drill_share:
+            yield from _render([next(problems)], config)
+        else:
+            solutions = (p.solution or "" for p in islice(problems, _PROBLEMS_IN_DRILL))
+            yield "\n".join(step for solution in solutions for step in equations(solution))
 
 
 def _render(records: Iterable[Document | Problem], config: DataConfig) -> Iterator[str]:

@@ -28,7 +28,7 @@ def load(
     """
     from ledom.lm.hf import HFLanguageModel
 
-    if str(path) == EMBEDDED and not Path(path).exists():
+    if str(path) == EMBEDDED:  # a folder of that name is ./tiny
         path = embedded_folder(direction)
     return HFLanguageModel(path, direction, **options)
 

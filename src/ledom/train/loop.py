@@ -27,8 +27,8 @@ from transformers import PreTrainedModel
 from ledom.data.shards import Batches
 from ledom.data.tokenise import PreparedData
 from ledom.direction import Direction
-from ledom.errors import LedomError
-from ledom.model.checkpoint import build_model, save_checkpoint
+from ledom.errors import LedomError, RecipeError
+from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ledom.pairs import PairFormat
 from ledom.recipe import Recipe
 from ledom.records import write_atomically
@@ -66,7 +66,7 @@ def train(
     `valid_loss`. On KeyboardInterrupt a checkpoint is written before it passes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = build_model(recipe.model, data.tokenizer, recipe.seed)
+    model = _initial_model(recipe, direction, data)
     model.to(torch.device(device))  # type: ignore[arg-type]
     optimizers = build_optimizers(model, recipe.optim)
     batches = Batches(data.train, recipe.train.batch_size, recipe.train.seq_len, recipe.seed)
@@ -103,6 +103,23 @@ def train(
         raise
     save_checkpoint(finished, model, data.tokenizer, direction, pair_format, torch.bfloat16)
     return finished
+
+
+def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
+    """Random weights, or those of `init`, which must have the recipe's shape and tokenizer."""
+    model = build_model(recipe.model, data.tokenizer, recipe.seed)
+    if recipe.init is not None:
+        start = load_checkpoint(recipe.init.format(direction=direction), direction)
+        if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
+            raise RecipeError(
+                f"key init: {recipe.init} has another tokenizer than the data; give its "
+                "tokenizer.json as data.tokenizer"
+            )
+        try:
+            model.load_state_dict(start.model.state_dict())
+        except RuntimeError as error:
+            raise RecipeError(f"key init: {recipe.init} has another shape: {error}") from None
+    return model
 
 
 @contextmanager
