@@ -38,7 +38,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
 
 GENERATOR = "gsm_symbolic"
-_DEMO_PROBLEMS = 64
+_DEMO_PROBLEMS = 40
 _INTERRUPTED = 130
 
 

@@ -126,6 +126,18 @@ def test_greedy_equals_generate(
         assert made[place][0].text == lm.tokenizer.decode(made[place][0].ids)
 
 
+def test_a_row_may_end_at_the_caches_last_column(lm: HFLanguageModel) -> None:
+    """Eight rows end together, one of them at the last column; seven texts follow in the others."""
+    eos = lm.tokenizer.eos_id
+    long = "7" * 55  # 56 ids with EOS: the ninth token is written to column 64, the last
+    assert len(lm.tokenizer.encode(long).ids) == 55
+    texts = ["7"] * 7 + [long] + ["8"] * 7
+    made = dict(lm.generate(texts, Sampling(temperature=0, max_tokens=9)))
+    assert len(made) == len(texts)
+    assert all(made[i][0].ids == made[8][0].ids for i in range(8, 15))
+    assert eos not in made[7][0].ids
+
+
 def test_samples_do_not_depend_on_the_batch(lm: HFLanguageModel, problems: list[Problem]) -> None:
     texts = prompts(problems, 6)
     sampling = Sampling(temperature=0.9, max_tokens=16, seed=3)

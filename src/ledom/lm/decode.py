@@ -176,6 +176,9 @@ class Decoder:
     def _advance(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Iterator[Job]:
         """Feed every row its last token and draw the next."""
         active = [i for i, row in enumerate(rows) if row is not None]
+        if len(active) < len(rows):
+            # Free rows are computed too; where they stopped may lie behind the last column.
+            cache.positions[[i for i, row in enumerate(rows) if row is None]] = 0
         cache.columns = int(cache.positions[active].max()) + 1
         cache.reserve(cache.columns)
         columns = torch.arange(cache.columns, device=tokens.device)
