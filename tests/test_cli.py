@@ -26,6 +26,8 @@ QUESTIONS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command line; returns its exit code and what it printed."""
 
+    monkeypatch.setattr(cli, "_use_threads", lambda threads: None)  # later tests want one
+
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["ledom", *map(str, arguments)])
         code: int | str | None = 0
@@ -340,7 +342,7 @@ def test_train_refuses_bad_recipes(run: Run, tmp_path: Path) -> None:
     check_refused(run("train", tmp_path / "none.yaml"), "none.yaml", "no such file")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: x\nmodell: {}\n")
-    check_refused(run("train", recipe), "unknown key modell", "valid here: name, seed, data")
+    check_refused(run("train", recipe), "unknown key modell", "valid here: name, seed, init, data")
     check_refused(run("train", recipe, "--direction", "up"), "r.yaml")
 
 

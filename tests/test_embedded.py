@@ -77,7 +77,7 @@ def test_greedy_output_equals_generate(
 ) -> None:
     lm = pair["forward"]
     plain = AutoModelForCausalLM.from_pretrained(ASSETS / "forward", dtype=torch.float32).eval()
-    prompts = [lm.pair_format.before_solution(problem.question) for problem in unseen]
+    prompts = [lm.pair_format.before_solution(problem.question) for problem in unseen[:10]]
     made = dict(lm.generate(prompts, Sampling(temperature=0, max_tokens=200)))
     eos = lm.tokenizer.eos_id
     for place, prompt in enumerate(prompts):
