@@ -169,7 +169,7 @@ def _reliability(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
                 "count": len(rows),
             }
         )
-    return {"score": f"share of the votes of the winning answer ({name})", "bins": bins}
+    return {"score": "the winning answer's share of votes", "bins": bins}
 
 
 def _aucs(pools: Pools, tuned: TunedWeights) -> list[dict[str, Any]]:
