@@ -307,27 +307,26 @@ def _summary(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{report['num_problems']} problems, {report['num_candidates']} candidates")
-    table.add_column("strategy")
-    for column in ("accuracy", "95 % interval", "against greedy", "against majority"):
-        table.add_column(column, justify="right")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    for column in ("accuracy, %", "against greedy", "against majority"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in report["strategies"]:
-        accuracy = row["accuracy"]
         table.add_row(
             row["name"],
-            f"{accuracy['mean']:.1%}",
-            f"{accuracy['low']:.1%} - {accuracy['high']:.1%}",
-            *(_difference(row["versus"].get(other)) for other in ("greedy", "majority")),
+            _percent(row["accuracy"]),
+            *(_percent(row["versus"].get(other), "+") for other in ("greedy", "majority")),
         )
     if report["strategies"]:
         Console().print(table)
 
 
-def _difference(interval: dict[str, float] | None) -> str:
+def _percent(interval: dict[str, float] | None, sign: str = "") -> str:
+    """A mean and its 95 % interval, as `13.3 [9.7, 17.3]`."""
     if interval is None:
         return ""
-    mean, low, high = (100 * interval[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    mean, low, high = (f"{100 * interval[key]:{sign}.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def _track(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
