@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at rand
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
 
-GENERATOR = "gsm_symbolic"
 _DEMO_PROBLEMS = 40
 _INTERRUPTED = 130
 

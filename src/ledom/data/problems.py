@@ -21,6 +21,7 @@ from ledom.errors import InputError
 from ledom.records import Problem
 
 __all__ = [
+    "GENERATOR",
     "HELD_OUT_TEMPLATES",
     "SPLITS",
     "equations",
@@ -33,6 +34,9 @@ Split = Literal["train", "valid", "tune", "test"]
 
 SPLITS: dict[str, float] = {"train": 0.90, "valid": 0.92, "tune": 0.96, "test": 1.0}
 """Upper end of each split's share of the hash range, in order."""
+
+GENERATOR = "gsm_symbolic"
+"""The name that stands for the embedded generator where a file of problems could stand."""
 
 HELD_OUT_TEMPLATES = (5, 14, 22, 30, 41, 56, 67, 72, 81, 95)
 """Templates of `gsm_symbolic` that no training document comes from."""
@@ -133,12 +137,12 @@ def _show_work(match: re.Match[str]) -> str:
     digits = [len(str(number).rstrip("0")) for number in (first, second)]
     if min(digits) * max(digits) <= 2 or first * second != result:
         return match.group()
-    longer, other = (first, second) if digits[0] > digits[1] else (second, first)
+    split_first = digits[0] > digits[1]
+    longer, other = (first, second) if split_first else (second, first)
     head = int(str(longer)[0]) * 10 ** (len(str(longer)) - 1)
-    parts = [(head, other), (longer - head, other)]
-    terms = [(a, b) if longer == first and digits[0] > digits[1] else (b, a) for a, b in parts]
-    products = " + ".join(f"{a} * {b}" for a, b in terms)
-    sums = " + ".join(str(a * b) for a, b in terms)
+    parts = (head, longer - head)
+    products = " + ".join(f"{p} * {other}" if split_first else f"{other} * {p}" for p in parts)
+    sums = " + ".join(str(part * other) for part in parts)
     return f"{first} * {second} = {products} = {sums} = {result}"
 
 

@@ -13,7 +13,7 @@ from random import Random
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
-from ledom.data.problems import equations, generate_problems
+from ledom.data.problems import GENERATOR, equations, generate_problems
 from ledom.data.shards import TokenStore, write_store
 from ledom.errors import InputError, OutputError, RecipeError
 from ledom.model.tokenizer import Tokenizer, train_tokenizer
@@ -22,7 +22,6 @@ from ledom.records import Document, Problem, Record, read_records, write_atomica
 
 __all__ = ["DataConfig", "PreparedData", "prepare_data"]
 
-GENERATOR = "gsm_symbolic"
 _HELD_OUT_EVERY = 50
 _PROBLEMS_IN_DRILL = 5  # about as long as a problem with its solution
 _TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on

@@ -101,8 +101,9 @@ def _fit(pair: EncodedPair, lm: LanguageModel, candidate: Candidate) -> tuple[En
         return pair, False
     start, end = pair.solution
     if end - excess <= start:
+        length = pair.question[1] - pair.question[0]
         raise InputError(
-            f"problem {candidate.problem_id!r}: a question of {pair.question[1]} tokens leaves no "
+            f"problem {candidate.problem_id!r}: a question of {length} tokens leaves no "
             f"room for a solution in the model's context of {lm.context}; remove the problem"
         )
     kept = end - excess
