@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ledom.data.solutions import STYLES, Style, restyle
 from ledom.errors import InputError
 from ledom.model.tokenizer import Encoding, Tokenizer
 
@@ -38,6 +39,8 @@ class PairFormat:
     """A template with the fields {question} and {solution}, in that order."""
 
     template: str = "{question}\n\n{solution}"
+    style: Style = "as written"
+    """How solutions must be written before they are put in: see `restyle`."""
 
     def __post_init__(self) -> None:
         before, question, rest = self.template.partition("{question}")
@@ -47,6 +50,8 @@ class PairFormat:
             raise InputError(
                 f"pair format {self.template!r} needs {{question}} and then {{solution}}, each once"
             )
+        if self.style not in STYLES:
+            raise InputError(f"solution style {self.style!r}; the styles are {', '.join(STYLES)}")
         object.__setattr__(self, "_literals", (before, between, after))
 
     @property
@@ -54,6 +59,10 @@ class PairFormat:
         """The text before the question, between the fields, and after the solution."""
         literals: tuple[str, str, str] = self.__dict__["_literals"]
         return literals
+
+    def restyle(self, solution: str, answer: str | None = None) -> str:
+        """A solution in the style that the model reads; `answer` where it is known apart."""
+        return restyle(solution, self.style, answer)
 
     def render(self, question: str, solution: str) -> str:
         """The pair as one text."""

@@ -139,7 +139,8 @@ class Score(Record):
 
     `logprob` is in nats and sums `token_logprobs`; these and `token_spans` are in reading order.
     `token_spans` are [start, end) character offsets into the question (`x|y`) or the solution
-    (`y|x`, `y`); the document-end or -start token, where it counts, has an empty span.
+    (`y|x`, `y`); the document-end or -start token, where it counts, has an empty span. `text` is
+    the solution as the model read it, where that is not the candidate's own text.
     """
 
     types = {
@@ -152,6 +153,7 @@ class Score(Record):
         "num_tokens": (int,),
         "token_logprobs": (list,),
         "token_spans": (list,),
+        "text": (str,),
     }
     choices = {"direction": ("forward", "reverse"), "target": get_args(Target)}
     problem_id: str
@@ -163,6 +165,7 @@ class Score(Record):
     num_tokens: int
     token_logprobs: list[float] | None = None
     token_spans: list[list[int]] | None = None
+    text: str | None = None
 
 
 def read_records(path: str | Path, record_type: type[RecordT]) -> list[RecordT]:

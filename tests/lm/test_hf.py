@@ -72,6 +72,17 @@ def test_batching_and_order_change_nothing(lm: HFLanguageModel) -> None:
         np.testing.assert_allclose(c, a, atol=1e-4)
 
 
+def test_shared_beginnings_change_nothing(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+    """Texts that share what the model reads first, some of them whole, some of it twice."""
+    shared, more = " 1 + 2 = 3" * 4, " 4 + 5 = 9" * 4
+    parts = [(shared, ""), (shared, " 7"), (shared + more, " 8"), (shared + more, " 99 is so")] * 2
+    reverse = str(lm.direction) == "reverse"
+    targets = [whole(lm, own + common if reverse else common + own) for common, own in parts]
+    for target, values in zip(targets, lm.logprobs(targets), strict=True):
+        expected = by_hand(plain, list(target.ids), reverse)
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
 def test_a_span_is_a_part_of_the_whole(lm: HFLanguageModel) -> None:
     target = whole(lm, TEXTS[0])
     every = lm.logprobs([target])[0]

@@ -17,6 +17,8 @@ from importlib import import_module
 from random import Random
 from typing import Any, Literal
 
+from ledom.data.solutions import ANSWER_MARK, equations, normalise_numbers, normalise_solution
+from ledom.data.worked import is_true
 from ledom.errors import InputError
 from ledom.records import Problem
 
@@ -24,9 +26,7 @@ __all__ = [
     "GENERATOR",
     "HELD_OUT_TEMPLATES",
     "SPLITS",
-    "equations",
     "generate_problems",
-    "normalise_solution",
     "split_of",
 ]
 
@@ -41,18 +41,7 @@ GENERATOR = "gsm_symbolic"
 HELD_OUT_TEMPLATES = (5, 14, 22, 30, 41, 56, 67, 72, 81, 95)
 """Templates of `gsm_symbolic` that no training document comes from."""
 
-_ANSWER_MARK = "####"
-_PRODUCT = re.compile(r"(?<![\d.])(?<![-+*/] )(\d+) \* (\d+) = (\d+)(?!\.?\d| [-+*/=])")
-_STEP = re.compile(r"\d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)+(?: = [-+*/\d. %]*\d%?)+")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
 _LONG_DECIMAL = re.compile(r"\.\d{4,}")
-_TIMES = re.compile(r"(?<=[\d%]) ?[x×] ?(?=[$€£]?\d)|(?<=\w) x (?=[$€£]?\d)|×")
-_SYMBOLS = str.maketrans({"÷": "/", "•": "-"})
-_NUMBER = r"[$€£]?\d+(?:\.\d+)?%?"
-_UNIT = r"(?:[ /][A-Za-z][A-Za-z'/]*(?:[ -][A-Za-z][A-Za-z'/]*){0,5})?"
-_EQUATION = re.compile(rf"{_NUMBER}{_UNIT}(?: ?[-+*/] ?{_NUMBER}{_UNIT})+ ?= ?{_NUMBER}")
-_EQUATION_PART = re.compile(rf"({_NUMBER}){_UNIT}( ?[-+*/=] ?|$)")
 
 
 def split_of(question: str) -> str:
@@ -79,15 +68,16 @@ def generate_problems(
     while len(seen) < count:
         template = rng.choice(templates)
         made = generators[template](Random(rng.getrandbits(64)), 1.0)
-        question = _normalise_text(made["question"])
+        question = normalise_numbers(made["question"])
         solution = normalise_solution(made["metadata"]["answer_cot"])
         if (
             split_of(question) != split
             or question in seen
             or _LONG_DECIMAL.search(question + solution)
+            or not all(is_true(equation) for equation in equations(solution))  # rounded in silence
         ):
             continue
-        answer = solution.rsplit(_ANSWER_MARK, 1)[1].strip()
+        answer = solution.rsplit(ANSWER_MARK, 1)[1].strip()
         problem = Problem(
             id=f"{prefix}-{seed}-{len(seen)}", question=question, answer=answer, solution=solution
         )
@@ -103,53 +93,3 @@ def _generators() -> dict[int, Any]:
     modules = [import_module(f"{package}.generators_{r}") for r in ("00_49", "50_99")]
     usable = import_module(f"{package}.gsm_symbolic").tasks_ok
     return {n: getattr(modules[n // 50], f"generate_{n}") for n in sorted(usable)}
-
-
-def _normalise_text(text: str) -> str:
-    """One way to write numbers: 350,000 -> 350000, 38.0 -> 38."""
-    return _TRAILING_ZEROS.sub(r"\1", _THOUSANDS.sub("", text)).translate(_SYMBOLS)
-
-
-def normalise_solution(solution: str) -> str:
-    """One way to write a worked solution: a step a line, bare equations, `#### answer` at the end.
-
-    "$57/hour * 7 hours = $399" becomes "57 * 7 = 399": every template then states its arithmetic
-    alike, so a small model learns it from all of them.
-    """
-    text = re.sub(r" +", " ", _TIMES.sub(" * ", _normalise_text(solution)))
-    lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
-    steps = (_EQUATION.sub(_bare_equation, line) for line in lines if line)
-    return _PRODUCT.sub(_show_work, "\n".join(steps))
-
-
-def equations(solution: str) -> list[str]:
-    """The bare equations of a normalised solution, in order."""
-    return _STEP.findall(solution)
-
-
-def _show_work(match: re.Match[str]) -> str:
-    """A product of longer numbers in two parts: 57 * 34 = 57 * 30 + 57 * 4 = 1710 + 228 = 1938.
-
-    A number of up to two digits times one digit (and zeros) stays as it is: such facts are few
-    enough to be learned by heart.
-    """
-    first, second, result = (int(number) for number in match.groups())
-    digits = [len(str(number).rstrip("0")) for number in (first, second)]
-    if min(digits) * max(digits) <= 2 or first * second != result:
-        return match.group()
-    split_first = digits[0] > digits[1]
-    longer, other = (first, second) if split_first else (second, first)
-    head = int(str(longer)[0]) * 10 ** (len(str(longer)) - 1)
-    parts = (head, longer - head)
-    products = " + ".join(f"{p} * {other}" if split_first else f"{other} * {p}" for p in parts)
-    sums = " + ".join(str(part * other) for part in parts)
-    return f"{first} * {second} = {products} = {sums} = {result}"
-
-
-def _bare_equation(match: re.Match[str]) -> str:
-    """An equation without its units and currency signs, operators between single spaces."""
-    parts = _EQUATION_PART.findall(match.group())
-    return "".join(
-        number.lstrip("$€£") + (f" {operator.strip()} " if operator.strip() else "")
-        for number, operator in parts
-    )

@@ -13,8 +13,9 @@ from random import Random
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
 
-from ledom.data.problems import GENERATOR, equations, generate_problems
+from ledom.data.problems import GENERATOR, generate_problems
 from ledom.data.shards import TokenStore, write_store
+from ledom.data.solutions import Style, equations
 from ledom.errors import InputError, OutputError, RecipeError
 from ledom.model.tokenizer import Tokenizer, train_tokenizer
 from ledom.pairs import PairFormat
@@ -23,7 +24,7 @@ from ledom.records import Document, Problem, Record, read_records, write_atomica
 __all__ = ["DataConfig", "PreparedData", "prepare_data"]
 
 _HELD_OUT_EVERY = 50
-_PROBLEMS_IN_DRILL = 5  # about as long as a problem with its solution
+_PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
 _TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
 
 
@@ -42,6 +43,9 @@ class DataConfig(BaseModel):
     """Most documents to validate on."""
     pair_format: str = PairFormat().template
     """How a problem's question and solution become one text."""
+    solution_style: Style = "as written"
+    """How solutions of a file are written: as they are, `plain` (one form of equations and
+    final answer), or their `numbers` alone. Candidates are then read in the same style."""
     tokenizer: str | None = None
     """A tokenizer.json to use; nothing trains one."""
     vocab_size: PositiveInt = 2048
@@ -143,9 +147,10 @@ def _generated(count: int, config: DataConfig) -> Iterator[str]:
 
 
 def _render(records: Iterable[Document | Problem], config: DataConfig) -> Iterator[str]:
-    pair_format = PairFormat(config.pair_format)
+    pair_format = PairFormat(config.pair_format, config.solution_style)
     for record in records:
         if isinstance(record, Document):
             yield record.text
         else:
-            yield pair_format.render(record.question, record.solution or "")
+            solution = pair_format.restyle(record.solution or "", record.answer)
+            yield pair_format.render(record.question, solution)

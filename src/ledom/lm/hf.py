@@ -1,13 +1,15 @@
 """A model folder on this machine as a `LanguageModel`: plain torch on transformers' modules.
 
-Texts are packed end to end into rows of bounded size, without padding; the vocabulary projection
-is done only where a log-probability is wanted, in chunks. Sampling is in `decode`.
+Texts are packed end to end into rows of bounded size, without padding, what they share at their
+start only once (`prefix`); the vocabulary projection is done only where a log-probability is
+wanted, in chunks. Sampling is in `decode`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from textwrap import shorten
 
@@ -19,6 +21,7 @@ from ledom.direction import Direction
 from ledom.errors import InputError
 from ledom.lm.base import Generation, LanguageModel, Sampling, Target
 from ledom.lm.decode import Decoder, Job
+from ledom.lm.prefix import PrefixTree, batches
 from ledom.model.checkpoint import load_checkpoint
 
 __all__ = ["HFLanguageModel"]
@@ -62,8 +65,11 @@ class HFLanguageModel(LanguageModel):
         for target in targets:
             self._check(target)
         results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(targets)
-        for batch in _batches([len(t.ids) for t in targets], self.tokens_per_batch):
-            for place, values in zip(batch, self._score([targets[i] for i in batch]), strict=True):
+        ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
+        # The last token is only predicted, never read.
+        for batch in batches([ids[:-1] for ids in ordered], self.tokens_per_batch):
+            some = self._score([targets[i] for i in batch], [ordered[i] for i in batch])
+            for place, values in zip(batch, some, strict=True):
                 results[place] = values
         return results
 
@@ -83,29 +89,28 @@ class HFLanguageModel(LanguageModel):
             )
 
     @torch.inference_mode()
-    def _score(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
-        """Log-probabilities of some targets that fit one packed row."""
+    def _score(
+        self, targets: Sequence[Target], ordered: Sequence[list[int]]
+    ) -> list[NDArray[np.float32]]:
+        """Log-probabilities of targets, whose ids in model order are sorted."""
         device = self.model.device
-        ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
-        spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
-        sizes = [len(ids) - 1 for ids in ordered]
-        borders = np.concatenate([[0], np.cumsum(sizes)])
+        tree = PrefixTree.build([ids[:-1] for ids in ordered])
         hidden = self.model.base_model(
-            input_ids=torch.tensor([[i for ids in ordered for i in ids[:-1]]], device=device),
-            position_ids=torch.cat([torch.arange(size, device=device) for size in sizes])[None],
+            input_ids=torch.tensor([tree.ids], device=device),
+            position_ids=torch.tensor([tree.positions], device=device),
             use_cache=False,
-            cu_seq_lens_q=borders.tolist(),
+            cu_seq_lens_q=[0, *accumulate(tree.sizes)],
+            ancestors=tree.ancestors,
         ).last_hidden_state[0]
+        spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
         # The token at model-order place i is predicted by the output at i - 1.
-        wanted = np.concatenate(
-            [
-                np.arange(start - 1, end - 1) + border if end > start else np.empty(0, np.int64)
-                for (start, end), border in zip(spans, borders[:-1], strict=True)
-            ]
-        ).astype(np.int64)
+        wanted = [
+            places[start - 1 : end - 1] if end > start else places[:0]
+            for (start, end), places in zip(spans, tree.places, strict=True)
+        ]
         answers = [ids[start:end] for ids, (start, end) in zip(ordered, spans, strict=True)]
-        labels = torch.tensor([i for ids in answers for i in ids], device=device)
-        flat = self._gather(hidden[torch.from_numpy(wanted).to(device)], labels)
+        labels = torch.tensor([i for ids in answers for i in ids], device=device, dtype=torch.long)
+        flat = self._gather(hidden[torch.from_numpy(np.concatenate(wanted)).to(device)], labels)
         counts = np.cumsum([end - start for start, end in spans])[:-1]
         return [
             np.ascontiguousarray(self.direction.to_reading_order(part))
@@ -167,17 +172,3 @@ def default_device() -> str:
 
 def _digest(prompt: str) -> int:
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
-
-
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Group places so that each group's lengths sum to at most `budget` (or it is one text)."""
-    batch: list[int] = []
-    total = 0
-    for place, length in enumerate(lengths):
-        if batch and total + length > budget:
-            yield batch
-            batch, total = [], 0
-        batch.append(place)
-        total += length
-    if batch:
-        yield batch

@@ -8,6 +8,8 @@ faster than any mask; a row of one document is the plain causal path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +31,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | list[int] | None = None,
+    ancestors: Sequence[Sequence[int]] | None = None,
     row_mask: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -37,7 +40,9 @@ def packed_attention(
     With `row_mask` instead, one step of decoding: see `_row_attention`.
 
     Shapes: query [1, heads, T, head_dim]; key and value [1, kv_heads, T, head_dim]; the result is
-    [1, T, heads, head_dim]. `cu_seq_lens_q` holds the document borders 0 .. T.
+    [1, T, heads, head_dim]. `cu_seq_lens_q` holds the document borders 0 .. T. With `ancestors`,
+    the documents are segments of texts, and each also sees all of the segments listed for it
+    (places in the row, outermost first): see `ledom.lm.prefix`.
     """
     if row_mask is not None:
         return _row_attention(query, key, value, row_mask, scaling), None
@@ -50,16 +55,32 @@ def packed_attention(
     else:
         borders = [int(border) for border in cu_seq_lens_q]
         sizes = [end - start for start, end in pairwise(borders)]
-    parts = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
-        for q, k, v in zip(
-            query.split(sizes, dim=2),
-            key.split(sizes, dim=2),
-            value.split(sizes, dim=2),
-            strict=True,
+    keys, values = key.split(sizes, dim=2), value.split(sizes, dim=2)
+    parts = []
+    for place, own in enumerate(query.split(sizes, dim=2)):
+        seen = [*ancestors[place], place] if ancestors is not None else [place]
+        k = torch.cat([keys[i] for i in seen], dim=2) if len(seen) > 1 else keys[place]
+        v = torch.cat([values[i] for i in seen], dim=2) if len(seen) > 1 else values[place]
+        mask = _causal_mask(own.shape[2], k.shape[2], own.device) if len(seen) > 1 else None
+        parts.append(
+            scaled_dot_product_attention(
+                own,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                dropout_p=dropout,
+            )
         )
-    ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+@lru_cache(maxsize=256)  # every layer asks for the same ones
+def _causal_mask(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Query i sees the keys up to its own, the last queries being the last keys."""
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return mask.tril(keys - queries)
 
 
 def _row_attention(

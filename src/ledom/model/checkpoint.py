@@ -1,9 +1,9 @@
 """Model folders: load and save, with the direction and the pair format recorded.
 
 A checkpoint is a plain Hugging Face folder (config.json, model.safetensors, tokenizer.json), so
-everything else that reads such folders reads it too. Two keys of config.json are ours:
-`ledom_direction` and `ledom_pair_format`; `save_pretrained` keeps them. This module knows nothing
-of training or scoring.
+everything else that reads such folders reads it too. Three keys of config.json are ours:
+`ledom_direction`, `ledom_pair_format` and `ledom_solution_style`; `save_pretrained` keeps them.
+This module knows nothing of training or scoring.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ledom.pairs import PairFormat
 __all__ = ["Checkpoint", "build_model", "load_checkpoint", "save_checkpoint"]
 
 _DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
+_STYLE_KEY = "ledom_solution_style"
 _FINGERPRINT_BYTES = 2**24  # of each file
 
 
@@ -84,6 +85,7 @@ def save_checkpoint(
     folder = Path(folder)
     setattr(model.config, _DIRECTION_KEY, str(direction))
     setattr(model.config, _FORMAT_KEY, pair_format.template)
+    setattr(model.config, _STYLE_KEY, pair_format.style)
     state = model.state_dict()
     if dtype is not None:
         # Tied weights stay one tensor, or they would be written twice.
@@ -165,8 +167,10 @@ def load_checkpoint(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
             f"{model.config.vocab_size}; they do not belong together"
         )
-    template = getattr(config, _FORMAT_KEY, None)
-    pair_format = PairFormat(template) if template else PairFormat()
+    pair_format = PairFormat(
+        getattr(config, _FORMAT_KEY, PairFormat.template),
+        getattr(config, _STYLE_KEY, PairFormat.style),
+    )
     framed = recorded is not None or chosen is Direction.REVERSE
     return Checkpoint(model.eval(), tokenizer, chosen, pair_format, framed, _fingerprint(folder))
 

@@ -82,13 +82,18 @@ def score_candidates(
     questions = {problem.id: problem.question for problem in problems}
     remaining = iter(distinct_candidates(candidates))
     while chunk := list(islice(remaining, _CHUNK)):
-        texts = [(questions[c.problem_id], c.text) for c in chunk]
-        pairs = lm.pair_format.encode(lm.tokenizer, texts)
+        solutions = [lm.pair_format.restyle(c.text) for c in chunk]
+        questions_of = [questions[c.problem_id] for c in chunk]
+        pairs = lm.pair_format.encode(lm.tokenizer, list(zip(questions_of, solutions, strict=True)))
         fitted = [_fit(pair, lm, c) for pair, c in zip(pairs, chunk, strict=True)]
         logprobs = lm.logprobs([_target(pair, lm.direction) for pair, _ in fitted])
-        for candidate, (pair, truncated), values in zip(chunk, fitted, logprobs, strict=True):
+        for candidate, solution, (pair, truncated), values in zip(
+            chunk, solutions, fitted, logprobs, strict=True
+        ):
             records = _records(candidate, pair, values, lm)
             for record in records:
+                if record.target != "x|y" and solution != candidate.text:
+                    record.text = solution
                 if truncated:
                     record.extra["truncated"] = True
             yield records

@@ -29,12 +29,15 @@ FEATURES: dict[str, tuple[str, str]] = {
     "forward": ("y|x", "log P(y|x), forward model"),
     "forward_mean": ("y|x", "log P(y|x) a token"),
     "forward_numbers": ("y|x", "log P(y|x) over the numbers of the solution"),
+    "forward_worst": ("y|x", "log P(y|x) of the solution's least likely digit"),
     "reverse": ("x|y", "log P(x|y), reverse model"),
     "reverse_mean": ("x|y", "log P(x|y) a token"),
     "premise": ("x|y", "log P(x|y) over the numbers of the question"),
+    "premise_worst": ("x|y", "log P(x|y) of the question's least likely digit"),
     "prior": ("y", "log P(y), reverse model"),
     "prior_mean": ("y", "log P(y) a token, reverse model"),
     "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
+    "prior_worst": ("y", "log P(y) of the solution's least likely digit, reverse model"),
 }
 """What selection knows of a candidate: the score's target, and what it is. All are in nats, the
 larger the better."""
@@ -176,22 +179,25 @@ def _features(
                 "score the candidates again"
             )
         prefix = _PREFIXES[target]
-        text = problem.question if target == "x|y" else candidate.text
+        text = problem.question if target == "x|y" else score.text or candidate.text
+        digits = _digit_logprobs(score, text)
         values[prefix] = score.logprob
         values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
-        values["premise" if target == "x|y" else f"{prefix}_numbers"] = _over_numbers(score, text)
+        numbers = "premise" if target == "x|y" else f"{prefix}_numbers"
+        values[numbers] = sum(digits)
+        values[f"{numbers.removesuffix('_numbers')}_worst"] = min(digits, default=0.0)
     return values
 
 
-def _over_numbers(score: Score, text: str) -> float:
-    """The log-probability of the tokens that are part of a number; 0 without token scores."""
+def _digit_logprobs(score: Score, text: str) -> list[float]:
+    """The log-probabilities of the tokens that hold a digit; none without token scores."""
     if score.token_logprobs is None or score.token_spans is None:
-        return 0.0
-    return sum(
+        return []
+    return [
         logprob
         for logprob, (start, end) in zip(score.token_logprobs, score.token_spans, strict=True)
         if _DIGIT.search(text, start, end)
-    )
+    ]
 
 
 Weights = Mapping[str, float] | None
@@ -290,11 +296,13 @@ _ACCURACY: dict[str, Callable[[Strategy, Pools, Weights], FloatArray]] = {
     "bound": _bound,
 }
 
-_FORWARD = ("forward", "forward_mean", "forward_numbers")
+_FORWARD = ("forward", "forward_mean", "forward_numbers", "forward_worst")
 _TWO_TERMS = ("forward", "reverse", "forward_mean", "reverse_mean")
-_PREMISE = ("forward", "forward_mean", "reverse", "premise")
+_PREMISE = ("forward", "forward_mean", "reverse", "premise", "premise_worst")
 _THREE_TERMS = ("forward", "reverse", "prior")
-_ALL = (*_FORWARD, "reverse", "premise", "prior", "prior_mean", "prior_numbers")
+_REVERSE = ("reverse", "premise", "premise_worst")
+_PRIOR = ("prior", "prior_mean", "prior_numbers", "prior_worst")
+_ALL = (*_FORWARD, *_REVERSE, *_PRIOR)
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": Strategy("greedy", "the forward model's most likely token each time"),

@@ -1,10 +1,10 @@
 """Weights of strategies, fitted on labelled problems and frozen in a small YAML file.
 
 An interpolation (the paper's lambda) is chosen on a grid by accuracy. A sum of more features is
-fitted as a conditional logit: the weights that make exp(score) put the most of its mass on right
-candidates, which is what both a pick and a weighted vote want. A vote also chooses, by accuracy,
-how sharply it weighs. The file remembers which problems it was fitted on, so that it cannot be
-tested on them.
+fitted by logistic regression on pairs, a right and a wrong candidate of one problem, its penalty
+chosen by cross-validation over problems. How sharply a vote weighs is chosen by its accuracy on
+problems that the weights were not fitted on. The file remembers which problems it was fitted on, so
+that it cannot be tested on them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ __all__ = ["LAMBDAS", "TunedWeights", "interpolation", "tune"]
 LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
 
-_VOTE_SCALES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
-_PENALTY = 1e-3  # of the squared weights, in units of each feature's spread
+_VOTE_SCALES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+_PENALTIES = (1e-3, 1e-2, 1e-1)  # of the squared weights, in units of each feature's spread
+_FOLDS = 5
+_CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeless, however far
 
 
 @dataclass(frozen=True)
@@ -117,18 +119,25 @@ def tune(pools: Pools, problems: Iterable[Problem]) -> TunedWeights:
     if len(mixed) == 0:
         raise InputError("no problem has both right and wrong candidates; there is nothing to tune")
     weights: dict[str, dict[str, float]] = {}
+    fits: dict[tuple[str, ...], _Fit] = {}
     for name, strategy in STRATEGIES.items():
-        if not strategy.features or not strategy.available(pools):
+        features = strategy.features
+        if not features or not strategy.available(pools):
             continue
         if strategy.interpolated:
-            fitted = _fit_interpolation(strategy, pools)
-        elif len(strategy.features) == 1:
-            fitted = {strategy.features[0]: 1.0}
+            held_out = [(pools, _fit_interpolation(strategy, pools))]
+            fitted = held_out[0][1]
+        elif len(features) == 1:
+            fitted = {features[0]: 1.0}
+            held_out = [(pools, fitted)]
         else:
-            fitted = _fit_logit(strategy, pools.select(mixed))
+            if features not in fits:
+                fits[features] = _cross_validate(features, pools)
+            fitted, held_out = fits[features].weights, fits[features].held_out
         if strategy.kind == "vote":
-            fitted = _scale_vote(strategy, pools, fitted)
-        weights[name] = fitted
+            scale = _vote_scale(strategy, held_out)
+            fitted = {name: value * scale for name, value in fitted.items()}
+        weights[name] = {name: float(f"{value:.5g}") for name, value in fitted.items()}
     return TunedWeights(
         weights,
         len(pools.problem_ids),
@@ -157,44 +166,93 @@ def _fit_interpolation(strategy: Strategy, pools: Pools) -> dict[str, float]:
     return {name: round(value, 4) for name, value in best[1].items()}
 
 
-def _fit_logit(strategy: Strategy, pools: Pools) -> dict[str, float]:
-    """Maximise the mean over problems of log(sum over right of exp(score) / sum over all)."""
-    stacked = np.stack([pools.features[name] for name in strategy.features], axis=-1)
-    centred = stacked - _masked_mean(stacked, pools.mask)
-    spread = np.sqrt((centred[pools.mask] ** 2).mean(axis=0)) + 1e-9
-    x = torch.from_numpy(centred / spread)
-    mask = torch.from_numpy(pools.mask)
-    right = mask & torch.from_numpy(pools.correct)
-    weights = torch.zeros(len(spread), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+@dataclass(frozen=True)
+class _Fit:
+    """Weights fitted on all problems, and each fold with those fitted on the other folds."""
+
+    weights: dict[str, float]
+    held_out: list[tuple[Pools, dict[str, float]]]
+
+
+def _cross_validate(features: tuple[str, ...], pools: Pools) -> _Fit:
+    """Fit with the penalty that orders right and wrong candidates of unseen problems best."""
+    fold = np.random.default_rng(0).permutation(len(pools.problem_ids)) % _FOLDS
+    splits = [
+        (pools.select(np.flatnonzero(fold != i)), pools.select(np.flatnonzero(fold == i)))
+        for i in range(_FOLDS)
+    ]
+    best: tuple[float, float, list[tuple[Pools, dict[str, float]]]] = (np.inf, 0.0, [])
+    for penalty in _PENALTIES:
+        fitted = [(rest, _fit_pairs(features, most, penalty)) for most, rest in splits]
+        loss = float(np.mean([_held_out_loss(features, *one) for one in fitted]))
+        if loss < best[0]:
+            best = (loss, penalty, fitted)
+    return _Fit(_fit_pairs(features, pools, best[1]), best[2])
+
+
+def _fit_pairs(features: tuple[str, ...], pools: Pools, penalty: float) -> dict[str, float]:
+    """Minimise the pairwise logistic loss plus the penalty; zeros where nothing can be learned."""
+    rows = np.flatnonzero(_pairs(pools).any(axis=(1, 2)))
+    if len(rows) == 0:
+        return dict.fromkeys(features, 0.0)
+    pools = pools.select(rows)
+    relative = _relative(features, pools)
+    spread = np.sqrt((relative[pools.mask] ** 2).mean(axis=0)) + 1e-9
+    x = torch.from_numpy(np.clip(relative / spread, -_CLIP, _CLIP))
+    pairs = torch.from_numpy(_pairs(pools))
+    weights = torch.zeros(len(features), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        scores = x @ weights
-        total = scores.masked_fill(~mask, -torch.inf).logsumexp(1)
-        good = scores.masked_fill(~right, -torch.inf).logsumexp(1)
-        value = (total - good).mean() + _PENALTY * (weights**2).sum()
+        value = _pairwise_loss(x @ weights, pairs) + penalty * (weights**2).sum()
         value.backward()
         return value
 
     optimizer.step(loss)
-    fitted = weights.detach().numpy() / spread
-    return {
-        name: float(f"{value:.5g}") for name, value in zip(strategy.features, fitted, strict=True)
-    }
+    return dict(zip(features, (weights.detach().numpy() / spread).tolist(), strict=True))
 
 
-def _masked_mean(stacked: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    counts = mask.sum(axis=1)[:, None, None]
-    mean: NDArray[np.float64] = (stacked * mask[..., None]).sum(axis=1, keepdims=True) / counts
-    return mean
+def _held_out_loss(features: tuple[str, ...], pools: Pools, weights: dict[str, float]) -> float:
+    pools = pools.select(np.flatnonzero(_pairs(pools).any(axis=(1, 2))))
+    scores = _relative(features, pools) @ np.array([weights[name] for name in features])
+    pairs = torch.from_numpy(_pairs(pools))
+    return float(_pairwise_loss(torch.from_numpy(scores), pairs)) if len(pairs) else 0.0
 
 
-def _scale_vote(strategy: Strategy, pools: Pools, weights: dict[str, float]) -> dict[str, float]:
-    """How sharply a vote weighs: the scale of its weights, by accuracy."""
-    scaled = [
-        {name: float(f"{value * scale:.5g}") for name, value in weights.items()}
+def _pairwise_loss(scores: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """-log sigmoid(score of the right one - score of the wrong one): each problem counts once."""
+    losses = torch.nn.functional.softplus(scores[:, None, :] - scores[:, :, None]) * pairs
+    return (losses.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))).mean()
+
+
+def _pairs(pools: Pools) -> NDArray[np.bool_]:
+    """[P, N, N]: a right candidate in the row, a wrong one in the column."""
+    right = pools.mask & pools.correct
+    wrong = pools.mask & ~pools.correct
+    pairs: NDArray[np.bool_] = right[:, :, None] & wrong[:, None, :]
+    return pairs
+
+
+def _relative(features: tuple[str, ...], pools: Pools) -> NDArray[np.float64]:
+    """Features less their mean over the problem's candidates, [P, N, F]; 0 where there is none."""
+    stacked = np.stack([pools.features[name] for name in features], axis=-1)
+    counts = pools.mask.sum(axis=1)[:, None, None]
+    mean = (stacked * pools.mask[..., None]).sum(axis=1, keepdims=True) / counts
+    relative: NDArray[np.float64] = (stacked - mean) * pools.mask[..., None]
+    return relative
+
+
+def _vote_scale(strategy: Strategy, held_out: list[tuple[Pools, dict[str, float]]]) -> float:
+    """How sharply a vote weighs: the factor on its weights, by accuracy; neighbours count too."""
+    rights = [
+        np.concatenate(
+            [
+                strategy.accuracy(pools, {name: value * scale for name, value in weights.items()})
+                for pools, weights in held_out
+            ]
+        ).mean()
         for scale in _VOTE_SCALES
     ]
-    accuracies = [strategy.accuracy(pools, row).mean() for row in scaled]
-    return scaled[int(np.argmax(accuracies))]
+    smooth = np.convolve(np.pad(rights, 1, mode="edge"), np.ones(3) / 3, mode="valid")
+    return _VOTE_SCALES[int(smooth.argmax())]

@@ -73,7 +73,7 @@ def train(
     step = state.restore(folder, model, optimizers, recipe, direction)
     metrics = folder / "metrics.jsonl"
     _drop_metrics_after(metrics, step)
-    pair_format = PairFormat(recipe.data.pair_format)
+    pair_format = PairFormat(recipe.data.pair_format, recipe.data.solution_style)
     finished = folder / "model"
 
     def checkpoint() -> None:

@@ -1,0 +1,126 @@
+"""What texts share at their start is computed once: batches of texts as trees of segments.
+
+Candidates of one question share it forward; pairs after the same demonstrations share those, in
+either direction; equal texts share everything. Texts are sorted, so that sharers are neighbours,
+and cut into batches that cost at most a budget of tokens. Everything here is in model order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PrefixTree", "batches", "shared_length"]
+
+_MIN_SHARED = 16
+"""Fewer shared tokens than this cost more in kernel calls than they save."""
+
+
+@dataclass
+class PrefixTree:
+    """Texts laid out in one row, segment after segment, each shared stretch once.
+
+    A segment's tokens see those of its ancestors and the earlier ones of its own.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    """The row's tokens, [T]."""
+    positions: list[int] = field(default_factory=list)
+    """Each token's place in the texts that it belongs to, [T]."""
+    sizes: list[int] = field(default_factory=list)
+    """Tokens of each segment, in row order."""
+    ancestors: list[list[int]] = field(default_factory=list)
+    """For each segment the segments before it, outermost first."""
+    places: list[NDArray[np.int64]] = field(default_factory=list)
+    """For each text, in the order given, the row's columns that hold its tokens."""
+
+    @classmethod
+    def build(cls, texts: Sequence[Sequence[int]]) -> PrefixTree:
+        """The tree of texts that are sorted."""
+        tree = cls()
+        shared = [shared_length(a, b) for a, b in pairwise(texts)]
+        tree._grow(texts, shared, 0, len(texts), 0, [])
+        borders = [0, *accumulate(tree.sizes)]
+        tree.places = [
+            np.concatenate([np.arange(borders[s], borders[s + 1]) for s in path])
+            for path in tree._paths
+        ]
+        return tree
+
+    def __post_init__(self) -> None:
+        self._paths: list[list[int]] = []
+
+    def _grow(
+        self,
+        texts: Sequence[Sequence[int]],
+        shared: Sequence[int],
+        first: int,
+        end: int,
+        depth: int,
+        above: list[int],
+    ) -> None:
+        """Add texts[first:end], whose first `depth` tokens lie in the segments `above`."""
+        while first < end and len(texts[first]) == depth:  # nothing of its own
+            self._paths.append(above)
+            first += 1
+        while first < end:
+            last = first
+            while last + 1 < end and _worth_sharing(shared[last], depth, texts[last]):
+                last += 1
+            if last == first:
+                self._paths.append(above + self._segment(texts[first][depth:], depth, above))
+            else:
+                common = min(shared[first:last])
+                below = above + self._segment(texts[first][depth:common], depth, above)
+                self._grow(texts, shared, first, last + 1, common, below)
+            first = last + 1
+
+    def _segment(self, ids: Sequence[int], depth: int, above: list[int]) -> list[int]:
+        if not ids:
+            return []
+        self.ids.extend(ids)
+        self.positions.extend(range(depth, depth + len(ids)))
+        self.sizes.append(len(ids))
+        self.ancestors.append(list(above))
+        return [len(self.sizes) - 1]
+
+
+def _worth_sharing(shared: int, depth: int, text: Sequence[int]) -> bool:
+    """Whether two neighbours share enough beyond `depth`; equal ends always do."""
+    return shared - depth >= _MIN_SHARED or shared == len(text)
+
+
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts share at their start."""
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))
+
+
+def batches(texts: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
+    """Groups of places of texts, sorted, each of at most `budget` new tokens (or one text).
+
+    Whole groups of sharers would fill a batch unevenly; a group that is cut computes its shared
+    part once in each batch.
+    """
+    order = sorted(range(len(texts)), key=lambda place: list(texts[place]))
+    batch: list[int] = []
+    cost = 0
+    for place in order:
+        text = texts[place]
+        new = len(text)
+        if batch:
+            shared = shared_length(texts[batch[-1]], text)
+            new -= shared if _worth_sharing(shared, 0, texts[batch[-1]]) else 0
+        if batch and cost + new > budget:
+            yield batch
+            batch, cost, new = [], 0, len(text)
+        batch.append(place)
+        cost += new
+    if batch:
+        yield batch
