@@ -100,6 +100,9 @@ def rerank(
         float | None,
         typer.Option("--lambda", help="Weight of the reverse term, instead of weights."),
     ] = None,
+    folds: Annotated[
+        int, typer.Option(help="Fit the weights on these problems, cross-fitted in so many folds.")
+    ] = 0,
     num_problems: Annotated[
         int | None, typer.Option(min=1, help="How many problems; all of a file by default.")
     ] = None,
@@ -147,12 +150,13 @@ def rerank(
         candidates=given,
         sampling=sampling,
         num_samples=samples,
+        folds=folds,
         command="ledom " + " ".join(sys.argv[1:]),
     )
     _use_threads(threads)
     job.forward = _model(forward, "forward", device)
     job.reverse = _model(reverse, "reverse", device)
-    if tuned.num_problems:
+    if tuned.num_problems and not folds:
         job.notes.append(
             f"weights tuned on {tuned.num_problems} other problems, then frozen; intervals are 95 %"
         )

@@ -28,7 +28,7 @@ from ledom.report.report import write_report
 from ledom.reward.sample import sample_candidates
 from ledom.reward.score import distinct_candidates, match_candidates, score_candidates
 from ledom.reward.strategies import STRATEGIES, Pools, build_pools, vote_shares
-from ledom.reward.tune import TunedWeights
+from ledom.reward.tune import Folds, TunedWeights, cross_fit, tune
 from ledom.stage import Stage
 
 __all__ = ["Job", "Selection", "default_weights", "rerank"]
@@ -73,6 +73,9 @@ class Job:
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 32
     title: str = "Reverse Reward"
+    folds: int = 0
+    """Fit the weights on these very problems, in so many folds: each problem's choices then use
+    weights fitted on the others. Needs labels; `weights` are not used."""
     command: str = "ledom rerank"
     notes: list[str] = field(default_factory=list)
 
@@ -109,9 +112,16 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path]:
         if lm is not None:
             scores += _scores(job, lm, candidates, track)
     pools = build_pools(job.problems, candidates, scores)
+    folds = cross_fit(pools, job.problems, job.folds) if job.folds else ()
+    if folds:
+        job.weights = tune(pools, job.problems)
+        job.notes.append(
+            f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
+            "of the problems, measured on the last"
+        )
     selections = _select(job, pools, candidates)
     write_records(job.out / "selected.jsonl", selections)
-    report = _report(job, pools, candidates, scores)
+    report = _report(job, pools, candidates, scores, folds)
     return report, write_report(job.out, report)
 
 
@@ -200,10 +210,16 @@ def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Sel
 
 
 def _report(
-    job: Job, pools: Pools, candidates: Sequence[Candidate], scores: Sequence[Score]
+    job: Job,
+    pools: Pools,
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
+    folds: Folds,
 ) -> dict[str, Any]:
     labelled = bool(pools.correct.any()) or any(problem.answer for problem in job.problems)
-    measured = measure(pools, job.weights) if labelled else {"strategies": [], "headline": []}
+    measured = (
+        measure(pools, job.weights, folds) if labelled else {"strategies": [], "headline": []}
+    )
     notes = list(job.notes)
     unreadable = int(((pools.answers < 0) & pools.mask).sum())
     if unreadable:

@@ -103,3 +103,16 @@ def test_strategies_without_weights_are_left_out(pools: Pools) -> None:
     assert "all terms" not in by_name(report)
     assert "forward" in by_name(report)
     assert report["accuracy_by_lambda"] is None
+
+
+def test_each_fold_uses_its_own_weights(pools: Pools) -> None:
+    """Weights that are turned round in one fold choose wrongly there, and only there."""
+
+    def weights(sign: float) -> TunedWeights:
+        return TunedWeights({"reverse reward": {"reverse": sign}}, 1, 1, frozenset())
+
+    rows = np.arange(NUM_PROBLEMS)
+    folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
+    for part, expected in ((folds, 0.5), ([*folds[:1], (rows[1::2], weights(1.0))], 1.0)):
+        report = measure(pools, weights(1.0), part)
+        assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(expected)

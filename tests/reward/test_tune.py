@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ledom.errors import InputError
 from ledom.records import Problem
 from ledom.reward.strategies import FEATURES, STRATEGIES, Pools
-from ledom.reward.tune import TunedWeights, interpolation, tune
+from ledom.reward.tune import TunedWeights, cross_fit, interpolation, tune
 
 
 def made_pools(num_problems: int = 300, seed: int = 0) -> Pools:
@@ -101,3 +102,22 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         TunedWeights.load(file)
     assert str(file) in str(error.value)
+
+
+def test_cross_fitting_never_sees_the_fold_it_is_used_on() -> None:
+    pools = made_pools(60)
+    folds = cross_fit(pools, problems(60), 3)
+    assert sorted(row for rows, _ in folds for row in rows) == list(range(60))
+    rows, weights = folds[1]
+    assert weights.num_problems == 40
+    flipped = replace(pools, correct=pools.correct.copy())
+    flipped.correct[rows] = ~flipped.correct[rows]
+    again = cross_fit(flipped, problems(60), 3)
+    assert again[1][1].weights == weights.weights
+    assert again[0][1].weights != folds[0][1].weights
+
+
+@pytest.mark.parametrize("num_folds", [-1, 1, 61])
+def test_a_senseless_number_of_folds(num_folds: int) -> None:
+    with pytest.raises(InputError, match=f"{num_folds} folds of 60 problems"):
+        cross_fit(made_pools(60), problems(60), num_folds)

@@ -7,13 +7,15 @@ nothing of models and of how a report looks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ledom.evaluate.intervals import auc_interval, bootstrap_interval, paired_interval
-from ledom.reward.strategies import FEATURES, STRATEGIES, FloatArray, Pools, vote_shares
-from ledom.reward.tune import LAMBDAS, TunedWeights, interpolation
+from ledom.reward.strategies import FEATURES, STRATEGIES, FloatArray, Pools, Strategy, vote_shares
+from ledom.reward.tune import LAMBDAS, Folds, TunedWeights, interpolation
 
 __all__ = ["measure"]
 
@@ -29,6 +31,7 @@ _SHOWN_BY_N = (
     "vote, all terms",
     "oracle",
 )
+_VOTES = ("vote, all terms", "vote, reverse only", "vote, forward")  # whose shares are judged
 _CLAIMS = (
     ("Reverse Reward beats the greedy answer", "reverse reward", "greedy"),
     ("Reverse Reward beats a random candidate", "reverse reward", "random"),
@@ -42,9 +45,37 @@ _CLAIMS = (
 )
 
 
-def measure(pools: Pools, tuned: TunedWeights) -> dict[str, Any]:
-    """The measured part of a report: see `ledom.report` for its schema."""
-    rights = _accuracies(pools, tuned)
+@dataclass(frozen=True)
+class _Weighing:
+    """Which weights choose for which problems: one set for all, or each fold's own."""
+
+    tuned: TunedWeights
+    folds: Folds
+
+    def __call__(
+        self, pools: Pools, name: str, function: Callable[..., FloatArray] = Strategy.accuracy
+    ) -> FloatArray:
+        """A strategy's `function(strategy, pools, weights)` with the weights of each problem."""
+        strategy = STRATEGIES[name]
+        if not self.folds:
+            return function(strategy, pools, self.tuned.weights.get(name))
+        parts = [
+            function(strategy, pools.select(rows), fold.weights.get(name))
+            for rows, fold in self.folds
+        ]
+        order = np.argsort(np.concatenate([rows for rows, _ in self.folds]))
+        values: FloatArray = np.concatenate(parts)[order]
+        return values
+
+
+def measure(pools: Pools, tuned: TunedWeights, folds: Folds = ()) -> dict[str, Any]:
+    """The measured part of a report: see `ledom.report` for its schema.
+
+    With `folds` (see `cross_fit`) each problem's choices use the weights fitted on other problems;
+    `tuned` is then only shown.
+    """
+    weighing = _Weighing(tuned, folds)
+    rights = _accuracies(pools, weighing)
     return {
         "num_problems": len(pools.problem_ids),
         "num_candidates": int(pools.mask.sum(axis=1).max()),
@@ -55,25 +86,31 @@ def measure(pools: Pools, tuned: TunedWeights) -> dict[str, Any]:
             for claim, a, b in _CLAIMS
             if a in rights and b in rights
         ],
-        "accuracy_by_n": _by_number(pools, tuned, rights),
+        "accuracy_by_n": _by_number(pools, weighing, rights),
         "accuracy_by_lambda": _by_lambda(pools, tuned),
-        "reliability": _reliability(pools, tuned),
-        "auc": _aucs(pools, tuned),
+        "reliability": _reliability(pools, weighing),
+        "auc": _aucs(pools, weighing),
         "by_group": _by_group(pools, rights),
     }
 
 
-def _accuracies(pools: Pools, tuned: TunedWeights) -> dict[str, FloatArray]:
+def _accuracies(pools: Pools, weighing: _Weighing) -> dict[str, FloatArray]:
     """[P] for each strategy whose scores and weights are there."""
     rights = {}
     for name, strategy in STRATEGIES.items():
-        weights = tuned.weights.get(name)
-        if not strategy.available(pools) or (len(strategy.features) > 1 and weights is None):
+        weighted = len(strategy.features) <= 1 or name in weighing.tuned.weights
+        if not strategy.available(pools) or not weighted:
             continue
-        right = strategy.accuracy(pools, weights)
+        right = weighing(pools, name)
         if not np.isnan(right).any():
             rights[name] = right
     return rights
+
+
+def _weighted(name: str, pools: Pools, tuned: TunedWeights) -> bool:
+    """Whether a strategy's scores are there, and weights for them where there are several."""
+    strategy = STRATEGIES[name]
+    return strategy.available(pools) and (len(strategy.features) <= 1 or name in tuned.weights)
 
 
 def _row(name: str, rights: dict[str, FloatArray], tuned: TunedWeights) -> dict[str, Any]:
@@ -108,7 +145,7 @@ def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, s
 
 
 def _by_number(
-    pools: Pools, tuned: TunedWeights, rights: dict[str, FloatArray]
+    pools: Pools, weighing: _Weighing, rights: dict[str, FloatArray]
 ) -> dict[str, Any] | None:
     smallest = int(pools.mask.sum(axis=1).min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
@@ -120,8 +157,7 @@ def _by_number(
     for n in numbers:
         subsets = [pools.sample(n, rng) for _ in range(_SUBSETS if n < smallest else 1)]
         for name in shown:
-            weights = tuned.weights.get(name)
-            values = [STRATEGIES[name].accuracy(subset, weights).mean() for subset in subsets]
+            values = [weighing(subset, name).mean() for subset in subsets]
             curves[name].append(float(np.mean(values)))
     return {"n": numbers, "strategies": curves}
 
@@ -147,15 +183,13 @@ def _by_lambda(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
     }
 
 
-def _reliability(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
+def _reliability(pools: Pools, weighing: _Weighing) -> dict[str, Any] | None:
     """Is the winning answer's share of the weighted vote the probability that it is right?"""
-    name = "vote, all terms" if "vote, all terms" in tuned.weights else "vote, forward"
-    strategy = STRATEGIES[name]
-    if not strategy.available(pools):
+    name = next((name for name in _VOTES if _weighted(name, pools, weighing.tuned)), None)
+    if name is None:
         return None
-    weights = tuned.weights.get(name)
-    confidence = vote_shares(strategy, pools, weights).max(axis=1)
-    right = strategy.accuracy(pools, weights)
+    confidence = weighing(pools, name, vote_shares).max(axis=1)
+    right = weighing(pools, name)
     order = np.argsort(confidence)
     bins = []
     for rows in np.array_split(order, min(_BINS, len(order))):
@@ -172,17 +206,17 @@ def _reliability(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
     return {"score": "the winning answer's share of votes", "bins": bins}
 
 
-def _aucs(pools: Pools, tuned: TunedWeights) -> list[dict[str, Any]]:
+def _aucs(pools: Pools, weighing: _Weighing) -> list[dict[str, Any]]:
     """Pairwise AUC of every feature and of every tuned pick."""
     scores = {
         description: pools.features[name]
         for name, (_, description) in FEATURES.items()
         if name in pools.features
     }
-    for name, weights in tuned.weights.items():
+    for name in weighing.tuned.weights:
         strategy = STRATEGIES[name]
         if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(pools):
-            scores[f"{name} (tuned)"] = strategy.score(pools, weights)
+            scores[f"{name} (tuned)"] = weighing(pools, name, Strategy.score)
     rows = range(len(pools.problem_ids))
     correct = [pools.correct[i, pools.mask[i]] for i in rows]
     if not any(c.any() and not c.all() for c in correct):

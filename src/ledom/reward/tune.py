@@ -10,7 +10,7 @@ that it cannot be tested on them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from ledom.errors import InputError
 from ledom.records import Problem, write_atomically
 from ledom.reward.strategies import STRATEGIES, Pools, Strategy
 
-__all__ = ["LAMBDAS", "TunedWeights", "interpolation", "tune"]
+__all__ = ["LAMBDAS", "Folds", "TunedWeights", "cross_fit", "interpolation", "tune"]
 
 LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
@@ -144,6 +144,30 @@ def tune(pools: Pools, problems: Iterable[Problem]) -> TunedWeights:
         int(pools.mask.sum(axis=1).max()),
         frozenset(question_hash(problem.question) for problem in problems),
     )
+
+
+Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
+"""Rows of `Pools`, and the weights that were fitted on the other rows."""
+
+
+def cross_fit(pools: Pools, problems: Sequence[Problem], num_folds: int = _FOLDS) -> Folds:
+    """Weights for each fold of the problems, fitted on the others: every problem is a test once.
+
+    Raises `InputError` for fewer than two folds, more folds than problems, or a fold without which
+    there is nothing to tune on.
+    """
+    if not 2 <= num_folds <= len(problems):
+        raise InputError(
+            f"{num_folds} folds of {len(problems)} problems; give 2 to {len(problems)} folds"
+        )
+    fold = np.random.default_rng(1).permutation(len(problems)) % num_folds
+    folds = []
+    for i in range(num_folds):
+        rest = np.flatnonzero(fold != i)
+        folds.append(
+            (np.flatnonzero(fold == i), tune(pools.select(rest), [problems[int(j)] for j in rest]))
+        )
+    return folds
 
 
 def interpolation(strategy: Strategy, lam: float, mean: bool) -> dict[str, float]:
