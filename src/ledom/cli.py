@@ -100,6 +100,9 @@ def rerank(
         float | None,
         typer.Option("--lambda", help="Weight of the reverse term, instead of weights."),
     ] = None,
+    demonstrations: Annotated[
+        Path | None, typer.Option(help="Solved problems that the models read before they score.")
+    ] = None,
     folds: Annotated[
         int, typer.Option(help="Fit the weights on these problems, cross-fitted in so many folds.")
     ] = 0,
@@ -150,6 +153,7 @@ def rerank(
         candidates=given,
         sampling=sampling,
         num_samples=samples,
+        demonstrations=_demonstrations(demonstrations),
         folds=folds,
         command="ledom " + " ".join(sys.argv[1:]),
     )
@@ -278,6 +282,16 @@ def _problems(
     if source == GENERATOR:
         return list(generate_problems(split, count or _DEMO_PROBLEMS, seed, held_out))
     return read_records(source, Problem)[:count]
+
+
+def _demonstrations(source: Path | None) -> list[Problem]:
+    from ledom.records import Problem, read_records
+
+    problems = [] if source is None else read_records(source, Problem)
+    for problem in problems:
+        if problem.solution is None:
+            raise InputError(f"problem {problem.id!r} has no solution to show", path=source)
+    return problems
 
 
 def _model(path: str, direction: str, device: str | None) -> LanguageModel | None:

@@ -72,6 +72,8 @@ class Job:
     """Given candidates; None samples them from the forward model."""
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 32
+    demonstrations: Sequence[Problem] = ()
+    """Solved problems that the models read before they score."""
     title: str = "Reverse Reward"
     folds: int = 0
     """Fit the weights on these very problems, in so many folds: each problem's choices then use
@@ -156,23 +158,27 @@ def _scores(
     settings = {
         "model": lm.fingerprint,
         "candidates": len(distinct),
-        "texts": _fingerprint(distinct),
+        "texts": _fingerprint((c.problem_id, str(c.index), c.text) for c in distinct),
     }
+    if job.demonstrations:
+        settings["demonstrations"] = _fingerprint(
+            (d.question, d.solution or "", d.answer or "") for d in job.demonstrations
+        )
     stage = Stage(job.out / f"scores.{lm.direction}.jsonl", Score, settings)
     if not stage.complete:
         done = {(score.problem_id, score.index) for score in stage.records}
         waiting = [c for c in distinct if (c.problem_id, c.index) not in done]
-        scored = score_candidates(job.problems, waiting, lm)
+        scored = score_candidates(job.problems, waiting, lm, job.demonstrations)
         for chunk in track(scored, f"scoring, {lm.direction}", len(done), len(distinct)):
             stage.append(chunk)
         stage.finish()
     return stage.records
 
 
-def _fingerprint(candidates: Sequence[Candidate]) -> str:
+def _fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
     digest = hashlib.sha256()
-    for candidate in candidates:
-        digest.update(f"{candidate.problem_id}\0{candidate.index}\0{candidate.text}\0".encode())
+    for row in rows:
+        digest.update("".join(f"{text}\0" for text in row).encode())
     return digest.hexdigest()[:16]
 
 

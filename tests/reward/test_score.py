@@ -106,3 +106,23 @@ def test_directions_are_the_models_own(tokenizer: Tokenizer) -> None:
     for direction in Direction:
         made = scores(FakeLanguageModel(tokenizer, direction), "a")
         assert {score.direction for score in made} == {str(direction)}
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_demonstrations_are_read_first(checkpoints: dict[str, Path], direction: str) -> None:
+    lm = ledom.load(checkpoints[direction])
+    shown = [Problem(id="d", question="1 + 2?", solution="1 + 2 = 3\n#### 3")]
+    own = lm.tokenizer.encode(f"{PROBLEM.question}\n\n2 pens\n#### 2").ids
+    other = lm.tokenizer.encode("1 + 2?\n\n1 + 2 = 3\n#### 3").ids
+    solution = lm.tokenizer.encode("2 pens\n#### 2").ids
+    eos = lm.tokenizer.eos_id
+    (chunk,) = score_candidates([PROBLEM], [candidate(0, "2 pens\n#### 2")], lm, shown)
+    if direction == "forward":
+        ids = [eos, *other, eos, *own, eos]
+        target = Target(ids, len(ids) - 1 - len(solution), len(ids))
+    else:
+        ids = [eos, *own, eos, *other, eos]
+        target = Target(ids, 1 + len(own) - len(solution), 1 + len(own))
+    np.testing.assert_allclose(chunk[-1].token_logprobs or [], lm.logprobs([target])[0], atol=1e-4)
+    (alone,) = score_candidates([PROBLEM], [candidate(0, "2 pens\n#### 2")], lm)
+    assert alone[-1].logprob != chunk[-1].logprob

@@ -71,9 +71,15 @@ def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def score_candidates(
-    problems: Sequence[Problem], candidates: Iterable[Candidate], lm: LanguageModel
+    problems: Sequence[Problem],
+    candidates: Iterable[Candidate],
+    lm: LanguageModel,
+    demonstrations: Sequence[Problem] = (),
 ) -> Iterator[list[Score]]:
     """Yield the scores of each distinct candidate, in order: one record forward, two reverse.
+
+    `demonstrations` are problems with solutions that the model reads first, each a document of its
+    own: before the pair forward, behind it reverse.
 
     The document-end token counts as part of y forward, and the document-start token as part of x
     reverse. A pair that is longer than the model's context keeps its end nearest to the border
@@ -81,12 +87,14 @@ def score_candidates(
     """
     questions = {problem.id: problem.question for problem in problems}
     remaining = iter(distinct_candidates(candidates))
+    shown = _demonstration_ids(demonstrations, lm)
     while chunk := list(islice(remaining, _CHUNK)):
         solutions = [lm.pair_format.restyle(c.text) for c in chunk]
         questions_of = [questions[c.problem_id] for c in chunk]
         pairs = lm.pair_format.encode(lm.tokenizer, list(zip(questions_of, solutions, strict=True)))
-        fitted = [_fit(pair, lm, c) for pair, c in zip(pairs, chunk, strict=True)]
-        logprobs = lm.logprobs([_target(pair, lm.direction) for pair, _ in fitted])
+        room = lm.context - len(shown)
+        fitted = [_fit(pair, room, c) for pair, c in zip(pairs, chunk, strict=True)]
+        logprobs = lm.logprobs([_target(pair, lm.direction, shown) for pair, _ in fitted])
         for candidate, solution, (pair, truncated), values in zip(
             chunk, solutions, fitted, logprobs, strict=True
         ):
@@ -99,9 +107,19 @@ def score_candidates(
             yield records
 
 
-def _fit(pair: EncodedPair, lm: LanguageModel, candidate: Candidate) -> tuple[EncodedPair, bool]:
-    """Cut the end of y from a pair that the model's context cannot hold; EOS stays."""
-    excess = len(pair.ids) - 1 - lm.context
+def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:
+    """Their documents in reading order, each with EOS behind it."""
+    texts = [
+        (problem.question, lm.pair_format.restyle(problem.solution or "", problem.answer))
+        for problem in demonstrations
+    ]
+    pairs = lm.pair_format.encode(lm.tokenizer, texts)
+    return [i for pair in pairs for i in pair.ids[1:]]
+
+
+def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPair, bool]:
+    """Cut the end of y from a pair of more tokens than the model reads; EOS stays."""
+    excess = len(pair.ids) - 1 - room
     if excess <= 0:
         return pair, False
     start, end = pair.solution
@@ -109,7 +127,7 @@ def _fit(pair: EncodedPair, lm: LanguageModel, candidate: Candidate) -> tuple[En
         length = pair.question[1] - pair.question[0]
         raise InputError(
             f"problem {candidate.problem_id!r}: a question of {length} tokens leaves no "
-            f"room for a solution in the model's context of {lm.context}; remove the problem"
+            f"room for a solution in the {room} tokens of the model's context; remove the problem"
         )
     kept = end - excess
     return (
@@ -123,11 +141,15 @@ def _fit(pair: EncodedPair, lm: LanguageModel, candidate: Candidate) -> tuple[En
     )
 
 
-def _target(pair: EncodedPair, direction: Direction) -> Target:
-    """Forward: y and the EOS behind it. Reverse: all from the EOS in front of x to the end of y."""
+def _target(pair: EncodedPair, direction: Direction, shown: list[int]) -> Target:
+    """Forward: y and the EOS behind it. Reverse: all from the EOS in front of x to the end of y.
+
+    The demonstrations stand where the model reads them first, behind the frame's outer EOS.
+    """
     if direction is Direction.FORWARD:
-        return Target(pair.ids, pair.solution[0], len(pair.ids))
-    return Target(pair.ids, 0, pair.solution[1])
+        ids = pair.ids[:1] + shown + pair.ids[1:]
+        return Target(ids, len(shown) + pair.solution[0], len(ids))
+    return Target(pair.ids + shown, 0, pair.solution[1])
 
 
 def _records(
