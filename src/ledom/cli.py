@@ -86,7 +86,11 @@ def demo(
 @app.command()
 def rerank(
     problems: Annotated[
-        str, typer.Option(help="A JSONL file of problems, or gsm_symbolic for the generator.")
+        str,
+        typer.Option(
+            help="A JSONL file of problems, gsm_symbolic (the generator), gsm8k, math500, "
+            "aime2024 or amc2023."
+        ),
     ] = GENERATOR,
     candidates: Annotated[
         Path | None, typer.Option(help="A JSONL file of candidates; sampled when left out.")
@@ -276,11 +280,14 @@ def generate(
 def _problems(
     source: str, count: int | None, split: str, seed: int, held_out: bool
 ) -> list[Problem]:
+    from ledom.data.benchmarks import BENCHMARKS, load_benchmark
     from ledom.data.problems import generate_problems
     from ledom.records import Problem, read_records
 
     if source == GENERATOR:
         return list(generate_problems(split, count or _DEMO_PROBLEMS, seed, held_out))
+    if source in BENCHMARKS:
+        return load_benchmark(source)[:count]
     return read_records(source, Problem)[:count]
 
 

@@ -3,11 +3,12 @@ r"""Final answers out of solutions, and their comparison by value.
     solution text --extract_answer--> answer --canonical_answer--> key
 
 Two answers are equal when their keys are: "$1,200.00", "1200 dollars" and "1200" share one. Numbers
-are compared exactly (as a `Fraction`; never a float, never `eval`), anything else as text. LaTeX
-counts as text so far: a reader for it is one more entry in `_READERS`.
+are compared exactly (as a `Fraction`; never a float, never `eval`), anything else as text.
+`equal_answers` also takes LaTeX for what it means, by math-verify (see `maths`).
 
-Texts come from models: nothing here raises on any string, and all of it takes time linear in its
-length. This module knows nothing of models, records or files, nor of what is done with a verdict.
+Texts come from models: nothing here raises on any string, and all but math-verify, which has a time
+limit, takes time linear in its length. This module knows nothing of models, records or files, nor
+of what is done with a verdict.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 
-__all__ = ["canonical_answer", "extract_answer", "is_correct"]
+from ledom.evaluate.maths import same_value
+
+__all__ = ["canonical_answer", "equal_answers", "extract_answer", "is_correct"]
 
 MAX_NUMBER_CHARS = 200
 """A longer answer is not read as a number, so that exact arithmetic stays cheap."""
@@ -93,6 +96,7 @@ _VARIABLE = re.compile(
     r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_FORMULA = re.compile(r"[\\^=+*/(){}\[\]-]")
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]")
 
 
@@ -132,10 +136,27 @@ def canonical_answer(answer: str | None) -> str | None:
     return None
 
 
+def equal_answers(first: str | None, second: str | None) -> bool:
+    r"""Whether two answers are equal by value; False where either is missing.
+
+    Numbers are compared exactly and need no more; where one of them is a formula, math-verify is
+    asked: "\frac{\pi}{2}" equals "\pi/2", "(x+1)^2" equals "x^2+2x+1".
+    """
+    keys = canonical_answer(first), canonical_answer(second)
+    if first is None or second is None or None in keys:
+        return False
+    if keys[0] == keys[1]:
+        return True
+    if all(_number_key(answer) is not None for answer in (first, second)):
+        return False
+    if not any(_FORMULA.search(answer) for answer in (first, second)):
+        return False
+    return same_value(_bare(first), _bare(second))
+
+
 def is_correct(candidate_text: str, answer: str) -> bool:
     """Whether a solution text ends in an answer that equals `answer` by value."""
-    key = canonical_answer(answer)
-    return key is not None and canonical_answer(extract_answer(candidate_text)) == key
+    return equal_answers(extract_answer(candidate_text), answer)
 
 
 # ---- readers: answer -> key, or None for an answer of another kind ----

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.errors import InputError
-from ledom.evaluate.answers import canonical_answer, extract_answer
+from ledom.evaluate.answers import canonical_answer, equal_answers, extract_answer
 from ledom.records import Candidate, Problem, Score
 
 __all__ = ["FEATURES", "STRATEGIES", "Pools", "Strategy", "build_pools"]
@@ -118,14 +118,12 @@ def build_pools(
     correct = np.zeros(shape, bool)
     mask = np.zeros(shape, bool)
     for row, problem in enumerate(problems):
-        truth = canonical_answer(problem.answer)
-        numbers: dict[str, int] = {}
+        classes = _AnswerClasses()
         for column, candidate in enumerate(groups[problem.id]):
-            key = canonical_answer(extract_answer(candidate.text))
+            answer = extract_answer(candidate.text)
             mask[row, column] = True
-            if key is not None:
-                answers[row, column] = numbers.setdefault(key, len(numbers))
-            correct[row, column] = _is_right(candidate, key, truth)
+            answers[row, column] = classes.number(answer)
+            correct[row, column] = _is_right(candidate, answer, problem)
             found: dict[str, Score | None] = {
                 target: by_key.get((problem.id, index_of[problem.id, candidate.text], target))
                 for target in targets
@@ -133,7 +131,7 @@ def build_pools(
             for name, value in _features(found, problem, candidate).items():
                 features[name][row, column] = value
     greedy_right = [
-        float(_is_right(g, canonical_answer(extract_answer(g.text)), canonical_answer(p.answer)))
+        float(_is_right(g, extract_answer(g.text), p))
         if (g := greedy.get(p.id)) is not None
         else np.nan
         for p in problems
@@ -157,10 +155,30 @@ def _shared_index(candidates: Sequence[Candidate]) -> dict[tuple[str, str], int]
     return first
 
 
-def _is_right(candidate: Candidate, key: str | None, truth: str | None) -> bool:
+class _AnswerClasses:
+    """Numbers for the answers to one problem, the same for equal ones."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, int] = {}
+        self._first: list[str] = []
+
+    def number(self, answer: str | None) -> int:
+        """The answer's class; -1 for none."""
+        key = canonical_answer(answer)
+        if key is None or answer is None:
+            return -1
+        if key not in self._by_key:
+            known = (i for i, other in enumerate(self._first) if equal_answers(other, answer))
+            self._by_key[key] = next(known, len(self._first))
+            if self._by_key[key] == len(self._first):
+                self._first.append(answer)
+        return self._by_key[key]
+
+
+def _is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool:
     if candidate.correct is not None:
         return candidate.correct
-    return key is not None and key == truth
+    return equal_answers(problem.answer, answer)
 
 
 def _available(targets: set[str]) -> list[str]:

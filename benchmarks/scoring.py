@@ -1,0 +1,215 @@
+"""Log-probabilities a second: ledom against lm-evaluation-harness's HFLM, in one run.
+
+    python benchmarks/scoring.py [--problems test.jsonl --candidates candidates.jsonl]
+                                 [--demonstrations train.jsonl] [--cases pair forward shots wide]
+
+Needs `pip install ledom[bench]`. Both score the same spans with the same weights, dtype (fp32) and
+threads: log P(x|y) reverse, log P(y|x) forward. The peer runs at each of its batch sizes and its
+best is compared; every sum must agree to 1e-3. Without files, generated problems and samples of
+the embedded model stand in for them. The share of the product rate counts only work that must be
+done: each distinct token position once, the vocabulary only where a log-probability is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from ledom.data.problems import generate_problems
+from ledom.lm import embedded_folder, load
+from ledom.lm.base import LanguageModel, Sampling, Target
+from ledom.lm.hf import HFLanguageModel
+from ledom.lm.prefix import PrefixTree
+from ledom.model.checkpoint import save_checkpoint
+from ledom.records import Candidate, Problem, read_records
+from ledom.reward.sample import sample_candidates
+
+NUM_QUESTIONS, NUM_CANDIDATES, NUM_SHOTS = 64, 16, 8
+ROUNDS = 3
+PEER_BATCHES = (8, 32, 128)
+
+
+def real_pairs(problems: Path, candidates: Path) -> tuple[list[Problem], list[Candidate]]:
+    """The first questions of a file with all of their candidates."""
+    chosen = read_records(problems, Problem)[:NUM_QUESTIONS]
+    wanted = {problem.id for problem in chosen}
+    texts = [c for c in read_records(candidates, Candidate) if c.problem_id in wanted]
+    return chosen, texts
+
+
+def generated_pairs() -> tuple[list[Problem], list[Candidate]]:
+    """Unseen problems with samples of the embedded forward model."""
+    problems = list(generate_problems("test", NUM_QUESTIONS, seed=9))
+    chunks = sample_candidates(
+        problems, load("tiny", "forward"), Sampling(temperature=0.7), NUM_CANDIDATES
+    )
+    return problems, [c for chunk in chunks for c in chunk if not c.greedy]
+
+
+def targets(
+    lm: LanguageModel, pairs: list[tuple[str, str]], shots: list[tuple[str, str]]
+) -> list[Target]:
+    """What is asked of both: log P(y|x) forward, log P(x|y) reverse, after the demonstrations."""
+    shown = [i for pair in lm.pair_format.encode(lm.tokenizer, shots) for i in pair.ids[1:]]
+    made = []
+    for pair in lm.pair_format.encode(lm.tokenizer, pairs):
+        if str(lm.direction) == "forward":
+            ids = pair.ids[:1] + shown + pair.ids[1:]
+            made.append(Target(ids, len(shown) + pair.solution[0], len(ids)))
+        else:
+            made.append(Target(pair.ids + shown, 0, pair.question[1]))
+    return [target for target in made if len(target.ids) - 1 <= lm.context]
+
+
+def peer_requests(lm: LanguageModel, asked: list[Target]) -> list[Any]:
+    """The same spans as HFLM takes them: a key, the ids to condition on, the ids to score."""
+    requests = []
+    for target in asked:
+        ids = lm.direction.to_model_order(list(target.ids))
+        start, end = lm.direction.span_to_model_order(target.start, target.end, len(ids))
+        requests.append((("", ""), ids[:start], ids[start:end]))
+    return requests
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """The median over rounds, after a warm one."""
+    work()
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def needed_flops(lm: HFLanguageModel, asked: list[Target]) -> float:
+    """Products that no scorer can leave out: 2 a weight and distinct token, the head once a label.
+
+    What texts share at their start counts once. Attention's own products are left out.
+    """
+    texts = sorted(lm.direction.to_model_order(list(t.ids))[:-1] for t in asked)
+    tokens = len(PrefixTree.build(texts).ids)
+    layers = sum(p.numel() for n, p in lm.model.named_parameters() if ".layers." in n)
+    labels = sum(target.end - target.start for target in asked)
+    return 2.0 * (tokens * layers + labels * lm.model.get_output_embeddings().weight.numel())
+
+
+def product_rate(lm: HFLanguageModel) -> float:
+    """FLOP/s of plain products of the feed-forward's shape on rows of the scorer's batches."""
+    config = lm.model.config
+    x = torch.randn(lm.tokens_per_batch, config.hidden_size)
+    weight = torch.randn(config.hidden_size, config.intermediate_size)
+    with torch.inference_mode():
+        seconds = median_seconds(lambda: [x @ weight for _ in range(10)]) / 10
+    return 2.0 * x.shape[0] * weight.numel() / seconds
+
+
+def compare(case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int | None) -> None:
+    """One row: seconds of both on the same spans; `sample` limits how many the peer is timed on."""
+    from lm_eval.models.huggingface import HFLM
+
+    asked = targets(lm, pairs, shots)
+    with tempfile.TemporaryDirectory() as folder:
+        lm.model.save_pretrained(folder)
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    backend = AutoTokenizer.from_pretrained(lm.path)
+    few = asked if sample is None else asked[:: max(1, len(asked) // sample)]
+    requests = peer_requests(lm, few)
+    best, sums = float("inf"), []
+    for size in PEER_BATCHES:
+        hflm = HFLM(pretrained=plain, tokenizer=backend, batch_size=size, max_length=lm.context)
+
+        def run(hflm: Any = hflm) -> list[Any]:
+            found: list[Any] = hflm._loglikelihood_tokens(requests, disable_tqdm=True)
+            return found
+
+        best = min(best, median_seconds(run))
+        sums = [total for total, _ in run()]
+    best *= len(asked) / len(few)
+    ours = median_seconds(lambda: lm.logprobs(asked))
+    found = [float(values.sum()) for values in lm.logprobs(few)]
+    worst = max(abs(a - b) for a, b in zip(found, sums, strict=True))
+    share = needed_flops(lm, asked) / ours / product_rate(lm)
+    print(
+        f"| {case} | {len(asked)} | {best:.2f} | {ours:.2f} | {best / ours:.2f}x | {share:.0%} "
+        f"| {worst:.1e} |",
+        flush=True,
+    )
+
+
+def wide_model(folder: Path) -> HFLanguageModel:
+    """Random weights with Qwen2.5-0.5B's width, heads and vocabulary, 6 layers, as reverse."""
+    small = load("tiny", "reverse")
+    config = LlamaConfig(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=6,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        eos_token_id=small.tokenizer.eos_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    save_checkpoint(folder, model, small.tokenizer, small.direction, small.pair_format)
+    return HFLanguageModel(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", type=Path)
+    parser.add_argument("--candidates", type=Path)
+    parser.add_argument("--demonstrations", type=Path)
+    parser.add_argument("--cases", nargs="+", default=["pair", "forward", "shots", "wide"])
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.problems and args.candidates:
+        problems, candidates = real_pairs(args.problems, args.candidates)
+    else:
+        problems, candidates = generated_pairs()
+    solved = (
+        read_records(args.demonstrations, Problem)
+        if args.demonstrations
+        else list(generate_problems("train", NUM_SHOTS, seed=9))
+    )
+    shots = [(p.question, p.solution or "") for p in solved[:NUM_SHOTS]]
+    questions = {problem.id: problem.question for problem in problems}
+    pairs = [(questions[c.problem_id], c.text) for c in candidates]
+    print("| case | pairs | HFLM, s | ledom, s | ratio | of a plain product | largest difference |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for case in args.cases:
+            if case == "pair":
+                compare("reverse, embedded pair", _tiny("reverse"), pairs, [], None)
+            elif case == "forward":
+                compare("forward, embedded pair", _tiny("forward"), pairs, [], None)
+            elif case == "shots":
+                for direction in ("reverse", "forward"):
+                    name = f"{direction}, {NUM_SHOTS} demonstrations"
+                    compare(name, _tiny(direction, 4096), pairs, shots, 128)
+            else:
+                compare("reverse, wide", wide_model(Path(folder) / "wide"), pairs[:256], [], 64)
+
+
+def _tiny(direction: str, context: int = 0) -> HFLanguageModel:
+    """One of the embedded pair, at a context that holds the demonstrations where one is asked."""
+    lm = HFLanguageModel(embedded_folder(direction))
+    if context:
+        lm.context = lm.model.config.max_position_embeddings = context
+    return lm
+
+
+if __name__ == "__main__":
+    main()

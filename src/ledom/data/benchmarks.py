@@ -1,0 +1,99 @@
+"""Problem sets by name: from a local folder, or from the hub through `datasets`.
+
+A local folder holds the same records as JSONL files, at the paths that `BENCHMARKS` names; it is
+given as a path or in the environment variable LEDOM_DATA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ledom.errors import InputError
+from ledom.records import Problem, read_records
+
+__all__ = ["BENCHMARKS", "FOLDER_VARIABLE", "Benchmark", "load_benchmark"]
+
+FOLDER_VARIABLE = "LEDOM_DATA"
+"""Environment variable that names the local folder."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Where a problem set lies."""
+
+    file: str
+    """Its JSONL file in a local folder."""
+    hub: tuple[str, ...]
+    """What `datasets.load_dataset` takes: name, and configuration where there is one."""
+    split: str
+    read: Callable[[Mapping[str, Any]], Mapping[str, str]]
+    """A hub row's question, answer and solution."""
+
+
+def _gsm8k(row: Mapping[str, Any]) -> dict[str, str]:
+    solution, _, answer = row["answer"].rpartition("####")
+    return {"question": row["question"], "solution": solution.strip(), "answer": answer.strip()}
+
+
+def _math(row: Mapping[str, Any]) -> dict[str, str]:
+    known = {"question": row["problem"], "answer": str(row["answer"])}
+    return known | ({"solution": row["solution"]} if row.get("solution") else {})
+
+
+def _amc(row: Mapping[str, Any]) -> dict[str, str]:
+    return {"question": row["question"], "answer": str(row["answer"]).removesuffix(".0")}
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "gsm8k": Benchmark("gsm8k/test.jsonl", ("openai/gsm8k", "main"), "test", _gsm8k),
+    "math500": Benchmark("math/math500.jsonl", ("HuggingFaceH4/MATH-500",), "test", _math),
+    "aime2024": Benchmark("math/aime2024.jsonl", ("HuggingFaceH4/aime_2024",), "train", _math),
+    "amc2023": Benchmark("math/amc2023.jsonl", ("math-ai/amc23",), "test", _amc),
+}
+"""Every problem set that is known by name, besides the generator."""
+
+
+def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]:
+    """The problems of a benchmark; ids are `<name>-<number>` where the source has none.
+
+    Raises `InputError` for an unknown name, a folder without the file, or a hub out of reach.
+    """
+    if name not in BENCHMARKS:
+        raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    folder = folder or os.environ.get(FOLDER_VARIABLE)
+    if folder:
+        return read_records(Path(folder) / benchmark.file, Problem)
+    rows = _from_hub(name, benchmark)
+    return [_problem(name, number, benchmark.read(row)) for number, row in enumerate(rows)]
+
+
+def _problem(name: str, number: int, fields: Mapping[str, str]) -> Problem:
+    return Problem(
+        id=f"{name}-{number}",
+        question=fields["question"],
+        answer=fields["answer"],
+        solution=fields.get("solution"),
+    )
+
+
+def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise InputError(
+            f"benchmark {name!r} comes from the hub through `datasets`, which is not installed: "
+            f"pip install 'ledom[hub]', or name a local folder in {FOLDER_VARIABLE}"
+        ) from None
+    try:
+        rows: Iterable[Any] = load_dataset(*benchmark.hub, split=benchmark.split)
+    except Exception as error:  # whatever the hub's client raises when it is out of reach
+        raise InputError(
+            f"benchmark {name!r} could not be loaded from the hub ({benchmark.hub[0]}): "
+            f"{' '.join(str(error).split())[:200]}; or name a local folder in {FOLDER_VARIABLE}"
+        ) from error
+    return rows

@@ -1,0 +1,74 @@
+"""Problem sets by name, from a folder and from what the hub would give."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledom.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, load_benchmark
+from ledom.errors import InputError
+
+ROWS = {
+    "gsm8k": {"question": "1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"},
+    "math500": {"problem": "Half?", "answer": r"\frac{1}{2}", "solution": "It is half."},
+    "aime2024": {"problem": "How many?", "answer": 73, "solution": ""},
+    "amc2023": {"question": "How many?", "answer": 27.0},
+}
+EXPECTED = {
+    "gsm8k": ("1 + 1?", "2", "1 + 1 = <<1+1=2>>2"),
+    "math500": ("Half?", r"\frac{1}{2}", "It is half."),
+    "aime2024": ("How many?", "73", None),
+    "amc2023": ("How many?", "27", None),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    asked: list[Any] = []
+    hub = types.ModuleType("datasets")
+    hub.load_dataset = lambda *names, split: asked.append((names, split)) or [ROWS[name]]
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    (problem,) = load_benchmark(name)
+    assert (problem.question, problem.answer, problem.solution) == EXPECTED[name]
+    assert problem.id == f"{name}-0"
+    assert asked == [(BENCHMARKS[name].hub, BENCHMARKS[name].split)]
+
+
+def test_a_folder_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "math" / "amc2023.jsonl"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"id": "a", "question": "q", "answer": "3"}))
+    assert load_benchmark("amc2023", tmp_path)[0].id == "a"
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    assert load_benchmark("amc2023")[0].answer == "3"
+    with pytest.raises(InputError, match=r"gsm8k/test\.jsonl: no such file"):
+        load_benchmark("gsm8k")
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(InputError, match="unknown benchmark 'gsm9k'; known: gsm8k, math500"):
+        load_benchmark("gsm9k")
+
+
+def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    hub = types.ModuleType("datasets")
+
+    def fail(*names: str, split: str) -> None:
+        raise ConnectionError("no\nroute")
+
+    hub.load_dataset = fail
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    with pytest.raises(
+        InputError, match=rf"from the hub \(openai/gsm8k\): no route.*{FOLDER_VARIABLE}"
+    ):
+        load_benchmark("gsm8k")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'ledom\[hub\]'"):
+        load_benchmark("gsm8k")
