@@ -350,3 +350,54 @@ def test_no_arguments_show_the_commands(run: Run) -> None:
     code, text = run()
     assert "rerank" in text
     assert code in (0, 2)
+
+
+def test_explain_ranks_and_writes_a_page(
+    run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
+) -> None:
+    code, output = run("explain", "What is 1 + 1?", "1 + 1 = 2", "none", "--out", tmp_path)
+    assert code == 0
+    assert output.count("log P(question | answer) = ") == 2
+    assert output.count("What is 1 + 1?") == 2
+    assert output.count("least explained: ") == 2
+    case = json.loads((tmp_path / "report.json").read_text())["cases"][0]
+    totals = [c["scores"]["reverse"] for c in case["candidates"]]
+    assert totals == sorted(totals, reverse=True)
+    assert "1 + 1 = 2" in (tmp_path / "report.html").read_text()
+
+
+def test_explain_takes_a_file(
+    run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
+) -> None:
+    file = tmp_path / "theirs.jsonl"
+    texts = {"p0": ["one", "two", "one"], "p1": ["three"]}
+    write_records(
+        file,
+        [
+            Candidate(problem_id=name, index=i, text=text)
+            for name, group in texts.items()
+            for i, text in enumerate(group)
+        ],
+    )
+    code, output = run("explain", "What?", file, "--id", "p0")
+    assert (code, output.count("least explained")) == (0, 2)  # equal texts are one
+    code, output = run("explain", "What?", file, "--id", "p9")
+    assert (code, output.strip()) == (2, f"error: no candidates of problem 'p9' in {file}")
+
+
+def test_demonstrations_need_solutions(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    code, output = run(
+        "rerank", "--problems", problem_file, "--demonstrations", problem_file, "--out", tmp_path
+    )
+    assert code == 2
+    assert f"{problem_file}: problem 'p0' has no solution to show" in output
+
+
+def test_too_many_folds(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    code, output = run("rerank", "--problems", problem_file, "--folds", 7, "--out", tmp_path)
+    assert code == 2
+    assert "7 folds of 6 problems; give 2 to 6 folds" in output

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
+from ledom.terminal import TrainingBar, say, show_case, show_summary, track
 
 if TYPE_CHECKING:
     from ledom.lm.base import LanguageModel
@@ -49,15 +49,15 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except LedomError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         code = 2
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises for wrong usage has it
             raise
-        _say(f"error: {error.format_message()} See: ledom --help")
+        say(f"error: {error.format_message()} See: ledom --help")
         code = 2
     if code == _INTERRUPTED:
-        _say("interrupted; what is finished is kept: run the same command again to go on")
+        say("interrupted; what is finished is kept: run the same command again to go on")
     sys.exit(code)
 
 
@@ -201,8 +201,8 @@ def tune(
     tuned = fit(build_pools(questions, answers, scores), questions)
     tuned.save(out)
     for name, row in tuned.weights.items():
-        _say(f"{name:24}" + "  ".join(f"{value:+.3g} {key}" for key, value in row.items() if value))
-    _say(f"weights of {len(tuned.weights)} strategies: {out}")
+        say(f"{name:24}" + "  ".join(f"{value:+.3g} {key}" for key, value in row.items() if value))
+    say(f"weights of {len(tuned.weights)} strategies: {out}")
 
 
 @app.command()
@@ -234,14 +234,64 @@ def train(
     directions = list(Direction) if direction == "both" else [Direction(direction)]
     _use_threads(threads)
     folder = out / plan.name
-    _say(f"preparing the data in {folder / 'data'}")
+    say(f"preparing the data in {folder / 'data'}")
     data = prepare_data(plan.data, folder / "data")
     for way in directions:
-        with _training_bar(str(way), plan.optim.steps) as on_progress:
+        with TrainingBar(str(way), plan.optim.steps) as on_progress:
             finished = run(
                 plan, way, data, folder / str(way), on_progress, device or default_device()
             )
-        _say(f"{way} model: {finished}")
+        say(f"{way} model: {finished}")
+
+
+@app.command()
+def explain(
+    question: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
+    solutions: Annotated[
+        list[str], typer.Argument(help="Candidate solutions, or JSONL files of candidates.")
+    ],
+    problem_id: Annotated[
+        str | None, typer.Option("--id", help="Of the files, only this problem's candidates.")
+    ] = None,
+    reverse: Annotated[str, typer.Option(help="Model folder, or tiny (embedded).")] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="Folder for the same as a page.")] = None,
+    device: Device = None,
+) -> None:
+    """Show which words of a question each candidate solution accounts for.
+
+    Example: ledom explain "Ava has 3 pens and buys 4. How many?" "3 + 4 = 7" "3 - 4 = 1"
+    """
+    from ledom.records import Candidate, Problem, read_records
+    from ledom.report.cases import explained_case
+    from ledom.report.report import write_report
+    from ledom.reward.score import score_candidates
+    from ledom.reward.strategies import build_pools
+
+    text = sys.stdin.read().strip() if question == "-" else question
+    written: list[str] = []
+    for solution in solutions:
+        if solution.endswith(".jsonl"):
+            records = read_records(solution, Candidate)
+            written += [c.text for c in records if problem_id in (None, c.problem_id)]
+        else:
+            written.append(solution)
+    if not written:
+        raise InputError(f"no candidates of problem {problem_id!r} in {', '.join(solutions)}")
+    problem = Problem(id=problem_id or "question", question=text)
+    candidates = [
+        Candidate(problem_id=problem.id, index=index, text=solution)
+        for index, solution in enumerate(dict.fromkeys(written))
+    ]
+    lm = _model(reverse, "reverse", device)
+    if lm is None:
+        raise InputError("reverse is none; give a model folder, or tiny")
+    scores = [s for chunk in score_candidates([problem], candidates, lm) for s in chunk]
+    case = explained_case(problem, candidates, scores, build_pools([problem], candidates, scores))
+    show_case(case)
+    if out is not None:
+        models = {"reverse": {"name": lm.name}}
+        report = {"title": "What each answer explains", "models": models, "cases": [case]}
+        say(f"page: {write_report(out, report)}")
 
 
 @app.command()
@@ -321,96 +371,16 @@ def _embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
 def _run(job: Job) -> None:
     from ledom.rerank import rerank as run
 
-    _say(f"{len(job.problems)} problems, results in {job.out}/")
-    report, page = run(job, _track)
-    _summary(report)
-    _say(f"report: {page}  (the same as report.md and report.json; answers in selected.jsonl)")
-
-
-def _summary(report: dict[str, Any]) -> None:
-    """The strategies' accuracies as a table on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("strategy", no_wrap=True)
-    for column in ("accuracy, %", "against greedy", "against majority"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in report["strategies"]:
-        table.add_row(
-            row["name"],
-            _percent(row["accuracy"]),
-            *(_percent(row["versus"].get(other), "+") for other in ("greedy", "majority")),
-        )
-    if report["strategies"]:
-        Console().print(table)
-
-
-def _percent(interval: dict[str, float] | None, sign: str = "") -> str:
-    """A mean and its 95 % interval, as `13.3 [9.7, 17.3]`."""
-    if interval is None:
-        return ""
-    mean, low, high = (f"{100 * interval[key]:{sign}.1f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
-def _track(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
-    """Show a bar over chunks of a stage: each chunk is one of `total`."""
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(SpinnerColumn(), *columns, console=_console(), transient=False) as bar:
-        task = bar.add_task(name, total=total, completed=done)
-        for chunk in chunks:
-            yield chunk
-            bar.advance(task)
-
-
-class _training_bar:  # noqa: N801 - used as a function
-    """A bar over training steps with loss, tokens/s and the time left."""
-
-    def __init__(self, name: str, steps: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=_console(),
-        )
-        self._task = self._bar.add_task(name, total=steps, state="")
-        self._valid = ""
-
-    def __enter__(self) -> Callable[[Any], None]:
-        self._bar.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _show(self, progress: Any) -> None:
-        if progress.valid_loss is not None:
-            self._valid = f", valid {progress.valid_loss:.3f}"
-        state = f"loss {progress.loss:.3f}{self._valid}, {progress.tokens_per_second:,.0f} tokens/s"
-        self._bar.update(self._task, completed=progress.step, state=state)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)
+    say(f"{len(job.problems)} problems, results in {job.out}/")
+    report, page = run(job, track)
+    show_summary(report)
+    say(f"report: {page}  (the same as report.md and report.json; answers in selected.jsonl)")
 
 
 def _use_threads(threads: int | None) -> None:
     import torch
 
     torch.set_num_threads(threads or os.cpu_count() or 1)
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Worked cases for a report: problems where the reverse model changed the choice for the better.
+"""Cases for a report: a question, its candidates, and how well each explains the question's words.
+
+`worked_cases` finds problems where the reverse model changed the choice for the better;
+`explained_case` shows a given one.
 
 It knows records and scores, and nothing of how a case is shown.
 """
@@ -16,7 +19,7 @@ from ledom.records import Candidate, Problem, Score
 from ledom.reward.strategies import STRATEGIES, Pools
 from ledom.reward.tune import TunedWeights
 
-__all__ = ["worked_cases"]
+__all__ = ["explained_case", "worked_cases"]
 
 _CASES = 3
 _CANDIDATES = 6  # shown in a case
@@ -63,6 +66,18 @@ def worked_cases(
     ]
 
 
+def explained_case(
+    problem: Problem, candidates: Sequence[Candidate], scores: Sequence[Score], pools: Pools
+) -> dict[str, Any]:
+    """One problem with all of its candidates, by log P(x|y): the best beside the worst."""
+    score = pools.features["reverse"][0]
+    by_key: dict[tuple[str, int, str], Score] = {
+        (s.problem_id, s.index, s.target): s for s in scores
+    }
+    worst = int(score.argmin())
+    return _case(problem, candidates, by_key, pools, 0, score, worst, len(candidates))
+
+
 def _case(
     problem: Problem,
     group: Sequence[Candidate],
@@ -71,6 +86,7 @@ def _case(
     row: int,
     score: Any,
     rejected: int,
+    limit: int = _CANDIDATES,
 ) -> dict[str, Any]:
     counts = Counter(candidate.text for candidate in group)
     first: dict[str, int] = {}
@@ -78,7 +94,7 @@ def _case(
         first.setdefault(candidate.text, column)
     ranked = sorted(first.values(), key=lambda column: -score[column])
     rank = {column: place for place, column in enumerate(ranked, start=1)}
-    shown = ranked[:_CANDIDATES]
+    shown = ranked[:limit]
     out = first[group[int(rejected)].text]
     if out not in shown:
         shown = [*shown[:-1], out]

@@ -1,0 +1,118 @@
+"""What a command shows on the terminal: lines, bars, tables, and coloured questions.
+
+Results go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import typer
+
+__all__ = ["TrainingBar", "say", "show_case", "show_summary", "track"]
+
+
+def say(line: str) -> None:
+    """A line to the user."""
+    typer.echo(line, err=True)
+
+
+def show_summary(report: dict[str, Any]) -> None:
+    """The strategies' accuracies as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
+    for column in ("accuracy, %", "against greedy", "against majority"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in report["strategies"]:
+        table.add_row(
+            row["name"],
+            _percent(row["accuracy"]),
+            *(_percent(row["versus"].get(other), "+") for other in ("greedy", "majority")),
+        )
+    if report["strategies"]:
+        Console().print(table)
+
+
+def show_case(case: dict[str, Any]) -> None:
+    """Each candidate with the question's words coloured: the redder, the less explained."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ledom.report.words import question_words
+
+    console = Console(highlight=False)
+    for candidate in case["candidates"]:
+        words = question_words(case["question"], candidate["question_tokens"])
+        line = Text()
+        for word in words:
+            shade = round(255 * (1 - 0.75 * word.heat))
+            style = f"black on rgb(255,{shade},{shade})" if word.heat > 0 else ""
+            line.append(word.text, style)
+        total = candidate["scores"]["reverse"]
+        least = sorted((w for w in words if w.logprob is not None), key=lambda w: w.logprob or 0.0)
+        console.print(f"[bold]{candidate['rank']}.[/bold] log P(question | answer) = {total:.1f}")
+        console.print(Text(candidate["text"], "dim"))
+        console.print(line)
+        named = ", ".join(f"{word.text} ({word.logprob:.1f})" for word in least[:3])
+        console.print(f"least explained: {named}\n", markup=False)
+
+
+def _percent(interval: dict[str, float] | None, sign: str = "") -> str:
+    """A mean and its 95 % interval, as `13.3 [9.7, 17.3]`."""
+    if interval is None:
+        return ""
+    mean, low, high = (f"{100 * interval[key]:{sign}.1f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def track(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
+    """Show a bar over chunks of a stage: each chunk is one of `total`."""
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(SpinnerColumn(), *columns, console=_progress_console(), transient=False) as bar:
+        task = bar.add_task(name, total=total, completed=done)
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task)
+
+
+class TrainingBar:
+    """A bar over training steps with loss, tokens/s and the time left."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=_progress_console(),
+        )
+        self._task = self._bar.add_task(name, total=steps, state="")
+        self._valid = ""
+
+    def __enter__(self) -> Callable[[Any], None]:
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, progress: Any) -> None:
+        if progress.valid_loss is not None:
+            self._valid = f", valid {progress.valid_loss:.3f}"
+        state = f"loss {progress.loss:.3f}{self._valid}, {progress.tokens_per_second:,.0f} tokens/s"
+        self._bar.update(self._task, completed=progress.step, state=state)
+
+
+def _progress_console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
