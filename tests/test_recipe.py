@@ -71,6 +71,7 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("train.precision=fp8", "key train.precision is 'fp8'"),
         ("train=3", "key train is 3"),
         ("model.hidden_size=33", "hidden_size 33 is no even multiple of num_attention_heads 2"),
+        ("optim.steps=true", "key optim.steps is True: Value error, yes or no is not a value here"),
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
         ("data.pair_format={question} {solution}", "the value is not YAML"),

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
+from ledom.config import Config
 from ledom.data.tokenise import DataConfig
 from ledom.errors import RecipeError
 from ledom.model.presets import ModelConfig
@@ -21,10 +22,8 @@ from ledom.train.optim import OptimConfig
 __all__ = ["Recipe", "TrainConfig", "load_recipe"]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Config):
     """How the loop runs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_size: PositiveInt = 32
     """Windows (documents, or stretches of long ones) in a step."""
@@ -40,10 +39,8 @@ class TrainConfig(BaseModel):
     """How many of the newest checkpoints stay."""
 
 
-class Recipe(BaseModel):
+class Recipe(Config):
     """A training run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     """Names the run's folder."""

@@ -104,6 +104,24 @@ def test_other_settings_are_refused(tmp_path):
         prepare_data(config.model_copy(update={"vocab_size": 301}), tmp_path / "data")
 
 
+def test_a_file_that_changed_is_noticed(tmp_path):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    prepare_data(config, tmp_path / "data")
+    write_documents(tmp_path / "d.jsonl", 21)
+    with pytest.raises(InputError, match="from files that have changed since"):
+        prepare_data(config, tmp_path / "data")
+
+
+def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    prepare_data(config, tmp_path / "data")
+    tokenizer.save(tmp_path / "data")
+    with pytest.raises(InputError, match="train: was made with another tokenizer"):
+        prepare_data(config, tmp_path / "data")
+
+
 def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
     texts = write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)

@@ -6,13 +6,16 @@ documents. A problem becomes the document that its pair format renders.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from ledom.config import Config
 from ledom.data.problems import GENERATOR, generate_problems
 from ledom.data.shards import TokenStore, write_store
 from ledom.data.solutions import Style, equations
@@ -28,10 +31,8 @@ _PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
 _TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
 
 
-class DataConfig(BaseModel):
+class DataConfig(Config):
     """What a model reads."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     train: str = GENERATOR
     """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
@@ -64,17 +65,23 @@ class PreparedData:
         self.tokenizer = Tokenizer.load(folder)
         self.train = TokenStore(folder / "train")
         self.valid = TokenStore(folder / "valid")
+        for store in (self.train, self.valid):
+            if store.manifest["tokenizer"] != self.tokenizer.fingerprint:
+                raise InputError(
+                    "was made with another tokenizer than the one beside it; tokenise again",
+                    path=store.folder,
+                )
 
 
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     """Make tokenizer and stores under `folder`, unless an earlier call with `config` did."""
-    settings = config.model_dump_json()
+    settings = json.dumps(config.model_dump() | {"files": _file_hashes(config)})
     marker = folder / "data.json"
     if marker.is_file():
         if marker.read_text() != settings:
             raise InputError(
-                "was prepared with other data settings; give the run another name, or remove "
-                "this folder",
+                "was prepared with other data settings, or from files that have changed since; "
+                "give the run another name, or remove this folder",
                 path=folder,
             )
         return PreparedData(folder)
@@ -94,6 +101,16 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     with write_atomically(marker) as out:  # last: its existence means all of it is there
         out.write(settings)
     return PreparedData(folder)
+
+
+def _file_hashes(config: DataConfig) -> dict[str, str]:
+    """What the files that the data comes from hold, so that a changed one is noticed."""
+    named = (config.train, config.valid, config.tokenizer)
+    return {
+        name: hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        for name in named
+        if name is not None and Path(name).is_file()
+    }
 
 
 def _sources(config: DataConfig) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]]]:

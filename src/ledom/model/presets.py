@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
+
+from ledom.config import Config
 
 __all__ = ["ModelConfig"]
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Config):
     """Shape of a Llama model; the vocabulary comes from the tokenizer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     hidden_size: PositiveInt
     """Width of the residual stream."""

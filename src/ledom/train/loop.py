@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from ledom.data.shards import Batches
 from ledom.data.tokenise import PreparedData
 from ledom.direction import Direction
-from ledom.errors import LedomError, RecipeError
+from ledom.errors import LedomError, OutputError, RecipeError
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ledom.pairs import PairFormat
 from ledom.recipe import Recipe
@@ -65,7 +65,10 @@ def train(
     `loss` (nats a token over the batch), `tokens`, `tokens_per_second`, and at validations
     `valid_loss`. On KeyboardInterrupt a checkpoint is written before it passes on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
     model = _initial_model(recipe, direction, data)
     model.to(torch.device(device))  # type: ignore[arg-type]
     optimizers = build_optimizers(model, recipe.optim)
@@ -101,6 +104,8 @@ def train(
     except KeyboardInterrupt:
         checkpoint()
         raise
+    except OSError as error:
+        raise OutputError(f"{metrics}: cannot be written: {error}") from error
     save_checkpoint(finished, model, data.tokenizer, direction, pair_format, torch.bfloat16)
     return finished
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -21,13 +19,13 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from ledom.config import Config
+
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]
 
 
-class OptimConfig(BaseModel):
+class OptimConfig(Config):
     """Learning rates and their course."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: PositiveInt
     """Optimiser steps in all."""
