@@ -359,7 +359,7 @@ def test_explain_ranks_and_writes_a_page(
     assert code == 0
     assert output.count("log P(question | answer) = ") == 2
     assert output.count("What is 1 + 1?") == 2
-    assert output.count("least explained: ") == 2
+    assert output.count("left unexplained: ") == 2
     case = json.loads((tmp_path / "report.json").read_text())["cases"][0]
     totals = [c["scores"]["reverse"] for c in case["candidates"]]
     assert totals == sorted(totals, reverse=True)
@@ -380,7 +380,7 @@ def test_explain_takes_a_file(
         ],
     )
     code, output = run("explain", "What?", file, "--id", "p0")
-    assert (code, output.count("least explained")) == (0, 2)  # equal texts are one
+    assert (code, output.count("left unexplained")) == (0, 2)  # equal texts are one
     code, output = run("explain", "What?", file, "--id", "p9")
     assert (code, output.strip()) == (2, f"error: no candidates of problem 'p9' in {file}")
 

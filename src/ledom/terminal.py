@@ -12,6 +12,8 @@ import typer
 
 __all__ = ["TrainingBar", "say", "show_case", "show_summary", "track"]
 
+_NOTABLE = -1.0  # nats: a word above this counts as explained
+
 
 def say(line: str) -> None:
     """A line to the user."""
@@ -52,13 +54,14 @@ def show_case(case: dict[str, Any]) -> None:
             shade = round(255 * (1 - 0.75 * word.heat))
             style = f"black on rgb(255,{shade},{shade})" if word.heat > 0 else ""
             line.append(word.text, style)
-        total = candidate["scores"]["reverse"]
-        least = sorted((w for w in words if w.logprob is not None), key=lambda w: w.logprob or 0.0)
-        console.print(f"[bold]{candidate['rank']}.[/bold] log P(question | answer) = {total:.1f}")
+        total = round(candidate["scores"]["reverse"], 1) + 0.0  # not -0.0
+        console.print(f"[bold]{candidate['rank']}.[/bold] log P(question | answer) = {total}")
         console.print(Text(candidate["text"], "dim"))
         console.print(line)
-        named = ", ".join(f"{word.text} ({word.logprob:.1f})" for word in least[:3])
-        console.print(f"least explained: {named}\n", markup=False)
+        least = sorted((word.logprob, word.text) for word in words if word.logprob is not None)
+        lacking = [f"{text} ({logprob:.1f})" for logprob, text in least[:3] if logprob < _NOTABLE]
+        named = ", ".join(lacking) or "nothing"
+        console.print(f"left unexplained: {named}\n", markup=False)
 
 
 def _percent(interval: dict[str, float] | None, sign: str = "") -> str:
