@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,40 @@ def test_bad_requests_are_refused(lm: HFLanguageModel) -> None:
             Sampling(**bad)
     with pytest.raises(InputError, match="temperature"):
         Sampling(temperature=float("nan"))
+
+
+def test_going_on_from_borders_is_as_if_they_had_not_been_there(lm: HFLanguageModel) -> None:
+    prompt = "Ava has 12 apples.\n\n"
+    greedy = Sampling(temperature=0.0, max_tokens=30)
+    ((_, (expected,)),) = lm.generate([prompt], greedy)
+    pieces = replace(greedy, border="[^ ]")  # nearly every token
+    ((_, (part,)),) = lm.generate([prompt], pieces)
+    ids = part.ids
+    while part.finish_reason == "border" and len(ids) < len(expected.ids):
+        ((_, (part,)),) = lm.generate([part], pieces)
+        ids = ids + part.ids if str(lm.direction) == "forward" else part.ids + ids
+    assert len(part.ids) < len(expected.ids)  # it did come in pieces
+    assert ids == expected.ids
+
+
+def test_a_border_before_any_text_does_not_count(lm: HFLanguageModel) -> None:
+    found = lm._border_finder("\\s")
+    ids = lm.tokenizer.encode(" \n").ids
+    assert not found(ids)
+
+
+def test_many_go_on_from_one_border(lm: HFLanguageModel) -> None:
+    """Kept keys and values give the draws that a prompt read anew gives."""
+    pieces = Sampling(temperature=1.0, max_tokens=12, seed=3, border="[ .0-9]")
+    ((_, firsts),) = lm.generate(["Ava has 12 apples.\n\n"], pieces, 6)
+    cut = [first for first in firsts if first.finish_reason == "border"]
+    assert cut
+    anew = [replace(first, resume=replace(first.resume, kept=None)) for first in cut]
+    assert list(lm.generate(cut, pieces, 3)) == list(lm.generate(anew, pieces, 3))
+    with pytest.raises(InputError, match="by the model that wrote it"):
+        list(lm.generate([replace(cut[0], resume=None)], pieces))
+
+
+def test_a_border_must_be_a_pattern() -> None:
+    with pytest.raises(InputError, match=r"border '\(' is no regular expression"):
+        Sampling(border="(")

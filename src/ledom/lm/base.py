@@ -11,10 +11,11 @@ everything in and out is in reading order.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,8 @@ class Sampling:
     """Most tokens to write."""
     seed: int = 0
     """With the prompt's text and the sample's number, decides every draw."""
+    border: str | None = None
+    """A regular expression: a text ends where it is first found, white space at its start aside."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -67,6 +70,10 @@ class Sampling:
         for message, holds in checks.items():
             if not holds:
                 raise InputError(message)
+        try:
+            re.compile(self.border or "")
+        except re.error as error:
+            raise InputError(f"border {self.border!r} is no regular expression: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,11 @@ class Generation:
 
     text: str
     ids: list[int]
-    finish_reason: Literal["stop", "length"]
-    """`stop`: the model ended its document; `length`: it ran out of tokens."""
+    finish_reason: Literal["stop", "length", "border"]
+    """`stop`: the model ended its document; `length`: it ran out of tokens; `border`: it came to a
+    border, and can be given to `generate` as a prompt to go on from."""
+    resume: Any = field(default=None, compare=False, repr=False)
+    """What the backend needs to go on without reading the text again."""
 
 
 class LanguageModel(ABC):
@@ -109,12 +119,14 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def generate(
-        self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[tuple[int, list[Generation]]]:
         """Write `num_samples` texts for each prompt; yields (prompt's place, texts) as they end.
 
-        A forward model continues the prompt; a reverse model writes what stands before it. An
-        empty prompt asks for a whole document. A draw depends on the seed, the prompt's text and
-        the sample's number alone, so a job cut in two draws the same samples. Raises `InputError`
-        for a prompt that leaves no room in the model's context.
+        A prompt is a text, or a generation that stopped at a border: it is gone on from, in the
+        direction of the model, and what it had computed is not computed again. A forward model
+        continues the prompt; a reverse model writes what stands before it. An empty prompt asks for
+        a whole document. A draw depends on the seed, the prompt's text and the sample's number
+        alone, so a job cut in two draws the same samples. Raises `InputError` for a prompt that
+        leaves no room in the model's context.
         """

@@ -11,7 +11,7 @@ Shapes: R rows, K key-value heads, D head width, C columns, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,6 +43,10 @@ class Job:
     ids: list[int] = field(default_factory=list)
     stopped: bool = False
     uniforms: NDArray[np.float64] | None = None
+    kept: tuple[Tensor, Tensor] | None = None
+    """Keys and values [layers, K, T, D] of all of the prompt but its last token, where known; at
+    a border those of the prompt and of what was written, for the job that goes on."""
+    at_border: bool = False
 
 
 class _PrefillCache:
@@ -107,8 +111,16 @@ class _RowCache:
 class Decoder:
     """Runs jobs through a model; see the module's docstring."""
 
-    def __init__(self, model: PreTrainedModel, eos_id: int, sampling: Sampling, rows: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        eos_id: int,
+        sampling: Sampling,
+        rows: int,
+        is_border: Callable[[list[int]], bool] | None = None,
+    ) -> None:
         self.model = model
+        self.is_border = is_border
         self.eos_id = eos_id
         self.sampling = sampling
         self.max_rows = rows
@@ -136,24 +148,28 @@ class Decoder:
         """Prefill prompts for the free rows and draw the first token of each."""
         free = [i for i, row in enumerate(rows) if row is None]
         admitted = [waiting.pop() for _ in range(min(len(free), len(waiting)))]
-        free = free[: len(admitted)]
-        prompts = [tuple(job.prompt) for job in admitted]
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prefilled]
-        if new:
-            self._prefilled.update(zip(new, self._prefill(new), strict=True))
-        cache.reserve(max(map(len, prompts)) + 1)
-        for i, job, prompt in zip(free, admitted, prompts, strict=True):
-            _, keys, values = self._prefilled[prompt]
-            cache.keys[:, i, :, : len(prompt)] = keys
-            cache.values[:, i, :, : len(prompt)] = values
-            cache.positions[i] = len(prompt)
+        cache.reserve(max(len(job.prompt) for job in admitted) + 1)
+        for i, job in zip(free, admitted, strict=False):
             rows[i] = job
             if self.sampling.temperature > 0:
                 job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
+            if job.kept is not None:  # it is fed its last token with the other rows
+                _place(cache, i, *job.kept)
+                tokens[i] = job.prompt[-1]
+        fresh = [(i, job) for i, job in zip(free, admitted, strict=False) if job.kept is None]
+        if not fresh:
+            return
+        free = [i for i, _ in fresh]
+        prompts = [tuple(job.prompt) for _, job in fresh]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prefilled]
+        if new:
+            self._prefilled.update(zip(new, self._prefill(new), strict=True))
+        for i, prompt in zip(free, prompts, strict=True):
+            _place(cache, i, *self._prefilled[prompt][1:])
         logits = torch.stack([self._prefilled[prompt][0] for prompt in prompts])
         following = tuple(waiting[-1].prompt) if waiting else None
         self._prefilled = {p: kept for p, kept in self._prefilled.items() if p == following}
-        yield from self._take(logits, free, rows, tokens)
+        yield from self._take(logits, free, rows, cache, tokens)
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[_Prefilled]:
         """Last logits [V], keys and values [layers, K, T, D] of each of some packed prompts."""
@@ -193,10 +209,15 @@ class Decoder:
         cache.positions[active] += 1
         if len(active) < len(rows):
             hidden = hidden[active]
-        yield from self._take(self._logits(hidden), active, rows, tokens)
+        yield from self._take(self._logits(hidden), active, rows, cache, tokens)
 
     def _take(
-        self, logits: Tensor, at: Sequence[int], rows: list[Job | None], tokens: Tensor
+        self,
+        logits: Tensor,
+        at: Sequence[int],
+        rows: list[Job | None],
+        cache: _RowCache,
+        tokens: Tensor,
     ) -> Iterator[Job]:
         """Draw a token for each of some rows; yields the jobs that this ends."""
         jobs = [rows[i] for i in at]
@@ -208,7 +229,14 @@ class Decoder:
                 job.stopped = True
             else:
                 job.ids.append(token)
-            if job.stopped or len(job.ids) == self.sampling.max_tokens:
+                if self.is_border is not None and self.is_border(job.ids):
+                    job.at_border = True
+                    length = len(job.prompt) + len(job.ids) - 1  # the last token was not fed yet
+                    job.kept = (
+                        cache.keys[:, i, :, :length].clone(),
+                        cache.values[:, i, :, :length].clone(),
+                    )
+            if job.stopped or job.at_border or len(job.ids) == self.sampling.max_tokens:
                 rows[i] = None
                 yield job
 
@@ -238,6 +266,14 @@ class Decoder:
         cache.keep(index)
         rows[:] = [rows[i] for i in kept]
         return tokens[index]
+
+
+def _place(cache: _RowCache, row: int, keys: Tensor, values: Tensor) -> None:
+    """Give a row the keys and values of the tokens that it has read."""
+    length = keys.shape[2]
+    cache.keys[:, row, :, :length] = keys
+    cache.values[:, row, :, :length] = values
+    cache.positions[row] = length
 
 
 def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -56,15 +57,23 @@ class FakeLanguageModel(LanguageModel):
         return self.direction.to_reading_order(np.array(values, np.float32))
 
     def generate(
-        self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[tuple[int, list[Generation]]]:
         for place, prompt in enumerate(prompts):
             yield place, [self._draw(prompt, sampling, sample) for sample in range(num_samples)]
 
-    def _draw(self, prompt: str, sampling: Sampling, sample: int) -> Generation:
-        key = "greedy" if sampling.temperature == 0 else f"{sampling.seed} {sample}"
-        digest = hashlib.sha256(f"{prompt} {key}".encode()).digest()
-        text = self.answers[digest[0] % len(self.answers)]
-        ids = self.tokenizer.encode(text).ids[: sampling.max_tokens]
-        whole = len(ids) < sampling.max_tokens
-        return Generation(self.tokenizer.decode(ids), ids, "stop" if whole else "length")
+    def _draw(self, prompt: str | Generation, sampling: Sampling, sample: int) -> Generation:
+        """One of the answers, or what is left of it after the border where it was cut."""
+        if isinstance(prompt, Generation):
+            text = str(prompt.resume)
+        else:
+            key = "greedy" if sampling.temperature == 0 else f"{sampling.seed} {sample}"
+            digest = hashlib.sha256(f"{prompt} {key}".encode()).digest()
+            text = self.answers[digest[0] % len(self.answers)]
+        border = re.search(sampling.border, text) if sampling.border else None
+        part, rest = (text, "") if border is None else (text[: border.end()], text[border.end() :])
+        ids = self.tokenizer.encode(part).ids
+        if len(ids) >= sampling.max_tokens:
+            ids = ids[: sampling.max_tokens]
+            return Generation(self.tokenizer.decode(ids), ids, "length")
+        return Generation(part, ids, "border" if rest else "stop", rest)

@@ -8,7 +8,9 @@ wanted, in chunks. Sampling is in `decode`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from textwrap import shorten
@@ -26,6 +28,7 @@ from ledom.model.checkpoint import load_checkpoint
 
 __all__ = ["HFLanguageModel"]
 
+_BORDER_TOKENS = 12  # newest tokens in which a border is looked for
 _LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
 
 
@@ -129,40 +132,78 @@ class HFLanguageModel(LanguageModel):
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def generate(
-        self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[tuple[int, list[Generation]]]:
         if num_samples < 1:
             raise InputError(f"num_samples is {num_samples}; it must be at least 1")
-        contexts = [self._context(prompt, sampling) for prompt in prompts]
+        starts = [self._start(prompt, sampling) for prompt in prompts]
         jobs = [
-            Job(context, place, sample, (sampling.seed, _digest(prompts[place]), sample))
-            for place, context in enumerate(contexts)
+            Job(start.context, place, sample, (sampling.seed, start.key, sample), kept=start.kept)
+            for place, start in enumerate(starts)
             for sample in range(num_samples)
         ]
-        decoder = Decoder(self.model, self.tokenizer.eos_id, sampling, self.rows)
+        is_border = None if sampling.border is None else self._border_finder(sampling.border)
+        decoder = Decoder(self.model, self.tokenizer.eos_id, sampling, self.rows, is_border)
         done: dict[int, dict[int, Generation]] = {}
         for job in decoder.run(jobs):
-            done.setdefault(job.place, {})[job.sample] = self._generation(job)
+            done.setdefault(job.place, {})[job.sample] = self._generation(job, starts[job.place])
             if len(done[job.place]) == num_samples:
                 finished = done.pop(job.place)
                 yield job.place, [finished[i] for i in range(num_samples)]
 
-    def _context(self, prompt: str, sampling: Sampling) -> list[int]:
-        """What the model reads before it writes, in model order."""
-        ids = self.direction.to_model_order(self.tokenizer.encode(prompt).ids)
-        context = ([self.tokenizer.eos_id] if self.framed else []) + ids
-        if not context:
+    def _start(self, prompt: str | Generation, sampling: Sampling) -> _Start:
+        """What the model reads before it writes."""
+        if isinstance(prompt, Generation):
+            if not isinstance(prompt.resume, _Start):
+                raise InputError(
+                    "a generation can only be gone on from where it stopped at a border, by the "
+                    "model that wrote it"
+                )
+            start = prompt.resume
+        else:
+            ids = self.direction.to_model_order(self.tokenizer.encode(prompt).ids)
+            context = ([self.tokenizer.eos_id] if self.framed else []) + ids
+            start = _Start(context, _digest(prompt))
+        if not start.context:
             raise InputError("an empty prompt for a model that was not trained with EOS in front")
-        if len(context) + sampling.max_tokens > self.context:
+        if len(start.context) + sampling.max_tokens > self.context:
+            text = prompt if isinstance(prompt, str) else prompt.text
             raise InputError(
-                f"the prompt {shorten(prompt, 60)!r} has {len(context)} tokens; with max_tokens="
-                f"{sampling.max_tokens} it does not fit the model's context of {self.context}"
+                f"the prompt {shorten(text, 60)!r} has {len(start.context)} tokens; with "
+                f"max_tokens={sampling.max_tokens} it does not fit the model's context of "
+                f"{self.context}"
             )
-        return context
+        return start
 
-    def _generation(self, job: Job) -> Generation:
+    def _border_finder(self, pattern: str) -> Callable[[list[int]], bool]:
+        """Whether ids in model order, of which only the newest is unchecked, have a border."""
+        border = re.compile(pattern)
+
+        def found(ids: list[int]) -> bool:
+            text = self.tokenizer.decode(self.direction.to_reading_order(ids[-_BORDER_TOKENS:]))
+            return bool(border.search(text.lstrip() if len(ids) <= _BORDER_TOKENS else text))
+
+        return found
+
+    def _generation(self, job: Job, start: _Start) -> Generation:
         ids = self.direction.to_reading_order(job.ids)
-        return Generation(self.tokenizer.decode(ids), ids, "stop" if job.stopped else "length")
+        text = self.tokenizer.decode(ids)
+        if not job.at_border:
+            return Generation(text, ids, "stop" if job.stopped else "length")
+        key = _digest(f"{start.key} {text}")
+        return Generation(text, ids, "border", _Start([*job.prompt, *job.ids], key, job.kept))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a text is gone on from."""
+
+    context: list[int]
+    """What the model has read, in model order."""
+    key: int
+    """Stands for that text in the seed."""
+    kept: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Keys and values of all but its last token, where they are known."""
 
 
 def default_device() -> str:

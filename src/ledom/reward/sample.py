@@ -45,7 +45,7 @@ def _candidate(
         index=index,
         text=text.text,
         model=lm.name,
-        finish_reason=text.finish_reason,
+        finish_reason="stop" if text.finish_reason == "stop" else "length",
         greedy=sampling.temperature == 0,
         sampling=asdict(sampling),
     )
