@@ -30,7 +30,7 @@ __all__ = ["LAMBDAS", "Folds", "TunedWeights", "cross_fit", "interpolation", "tu
 LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
 
-_VOTE_SCALES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+_VOTE_SCALES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (1e-3, 1e-2, 1e-1)  # of the squared weights, in units of each feature's spread
 _FOLDS = 5
 _CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeless, however far
