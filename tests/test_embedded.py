@@ -92,7 +92,7 @@ def test_it_writes_worked_solutions_forward_and_questions_backward(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
     forward, reverse = pair["forward"], pair["reverse"]
-    sampling = Sampling(temperature=0, max_tokens=200)
+    sampling = Sampling(temperature=0, max_tokens=256)
     prompts = [forward.pair_format.before_solution(problem.question) for problem in unseen]
     solutions = [texts[0].text for _, texts in forward.generate(prompts, sampling)]
     assert sum("\n#### " in solution for solution in solutions) >= len(unseen) * 0.9
