@@ -15,7 +15,7 @@ import typer
 
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
-from ledom.terminal import TrainingBar, say, show_case, show_summary, track
+from ledom.terminal import TrainingBar, say, show_case, show_search, show_summary, track
 
 if TYPE_CHECKING:
     from ledom.lm.base import LanguageModel
@@ -169,6 +169,51 @@ def rerank(
             f"weights tuned on {tuned.num_problems} other problems, then frozen; intervals are 95 %"
         )
     _run(job)
+
+
+@app.command()
+def search(
+    problems: Annotated[
+        str, typer.Option(help="A JSONL file of problems, gsm_symbolic, or a benchmark by name.")
+    ] = GENERATOR,
+    forward: Annotated[str, typer.Option(help="Model folder, or tiny (embedded).")] = "tiny",
+    reverse: Annotated[str, typer.Option(help="Model folder, tiny (embedded), or none.")] = "tiny",
+    width: Annotated[int, typer.Option(help="Partial solutions kept (k).")] = 4,
+    expansions: Annotated[int, typer.Option(help="Ways in which each is gone on with (n).")] = 3,
+    lam: Annotated[float, typer.Option("--lambda", help="Weight of the reverse term.")] = 0.5,
+    border: Annotated[
+        str, typer.Option(help="Where a step ends: line, sentence, or a regular expression.")
+    ] = "line",
+    max_steps: Annotated[int, typer.Option(help="Steps after which a search ends.")] = 32,
+    max_tokens: Annotated[int, typer.Option(help="Longest step.")] = 96,
+    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 0.7,
+    num_problems: Annotated[int | None, typer.Option(min=1, help="How many problems.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the generator: test or tune.")] = "test",
+    out: Out = Path("ledom-search"),
+    seed: Seed = 0,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Search over reasoning steps, and compare with best of N at equal generated tokens.
+
+    Example: ledom search --num-problems 50 --out out/search
+    """
+    from ledom.lm.base import Sampling
+    from ledom.reward.search import SearchConfig
+    from ledom.search import SearchJob, search_job
+
+    sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
+    config = SearchConfig(width, expansions, lam, border, max_steps, sampling)
+    chosen = _problems(problems, num_problems, split, seed, held_out=False)
+    _use_threads(threads)
+    models = [_model(forward, "forward", device), _model(reverse, "reverse", device)]
+    if models[0] is None:
+        raise InputError("forward is none; give a model folder, or tiny")
+    command = "ledom " + " ".join(sys.argv[1:])
+    say(f"{len(chosen)} problems, results in {out}/")
+    report = search_job(SearchJob(chosen, out, models[0], models[1], config, command), track)
+    show_search(report)
+    say(f"answers: {out / 'searched.jsonl'}, measurement: {out / 'search.json'}")
 
 
 @app.command()

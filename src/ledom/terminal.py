@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-__all__ = ["TrainingBar", "say", "show_case", "show_summary", "track"]
+__all__ = ["TrainingBar", "say", "show_case", "show_search", "show_summary", "track"]
 
 _NOTABLE = -1.0  # nats: a word above this counts as explained
 
@@ -62,6 +62,25 @@ def show_case(case: dict[str, Any]) -> None:
         lacking = [f"{text} ({logprob:.1f})" for logprob, text in least[:3] if logprob < _NOTABLE]
         named = ", ".join(lacking) or "nothing"
         console.print(f"left unexplained: {named}\n", markup=False)
+
+
+def show_search(report: dict[str, Any]) -> None:
+    """What a search gained at equal cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("at equal generated tokens", no_wrap=True)
+    for column in ("accuracy, %", "search against it"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, accuracy in report.get("accuracy", {}).items():
+        table.add_row(name, _percent(accuracy), _percent(report["search_against"].get(name), "+"))
+    if table.rows:
+        Console().print(table)
+    say(
+        f"{report['tokens_per_problem']:.0f} tokens a problem; {report['unfinished']} of "
+        f"{report['num_problems']} searches ended without a finished solution"
+    )
 
 
 def _percent(interval: dict[str, float] | None, sign: str = "") -> str:

@@ -1,5 +1,7 @@
 import json
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -120,6 +122,23 @@ def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):
     tokenizer.save(tmp_path / "data")
     with pytest.raises(InputError, match="train: was made with another tokenizer"):
         prepare_data(config, tmp_path / "data")
+
+
+def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    whole, written = tokenise.write_store, []
+
+    def slow(folder, *rest, **notes):
+        written.append(folder.name)
+        time.sleep(0.2)
+        return whole(folder, *rest, **notes)
+
+    monkeypatch.setattr(tokenise, "write_store", slow)
+    with ThreadPoolExecutor(2) as pool:
+        twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
+    assert written == ["train", "valid"]
+    assert twins[0].train.manifest == twins[1].train.manifest
 
 
 def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+from filelock import FileLock
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from ledom.config import Config
@@ -74,7 +75,20 @@ class PreparedData:
 
 
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
-    """Make tokenizer and stores under `folder`, unless an earlier call with `config` did."""
+    """Make tokenizer and stores under `folder`, unless an earlier call with `config` did.
+
+    Of two processes that start together, such as twins, one prepares and the other waits for it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            _prepare(config, folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    return PreparedData(folder)
+
+
+def _prepare(config: DataConfig, folder: Path) -> None:
     settings = json.dumps(config.model_dump() | {"files": _file_hashes(config)})
     marker = folder / "data.json"
     if marker.is_file():
@@ -84,11 +98,7 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
                 "give the run another name, or remove this folder",
                 path=folder,
             )
-        return PreparedData(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
+        return
     train, valid = _sources(config)
     if config.tokenizer is None:
         sample = (text for _, text in zip(range(_TOKENIZER_SAMPLE), train(), strict=False))
@@ -100,7 +110,6 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     write_store(folder / "valid", valid(), tokenizer, source=config.valid or config.train)
     with write_atomically(marker) as out:  # last: its existence means all of it is there
         out.write(settings)
-    return PreparedData(folder)
 
 
 def _file_hashes(config: DataConfig) -> dict[str, str]:

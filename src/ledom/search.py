@@ -1,0 +1,165 @@
+"""Step-level search as a job: problems -> searched.jsonl -> what it gained at equal cost.
+
+    out/problems.jsonl  searched.jsonl  candidates.jsonl  search.json
+
+Its answers are measured against best of N at equal generated tokens: each problem's candidates are
+drawn until they have cost what the search cost there, and chosen by the same score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ledom import __version__
+from ledom.errors import InputError
+from ledom.evaluate.answers import is_correct
+from ledom.evaluate.intervals import bootstrap_interval, paired_interval
+from ledom.lm.base import LanguageModel
+from ledom.records import Candidate, Problem, Score, write_atomically, write_records
+from ledom.rerank import Track
+from ledom.reward.sample import sample_candidates
+from ledom.reward.score import score_candidates
+from ledom.reward.search import SearchConfig, search
+from ledom.reward.strategies import STRATEGIES, build_pools
+from ledom.reward.tune import interpolation
+from ledom.stage import Stage
+
+__all__ = ["SearchJob", "search_job"]
+
+
+@dataclass
+class SearchJob:
+    """What to search, with what, and where the files go."""
+
+    problems: Sequence[Problem]
+    out: Path
+    forward: LanguageModel
+    reverse: LanguageModel | None
+    config: SearchConfig
+    command: str = "ledom search"
+
+
+def search_job(job: SearchJob, track: Track) -> dict[str, Any]:
+    """Do the job; returns the report that search.json holds.
+
+    `searched.jsonl` has a candidate for each problem: the best beam, its `finish_reason`, `score`
+    (nats a token) and `generated` (tokens that its search cost).
+    """
+    if not job.problems:
+        raise InputError("no problems to search")
+    write_records(job.out / "problems.jsonl", job.problems)
+    settings = {
+        "forward": job.forward.fingerprint,
+        "reverse": job.reverse.fingerprint if job.reverse else "none",
+        "problems": len(job.problems),
+        "first_problem": job.problems[0].id,
+        **asdict(job.config),
+    }
+    stage = Stage(job.out / "searched.jsonl", Candidate, settings)
+    if not stage.complete:
+        done = {candidate.problem_id for candidate in stage.records}
+        waiting = [problem for problem in job.problems if problem.id not in done]
+        found = search(waiting, job.forward, job.reverse, job.config)
+        for problem_id, beams, generated in track(found, "searching", len(done), len(job.problems)):
+            best = beams[0]
+            finished = best.finish_reason == "stop"
+            record = Candidate(
+                problem_id=problem_id,
+                index=0,
+                text=best.text,
+                model=job.forward.name,
+                finish_reason="stop" if finished else "length",
+            )
+            record.extra |= {"score": round(best.score, 5), "generated": generated}
+            stage.append([record])
+        place = {problem.id: i for i, problem in enumerate(job.problems)}
+        stage.finish(key=lambda candidate: place[candidate.problem_id])
+    report = _report(job, stage.records, track)
+    with write_atomically(job.out / "search.json") as out:
+        json.dump(report, out, indent=1)
+    return report
+
+
+def _report(job: SearchJob, searched: Sequence[Candidate], track: Track) -> dict[str, Any]:
+    generated = np.array([int(c.extra["generated"]) for c in searched])
+    report: dict[str, Any] = {
+        "command": job.command,
+        "ledom_version": __version__,
+        "num_problems": len(job.problems),
+        "tokens_per_problem": round(float(generated.mean()), 1),
+        "unfinished": sum(c.finish_reason != "stop" for c in searched),
+    }
+    if not any(problem.answer for problem in job.problems):
+        return report | {"note": "the problems have no answers, so nothing could be measured"}
+    right = np.array(
+        [
+            float(is_correct(c.text, p.answer or ""))
+            for c, p in zip(searched, job.problems, strict=True)
+        ]
+    )
+    rivals = _equal_cost(job, generated, track)
+    return report | {
+        "candidates_at_equal_cost": rivals.pop("candidates_at_equal_cost"),
+        "accuracy": {
+            "step-level search": bootstrap_interval(right).to_json(),
+            **{name: bootstrap_interval(values).to_json() for name, values in rivals.items()},
+        },
+        "search_against": {
+            name: paired_interval(right, values).to_json() for name, values in rivals.items()
+        },
+    }
+
+
+def _equal_cost(job: SearchJob, generated: Any, track: Track) -> dict[str, Any]:
+    """[P] accuracies of best of N by the same score, of majority and of random, at equal cost."""
+    lm, sampling = job.forward, replace(job.config.sampling, border=None)
+    sampling = replace(sampling, max_tokens=4 * sampling.max_tokens)
+    longest = max(
+        len(lm.tokenizer.encode(lm.pair_format.before_solution(p.question)).ids)
+        for p in job.problems
+    )
+    sampling = replace(sampling, max_tokens=min(sampling.max_tokens, lm.context - longest - 1))
+    budget = {p.id: int(g) for p, g in zip(job.problems, generated, strict=True)}
+    count = job.config.width * job.config.expansions * 2
+    settings = {
+        "model": lm.fingerprint,
+        "num_samples": count,
+        "budgets": sum(budget.values()),
+        "problems": len(job.problems),
+        "first_problem": job.problems[0].id,
+        **asdict(sampling),
+    }
+    stage = Stage(job.out / "candidates.jsonl", Candidate, settings)
+    if not stage.complete:
+        done = {candidate.problem_id for candidate in stage.records}
+        waiting = [problem for problem in job.problems if problem.id not in done]
+        drawn = sample_candidates(waiting, lm, sampling, count)
+        for chunk in track(drawn, "best of N", len(done), len(job.problems)):
+            pool = [candidate for candidate in chunk if not candidate.greedy]
+            costs = np.cumsum([len(lm.tokenizer.encode(c.text).ids) + 1 for c in pool])
+            affordable = int((costs <= budget[pool[0].problem_id]).sum())
+            stage.append(pool[: max(1, affordable)])
+        place = {problem.id: i for i, problem in enumerate(job.problems)}
+        stage.finish(key=lambda candidate: (place[candidate.problem_id], candidate.index))
+    scores: list[Score] = []
+    for model in (job.forward, job.reverse):
+        if model is not None:
+            scores += [s for c in score_candidates(job.problems, stage.records, model) for s in c]
+    pools = build_pools(job.problems, stage.records, scores)
+    if job.reverse is None:
+        best = STRATEGIES["forward mean"].accuracy(pools, None)
+    else:
+        strategy = STRATEGIES["reverse reward"]
+        best = strategy.accuracy(pools, interpolation(strategy, job.config.lam, mean=True))
+    return {
+        "candidates_at_equal_cost": round(float(pools.mask.sum(axis=1).mean()), 2),
+        "best of N, same score": best,
+        "majority of N": STRATEGIES["majority"].accuracy(pools, None),
+        "random": STRATEGIES["random"].accuracy(pools, None),
+    }
