@@ -200,7 +200,7 @@ def search(
     """
     from ledom.lm.base import Sampling
     from ledom.reward.search import SearchConfig
-    from ledom.search import SearchJob, search_job
+    from ledom.search_job import SearchJob, search_job
 
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, border, max_steps, sampling)

@@ -54,6 +54,12 @@ class SearchConfig:
         for message, holds in checks.items():
             if not holds:
                 raise InputError(message)
+        self.stepwise(0)  # a border that is no pattern is refused at once
+
+    def stepwise(self, step: int) -> Sampling:
+        """How the parts of a round are drawn."""
+        pattern = BORDERS.get(self.border, self.border)
+        return replace(self.sampling, border=pattern, seed=self.sampling.seed + step)
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,7 @@ def _expand(
     active: Sequence[_Search], forward: LanguageModel, config: SearchConfig, step: int
 ) -> None:
     """Go on with every open beam; the first round draws as many parts as all later ones do."""
-    pattern = BORDERS.get(config.border, config.border)
-    sampling = replace(config.sampling, border=pattern, seed=config.sampling.seed + step)
+    sampling = config.stepwise(step)
     prompts: list[str | Generation] = []
     origins: list[tuple[_Search, Beam]] = []
     for one in active:
