@@ -10,6 +10,7 @@ that is not a `LedomError` is a defect of ledom and shows its traceback.
     |- CheckpointError   a model folder that is missing, damaged or does not fit
     |  `- DirectionError a model used in the direction it was not trained for
     |- OutputError       a place that cannot be written
+    |- ServerError       a server that does not answer, or not as it should
     `- MissingExtraError an optional dependency that is not installed
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "MissingExtraError",
     "OutputError",
     "RecipeError",
+    "ServerError",
 ]
 
 
@@ -56,6 +58,10 @@ class DirectionError(CheckpointError):
 
 class OutputError(LedomError):
     """An output place that cannot be written (no permission, disk full)."""
+
+
+class ServerError(LedomError):
+    """A server that cannot be reached, refuses, or answers what its protocol does not allow."""
 
 
 class MissingExtraError(LedomError, ImportError):
