@@ -182,7 +182,7 @@ def test_too_few_texts_are_refused(
     load: Callable[..., OpenAILanguageModel], server: Server
 ) -> None:
     server.always = lambda: (200, Server.answer({"prompt": "one?", "n": 1}))
-    with pytest.raises(ServerError, match="returned 1 texts, asked for 3"):
+    with pytest.raises(ServerError, match="asked for 3 texts, the server sent 1"):
         list(load().generate(["one?"], Sampling(), 3))
 
 

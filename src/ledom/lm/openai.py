@@ -144,7 +144,7 @@ class OpenAILanguageModel(LanguageModel):
             choices = list(answer.choices or [])
             if len(choices) != num_samples:
                 raise ServerError(
-                    f"{self.name}: the server returned {len(choices)} texts, asked for {num_samples}"
+                    f"{self.name}: asked for {num_samples} texts, the server sent {len(choices)}"
                 )
             return [self._generation(choice) for choice in choices]
 
