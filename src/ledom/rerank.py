@@ -36,7 +36,13 @@ __all__ = ["Job", "Selection", "default_weights", "rerank"]
 Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
 """Wraps a stage's chunks to show progress: (chunks, name, done already, in all)."""
 
-_PREFERRED = ("vote, all terms", "vote, reverse reward", "vote, reverse only", "majority")
+_PREFERRED = (
+    "vote, all terms",
+    "vote, reverse tuned",
+    "vote, reverse reward",
+    "vote, reverse only",
+    "majority",
+)
 
 
 @dataclass(kw_only=True)
@@ -231,6 +237,11 @@ def _report(
     if unreadable:
         share = unreadable / int(pools.mask.sum())
         notes.append(f"{unreadable} candidates ({share:.1%}) give no answer that could be read")
+    if pools.by_model:
+        notes.append(
+            "the candidates are of several models; scores are taken relative to the mean of the "
+            "model that wrote them"
+        )
     truncated = sum(bool(score.extra.get("truncated")) for score in scores)
     if truncated:
         notes.append(f"{truncated} scores are of solutions cut to the model's context")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -139,3 +141,40 @@ def test_every_strategy_is_described_and_of_a_known_kind() -> None:
         assert strategy.available(pool)
         value = accuracy(name, pool, dict.fromkeys(strategy.features, 1.0))
         assert np.isnan(value) if name == "greedy" else value in (0.5, 1.0)
+
+
+def test_scores_are_relative_to_the_model_that_wrote() -> None:
+    """Two models of opposite styles: raw scores tell the model, relative ones the truth."""
+    problems = [Problem(id=f"p{i}", question="How many?", answer="1") for i in range(30)]
+    candidates, scores = [], []
+    for number, problem in enumerate(problems):
+        for index in range(4):
+            model = "terse" if index < 2 else "wordy"
+            right = (index + number) % 2 == 0
+            text = f"{model} {index}\n#### {1 if right else 2}"
+            candidates.append(Candidate(problem_id=problem.id, index=index, text=text, model=model))
+            value = (0.0 if model == "terse" else -100.0) + (5.0 if right else 0.0) + number
+            scores.append(
+                Score(
+                    problem_id=problem.id,
+                    index=index,
+                    model="m",
+                    direction="reverse",
+                    target="x|y",
+                    logprob=value,
+                    num_tokens=1,
+                )
+            )
+    pools = build_pools(problems, candidates, scores)
+    assert pools.by_model
+    values = pools.features["reverse"]
+    right, wrong = values[pools.correct], values[~pools.correct]
+    np.testing.assert_allclose(right, 2.5)
+    np.testing.assert_allclose(wrong, -2.5)
+    # Without the labels of who wrote what, nothing is changed; nor with few of each.
+    unnamed = [replace(candidate, model=None) for candidate in candidates]
+    raw = build_pools(problems, unnamed, scores)
+    assert not raw.by_model
+    assert raw.features["reverse"].min() < -90
+    few = [c for c in candidates if c.problem_id in ("p0", "p1")]
+    assert not build_pools(problems[:2], few, scores).by_model

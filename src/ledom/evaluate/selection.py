@@ -31,7 +31,12 @@ _SHOWN_BY_N = (
     "vote, all terms",
     "oracle",
 )
-_VOTES = ("vote, all terms", "vote, reverse only", "vote, forward")  # whose shares are judged
+_VOTES = (
+    "vote, all terms",
+    "vote, reverse tuned",
+    "vote, reverse only",
+    "vote, forward",
+)  # whose shares are judged
 _CLAIMS = (
     ("Reverse Reward beats the greedy answer", "reverse reward", "greedy"),
     ("Reverse Reward beats a random candidate", "reverse reward", "random"),

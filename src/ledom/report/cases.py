@@ -22,6 +22,7 @@ from ledom.reward.tune import TunedWeights
 __all__ = ["explained_case", "worked_cases"]
 
 _CASES = 3
+_SHOWN = {"forward": "y|x", "reverse": "x|y", "prior": "y"}  # totals by name, and their target
 _CANDIDATES = 6  # shown in a case
 
 
@@ -112,9 +113,9 @@ def _case(
                 "role": role,
                 "count": counts[candidate.text],
                 "scores": {
-                    name: round(float(pools.features[name][row, column]), 2)
-                    for name in ("forward", "reverse", "prior")
-                    if name in pools.features
+                    name: round(found.logprob, 2)
+                    for name, target in _SHOWN.items()
+                    if (found := _score(candidate, group, scores, target)) is not None
                 },
                 "question_tokens": _question_tokens(candidate, group, scores),
             }
@@ -132,15 +133,27 @@ def _question_tokens(
     group: Sequence[Candidate],
     scores: Mapping[tuple[str, int, str], Score],
 ) -> list[dict[str, float]]:
-    """log P(x|y) token by token, from the record of the first candidate with this text."""
-    for twin in group:
-        score = scores.get((twin.problem_id, twin.index, "x|y"))
-        if twin.text == candidate.text and score and score.token_logprobs and score.token_spans:
-            return [
-                {"start": start, "end": end, "logprob": logprob}
-                for (start, end), logprob in zip(
-                    score.token_spans, score.token_logprobs, strict=True
-                )
-                if end > start
-            ]
-    return []
+    """log P(x|y) token by token."""
+    score = _score(candidate, group, scores, "x|y")
+    if score is None or not score.token_logprobs or not score.token_spans:
+        return []
+    return [
+        {"start": start, "end": end, "logprob": logprob}
+        for (start, end), logprob in zip(score.token_spans, score.token_logprobs, strict=True)
+        if end > start
+    ]
+
+
+def _score(
+    candidate: Candidate,
+    group: Sequence[Candidate],
+    scores: Mapping[tuple[str, int, str], Score],
+    target: str,
+) -> Score | None:
+    """A candidate's score: the record of the first candidate with its text."""
+    records = (
+        scores.get((twin.problem_id, twin.index, target))
+        for twin in group
+        if twin.text == candidate.text
+    )
+    return next((record for record in records if record is not None), None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ FEATURES: dict[str, tuple[str, str]] = {
 """What selection knows of a candidate: the score's target, and what it is. All are in nats, the
 larger the better."""
 
+_MIN_PER_MODEL = 20  # candidates of each model from which its mean can be told
 _DIGIT = re.compile(r"\d")
 _PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
 
@@ -63,6 +65,8 @@ class Pools:
     """[P]: 1 where the forward model's greedy answer is right, NaN where it is not known."""
     groups: list[str]
     """[P]: a label by which results can be told apart, such as the template."""
+    by_model: bool = False
+    """Whether features are relative to the mean of the model that wrote the candidate."""
 
     def select(self, rows: NDArray[np.int64]) -> Pools:
         """Only some problems."""
@@ -98,6 +102,10 @@ def build_pools(
 ) -> Pools:
     """Arrays from records. Greedy candidates stand apart; the others form the pool.
 
+    Candidates of several models differ in style more than in truth, so features are then taken
+    relative to the mean of the model that wrote them, without a look at any label; see
+    `_relative_to_models`.
+
     Raises `InputError` for a candidate without scores.
     """
     by_key: dict[tuple[str, int, str], Score] = {
@@ -117,11 +125,14 @@ def build_pools(
     answers = np.full(shape, -1, np.int64)
     correct = np.zeros(shape, bool)
     mask = np.zeros(shape, bool)
+    writers = np.full(shape, -1)
+    number_of: dict[str | None, int] = {}
     for row, problem in enumerate(problems):
         classes = _AnswerClasses()
         for column, candidate in enumerate(groups[problem.id]):
             answer = extract_answer(candidate.text)
             mask[row, column] = True
+            writers[row, column] = number_of.setdefault(candidate.model, len(number_of))
             answers[row, column] = classes.number(answer)
             correct[row, column] = _is_right(candidate, answer, problem)
             found: dict[str, Score | None] = {
@@ -136,6 +147,9 @@ def build_pools(
         else np.nan
         for p in problems
     ]
+    by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
+    if by_model:
+        features = {n: _relative_to_models(v, mask, writers) for n, v in features.items()}
     return Pools(
         problem_ids=[problem.id for problem in problems],
         features=features,
@@ -144,7 +158,19 @@ def build_pools(
         mask=mask,
         greedy=np.array(greedy_right),
         groups=[str(problem.extra.get("group", "")) for problem in problems],
+        by_model=by_model,
     )
+
+
+def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
+    """Values [P, N] less their problem's mean, then less their model's mean of what is left."""
+    counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    relative = np.where(mask, values - (values * mask).sum(axis=1, keepdims=True) / counts, 0.0)
+    for writer in np.unique(writers[mask]):
+        its = writers == writer
+        relative[its] -= relative[its].mean()
+    result: FloatArray = relative
+    return result
 
 
 def _shared_index(candidates: Sequence[Candidate]) -> dict[tuple[str, str], int]:
@@ -318,9 +344,10 @@ _FORWARD = ("forward", "forward_mean", "forward_numbers", "forward_worst")
 _TWO_TERMS = ("forward", "reverse", "forward_mean", "reverse_mean")
 _PREMISE = ("forward", "forward_mean", "reverse", "premise", "premise_worst")
 _THREE_TERMS = ("forward", "reverse", "prior")
-_REVERSE = ("reverse", "premise", "premise_worst")
+_REVERSE = ("reverse", "reverse_mean", "premise", "premise_worst")
 _PRIOR = ("prior", "prior_mean", "prior_numbers", "prior_worst")
-_ALL = (*_FORWARD, *_REVERSE, *_PRIOR)
+_JOINT = (*_REVERSE, *_PRIOR)
+_ALL = (*_FORWARD, *_JOINT)
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": Strategy("greedy", "the forward model's most likely token each time"),
@@ -329,6 +356,7 @@ STRATEGIES: dict[str, Strategy] = {
     "forward mean": Strategy("pick", "the most likely a token", ("forward_mean",)),
     "forward tuned": Strategy("pick", "the forward model's scores, weighed", _FORWARD),
     "reverse only": Strategy("pick", "the candidate that best explains the question", ("reverse",)),
+    "reverse tuned": Strategy("pick", "the reverse model's scores, weighed", _JOINT),
     "reverse reward": Strategy("pick", "the paper's two terms", _TWO_TERMS, interpolated=True),
     "premise reward": Strategy("pick", "the question's numbers weighed apart", _PREMISE),
     "three terms": Strategy("pick", "with the reverse model's log P(y)", _THREE_TERMS),
@@ -338,6 +366,7 @@ STRATEGIES: dict[str, Strategy] = {
     "vote, forward mean": Strategy("vote", "weighted by log P(y|x) a token", ("forward_mean",)),
     "vote, forward tuned": Strategy("vote", "weighted by the forward scores", _FORWARD),
     "vote, reverse only": Strategy("vote", "weighted by log P(x|y)", ("reverse",)),
+    "vote, reverse tuned": Strategy("vote", "weighted by the reverse scores", _JOINT),
     "vote, reverse reward": Strategy("vote", "weighted by two terms", _TWO_TERMS, True),
     "vote, premise reward": Strategy("vote", "with the question's numbers apart", _PREMISE),
     "vote, three terms": Strategy("vote", "weighted by the three terms", _THREE_TERMS),
