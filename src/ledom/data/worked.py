@@ -35,17 +35,17 @@ def show_work(expression: str, result: str) -> str:
     plain = f"{expression} = {result}"
     if "%" in plain or not is_true(plain):
         return plain
-    numbers = [Fraction(number) for number in _OPERATOR.split(expression)[::2]]
-    operators = _OPERATOR.split(expression)[1::2]
-    texts = _OPERATOR.split(expression)[::2]
+    parts = _OPERATOR.split(expression)
+    texts, operators = parts[::2], parts[1::2]
+    numbers = [Fraction(text) for text in texts]
     steps: list[str] = []
     while any(operator in "*/" for operator in operators):
         at = next(i for i, operator in enumerate(operators) if operator in "*/")
         first, second = numbers[at : at + 2]
         product = operators[at] == "*"
         value = first * second if product else first / second
-        parts = _products(first, second) if product else _quotients(first, second)
-        steps.append(_join([f"{texts[at]} {operators[at]} {texts[at + 1]}", *parts]))
+        sides = _products(first, second) if product else _quotients(first, second)
+        steps.append(_join([f"{texts[at]} {operators[at]} {texts[at + 1]}", *sides]))
         numbers[at : at + 2], texts[at : at + 2] = [value], [_text(value)]
         del operators[at]
     if operators:

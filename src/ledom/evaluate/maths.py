@@ -95,7 +95,11 @@ def serve() -> None:
     def parsed(answer: str) -> Any:
         return parse(f"${answer.strip().strip('$')}$", parsing_timeout=0)
 
-    print(_READY, flush=True)  # noqa: T201 - the protocol
+    def reply(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    reply(_READY)
     for line in sys.stdin:
         first, second = json.loads(line)
         try:
@@ -106,7 +110,7 @@ def serve() -> None:
             )
         except (Exception, RecursionError, MemoryError):
             equal = False
-        print(json.dumps(bool(equal)), flush=True)  # noqa: T201
+        reply(json.dumps(bool(equal)))
 
 
 @lru_cache(maxsize=1)

@@ -102,9 +102,8 @@ def measure(pools: Pools, tuned: TunedWeights, folds: Folds = ()) -> dict[str, A
 def _accuracies(pools: Pools, weighing: _Weighing) -> dict[str, FloatArray]:
     """[P] for each strategy whose scores and weights are there."""
     rights = {}
-    for name, strategy in STRATEGIES.items():
-        weighted = len(strategy.features) <= 1 or name in weighing.tuned.weights
-        if not strategy.available(pools) or not weighted:
+    for name in STRATEGIES:
+        if not _weighted(name, pools, weighing.tuned):
             continue
         right = weighing(pools, name)
         if not np.isnan(right).any():

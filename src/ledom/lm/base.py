@@ -108,6 +108,24 @@ class LanguageModel(ABC):
         eos = [self.tokenizer.eos_id]
         return [*(eos if self.framed else []), *ids, *eos]
 
+    def check_target(self, target: Target) -> None:
+        """Raise `InputError` for a span that has no context or lies beyond the text, or a text
+        longer than the model's context.
+        """
+        length = len(target.ids)
+        if length - 1 > self.context:
+            raise InputError(
+                f"a text of {length} tokens is longer than the model's context of {self.context}"
+            )
+        if not 0 <= target.start <= target.end <= length:
+            raise InputError(f"no span [{target.start}, {target.end}) in {length} tokens")
+        start, end = self.direction.span_to_model_order(target.start, target.end, length)
+        if start == 0 and end > 0:
+            raise InputError(
+                "the first token that the model reads has no context, so no log-probability; "
+                "frame the text with LanguageModel.frame"
+            )
+
     @abstractmethod
     def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
         """Log-probabilities in nats, in reading order: for each target an array [end - start].

@@ -66,7 +66,7 @@ class HFLanguageModel(LanguageModel):
 
     def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
         for target in targets:
-            self._check(target)
+            self.check_target(target)
         results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(targets)
         ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
         # The last token is only predicted, never read.
@@ -75,21 +75,6 @@ class HFLanguageModel(LanguageModel):
             for place, values in zip(batch, some, strict=True):
                 results[place] = values
         return results
-
-    def _check(self, target: Target) -> None:
-        length = len(target.ids)
-        if length - 1 > self.context:
-            raise InputError(
-                f"a text of {length} tokens is longer than the model's context of {self.context}"
-            )
-        if not 0 <= target.start <= target.end <= length:
-            raise InputError(f"no span [{target.start}, {target.end}) in {length} tokens")
-        start, end = self.direction.span_to_model_order(target.start, target.end, length)
-        if start == 0 and end > 0:
-            raise InputError(
-                "the first token that the model reads has no context, so no log-probability; "
-                "frame the text with LanguageModel.frame"
-            )
 
     @torch.inference_mode()
     def _score(

@@ -81,21 +81,9 @@ class OpenAILanguageModel(LanguageModel):
 
     def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
         for target in targets:
-            self._check(target)
+            self.check_target(target)
         found = dict(self._side_by_side(self._score, targets))
         return [found[place] for place in range(len(targets))]
-
-    def _check(self, target: Target) -> None:
-        length = len(target.ids)
-        if length - 1 > self.context:
-            raise InputError(
-                f"a text of {length} tokens is longer than the model's context of {self.context}"
-            )
-        if not 0 <= target.start <= target.end <= length:
-            raise InputError(f"no span [{target.start}, {target.end}) in {length} tokens")
-        start, end = self.direction.span_to_model_order(target.start, target.end, length)
-        if start == 0 and end > 0:
-            raise InputError("the first token that the model reads has no log-probability")
 
     def _score(self, target: Target) -> NDArray[np.float32]:
         start, end = self.direction.span_to_model_order(target.start, target.end, len(target.ids))

@@ -37,6 +37,7 @@ class PrefixTree:
     """For each segment the segments before it, outermost first."""
     places: list[NDArray[np.int64]] = field(default_factory=list)
     """For each text, in the order given, the row's columns that hold its tokens."""
+    _paths: list[list[int]] = field(default_factory=list, repr=False)
 
     @classmethod
     def build(cls, texts: Sequence[Sequence[int]]) -> PrefixTree:
@@ -50,9 +51,6 @@ class PrefixTree:
             for path in tree._paths
         ]
         return tree
-
-    def __post_init__(self) -> None:
-        self._paths: list[list[int]] = []
 
     def _grow(
         self,

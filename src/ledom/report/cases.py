@@ -57,9 +57,7 @@ def worked_cases(
     for candidate in candidates:
         if not candidate.greedy:
             by_problem[candidate.problem_id].append(candidate)
-    by_key: dict[tuple[str, int, str], Score] = {
-        (s.problem_id, s.index, s.target): s for s in scores
-    }
+    by_key = _by_key(scores)
     return [
         _case(problems[i], by_problem[problems[i].id], by_key, pools, i, score[i], rejected[i])
         for i in order
@@ -72,11 +70,13 @@ def explained_case(
 ) -> dict[str, Any]:
     """One problem with all of its candidates, by log P(x|y): the best beside the worst."""
     score = pools.features["reverse"][0]
-    by_key: dict[tuple[str, int, str], Score] = {
-        (s.problem_id, s.index, s.target): s for s in scores
-    }
+    by_key = _by_key(scores)
     worst = int(score.argmin())
     return _case(problem, candidates, by_key, pools, 0, score, worst, len(candidates))
+
+
+def _by_key(scores: Sequence[Score]) -> dict[tuple[str, int, str], Score]:
+    return {(s.problem_id, s.index, s.target): s for s in scores}
 
 
 def _case(
