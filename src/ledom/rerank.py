@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,9 @@ from ledom.reward.sample import sample_candidates
 from ledom.reward.score import distinct_candidates, match_candidates, score_candidates
 from ledom.reward.strategies import STRATEGIES, Pools, build_pools, vote_shares
 from ledom.reward.tune import Folds, TunedWeights, cross_fit, tune
-from ledom.stage import Stage
+from ledom.stage import Stage, Track, candidates_by_problem
 
 __all__ = ["Job", "Selection", "default_weights", "rerank"]
-
-Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
-"""Wraps a stage's chunks to show progress: (chunks, name, done already, in all)."""
 
 _PREFERRED = (
     "vote, all terms",
@@ -138,23 +135,20 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         return list(job.candidates)
     assert job.forward is not None
     write_records(job.out / "problems.jsonl", job.problems)
+    lm = job.forward
     settings = {
-        "model": job.forward.fingerprint,
+        "model": lm.fingerprint,
         "num_samples": job.num_samples,
-        "problems": len(job.problems),
-        "first_problem": job.problems[0].id,
         **asdict(job.sampling),
     }
-    stage = Stage(job.out / "candidates.jsonl", Candidate, settings)
-    if not stage.complete:
-        done = {candidate.problem_id for candidate in stage.records}
-        waiting = [problem for problem in job.problems if problem.id not in done]
-        chunks = sample_candidates(waiting, job.forward, job.sampling, job.num_samples)
-        for chunk in track(chunks, "sampling", len(done), len(job.problems)):
-            stage.append(chunk)
-        place = {problem.id: i for i, problem in enumerate(job.problems)}
-        stage.finish(key=lambda c: (place[c.problem_id], c.index))
-    return stage.records
+    return candidates_by_problem(
+        job.out / "candidates.jsonl",
+        job.problems,
+        settings,
+        lambda waiting: sample_candidates(waiting, lm, job.sampling, job.num_samples),
+        track,
+        "sampling",
+    )
 
 
 def _scores(

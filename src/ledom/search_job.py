@@ -9,7 +9,7 @@ drawn until they have cost what the search cost there, and chosen by the same sc
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,12 @@ from ledom.evaluate.answers import is_correct
 from ledom.evaluate.intervals import bootstrap_interval, paired_interval
 from ledom.lm.base import LanguageModel
 from ledom.records import Candidate, Problem, Score, write_atomically, write_records
-from ledom.rerank import Track
 from ledom.reward.sample import sample_candidates
 from ledom.reward.score import score_candidates
 from ledom.reward.search import SearchConfig, search
 from ledom.reward.strategies import STRATEGIES, build_pools
 from ledom.reward.tune import interpolation
-from ledom.stage import Stage
+from ledom.stage import Track, candidates_by_problem
 
 __all__ = ["SearchJob", "search_job"]
 
@@ -57,33 +56,35 @@ def search_job(job: SearchJob, track: Track) -> dict[str, Any]:
     settings = {
         "forward": job.forward.fingerprint,
         "reverse": job.reverse.fingerprint if job.reverse else "none",
-        "problems": len(job.problems),
-        "first_problem": job.problems[0].id,
         **asdict(job.config),
     }
-    stage = Stage(job.out / "searched.jsonl", Candidate, settings)
-    if not stage.complete:
-        done = {candidate.problem_id for candidate in stage.records}
-        waiting = [problem for problem in job.problems if problem.id not in done]
-        found = search(waiting, job.forward, job.reverse, job.config)
-        for problem_id, beams, generated in track(found, "searching", len(done), len(job.problems)):
-            best = beams[0]
-            finished = best.finish_reason == "stop"
-            record = Candidate(
-                problem_id=problem_id,
-                index=0,
-                text=best.text,
-                model=job.forward.name,
-                finish_reason="stop" if finished else "length",
-            )
-            record.extra |= {"score": round(best.score, 5), "generated": generated}
-            stage.append([record])
-        place = {problem.id: i for i, problem in enumerate(job.problems)}
-        stage.finish(key=lambda candidate: place[candidate.problem_id])
-    report = _report(job, stage.records, track)
+    searched = candidates_by_problem(
+        job.out / "searched.jsonl",
+        job.problems,
+        settings,
+        lambda waiting: _searched(job, waiting),
+        track,
+        "searching",
+    )
+    report = _report(job, searched, track)
     with write_atomically(job.out / "search.json") as out:
         json.dump(report, out, indent=1)
     return report
+
+
+def _searched(job: SearchJob, problems: Sequence[Problem]) -> Iterator[list[Candidate]]:
+    """The best beam of each problem."""
+    for problem_id, beams, generated in search(problems, job.forward, job.reverse, job.config):
+        best = beams[0]
+        record = Candidate(
+            problem_id=problem_id,
+            index=0,
+            text=best.text,
+            model=job.forward.name,
+            finish_reason="stop" if best.finish_reason == "stop" else "length",
+        )
+        record.extra |= {"score": round(best.score, 5), "generated": generated}
+        yield [record]
 
 
 def _report(job: SearchJob, searched: Sequence[Candidate], track: Track) -> dict[str, Any]:
@@ -127,31 +128,27 @@ def _equal_cost(job: SearchJob, generated: Any, track: Track) -> dict[str, Any]:
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, lm.context - longest - 1))
     budget = {p.id: int(g) for p, g in zip(job.problems, generated, strict=True)}
     count = job.config.width * job.config.expansions * 2
+
+    def affordable(waiting: Sequence[Problem]) -> Iterator[list[Candidate]]:
+        for chunk in sample_candidates(waiting, lm, sampling, count):
+            pool = [candidate for candidate in chunk if not candidate.greedy]
+            costs = np.cumsum([len(lm.tokenizer.encode(c.text).ids) + 1 for c in pool])
+            yield pool[: max(1, int((costs <= budget[pool[0].problem_id]).sum()))]
+
     settings = {
         "model": lm.fingerprint,
         "num_samples": count,
         "budgets": sum(budget.values()),
-        "problems": len(job.problems),
-        "first_problem": job.problems[0].id,
         **asdict(sampling),
     }
-    stage = Stage(job.out / "candidates.jsonl", Candidate, settings)
-    if not stage.complete:
-        done = {candidate.problem_id for candidate in stage.records}
-        waiting = [problem for problem in job.problems if problem.id not in done]
-        drawn = sample_candidates(waiting, lm, sampling, count)
-        for chunk in track(drawn, "best of N", len(done), len(job.problems)):
-            pool = [candidate for candidate in chunk if not candidate.greedy]
-            costs = np.cumsum([len(lm.tokenizer.encode(c.text).ids) + 1 for c in pool])
-            affordable = int((costs <= budget[pool[0].problem_id]).sum())
-            stage.append(pool[: max(1, affordable)])
-        place = {problem.id: i for i, problem in enumerate(job.problems)}
-        stage.finish(key=lambda candidate: (place[candidate.problem_id], candidate.index))
+    candidates = candidates_by_problem(
+        job.out / "candidates.jsonl", job.problems, settings, affordable, track, "best of N"
+    )
     scores: list[Score] = []
     for model in (job.forward, job.reverse):
         if model is not None:
-            scores += [s for c in score_candidates(job.problems, stage.records, model) for s in c]
-    pools = build_pools(job.problems, stage.records, scores)
+            scores += [s for c in score_candidates(job.problems, candidates, model) for s in c]
+    pools = build_pools(job.problems, candidates, scores)
     if job.reverse is None:
         best = STRATEGIES["forward mean"].accuracy(pools, None)
     else:

@@ -8,16 +8,26 @@ they were made with; when all are there, they go to `<name>` in one step, the se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ledom.errors import InputError, OutputError
-from ledom.records import Record, read_records, write_atomically, write_records
+from ledom.records import (
+    Candidate,
+    Problem,
+    Record,
+    read_records,
+    write_atomically,
+    write_records,
+)
 
-__all__ = ["Stage"]
+__all__ = ["Stage", "Track", "candidates_by_problem"]
 
 RecordT = TypeVar("RecordT", bound=Record)
+
+Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
+"""Wraps a stage's chunks to show progress: (chunks, name, done already, in all)."""
 
 
 class Stage(Generic[RecordT]):
@@ -101,3 +111,27 @@ class Stage(Generic[RecordT]):
                 f"{self._part}: cannot be written: {error.strerror}; what was written before is "
                 "kept, run the same command again to go on"
             ) from error
+
+
+def candidates_by_problem(
+    path: Path,
+    problems: Sequence[Problem],
+    settings: dict[str, Any],
+    make: Callable[[Sequence[Problem]], Iterable[Sequence[Candidate]]],
+    track: Track,
+    name: str,
+) -> list[Candidate]:
+    """The candidates in `path`; those of problems that it lacks are made, a problem at a time.
+
+    They stand in the problems' order, whatever order they were made in.
+    """
+    settings = settings | {"problems": len(problems), "first_problem": problems[0].id}
+    stage = Stage(path, Candidate, settings)
+    if not stage.complete:
+        done = {candidate.problem_id for candidate in stage.records}
+        waiting = [problem for problem in problems if problem.id not in done]
+        for chunk in track(make(waiting), name, len(done), len(problems)):
+            stage.append(chunk)
+        place = {problem.id: i for i, problem in enumerate(problems)}
+        stage.finish(key=lambda candidate: (place[candidate.problem_id], candidate.index))
+    return stage.records
