@@ -1,19 +1,25 @@
-"""What many tests share: a tiny tokenizer and a pair of tiny random models."""
+"""What many tests share: a tiny tokenizer, a pair of tiny random models, and the command line."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import ledom.lm
+from command_line import QUESTIONS, Run
+from ledom import cli
 from ledom.data.problems import generate_problems
 from ledom.direction import Direction
+from ledom.lm.base import LanguageModel
+from ledom.lm.fake import FakeLanguageModel
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.model.presets import ModelConfig
 from ledom.model.tokenizer import Tokenizer, train_tokenizer
 from ledom.pairs import PairFormat
-from ledom.records import Problem
+from ledom.records import Candidate, Problem, write_records
 
 torch.set_num_threads(1)  # the models are so small that threads only cost
 
@@ -53,3 +59,54 @@ def checkpoints(
         model = build_model(tiny_config, tokenizer, seed)
         save_checkpoint(root / str(direction), model, tokenizer, direction, PairFormat())
     return {str(direction): root / str(direction) for direction in Direction}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line; returns its exit code and what it printed."""
+
+    monkeypatch.setattr(cli, "_use_threads", lambda threads: None)  # later tests want one
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ledom", *map(str, arguments)])
+        code: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        assert isinstance(code, int | None)
+        return code or 0, captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> dict[str, FakeLanguageModel]:
+    """Fake models in place of every model folder."""
+    models = {str(d): FakeLanguageModel(tokenizer, d) for d in Direction}
+
+    def load(path: str, direction: str, **options: object) -> LanguageModel:
+        return models[direction]
+
+    monkeypatch.setattr(ledom.lm, "load", load)
+    return models
+
+
+@pytest.fixture
+def problem_file(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    write_records(path, QUESTIONS)
+    return path
+
+
+@pytest.fixture
+def candidate_file(tmp_path: Path) -> Path:
+    path = tmp_path / "candidates.jsonl"
+    rows = [
+        Candidate(problem_id=p.id, index=i, text=f"so it is {i}\n#### {i}")
+        for p in QUESTIONS
+        for i in range(4)
+    ]
+    write_records(path, rows)
+    return path

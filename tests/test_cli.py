@@ -3,85 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-import ledom.lm
-from ledom import cli
-from ledom.direction import Direction
-from ledom.lm.base import Generation, LanguageModel, Sampling
+from command_line import QUESTIONS, Run, check_refused
+from ledom.lm.base import Generation, Sampling
 from ledom.lm.fake import FakeLanguageModel
-from ledom.model.tokenizer import Tokenizer
 from ledom.records import Candidate, Problem, read_records, write_records
-
-Run = Callable[..., tuple[int, str]]
-
-QUESTIONS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(6)]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line; returns its exit code and what it printed."""
-
-    monkeypatch.setattr(cli, "_use_threads", lambda threads: None)  # later tests want one
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["ledom", *map(str, arguments)])
-        code: int | str | None = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        assert isinstance(code, int | None)
-        return code or 0, captured.out + captured.err
-
-    return call
-
-
-@pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> dict[str, FakeLanguageModel]:
-    """Fake models in place of every model folder."""
-    models = {str(d): FakeLanguageModel(tokenizer, d) for d in Direction}
-
-    def load(path: str, direction: str, **options: object) -> LanguageModel:
-        return models[direction]
-
-    monkeypatch.setattr(ledom.lm, "load", load)
-    return models
-
-
-@pytest.fixture
-def problem_file(tmp_path: Path) -> Path:
-    path = tmp_path / "problems.jsonl"
-    write_records(path, QUESTIONS)
-    return path
-
-
-@pytest.fixture
-def candidate_file(tmp_path: Path) -> Path:
-    path = tmp_path / "candidates.jsonl"
-    rows = [
-        Candidate(problem_id=p.id, index=i, text=f"so it is {i}\n#### {i}")
-        for p in QUESTIONS
-        for i in range(4)
-    ]
-    write_records(path, rows)
-    return path
-
-
-def check_refused(result: tuple[int, str], *parts: str) -> None:
-    """Exit code 2 and one line that names everything it should."""
-    code, text = result
-    assert code == 2, text
-    assert "Traceback" not in text
-    line = text.strip().splitlines()[-1]
-    assert line.startswith("error: ")
-    for part in parts:
-        assert part in line
 
 
 def test_rerank_from_problems_to_report(
@@ -392,7 +322,7 @@ def test_demonstrations_need_solutions(
         "rerank", "--problems", problem_file, "--demonstrations", problem_file, "--out", tmp_path
     )
     assert code == 2
-    assert f"{problem_file}: problem 'p0' has no solution to show" in output
+    assert f"{problem_file}:1: problem 'p0' has no solution" in output
 
 
 def test_too_many_folds(

@@ -95,6 +95,15 @@ def test_a_bad_line_is_refused_by_file_and_line(tmp_path, line, expected):
     assert "\n" not in str(caught.value)
 
 
+def test_a_check_is_refused_by_file_and_line(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(
+        '{"id": "a", "question": "q", "solution": "s"}\n\n{"id": "b", "question": "q"}\n'
+    )
+    with pytest.raises(InputError, match=r"problems\.jsonl:3: problem 'b' has no solution"):
+        read_records(path, Problem, Problem.require_solution)
+
+
 def test_a_missing_key_lists_those_needed(tmp_path):
     file = write_lines(tmp_path / "c.jsonl", {"text": "x"})
     with pytest.raises(InputError, match="a Candidate needs: problem_id, index, text$"):

@@ -19,8 +19,6 @@ from ledom.terminal import TrainingBar, say, show_case, show_search, show_summar
 
 if TYPE_CHECKING:
     from ledom.lm.base import LanguageModel
-    from ledom.records import Problem
-    from ledom.rerank import Job
     from ledom.reward.tune import TunedWeights
 
 __all__ = ["app", "main"]
@@ -131,9 +129,11 @@ def rerank(
 
     Example: ledom rerank --problems mine.jsonl --candidates theirs.jsonl --forward none
     """
+    from ledom.data.benchmarks import load_problems
     from ledom.lm.base import Sampling
-    from ledom.records import Candidate, read_records
+    from ledom.records import Candidate, Problem, read_records
     from ledom.rerank import Job, default_weights
+    from ledom.rerank import rerank as run
     from ledom.reward.tune import TunedWeights
 
     if lam is not None:
@@ -143,11 +143,14 @@ def rerank(
     else:
         tuned = _embedded_weights(forward, reverse) or default_weights()
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
-    chosen = _problems(problems, num_problems, split, seed, held_out)
+    chosen = load_problems(problems, num_problems, split, seed, held_out)
     given = None if candidates is None else read_records(candidates, Candidate)
     if given is not None and num_problems is not None:
         wanted = {problem.id for problem in chosen}
         given = [candidate for candidate in given if candidate.problem_id in wanted]
+    shown = (
+        read_records(demonstrations, Problem, Problem.require_solution) if demonstrations else []
+    )
     job = Job(
         problems=chosen,
         out=out,
@@ -157,7 +160,7 @@ def rerank(
         candidates=given,
         sampling=sampling,
         num_samples=samples,
-        demonstrations=_demonstrations(demonstrations),
+        demonstrations=shown,
         folds=folds,
         command="ledom " + " ".join(sys.argv[1:]),
     )
@@ -168,7 +171,10 @@ def rerank(
         job.notes.append(
             f"weights tuned on {tuned.num_problems} other problems, then frozen; intervals are 95 %"
         )
-    _run(job)
+    say(f"{len(job.problems)} problems, results in {out}/")
+    report, page = run(job, track)
+    show_summary(report)
+    say(f"report: {page}  (the same as report.md and report.json; answers in selected.jsonl)")
 
 
 @app.command()
@@ -198,13 +204,14 @@ def search(
 
     Example: ledom search --num-problems 50 --out out/search
     """
+    from ledom.data.benchmarks import load_problems
     from ledom.lm.base import Sampling
     from ledom.reward.search import SearchConfig
     from ledom.search_job import SearchJob, search_job
 
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, border, max_steps, sampling)
-    chosen = _problems(problems, num_problems, split, seed, held_out=False)
+    chosen = load_problems(problems, num_problems, split, seed)
     _use_threads(threads)
     models = [_model(forward, "forward", device), _model(reverse, "reverse", device)]
     if models[0] is None:
@@ -231,19 +238,9 @@ def tune(
 
     Example: ledom rerank --split tune --out tuning && ledom tune tuning --out weights.yaml
     """
-    from ledom.records import Candidate, Problem, Score, read_records
-    from ledom.reward.strategies import build_pools
-    from ledom.reward.tune import tune as fit
+    from ledom.tune_job import tune_folder
 
-    questions = read_records(problems or folder / "problems.jsonl", Problem)
-    answers = read_records(candidates or folder / "candidates.jsonl", Candidate)
-    files = sorted(folder.glob("scores.*.jsonl"))
-    if not files:
-        raise InputError("no scores here; make them with: ledom rerank", path=folder)
-    scores = [score for file in files for score in read_records(file, Score)]
-    scored = {score.problem_id for score in scores}
-    questions = [problem for problem in questions if problem.id in scored]
-    tuned = fit(build_pools(questions, answers, scores), questions)
+    tuned = tune_folder(folder, problems, candidates)
     tuned.save(out)
     for name, row in tuned.weights.items():
         say(f"{name:24}" + "  ".join(f"{value:+.3g} {key}" for key, value in row.items() if value))
@@ -306,36 +303,19 @@ def explain(
 
     Example: ledom explain "Ava has 3 pens and buys 4. How many?" "3 + 4 = 7" "3 - 4 = 1"
     """
-    from ledom.records import Candidate, Problem, read_records
-    from ledom.report.cases import explained_case
+    from ledom.explain import explain as run
+    from ledom.explain import read_solutions
+    from ledom.records import Problem
     from ledom.report.report import write_report
-    from ledom.reward.score import score_candidates
-    from ledom.reward.strategies import build_pools
 
     text = sys.stdin.read().strip() if question == "-" else question
-    written: list[str] = []
-    for solution in solutions:
-        if solution.endswith(".jsonl"):
-            records = read_records(solution, Candidate)
-            written += [c.text for c in records if problem_id in (None, c.problem_id)]
-        else:
-            written.append(solution)
-    if not written:
-        raise InputError(f"no candidates of problem {problem_id!r} in {', '.join(solutions)}")
-    problem = Problem(id=problem_id or "question", question=text)
-    candidates = [
-        Candidate(problem_id=problem.id, index=index, text=solution)
-        for index, solution in enumerate(dict.fromkeys(written))
-    ]
+    written = read_solutions(solutions, problem_id)
     lm = _model(reverse, "reverse", device)
     if lm is None:
         raise InputError("reverse is none; give a model folder, or tiny")
-    scores = [s for chunk in score_candidates([problem], candidates, lm) for s in chunk]
-    case = explained_case(problem, candidates, scores, build_pools([problem], candidates, scores))
-    show_case(case)
+    report = run(Problem(id=problem_id or "question", question=text), written, lm)
+    show_case(report["cases"][0])
     if out is not None:
-        models = {"reverse": {"name": lm.name}}
-        report = {"title": "What each answer explains", "models": models, "cases": [case]}
         say(f"page: {write_report(out, report)}")
 
 
@@ -372,30 +352,6 @@ def generate(
             typer.echo(text + made.text if str(lm.direction) == "forward" else made.text + text)
 
 
-def _problems(
-    source: str, count: int | None, split: str, seed: int, held_out: bool
-) -> list[Problem]:
-    from ledom.data.benchmarks import BENCHMARKS, load_benchmark
-    from ledom.data.problems import generate_problems
-    from ledom.records import Problem, read_records
-
-    if source == GENERATOR:
-        return list(generate_problems(split, count or _DEMO_PROBLEMS, seed, held_out))
-    if source in BENCHMARKS:
-        return load_benchmark(source)[:count]
-    return read_records(source, Problem)[:count]
-
-
-def _demonstrations(source: Path | None) -> list[Problem]:
-    from ledom.records import Problem, read_records
-
-    problems = [] if source is None else read_records(source, Problem)
-    for problem in problems:
-        if problem.solution is None:
-            raise InputError(f"problem {problem.id!r} has no solution to show", path=source)
-    return problems
-
-
 def _model(path: str, direction: str, device: str | None) -> LanguageModel | None:
     from ledom.lm import load
 
@@ -411,15 +367,6 @@ def _embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
     if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
         return None
     return TunedWeights.load(file)
-
-
-def _run(job: Job) -> None:
-    from ledom.rerank import rerank as run
-
-    say(f"{len(job.problems)} problems, results in {job.out}/")
-    report, page = run(job, track)
-    show_summary(report)
-    say(f"report: {page}  (the same as report.md and report.json; answers in selected.jsonl)")
 
 
 def _use_threads(threads: int | None) -> None:

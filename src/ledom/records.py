@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -103,6 +103,12 @@ class Problem(Record):
     answer: str | None = None
     solution: str | None = None
 
+    def require_solution(self) -> str:
+        """The worked solution; raises `InputError` where there is none."""
+        if self.solution is None:
+            raise InputError(f"problem {self.id!r} has no solution; add the key 'solution'")
+        return self.solution
+
 
 @dataclass(kw_only=True)
 class Candidate(Record):
@@ -168,17 +174,25 @@ class Score(Record):
     text: str | None = None
 
 
-def read_records(path: str | Path, record_type: type[RecordT]) -> list[RecordT]:
+def read_records(
+    path: str | Path,
+    record_type: type[RecordT],
+    check: Callable[[RecordT], object] | None = None,
+) -> list[RecordT]:
     """Read a JSONL file of one record type; blank lines are skipped.
 
-    Raises `InputError` with file and line for a missing or empty file, a directory, a line that is
-    not a JSON object, or a record with a missing or mistyped key.
+    `check` is called with each record, and raises `InputError` for one that will not do. Raises
+    `InputError` with file and line for that, for a missing or empty file, a directory, a line that
+    is not a JSON object, or a record with a missing or mistyped key.
     """
     path = Path(path)
     records = []
     for number, data in _read_lines(path):
         try:
-            records.append(record_type.from_json(data))
+            record = record_type.from_json(data)
+            if check is not None:
+                check(record)
+            records.append(record)
         except InputError as error:
             raise InputError(str(error), path=path, line=number) from None
     if not records:

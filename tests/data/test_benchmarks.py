@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from ledom.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, load_benchmark
+from ledom.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, load_benchmark, load_problems
 from ledom.errors import InputError
+from ledom.records import Problem, write_records
 
 ROWS = {
     "gsm8k": {"question": "1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"},
@@ -72,3 +73,12 @@ def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"pip install 'ledom\[hub\]'"):
         load_benchmark("gsm8k")
+
+
+def test_problems_of_any_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "gsm8k" / "test.jsonl"
+    write_records(file, [Problem(id=str(i), question=f"{i} + 1?") for i in range(3)])
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    assert load_problems(str(file), 2) == load_problems("gsm8k", 2) == load_problems("gsm8k", 9)[:2]
+    (made,) = load_problems("gsm_symbolic", 1, "tune", seed=3)
+    assert made.id == "tune-3-0"

@@ -184,7 +184,7 @@ def test_a_bad_line_of_documents_is_the_one_named(tmp_path):
 
 def test_a_problem_without_solution_is_refused(tmp_path):
     write_records(tmp_path / "p.jsonl", [Problem(id="a", question="q", answer="1")])
-    with pytest.raises(InputError, match=r"p\.jsonl: problem 'a' has no solution to train on"):
+    with pytest.raises(InputError, match=r"p\.jsonl:\d: problem 'a' has no solution"):
         prepare_data(DataConfig(train=str(tmp_path / "p.jsonl")), tmp_path / "data")
 
 

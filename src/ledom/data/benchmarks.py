@@ -1,4 +1,4 @@
-"""Problem sets by name: from a local folder, or from the hub through `datasets`.
+"""Problem sets: the generator, a JSONL file, or a benchmark by name, from a folder or the hub.
 
 A local folder holds the same records as JSONL files, at the paths that `BENCHMARKS` names; it is
 given as a path or in the environment variable LEDOM_DATA.
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ledom.data.problems import GENERATOR, generate_problems
 from ledom.errors import InputError
 from ledom.records import Problem, read_records
 
-__all__ = ["BENCHMARKS", "FOLDER_VARIABLE", "Benchmark", "load_benchmark"]
+__all__ = ["BENCHMARKS", "FOLDER_VARIABLE", "Benchmark", "load_benchmark", "load_problems"]
 
 FOLDER_VARIABLE = "LEDOM_DATA"
 """Environment variable that names the local folder."""
@@ -55,6 +56,23 @@ BENCHMARKS: dict[str, Benchmark] = {
     "amc2023": Benchmark("math/amc2023.jsonl", ("math-ai/amc23",), "test", _amc),
 }
 """Every problem set that is known by name, besides the generator."""
+
+
+_NUM_GENERATED = 40  # where nobody says how many: the generator never ends
+
+
+def load_problems(
+    source: str, count: int | None, split: str = "test", seed: int = 0, held_out: bool = False
+) -> list[Problem]:
+    """The first `count` problems of the generator, a benchmark by name, or a JSONL file.
+
+    Split, seed and held-out templates are the generator's: see `generate_problems`.
+    """
+    if source == GENERATOR:
+        return list(generate_problems(split, count or _NUM_GENERATED, seed, held_out))
+    if source in BENCHMARKS:
+        return load_benchmark(source)[:count]
+    return read_records(source, Problem)[:count]
 
 
 def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]:

@@ -153,10 +153,7 @@ def read_documents(path: str | Path) -> list[Document | Problem]:
     """Read a JSONL file of documents (key `text`) or of problems with solutions."""
     if "text" in read_records(path, Record)[0].extra:
         return list(read_records(path, Document))
-    problems = read_records(path, Problem)
-    for problem in problems:
-        if problem.solution is None:
-            raise InputError(f"problem {problem.id!r} has no solution to train on", path=path)
+    problems = read_records(path, Problem, Problem.require_solution)
     return list(problems)
 
 

@@ -1,0 +1,54 @@
+"""Which parts of a question each of its candidate solutions accounts for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ledom.direction import Direction
+from ledom.errors import DirectionError, InputError
+from ledom.lm.base import LanguageModel
+from ledom.records import Candidate, Problem, read_records
+from ledom.report.cases import explained_case
+from ledom.reward.score import score_candidates
+from ledom.reward.strategies import build_pools
+
+__all__ = ["explain", "read_solutions"]
+
+
+def read_solutions(sources: Sequence[str], problem_id: str | None = None) -> list[str]:
+    """The texts among `sources`, and those of the candidates in the JSONL files among them.
+
+    Of the files only the candidates of `problem_id` are taken, where one is given. Raises
+    `InputError` for a bad file, or where nothing is left.
+    """
+    solutions: list[str] = []
+    for source in sources:
+        if source.endswith(".jsonl"):
+            records = read_records(source, Candidate)
+            solutions += [c.text for c in records if problem_id in (None, c.problem_id)]
+        else:
+            solutions.append(source)
+    if not solutions:
+        raise InputError(f"no candidates of problem {problem_id!r} in {', '.join(sources)}")
+    return solutions
+
+
+def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> dict[str, Any]:
+    """A report (see `ledom.report`) with one case: each distinct solution, by log P(x|y).
+
+    Raises `DirectionError` for a forward model.
+    """
+    if lm.direction is not Direction.REVERSE:
+        raise DirectionError(f"{lm.name}: questions are explained by a reverse model")
+    candidates = [
+        Candidate(problem_id=problem.id, index=index, text=solution)
+        for index, solution in enumerate(dict.fromkeys(solutions))
+    ]
+    scores = [s for chunk in score_candidates([problem], candidates, lm) for s in chunk]
+    pools = build_pools([problem], candidates, scores)
+    return {
+        "title": "What each answer explains",
+        "models": {"reverse": {"name": lm.name}},
+        "cases": [explained_case(problem, candidates, scores, pools)],
+    }
