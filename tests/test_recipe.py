@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ledom.direction import Direction
 from ledom.errors import RecipeError
 from ledom.recipe import load_recipe
 
@@ -72,6 +73,8 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("train=3", "key train is 3"),
         ("model.hidden_size=33", "hidden_size 33 is no even multiple of num_attention_heads 2"),
         ("optim.steps=true", "key optim.steps is True: Value error, yes or no is not a value here"),
+        ("lora.ranks=3", "unknown key lora.ranks; valid here: rank, alpha, dropout"),
+        ("objective.target=1", "objective.target and objective.contrast need a file as data.train"),
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
         ("data.pair_format={question} {solution}", "the value is not YAML"),
@@ -91,6 +94,7 @@ def test_a_bad_override_is_named(recipe, override, message):
         (["name"], "key name is missing"),
         (["optim", "steps"], "key optim.steps is missing"),
         (["model", "hidden_size"], "key model.hidden_size is missing"),
+        (["model"], "key model is missing: give a shape, or a model folder as init"),
     ],
 )
 def test_a_missing_key_is_named(tmp_path, missing, message):
@@ -141,3 +145,15 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_recipe_cannot_be_changed(recipe):
     with pytest.raises(ValueError, match="frozen"):
         load_recipe(recipe).optim.steps = 3
+
+
+def test_a_contrast_needs_wrong_solutions(recipe):
+    with pytest.raises(RecipeError, match="a file as objective.wrong"):
+        load_recipe(recipe, ["data.train=pairs.jsonl", "objective.contrast=1"])
+
+
+def test_a_model_to_start_from_brings_shape_and_tokenizer(recipe):
+    started = load_recipe(recipe, ["init=runs/a/{direction}/model", "model=null"])
+    assert started.data_of(Direction.REVERSE).tokenizer == "runs/a/reverse/model/tokenizer.json"
+    given = load_recipe(recipe, ["init=runs/a", "data.tokenizer=mine.json"])
+    assert given.data_of(Direction.REVERSE).tokenizer == "mine.json"

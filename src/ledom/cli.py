@@ -277,13 +277,42 @@ def train(
     _use_threads(threads)
     folder = out / plan.name
     say(f"preparing the data in {folder / 'data'}")
-    data = prepare_data(plan.data, folder / "data")
+    data = prepare_data(plan.data_of(directions[0]), folder / "data")
     for way in directions:
         with TrainingBar(str(way), plan.optim.steps) as on_progress:
             finished = run(
                 plan, way, data, folder / str(way), on_progress, device or default_device()
             )
         say(f"{way} model: {finished}")
+
+
+@app.command()
+def vary(
+    problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
+    variants: Annotated[int, typer.Option(min=0, help="Most with other numbers, a problem.")] = 6,
+    wrong: Annotated[int, typer.Option(min=0, help="Most wrong solutions of each.")] = 4,
+    out: Out = Path("ledom-vary"),
+    seed: Seed = 0,
+) -> None:
+    """More training pairs out of worked problems: other numbers, and solutions gone wrong.
+
+    Example: ledom vary gsm8k/train.jsonl --out varied
+    """
+    from ledom.data.tokenise import DataConfig, read_split
+    from ledom.data.variants import vary as run
+    from ledom.records import Problem, Record, write_records
+
+    given, held_out = read_split(DataConfig(train=str(problems)))
+    kept = [record for record in given if isinstance(record, Problem)]
+    varied, candidates = run(kept, variants, wrong, seed)
+    files: list[tuple[str, list[Record]]] = [
+        ("train", [*varied]),
+        ("wrong", [*candidates]),
+        ("valid", [*held_out]),
+    ]
+    for name, records in files:
+        write_records(out / f"{name}.jsonl", records)
+        say(f"{out / name}.jsonl: {len(records)} records")
 
 
 @app.command()

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import NonNegativeInt, PositiveInt, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from ledom.config import Config
+from ledom.data.problems import GENERATOR
 from ledom.data.tokenise import DataConfig
+from ledom.direction import Direction
 from ledom.errors import RecipeError
 from ledom.model.presets import ModelConfig
+from ledom.train.lora import LoraConfig
+from ledom.train.objective import ObjectiveConfig
 from ledom.train.optim import OptimConfig
 
 __all__ = ["Recipe", "TrainConfig", "load_recipe"]
@@ -49,9 +54,30 @@ class Recipe(Config):
     init: str | None = None
     """A model folder to start from instead of random weights; `{direction}` stands for its own."""
     data: DataConfig
-    model: ModelConfig
+    model: ModelConfig | None = None
+    """The shape; that of `init` where this is left out."""
     optim: OptimConfig
     train: TrainConfig = TrainConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    lora: LoraConfig | None = None
+    """Low-rank adapters instead of all weights; `lora: {}` for the defaults."""
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.model is None and self.init is None:
+            raise ValueError("key model is missing: give a shape, or a model folder as init")
+        if self.objective.needs_pairs and self.data.train == GENERATOR:
+            raise ValueError("objective.target and objective.contrast need a file as data.train")
+        if self.objective.contrast and self.objective.wrong is None:
+            raise ValueError("objective.contrast needs wrong solutions: a file as objective.wrong")
+        return self
+
+    def data_of(self, direction: Direction) -> DataConfig:
+        """The data section; a model to start from brings its tokenizer."""
+        if self.init is None or self.data.tokenizer is not None:
+            return self.data
+        tokenizer = f"{self.init.format(direction=direction)}/tokenizer.json"
+        return self.data.model_copy(update={"tokenizer": tokenizer})
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -105,11 +131,14 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {key}; valid here: {', '.join(_valid_keys(problem['loc'][:-1]))}"
     if problem["type"] == "missing":
         return f"key {key} is missing"
+    if not key:  # parts that do not go together
+        return problem["msg"].removeprefix("Value error, ")
     return f"key {key} is {problem['input']!r}: {problem['msg']}"
 
 
 def _valid_keys(location: Sequence[int | str]) -> list[str]:
     config: Any = Recipe
     for part in location:
-        config = config.model_fields[str(part)].annotation
+        annotation: Any = config.model_fields[str(part)].annotation
+        config = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
     return list(config.model_fields)

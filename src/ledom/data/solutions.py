@@ -26,7 +26,7 @@ __all__ = [
     "restyle",
 ]
 
-Style = Literal["as written", "plain", "numbers"]
+Style = Literal["as written", "plain", "numbers", "equations"]
 
 ANSWER_MARK = "####"
 """Stands before a solution's final answer."""
@@ -52,6 +52,10 @@ _EQUATION = re.compile(  # of bounded length, so that any text takes linear time
 )
 _EQUATION_PART = re.compile(rf"({_NUMBER}){_UNIT}( ?[-+*/=] ?|$)")
 _SIGNS = re.compile(r"\d+(?:\.\d+)?%?|(?<= )[-+*/=](?= )")
+_EXPRESSION = re.compile(  # among `numbers`: what is computed, with what it gives where it says so
+    r"(?<![\d.])\d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)+"
+    r"(?: = \d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)*)*"
+)
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _LATEX = (
     (re.compile(r"\\(?:times|cdot)\b"), "*"),
@@ -113,12 +117,22 @@ def _numbers(solution: str, answer: str | None) -> str:
     return _ended("\n".join(line for line in lines if line), solution, answer)
 
 
+def _equations(solution: str, answer: str | None) -> str:
+    """Its equations alone, one a line, and the answer; all numbers where there are no equations."""
+    numbers = _numbers(solution, answer)
+    steps, mark, final = numbers.rpartition(ANSWER_MARK)
+    found = _EXPRESSION.findall(steps if mark else numbers)
+    return "\n".join([*found, f"{mark}{final}"] if mark else found) if found else numbers
+
+
 STYLES: dict[str, Callable[[str, str | None], str]] = {
     "as written": _as_written,
     "plain": _plain,
     "numbers": _numbers,
+    "equations": _equations,
 }
-"""What a model may read of a solution: all of it, all in one form, or its numbers alone."""
+"""What a model may read of a solution: all of it, all in one form, its numbers alone, or only what
+it computes: a number that is merely repeated from the question then explains nothing."""
 
 
 def _plain_steps(solution: str) -> str:

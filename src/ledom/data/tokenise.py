@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -25,7 +25,7 @@ from ledom.model.tokenizer import Tokenizer, train_tokenizer
 from ledom.pairs import PairFormat
 from ledom.records import Document, Problem, Record, read_records, write_atomically
 
-__all__ = ["DataConfig", "PreparedData", "prepare_data"]
+__all__ = ["DataConfig", "PreparedData", "prepare_data", "read_split"]
 
 _HELD_OUT_EVERY = 50
 _PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
@@ -47,7 +47,8 @@ class DataConfig(Config):
     """How a problem's question and solution become one text."""
     solution_style: Style = "as written"
     """How solutions of a file are written: as they are, `plain` (one form of equations and
-    final answer), or their `numbers` alone. Candidates are then read in the same style."""
+    final answer), their `numbers` alone, or the `equations` among these. Candidates are then read
+    in the same style."""
     tokenizer: str | None = None
     """A tokenizer.json to use; nothing trains one."""
     vocab_size: PositiveInt = 2048
@@ -132,21 +133,28 @@ def _sources(config: DataConfig) -> tuple[Callable[[], Iterator[str]], Callable[
             lambda: _generated(count, config),
             lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
         )
+    records, held_out = read_split(config)
+    return lambda: _render(records, config), lambda: _render(held_out, config)
+
+
+def read_split(
+    config: DataConfig,
+) -> tuple[Sequence[Document | Problem], Sequence[Document | Problem]]:
+    """The records of a file to train on, and those to validate on."""
     records = read_documents(config.train)[: config.num_documents]
     if config.valid is not None:
-        held_out = read_documents(config.valid)[: config.num_valid]
-    else:
-        # Every fiftieth, so that a sorted file is held out evenly.
-        held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
-        held_ids = {record.id for record in held_out}
-        records = [record for record in records if record.id not in held_ids]
-        if not records:
-            raise InputError(
-                "nothing is left to train on once a part is held out for validation; add records "
-                "with other ids, or name a file as data.valid",
-                path=config.train,
-            )
-    return lambda: _render(records, config), lambda: _render(held_out, config)
+        return records, read_documents(config.valid)[: config.num_valid]
+    # Every fiftieth, so that a sorted file is held out evenly.
+    held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
+    held_ids = {record.id for record in held_out}
+    records = [record for record in records if record.id not in held_ids]
+    if not records:
+        raise InputError(
+            "nothing is left to train on once a part is held out for validation; add records "
+            "with other ids, or name a file as data.valid",
+            path=config.train,
+        )
+    return records, held_out
 
 
 def read_documents(path: str | Path) -> list[Document | Problem]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-__all__ = ["is_true", "show_work"]
+__all__ = ["is_true", "show_work", "value_of"]
 
 _TERM = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 _OPERATOR = re.compile(r" ?([-+*/]) ?")
@@ -20,7 +20,7 @@ _OPERATOR = re.compile(r" ?([-+*/]) ?")
 def is_true(equation: str) -> bool:
     """Whether all sides of `a + b = c + d = e` have the same value, exactly."""
     try:
-        first, *others = (_value(side) for side in equation.split("="))
+        first, *others = (value_of(side) for side in equation.split("="))
     except (ValueError, ZeroDivisionError):
         return False
     return all(side == first for side in others)
@@ -133,8 +133,11 @@ def _join(sides: list[str]) -> str:
     return " = ".join(sides)
 
 
-def _value(side: str) -> Fraction:
-    """A sum of products, * and / from left to right, before + and -."""
+def value_of(side: str) -> Fraction:
+    """A sum of products, * and / from left to right, before + and -.
+
+    Raises `ValueError` for what is no sum of numbers, `ZeroDivisionError`.
+    """
     total, product, sign = Fraction(0), Fraction(1), 1
     operator = "+"
     for index, part in enumerate(_OPERATOR.split(side.strip())):

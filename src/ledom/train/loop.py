@@ -25,14 +25,16 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ledom.data.shards import Batches
-from ledom.data.tokenise import PreparedData
+from ledom.data.tokenise import PreparedData, read_split
 from ledom.direction import Direction
 from ledom.errors import LedomError, OutputError, RecipeError
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ledom.pairs import PairFormat
 from ledom.recipe import Recipe
-from ledom.records import write_atomically
+from ledom.records import Problem, write_atomically
 from ledom.train import state
+from ledom.train.lora import Adapters
+from ledom.train.objective import PairBatches, read_wrong_solutions
 from ledom.train.optim import build_optimizers, schedule
 
 __all__ = ["Progress", "train"]
@@ -62,17 +64,19 @@ def train(
     """Train one direction in `folder`, going on from its newest checkpoint if there is one.
 
     Returns the folder of the finished model (bf16 weights). Metrics go to metrics.jsonl: `step`,
-    `loss` (nats a token over the batch), `tokens`, `tokens_per_second`, and at validations
-    `valid_loss`. On KeyboardInterrupt a checkpoint is written before it passes on.
+    `loss` (the objective's: by default nats a token over the batch), `tokens`,
+    `tokens_per_second`, and at validations `valid_loss` (nats a token, whatever the objective). On
+    KeyboardInterrupt a checkpoint is written before it passes on.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     model = _initial_model(recipe, direction, data)
+    adapters = Adapters(model, recipe.lora, recipe.seed) if recipe.lora else None
     model.to(torch.device(device))  # type: ignore[arg-type]
     optimizers = build_optimizers(model, recipe.optim)
-    batches = Batches(data.train, recipe.train.batch_size, recipe.train.seq_len, recipe.seed)
+    batches = _batches(recipe, direction, data)
     step = state.restore(folder, model, optimizers, recipe, direction)
     metrics = folder / "metrics.jsonl"
     _drop_metrics_after(metrics, step)
@@ -86,7 +90,7 @@ def train(
         with metrics.open("a", encoding="utf-8") as log, _held_interrupts() as between_steps:
             while step < recipe.optim.steps:
                 started = time.perf_counter()
-                loss, num_tokens = _step(model, optimizers, batches[step], direction, recipe, step)
+                loss, num_tokens = _step(model, optimizers, batches, direction, recipe, step)
                 step += 1
                 speed = num_tokens / (time.perf_counter() - started)
                 valid_loss = None
@@ -106,25 +110,51 @@ def train(
         raise
     except OSError as error:
         raise OutputError(f"{metrics}: cannot be written: {error}") from error
+    if adapters is not None:
+        adapters.merge()
     save_checkpoint(finished, model, data.tokenizer, direction, pair_format, torch.bfloat16)
     return finished
 
 
 def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
     """Random weights, or those of `init`, which must have the recipe's shape and tokenizer."""
-    model = build_model(recipe.model, data.tokenizer, recipe.seed)
+    start = None
     if recipe.init is not None:
         start = load_checkpoint(recipe.init.format(direction=direction), direction)
         if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
             raise RecipeError(
                 f"key init: {recipe.init} has another tokenizer than the data; give its "
-                "tokenizer.json as data.tokenizer"
+                "tokenizer.json as data.tokenizer, or leave that out"
             )
+        if recipe.model is None:
+            return start.model
+    assert recipe.model is not None  # the recipe's own check
+    model = build_model(recipe.model, data.tokenizer, recipe.seed)
+    if start is not None:
         try:
             model.load_state_dict(start.model.state_dict())
         except RuntimeError as error:
             raise RecipeError(f"key init: {recipe.init} has another shape: {error}") from None
     return model
+
+
+def _batches(recipe: Recipe, direction: Direction, data: PreparedData) -> Batches | PairBatches:
+    """Documents of the token store; pairs where the objective tells question from solution."""
+    if not recipe.objective.needs_pairs:
+        return Batches(data.train, recipe.train.batch_size, recipe.train.seq_len, recipe.seed)
+    problems = [record for record in read_split(recipe.data)[0] if isinstance(record, Problem)]
+    wrong = recipe.objective.wrong
+    return PairBatches(
+        problems,
+        read_wrong_solutions(wrong, problems) if wrong is not None else {},
+        recipe.objective,
+        direction,
+        data.tokenizer,
+        PairFormat(recipe.data.pair_format, recipe.data.solution_style),
+        recipe.train.batch_size,
+        recipe.train.seq_len,
+        recipe.seed,
+    )
 
 
 @contextmanager
@@ -156,7 +186,7 @@ def _held_interrupts() -> Iterator[Callable[[], None]]:
 def _step(
     model: PreTrainedModel,
     optimizers: list[torch.optim.Optimizer],
-    windows: list[NDArray[np.int64]],
+    batches: Batches | PairBatches,
     direction: Direction,
     recipe: Recipe,
     step: int,
@@ -170,8 +200,8 @@ def _step(
             group["lr"] = peak * scale
     model.train()
     with _autocast(model, recipe):
-        losses = packed_losses(model, windows, direction)
-    loss = losses.mean()
+        losses = packed_losses(model, batches[step], direction)
+    loss = batches.loss(losses, step) if isinstance(batches, PairBatches) else losses.mean()
     value = loss.item()
     if not math.isfinite(value):
         raise LedomError(

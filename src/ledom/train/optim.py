@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
@@ -86,15 +86,19 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Muon over the layers' matrices, AdamW over embeddings, norms and output."""
+    """Muon over the layers' matrices; AdamW over embeddings, norms, output and adapters."""
     hidden: list[Tensor] = []
     other: list[Tensor] = []
     for name, weight in model.named_parameters():
-        (hidden if weight.ndim == 2 and ".layers." in name else other).append(weight)
+        if weight.requires_grad:
+            matrix = weight.ndim == 2 and ".layers." in name and "lora_" not in name
+            (hidden if matrix else other).append(weight)
+    # As groups, because either may be empty.
     adamw = torch.optim.AdamW(
-        other, lr=config.adamw_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0
+        [{"params": other}], lr=config.adamw_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0
     )
-    return [Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay), adamw]
+    muon = Muon([{"params": hidden}], lr=config.muon_lr, weight_decay=config.weight_decay)
+    return [muon, adamw]
 
 
 def schedule(config: OptimConfig, step: int) -> float:

@@ -1,0 +1,61 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) by `peft`, the one place where it is imported.
+
+The adapters sit inside the model while it is trained, so the loop, the attention and the
+checkpoints need not know of them; at the end they are merged, and what remains is a plain model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from transformers import PreTrainedModel
+
+from ledom.config import Config
+from ledom.errors import RecipeError
+
+__all__ = ["Adapters", "LoraConfig"]
+
+
+class LoraConfig(Config):
+    """Train low-rank changes of the layers' matrices instead of all weights."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    """The changes are scaled by alpha / rank."""
+    dropout: NonNegativeFloat = Field(default=0.0, lt=1)
+    """Share of an adapter's inputs that is dropped in training."""
+
+
+class Adapters:
+    """Adapters on every linear layer of a model but its output; all other weights are frozen.
+
+    Raises `RecipeError` when `peft` is not installed.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
+        try:
+            import peft
+        except ImportError:
+            raise RecipeError(
+                "key lora: low-rank adapters need `peft`, which is not installed: "
+                "pip install 'ledom[lora]'"
+            ) from None
+        torch.manual_seed(seed)
+        settings = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        with warnings.catch_warnings():  # peft uses what transformers is about to rename
+            warnings.simplefilter("ignore", FutureWarning)
+            # Puts them into the model itself.
+            self._wrapper: Any = peft.get_peft_model(model, settings)
+
+    def merge(self) -> None:
+        """Add the changes to the model's weights and remove the adapters."""
+        self._wrapper.merge_and_unload()

@@ -1,0 +1,175 @@
+"""What training on (question, solution) pairs minimises, and the batches it takes.
+
+Selection scores one field of a pair: the question, log P(x|y), with a reverse model; the solution,
+log P(y|x), with a forward one. That field is the target here. Its tokens can be given a term of
+their own, and right solutions can be set against wrong ones. It knows nothing of optimisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from ledom.config import Config
+from ledom.direction import Direction
+from ledom.errors import InputError
+from ledom.evaluate.answers import equal_answers, extract_answer
+from ledom.model.tokenizer import Tokenizer
+from ledom.pairs import EncodedPair, PairFormat
+from ledom.records import Candidate, Problem, read_records
+
+__all__ = ["ObjectiveConfig", "PairBatches", "read_wrong_solutions"]
+
+
+class ObjectiveConfig(Config):
+    """A weighted sum of terms, each a mean over the batch.
+
+    With a target or a contrast, `data.train` is a JSONL file of problems with solutions, and a
+    batch holds `train.batch_size` problems; those of more than `train.seq_len` tokens are left out.
+    """
+
+    all_tokens: NonNegativeFloat = 1.0
+    """Weight of the loss of all tokens, in nats a token."""
+    target: NonNegativeFloat = 0.0
+    """Weight of the loss of the tokens that selection scores, in nats a token: the question's of
+    a reverse model, the solution's of a forward one."""
+    contrast: NonNegativeFloat = 0.0
+    """Weight of -log p, in nats a pair, where p is the posterior probability that of a right and a
+    wrong solution the right one is: P(x|y) / (P(x|y) + P(x|y')), reverse."""
+    wrong: str | None = None
+    """For the contrast: a JSONL file of candidates; those that are wrong are y'."""
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether questions and solutions must be told apart."""
+        return self.target > 0 or self.contrast > 0
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A framed pair in reading order, and its target's [start, end) among the predicted tokens,
+    which stand in model order."""
+
+    ids: NDArray[np.int64]
+    target: slice
+
+
+class PairBatches:
+    """Batches of pairs in an order that depends only on `seed`, and their loss.
+
+    Batch `step` is a list of windows as the loop reads them, the right pairs first.
+    """
+
+    def __init__(
+        self,
+        problems: Iterable[Problem],
+        wrong: dict[str, list[str]],
+        config: ObjectiveConfig,
+        direction: Direction,
+        tokenizer: Tokenizer,
+        pair_format: PairFormat,
+        batch_size: PositiveInt,
+        seq_len: PositiveInt,
+        seed: int,
+    ) -> None:
+        self.config, self.batch_size, self.seed = config, batch_size, seed
+        encoder = _Encoder(direction, tokenizer, pair_format, seq_len)
+        self._right: list[_Example] = []
+        self._wrong: list[list[_Example]] = []
+        for problem in problems:
+            right, *others = encoder(problem, wrong.get(problem.id, []) if config.contrast else [])
+            if right is not None:
+                self._right.append(right)
+                self._wrong.append([other for other in others if other is not None])
+        if not self._right:
+            raise InputError(f"none of the pairs fits into the {seq_len} tokens of train.seq_len")
+        if config.contrast and not any(self._wrong):
+            raise InputError("none of the problems has a wrong solution", path=config.wrong)
+
+    def __getitem__(self, step: int) -> list[NDArray[np.int64]]:
+        right, wrong = self._examples(step)
+        return [example.ids for example in (*right, *(other for _, other in wrong))]
+
+    def loss(self, losses: Tensor, step: int) -> Tensor:
+        """The objective, from the loss of every predicted token of batch `step` [T]."""
+        right, wrong = self._examples(step)
+        examples = [*right, *(other for _, other in wrong)]
+        parts = losses.split([len(example.ids) - 1 for example in examples])
+        targets = [part[e.target] for part, e in zip(parts, examples, strict=True)]
+        total = self.config.all_tokens * torch.cat(parts[: len(right)]).mean()
+        total = total + self.config.target * torch.cat(targets[: len(right)]).mean()
+        if wrong:
+            sums = torch.stack([target.sum() for target in targets])
+            rivals = torch.tensor([place for place, _ in wrong], device=losses.device)
+            margins = sums[len(right) :] - sums[rivals]  # log P(x|y) - log P(x|y')
+            total = total + self.config.contrast * softplus(-margins).mean()
+        return total
+
+    def _examples(self, step: int) -> tuple[list[_Example], list[tuple[int, _Example]]]:
+        """The right pairs of a batch; and wrong ones, each with the place of its right one."""
+        size = min(self.batch_size, len(self._right))
+        epoch, position = divmod(step, len(self._right) // size)
+        rng = np.random.default_rng([self.seed, epoch])
+        chosen = rng.permutation(len(self._right))[position * size : (position + 1) * size]
+        rng = np.random.default_rng([self.seed, epoch, position])
+        wrong = [
+            (place, self._wrong[i][rng.integers(len(self._wrong[i]))])
+            for place, i in enumerate(chosen)
+            if self._wrong[i]
+        ]
+        return [self._right[i] for i in chosen], wrong
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Pairs of one problem to examples."""
+
+    direction: Direction
+    tokenizer: Tokenizer
+    pair_format: PairFormat
+    seq_len: int
+
+    def __call__(self, problem: Problem, wrong: list[str]) -> list[_Example | None]:
+        """The problem's own pair, then those with its wrong solutions; None for one too long."""
+        right = self.pair_format.restyle(problem.solution or "", problem.answer)
+        solutions = [right, *map(self.pair_format.restyle, wrong)]
+        pairs = [(problem.question, solution) for solution in solutions]
+        return [self._example(pair) for pair in self.pair_format.encode(self.tokenizer, pairs)]
+
+    def _example(self, pair: EncodedPair) -> _Example | None:
+        num_ids = len(pair.ids)
+        if num_ids - 1 > self.seq_len:
+            return None
+        # As `score_candidates` counts: x with the EOS before it, y with the EOS behind it.
+        reverse = self.direction is Direction.REVERSE
+        span = (0, pair.question[1]) if reverse else (pair.solution[0], num_ids)
+        start, end = self.direction.span_to_model_order(*span, num_ids)
+        # The first token in model order is read, not predicted.
+        return _Example(np.array(pair.ids, np.int64), slice(max(start - 1, 0), end - 1))
+
+
+def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[str, list[str]]:
+    """The distinct wrong solutions in a file of candidates, by problem id.
+
+    A candidate without a label is judged by its answer. Candidates of other problems are ignored.
+    """
+    answers = {problem.id: problem.answer for problem in problems}
+    wrong: dict[str, dict[str, None]] = {}
+    for candidate in read_records(path, Candidate):
+        if candidate.problem_id in answers and not _is_right(candidate, answers):
+            wrong.setdefault(candidate.problem_id, {})[candidate.text] = None
+    return {problem_id: list(texts) for problem_id, texts in wrong.items()}
+
+
+def _is_right(candidate: Candidate, answers: dict[str, str | None]) -> bool:
+    if candidate.correct is not None:
+        return candidate.correct
+    return equal_answers(answers[candidate.problem_id], extract_answer(candidate.text))

@@ -1,0 +1,67 @@
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ledom.direction import Direction
+from ledom.errors import RecipeError
+from ledom.model.checkpoint import build_model, save_checkpoint
+from ledom.pairs import PairFormat
+from ledom.train.loop import train, validation_loss
+from ledom.train.lora import Adapters, LoraConfig
+
+REVERSE = Direction.REVERSE
+
+
+@pytest.fixture
+def tuned(recipe, data, tmp_path):
+    """A recipe that fine-tunes a given model by adapters."""
+    given = build_model(recipe.model, data.tokenizer, seed=3)
+    save_checkpoint(tmp_path / "given", given, data.tokenizer, REVERSE, PairFormat())
+    return recipe.model_copy(
+        update={"init": str(tmp_path / "given"), "model": None, "lora": LoraConfig(rank=4)}
+    )
+
+
+def test_adapters_are_merged_into_a_plain_model(tuned, data, tmp_path):
+    """The finished folder, read by transformers alone, is better than the given one."""
+
+    def interrupt(progress):
+        if progress.step == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tuned, REVERSE, data, tmp_path / "run", interrupt)
+    finished = train(tuned, REVERSE, data, tmp_path / "run")
+    whole = train(tuned, REVERSE, data, tmp_path / "whole")
+    names = "model.safetensors"
+    assert (finished / names).read_bytes() == (whole / names).read_bytes()
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, attn_implementation="ledom").float()
+        for folder in (tmp_path / "given", finished)
+    )
+    changed = {
+        name
+        for name, weight in after.state_dict().items()
+        if not torch.equal(weight, before.state_dict()[name].bfloat16().float())
+    }
+    assert changed
+    assert all(".layers." in name and "proj" in name for name in changed)
+    losses = [validation_loss(model, data, REVERSE, tuned) for model in (before, after)]
+    assert losses[1] < losses[0] - 0.01
+
+
+def test_only_adapters_are_trained(recipe, data):
+    model = build_model(recipe.model, data.tokenizer, seed=3)
+    Adapters(model, LoraConfig(rank=2), seed=0)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(trained) == 2 * 2 * 7  # two factors, two layers, seven matrices
+    assert all("lora_" in name for name in trained)
+
+
+def test_without_peft_the_remedy_is_named(recipe, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model = build_model(recipe.model, data.tokenizer, seed=3)
+    with pytest.raises(RecipeError, match=r"pip install 'ledom\[lora\]'"):
+        Adapters(model, LoraConfig(), seed=0)

@@ -1,0 +1,163 @@
+import json
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from ledom.data.tokenise import read_split
+from ledom.direction import Direction
+from ledom.errors import InputError
+from ledom.lm.hf import HFLanguageModel
+from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ledom.pairs import PairFormat
+from ledom.records import Candidate, Problem, write_records
+from ledom.reward.score import score_candidates
+from ledom.train.loop import packed_losses, train
+from ledom.train.objective import ObjectiveConfig, PairBatches, read_wrong_solutions
+
+FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
+QUESTION = "Ava has 3 pens and buys 4. How many?"
+RIGHT, WRONG = "3 + 4 = 7\n#### 7", "3 * 4 = 12\n#### 12"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tokenizer, tiny_config):
+    """A random model's folder, for either direction."""
+    folders = {}
+    for direction in Direction:
+        folder = tmp_path_factory.mktemp("models") / str(direction)
+        save_checkpoint(
+            folder, build_model(tiny_config, tokenizer, 7), tokenizer, direction, PairFormat()
+        )
+        folders[direction] = folder
+    return folders
+
+
+def batches_of(config, direction, tokenizer, problems=None, wrong=None, seq_len=200):
+    problems = problems or [Problem(id="a", question=QUESTION, answer="7", solution=RIGHT)]
+    wrong = {"a": [WRONG]} if wrong is None else wrong
+    return PairBatches(problems, wrong, config, direction, tokenizer, PairFormat(), 4, seq_len, 0)
+
+
+def scored(folder, text):
+    """log P of the target and its tokens, as selection sees them."""
+    problem = Problem(id="a", question=QUESTION, answer="7")
+    candidate = Candidate(problem_id="a", index=0, text=text)
+    return next(score_candidates([problem], [candidate], HFLanguageModel(folder)))[0]
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_the_terms_are_made_of_the_scores_that_selection_uses(trained, tokenizer, direction):
+    """Computed by the loop in one packed row, and by the scorer one candidate at a time."""
+    folder = trained[direction]
+    right, wrong = scored(folder, RIGHT), scored(folder, WRONG)
+    model = load_checkpoint(folder).model
+    expected = {
+        "target": -right.logprob / right.num_tokens,
+        "contrast": math.log(1 + math.exp(wrong.logprob - right.logprob)),
+    }
+    for term, value in expected.items():
+        config = ObjectiveConfig(all_tokens=0, **{term: 1.0})
+        batches = batches_of(config, direction, tokenizer)
+        with torch.no_grad():
+            losses = packed_losses(model, batches[0], direction)
+            assert batches.loss(losses, 0).item() == pytest.approx(value, abs=1e-3), term
+
+
+@torch.no_grad()
+def test_all_tokens_leaves_wrong_solutions_out(trained, tokenizer):
+    """Their text is set against the right one's, never imitated."""
+    model = load_checkpoint(trained[REVERSE]).model
+    batches = batches_of(ObjectiveConfig(contrast=1e-9), REVERSE, tokenizer)
+    assert len(batches[0]) == 2
+    ids = torch.tensor([tokenizer.eos_id, *tokenizer.encode(f"{QUESTION}\n\n{RIGHT}").ids])
+    ids = torch.cat([ids, ids[:1]]).flip(0)
+    plain = cross_entropy(model(input_ids=ids[None, :-1], use_cache=False).logits[0], ids[1:])
+    losses = packed_losses(model, batches[0], REVERSE)
+    assert batches.loss(losses, 0).item() == pytest.approx(plain.item(), abs=1e-5)
+
+
+def test_an_epoch_takes_every_problem_once_in_an_order_of_its_own(tokenizer, problems):
+    config = ObjectiveConfig(target=1)
+    batches = batches_of(config, REVERSE, tokenizer, problems[:12], {}, seq_len=600)
+    epochs = [
+        [window.tolist() for step in steps for window in batches[step]]
+        for steps in ((0, 1, 2), (3, 4, 5))
+    ]
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+    assert len({tuple(ids) for ids in epochs[0]}) == 12
+
+
+def test_what_cannot_be_trained_on_is_refused(tokenizer):
+    config = ObjectiveConfig(contrast=1, wrong="w.jsonl")
+    with pytest.raises(InputError, match="none of the pairs fits into the 5 tokens"):
+        batches_of(config, REVERSE, tokenizer, seq_len=5)
+    with pytest.raises(InputError, match=r"w\.jsonl: none of the problems has a wrong solution"):
+        batches_of(config, REVERSE, tokenizer, wrong={})
+
+
+def test_wrong_solutions_are_those_labelled_or_judged_wrong(tmp_path):
+    file = tmp_path / "candidates.jsonl"
+    rows = [("a", WRONG, None), ("a", RIGHT, None), ("a", WRONG, False), ("a", "x", True)]
+    rows += [("b", WRONG, False), ("a", "no answer", False)]
+    write_records(
+        file,
+        [Candidate(problem_id=p, index=i, text=t, correct=c) for i, (p, t, c) in enumerate(rows)],
+    )
+    problem = Problem(id="a", question=QUESTION, answer="7", solution=RIGHT)
+    assert read_wrong_solutions(file, [problem]) == {"a": [WRONG, "no answer"]}
+
+
+def test_a_contrast_teaches_to_prefer_the_right_solution(trained, tokenizer):
+    model = load_checkpoint(trained[REVERSE]).model
+    batches = batches_of(ObjectiveConfig(all_tokens=0, contrast=1), REVERSE, tokenizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    values = []
+    for step in range(20):
+        loss = batches.loss(packed_losses(model, batches[step], REVERSE), step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        values.append(loss.item())
+    assert values[-1] < math.log(2) / 2  # the right one is by far the likelier
+    assert values[-1] < values[0]
+
+
+def test_fine_tuning_starts_from_a_checkpoint_and_resumes_exactly(recipe, data, tmp_path):
+    problems = read_split(recipe.data)[0]
+    solutions = [problem.solution for problem in problems]
+    write_records(
+        tmp_path / "wrong.jsonl",
+        [
+            Candidate(problem_id=problem.id, index=0, text=other, correct=False)
+            for problem, other in zip(problems, solutions[1:] + solutions[:1], strict=True)
+        ],
+    )
+    given = build_model(recipe.model, data.tokenizer, seed=3)
+    save_checkpoint(tmp_path / "given", given, data.tokenizer, REVERSE, PairFormat())
+    objective = ObjectiveConfig(contrast=0.01, target=1.0, wrong=str(tmp_path / "wrong.jsonl"))
+    tuned = recipe.model_copy(
+        update={
+            "init": str(tmp_path / "given"),
+            "model": None,
+            "objective": objective,
+            "train": recipe.train.model_copy(update={"seq_len": 400}),
+        }
+    )
+
+    def interrupt(progress):
+        if progress.step == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tuned, REVERSE, data, tmp_path / "run", interrupt)
+    train(tuned, REVERSE, data, tmp_path / "run")
+    train(tuned, REVERSE, data, tmp_path / "whole")
+    weights = [(tmp_path / n / "model/model.safetensors").read_bytes() for n in ("run", "whole")]
+    assert weights[0] == weights[1]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) / 5 < sum(losses[:5]) / 5 - 0.5
