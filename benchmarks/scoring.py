@@ -120,9 +120,8 @@ def compare(case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int)
     from lm_eval.models.huggingface import HFLM
 
     asked = targets(lm, pairs, shots)
-    with tempfile.TemporaryDirectory() as folder:
-        lm.model.save_pretrained(folder)
-        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(lm.path, dtype=torch.float32).eval()
+    plain.config.max_position_embeddings = lm.context
     backend = AutoTokenizer.from_pretrained(lm.path)
     few = asked[:: max(1, len(asked) // sample)]
     requests = peer_requests(lm, few)

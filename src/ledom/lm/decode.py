@@ -18,9 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from ledom.lm.base import Sampling
+from ledom.lm.prefix import PrefixTree
+from ledom.lm.tree_attention import TreeAttention
+from ledom.lm.trunk import Trunk
 
 __all__ = ["Decoder", "Job"]
 
@@ -49,21 +53,8 @@ class Job:
     at_border: bool = False
 
 
-class _PrefillCache:
-    """Keeps the keys and values of a packed row of prompts as the layers compute them."""
-
-    def __init__(self) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        self.keys.append(keys[0])
-        self.values.append(values[0])
-        return keys, values
-
-
 class _RowCache:
-    """Keys and values of every row, [layers][R, K, C, D]; `update` writes a column a row."""
+    """Keys and values of every row, [layers][R, K, C, D]."""
 
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
         config = model.config
@@ -75,6 +66,8 @@ class _RowCache:
         self.keys = torch.empty(shape, dtype=model.dtype, device=model.device)
         self.values = torch.empty_like(self.keys)
         self.columns = 0
+        self.mask = torch.empty(0)
+        """[R, 1, 1, columns], true where a row has written."""
         self.index = torch.arange(rows, device=model.device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)
 
@@ -99,13 +92,21 @@ class _RowCache:
         self.positions = self.positions[rows]
         self.index = torch.arange(len(rows), device=rows.device)
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        self.keys[layer][self.index, :, self.positions] = keys[:, :, 0]
-        self.values[layer][self.index, :, self.positions] = values[:, :, 0]
-        return (
-            self.keys[layer][:, :, : self.columns],
-            self.values[layer][:, :, : self.columns],
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One token a row, an `Attend` of `lm.trunk`: writes a column, reads the row's own.
+
+        The query heads that share a key-value head stand as its queries, so no key is repeated.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self.index, :, self.positions] = k
+        values[self.index, :, self.positions] = v
+        out = scaled_dot_product_attention(
+            q.unflatten(1, (k.shape[1], -1)),
+            keys[:, :, : self.columns],
+            values[:, :, : self.columns],
+            attn_mask=self.mask,
         )
+        return out.flatten(1, 2)
 
 
 class Decoder:
@@ -113,13 +114,14 @@ class Decoder:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        trunk: Trunk,
         eos_id: int,
         sampling: Sampling,
         rows: int,
         is_border: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        self.model = model
+        self.trunk = trunk
+        self.model = trunk.model
         self.is_border = is_border
         self.eos_id = eos_id
         self.sampling = sampling
@@ -174,20 +176,32 @@ class Decoder:
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[_Prefilled]:
         """Last logits [V], keys and values [layers, K, T, D] of each of some packed prompts."""
         device = self.model.device
-        sizes = [len(prompt) for prompt in prompts]
-        ends = np.cumsum(sizes).tolist()
-        cache = _PrefillCache()
-        hidden = self.model.base_model(
-            input_ids=torch.tensor([[i for prompt in prompts for i in prompt]], device=device),
-            position_ids=torch.cat([torch.arange(size, device=device) for size in sizes])[None],
-            past_key_values=cache,
-            use_cache=True,
-            cu_seq_lens_q=[0, *ends],
-        ).last_hidden_state[0]
-        logits = self._logits(hidden[[end - 1 for end in ends]])
-        keys = torch.stack(cache.keys).split(sizes, dim=2)
-        values = torch.stack(cache.values).split(sizes, dim=2)
-        return list(zip(logits, keys, values, strict=True))
+        order = sorted(range(len(prompts)), key=lambda place: list(prompts[place]))
+        tree = PrefixTree.build([prompts[place] for place in order])
+        ends = np.array([places[-1] for places in tree.places])
+        wanted, row = np.unique(ends, return_inverse=True)
+        attention = TreeAttention(tree, wanted, device, self.model.dtype)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys.append(k.transpose(0, 1))
+            values.append(v.transpose(0, 1))
+            return attention(layer, q, k, v)
+
+        hidden = self.trunk(
+            torch.tensor(tree.ids, device=device),
+            torch.tensor(tree.positions, device=device),
+            attend,
+            torch.from_numpy(wanted).to(device),
+        )
+        logits = self._logits(hidden)
+        all_keys, all_values = torch.stack(keys), torch.stack(values)
+        found: dict[int, _Prefilled] = {}
+        for place, own, at in zip(order, tree.places, row.tolist(), strict=True):
+            columns = torch.from_numpy(own).to(device)
+            found[place] = (logits[at], all_keys[:, :, columns], all_values[:, :, columns])
+        return [found[place] for place in range(len(prompts))]
 
     def _advance(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Iterator[Job]:
         """Feed every row its last token and draw the next."""
@@ -198,14 +212,8 @@ class Decoder:
         cache.columns = int(cache.positions[active].max()) + 1
         cache.reserve(cache.columns)
         columns = torch.arange(cache.columns, device=tokens.device)
-        mask = (columns <= cache.positions[:, None])[:, None, None]
-        hidden = self.model.base_model(
-            input_ids=tokens[:, None],
-            position_ids=cache.positions[:, None],
-            past_key_values=cache,
-            use_cache=True,
-            row_mask=mask,
-        ).last_hidden_state[:, 0]
+        cache.mask = (columns <= cache.positions[:, None])[:, None, None]
+        hidden = self.trunk(tokens, cache.positions, cache.attend)
         cache.positions[active] += 1
         if len(active) < len(rows):
             hidden = hidden[active]

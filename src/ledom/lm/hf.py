@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from textwrap import shorten
 
@@ -24,6 +23,8 @@ from ledom.errors import InputError
 from ledom.lm.base import Generation, LanguageModel, Sampling, Target
 from ledom.lm.decode import Decoder, Job
 from ledom.lm.prefix import PrefixTree, batches
+from ledom.lm.tree_attention import TreeAttention
+from ledom.lm.trunk import build_trunk
 from ledom.model.checkpoint import load_checkpoint
 
 __all__ = ["HFLanguageModel"]
@@ -56,6 +57,7 @@ class HFLanguageModel(LanguageModel):
         self.context = int(checkpoint.model.config.max_position_embeddings)
         self.model = checkpoint.model
         self.model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
+        self._trunk = build_trunk(self.model)
         self.tokens_per_batch = tokens_per_batch
         self.rows = rows
 
@@ -83,22 +85,24 @@ class HFLanguageModel(LanguageModel):
         """Log-probabilities of targets, whose ids in model order are sorted."""
         device = self.model.device
         tree = PrefixTree.build([ids[:-1] for ids in ordered])
-        hidden = self.model.base_model(
-            input_ids=torch.tensor([tree.ids], device=device),
-            position_ids=torch.tensor([tree.positions], device=device),
-            use_cache=False,
-            cu_seq_lens_q=[0, *accumulate(tree.sizes)],
-            ancestors=tree.ancestors,
-        ).last_hidden_state[0]
         spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
         # The token at model-order place i is predicted by the output at i - 1.
-        wanted = [
+        predicting = [
             places[start - 1 : end - 1] if end > start else places[:0]
             for (start, end), places in zip(spans, tree.places, strict=True)
         ]
+        wanted, order = np.unique(np.concatenate(predicting), return_inverse=True)
+        if not len(wanted):
+            return [np.empty(0, np.float32) for _ in targets]
+        hidden = self._trunk(
+            torch.tensor(tree.ids, device=device),
+            torch.tensor(tree.positions, device=device),
+            TreeAttention(tree, wanted, device, self.model.dtype),
+            torch.from_numpy(wanted).to(device),
+        )
         answers = [ids[start:end] for ids, (start, end) in zip(ordered, spans, strict=True)]
         labels = torch.tensor([i for ids in answers for i in ids], device=device, dtype=torch.long)
-        flat = self._gather(hidden[torch.from_numpy(np.concatenate(wanted)).to(device)], labels)
+        flat = self._gather(hidden[torch.from_numpy(order).to(device)], labels)
         counts = np.cumsum([end - start for start, end in spans])[:-1]
         return [
             np.ascontiguousarray(self.direction.to_reading_order(part))
@@ -128,7 +132,7 @@ class HFLanguageModel(LanguageModel):
             for sample in range(num_samples)
         ]
         is_border = None if sampling.border is None else self._border_finder(sampling.border)
-        decoder = Decoder(self.model, self.tokenizer.eos_id, sampling, self.rows, is_border)
+        decoder = Decoder(self._trunk, self.tokenizer.eos_id, sampling, self.rows, is_border)
         done: dict[int, dict[int, Generation]] = {}
         for job in decoder.run(jobs):
             done.setdefault(job.place, {})[job.sample] = self._generation(job, starts[job.place])

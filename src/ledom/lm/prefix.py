@@ -18,6 +18,7 @@ __all__ = ["PrefixTree", "batches", "shared_length"]
 
 _MIN_SHARED = 16
 """Fewer shared tokens than this cost more in kernel calls than they save."""
+_SHARED_TIMES = 8
 
 
 @dataclass
@@ -104,20 +105,24 @@ def batches(texts: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
     """Groups of places of texts, sorted, each of at most `budget` new tokens (or one text).
 
     Whole groups of sharers would fill a batch unevenly; a group that is cut computes its shared
-    part once in each batch.
+    part once in each batch. So that this stays a small part of the work, a batch whose texts all
+    share a long start may hold `_SHARED_TIMES` as many new tokens as they share.
     """
     order = sorted(range(len(texts)), key=lambda place: list(texts[place]))
     batch: list[int] = []
-    cost = 0
+    cost, common = 0, 0
     for place in order:
         text = texts[place]
         new = len(text)
         if batch:
             shared = shared_length(texts[batch[-1]], text)
             new -= shared if _worth_sharing(shared, 0, texts[batch[-1]]) else 0
-        if batch and cost + new > budget:
+            common = min(common, shared)
+        if batch and cost + new > max(budget, _SHARED_TIMES * common):
             yield batch
             batch, cost, new = [], 0, len(text)
+        if not batch:
+            common = len(text)
         batch.append(place)
         cost += new
     if batch:

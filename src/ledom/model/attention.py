@@ -1,21 +1,23 @@
-"""Attention over documents packed end to end (block-diagonal without a mask), and over a cache.
+"""Attention over documents packed end to end, block-diagonal without a mask.
 
 Registered with transformers as the attention implementation `ledom`. The documents of a batch lie
 in one row, without padding; `cu_seq_lens_q` (the name that flash attention uses) says where each
 begins. Each attends only to itself, causally. On a CPU one call of the fused kernel a document is
-faster than any mask; a row of one document is the plain causal path.
+faster than any mask; a row of one document is the plain causal path. Where `attend` is given
+(`lm.trunk`), it says instead what each token sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+if TYPE_CHECKING:
+    from ledom.lm.trunk import Attend
 
 __all__ = ["IMPLEMENTATION", "packed_attention"]
 
@@ -31,21 +33,19 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | list[int] | None = None,
-    ancestors: Sequence[Sequence[int]] | None = None,
-    row_mask: torch.Tensor | None = None,
+    attend: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document of a packed row.
 
-    With `row_mask` instead, one step of decoding: see `_row_attention`.
-
     Shapes: query [1, heads, T, head_dim]; key and value [1, kv_heads, T, head_dim]; the result is
-    [1, T, heads, head_dim]. `cu_seq_lens_q` holds the document borders 0 .. T. With `ancestors`,
-    the documents are segments of texts, and each also sees all of the segments listed for it
-    (places in the row, outermost first): see `ledom.lm.prefix`.
+    [1, T, heads, head_dim]. `cu_seq_lens_q` holds the document borders 0 .. T.
     """
-    if row_mask is not None:
-        return _row_attention(query, key, value, row_mask, scaling), None
+    if attend is not None:
+        if scaling is not None:  # `attend` divides by the root of the head's width
+            query = query * (scaling * query.shape[-1] ** 0.5)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return attend(module.layer_idx, q, k, v)[None], None  # type: ignore[arg-type]
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
@@ -55,50 +55,12 @@ def packed_attention(
     else:
         borders = [int(border) for border in cu_seq_lens_q]
         sizes = [end - start for start, end in pairwise(borders)]
-    keys, values = key.split(sizes, dim=2), value.split(sizes, dim=2)
-    parts = []
-    for place, own in enumerate(query.split(sizes, dim=2)):
-        seen = [*ancestors[place], place] if ancestors is not None else [place]
-        k = torch.cat([keys[i] for i in seen], dim=2) if len(seen) > 1 else keys[place]
-        v = torch.cat([values[i] for i in seen], dim=2) if len(seen) > 1 else values[place]
-        mask = _causal_mask(own.shape[2], k.shape[2], own.device) if len(seen) > 1 else None
-        parts.append(
-            scaled_dot_product_attention(
-                own,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scaling,
-                dropout_p=dropout,
-            )
-        )
+    documents = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
+    parts = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
+        for q, k, v in documents
+    ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-@lru_cache(maxsize=256)  # every layer asks for the same ones
-def _causal_mask(queries: int, keys: int, device: torch.device) -> torch.Tensor:
-    """Query i sees the keys up to its own, the last queries being the last keys."""
-    mask = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return mask.tril(keys - queries)
-
-
-def _row_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row_mask: torch.Tensor,
-    scaling: float | None,
-) -> torch.Tensor:
-    """One query a row, [rows, heads, 1, head_dim], over the row's own columns of a cache.
-
-    `row_mask` [rows, 1, 1, columns] is true where a row has written. The query heads that share a
-    key-value head stand as its queries, so keys need not be repeated.
-    """
-    rows, heads, _, head_dim = query.shape
-    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], head_dim)
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=row_mask, scale=scaling)
-    return out.reshape(rows, 1, heads, head_dim)
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)
