@@ -59,8 +59,11 @@ def test_a_value_may_hold_an_equals_sign(recipe):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.step=3", "unknown key optim.step; valid here: steps, muon_lr,"),
-        ("sede=3", "unknown key sede; valid here: name, seed, init, data, model, optim, train"),
+        ("optim.step=3", "unknown key optim.step; valid here: steps, hidden, muon_lr,"),
+        (
+            "sede=3",
+            "unknown key sede; valid here: name, seed, init, data, model, optim, train, par",
+        ),
         ("model.layers=3", "unknown key model.layers; valid here: hidden_size,"),
         ("train.batch=3", "unknown key train.batch; valid here: batch_size,"),
         ("optim.steps=many", "key optim.steps is 'many'"),
@@ -119,7 +122,7 @@ def test_a_mistyped_key_is_named_before_the_one_it_leaves_missing(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a recipe is a mapping with name, seed, init, data, model, optim, train"),
+        (b"", "a recipe is a mapping with name, seed, init, data, model, optim, train, par"),
         (b"- a\n- b\n", "a recipe is a mapping"),
         (b"a: [1\n", "not YAML"),
         (b"name: caf\xe9\n", "cannot be read"),

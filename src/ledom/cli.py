@@ -262,6 +262,8 @@ def train(
 ) -> None:
     """Train a model, or a pair; a stopped run goes on from its last checkpoint.
 
+    On many GPUs: torchrun --nproc-per-node 8 --no-python ledom train recipe.yaml
+
     Example: ledom train recipes/tiny.yaml --direction reverse --threads 1
     """
     from ledom.data.tokenise import prepare_data
@@ -269,6 +271,7 @@ def train(
     from ledom.lm.hf import default_device
     from ledom.recipe import load_recipe
     from ledom.train.loop import train as run
+    from ledom.train.parallel import connect
 
     plan = load_recipe(recipe, overrides or [])
     if direction not in ("forward", "reverse", "both"):
@@ -278,12 +281,12 @@ def train(
     folder = out / plan.name
     say(f"preparing the data in {folder / 'data'}")
     data = prepare_data(plan.data_of(directions[0]), folder / "data")
-    for way in directions:
-        with TrainingBar(str(way), plan.optim.steps) as on_progress:
-            finished = run(
-                plan, way, data, folder / str(way), on_progress, device or default_device()
-            )
-        say(f"{way} model: {finished}")
+    with connect(device or default_device()) as world:
+        for way in directions:
+            with TrainingBar(str(way), plan.optim.steps, world.is_first) as on_progress:
+                finished = run(plan, way, data, folder / str(way), on_progress, world)
+            if world.is_first:
+                say(f"{way} model: {finished}")
 
 
 @app.command()

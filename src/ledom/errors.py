@@ -10,6 +10,8 @@ that is not a `LedomError` is a defect of ledom and shows its traceback.
     |- CheckpointError   a model folder that is missing, damaged or does not fit
     |  `- DirectionError a model used in the direction it was not trained for
     |- OutputError       a place that cannot be written
+    |- TrainingError     a run that cannot go on by itself
+    |  `- WorkerError    another process of the run was lost
     |- ServerError       a server that does not answer, or not as it should
     `- MissingExtraError an optional dependency that is not installed
 """
@@ -27,6 +29,8 @@ __all__ = [
     "OutputError",
     "RecipeError",
     "ServerError",
+    "TrainingError",
+    "WorkerError",
 ]
 
 
@@ -58,6 +62,14 @@ class DirectionError(CheckpointError):
 
 class OutputError(LedomError):
     """An output place that cannot be written (no permission, disk full)."""
+
+
+class TrainingError(LedomError):
+    """A run that cannot go on by itself: its loss or gradient is no number."""
+
+
+class WorkerError(TrainingError):
+    """Another process of the run was lost; the run goes on from its last checkpoint."""
 
 
 class ServerError(LedomError):

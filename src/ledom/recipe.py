@@ -12,7 +12,13 @@ from types import NoneType
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from ledom.config import Config
 from ledom.data.problems import GENERATOR
@@ -23,6 +29,7 @@ from ledom.model.presets import ModelConfig
 from ledom.train.lora import LoraConfig
 from ledom.train.objective import ObjectiveConfig
 from ledom.train.optim import OptimConfig
+from ledom.train.parallel import ParallelConfig
 
 __all__ = ["Recipe", "TrainConfig", "load_recipe"]
 
@@ -41,7 +48,11 @@ class TrainConfig(Config):
     checkpoint_every: PositiveInt = 250
     """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints stay, whatever their age."""
+    keep_hours: NonNegativeFloat = 0.0
+    """How long older ones stay, in hours."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the metrics go besides metrics.jsonl."""
 
 
 class Recipe(Config):
@@ -58,6 +69,7 @@ class Recipe(Config):
     """The shape; that of `init` where this is left out."""
     optim: OptimConfig
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     lora: LoraConfig | None = None
     """Low-rank adapters instead of all weights; `lora: {}` for the defaults."""

@@ -104,9 +104,9 @@ def track(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[A
 
 
 class TrainingBar:
-    """A bar over training steps with loss, tokens/s and the time left."""
+    """A bar over training steps with loss, tokens/s and the time left, and notices above it."""
 
-    def __init__(self, name: str, steps: int) -> None:
+    def __init__(self, name: str, steps: int, shown: bool = True) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
@@ -116,7 +116,9 @@ class TrainingBar:
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
             console=_progress_console(),
+            disable=not shown,
         )
+        self._shown = shown
         self._task = self._bar.add_task(name, total=steps, state="")
         self._valid = ""
 
@@ -128,6 +130,8 @@ class TrainingBar:
         self._bar.stop()
 
     def _show(self, progress: Any) -> None:
+        if progress.notice is not None and self._shown:
+            self._bar.console.print(f"step {progress.step}: {progress.notice}", markup=False)
         if progress.valid_loss is not None:
             self._valid = f", valid {progress.valid_loss:.3f}"
         state = f"loss {progress.loss:.3f}{self._valid}, {progress.tokens_per_second:,.0f} tokens/s"

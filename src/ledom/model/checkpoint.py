@@ -77,16 +77,18 @@ def save_checkpoint(
     direction: Direction,
     pair_format: PairFormat,
     dtype: torch.dtype | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a model folder, whole or not at all; `dtype` converts the weights first.
 
+    `weights` are written instead of the model's own, which may be sharded over processes.
     Raises `OutputError` when the place cannot be written.
     """
     folder = Path(folder)
     setattr(model.config, _DIRECTION_KEY, str(direction))
     setattr(model.config, _FORMAT_KEY, pair_format.template)
     setattr(model.config, _STYLE_KEY, pair_format.style)
-    state = model.state_dict()
+    state = model.state_dict() if weights is None else weights
     if dtype is not None:
         # Tied weights stay one tensor, or they would be written twice.
         converted = {(t.data_ptr(), t.shape): t.to(dtype) for t in state.values()}

@@ -1,19 +1,17 @@
-"""The training loop: one process, one model, one direction.
+"""The training loop: one model, one direction, on one process or many.
 
-It reads batches of windows in reading order, turns them into the model's order, and steps. The
-data order depends only on the recipe, so forward and reverse twins see the same documents in the
-same order, and a run killed at any moment goes on from its last checkpoint as if it never stopped.
+It reads batches of windows in reading order, turns them into the model's order, and steps. What a
+step does depends only on the recipe and the step's number, never on how many processes share it:
+forward and reverse twins see the same documents in the same order, and a run killed at any moment
+goes on from its last checkpoint as if it never stopped.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,25 +19,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ledom.data.shards import Batches
 from ledom.data.tokenise import PreparedData, read_split
 from ledom.direction import Direction
-from ledom.errors import LedomError, OutputError, RecipeError
+from ledom.errors import OutputError, RecipeError, TrainingError
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ledom.pairs import PairFormat
 from ledom.recipe import Recipe
-from ledom.records import Problem, write_atomically
-from ledom.train import state
+from ledom.records import Problem
 from ledom.train.lora import Adapters
+from ledom.train.metrics import Row, open_metrics
 from ledom.train.objective import PairBatches, read_wrong_solutions
 from ledom.train.optim import build_optimizers, schedule
+from ledom.train.parallel import World, accumulate, distribute, split_windows, whole_weights
+from ledom.train.signals import held_signals
+from ledom.train.state import Checkpoints
 
 __all__ = ["Progress", "train"]
 
 _MAX_VALIDATION_BATCHES = 16
+_ALONE = World(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Progress:
     loss: float
     tokens_per_second: float
     valid_loss: float | None
+    notice: str | None = None
+    """What the user should know: a checkpoint that could not be written."""
 
 
 def train(
@@ -59,65 +65,75 @@ def train(
     data: PreparedData,
     folder: Path,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    device: str = "cpu",
+    world: World = _ALONE,
 ) -> Path:
     """Train one direction in `folder`, going on from its newest checkpoint if there is one.
 
     Returns the folder of the finished model (bf16 weights). Metrics go to metrics.jsonl: `step`,
-    `loss` (the objective's: by default nats a token over the batch), `tokens`,
-    `tokens_per_second`, and at validations `valid_loss` (nats a token, whatever the objective). On
-    KeyboardInterrupt a checkpoint is written before it passes on.
+    `loss` (the objective's: by default nats a token over the batch), `gradient_norm` (before
+    clipping), `tokens`, `tokens_per_second`, and at validations `valid_loss` (nats a token,
+    whatever the objective). SIGTERM ends the process with code 0, Ctrl-C raises KeyboardInterrupt,
+    both after the step in hand and a checkpoint. A checkpoint in between that cannot be written is
+    told in `Progress.notice`, and the run goes on. Raises `TrainingError` when loss or gradient is
+    no number, `CheckpointError` when the folder belongs to another run.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     model = _initial_model(recipe, direction, data)
+    _check_shareable(recipe, world)
     adapters = Adapters(model, recipe.lora, recipe.seed) if recipe.lora else None
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    distribute(model, world, recipe.parallel, _precision(recipe, world.device))
     optimizers = build_optimizers(model, recipe.optim)
     batches = _batches(recipe, direction, data)
-    step = state.restore(folder, model, optimizers, recipe, direction)
-    metrics = folder / "metrics.jsonl"
-    _drop_metrics_after(metrics, step)
-    pair_format = PairFormat(recipe.data.pair_format, recipe.data.solution_style)
-    finished = folder / "model"
-
-    def checkpoint() -> None:
-        state.save(folder, model, optimizers, step, recipe, direction)
-
+    checkpoints = Checkpoints(folder, model, optimizers, recipe, direction, world)
+    step, steps = checkpoints.restore(), recipe.optim.steps
+    settings = {"direction": str(direction), **recipe.model_dump(mode="json")}
+    metrics = open_metrics(folder, step, recipe.train.trackers, settings)
     try:
-        with metrics.open("a", encoding="utf-8") as log, _held_interrupts() as between_steps:
-            while step < recipe.optim.steps:
-                started = time.perf_counter()
-                loss, num_tokens = _step(model, optimizers, batches, direction, recipe, step)
+        with metrics if world.is_first else nullcontext(_unwritten) as log, held_signals() as held:
+            while step < steps:
+                row = _step(model, optimizers, batches, direction, recipe, step, world)
                 step += 1
-                speed = num_tokens / (time.perf_counter() - started)
-                valid_loss = None
-                if step % recipe.train.validate_every == 0 or step == recipe.optim.steps:
-                    valid_loss = validation_loss(model, data, direction, recipe)
-                row = {"step": step, "loss": loss, "tokens": num_tokens, "tokens_per_second": speed}
-                if valid_loss is not None:
-                    row["valid_loss"] = valid_loss
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                on_progress(Progress(step, recipe.optim.steps, loss, speed, valid_loss))
+                if step % recipe.train.validate_every == 0 or step == steps:
+                    row["valid_loss"] = validation_loss(model, data, direction, recipe, world)
+                log(row)
+                failure = checkpoints.failure()
                 if step % recipe.train.checkpoint_every == 0:
-                    checkpoint()
-                between_steps()
-    except KeyboardInterrupt:
-        checkpoint()
+                    failure = checkpoints.save(step) or failure
+                speed, valid_loss = row["tokens_per_second"], row.get("valid_loss")
+                notice = f"{failure}; going on" if failure else None
+                on_progress(Progress(step, steps, row["loss"], speed, valid_loss, notice))
+                interrupted, terminated = world.total(held.interrupted, held.terminated)
+                if interrupted:
+                    raise KeyboardInterrupt
+                if terminated:
+                    raise SystemExit(0)
+    except (KeyboardInterrupt, SystemExit):
+        checkpoints.save(step)
+        checkpoints.wait()
         raise
-    except OSError as error:
-        raise OutputError(f"{metrics}: cannot be written: {error}") from error
+    checkpoints.wait()
     if adapters is not None:
         adapters.merge()
-    save_checkpoint(finished, model, data.tokenizer, direction, pair_format, torch.bfloat16)
+    weights = whole_weights(model, world)
+    finished = folder / "model"
+    if world.is_first:
+        style = PairFormat(recipe.data.pair_format, recipe.data.solution_style)
+        save_checkpoint(finished, model, data.tokenizer, direction, style, torch.bfloat16, weights)
     return finished
 
 
+def _unwritten(row: Row) -> None:
+    """What processes other than the first do with a row of metrics."""
+
+
 def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
-    """Random weights, or those of `init`, which must have the recipe's shape and tokenizer."""
+    """Random weights, or those of `init`, which must have the recipe's shape and tokenizer.
+
+    They are the same in every process.
+    """
     start = None
     if recipe.init is not None:
         start = load_checkpoint(recipe.init.format(direction=direction), direction)
@@ -157,30 +173,14 @@ def _batches(recipe: Recipe, direction: Direction, data: PreparedData) -> Batche
     )
 
 
-@contextmanager
-def _held_interrupts() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back until the yielded function is called.
-
-    A step is done whole or not at all: saved between the optimisers' updates, or before its row of
-    metrics, it could not be resumed exactly.
-    """
-    pressed: list[int] = []
-
-    def release() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield release  # not ours to handle
-        return
-    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
-    try:
-        yield release
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _check_shareable(recipe: Recipe, world: World) -> None:
+    """An objective on pairs looks at a batch as a whole, and adapters are merged whole."""
+    shared = world.size > 1 or recipe.parallel.micro_tokens is not None
+    if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
+        raise RecipeError(
+            "objective.target, objective.contrast and lora run in one process, without "
+            "parallel.micro_tokens"
+        )
 
 
 def _step(
@@ -190,30 +190,57 @@ def _step(
     direction: Direction,
     recipe: Recipe,
     step: int,
-) -> tuple[float, int]:
-    """One optimiser step; returns the mean loss before it and the number of predicted tokens."""
+    world: World,
+) -> Row:
+    """One optimiser step on a batch, which the processes share; returns its row of metrics.
+
+    The loss is the objective's; by default the mean over the tokens of the whole batch, however
+    that is shared out.
+    """
+    started = time.perf_counter()
     scale = schedule(recipe.optim, step)
-    for optimizer, peak in zip(
-        optimizers, (recipe.optim.muon_lr, recipe.optim.adamw_lr), strict=True
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = peak * scale
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = group["peak_lr"] * scale
     model.train()
-    with _autocast(model, recipe):
-        losses = packed_losses(model, batches[step], direction)
-    loss = batches.loss(losses, step) if isinstance(batches, PairBatches) else losses.mean()
-    value = loss.item()
-    if not math.isfinite(value):
-        raise LedomError(
-            f"the loss is {value} at step {step + 1}; lower optim.muon_lr and optim.adamw_lr, "
-            "remove the newest checkpoint and start again"
-        )
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip)
+    windows = batches[step]
+    num_tokens = sum(len(window) - 1 for window in windows)
+    loss = torch.zeros((), device=world.device)
+    parts = split_windows(windows, world, recipe.parallel.micro_tokens)
+    for number, part in enumerate(parts, 1):
+        accumulate(model, last=number == len(parts))
+        with _autocast(model, recipe):
+            losses = packed_losses(model, part, direction)
+        if isinstance(batches, PairBatches):
+            share = batches.loss(losses, step)
+        else:
+            share = losses.sum() / num_tokens
+        share.backward()
+        loss += share.detach()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return value, losses.numel()
+    # Read only now: on a GPU this waits for all of the above.
+    value = world.total(loss)[0]
+    gradient_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    _check_finite(value, gradient_norm, step + 1)
+    return {
+        "step": step + 1,
+        "loss": value,
+        "gradient_norm": gradient_norm,
+        "tokens": num_tokens,
+        "tokens_per_second": num_tokens / (time.perf_counter() - started),
+    }
+
+
+def _check_finite(loss: float, gradient_norm: float, step: int) -> None:
+    for what, value in (("loss", loss), ("gradient's norm", gradient_norm)):
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {what} is {value} at step {step}; nothing of this step is kept. Lower "
+                "optim.muon_lr and optim.adamw_lr and start under another name; the last "
+                "checkpoint is from before"
+            )
 
 
 def packed_losses(
@@ -238,25 +265,40 @@ def packed_losses(
 
 @torch.no_grad()
 def validation_loss(
-    model: PreTrainedModel, data: PreparedData, direction: Direction, recipe: Recipe
+    model: PreTrainedModel,
+    data: PreparedData,
+    direction: Direction,
+    recipe: Recipe,
+    world: World = _ALONE,
 ) -> float:
     """Mean loss in nats a token over the start of the validation store."""
     model.eval()
     batches = Batches(data.valid, recipe.train.batch_size, recipe.train.seq_len, seed=None)
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     for step in range(min(batches.steps_per_epoch, _MAX_VALIDATION_BATCHES)):
+        windows = batches[step]
+        # A batch of fewer windows than processes is read by each: the mean stays the same.
+        parts = [windows] if len(windows) < world.size else split_windows(windows, world)
         with _autocast(model, recipe):
-            losses = packed_losses(model, batches[step], direction)
+            losses = packed_losses(model, parts[0], direction)
         total += losses.sum().item()
         count += losses.numel()
+    total, count = world.total(total, count)
     return total / count
 
 
+def _precision(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """The dtype of the products."""
+    if recipe.train.precision == "auto":
+        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
+
+
 def _autocast(model: PreTrainedModel, recipe: Recipe) -> torch.autocast:
-    precision = recipe.train.precision
-    if precision == "auto":
-        precision = "bfloat16" if fast_bfloat16(model.device) else "float32"
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    """Products in the recipe's dtype; a sharded model sees to that itself."""
+    device = model.device
+    enabled = not isinstance(model, FSDPModule) and _precision(recipe, device) is torch.bfloat16
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -266,19 +308,3 @@ def fast_bfloat16(device: torch.device) -> bool:
         return True
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _drop_metrics_after(metrics: Path, step: int) -> None:
-    """Forget the rows that a killed run wrote after its last checkpoint."""
-    if metrics.is_file():
-        kept = [row for row in _rows(metrics) if row["step"] <= step]
-        with write_atomically(metrics) as out:
-            out.writelines(json.dumps(row) + "\n" for row in kept)
-
-
-def _rows(metrics: Path) -> Iterator[dict[str, float]]:
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # a line cut short by a kill

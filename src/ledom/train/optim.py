@@ -3,21 +3,31 @@
 Muon: Jordan et al. 2024. `torch.optim.Muon` orthogonalises in bf16 whatever the device; on a
 processor without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one
 orthogonalises in the dtype of the weights on a CPU.
+
+Orthogonalising needs the whole matrix, of which a process holds some rows (FSDP2). Matrices of one
+shape are therefore exchanged: each process receives one of them whole, orthogonalises it, and sends
+the rows back. So the work is shared out, and no process does it twice.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from pydantic import (
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from ledom.config import Config
 
@@ -29,6 +39,8 @@ class OptimConfig(Config):
 
     steps: PositiveInt
     """Optimiser steps in all."""
+    hidden: Literal["muon", "adamw"] = "muon"
+    """What moves the layers' matrices; embeddings, norms and output are always AdamW's."""
     muon_lr: PositiveFloat = 0.02
     """Peak rate of Muon."""
     adamw_lr: PositiveFloat = 4e-3
@@ -37,8 +49,12 @@ class OptimConfig(Config):
     """Decoupled decay of the hidden matrices, as a share of the rate."""
     warmup_steps: NonNegativeInt = 100
     """Steps in which the rates rise linearly from 0."""
+    schedule: Literal["trapezoid", "cosine"] = "trapezoid"
+    """After the warm-up: a plateau and a linear decay at the end, or half a cosine all the way."""
     decay_steps: NonNegativeInt = 0
-    """Steps at the end in which they fall linearly to 0."""
+    """Steps at the end in which a trapezoid falls."""
+    final_share: NonNegativeFloat = Field(default=0.0, le=1)
+    """What the rates fall to, as a share of the peak."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
 
@@ -59,17 +75,76 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every weight that has a gradient."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonalise(weight.grad.lerp(momentum, group["momentum"]))
-                rows, columns = weight.shape
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for _, alike in groupby(sorted(weights, key=_shape), key=_shape):
+                self._step_alike(list(alike), group)
+
+    def _step_alike(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        """Update weights of one shape."""
+        directions = []
+        for weight in weights:
+            assert weight.grad is not None
+            state = self.state[weight]
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+            momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+            directions.append(weight.grad.lerp(momentum, group["momentum"]))
+        rows, columns = weights[0].shape
+        for weight, update in zip(weights, _orthogonalise_all(directions), strict=True):
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def _shape(weight: Tensor) -> tuple[int, ...]:
+    return tuple(weight.shape)
+
+
+def _orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
+    """Matrices of one shape, orthogonalised, sharded as they came."""
+    first = matrices[0]
+    if not isinstance(first, DTensor):
+        return [orthogonalise(matrix) for matrix in matrices]
+    mesh = first.device_mesh
+    shards = mesh.size() if mesh.ndim == 1 else mesh["shard"].size()
+    sharded = cast(list[DTensor], matrices)
+    results: list[Tensor] = []
+    for start in range(0, len(matrices), shards):
+        results += _exchange_and_orthogonalise(sharded[start : start + shards], mesh)
+    return results
+
+
+def _exchange_and_orthogonalise(matrices: list[DTensor], mesh: DeviceMesh) -> list[DTensor]:
+    """At most as many matrices as there are shards, one to each process; all have its rows.
+
+    FSDP2 gives each process, in order, the next ceil(rows / shards) rows, the last ones fewer.
+    """
+    group, rank = mesh.get_group(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
+    shards = dist.get_world_size(group)
+    rows, columns = matrices[0].shape
+    each = -(-rows // shards)
+    heights = [max(0, min(each, rows - each * place)) for place in range(shards)]
+    own = heights[rank] * columns  # elements of my rows
+    sent = torch.cat([matrix.to_local().reshape(-1) for matrix in matrices])
+    sent_sizes = [own if place < len(matrices) else 0 for place in range(shards)]
+    whole_sizes = [h * columns if rank < len(matrices) else 0 for h in heights]
+    whole = sent.new_empty(sum(whole_sizes))
+    dist.all_to_all_single(whole, sent, whole_sizes, sent_sizes, group)
+    if whole_sizes[0]:
+        whole = orthogonalise(whole.view(rows, columns)).reshape(-1)
+    returned = torch.empty_like(sent)
+    dist.all_to_all_single(returned, whole, sent_sizes, whole_sizes, group)
+    parts = returned.view(len(matrices), heights[rank], columns).unbind()
+    return [
+        DTensor.from_local(
+            part,
+            mesh,
+            matrix.placements,
+            run_check=False,
+            shape=matrix.shape,
+            stride=matrix.stride(),
+        )
+        for part, matrix in zip(parts, matrices, strict=True)
+    ]
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
@@ -86,7 +161,10 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Muon over the layers' matrices; AdamW over embeddings, norms, output and adapters."""
+    """Muon over the layers' matrices, AdamW over embeddings, norms, output and adapters.
+
+    Or AdamW over all, as `hidden` says. Each group's `peak_lr` is its rate at the plateau.
+    """
     hidden: list[Tensor] = []
     other: list[Tensor] = []
     for name, weight in model.named_parameters():
@@ -94,15 +172,27 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
             matrix = weight.ndim == 2 and ".layers." in name and "lora_" not in name
             (hidden if matrix else other).append(weight)
     # As groups, because either may be empty.
-    adamw = torch.optim.AdamW(
-        [{"params": other}], lr=config.adamw_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0
+    adamw: dict[str, Any] = {"lr": config.adamw_lr, "betas": (0.9, 0.95), "eps": 1e-10}
+    decay = config.weight_decay
+    matrices: torch.optim.Optimizer = (
+        Muon([{"params": hidden}], lr=config.muon_lr, weight_decay=decay)
+        if config.hidden == "muon"
+        else torch.optim.AdamW([{"params": hidden}], **adamw, weight_decay=decay)
     )
-    muon = Muon([{"params": hidden}], lr=config.muon_lr, weight_decay=config.weight_decay)
-    return [muon, adamw]
+    optimizers = [matrices, torch.optim.AdamW([{"params": other}], **adamw, weight_decay=0.0)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
 
 
 def schedule(config: OptimConfig, step: int) -> float:
-    """The share of the peak rate at a step: warm-up, plateau, linear decay."""
+    """The share of the peak rate at a step."""
     rising = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
-    falling = (config.steps - step) / config.decay_steps if config.decay_steps else 1.0
+    if config.schedule == "cosine":
+        done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+        height = (1 + math.cos(math.pi * max(0.0, done))) / 2
+    else:
+        height = (config.steps - step) / config.decay_steps if config.decay_steps else 1.0
+    falling = config.final_share + (1 - config.final_share) * min(1.0, height)
     return min(1.0, rising, falling)

@@ -1,0 +1,105 @@
+"""Where a run's metrics go: metrics.jsonl always, trackers where the recipe asks for them.
+
+A row is what was measured in one step. A run that goes on from a checkpoint forgets the rows after
+it. Nothing here knows what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ledom.errors import MissingExtraError, OutputError
+from ledom.records import write_atomically
+
+__all__ = ["Row", "open_metrics"]
+
+Row = dict[str, float]
+Log = Callable[[Row], None]
+
+
+@contextmanager
+def open_metrics(
+    folder: Path, step: int, trackers: Iterable[str] = (), settings: dict[str, Any] | None = None
+) -> Iterator[Log]:
+    """A function that writes rows (each with its `step`) of a run that goes on from `step`.
+
+    `settings` is what trackers show as the run's. Raises `OutputError` when the file cannot be
+    written, `MissingExtraError` when a tracker is not installed.
+    """
+    file = folder / "metrics.jsonl"
+    with ExitStack() as stack:
+        logs = [
+            stack.enter_context(_TRACKERS[name](name, folder, step, settings or {}))
+            for name in trackers
+        ]
+        try:
+            _forget_after(file, step)
+            out = stack.enter_context(file.open("a", encoding="utf-8"))
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be written: {error}") from error
+
+        def log(row: Row) -> None:
+            try:
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+            except OSError as error:
+                raise OutputError(f"{file}: cannot be written: {error}") from error
+            for tracker in logs:
+                tracker(row)
+
+        yield log
+
+
+@contextmanager
+def _tensorboard(name: str, folder: Path, step: int, settings: dict[str, Any]) -> Iterator[Log]:
+    try:
+        module = import_module("torch.utils.tensorboard")
+    except ImportError:
+        raise MissingExtraError(name, name) from None
+    with module.SummaryWriter(str(folder / name), purge_step=step + 1) as writer:
+
+        def log(row: Row) -> None:
+            for key, value in row.items():
+                if key != "step":
+                    writer.add_scalar(key, value, int(row["step"]))
+
+        yield log
+
+
+@contextmanager
+def _hosted(name: str, folder: Path, step: int, settings: dict[str, Any]) -> Iterator[Log]:
+    """Weights & Biases, or trackio, which speaks its language."""
+    try:
+        module = import_module(name)
+    except ImportError:
+        raise MissingExtraError(name, name) from None
+    run = "-".join(folder.absolute().parts[-2:])
+    module.init(project="ledom", name=run, config=settings, resume="allow")
+    try:
+        yield lambda row: module.log(row, step=int(row["step"]))
+    finally:
+        module.finish()
+
+
+_TRACKERS = {"tensorboard": _tensorboard, "wandb": _hosted, "trackio": _hosted}
+
+
+def _forget_after(metrics: Path, step: int) -> None:
+    """Drop the rows that a stopped run wrote after its last checkpoint."""
+    if metrics.is_file():
+        kept = [row for row in _rows(metrics) if row["step"] <= step]
+        with write_atomically(metrics) as out:
+            out.writelines(json.dumps(row) + "\n" for row in kept)
+
+
+def _rows(metrics: Path) -> Iterator[Row]:
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # a line cut short by a kill
