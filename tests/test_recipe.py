@@ -81,6 +81,12 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
         ("data.pair_format={question} {solution}", "the value is not YAML"),
+        (
+            "data.sources=[{path: a, wieght: 2}]",
+            "unknown key data.sources.0.wieght; valid here: path,",
+        ),
+        ("data.sources=[{path: a, weight: 0}]", "key data.sources.0.weight is 0"),
+        ("data.windows=sliding", "key data.windows is 'sliding'"),
         ("optim.steps=[1", "override 'optim.steps=[1': the value is not YAML"),
     ],
 )

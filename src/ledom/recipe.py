@@ -151,6 +151,9 @@ def _explain(error: ValidationError) -> str:
 def _valid_keys(location: Sequence[int | str]) -> list[str]:
     config: Any = Recipe
     for part in location:
-        annotation: Any = config.model_fields[str(part)].annotation
+        if not isinstance(part, str):  # an item of a list has the type that the list names
+            config = get_args(config)[0]
+            continue
+        annotation: Any = config.model_fields[part].annotation
         config = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
     return list(config.model_fields)

@@ -2,26 +2,29 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from ledom.data import tokenise
 from ledom.data.problems import split_of
-from ledom.data.shards import Batches, TokenStore
+from ledom.data.shards import TokenStore, write_store
 from ledom.data.tokenise import DataConfig, PreparedData, prepare_data
+from ledom.data.windows import Windows
 from ledom.errors import CheckpointError, InputError, OutputError, RecipeError
 from ledom.model.tokenizer import EOS_TOKEN, Tokenizer
 from ledom.records import Document, Problem, write_records
 
 
+def train_texts(data: PreparedData) -> list[str]:
+    """The documents of the only source."""
+    (source,) = data.sources
+    return texts_of(data, source.store)
+
+
 def texts_of(data: PreparedData, store: TokenStore) -> list[str]:
     """The documents of a store, decoded."""
-    starts = [0, *store.ends.tolist()]
-    return [
-        data.tokenizer.decode(store.tokens[start:end].tolist()) for start, end in pairwise(starts)
-    ]
+    return [data.tokenizer.decode(ids.tolist()) for ids in store.documents()]
 
 
 def write_documents(path: Path, count: int) -> list[str]:
@@ -35,7 +38,7 @@ def write_documents(path: Path, count: int) -> list[str]:
 def test_the_generator_gives_disjoint_parts(tmp_path):
     config = DataConfig(num_documents=200, num_valid=20, vocab_size=400)
     data = prepare_data(config, tmp_path)
-    train, valid = texts_of(data, data.train), texts_of(data, data.valid)
+    train, valid = train_texts(data), texts_of(data, data.valid)
     assert (len(train), len(valid)) == (200, 20)
     for split, texts in (("train", train), ("valid", valid)):
         for text in texts:
@@ -43,7 +46,7 @@ def test_the_generator_gives_disjoint_parts(tmp_path):
             assert split_of(question) == split
             assert "#### " in solution
     assert data.tokenizer.vocab_size == 400
-    windows = [w for step in range(8) for w in Batches(data.train, 25, 4096, seed=0)[step]]
+    windows = list(Windows(data.sources[0].store, 4096))
     assert {data.tokenizer.decode(w.tolist()) for w in windows} == set(train)
 
 
@@ -57,7 +60,7 @@ def test_problems_become_rendered_pairs(tmp_path, problems):
     data = prepare_data(config, tmp_path / "data")
     rendered = [f"Q {p.question} A {p.solution}" for p in problems]
     assert texts_of(data, data.valid) == [rendered[0], rendered[50], rendered[100]]
-    assert texts_of(data, data.train) == rendered[1:50] + rendered[51:100] + rendered[101:]
+    assert train_texts(data) == rendered[1:50] + rendered[51:100] + rendered[101:]
 
 
 def test_documents_are_taken_as_they_are(tmp_path):
@@ -65,7 +68,7 @@ def test_documents_are_taken_as_they_are(tmp_path):
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     data = prepare_data(config, tmp_path / "data")
     assert texts_of(data, data.valid) == [texts[0], texts[50]]
-    assert texts_of(data, data.train) == texts[1:50] + texts[51:]
+    assert train_texts(data) == texts[1:50] + texts[51:]
 
 
 def test_a_validation_file_and_limits(tmp_path):
@@ -79,7 +82,7 @@ def test_a_validation_file_and_limits(tmp_path):
         vocab_size=300,
     )
     data = prepare_data(config, tmp_path / "data")
-    assert texts_of(data, data.train) == texts[:5]
+    assert train_texts(data) == texts[:5]
     assert texts_of(data, data.valid) == valid[:3]
 
 
@@ -94,7 +97,7 @@ def test_prepared_data_are_used_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenise, "write_store", never)
     monkeypatch.setattr(tokenise, "train_tokenizer", never)
     second = prepare_data(config, tmp_path / "data")
-    assert second.train.manifest == first.train.manifest
+    assert second.sources[0].store.manifest == first.sources[0].store.manifest
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
 
 
@@ -138,7 +141,7 @@ def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
     assert written == ["train", "valid"]
-    assert twins[0].train.manifest == twins[1].train.manifest
+    assert twins[0].sources[0].store.manifest == twins[1].sources[0].store.manifest
 
 
 def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
@@ -156,7 +159,7 @@ def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             prepare_data(config, tmp_path / "data")
     data = prepare_data(config, tmp_path / "data")
-    assert texts_of(data, data.train) + texts_of(data, data.valid) == texts[1:] + texts[:1]
+    assert train_texts(data) + texts_of(data, data.valid) == texts[1:] + texts[:1]
 
 
 def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, tokenizer):
@@ -170,7 +173,7 @@ def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, tokenizer):
     config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own / "tokenizer.json"))
     data = prepare_data(config, tmp_path / "data")
     assert data.tokenizer.eos_token == "</s>"
-    assert data.train.eos_id == Tokenizer.load(own).eos_id
+    assert data.sources[0].store.eos_id == Tokenizer.load(own).eos_id
     with pytest.raises(CheckpointError, match=r"none\.json: no such file"):
         prepare_data(config.model_copy(update={"tokenizer": "none.json"}), tmp_path / "other")
 
@@ -208,11 +211,76 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
 def test_drills_are_bare_equations_of_training_problems(tmp_path):
     config = DataConfig(num_documents=60, num_valid=5, vocab_size=300, drill_share=0.5)
     data = prepare_data(config, tmp_path / "data")
-    assert data.train.manifest["num_documents"] == 60
-    texts = texts_of(data, data.train)
+    assert data.sources[0].store.manifest["num_documents"] == 60
+    texts = train_texts(data)
     drills = [text for text in texts if "?" not in text and "####" not in text]
     assert 18 <= len(drills) <= 42  # 30 in expectation, 3.9 the standard deviation
     for drill in drills:
         assert all(re.fullmatch(r"[-+*/=%. \d]+", line) for line in drill.splitlines())
     # Validation has none: its loss can be compared with that of a run without drills.
     assert data.valid.manifest["num_documents"] == 5
+
+
+@pytest.fixture
+def stores(tmp_path, tokenizer) -> Path:
+    """A folder of token stores `a`, `b` and `valid`, as `ledom tokenize` leaves them."""
+    for name in ("a", "b", "valid"):
+        texts = [f"{name} {number}" for number in range(9)]
+        write_store(tmp_path / name, texts, tokenizer)
+        tokenizer.save(tmp_path / name)
+    return tmp_path
+
+
+def mixture(stores: Path, **changes) -> DataConfig:
+    named = [{"path": str(stores / "a"), "weight": 3}, {"path": str(stores / "b")}]
+    return DataConfig(**{"sources": named, "valid": str(stores / "valid"), **changes})
+
+
+def test_sources_are_taken_as_they_lie(stores, tokenizer):
+    data = prepare_data(mixture(stores), stores / "run")
+    assert not (stores / "run").exists()
+    assert [source.weight for source in data.sources] == [3, 1]
+    assert texts_of(data, data.sources[1].store) == [f"b {number}" for number in range(9)]
+    assert texts_of(data, data.valid) == [f"valid {number}" for number in range(9)]
+    assert data.tokenizer.fingerprint == tokenizer.fingerprint
+
+
+def test_sources_of_another_tokenizer_are_refused(stores, word_tokenizer):
+    write_store(stores / "b", ["1"], word_tokenizer(9))
+    with pytest.raises(InputError, match="b: was made with another tokenizer than the run's"):
+        prepare_data(mixture(stores), stores / "run")
+    own = stores / "own"
+    own.mkdir()
+    word_tokenizer(9).save(own)
+    with pytest.raises(InputError, match="a: was made with another tokenizer"):
+        prepare_data(mixture(stores, tokenizer=str(own)), stores / "run")
+
+
+def test_damaged_sources_are_refused_before_the_first_step(stores):
+    file = stores / "b" / "tokens.ds"
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"b/tokens\.ds: its checksum"):
+        prepare_data(mixture(stores), stores / "run")
+    prepare_data(mixture(stores, verify=False), stores / "run")
+    file.write_bytes(content[:-2])
+    with pytest.raises(InputError, match=r"b/tokens\.ds: the manifest says"):
+        prepare_data(mixture(stores, verify=False), stores / "run")
+
+
+def test_sources_need_a_validation_store_and_no_training_file(stores):
+    with pytest.raises(RecipeError, match=r"key data\.valid is missing: with data\.sources"):
+        prepare_data(mixture(stores, valid=None), stores / "run")
+    with pytest.raises(RecipeError, match=r"key data\.train is 'x\.jsonl' and data\.sources"):
+        prepare_data(mixture(stores, train="x.jsonl"), stores / "run")
+    with pytest.raises(InputError, match=r"none: no manifest\.json"):
+        prepare_data(mixture(stores, valid="none"), stores / "run")
+
+
+def test_how_windows_are_read_is_free_to_change(tmp_path):
+    """The prepared stores are the same whatever is read out of them."""
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    prepare_data(config, tmp_path / "data")
+    prepare_data(config.model_copy(update={"windows": "fixed"}), tmp_path / "data")

@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -15,13 +17,13 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from ledom.data.shards import Batches
+from ledom.data.windows import Windows, pack
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, DirectionError, OutputError, RecipeError, TrainingError
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ledom.pairs import PairFormat
 from ledom.train import loop
-from ledom.train.loop import packed_losses, train, validation_loss
+from ledom.train.loop import packed_losses, train, training_batches, validation_loss
 from ledom.train.optim import Muon
 
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
@@ -99,18 +101,18 @@ def test_the_finished_model_is_the_last_checkpoint(uninterrupted):
 
 def test_both_directions_see_the_same_documents(tmp_path, recipe, data, monkeypatch):
     seen = {}
-    original = loop.packed_losses
+    original = loop.pack
 
-    def spy(model, windows, direction):
+    def spy(windows, direction, *rest):
         seen.setdefault(direction, []).append([window.tolist() for window in windows])
-        return original(model, windows, direction)
+        return original(windows, direction, *rest)
 
-    monkeypatch.setattr(loop, "packed_losses", spy)
+    monkeypatch.setattr(loop, "pack", spy)
     short = recipe.model_copy(update={"optim": recipe.optim.model_copy(update={"steps": 3})})
     for direction in Direction:
         train(short, direction, data, tmp_path / str(direction))
     assert seen[FORWARD] == seen[REVERSE]
-    batches = Batches(data.train, 4, 64, seed=1)
+    batches = training_batches(recipe, FORWARD, data)
     assert seen[FORWARD][:3] == [[w.tolist() for w in batches[step]] for step in range(3)]
     rows = metrics_of(tmp_path / "forward")
     assert [row["tokens"] for row in rows] == [
@@ -135,21 +137,50 @@ def plain_losses(model, windows, flip):
 
 @torch.no_grad()
 @pytest.mark.parametrize("direction", Direction)
+def test_documents_within_a_window_do_not_see_each_other(data, tiny_config, direction):
+    """Fixed windows: the losses are those of each document alone, or of the whole row."""
+    model = build_model(tiny_config, data.tokenizer, 5).eval()
+    store = data.sources[0].store
+    windows = [Windows(store, 400, "fixed")[i] for i in (0, 3, 4)]
+    pieces = []  # as the model meets them: in reverse, a window's last document comes first
+    for window in windows:
+        ends = np.flatnonzero(window[1:-1] == store.eos_id) + 1
+        found = [p for p in split_overlapping(window, ends) if len(p) > 1]
+        pieces += found[::-1] if direction is REVERSE else found
+    assert len(pieces) > 3
+    expected = plain_losses(model, pieces, flip=direction is REVERSE)
+    losses = packed_losses(model, pack(windows, direction, store.eos_id))
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
+    across = pack(windows, direction, store.eos_id, stop_attention=False, restart_positions=False)
+    whole = plain_losses(model, windows, flip=direction is REVERSE)
+    torch.testing.assert_close(packed_losses(model, across), whole, atol=1e-5, rtol=0)
+    assert (whole - expected).abs().max() > 0.1
+
+
+def split_overlapping(window, ends):
+    """The stretches between document ends; an end belongs to both of its neighbours."""
+    edges = [0, *ends.tolist(), len(window) - 1]
+    return [window[start : end + 1] for start, end in pairwise(edges)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("direction", Direction)
 def test_packed_losses_are_those_of_plain_transformers(data, tiny_config, direction):
     model = build_model(tiny_config, data.tokenizer, 5).eval()
-    windows = Batches(data.train, 6, 100, seed=2)[0]
+    store = data.sources[0].store
+    windows = [Windows(store, 100)[i] for i in range(6)]
     expected = plain_losses(model, windows, flip=direction is REVERSE)
-    losses = packed_losses(model, windows, direction)
+    losses = packed_losses(model, pack(windows, direction, store.eos_id))
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
-    other = packed_losses(model, windows, FORWARD if direction is REVERSE else REVERSE)
+    opposite = FORWARD if direction is REVERSE else REVERSE
+    other = packed_losses(model, pack(windows, opposite, store.eos_id))
     assert (other - expected).abs().max() > 0.1
 
 
 def test_validation_loss_is_the_mean_over_tokens(recipe, data, tiny_config):
     model = build_model(tiny_config, data.tokenizer, 5)
-    windows = Batches(data.valid, 1, 64, seed=None)
-    every = [windows[step][0] for step in range(windows.steps_per_epoch)]
-    every = every[: len(every) // 4 * 4]  # full batches of four
+    every = list(Windows(data.valid, 64))
+    assert len(every) % 4  # the last batch is not full
     expected = plain_losses(model, every, flip=True).mean().item()
     assert validation_loss(model, data, REVERSE, recipe) == pytest.approx(expected, abs=1e-5)
 
@@ -366,9 +397,9 @@ def test_init_starts_from_a_checkpoint(recipe, data, tmp_path):
     started = recipe.model_copy(update={"init": str(tmp_path / "{direction}"), "optim": short})
     losses = []
     train(started, REVERSE, data, tmp_path / "run", lambda progress: losses.append(progress.loss))
-    batches = Batches(data.train, recipe.train.batch_size, recipe.train.seq_len, recipe.seed)
+    first = pack(training_batches(recipe, REVERSE, data)[0], REVERSE, data.tokenizer.eos_id)
     with torch.no_grad():
-        expected = packed_losses(given, batches[0], REVERSE).mean().item()
+        expected = packed_losses(given, first).mean().item()
     assert losses == [pytest.approx(expected, abs=1e-5)]
 
 

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ledom.data.tokenise import read_split
+from ledom.data.windows import pack
 from ledom.direction import Direction
 from ledom.errors import InputError
 from ledom.lm.hf import HFLanguageModel
@@ -61,7 +62,7 @@ def test_the_terms_are_made_of_the_scores_that_selection_uses(trained, tokenizer
         config = ObjectiveConfig(all_tokens=0, **{term: 1.0})
         batches = batches_of(config, direction, tokenizer)
         with torch.no_grad():
-            losses = packed_losses(model, batches[0], direction)
+            losses = packed_losses(model, pack(batches[0], direction, tokenizer.eos_id))
             assert batches.loss(losses, 0).item() == pytest.approx(value, abs=1e-3), term
 
 
@@ -74,7 +75,7 @@ def test_all_tokens_leaves_wrong_solutions_out(trained, tokenizer):
     ids = torch.tensor([tokenizer.eos_id, *tokenizer.encode(f"{QUESTION}\n\n{RIGHT}").ids])
     ids = torch.cat([ids, ids[:1]]).flip(0)
     plain = cross_entropy(model(input_ids=ids[None, :-1], use_cache=False).logits[0], ids[1:])
-    losses = packed_losses(model, batches[0], REVERSE)
+    losses = packed_losses(model, pack(batches[0], REVERSE, tokenizer.eos_id))
     assert batches.loss(losses, 0).item() == pytest.approx(plain.item(), abs=1e-5)
 
 
@@ -116,7 +117,9 @@ def test_a_contrast_teaches_to_prefer_the_right_solution(trained, tokenizer):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     values = []
     for step in range(20):
-        loss = batches.loss(packed_losses(model, batches[step], REVERSE), step)
+        loss = batches.loss(
+            packed_losses(model, pack(batches[step], REVERSE, tokenizer.eos_id)), step
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,19 +1,19 @@
-"""The token store: documents as one flat file of ids, and batches of it in a fixed order.
+"""The token store: documents as flat files of ids, one copy for both directions.
 
-    documents -> write_store -> tokens.ds | tokens.ds.index | manifest.json -> TokenStore -> batches
+    documents -> write_store, or ledom tokenize -> *.ds | *.ds.index | manifest.json -> TokenStore
 
-tokens.ds holds every document as `t1 .. tn EOS` (little-endian uint16 or uint32), tokens.ds.index
-the end of each (uint64): datatrove's format. The manifest is written last, so its existence means
-the store is complete. One copy serves both directions: the store is in reading order, and what
-turns it round is the training loop. It knows nothing of models.
+A `.ds` file, a shard, holds documents as `t1 .. tn EOS` (little-endian uint16 or uint32), its
+`.ds.index` the end of each (uint64): datatrove's format. The manifest names the shards with their
+counts and checksums; it is written last, so its existence means that the store is complete. The
+store is in reading order and knows nothing of windows, directions or models.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,163 +24,238 @@ from ledom.errors import InputError, OutputError
 from ledom.model.tokenizer import Tokenizer
 from ledom.records import write_atomically
 
-__all__ = ["Batches", "TokenStore", "write_store"]
+__all__ = [
+    "ShardEntry",
+    "TokenStore",
+    "encode_documents",
+    "seal_shard",
+    "token_dtype",
+    "write_manifest",
+    "write_store",
+]
 
-_TOKENS, _INDEX, _MANIFEST = "tokens.ds", "tokens.ds.index", "manifest.json"
-_CHUNK = 1024  # documents encoded at a time
-
-
-def write_store(
-    folder: str | Path, texts: Iterable[str], tokenizer: Tokenizer, **notes: Any
-) -> TokenStore:
-    """Tokenise texts into a new store; `notes` are kept in its manifest.
-
-    Raises `OutputError` when the place cannot be written or the disk is full.
-    """
-    folder = Path(folder)
-    try:
-        manifest = _write_tokens(folder, texts, tokenizer)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
-    with write_atomically(folder / _MANIFEST) as manifest_file:
-        json.dump({**manifest, **notes}, manifest_file, indent=1)
-    return TokenStore(folder)
+MANIFEST = "manifest.json"
+_SINGLE_SHARD = "tokens.ds"
+_CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough to share out, little to hold
+_BLOCK_BYTES = 1 << 23  # read at a time for a checksum
 
 
-def _write_tokens(folder: Path, texts: Iterable[str], tokenizer: Tokenizer) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    ends: list[int] = []
-    total = 0
-    digest = hashlib.sha256()
-    with (folder / _TOKENS).open("wb") as out:
-        for chunk in _chunks(texts):
-            for encoding in tokenizer.encode_batch(chunk):
-                data = np.array([*encoding.ids, tokenizer.eos_id], dtype).tobytes()
-                out.write(data)
-                digest.update(data)
-                total += len(encoding.ids) + 1
-                ends.append(total)
-    np.array(ends, np.uint64).tofile(folder / _INDEX)
-    return {
-        "num_documents": len(ends),
-        "num_tokens": total,
-        "dtype": np.dtype(dtype).name,
-        "eos_id": tokenizer.eos_id,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.fingerprint,
-        "sha256": digest.hexdigest(),
-    }
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the manifest says of a shard."""
+
+    file: str
+    """Its name in the store's folder; the index has `.index` behind it."""
+    num_documents: int
+    num_tokens: int
+    max_id: int
+    """Largest token id in it."""
+    sha256: str
+    index_sha256: str
 
 
-def _chunks(texts: Iterable[str]) -> Iterable[list[str]]:
-    chunk: list[str] = []
-    for text in texts:
-        chunk.append(text)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+class Shard:
+    """One file of a store. Its arrays are mapped for as long as they are held, so that what was
+    read never adds up in memory, however large the store."""
+
+    def __init__(self, folder: Path, entry: ShardEntry, dtype: np.dtype[Any]) -> None:
+        self.file = folder / entry.file
+        self.index_file = folder / f"{entry.file}.index"
+        self.entry = entry
+        self._dtype = dtype
+        for file, size in (
+            (self.file, entry.num_tokens * dtype.itemsize),
+            (self.index_file, entry.num_documents * 8),
+        ):
+            found = file.stat().st_size if file.is_file() else "nothing"
+            if found != size:
+                raise InputError(
+                    f"the manifest says {size} bytes, found {found}; copy or tokenise it again",
+                    path=file,
+                )
+
+    @property
+    def tokens(self) -> NDArray[Any]:
+        """All ids [num_tokens]."""
+        return np.memmap(self.file, self._dtype, mode="r")
+
+    @property
+    def ends(self) -> NDArray[np.uint64]:
+        """The end of each document, EOS included [num_documents]."""
+        return np.memmap(self.index_file, "<u8", mode="r")
+
+    def verify(self) -> None:
+        """Read it whole; raises `InputError` naming the file that differs from its checksum."""
+        found = seal_shard(self.file, self._dtype)
+        for file, ours, theirs in (
+            (self.file, found.sha256, self.entry.sha256),
+            (self.index_file, found.index_sha256, self.entry.index_sha256),
+        ):
+            if ours != theirs:
+                raise InputError(
+                    f"its checksum {ours[:12]}... is not the manifest's {theirs[:12]}...: the file "
+                    "has changed; copy or tokenise it again",
+                    path=file,
+                )
 
 
 class TokenStore:
-    """A finished store, memory-mapped. `manifest` holds its counts, dtype and tokenizer."""
+    """A finished store. `manifest` holds its counts, dtype and tokenizer, `shards` its files.
+
+    Opening compares sizes alone; `verify` reads every byte. Raises `InputError` for a folder
+    without manifest, a file of another size than the manifest's, or ids beyond the vocabulary.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        try:
-            self.manifest: dict[str, Any] = json.loads((self.folder / _MANIFEST).read_text())
-        except FileNotFoundError:
-            raise InputError("no manifest.json: not a finished token store", path=folder) from None
-        except json.JSONDecodeError as error:
-            raise InputError(f"manifest.json is not JSON: {error}", path=folder) from None
-        dtype = np.dtype(self.manifest["dtype"])
-        expected = {
-            _TOKENS: self.manifest["num_tokens"] * dtype.itemsize,
-            _INDEX: self.manifest["num_documents"] * 8,
-        }
-        for name, size in expected.items():
-            file = self.folder / name
-            if not file.is_file() or file.stat().st_size != size:
-                found = file.stat().st_size if file.is_file() else "nothing"
+        self.manifest = _read_manifest(self.folder)
+        dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
+        self.shards = tuple(
+            Shard(self.folder, ShardEntry(**entry), dtype) for entry in self.manifest["shards"]
+        )
+        vocab_size = self.manifest["vocab_size"]
+        for shard in self.shards:
+            if shard.entry.max_id >= vocab_size:
                 raise InputError(
-                    f"the manifest says {size} bytes, found {found}; tokenise again", path=file
+                    f"it holds the token id {shard.entry.max_id}, the vocabulary ends at "
+                    f"{vocab_size - 1}; tokenise again with the right tokenizer",
+                    path=shard.file,
                 )
-        self.tokens: NDArray[Any] = np.memmap(self.folder / _TOKENS, dtype, mode="r")
-        self.ends: NDArray[np.uint64] = np.fromfile(self.folder / _INDEX, np.uint64)
 
     @classmethod
     def exists(cls, folder: str | Path) -> bool:
         """Whether the folder holds a finished store."""
-        return (Path(folder) / _MANIFEST).is_file()
+        return (Path(folder) / MANIFEST).is_file()
 
     @property
     def eos_id(self) -> int:
         """The document-end token."""
         return int(self.manifest["eos_id"])
 
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Compare every `world_size`-th shard with its checksum, so that ranks can share them."""
+        for shard in self.shards[rank::world_size]:
+            shard.verify()
 
-@dataclass(frozen=True)
-class Batches:
-    """Batches of windows of a store, in an order that depends only on `seed`.
+    def documents(self) -> Iterator[NDArray[Any]]:
+        """The ids of each document in turn, EOS included."""
+        for shard in self.shards:
+            tokens, start = shard.tokens, 0
+            for end in shard.ends.tolist():
+                yield tokens[start:end]
+                start = end
 
-    A window is a document framed by EOS on both sides, or a stretch of one that is longer than
-    `seq_len`; it predicts at most `seq_len` tokens. Batch `step` is found without reading those
-    before it, so a run resumes by its step number alone.
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"no {MANIFEST}: not a finished token store", path=folder) from None
+    except ValueError as error:
+        raise InputError(f"{MANIFEST} is not JSON: {error}", path=folder) from None
+    if "shards" not in manifest:
+        raise InputError(f"{MANIFEST} names no shards: tokenise again", path=folder)
+    return manifest
+
+
+def write_store(
+    folder: str | Path, texts: Iterable[str], tokenizer: Tokenizer, **notes: Any
+) -> TokenStore:
+    """Tokenise texts into a new store of one shard; `notes` are kept in its manifest.
+
+    Raises `OutputError` when the place cannot be written or the disk is full, and `InputError`
+    when there are no texts.
     """
+    folder = Path(folder)
+    file = folder / _SINGLE_SHARD
+    ends: list[int] = []
+    total = 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        with file.open("wb") as out:
+            for ids in encode_documents(texts, tokenizer):
+                out.write(ids.tobytes())
+                total += len(ids)
+                ends.append(total)
+        np.array(ends, "<u8").tofile(f"{file}.index")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    return write_manifest(folder, [seal_shard(file, token_dtype(tokenizer))], tokenizer, **notes)
 
-    store: TokenStore
-    batch_size: int
-    """Windows in a batch."""
-    seq_len: int
-    """Most tokens that a window predicts."""
-    seed: int | None
-    """Seed of the shuffle; None keeps the store's order."""
 
-    def __post_init__(self) -> None:
-        ends = self.store.ends.astype(np.int64)
-        starts = np.concatenate([[0], ends[:-1]])
-        # The frame's first EOS is put in front of a document's first window, so a document of n
-        # ids (its EOS included) has n + 1 framed ids and predicts n of them in either direction.
-        counts = np.maximum(1, -(-(ends - starts) // self.seq_len))
-        documents = np.repeat(np.arange(len(ends)), counts)
-        piece = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)
-        window_starts = starts[documents] + piece * self.seq_len
-        window_ends = np.minimum(window_starts + self.seq_len, ends[documents])
-        object.__setattr__(self, "_windows", np.stack([window_starts, window_ends], axis=1))
+def write_manifest(
+    folder: Path, shards: Iterable[ShardEntry], tokenizer: Tokenizer, **notes: Any
+) -> TokenStore:
+    """Finish a store whose shards are all there; those without documents are left out."""
+    kept = [shard for shard in shards if shard.num_documents]
+    if not kept:
+        raise InputError("there are no documents to tokenise", path=folder)
+    manifest = {
+        "num_documents": sum(shard.num_documents for shard in kept),
+        "num_tokens": sum(shard.num_tokens for shard in kept),
+        "dtype": token_dtype(tokenizer).name,
+        "eos_id": tokenizer.eos_id,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+        "shards": [asdict(shard) for shard in kept],
+    }
+    with write_atomically(folder / MANIFEST) as out:
+        json.dump({**manifest, **notes}, out, indent=1)
+    return TokenStore(folder)
 
-    @property
-    def windows(self) -> NDArray[np.int64]:
-        """[num_windows, 2]: the store's [start, end) that each window predicts (read forward)."""
-        windows: NDArray[np.int64] = self.__dict__["_windows"]
-        return windows
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Full batches in one pass over the store."""
-        return max(1, len(self.windows) // self.batch_size)
+def seal_shard(file: Path, dtype: np.dtype[Any]) -> ShardEntry:
+    """Counts and checksums of a written shard, by reading it through."""
+    digest, index_digest = hashlib.sha256(), hashlib.sha256()
+    num_tokens, num_documents, max_id = 0, 0, -1
+    for block in _blocks(file):
+        digest.update(block)
+        ids = np.frombuffer(block, dtype)
+        num_tokens += len(ids)
+        max_id = max(max_id, int(ids.max()))
+    for block in _blocks(Path(f"{file}.index")):
+        index_digest.update(block)
+        num_documents += len(block) // 8
+    return ShardEntry(
+        file=file.name,
+        num_documents=num_documents,
+        num_tokens=num_tokens,
+        max_id=max_id,
+        sha256=digest.hexdigest(),
+        index_sha256=index_digest.hexdigest(),
+    )
 
-    def __getitem__(self, step: int) -> list[NDArray[np.int64]]:
-        """The windows of a batch: framed ids in reading order, one more than they predict."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        return [self._window(*self.windows[i]) for i in chosen]
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        cached: dict[int, NDArray[np.int64]] = self.__dict__.setdefault("_orders", {})
-        if epoch not in cached:
-            cached.clear()
-            count = len(self.windows)
-            cached[epoch] = (
-                np.arange(count)
-                if self.seed is None
-                else np.random.default_rng([self.seed, epoch]).permutation(count)
-            )
-        return cached[epoch]
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while block := source.read(_BLOCK_BYTES):
+            yield block
 
-    def _window(self, start: int, end: int) -> NDArray[np.int64]:
-        tokens = self.store.tokens[max(start - 1, 0) : end].astype(np.int64)
-        # The first id of all has no EOS before it in the file; every other document does.
-        return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """How the ids of a tokenizer are stored: two bytes where they fit."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[Any]]:
+    """The ids of each text with EOS behind them."""
+    dtype = token_dtype(tokenizer)
+    for chunk in _chunks(texts):
+        for ids in tokenizer.encode_ids(chunk):
+            ids.append(tokenizer.eos_id)
+            yield np.array(ids, dtype)
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of about as many characters each: a count of texts would bound nothing."""
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

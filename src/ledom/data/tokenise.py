@@ -1,7 +1,8 @@
 """From a recipe's data section to a tokenizer and token stores, prepared once for both directions.
 
-Sources: the embedded generator (`gsm_symbolic`) or JSONL files of problems with solutions or of
-documents. A problem becomes the document that its pair format renders.
+Sources: token stores that `ledom tokenize` made (`data.sources`); or, prepared here into stores of
+the same format, the embedded generator (`gsm_symbolic`) or a JSONL file of problems with solutions
+or of documents (`data.train`). A problem becomes the document that its pair format renders.
 """
 
 from __future__ import annotations
@@ -9,36 +10,66 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
 
 from filelock import FileLock
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ledom.config import Config
 from ledom.data.problems import GENERATOR, generate_problems
 from ledom.data.shards import TokenStore, write_store
 from ledom.data.solutions import Style, equations
+from ledom.data.windows import Layout
 from ledom.errors import InputError, OutputError, RecipeError
 from ledom.model.tokenizer import Tokenizer, train_tokenizer
 from ledom.pairs import PairFormat
 from ledom.records import Document, Problem, Record, read_records, write_atomically
 
-__all__ = ["DataConfig", "PreparedData", "prepare_data", "read_split"]
+__all__ = [
+    "DataConfig",
+    "PreparedData",
+    "Source",
+    "SourceConfig",
+    "prepare_data",
+    "read_split",
+]
 
 _HELD_OUT_EVERY = 50
 _PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
 _TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
 
 
+class SourceConfig(Config):
+    """One part of a mixture."""
+
+    path: str
+    """A folder that `ledom tokenize` made."""
+    weight: PositiveFloat = 1.0
+    """Its share of the windows, relative to the other sources' weights."""
+
+
 class DataConfig(Config):
     """What a model reads."""
 
+    sources: tuple[SourceConfig, ...] = ()
+    """Token stores to mix, instead of `train`; `valid` is then a token store too."""
     train: str = GENERATOR
     """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
     valid: str | None = None
     """Likewise for validation; nothing takes the generator's valid split, or holds out 2 %."""
+    windows: Layout = "documents"
+    """`documents`: a window is one document or a stretch of a long one; `fixed`: train.seq_len
+    tokens after the other, as many documents as they hold, for pretraining at any size."""
+    stop_attention: bool = True
+    """Whether attention stops where a document starts."""
+    restart_positions: bool = True
+    """Whether positions start at 0 where a document starts."""
+    verify: bool = True
+    """Whether every byte is read before the first step and compared with the checksums. Sizes are
+    compared in any case."""
     num_documents: PositiveInt | None = None
     """Documents to draw from the generator, or the most to read from a file."""
     num_valid: PositiveInt = 500
@@ -60,37 +91,75 @@ class DataConfig(Config):
     """Seed of the generator."""
 
 
-class PreparedData:
-    """A tokenizer and the token stores of a run's two parts."""
+@dataclass(frozen=True)
+class Source:
+    """A token store and its weight in the mixture."""
 
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = Tokenizer.load(folder)
-        self.train = TokenStore(folder / "train")
-        self.valid = TokenStore(folder / "valid")
-        for store in (self.train, self.valid):
+    store: TokenStore
+    weight: float = 1.0
+
+
+class PreparedData:
+    """A tokenizer, the sources to train on, and the store to validate on.
+
+    Raises `InputError` for a store that is damaged, or made with another tokenizer.
+    """
+
+    def __init__(self, folder: Path, config: DataConfig | None = None) -> None:
+        """`folder` is where `prepare_data` put the data of a recipe without sources."""
+        named = () if config is None else config.sources
+        if config is not None and named:
+            self.tokenizer = Tokenizer.load(config.tokenizer or named[0].path)
+            self.sources = tuple(Source(TokenStore(s.path), s.weight) for s in named)
+            self.valid = TokenStore(config.valid or "")
+        else:
+            self.tokenizer = Tokenizer.load(folder)
+            self.sources = (Source(TokenStore(folder / "train")),)
+            self.valid = TokenStore(folder / "valid")
+        for store in (*(source.store for source in self.sources), self.valid):
             if store.manifest["tokenizer"] != self.tokenizer.fingerprint:
                 raise InputError(
-                    "was made with another tokenizer than the one beside it; tokenise again",
+                    "was made with another tokenizer than the run's; tokenise again, with the "
+                    "tokenizer.json of the other stores",
                     path=store.folder,
                 )
+            if config is None or config.verify:
+                store.verify()
 
 
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     """Make tokenizer and stores under `folder`, unless an earlier call with `config` did.
 
     Of two processes that start together, such as twins, one prepares and the other waits for it.
+    Sources are token stores already; nothing is made then.
     """
+    if config.sources:
+        _check_sources(config)
+        return PreparedData(folder, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             _prepare(config, folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
-    return PreparedData(folder)
+    return PreparedData(folder, config)
+
+
+def _check_sources(config: DataConfig) -> None:
+    """Keys that only pydantic would let stand together."""
+    if config.valid is None:
+        raise RecipeError(
+            "key data.valid is missing: with data.sources, name a token store of other documents"
+        )
+    if "train" in config.model_fields_set:
+        raise RecipeError(
+            f"key data.train is {config.train!r} and data.sources is given too; leave one out"
+        )
 
 
 def _prepare(config: DataConfig, folder: Path) -> None:
-    settings = json.dumps(config.model_dump() | {"files": _file_hashes(config)})
+    reading = {"sources", "windows", "stop_attention", "restart_positions", "verify"}
+    settings = json.dumps(config.model_dump(exclude=reading) | {"files": _file_hashes(config)})
     marker = folder / "data.json"
     if marker.is_file():
         if marker.read_text() != settings:

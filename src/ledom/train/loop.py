@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from ledom.data.shards import Batches
 from ledom.data.tokenise import PreparedData, read_split
+from ledom.data.windows import Batches, PackedBatch, Windows, pack
 from ledom.direction import Direction
 from ledom.errors import OutputError, RecipeError, TrainingError
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
@@ -40,7 +40,7 @@ from ledom.train.parallel import World, accumulate, distribute, split_windows, w
 from ledom.train.signals import held_signals
 from ledom.train.state import Checkpoints
 
-__all__ = ["Progress", "train"]
+__all__ = ["Progress", "train", "training_batches"]
 
 _MAX_VALIDATION_BATCHES = 16
 _ALONE = World(torch.device("cpu"))
@@ -86,7 +86,7 @@ def train(
     adapters = Adapters(model, recipe.lora, recipe.seed) if recipe.lora else None
     distribute(model, world, recipe.parallel, _precision(recipe, world.device))
     optimizers = build_optimizers(model, recipe.optim)
-    batches = _batches(recipe, direction, data)
+    batches, eos_id = training_batches(recipe, direction, data), data.tokenizer.eos_id
     checkpoints = Checkpoints(folder, model, optimizers, recipe, direction, world)
     step, steps = checkpoints.restore(), recipe.optim.steps
     settings = {"direction": str(direction), **recipe.model_dump(mode="json")}
@@ -94,7 +94,7 @@ def train(
     try:
         with metrics if world.is_first else nullcontext(_unwritten) as log, held_signals() as held:
             while step < steps:
-                row = _step(model, optimizers, batches, direction, recipe, step, world)
+                row = _step(model, optimizers, batches, direction, recipe, step, world, eos_id)
                 step += 1
                 if step % recipe.train.validate_every == 0 or step == steps:
                     row["valid_loss"] = validation_loss(model, data, direction, recipe, world)
@@ -129,6 +129,13 @@ def _unwritten(row: Row) -> None:
     """What processes other than the first do with a row of metrics."""
 
 
+def _packed(
+    windows: list[NDArray[np.int64]], direction: Direction, recipe: Recipe, eos_id: int
+) -> PackedBatch:
+    boundaries = recipe.data.stop_attention, recipe.data.restart_positions
+    return pack(windows, direction, eos_id, *boundaries)
+
+
 def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
     """Random weights, or those of `init`, which must have the recipe's shape and tokenizer.
 
@@ -154,10 +161,16 @@ def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> 
     return model
 
 
-def _batches(recipe: Recipe, direction: Direction, data: PreparedData) -> Batches | PairBatches:
+def training_batches(
+    recipe: Recipe, direction: Direction, data: PreparedData
+) -> Batches | PairBatches:
     """Documents of the token store; pairs where the objective tells question from solution."""
     if not recipe.objective.needs_pairs:
-        return Batches(data.train, recipe.train.batch_size, recipe.train.seq_len, recipe.seed)
+        sources = [
+            (Windows(source.store, recipe.train.seq_len, recipe.data.windows), source.weight)
+            for source in data.sources
+        ]
+        return Batches(sources, recipe.train.batch_size, recipe.seed)
     problems = [record for record in read_split(recipe.data)[0] if isinstance(record, Problem)]
     wrong = recipe.objective.wrong
     return PairBatches(
@@ -191,6 +204,7 @@ def _step(
     recipe: Recipe,
     step: int,
     world: World,
+    eos_id: int,
 ) -> Row:
     """One optimiser step on a batch, which the processes share; returns its row of metrics.
 
@@ -209,7 +223,7 @@ def _step(
     for number, part in enumerate(parts, 1):
         accumulate(model, last=number == len(parts))
         with _autocast(model, recipe):
-            losses = packed_losses(model, part, direction)
+            losses = packed_losses(model, _packed(part, direction, recipe, eos_id))
         if isinstance(batches, PairBatches):
             share = batches.loss(losses, step)
         else:
@@ -243,24 +257,18 @@ def _check_finite(loss: float, gradient_norm: float, step: int) -> None:
             )
 
 
-def packed_losses(
-    model: PreTrainedModel, windows: list[NDArray[np.int64]], direction: Direction
-) -> Tensor:
-    """The loss of every predicted token of some windows, in model order, end to end [T]."""
-    ordered = [direction.to_model_order(window) for window in windows]
+def packed_losses(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """The loss of every predicted token of a batch, in model order [T]."""
     device = model.device
-    inputs = torch.from_numpy(np.concatenate([window[:-1] for window in ordered])).to(device)
-    targets = torch.from_numpy(np.concatenate([window[1:] for window in ordered])).to(device)
-    sizes = [len(window) - 1 for window in ordered]
-    positions = torch.cat([torch.arange(size, device=device) for size in sizes])
-    borders = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     logits = model(
-        input_ids=inputs[None],
-        position_ids=positions[None],
+        input_ids=torch.from_numpy(batch.inputs).to(device)[None],
+        position_ids=torch.from_numpy(batch.positions).to(device)[None],
         use_cache=False,
-        cu_seq_lens_q=borders,
+        cu_seq_lens_q=batch.borders.tolist(),
     ).logits[0]
-    return cross_entropy(logits.float(), targets, reduction="none")
+    return cross_entropy(
+        logits.float(), torch.from_numpy(batch.targets).to(device), reduction="none"
+    )
 
 
 @torch.no_grad()
@@ -273,14 +281,17 @@ def validation_loss(
 ) -> float:
     """Mean loss in nats a token over the start of the validation store."""
     model.eval()
-    batches = Batches(data.valid, recipe.train.batch_size, recipe.train.seq_len, seed=None)
+    windows = Windows(data.valid, recipe.train.seq_len, recipe.data.windows)
+    size = recipe.train.batch_size
+    number = min(len(windows), _MAX_VALIDATION_BATCHES * size)
     total, count = 0.0, 0.0
-    for step in range(min(batches.steps_per_epoch, _MAX_VALIDATION_BATCHES)):
-        windows = batches[step]
+    for start in range(0, number, size):
+        chosen = [windows[i] for i in range(start, min(start + size, number))]
         # A batch of fewer windows than processes is read by each: the mean stays the same.
-        parts = [windows] if len(windows) < world.size else split_windows(windows, world)
+        parts = [chosen] if len(chosen) < world.size else split_windows(chosen, world)
         with _autocast(model, recipe):
-            losses = packed_losses(model, parts[0], direction)
+            batch = _packed(parts[0], direction, recipe, data.tokenizer.eos_id)
+            losses = packed_losses(model, batch)
         total += losses.sum().item()
         count += losses.numel()
     total, count = world.total(total, count)
