@@ -46,6 +46,13 @@ def test_defaults_file_and_overrides(recipe):
     assert (changed.optim.steps, changed.train.batch_size, changed.seed) == (9, 4, 3)
 
 
+def test_a_preset_by_name_and_with_overrides(recipe):
+    named = load_recipe(recipe, ["model=tiny"])
+    assert (named.model.hidden_size, named.model.num_hidden_layers) == (192, 6)
+    changed = load_recipe(recipe, ["model={preset: tiny}", "model.num_hidden_layers=3"])
+    assert (changed.model.hidden_size, changed.model.num_hidden_layers) == (192, 3)
+
+
 @pytest.mark.parametrize("value", ["1e-3", "0.001", "1.0e-3"])
 def test_a_rate_may_be_written_in_any_way(recipe, value):
     assert load_recipe(recipe, [f"optim.muon_lr={value}"]).optim.muon_lr == 0.001
@@ -79,6 +86,7 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("lora.ranks=3", "unknown key lora.ranks; valid here: rank, alpha, dropout"),
         ("objective.target=1", "objective.target and objective.contrast need a file as data.train"),
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
+        ("model=9b", "key model is '9b': Value error, no preset '9b'; the presets are tiny,"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
         ("data.pair_format={question} {solution}", "the value is not YAML"),
         (

@@ -1,6 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
+import torch
 from pydantic import ValidationError
 
+from ledom.model.checkpoint import build_model
 from ledom.model.presets import ModelConfig
 
 SHAPE = {
@@ -28,3 +32,40 @@ def test_a_shape_that_fits():
 def test_a_shape_that_does_not_fit_is_refused(change, message):
     with pytest.raises(ValidationError, match=message):
         ModelConfig(**{**SHAPE, **change})
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "num_parameters"),
+    [
+        ("tiny", 2048, 2_755_008),  # what docs/results.md says of the embedded pair
+        ("small", 8192, 30e6),
+        ("base", 50257, 124e6),
+        ("2b", 64000, 2.24e9),
+        ("7b", 64000, 15.59e9 / 2),  # the size of the published bf16 files
+    ],
+)
+def test_a_preset_has_the_size_that_it_is_known_by(name, vocab_size, num_parameters):
+    tokenizer = SimpleNamespace(vocab_size=vocab_size, eos_id=0)
+    with torch.device("meta"):
+        model = build_model(ModelConfig.model_validate(name), tokenizer, seed=0)
+    built = sum(weight.numel() for weight in model.parameters())
+    assert built == pytest.approx(num_parameters, rel=0 if name == "tiny" else 0.01)
+    assert type(model).__name__ == "LlamaForCausalLM"
+
+
+def test_a_preset_may_be_changed_in_part():
+    changed = ModelConfig.model_validate({"preset": "7b", "num_hidden_layers": 2})
+    assert changed.model_dump() == ModelConfig.model_validate("7b").model_dump() | {
+        "num_hidden_layers": 2
+    }
+
+
+@pytest.mark.parametrize("value", ["9b", {"preset": "9b"}, {"preset": ["7b"]}])
+def test_an_unknown_preset_is_refused_with_the_known_ones(value):
+    with pytest.raises(ValidationError, match="the presets are tiny, small, base, 2b, 7b"):
+        ModelConfig.model_validate(value)
+
+
+def test_a_mistyped_key_beside_a_preset_is_refused():
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        ModelConfig.model_validate({"preset": "7b", "num_layers": 2})

@@ -1,14 +1,63 @@
-"""The shape of a model: plain Llama, so that everything that loads Llama loads ours."""
+"""The shape of a model: plain Llama, so that everything that loads Llama loads ours.
+
+A recipe says a shape in full, names a preset (`model: 7b`), or names one and changes some of it
+(`model: {preset: 7b, max_position_embeddings: 4096}`).
+"""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import PositiveInt, model_validator
 
 from ledom.config import Config
 
-__all__ = ["ModelConfig"]
+__all__ = ["PRESETS", "ModelConfig"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {  # the embedded pair; 2.8M parameters with a vocabulary of 2,048
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    },
+    "small": {  # 30M with a vocabulary of 8,192
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 1024,
+    },
+    "base": {  # 124M with GPT-2's vocabulary of 50,257, whose shape it has
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "max_position_embeddings": 1024,
+    },
+    "2b": {  # LEDOM's and MAP-Neo's; 2.24B with a vocabulary of 64,000
+        "hidden_size": 2048,
+        "intermediate_size": 16384,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+    },
+    "7b": {  # LEDOM's and MAP-Neo's; 7.79B with a vocabulary of 64,000
+        "hidden_size": 3072,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+    },
+}
+"""Shapes by name."""
 
 
 class ModelConfig(Config):
@@ -28,6 +77,18 @@ class ModelConfig(Config):
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     """Standard deviation of the initial weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"preset": value}
+        if not isinstance(value, dict) or "preset" not in value:
+            return value
+        name = value["preset"]
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(f"no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        return PRESETS[name] | {key: item for key, item in value.items() if key != "preset"}
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
