@@ -331,3 +331,17 @@ def test_too_many_folds(
     code, output = run("rerank", "--problems", problem_file, "--folds", 7, "--out", tmp_path)
     assert code == 2
     assert "7 folds of 6 problems; give 2 to 6 folds" in output
+
+
+def test_plan_as_a_table_and_as_json(run: Run) -> None:
+    recipe = Path(__file__).parents[1] / "recipes" / "7b.yaml"
+    code, text = run("plan", recipe, "--gpus", 64)
+    assert code == 0
+    assert "7.79B: layers 7.4B" in text
+    assert "give micro_tokens=" in text
+    code, text = run("plan", recipe, "train.seq_len=2048", "--gpus", 64, "--json")
+    assert code == 0
+    needs = json.loads(text)
+    assert needs["parameters"]["embedding"] == 64_000 * 3072
+    assert needs["tokens"] == 103_750 * 512 * 2048
+    check_refused(run("plan", recipe, "--gpu", "abacus"), "gpu is 'abacus'", "h100")

@@ -6,8 +6,10 @@ line and exit code 2; Ctrl-C keeps what is finished and exits with 130.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +17,7 @@ import typer
 
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
-from ledom.terminal import TrainingBar, say, show_case, show_search, show_summary, track
+from ledom.terminal import TrainingBar, say, show_case, show_plan, show_search, show_summary, track
 
 if TYPE_CHECKING:
     from ledom.lm.base import LanguageModel
@@ -316,6 +318,43 @@ def vary(
     for name, records in files:
         write_records(out / f"{name}.jsonl", records)
         say(f"{out / name}.jsonl: {len(records)} records")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes such as train.seq_len=2048.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the GPUs' peak that training reaches.")
+    ] = 0.4,
+    shard_size: Annotated[
+        int | None, typer.Option(help="GPUs that share one copy of the weights; all by default.")
+    ] = None,
+    micro_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens a GPU takes at a time; its share by default.")
+    ] = None,
+    recompute: Annotated[
+        bool, typer.Option(help="Keep only the inputs of layers (activation checkpointing).")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, in bytes.")] = False,
+) -> None:
+    """Work out a run's parameters, memory by part, FLOPs, hours and sizes, before it is started.
+
+    Example: ledom plan recipes/7b.yaml --gpus 64 --gpu h100
+    """
+    from ledom.recipe import load_recipe
+    from ledom.train.plan import Setup, make_plan
+
+    setup = Setup(gpus, gpu, utilisation, shard_size, micro_tokens, recompute)
+    needs = make_plan(load_recipe(recipe, overrides or []), setup)
+    if as_json:
+        typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
+    else:
+        show_plan(needs)
 
 
 @app.command()

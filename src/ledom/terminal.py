@@ -5,12 +5,16 @@ Results go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-__all__ = ["TrainingBar", "say", "show_case", "show_search", "show_summary", "track"]
+if TYPE_CHECKING:
+    from ledom.train.plan import Plan
+
+__all__ = ["TrainingBar", "say", "show_case", "show_plan", "show_search", "show_summary", "track"]
 
 _NOTABLE = -1.0  # nats: a word above this counts as explained
 
@@ -81,6 +85,51 @@ def show_search(report: dict[str, Any]) -> None:
         f"{report['tokens_per_problem']:.0f} tokens a problem; {report['unfinished']} of "
         f"{report['num_problems']} searches ended without a finished solution"
     )
+
+
+def show_plan(plan: Plan) -> None:
+    """What a run needs, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    count, memory = plan.parameters, plan.memory
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in {
+        "parameters": f"{_count(count.total)}: layers {_count(count.layer_matrices)}, embedding "
+        f"{_count(count.embedding)}, head {_count(count.head)}, norms {_count(count.norms)}",
+        "tokens": f"{_count(plan.tokens)} in {plan.steps:,} steps",
+        "pass": f"{plan.tokens_per_pass:,} tokens a GPU, {plan.passes} to a step",
+        "memory": f"{_bytes(memory.peak)} a GPU, of {_bytes(plan.usable)} usable",
+        "": f"weights {_bytes(memory.weights)}, gradients {_bytes(memory.gradients)}, optimizer "
+        f"{_bytes(memory.optimizer)}, activations {_bytes(memory.activations)}",
+        "work": f"{plan.flops:.3g} FLOPs (6 a parameter and token)",
+        "speed": f"{_count(plan.tokens_per_second)} tokens/s, at {plan.utilisation:.0%} of the "
+        f"peak of {plan.gpus} {plan.gpu}",
+        "time": f"{plan.hours:,.1f} h a direction, {plan.hours * plan.gpus:,.0f} GPU hours",
+        "disk": f"data {_bytes(plan.data)}, a checkpoint {_bytes(plan.checkpoint)}, the model "
+        f"{_bytes(plan.model)}",
+    }.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
+    if plan.advice is not None:
+        say(plan.advice)
+
+
+def _count(number: float) -> str:
+    """`7.79B`: three digits, in thousands, millions, billions or trillions."""
+    return _scaled(number, ("", "k", "M", "B", "T"))
+
+
+def _bytes(number: float) -> str:
+    """`15.6 GB`."""
+    return _scaled(number, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _scaled(number: float, units: Sequence[str]) -> str:
+    place = min(int(math.log10(max(number, 1))) // 3, len(units) - 1)
+    return f"{number / 1000**place:.{3 if number < 999.5 * 1000**place else 4}g}{units[place]}"
 
 
 def _percent(interval: dict[str, float] | None, sign: str = "") -> str:

@@ -1,0 +1,119 @@
+"""Memory that a training run takes, against what `ledom plan` says it will.
+
+    python benchmarks/memory.py [--preset small] [--tokens 512 2048 8192] [--steps 3]
+
+Each case trains a few steps on the CPU in fp32, in a process of its own, on documents of random
+words; what is measured is the process's resident memory at its peak, less what it had before the
+model was built. glibc keeps freed blocks of up to 32 MB; `MALLOC_MMAP_THRESHOLD_` makes it give
+them back, so that what is measured is what is in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+VOCAB_SIZE, SEQ_LEN = 8192, 512
+MB = 1e6
+
+
+def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any]:
+    """Train here; the resident memory before and at the peak, in bytes."""
+    import torch
+
+    from ledom.data.tokenise import DataConfig, prepare_data
+    from ledom.direction import Direction
+    from ledom.model.presets import ModelConfig
+    from ledom.recipe import Recipe, TrainConfig
+    from ledom.train.loop import train
+    from ledom.train.optim import OptimConfig
+
+    torch.set_num_threads(1)
+    seq_len = min(tokens, SEQ_LEN)
+    recipe = Recipe(
+        name="memory",
+        data=DataConfig(train=str(folder / "train.jsonl"), num_valid=1, vocab_size=VOCAB_SIZE),
+        model=ModelConfig.model_validate(preset),
+        optim=OptimConfig(steps=steps),
+        train=TrainConfig(batch_size=tokens // seq_len, seq_len=seq_len, precision="float32"),
+    )
+    data = prepare_data(recipe.data, folder / "data")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
+    train(recipe, Direction.FORWARD, data, folder / "run")
+    rows = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return {
+        "before": before,
+        "peak": resident("VmHWM"),
+        "vocab_size": data.tokenizer.vocab_size,
+        # A document's last window is shorter. The first step has no optimiser state yet.
+        "tokens": max(json.loads(row)["tokens"] for row in rows[1:]),
+    }
+
+
+def resident(key: str) -> float:
+    """A line of this process's status, in bytes."""
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return 1024 * float(found[1])
+
+
+def write_documents(file: Path, count: int) -> None:
+    """Documents of random words, each longer than a window."""
+    rng = Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(20_000)]
+    with file.open("w", encoding="utf-8") as out:
+        for number in range(count):
+            text = " ".join(rng.choices(words, k=600))
+            out.write(json.dumps({"id": str(number), "text": text}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192])
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        [tokens] = arguments.tokens
+        result = measure(arguments.child, arguments.preset, tokens, arguments.steps)
+        print(json.dumps(result))
+        return
+
+    from ledom.model.presets import ModelConfig
+    from ledom.train.plan import memory
+
+    print(
+        "tokens  weights  gradients  optimizer  activations     plan  measured  plan/measured  (MB)"
+    )
+    for tokens in arguments.tokens:
+        with tempfile.TemporaryDirectory() as folder:
+            write_documents(Path(folder) / "train.jsonl", 400)
+            command = [sys.executable, __file__, "--preset", arguments.preset, "--child", folder]
+            command += ["--tokens", str(tokens), "--steps", str(arguments.steps)]
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        found = json.loads(done.stdout.splitlines()[-1])
+        model = ModelConfig.model_validate(arguments.preset)
+        part = memory(model, found["vocab_size"], found["tokens"], "float32")
+        used = found["peak"] - found["before"]
+        print(
+            f"{found['tokens']:6} {part.weights / MB:8.0f} {part.gradients / MB:10.0f} "
+            f"{part.optimizer / MB:10.0f} {part.activations / MB:12.0f} {part.peak / MB:8.0f} "
+            f"{used / MB:9.0f} {part.peak / used:14.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

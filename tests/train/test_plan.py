@@ -1,0 +1,185 @@
+"""The plan's arithmetic against published figures, a built model, and memory worked out by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ledom.data.tokenise import DataConfig
+from ledom.direction import Direction
+from ledom.errors import CheckpointError, InputError
+from ledom.model.checkpoint import build_model
+from ledom.model.presets import PRESETS, ModelConfig
+from ledom.recipe import Recipe, TrainConfig
+from ledom.train.loop import packed_losses
+from ledom.train.lora import LoraConfig
+from ledom.train.optim import OptimConfig
+from ledom.train.plan import (
+    GPUS,
+    Setup,
+    activation_bytes,
+    count_parameters,
+    make_plan,
+    memory,
+    utilisation,
+)
+
+VOCAB_SIZE = 64_000
+
+
+def recipe(preset: str = "7b", steps: int = 103_750, **train: object) -> Recipe:
+    settings = {"batch_size": 512, "seq_len": 8192, **train}
+    return Recipe(
+        name="test",
+        data=DataConfig(vocab_size=VOCAB_SIZE),
+        model=ModelConfig.model_validate(preset),
+        optim=OptimConfig(steps=steps),
+        train=TrainConfig.model_validate(settings),
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parameters_are_those_of_a_built_model(preset):
+    config = ModelConfig.model_validate(preset)
+    with torch.device("meta"):
+        model = build_model(config, SimpleNamespace(vocab_size=VOCAB_SIZE, eos_id=0), seed=0)
+    count = count_parameters(config, VOCAB_SIZE)
+    assert count.total == sum(weight.numel() for weight in model.parameters())
+    layers = sum(w.numel() for name, w in model.named_parameters() if "layers" in name)
+    assert count.layer_matrices == layers - 2 * config.num_hidden_layers * config.hidden_size
+
+
+@pytest.mark.parametrize(("preset", "hours", "implied"), [("7b", 628, 0.45), ("2b", 307, 0.27)])
+def test_the_published_runs(preset, hours, implied):
+    """435B tokens on 64 A100s: the hours imply a utilisation, and the utilisation the hours."""
+    count = count_parameters(ModelConfig.model_validate(preset), VOCAB_SIZE)
+    reached = utilisation(count.total, 435e9, hours, 64, GPUS["a100"])
+    assert reached == pytest.approx(implied, abs=0.005)
+    plan = make_plan(recipe(preset), Setup(64, "a100", utilisation=reached))
+    assert plan.tokens == pytest.approx(435e9, rel=1e-3)
+    assert plan.hours == pytest.approx(hours, rel=1e-3)
+    assert plan.tokens_per_second == pytest.approx(435e9 / hours / 3600, rel=1e-3)
+
+
+def test_sizes_on_disk():
+    plan = make_plan(recipe(), Setup(64))
+    assert plan.model == pytest.approx(15.59e9, rel=1e-3)  # the published files
+    assert plan.data == 2 * plan.tokens  # 64,000 ids fit into 16 bits
+    # Weights, Muon's momentum for the layers' matrices, AdamW's two moments for the rest.
+    count = plan.parameters
+    assert plan.checkpoint == 8 * count.layer_matrices + 12 * (count.total - count.layer_matrices)
+
+
+SHAPE = ModelConfig(
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
+
+
+def test_memory_in_fp32_on_one_device():
+    # Embedding 80; a layer 8*8*2 + 8*4*2 + 3*8*16 = 576 in matrices and 16 in norms; last norm 8.
+    part = memory(SHAPE, 10, tokens=5, precision="float32")
+    assert part.weights == part.gradients == 4 * (80 + 3 * 592 + 8)
+    assert part.optimizer == 4 * 3 * 576 + 8 * (80 + 3 * 16 + 8)
+    # A layer keeps 6h + 5h + 4f numbers a token, the loss 3h + 3V.
+    kept = 4 * (3 * (11 * 8 + 4 * 16) + 3 * 8 + 3 * 10)
+    assert part.activations == 5 * kept
+    assert part.peak == part.weights + part.optimizer + max(part.gradients, 5 * kept)
+    more = memory(SHAPE, 10, tokens=5, precision="float32", accumulate=True)
+    assert more.peak == part.weights + part.optimizer + part.gradients + 5 * kept
+
+
+def test_activations_are_what_autograd_keeps(tokenizer):
+    """Counted by hooks on what the forward pass of the training step saves, weights aside."""
+    config = SHAPE.model_copy(update={"hidden_size": 64, "intermediate_size": 176})
+    model = build_model(config, tokenizer, seed=0)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    num_tokens = 96
+    window = np.arange(num_tokens + 1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        packed_losses(model, [window], Direction.FORWARD).mean()
+    layers, loss = activation_bytes(config, tokenizer.vocab_size, "float32", recompute=False)
+    gradients = 2 * 4 * tokenizer.vocab_size  # of the loss, in the backward pass
+    assert sum(kept.values()) == pytest.approx(num_tokens * (layers + loss - gradients), rel=0.03)
+
+
+def test_memory_is_sharded_but_for_what_is_in_use():
+    whole, quarter = (memory(SHAPE, 10, tokens=5, shards=shards) for shards in (1, 4))
+    assert whole.weights == 6 * 1864  # fp32, and autocast's bf16 copies
+    assert quarter.weights == 1864 + 2 * (2 * 576 + 136)  # two layers and the rest in bf16
+    assert quarter.optimizer == whole.optimizer / 4
+    assert quarter.activations == whole.activations
+
+
+def test_recomputed_layers_keep_their_input_alone():
+    (full, loss), (less, same) = (activation_bytes(SHAPE, 10, "float32", r) for r in (False, True))
+    assert less == 3 * 4 * 8 + full / 3
+    assert same == loss
+
+
+def test_a_pass_that_does_not_fit_gets_advice_that_fits():
+    plan = make_plan(recipe(), Setup(64, "h100"))
+    assert not plan.fits
+    assert plan.advice == "does not fit; give micro_tokens=40960 and recompute=true"
+    mended = make_plan(recipe(), Setup(64, "h100", micro_tokens=40960, recompute=True))
+    assert mended.fits
+    assert (mended.advice, mended.passes) == (None, 2)
+    more = make_plan(recipe(), Setup(64, "h100", micro_tokens=40960 + 8192, recompute=True))
+    assert not more.fits
+    hopeless = make_plan(recipe(), Setup(2, "rtx4090"))
+    assert "shard over more GPUs" in str(hopeless.advice)
+
+
+def test_shards_within_a_node_need_more_memory_than_over_all():
+    over_all, in_node = (make_plan(recipe(), Setup(64, shard_size=n)).memory for n in (None, 8))
+    assert in_node.optimizer == 8 * over_all.optimizer
+    assert in_node.activations == over_all.activations
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gpus": 0}, "gpus is 0; it must be at least 1"),
+        ({"gpu": "h10"}, "gpu is 'h10'; the known ones are a100, "),
+        ({"utilisation": 1.5}, r"utilisation is 1.5; it must lie in \(0, 1\]"),
+        ({"gpus": 12, "shard_size": 8}, "shard_size is 8; the 12 GPUs are no multiple of it"),
+        ({"micro_tokens": 0}, "micro_tokens is 0; it must be at least 1"),
+    ],
+)
+def test_a_setup_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Setup(**settings)
+
+
+def test_fewer_windows_than_gpus_are_refused():
+    with pytest.raises(InputError, match="batch_size is 32: fewer windows than the 64 GPUs"):
+        make_plan(recipe(batch_size=32), Setup(64))
+
+
+def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer, tiny_config):
+    start = Recipe(
+        name="test",
+        init=str(checkpoints["forward"].parent / "{direction}"),
+        data=DataConfig(train="none.jsonl"),
+        optim=OptimConfig(steps=1),
+    )
+    count = make_plan(start, Setup()).parameters
+    assert count == count_parameters(tiny_config, tokenizer.vocab_size)
+    with pytest.raises(CheckpointError, match=r"nowhere: no config\.json here"):
+        make_plan(start.model_copy(update={"init": "nowhere"}), Setup())
+    with pytest.raises(InputError, match="key lora: the plan is for training all weights"):
+        make_plan(start.model_copy(update={"lora": LoraConfig()}), Setup())
