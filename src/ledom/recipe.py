@@ -151,8 +151,7 @@ def _explain(error: ValidationError) -> str:
 def _valid_keys(location: Sequence[int | str]) -> list[str]:
     config: Any = Recipe
     for part in location:
-        if not isinstance(part, str):  # an item of a list has the type that the list names
-            config = get_args(config)[0]
+        if not isinstance(part, str):  # the place of an item in a list, whose type is known by now
             continue
         annotation: Any = config.model_fields[part].annotation
         config = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)

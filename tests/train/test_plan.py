@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ledom.data.tokenise import DataConfig
+from ledom.data.windows import pack
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, InputError
 from ledom.model.checkpoint import build_model
@@ -111,7 +112,7 @@ def test_activations_are_what_autograd_keeps(tokenizer):
     num_tokens = 96
     window = np.arange(num_tokens + 1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        packed_losses(model, [window], Direction.FORWARD).mean()
+        packed_losses(model, pack([window], Direction.FORWARD, tokenizer.eos_id)).mean()
     layers, loss = activation_bytes(config, tokenizer.vocab_size, "float32", recompute=False)
     gradients = 2 * 4 * tokenizer.vocab_size  # of the loss, in the backward pass
     assert sum(kept.values()) == pytest.approx(num_tokens * (layers + loss - gradients), rel=0.03)

@@ -171,15 +171,16 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         if weight.requires_grad:
             matrix = weight.ndim == 2 and ".layers." in name and "lora_" not in name
             (hidden if matrix else other).append(weight)
-    # As groups, because either may be empty.
     adamw: dict[str, Any] = {"lr": config.adamw_lr, "betas": (0.9, 0.95), "eps": 1e-10}
     decay = config.weight_decay
-    matrices: torch.optim.Optimizer = (
-        Muon([{"params": hidden}], lr=config.muon_lr, weight_decay=decay)
-        if config.hidden == "muon"
-        else torch.optim.AdamW([{"params": hidden}], **adamw, weight_decay=decay)
-    )
-    optimizers = [matrices, torch.optim.AdamW([{"params": other}], **adamw, weight_decay=0.0)]
+    optimizers: list[torch.optim.Optimizer] = []
+    # Checkpoints refuse an optimiser without weights; adapters leave no plain matrix to train.
+    if hidden and config.hidden == "muon":
+        optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=decay))
+    elif hidden:
+        optimizers.append(torch.optim.AdamW(hidden, **adamw, weight_decay=decay))
+    if other:
+        optimizers.append(torch.optim.AdamW(other, **adamw, weight_decay=0.0))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
