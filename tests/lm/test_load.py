@@ -1,13 +1,16 @@
-"""`ledom.load` and the embedded pair."""
+"""`ledom.load`: names, options, and the embedded pair."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 import ledom
-from ledom.errors import CheckpointError, DirectionError
+from ledom.errors import CheckpointError, DirectionError, InputError, MissingExtraError
+from ledom.lm.hf import HFLanguageModel
+from ledom.lm.openai import OpenAILanguageModel
 
 
 def test_direction_is_read_from_the_checkpoint(checkpoints: dict[str, Path]) -> None:
@@ -30,3 +33,62 @@ def test_fingerprints_tell_models_apart(checkpoints: dict[str, Path]) -> None:
     forward, reverse = (ledom.load(folder) for folder in checkpoints.values())
     assert forward.fingerprint != reverse.fingerprint
     assert forward.fingerprint == ledom.load(checkpoints["forward"]).fingerprint
+
+
+def test_options_behind_a_name(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["reverse"]
+    lm = ledom.load(f"{folder},rows=7,dtype=bfloat16", device="cpu")
+    assert isinstance(lm, HFLanguageModel)
+    assert (lm.rows, str(lm.model.dtype)) == (7, "torch.bfloat16")
+    assert lm.name == str(folder)
+    written = f"openai:m,tokenizer={folder},base_url=http://localhost:1/v1,requests_per_second=0.5"
+    server = ledom.load(written, dtype="bfloat16", device="cuda")  # not a server's business
+    assert isinstance(server, OpenAILanguageModel)
+    assert server._limit._pause == 2.0
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("rows=many", "rows=many: .*valid integer"),
+        ("row=7", "'row=7' is no option; write key=value, with one of device, dtype, eos_token"),
+        ("fast", "'fast' is no option"),
+        ("direction=forward", "the command has its own option"),
+    ],
+)
+def test_bad_options(checkpoints: dict[str, Path], written: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ledom.load(f"{checkpoints['reverse']},{written}")
+
+
+def test_a_key_does_not_belong_on_a_command_line() -> None:
+    with pytest.raises(InputError, match="environment variable OPENAI_API_KEY"):
+        ledom.load("openai:m,api_key=secret")
+
+
+def test_a_folder_may_be_called_anything(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "openai:lr=0.1,rows=2"
+    odd.symlink_to(checkpoints["reverse"])
+    assert ledom.load(odd).direction is ledom.Direction.REVERSE
+
+
+def test_a_tokenizer_without_eos_is_named_and_can_be_helped(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    for file in checkpoints["reverse"].iterdir():
+        text = file.read_bytes()
+        if file.suffix == ".json":
+            text = text.replace(b"<|end|>", b"<|fin|>")
+        (tmp_path / file.name).write_bytes(text)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no token '<\|end\|>'.* name the right one"):
+        ledom.load(tmp_path)
+    for name in (str(tmp_path), f"openai:m,base_url=http://localhost:1/v1,tokenizer={tmp_path}"):
+        assert ledom.load(f"{name},eos_token=<|fin|>").tokenizer.eos_token == "<|fin|>"
+
+
+@pytest.mark.parametrize("backend", ["vllm", "openai"])
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setitem(sys.modules, backend, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'ledom\[{backend}\]'"):
+        ledom.load(f"{backend}:m", direction="forward")

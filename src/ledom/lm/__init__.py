@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +14,61 @@ __all__ = ["EMBEDDED", "LanguageModel", "load"]
 EMBEDDED = "tiny"
 """The name of the pair that comes with the package."""
 
-_SERVER_PREFIX = "openai:"
+_BACKENDS = {
+    "": ("ledom.lm.hf", "HFLanguageModel"),
+    "vllm": ("ledom.lm.vllm", "VLLMLanguageModel"),
+    "openai": ("ledom.lm.openai", "OpenAILanguageModel"),
+}
+"""By the prefix of a model's name: where the backend lives. Each imports what it alone needs."""
 
 
 def load(
-    path: str | Path = EMBEDDED, direction: Direction | str | None = None, **options: Any
+    model: str | Path = EMBEDDED,
+    direction: Direction | str | None = None,
+    *,
+    device: str | None = None,
+    dtype: Any = "auto",
+    **options: Any,
 ) -> LanguageModel:
-    """Load a model from a folder, or `tiny` for the embedded one of the given direction.
+    """Load a model.
 
-    `openai:NAME` is the model NAME behind a server of OpenAI's completions protocol, with the
-    options of `OpenAILanguageModel`: `tokenizer` (needed), `base_url`, `api_key` and others.
+    `FOLDER` runs it in this process (`HFLanguageModel`), `tiny` is the embedded one of the given
+    direction; `vllm:FOLDER` runs it by vLLM (`VLLMLanguageModel`); `openai:NAME` is the model NAME
+    behind a server of OpenAI's completions protocol (`OpenAILanguageModel`). Options of these
+    classes are given here, or as text behind the name: `openai:NAME,base_url=...,tokenizer=FOLDER`.
 
     `direction` may be left out where the checkpoint records it; a checkpoint made elsewhere needs
-    it. Options (see `HFLanguageModel`): `device`, `dtype`, `eos_token`, `tokens_per_batch`, `rows`.
-    Raises `CheckpointError` and `DirectionError`.
+    it. `device` (cpu, cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16) are for
+    models that run here: vLLM chooses its devices, a server both. Raises `CheckpointError`,
+    `DirectionError`, and `InputError` for an option that is none.
 
         >>> import ledom
         >>> reverse = ledom.load("tiny", direction="reverse")
     """
-    if str(path).startswith(_SERVER_PREFIX):
-        from ledom.lm.openai import OpenAILanguageModel
+    prefix, name, written = _split(str(model))
+    module, class_name = _BACKENDS[prefix]
+    backend = getattr(import_module(module), class_name)
+    defaults = {"device": device, "dtype": dtype}
+    taken = {"": ("device", "dtype"), "vllm": ("dtype",), "openai": ()}[prefix]
+    options = {key: defaults[key] for key in taken} | options
+    if written:
+        from ledom.lm.options import read_options
 
-        return OpenAILanguageModel(str(path).removeprefix(_SERVER_PREFIX), direction, **options)
-    from ledom.lm.hf import HFLanguageModel
+        options |= read_options(backend, written, str(model))
+    if name == EMBEDDED and not prefix:  # a folder of that name is ./tiny
+        name = str(embedded_folder(direction))
+    return backend(name, direction, **options)  # type: ignore[no-any-return]
 
-    if str(path) == EMBEDDED:  # a folder of that name is ./tiny
-        path = embedded_folder(direction)
-    return HFLanguageModel(path, direction, **options)
+
+def _split(model: str) -> tuple[str, str, list[str]]:
+    """`openai:NAME,key=value` as prefix, name and options; a folder may be called anything."""
+    if Path(model).is_dir():
+        return "", model, []
+    prefix, colon, rest = model.partition(":")
+    if not prefix or not colon or prefix not in _BACKENDS:
+        prefix, rest = "", model
+    name, *options = rest.split(",")
+    return prefix, name, options
 
 
 def embedded_folder(direction: Direction | str | None) -> Path:

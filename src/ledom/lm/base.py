@@ -6,16 +6,19 @@
 
 Backends live beside this file and are loaded by `ledom.load`. The rules that every backend keeps:
 results do not depend on how requests are batched or ordered; equal seeds give equal samples;
-everything in and out is in reading order.
+everything in and out is in reading order; what a model cannot do is an error before any work.
+tests/lm/test_contract.py holds them all to it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from textwrap import shorten
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +28,7 @@ from ledom.errors import InputError
 from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import PairFormat
 
-__all__ = ["Generation", "LanguageModel", "Sampling", "Target"]
+__all__ = ["Generation", "LanguageModel", "Sampling", "Target", "digest"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class LanguageModel(ABC):
     """Longest text in tokens, the frame included."""
     framed: bool
     """Whether documents have EOS in front of them too, in reading order."""
+    stops_at_borders: ClassVar[bool] = False
+    """Whether `generate` takes a border, and goes on from one."""
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         """A document's ids as the model was trained to see them, in reading order."""
@@ -126,6 +131,36 @@ class LanguageModel(ABC):
                 "frame the text with LanguageModel.frame"
             )
 
+    def check_request(
+        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
+    ) -> None:
+        """Raise `InputError` for fewer samples than one, or borders where they cannot be had."""
+        if num_samples < 1:
+            raise InputError(f"num_samples is {num_samples}; it must be at least 1")
+        bordered = sampling.border is not None or any(isinstance(p, Generation) for p in prompts)
+        if bordered and not self.stops_at_borders:
+            raise InputError(
+                f"{self.name}: generation here cannot stop at borders; give the model's folder, "
+                "which runs in this process"
+            )
+
+    def prompt_ids(self, prompt: str, max_tokens: int) -> list[int]:
+        """A prompt's ids in model order, as the model reads them; see `check_room`."""
+        ids = self.direction.to_model_order(self.tokenizer.encode(prompt).ids)
+        context = ([self.tokenizer.eos_id] if self.framed else []) + ids
+        self.check_room(prompt, len(context), max_tokens)
+        return context
+
+    def check_room(self, prompt: str, num_tokens: int, max_tokens: int) -> None:
+        """Raise `InputError` where there is nothing to read, or no room left to write."""
+        if not num_tokens:
+            raise InputError("an empty prompt for a model that was not trained with EOS in front")
+        if num_tokens + max_tokens > self.context:
+            raise InputError(
+                f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "
+                f"max_tokens={max_tokens} it does not fit the model's context of {self.context}"
+            )
+
     @abstractmethod
     def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
         """Log-probabilities in nats, in reading order: for each target an array [end - start].
@@ -148,3 +183,8 @@ class LanguageModel(ABC):
         alone, so a job cut in two draws the same samples. Raises `InputError` for a prompt that
         leaves no room in the model's context.
         """
+
+
+def digest(text: str) -> int:
+    """64 bits that stand for a text, in a seed."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

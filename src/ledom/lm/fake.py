@@ -6,7 +6,6 @@ so results can be worked out by hand; generation goes on from the prompt by a se
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.direction import Direction
-from ledom.lm.base import Generation, LanguageModel, Sampling, Target
+from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
 from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import PairFormat
 
@@ -27,6 +26,8 @@ class FakeLanguageModel(LanguageModel):
 
     Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number.
     """
+
+    stops_at_borders = True
 
     def __init__(
         self,
@@ -47,6 +48,8 @@ class FakeLanguageModel(LanguageModel):
         """Targets scored so far: tests read it to see that nothing is scored twice."""
 
     def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        for target in targets:
+            self.check_target(target)
         self.num_scored += len(targets)
         return [self._score(target) for target in targets]
 
@@ -59,6 +62,10 @@ class FakeLanguageModel(LanguageModel):
     def generate(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[tuple[int, list[Generation]]]:
+        self.check_request(prompts, sampling, num_samples)
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                self.prompt_ids(prompt, sampling.max_tokens)
         for place, prompt in enumerate(prompts):
             yield place, [self._draw(prompt, sampling, sample) for sample in range(num_samples)]
 
@@ -68,8 +75,7 @@ class FakeLanguageModel(LanguageModel):
             text = str(prompt.resume)
         else:
             key = "greedy" if sampling.temperature == 0 else f"{sampling.seed} {sample}"
-            digest = hashlib.sha256(f"{prompt} {key}".encode()).digest()
-            text = self.answers[digest[0] % len(self.answers)]
+            text = self.answers[(digest(f"{prompt} {key}") >> 56) % len(self.answers)]
         border = re.search(sampling.border, text) if sampling.border else None
         part, rest = (text, "") if border is None else (text[: border.end()], text[border.end() :])
         ids = self.tokenizer.encode(part).ids

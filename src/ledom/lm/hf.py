@@ -7,13 +7,12 @@ wanted, in chunks. Sampling is in `decode`.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from textwrap import shorten
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,41 +20,53 @@ from numpy.typing import NDArray
 
 from ledom.direction import Direction
 from ledom.errors import InputError
-from ledom.lm.base import Generation, LanguageModel, Sampling, Target
+from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
 from ledom.lm.decode import Decoder, Job
 from ledom.lm.prefix import PrefixTree, batches
 from ledom.model.checkpoint import load_checkpoint
 
-__all__ = ["HFLanguageModel"]
+__all__ = ["HFLanguageModel", "default_device", "torch_device"]
 
 _BORDER_TOKENS = 12  # newest tokens in which a border is looked for
 _LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")
+}
 
 
 class HFLanguageModel(LanguageModel):
-    """A causal language model from a Hugging Face folder; see `ledom.load`."""
+    """A causal language model from a Hugging Face folder; see `ledom.load`.
+
+    `dtype` is auto, float32, bfloat16 or float16; auto is float32 on a CPU, and on a GPU that of
+    the weights as they are kept. Raises `InputError` for a device that is not there.
+    """
+
+    stops_at_borders = True
 
     def __init__(
         self,
         path: str | Path,
         direction: Direction | str | None = None,
         device: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = "auto",
         eos_token: str | None = None,
         tokens_per_batch: int = 4096,
         rows: int = 128,
     ) -> None:
-        checkpoint = load_checkpoint(path, direction, dtype, eos_token)
+        place = torch_device(device or default_device())
+        checkpoint = load_checkpoint(path, direction, _torch_dtype(dtype, place), eos_token)
         self.name = str(path)
         self.path = Path(path)
         self.direction = checkpoint.direction
         self.tokenizer = checkpoint.tokenizer
         self.pair_format = checkpoint.pair_format
         self.framed = checkpoint.framed
-        self.fingerprint = checkpoint.fingerprint
-        self.context = int(checkpoint.model.config.max_position_embeddings)
+        self.context = checkpoint.context
         self.model = checkpoint.model
-        self.model.to(torch.device(device or default_device()))  # type: ignore[arg-type]
+        self.model.to(place)  # type: ignore[arg-type]
+        self.fingerprint = checkpoint.fingerprint
+        if self.model.dtype != torch.float32:  # other numbers: not to be mixed
+            self.fingerprint += f"-{str(self.model.dtype).removeprefix('torch.')}"
         self.tokens_per_batch = tokens_per_batch
         self.rows = rows
 
@@ -119,8 +130,7 @@ class HFLanguageModel(LanguageModel):
     def generate(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[tuple[int, list[Generation]]]:
-        if num_samples < 1:
-            raise InputError(f"num_samples is {num_samples}; it must be at least 1")
+        self.check_request(prompts, sampling, num_samples)
         starts = [self._start(prompt, sampling) for prompt in prompts]
         jobs = [
             Job(start.context, place, sample, (sampling.seed, start.key, sample), kept=start.kept)
@@ -145,20 +155,9 @@ class HFLanguageModel(LanguageModel):
                     "model that wrote it"
                 )
             start = prompt.resume
-        else:
-            ids = self.direction.to_model_order(self.tokenizer.encode(prompt).ids)
-            context = ([self.tokenizer.eos_id] if self.framed else []) + ids
-            start = _Start(context, _digest(prompt))
-        if not start.context:
-            raise InputError("an empty prompt for a model that was not trained with EOS in front")
-        if len(start.context) + sampling.max_tokens > self.context:
-            text = prompt if isinstance(prompt, str) else prompt.text
-            raise InputError(
-                f"the prompt {shorten(text, 60)!r} has {len(start.context)} tokens; with "
-                f"max_tokens={sampling.max_tokens} it does not fit the model's context of "
-                f"{self.context}"
-            )
-        return start
+            self.check_room(prompt.text, len(start.context), sampling.max_tokens)
+            return start
+        return _Start(self.prompt_ids(prompt, sampling.max_tokens), digest(prompt))
 
     def _border_finder(self, pattern: str) -> Callable[[list[int]], bool]:
         """Whether ids in model order, of which only the newest is unchecked, have a border."""
@@ -175,7 +174,7 @@ class HFLanguageModel(LanguageModel):
         text = self.tokenizer.decode(ids)
         if not job.at_border:
             return Generation(text, ids, "stop" if job.stopped else "length")
-        key = _digest(f"{start.key} {text}")
+        key = digest(f"{start.key} {text}")
         return Generation(text, ids, "border", _Start([*job.prompt, *job.ids], key, job.kept))
 
 
@@ -196,5 +195,24 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _digest(prompt: str) -> int:
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
+def torch_device(name: str) -> torch.device:
+    """A device by name; raises `InputError` for one that is not there."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"device {name!r} cannot be used ({reason}); give cpu, cuda, cuda:1 ..."
+        ) from None
+    return device
+
+
+def _torch_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype | Literal["auto"]:
+    if isinstance(name, torch.dtype):
+        return name
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in _DTYPES:
+        raise InputError(f"dtype is {name!r}; give auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]

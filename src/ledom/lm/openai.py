@@ -2,53 +2,56 @@
 
 Scoring sends token ids in model order and reads the log-probabilities of the prompt back (`echo`),
 so a server that holds a reverse model scores in reverse. vLLM must run without prefix caching for
-that. Sampling sends text and is for forward models. The client retries what may pass (429, 5xx, a
-broken connection) with growing pauses; what does not pass is a `ServerError`, and the stage that
-asked keeps what is finished.
+that. Sampling sends text, or ids to a model that was trained with EOS in front; a reverse model's
+text needs its ids back, which vLLM returns (`return_token_ids`). The client retries what may pass
+(429, 5xx, a broken connection) with growing pauses; what does not pass is a `ServerError`, and the
+stage that asked keeps what is finished.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledom.direction import Direction
 from ledom.errors import DirectionError, InputError, MissingExtraError, ServerError
-from ledom.lm.base import Generation, LanguageModel, Sampling, Target
+from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
 from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import PairFormat
 
 __all__ = ["OpenAILanguageModel"]
 
+_CONTEXT = 4096  # tokens, where nobody says
 _T = TypeVar("_T")
 
 
 class OpenAILanguageModel(LanguageModel):
     """`model` as the server at `base_url` calls it; see `ledom.load`.
 
-    `tokenizer` is the model's own, as a folder or a tokenizer.json. `requests_per_second` limits
-    the rate at which requests start; `concurrency` how many run at once.
+    `tokenizer` is the model's own: its folder, or its tokenizer.json. From a whole model folder,
+    direction, pair format and context are read too. `requests_per_second` limits the rate at which
+    requests start; `concurrency` how many run at once. The key is `OPENAI_API_KEY` of the
+    environment; a server of one's own (`base_url`) may need none.
     """
 
     def __init__(
         self,
         model: str,
-        direction: Direction | str | None,
-        tokenizer: str | Path,
+        direction: Direction | str | None = None,
+        tokenizer: str | Path | None = None,
         base_url: str | None = None,
         api_key: str | None = None,
-        context: int = 4096,
+        context: int | None = None,
         eos_token: str | None = None,
-        framed: bool | None = None,
-        pair_format: PairFormat | None = None,
         max_retries: int = 8,
         timeout: float = 120.0,
         concurrency: int = 8,
@@ -58,19 +61,20 @@ class OpenAILanguageModel(LanguageModel):
             import openai
         except ImportError:
             raise MissingExtraError("openai", "openai") from None
-        if direction is None:
-            raise DirectionError(
-                f"{model}: a server records no direction; say direction='forward' or 'reverse'"
+        if tokenizer is None:
+            raise InputError(
+                f"{model}: a server does not say how its model cuts text into tokens; give the "
+                f"model's folder or tokenizer.json: openai:{model},tokenizer=FOLDER"
             )
+        if concurrency < 1:
+            raise InputError(f"concurrency is {concurrency}; it must be at least 1")
         self.name = model
-        self.direction = Direction(direction)
-        self.tokenizer = Tokenizer.load(tokenizer, eos_token)
-        self.pair_format = pair_format or PairFormat()
-        self.framed = self.direction is Direction.REVERSE if framed is None else framed
-        self.context = context
+        self._read(tokenizer, direction, eos_token)
+        self.context = context or self.context
+        key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         try:
             self._client = openai.OpenAI(
-                base_url=base_url, api_key=api_key, max_retries=max_retries, timeout=timeout
+                base_url=base_url, api_key=key, max_retries=max_retries, timeout=timeout
             )
         except openai.OpenAIError as error:
             raise InputError(f"{model}: {error}") from None
@@ -78,6 +82,28 @@ class OpenAILanguageModel(LanguageModel):
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
         self._concurrency = concurrency
         self._limit = _RateLimit(requests_per_second)
+
+    def _read(
+        self, source: str | Path, direction: Direction | str | None, eos_token: str | None
+    ) -> None:
+        """Take tokenizer and, from a model folder, all that it says besides the weights."""
+        if (Path(source) / "config.json").is_file():
+            from ledom.model.checkpoint import read_checkpoint_info
+
+            info = read_checkpoint_info(source, direction, eos_token)
+            self.direction, self.framed = info.direction, info.framed
+            self.tokenizer, self.pair_format = info.tokenizer, info.pair_format
+            self.context = info.context
+            return
+        if direction is None:
+            raise DirectionError(
+                f"{self.name}: a server records no direction; say direction='forward' or 'reverse'"
+            )
+        self.direction = Direction(direction)
+        self.framed = self.direction is Direction.REVERSE
+        self.tokenizer = Tokenizer.load(source, eos_token)
+        self.pair_format = PairFormat()
+        self.context = _CONTEXT
 
     def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
         for target in targets:
@@ -103,46 +129,55 @@ class OpenAILanguageModel(LanguageModel):
             raise ServerError(
                 f"{self.name}: the server returned log-probabilities that are no number"
             )
-        return np.ascontiguousarray(self.direction.to_reading_order(scores))
+        return self.direction.to_reading_order(scores)
 
     def generate(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
     ) -> Iterator[tuple[int, list[Generation]]]:
-        if num_samples < 1:
-            raise InputError(f"num_samples is {num_samples}; it must be at least 1")
+        self.check_request(prompts, sampling, num_samples)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        contexts = [self.prompt_ids(text, sampling.max_tokens) for text in texts]
+        # A server of text knows no EOS in front, and nothing of a reverse model's order.
+        reads_ids = self.framed or self.direction is Direction.REVERSE
+        extra = {"top_k": sampling.top_k} if sampling.top_k else {}
         if self.direction is Direction.REVERSE:
-            raise DirectionError(
-                f"{self.name}: a server writes text, and a reverse model's tokens are no text "
-                "before they are turned round; load the model itself"
-            )
-        if sampling.border is not None or any(not isinstance(p, str) for p in prompts):
-            raise InputError(f"{self.name}: a server cannot stop at borders; load the model itself")
+            extra["return_token_ids"] = True
 
-        def draw(prompt: str | Generation) -> list[Generation]:
-            options: dict[str, Any] = {"extra_body": {"top_k": sampling.top_k}}
+        def draw(place: int) -> list[Generation]:
             answer = self._ask(
-                prompt=prompt,
+                prompt=contexts[place] if reads_ids else texts[place],
                 n=num_samples,
                 max_tokens=sampling.max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=sampling.seed,
-                **(options if sampling.top_k else {}),
+                # vLLM adds the sample's number: plain seeds would share samples between them.
+                seed=digest(f"{sampling.seed} {texts[place]}") >> 33,
+                **({"extra_body": extra} if extra else {}),
             )
-            choices = list(answer.choices or [])
+            choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)
             if len(choices) != num_samples:
                 raise ServerError(
                     f"{self.name}: asked for {num_samples} texts, the server sent {len(choices)}"
                 )
             return [self._generation(choice) for choice in choices]
 
-        yield from self._side_by_side(draw, prompts)
+        yield from self._side_by_side(draw, range(len(texts)))
 
     def _generation(self, choice: Any) -> Generation:
-        if not isinstance(choice.text, str):
-            raise ServerError(f"{self.name}: the server returned a choice without text")
-        reason = "stop" if choice.finish_reason == "stop" else "length"
-        return Generation(choice.text, self.tokenizer.encode(choice.text).ids, reason)  # type: ignore[arg-type]
+        reason: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
+        if self.direction is Direction.FORWARD:
+            if not isinstance(choice.text, str):
+                raise ServerError(f"{self.name}: the server returned a choice without text")
+            return Generation(choice.text, self.tokenizer.encode(choice.text).ids, reason)
+        ids = getattr(choice, "token_ids", None)
+        if not isinstance(ids, list):
+            raise ServerError(
+                f"{self.name}: the server returned no token ids (it must take return_token_ids), "
+                "and a reverse model's tokens are no text before they are turned round; give the "
+                "model's folder"
+            )
+        ids = self.direction.to_reading_order([i for i in ids if i != self.tokenizer.eos_id])
+        return Generation(self.tokenizer.decode(ids), ids, reason)
 
     def _side_by_side(
         self, work: Callable[[Any], _T], items: Sequence[Any]

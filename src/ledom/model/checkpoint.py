@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -33,7 +33,14 @@ from ledom.model.presets import ModelConfig
 from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import PairFormat
 
-__all__ = ["Checkpoint", "build_model", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointInfo",
+    "build_model",
+    "load_checkpoint",
+    "read_checkpoint_info",
+    "save_checkpoint",
+]
 
 _DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY = "ledom_solution_style"
@@ -41,17 +48,25 @@ _FINGERPRINT_BYTES = 2**24  # of each file
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A loaded model folder."""
+class CheckpointInfo:
+    """What a model folder says besides its weights."""
 
-    model: PreTrainedModel
     tokenizer: Tokenizer
     direction: Direction
     pair_format: PairFormat
     framed: bool
     """Whether the model was trained on documents with EOS in front (in reading order)."""
+    context: int
+    """Longest text in tokens."""
     fingerprint: str
     """Changes with the model's config, tokenizer or weights."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(CheckpointInfo):
+    """A loaded model folder."""
+
+    model: PreTrainedModel
 
 
 def build_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> PreTrainedModel:
@@ -117,13 +132,10 @@ def _patch_config(file: Path, dtype: torch.dtype | None) -> None:
     file.write_text(json.dumps(config, indent=1, sort_keys=True))
 
 
-def load_checkpoint(
-    folder: str | Path,
-    direction: Direction | str | None = None,
-    dtype: torch.dtype = torch.float32,
-    eos_token: str | None = None,
-) -> Checkpoint:
-    """Load a model folder.
+def read_checkpoint_info(
+    folder: str | Path, direction: Direction | str | None = None, eos_token: str | None = None
+) -> CheckpointInfo:
+    """Read a model folder, all but its weights.
 
     `direction` may be left out where the folder records one, and must be given where it does not
     (a checkpoint made elsewhere). Raises `DirectionError` when the two disagree or neither is
@@ -133,19 +145,61 @@ def load_checkpoint(
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json here; give a model folder")
     tokenizer = Tokenizer.load(folder, eos_token)
+    with _readable(folder):
+        config = AutoConfig.from_pretrained(folder)
+    recorded = getattr(config, _DIRECTION_KEY, None)
+    chosen = _choose_direction(folder, recorded, direction)
+    return CheckpointInfo(
+        tokenizer=tokenizer,
+        direction=chosen,
+        pair_format=PairFormat(
+            getattr(config, _FORMAT_KEY, PairFormat.template),
+            getattr(config, _STYLE_KEY, PairFormat.style),
+        ),
+        framed=recorded is not None or chosen is Direction.REVERSE,
+        context=int(config.max_position_embeddings),
+        fingerprint=_fingerprint(folder),
+    )
+
+
+def load_checkpoint(
+    folder: str | Path,
+    direction: Direction | str | None = None,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    eos_token: str | None = None,
+) -> Checkpoint:
+    """Load a model folder; see `read_checkpoint_info`.
+
+    `dtype` is that of the weights in memory; `auto` is that of the file.
+    """
+    info = read_checkpoint_info(folder, direction, eos_token)
+    with _readable(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            Path(folder),
+            dtype=dtype,
+            attn_implementation=attention.IMPLEMENTATION,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    if report["missing_keys"]:  # transformers fills these at random
+        raise CheckpointError(
+            f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
+            "file is incomplete or belongs to another config.json"
+        )
+    if model.config.vocab_size < info.tokenizer.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {info.tokenizer.vocab_size} tokens, the model only "
+            f"{model.config.vocab_size}; they do not belong together"
+        )
+    return Checkpoint(**vars(info), model=model.eval())
+
+
+@contextmanager
+def _readable(folder: str | Path) -> Iterator[None]:
+    """Say what keeps transformers from reading a folder, and keep its own words off the screen."""
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(folder)
-            recorded = getattr(config, _DIRECTION_KEY, None)
-            chosen = _choose_direction(folder, recorded, direction)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attention.IMPLEMENTATION,
-                output_loading_info=True,
-            )
-    except CheckpointError:
-        raise
+            yield
     except (
         SafetensorError,
         StrictDataclassError,
@@ -156,23 +210,6 @@ def load_checkpoint(
     ) as error:
         reason = textwrap.shorten(str(error), 300) or type(error).__name__
         raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
-    model, report = loaded
-    if report["missing_keys"]:  # transformers fills these at random
-        raise CheckpointError(
-            f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
-            "file is incomplete or belongs to another config.json"
-        )
-    if model.config.vocab_size < tokenizer.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size}; they do not belong together"
-        )
-    pair_format = PairFormat(
-        getattr(config, _FORMAT_KEY, PairFormat.template),
-        getattr(config, _STYLE_KEY, PairFormat.style),
-    )
-    framed = recorded is not None or chosen is Direction.REVERSE
-    return Checkpoint(model.eval(), tokenizer, chosen, pair_format, framed, _fingerprint(folder))
 
 
 def _fingerprint(folder: Path) -> str:

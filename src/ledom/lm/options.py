@@ -1,0 +1,51 @@
+"""A backend's options as they are written behind a model's name: `key=value`, checked by type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import Parameter, signature
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ledom.errors import InputError
+from ledom.lm.base import LanguageModel
+
+__all__ = ["read_options"]
+
+_ELSEWHERE = {
+    "direction": "the command has its own option for it",
+    "api_key": "it is read from the environment variable OPENAI_API_KEY, so that no log keeps it",
+}
+
+
+def read_options(
+    backend: type[LanguageModel], written: Sequence[str], model: str
+) -> dict[str, Any]:
+    """`key=value` texts as arguments of the backend's class.
+
+    Raises `InputError` for what is no option of it, or has the wrong type.
+    """
+    parameters = list(signature(backend).parameters.values())[1:]
+    takes_more = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+    known = {p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD} - {*_ELSEWHERE}
+    hints = get_type_hints(backend.__init__)
+    options: dict[str, Any] = {}
+    for text in written:
+        key, equals, value = text.partition("=")
+        if key in _ELSEWHERE:
+            raise InputError(f"{model!r}: {key} cannot be given here; {_ELSEWHERE[key]}")
+        if not equals or not (key in known or takes_more):
+            raise InputError(
+                f"{model!r}: {text!r} is no option; write key=value, with one of "
+                f"{', '.join(sorted(known))}"
+            )
+        # Options of another package's have no types here; YAML's are near enough.
+        hint, value = (hints[key], value) if key in known else (Any, yaml.safe_load(value))
+        try:
+            config = ConfigDict(arbitrary_types_allowed=True)
+            options[key] = TypeAdapter(hint, config=config).validate_python(value)
+        except ValidationError as error:
+            raise InputError(f"{model!r}: {text}: {error.errors()[0]['msg']}") from None
+    return options

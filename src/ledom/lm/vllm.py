@@ -1,0 +1,125 @@
+"""A model folder run by vLLM, on its GPUs, in this process.
+
+Everything is sent and read as token ids in model order, so either direction is scored and sampled.
+Scoring asks for the log-probabilities of the prompt (`prompt_logprobs`); prefix caching is off,
+since what a cache holds has none. Its own tokenizer stays unloaded. Written for vLLM's documented
+offline interface and tested against a stand-in that computes with transformers, not on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.direction import Direction
+from ledom.errors import CheckpointError, MissingExtraError
+from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
+from ledom.model.checkpoint import read_checkpoint_info
+
+__all__ = ["VLLMLanguageModel"]
+
+_TOGETHER = 4096  # requests that vLLM gets at once; what is finished is kept between
+
+
+class VLLMLanguageModel(LanguageModel):
+    """A causal language model from a Hugging Face folder; see `ledom.load`.
+
+    Further options go to `vllm.LLM` (`tensor_parallel_size`, `gpu_memory_utilization`,
+    `max_model_len` ...). Raises `CheckpointError` for what vLLM does not load.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        direction: Direction | str | None = None,
+        dtype: str = "auto",
+        eos_token: str | None = None,
+        **engine: Any,
+    ) -> None:
+        try:
+            import vllm
+        except ImportError:
+            raise MissingExtraError("vllm", "vllm") from None
+        info = read_checkpoint_info(path, direction, eos_token)
+        self.name = str(path)
+        self.direction, self.framed = info.direction, info.framed
+        self.tokenizer, self.pair_format = info.tokenizer, info.pair_format
+        self.fingerprint = f"{info.fingerprint}-vllm-{dtype}"
+        longest = int(engine.setdefault("max_model_len", info.context))
+        # A scored text is all prompt, and vLLM wants room for one token more.
+        self.context = longest - 2
+        try:
+            self._llm = vllm.LLM(
+                model=str(path),
+                dtype=dtype,
+                skip_tokenizer_init=True,
+                enable_prefix_caching=False,
+                **engine,
+            )
+        except (TypeError, ValueError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{path}: vLLM cannot load this: {reason}") from error
+        self._params = vllm.SamplingParams
+
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        for target in targets:
+            self.check_target(target)
+        spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
+        ids = [
+            self.direction.to_model_order(list(target.ids))[:end]
+            for target, (_, end) in zip(targets, spans, strict=True)
+        ]
+        asked = [place for place, (start, end) in enumerate(spans) if end > start]
+        params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        found = dict(zip(asked, self._run([ids[p] for p in asked], params), strict=True))
+        results = []
+        for place, (start, end) in enumerate(spans):
+            rows = found[place].prompt_logprobs if place in found else []
+            values = [rows[i][ids[place][i]].logprob for i in range(start, end)]
+            results.append(self.direction.to_reading_order(np.array(values, np.float32)))
+        return results
+
+    def generate(
+        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        self.check_request(prompts, sampling, num_samples)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        contexts = [self.prompt_ids(text, sampling.max_tokens) for text in texts]
+        together = max(1, _TOGETHER // num_samples)
+        for first in range(0, len(texts), together):
+            places = range(first, min(first + together, len(texts)))
+            outputs = self._run(
+                [contexts[place] for place in places for _ in range(num_samples)],
+                [self._draw(texts[p], n, sampling) for p in places for n in range(num_samples)],
+            )
+            made = [self._generation(output.outputs[0]) for output in outputs]
+            for i, place in enumerate(places):
+                yield place, made[i * num_samples : (i + 1) * num_samples]
+
+    def _draw(self, prompt: str, sample: int, sampling: Sampling) -> Any:
+        return self._params(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k or -1,  # all
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=digest(f"{sampling.seed} {sample} {prompt}") >> 1,
+            stop_token_ids=[self.tokenizer.eos_id],  # without a tokenizer vLLM knows none
+            detokenize=False,
+        )
+
+    def _run(self, prompts: Sequence[list[int]], params: Any) -> Any:
+        """vLLM's outputs, in the order of the prompts."""
+        if not prompts:
+            return []
+        requests = [{"prompt_token_ids": ids} for ids in prompts]
+        return self._llm.generate(requests, params, use_tqdm=False)
+
+    def _generation(self, output: Any) -> Generation:
+        written = [int(i) for i in output.token_ids if i != self.tokenizer.eos_id]
+        ids = self.direction.to_reading_order(written)
+        reason = "stop" if output.finish_reason == "stop" else "length"
+        return Generation(self.tokenizer.decode(ids), ids, reason)  # type: ignore[arg-type]

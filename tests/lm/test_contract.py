@@ -1,0 +1,232 @@
+"""What every backend keeps, in either direction; see `ledom.lm.base`.
+
+Servers and vLLM are stand-ins (tests/stand_ins.py) on the same tiny models that `hf` loads, so that
+one reference, plain transformers fed by hand, holds for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ledom
+from ledom.errors import InputError
+from ledom.lm.base import Generation, LanguageModel, Sampling, Target
+from ledom.lm.fake import FakeLanguageModel
+from ledom.model.tokenizer import Tokenizer
+from stand_ins import CompletionsServer, PlainModel, vllm_module
+
+TEXTS = [
+    "Ava has 12 apples.\n\n12 + 3 = 15\n#### 15",
+    "naïve café, 数学は楽しい 🎉🎉",
+    "שלום עולם 42",
+    "7",
+]
+BACKENDS = [(name, way) for name in ("hf", "fake", "openai", "vllm") for way in ledom.Direction]
+
+
+@pytest.fixture(scope="module", params=BACKENDS, ids=lambda backend: "-".join(map(str, backend)))
+def backend(request: pytest.FixtureRequest) -> tuple[str, ledom.Direction]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def plain(backend: tuple[str, ledom.Direction], checkpoints: dict[str, Path]) -> PlainModel:
+    """The model behind the backend, as transformers runs it."""
+    return PlainModel(checkpoints[str(backend[1])])
+
+
+@pytest.fixture(scope="module")
+def lm(
+    backend: tuple[str, ledom.Direction],
+    plain: PlainModel,
+    checkpoints: dict[str, Path],
+    tokenizer: Tokenizer,
+) -> Iterator[LanguageModel]:
+    """Each backend in each direction, in turn."""
+    name, direction = backend
+    folder = checkpoints[str(direction)]
+    if name == "fake":
+        yield FakeLanguageModel(tokenizer, direction, [f"{i} + 1\n#### {i}" for i in range(256)])
+    elif name == "hf":
+        yield ledom.load(folder, device="cpu")
+    elif name == "openai":
+        server = CompletionsServer(plain.complete)
+        yield ledom.load(f"openai:m,tokenizer={folder}", base_url=server.url)
+        server.close()
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, "vllm", vllm_module())
+            yield ledom.load(f"vllm:{folder}")
+
+
+def whole(lm: LanguageModel, text: str) -> Target:
+    """All of a framed text that has context: all but the first token in model order."""
+    ids = lm.frame(lm.tokenizer.encode(text).ids)
+    reverse = lm.direction is ledom.Direction.REVERSE
+    return Target(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
+
+
+def by_hand(lm: LanguageModel, plain: PlainModel, ids: Sequence[int]) -> list[float]:
+    """Per-token log-probabilities in reading order, one text at a time, flipped by hand."""
+    reverse = lm.direction is ledom.Direction.REVERSE
+    fed = [*reversed(ids)] if reverse else [*ids]
+    if isinstance(lm, FakeLanguageModel):
+        values = [-math.log1p((a + b) % 7) for a, b in pairwise(fed)]
+    else:
+        values = plain.logprobs(fed)
+    return values[::-1] if reverse else values
+
+
+def made(
+    lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+) -> list[list[Generation]]:
+    found = dict(lm.generate(prompts, sampling, num_samples))
+    assert sorted(found) == list(range(len(prompts)))
+    return [found[place] for place in range(len(prompts))]
+
+
+def test_logprobs_are_the_models_own_in_reading_order(lm: LanguageModel, plain: PlainModel) -> None:
+    targets = [whole(lm, text) for text in TEXTS]
+    for target, values in zip(targets, lm.logprobs(targets), strict=True):
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, by_hand(lm, plain, target.ids), atol=1e-5)
+
+
+def test_batching_and_order_change_nothing(lm: LanguageModel) -> None:
+    targets = [whole(lm, text) for text in TEXTS * 2]
+    alone = [lm.logprobs([target])[0] for target in targets[: len(TEXTS)]] * 2
+    backwards = lm.logprobs(targets[::-1])[::-1]
+    for a, b in zip(alone, backwards, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4)
+
+
+def test_a_span_is_a_part_of_the_whole(lm: LanguageModel) -> None:
+    target = whole(lm, TEXTS[0])
+    every = lm.logprobs([target])[0]
+    part, empty = lm.logprobs(
+        [Target(target.ids, target.start + 3, target.end - 4), Target(target.ids, 4, 4)]
+    )
+    np.testing.assert_allclose(part, every[3:-4], atol=1e-5)
+    assert len(empty) == 0
+
+
+def test_an_empty_text_still_has_its_frame(lm: LanguageModel) -> None:
+    target = whole(lm, "")
+    assert target.ids == [lm.tokenizer.eos_id] * 2
+    assert len(lm.logprobs([target])[0]) == 1
+
+
+def test_no_requests_no_work(lm: LanguageModel) -> None:
+    assert lm.logprobs([]) == []
+    assert list(lm.generate([], Sampling())) == []
+
+
+def test_the_longest_text_that_fits_is_scored(lm: LanguageModel) -> None:
+    if lm.context > 600:
+        pytest.skip("a longer context takes too long here")
+    ids = [5, 6, 7] * 200
+    longest = Target(ids[: lm.context + 1], 3, 5)
+    assert len(lm.logprobs([longest])[0]) == 2
+
+
+def test_bad_targets_are_refused(lm: LanguageModel) -> None:
+    ids = list(whole(lm, TEXTS[0]).ids)
+    with pytest.raises(InputError, match="no context"):
+        lm.logprobs([Target(ids, 0, len(ids))])
+    with pytest.raises(InputError, match="no span"):
+        lm.logprobs([Target(ids, 3, len(ids) + 1)])
+    with pytest.raises(InputError, match=f"context of {lm.context}"):
+        lm.logprobs([Target([5] * (lm.context + 2), 4, 6)])
+
+
+def test_greedy_text_follows_or_precedes_the_prompt(lm: LanguageModel, plain: PlainModel) -> None:
+    if isinstance(lm, FakeLanguageModel):
+        pytest.skip("its texts are given, not computed")
+    reverse, eos = lm.direction is ledom.Direction.REVERSE, lm.tokenizer.eos_id
+    for text, (one,) in zip(
+        TEXTS, made(lm, TEXTS, Sampling(temperature=0, max_tokens=8)), strict=True
+    ):
+        ids = lm.tokenizer.encode(text).ids
+        fed = [eos, *(reversed(ids) if reverse else ids)]
+        written = plain.write(fed, 8, [eos], temperature=0)
+        expected = [i for i in written if i != eos]
+        assert one.finish_reason == ("stop" if eos in written else "length")
+        assert one.text == lm.tokenizer.decode(expected[::-1] if reverse else expected)
+
+
+def test_texts_end_in_time_and_hold_no_special_tokens(lm: LanguageModel) -> None:
+    for (one,) in made(lm, ["1", "12 + 3", ""], Sampling(max_tokens=6, seed=2)):
+        assert one.finish_reason in ("stop", "length")
+        assert one.text == lm.tokenizer.decode(one.ids)
+        assert lm.tokenizer.eos_token not in one.text
+        if "\ufffd" not in one.text:  # half a character, which a server of text encodes anew
+            assert len(one.ids) <= 6
+
+
+def test_a_draw_depends_on_seed_prompt_and_number_alone(lm: LanguageModel) -> None:
+    prompts = ["Ava has 12", "7", "What is 3 + 4?"]
+    sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)
+    together = made(lm, prompts, sampling, 4)
+    for place, prompt in enumerate(prompts):
+        assert made(lm, [prompt], sampling, 4) == [together[place]]
+    assert made(lm, prompts[::-1], sampling, 2)[::-1] == [four[:2] for four in together]
+    assert len({one.text for one in together[0]}) > 1, "samples of one prompt differ"
+    others = made(lm, prompts, Sampling(temperature=0.9, max_tokens=6, seed=4), 4)
+    # Not even shifted by one: seeds must not share samples.
+    assert not {one.text for one in others[0]} & {one.text for one in together[0]}
+
+
+def test_top_k_keeps_to_the_likeliest(lm: LanguageModel) -> None:
+    greedy = made(lm, ["Ava has"], Sampling(temperature=0, max_tokens=4))
+    if not isinstance(lm, FakeLanguageModel):
+        assert made(lm, ["Ava has"], Sampling(top_k=1, max_tokens=4)) == greedy
+        assert made(lm, ["Ava has"], Sampling(top_p=1e-6, max_tokens=4)) == greedy
+
+
+def test_bad_requests_are_refused(lm: LanguageModel) -> None:
+    long = "1 " * lm.context
+    with pytest.raises(InputError, match=rf"'1 1 .* not fit the model's context of {lm.context}"):
+        list(lm.generate([long], Sampling(max_tokens=2)))
+    with pytest.raises(InputError, match="num_samples is 0"):
+        list(lm.generate(["1"], Sampling(), num_samples=0))
+
+
+def test_borders_are_kept_or_refused(lm: LanguageModel) -> None:
+    pieces = Sampling(temperature=0, max_tokens=12, border="[^ ]")
+    if not lm.stops_at_borders:
+        with pytest.raises(InputError, match="cannot stop at borders"):
+            list(lm.generate(["1"], pieces))
+        return
+    ((_, (part,)),) = lm.generate(["1"], pieces)
+    assert part.finish_reason == "border"
+    ((_, (more,)),) = lm.generate([part], pieces)
+    assert more.ids
+
+
+def test_a_backend_says_what_it_is(
+    lm: LanguageModel, backend: tuple[str, ledom.Direction], tokenizer: Tokenizer
+) -> None:
+    assert lm.direction is backend[1]
+    assert lm.tokenizer.fingerprint == tokenizer.fingerprint
+    assert lm.framed
+    assert lm.name
+    assert lm.fingerprint
+    assert lm.context > 256
+    assert lm.pair_format.before_solution("Q?").startswith("Q?")
+
+
+def test_sampling_settings_are_checked() -> None:
+    for bad in ({"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"max_tokens": 0}, {"seed": -1}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            Sampling(**bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="temperature"):
+        Sampling(temperature=float("nan"))
+    with pytest.raises(InputError, match=r"border '\(' is no regular expression"):
+        Sampling(border="(")
