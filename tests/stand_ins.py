@@ -102,9 +102,10 @@ class CompletionsServer:
     """Answers completions by `answer`; `faults` are served first, one a request."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self.answer = answer
         self.requests: list[dict[str, Any]] = []
         self.faults: list[Reply | None] = []
-        self.always: Callable[[], Reply | None] | None = None
+        self.always: Callable[[dict[str, Any]], Reply | None] | None = None
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -112,11 +113,11 @@ class CompletionsServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append(body)
                 if server.always is not None:
-                    reply = server.always()
+                    reply = server.always(body)
                 elif server.faults:
                     reply = server.faults.pop(0)
                 else:
-                    reply = 200, json.dumps(answer(body) | {"model": body["model"]}).encode()
+                    reply = server.reply(body)
                 if reply is None:  # hang up without a word
                     self.connection.close()
                     return
@@ -132,6 +133,10 @@ class CompletionsServer:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def reply(self, body: dict[str, Any]) -> Reply:
+        """A good answer."""
+        return 200, json.dumps(self.answer(body) | {"model": body["model"]}).encode()
 
     def close(self) -> None:
         self.http.shutdown()

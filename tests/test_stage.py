@@ -24,7 +24,8 @@ def test_finished_work_is_reused(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     stage = Stage(path, Document, {"seed": 1})
     assert not stage.complete
-    stage.append([document(2), document(1)])
+    stage.append([document(2)])
+    stage.append([document(1)])
     assert not path.exists()
     stage.finish(key=lambda record: record.id)
     assert [record.id for record in read_records(path, Document)] == ["1", "2"]
@@ -37,15 +38,18 @@ def test_finished_work_is_reused(tmp_path: Path) -> None:
     ]
 
 
-def test_a_line_cut_short_is_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_chunk_cut_short_is_dropped_whole(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "out.jsonl"
-    Stage(path, Document, {"seed": 1}).append([document(1), document(2)])
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1)])
+    stage.append([document(2), document(3)])
     part = tmp_path / "out.jsonl.part"
-    part.write_bytes(part.read_bytes()[:-5])
+    part.write_bytes(part.read_bytes()[:-cut])
     stage = Stage(path, Document, {"seed": 1})
     assert ids(stage) == ["1"]
-    stage.append([document(2)])
-    assert ids(Stage(path, Document, {"seed": 1})) == ["1", "2"]
+    stage.append([document(2), document(3)])
+    assert ids(Stage(path, Document, {"seed": 1})) == ["1", "2", "3"]
 
 
 def test_a_part_without_a_whole_first_line_starts_again(tmp_path: Path) -> None:
@@ -59,7 +63,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"out.jsonl.part: .*seed: 1 there, 2 now"):
         Stage(path, Document, {"seed": 2, "n": 4})
     stage = Stage(path, Document, {"seed": 1, "n": 4})
-    stage.finish()
+    stage.finish(key=lambda record: record.id)
     with pytest.raises(InputError, match="another output folder, or remove the file"):
         Stage(path, Document, {"seed": 1, "n": 5})
 
@@ -78,8 +82,9 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
+        stage.append([document(2, 1000)])
         with pytest.raises(OutputError, match="run the same command again"):
-            stage.append([document(2, 1000), document(3, 5000)])
+            stage.append([document(3, 5000)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "out.jsonl.part").stat().st_size == 2000  # it really was cut half-way

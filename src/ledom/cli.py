@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom import parallel
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
 from ledom.terminal import TrainingBar, say, show_case, show_search, show_summary, track
 
 if TYPE_CHECKING:
     from ledom.lm.base import LanguageModel
-    from ledom.reward.tune import TunedWeights
 
 __all__ = ["app", "main"]
 
@@ -35,28 +35,49 @@ Out = Annotated[Path, typer.Option(help="Folder for the results; finished work t
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16 or float16; auto: float32 on a CPU.")
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A model's folder, tiny (embedded), vllm:FOLDER, or openai:NAME,tokenizer=FOLDER,"
+        "base_url=URL; options of either follow as ,key=value. none: without."
+    ),
+]
 
 _DEMO_PROBLEMS = 40
 _INTERRUPTED = 130
+_SHARED = {"demo", "rerank", "search"}  # commands that several processes can share
 
 
 def main() -> None:
     """Run the command line; the `ledom` program."""
     try:
+        if parallel.size() > 1 and not _SHARED & {*sys.argv[1:2]}:
+            raise InputError(
+                f"several processes can share {', '.join(sorted(_SHARED))}; start this command "
+                "without torchrun"
+            )
         code = app(standalone_mode=False) or 0  # typer turns Ctrl-C into the code 130
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except LedomError as error:
-        say(f"error: {error}")
-        code = 2
+        code = _failed(str(error))
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises for wrong usage has it
             raise
-        say(f"error: {error.format_message()} See: ledom --help")
-        code = 2
+        code = _failed(f"{error.format_message()} See: ledom --help")
     if code == _INTERRUPTED:
         say("interrupted; what is finished is kept: run the same command again to go on")
     sys.exit(code)
+
+
+def _failed(message: str) -> int:
+    """Say it, once where several processes run; the exit code."""
+    if parallel.is_first_failure():
+        typer.echo(f"error: {message}", err=True)
+    return 2
 
 
 @app.command()
@@ -93,8 +114,8 @@ def rerank(
     candidates: Annotated[
         Path | None, typer.Option(help="A JSONL file of candidates; sampled when left out.")
     ] = None,
-    forward: Annotated[str, typer.Option(help="Model folder, tiny (embedded), or none.")] = "tiny",
-    reverse: Annotated[str, typer.Option(help="Model folder, tiny (embedded), or none.")] = "tiny",
+    forward: Model = "tiny",
+    reverse: Model = "tiny",
     weights: Annotated[
         Path | None, typer.Option(help="Weights made by ledom tune; the embedded pair has its own.")
     ] = None,
@@ -123,6 +144,7 @@ def rerank(
     out: Out = Path("ledom-rerank"),
     seed: Seed = 0,
     device: Device = None,
+    dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
     """Sample candidates (or take yours), score them both ways, choose, and report.
@@ -132,7 +154,7 @@ def rerank(
     from ledom.data.benchmarks import load_problems
     from ledom.lm.base import Sampling
     from ledom.records import Candidate, Problem, read_records
-    from ledom.rerank import Job, default_weights
+    from ledom.rerank import Job, default_weights, embedded_weights
     from ledom.rerank import rerank as run
     from ledom.reward.tune import TunedWeights
 
@@ -141,7 +163,7 @@ def rerank(
     elif weights is not None:
         tuned = TunedWeights.load(weights)
     else:
-        tuned = _embedded_weights(forward, reverse) or default_weights()
+        tuned = embedded_weights(forward, reverse) or default_weights()
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     chosen = load_problems(problems, num_problems, split, seed, held_out)
     given = None if candidates is None else read_records(candidates, Candidate)
@@ -165,14 +187,17 @@ def rerank(
         command="ledom " + " ".join(sys.argv[1:]),
     )
     _use_threads(threads)
-    job.forward = _model(forward, "forward", device)
-    job.reverse = _model(reverse, "reverse", device)
+    job.forward = _model(forward, "forward", device, dtype)
+    job.reverse = _model(reverse, "reverse", device, dtype)
     if tuned.num_problems and not folds:
         job.notes.append(
             f"weights tuned on {tuned.num_problems} other problems, then frozen; intervals are 95 %"
         )
     say(f"{len(job.problems)} problems, results in {out}/")
-    report, page = run(job, track)
+    made = run(job, track)
+    if made is None:
+        return
+    report, page = made
     show_summary(report)
     say(f"report: {page}  (the same as report.md and report.json; answers in selected.jsonl)")
 
@@ -182,8 +207,8 @@ def search(
     problems: Annotated[
         str, typer.Option(help="A JSONL file of problems, gsm_symbolic, or a benchmark by name.")
     ] = GENERATOR,
-    forward: Annotated[str, typer.Option(help="Model folder, or tiny (embedded).")] = "tiny",
-    reverse: Annotated[str, typer.Option(help="Model folder, tiny (embedded), or none.")] = "tiny",
+    forward: Model = "tiny",
+    reverse: Model = "tiny",
     width: Annotated[int, typer.Option(help="Partial solutions kept (k).")] = 4,
     expansions: Annotated[int, typer.Option(help="Ways in which each is gone on with (n).")] = 3,
     lam: Annotated[float, typer.Option("--lambda", help="Weight of the reverse term.")] = 0.5,
@@ -198,6 +223,7 @@ def search(
     out: Out = Path("ledom-search"),
     seed: Seed = 0,
     device: Device = None,
+    dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
     """Search over reasoning steps, and compare with best of N at equal generated tokens.
@@ -213,12 +239,13 @@ def search(
     config = SearchConfig(width, expansions, lam, border, max_steps, sampling)
     chosen = load_problems(problems, num_problems, split, seed)
     _use_threads(threads)
-    models = [_model(forward, "forward", device), _model(reverse, "reverse", device)]
-    if models[0] is None:
-        raise InputError("forward is none; give a model folder, or tiny")
+    writer = _needed(forward, "forward", device, dtype)
+    judge = _model(reverse, "reverse", device, dtype)
     command = "ledom " + " ".join(sys.argv[1:])
     say(f"{len(chosen)} problems, results in {out}/")
-    report = search_job(SearchJob(chosen, out, models[0], models[1], config, command), track)
+    report = search_job(SearchJob(chosen, out, writer, judge, config, command), track)
+    if report is None:
+        return
     show_search(report)
     say(f"answers: {out / 'searched.jsonl'}, measurement: {out / 'search.json'}")
 
@@ -324,9 +351,10 @@ def explain(
     problem_id: Annotated[
         str | None, typer.Option("--id", help="Of the files, only this problem's candidates.")
     ] = None,
-    reverse: Annotated[str, typer.Option(help="Model folder, or tiny (embedded).")] = "tiny",
+    reverse: Model = "tiny",
     out: Annotated[Path | None, typer.Option(help="Folder for the same as a page.")] = None,
     device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Show which words of a question each candidate solution accounts for.
 
@@ -339,9 +367,7 @@ def explain(
 
     text = sys.stdin.read().strip() if question == "-" else question
     written = read_solutions(solutions, problem_id)
-    lm = _model(reverse, "reverse", device)
-    if lm is None:
-        raise InputError("reverse is none; give a model folder, or tiny")
+    lm = _needed(reverse, "reverse", device, dtype)
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
     show_case(report["cases"][0])
     if out is not None:
@@ -351,7 +377,7 @@ def explain(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads standard input.")],
-    model: Annotated[str, typer.Option(help="Model folder, or tiny (embedded).")] = "tiny",
+    model: Model = "tiny",
     direction: Annotated[
         str, typer.Option(help="forward: write what follows; reverse: what comes before.")
     ] = "reverse",
@@ -362,6 +388,7 @@ def generate(
     max_tokens: int = 256,
     seed: Seed = 0,
     device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Write what follows a text, or what comes before it.
 
@@ -371,9 +398,7 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    lm = _model(model, direction, device)
-    if lm is None:
-        raise InputError("model is none; give a model folder, or tiny")
+    lm = _needed(model, direction, device, dtype)
     for _, generations in lm.generate([text], sampling, samples):
         for number, made in enumerate(generations):
             if number:
@@ -381,28 +406,21 @@ def generate(
             typer.echo(text + made.text if str(lm.direction) == "forward" else made.text + text)
 
 
-def _model(path: str, direction: str, device: str | None) -> LanguageModel | None:
+def _model(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel | None:
+    return None if name == "none" else _needed(name, direction, device, dtype)
+
+
+def _needed(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel:
     from ledom.lm import load
 
-    return None if path == "none" else load(path, direction, device=device)
-
-
-def _embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
-    """The embedded pair's weights, where it is the pair in use."""
-    from ledom.lm import EMBEDDED, embedded_folder
-    from ledom.reward.tune import TunedWeights
-
-    file = embedded_folder("forward").parent / "weights.yaml"
-    if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
-        return None
-    return TunedWeights.load(file)
+    if name == "none":
+        raise InputError(
+            f"no {direction} model, but this cannot do without; give a folder, or tiny"
+        )
+    return load(name, direction, device=device, dtype=dtype)
 
 
 def _use_threads(threads: int | None) -> None:
     import torch
 
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-
-
-if __name__ == "__main__":
-    main()
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // parallel.local_size()))

@@ -16,7 +16,9 @@ that is not a `LedomError` is a defect of ledom and shows its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -61,7 +63,14 @@ class OutputError(LedomError):
 
 
 class ServerError(LedomError):
-    """A server that cannot be reached, refuses, or answers what its protocol does not allow."""
+    """A server that cannot be reached, refuses, or answers what its protocol does not allow.
+
+    `finished` holds what it had answered of the same call before, by the request's place.
+    """
+
+    def __init__(self, message: str, finished: Mapping[int, Any] | None = None) -> None:
+        super().__init__(message)
+        self.finished = dict(finished or {})
 
 
 class MissingExtraError(LedomError, ImportError):

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ledom import __version__
+from ledom import __version__, parallel
 from ledom.errors import InputError
 from ledom.evaluate.answers import extract_answer
 from ledom.evaluate.selection import measure
+from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.base import LanguageModel, Sampling
 from ledom.records import Candidate, Problem, Record, Score, write_records
 from ledom.report.cases import worked_cases
@@ -31,7 +32,7 @@ from ledom.reward.strategies import STRATEGIES, Pools, build_pools, vote_shares
 from ledom.reward.tune import Folds, TunedWeights, cross_fit, tune
 from ledom.stage import Stage, Track, candidates_by_problem
 
-__all__ = ["Job", "Selection", "default_weights", "rerank"]
+__all__ = ["Job", "Selection", "default_weights", "embedded_weights", "rerank"]
 
 _PREFERRED = (
     "vote, all terms",
@@ -97,8 +98,19 @@ def default_weights(lam: float = 0.5) -> TunedWeights:
     return TunedWeights(weights, 0, 0, frozenset())
 
 
-def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path]:
+def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
+    """The embedded pair's weights, where it is the pair in use."""
+    file = embedded_folder("forward").parent / "weights.yaml"
+    if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
+        return None
+    return TunedWeights.load(file)
+
+
+def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     """Do the job; returns the report and where its page lies.
+
+    Where several processes share it (`ledom.parallel`), the first makes the report of all; the
+    others return None.
 
     Raises `InputError` for problems and candidates that do not fit together, for weights tuned on
     one of the problems, and for a job without what it needs.
@@ -116,6 +128,8 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path]:
     for lm in (job.forward, job.reverse):
         if lm is not None:
             scores += _scores(job, lm, candidates, track)
+    if not parallel.is_first():
+        return None
     pools = build_pools(job.problems, candidates, scores)
     folds = cross_fit(pools, job.problems, job.folds) if job.folds else ()
     if folds:
@@ -134,7 +148,8 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
     if job.candidates is not None:
         return list(job.candidates)
     assert job.forward is not None
-    write_records(job.out / "problems.jsonl", job.problems)
+    if parallel.is_first():
+        write_records(job.out / "problems.jsonl", job.problems)
     lm = job.forward
     settings = {
         "model": lm.fingerprint,
@@ -165,14 +180,14 @@ def _scores(
             (d.question, d.solution or "", d.answer or "") for d in job.demonstrations
         )
     stage = Stage(job.out / f"scores.{lm.direction}.jsonl", Score, settings)
-    if not stage.complete:
-        done = {(score.problem_id, score.index) for score in stage.records}
-        waiting = [c for c in distinct if (c.problem_id, c.index) not in done]
-        scored = score_candidates(job.problems, waiting, lm, job.demonstrations)
-        for chunk in track(scored, f"scoring, {lm.direction}", len(done), len(distinct)):
-            stage.append(chunk)
-        stage.finish()
-    return stage.records
+    return stage.fill(
+        distinct,
+        lambda candidate: (candidate.problem_id, candidate.index),
+        lambda score: (score.problem_id, score.index),
+        lambda missing: score_candidates(job.problems, missing, lm, job.demonstrations),
+        track,
+        f"scoring, {lm.direction}",
+    )
 
 
 def _fingerprint(rows: Iterable[tuple[str, ...]]) -> str:

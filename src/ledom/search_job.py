@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ledom import __version__
+from ledom import __version__, parallel
 from ledom.errors import InputError
 from ledom.evaluate.answers import is_correct
 from ledom.evaluate.intervals import bootstrap_interval, paired_interval
@@ -44,15 +44,19 @@ class SearchJob:
     command: str = "ledom search"
 
 
-def search_job(job: SearchJob, track: Track) -> dict[str, Any]:
+def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
     """Do the job; returns the report that search.json holds.
+
+    Where several processes share it (`ledom.parallel`), the first makes the report of all; the
+    others return None.
 
     `searched.jsonl` has a candidate for each problem: the best beam, its `finish_reason`, `score`
     (nats a token) and `generated` (tokens that its search cost).
     """
     if not job.problems:
         raise InputError("no problems to search")
-    write_records(job.out / "problems.jsonl", job.problems)
+    if parallel.is_first():
+        write_records(job.out / "problems.jsonl", job.problems)
     settings = {
         "forward": job.forward.fingerprint,
         "reverse": job.reverse.fingerprint if job.reverse else "none",
@@ -66,7 +70,11 @@ def search_job(job: SearchJob, track: Track) -> dict[str, Any]:
         track,
         "searching",
     )
-    report = _report(job, searched, track)
+    labelled = any(problem.answer for problem in job.problems)
+    rivals = _equal_cost(job, searched, track) if labelled else []
+    if not parallel.is_first():
+        return None
+    report = _report(job, searched, rivals)
     with write_atomically(job.out / "search.json") as out:
         json.dump(report, out, indent=1)
     return report
@@ -87,16 +95,18 @@ def _searched(job: SearchJob, problems: Sequence[Problem]) -> Iterator[list[Cand
         yield [record]
 
 
-def _report(job: SearchJob, searched: Sequence[Candidate], track: Track) -> dict[str, Any]:
-    generated = np.array([int(c.extra["generated"]) for c in searched])
+def _report(
+    job: SearchJob, searched: Sequence[Candidate], drawn: Sequence[Candidate]
+) -> dict[str, Any]:
+    """What the search reached, against what was drawn at equal cost."""
     report: dict[str, Any] = {
         "command": job.command,
         "ledom_version": __version__,
         "num_problems": len(job.problems),
-        "tokens_per_problem": round(float(generated.mean()), 1),
+        "tokens_per_problem": round(sum(map(_cost, searched)) / len(searched), 1),
         "unfinished": sum(c.finish_reason != "stop" for c in searched),
     }
-    if not any(problem.answer for problem in job.problems):
+    if not drawn:
         return report | {"note": "the problems have no answers, so nothing could be measured"}
     right = np.array(
         [
@@ -104,7 +114,7 @@ def _report(job: SearchJob, searched: Sequence[Candidate], track: Track) -> dict
             for c, p in zip(searched, job.problems, strict=True)
         ]
     )
-    rivals = _equal_cost(job, generated, track)
+    rivals = _rivals(job, drawn)
     return report | {
         "candidates_at_equal_cost": rivals.pop("candidates_at_equal_cost"),
         "accuracy": {
@@ -117,8 +127,13 @@ def _report(job: SearchJob, searched: Sequence[Candidate], track: Track) -> dict
     }
 
 
-def _equal_cost(job: SearchJob, generated: Any, track: Track) -> dict[str, Any]:
-    """[P] accuracies of best of N by the same score, of majority and of random, at equal cost."""
+def _cost(found: Candidate) -> int:
+    """Tokens that a problem's search generated."""
+    return int(found.extra["generated"])
+
+
+def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> list[Candidate]:
+    """Candidates of each problem, drawn until they have cost what its search did."""
     lm, sampling = job.forward, replace(job.config.sampling, border=None)
     sampling = replace(sampling, max_tokens=4 * sampling.max_tokens)
     longest = max(
@@ -126,7 +141,7 @@ def _equal_cost(job: SearchJob, generated: Any, track: Track) -> dict[str, Any]:
         for p in job.problems
     )
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, lm.context - longest - 1))
-    budget = {p.id: int(g) for p, g in zip(job.problems, generated, strict=True)}
+    budget = {found.problem_id: _cost(found) for found in searched}
     count = job.config.width * job.config.expansions * 2
 
     def affordable(waiting: Sequence[Problem]) -> Iterator[list[Candidate]]:
@@ -141,9 +156,13 @@ def _equal_cost(job: SearchJob, generated: Any, track: Track) -> dict[str, Any]:
         "budgets": sum(budget.values()),
         **asdict(sampling),
     }
-    candidates = candidates_by_problem(
+    return candidates_by_problem(
         job.out / "candidates.jsonl", job.problems, settings, affordable, track, "best of N"
     )
+
+
+def _rivals(job: SearchJob, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """[P] accuracies of best of N by the same score, of majority and of random, at equal cost."""
     scores: list[Score] = []
     for model in (job.forward, job.reverse):
         if model is not None:

@@ -1,8 +1,10 @@
 """One arrow of the pipeline: a JSONL file that is made in parts and survives any stop.
 
-While it is made, records are appended to `<name>.part`, whose first line holds the settings that
-they were made with; when all are there, they go to `<name>` in one step, the settings beside it in
-`<name>.settings.json`. A later run with equal settings goes on from the part, or uses the file.
+While it is made, finished chunks of records are appended to `<name>.part`, a line each, the first
+line being the settings that they were made with; when all are there, the records go to `<name>` in
+one step, the settings beside it in `<name>.settings.json`. A later run with equal settings goes on
+from the part, or uses the file. Where several processes share the work, each appends to a part of
+its own, `<name>.part.<rank>`; all of them are read, however many processes go on.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ledom import parallel
 from ledom.errors import InputError, OutputError
 from ledom.records import (
     Candidate,
@@ -24,6 +27,7 @@ from ledom.records import (
 
 __all__ = ["Stage", "Track", "candidates_by_problem"]
 
+ItemT = TypeVar("ItemT")
 RecordT = TypeVar("RecordT", bound=Record)
 
 Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
@@ -40,31 +44,43 @@ class Stage(Generic[RecordT]):
     def __init__(self, path: Path, record_type: type[RecordT], settings: dict[str, Any]) -> None:
         self.path = path
         self.settings = json.loads(json.dumps(settings))
-        self._part = path.with_name(path.name + ".part")
+        self._type = record_type
+        own = f".{parallel.rank()}" if parallel.rank() else ""
+        self._part = path.with_name(f"{path.name}.part{own}")
+        self._kept = 0  # bytes of whole lines in it
         self._settings_file = path.with_name(path.name + ".settings.json")
         self.complete = path.is_file() and self._settings_file.is_file()
-        self.records: list[RecordT] = []
         if self.complete:
             self._compare(json.loads(self._settings_file.read_text()), path)
             self.records = read_records(path, record_type)
-        elif self._part.is_file():
-            self._resume(record_type)
+        else:
+            self.records = self._read_parts()
+        parallel.wait()  # all have read before one writes
 
-    def _resume(self, record_type: type[RecordT]) -> None:
-        lines = self._part.read_bytes().splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()  # cut short by a kill or a full disk
-        if not lines:
-            self._part.unlink()
-            return
-        try:
-            self._compare(json.loads(lines[0]), self._part)
-            self.records = [record_type.from_json(json.loads(line)) for line in lines[1:]]
-        except ValueError as error:
-            raise InputError(
-                f"damaged ({error}); remove it to start again", path=self._part
-            ) from None
-        self._write(lambda: self._part.write_bytes(b"".join(lines)))
+    def _parts(self) -> list[Path]:
+        """The parts of all processes, of an earlier run's too."""
+        name = f"{self.path.name}.part"
+        found = self.path.parent.glob("*") if self.path.parent.is_dir() else ()
+        return sorted(p for p in found if p.name == name or p.name.startswith(f"{name}."))
+
+    def _read_parts(self) -> list[RecordT]:
+        records: list[RecordT] = []
+        for part in self._parts():
+            lines = part.read_bytes().splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):
+                lines.pop()  # cut short by a kill or a full disk
+            if part == self._part:
+                self._kept = sum(map(len, lines))
+            try:
+                settings, *chunks = [json.loads(line) for line in lines] or [self.settings]
+                found = [self._type.from_json(row) for chunk in chunks for row in chunk]
+            except (ValueError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"damaged ({error}); remove it to start again", path=part
+                ) from None
+            self._compare(settings, part)
+            records.extend(found)
+        return records
 
     def _compare(self, found: dict[str, Any], path: Path) -> None:
         different = [
@@ -80,28 +96,61 @@ class Stage(Generic[RecordT]):
             )
 
     def append(self, records: Sequence[RecordT]) -> None:
-        """Keep some finished records, on disk before this returns."""
-        rows = [json.dumps(record.to_json(), ensure_ascii=False) for record in records]
-        if not self._part.is_file():
-            rows.insert(0, json.dumps(self.settings))
+        """Keep a chunk of finished records, all or none, on disk before this returns."""
+        chunk = json.dumps([record.to_json() for record in records], ensure_ascii=False)
+        header = "" if self._kept else json.dumps(self.settings) + "\n"
+        added = f"{header}{chunk}\n".encode()
 
         def write() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._part.open("a", encoding="utf-8") as part:
-                part.write("".join(row + "\n" for row in rows))
+            with self._part.open("ab") as part:
+                part.truncate(self._kept)
+                part.write(added)
 
         self._write(write)
+        self._kept += len(added)
         self.records.extend(records)
 
-    def finish(self, key: Callable[[RecordT], Any] | None = None) -> None:
+    def finish(self, key: Callable[[RecordT], Any]) -> None:
         """All records are there: put them, sorted by `key`, in their final place."""
-        if key is not None:
+        parallel.wait()  # for the other processes' parts
+        if parallel.is_first():
+            if parallel.size() > 1:
+                self.records = self._read_parts()
             self.records.sort(key=key)
-        write_records(self.path, self.records)
-        with write_atomically(self._settings_file) as out:
-            json.dump(self.settings, out, indent=1)
-        self._part.unlink(missing_ok=True)
+            write_records(self.path, self.records)
+            with write_atomically(self._settings_file) as out:
+                json.dump(self.settings, out, indent=1)
+            for part in self._parts():
+                part.unlink()
+        parallel.wait()  # for the file
+        if not parallel.is_first():
+            self.records = read_records(self.path, self._type)
         self.complete = True
+
+    def fill(
+        self,
+        items: Sequence[ItemT],
+        item_key: Callable[[ItemT], tuple[Any, ...]],
+        record_key: Callable[[RecordT], tuple[Any, ...]],
+        make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]],
+        track: Track,
+        name: str,
+    ) -> list[RecordT]:
+        """All items' records, in the items' order; those that are missing are made by chunks.
+
+        Records belong to the item with their key, of which the first part, the problem's id, says
+        what one process does.
+        """
+        if not self.complete:
+            done = {record_key(record) for record in self.records}
+            missing = [item for item in items if item_key(item) not in done]
+            mine = parallel.share(missing, lambda item: item_key(item)[0])
+            for chunk in track(make(mine), name, len(done), len(done) + len(mine)):
+                self.append(chunk)
+            place = {item_key(item): i for i, item in enumerate(items)}
+            self.finish(lambda record: place[record_key(record)])
+        return self.records
 
     def _write(self, write: Callable[[], object]) -> None:
         try:
@@ -127,11 +176,6 @@ def candidates_by_problem(
     """
     settings = settings | {"problems": len(problems), "first_problem": problems[0].id}
     stage = Stage(path, Candidate, settings)
-    if not stage.complete:
-        done = {candidate.problem_id for candidate in stage.records}
-        waiting = [problem for problem in problems if problem.id not in done]
-        for chunk in track(make(waiting), name, len(done), len(problems)):
-            stage.append(chunk)
-        place = {problem.id: i for i, problem in enumerate(problems)}
-        stage.finish(key=lambda candidate: (place[candidate.problem_id], candidate.index))
-    return stage.records
+    return stage.fill(
+        problems, lambda problem: (problem.id,), lambda c: (c.problem_id,), make, track, name
+    )

@@ -10,14 +10,17 @@ from typing import Any
 
 import typer
 
+from ledom import parallel
+
 __all__ = ["TrainingBar", "say", "show_case", "show_search", "show_summary", "track"]
 
 _NOTABLE = -1.0  # nats: a word above this counts as explained
 
 
 def say(line: str) -> None:
-    """A line to the user."""
-    typer.echo(line, err=True)
+    """A line to the user, from the first of several processes."""
+    if parallel.is_first():
+        typer.echo(line, err=True)
 
 
 def show_summary(report: dict[str, Any]) -> None:
@@ -92,7 +95,13 @@ def _percent(interval: dict[str, float] | None, sign: str = "") -> str:
 
 
 def track(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
-    """Show a bar over chunks of a stage: each chunk is one of `total`."""
+    """Show a bar over chunks of a stage: each chunk is one of `total`.
+
+    Of several processes the first shows its own share.
+    """
+    if not parallel.is_first():
+        yield from chunks
+        return
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())

@@ -102,6 +102,16 @@ def test_what_may_pass_is_tried_again(
         ((404, b"{}"), "the server answered 404"),
         ((500, b"oops"), "the server answered 500"),
         ((200, b"garbage"), "no usable answer from the server"),
+        ((200, b'{"choices": [null]}'), "makes no sense"),
+        ((200, b'{"choices": [{"logprobs": {"token_logprobs": 7}}]}'), "makes no sense"),
+        (
+            (
+                200,
+                b'{"choices": [{"logprobs": {"token_logprobs": ["a", "b", {}, "c"' + b","
+                b'"d"' * 60 + b"]}}]}",
+            ),
+            "makes no sense",
+        ),
         ((200, b'{"choices": []}'), "no log-probabilities of the prompt's tokens"),
         ((200, b'{"choices": [{"text": "x", "logprobs": null}]}'), "no log-probabilities"),
         (
@@ -117,7 +127,7 @@ def test_what_does_not_pass_is_one_clear_line(
     reply: Reply | None,
     message: str,
 ) -> None:
-    server.always = lambda: reply
+    server.always = lambda _: reply
     lm = load(max_retries=1, concurrency=1)
     with pytest.raises(ServerError, match=message):
         lm.logprobs(targets(lm))
@@ -126,7 +136,7 @@ def test_what_does_not_pass_is_one_clear_line(
 def test_too_few_texts_are_refused(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
-    server.always = lambda: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
+    server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
     with pytest.raises(ServerError, match="asked for 3 texts, the server sent 1"):
         list(load().generate(["one?"], Sampling(), 3))
 
@@ -158,7 +168,7 @@ def test_a_model_framed_by_eos_is_sent_ids(
     server: CompletionsServer,
     checkpoints: dict[str, Path],
 ) -> None:
-    server.always = lambda: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
+    server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
     lm = load(tokenizer=checkpoints["forward"])
     list(lm.generate(["one?"], Sampling()))
     assert server.requests[0]["prompt"] == [lm.tokenizer.eos_id, *lm.tokenizer.encode("one?").ids]
@@ -167,7 +177,7 @@ def test_a_model_framed_by_eos_is_sent_ids(
 def test_reverse_text_needs_its_ids(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
-    server.always = lambda: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
+    server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
     with pytest.raises(ServerError, match="no token ids .it must take return_token_ids"):
         list(load("reverse").generate(["x"], Sampling()))
 

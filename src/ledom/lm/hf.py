@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ledom import parallel
 from ledom.direction import Direction
 from ledom.errors import InputError
 from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
@@ -196,9 +197,12 @@ def default_device() -> str:
 
 
 def torch_device(name: str) -> torch.device:
-    """A device by name; raises `InputError` for one that is not there."""
+    """A device by name; of several GPUs each process takes its own.
+
+    Raises `InputError` for one that is not there.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{parallel.local_rank()}" if name == "cuda" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]

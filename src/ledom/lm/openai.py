@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -108,7 +108,12 @@ class OpenAILanguageModel(LanguageModel):
     def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
         for target in targets:
             self.check_target(target)
-        found = dict(self._side_by_side(self._score, targets))
+        found: dict[int, NDArray[np.float32]] = {}
+        try:
+            for place, values in self._side_by_side(self._score, targets):
+                found[place] = values
+        except ServerError as error:
+            raise ServerError(str(error), found) from error
         return [found[place] for place in range(len(targets))]
 
     def _score(self, target: Target) -> NDArray[np.float32]:
@@ -117,7 +122,11 @@ class OpenAILanguageModel(LanguageModel):
             return np.empty(0, np.float32)
         ids = self.direction.to_model_order(list(target.ids))[:end]
         # One token more than asked for: not every server takes a limit of 0.
-        answer = self._ask(prompt=ids, max_tokens=1, echo=True, logprobs=1, temperature=0.0)
+        request = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
+        return self._ask(lambda answer: self._scores(answer, start, end), prompt=ids, **request)
+
+    def _scores(self, answer: Any, start: int, end: int) -> NDArray[np.float32]:
+        """What a server says of the model-order places [start, end) of its prompt."""
         values = _prompt_logprobs(answer)
         if values is None or len(values) < end or None in values[start:end]:
             raise ServerError(
@@ -144,7 +153,8 @@ class OpenAILanguageModel(LanguageModel):
             extra["return_token_ids"] = True
 
         def draw(place: int) -> list[Generation]:
-            answer = self._ask(
+            return self._ask(
+                lambda answer: self._texts(answer, num_samples),
                 prompt=contexts[place] if reads_ids else texts[place],
                 n=num_samples,
                 max_tokens=sampling.max_tokens,
@@ -154,21 +164,24 @@ class OpenAILanguageModel(LanguageModel):
                 seed=digest(f"{sampling.seed} {texts[place]}") >> 33,
                 **({"extra_body": extra} if extra else {}),
             )
-            choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)
-            if len(choices) != num_samples:
-                raise ServerError(
-                    f"{self.name}: asked for {num_samples} texts, the server sent {len(choices)}"
-                )
-            return [self._generation(choice) for choice in choices]
 
         yield from self._side_by_side(draw, range(len(texts)))
+
+    def _texts(self, answer: Any, num_samples: int) -> list[Generation]:
+        choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)
+        if len(choices) != num_samples:
+            raise ServerError(
+                f"{self.name}: asked for {num_samples} texts, the server sent {len(choices)}"
+            )
+        return [self._generation(choice) for choice in choices]
 
     def _generation(self, choice: Any) -> Generation:
         reason: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
         if self.direction is Direction.FORWARD:
             if not isinstance(choice.text, str):
                 raise ServerError(f"{self.name}: the server returned a choice without text")
-            return Generation(choice.text, self.tokenizer.encode(choice.text).ids, reason)
+            text = choice.text.encode(errors="replace").decode()  # half a surrogate pair is no text
+            return Generation(text, self.tokenizer.encode(text).ids, reason)
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             raise ServerError(
@@ -182,16 +195,35 @@ class OpenAILanguageModel(LanguageModel):
     def _side_by_side(
         self, work: Callable[[Any], _T], items: Sequence[Any]
     ) -> Iterator[tuple[int, _T]]:
-        """(place, result) as they end; the first failure ends the others that wait."""
+        """(place, result) as they end. After a failure no request starts; those that run are
+        waited for, so that no answer is lost, and then it is raised.
+        """
+        failures: list[ServerError] = []
+        ended = Event()
+
+        def attempt(item: Any) -> list[_T]:
+            if ended.is_set():
+                return []
+            try:
+                return [work(item)]
+            except ServerError as error:
+                failures.append(error)
+                ended.set()
+                return []
+
         with ThreadPoolExecutor(self._concurrency) as pool:
-            waiting = {pool.submit(work, item): place for place, item in enumerate(items)}
+            waiting = {pool.submit(attempt, item): place for place, item in enumerate(items)}
             try:
                 for done in as_completed(waiting):
-                    yield waiting[done], done.result()
+                    for result in done.result():
+                        yield waiting[done], result
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                ended.set()
+        if failures:
+            raise failures[0]
 
-    def _ask(self, **request: Any) -> Any:
+    def _ask(self, read: Callable[[Any], _T], **request: Any) -> _T:
+        """What `read` makes of the server's answer, which may be anything."""
         import openai
 
         self._limit.wait()
@@ -205,7 +237,12 @@ class OpenAILanguageModel(LanguageModel):
             raise ServerError(f"{self.name}: no usable answer from the server: {error}") from error
         if not hasattr(answer, "choices"):
             raise ServerError(f"{self.name}: no usable answer from the server: {str(answer)[:200]}")
-        return answer
+        try:
+            return read(answer)
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise ServerError(
+                f"{self.name}: the server's answer makes no sense: {error}"
+            ) from error
 
 
 def _prompt_logprobs(answer: Any) -> list[float | None] | None:
@@ -222,7 +259,7 @@ class _RateLimit:
             raise InputError(f"requests_per_second is {per_second}; it must be above 0")
         self._pause = 0.0 if per_second is None else 1 / per_second
         self._next = 0.0
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def wait(self) -> None:
         """Wait for this request's turn."""

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ledom import parallel
 from ledom.direction import Direction
-from ledom.errors import CheckpointError, MissingExtraError
+from ledom.errors import CheckpointError, InputError, MissingExtraError
 from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
 from ledom.model.checkpoint import read_checkpoint_info
 
@@ -44,6 +45,11 @@ class VLLMLanguageModel(LanguageModel):
             import vllm
         except ImportError:
             raise MissingExtraError("vllm", "vllm") from None
+        if parallel.size() > 1:
+            raise InputError(
+                f"{path}: vLLM spreads a model over GPUs by itself; start ledom without torchrun "
+                f"and give vllm:{path},tensor_parallel_size=N"
+            )
         info = read_checkpoint_info(path, direction, eos_token)
         self.name = str(path)
         self.direction, self.framed = info.direction, info.framed

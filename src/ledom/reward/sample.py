@@ -12,6 +12,8 @@ from ledom.records import Candidate, Problem
 
 __all__ = ["sample_candidates"]
 
+_TOGETHER = 128  # problems whose greedy answers are made, and can be lost, before any is yielded
+
 
 def sample_candidates(
     problems: Sequence[Problem], lm: LanguageModel, sampling: Sampling, num_samples: int
@@ -23,18 +25,18 @@ def sample_candidates(
     """
     if lm.direction is not Direction.FORWARD:
         raise DirectionError(f"{lm.name}: solutions are sampled from a forward model")
-    prompts = [lm.pair_format.before_solution(problem.question) for problem in problems]
     greedy_sampling = replace(sampling, temperature=0.0, top_k=0, top_p=1.0)
-    greedy = {place: texts[0] for place, texts in lm.generate(prompts, greedy_sampling)}
-    for place, texts in lm.generate(prompts, sampling, num_samples):
-        problem_id = problems[place].id
-        yield [
-            *(
-                _candidate(problem_id, index, text, lm, sampling)
-                for index, text in enumerate(texts)
-            ),
-            _candidate(problem_id, num_samples, greedy[place], lm, greedy_sampling),
-        ]
+    for first in range(0, len(problems), _TOGETHER):
+        together = problems[first : first + _TOGETHER]
+        prompts = [lm.pair_format.before_solution(problem.question) for problem in together]
+        greedy = {place: texts[0] for place, texts in lm.generate(prompts, greedy_sampling)}
+        for place, texts in lm.generate(prompts, sampling, num_samples):
+            problem_id = together[place].id
+            drawn = [(index, text, sampling) for index, text in enumerate(texts)]
+            yield [
+                _candidate(problem_id, index, text, lm, how)
+                for index, text, how in [*drawn, (num_samples, greedy[place], greedy_sampling)]
+            ]
 
 
 def _candidate(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.direction import Direction
-from ledom.errors import InputError
+from ledom.errors import InputError, ServerError
 from ledom.lm.base import LanguageModel, Target
 from ledom.pairs import EncodedPair
 from ledom.records import Candidate, Problem, Score
@@ -84,6 +84,7 @@ def score_candidates(
     The document-end token counts as part of y forward, and the document-start token as part of x
     reverse. A pair that is longer than the model's context keeps its end nearest to the border
     between x and y: y loses its last tokens. Such records carry `truncated`: true.
+    A `ServerError` comes after the scores that the server gave before it.
     """
     questions = {problem.id: problem.question for problem in problems}
     remaining = iter(distinct_candidates(candidates))
@@ -94,10 +95,14 @@ def score_candidates(
         pairs = lm.pair_format.encode(lm.tokenizer, list(zip(questions_of, solutions, strict=True)))
         room = lm.context - len(shown)
         fitted = [_fit(pair, room, c) for pair, c in zip(pairs, chunk, strict=True)]
-        logprobs = lm.logprobs([_target(pair, lm.direction, shown) for pair, _ in fitted])
-        for candidate, solution, (pair, truncated), values in zip(
-            chunk, solutions, fitted, logprobs, strict=True
-        ):
+        failure: ServerError | None = None
+        try:
+            targets = [_target(pair, lm.direction, shown) for pair, _ in fitted]
+            logprobs = dict(enumerate(lm.logprobs(targets)))
+        except ServerError as error:
+            failure, logprobs = error, error.finished
+        for place, values in sorted(logprobs.items()):
+            candidate, solution, (pair, truncated) = chunk[place], solutions[place], fitted[place]
             records = _records(candidate, pair, values, lm)
             for record in records:
                 if record.target != "x|y" and solution != candidate.text:
@@ -105,6 +110,8 @@ def score_candidates(
                 if truncated:
                     record.extra["truncated"] = True
             yield records
+        if failure is not None:
+            raise failure
 
 
 def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:
