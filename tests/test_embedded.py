@@ -59,7 +59,7 @@ def test_the_weights_were_not_tuned_on_test_problems() -> None:
 def test_reverse_logprobs_equal_plain_transformers(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
-    """On ids flipped by hand: in doubles but for the last step; in fp32 to no more than either's rounding."""
+    """On ids flipped by hand: in doubles but for the last step, in fp32 to its rounding."""
     folder = ASSETS / "reverse"
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

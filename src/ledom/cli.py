@@ -11,17 +11,15 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ledom import parallel
+from ledom.cli_options import Device, Dtype, Model, Out, Seed, Threads, load_model, model_or_none
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
 from ledom.terminal import TrainingBar, say, show_case, show_plan, show_search, show_summary, track
-
-if TYPE_CHECKING:
-    from ledom.lm.base import LanguageModel
 
 __all__ = ["app", "main"]
 
@@ -33,24 +31,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Out = Annotated[Path, typer.Option(help="Folder for the results; finished work there is reused.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
-Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16; auto: float32 on a CPU.")
-]
-Model = Annotated[
-    str,
-    typer.Option(
-        help="A model's folder, tiny (embedded), vllm:FOLDER, or openai:NAME,tokenizer=FOLDER,"
-        "base_url=URL; options of either follow as ,key=value. none: without."
-    ),
-]
-
 _DEMO_PROBLEMS = 40
 _INTERRUPTED = 130
-_SHARED = {"demo", "rerank", "search"}  # commands that several processes can share
+_SHARED = {"demo", "rerank", "search", "train"}  # commands that several processes can share
 
 
 def main() -> None:
@@ -189,8 +172,8 @@ def rerank(
         command="ledom " + " ".join(sys.argv[1:]),
     )
     _use_threads(threads)
-    job.forward = _model(forward, "forward", device, dtype)
-    job.reverse = _model(reverse, "reverse", device, dtype)
+    job.forward = model_or_none(forward, "forward", device, dtype)
+    job.reverse = model_or_none(reverse, "reverse", device, dtype)
     if tuned.num_problems and not folds:
         job.notes.append(
             f"weights tuned on {tuned.num_problems} other problems, then frozen; intervals are 95 %"
@@ -241,8 +224,8 @@ def search(
     config = SearchConfig(width, expansions, lam, border, max_steps, sampling)
     chosen = load_problems(problems, num_problems, split, seed)
     _use_threads(threads)
-    writer = _needed(forward, "forward", device, dtype)
-    judge = _model(reverse, "reverse", device, dtype)
+    writer = load_model(forward, "forward", device, dtype)
+    judge = model_or_none(reverse, "reverse", device, dtype)
     command = "ledom " + " ".join(sys.argv[1:])
     say(f"{len(chosen)} problems, results in {out}/")
     report = search_job(SearchJob(chosen, out, writer, judge, config, command), track)
@@ -409,7 +392,7 @@ def explain(
 
     text = sys.stdin.read().strip() if question == "-" else question
     written = read_solutions(solutions, problem_id)
-    lm = _needed(reverse, "reverse", device, dtype)
+    lm = load_model(reverse, "reverse", device, dtype)
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
     show_case(report["cases"][0])
     if out is not None:
@@ -440,26 +423,12 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
-    lm = _needed(model, direction, device, dtype)
+    lm = load_model(model, direction, device, dtype)
     for _, generations in lm.generate([text], sampling, samples):
         for number, made in enumerate(generations):
             if number:
                 typer.echo("\n" + "-" * 40 + "\n")
             typer.echo(text + made.text if str(lm.direction) == "forward" else made.text + text)
-
-
-def _model(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel | None:
-    return None if name == "none" else _needed(name, direction, device, dtype)
-
-
-def _needed(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel:
-    from ledom.lm import load
-
-    if name == "none":
-        raise InputError(
-            f"no {direction} model, but this cannot do without; give a folder, or tiny"
-        )
-    return load(name, direction, device=device, dtype=dtype)
 
 
 def _use_threads(threads: int | None) -> None:
