@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from command_line import QUESTIONS, Run, check_refused
+from ledom.data.shards import write_store
 from ledom.lm.base import Generation, Sampling
 from ledom.lm.fake import FakeLanguageModel
+from ledom.model.tokenizer import Tokenizer
 from ledom.records import Candidate, Problem, read_records, write_records
 
 
@@ -345,3 +347,19 @@ def test_plan_as_a_table_and_as_json(run: Run) -> None:
     assert needs["parameters"]["embedding"] == 64_000 * 3072
     assert needs["tokens"] == 103_750 * 512 * 2048
     check_refused(run("plan", recipe, "--gpu", "abacus"), "gpu is 'abacus'", "h100")
+
+
+def test_export_a_model_and_the_card_of_data(
+    run: Run, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "released"
+    code, text = run("export", checkpoints["reverse"], "--out", out)
+    assert code == 0, text
+    assert f"released: {out}, its card: {out / 'README.md'}" in text
+    check_refused(run("export", checkpoints["reverse"], "--out", out), "exists already")
+    check_refused(run("export", tmp_path), "no finished model here", "runs/NAME/reverse")
+    tokenizer = Tokenizer.load(checkpoints["reverse"])
+    write_store(tmp_path / "data" / "train", ["one text"], tokenizer, source="texts")
+    code, text = run("export", tmp_path / "data")
+    assert code == 0, text
+    assert "| train | texts | 1 |" in (tmp_path / "data" / "README.md").read_text()

@@ -5,7 +5,7 @@ import yaml
 
 from ledom.direction import Direction
 from ledom.errors import RecipeError
-from ledom.recipe import load_recipe
+from ledom.recipe import load_recipe, save_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("**/*.yaml"))
 
@@ -174,3 +174,10 @@ def test_a_model_to_start_from_brings_shape_and_tokenizer(recipe):
     assert started.data_of(Direction.REVERSE).tokenizer == "runs/a/reverse/model/tokenizer.json"
     given = load_recipe(recipe, ["init=runs/a", "data.tokenizer=mine.json"])
     assert given.data_of(Direction.REVERSE).tokenizer == "mine.json"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_saved_recipe_loads_as_the_same(tmp_path, path):
+    recipe = load_recipe(path)
+    save_recipe(recipe, tmp_path / "run" / "recipe.yaml")
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe

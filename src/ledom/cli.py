@@ -281,7 +281,7 @@ def train(
     from ledom.data.tokenise import prepare_data
     from ledom.direction import Direction
     from ledom.lm.hf import default_device
-    from ledom.recipe import load_recipe
+    from ledom.recipe import load_recipe, save_recipe
     from ledom.train.loop import train as run
     from ledom.train.parallel import connect
 
@@ -294,6 +294,8 @@ def train(
     say(f"preparing the data in {folder / 'data'}")
     data = prepare_data(plan.data_of(directions[0]), folder / "data")
     with connect(device or default_device()) as world:
+        if world.is_first:
+            save_recipe(plan, folder / "recipe.yaml")
         for way in directions:
             with TrainingBar(str(way), plan.optim.steps, world.is_first) as on_progress:
                 finished = run(plan, way, data, folder / str(way), on_progress, world)
@@ -365,6 +367,39 @@ def plan(
         typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
     else:
         show_plan(needs)
+
+
+@app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="A model folder, one of a run (runs/NAME/reverse), or of data.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the released model; data gets its card where it is.")
+    ] = Path("ledom-export"),
+    direction: Annotated[
+        str | None, typer.Option(help="Of a model whose config.json records none.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="For the card, as apache-2.0.")] = None,
+    push: Annotated[str | None, typer.Option(help="Upload to the hub as USER/NAME.")] = None,
+    private: Annotated[bool, typer.Option(help="Make it private there.")] = False,
+) -> None:
+    """Write a model for others to use with plain transformers, its card included.
+
+    Example: ledom export runs/tiny/reverse --out tiny-reverse --push me/tiny-reverse
+    """
+    from ledom.release.dataset import write_dataset_card
+    from ledom.release.hub import push as upload
+    from ledom.release.model import export_model
+    from ledom.runs import find_run
+
+    if is_data := write_dataset_card(source, push, license):
+        folder = source
+    else:
+        folder = export_model(find_run(source), out, direction, push, license)
+    say(f"released: {folder}, its card: {folder / 'README.md'}")
+    if push is not None:
+        say(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
 
 
 @app.command()

@@ -26,12 +26,13 @@ from ledom.data.tokenise import DataConfig
 from ledom.direction import Direction
 from ledom.errors import RecipeError
 from ledom.model.presets import ModelConfig
+from ledom.records import write_atomically
 from ledom.train.lora import LoraConfig
 from ledom.train.objective import ObjectiveConfig
 from ledom.train.optim import OptimConfig
 from ledom.train.parallel import ParallelConfig
 
-__all__ = ["Recipe", "TrainConfig", "load_recipe"]
+__all__ = ["Recipe", "TrainConfig", "load_recipe", "save_recipe"]
 
 
 class TrainConfig(Config):
@@ -114,6 +115,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(f"{path}: {_explain(error)}") from None
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write a recipe with every setting spelled out, so that `load_recipe` gives it again."""
+    with write_atomically(path) as out:
+        yaml.safe_dump(recipe.model_dump(mode="json"), out, sort_keys=False)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

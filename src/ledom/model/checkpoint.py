@@ -34,15 +34,17 @@ from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import PairFormat
 
 __all__ = [
+    "DIRECTION_KEY",
     "Checkpoint",
     "CheckpointInfo",
     "build_model",
+    "choose_direction",
     "load_checkpoint",
     "read_checkpoint_info",
     "save_checkpoint",
 ]
 
-_DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
+DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY = "ledom_solution_style"
 _FINGERPRINT_BYTES = 2**24  # of each file
 
@@ -100,7 +102,7 @@ def save_checkpoint(
     Raises `OutputError` when the place cannot be written.
     """
     folder = Path(folder)
-    setattr(model.config, _DIRECTION_KEY, str(direction))
+    setattr(model.config, DIRECTION_KEY, str(direction))
     setattr(model.config, _FORMAT_KEY, pair_format.template)
     setattr(model.config, _STYLE_KEY, pair_format.style)
     state = model.state_dict() if weights is None else weights
@@ -149,8 +151,8 @@ def read_checkpoint_info(
     tokenizer = Tokenizer.load(folder, eos_token)
     with _readable(folder):
         config = AutoConfig.from_pretrained(folder)
-    recorded = getattr(config, _DIRECTION_KEY, None)
-    chosen = _choose_direction(folder, recorded, direction)
+    recorded = getattr(config, DIRECTION_KEY, None)
+    chosen = choose_direction(folder, recorded, direction)
     return CheckpointInfo(
         tokenizer=tokenizer,
         direction=chosen,
@@ -240,7 +242,8 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _choose_direction(folder: Path, recorded: Any, asked: Direction | str | None) -> Direction:
+def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None) -> Direction:
+    """The direction of a model folder; raises `DirectionError` where it is unknown or another."""
     if recorded is None and asked is None:
         raise DirectionError(
             f"{folder}: config.json records no direction; say which one the model was trained in: "

@@ -1,9 +1,10 @@
 """What a run will need, worked out before it is started: memory, time, sizes.
 
 Pure arithmetic on a recipe; nothing is built, nothing measured. Sizes are bytes, rates a second.
-Shape legend: P parameters, D tokens, L layers, h width, f feed-forward width, V vocabulary. The
-step that this describes is that of `ledom.train`: fp32 weights and optimiser state, products in
-bf16 (or fp32), attention that keeps no score matrix, FSDP2 where the state is sharded.
+Shape legend: P parameters, D tokens, L layers, h width, f feed-forward width, V vocabulary.
+
+The step described is that of `ledom.train`: fp32 weights and optimiser state, products in bf16 (or
+fp32), attention that keeps no score matrix, FSDP2 where the state is sharded.
 """
 
 from __future__ import annotations

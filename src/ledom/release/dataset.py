@@ -1,0 +1,36 @@
+"""The card of a folder of token stores: where the text came from, how much of it, and hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ledom.records import write_atomically
+from ledom.release.hub import render_card
+from ledom.runs import read_manifests
+
+__all__ = ["write_dataset_card"]
+
+_SINGLE_FILE = "tokens.ds"  # of a store that is one file, whose manifest does not name it
+
+
+def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> bool:
+    """Write README.md into a folder that is a token store or holds some; False where it is not."""
+    stores = read_manifests(folder)
+    if not stores:
+        return False
+    files = [
+        {**file, "path": str(Path(part) / file.get("file", _SINGLE_FILE))}
+        for part, store in stores.items()
+        for file in store.get("shards", [store])
+    ]
+    card = render_card(
+        "dataset_card.md",
+        name=name or folder.absolute().name,
+        license=license,
+        stores=stores,
+        first=next(iter(stores.values())),
+        files=files,
+    )
+    with write_atomically(folder / "README.md") as out:
+        out.write(card)
+    return True

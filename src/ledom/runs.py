@@ -1,0 +1,81 @@
+"""The folder of a training run: what lies where, found from any part of it.
+
+    runs/<name>/recipe.yaml                 the settings, all of them
+    runs/<name>/data/train, data/valid      token stores
+    runs/<name>/<direction>/metrics.jsonl   a row a step
+    runs/<name>/<direction>/model           the finished model
+
+A model folder that stands alone is a run of which nothing else is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ledom.errors import CheckpointError
+
+__all__ = ["Run", "find_run", "read_manifests"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of how a model came about."""
+
+    model: Path
+    """The finished model's folder."""
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    """Rows of metrics.jsonl."""
+    recipe: dict[str, Any] | None = None
+    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of the token stores, by the part that they are: train, valid; see `read_manifests`."""
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of the rows that have `key`."""
+        rows = [(int(row["step"]), row[key]) for row in self.metrics if key in row]
+        return [step for step, _ in rows], [value for _, value in rows]
+
+
+def find_run(path: str | Path) -> Run:
+    """The run that a model folder, or the folder it was trained in, belongs to.
+
+    Raises `CheckpointError` where there is no finished model.
+    """
+    path = Path(path).absolute()
+    model = next((f for f in (path, path / "model") if (f / "config.json").is_file()), None)
+    if model is None:
+        raise CheckpointError(
+            f"{path}: no finished model here (config.json, or model/config.json); give a model "
+            "folder, or one such as runs/NAME/reverse"
+        )
+    metrics = model.parent / "metrics.jsonl"
+    root = model.parent.parent
+    if model.name != "model" or not metrics.is_file():
+        return Run(model)
+    recipe = root / "recipe.yaml"
+    return Run(
+        model,
+        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()],
+        yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None,
+        read_manifests(root / "data"),
+    )
+
+
+def read_manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifests of the token stores in a folder, by the folder of each (`.` for itself).
+
+    To each is added `manifest_sha256`: it stands for all of the store, whose own checksums are in
+    the manifest.
+    """
+    found = {}
+    for file in sorted([*folder.glob("manifest.json"), *folder.glob("*/manifest.json")]):
+        contents = file.read_bytes()
+        digest = hashlib.sha256(contents).hexdigest()
+        name = str(file.parent.relative_to(folder))
+        found[name] = json.loads(contents) | {"manifest_sha256": digest}
+    return found
