@@ -59,7 +59,7 @@ def test_the_weights_were_not_tuned_on_test_problems() -> None:
 def test_reverse_logprobs_equal_plain_transformers(
     pair: dict[str, HFLanguageModel], unseen: list[Problem]
 ) -> None:
-    """On ids flipped by hand: in doubles but for the last step, in fp32 to its rounding."""
+    """On ids flipped by hand: to 1e-5 in doubles, in fp32 as closely as its rounding allows."""
     folder = ASSETS / "reverse"
     exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -70,7 +70,7 @@ def test_reverse_logprobs_equal_plain_transformers(
         ids = lm.frame(lm.tokenizer.encode(text).ids)
         expected = _logprobs_by_hand(exact, ids)
         target = Target(ids, 0, len(ids) - 1)
-        np.testing.assert_allclose(doubles.logprobs([target])[0], expected, atol=5e-6)
+        np.testing.assert_allclose(doubles.logprobs([target])[0], expected, atol=1e-5)
         errors["ours"] += np.abs(lm.logprobs([target])[0] - expected).tolist()
         errors["plain"] += np.abs(np.subtract(_logprobs_by_hand(plain, ids), expected)).tolist()
     assert np.quantile(errors["ours"], 0.99) < 1e-5

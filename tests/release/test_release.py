@@ -149,7 +149,9 @@ def test_the_card_of_data(tmp_path, run_folder):
         manifest = json.loads((folder / part / "manifest.json").read_text())
         counts = f"{manifest['num_documents']:,} | {manifest['num_tokens']:,}"
         assert f"| {part} | problems.jsonl | {counts} |" in card
-        assert f"| {part}/tokens.ds | {counts} | `{manifest['sha256']}` |" in card
+        for shard in manifest["shards"]:
+            counts = f"{shard['num_documents']:,} | {shard['num_tokens']:,}"
+            assert f"| {part}/{shard['file']} | {counts} | `{shard['sha256']}` |" in card
     names: dict[str, object] = {}
     program = snippet(folder / "README.md").replace('"train/', f'"{folder}/train/')
     exec(program, names)

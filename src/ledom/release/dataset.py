@@ -10,8 +10,6 @@ from ledom.runs import read_manifests
 
 __all__ = ["write_dataset_card"]
 
-_SINGLE_FILE = "tokens.ds"  # of a store that is one file, whose manifest does not name it
-
 
 def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> bool:
     """Write README.md into a folder that is a token store or holds some; False where it is not."""
@@ -19,9 +17,9 @@ def write_dataset_card(folder: Path, name: str | None = None, license: str | Non
     if not stores:
         return False
     files = [
-        {**file, "path": str(Path(part) / file.get("file", _SINGLE_FILE))}
+        {**file, "path": str(Path(part) / file["file"])}
         for part, store in stores.items()
-        for file in store.get("shards", [store])
+        for file in store["shards"]
     ]
     card = render_card(
         "dataset_card.md",
