@@ -37,15 +37,13 @@ def run_packed(model, documents, borders):
         input_ids=torch.cat(documents, dim=1),
         position_ids=torch.cat([torch.arange(d.shape[1]) for d in documents])[None],
         use_cache=False,
-        cu_seq_lens_q=borders,
+        cu_seq_lens_q=None if borders is None else torch.tensor(borders),
     ).logits
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_packed_documents_are_as_each_alone(model, plain, documents, as_tensor):
-    borders = [0, 5, 14, 15, 45]
-    packed = run_packed(model, documents, torch.tensor(borders) if as_tensor else borders)
+def test_packed_documents_are_as_each_alone(model, plain, documents):
+    packed = run_packed(model, documents, [0, 5, 14, 15, 45])
     for document, logits in zip(documents, packed.split(SIZES, dim=1), strict=True):
         alone = model(input_ids=document, use_cache=False).logits
         theirs = plain(input_ids=document, use_cache=False).logits
@@ -87,13 +85,13 @@ def naive(query, key, value, borders, scale):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("borders", [[0, 7], [0, 2, 3, 7]])
+@pytest.mark.parametrize("borders", [[0, 7], [0, 2, 3, 7], [0, 2, 4, 5, 6, 7]])
 def test_attention_by_hand(heads, kv_heads, borders):
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(1, heads, 7, 8, generator=generator)
     key, value = torch.randn(2, 1, kv_heads, 7, 8, generator=generator)
     out, weights = packed_attention(
-        torch.nn.Module(), query, key, value, None, scaling=0.3, cu_seq_lens_q=borders
+        torch.nn.Module(), query, key, value, None, scaling=0.3, cu_seq_lens_q=torch.tensor(borders)
     )
     assert weights is None
     assert out.shape == (1, 7, heads, 8)
@@ -102,6 +100,32 @@ def test_attention_by_hand(heads, kv_heads, borders):
     )
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_derivatives_are_those_of_a_mask(compiled):
+    """Documents of equal and of different lengths, against autograd through plain products."""
+    borders = torch.tensor([0, 3, 6, 7, 12])
+    generator = torch.Generator().manual_seed(2)
+    tensors = [torch.randn(1, h, 12, 8, generator=generator) for h in (4, 2, 2)]
+    tensors = [tensor.requires_grad_() for tensor in tensors]
+    weight = torch.randn(1, 12, 4, 8, generator=generator)
+
+    def packed(query, key, value):
+        module = torch.nn.Module()
+        return packed_attention(module, query, key, value, None, cu_seq_lens_q=borders)[0]
+
+    run = torch.compile(packed, backend="aot_eager", fullgraph=True) if compiled else packed
+    found = torch.autograd.grad((run(*tensors) * weight).sum(), tensors)
+    document = torch.repeat_interleave(torch.arange(4), borders.diff())
+    hidden = (document[:, None] != document) | torch.ones(12, 12).triu(1).bool()
+    query, key, value = tensors
+    scores = query @ key.repeat_interleave(2, 1).mT / 8**0.5
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    out = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    expected = torch.autograd.grad((out * weight).sum(), tensors)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_borders_that_do_not_fill_the_row_are_refused(model, documents):
-    with pytest.raises(RuntimeError, match="split"):
+    with pytest.raises(ValueError, match="the borders end at 14, the row at"):
         run_packed(model, documents, [0, 5, 14])

@@ -3,16 +3,21 @@
 Registered with transformers as the attention implementation `ledom`. The documents of a batch lie
 in one row, without padding; `cu_seq_lens_q` (the name that flash attention uses) says where each
 begins. Each attends only to itself, causally. On a CPU one call of the fused kernel a document is
-faster than any mask; a row of one document is the plain causal path. Where `attend` is given
-(`lm.trunk`), it says instead what each token sees.
+faster than any mask, documents of one length are one call, and the whole is one operation to
+torch.compile, however many documents there are. Where `attend` is given (`lm.trunk`), it says
+instead what each token sees.
+
+Shapes: T tokens of the row, H query heads, K key-value heads, D head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -26,20 +31,21 @@ IMPLEMENTATION = "ledom"
 
 def packed_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    cu_seq_lens_q: torch.Tensor | list[int] | None = None,
+    cu_seq_lens_q: Tensor | None = None,
     attend: Attend | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Causal attention within each document of a packed row.
 
-    Shapes: query [1, heads, T, head_dim]; key and value [1, kv_heads, T, head_dim]; the result is
-    [1, T, heads, head_dim]. `cu_seq_lens_q` holds the document borders 0 .. T.
+    Shapes: query [1, H, T, D]; key and value [1, K, T, D]; the result is [1, T, H, D].
+    `cu_seq_lens_q` holds the document borders 0 .. T, on the CPU; without it each row of a batch
+    is a document. Raises `ValueError` for borders that do not end at T.
     """
     if attend is not None:
         if scaling is not None:  # `attend` divides by the root of the head's width
@@ -50,17 +56,120 @@ def packed_attention(
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if cu_seq_lens_q is None:
-        sizes = [query.shape[2]]
-    else:
-        borders = [int(border) for border in cu_seq_lens_q]
-        sizes = [end - start for start, end in pairwise(borders)]
+        out = scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, dropout_p=dropout
+        )
+        return out.transpose(1, 2), None
+    if query.device.type == "cpu" and not dropout:
+        dtype = value.dtype  # under autocast rotary positions leave queries and keys in fp32
+        out = _packed_cpu(query.to(dtype), key.to(dtype), value, cu_seq_lens_q, scale)[0]
+        return out.transpose(1, 2), None
+    sizes = cu_seq_lens_q.diff().tolist()
     documents = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     parts = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
         for q, k, v in documents
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
+
+def _runs(borders: Tensor) -> Iterator[tuple[int, int, int]]:
+    """(start, end, documents) of stretches of neighbouring documents of one length."""
+    start, number, size = 0, 0, -1
+    for a, b in pairwise(borders.tolist()):
+        if b - a != size and number:
+            yield start, a, number
+            start, number = a, 0
+        size, number = b - a, number + 1
+    if number:
+        yield start, int(borders[-1]), number
+
+
+def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
+    """A stretch of [1, H, T, D] as a batch of its documents [documents, H, L, D]."""
+    return x[0, :, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
+
+
+# The kernel that scaled_dot_product_attention calls on a CPU, and its derivative. As operations of
+# our own they are opaque to the compiler, which would otherwise compile anew for every number of
+# documents.
+_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
+def _packed_cpu(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """[1, H, T, D] each -> [1, H, T, D] and the logarithms of the normalisers [H, T]."""
+    if borders[-1] != query.shape[2]:
+        raise ValueError(f"the borders end at {borders[-1]}, the row at {query.shape[2]}")
+    # Laid out as [T, H, D], which is how the next product reads it.
+    out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
+    normalisers = torch.empty(query.shape[1:3], dtype=torch.float32)
+    for start, end, documents in _runs(borders):
+        q, k, v = (_rows(x, start, end, documents) for x in (query, key, value))
+        part, logs = _KERNEL(q, k, v, is_causal=True, scale=scale)
+        _rows(out, start, end, documents).copy_(part)
+        normalisers[:, start:end].unflatten(1, (documents, -1)).copy_(logs.transpose(0, 1))
+    return out, normalisers
+
+
+@_packed_cpu.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
+    return out, query.new_empty(query.shape[1:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("ledom::packed_attention_backward", mutates_args=(), device_types="cpu")
+def _packed_cpu_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    normalisers: Tensor,
+    borders: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = tuple(torch.empty_like(x) for x in (query, key, value))
+    for start, end, documents in _runs(borders):
+        parts = (_rows(x, start, end, documents) for x in (grad, query, key, value, out))
+        logs = normalisers[:, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
+        found = _KERNEL_BACKWARD(*parts, logs, 0.0, True, scale=scale)
+        for whole, part in zip(gradients, found, strict=True):
+            _rows(whole, start, end, documents).copy_(part)
+    return gradients  # type: ignore[return-value]
+
+
+@_packed_cpu_backward.register_fake
+def _(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    normalisers: Tensor,
+    borders: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, borders, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, *output, borders)
+
+
+def _derive(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, borders = ctx.saved_tensors
+    return (*_packed_cpu_backward(grad, *tensors, borders, ctx.scale), None, None)
+
+
+_packed_cpu.register_autograd(_derive, setup_context=_remember)
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

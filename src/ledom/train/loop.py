@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ledom.data.tokenise import PreparedData, read_split
@@ -36,7 +35,14 @@ from ledom.train.lora import Adapters
 from ledom.train.metrics import Row, open_metrics
 from ledom.train.objective import PairBatches, read_wrong_solutions
 from ledom.train.optim import build_optimizers, schedule
-from ledom.train.parallel import World, accumulate, distribute, split_windows, whole_weights
+from ledom.train.parallel import (
+    World,
+    accumulate,
+    distribute,
+    losses_of,
+    split_windows,
+    whole_weights,
+)
 from ledom.train.signals import held_signals
 from ledom.train.state import Checkpoints
 
@@ -84,8 +90,9 @@ def train(
     model = _initial_model(recipe, direction, data)
     _check_shareable(recipe, world)
     adapters = Adapters(model, recipe.lora, recipe.seed) if recipe.lora else None
-    distribute(model, world, recipe.parallel, _precision(recipe, world.device))
-    optimizers = build_optimizers(model, recipe.optim)
+    dtype = _precision(recipe, world.device)
+    distribute(model, world, recipe.parallel, dtype)
+    optimizers = build_optimizers(model, recipe.optim, dtype)
     batches, eos_id = training_batches(recipe, direction, data), data.tokenizer.eos_id
     checkpoints = Checkpoints(folder, model, optimizers, recipe, direction, world)
     step, steps = checkpoints.restore(), recipe.optim.steps
@@ -260,14 +267,11 @@ def _check_finite(loss: float, gradient_norm: float, step: int) -> None:
 def packed_losses(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """The loss of every predicted token of a batch, in model order [T]."""
     device = model.device
-    logits = model(
-        input_ids=torch.from_numpy(batch.inputs).to(device)[None],
-        position_ids=torch.from_numpy(batch.positions).to(device)[None],
-        use_cache=False,
-        cu_seq_lens_q=batch.borders.tolist(),
-    ).logits[0]
-    return cross_entropy(
-        logits.float(), torch.from_numpy(batch.targets).to(device), reduction="none"
+    return losses_of(model)(
+        torch.from_numpy(batch.inputs).to(device),
+        torch.from_numpy(batch.positions).to(device),
+        torch.from_numpy(batch.borders),
+        torch.from_numpy(batch.targets).to(device),
     )
 
 

@@ -1,8 +1,8 @@
 """Muon for the hidden matrices, AdamW for the rest, and the learning-rate schedule.
 
 Muon: Jordan et al. 2024. `torch.optim.Muon` orthogonalises in bf16 whatever the device; on a
-processor without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one
-orthogonalises in the dtype of the weights on a CPU.
+processor without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one is
+told in which dtype.
 
 Orthogonalising needs the whole matrix, of which a process holds some rows (FSDP2). Matrices of one
 shape are therefore exchanged: each process receives one of them whole, orthogonalises it, and sends
@@ -68,8 +68,11 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`dtype` is that of the Newton-Schulz steps."""
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -90,7 +93,7 @@ class Muon(torch.optim.Optimizer):
             momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             directions.append(weight.grad.lerp(momentum, group["momentum"]))
         rows, columns = weights[0].shape
-        for weight, update in zip(weights, _orthogonalise_all(directions), strict=True):
+        for weight, update in zip(weights, _orthogonalise_all(directions, self._dtype), strict=True):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
@@ -99,21 +102,23 @@ def _shape(weight: Tensor) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
-def _orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
+def _orthogonalise_all(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Matrices of one shape, orthogonalised, sharded as they came."""
     first = matrices[0]
     if not isinstance(first, DTensor):
-        return [orthogonalise(matrix) for matrix in matrices]
+        return [orthogonalise(matrix, dtype) for matrix in matrices]
     mesh = first.device_mesh
     shards = mesh.size() if mesh.ndim == 1 else mesh["shard"].size()
     sharded = cast(list[DTensor], matrices)
     results: list[Tensor] = []
     for start in range(0, len(matrices), shards):
-        results += _exchange_and_orthogonalise(sharded[start : start + shards], mesh)
+        results += _exchange_and_orthogonalise(sharded[start : start + shards], mesh, dtype)
     return results
 
 
-def _exchange_and_orthogonalise(matrices: list[DTensor], mesh: DeviceMesh) -> list[DTensor]:
+def _exchange_and_orthogonalise(
+    matrices: list[DTensor], mesh: DeviceMesh, dtype: torch.dtype
+) -> list[DTensor]:
     """At most as many matrices as there are shards, one to each process; all have its rows.
 
     FSDP2 gives each process, in order, the next ceil(rows / shards) rows, the last ones fewer.
@@ -130,7 +135,7 @@ def _exchange_and_orthogonalise(matrices: list[DTensor], mesh: DeviceMesh) -> li
     whole = sent.new_empty(sum(whole_sizes))
     dist.all_to_all_single(whole, sent, whole_sizes, sent_sizes, group)
     if whole_sizes[0]:
-        whole = orthogonalise(whole.view(rows, columns)).reshape(-1)
+        whole = orthogonalise(whole.view(rows, columns), dtype).reshape(-1)
     returned = torch.empty_like(sent)
     dist.all_to_all_single(returned, whole, sent_sizes, whole_sizes, group)
     parts = returned.view(len(matrices), heights[rank], columns).unbind()
@@ -147,10 +152,10 @@ def _exchange_and_orthogonalise(matrices: list[DTensor], mesh: DeviceMesh) -> li
     ]
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
+def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest matrix with singular values near 1, by a quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
+    x = matrix.to(dtype)
     transposed = x.shape[0] > x.shape[1]
     x = x.mT if transposed else x
     x = x / (x.norm() + 1e-7)
@@ -160,10 +165,13 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     return (x.mT if transposed else x).to(matrix.dtype)
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """Muon over the layers' matrices, AdamW over embeddings, norms, output and adapters.
 
-    Or AdamW over all, as `hidden` says. Each group's `peak_lr` is its rate at the plateau.
+    Or AdamW over all, as `hidden` says. Each group's `peak_lr` is its rate at the plateau. `dtype`
+    is that of the run's products, and so of Muon's; all state is in fp32.
     """
     hidden: list[Tensor] = []
     other: list[Tensor] = []
@@ -171,12 +179,12 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         if weight.requires_grad:
             matrix = weight.ndim == 2 and ".layers." in name and "lora_" not in name
             (hidden if matrix else other).append(weight)
-    adamw: dict[str, Any] = {"lr": config.adamw_lr, "betas": (0.9, 0.95), "eps": 1e-10}
+    adamw: dict[str, Any] = {"lr": config.adamw_lr, "betas": (0.9, 0.95), "eps": 1e-10, "fused": True}
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
     # Checkpoints refuse an optimiser without weights; adapters leave no plain matrix to train.
     if hidden and config.hidden == "muon":
-        optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=decay))
+        optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=decay, dtype=dtype))
     elif hidden:
         optimizers.append(torch.optim.AdamW(hidden, **adamw, weight_decay=decay))
     if other:

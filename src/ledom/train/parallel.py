@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -22,13 +24,27 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from transformers import PreTrainedModel
 
 from ledom.config import Config
 from ledom.errors import RecipeError, WorkerError
+from ledom.train.loss import token_losses
 
-__all__ = ["ParallelConfig", "World", "connect", "distribute", "split_windows", "whole_weights"]
+__all__ = [
+    "ParallelConfig",
+    "World",
+    "connect",
+    "distribute",
+    "losses_of",
+    "split_windows",
+    "whole_weights",
+]
 
 ValueT = TypeVar("ValueT")
 Window = NDArray[np.int64]
@@ -134,7 +150,7 @@ def distribute(
             model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         for layer in layers:
-            layer.compile(dynamic=True)
+            layer.compile()
     if world.size == 1:
         model.to(world.device)  # type: ignore[arg-type]
         return
@@ -155,7 +171,16 @@ def distribute(
         sharded = fully_shard(module, **options)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
+    model._token_losses = MethodType(token_losses, model)
+    register_fsdp_forward_method(model, "_token_losses")
     model.to(world.device)  # type: ignore[arg-type]
+
+
+def losses_of(model: PreTrainedModel) -> Callable[..., Tensor]:
+    """`token_losses` of a model. Where that is sharded, the weights are gathered around it."""
+    if isinstance(model, FSDPModule):
+        return cast(Callable[..., Tensor], model._token_losses)
+    return partial(token_losses, model)
 
 
 def accumulate(model: nn.Module, last: bool) -> None:

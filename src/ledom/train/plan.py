@@ -164,14 +164,14 @@ def activation_bytes(
     layer: each of two norms its input, the normalised input and the scaled one, of which only the
     last is in the products' precision (6h); queries, keys and values, repeated for every head,
     attention's output twice (5h); of the feed-forward layer the gate, the activated gate, the
-    product's other side and the product (4f). The loss: the log-probabilities, and in its backward
-    pass two gradients of their size, all in fp32 (3V); and a last norm.
+    product's other side and the product (4f); attention's normalisers. The loss: a last norm, its
+    result and the normaliser of each token.
     """
     width, inner = model.hidden_size, model.intermediate_size
     size = _FP32 if precision == "float32" else _BF16
     norm = width * (2 * _FP32 + size)
     layer = 2 * norm + size * (5 * width + 4 * inner)
-    loss = norm + 3 * _FP32 * vocab_size
+    loss = norm + _FP32
     if recompute:
         return model.num_hidden_layers * _FP32 * width + layer, loss
     return model.num_hidden_layers * layer, loss

@@ -1,0 +1,88 @@
+"""The loss of every predicted token, without the logits of a whole batch in memory.
+
+The vocabulary projection and the cross-entropy are done some tokens at a time, and again in the
+backward pass; what is kept between is one number a token. A sixth of the projection's work more
+buys the memory of T x V logits and of their derivative. This module knows nothing of objectives.
+
+Shapes: T tokens, V vocabulary, W width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+__all__ = ["token_losses"]
+
+_LOGITS_BYTES = 2**26  # that one chunk of logits takes, in fp32
+_OTHER_LOGITS = (  # settings of models whose logits are not the projection alone
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+)
+
+
+def token_losses(
+    model: PreTrainedModel, ids: Tensor, positions: Tensor, borders: Tensor, targets: Tensor
+) -> Tensor:
+    """The cross-entropy [T] of `targets` where the model reads `ids` at `positions`, in fp32.
+
+    `borders` [documents + 1], on the CPU, part the row into documents that do not see each other.
+    """
+    reads: dict[str, Any] = {
+        "input_ids": ids[None],
+        "position_ids": positions[None],
+        "use_cache": False,
+        "cu_seq_lens_q": borders,
+    }
+    head = model.get_output_embeddings()
+    plain = head.bias is None and not any(getattr(model.config, n, None) for n in _OTHER_LOGITS)
+    if not plain:
+        return cross_entropy(model(**reads).logits[0].float(), targets, reduction="none")
+    hidden = model.get_decoder()(**reads).last_hidden_state[0]
+    weight = head.weight
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    losses: Tensor = _ProjectedLosses.apply(hidden, weight, targets)
+    return losses
+
+
+class _ProjectedLosses(torch.autograd.Function):
+    """Cross-entropy [T] in fp32 of hidden [T, W] times the weight [V, W] against targets [T]."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        rows = max(1, _LOGITS_BYTES // (4 * len(weight)))
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        normalisers = torch.empty_like(losses)
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            logits = (hidden[part] @ weight.T).float()
+            torch.logsumexp(logits, dim=-1, out=normalisers[part])
+            chosen = logits.gather(1, targets[part, None])[:, 0]
+            torch.sub(normalisers[part], chosen, out=losses[part])
+        ctx.rows = rows
+        ctx.save_for_backward(hidden, weight, targets, normalisers)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, targets, normalisers = ctx.saved_tensors
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for start in range(0, len(hidden), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            share = grads[0][part, None]
+            logits = (hidden[part] @ weight.T).float()
+            slopes = logits.sub_(normalisers[part, None]).exp_().mul_(share)
+            slopes.scatter_add_(1, targets[part, None], -share)
+            slopes = slopes.to(weight.dtype)
+            torch.mm(slopes, weight, out=hidden_grad[part])
+            weight_grad += slopes.T @ hidden[part]
+        return hidden_grad, weight_grad.to(weight.dtype), None
