@@ -29,7 +29,7 @@ class Run:
 
     model: Path
     """The finished model's folder."""
-    metrics: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl."""
     recipe: dict[str, Any] | None = None
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)

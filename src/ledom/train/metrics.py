@@ -18,7 +18,7 @@ from ledom.records import write_atomically
 
 __all__ = ["Row", "open_metrics"]
 
-Row = dict[str, float]
+Row = dict[str, Any]  # numbers; at validations also text, and numbers by name or in a list
 Log = Callable[[Row], None]
 
 
@@ -50,9 +50,20 @@ def open_metrics(
             except OSError as error:
                 raise OutputError(f"{file}: cannot be written: {error}") from error
             for tracker in logs:
-                tracker(row)
+                tracker(_scalars(row))
 
         yield log
+
+
+def _scalars(row: Row) -> dict[str, float]:
+    """What trackers draw: the numbers, those by name as `key/name`."""
+    scalars: dict[str, float] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            scalars |= {f"{key}/{name}": number for name, number in value.items()}
+        elif isinstance(value, (int, float)):
+            scalars[key] = value
+    return scalars
 
 
 @contextmanager
