@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from ledom.errors import CheckpointError
+from ledom.train.metrics import read_metrics
 
 __all__ = ["Run", "find_run", "read_manifests"]
 
@@ -60,7 +61,7 @@ def find_run(path: str | Path) -> Run:
     recipe = root / "recipe.yaml"
     return Run(
         model,
-        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()],
+        read_metrics(metrics),
         yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None,
         read_manifests(root / "data"),
     )

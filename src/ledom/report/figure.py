@@ -115,13 +115,16 @@ def label_ends(
     colours: Sequence[str],
     right: float,
     gap: float,
+    digits: int = 1,
 ) -> None:
     """Name each line at x = `right`, at its last value or as near as the other names allow."""
     heights = spread([value for _, value in ends.values()], gap)
+    last = max(n for n, _ in ends.values())
     for (name, (n, value)), y, colour in zip(ends.items(), heights, colours, strict=True):
-        axes.plot([n, right], [value, y], color=colour, linewidth=0.7, clip_on=False)
+        dashes = "-" if n == last else ":"  # a line that ends early is far from its name
+        axes.plot([n, right], [value, y], dashes, color=colour, linewidth=0.7, clip_on=False)
         axes.annotate(
-            f"{short(name)}  {value:.1f}",
+            f"{short(name)}  {value:.{digits}f}",
             (right, y),
             xytext=(3, 0),
             textcoords="offset points",
