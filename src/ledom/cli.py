@@ -304,6 +304,28 @@ def train(
 
 
 @app.command()
+def dynamics(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of ledom train, as runs/NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("ledom-dynamics"),
+) -> None:
+    """Compare the training of both directions, and of several runs, from their metrics.
+
+    Example: ledom dynamics runs/tiny --out out/dynamics
+    """
+    import ledom
+    from ledom.evaluate.dynamics import compare_runs
+    from ledom.report.dynamics import claims, write_dynamics
+
+    report = compare_runs(runs)
+    report["ledom_version"] = ledom.__version__
+    report["command"] = "ledom " + " ".join(sys.argv[1:])
+    page = write_dynamics(out, report)
+    for line in claims(report):
+        say(line)
+    say(f"report: {page}  (the same as dynamics.md and dynamics.json)")
+
+
+@app.command()
 def vary(
     problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
     variants: Annotated[int, typer.Option(min=0, help="Most with other numbers, a problem.")] = 6,

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from ledom.errors import CheckpointError
+from ledom.train.metrics import read_metrics
 
 __all__ = ["Run", "find_run", "read_manifests"]
 
@@ -29,7 +30,7 @@ class Run:
 
     model: Path
     """The finished model's folder."""
-    metrics: list[dict[str, float]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl."""
     recipe: dict[str, Any] | None = None
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -60,7 +61,7 @@ def find_run(path: str | Path) -> Run:
     recipe = root / "recipe.yaml"
     return Run(
         model,
-        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()],
+        read_metrics(metrics),
         yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None,
         read_manifests(root / "data"),
     )

@@ -284,3 +284,16 @@ def test_how_windows_are_read_is_free_to_change(tmp_path):
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     prepare_data(config, tmp_path / "data")
     prepare_data(config.model_copy(update={"windows": "fixed"}), tmp_path / "data")
+
+
+def test_the_validation_store_knows_where_its_documents_came_from(tmp_path):
+    """Every fiftieth record is held out: 0, 50 and 100."""
+    records = [
+        Document(id=str(i), text=f"text {i}", source=None if i == 100 else f"book {i // 75}")
+        for i in range(101)
+    ]
+    write_records(tmp_path / "texts.jsonl", records)
+    config = DataConfig(train=str(tmp_path / "texts.jsonl"), vocab_size=300)
+    data = prepare_data(config, tmp_path / "data")
+    assert data.valid.document_sources() == ["book 0", "book 0", "no source"]
+    assert data.sources[0].store.document_sources() == []

@@ -203,3 +203,15 @@ def test_borders_can_be_switched_off():
     packed = pack(windows, FORWARD, eos_id=0, restart_positions=False)
     assert packed.borders.tolist() == [0, 2, 4, 6]
     assert packed.positions.tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_a_window_knows_its_documents(tmp_path, words):
+    store = store_of_shards(tmp_path / "s", words, [[9], [1, 2, 3, 4]], [[7, 8], [6]])
+    fixed = Windows(store, 3, "fixed")
+    # 9 0 1 | 2 3 4 | 0, not used; 7 8 0 | 6 0, not used.
+    assert as_lists(fixed.documents(i) for i in range(3)) == [[0, 0, 1], [1, 1, 1], [2, 2, 2]]
+    whole = Windows(store, 3)
+    documents = [whole.documents(i).tolist() for i in range(len(whole))]
+    assert documents == [[0, 0], [1, 1, 1], [1, 1], [2, 2, 2], [3, 3]]
+    with pytest.raises(IndexError):
+        whole.documents(5)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ledom.report import plots
+from ledom.report.figure import spread
 
 
 def _strategy(name: str, kind: str, mean: float | None) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def test_a_single_point_is_drawn() -> None:
     ],
 )
 def test_labels_are_spread(wanted: list[float], expected: list[float]) -> None:
-    assert plots._spread(wanted, gap=2.0) == pytest.approx(expected)
+    assert spread(wanted, gap=2.0) == pytest.approx(expected)
 
 
 def test_drawing_leaves_matplotlib_settings_alone() -> None:

@@ -8,7 +8,7 @@ from ledom.direction import Direction
 from ledom.errors import RecipeError
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.pairs import PairFormat
-from ledom.train.loop import train, validation_loss
+from ledom.train.loop import train, validate
 from ledom.train.lora import Adapters, LoraConfig
 
 REVERSE = Direction.REVERSE
@@ -48,7 +48,7 @@ def test_adapters_are_merged_into_a_plain_model(tuned, data, tmp_path):
     }
     assert changed
     assert all(".layers." in name and "proj" in name for name in changed)
-    losses = [validation_loss(model, data, REVERSE, tuned) for model in (before, after)]
+    losses = [validate(model, data, REVERSE, tuned)["valid_loss"] for model in (before, after)]
     assert losses[1] < losses[0] - 0.01
 
 

@@ -17,10 +17,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from ledom.data.tokenise import PreparedData
+from ledom.data.windows import Windows
 from ledom.direction import Direction
 from ledom.errors import RecipeError, WorkerError
+from ledom.model.checkpoint import build_model
 from ledom.recipe import Recipe
-from ledom.train.loop import train
+from ledom.train.loop import train, validate
 from ledom.train.lora import LoraConfig
 from ledom.train.optim import Muon
 from ledom.train.parallel import ParallelConfig, World, connect, distribute, split_windows
@@ -84,6 +86,35 @@ def losses(folder):
     return [row["loss"] for row in rows], [row["valid_loss"] for row in rows if "valid_loss" in row]
 
 
+def validations(folder):
+    """What validations add to their rows."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if "valid" in k} for r in rows if "valid_loss" in r]
+
+
+def validate_on(world, recipe, data_folder, folder):
+    recipe = Recipe.model_validate_json(recipe)
+    data = PreparedData(data_folder)
+    model = build_model(recipe.model, data.tokenizer, 5)
+    distribute(model, world, recipe.parallel, torch.float32)
+    row = validate(model, data, Direction.REVERSE, recipe, world)
+    if world.is_first:
+        (folder / "row.json").write_text(json.dumps(row))
+
+
+def test_windows_that_are_fewer_than_processes_count_once(tmp_path, recipe, data, data_folder):
+    """The last batch of a validation: three processes, and one or two windows."""
+    number = len(Windows(data.valid, recipe.train.seq_len))
+    size = next(size for size in range(3, 9) if number % size in (1, 2) and number > size)
+    train = recipe.train.model_copy(update={"batch_size": size})
+    recipe = recipe.model_copy(update={"train": train})
+    assert run(3, validate_on, recipe.model_dump_json(), data_folder, tmp_path) == [0, 0, 0]
+    model = build_model(recipe.model, data.tokenizer, 5)
+    found = json.loads((tmp_path / "row.json").read_text())
+    for key, value in validate(model, data, Direction.REVERSE, recipe).items():
+        assert found[key] == (pytest.approx(value, abs=1e-5) if "_loss" in key else value)
+
+
 @pytest.fixture(scope="module")
 def short(recipe):
     """Twelve steps of eight windows."""
@@ -112,6 +143,12 @@ def test_four_processes_then_two_then_one_are_as_one(tmp_path, short, data_folde
     assert found == pytest.approx(expected, abs=1e-5)
     assert found_valid == pytest.approx(expected_valid, abs=1e-5)
     assert expected[0] - expected[-1] > 0.5
+    parts, found_parts = validations(alone), validations(folder)
+    assert len(parts) == 3
+    for row, reference in zip(found_parts, parts, strict=True):
+        assert row.keys() == reference.keys()
+        for key, value in reference.items():
+            assert row[key] == (pytest.approx(value, abs=1e-5) if "_loss" in key else value)
 
 
 def train_and_lose_one(world, recipe, data_folder, folder):

@@ -137,6 +137,14 @@ class TokenStore:
         for shard in self.shards[rank::world_size]:
             shard.verify()
 
+    def document_sources(self) -> list[str]:
+        """Where each document came from, by name; empty where the manifest does not say.
+
+        The manifest's `sources` are runs of documents, [name, number of documents] each.
+        """
+        runs = self.manifest.get("sources", [])
+        return [name for name, count in runs for _ in range(count)]
+
     def documents(self) -> Iterator[NDArray[Any]]:
         """The ids of each document in turn, EOS included."""
         for shard in self.shards:

@@ -11,9 +11,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from filelock import FileLock
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -169,7 +170,7 @@ def _prepare(config: DataConfig, folder: Path) -> None:
                 path=folder,
             )
         return
-    train, valid = _sources(config)
+    train, valid, origins = _sources(config)
     if config.tokenizer is None:
         sample = (text for _, text in zip(range(_TOKENIZER_SAMPLE), train(), strict=False))
         tokenizer = train_tokenizer(sample, config.vocab_size)
@@ -177,7 +178,8 @@ def _prepare(config: DataConfig, folder: Path) -> None:
         tokenizer = Tokenizer.load(config.tokenizer)
     tokenizer.save(folder)
     write_store(folder / "train", train(), tokenizer, source=config.train)
-    write_store(folder / "valid", valid(), tokenizer, source=config.valid or config.train)
+    notes = {"source": config.valid or config.train, **origins}
+    write_store(folder / "valid", valid(), tokenizer, **notes)
     with write_atomically(marker) as out:  # last: its existence means all of it is there
         out.write(settings)
 
@@ -192,8 +194,11 @@ def _file_hashes(config: DataConfig) -> dict[str, str]:
     }
 
 
-def _sources(config: DataConfig) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]]]:
-    """Functions that start the training and the validation texts afresh."""
+def _sources(
+    config: DataConfig,
+) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]], dict[str, Any]]:
+    """Functions that start the training and the validation texts afresh, and what the validation
+    store's manifest says of where its texts came from."""
     if config.train == GENERATOR:
         if config.num_documents is None:
             raise RecipeError("key data.num_documents is missing: the generator never ends")
@@ -201,9 +206,19 @@ def _sources(config: DataConfig) -> tuple[Callable[[], Iterator[str]], Callable[
         return (
             lambda: _generated(count, config),
             lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
+            {},
         )
     records, held_out = read_split(config)
-    return lambda: _render(records, config), lambda: _render(held_out, config)
+    return lambda: _render(records, config), lambda: _render(held_out, config), _origins(held_out)
+
+
+def _origins(records: Sequence[Document | Problem]) -> dict[str, Any]:
+    """The records' `source`, in runs of records; nothing where no record has any."""
+    named = [r.source if isinstance(r, Document) else r.extra.get("source") for r in records]
+    if not any(named):
+        return {}
+    runs = groupby(str(name) if name else "no source" for name in named)
+    return {"sources": [[name, sum(1 for _ in run)] for name, run in runs]}
 
 
 def read_split(

@@ -69,13 +69,29 @@ class Windows(Sequence[NDArray[np.int64]]):
 
     def __getitem__(self, index: int) -> NDArray[np.int64]:  # type: ignore[override]
         """The ids of a window [L + 1]."""
+        number, place = self._place(index)
+        start, end = self._span(number, place)
+        tokens = self.store.shards[number].tokens[max(start - 1, 0) : end].astype(np.int64)
+        return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
+
+    def documents(self, index: int) -> NDArray[np.int64]:
+        """The numbers in the store of the documents that a window's predicted tokens are of [L].
+
+        In reading order, and the same in both directions: backwards, where a document ends by
+        predicting the EOS in front of it, that EOS counts as the document's own.
+        """
+        number, place = self._place(index)
+        start, end = self._span(number, place)
+        ends = self.store.shards[number].ends
+        before = sum(shard.entry.num_documents for shard in self.store.shards[:number])
+        return np.searchsorted(ends, np.arange(start, end, dtype=np.uint64), side="right") + before
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard of a window, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._shard_ends, index, side="right"))
-        index -= int(self._shard_ends[number - 1]) if number else 0
-        start, end = self._span(number, index)
-        tokens = self.store.shards[number].tokens[max(start - 1, 0) : end].astype(np.int64)
-        return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
+        return number, index - (int(self._shard_ends[number - 1]) if number else 0)
 
     def _span(self, shard: int, index: int) -> tuple[int, int]:
         """The [start, end) of a shard's tokens that its window predicts."""

@@ -1,21 +1,17 @@
 """Draws the report's figures as inline SVG.
 
 Each function takes one part of the report object and returns an `<svg>` element as a string, or an
-empty string where there is nothing to draw. Text stays text, ids are prefixed with the figure's
-name (so that several figures can stand in one page) and every colour is a CSS variable with a
-fallback (`var(--fig-ink, #1c2024)`), so a page may restyle a figure for a dark background.
-The output depends on nothing but the input. This module knows nothing of HTML pages, models or
-how the numbers came about; it never touches pyplot.
+empty string where there is nothing to draw. This module knows nothing of HTML pages, models or how
+the numbers came about.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from ledom.report.figure import COLOURS, HALF, MARKERS, WIDE, draw_svg, label_ends, pairs, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,56 +32,6 @@ KINDS = {
 }
 """The kinds of strategy, in the order in which they are shown, with their headings."""
 
-_COLOURS = {
-    "ink": "#1c2024",
-    "muted": "#667080",
-    "grid": "#e3e6ea",
-    "baseline": "#5f6b7a",
-    "pick": "#d9480f",
-    "vote": "#1c6fc9",
-    "bound": "#8a94a3",
-    "pick-2": "#e09400",
-    "pick-3": "#b0234f",
-    "pick-4": "#96602c",
-    "vote-2": "#0b8a80",
-    "vote-3": "#6a4fc4",
-    "vote-4": "#3f8f3a",
-    "baseline-2": "#97a0ad",
-}
-_MARKERS = "osD^vP"
-_LONGEST_NAME = 44
-_WIDE, _HALF = 8.4, 4.1  # inches; both are shown at the same scale
-
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.usetex": False,
-    "text.parse_math": False,  # a strategy's name may contain dollar signs
-    "text.color": _COLOURS["ink"],
-    "axes.edgecolor": _COLOURS["muted"],
-    "axes.labelcolor": _COLOURS["muted"],
-    "axes.titlecolor": _COLOURS["muted"],
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _COLOURS["grid"],
-    "grid.linewidth": 0.7,
-    "xtick.color": _COLOURS["muted"],
-    "ytick.color": _COLOURS["muted"],
-    "ytick.major.size": 0,
-    "xtick.major.size": 3,
-    "lines.solid_capstyle": "round",
-}
-
 
 def strategies_figure(strategies: Sequence[dict[str, Any]]) -> str:
     """Accuracy of each strategy as a dot with its interval, grouped by kind.
@@ -100,7 +46,7 @@ def strategies_figure(strategies: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return ""
     height = 0.8 + 0.25 * max(len(rows), 3)
-    return _svg("strategies", (_WIDE, height), lambda axes: _draw_strategies(axes, rows))
+    return draw_svg("strategies", (WIDE, height), lambda axes: _draw_strategies(axes, rows))
 
 
 def _is_drawable(strategy: dict[str, Any]) -> bool:
@@ -111,7 +57,7 @@ def _draw_strategies(axes: Axes, rows: Sequence[dict[str, Any] | str]) -> None:
     for row, strategy in enumerate(rows):
         if isinstance(strategy, str):
             continue
-        accuracy, colour = strategy["accuracy"], _COLOURS[strategy["kind"]]
+        accuracy, colour = strategy["accuracy"], COLOURS[strategy["kind"]]
         mean = 100 * accuracy["mean"]
         _draw_interval(axes, accuracy, [row, row], colour, horizontal=True)
         axes.plot([mean], [row], "o", color=colour, markersize=5.5)
@@ -125,10 +71,10 @@ def _draw_strategies(axes: Axes, rows: Sequence[dict[str, Any] | str]) -> None:
         )
         if strategy["name"] == "greedy":
             _draw_reference(axes, mean, "greedy")
-    labels = [row if isinstance(row, str) else _short(row["name"]) for row in rows]
+    labels = [row if isinstance(row, str) else short(row["name"]) for row in rows]
     axes.set_yticks(range(len(rows)), labels=labels)
     for label, named in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(_COLOURS["muted" if isinstance(named, str) else "ink"])
+        label.set_color(COLOURS["muted" if isinstance(named, str) else "ink"])
         label.set_fontweight("bold" if isinstance(named, str) else "normal")
     axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.grid(False, axis="y")
@@ -147,7 +93,7 @@ def _draw_interval(
 
 
 def _draw_reference(axes: Axes, x: float, label: str) -> None:
-    axes.axvline(x, color=_COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axvline(x, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
     axes.annotate(
         label,
         (x, 1),
@@ -155,7 +101,7 @@ def _draw_reference(axes: Axes, x: float, label: str) -> None:
         xytext=(0, 3),
         textcoords="offset points",
         ha="center",
-        color=_COLOURS["muted"],
+        color=COLOURS["muted"],
     )
 
 
@@ -166,14 +112,14 @@ def by_n_figure(by_n: dict[str, Any], kinds: dict[str, str]) -> str:
     kind of a strategy by its name. Each line is labelled at its end.
     """
     lines = {
-        name: [(n, 100 * share) for n, share in _pairs(by_n.get("n"), shares) if n >= 1]
+        name: [(n, 100 * share) for n, share in pairs(by_n.get("n"), shares) if n >= 1]
         for name, shares in (by_n.get("strategies") or {}).items()
     }
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return ""
     height = max(3.3, 1.0 + 0.19 * len(lines))
-    return _svg("by-n", (_WIDE, height), lambda axes: _draw_by_n(axes, lines, kinds, height))
+    return draw_svg("by-n", (WIDE, height), lambda axes: _draw_by_n(axes, lines, kinds, height))
 
 
 def _draw_by_n(
@@ -207,29 +153,7 @@ def _draw_by_n(
     label = 1.12 * span * (10 / 72) / (0.78 * height)  # 10 points; the axes are 0.78 of the figure
     ends = {name: points[-1] for name, points in lines.items()}
     right = ticks[-1] * 2 ** (0.025 * octaves)
-    _label_ends(axes, ends, [style["color"] for style in styles], right, label)
-
-
-def _label_ends(
-    axes: Axes,
-    ends: dict[str, tuple[float, float]],
-    colours: Sequence[str],
-    right: float,
-    gap: float,
-) -> None:
-    """Name each line at x = `right`, at its last value or as near as the other names allow."""
-    heights = _spread([value for _, value in ends.values()], gap)
-    for (name, (n, value)), y, colour in zip(ends.items(), heights, colours, strict=True):
-        axes.plot([n, right], [value, y], color=colour, linewidth=0.7, clip_on=False)
-        axes.annotate(
-            f"{_short(name)}  {value:.1f}",
-            (right, y),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            annotation_clip=False,
-        )
+    label_ends(axes, ends, [style["color"] for style in styles], right, label)
 
 
 def _line_styles(kinds: Sequence[str]) -> list[dict[str, Any]]:
@@ -237,37 +161,16 @@ def _line_styles(kinds: Sequence[str]) -> list[dict[str, Any]]:
     seen: dict[str, int] = {}
     styles = []
     for kind in kinds:
-        family = [name for name in _COLOURS if name == kind or name.startswith(f"{kind}-")]
+        family = [name for name in COLOURS if name == kind or name.startswith(f"{kind}-")]
         count = seen[kind] = seen.get(kind, -1) + 1
         styles.append(
             {
-                "color": _COLOURS[family[count % len(family)] if family else "muted"],
-                "marker": _MARKERS[count % len(_MARKERS)],
+                "color": COLOURS[family[count % len(family)] if family else "muted"],
+                "marker": MARKERS[count % len(MARKERS)],
                 "linestyle": "--" if kind in ("baseline", "bound") else "-",
             }
         )
     return styles
-
-
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions as near as possible to those wanted, in the same order, at least `gap` apart."""
-    clusters: list[list[int]] = []
-
-    def centre(cluster: list[int]) -> float:
-        return sum(wanted[index] for index in cluster) / len(cluster)
-
-    for index in sorted(range(len(wanted)), key=lambda index: wanted[index]):
-        clusters.append([index])
-        while len(clusters) > 1:
-            below, above = clusters[-2:]
-            if centre(above) - centre(below) >= gap * (len(above) + len(below)) / 2:
-                break
-            clusters[-2:] = [below + above]
-    placed = list(wanted)
-    for cluster in clusters:
-        for place, index in enumerate(cluster):
-            placed[index] = centre(cluster) + gap * (place - (len(cluster) - 1) / 2)
-    return placed
 
 
 def by_lambda_figure(by_lambda: dict[str, Any]) -> str:
@@ -275,21 +178,21 @@ def by_lambda_figure(by_lambda: dict[str, Any]) -> str:
 
     `by_lambda` has the lists `lambda` and `accuracy`, and perhaps `low`, `high` and `chosen`.
     """
-    if not _pairs(by_lambda.get("lambda"), by_lambda.get("accuracy")):
+    if not pairs(by_lambda.get("lambda"), by_lambda.get("accuracy")):
         return ""
-    return _svg("by-lambda", (_HALF, 2.9), lambda axes: _draw_by_lambda(axes, by_lambda))
+    return draw_svg("by-lambda", (HALF, 2.9), lambda axes: _draw_by_lambda(axes, by_lambda))
 
 
 def _draw_by_lambda(axes: Axes, by_lambda: dict[str, Any]) -> None:
     lambdas = by_lambda.get("lambda")
-    low, high = (dict(_pairs(lambdas, by_lambda.get(key))) for key in ("low", "high"))
+    low, high = (dict(pairs(lambdas, by_lambda.get(key))) for key in ("low", "high"))
     both = sorted(low.keys() & high.keys())
     if both:
         bottom, top = [100 * low[x] for x in both], [100 * high[x] for x in both]
-        axes.fill_between(both, bottom, top, color=_COLOURS["pick"], alpha=0.14, linewidth=0)
-    points = [(x, 100 * share) for x, share in _pairs(lambdas, by_lambda.get("accuracy"))]
+        axes.fill_between(both, bottom, top, color=COLOURS["pick"], alpha=0.14, linewidth=0)
+    points = [(x, 100 * share) for x, share in pairs(lambdas, by_lambda.get("accuracy"))]
     axes.plot(
-        *zip(*points, strict=True), "o-", color=_COLOURS["pick"], linewidth=1.5, markersize=3.5
+        *zip(*points, strict=True), "o-", color=COLOURS["pick"], linewidth=1.5, markersize=3.5
     )
     if by_lambda.get("chosen") is not None:
         _draw_reference(axes, by_lambda["chosen"], f"chosen {by_lambda['chosen']:.3g}")
@@ -308,12 +211,12 @@ def reliability_figure(reliability: dict[str, Any]) -> str:
     ]
     if not bins:
         return ""
-    score = _short(str(reliability.get("score") or "score"))
-    return _svg("reliability", (_HALF, 2.9), lambda axes: _draw_reliability(axes, bins, score))
+    score = short(str(reliability.get("score") or "score"))
+    return draw_svg("reliability", (HALF, 2.9), lambda axes: _draw_reliability(axes, bins, score))
 
 
 def _draw_reliability(axes: Axes, bins: Sequence[dict[str, Any]], score: str) -> None:
-    colour = _COLOURS["vote"]
+    colour = COLOURS["vote"]
     largest = max((b.get("count") or 1) for b in bins)
     for b in bins:
         x = b["mean_score"]
@@ -326,42 +229,3 @@ def _draw_reliability(axes: Axes, bins: Sequence[dict[str, Any]], score: str) ->
     axes.margins(x=0.05)
     axes.set_xlabel(f"mean score in the bin: {score}")
     axes.set_title("right answers, %", pad=20)
-
-
-def _pairs(xs: Sequence[Any] | None, ys: Sequence[Any] | None) -> list[tuple[float, float]]:
-    """The points that have both numbers."""
-    return [(x, y) for x, y in zip(xs or [], ys or [], strict=False) if None not in (x, y)]
-
-
-def _short(name: str) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
-
-
-def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    """Let `draw` fill the axes of a new figure of `size` inches; the figure as an SVG element."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    out = io.StringIO()
-    style: Any = {**_STYLE, "svg.hashsalt": name}
-    # matplotlib lacks glyphs that the reader's browser has; it needs them for measuring alone
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    return _inline(out.getvalue(), name)
-
-
-def _inline(svg: str, name: str) -> str:
-    """Strip the XML prolog, make ids unique in a page, and turn colours into CSS variables."""
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r'(\bid=")', rf"\1{name}-", svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
-    for colour, value in _COLOURS.items():
-        svg = svg.replace(f": {value}", f": var(--fig-{colour}, {value})")
-    label = f"Figure: {name.replace('-', ' ')}"
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg ", f'<svg class="figure" role="img" aria-label="{label}" ', 1)

@@ -1,33 +1,25 @@
 """Writes the report of `ledom rerank`: report.json, and from it report.md and report.html.
 
 The JSON object is the single source; the two renderings are pure functions of it. Its keys are set
-out in docs/formats.md; any of the top-level ones may be missing. The texts in it were written by
-models and strangers: they are cleaned of control characters, clipped and escaped here. This module
-computes no statistics: it knows nothing of models, tokens or how an interval was made.
+out in docs/formats.md; any of the top-level ones may be missing. This module computes no
+statistics: it knows nothing of models, tokens or how an interval was made.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ledom.records import write_atomically
 from ledom.report import plots
+from ledom.report.page import clean, escape, markdown_table, plain, render_template, write_pages
 from ledom.report.words import MISSING, Word, compare, number, question_words
 
 __all__ = ["render_html", "render_markdown", "write_report"]
 
-LONGEST_TEXT = 4000  # characters of any text that a rendering shows
 NUM_GAP_WORDS = 6  # words named as making the difference
 
 _BASELINES = ("greedy", "random", "majority")
-_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # reorder what follows
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> Path:
@@ -36,31 +28,13 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
     Numbers that are not finite become null. Raises `OutputError` where the folder cannot be
     written.
     """
-    report = _plain(report)
-    text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
-    # UTF-8 has no lone surrogates, which a broken token may leave; JSON can spell them out.
-    text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    page = folder / "report.html"
-    contents = {"report.json": text, "report.md": render_markdown(report), page.name: ""}
-    contents[page.name] = render_html(report)
-    for name, content in contents.items():
-        with write_atomically(folder / name) as out:
-            out.write(content)
-    return page
+    return write_pages(folder, "report", report, render_markdown, render_html)
 
 
 def render_html(report: dict[str, Any]) -> str:
     """The report as one page that needs no network and no script."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,  # optional keys are shown as nothing
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    view = _view(report)
+    filters = {
         "accuracy": _accuracy,
         "difference": _difference,
         "interval": _interval,
@@ -69,17 +43,14 @@ def render_html(report: dict[str, Any]) -> str:
         "size": _size,
         "verdict": _verdict,
     }
-    view = _view(report)
-    figures = {name: Markup(svg) for name, svg in _figures(view).items() if svg}
-    template = Path(__file__).with_name("template.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(view, figures=figures)
+    return render_template("template.html", filters, view, _figures(view))
 
 
 def render_markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: the same tables and cases, without the figures."""
     view = _view(report)
-    parts = [f"# {_escape(view['title'])}", _markdown_headline(view)]
-    parts.append("\n".join(f"* {_escape(note)}" for note in view["notes"]))
+    parts = [f"# {escape(view['title'])}", _markdown_headline(view)]
+    parts.append("\n".join(f"* {escape(note)}" for note in view["notes"]))
     sections = {
         "Strategies": _strategy_table(view),
         "Telling right answers from wrong ones": [
@@ -90,11 +61,11 @@ def render_markdown(report: dict[str, Any]) -> str:
     }
     for heading, table in sections.items():
         if len(table) > 1:
-            parts += [f"## {heading}", _table(table)]
+            parts += [f"## {heading}", markdown_table(table)]
     if view["cases"]:
         parts.append("## Worked cases")
     parts += [_markdown_case(case) for case in view["cases"]]
-    parts += ["## How this was made", _table([["what", "value"], *view["facts"]])]
+    parts += ["## How this was made", markdown_table([["what", "value"], *view["facts"]])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -103,7 +74,7 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 def _view(report: dict[str, Any]) -> dict[str, Any]:
     lists = ("notes", "strategies", "headline", "auc", "by_group", "cases")
-    view: dict[str, Any] = _clean(_plain(report))
+    view: dict[str, Any] = clean(plain(report))
     view["title"] = view.get("title") or "Report"
     view |= {key: view.get(key) or [] for key in lists}
     view |= {key: view.get(key) or {} for key in ("models", "settings")}
@@ -206,41 +177,6 @@ def _figures(view: dict[str, Any]) -> dict[str, str]:
     }
 
 
-# --- cleaning ---
-
-
-def _plain(value: Any) -> Any:
-    """A copy of JSON's own types alone; numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch, which need not be imported to ask
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _clean(value: Any) -> Any:
-    """A copy whose texts can be shown: clipped, control characters replaced one for one."""
-    if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_clean(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    clipped = value if len(value) <= LONGEST_TEXT else value[:LONGEST_TEXT] + "…"
-    return clipped if clipped.isprintable() else "".join(map(_visible, clipped))
-
-
-def _visible(character: str) -> str:
-    if character in "\n\t\r":
-        return " " if character == "\r" else character
-    hidden = unicodedata.category(character) in ("Cc", "Cs")
-    return "\ufffd" if hidden or unicodedata.bidirectional(character) in _TURNS else character
-
-
 # --- numbers ---
 
 
@@ -291,24 +227,13 @@ def _size(count: Any) -> str:
 # --- Markdown ---
 
 
-def _escape(text: Any) -> str:
-    """One line of Markdown that shows `text` as it is, escaping no more than it must."""
-    text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"[\\`*|~]|(?<!\w)_|_(?!\w)|^#|\](?=[(\[:])", r"\\\g<0>", text)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(map(_escape, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
 def _markdown_headline(view: dict[str, Any]) -> str:
     words = {"better": "✓ shown", "worse": "✗ worse", "open": "not shown"}
     num_problems, num_candidates = view.get("num_problems"), view.get("num_candidates")
     lines = [f"{num_problems} problems, {num_candidates} candidates each", ""]
     lines = lines if num_problems and num_candidates else []
     lines += [
-        f"- **{_escape(row.get('claim'))}**: {_difference(row.get('difference'))} points "
+        f"- **{escape(row.get('claim'))}**: {_difference(row.get('difference'))} points "
         f"({words[_verdict(row.get('difference'))]})"
         for row in view["headline"]
     ]
@@ -335,9 +260,9 @@ def _strategy_table(view: dict[str, Any]) -> list[list[str]]:
 
 def _markdown_case(case: dict[str, Any]) -> str:
     parts = [
-        f"### Case {case['number']}: {_escape(case.get('problem_id', ''))}",
-        f"> {_escape(case['question'])}",
-        f"Right answer: {_escape(case.get('answer') or 'unknown')}",
+        f"### Case {case['number']}: {escape(case.get('problem_id', ''))}",
+        f"> {escape(case['question'])}",
+        f"Right answer: {escape(case.get('answer') or 'unknown')}",
     ]
     if case["gaps"]:
         rows = [
@@ -346,7 +271,7 @@ def _markdown_case(case: dict[str, Any]) -> str:
         ]
         parts += [
             "Words that the rejected answer explains worst beside the picked one, log P in nats:",
-            _table([["word", "given the picked", "given the rejected"], *rows]),
+            markdown_table([["word", "given the picked", "given the rejected"], *rows]),
         ]
     names = case["score_names"]
     rows = [["rank", "answer", "verdict", "samples", *names, "role"]]
@@ -356,4 +281,4 @@ def _markdown_case(case: dict[str, Any]) -> str:
         known = [str(c.get("rank", "")), str(c.get("answer") or MISSING)]
         known += [verdicts.get(c.get("correct"), "unknown"), str(c.get("count") or 1)]
         rows.append([*known, *scores, c.get("role") or ""])
-    return "\n\n".join([*parts, _table(rows)])
+    return "\n\n".join([*parts, markdown_table(rows)])

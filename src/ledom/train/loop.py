@@ -40,11 +40,13 @@ from ledom.train.parallel import (
     accumulate,
     distribute,
     losses_of,
+    share_out,
     split_windows,
     whole_weights,
 )
 from ledom.train.signals import held_signals
 from ledom.train.state import Checkpoints
+from ledom.train.validation import Tally
 
 __all__ = ["Progress", "train", "training_batches"]
 
@@ -78,10 +80,11 @@ def train(
     Returns the folder of the finished model (bf16 weights). Metrics go to metrics.jsonl: `step`,
     `loss` (the objective's: by default nats a token over the batch), `gradient_norm` (before
     clipping), `tokens`, `tokens_per_second`, and at validations `valid_loss` (nats a token,
-    whatever the objective). SIGTERM ends the process with code 0, Ctrl-C raises KeyboardInterrupt,
-    both after the step in hand and a checkpoint. A checkpoint in between that cannot be written is
-    told in `Progress.notice`, and the run goes on. Raises `TrainingError` when loss or gradient is
-    no number, `CheckpointError` when the folder belongs to another run.
+    whatever the objective) with its parts (`validate`). SIGTERM ends the process with code 0,
+    Ctrl-C raises KeyboardInterrupt, both after the step in hand and a checkpoint. A checkpoint in
+    between that cannot be written is told in `Progress.notice`, and the run goes on. Raises
+    `TrainingError` when loss or gradient is no number, `CheckpointError` when the folder belongs to
+    another run.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ def train(
                 row = _step(model, optimizers, batches, direction, recipe, step, world, eos_id)
                 step += 1
                 if step % recipe.train.validate_every == 0 or step == steps:
-                    row["valid_loss"] = validation_loss(model, data, direction, recipe, world)
+                    row |= validate(model, data, direction, recipe, world)
                 log(row)
                 failure = checkpoints.failure()
                 if step % recipe.train.checkpoint_every == 0:
@@ -276,30 +279,33 @@ def packed_losses(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
 
 
 @torch.no_grad()
-def validation_loss(
+def validate(
     model: PreTrainedModel,
     data: PreparedData,
     direction: Direction,
     recipe: Recipe,
     world: World = _ALONE,
-) -> float:
-    """Mean loss in nats a token over the start of the validation store."""
+) -> Row:
+    """The keys of a row of metrics that a validation adds; `valid_loss` is their mean.
+
+    It reads windows spread evenly over the validation store, sixteen batches of them at most.
+    """
     model.eval()
     windows = Windows(data.valid, recipe.train.seq_len, recipe.data.windows)
     size = recipe.train.batch_size
-    number = min(len(windows), _MAX_VALIDATION_BATCHES * size)
-    total, count = 0.0, 0.0
-    for start in range(0, number, size):
-        chosen = [windows[i] for i in range(start, min(start + size, number))]
-        # A batch of fewer windows than processes is read by each: the mean stays the same.
-        parts = [chosen] if len(chosen) < world.size else split_windows(chosen, world)
+    tally = Tally(windows, _MAX_VALIDATION_BATCHES * size)
+    for start in range(0, len(tally.numbers), size):
+        places = range(start, min(start + size, len(tally.numbers)))
+        read = tally.read(places)
+        # Fewer windows than processes are read by each, as all must take part; the first counts.
+        alone = len(read) < world.size
+        share = range(len(read)) if alone else share_out([len(w) - 1 for w in read], world)[0]
+        batch = _packed([read[i] for i in share], direction, recipe, data.tokenizer.eos_id)
         with _autocast(model, recipe):
-            batch = _packed(parts[0], direction, recipe, data.tokenizer.eos_id)
             losses = packed_losses(model, batch)
-        total += losses.sum().item()
-        count += losses.numel()
-    total, count = world.total(total, count)
-    return total / count
+        if world.is_first or not alone:
+            tally.add([places[i] for i in share], batch, losses.double().cpu().numpy(), direction)
+    return tally.row(world.total)
 
 
 def _precision(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -13,12 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ledom.errors import MissingExtraError, OutputError
+from ledom.errors import InputError, MissingExtraError, OutputError
 from ledom.records import write_atomically
 
-__all__ = ["Row", "open_metrics"]
+__all__ = ["Row", "open_metrics", "read_metrics"]
 
-Row = dict[str, float]
+Row = dict[str, Any]  # numbers; at validations also text, and numbers by name or in a list
 Log = Callable[[Row], None]
 
 
@@ -50,9 +50,53 @@ def open_metrics(
             except OSError as error:
                 raise OutputError(f"{file}: cannot be written: {error}") from error
             for tracker in logs:
-                tracker(row)
+                tracker(_scalars(row))
 
         yield log
+
+
+def read_metrics(file: Path) -> list[Row]:
+    """The rows of a run's metrics.jsonl, finished or not.
+
+    A last line that a run has not finished writing is left out. Raises `InputError` for a file
+    that is missing or empty, and names the line that is damaged.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError("no such file", path=file) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read: {error}", path=file) from None
+    rows = [_checked(line, file, number) for number, line in enumerate(lines[:-1], start=1)]
+    if not rows:
+        raise InputError("not one row: the first step has not ended yet", path=file)
+    return rows
+
+
+def _checked(line: str, file: Path, number: int) -> Row:
+    try:
+        row: Row = json.loads(line)
+        whole = all(isinstance(row[key], (int, float)) for key in ("step", "loss", "tokens"))
+    except (json.JSONDecodeError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise InputError(
+            "not a row with the numbers step, loss and tokens; remove the line to read the rest",
+            path=file,
+            line=number,
+        )
+    return row
+
+
+def _scalars(row: Row) -> dict[str, float]:
+    """What trackers draw: the numbers, those by name as `key/name`."""
+    scalars: dict[str, float] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            scalars |= {f"{key}/{name}": number for name, number in value.items()}
+        elif isinstance(value, (int, float)):
+            scalars[key] = value
+    return scalars
 
 
 @contextmanager

@@ -42,6 +42,7 @@ __all__ = [
     "connect",
     "distribute",
     "losses_of",
+    "share_out",
     "split_windows",
     "whole_weights",
 ]
@@ -200,21 +201,26 @@ def split_windows(
     Every process gets as many micro-batches, alike in tokens: they wait for each other in each.
     Raises `RecipeError` when there are fewer windows than processes.
     """
-    sizes = [len(window) - 1 for window in windows]
-    if len(windows) < world.size:
+    shares = share_out([len(window) - 1 for window in windows], world, micro_tokens)
+    return [[windows[place] for place in share] for share in shares]
+
+
+def share_out(sizes: list[int], world: World, micro_tokens: int | None = None) -> list[list[int]]:
+    """`split_windows` for windows of these sizes, by their places in the batch."""
+    if len(sizes) < world.size:
         raise RecipeError(
-            f"key train.batch_size: {len(windows)} windows are too few for {world.size} processes"
+            f"key train.batch_size: {len(sizes)} windows are too few for {world.size} processes"
         )
     wanted = -(-sum(sizes) // (world.size * (micro_tokens or sum(sizes))))
-    count = world.size * min(wanted, len(windows) // world.size)
+    count = world.size * min(wanted, len(sizes) // world.size)
     # The longest first, each to the part that has least: no part is left far behind.
     parts: list[list[int]] = [[] for _ in range(count)]
     tokens = [0] * count
-    for window in sorted(range(len(windows)), key=lambda i: -sizes[i]):
+    for window in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         least = min(range(count), key=lambda part: (tokens[part], part))
         parts[least].append(window)
         tokens[least] += sizes[window]
-    return [[windows[i] for i in sorted(part)] for part in parts[world.rank :: world.size]]
+    return [sorted(part) for part in parts[world.rank :: world.size]]
 
 
 def whole_weights(model: nn.Module, world: World) -> dict[str, Tensor]:

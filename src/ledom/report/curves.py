@@ -1,0 +1,215 @@
+"""Draws the figures of `ledom dynamics`: losses and gaps by tokens seen, and by position.
+
+Each function takes the report's runs and returns an `<svg>` element as a string, or an empty string
+where there is nothing to draw. This module knows nothing of HTML pages or of how the numbers came
+about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ledom.report.figure import COLOURS, HALF, WIDE, draw_svg, label_ends, pairs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "gap_by_position_figure",
+    "gap_figure",
+    "loss_by_position_figure",
+    "loss_figure",
+    "parts_figure",
+    "position_label",
+]
+
+_FAMILIES = {"forward": "vote", "reverse": "pick"}
+_MOST_MARKERS = 40  # more would run into each other
+_MOST_PARTS = 8
+_Line = tuple[str, list[tuple[float, float]], dict[str, Any]]  # label, points, style
+
+
+def loss_figure(runs: Sequence[dict[str, Any]]) -> str:
+    """Validation loss by tokens seen, a line a model, over its training loss drawn faintly."""
+    lines: list[_Line] = []
+    faint: list[_Line] = []
+    for label, course, colour in _courses(runs):
+        training, validation = course["training"], course["validation"]
+        faint.append((label, pairs(training["tokens"], training["loss"]), {"color": colour}))
+        points = pairs(validation["tokens"], validation["loss"])
+        lines.append((label, points, {"color": colour, "marker": "o"}))
+    if not any(points for _, points, _ in faint):
+        return ""
+
+    def draw(axes: Axes) -> None:
+        for _, points, style in faint:
+            axes.plot(*_columns(points), linewidth=0.9, alpha=0.3, **style)
+        _draw_lines(axes, lines or faint, 3.6, 3)
+        axes.set_title("loss, nats a token")
+
+    return draw_svg("loss", (WIDE, 3.6), draw)
+
+
+def gap_figure(runs: Sequence[dict[str, Any]]) -> str:
+    """Reverse less forward validation loss by tokens seen, with its interval as a band."""
+    drawn = [(place, run) for place, run in enumerate(runs) if run.get("gap")]
+    if not drawn:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        lines: list[_Line] = []
+        for place, run in drawn:
+            colour, gap = _colour("reverse", place), run["gap"]
+            known = [point for point in gap if None not in (point["low"], point["high"])]
+            if known:
+                seen, low, high = ([p[key] for p in known] for key in ("tokens", "low", "high"))
+                axes.fill_between(seen, low, high, color=colour, alpha=0.16, linewidth=0)
+            points = [(point["tokens"], point["mean"]) for point in gap]
+            lines.append((run["name"], points, {"color": colour, "marker": "o"}))
+        _draw_zero(axes)
+        _draw_lines(axes, lines, 3.0, 4)
+        axes.set_title("reverse less forward, nats a token")
+
+    return draw_svg("gap", (WIDE, 3.0), draw)
+
+
+def parts_figure(run: dict[str, Any], part: str) -> str:
+    """Validation loss by tokens seen for each part of a run (`by_source` or `by_position`).
+
+    Beside forward lines, reverse ones are dashed. At most eight parts are drawn.
+    """
+    by_way = {
+        way: (course["validation"]["tokens"], course["validation"][part])
+        for way, course in run["directions"].items()
+    }
+    names = list(dict.fromkeys(name for _, parts in by_way.values() for name in parts))
+    names = _some(names) if part == "by_position" else names[:_MOST_PARTS]
+    if not names or all(len(tokens) < 2 for tokens, _ in by_way.values()):
+        return ""
+    families = ["vote", "pick", "vote-2", "pick-2", "vote-3", "pick-3", "vote-4", "pick-4"]
+
+    def draw(axes: Axes) -> None:
+        lines: list[_Line] = []
+        for way, (tokens, parts) in by_way.items():
+            for place, name in enumerate(names):
+                style = {"color": COLOURS[families[place]], "marker": "o"}
+                shown = position_label(name) if part == "by_position" else name
+                first = way == next(iter(by_way))
+                label, dashes = (shown, "-") if first else ("", "--")
+                points = pairs(tokens, parts.get(name))
+                lines.append((label, points, style | {"linestyle": dashes}))
+        _draw_lines(axes, lines, 3.4, 2)
+        axes.set_title("validation loss, nats a token")
+
+    return draw_svg(f"{part.replace('_', '-')}-over-time", (WIDE, 3.4), draw)
+
+
+def loss_by_position_figure(runs: Sequence[dict[str, Any]]) -> str:
+    """Loss at the end of training by how much of the window the model has read."""
+    lines: list[_Line] = []
+    for label, course, colour in _courses(runs):
+        parts = course["validation"]["by_position"]
+        points = [(_bin(name), losses[-1]) for name, losses in parts.items()]
+        points = [(x, loss) for x, loss in points if loss is not None]
+        lines.append((label, points, {"color": colour, "marker": "o"}))
+    return _by_position("loss-by-position", lines, "validation loss, nats a token", False)
+
+
+def gap_by_position_figure(runs: Sequence[dict[str, Any]]) -> str:
+    """Reverse less forward loss at the end, by how much of the window the model has read."""
+    lines: list[_Line] = []
+    for place, run in enumerate(runs):
+        points = [(_bin(row["name"]), row["gap"]) for row in run.get("gap_by_position") or []]
+        lines.append((run["name"], points, {"color": _colour("reverse", place), "marker": "o"}))
+    return _by_position("gap-by-position", lines, "reverse less forward, nats a token", True)
+
+
+def position_label(name: str) -> str:
+    """`4-7`: a bin of positions, by the first of it."""
+    return name if int(name) < 2 else f"{name}\N{EN DASH}{2 * int(name) - 1}"
+
+
+def _by_position(name: str, lines: list[_Line], title: str, with_zero: bool) -> str:
+    lines = [line for line in lines if line[1]]
+    if not lines:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        if with_zero:
+            _draw_zero(axes)
+        for label, points, style in lines:
+            axes.plot(*_columns(points), linewidth=1.5, markersize=3.5, label=label, **style)
+        bins = sorted({x for _, points, _ in lines for x, _ in points})
+        starts = [(1 << int(x)) >> 1 for x in bins]
+        axes.set_xticks(bins, labels=[f"{start}" for start in starts])
+        axes.grid(False, axis="x")
+        axes.set_xlabel("tokens read before, up to twice the number")
+        axes.set_title(title)
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8)
+
+    return draw_svg(name, (HALF, 2.9), draw)
+
+
+def _draw_lines(axes: Axes, lines: list[_Line], height: float, digits: int) -> None:
+    """Lines over tokens seen, those with a label named at their ends."""
+    lines = [line for line in lines if line[1]]
+    if not lines:
+        return
+    for _, points, style in lines:
+        bare = style if len(points) <= _MOST_MARKERS else style | {"marker": ""}
+        axes.plot(*_columns(points), linewidth=1.5, markersize=3.2, zorder=3, **bare)
+    last = max(x for _, points, _ in lines for x, _ in points)
+    axes.set_xlim(0, last)
+    axes.xaxis.set_major_formatter(lambda x, _: _count(x))
+    axes.grid(False, axis="x")
+    axes.set_xlabel("tokens seen")
+    values = [y for _, points, _ in lines for _, y in points]
+    low, high = axes.get_ylim() if digits > 3 else (min(values), max(values))
+    margin = 0.05 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
+    named = [line for line in lines if line[0]]
+    gap = 1.15 * (high - low + 2 * margin) * (10 / 72) / (0.78 * height)
+    ends = {label: points[-1] for label, points, _ in named}
+    label_ends(axes, ends, [style["color"] for _, _, style in named], 1.02 * last, gap, digits)
+
+
+def _draw_zero(axes: Axes) -> None:
+    axes.axhline(0, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+
+
+def _courses(runs: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any], str]]:
+    """Label, course and colour of each model."""
+    return [
+        (f"{run['name']} {way}" if len(runs) > 1 else way, course, _colour(way, place))
+        for place, run in enumerate(runs)
+        for way, course in run["directions"].items()
+    ]
+
+
+def _colour(way: str, place: int) -> str:
+    """Blues forward, reds reverse, another one each run."""
+    number = place % 4 + 1
+    return COLOURS[_FAMILIES[way] + (f"-{number}" if number > 1 else "")]
+
+
+def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _some(names: list[str]) -> list[str]:
+    """Every second or third of the bins, the last one always."""
+    step = -(-len(names) // _MOST_PARTS) or 1
+    return names[::-1][::step][::-1]
+
+
+def _bin(name: str) -> float:
+    return float(int(name).bit_length())
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:g}{name}"
+    return f"{number:g}"

@@ -1,0 +1,165 @@
+"""How every figure of a report looks: colours, type, labels at the ends of lines, inline SVG.
+
+Text stays text, ids are prefixed with the figure's name (so that several figures can stand in one
+page) and every colour is a CSS variable with a fallback (`var(--fig-ink, #1c2024)`), so a page may
+restyle a figure for a dark background. The output depends on nothing but the input. This module
+knows nothing of what a figure shows; it never touches pyplot.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "COLOURS",
+    "HALF",
+    "MARKERS",
+    "WIDE",
+    "draw_svg",
+    "label_ends",
+    "pairs",
+    "short",
+    "spread",
+]
+
+COLOURS = {
+    "ink": "#1c2024",
+    "muted": "#667080",
+    "grid": "#e3e6ea",
+    "baseline": "#5f6b7a",
+    "pick": "#d9480f",
+    "vote": "#1c6fc9",
+    "bound": "#8a94a3",
+    "pick-2": "#e09400",
+    "pick-3": "#b0234f",
+    "pick-4": "#96602c",
+    "vote-2": "#0b8a80",
+    "vote-3": "#6a4fc4",
+    "vote-4": "#3f8f3a",
+    "baseline-2": "#97a0ad",
+}
+MARKERS = "osD^vP"
+_LONGEST_NAME = 44
+WIDE, HALF = 8.4, 4.1  # inches; both are shown at the same scale
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.usetex": False,
+    "text.parse_math": False,  # a strategy's name may contain dollar signs
+    "text.color": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.titlecolor": COLOURS["muted"],
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": COLOURS["grid"],
+    "grid.linewidth": 0.7,
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+    "lines.solid_capstyle": "round",
+}
+
+
+def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+    """Let `draw` fill the axes of a new figure of `size` inches; the figure as an SVG element."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    out = io.StringIO()
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    # matplotlib lacks glyphs that the reader's browser has; it needs them for measuring alone
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    return _inline(out.getvalue(), name)
+
+
+def _inline(svg: str, name: str) -> str:
+    """Strip the XML prolog, make ids unique in a page, and turn colours into CSS variables."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r'(\bid=")', rf"\1{name}-", svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
+    for colour, value in COLOURS.items():
+        svg = svg.replace(f": {value}", f": var(--fig-{colour}, {value})")
+    label = f"Figure: {name.replace('-', ' ')}"
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    return svg.replace("<svg ", f'<svg class="figure" role="img" aria-label="{label}" ', 1)
+
+
+def label_ends(
+    axes: Axes,
+    ends: dict[str, tuple[float, float]],
+    colours: Sequence[str],
+    right: float,
+    gap: float,
+    digits: int = 1,
+) -> None:
+    """Name each line at x = `right`, at its last value or as near as the other names allow."""
+    heights = spread([value for _, value in ends.values()], gap)
+    last = max(n for n, _ in ends.values())
+    for (name, (n, value)), y, colour in zip(ends.items(), heights, colours, strict=True):
+        dashes = "-" if n == last else ":"  # a line that ends early is far from its name
+        axes.plot([n, right], [value, y], dashes, color=colour, linewidth=0.7, clip_on=False)
+        axes.annotate(
+            f"{short(name)}  {value:.{digits}f}",
+            (right, y),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            annotation_clip=False,
+        )
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Positions as near as possible to those wanted, in the same order, at least `gap` apart."""
+    clusters: list[list[int]] = []
+
+    def centre(cluster: list[int]) -> float:
+        return sum(wanted[index] for index in cluster) / len(cluster)
+
+    for index in sorted(range(len(wanted)), key=lambda index: wanted[index]):
+        clusters.append([index])
+        while len(clusters) > 1:
+            below, above = clusters[-2:]
+            if centre(above) - centre(below) >= gap * (len(above) + len(below)) / 2:
+                break
+            clusters[-2:] = [below + above]
+    placed = list(wanted)
+    for cluster in clusters:
+        for place, index in enumerate(cluster):
+            placed[index] = centre(cluster) + gap * (place - (len(cluster) - 1) / 2)
+    return placed
+
+
+def pairs(xs: Sequence[Any] | None, ys: Sequence[Any] | None) -> list[tuple[float, float]]:
+    """The points that have both numbers."""
+    return [(x, y) for x, y in zip(xs or [], ys or [], strict=False) if None not in (x, y)]
+
+
+def short(name: str) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
