@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ledom.evaluate.selection import measure
-from ledom.reward.strategies import FEATURES, Pools
+from ledom.reward.pools import FEATURES, Pools
 from ledom.reward.tune import TunedWeights, tune
 
 NUM_PROBLEMS = 200

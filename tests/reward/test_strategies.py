@@ -9,7 +9,8 @@ import pytest
 
 from ledom.errors import InputError
 from ledom.records import Candidate, Problem, Score
-from ledom.reward.strategies import STRATEGIES, Pools, build_pools, vote_shares
+from ledom.reward.pools import Pools, build_pools
+from ledom.reward.strategies import STRATEGIES, vote_shares
 
 PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")
 

@@ -10,7 +10,8 @@ import pytest
 
 from ledom.errors import InputError
 from ledom.records import Problem
-from ledom.reward.strategies import FEATURES, STRATEGIES, Pools
+from ledom.reward.pools import FEATURES, Pools
+from ledom.reward.strategies import STRATEGIES
 from ledom.reward.tune import TunedWeights, cross_fit, interpolation, tune
 
 
