@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingBar", "say", "show_case", "show_plan", "show_search", "show_summary", "track"]
 
+_WIDTH = 80  # columns that the table of strategies takes at most
 _NOTABLE = -1.0  # nats: a word above this counts as explained
 
 
@@ -35,9 +36,10 @@ def show_summary(report: dict[str, Any]) -> None:
 
     if not report["strategies"]:
         return
-    # Fits 80 columns: a name 22 at most, an accuracy 12, a difference 20, two between each.
+    console = Console()
+    console.width = min(console.width, _WIDTH)
     table = Table(box=None, pad_edge=False)
-    table.add_column("strategy", max_width=22, overflow="fold")
+    table.add_column("strategy", overflow="fold")  # alone gives way: names may be long
     for column in ("accuracy, %", "against greedy", "against majority"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in report["strategies"]:
@@ -46,7 +48,7 @@ def show_summary(report: dict[str, Any]) -> None:
             _plus_minus(row["accuracy"]),
             *(_percent(row["versus"].get(other), "+") for other in ("greedy", "majority")),
         )
-    Console().print(table)
+    console.print(table)
     for row in report["strategies"]:
         if "needed" in row:
             mean, saved = row["needed"]["candidates"]["mean"], row["needed"]["saved"]["mean"]
