@@ -202,8 +202,9 @@ def test_pools_know_of_an_early_stop() -> None:
     pool = build_pools([PROBLEM], [drawn], [])
     assert pool.num_planned == 8
     assert pool.sample(1, np.random.default_rng(0)).num_planned == 0
-    odd = Candidate(problem_id="p", index=0, text="#### 2", sampling={"early_stop_of": "8"})
-    assert build_pools([PROBLEM], [odd], []).num_planned == 0
+    for value in ("8", -1, 10**30, None):
+        odd = Candidate(problem_id="p", index=0, text="#### 2", sampling={"early_stop_of": value})
+        assert build_pools([PROBLEM], [odd], []).num_planned == 0
 
 
 def test_scores_are_relative_to_the_model_that_wrote() -> None:

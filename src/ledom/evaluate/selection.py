@@ -149,7 +149,7 @@ def _row(
 def _needed(pools: Pools) -> dict[str, Any]:
     """How many candidates decide a problem's vote, and what share of all of them that saves."""
     needed = needed_candidates(pools).astype(float)
-    planned = np.maximum(pools.mask.sum(axis=1), pools.num_planned)
+    planned = np.maximum(pools.mask.sum(axis=1), max(pools.num_planned, 1))
     return {
         "candidates": bootstrap_interval(needed).to_json(),
         "of": int(planned.max()),

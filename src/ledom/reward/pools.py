@@ -178,7 +178,7 @@ def build_pools(
 def _planned(candidate: Candidate) -> int:
     """How many candidates its problem would have, had sampling not been stopped early; else 0."""
     planned = (candidate.sampling or {}).get(EARLY_STOP)
-    return planned if isinstance(planned, int) else 0
+    return planned if isinstance(planned, int) and 0 < planned < 2**31 else 0
 
 
 def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
