@@ -57,6 +57,137 @@ def test_tune_then_rerank_on_other_problems(
     assert any("tuned on 6 other problems" in note for note in report["notes"])
 
 
+def judged(path: Path, problems: Sequence[Problem], **changes: object) -> Path:
+    """Candidates with a verifier's scores, which are right but for the first problem's."""
+    rows = [
+        Candidate(
+            problem_id=problem.id,
+            index=i,
+            text=f"so it is {i}\n#### {i % 3}",
+            extra={"verifier": float((i % 3 == 2) is (problem.id != "p0")), **changes},
+        )
+        for problem in problems
+        for i in range(7)
+    ]
+    write_records(path, rows)
+    return path
+
+
+def test_a_column_is_tuned_on_some_problems_and_used_on_others(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    given = judged(tmp_path / "judged.jsonl", QUESTIONS)
+    out, weights = tmp_path / "tuning", tmp_path / "weights.yaml"
+    both = ("--problems", problem_file, "--candidates", given, "--column", "verifier")
+    assert run("rerank", *both, "--out", out)[0] == 0
+    rows = json.loads((out / "report.json").read_text())["strategies"]
+    accuracy = {row["name"]: row["accuracy"]["mean"] for row in rows}
+    assert accuracy["verifier"] == accuracy["vote, verifier"] == pytest.approx(5 / 6)
+    code, text = run("tune", out, *both, "--out", weights)
+    assert code == 0, text
+    assert "columns:\n- verifier\n" in weights.read_text()
+
+    fresh, out = tmp_path / "fresh.jsonl", tmp_path / "o"
+    more = [Problem(id=f"n{i}", question=f"What is 9{i} + 1?", answer="2") for i in range(2)]
+    write_records(fresh, more)
+    given = judged(tmp_path / "fresh-judged.jsonl", more)
+    arguments = ("rerank", "--problems", fresh, "--weights", weights, "--out", out)
+    code, text = run(*arguments, "--candidates", given)
+    assert code == 0, text
+    rows = json.loads((out / "report.json").read_text())["strategies"]
+    accuracy = {row["name"]: row["accuracy"]["mean"] for row in rows}
+    assert accuracy["all + columns"] == accuracy["vote, reverse + columns"] == 1.0
+    chosen = json.loads((out / "selected.jsonl").read_text().splitlines()[0])
+    assert chosen["strategy"] == "vote, all + columns"
+
+    # Candidates without what the weights need are refused before any work.
+    before = [model.num_scored for model in fakes.values()]
+    check_refused(run(*arguments), "will have no column 'verifier'")
+    given = judged(given, more, verifier=None)
+    check_refused(
+        run(*arguments, "--candidates", given), f"{given}:1: candidate 0 of problem 'n0' has no"
+    )
+    assert [model.num_scored for model in fakes.values()] == before
+
+
+def test_bad_columns(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    given = judged(tmp_path / "judged.jsonl", QUESTIONS, self_certainty=0.5, text_length="7")
+    base = ("rerank", "--problems", problem_file, "--out", tmp_path / "out")
+    arguments = (*base, "--candidates", given)
+    check_refused(run(*arguments, "--column", "forward"), "cannot be called 'forward'")
+    check_refused(run(*arguments, "--column", "text_length"), f"{given}:1: ", "'7', expected a")
+    check_refused(run(*arguments, "--early-stop"), "the candidates are given")
+    check_refused(run(*base, "--column", "self_certainty"), "no column 'self_certainty'")
+    assert not (tmp_path / "out").exists()
+    for more, expected in (((), True), (("--column", "none"), False)):
+        assert run(*arguments, *more)[0] == 0
+        rows = json.loads((tmp_path / "out" / "report.json").read_text())["strategies"]
+        assert ("self_certainty" in {row["name"] for row in rows}) is expected
+
+
+def test_an_early_stop_draws_a_part_of_the_same_candidates(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ("rerank", "--problems", problem_file, "--samples", 12, "--out")
+    assert run(*arguments, tmp_path / "full")[0] == 0
+    calls: list[int] = []
+    real = FakeLanguageModel.generate
+
+    def interrupted(
+        self: FakeLanguageModel,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        for made in real(self, prompts, sampling, num_samples, first_sample):
+            if len(calls) == 10:
+                raise KeyboardInterrupt
+            calls.append(num_samples)
+            yield made
+
+    out = tmp_path / "early"
+    monkeypatch.setattr(FakeLanguageModel, "generate", interrupted)
+    assert run(*arguments, out, "--early-stop")[0] == 130
+    part = (out / "candidates.jsonl.part").read_text().splitlines()
+    assert len(part) == 1 + 10  # the settings, and each round of a problem that was drawn
+    monkeypatch.setattr(FakeLanguageModel, "generate", real)
+    code, text = run(*arguments, out, "--early-stop")
+    assert code == 0, text
+
+    full, early = (
+        read_records(tmp_path / name / "candidates.jsonl", Candidate) for name in ("full", "early")
+    )
+    texts = {(c.problem_id, c.index): c.text for c in full}
+    assert all(texts[c.problem_id, c.index] == c.text for c in early)
+    assert [c.problem_id for c in early if c.greedy] == [p.id for p in QUESTIONS]
+    drawn = len(early) - len(QUESTIONS)
+    assert 6 * 7 <= drawn < 6 * 12
+
+    reports = [json.loads((tmp_path / n / "report.json").read_text()) for n in ("full", "early")]
+    needed, accuracy = zip(
+        *(
+            next(
+                (row["needed"]["candidates"]["mean"], row["accuracy"]["mean"])
+                for row in report["strategies"]
+                if row["name"] == "majority, stopped"
+            )
+            for report in reports
+        ),
+        strict=True,
+    )
+    assert needed[0] == needed[1] <= drawn / 6
+    assert accuracy[0] == accuracy[1]
+    assert any(f"{drawn} of 72 candidates were drawn" in note for note in reports[1]["notes"])
+    check_refused(run(*arguments, out), "early_stop: True there, None now")
+
+
 def test_given_candidates_need_no_forward_model(
     run: Run,
     fakes: dict[str, FakeLanguageModel],

@@ -189,3 +189,19 @@ def test_a_server_that_dies_loses_nothing(
     assert ask_twice(greedy) == (alive if alive < 12 else max(0, 24 - alive))
     assert run(*command, tmp_path / "whole")[0] == 0
     assert results(tmp_path / "out") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("alive", [5, 20, 30])
+def test_an_early_stop_loses_nothing_either(
+    run: Run, server: Mortal, command: list[str], tmp_path: Path, alive: int
+) -> None:
+    """Every round is kept: the server dies among greedy answers, in the first round, or scoring."""
+    command = [part.replace("concurrency=2", "concurrency=1") for part in command]
+    command = [*command[:-1], "--early-stop", "--out"]
+    server.live(alive)
+    assert run(*command, tmp_path / "out")[0] == 2
+    server.live(10**9)
+    assert run(*command, tmp_path / "out")[0] == 0
+    assert ask_twice(server.answered) == 0
+    assert run(*command, tmp_path / "whole")[0] == 0
+    assert results(tmp_path / "out") == results(tmp_path / "whole")

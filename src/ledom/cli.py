@@ -16,7 +16,18 @@ from typing import Annotated
 import typer
 
 from ledom import parallel
-from ledom.cli_options import Device, Dtype, Model, Out, Seed, Threads, load_model, model_or_none
+from ledom.cli_options import (
+    Columns,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    Seed,
+    Threads,
+    load_model,
+    model_or_none,
+    named_columns,
+)
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
 from ledom.terminal import TrainingBar, say, show_case, show_plan, show_search, show_summary, track
@@ -118,10 +129,14 @@ def rerank(
         int | None, typer.Option(min=1, help="How many problems; all of a file by default.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the generator: test or tune.")] = "test",
+    column: Columns = None,
     held_out: Annotated[
         bool, typer.Option(help="Problems of the templates that no model was trained on.")
     ] = False,
     samples: Annotated[int, typer.Option(help="Candidates for each problem.")] = 32,
+    early_stop: Annotated[
+        bool, typer.Option("--early-stop", help="Draw no more once a majority is certain.")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Of the sampling; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
@@ -138,11 +153,13 @@ def rerank(
     """
     from ledom.data.benchmarks import load_problems
     from ledom.lm.base import Sampling
-    from ledom.records import Candidate, Problem, read_records
+    from ledom.records import Problem, read_records
     from ledom.rerank import Job, default_weights, embedded_weights
     from ledom.rerank import rerank as run
+    from ledom.reward.columns import read_candidates
     from ledom.reward.tune import TunedWeights
 
+    columns = named_columns(column)
     if lam is not None:
         tuned = default_weights(lam)
     elif weights is not None:
@@ -151,7 +168,8 @@ def rerank(
         tuned = embedded_weights(forward, reverse) or default_weights()
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     chosen = load_problems(problems, num_problems, split, seed, held_out)
-    given = None if candidates is None else read_records(candidates, Candidate)
+    needed = [*(columns or ()), *(() if folds else tuned.columns)]
+    given = None if candidates is None else read_candidates(candidates, needed)
     if given is not None and num_problems is not None:
         wanted = {problem.id for problem in chosen}
         given = [candidate for candidate in given if candidate.problem_id in wanted]
@@ -167,6 +185,8 @@ def rerank(
         candidates=given,
         sampling=sampling,
         num_samples=samples,
+        early_stop=early_stop,
+        columns=columns,
         demonstrations=shown,
         folds=folds,
         command="ledom " + " ".join(sys.argv[1:]),
@@ -244,6 +264,7 @@ def tune(
     candidates: Annotated[
         Path | None, typer.Option(help="The candidates; those in the folder by default.")
     ] = None,
+    column: Columns = None,
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("weights.yaml"),
 ) -> None:
     """Fit lambda and the weights of every strategy on a reranked folder, no model needed.
@@ -252,7 +273,7 @@ def tune(
     """
     from ledom.tune_job import tune_folder
 
-    tuned = tune_folder(folder, problems, candidates)
+    tuned = tune_folder(folder, problems, candidates, named_columns(column))
     tuned.save(out)
     for name, row in tuned.weights.items():
         say(f"{name:24}" + "  ".join(f"{value:+.3g} {key}" for key, value in row.items() if value))

@@ -12,9 +12,27 @@ from ledom.errors import InputError
 if TYPE_CHECKING:
     from ledom.lm.base import LanguageModel
 
-__all__ = ["Device", "Dtype", "Model", "Out", "Seed", "Threads", "load_model", "model_or_none"]
+__all__ = [
+    "Columns",
+    "Device",
+    "Dtype",
+    "Model",
+    "Out",
+    "Seed",
+    "Threads",
+    "load_model",
+    "model_or_none",
+    "named_columns",
+]
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; finished work there is reused.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A number in the candidates to choose by too, as a verifier's; may be repeated. "
+        "self_certainty is taken by itself where they have it; none: without."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
@@ -28,6 +46,11 @@ Model = Annotated[
         "base_url=URL; options of either follow as ,key=value. none: without."
     ),
 ]
+
+
+def named_columns(names: list[str] | None) -> list[str] | None:
+    """The columns asked for; None where nothing was said, and nothing for `none`."""
+    return [] if names == ["none"] else names or None
 
 
 def model_or_none(

@@ -10,8 +10,8 @@ from ledom.errors import DirectionError, InputError
 from ledom.lm.base import LanguageModel
 from ledom.records import Candidate, Problem, read_records
 from ledom.report.cases import explained_case
+from ledom.reward.pools import build_pools
 from ledom.reward.score import score_candidates
-from ledom.reward.strategies import build_pools
 
 __all__ = ["explain", "read_solutions"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from typing import IO, Any, ClassVar, Literal, TypeVar, get_args
 from ledom.errors import InputError, OutputError
 
 __all__ = [
+    "EARLY_STOP",
+    "SELF_CERTAINTY",
     "Candidate",
     "Document",
     "Problem",
@@ -29,6 +32,11 @@ __all__ = [
     "write_atomically",
     "write_records",
 ]
+
+SELF_CERTAINTY = "self_certainty"
+"""Key of a candidate under which sampling keeps how sure the model was."""
+EARLY_STOP = "early_stop_of"
+"""Key of a candidate's `sampling`: how many its problem would have without an early stop."""
 
 FinishReason = Literal["stop", "length"]
 Target = Literal["y|x", "x|y", "y"]
@@ -137,6 +145,22 @@ class Candidate(Record):
     greedy: bool = False
     sampling: dict[str, Any] | None = None
     correct: bool | None = None
+
+    def column(self, name: str) -> float:
+        """The number under a key of its own; raises `InputError` where there is none."""
+        value = self.extra.get(name)
+        if value is None:
+            raise InputError(
+                f"candidate {self.index} of problem {self.problem_id!r} has no {name!r}, a column "
+                "that is named on the command line or needed by the weights"
+            )
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max:  # NaN is refused too
+            raise InputError(
+                f"candidate {self.index} of problem {self.problem_id!r}: the column {name!r} is "
+                f"{value!r:.40}, expected a finite number"
+            )
+        return float(value)
 
 
 @dataclass(kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,22 @@ from ledom.evaluate.answers import extract_answer
 from ledom.evaluate.selection import measure
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.base import LanguageModel, Sampling
-from ledom.records import Candidate, Problem, Record, Score, write_records
+from ledom.records import SELF_CERTAINTY, Candidate, Problem, Record, Score, write_records
 from ledom.report.cases import worked_cases
 from ledom.report.report import write_report
-from ledom.reward.sample import sample_candidates
+from ledom.reward.columns import check_names, choose_columns
+from ledom.reward.pools import Pools, build_pools
+from ledom.reward.sample import is_finished, sample_candidates, sample_until_decided
 from ledom.reward.score import distinct_candidates, match_candidates, score_candidates
-from ledom.reward.strategies import STRATEGIES, Pools, build_pools, vote_shares
+from ledom.reward.strategies import STRATEGIES, strategies, vote_shares
 from ledom.reward.tune import Folds, TunedWeights, cross_fit, tune
 from ledom.stage import Stage, Track, candidates_by_problem
 
 __all__ = ["Job", "Selection", "default_weights", "embedded_weights", "rerank"]
 
 _PREFERRED = (
+    "vote, all + columns",
+    "vote, reverse + columns",
     "vote, all terms",
     "vote, reverse tuned",
     "vote, reverse reward",
@@ -76,6 +80,10 @@ class Job:
     """Given candidates; None samples them from the forward model."""
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 32
+    early_stop: bool = False
+    """Draw no more candidates of a problem once its majority vote is decided."""
+    columns: Sequence[str] | None = None
+    """Numbers in the candidates that are features too; see `choose_columns`."""
     demonstrations: Sequence[Problem] = ()
     """Solved problems that the models read before they score."""
     title: str = "Reverse Reward"
@@ -122,15 +130,18 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     if job.forward is None and job.reverse is None:
         raise InputError("no model to score with; give a forward or a reverse one")
     job.weights.refuse_overlap(job.problems)
+    needed = () if job.folds else job.weights.columns
+    _check_sampling(job, [*(job.columns or ()), *needed])
     candidates = _candidates(job, track)
     match_candidates(job.problems, candidates)
+    columns = choose_columns(candidates, job.columns, needed)
     scores: list[Score] = []
     for lm in (job.forward, job.reverse):
         if lm is not None:
             scores += _scores(job, lm, candidates, track)
     if not parallel.is_first():
         return None
-    pools = build_pools(job.problems, candidates, scores)
+    pools = build_pools(job.problems, candidates, scores, columns)
     folds = cross_fit(pools, job.problems, job.folds) if job.folds else ()
     if folds:
         job.weights = tune(pools, job.problems)
@@ -142,6 +153,22 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     write_records(job.out / "selected.jsonl", selections)
     report = _report(job, pools, candidates, scores, folds)
     return report, write_report(job.out, report)
+
+
+def _check_sampling(job: Job, columns: Sequence[str]) -> None:
+    """Raise `InputError` for what sampling cannot give, before any work."""
+    check_names(columns)
+    if job.candidates is not None:
+        if job.early_stop:
+            raise InputError("the candidates are given: there is no sampling to stop early")
+        return
+    known = {SELF_CERTAINTY} if job.forward is not None and job.forward.tells_certainty else set()
+    lacking = set(columns) - known
+    if lacking and not (job.out / "candidates.jsonl").is_file():
+        raise InputError(
+            f"candidates that are sampled here will have no column {min(lacking)!r}; give a file "
+            "of candidates that have it, or leave out the column, or weights that need it"
+        )
 
 
 def _candidates(job: Job, track: Track) -> list[Candidate]:
@@ -156,6 +183,8 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         "num_samples": job.num_samples,
         **asdict(job.sampling),
     }
+    if job.early_stop:
+        return _sample_until_decided(job, lm, settings, track)
     return candidates_by_problem(
         job.out / "candidates.jsonl",
         job.problems,
@@ -164,6 +193,38 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         track,
         "sampling",
     )
+
+
+def _sample_until_decided(
+    job: Job, lm: LanguageModel, settings: dict[str, Any], track: Track
+) -> list[Candidate]:
+    """Candidates by rounds; each round of a problem is kept as soon as it is drawn."""
+    settings = settings | {
+        "early_stop": True,
+        "problems": len(job.problems),
+        "first_problem": job.problems[0].id,
+    }
+    stage = Stage(job.out / "candidates.jsonl", Candidate, settings)
+    if stage.complete:
+        return stage.records
+    have: dict[str, list[Candidate]] = {problem.id: [] for problem in job.problems}
+    for candidate in stage.records:
+        have[candidate.problem_id].append(candidate)
+    missing = [p for p in job.problems if not is_finished(have[p.id], job.num_samples)]
+    mine = parallel.share(missing, lambda problem: problem.id)
+
+    def finished() -> Iterator[list[Candidate]]:
+        for chunk, is_last in sample_until_decided(mine, lm, job.sampling, job.num_samples, have):
+            stage.append(chunk)
+            if is_last:
+                yield chunk
+
+    done = len(job.problems) - len(missing)
+    for _ in track(finished(), "sampling", done, done + len(mine)):
+        pass
+    place = {problem.id: i for i, problem in enumerate(job.problems)}
+    stage.finish(lambda candidate: (place[candidate.problem_id], candidate.index))
+    return stage.records
 
 
 def _scores(
@@ -199,13 +260,15 @@ def _fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
 
 def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Selection]:
     """The best strategy's answer to each problem, and of the candidates that give it the best."""
+    known = strategies(pools.columns)
     name = next(
         name
         for name in _PREFERRED
-        if STRATEGIES[name].available(pools)
-        and (name in job.weights.weights or len(STRATEGIES[name].features) <= 1)
+        if name in known
+        and known[name].available(pools)
+        and (name in job.weights.weights or len(known[name].features) <= 1)
     )
-    strategy, weights = STRATEGIES[name], job.weights.weights.get(name)
+    strategy, weights = known[name], job.weights.weights.get(name)
     shares = vote_shares(strategy, pools, weights)
     score = strategy.score(pools, weights) if strategy.features else np.zeros(shares.shape)
     groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in pools.problem_ids}
@@ -250,6 +313,13 @@ def _report(
         notes.append(
             "the candidates are of several models; scores are taken relative to the mean of the "
             "model that wrote them"
+        )
+    if pools.num_planned:
+        drawn, planned = int(pools.mask.sum()), pools.num_planned * len(pools.problem_ids)
+        notes.append(
+            f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
+            f"were drawn ({1 - drawn / planned:.1%} saved); the majority's answers are those of "
+            "all, the other strategies choose among what was drawn"
         )
     truncated = sum(bool(score.extra.get("truncated")) for score in scores)
     if truncated:

@@ -22,10 +22,11 @@ from ledom.evaluate.answers import is_correct
 from ledom.evaluate.intervals import bootstrap_interval, paired_interval
 from ledom.lm.base import LanguageModel
 from ledom.records import Candidate, Problem, Score, write_atomically, write_records
+from ledom.reward.pools import build_pools
 from ledom.reward.sample import sample_candidates
 from ledom.reward.score import score_candidates
 from ledom.reward.search import SearchConfig, search
-from ledom.reward.strategies import STRATEGIES, build_pools
+from ledom.reward.strategies import STRATEGIES
 from ledom.reward.tune import interpolation
 from ledom.stage import Track, candidates_by_problem
 

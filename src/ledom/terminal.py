@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingBar", "say", "show_case", "show_plan", "show_search", "show_summary", "track"]
 
+_WIDTH = 80  # columns that the table of strategies takes at most
 _NOTABLE = -1.0  # nats: a word above this counts as explained
 
 
@@ -31,19 +32,28 @@ def show_summary(report: dict[str, Any]) -> None:
     """The strategies' accuracies as a table on the terminal."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    if not report["strategies"]:
+        return
+    console = Console()
+    console.width = min(console.width, _WIDTH)
     table = Table(box=None, pad_edge=False)
-    table.add_column("strategy", no_wrap=True)
+    table.add_column("strategy", overflow="fold")  # alone gives way: names may be long
     for column in ("accuracy, %", "against greedy", "against majority"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in report["strategies"]:
         table.add_row(
-            row["name"],
-            _percent(row["accuracy"]),
+            Text(row["name"]),
+            _plus_minus(row["accuracy"]),
             *(_percent(row["versus"].get(other), "+") for other in ("greedy", "majority")),
         )
-    if report["strategies"]:
-        Console().print(table)
+    console.print(table)
+    for row in report["strategies"]:
+        if "needed" in row:
+            mean, saved = row["needed"]["candidates"]["mean"], row["needed"]["saved"]["mean"]
+            of = row["needed"]["of"]
+            say(f"the majority was certain after {mean:.1f} of {of} candidates ({saved:.0%} saved)")
 
 
 def show_case(case: dict[str, Any]) -> None:
@@ -133,6 +143,12 @@ def _bytes(number: float) -> str:
 def _scaled(number: float, units: Sequence[str]) -> str:
     place = min(int(math.log10(max(number, 1))) // 3, len(units) - 1)
     return f"{number / 1000**place:.{3 if number < 999.5 * 1000**place else 4}g}{units[place]}"
+
+
+def _plus_minus(interval: dict[str, float]) -> str:
+    """A mean with the wider side of its 95 % interval, as `13.3 ± 4.0`."""
+    wider = max(interval["high"] - interval["mean"], interval["mean"] - interval["low"])
+    return f"{100 * interval['mean']:.1f} ± {100 * wider:.1f}"
 
 
 def _percent(interval: dict[str, float] | None, sign: str = "") -> str:

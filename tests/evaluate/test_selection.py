@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ledom.evaluate.selection import measure
-from ledom.reward.strategies import FEATURES, Pools
+from ledom.reward.pools import FEATURES, Pools
 from ledom.reward.tune import TunedWeights, tune
 
 NUM_PROBLEMS = 200
@@ -96,6 +98,38 @@ def test_groups(report: dict) -> None:
     assert rows["a"]["num_problems"] == rows["b"]["num_problems"] == NUM_PROBLEMS // 2
     assert rows["a"]["accuracy"]["greedy"] == 1.0
     assert rows["b"]["accuracy"]["greedy"] == 0.0
+
+
+def test_a_stopped_vote_says_what_it_needed(report: dict, pools: Pools) -> None:
+    """Answers 0 1 0 2 0 3: after five the lead is 3 - 1, more than the one that is left."""
+    rows = by_name(report)
+    assert rows["majority, stopped"]["accuracy"] == rows["majority"]["accuracy"]
+    assert rows["majority, stopped"]["kind"] == "vote"
+    needed = rows["majority, stopped"]["needed"]
+    assert needed["of"] == 6
+    assert needed["candidates"] == {"mean": 5.0, "low": 5.0, "high": 5.0}
+    assert needed["saved"]["mean"] == pytest.approx(1 / 6)
+    assert "needed" not in rows["majority"]
+    stopped = measure(replace(pools, num_planned=10), TunedWeights({}, 0, 0, frozenset()))
+    needed = by_name(stopped)["majority, stopped"]["needed"]
+    assert (needed["of"], needed["candidates"]["mean"]) == (10, 6.0)
+
+
+def test_columns_are_measured_alone_and_joined(pools: Pools) -> None:
+    features = pools.features | {"verifier": np.where(pools.correct, 0.9, 0.1)}
+    noise = pools.features | {"reverse": pools.features["forward"]}
+    pools = replace(pools, features=noise | {"verifier": features["verifier"]})
+    pools = replace(pools, columns=("verifier",))
+    report = measure(pools, tune(pools, []))
+    rows = by_name(report)
+    for name in ("verifier", "vote, verifier", "all + columns", "vote, reverse + columns"):
+        assert rows[name]["accuracy"]["mean"] == 1.0
+    assert rows["all terms"]["accuracy"]["mean"] < 0.7
+    assert "verifier" in rows["all + columns"]["formula"]
+    aucs = {row["score"]: row["auc"]["mean"] for row in report["auc"]}
+    assert aucs["verifier, a column"] == aucs["all + columns (tuned)"] == 1.0
+    claims = {row["claim"]: row["difference"] for row in report["headline"]}
+    assert "Voting: the columns add to every score" in claims
 
 
 def test_strategies_without_weights_are_left_out(pools: Pools) -> None:

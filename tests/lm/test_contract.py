@@ -183,6 +183,20 @@ def test_a_draw_depends_on_seed_prompt_and_number_alone(lm: LanguageModel) -> No
     assert not {one.text for one in others[0]} & {one.text for one in together[0]}
 
 
+def test_samples_can_be_drawn_in_parts(lm: LanguageModel) -> None:
+    prompts = ["Ava has 12", "What is 3 + 4?"]
+    sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)
+    together = made(lm, prompts, sampling, 5)
+    rest = dict(lm.generate(prompts, sampling, 3, first_sample=2))
+    assert [rest[place] for place in range(2)] == [five[2:] for five in together]
+
+
+def test_self_certainty_is_told_or_left_out(lm: LanguageModel) -> None:
+    ((one,),) = made(lm, ["12 + 3"], Sampling(max_tokens=6))
+    assert (one.self_certainty is not None) is lm.tells_certainty
+    assert one.self_certainty is None or one.self_certainty > 0
+
+
 def test_top_k_keeps_to_the_likeliest(lm: LanguageModel) -> None:
     greedy = made(lm, ["Ava has"], Sampling(temperature=0, max_tokens=4))
     if not isinstance(lm, FakeLanguageModel):

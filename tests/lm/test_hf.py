@@ -99,6 +99,32 @@ def test_greedy_equals_generate(
         assert made[place][0].text == lm.tokenizer.decode(made[place][0].ids)
 
 
+@torch.no_grad()
+def test_self_certainty_is_the_distance_from_knowing_nothing(
+    lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
+) -> None:
+    """KL(uniform || p) summed over the vocabulary, read off one plain pass over the whole text.
+
+    Temperature and truncation change what is drawn, not how sure the model is of it.
+    """
+    eos, size = lm.tokenizer.eos_id, plain.config.vocab_size
+    reverse = str(lm.direction) == "reverse"
+    texts = prompts(problems, 12)
+    endings = set()
+    for sampling in (Sampling(1.3, top_k=200, max_tokens=60), Sampling(0, max_tokens=24)):
+        for place, generations in lm.generate(texts, sampling, 4):
+            ids, one = lm.tokenizer.encode(texts[place]).ids, generations[-1]
+            drawn = one.ids + [eos] * (one.finish_reason == "stop")
+            endings.add(one.finish_reason)
+            if reverse:
+                ids, drawn = ids[::-1], one.ids[::-1] + drawn[len(one.ids) :]
+            logits = plain(torch.tensor([[eos, *ids, *drawn]])).logits[0, len(ids) : -1].double()
+            p = logits.softmax(-1)
+            divergence = ((1 / size) * (torch.log(torch.tensor(1 / size)) - p.log())).sum(-1)
+            assert one.self_certainty == pytest.approx(divergence.mean().item(), rel=1e-4)
+    assert endings == {"stop", "length"}
+
+
 def test_a_row_may_end_at_the_caches_last_column(lm: HFLanguageModel) -> None:
     """Eight rows end together, one of them at the last column; seven texts follow in the others."""
     eos = lm.tokenizer.eos_id

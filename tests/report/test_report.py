@@ -182,6 +182,20 @@ def test_words_are_marked_beyond_one_nat() -> None:
 # --- the page ---
 
 
+def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str, Any]) -> None:
+    report["strategies"][2] |= {
+        "needed": {
+            "candidates": _bounds(19.24, 18.71, 19.6),
+            "of": 32,
+            "saved": _bounds(0.3988, 0.3875, 0.4153),
+        }
+    }
+    expected = "19.2 [18.7, 19.6] of 32 candidates needed, 39.9 % [38.8, 41.5] saved"
+    assert expected in _Page(render_html(report)).text
+    rows = [line for line in render_markdown(report).splitlines() if line.startswith("| majority")]
+    assert expected in rows[0]
+
+
 def test_page_refers_to_nothing_outside_itself(report: dict[str, Any]) -> None:
     page = render_html(report)
     assert set(re.findall(r"https?://[^\"'\s<]*", page)) <= {

@@ -9,7 +9,8 @@ import pytest
 
 from ledom.errors import InputError
 from ledom.records import Candidate, Problem, Score
-from ledom.reward.strategies import STRATEGIES, Pools, build_pools, vote_shares
+from ledom.reward.pools import Pools, build_pools
+from ledom.reward.strategies import STRATEGIES, strategies, vote_shares
 
 PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")
 
@@ -141,6 +142,69 @@ def test_every_strategy_is_described_and_of_a_known_kind() -> None:
         assert strategy.available(pool)
         value = accuracy(name, pool, dict.fromkeys(strategy.features, 1.0))
         assert np.isnan(value) if name == "greedy" else value in (0.5, 1.0)
+
+
+def test_a_column_picks_votes_and_joins_the_scores() -> None:
+    """A verifier that prefers candidate 1, with 0.9 against 0.2 and 0.3."""
+    verifier = [0.2, 0.9, 0.3]
+    candidates = [
+        Candidate(problem_id="p", index=i, text=f"#### {answer}", extra={"verifier": verifier[i]})
+        for i, answer in enumerate(["3", "2", "3.0"])
+    ]
+    candidates.append(Candidate(problem_id="p", index=3, text="#### 2", greedy=True))
+    scores = [
+        score(i, target, [float(-i)], [[0, 4]]) for i in range(3) for target in ("y|x", "x|y", "y")
+    ]
+    pool = build_pools([PROBLEM], candidates, scores, ["verifier"])
+    assert pool.features["verifier"].tolist() == [verifier]
+    known = strategies(["verifier"])
+    assert list(known)[-1] == "oracle"
+    assert known["verifier"].accuracy(pool, None) == [1.0]
+    # exp(0.9) = 2.46 against exp(0.2) + exp(0.3) = 2.57; at temperature 1/2 6.05 against 3.31.
+    assert known["vote, verifier"].accuracy(pool, None) == [0.0]
+    assert known["vote, verifier"].accuracy(pool, {"verifier": 2.0}) == [1.0]
+    joint = known["all + columns"]
+    np.testing.assert_allclose(
+        joint.score(pool, {"forward": 1.0, "verifier": 10.0}), [[2.0, 9.0 - 1.0, 3.0 - 2.0]]
+    )
+    assert set(known["reverse + columns"].features) < set(joint.features)
+    # Without the column they are unknown, or not to be had.
+    assert "verifier" not in strategies()
+    assert not joint.available(build_pools([PROBLEM], candidates, scores))
+    with pytest.raises(InputError, match="candidate 0 of problem 'p' has no 'reward'"):
+        build_pools([PROBLEM], candidates, scores, ["reward"])
+
+
+def test_columns_are_carried_and_centred_like_scores() -> None:
+    problems = [Problem(id=f"p{i}", question="How many?", answer="1") for i in range(30)]
+    candidates = [
+        Candidate(
+            problem_id=problem.id,
+            index=i,
+            text=f"{i}\n#### {i}",
+            model="ab"[i % 2],
+            extra={"verifier": 100.0 * (i % 2) + i + number},
+        )
+        for number, problem in enumerate(problems)
+        for i in range(4)
+    ]
+    pool = build_pools(problems, candidates, [], ["verifier"])
+    assert pool.by_model
+    # 0, 101, 2, 103 and the problem's number: less what each model has on average, -1 and +1.
+    np.testing.assert_allclose(pool.features["verifier"], np.tile([-1.0, -1.0, 1.0, 1.0], (30, 1)))
+    some = pool.select(np.array([3, 4])).sample(2, np.random.default_rng(0))
+    assert some.columns == ("verifier",)
+    assert some.features["verifier"].shape == (2, 2)
+
+
+def test_pools_know_of_an_early_stop() -> None:
+    drawn = Candidate(problem_id="p", index=0, text="#### 2", sampling={"early_stop_of": 8})
+    pool = build_pools([PROBLEM], [drawn], [])
+    assert pool.num_planned == 8
+    assert pool.sample(1, np.random.default_rng(0)).num_planned == 0
+    for value in ("8", -1, 10**30, None):
+        odd = Candidate(problem_id="p", index=0, text="#### 2", sampling={"early_stop_of": value})
+        assert build_pools([PROBLEM], [odd], []).num_planned == 0
 
 
 def test_scores_are_relative_to_the_model_that_wrote() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from ledom.errors import InputError
 from ledom.records import Problem
-from ledom.reward.strategies import FEATURES, STRATEGIES, Pools
+from ledom.reward.pools import FEATURES, Pools
+from ledom.reward.strategies import STRATEGIES, strategies
 from ledom.reward.tune import TunedWeights, cross_fit, interpolation, tune
 
 
@@ -60,6 +61,33 @@ def test_interpolation_is_the_papers() -> None:
     assert set(interpolation(strategy, 0.25, mean=True)) == {"forward_mean", "reverse_mean"}
 
 
+def with_column(pools: Pools, unit: float) -> Pools:
+    """A verifier whose logit tells right from wrong as well as log P(x|y) does, in some unit."""
+    noise = np.random.default_rng(7).normal(size=pools.mask.shape)
+    verifier = unit * (noise + 2.0 * pools.correct)
+    return replace(pools, features=pools.features | {"verifier": verifier}, columns=("verifier",))
+
+
+def test_a_column_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
+    for unit in (1e-3, 1.0, 1e4):
+        pools = with_column(made_pools(), unit)
+        tuned = tune(pools, problems(300))
+        assert tuned.columns == ("verifier",)
+        every = tuned.weights["all + columns"]
+        # Two independent signals two spreads apart: the logit is 2 of each.
+        assert every["verifier"] * unit == pytest.approx(2.0, rel=0.25)
+        assert every["reverse"] == pytest.approx(2.0, rel=0.25)
+        fresh, known = with_column(made_pools(seed=1), unit), strategies(["verifier"])
+        accuracy = {
+            name: known[name].accuracy(fresh, tuned.weights.get(name)).mean()
+            for name in ("majority", "vote, verifier", "all terms", "all + columns")
+        }
+        assert accuracy["vote, verifier"] > accuracy["majority"] + 0.1
+        assert accuracy["all + columns"] > accuracy["all terms"] + 0.05
+        tuned.save(tmp_path / "weights.yaml")
+        assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
+
+
 def test_weights_survive_the_file(tmp_path: Path) -> None:
     tuned = tune(made_pools(50), problems(50))
     tuned.save(tmp_path / "weights.yaml")
@@ -93,6 +121,18 @@ def test_nothing_to_tune_is_said() -> None:
         (
             "{num_problems: 1, num_candidates: 2, problems: '', weights: {best: {forward: 1}}}",
             "unknown strategy 'best'; known: greedy",
+        ),
+        (
+            "{num_problems: 1, num_candidates: 2, problems: '', weights: {judge: {judge: 1}}}",
+            "unknown strategy 'judge'; known: greedy",
+        ),
+        (
+            "{num_problems: 1, num_candidates: 2, problems: '', weights: {}, columns: verifier}",
+            "columns is 'verifier', expected a list of names",
+        ),
+        (
+            "{num_problems: 1, num_candidates: 2, problems: '', weights: {}, columns: [forward]}",
+            "a column cannot be called 'forward'",
         ),
     ],
 )

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from ledom.evaluate.intervals import auc_interval, bootstrap_interval, paired_interval
-from ledom.reward.strategies import FEATURES, STRATEGIES, FloatArray, Pools, Strategy, vote_shares
+from ledom.reward.early import needed_candidates
+from ledom.reward.pools import FEATURES, FloatArray, Pools
+from ledom.reward.strategies import STRATEGIES, Strategy, strategies, vote_shares
 from ledom.reward.tune import LAMBDAS, Folds, TunedWeights, interpolation
 
 __all__ = ["measure"]
@@ -32,6 +34,8 @@ _SHOWN_BY_N = (
     "oracle",
 )
 _VOTES = (
+    "vote, all + columns",
+    "vote, reverse + columns",
     "vote, all terms",
     "vote, reverse tuned",
     "vote, reverse only",
@@ -47,6 +51,7 @@ _CLAIMS = (
         "vote, forward tuned",
     ),
     ("Weighted voting beats majority voting", "vote, all terms", "majority"),
+    ("Voting: the columns add to every score", "vote, all + columns", "vote, all terms"),
 )
 
 
@@ -61,7 +66,7 @@ class _Weighing:
         self, pools: Pools, name: str, function: Callable[..., FloatArray] = Strategy.accuracy
     ) -> FloatArray:
         """A strategy's `function(strategy, pools, weights)` with the weights of each problem."""
-        strategy = STRATEGIES[name]
+        strategy = strategies(pools.columns)[name]
         if not self.folds:
             return function(strategy, pools, self.tuned.weights.get(name))
         parts = [
@@ -85,7 +90,7 @@ def measure(pools: Pools, tuned: TunedWeights, folds: Folds = ()) -> dict[str, A
         "num_problems": len(pools.problem_ids),
         "num_candidates": int(pools.mask.sum(axis=1).max()),
         "settings": _settings(tuned, rights),
-        "strategies": [_row(name, rights, tuned) for name in rights],
+        "strategies": [_row(name, rights, pools, tuned) for name in rights],
         "headline": [
             {"claim": claim, "difference": paired_interval(rights[a], rights[b]).to_json()}
             for claim, a, b in _CLAIMS
@@ -102,7 +107,7 @@ def measure(pools: Pools, tuned: TunedWeights, folds: Folds = ()) -> dict[str, A
 def _accuracies(pools: Pools, weighing: _Weighing) -> dict[str, FloatArray]:
     """[P] for each strategy whose scores and weights are there."""
     rights = {}
-    for name in STRATEGIES:
+    for name in strategies(pools.columns):
         if not _weighted(name, pools, weighing.tuned):
             continue
         right = weighing(pools, name)
@@ -113,16 +118,20 @@ def _accuracies(pools: Pools, weighing: _Weighing) -> dict[str, FloatArray]:
 
 def _weighted(name: str, pools: Pools, tuned: TunedWeights) -> bool:
     """Whether a strategy's scores are there, and weights for them where there are several."""
-    strategy = STRATEGIES[name]
+    strategy = strategies(pools.columns).get(name)
+    if strategy is None:
+        return False
     return strategy.available(pools) and (len(strategy.features) <= 1 or name in tuned.weights)
 
 
-def _row(name: str, rights: dict[str, FloatArray], tuned: TunedWeights) -> dict[str, Any]:
-    strategy = STRATEGIES[name]
+def _row(
+    name: str, rights: dict[str, FloatArray], pools: Pools, tuned: TunedWeights
+) -> dict[str, Any]:
+    strategy = strategies(pools.columns)[name]
     weights = tuned.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
-    kind = "baseline" if strategy.kind == "greedy" else strategy.kind
-    return {
+    kind = {"greedy": "baseline", "early": "vote"}.get(strategy.kind, strategy.kind)
+    row = {
         "name": name,
         "kind": kind,
         "description": strategy.description,
@@ -133,6 +142,18 @@ def _row(name: str, rights: dict[str, FloatArray], tuned: TunedWeights) -> dict[
             for other in _OPPONENTS
             if other in rights and other != name and strategy.kind != "bound"
         },
+    }
+    return row | ({"needed": _needed(pools)} if strategy.kind == "early" else {})
+
+
+def _needed(pools: Pools) -> dict[str, Any]:
+    """How many candidates decide a problem's vote, and what share of all of them that saves."""
+    needed = needed_candidates(pools).astype(float)
+    planned = np.maximum(pools.mask.sum(axis=1), max(pools.num_planned, 1))
+    return {
+        "candidates": bootstrap_interval(needed).to_json(),
+        "of": int(planned.max()),
+        "saved": bootstrap_interval(1 - needed / planned).to_json(),
     }
 
 
@@ -217,8 +238,9 @@ def _aucs(pools: Pools, weighing: _Weighing) -> list[dict[str, Any]]:
         for name, (_, description) in FEATURES.items()
         if name in pools.features
     }
+    scores |= {f"{name}, a column": pools.features[name] for name in pools.columns}
     for name in weighing.tuned.weights:
-        strategy = STRATEGIES[name]
+        strategy = strategies(pools.columns)[name]
         if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(pools):
             scores[f"{name} (tuned)"] = weighing(pools, name, Strategy.score)
     rows = range(len(pools.problem_ids))

@@ -90,6 +90,11 @@ class Generation:
     border, and can be given to `generate` as a prompt to go on from."""
     resume: Any = field(default=None, compare=False, repr=False)
     """What the backend needs to go on without reading the text again."""
+    self_certainty: float | None = field(default=None, compare=False)
+    """Mean over the tokens drawn, EOS included, of KL(uniform || P(token | what was read)) in nats:
+    the larger, the surer the model was (Kang, Zhao and Song, Scalable Best-of-N Selection for Large
+    Language Models via Self-Certainty, 2025). None where a backend does not see the whole
+    distribution."""
 
 
 class LanguageModel(ABC):
@@ -107,6 +112,8 @@ class LanguageModel(ABC):
     """Whether documents have EOS in front of them too, in reading order."""
     stops_at_borders: ClassVar[bool] = False
     """Whether `generate` takes a border, and goes on from one."""
+    tells_certainty: ClassVar[bool] = False
+    """Whether what it generates carries its `self_certainty`."""
 
     def frame(self, ids: Sequence[int]) -> list[int]:
         """A document's ids as the model was trained to see them, in reading order."""
@@ -172,9 +179,15 @@ class LanguageModel(ABC):
 
     @abstractmethod
     def generate(
-        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         """Write `num_samples` texts for each prompt; yields (prompt's place, texts) as they end.
+
+        They are the samples with the numbers from `first_sample` on.
 
         A prompt is a text, or a generation that stopped at a border: it is gone on from, in the
         direction of the model, and what it had computed is not computed again. A forward model

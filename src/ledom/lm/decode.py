@@ -12,6 +12,7 @@ Shapes: R rows, K key-value heads, D head width, C columns, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -52,6 +53,8 @@ class Job:
     """Keys and values [layers, K, T, D] of all of the prompt but its last token, where known; at
     a border those of the prompt and of what was written, for the job that goes on."""
     at_border: bool = False
+    certainty: float = 0.0
+    """Sum of `_divergence_from_uniform` over the tokens drawn."""
 
 
 class _RowCache:
@@ -247,10 +250,13 @@ class Decoder:
     ) -> Iterator[Job]:
         """Draw a token for each of some rows; yields the jobs that this ends."""
         jobs = [rows[i] for i in at]
+        logits = logits.float()
         drawn = self._draw(logits, [job for job in jobs if job is not None])
+        certainties = _divergence_from_uniform(logits).tolist()
         tokens[torch.as_tensor(at, device=tokens.device)] = drawn
-        for i, job, token in zip(at, jobs, drawn.tolist(), strict=True):
+        for i, job, token, certainty in zip(at, jobs, drawn.tolist(), certainties, strict=True):
             assert job is not None
+            job.certainty += certainty
             if token == self.eos_id:
                 job.stopped = True
             else:
@@ -273,7 +279,7 @@ class Decoder:
         """
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
-        probabilities = torch.softmax(logits.float() / self.sampling.temperature, dim=-1)
+        probabilities = torch.softmax(logits / self.sampling.temperature, dim=-1)
         probabilities = _truncate(probabilities, self.sampling.top_k, self.sampling.top_p)
         cumulative = probabilities.double().cumsum(-1)
         uniforms = [job.uniforms[len(job.ids)] for job in jobs if job.uniforms is not None]
@@ -301,6 +307,14 @@ def _place(cache: _RowCache, row: int, keys: Tensor, values: Tensor) -> None:
     cache.keys[:, row, :, :length] = keys
     cache.values[:, row, :, :length] = values
     cache.positions[row] = length
+
+
+def _divergence_from_uniform(logits: Tensor) -> Tensor:
+    """KL(uniform || p) in nats for each row of logits [rows, V], at temperature 1 and untruncated.
+
+    It is -mean(log p) - log V.
+    """
+    return -torch.log_softmax(logits, dim=-1).mean(-1) - math.log(logits.shape[-1])
 
 
 def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -60,14 +60,19 @@ class FakeLanguageModel(LanguageModel):
         return self.direction.to_reading_order(np.array(values, np.float32))
 
     def generate(
-        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         self.check_request(prompts, sampling, num_samples)
         for prompt in prompts:
             if isinstance(prompt, str):
                 self.prompt_ids(prompt, sampling.max_tokens)
         for place, prompt in enumerate(prompts):
-            yield place, [self._draw(prompt, sampling, sample) for sample in range(num_samples)]
+            numbers = range(first_sample, first_sample + num_samples)
+            yield place, [self._draw(prompt, sampling, number) for number in numbers]
 
     def _draw(self, prompt: str | Generation, sampling: Sampling, sample: int) -> Generation:
         """One of the answers, or what is left of it after the border where it was cut."""

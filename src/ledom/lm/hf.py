@@ -44,6 +44,7 @@ class HFLanguageModel(LanguageModel):
     """
 
     stops_at_borders = True
+    tells_certainty = True
 
     def __init__(
         self,
@@ -133,14 +134,18 @@ class HFLanguageModel(LanguageModel):
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def generate(
-        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         self.check_request(prompts, sampling, num_samples)
         starts = [self._start(prompt, sampling) for prompt in prompts]
         jobs = [
             Job(start.context, place, sample, (sampling.seed, start.key, sample), kept=start.kept)
             for place, start in enumerate(starts)
-            for sample in range(num_samples)
+            for sample in range(first_sample, first_sample + num_samples)
         ]
         is_border = None if sampling.border is None else self._border_finder(sampling.border)
         decoder = Decoder(self._trunk, self.tokenizer.eos_id, sampling, self.rows, is_border)
@@ -149,7 +154,7 @@ class HFLanguageModel(LanguageModel):
             done.setdefault(job.place, {})[job.sample] = self._generation(job, starts[job.place])
             if len(done[job.place]) == num_samples:
                 finished = done.pop(job.place)
-                yield job.place, [finished[i] for i in range(num_samples)]
+                yield job.place, [finished[sample] for sample in sorted(finished)]
 
     def _start(self, prompt: str | Generation, sampling: Sampling) -> _Start:
         """What the model reads before it writes."""
@@ -177,10 +182,13 @@ class HFLanguageModel(LanguageModel):
     def _generation(self, job: Job, start: _Start) -> Generation:
         ids = self.direction.to_reading_order(job.ids)
         text = self.tokenizer.decode(ids)
+        certainty = job.certainty / (len(ids) + job.stopped)
         if not job.at_border:
-            return Generation(text, ids, "stop" if job.stopped else "length")
+            reason: Literal["stop", "length"] = "stop" if job.stopped else "length"
+            return Generation(text, ids, reason, self_certainty=certainty)
         key = digest(f"{start.key} {text}")
-        return Generation(text, ids, "border", _Start([*job.prompt, *job.ids], key, job.kept))
+        resume = _Start([*job.prompt, *job.ids], key, job.kept)
+        return Generation(text, ids, "border", resume, certainty)
 
 
 @dataclass(frozen=True)

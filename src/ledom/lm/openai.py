@@ -141,7 +141,11 @@ class OpenAILanguageModel(LanguageModel):
         return self.direction.to_reading_order(scores)
 
     def generate(
-        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         self.check_request(prompts, sampling, num_samples)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -161,7 +165,7 @@ class OpenAILanguageModel(LanguageModel):
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 # vLLM adds the sample's number: plain seeds would share samples between them.
-                seed=digest(f"{sampling.seed} {texts[place]}") >> 33,
+                seed=(digest(f"{sampling.seed} {texts[place]}") >> 33) + first_sample,
                 **({"extra_body": extra} if extra else {}),
             )
 

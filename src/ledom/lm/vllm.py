@@ -90,17 +90,22 @@ class VLLMLanguageModel(LanguageModel):
         return results
 
     def generate(
-        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int = 1
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         self.check_request(prompts, sampling, num_samples)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         contexts = [self.prompt_ids(text, sampling.max_tokens) for text in texts]
+        numbers = range(first_sample, first_sample + num_samples)
         together = max(1, _TOGETHER // num_samples)
         for first in range(0, len(texts), together):
             places = range(first, min(first + together, len(texts)))
             outputs = self._run(
-                [contexts[place] for place in places for _ in range(num_samples)],
-                [self._draw(texts[p], n, sampling) for p in places for n in range(num_samples)],
+                [contexts[place] for place in places for _ in numbers],
+                [self._draw(texts[p], n, sampling) for p in places for n in numbers],
             )
             made = [self._generation(output.outputs[0]) for output in outputs]
             for i, place in enumerate(places):

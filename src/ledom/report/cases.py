@@ -16,7 +16,8 @@ import numpy as np
 
 from ledom.evaluate.answers import extract_answer
 from ledom.records import Candidate, Problem, Score
-from ledom.reward.strategies import STRATEGIES, Pools
+from ledom.reward.pools import Pools
+from ledom.reward.strategies import STRATEGIES
 from ledom.reward.tune import TunedWeights
 
 __all__ = ["explained_case", "worked_cases"]

@@ -81,6 +81,7 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
     ranked = sorted(view["strategies"], key=lambda s: -(_mean(s) or 0.0))
     for strategy in ranked:
         strategy["kind"] = strategy["kind"] if strategy.get("kind") in plots.KINDS else "pick"
+        strategy["formula"] = _needed(strategy.get("needed")) or strategy.get("formula")
     by_kind = {
         heading: [s for s in ranked if s["kind"] == kind] for kind, heading in plots.KINDS.items()
     }
@@ -198,8 +199,19 @@ def _difference(difference: Any) -> str:
     return points[0] if MISSING in points else f"{points[0]} [{points[1]}, {points[2]}]"
 
 
-def _interval(value: Any) -> str:
-    mean, low, high = (number(bound, 3) for bound in _bounds(value))
+def _needed(needed: Any) -> str:
+    """`19.2 [18.7, 19.6] of 32 candidates needed, 40.1 % [38.8, 41.5] saved`."""
+    if not isinstance(needed, dict):
+        return ""
+    saved = [_percent(bound) for bound in _bounds(needed.get("saved"))]
+    return (
+        f"{_interval(needed.get('candidates'), 1)} of {needed.get('of', MISSING)} candidates "
+        f"needed, {saved[0]} % [{saved[1]}, {saved[2]}] saved"
+    )
+
+
+def _interval(value: Any, digits: int = 3) -> str:
+    mean, low, high = (number(bound, digits) for bound in _bounds(value))
     return mean if MISSING in (low, high) else f"{mean} [{low}, {high}]"
 
 

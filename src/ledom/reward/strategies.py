@@ -1,248 +1,23 @@
-"""Ways to choose among the candidates of a problem, all computed from the same scores.
+"""Ways to choose among the candidates of a problem, all computed from the same features.
 
-A `Pools` holds the candidates of many problems as arrays; a strategy turns it into the probability
-that its choice is right, problem by problem. `STRATEGIES` is the one list of them, a plain dict.
-No model is loaded here.
+A strategy turns `Pools` into the probability that its choice is right, problem by problem.
+`STRATEGIES` is the one list of them, a plain dict; `strategies` adds those of columns that came
+with the candidates. No model is loaded here.
 
-Shapes: P problems, N candidates (padded; `mask` says which are there), F features.
+Shapes: P problems, N candidates.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ledom.errors import InputError
-from ledom.evaluate.answers import canonical_answer, equal_answers, extract_answer
-from ledom.records import Candidate, Problem, Score
+from ledom.reward.early import needed_candidates
+from ledom.reward.pools import FloatArray, Pools
 
-__all__ = ["FEATURES", "STRATEGIES", "Pools", "Strategy", "build_pools"]
-
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
-
-FEATURES: dict[str, tuple[str, str]] = {
-    "forward": ("y|x", "log P(y|x), forward model"),
-    "forward_mean": ("y|x", "log P(y|x) a token"),
-    "forward_numbers": ("y|x", "log P(y|x) over the numbers of the solution"),
-    "forward_worst": ("y|x", "log P(y|x) of the solution's least likely digit"),
-    "reverse": ("x|y", "log P(x|y), reverse model"),
-    "reverse_mean": ("x|y", "log P(x|y) a token"),
-    "premise": ("x|y", "log P(x|y) over the numbers of the question"),
-    "premise_worst": ("x|y", "log P(x|y) of the question's least likely digit"),
-    "prior": ("y", "log P(y), reverse model"),
-    "prior_mean": ("y", "log P(y) a token, reverse model"),
-    "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
-    "prior_worst": ("y", "log P(y) of the solution's least likely digit, reverse model"),
-}
-"""What selection knows of a candidate: the score's target, and what it is. All are in nats, the
-larger the better."""
-
-_MIN_PER_MODEL = 20  # candidates of each model from which its mean can be told
-_DIGIT = re.compile(r"\d")
-_PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
-
-
-@dataclass(frozen=True)
-class Pools:
-    """The candidates of P problems."""
-
-    problem_ids: list[str]
-    features: dict[str, FloatArray]
-    """Each [P, N]."""
-    answers: NDArray[np.int64]
-    """[P, N]: equal numbers for equal answers of one problem; -1 where none could be read."""
-    correct: BoolArray
-    """[P, N]."""
-    mask: BoolArray
-    """[P, N]: where there is a candidate."""
-    greedy: FloatArray
-    """[P]: 1 where the forward model's greedy answer is right, NaN where it is not known."""
-    groups: list[str]
-    """[P]: a label by which results can be told apart, such as the template."""
-    by_model: bool = False
-    """Whether features are relative to the mean of the model that wrote the candidate."""
-
-    def select(self, rows: NDArray[np.int64]) -> Pools:
-        """Only some problems."""
-        return replace(
-            self,
-            problem_ids=[self.problem_ids[i] for i in rows],
-            features={name: values[rows] for name, values in self.features.items()},
-            answers=self.answers[rows],
-            correct=self.correct[rows],
-            mask=self.mask[rows],
-            greedy=self.greedy[rows],
-            groups=[self.groups[i] for i in rows],
-        )
-
-    def sample(self, n: int, rng: np.random.Generator) -> Pools:
-        """A random n of each problem's candidates, without replacement."""
-        keys = np.where(self.mask, rng.random(self.mask.shape), 2.0)
-        kept = np.argsort(keys, axis=1)[:, :n]
-        return replace(
-            self,
-            features={
-                name: np.take_along_axis(values, kept, axis=1)
-                for name, values in self.features.items()
-            },
-            answers=np.take_along_axis(self.answers, kept, axis=1),
-            correct=np.take_along_axis(self.correct, kept, axis=1),
-            mask=np.take_along_axis(self.mask, kept, axis=1),
-        )
-
-
-def build_pools(
-    problems: Sequence[Problem], candidates: Sequence[Candidate], scores: Sequence[Score]
-) -> Pools:
-    """Arrays from records. Greedy candidates stand apart; the others form the pool.
-
-    Candidates of several models differ in style more than in truth, so features are then taken
-    relative to the mean of the model that wrote them, without a look at any label; see
-    `_relative_to_models`.
-
-    Raises `InputError` for a candidate without scores.
-    """
-    by_key: dict[tuple[str, int, str], Score] = {
-        (s.problem_id, s.index, s.target): s for s in scores
-    }
-    targets: set[str] = {s.target for s in scores}
-    index_of = _shared_index(candidates)
-    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
-    greedy: dict[str, Candidate] = {}
-    for candidate in candidates:
-        if candidate.greedy:
-            greedy[candidate.problem_id] = candidate
-        else:
-            groups[candidate.problem_id].append(candidate)
-    shape = (len(problems), max(len(group) for group in groups.values()))
-    features = {name: np.zeros(shape) for name in _available(targets)}
-    answers = np.full(shape, -1, np.int64)
-    correct = np.zeros(shape, bool)
-    mask = np.zeros(shape, bool)
-    writers = np.full(shape, -1)
-    number_of: dict[str | None, int] = {}
-    for row, problem in enumerate(problems):
-        classes = _AnswerClasses()
-        for column, candidate in enumerate(groups[problem.id]):
-            answer = extract_answer(candidate.text)
-            mask[row, column] = True
-            writers[row, column] = number_of.setdefault(candidate.model, len(number_of))
-            answers[row, column] = classes.number(answer)
-            correct[row, column] = _is_right(candidate, answer, problem)
-            found: dict[str, Score | None] = {
-                target: by_key.get((problem.id, index_of[problem.id, candidate.text], target))
-                for target in targets
-            }
-            for name, value in _features(found, problem, candidate).items():
-                features[name][row, column] = value
-    greedy_right = [
-        float(_is_right(g, extract_answer(g.text), p))
-        if (g := greedy.get(p.id)) is not None
-        else np.nan
-        for p in problems
-    ]
-    by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
-    if by_model:
-        features = {n: _relative_to_models(v, mask, writers) for n, v in features.items()}
-    return Pools(
-        problem_ids=[problem.id for problem in problems],
-        features=features,
-        answers=answers,
-        correct=correct,
-        mask=mask,
-        greedy=np.array(greedy_right),
-        groups=[str(problem.extra.get("group", "")) for problem in problems],
-        by_model=by_model,
-    )
-
-
-def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
-    """Values [P, N] less their problem's mean, then less their model's mean of what is left."""
-    counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
-    relative = np.where(mask, values - (values * mask).sum(axis=1, keepdims=True) / counts, 0.0)
-    for writer in np.unique(writers[mask]):
-        its = writers == writer
-        relative[its] -= relative[its].mean()
-    result: FloatArray = relative
-    return result
-
-
-def _shared_index(candidates: Sequence[Candidate]) -> dict[tuple[str, str], int]:
-    """The index under which each distinct text of a problem was scored."""
-    first: dict[tuple[str, str], int] = {}
-    for candidate in candidates:
-        first.setdefault((candidate.problem_id, candidate.text), candidate.index)
-    return first
-
-
-class _AnswerClasses:
-    """Numbers for the answers to one problem, the same for equal ones."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[str, int] = {}
-        self._first: list[str] = []
-
-    def number(self, answer: str | None) -> int:
-        """The answer's class; -1 for none."""
-        key = canonical_answer(answer)
-        if key is None or answer is None:
-            return -1
-        if key not in self._by_key:
-            known = (i for i, other in enumerate(self._first) if equal_answers(other, answer))
-            self._by_key[key] = next(known, len(self._first))
-            if self._by_key[key] == len(self._first):
-                self._first.append(answer)
-        return self._by_key[key]
-
-
-def _is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool:
-    if candidate.correct is not None:
-        return candidate.correct
-    return equal_answers(problem.answer, answer)
-
-
-def _available(targets: set[str]) -> list[str]:
-    """The features that scores of these targets give."""
-    return [name for name, (target, _) in FEATURES.items() if target in targets]
-
-
-def _features(
-    scores: Mapping[str, Score | None], problem: Problem, candidate: Candidate
-) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for target, score in scores.items():
-        if score is None:
-            raise InputError(
-                f"candidate {candidate.index} of problem {problem.id!r} has no score for {target}; "
-                "score the candidates again"
-            )
-        prefix = _PREFIXES[target]
-        text = problem.question if target == "x|y" else score.text or candidate.text
-        digits = _digit_logprobs(score, text)
-        values[prefix] = score.logprob
-        values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
-        numbers = "premise" if target == "x|y" else f"{prefix}_numbers"
-        values[numbers] = sum(digits)
-        values[f"{numbers.removesuffix('_numbers')}_worst"] = min(digits, default=0.0)
-    return values
-
-
-def _digit_logprobs(score: Score, text: str) -> list[float]:
-    """The log-probabilities of the tokens that hold a digit; none without token scores."""
-    if score.token_logprobs is None or score.token_spans is None:
-        return []
-    return [
-        logprob
-        for logprob, (start, end) in zip(score.token_logprobs, score.token_spans, strict=True)
-        if _DIGIT.search(text, start, end)
-    ]
-
+__all__ = ["STRATEGIES", "Strategy", "Weights", "strategies", "vote_shares"]
 
 Weights = Mapping[str, float] | None
 
@@ -252,7 +27,8 @@ class Strategy:
     """A way to choose: what it does, and the features that it may weigh."""
 
     kind: str
-    """`baseline`, `pick` (one candidate), `vote` (one answer) or `bound`."""
+    """`greedy`, `baseline`, `pick` (one candidate), `vote` (one answer), `early` (a vote that stops
+    when it is decided) or `bound`."""
     description: str
     features: tuple[str, ...] = ()
     """The features of its score; their weights are tuned, or 1 for a single one."""
@@ -287,7 +63,9 @@ def _pick(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
 def vote_shares(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
     """Each candidate's answer's share of the votes, [P, N]; 0 for those without an answer.
 
-    A candidate votes with exp(score), relative to the best; without features with 1.
+    A candidate votes with exp(score), relative to the best; without features with 1. The weights of
+    a vote are those of its score divided by a temperature: at a high one all votes count alike, at
+    a low one the best candidate decides.
     """
     if strategy.features:
         score = strategy.score(pools, weights)
@@ -319,6 +97,11 @@ def _vote(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
     )
 
 
+def _early(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
+    drawn = np.arange(pools.mask.shape[1]) < needed_candidates(pools)[:, None]
+    return _vote(strategy, replace(pools, mask=pools.mask & drawn), weights)
+
+
 def _baseline(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
     share: FloatArray = (pools.correct & pools.mask).sum(axis=1) / pools.mask.sum(axis=1)
     return share
@@ -337,13 +120,14 @@ _ACCURACY: dict[str, Callable[[Strategy, Pools, Weights], FloatArray]] = {
     "baseline": _baseline,
     "pick": _pick,
     "vote": _vote,
+    "early": _early,
     "bound": _bound,
 }
 
 _FORWARD = ("forward", "forward_mean", "forward_numbers", "forward_worst")
 _TWO_TERMS = ("forward", "reverse", "forward_mean", "reverse_mean")
 _PREMISE = ("forward", "forward_mean", "reverse", "premise", "premise_worst")
-_THREE_TERMS = ("forward", "reverse", "prior")
+_CHANNEL = ("forward", "reverse", "prior")
 _REVERSE = ("reverse", "reverse_mean", "premise", "premise_worst")
 _PRIOR = ("prior", "prior_mean", "prior_numbers", "prior_worst")
 _JOINT = (*_REVERSE, *_PRIOR)
@@ -359,18 +143,41 @@ STRATEGIES: dict[str, Strategy] = {
     "reverse tuned": Strategy("pick", "the reverse model's scores, weighed", _JOINT),
     "reverse reward": Strategy("pick", "the paper's two terms", _TWO_TERMS, interpolated=True),
     "premise reward": Strategy("pick", "the question's numbers weighed apart", _PREMISE),
-    "three terms": Strategy("pick", "with the reverse model's log P(y)", _THREE_TERMS),
+    "noisy channel": Strategy("pick", "log P(y|x), log P(x|y) and log P(y), weighed", _CHANNEL),
     "all terms": Strategy("pick", "every score, weighed", _ALL),
     "majority": Strategy("vote", "the most frequent answer"),
-    "vote, forward": Strategy("vote", "weighted by log P(y|x)", ("forward",)),
-    "vote, forward mean": Strategy("vote", "weighted by log P(y|x) a token", ("forward_mean",)),
-    "vote, forward tuned": Strategy("vote", "weighted by the forward scores", _FORWARD),
-    "vote, reverse only": Strategy("vote", "weighted by log P(x|y)", ("reverse",)),
-    "vote, reverse tuned": Strategy("vote", "weighted by the reverse scores", _JOINT),
-    "vote, reverse reward": Strategy("vote", "weighted by two terms", _TWO_TERMS, True),
+    "majority, stopped": Strategy("early", "drawing stops when the lead cannot change"),
+    "vote, forward": Strategy("vote", "by exp(log P(y|x) / temperature)", ("forward",)),
+    "vote, forward mean": Strategy("vote", "the same, a token", ("forward_mean",)),
+    "vote, forward tuned": Strategy("vote", "by the forward scores / temperature", _FORWARD),
+    "vote, reverse only": Strategy("vote", "by exp(log P(x|y) / temperature)", ("reverse",)),
+    "vote, reverse tuned": Strategy("vote", "by the reverse scores / temperature", _JOINT),
+    "vote, reverse reward": Strategy("vote", "by the two terms / temperature", _TWO_TERMS, True),
     "vote, premise reward": Strategy("vote", "with the question's numbers apart", _PREMISE),
-    "vote, three terms": Strategy("vote", "weighted by the three terms", _THREE_TERMS),
-    "vote, all terms": Strategy("vote", "weighted by every score", _ALL),
+    "vote, noisy channel": Strategy("vote", "by the three terms / temperature", _CHANNEL),
+    "vote, all terms": Strategy("vote", "by every score / temperature", _ALL),
     "oracle": Strategy("bound", "right if any candidate is"),
 }
-"""Every strategy by name. `forward tuned` is `all terms` without what the reverse model says."""
+"""Every strategy by name, but those of columns. `forward tuned` is `all terms` without what the
+reverse model says. The noisy channel is that of Yee, Dauphin and Auli, Simple and Effective Noisy
+Channel Modeling for Neural Machine Translation (2019), with P(y) from the reverse model."""
+
+
+def strategies(columns: Sequence[str] = ()) -> dict[str, Strategy]:
+    """`STRATEGIES` and those that use these columns of the candidates (see `reward.columns`).
+
+    Each column alone, by its own name and as a vote; and all of them together beside the scores of
+    both models, or of the reverse model where there is no other.
+    """
+    found = dict(STRATEGIES)
+    for name in columns:
+        found[name] = Strategy("pick", "a column of the candidates", (name,))
+        found[f"vote, {name}"] = Strategy("vote", "by exp(column / temperature)", (name,))
+    for name, features in {"all": _ALL, "reverse": _JOINT}.items() if columns else ():
+        joint = (*features, *columns)
+        scores = "every score" if name == "all" else "the reverse scores"
+        what = f"{scores} and {', '.join(columns)}"
+        found[f"{name} + columns"] = Strategy("pick", f"{what}, weighed", joint)
+        found[f"vote, {name} + columns"] = Strategy("vote", f"by {what} / temperature", joint)
+    found["oracle"] = found.pop("oracle")  # the bound stays last
+    return found

@@ -2,9 +2,9 @@
 
 An interpolation (the paper's lambda) is chosen on a grid by accuracy. A sum of more features is
 fitted by logistic regression on pairs, a right and a wrong candidate of one problem, its penalty
-chosen by cross-validation over problems. How sharply a vote weighs is chosen by its accuracy on
-problems that the weights were not fitted on. The file remembers which problems it was fitted on, so
-that it cannot be tested on them.
+chosen by cross-validation over problems. A vote's temperature, which divides its score, is chosen
+by its accuracy on problems that the weights were not fitted on. The file remembers which problems
+it was fitted on, so that it cannot be tested on them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from numpy.typing import NDArray
 
 from ledom.errors import InputError
 from ledom.records import Problem, write_atomically
-from ledom.reward.strategies import STRATEGIES, Pools, Strategy
+from ledom.reward.columns import check_names
+from ledom.reward.pools import FEATURES, Pools
+from ledom.reward.strategies import Strategy, strategies
 
 __all__ = ["LAMBDAS", "Folds", "TunedWeights", "cross_fit", "interpolation", "tune"]
 
 LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
 
-_VOTE_SCALES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
+_INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (1e-3, 1e-2, 1e-1)  # of the squared weights, in units of each feature's spread
 _FOLDS = 5
 _CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeless, however far
@@ -38,12 +40,17 @@ _CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeles
 
 @dataclass(frozen=True)
 class TunedWeights:
-    """Weights by strategy and feature, and where they come from."""
+    """Weights by strategy and feature, and where they come from.
+
+    Those of a vote are divided by its temperature already.
+    """
 
     weights: dict[str, dict[str, float]]
     num_problems: int
     num_candidates: int
     problem_hashes: frozenset[str]
+    columns: tuple[str, ...] = ()
+    """The columns of the candidates that they weigh: candidates without them cannot be used."""
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file."""
@@ -51,6 +58,7 @@ class TunedWeights:
             "ledom": version("ledom"),
             "num_problems": self.num_problems,
             "num_candidates": self.num_candidates,
+            "columns": list(self.columns),
             "weights": self.weights,
             "problems": " ".join(sorted(self.problem_hashes)),
         }
@@ -67,6 +75,10 @@ class TunedWeights:
         except yaml.YAMLError as error:
             raise InputError(f"not YAML: {' '.join(str(error).split())}", path=path) from None
         try:
+            columns = tree.get("columns") or []
+            if not isinstance(columns, list):
+                raise ValueError(f"columns is {columns!r}, expected a list of names")
+            check_names(map(str, columns))
             weights = {
                 str(name): {str(key): _weight(value) for key, value in row.items()}
                 for name, row in tree["weights"].items()
@@ -76,15 +88,17 @@ class TunedWeights:
                 int(tree["num_problems"]),
                 int(tree["num_candidates"]),
                 frozenset(str(tree["problems"]).split()),
+                tuple(map(str, columns)),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(
                 f"not a weights file ({error}); make one with: ledom tune", path=path
             ) from None
-        unknown = [name for name in weights if name not in STRATEGIES]
+        known = strategies(loaded.columns)
+        unknown = [name for name in weights if name not in known]
         if unknown:
             raise InputError(
-                f"unknown strategy {unknown[0]!r}; known: {', '.join(STRATEGIES)}", path=path
+                f"unknown strategy {unknown[0]!r}; known: {', '.join(known)}", path=path
             )
         return loaded
 
@@ -120,7 +134,7 @@ def tune(pools: Pools, problems: Iterable[Problem]) -> TunedWeights:
         raise InputError("no problem has both right and wrong candidates; there is nothing to tune")
     weights: dict[str, dict[str, float]] = {}
     fits: dict[tuple[str, ...], _Fit] = {}
-    for name, strategy in STRATEGIES.items():
+    for name, strategy in strategies(pools.columns).items():
         features = strategy.features
         if not features or not strategy.available(pools):
             continue
@@ -129,20 +143,23 @@ def tune(pools: Pools, problems: Iterable[Problem]) -> TunedWeights:
             fitted = held_out[0][1]
         elif len(features) == 1:
             fitted = {features[0]: 1.0}
+            if features[0] not in FEATURES:  # whose unit nobody knows
+                fitted = {features[0]: 1 / _spread(features, pools)[0]}
             held_out = [(pools, fitted)]
         else:
             if features not in fits:
                 fits[features] = _cross_validate(features, pools)
             fitted, held_out = fits[features].weights, fits[features].held_out
         if strategy.kind == "vote":
-            scale = _vote_scale(strategy, held_out)
-            fitted = {name: value * scale for name, value in fitted.items()}
+            sharpness = _inverse_temperature(strategy, held_out)
+            fitted = {name: value * sharpness for name, value in fitted.items()}
         weights[name] = {name: float(f"{value:.5g}") for name, value in fitted.items()}
     return TunedWeights(
         weights,
         len(pools.problem_ids),
         int(pools.mask.sum(axis=1).max()),
         frozenset(question_hash(problem.question) for problem in problems),
+        pools.columns,
     )
 
 
@@ -221,7 +238,7 @@ def _fit_pairs(features: tuple[str, ...], pools: Pools, penalty: float) -> dict[
         return dict.fromkeys(features, 0.0)
     pools = pools.select(rows)
     relative = _relative(features, pools)
-    spread = np.sqrt((relative[pools.mask] ** 2).mean(axis=0)) + 1e-9
+    spread = _spread(features, pools)
     x = torch.from_numpy(np.clip(relative / spread, -_CLIP, _CLIP))
     pairs = torch.from_numpy(_pairs(pools))
     weights = torch.zeros(len(features), dtype=torch.float64, requires_grad=True)
@@ -267,16 +284,25 @@ def _relative(features: tuple[str, ...], pools: Pools) -> NDArray[np.float64]:
     return relative
 
 
-def _vote_scale(strategy: Strategy, held_out: list[tuple[Pools, dict[str, float]]]) -> float:
-    """How sharply a vote weighs: the factor on its weights, by accuracy; neighbours count too."""
+def _spread(features: tuple[str, ...], pools: Pools) -> NDArray[np.float64]:
+    """[F]: the standard deviation of each feature among the candidates of a problem."""
+    relative = _relative(features, pools)[pools.mask]
+    spread: NDArray[np.float64] = np.sqrt((relative**2).mean(axis=0)) + 1e-9
+    return spread
+
+
+def _inverse_temperature(
+    strategy: Strategy, held_out: list[tuple[Pools, dict[str, float]]]
+) -> float:
+    """1 / temperature: the factor on a vote's weights, by accuracy; neighbours count too."""
     rights = [
         np.concatenate(
             [
-                strategy.accuracy(pools, {name: value * scale for name, value in weights.items()})
+                strategy.accuracy(pools, {name: value * factor for name, value in weights.items()})
                 for pools, weights in held_out
             ]
         ).mean()
-        for scale in _VOTE_SCALES
+        for factor in _INVERSE_TEMPERATURES
     ]
     smooth = np.convolve(np.pad(rights, 1, mode="edge"), np.ones(3) / 3, mode="valid")
-    return _VOTE_SCALES[int(smooth.argmax())]
+    return _INVERSE_TEMPERATURES[int(smooth.argmax())]
