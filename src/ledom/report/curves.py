@@ -45,7 +45,7 @@ def loss_figure(runs: Sequence[dict[str, Any]]) -> str:
     def draw(axes: Axes) -> None:
         for _, points, style in faint:
             axes.plot(*_columns(points), linewidth=0.9, alpha=0.3, **style)
-        _draw_lines(axes, lines or faint, 3.6, 3)
+        _draw_lines(axes, [line for line in lines if line[1]] or faint, 3.6, 3)
         axes.set_title("loss, nats a token")
 
     return draw_svg("loss", (WIDE, 3.6), draw)
