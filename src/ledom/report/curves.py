@@ -144,7 +144,7 @@ def _by_position(name: str, lines: list[_Line], title: str, with_zero: bool) -> 
         starts = [(1 << int(x)) >> 1 for x in bins]
         axes.set_xticks(bins, labels=[f"{start}" for start in starts])
         axes.grid(False, axis="x")
-        axes.set_xlabel("tokens read before, up to twice the number")
+        axes.set_xlabel("tokens read before: from this to the next number")
         axes.set_title(title)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=8)
