@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from ledom.data.windows import Windows, pack
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, DirectionError, OutputError, RecipeError, TrainingError
+from ledom.evaluate.dynamics import compare_runs
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ledom.pairs import PairFormat
 from ledom.train import loop
@@ -35,7 +36,8 @@ def metrics_of(folder):
 
 def newest_checkpoint(folder):
     """Its contents, read by PyTorch's own converter."""
-    newest = sorted((folder / "checkpoints").glob("*"))[-1]
+    finished = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    newest = max(finished)  # one that was being written when the run was killed has a suffix
     dcp_to_torch_save(newest, folder / "whole.pt")
     contents = torch.load(folder / "whole.pt", weights_only=True)
     return {"step": json.loads((newest / "run.json").read_text())["step"], **contents}
@@ -416,3 +418,14 @@ def test_init_must_fit(recipe, data, checkpoints, tmp_path):
     save_checkpoint(tmp_path / "wide", other, data.tokenizer, REVERSE, PairFormat())
     with pytest.raises(RecipeError, match="another shape"):
         train(recipe.model_copy(update={"init": str(tmp_path / "wide")}), REVERSE, data, tmp_path)
+
+
+def test_a_trained_pair_has_a_gap(uninterrupted, tmp_path):
+    """Of the two means over all tokens, whatever the windows' lengths."""
+    for direction, (folder, _, _) in uninterrupted.items():
+        shutil.copytree(folder, tmp_path / str(direction), ignore=lambda *_: ["checkpoints"])
+    (run,) = compare_runs([tmp_path])["runs"]
+    last = [metrics_of(uninterrupted[direction][0])[-1]["valid_loss"] for direction in Direction]
+    assert run["final_gap"]["mean"] == pytest.approx(last[1] - last[0], abs=1e-5)
+    assert run["final_gap"]["low"] < run["final_gap"]["mean"] < run["final_gap"]["high"]
+    assert [gap["step"] for gap in run["gap"]] == [10, 20, 30]

@@ -88,8 +88,8 @@ def test_memory_in_fp32_on_one_device():
     part = memory(SHAPE, 10, tokens=5, precision="float32")
     assert part.weights == part.gradients == 4 * (80 + 3 * 592 + 8)
     assert part.optimizer == 4 * 3 * 576 + 8 * (80 + 3 * 16 + 8)
-    # A layer keeps 6h + 5h + 4f numbers a token, the loss 3h + 3V.
-    kept = 4 * (3 * (11 * 8 + 4 * 16) + 3 * 8 + 3 * 10)
+    # A layer keeps 6h + 4h + 4f numbers a token and one a head, the loss 3h and one.
+    kept = 4 * (3 * (10 * 8 + 4 * 16 + 2) + 3 * 8 + 1)
     assert part.activations == 5 * kept
     assert part.peak == part.weights + part.optimizer + max(part.gradients, 5 * kept)
     more = memory(SHAPE, 10, tokens=5, precision="float32", accumulate=True)
@@ -113,7 +113,7 @@ def test_activations_are_what_autograd_keeps(tokenizer):
     window = np.arange(num_tokens + 1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         packed_losses(model, pack([window], Direction.FORWARD, tokenizer.eos_id)).mean()
-    layers, loss = activation_bytes(config, tokenizer.vocab_size, "float32", recompute=False)
+    layers, loss = activation_bytes(config, "float32", recompute=False)
     assert sum(kept.values()) == pytest.approx(num_tokens * (layers + loss), rel=0.03)
 
 
@@ -126,20 +126,22 @@ def test_memory_is_sharded_but_for_what_is_in_use():
 
 
 def test_recomputed_layers_keep_their_input_alone():
-    (full, loss), (less, same) = (activation_bytes(SHAPE, 10, "float32", r) for r in (False, True))
+    (full, loss), (less, same) = (activation_bytes(SHAPE, "float32", r) for r in (False, True))
     assert less == 3 * 4 * 8 + full / 3
     assert same == loss
 
 
 def test_a_pass_that_does_not_fit_gets_advice_that_fits():
-    plan = make_plan(recipe(), Setup(64, "h100"))
-    assert not plan.fits
-    assert plan.advice == "does not fit; give micro_tokens=40960 and recompute=true"
-    mended = make_plan(recipe(), Setup(64, "h100", micro_tokens=40960, recompute=True))
-    assert mended.fits
-    assert (mended.advice, mended.passes) == (None, 2)
-    more = make_plan(recipe(), Setup(64, "h100", micro_tokens=40960 + 8192, recompute=True))
-    assert not more.fits
+    for gpu, tokens, recompute, passes in (("h100", 8192, False, 8), ("a100-40gb", 49152, True, 2)):
+        plan = make_plan(recipe(), Setup(64, gpu))
+        assert not plan.fits
+        also = " and recompute=true" if recompute else ""
+        assert plan.advice == f"does not fit; give micro_tokens={tokens}{also}"
+        mended = make_plan(recipe(), Setup(64, gpu, micro_tokens=tokens, recompute=recompute))
+        assert mended.fits
+        assert (mended.advice, mended.passes) == (None, passes)
+        setup = Setup(64, gpu, micro_tokens=tokens + 8192, recompute=recompute)
+        assert not make_plan(recipe(), setup).fits
     hopeless = make_plan(recipe(), Setup(2, "rtx4090"))
     assert "shard over more GPUs" in str(hopeless.advice)
 

@@ -64,8 +64,9 @@ def packed_attention(
         return out.transpose(1, 2), None
     if query.device.type == "cpu" and not dropout:
         dtype = value.dtype  # under autocast rotary positions leave queries and keys in fp32
-        out = _packed_cpu(query.to(dtype), key.to(dtype), value, cu_seq_lens_q, scale)[0]
-        return out.transpose(1, 2), None
+        q, k = query.to(dtype), key.to(dtype)
+        attended: Tensor = _packed_cpu(q, k, value, cu_seq_lens_q, scale)[0]
+        return attended.transpose(1, 2), None
     sizes = cu_seq_lens_q.diff().tolist()
     documents = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     parts = [
@@ -89,7 +90,8 @@ def _runs(borders: Tensor) -> Iterator[tuple[int, int, int]]:
 
 def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
     """A stretch of [1, H, T, D] as a batch of its documents [documents, H, L, D]."""
-    return x[0, :, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
+    parts: Tensor = x[0, :, start:end].unflatten(1, (documents, -1))
+    return parts.transpose(0, 1)
 
 
 # The kernel that scaled_dot_product_attention calls on a CPU, and its derivative. As operations of

@@ -45,7 +45,7 @@ def loss_figure(runs: Sequence[dict[str, Any]]) -> str:
     def draw(axes: Axes) -> None:
         for _, points, style in faint:
             axes.plot(*_columns(points), linewidth=0.9, alpha=0.3, **style)
-        _draw_lines(axes, lines or faint, 3.6, 3)
+        _draw_lines(axes, [line for line in lines if line[1]] or faint, 3.6, 3)
         axes.set_title("loss, nats a token")
 
     return draw_svg("loss", (WIDE, 3.6), draw)
@@ -144,7 +144,7 @@ def _by_position(name: str, lines: list[_Line], title: str, with_zero: bool) -> 
         starts = [(1 << int(x)) >> 1 for x in bins]
         axes.set_xticks(bins, labels=[f"{start}" for start in starts])
         axes.grid(False, axis="x")
-        axes.set_xlabel("tokens read before, up to twice the number")
+        axes.set_xlabel("tokens read before: from this to the next number")
         axes.set_title(title)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=8)

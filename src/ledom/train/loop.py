@@ -304,7 +304,7 @@ def validate(
         with _autocast(model, recipe):
             losses = packed_losses(model, batch)
         if world.is_first or not alone:
-            tally.add([places[i] for i in share], batch, losses.double().cpu().numpy(), direction)
+            tally.add([places[i] for i in share], batch, losses.cpu().double().numpy(), direction)
     return tally.row(world.total)
 
 

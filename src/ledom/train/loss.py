@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 __all__ = ["token_losses"]
 
-_LOGITS_BYTES = 2**26  # that one chunk of logits takes, in fp32
+_LOGITS_BYTES = 2**24  # that one chunk of logits takes in fp32: what a processor's cache holds
 _OTHER_LOGITS = (  # settings of models whose logits are not the projection alone
     "final_logit_softcapping",
     "logit_scale",
@@ -49,7 +49,7 @@ def token_losses(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    losses: Tensor = _ProjectedLosses.apply(hidden, weight, targets)
+    losses: Tensor = _ProjectedLosses.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
     return losses
 
 

@@ -76,8 +76,9 @@ def read_metrics(file: Path) -> list[Row]:
 def _checked(line: str, file: Path, number: int) -> Row:
     try:
         row: Row = json.loads(line)
-        whole = all(isinstance(row[key], (int, float)) for key in ("step", "loss", "tokens"))
-    except (json.JSONDecodeError, TypeError, KeyError):
+        numbers = [row["step"], row["loss"], row["tokens"], row.get("valid_loss", 0.0)]
+        whole = all(isinstance(number, (int, float)) for number in numbers)
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError):
         whole = False
     if not whole:
         raise InputError(

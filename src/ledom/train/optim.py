@@ -93,7 +93,9 @@ class Muon(torch.optim.Optimizer):
             momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             directions.append(weight.grad.lerp(momentum, group["momentum"]))
         rows, columns = weights[0].shape
-        for weight, update in zip(weights, _orthogonalise_all(directions, self._dtype), strict=True):
+        for weight, update in zip(
+            weights, _orthogonalise_all(directions, self._dtype), strict=True
+        ):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
@@ -179,7 +181,12 @@ def build_optimizers(
         if weight.requires_grad:
             matrix = weight.ndim == 2 and ".layers." in name and "lora_" not in name
             (hidden if matrix else other).append(weight)
-    adamw: dict[str, Any] = {"lr": config.adamw_lr, "betas": (0.9, 0.95), "eps": 1e-10, "fused": True}
+    adamw: dict[str, Any] = {
+        "lr": config.adamw_lr,
+        "betas": (0.9, 0.95),
+        "eps": 1e-10,
+        "fused": True,
+    }
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
     # Checkpoints refuse an optimiser without weights; adapters leave no plain matrix to train.

@@ -47,6 +47,8 @@ __all__ = [
     "whole_weights",
 ]
 
+_LOSSES = "_token_losses"  # under which a sharded model keeps `token_losses`
+
 ValueT = TypeVar("ValueT")
 Window = NDArray[np.int64]
 
@@ -172,15 +174,15 @@ def distribute(
         sharded = fully_shard(module, **options)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
-    model._token_losses = MethodType(token_losses, model)
-    register_fsdp_forward_method(model, "_token_losses")
+    setattr(model, _LOSSES, MethodType(token_losses, model))
+    register_fsdp_forward_method(model, _LOSSES)
     model.to(world.device)  # type: ignore[arg-type]
 
 
 def losses_of(model: PreTrainedModel) -> Callable[..., Tensor]:
     """`token_losses` of a model. Where that is sharded, the weights are gathered around it."""
     if isinstance(model, FSDPModule):
-        return cast(Callable[..., Tensor], model._token_losses)
+        return cast(Callable[..., Tensor], getattr(model, _LOSSES))
     return partial(token_losses, model)
 
 

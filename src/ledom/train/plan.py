@@ -156,21 +156,21 @@ class Memory:
 
 
 def activation_bytes(
-    model: ModelConfig, vocab_size: int, precision: Precision, recompute: bool
+    model: ModelConfig, precision: Precision, recompute: bool
 ) -> tuple[float, float]:
     """Bytes a token that are kept for the backward pass: by all layers, and by the loss.
 
     Counted from what autograd keeps (after Korthikanti et al. 2022, section 4.1, for this shape). A
     layer: each of two norms its input, the normalised input and the scaled one, of which only the
     last is in the products' precision (6h); queries, keys and values, repeated for every head,
-    attention's output twice (5h); of the feed-forward layer the gate, the activated gate, the
+    and attention's output (4h); of the feed-forward layer the gate, the activated gate, the
     product's other side and the product (4f); attention's normalisers. The loss: a last norm, its
     result and the normaliser of each token.
     """
     width, inner = model.hidden_size, model.intermediate_size
     size = _FP32 if precision == "float32" else _BF16
     norm = width * (2 * _FP32 + size)
-    layer = 2 * norm + size * (5 * width + 4 * inner)
+    layer = 2 * norm + size * (4 * width + 4 * inner) + _FP32 * model.num_attention_heads
     loss = norm + _FP32
     if recompute:
         return model.num_hidden_layers * _FP32 * width + layer, loss
@@ -206,7 +206,7 @@ def memory(
     weights = _FP32 * count.total / shards + copies
     gradients = _FP32 * count.total / shards + (size * layer if shards > 1 else 0)
     optimizer = _FP32 * (count.layer_matrices + 2 * rest) / shards
-    activations = tokens * sum(activation_bytes(model, vocab_size, precision, recompute))
+    activations = tokens * sum(activation_bytes(model, precision, recompute))
     passing = gradients + activations if accumulate else max(gradients, activations)
     return Memory(weights, gradients, optimizer, activations, weights + optimizer + passing)
 

@@ -1,0 +1,61 @@
+"""Rows in and out, and what trackers are given of them."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+from ledom.errors import InputError
+from ledom.train import metrics
+from ledom.train.metrics import open_metrics, read_metrics
+
+ROW = {"step": 1, "loss": 2.5, "tokens": 10}
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    validated = ROW | {"step": 2, "valid_data": "ab", "valid_loss_by_source": {"x": 1.5}}
+    with open_metrics(tmp_path, 0) as log:
+        log(ROW)
+        log(validated)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [ROW, validated]
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps(ROW) + '\n{"step": 2, "lo')
+    assert read_metrics(file) == [ROW]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 2, "lo', "[1, 2]", "7", '{"step": 2}', '{"step": 2, "loss": "x", "tokens": 1}', ""],
+)
+def test_a_damaged_line_is_named(tmp_path, line):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f"{json.dumps(ROW)}\n{line}\n{json.dumps(ROW | {'step': 3})}\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not a row with the numbers step"):
+        read_metrics(file)
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match="the first step has not ended yet"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_trackers_get_numbers_and_numbers_by_name(tmp_path, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def tracker(name, folder, step, settings):
+        yield seen.append
+
+    monkeypatch.setitem(metrics._TRACKERS, "trackio", tracker)
+    with open_metrics(tmp_path, 0, ["trackio"]) as log:
+        log(ROW | {"valid_data": "ab", "by": {"x y": 1.5}, "by_window": [1.0, 2.0]})
+    assert seen == [ROW | {"by/x y": 1.5}]
