@@ -278,7 +278,7 @@ def train(
 
     Example: ledom train recipes/tiny.yaml --direction reverse --threads 1
     """
-    from ledom.data.tokenise import prepare_data
+    from ledom.data.prepare import prepare_data
     from ledom.direction import Direction
     from ledom.lm.hf import default_device
     from ledom.recipe import load_recipe, save_recipe
@@ -315,7 +315,7 @@ def vary(
 
     Example: ledom vary gsm8k/train.jsonl --out varied
     """
-    from ledom.data.tokenise import DataConfig, read_split
+    from ledom.data.prepare import DataConfig, read_split
     from ledom.data.variants import vary as run
     from ledom.records import Problem, Record, write_records
 

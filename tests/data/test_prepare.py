@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ledom.data import tokenise
+from ledom.data import prepare
+from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.data.problems import split_of
 from ledom.data.shards import TokenStore, write_store
-from ledom.data.tokenise import DataConfig, PreparedData, prepare_data
 from ledom.data.windows import Windows
 from ledom.errors import CheckpointError, InputError, OutputError, RecipeError
 from ledom.model.tokenizer import EOS_TOKEN, Tokenizer
@@ -94,8 +94,8 @@ def test_prepared_data_are_used_again(tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("done twice")
 
-    monkeypatch.setattr(tokenise, "write_store", never)
-    monkeypatch.setattr(tokenise, "train_tokenizer", never)
+    monkeypatch.setattr(prepare, "write_store", never)
+    monkeypatch.setattr(prepare, "train_tokenizer", never)
     second = prepare_data(config, tmp_path / "data")
     assert second.sources[0].store.manifest == first.sources[0].store.manifest
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
@@ -130,14 +130,14 @@ def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):
 def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch):
     write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    whole, written = tokenise.write_store, []
+    whole, written = prepare.write_store, []
 
     def slow(folder, *rest, **notes):
         written.append(folder.name)
         time.sleep(0.2)
         return whole(folder, *rest, **notes)
 
-    monkeypatch.setattr(tokenise, "write_store", slow)
+    monkeypatch.setattr(prepare, "write_store", slow)
     with ThreadPoolExecutor(2) as pool:
         twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
     assert written == ["train", "valid"]
@@ -148,14 +148,14 @@ def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
     texts = write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     with monkeypatch.context() as patch:
-        whole = tokenise.write_store
+        whole = prepare.write_store
 
         def break_off(folder, *rest, **notes):
             if folder.name == "valid":
                 raise KeyboardInterrupt
             return whole(folder, *rest, **notes)
 
-        patch.setattr(tokenise, "write_store", break_off)
+        patch.setattr(prepare, "write_store", break_off)
         with pytest.raises(KeyboardInterrupt):
             prepare_data(config, tmp_path / "data")
     data = prepare_data(config, tmp_path / "data")
