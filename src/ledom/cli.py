@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from ledom import parallel
+from ledom import cli_data, parallel
 from ledom.cli_options import Device, Dtype, Model, Out, Seed, Threads, load_model, model_or_none
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
@@ -30,6 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.command()(cli_data.tokenizer)
+app.command()(cli_data.tokenize)
 
 _DEMO_PROBLEMS = 40
 _INTERRUPTED = 130
