@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ledom.errors import InputError
+from ledom.errors import InputError, OutputError
 from ledom.terminal import TokenisingBar, say, track
 
 __all__ = ["tokenize", "tokenizer"]
@@ -44,15 +44,17 @@ def tokenizer(
     Example: ledom tokenizer corpus/ --vocab-size 32000 --out tokenizer
     """
     from ledom.data.documents import open_documents
-    from ledom.errors import OutputError
     from ledom.model.tokenizer import train_tokenizer
 
     texts = islice(open_documents(documents, format, text_key).texts(), num_documents)
+    first = [*islice(texts, 1)]
+    if not first:
+        raise InputError(f"{', '.join(documents)}: there are no documents to train on")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
-    counted = track(texts, "documents", 0, num_documents)
+    counted = track(chain(first, texts), "documents", 0, num_documents)
     made = train_tokenizer(counted, vocab_size, split_digits)
     made.save(out)
     say(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
