@@ -198,6 +198,10 @@ def test_settings_tell_a_changed_file(tmp_path: Path) -> None:
     assert documents.num_bytes == len(jsonl(TEXTS))
     file.write_bytes(jsonl([*TEXTS, "more"]))
     assert documents.settings() != before
+    assert documents.source == "d.jsonl"
+    (tmp_path / "e.jsonl").touch()
+    assert open_documents([str(tmp_path)]).source == f"{tmp_path.name} (2 files)"
+    assert open_documents(["hub:a/b,split=valid"]).source == "hub:a/b"
     assert open_documents([str(file)], text_key="t").settings()["text_key"] == "t"
 
 

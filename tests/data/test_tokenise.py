@@ -84,6 +84,7 @@ def test_the_store_is_the_documents_in_order(
     assert Tokenizer.load(tmp_path / "s").fingerprint == words.fingerprint
     assert store.manifest["num_documents"] == 40
     assert store.manifest["num_tokens"] == 120
+    assert store.manifest["source"] == "documents.jsonl"
 
 
 def test_datatrove_reads_the_store(
@@ -245,7 +246,7 @@ def test_the_error_of_a_process_comes_back(tmp_path: Path, words: Tokenizer, fil
 class Killed:
     """Documents whose second part is the death of whoever reads it."""
 
-    num_bytes = None
+    num_bytes, source = None, "documents.jsonl"
 
     def __init__(self, documents: Documents) -> None:
         self.documents = documents

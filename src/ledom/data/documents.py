@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ class Documents(Protocol):
     @property
     def num_bytes(self) -> int | None:
         """Size of what is read, where it is known."""
+
+    @property
+    def source(self) -> str:
+        """Where they come from, for cards."""
 
     def settings(self) -> dict[str, Any]:
         """What tells these documents from others, for a run that goes on later."""
@@ -111,6 +116,13 @@ class FileDocuments:
     def num_bytes(self) -> int:
         return sum(file.stat().st_size for file, _ in self.files)
 
+    @property
+    def source(self) -> str:
+        files = [file for file, _ in self.files]
+        if len(files) == 1:
+            return files[0].name
+        return f"{Path(os.path.commonpath(files)).name} ({len(files)} files)"
+
     def settings(self) -> dict[str, Any]:
         """Names, sizes and times of the files, by one hash; formats and key."""
         digest = hashlib.sha256()
@@ -167,8 +179,12 @@ class HubDocuments:
     def num_bytes(self) -> None:
         return None
 
+    @property
+    def source(self) -> str:
+        return HUB + self.name
+
     def settings(self) -> dict[str, Any]:
-        return {"documents": HUB + self.name, **vars(self)}
+        return {"documents": self.source, **vars(self)}
 
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
         try:

@@ -192,7 +192,7 @@ def _tokenise(
 
 def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution) -> int:
     """Write down what the store is made from, or compare; the number of tasks."""
-    file = out / TASKS / "settings.json"
+    file = _settings_file(out)
     has_shards = any((out / TASKS / "shards").glob("*.json"))
     found = json.loads(file.read_text()) if file.is_file() and has_shards else None
     if found is None and TokenStore.exists(out):
@@ -201,7 +201,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
         )
     tasks = execution.tasks or (found["tasks"] if found else _count_tasks(documents, execution))
     settings = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id, "tasks": tasks}
-    settings |= documents.settings()
+    settings |= documents.settings() | {"source": documents.source}
     if found is None:
         for left in out.glob("*.part*"):  # of tasks of other settings
             left.unlink(missing_ok=True)
@@ -220,6 +220,10 @@ def _count_tasks(documents: Documents, execution: Execution) -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _settings_file(out: Path) -> Path:
+    return out / TASKS / "settings.json"
 
 
 def _seal_file(out: Path, task: int) -> Path:
@@ -252,7 +256,10 @@ def _has_size(file: Path, size: int) -> bool:
 def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
     """Write the manifest if every task has finished."""
     seals = [seal for task in range(tasks) if (seal := _read_seal(out, task)) is not None]
-    return write_manifest(out, seals, tokenizer) if len(seals) == tasks else None
+    if len(seals) < tasks:
+        return None
+    source = json.loads(_settings_file(out).read_text())["source"]
+    return write_manifest(out, seals, tokenizer, source=source)
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
