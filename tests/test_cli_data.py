@@ -149,7 +149,14 @@ def test_ctrl_c_keeps_finished_shards(tokenizer_folder: Path, tmp_path: Path) ->
     write(documents, TEXTS * 200)
     command = [sys.executable, "-m", "ledom", "tokenize", str(documents), "--out", str(out)]
     command += ["--tokenizer", str(tokenizer_folder), "--workers", "2", "--tasks", "6"]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    started = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that starts the tests in the background makes them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 60
         while not [*out.glob("tasks/completions/*")] and time.monotonic() < deadline:
