@@ -29,7 +29,7 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any
     """Train here; the resident memory before and at the peak, in bytes."""
     import torch
 
-    from ledom.data.tokenise import DataConfig, prepare_data
+    from ledom.data.prepare import DataConfig, prepare_data
     from ledom.direction import Direction
     from ledom.model.presets import ModelConfig
     from ledom.recipe import Recipe, TrainConfig

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ def test_input_error_puts_the_place_in_front(place, message):
 
 
 def test_missing_extra_names_the_command():
-    assert "pip install 'ledom[vllm]'" in str(errors.MissingExtraError("vllm", "vllm"))
+    error = errors.MissingExtraError("vllm", "vllm")
+    assert "pip install 'ledom[vllm]'" in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # from another process
 
 
 def test_every_error_can_be_caught_as_ledom_error():

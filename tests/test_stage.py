@@ -64,7 +64,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
         Stage(path, Document, {"seed": 2, "n": 4})
     stage = Stage(path, Document, {"seed": 1, "n": 4})
     stage.finish(key=lambda record: record.id)
-    with pytest.raises(InputError, match="another output folder, or remove the file"):
+    with pytest.raises(InputError, match="another output folder, or remove it"):
         Stage(path, Document, {"seed": 1, "n": 5})
 
 

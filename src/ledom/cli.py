@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from ledom import parallel
+from ledom import cli_data, parallel
 from ledom.cli_options import (
     Columns,
     Device,
@@ -41,6 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+app.command()(cli_data.tokenizer)
+app.command()(cli_data.tokenize)
 
 _DEMO_PROBLEMS = 40
 _INTERRUPTED = 130
@@ -299,7 +302,7 @@ def train(
 
     Example: ledom train recipes/tiny.yaml --direction reverse --threads 1
     """
-    from ledom.data.tokenise import prepare_data
+    from ledom.data.prepare import prepare_data
     from ledom.direction import Direction
     from ledom.lm.hf import default_device
     from ledom.recipe import load_recipe, save_recipe
@@ -358,7 +361,7 @@ def vary(
 
     Example: ledom vary gsm8k/train.jsonl --out varied
     """
-    from ledom.data.tokenise import DataConfig, read_split
+    from ledom.data.prepare import DataConfig, read_split
     from ledom.data.variants import vary as run
     from ledom.records import Problem, Record, write_records
 

@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from ledom.config import Config
+from ledom.data.prepare import DataConfig
 from ledom.data.problems import GENERATOR
-from ledom.data.tokenise import DataConfig
 from ledom.direction import Direction
 from ledom.errors import RecipeError
 from ledom.model.presets import ModelConfig

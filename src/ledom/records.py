@@ -28,6 +28,7 @@ __all__ = [
     "Record",
     "Score",
     "Target",
+    "parse_line",
     "read_records",
     "write_atomically",
     "write_records",
@@ -231,17 +232,9 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 try:
-                    data = json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise InputError(f"not UTF-8 text: {error}", path=path, line=number) from None
-                except json.JSONDecodeError as error:
-                    raise InputError(f"not JSON: {error}", path=path, line=number) from None
-                if not isinstance(data, dict):
-                    raise InputError(
-                        f"expected a JSON object, found {type(data).__name__}",
-                        path=path,
-                        line=number,
-                    )
+                    data = parse_line(line)
+                except InputError as error:
+                    raise InputError(str(error), path=path, line=number) from None
                 yield number, data
     except FileNotFoundError:
         raise InputError("no such file", path=path) from None
@@ -249,6 +242,19 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError("this is a directory, expected a JSONL file", path=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line of a JSONL file; raises `InputError`, without a place."""
+    try:
+        data = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text: {error}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"expected a JSON object, found {type(data).__name__}")
+    return data
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

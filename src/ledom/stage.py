@@ -25,7 +25,7 @@ from ledom.records import (
     write_records,
 )
 
-__all__ = ["Stage", "Track", "candidates_by_problem"]
+__all__ = ["Stage", "Track", "candidates_by_problem", "check_settings"]
 
 ItemT = TypeVar("ItemT")
 RecordT = TypeVar("RecordT", bound=Record)
@@ -51,7 +51,7 @@ class Stage(Generic[RecordT]):
         self._settings_file = path.with_name(path.name + ".settings.json")
         self.complete = path.is_file() and self._settings_file.is_file()
         if self.complete:
-            self._compare(json.loads(self._settings_file.read_text()), path)
+            check_settings(json.loads(self._settings_file.read_text()), self.settings, path)
             self.records = read_records(path, record_type)
         else:
             self.records = self._read_parts()
@@ -78,22 +78,9 @@ class Stage(Generic[RecordT]):
                 raise InputError(
                     f"damaged ({error}); remove it to start again", path=part
                 ) from None
-            self._compare(settings, part)
+            check_settings(settings, self.settings, part)
             records.extend(found)
         return records
-
-    def _compare(self, found: dict[str, Any], path: Path) -> None:
-        different = [
-            f"{key}: {found.get(key)!r} there, {self.settings.get(key)!r} now"
-            for key in sorted({*found, *self.settings})
-            if found.get(key) != self.settings.get(key)
-        ]
-        if different:
-            raise InputError(
-                f"was made with other settings ({'; '.join(different[:3])}); give another output "
-                "folder, or remove the file",
-                path=path,
-            )
 
     def append(self, records: Sequence[RecordT]) -> None:
         """Keep a chunk of finished records, all or none, on disk before this returns."""
@@ -160,6 +147,21 @@ class Stage(Generic[RecordT]):
                 f"{self._part}: cannot be written: {error.strerror}; what was written before is "
                 "kept, run the same command again to go on"
             ) from error
+
+
+def check_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Raise `InputError` naming what differs between the settings that made `path` and today's."""
+    different = [
+        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
+        for key in sorted({*found, *wanted})
+        if found.get(key) != wanted.get(key)
+    ]
+    if different:
+        raise InputError(
+            f"was made with other settings ({'; '.join(different[:3])}); give another output "
+            "folder, or remove it",
+            path=path,
+        )
 
 
 def candidates_by_problem(

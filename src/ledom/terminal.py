@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,16 @@ from ledom import parallel
 if TYPE_CHECKING:
     from ledom.train.plan import Plan
 
-__all__ = ["TrainingBar", "say", "show_case", "show_plan", "show_search", "show_summary", "track"]
+__all__ = [
+    "TokenisingBar",
+    "TrainingBar",
+    "say",
+    "show_case",
+    "show_plan",
+    "show_search",
+    "show_summary",
+    "track",
+]
 
 _WIDTH = 80  # columns that the table of strategies takes at most
 _NOTABLE = -1.0  # nats: a word above this counts as explained
@@ -159,8 +169,8 @@ def _percent(interval: dict[str, float] | None, sign: str = "") -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def track(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
-    """Show a bar over chunks of a stage: each chunk is one of `total`.
+def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+    """Show a bar over chunks of a stage: each chunk is one of `total` (None: nobody knows).
 
     Of several processes the first shows its own share.
     """
@@ -210,6 +220,40 @@ class TrainingBar:
             self._valid = f", valid {progress.valid_loss:.3f}"
         state = f"loss {progress.loss:.3f}{self._valid}, {progress.tokens_per_second:,.0f} tokens/s"
         self._bar.update(self._task, completed=progress.step, state=state)
+
+
+class TokenisingBar:
+    """A bar over tasks with the tokens written so far and their rate."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            TextColumn("tasks"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=_progress_console(),
+        )
+        self._task = self._bar.add_task("", total=None, state="")
+        self._first: tuple[float, int] | None = None  # time and tokens of the first report
+
+    def __enter__(self) -> Callable[[Any], None]:
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, progress: Any) -> None:
+        self._bar.start()  # not before there is something to show
+        now, written = time.monotonic(), progress.num_tokens
+        self._first = start, before = self._first or (now, written)
+        state = f"{_count(written)} tokens"
+        if now > start:
+            state += f", {_count((written - before) / (now - start))} tokens/s"
+        self._bar.update(
+            self._task, completed=progress.tasks_done, total=progress.num_tasks, state=state
+        )
 
 
 def _progress_console() -> Any:

@@ -1,299 +1,388 @@
+"""Token stores by datatrove's tasks: the same ids as ever, kept whole through any stop."""
+
+from __future__ import annotations
+
 import json
-import re
-import time
-from concurrent.futures import ThreadPoolExecutor
+import os
+import signal
+import stat
+import subprocess
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from filelock import FileLock
 
-from ledom.data import tokenise
-from ledom.data.problems import split_of
-from ledom.data.shards import TokenStore, write_store
-from ledom.data.tokenise import DataConfig, PreparedData, prepare_data
-from ledom.data.windows import Windows
-from ledom.errors import CheckpointError, InputError, OutputError, RecipeError
-from ledom.model.tokenizer import EOS_TOKEN, Tokenizer
-from ledom.records import Document, Problem, write_records
+from ledom.data import tokenise as module
+from ledom.data.documents import Documents, open_documents
+from ledom.data.shards import TokenStore
+from ledom.data.tokenise import Execution, TokeniseProgress, tokenise
+from ledom.errors import InputError, MissingExtraError, OutputError, WorkerError
+from ledom.model.tokenizer import Tokenizer
 
-
-def train_texts(data: PreparedData) -> list[str]:
-    """The documents of the only source."""
-    (source,) = data.sources
-    return texts_of(data, source.store)
-
-
-def texts_of(data: PreparedData, store: TokenStore) -> list[str]:
-    """The documents of a store, decoded."""
-    return [data.tokenizer.decode(ids.tolist()) for ids in store.documents()]
-
-
-def write_documents(path: Path, count: int) -> list[str]:
-    documents = [
-        Document(id=f"d{i}", text=f"Document {i} has {i * i} words.") for i in range(count)
-    ]
-    write_records(path, documents)
-    return [d.text for d in documents]
-
-
-def test_the_generator_gives_disjoint_parts(tmp_path):
-    config = DataConfig(num_documents=200, num_valid=20, vocab_size=400)
-    data = prepare_data(config, tmp_path)
-    train, valid = train_texts(data), texts_of(data, data.valid)
-    assert (len(train), len(valid)) == (200, 20)
-    for split, texts in (("train", train), ("valid", valid)):
-        for text in texts:
-            question, _, solution = text.partition("\n\n")
-            assert split_of(question) == split
-            assert "#### " in solution
-    assert data.tokenizer.vocab_size == 400
-    windows = list(Windows(data.sources[0].store, 4096))
-    assert {data.tokenizer.decode(w.tolist()) for w in windows} == set(train)
-
-
-def test_problems_become_rendered_pairs(tmp_path, problems):
-    write_records(tmp_path / "p.jsonl", problems)
-    config = DataConfig(
-        train=str(tmp_path / "p.jsonl"),
-        pair_format="Q {question} A {solution}",
-        vocab_size=400,
-    )
-    data = prepare_data(config, tmp_path / "data")
-    rendered = [f"Q {p.question} A {p.solution}" for p in problems]
-    assert texts_of(data, data.valid) == [rendered[0], rendered[50], rendered[100]]
-    assert train_texts(data) == rendered[1:50] + rendered[51:100] + rendered[101:]
-
-
-def test_documents_are_taken_as_they_are(tmp_path):
-    texts = write_documents(tmp_path / "d.jsonl", 60)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    data = prepare_data(config, tmp_path / "data")
-    assert texts_of(data, data.valid) == [texts[0], texts[50]]
-    assert train_texts(data) == texts[1:50] + texts[51:]
-
-
-def test_a_validation_file_and_limits(tmp_path):
-    texts = write_documents(tmp_path / "d.jsonl", 20)
-    valid = write_documents(tmp_path / "v.jsonl", 10)
-    config = DataConfig(
-        train=str(tmp_path / "d.jsonl"),
-        valid=str(tmp_path / "v.jsonl"),
-        num_documents=5,
-        num_valid=3,
-        vocab_size=300,
-    )
-    data = prepare_data(config, tmp_path / "data")
-    assert train_texts(data) == texts[:5]
-    assert texts_of(data, data.valid) == valid[:3]
-
-
-def test_prepared_data_are_used_again(tmp_path, monkeypatch):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    first = prepare_data(config, tmp_path / "data")
-
-    def never(*_, **__):
-        raise AssertionError("done twice")
-
-    monkeypatch.setattr(tokenise, "write_store", never)
-    monkeypatch.setattr(tokenise, "train_tokenizer", never)
-    second = prepare_data(config, tmp_path / "data")
-    assert second.sources[0].store.manifest == first.sources[0].store.manifest
-    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
-
-
-def test_other_settings_are_refused(tmp_path):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    prepare_data(config, tmp_path / "data")
-    with pytest.raises(InputError, match="data: was prepared with other data settings"):
-        prepare_data(config.model_copy(update={"vocab_size": 301}), tmp_path / "data")
-
-
-def test_a_file_that_changed_is_noticed(tmp_path):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    prepare_data(config, tmp_path / "data")
-    write_documents(tmp_path / "d.jsonl", 21)
-    with pytest.raises(InputError, match="from files that have changed since"):
-        prepare_data(config, tmp_path / "data")
-
-
-def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    prepare_data(config, tmp_path / "data")
-    tokenizer.save(tmp_path / "data")
-    with pytest.raises(InputError, match="train: was made with another tokenizer"):
-        prepare_data(config, tmp_path / "data")
-
-
-def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    whole, written = tokenise.write_store, []
-
-    def slow(folder, *rest, **notes):
-        written.append(folder.name)
-        time.sleep(0.2)
-        return whole(folder, *rest, **notes)
-
-    monkeypatch.setattr(tokenise, "write_store", slow)
-    with ThreadPoolExecutor(2) as pool:
-        twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
-    assert written == ["train", "valid"]
-    assert twins[0].sources[0].store.manifest == twins[1].sources[0].store.manifest
-
-
-def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
-    texts = write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    with monkeypatch.context() as patch:
-        whole = tokenise.write_store
-
-        def break_off(folder, *rest, **notes):
-            if folder.name == "valid":
-                raise KeyboardInterrupt
-            return whole(folder, *rest, **notes)
-
-        patch.setattr(tokenise, "write_store", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            prepare_data(config, tmp_path / "data")
-    data = prepare_data(config, tmp_path / "data")
-    assert train_texts(data) + texts_of(data, data.valid) == texts[1:] + texts[:1]
-
-
-def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, tokenizer):
-    """Its document-end token has another name, which tokenizer_config.json tells."""
-    own = tmp_path / "own"
-    own.mkdir()
-    content = tokenizer.backend.to_str().replace(json.dumps(EOS_TOKEN), '"</s>"')
-    (own / "tokenizer.json").write_text(content)
-    (own / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own / "tokenizer.json"))
-    data = prepare_data(config, tmp_path / "data")
-    assert data.tokenizer.eos_token == "</s>"
-    assert data.sources[0].store.eos_id == Tokenizer.load(own).eos_id
-    with pytest.raises(CheckpointError, match=r"none\.json: no such file"):
-        prepare_data(config.model_copy(update={"tokenizer": "none.json"}), tmp_path / "other")
-
-
-def test_a_bad_line_of_documents_is_the_one_named(tmp_path):
-    file = tmp_path / "d.jsonl"
-    file.write_text('{"id": "a", "text": "x"}\n{"id": "b", "txt": "y"}\n')
-    with pytest.raises(InputError, match=r"d\.jsonl:2: missing key 'text'"):
-        prepare_data(DataConfig(train=str(file)), tmp_path / "data")
-
-
-def test_a_problem_without_solution_is_refused(tmp_path):
-    write_records(tmp_path / "p.jsonl", [Problem(id="a", question="q", answer="1")])
-    with pytest.raises(InputError, match=r"p\.jsonl:\d: problem 'a' has no solution"):
-        prepare_data(DataConfig(train=str(tmp_path / "p.jsonl")), tmp_path / "data")
-
-
-def test_too_few_records_to_hold_some_out_are_refused(tmp_path):
-    write_documents(tmp_path / "d.jsonl", 1)
-    with pytest.raises(InputError, match=r"d\.jsonl: nothing is left to train on"):
-        prepare_data(DataConfig(train=str(tmp_path / "d.jsonl")), tmp_path / "data")
-
-
-def test_the_generator_needs_a_number(tmp_path):
-    with pytest.raises(RecipeError, match=r"data\.num_documents is missing"):
-        prepare_data(DataConfig(), tmp_path / "data")
-
-
-def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="file/data: cannot be written"):
-        prepare_data(DataConfig(num_documents=1), tmp_path / "file" / "data")
-
-
-def test_drills_are_bare_equations_of_training_problems(tmp_path):
-    config = DataConfig(num_documents=60, num_valid=5, vocab_size=300, drill_share=0.5)
-    data = prepare_data(config, tmp_path / "data")
-    assert data.sources[0].store.manifest["num_documents"] == 60
-    texts = train_texts(data)
-    drills = [text for text in texts if "?" not in text and "####" not in text]
-    assert 18 <= len(drills) <= 42  # 30 in expectation, 3.9 the standard deviation
-    for drill in drills:
-        assert all(re.fullmatch(r"[-+*/=%. \d]+", line) for line in drill.splitlines())
-    # Validation has none: its loss can be compared with that of a run without drills.
-    assert data.valid.manifest["num_documents"] == 5
+NUMBERS = [[number, number + 1] for number in range(2, 42)]  # the documents' ids
 
 
 @pytest.fixture
-def stores(tmp_path, tokenizer) -> Path:
-    """A folder of token stores `a`, `b` and `valid`, as `ledom tokenize` leaves them."""
-    for name in ("a", "b", "valid"):
-        texts = [f"{name} {number}" for number in range(9)]
-        write_store(tmp_path / name, texts, tokenizer)
-        tokenizer.save(tmp_path / name)
-    return tmp_path
+def words(word_tokenizer: Callable[[int], Tokenizer]) -> Tokenizer:
+    return word_tokenizer(1000)
 
 
-def mixture(stores: Path, **changes) -> DataConfig:
-    named = [{"path": str(stores / "a"), "weight": 3}, {"path": str(stores / "b")}]
-    return DataConfig(**{"sources": named, "valid": str(stores / "valid"), **changes})
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "documents.jsonl"
+    write(file, NUMBERS)
+    return file
 
 
-def test_sources_are_taken_as_they_lie(stores, tokenizer):
-    data = prepare_data(mixture(stores), stores / "run")
-    assert not (stores / "run").exists()
-    assert [source.weight for source in data.sources] == [3, 1]
-    assert texts_of(data, data.sources[1].store) == [f"b {number}" for number in range(9)]
-    assert texts_of(data, data.valid) == [f"valid {number}" for number in range(9)]
-    assert data.tokenizer.fingerprint == tokenizer.fingerprint
+def write(file: Path, documents: list[list[int]]) -> None:
+    texts = (" ".join(map(str, ids)) for ids in documents)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def test_sources_of_another_tokenizer_are_refused(stores, word_tokenizer):
-    write_store(stores / "b", ["1"], word_tokenizer(9))
-    with pytest.raises(InputError, match="b: was made with another tokenizer than the run's"):
-        prepare_data(mixture(stores), stores / "run")
-    own = stores / "own"
-    own.mkdir()
-    word_tokenizer(9).save(own)
-    with pytest.raises(InputError, match="a: was made with another tokenizer"):
-        prepare_data(mixture(stores, tokenizer=str(own)), stores / "run")
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tasks run one after the other in this process; returns those that were run."""
+    done: list[int] = []
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+    def run(self: module.LocalExecutor) -> None:
+        for rank in self.get_incomplete_ranks():
+            done.append(rank)
+            self._run_for_rank(rank)
+
+    monkeypatch.setattr(module.LocalExecutor, "run", run)
+    return done
 
 
-def test_damaged_sources_are_refused_before_the_first_step(stores):
-    file = stores / "b" / "tokens.ds"
-    content = bytearray(file.read_bytes())
-    content[0] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=r"b/tokens\.ds: its checksum"):
-        prepare_data(mixture(stores), stores / "run")
-    prepare_data(mixture(stores, verify=False), stores / "run")
-    file.write_bytes(content[:-2])
-    with pytest.raises(InputError, match=r"b/tokens\.ds: the manifest says"):
-        prepare_data(mixture(stores, verify=False), stores / "run")
+def ids_of(store: TokenStore | None) -> list[list[int]]:
+    assert store is not None
+    store.verify()
+    return [document.tolist() for document in store.documents()]
 
 
-def test_sources_need_a_validation_store_and_no_training_file(stores):
-    with pytest.raises(RecipeError, match=r"key data\.valid is missing: with data\.sources"):
-        prepare_data(mixture(stores, valid=None), stores / "run")
-    with pytest.raises(RecipeError, match=r"key data\.train is 'x\.jsonl' and data\.sources"):
-        prepare_data(mixture(stores, train="x.jsonl"), stores / "run")
-    with pytest.raises(InputError, match=r"none: no manifest\.json"):
-        prepare_data(mixture(stores, valid="none"), stores / "run")
+EXPECTED = [[*ids, 0] for ids in NUMBERS]
 
 
-def test_how_windows_are_read_is_free_to_change(tmp_path):
-    """The prepared stores are the same whatever is read out of them."""
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    prepare_data(config, tmp_path / "data")
-    prepare_data(config.model_copy(update={"windows": "fixed"}), tmp_path / "data")
+@pytest.mark.parametrize("tasks", [1, 3, 8])
+def test_the_store_is_the_documents_in_order(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int], tasks: int
+) -> None:
+    store = tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=tasks))
+    assert ids_of(store) == EXPECTED
+    assert store is not None
+    assert here == [*range(tasks)]
+    assert len(store.shards) == tasks
+    raw = b"".join((tmp_path / "s" / f"{k:05d}_unshuffled.ds").read_bytes() for k in range(tasks))
+    assert raw == np.array(EXPECTED, "<u2").tobytes()  # datatrove's format
+    index = np.fromfile(tmp_path / "s" / "00000_unshuffled.ds.index", "<u8")
+    assert index.tolist() == [3 * (n + 1) for n in range(len(index))]
+    assert Tokenizer.load(tmp_path / "s").fingerprint == words.fingerprint
+    assert store.manifest["num_documents"] == 40
+    assert store.manifest["num_tokens"] == 120
+    assert store.manifest["source"] == "documents.jsonl"
 
 
-def test_the_validation_store_knows_where_its_documents_came_from(tmp_path):
-    """Every fiftieth record is held out: 0, 50 and 100."""
-    records = [
-        Document(id=str(i), text=f"text {i}", source=None if i == 100 else f"book {i // 75}")
-        for i in range(101)
-    ]
-    write_records(tmp_path / "texts.jsonl", records)
-    config = DataConfig(train=str(tmp_path / "texts.jsonl"), vocab_size=300)
-    data = prepare_data(config, tmp_path / "data")
-    assert data.valid.document_sources() == ["book 0", "book 0", "no source"]
-    assert data.sources[0].store.document_sources() == []
+def test_datatrove_reads_the_store(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+) -> None:
+    from datatrove.utils.dataset import DatatroveFolderDataset
+
+    tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=2))
+    dataset = DatatroveFolderDataset(str(tmp_path / "s"), seq_len=2, token_size=2)
+    assert len(dataset) == 40
+    assert dataset[1]["input_ids"].tolist() == [3, 4, 0]
+
+
+def test_a_large_vocabulary_takes_four_bytes(
+    tmp_path: Path, word_tokenizer: Callable[[int], Tokenizer], here: list[int]
+) -> None:
+    write(tmp_path / "d.jsonl", [[65_999, 3]])
+    store = tokenise(
+        open_documents([str(tmp_path / "d.jsonl")]),
+        word_tokenizer(66_000),
+        tmp_path / "s",
+        Execution(tasks=2),  # one of them has nothing to do
+    )
+    assert ids_of(store) == [[65_999, 3, 0]]
+
+
+def test_what_is_finished_is_not_done_again(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+) -> None:
+    good = file.read_text()
+    lines = good.splitlines()
+    lines[25] = "{}" + " " * (len(lines[25]) - 2)
+    times = os.stat(file).st_mtime_ns
+    file.write_text("\n".join(lines) + "\n")
+    os.utime(file, ns=(times, times))
+    documents = open_documents([str(file)])
+    with pytest.raises(InputError, match=r"documents\.jsonl:26: no key 'text'"):
+        tokenise(documents, words, tmp_path / "s", Execution(tasks=4))
+    assert here == [0, 1, 2]
+    assert not TokenStore.exists(tmp_path / "s")
+    assert not (tmp_path / "s" / "00002_unshuffled.ds").exists()
+    assert len([*(tmp_path / "s").glob("*.ds")]) == 2
+    file.write_text(good)
+    os.utime(file, ns=(times, times))
+    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED  # four tasks, as begun
+    assert here == [0, 1, 2, 2, 3]
+    assert not [*(tmp_path / "s").glob("*.part*")]
+    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED
+    assert len(here) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "index gone", "no seal"])
+def test_a_damaged_shard_is_made_again(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int], damage: str
+) -> None:
+    documents = open_documents([str(file)])
+    tokenise(documents, words, tmp_path / "s", Execution(tasks=3))
+    shard = tmp_path / "s" / "00001_unshuffled.ds"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "index gone":
+        Path(f"{shard}.index").unlink()
+    else:  # killed between the shard and its seal
+        (tmp_path / "s" / "tasks" / "shards" / "00001.json").unlink()
+        (tmp_path / "s" / "manifest.json").unlink()
+    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED
+    assert here == [0, 1, 2, 1]
+
+
+def test_other_settings_are_refused(
+    tmp_path: Path,
+    words: Tokenizer,
+    word_tokenizer: Callable[[int], Tokenizer],
+    file: Path,
+    here: list[int],
+) -> None:
+    documents = open_documents([str(file)])
+    tokenise(documents, words, tmp_path / "s", Execution(tasks=2))
+    with pytest.raises(InputError, match=r"s: was made with other settings \(tokenizer: "):
+        tokenise(documents, word_tokenizer(999), tmp_path / "s")
+    with pytest.raises(InputError, match=r"\(tasks: 2 there, 3 now\); give another output folder"):
+        tokenise(documents, words, tmp_path / "s", Execution(tasks=3))
+    write(file, NUMBERS[1:])
+    with pytest.raises(InputError, match=r"\(documents: '1 files, \d+ bytes, state .*' there"):
+        tokenise(documents, words, tmp_path / "s")
+    assert here == [0, 1]
+
+
+def test_a_run_without_a_finished_shard_may_start_again_otherwise(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"bad\.jsonl:1"):
+        tokenise(open_documents([str(tmp_path / "bad.jsonl")]), words, tmp_path / "s")
+    assert ids_of(tokenise(open_documents([str(file)]), words, tmp_path / "s")) == EXPECTED
+
+
+def test_a_store_of_another_making_is_left_alone(
+    tmp_path: Path, words: Tokenizer, file: Path
+) -> None:
+    from ledom.data.shards import write_store
+
+    write_store(tmp_path / "s", ["5 6"], words)
+    with pytest.raises(InputError, match="a store that was not made by ledom tokenize; give anoth"):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+    assert ids_of(TokenStore(tmp_path / "s")) == [[5, 6, 0]]
+
+
+def test_no_documents_are_refused(tmp_path: Path, words: Tokenizer, here: list[int]) -> None:
+    (tmp_path / "d.jsonl").write_text("\n\n")
+    for tasks in (1, 2):
+        out = tmp_path / str(tasks)
+        with pytest.raises(InputError, match=f"{tasks}: there are no documents to tokenise"):
+            tokenise(open_documents([str(tmp_path)]), words, out, Execution(tasks=tasks))
+
+
+def test_a_place_that_cannot_be_written(
+    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch, here: list[int]
+) -> None:
+    with pytest.raises(OutputError, match=r"documents\.jsonl/s: cannot be written"):
+        tokenise(open_documents([str(file)]), words, file / "s")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.TokenizedFile, "write_bytes", full)
+    with pytest.raises(OutputError, match="s: cannot be written: .*No space left"):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+
+
+def test_two_at_once_are_refused(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with (
+        FileLock(tmp_path / "s" / ".lock"),
+        pytest.raises(OutputError, match="another ledom tokenize is at work there"),
+    ):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+
+
+def test_processes_of_their_own(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+    seen: list[TokeniseProgress] = []
+    execution = Execution(workers=2, tasks=3, on_progress=seen.append)
+    assert ids_of(tokenise(open_documents([str(file)]), words, tmp_path / "s", execution)) == (
+        EXPECTED
+    )
+    assert seen[-1] == TokeniseProgress(tasks_done=3, num_tasks=3, num_tokens=120)
+    assert [p.tasks_done for p in seen] == sorted(p.tasks_done for p in seen)
+
+
+def test_the_error_of_a_process_comes_back(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+    file.write_text(file.read_text() + '{"txt": 1}\n')
+    with pytest.raises(InputError, match=r"documents\.jsonl:41: no key 'text', only txt"):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(workers=1, tasks=1))
+    assert not TokenStore.exists(tmp_path / "s")
+
+
+class Killed:
+    """Documents whose second part is the death of whoever reads it."""
+
+    num_bytes, source = None, "documents.jsonl"
+
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
+
+    def settings(self) -> dict[str, Any]:
+        return self.documents.settings()
+
+    def texts(self, part: int = 0, num_parts: int = 1) -> Any:
+        yield from self.documents.texts(part, num_parts)
+        if part == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_task_leaves_nothing_that_counts(
+    tmp_path: Path, words: Tokenizer, file: Path
+) -> None:
+    documents = open_documents([str(file)])
+    out, execution = tmp_path / "s", Execution(workers=1, tasks=2)
+    with pytest.raises(WorkerError, match="task 1 was killed by signal 9 .* run the same command"):
+        tokenise(Killed(documents), words, out, execution)
+    assert [f.name for f in out.glob("*.ds")] == ["00000_unshuffled.ds"]
+    assert [*out.glob("00001*.part")]
+    assert not TokenStore.exists(out)
+    made = (out / "00000_unshuffled.ds").stat().st_mtime_ns
+    assert ids_of(tokenise(documents, words, out, execution)) == EXPECTED
+    assert (out / "00000_unshuffled.ds").stat().st_mtime_ns == made
+    assert not [*out.glob("*.part*")]
+
+
+def test_unknown_executor(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+    with pytest.raises(InputError, match="unknown executor 'dask'; known: local, slurm, ray"):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution("dask"))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's programs as stand-ins; `sbatch` keeps what it is given in this folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, line in {
+        "sbatch": f'for last; do :; done; cat "$last" >> {folder}/jobs; echo Submitted job 42',
+        "scontrol": "echo node1",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
+
+
+def test_slurm_gets_a_job_of_all_tasks(
+    tmp_path: Path, words: Tokenizer, file: Path, cluster: Path
+) -> None:
+    options = {"partition": "cpu", "time": "4:00:00", "account": "me"}
+    execution = Execution("slurm", workers=7, tasks=3, slurm=options)
+    documents = open_documents([str(file)])
+    assert tokenise(documents, words, tmp_path / "s", execution) is None
+    asked = (cluster / "jobs").read_text()
+    for line in (
+        "--partition=cpu",
+        "--time=4:00:00",
+        "--account=me",
+        "--array=0-2%7",
+        "--cpus-per-task=1",
+        "--job-name=ledom-tokenize",
+    ):
+        assert f"#SBATCH {line}\n" in asked
+    assert "--qos" not in asked
+    pickled = tmp_path / "s" / "tasks" / "executor.pik"
+    assert f"launch_pickled_pipeline {pickled}" in asked
+    # Each job of the array, as Slurm would start it; the last one finishes the store.
+    for task in range(3):
+        assert not TokenStore.exists(tmp_path / "s")
+        subprocess.run(
+            [sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline", str(pickled)],
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"},
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
+    assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED
+    assert ids_of(tokenise(documents, words, tmp_path / "s", execution)) == EXPECTED
+
+
+def test_slurm_needs_its_programs_and_a_partition(
+    tmp_path: Path, words: Tokenizer, file: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = open_documents([str(file)])
+    with pytest.raises(InputError, match="give its partition, as --slurm partition=NAME"):
+        tokenise(documents, words, tmp_path / "s", Execution("slurm"))
+    (cluster / "sbatch").write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(InputError, match=r"sbatch refused the job \(exit code 3\)"):
+        tokenise(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="there is no sbatch here; start it where Slurm is"):
+        tokenise(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
+
+
+def test_ray_gets_a_core_a_task(
+    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    ran: list[Any] = []
+
+    def run(self: Any) -> None:
+        ran.append(self)
+        for rank in self.get_incomplete_ranks():
+            self._run_for_rank(rank)
+
+    monkeypatch.setattr(module.RayPipelineExecutor, "run", run)
+    store = tokenise(
+        open_documents([str(file)]), words, tmp_path / "s", Execution("ray", workers=5, tasks=3)
+    )
+    assert ids_of(store) == EXPECTED
+    (executor,) = ran
+    assert (executor.tasks, executor.workers, executor.cpus_per_task) == (3, 5, 1)
+    assert Path(executor.logging_dir.path) == tmp_path / "s" / "tasks"
+
+
+def test_ray_is_an_extra_and_may_lose_tasks(
+    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = open_documents([str(file)])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"ray is not .*pip install 'ledom\[ray\]'"):
+        tokenise(documents, words, tmp_path / "s", Execution("ray"))
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.setattr(module.RayPipelineExecutor, "run", lambda self: None)  # it only warns
+    with pytest.raises(WorkerError, match="not all of the 2 tasks have finished, see .*logs"):
+        tokenise(documents, words, tmp_path / "s", Execution("ray", tasks=2))
+
+
+def test_tasks_go_by_size_and_workers(tmp_path: Path, file: Path) -> None:
+    documents = open_documents([str(file)])
+    assert module._count_tasks(documents, Execution(workers=3)) == 3
+    with (tmp_path / "large.jsonl").open("wb") as large:
+        large.truncate(5 * 2**28 + 1)
+    documents = open_documents([str(tmp_path / "large.jsonl")])
+    assert module._count_tasks(documents, Execution(workers=3)) == 6

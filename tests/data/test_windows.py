@@ -69,6 +69,16 @@ def test_documents_of_several_shards(tmp_path, words):
         windows[5]
 
 
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_blocks_of_the_index_change_nothing(tmp_path, words, monkeypatch, block):
+    documents = [[5, 6, 7], [], [8] * 9, [9], [10] * 4, [11], [12, 13]]
+    store = store_of_shards(tmp_path / "s", words, documents, documents[:4])
+    whole = as_lists(Windows(store, 3))
+    assert len(whole) == (2 + 1 + 4 + 1 + 2 + 1 + 1) + (2 + 1 + 4 + 1)  # thirds, rounded up
+    monkeypatch.setattr("ledom.data.windows._BLOCK_DOCUMENTS", block)
+    assert as_lists(Windows(store, 3)) == whole
+
+
 @pytest.mark.parametrize("layout", ["documents", "fixed"])
 @pytest.mark.parametrize("seq_len", [1, 2, 3, 6, 12])
 def test_every_token_is_predicted_once_in_both_directions(tmp_path, words, seq_len, layout):

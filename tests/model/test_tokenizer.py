@@ -53,6 +53,12 @@ def test_digits_are_single_tokens_however_frequent():
     assert max(len(p) for p in pieces) > 2  # words did merge
 
 
+def test_digits_may_merge():
+    tokenizer = train_tokenizer(["2024 costs 1000 and 2024, 1000"] * 50, 300, split_digits=False)
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("2024 costs 1000").ids]
+    assert pieces == ["2024", " costs", " 1000"]
+
+
 def test_eos_is_left_out_of_decoded_text(tokenizer):
     ids = tokenizer.encode("one").ids
     assert tokenizer.decode([tokenizer.eos_id, *ids, tokenizer.eos_id]) == "one"

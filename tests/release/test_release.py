@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import ledom
-from ledom.data.tokenise import DataConfig, prepare_data
+from ledom.data.prepare import DataConfig, prepare_data
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.model.presets import ModelConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ledom.data.tokenise import DataConfig, PreparedData, prepare_data
+from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.model.presets import ModelConfig
 from ledom.recipe import Recipe, TrainConfig
 from ledom.records import Problem, write_records

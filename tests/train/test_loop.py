@@ -194,7 +194,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from ledom.data.tokenise import PreparedData
+from ledom.data.prepare import PreparedData
 from ledom.direction import Direction
 from ledom.recipe import Recipe
 from ledom.train.loop import train

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from ledom.data.tokenise import read_split
+from ledom.data.prepare import read_split
 from ledom.data.windows import pack
 from ledom.direction import Direction
 from ledom.errors import InputError

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from ledom.data.tokenise import PreparedData
+from ledom.data.prepare import PreparedData
 from ledom.data.windows import Windows
 from ledom.direction import Direction
 from ledom.errors import RecipeError, WorkerError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ledom.data.tokenise import DataConfig
+from ledom.data.prepare import DataConfig
 from ledom.data.windows import pack
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, InputError

@@ -25,6 +25,7 @@ from ledom.model.tokenizer import Tokenizer
 from ledom.records import write_atomically
 
 __all__ = [
+    "MANIFEST",
     "ShardEntry",
     "TokenStore",
     "encode_documents",

@@ -1,271 +1,395 @@
-"""From a recipe's data section to a tokenizer and token stores, prepared once for both directions.
+"""Documents to a token store by `datatrove`, the one place where it is imported.
 
-Sources: token stores that `ledom tokenize` made (`data.sources`); or, prepared here into stores of
-the same format, the embedded generator (`gsm_symbolic`) or a JSONL file of problems with solutions
-or of documents (`data.train`). A problem becomes the document that its pair format renders.
+    Documents -> part k of n -> ReadDocuments -> WriteShard -> K_unshuffled.ds, tasks/shards/K.json
+    the last task to finish -> manifest.json
+
+The work is divided into tasks, each of which makes one shard from one part of the documents, on one
+core. Which machine runs them is datatrove's executors' affair: processes here, Slurm, or Ray. A
+shard gets its name when it is whole; a task that has finished is never done again. Only bytes are
+divided: the store's documents are in the order of their files, however many tasks there were.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, islice
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from random import Random
 from typing import Any
 
-from filelock import FileLock
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from filelock import FileLock, Timeout
 
-from ledom.config import Config
-from ledom.data.problems import GENERATOR, generate_problems
-from ledom.data.shards import TokenStore, write_store
-from ledom.data.solutions import Style, equations
-from ledom.data.windows import Layout
-from ledom.errors import InputError, OutputError, RecipeError
-from ledom.model.tokenizer import Tokenizer, train_tokenizer
-from ledom.pairs import PairFormat
-from ledom.records import Document, Problem, Record, read_records, write_atomically
+from ledom.data.documents import Documents
+from ledom.data.shards import (
+    MANIFEST,
+    ShardEntry,
+    TokenStore,
+    encode_documents,
+    seal_shard,
+    token_dtype,
+    write_manifest,
+)
+from ledom.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
+from ledom.model.tokenizer import Tokenizer
+from ledom.records import write_atomically
+from ledom.stage import check_settings
 
-__all__ = [
-    "DataConfig",
-    "PreparedData",
-    "Source",
-    "SourceConfig",
-    "prepare_data",
-    "read_split",
-]
+try:
+    from datatrove.data import Document
+    from datatrove.executor import (
+        LocalPipelineExecutor,
+        RayPipelineExecutor,
+        SlurmPipelineExecutor,
+    )
+    from datatrove.pipeline.base import PipelineStep
+    from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
+    from datatrove.utils.logging import logger
+except ImportError:
+    raise MissingExtraError("datatrove", "data") from None
 
-_HELD_OUT_EVERY = 50
-_PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
-_TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
+__all__ = ["EXECUTORS", "Execution", "TokeniseProgress", "tokenise"]
 
-
-class SourceConfig(Config):
-    """One part of a mixture."""
-
-    path: str
-    """A folder that `ledom tokenize` made."""
-    weight: PositiveFloat = 1.0
-    """Its share of the windows, relative to the other sources' weights."""
-
-
-class DataConfig(Config):
-    """What a model reads."""
-
-    sources: tuple[SourceConfig, ...] = ()
-    """Token stores to mix, instead of `train`; `valid` is then a token store too."""
-    train: str = GENERATOR
-    """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
-    valid: str | None = None
-    """Likewise for validation; nothing takes the generator's valid split, or holds out 2 %."""
-    windows: Layout = "documents"
-    """`documents`: a window is one document or a stretch of a long one; `fixed`: train.seq_len
-    tokens after the other, as many documents as they hold, for pretraining at any size."""
-    stop_attention: bool = True
-    """Whether attention stops where a document starts."""
-    restart_positions: bool = True
-    """Whether positions start at 0 where a document starts."""
-    verify: bool = True
-    """Whether every byte is read before the first step and compared with the checksums. Sizes are
-    compared in any case."""
-    num_documents: PositiveInt | None = None
-    """Documents to draw from the generator, or the most to read from a file."""
-    num_valid: PositiveInt = 500
-    """Most documents to validate on."""
-    pair_format: str = PairFormat().template
-    """How a problem's question and solution become one text."""
-    solution_style: Style = "as written"
-    """How solutions of a file are written: as they are, `plain` (one form of equations and
-    final answer), their `numbers` alone, or the `equations` among these. Candidates are then read
-    in the same style."""
-    tokenizer: str | None = None
-    """A tokenizer.json to use; nothing trains one."""
-    vocab_size: PositiveInt = 2048
-    """Size of a newly trained vocabulary."""
-    drill_share: NonNegativeFloat = Field(default=0.0, lt=1)
-    """Share of the generator's documents that are bare equations, out of the worked solutions of
-    further problems: arithmetic takes far more examples than reading."""
-    seed: int = 0
-    """Seed of the generator."""
+TASKS = "tasks"  # the folder of what is known of each task
+_BYTES_A_TASK = 1 << 28  # some minutes' work for a core
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Source:
-    """A token store and its weight in the mixture."""
+class TokeniseProgress:
+    """Where a run on this machine stands."""
 
-    store: TokenStore
-    weight: float = 1.0
+    tasks_done: int
+    num_tasks: int
+    num_tokens: int
+    """Written so far, by unfinished tasks too."""
 
 
-class PreparedData:
-    """A tokenizer, the sources to train on, and the store to validate on.
+OnProgress = Callable[[TokeniseProgress], None]
 
-    Raises `InputError` for a store that is damaged, or made with another tokenizer.
+
+@dataclass(frozen=True)
+class Execution:
+    """Where tasks run, and how many at a time."""
+
+    executor: str = "local"
+    """One of `EXECUTORS`."""
+    workers: int | None = None
+    """Tasks at a time; None is every core here, and no limit on a cluster."""
+    tasks: int | None = None
+    """How many tasks there are; None goes by the documents' size."""
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    """Options of sbatch without their dashes; `partition` is needed, `time` is 24 hours."""
+    on_progress: OnProgress = lambda progress: None
+
+
+class ReadDocuments(PipelineStep):  # type: ignore[misc]
+    """A task's part of the documents as datatrove's."""
+
+    name = "ledom"
+    type = "📖 - READER"
+
+    def __init__(self, documents: Documents) -> None:
+        super().__init__()
+        self.documents = documents
+
+    def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for number, text in enumerate(self.documents.texts(rank, world_size)):
+            yield Document(text=text, id=f"{rank}/{number}")
+
+
+class WriteShard(DocumentTokenizer):  # type: ignore[misc]
+    """datatrove's tokenizer with the ids that ledom makes of a text, and a shard that is whole
+    before it has its name; the last of all tasks also writes the manifest."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(str(out), str(out / "tokenizer.json"), shuffle_documents=False)
+        self.out = out
+
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task is one core's
+        try:
+            super().run(data, rank, world_size)
+            finish(self.out, world_size, Tokenizer.load(self.out))
+        except OSError as error:
+            raise OutputError(f"{self.out}: cannot be written: {error}") from error
+
+    def write_unshuffled(self, data: Iterator[Document], filename: str) -> TokenizedFile:
+        """Override of datatrove's, which encodes with offsets and packs ids one by one."""
+        tokenizer = Tokenizer.load(self.out)
+        dtype = token_dtype(tokenizer)
+        for left in self.out.glob(f"{filename}.*.part*"):  # of a task that was killed
+            left.unlink(missing_ok=True)
+        part = f"{filename}.{os.getpid()}.part"
+        shard = TokenizedFile(self.output_folder, part, token_size=dtype.itemsize)
+        for ids in encode_documents((document.text for document in data), tokenizer):
+            shard.write_bytes(ids.tobytes())
+        shard.close()
+        self.stat_update("tokens", value=len(shard), unit="task")
+        os.replace(self.out / f"{part}.index", self.out / f"{filename}.index")
+        os.replace(self.out / part, self.out / filename)
+        entry = seal_shard(self.out / filename, dtype)
+        with write_atomically(_seal_file(self.out, int(filename.split("_")[0]))) as seal:
+            json.dump(asdict(entry), seal)
+        return shard
+
+
+def tokenise(
+    documents: Documents,
+    tokenizer: Tokenizer,
+    out: str | Path,
+    execution: Execution = Execution(),
+) -> TokenStore | None:
+    """Tokenise documents into the store `out`, or go on with it; None while other machines do.
+
+    Raises `InputError` for a folder that was begun with other documents or another tokenizer, or a
+    bad document; `OutputError` for a place that cannot be written; `WorkerError` for a task that
+    was killed. What has finished stays.
     """
-
-    def __init__(self, folder: Path, config: DataConfig | None = None) -> None:
-        """`folder` is where `prepare_data` put the data of a recipe without sources."""
-        named = () if config is None else config.sources
-        if config is not None and named:
-            self.tokenizer = Tokenizer.load(config.tokenizer or named[0].path)
-            self.sources = tuple(Source(TokenStore(s.path), s.weight) for s in named)
-            self.valid = TokenStore(config.valid or "")
-        else:
-            self.tokenizer = Tokenizer.load(folder)
-            self.sources = (Source(TokenStore(folder / "train")),)
-            self.valid = TokenStore(folder / "valid")
-        for store in (*(source.store for source in self.sources), self.valid):
-            if store.manifest["tokenizer"] != self.tokenizer.fingerprint:
-                raise InputError(
-                    "was made with another tokenizer than the run's; tokenise again, with the "
-                    "tokenizer.json of the other stores",
-                    path=store.folder,
-                )
-            if config is None or config.verify:
-                store.verify()
-
-
-def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
-    """Make tokenizer and stores under `folder`, unless an earlier call with `config` did.
-
-    Of two processes that start together, such as twins, one prepares and the other waits for it.
-    Sources are token stores already; nothing is made then.
-    """
-    if config.sources:
-        _check_sources(config)
-        return PreparedData(folder, config)
+    out = Path(out).absolute()  # a cluster's machines start elsewhere
+    if execution.executor not in EXECUTORS:
+        raise InputError(f"unknown executor {execution.executor!r}; known: {', '.join(EXECUTORS)}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            _prepare(config, folder)
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".lock", timeout=0):
+            return _tokenise(documents, tokenizer, out, execution)
+    except Timeout:
+        raise OutputError(f"{out}: another ledom tokenize is at work there") from None
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
-    return PreparedData(folder, config)
+        raise OutputError(f"{out}: cannot be written: {error}") from error
 
 
-def _check_sources(config: DataConfig) -> None:
-    """Keys that only pydantic would let stand together."""
-    if config.valid is None:
-        raise RecipeError(
-            "key data.valid is missing: with data.sources, name a token store of other documents"
+def _tokenise(
+    documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution
+) -> TokenStore | None:
+    tasks = _begin(documents, tokenizer, out, execution)
+    _drop_damaged(out, tasks, token_dtype(tokenizer).itemsize)
+    if TokenStore.exists(out):
+        return TokenStore(out)
+    steps = [ReadDocuments(documents), WriteShard(out)]
+    logger.disable("datatrove")
+    try:
+        EXECUTORS[execution.executor](steps, tasks, out, execution).run()
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"sbatch refused the job (exit code {error.returncode})") from error
+    finally:
+        logger.enable("datatrove")
+    store = finish(out, tasks, tokenizer)
+    if store is None and execution.executor != "slurm":  # which has only just been told
+        raise WorkerError(
+            f"{out}: not all of the {tasks} tasks have finished, see {out / TASKS / 'logs'}; run "
+            "the same command again to go on"
         )
-    if "train" in config.model_fields_set:
-        raise RecipeError(
-            f"key data.train is {config.train!r} and data.sources is given too; leave one out"
-        )
+    return store
 
 
-def _prepare(config: DataConfig, folder: Path) -> None:
-    reading = {"sources", "windows", "stop_attention", "restart_positions", "verify"}
-    settings = json.dumps(config.model_dump(exclude=reading) | {"files": _file_hashes(config)})
-    marker = folder / "data.json"
-    if marker.is_file():
-        if marker.read_text() != settings:
-            raise InputError(
-                "was prepared with other data settings, or from files that have changed since; "
-                "give the run another name, or remove this folder",
-                path=folder,
-            )
-        return
-    train, valid, origins = _sources(config)
-    if config.tokenizer is None:
-        sample = (text for _, text in zip(range(_TOKENIZER_SAMPLE), train(), strict=False))
-        tokenizer = train_tokenizer(sample, config.vocab_size)
-    else:
-        tokenizer = Tokenizer.load(config.tokenizer)
-    tokenizer.save(folder)
-    write_store(folder / "train", train(), tokenizer, source=config.train)
-    notes = {"source": config.valid or config.train, **origins}
-    write_store(folder / "valid", valid(), tokenizer, **notes)
-    with write_atomically(marker) as out:  # last: its existence means all of it is there
-        out.write(settings)
-
-
-def _file_hashes(config: DataConfig) -> dict[str, str]:
-    """What the files that the data comes from hold, so that a changed one is noticed."""
-    named = (config.train, config.valid, config.tokenizer)
-    return {
-        name: hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        for name in named
-        if name is not None and Path(name).is_file()
-    }
-
-
-def _sources(
-    config: DataConfig,
-) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]], dict[str, Any]]:
-    """Functions that start the training and the validation texts afresh, and what the validation
-    store's manifest says of where its texts came from."""
-    if config.train == GENERATOR:
-        if config.num_documents is None:
-            raise RecipeError("key data.num_documents is missing: the generator never ends")
-        count = config.num_documents
-        return (
-            lambda: _generated(count, config),
-            lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
-            {},
-        )
-    records, held_out = read_split(config)
-    return lambda: _render(records, config), lambda: _render(held_out, config), _origins(held_out)
-
-
-def _origins(records: Sequence[Document | Problem]) -> dict[str, Any]:
-    """The records' `source`, in runs of records; nothing where no record has any."""
-    named = [r.source if isinstance(r, Document) else r.extra.get("source") for r in records]
-    if not any(named):
-        return {}
-    runs = groupby(str(name) if name else "no source" for name in named)
-    return {"sources": [[name, sum(1 for _ in run)] for name, run in runs]}
-
-
-def read_split(
-    config: DataConfig,
-) -> tuple[Sequence[Document | Problem], Sequence[Document | Problem]]:
-    """The records of a file to train on, and those to validate on."""
-    records = read_documents(config.train)[: config.num_documents]
-    if config.valid is not None:
-        return records, read_documents(config.valid)[: config.num_valid]
-    # Every fiftieth, so that a sorted file is held out evenly.
-    held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
-    held_ids = {record.id for record in held_out}
-    records = [record for record in records if record.id not in held_ids]
-    if not records:
+def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution) -> int:
+    """Write down what the store is made from, or compare; the number of tasks."""
+    file = _settings_file(out)
+    has_shards = any((out / TASKS / "shards").glob("*.json"))
+    found = json.loads(file.read_text()) if file.is_file() and has_shards else None
+    if found is None and TokenStore.exists(out):
         raise InputError(
-            "nothing is left to train on once a part is held out for validation; add records "
-            "with other ids, or name a file as data.valid",
-            path=config.train,
+            "holds a store that was not made by ledom tokenize; give another folder", path=out
         )
-    return records, held_out
+    tasks = execution.tasks or (found["tasks"] if found else _count_tasks(documents, execution))
+    settings = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id, "tasks": tasks}
+    settings |= documents.settings() | {"source": documents.source}
+    if found is None:
+        for left in out.glob("*.part*"):  # of tasks of other settings
+            left.unlink(missing_ok=True)
+        tokenizer.save(out)
+        with write_atomically(file) as target:
+            json.dump(settings, target, indent=1)
+    else:
+        check_settings(found, settings, out)
+    return tasks
 
 
-def read_documents(path: str | Path) -> list[Document | Problem]:
-    """Read a JSONL file of documents (key `text`) or of problems with solutions."""
-    if "text" in read_records(path, Record)[0].extra:
-        return list(read_records(path, Document))
-    problems = read_records(path, Problem, Problem.require_solution)
-    return list(problems)
+def _count_tasks(documents: Documents, execution: Execution) -> int:
+    by_size = -(-(documents.num_bytes or 0) // _BYTES_A_TASK)
+    return max(by_size, execution.workers or _cores(), 1)
 
 
-def _generated(count: int, config: DataConfig) -> Iterator[str]:
-    """Training documents of the generator: problems, and drills in between."""
-    problems = generate_problems("train", count * _PROBLEMS_IN_DRILL, config.seed)
-    rng = Random(f"drills-{config.seed}")
-    for _ in range(count):
-        if rng.random() >= config.drill_share:
-            yield from _render([next(problems)], config)
-        else:
-            solutions = (p.solution or "" for p in islice(problems, _PROBLEMS_IN_DRILL))
-            yield "\n".join(step for solution in solutions for step in equations(solution))
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _render(records: Iterable[Document | Problem], config: DataConfig) -> Iterator[str]:
-    pair_format = PairFormat(config.pair_format, config.solution_style)
-    for record in records:
-        if isinstance(record, Document):
-            yield record.text
-        else:
-            solution = pair_format.restyle(record.solution or "", record.answer)
-            yield pair_format.render(record.question, solution)
+def _settings_file(out: Path) -> Path:
+    return out / TASKS / "settings.json"
+
+
+def _seal_file(out: Path, task: int) -> Path:
+    """A shard's entry of the manifest; its existence means that the shard is whole."""
+    return out / TASKS / "shards" / f"{task:05d}.json"
+
+
+def _read_seal(out: Path, task: int) -> ShardEntry | None:
+    file = _seal_file(out, task)
+    return ShardEntry(**json.loads(file.read_text())) if file.is_file() else None
+
+
+def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
+    """Tasks without a whole shard are to be done again, whatever datatrove's markers say."""
+    for task in range(tasks):
+        seal = _read_seal(out, task)
+        if seal is None or not (
+            _has_size(out / seal.file, token_bytes * seal.num_tokens)
+            and _has_size(out / f"{seal.file}.index", 8 * seal.num_documents)
+        ):
+            (out / MANIFEST).unlink(missing_ok=True)
+            _seal_file(out, task).unlink(missing_ok=True)
+            (out / TASKS / "completions" / f"{task:05d}").unlink(missing_ok=True)
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
+    """Write the manifest if every task has finished."""
+    seals = [seal for task in range(tasks) if (seal := _read_seal(out, task)) is not None]
+    if len(seals) < tasks:
+        return None
+    source = json.loads(_settings_file(out).read_text())["source"]
+    return write_manifest(out, seals, tokenizer, source=source)
+
+
+class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
+    """datatrove's tasks in processes of this machine, a task each.
+
+    Its own pool would wait for ever for a process that was killed, and cannot say how far it is.
+    """
+
+    def __init__(self, steps: list[Any], out: Path, execution: Execution, **options: Any) -> None:
+        super().__init__(steps, **options)
+        self.on_progress = execution.on_progress
+        self.out = out
+        self.token_bytes = token_dtype(Tokenizer.load(out)).itemsize
+
+    def run(self) -> None:
+        waiting = self.get_incomplete_ranks()
+        running: dict[int, _Task] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    rank = waiting.pop(0)
+                    running[rank] = _Task(self, rank)
+                wait([task.process.sentinel for task in running.values()], _POLL_SECONDS)
+                for rank, task in [*running.items()]:
+                    if not task.process.is_alive():
+                        del running[rank]
+                        task.check()
+                self.on_progress(self._progress(len(waiting) + len(running)))
+        finally:
+            for task in running.values():
+                task.process.terminate()
+                task.process.join()
+
+    def _progress(self, left: int) -> TokeniseProgress:
+        written = 0
+        for file in (*self.out.glob("*.ds"), *self.out.glob("*.part")):
+            with suppress(FileNotFoundError):  # just renamed
+                written += file.stat().st_size
+        return TokeniseProgress(self.tasks - left, self.tasks, written // self.token_bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"on_progress": None}  # the terminal stays here
+
+
+class _Task:
+    """A task in a process of its own, which sends its `LedomError` if it has one."""
+
+    def __init__(self, executor: LocalExecutor, rank: int) -> None:
+        self.rank = rank
+        context = get_context("spawn")
+        self._errors, sender = context.Pipe(duplex=False)
+        self.process: BaseProcess = context.Process(
+            target=_run_task, args=(executor, rank, sender), daemon=True
+        )
+        self.process.start()
+        sender.close()
+
+    def check(self) -> None:
+        """Raise what ended it, when it has ended."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        try:
+            error = self._errors.recv() if self._errors.poll() else None
+        except EOFError:
+            error = None
+        if error is not None:
+            raise error
+        if code:
+            how = (
+                f"was killed by signal {-code} (out of memory?)"
+                if code < 0
+                else f"ended with exit code {code}, see above"
+            )
+            raise WorkerError(
+                f"task {self.rank} {how}; what has finished is kept, run the same command again to "
+                "go on"
+            )
+
+
+def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this
+    logger.disable("datatrove")
+    try:
+        executor._run_for_rank(rank)
+    except LedomError as error:
+        errors.send(error)
+    except OSError as error:
+        errors.send(OutputError(f"{executor.out}: cannot be written: {error}"))
+
+
+def _local(steps: list[Any], tasks: int, out: Path, execution: Execution) -> LocalExecutor:
+    workers = execution.workers or _cores()
+    logging_dir = str(out / TASKS)
+    return LocalExecutor(
+        steps, out, execution, tasks=tasks, workers=workers, logging_dir=logging_dir
+    )
+
+
+def _slurm(steps: list[Any], tasks: int, out: Path, execution: Execution) -> Any:
+    if shutil.which("sbatch") is None:
+        raise InputError("executor slurm: there is no sbatch here; start it where Slurm is")
+    options = {"time": "24:00:00", **execution.slurm}
+    if "partition" not in options:
+        raise InputError("executor slurm: give its partition, as --slurm partition=NAME")
+    return SlurmPipelineExecutor(
+        steps,
+        tasks=tasks,
+        workers=execution.workers or -1,
+        time=options.pop("time"),
+        partition=options.pop("partition"),
+        qos="",
+        job_name="ledom-tokenize",
+        sbatch_args=options,
+        logging_dir=str(out / TASKS),
+    )
+
+
+def _ray(steps: list[Any], tasks: int, out: Path, execution: Execution) -> Any:
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("ray", "ray") from None
+    workers = execution.workers or -1
+    logging_dir = str(out / TASKS)
+    return RayPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=logging_dir)
+
+
+EXECUTORS: dict[str, Callable[[list[Any], int, Path, Execution], Any]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "ray": _ray,
+}
+"""Who runs the tasks: processes here, Slurm, or a Ray cluster."""

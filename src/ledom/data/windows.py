@@ -28,6 +28,7 @@ __all__ = ["Batches", "Layout", "PackedBatch", "Windows", "pack", "permute", "so
 
 Layout = Literal["documents", "fixed"]
 
+_BLOCK_DOCUMENTS = 1024  # whose windows are counted together, and again when one is read
 _ROUNDS = 6  # of the Feistel network
 
 
@@ -35,7 +36,8 @@ class Windows(Sequence[NDArray[np.int64]]):
     """The windows of a store, in its order. A window of L predicted tokens has L + 1 ids.
 
     `documents`: a document framed by EOS on both sides, or a stretch of one that is longer than
-    `seq_len`; L is at most `seq_len`. It takes 16 bytes of memory a document.
+    `seq_len`; L is at most `seq_len`. The index is read once; of it 8 bytes are kept for every
+    1,024 documents.
     `fixed`: `seq_len` tokens of a shard after the other, whatever documents they belong to; what is
     left at a shard's end is not used. It reads no index and takes no memory.
 
@@ -46,14 +48,14 @@ class Windows(Sequence[NDArray[np.int64]]):
     def __init__(self, store: TokenStore, seq_len: int, layout: Layout = "documents") -> None:
         self.store = store
         self.seq_len = seq_len
-        self._ends: list[NDArray[np.int64]] = []
-        self._pieces: list[NDArray[np.int64]] = []  # windows up to and with each document
+        self._blocks: list[NDArray[np.int64]] = []  # windows up to and with each block's last
         if layout == "documents":
             for shard in store.shards:
-                ends = shard.ends.astype(np.int64)
-                self._ends.append(ends)
-                self._pieces.append(np.cumsum(-(np.diff(ends, prepend=0) // -seq_len)))
-            counts = [int(pieces[-1]) for pieces in self._pieces]
+                ends, count = shard.ends, shard.entry.num_documents
+                blocks = range(0, count, _BLOCK_DOCUMENTS)
+                last = [int(_block(ends, first, seq_len)[1][-1]) for first in blocks]
+                self._blocks.append(np.cumsum(last))
+            counts = [int(blocks[-1]) for blocks in self._blocks]
         else:
             counts = [shard.entry.num_tokens // seq_len for shard in store.shards]
         self._shard_ends = np.cumsum(counts)
@@ -95,13 +97,27 @@ class Windows(Sequence[NDArray[np.int64]]):
 
     def _span(self, shard: int, index: int) -> tuple[int, int]:
         """The [start, end) of a shard's tokens that its window predicts."""
-        if not self._ends:
+        if not self._blocks:
             return index * self.seq_len, (index + 1) * self.seq_len
-        ends, pieces = self._ends[shard], self._pieces[shard]
-        document = int(np.searchsorted(pieces, index, side="right"))
-        piece = index - (int(pieces[document - 1]) if document else 0)
-        start = (int(ends[document - 1]) if document else 0) + piece * self.seq_len
-        return start, min(start + self.seq_len, int(ends[document]))
+        blocks = self._blocks[shard]
+        block = int(np.searchsorted(blocks, index, side="right"))
+        index -= int(blocks[block - 1]) if block else 0
+        ends = self.store.shards[shard].ends
+        borders, windows = _block(ends, block * _BLOCK_DOCUMENTS, self.seq_len)
+        document = int(np.searchsorted(windows, index, side="right"))
+        piece = index - (int(windows[document - 1]) if document else 0)
+        start = int(borders[document]) + piece * self.seq_len
+        return start, min(start + self.seq_len, int(borders[document + 1]))
+
+
+def _block(
+    ends: NDArray[np.uint64], first: int, seq_len: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of a block of documents: the borders of each [n + 1], and the block's windows up to and with
+    each [n]."""
+    before = ends[first - 1 : first] if first else np.zeros(1, np.uint64)
+    borders = np.concatenate([before, ends[first : first + _BLOCK_DOCUMENTS]]).astype(np.int64)
+    return borders, np.cumsum(-(np.diff(borders) // -seq_len))
 
 
 class Batches:

@@ -22,8 +22,9 @@ __all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "train_tokenizer"]
 
 EOS_TOKEN = "<|end|>"
 
+_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
 # One digit a token (with the space before it, if any): arithmetic needs digits to be visible.
-_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_PIECES_OF_DIGITS = _PIECES.replace(r"\p{N}+", r"\p{N}", 1)
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ class Tokenizer:
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer whose digits are single tokens.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> Tokenizer:
+    """Train a byte-level BPE tokenizer; with `split_digits` every digit is a token of its own.
 
     Every byte is in its vocabulary, so any text round-trips. `vocab_size` must be at least 257.
     """
@@ -121,7 +122,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     backend = RustTokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.Split(Regex(_PIECES_OF_DIGITS if split_digits else _PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

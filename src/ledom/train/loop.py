@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ledom.data.tokenise import PreparedData, read_split
+from ledom.data.prepare import PreparedData, read_split
 from ledom.data.windows import Batches, PackedBatch, Windows, pack
 from ledom.direction import Direction
 from ledom.errors import OutputError, RecipeError, TrainingError

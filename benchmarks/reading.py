@@ -1,0 +1,207 @@
+"""How fast and in how little memory training data is read.
+
+    python benchmarks/reading.py [--steps 30] [--tokens 435e9] [--store-gb 10]
+
+Three measurements, each in a process of its own. **Opening**: a store of 435 billion tokens (sparse
+files, so nothing is stored): seconds and resident memory. **Memory**: windows read at random from a
+store of 10 GB, whose index is real, in both layouts. **Rate**: windows of a store, in shuffled
+order and packed for a model, on one core, against training the embedded pair's shape on the same
+batches in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+SHARD_TOKENS = 250_000_000  # half a gigabyte
+DOCUMENT_TOKENS = 1000  # of sparse stores; a web page's
+SEQ_LEN, BATCH = 2048, 16
+
+
+def sparse_store(folder: Path, num_tokens: int, with_index: bool) -> None:
+    """A finished store whose tokens, all 0, take no space; nor does the index unless it is real."""
+    folder.mkdir()
+    shards = []
+    for number in range(-(-num_tokens // SHARD_TOKENS)):
+        tokens = min(SHARD_TOKENS, num_tokens - number * SHARD_TOKENS)
+        entry = {"file": f"{number:05d}_unshuffled.ds", "num_documents": tokens // DOCUMENT_TOKENS}
+        entry |= {"num_tokens": tokens, "max_id": 0, "sha256": "0" * 64, "index_sha256": "0" * 64}
+        for name, size in (("", 2 * tokens), (".index", 8 * entry["num_documents"])):
+            with (folder / (entry["file"] + name)).open("wb") as file:
+                file.truncate(size)
+        if with_index:
+            ends = np.arange(1, entry["num_documents"] + 1, dtype="<u8") * DOCUMENT_TOKENS
+            ends.tofile(folder / f"{entry['file']}.index")
+        shards.append(entry)
+    manifest = {"num_documents": num_tokens // DOCUMENT_TOKENS, "num_tokens": num_tokens}
+    manifest |= {"dtype": "uint16", "eos_id": 0, "vocab_size": 50_000, "tokenizer": ""}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "shards": shards}))
+
+
+def opening(folder: Path) -> dict[str, Any]:
+    """Open a store and its windows, look one up, and say what it took."""
+    from ledom.data.shards import TokenStore
+    from ledom.data.windows import Batches, Windows
+
+    before, start = resident(), time.perf_counter()
+    store = TokenStore(folder)
+    opened = time.perf_counter() - start
+    batches = Batches([(Windows(store, SEQ_LEN, "fixed"), 1.0)], BATCH, seed=0)
+    batches[12_345]
+    return {
+        "tokens": store.manifest["num_tokens"],
+        "shards": len(store.shards),
+        "open_s": opened,
+        "first_batch_s": time.perf_counter() - start,
+        "resident_mb": resident() / 1e6,
+        "added_mb": (resident() - before) / 1e6,
+    }
+
+
+def reading(folder: Path, batches_read: int, layout: Any) -> dict[str, Any]:
+    """Read batches at random places all over a store."""
+    from ledom.data.shards import TokenStore
+    from ledom.data.windows import Batches, Windows
+
+    windows = Windows(TokenStore(folder), SEQ_LEN, layout)
+    batches = Batches([(windows, 1.0)], BATCH, seed=0)
+    rng, start, count = Random(0), time.perf_counter(), 0
+    for _ in range(batches_read):
+        count += sum(map(len, batches[rng.randrange(len(windows) // BATCH)]))
+    seconds = time.perf_counter() - start
+    return {
+        "windows_read": batches_read * BATCH,
+        "windows": len(windows),
+        "gigabytes_read": 2 * count / 1e9,
+        "tokens_per_s": count / seconds,
+        "resident_mb": resident() / 1e6,
+        "peak_mb": resident("VmHWM") / 1e6,
+    }
+
+
+def rate(folder: Path, steps: int, layout: Any, seq_len: int) -> dict[str, Any]:
+    """Tokens/s of reading and packing, and of training the embedded shape on the same batches."""
+    import torch
+
+    from ledom.data.prepare import DataConfig, PreparedData
+    from ledom.direction import Direction
+    from ledom.model.presets import ModelConfig
+    from ledom.recipe import Recipe, TrainConfig
+    from ledom.train.loop import train, training_batches
+    from ledom.train.optim import OptimConfig
+
+    torch.set_num_threads(1)
+    store = str(folder / "store")
+    recipe = Recipe(
+        name="reading",
+        data=DataConfig(
+            sources=[{"path": store}], valid=store, windows=layout, verify=False, num_valid=1
+        ),
+        model=ModelConfig.model_validate("tiny"),
+        optim=OptimConfig(steps=steps),
+        train=TrainConfig(batch_size=BATCH, seq_len=seq_len, checkpoint_every=10**6),
+    )
+    data = PreparedData(folder, recipe.data)
+    reading = read_rate(recipe, data)
+    train(recipe, Direction.REVERSE, data, folder / f"run-{layout}")
+    lines = (folder / f"run-{layout}" / "metrics.jsonl").read_text().splitlines()
+    # The first steps warm up. A row's rate is that of its step alone, reading included.
+    training = float(np.median([json.loads(line)["tokens_per_second"] for line in lines[3:]]))
+    assert len(training_batches(recipe, Direction.REVERSE, data)[0]) == BATCH
+    return {"reading": reading, "training": training, "ratio": reading / training}
+
+
+def read_rate(recipe: Any, data: Any) -> float:
+    """Tokens/s of what the loop does between two steps, without the step."""
+    from ledom.data.windows import pack
+    from ledom.direction import Direction
+    from ledom.train.loop import training_batches
+
+    batches = training_batches(recipe, Direction.REVERSE, data)
+    rates = []
+    for _ in range(5):
+        count, start = 0, time.perf_counter()
+        for step in range(100):
+            packed = pack(batches[step], Direction.REVERSE, data.tokenizer.eos_id)
+            count += len(packed.targets)
+        rates.append(count / (time.perf_counter() - start))
+    return float(np.median(rates))
+
+
+def write_rate_store(folder: Path) -> None:
+    """Documents of the length of the embedded pair's, and its tokenizer."""
+    import ledom
+    from ledom.data.shards import write_store
+    from ledom.model.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(Path(ledom.__file__).parent / "assets" / "forward")
+    rng = Random(0)
+    texts = (
+        " ".join(str(rng.randrange(1000)) for _ in range(rng.randint(20, 80)))
+        for _ in range(20_000)
+    )
+    write_store(folder / "store", texts, tokenizer)
+    tokenizer.save(folder / "store")
+
+
+def resident(key: str = "VmRSS") -> float:
+    """This process's memory, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return 1024 * float(line.split()[1])
+    raise OSError(f"no {key} in /proc/self/status")
+
+
+def in_process(name: str, **arguments: Any) -> dict[str, Any]:
+    """Run a function of this file in a process of its own."""
+    command = [sys.executable, __file__, "--child", json.dumps([name, arguments])]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    if done.returncode:
+        sys.exit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=30, help="of training")
+    parser.add_argument("--tokens", type=float, default=435e9, help="of the store that is opened")
+    parser.add_argument("--store-gb", type=float, default=10, help="of the store that is read")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        name, given = json.loads(arguments.child)
+        given["folder"] = Path(given["folder"])
+        print(json.dumps(globals()[name](**given)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        sparse_store(folder / "large", int(arguments.tokens), with_index=False)
+        show("opening", in_process("opening", folder=str(folder / "large")))
+        sparse_store(folder / "read", int(arguments.store_gb * 1e9 / 2), with_index=True)
+        for layout in ("fixed", "documents"):
+            options = {"batches_read": 10_000, "layout": layout}
+            show(f"memory, {layout}", in_process("reading", folder=str(folder / "read"), **options))
+        write_rate_store(folder)
+        for layout, seq_len in (("documents", 512), ("fixed", 512)):
+            options = {"steps": arguments.steps, "layout": layout, "seq_len": seq_len}
+            show(f"rate, {layout}", in_process("rate", folder=str(folder), **options))
+
+
+def show(title: str, found: dict[str, Any]) -> None:
+    print(f"{title}: " + ", ".join(f"{key} {value:,.5g}" for key, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Commands that make training data: a tokenizer, and token stores."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ledom.errors import InputError, OutputError
+from ledom.terminal import TokenisingBar, say, track
+
+__all__ = ["tokenize", "tokenizer"]
+
+Texts = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DOCUMENTS",
+        help="Files or folders of JSONL, Parquet or text (.gz, .zst too), or "
+        "hub:NAME,config=...,split=...",
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(help="jsonl, parquet, text (a file is a document) or lines; by name otherwise."),
+]
+TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
+
+
+def tokenizer(
+    documents: Texts,
+    vocab_size: Annotated[int, typer.Option(min=257, help="How many tokens, EOS included.")] = 2048,
+    split_digits: Annotated[bool, typer.Option(help="Every digit is a token of its own.")] = True,
+    num_documents: Annotated[
+        int | None, typer.Option(min=1, help="The first so many only; all by default.")
+    ] = None,
+    format: Format = None,
+    text_key: TextKey = "text",
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json.")] = Path("ledom-tokenizer"),
+) -> None:
+    """Train a byte-level BPE tokenizer on documents.
+
+    Example: ledom tokenizer corpus/ --vocab-size 32000 --out tokenizer
+    """
+    from ledom.data.documents import open_documents
+    from ledom.model.tokenizer import train_tokenizer
+
+    texts = islice(open_documents(documents, format, text_key).texts(), num_documents)
+    first = [*islice(texts, 1)]
+    if not first:
+        raise InputError(f"{', '.join(documents)}: there are no documents to train on")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+    counted = track(chain(first, texts), "documents", 0, num_documents)
+    made = train_tokenizer(counted, vocab_size, split_digits)
+    made.save(out)
+    say(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
+
+
+def tokenize(
+    documents: Texts,
+    tokenizer: Annotated[
+        Path, typer.Option(help="A tokenizer.json, or the folder of one; see ledom tokenizer.")
+    ],
+    eos_token: Annotated[
+        str | None, typer.Option(help="The token behind each document; the tokenizer's own.")
+    ] = None,
+    format: Format = None,
+    text_key: TextKey = "text",
+    executor: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tasks at a time, a core each; every core here, all on clusters."),
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Shards to make; by the documents' size.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of sbatch, as partition=cpu; may be given again."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the store; finished shards there are kept.")
+    ] = Path("ledom-tokens"),
+) -> None:
+    """Tokenise documents to a store for data.sources of a recipe, one for both directions.
+
+    On a cluster: --executor slurm --slurm partition=cpu --slurm time=4:00:00 --tasks 500
+
+    Example: ledom tokenize corpus/ --tokenizer tokenizer --workers 8 --out tokens
+    """
+    from ledom.data.documents import open_documents
+    from ledom.data.tokenise import Execution, tokenise
+    from ledom.model.tokenizer import Tokenizer
+
+    sbatch = dict(_key_and_value(option) for option in slurm or [])
+    given = open_documents(documents, format, text_key)
+    with TokenisingBar() as on_progress:
+        execution = Execution(executor, workers, tasks, sbatch, on_progress)
+        store = tokenise(given, Tokenizer.load(tokenizer, eos_token), out, execution)
+    if store is None:
+        say(f"submitted; the last job to finish writes {out / 'manifest.json'}")
+        say("jobs that fail are done again by the same command")
+        return
+    counts = store.manifest
+    say(
+        f"{counts['num_documents']:,} documents, {counts['num_tokens']:,} tokens in "
+        f"{len(store.shards)} shards: {out}"
+    )
+
+
+def _key_and_value(option: str) -> tuple[str, str]:
+    key, equals, value = option.partition("=")
+    if not equals or not key:
+        raise InputError(f"--slurm {option!r}: write it as key=value, such as partition=cpu")
+    return key.lstrip("-"), value

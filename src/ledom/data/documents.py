@@ -1,0 +1,351 @@
+"""Documents to tokenise: files of JSONL, Parquet or text, or a dataset on the hub, read in parts.
+
+Part k of n of some files are the documents that begin in the k-th n-th of their bytes, so the parts
+in turn give every document once and in order, and no part reads what is another's. Lines of plain
+files and row groups of Parquet can be divided; a compressed file belongs to one part. Whatever is
+not as expected is an `InputError` that names the file and the line. This module knows nothing of
+tokens.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from ledom.errors import InputError, MissingExtraError
+from ledom.records import parse_line
+
+__all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_documents"]
+
+HUB = "hub:"
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+_COMPRESSED = {".gz", ".zst"}
+_BLOCK_BYTES = 1 << 20
+_ROWS = 256  # of Parquet, held at a time
+
+
+class Documents(Protocol):
+    """Texts in an order of their own."""
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Size of what is read, where it is known."""
+
+    @property
+    def source(self) -> str:
+        """Where they come from, for cards."""
+
+    def settings(self) -> dict[str, Any]:
+        """What tells these documents from others, for a run that goes on later."""
+
+    def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
+        """The documents of one part."""
+
+
+def open_documents(
+    named: Sequence[str], format: str | None = None, text_key: str = "text"
+) -> Documents:
+    """The documents of some files and folders, or of one dataset `hub:NAME[,key=value...]`.
+
+    `format` is one of `FORMATS`; None goes by the names of the files. Raises `InputError` for what
+    is not there or has an unknown format.
+    """
+    if format is not None and format not in FORMATS:
+        raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    if any(name.startswith(HUB) for name in named):
+        if len(named) > 1:
+            raise InputError(f"{HUB}NAME stands alone; tokenise other documents to another folder")
+        return HubDocuments.parse(named[0], text_key)
+    files = [file for name in named for file in _find(Path(name).absolute(), format)]
+    return FileDocuments(
+        tuple((file, format or _format_of(file) or "") for file in files), text_key
+    )
+
+
+def _find(path: Path, format: str | None) -> list[Path]:
+    """A file itself, or the files of a known (or the given) format in a folder, by name."""
+    if path.is_dir():
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if file.is_file() and _format_of(file) and not file.name.startswith(".")
+        )
+        if not found:
+            raise InputError(
+                f"no files in this folder end in {', '.join(_SUFFIXES)} (or these with .gz or "
+                ".zst); name the files",
+                path=path,
+            )
+        return found
+    if not path.is_file():
+        raise InputError("no such file", path=path)
+    if format is None and _format_of(path) is None:
+        raise InputError(
+            f"its name ends in none of {', '.join(_SUFFIXES)} (or these with .gz or .zst); give "
+            f"the format: {', '.join(FORMATS)}",
+            path=path,
+        )
+    return [path]
+
+
+def _format_of(file: Path) -> str | None:
+    name = Path(file.stem) if file.suffix in _COMPRESSED else file
+    return _SUFFIXES.get(name.suffix)
+
+
+@dataclass(frozen=True)
+class FileDocuments:
+    """The documents of (file, format) after (file, format)."""
+
+    files: tuple[tuple[Path, str], ...]
+    text_key: str = "text"
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.stat().st_size for file, _ in self.files)
+
+    @property
+    def source(self) -> str:
+        files = [file for file, _ in self.files]
+        if len(files) == 1:
+            return files[0].name
+        return f"{Path(os.path.commonpath(files)).name} ({len(files)} files)"
+
+    def settings(self) -> dict[str, Any]:
+        """Names, sizes and times of the files, by one hash; formats and key."""
+        digest = hashlib.sha256()
+        for file, format in self.files:
+            found = file.stat()
+            digest.update(f"{file} {format} {found.st_size} {found.st_mtime_ns}\n".encode())
+        files = f"{len(self.files)} files, {self.num_bytes} bytes, state {digest.hexdigest()[:12]}"
+        return {"documents": files, "text_key": self.text_key}
+
+    def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
+        total = self.num_bytes
+        first, last = total * part // num_parts, total * (part + 1) // num_parts
+        for file, format in self.files:
+            size = file.stat().st_size
+            start, end = max(first, 0), min(last, size)
+            if start < end:
+                try:
+                    yield from FORMATS[format](file, start, end, self.text_key)
+                except (OSError, EOFError, zlib.error) as error:
+                    raise InputError(f"cannot be read: {error}", path=file) from None
+            first, last = first - size, last - size
+
+
+@dataclass(frozen=True)
+class HubDocuments:
+    """A dataset on the hub (or a folder that `datasets` can load), streamed.
+
+    Its files are dealt to the parts, or its rows where it has fewer files than there are parts.
+    """
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_key: str = "text"
+
+    @classmethod
+    def parse(cls, written: str, text_key: str) -> HubDocuments:
+        """From `hub:NAME,config=...,split=...,revision=...`."""
+        name, *options = written.removeprefix(HUB).split(",")
+        known = ("config", "split", "revision")
+        chosen = {}
+        for option in options:
+            key, _, value = option.partition("=")
+            if key not in known or not value:
+                raise InputError(
+                    f"{written!r}: {option!r} is no option; write key=value, with one of "
+                    f"{', '.join(known)}"
+                )
+            chosen[key] = value
+        return cls(name, text_key=text_key, **chosen)
+
+    @property
+    def num_bytes(self) -> None:
+        return None
+
+    @property
+    def source(self) -> str:
+        return HUB + self.name
+
+    def settings(self) -> dict[str, Any]:
+        return {"documents": self.source, **vars(self)}
+
+    def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
+        try:
+            from datasets import load_dataset
+            from datasets.distributed import split_dataset_by_node
+        except ImportError:
+            raise MissingExtraError("datasets", "hub") from None
+        number = 0
+        try:
+            rows = load_dataset(
+                self.name, self.config, split=self.split, revision=self.revision, streaming=True
+            )
+            if num_parts > 1:
+                rows = split_dataset_by_node(rows, rank=part, world_size=num_parts)
+            for number, row in enumerate(rows, start=1):  # noqa: B007
+                yield _text_of(row, self.text_key)
+        except InputError as error:
+            raise InputError(f"{HUB}{self.name}: row {number} of part {part}: {error}") from None
+        except Exception as error:  # whatever the hub's client raises when it is out of reach
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"{HUB}{self.name}: cannot be read: {said}") from error
+
+
+def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[str]:
+    lines = _Lines(file, start, end)
+    for line in lines:
+        if line.strip():
+            try:
+                text = _text_of(parse_line(line), key)
+            except InputError as error:
+                raise InputError(str(error), path=file, line=lines.number()) from None
+            yield text
+
+
+def _read_lines(file: Path, start: int, end: int, key: str) -> Iterator[str]:
+    lines = _Lines(file, start, end)
+    for line in lines:
+        if line.strip():
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"not UTF-8 text: {error}", path=file, line=lines.number()
+                ) from None
+            yield text
+
+
+def _read_text(file: Path, start: int, end: int, key: str) -> Iterator[str]:
+    if start > 0:  # a document belongs to the part that it begins in
+        return
+    lines = _Lines(file, 0, file.stat().st_size)
+    text = []
+    for line in lines:
+        try:
+            text.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8 text: {error}", path=file, line=lines.number()) from None
+    yield "".join(text)
+
+
+def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[str]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise MissingExtraError("pyarrow", "data") from None
+    size, row = file.stat().st_size, 0
+    try:
+        with ParquetFile(file) as parquet:
+            if key not in parquet.schema_arrow.names:
+                raise InputError(_missing(key, parquet.schema_arrow.names), path=file)
+            for group in range(parquet.num_row_groups):
+                if not start <= size * group // parquet.num_row_groups < end:
+                    row += parquet.metadata.row_group(group).num_rows
+                    continue
+                for batch in parquet.iter_batches(_ROWS, row_groups=[group], columns=[key]):
+                    for value in batch.column(0):
+                        row += 1
+                        yield _text_of({key: value.as_py()}, key)
+    except UnicodeDecodeError as error:
+        raise InputError(f"row {row}: not UTF-8 text: {error}", path=file) from None
+    except ArrowException as error:
+        raise InputError(f"cannot be read as Parquet: {error}", path=file) from None
+    except InputError as error:
+        raise (InputError(f"row {row}: {error}", path=file) if row else error) from None
+
+
+FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[str]]] = {
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "text": _read_text,
+    "lines": _read_lines,
+}
+"""How the documents of a file that begin in [start, end) of its bytes are read: a JSON object a
+line, a row of Parquet, a whole file of text, or a line of text each. Blank lines are none."""
+
+
+class _Lines:
+    """The lines of a file that begin in [start, end) of its bytes; all of them, unpacked, for a
+    compressed file from its start, and none elsewhere."""
+
+    def __init__(self, file: Path, start: int, end: int) -> None:
+        self._file = file
+        self._start, self._end = start, end
+        self._count = 0
+        self._skipped = 0  # bytes before the first line
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._file.suffix in _COMPRESSED:
+            if self._start == 0:
+                with _unpack(self._file) as source:
+                    yield from self._counted(source)
+            return
+        with self._file.open("rb") as source:
+            if self._start > 0:
+                source.seek(self._start - 1)
+                source.readline()  # the rest of a line that began before
+            position = self._skipped = source.tell()
+            for line in self._counted(source):
+                if position >= self._end:
+                    return
+                yield line
+                position += len(line)
+
+    def _counted(self, source: IO[bytes]) -> Iterator[bytes]:
+        for line in source:
+            self._count += 1
+            yield line
+
+    def number(self) -> int:
+        """Where in the file the last line stands, counted when somebody asks."""
+        before, rest = 0, self._skipped
+        with self._file.open("rb") as source:
+            while rest and (block := source.read(min(rest, _BLOCK_BYTES))):
+                before += block.count(b"\n")
+                rest -= len(block)
+        return before + self._count
+
+
+def _unpack(file: Path) -> IO[bytes]:
+    if file.suffix == ".gz":
+        return gzip.open(file, "rb")  # type: ignore[return-value]
+    try:
+        import pyarrow
+    except ImportError:
+        raise MissingExtraError("pyarrow", "data") from None
+    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"))
+
+
+def _text_of(row: Mapping[str, Any], key: str) -> str:
+    if key not in row:
+        raise InputError(_missing(key, row))
+    text = row[key]
+    if not isinstance(text, str):
+        raise InputError(f"key {key!r} is {text!r:.40}, expected a text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"key {key!r} holds one half of a surrogate pair") from None
+    return text
+
+
+def _missing(key: str, found: Mapping[str, Any] | Sequence[str]) -> str:
+    return f"no key {key!r}, only {', '.join(found) or 'nothing'}; say which holds the text"

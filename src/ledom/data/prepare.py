@@ -1,0 +1,271 @@
+"""From a recipe's data section to a tokenizer and token stores, prepared once for both directions.
+
+Sources: token stores that `ledom tokenize` made (`data.sources`); or, prepared here into stores of
+the same format, the embedded generator (`gsm_symbolic`) or a JSONL file of problems with solutions
+or of documents (`data.train`). A problem becomes the document that its pair format renders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from filelock import FileLock
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from ledom.config import Config
+from ledom.data.problems import GENERATOR, generate_problems
+from ledom.data.shards import TokenStore, write_store
+from ledom.data.solutions import Style, equations
+from ledom.data.windows import Layout
+from ledom.errors import InputError, OutputError, RecipeError
+from ledom.model.tokenizer import Tokenizer, train_tokenizer
+from ledom.pairs import PairFormat
+from ledom.records import Document, Problem, Record, read_records, write_atomically
+
+__all__ = [
+    "DataConfig",
+    "PreparedData",
+    "Source",
+    "SourceConfig",
+    "prepare_data",
+    "read_split",
+]
+
+_HELD_OUT_EVERY = 50
+_PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
+_TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
+
+
+class SourceConfig(Config):
+    """One part of a mixture."""
+
+    path: str
+    """A folder that `ledom tokenize` made."""
+    weight: PositiveFloat = 1.0
+    """Its share of the windows, relative to the other sources' weights."""
+
+
+class DataConfig(Config):
+    """What a model reads."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """Token stores to mix, instead of `train`; `valid` is then a token store too."""
+    train: str = GENERATOR
+    """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
+    valid: str | None = None
+    """Likewise for validation; nothing takes the generator's valid split, or holds out 2 %."""
+    windows: Layout = "documents"
+    """`documents`: a window is one document or a stretch of a long one; `fixed`: train.seq_len
+    tokens after the other, as many documents as they hold, for pretraining at any size."""
+    stop_attention: bool = True
+    """Whether attention stops where a document starts."""
+    restart_positions: bool = True
+    """Whether positions start at 0 where a document starts."""
+    verify: bool = True
+    """Whether every byte is read before the first step and compared with the checksums. Sizes are
+    compared in any case."""
+    num_documents: PositiveInt | None = None
+    """Documents to draw from the generator, or the most to read from a file."""
+    num_valid: PositiveInt = 500
+    """Most documents to validate on."""
+    pair_format: str = PairFormat().template
+    """How a problem's question and solution become one text."""
+    solution_style: Style = "as written"
+    """How solutions of a file are written: as they are, `plain` (one form of equations and
+    final answer), their `numbers` alone, or the `equations` among these. Candidates are then read
+    in the same style."""
+    tokenizer: str | None = None
+    """A tokenizer.json to use; nothing trains one."""
+    vocab_size: PositiveInt = 2048
+    """Size of a newly trained vocabulary."""
+    drill_share: NonNegativeFloat = Field(default=0.0, lt=1)
+    """Share of the generator's documents that are bare equations, out of the worked solutions of
+    further problems: arithmetic takes far more examples than reading."""
+    seed: int = 0
+    """Seed of the generator."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A token store and its weight in the mixture."""
+
+    store: TokenStore
+    weight: float = 1.0
+
+
+class PreparedData:
+    """A tokenizer, the sources to train on, and the store to validate on.
+
+    Raises `InputError` for a store that is damaged, or made with another tokenizer.
+    """
+
+    def __init__(self, folder: Path, config: DataConfig | None = None) -> None:
+        """`folder` is where `prepare_data` put the data of a recipe without sources."""
+        named = () if config is None else config.sources
+        if config is not None and named:
+            self.tokenizer = Tokenizer.load(config.tokenizer or named[0].path)
+            self.sources = tuple(Source(TokenStore(s.path), s.weight) for s in named)
+            self.valid = TokenStore(config.valid or "")
+        else:
+            self.tokenizer = Tokenizer.load(folder)
+            self.sources = (Source(TokenStore(folder / "train")),)
+            self.valid = TokenStore(folder / "valid")
+        for store in (*(source.store for source in self.sources), self.valid):
+            if store.manifest["tokenizer"] != self.tokenizer.fingerprint:
+                raise InputError(
+                    "was made with another tokenizer than the run's; tokenise again, with the "
+                    "tokenizer.json of the other stores",
+                    path=store.folder,
+                )
+            if config is None or config.verify:
+                store.verify()
+
+
+def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
+    """Make tokenizer and stores under `folder`, unless an earlier call with `config` did.
+
+    Of two processes that start together, such as twins, one prepares and the other waits for it.
+    Sources are token stores already; nothing is made then.
+    """
+    if config.sources:
+        _check_sources(config)
+        return PreparedData(folder, config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            _prepare(config, folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    return PreparedData(folder, config)
+
+
+def _check_sources(config: DataConfig) -> None:
+    """Keys that only pydantic would let stand together."""
+    if config.valid is None:
+        raise RecipeError(
+            "key data.valid is missing: with data.sources, name a token store of other documents"
+        )
+    if "train" in config.model_fields_set:
+        raise RecipeError(
+            f"key data.train is {config.train!r} and data.sources is given too; leave one out"
+        )
+
+
+def _prepare(config: DataConfig, folder: Path) -> None:
+    reading = {"sources", "windows", "stop_attention", "restart_positions", "verify"}
+    settings = json.dumps(config.model_dump(exclude=reading) | {"files": _file_hashes(config)})
+    marker = folder / "data.json"
+    if marker.is_file():
+        if marker.read_text() != settings:
+            raise InputError(
+                "was prepared with other data settings, or from files that have changed since; "
+                "give the run another name, or remove this folder",
+                path=folder,
+            )
+        return
+    train, valid, origins = _sources(config)
+    if config.tokenizer is None:
+        sample = (text for _, text in zip(range(_TOKENIZER_SAMPLE), train(), strict=False))
+        tokenizer = train_tokenizer(sample, config.vocab_size)
+    else:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer.save(folder)
+    write_store(folder / "train", train(), tokenizer, source=config.train)
+    notes = {"source": config.valid or config.train, **origins}
+    write_store(folder / "valid", valid(), tokenizer, **notes)
+    with write_atomically(marker) as out:  # last: its existence means all of it is there
+        out.write(settings)
+
+
+def _file_hashes(config: DataConfig) -> dict[str, str]:
+    """What the files that the data comes from hold, so that a changed one is noticed."""
+    named = (config.train, config.valid, config.tokenizer)
+    return {
+        name: hashlib.sha256(Path(name).read_bytes()).hexdigest()
+        for name in named
+        if name is not None and Path(name).is_file()
+    }
+
+
+def _sources(
+    config: DataConfig,
+) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]], dict[str, Any]]:
+    """Functions that start the training and the validation texts afresh, and what the validation
+    store's manifest says of where its texts came from."""
+    if config.train == GENERATOR:
+        if config.num_documents is None:
+            raise RecipeError("key data.num_documents is missing: the generator never ends")
+        count = config.num_documents
+        return (
+            lambda: _generated(count, config),
+            lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
+            {},
+        )
+    records, held_out = read_split(config)
+    return lambda: _render(records, config), lambda: _render(held_out, config), _origins(held_out)
+
+
+def _origins(records: Sequence[Document | Problem]) -> dict[str, Any]:
+    """The records' `source`, in runs of records; nothing where no record has any."""
+    named = [r.source if isinstance(r, Document) else r.extra.get("source") for r in records]
+    if not any(named):
+        return {}
+    runs = groupby(str(name) if name else "no source" for name in named)
+    return {"sources": [[name, sum(1 for _ in run)] for name, run in runs]}
+
+
+def read_split(
+    config: DataConfig,
+) -> tuple[Sequence[Document | Problem], Sequence[Document | Problem]]:
+    """The records of a file to train on, and those to validate on."""
+    records = read_documents(config.train)[: config.num_documents]
+    if config.valid is not None:
+        return records, read_documents(config.valid)[: config.num_valid]
+    # Every fiftieth, so that a sorted file is held out evenly.
+    held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
+    held_ids = {record.id for record in held_out}
+    records = [record for record in records if record.id not in held_ids]
+    if not records:
+        raise InputError(
+            "nothing is left to train on once a part is held out for validation; add records "
+            "with other ids, or name a file as data.valid",
+            path=config.train,
+        )
+    return records, held_out
+
+
+def read_documents(path: str | Path) -> list[Document | Problem]:
+    """Read a JSONL file of documents (key `text`) or of problems with solutions."""
+    if "text" in read_records(path, Record)[0].extra:
+        return list(read_records(path, Document))
+    problems = read_records(path, Problem, Problem.require_solution)
+    return list(problems)
+
+
+def _generated(count: int, config: DataConfig) -> Iterator[str]:
+    """Training documents of the generator: problems, and drills in between."""
+    problems = generate_problems("train", count * _PROBLEMS_IN_DRILL, config.seed)
+    rng = Random(f"drills-{config.seed}")
+    for _ in range(count):
+        if rng.random() >= config.drill_share:
+            yield from _render([next(problems)], config)
+        else:
+            solutions = (p.solution or "" for p in islice(problems, _PROBLEMS_IN_DRILL))
+            yield "\n".join(step for solution in solutions for step in equations(solution))
+
+
+def _render(records: Iterable[Document | Problem], config: DataConfig) -> Iterator[str]:
+    pair_format = PairFormat(config.pair_format, config.solution_style)
+    for record in records:
+        if isinstance(record, Document):
+            yield record.text
+        else:
+            solution = pair_format.restyle(record.solution or "", record.answer)
+            yield pair_format.render(record.question, solution)

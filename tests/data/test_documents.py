@@ -1,0 +1,275 @@
+"""Documents from every format, divided in parts, and each kind of bad input by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from ledom.data.documents import FileDocuments, HubDocuments, open_documents
+from ledom.errors import InputError, MissingExtraError
+
+TEXTS = ["one", "", "zwei Wörter", 'a "quote"\nand a line', "三 🍎", " x " * 40, "end"]
+
+
+def jsonl(texts: list[str]) -> bytes:
+    return b"".join(json.dumps({"text": text, "id": 3}).encode() + b"\n" for text in texts)
+
+
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+def write_parquet(file: Path, texts: list[Any], rows_a_group: int = 2, key: str = "text") -> None:
+    table = pyarrow.table({"id": list(range(len(texts))), key: texts})
+    parquet.write_table(table, file, row_group_size=rows_a_group)
+
+
+WRITERS: dict[str, Callable[[Path, list[str]], object]] = {
+    "d.jsonl": lambda file, texts: file.write_bytes(jsonl(texts)),
+    "d.ndjson": lambda file, texts: file.write_bytes(b"\n" + jsonl(texts).rstrip(b"\n")),
+    "d.jsonl.gz": lambda file, texts: file.write_bytes(gzip.compress(jsonl(texts))),
+    "d.jsonl.zst": lambda file, texts: file.write_bytes(
+        zstd(jsonl(texts[:2])) + zstd(jsonl(texts[2:]))  # as parallel compressors write
+    ),
+    "d.parquet": write_parquet,
+}
+
+
+def parts(documents: Any, count: int) -> list[list[str]]:
+    return [list(documents.texts(part, count)) for part in range(count)]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
+def test_the_parts_in_turn_are_all_documents_in_order(
+    tmp_path: Path, name: str, count: int
+) -> None:
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        WRITERS[name](tmp_path / str(number) / name, [*TEXTS, str(number)])
+    documents = open_documents([str(tmp_path / "0"), str(tmp_path / "1" / name)])
+    found = parts(documents, count)
+    assert [text for part in found for text in part] == [*TEXTS, "0", *TEXTS, "1"]
+    if count == 2:
+        assert all(found)  # two equal files: a half each
+
+
+def test_lines_are_divided_at_every_byte(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_bytes(jsonl(TEXTS))
+    size = file.stat().st_size
+    assert parts(open_documents([str(file)]), size) == [
+        # A line belongs to the byte that it begins with.
+        [text for start, text in _line_starts() if start == byte]
+        for byte in range(size)
+    ]
+
+
+def _line_starts() -> list[tuple[int, str]]:
+    return [(len(jsonl(TEXTS[:number])), text) for number, text in enumerate(TEXTS)]
+
+
+def test_no_part_has_much_more_than_its_share(tmp_path: Path) -> None:
+    rng = Random(0)
+    file = tmp_path / "d.jsonl"
+    file.write_bytes(jsonl(["x" * rng.randint(1, 100) for _ in range(1000)]))
+    share = file.stat().st_size / 4
+    for part in parts(open_documents([str(file)]), 4):
+        assert abs(len(jsonl(part)) - share) < 130  # a line
+
+
+def test_text_is_a_document_a_file_or_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes("one é\r\n\n two \n".encode())
+    (tmp_path / "b.txt").write_text("three")
+    (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / "notes.md").write_text("no")
+    assert list(open_documents([str(tmp_path)]).texts()) == ["one é\r\n\n two \n", "three"]
+    lines = open_documents([str(file)], "lines")
+    assert parts(lines, 2) == [["one é"], [" two "]]
+    assert parts(open_documents([str(file)], "text"), 2) == [["one é\r\n\n two \n"], []]
+
+
+def test_another_key_holds_the_text(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"content": "c", "text": 3}\n')
+    write_parquet(tmp_path / "d.parquet", ["p"], key="content")
+    assert list(open_documents([str(tmp_path)], text_key="content").texts()) == ["c", "p"]
+
+
+def test_a_format_may_be_given(tmp_path: Path) -> None:
+    file = tmp_path / "dump"
+    file.write_bytes(jsonl(TEXTS))
+    assert list(open_documents([str(file)], "jsonl").texts()) == TEXTS
+    with pytest.raises(InputError, match=r"dump: its name ends in none of \.jsonl, .*parquet"):
+        open_documents([str(file)])
+    with pytest.raises(InputError, match="unknown format 'csv'; known: jsonl, parquet, text, line"):
+        open_documents([str(file)], "csv")
+
+
+GOOD = json.dumps({"text": "fine " * 9}).encode()
+BAD_LINES = {
+    b'{"txt": "a", "id": 1}': r"no key 'text', only txt, id",
+    b"{}": "no key 'text', only nothing",
+    b'{"text": null}': "key 'text' is None, expected a text",
+    b'{"text": ["a"]}': r"key 'text' is \['a'\], expected a text",
+    b'{"text": "\\ud800"}': "one half of a surrogate pair",
+    b'{"text": "a"': "not JSON",
+    b'{"text": "\xff"}': "not UTF-8 text",
+    b"[1]": "expected a JSON object, found list",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.jsonl.zst"])
+def test_a_bad_line_is_named(tmp_path: Path, bad: bytes, name: str) -> None:
+    content = b"\n".join([GOOD, b"", GOOD, GOOD, bad, GOOD])
+    pack = {".gz": gzip.compress, ".zst": zstd}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(content))
+    documents = open_documents([str(tmp_path)])
+    with pytest.raises(InputError, match=rf"{name}:5: .*{BAD_LINES[bad]}"):
+        list(documents.texts())
+    if name == "d.jsonl":  # the line's number in the file, from the middle too
+        with pytest.raises(InputError, match=rf"{name}:5: .*{BAD_LINES[bad]}"):
+            parts(documents, 3)
+
+
+def test_bad_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_bytes(b"fine\nfine\n\xff\nfine")
+    for format in ("text", "lines"):
+        with pytest.raises(InputError, match=r"d\.txt:3: not UTF-8 text"):
+            list(open_documents([str(tmp_path / "d.txt")], format).texts())
+
+
+def test_bad_parquet_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "d.parquet"
+    documents = FileDocuments(((file, "parquet"),))
+    write_parquet(file, ["a", "b", "c", None, "e"])
+    with pytest.raises(InputError, match=r"d\.parquet: row 4: key 'text' is None"):
+        list(documents.texts())
+    with pytest.raises(InputError, match=r"d\.parquet: row 4: key 'text' is None"):
+        parts(documents, 3)
+    write_parquet(file, ["a"], key="content")
+    with pytest.raises(InputError, match=r"d\.parquet: no key 'text', only id, content"):
+        list(documents.texts())
+    file.write_bytes(b"not Parquet at all")
+    with pytest.raises(InputError, match=r"d\.parquet: cannot be read as Parquet"):
+        list(documents.texts())
+
+
+@pytest.mark.parametrize("name", ["d.jsonl.gz", "d.jsonl.zst"])
+def test_a_damaged_archive_is_named(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, [str(number) * 50 for number in range(500)])
+    whole = (tmp_path / name).read_bytes()
+    for content in (whole[:-5], whole[: len(whole) // 2], b"no archive at all"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}: cannot be read: "):
+            list(open_documents([str(tmp_path)]).texts())
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        open_documents([str(tmp_path / "none.jsonl")])
+    with pytest.raises(InputError, match=r"no files in this folder end in \.jsonl, .*\.txt"):
+        open_documents([str(tmp_path)])
+    file = tmp_path / "d.jsonl"
+    file.write_bytes(jsonl(TEXTS))
+    documents = open_documents([str(file)])
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        documents.settings()
+
+
+def test_settings_tell_a_changed_file(tmp_path: Path) -> None:
+    file = tmp_path / "d.jsonl"
+    file.write_bytes(jsonl(TEXTS))
+    documents = open_documents([str(file)])
+    before = documents.settings()
+    assert documents.settings() == before
+    assert documents.num_bytes == len(jsonl(TEXTS))
+    file.write_bytes(jsonl([*TEXTS, "more"]))
+    assert documents.settings() != before
+    assert documents.source == "d.jsonl"
+    (tmp_path / "e.jsonl").touch()
+    assert open_documents([str(tmp_path)]).source == f"{tmp_path.name} (2 files)"
+    assert open_documents(["hub:a/b,split=valid"]).source == "hub:a/b"
+    assert open_documents([str(file)], text_key="t").settings()["text_key"] == "t"
+
+
+def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("d.jsonl.zst", "d.parquet"):
+        WRITERS[name](tmp_path / name, TEXTS)
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(MissingExtraError, match=r"pip install 'ledom\[data\]'"):
+            list(open_documents([str(tmp_path / name)]).texts())
+        monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"datasets .* pip install 'ledom\[hub\]'"):
+        list(open_documents(["hub:some/thing"]).texts())
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A stand-in for `datasets`; returns what it was asked for, then the rows to give."""
+    asked: list[Any] = [[]]
+    module = types.ModuleType("datasets")
+    distributed = types.ModuleType("datasets.distributed")
+
+    def load_dataset(*names: Any, **options: Any) -> list[Any]:
+        asked.append((names, options))
+        if isinstance(asked[0], Exception):
+            raise asked[0]
+        return asked[0]
+
+    vars(module).update(load_dataset=load_dataset, distributed=distributed)
+    distributed.split_dataset_by_node = lambda rows, rank, world_size: rows[rank::world_size]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setitem(sys.modules, "datasets.distributed", distributed)
+    return asked
+
+
+def test_the_hub_is_streamed(hub: list[Any]) -> None:
+    hub[0] = [{"text": text, "url": "u"} for text in TEXTS]
+    documents = open_documents(["hub:a/b,config=en,split=valid,revision=v1"])
+    assert isinstance(documents, HubDocuments)
+    assert documents.num_bytes is None
+    assert list(documents.texts()) == TEXTS
+    assert hub[1] == (("a/b", "en"), {"split": "valid", "revision": "v1", "streaming": True})
+    assert parts(documents, 2) == [TEXTS[::2], TEXTS[1::2]]
+    list(open_documents(["hub:a/b"]).texts())
+    assert hub[-1] == (("a/b", None), {"split": "train", "revision": None, "streaming": True})
+    assert documents.settings()["config"] == "en"
+
+
+def test_bad_rows_and_an_unreachable_hub_are_one_line(hub: list[Any]) -> None:
+    documents = open_documents(["hub:a/b"])
+    hub[0] = [{"text": "a"}, {"content": "b"}]
+    with pytest.raises(InputError, match="hub:a/b: row 2 of part 0: no key 'text', only content"):
+        list(documents.texts())
+    hub[0] = ConnectionError("no\nroute")
+    with pytest.raises(InputError, match="hub:a/b: cannot be read: no route"):
+        list(documents.texts())
+    with pytest.raises(InputError, match="'cfg=x' is no option; .* config, split, revision"):
+        open_documents(["hub:a/b,cfg=x"])
+    with pytest.raises(InputError, match="hub:NAME stands alone"):
+        open_documents(["hub:a/b", "more.jsonl"])
+
+
+def test_a_local_folder_through_datasets_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "train.jsonl").write_bytes(jsonl(TEXTS))
+    documents = open_documents([f"hub:{tmp_path}"])
+    assert list(documents.texts()) == TEXTS
+    assert sorted(text for part in parts(documents, 2) for text in part) == sorted(TEXTS)

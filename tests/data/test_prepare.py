@@ -1,0 +1,299 @@
+import json
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ledom.data import prepare
+from ledom.data.prepare import DataConfig, PreparedData, prepare_data
+from ledom.data.problems import split_of
+from ledom.data.shards import TokenStore, write_store
+from ledom.data.windows import Windows
+from ledom.errors import CheckpointError, InputError, OutputError, RecipeError
+from ledom.model.tokenizer import EOS_TOKEN, Tokenizer
+from ledom.records import Document, Problem, write_records
+
+
+def train_texts(data: PreparedData) -> list[str]:
+    """The documents of the only source."""
+    (source,) = data.sources
+    return texts_of(data, source.store)
+
+
+def texts_of(data: PreparedData, store: TokenStore) -> list[str]:
+    """The documents of a store, decoded."""
+    return [data.tokenizer.decode(ids.tolist()) for ids in store.documents()]
+
+
+def write_documents(path: Path, count: int) -> list[str]:
+    documents = [
+        Document(id=f"d{i}", text=f"Document {i} has {i * i} words.") for i in range(count)
+    ]
+    write_records(path, documents)
+    return [d.text for d in documents]
+
+
+def test_the_generator_gives_disjoint_parts(tmp_path):
+    config = DataConfig(num_documents=200, num_valid=20, vocab_size=400)
+    data = prepare_data(config, tmp_path)
+    train, valid = train_texts(data), texts_of(data, data.valid)
+    assert (len(train), len(valid)) == (200, 20)
+    for split, texts in (("train", train), ("valid", valid)):
+        for text in texts:
+            question, _, solution = text.partition("\n\n")
+            assert split_of(question) == split
+            assert "#### " in solution
+    assert data.tokenizer.vocab_size == 400
+    windows = list(Windows(data.sources[0].store, 4096))
+    assert {data.tokenizer.decode(w.tolist()) for w in windows} == set(train)
+
+
+def test_problems_become_rendered_pairs(tmp_path, problems):
+    write_records(tmp_path / "p.jsonl", problems)
+    config = DataConfig(
+        train=str(tmp_path / "p.jsonl"),
+        pair_format="Q {question} A {solution}",
+        vocab_size=400,
+    )
+    data = prepare_data(config, tmp_path / "data")
+    rendered = [f"Q {p.question} A {p.solution}" for p in problems]
+    assert texts_of(data, data.valid) == [rendered[0], rendered[50], rendered[100]]
+    assert train_texts(data) == rendered[1:50] + rendered[51:100] + rendered[101:]
+
+
+def test_documents_are_taken_as_they_are(tmp_path):
+    texts = write_documents(tmp_path / "d.jsonl", 60)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    data = prepare_data(config, tmp_path / "data")
+    assert texts_of(data, data.valid) == [texts[0], texts[50]]
+    assert train_texts(data) == texts[1:50] + texts[51:]
+
+
+def test_a_validation_file_and_limits(tmp_path):
+    texts = write_documents(tmp_path / "d.jsonl", 20)
+    valid = write_documents(tmp_path / "v.jsonl", 10)
+    config = DataConfig(
+        train=str(tmp_path / "d.jsonl"),
+        valid=str(tmp_path / "v.jsonl"),
+        num_documents=5,
+        num_valid=3,
+        vocab_size=300,
+    )
+    data = prepare_data(config, tmp_path / "data")
+    assert train_texts(data) == texts[:5]
+    assert texts_of(data, data.valid) == valid[:3]
+
+
+def test_prepared_data_are_used_again(tmp_path, monkeypatch):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    first = prepare_data(config, tmp_path / "data")
+
+    def never(*_, **__):
+        raise AssertionError("done twice")
+
+    monkeypatch.setattr(prepare, "write_store", never)
+    monkeypatch.setattr(prepare, "train_tokenizer", never)
+    second = prepare_data(config, tmp_path / "data")
+    assert second.sources[0].store.manifest == first.sources[0].store.manifest
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+
+
+def test_other_settings_are_refused(tmp_path):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    prepare_data(config, tmp_path / "data")
+    with pytest.raises(InputError, match="data: was prepared with other data settings"):
+        prepare_data(config.model_copy(update={"vocab_size": 301}), tmp_path / "data")
+
+
+def test_a_file_that_changed_is_noticed(tmp_path):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    prepare_data(config, tmp_path / "data")
+    write_documents(tmp_path / "d.jsonl", 21)
+    with pytest.raises(InputError, match="from files that have changed since"):
+        prepare_data(config, tmp_path / "data")
+
+
+def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    prepare_data(config, tmp_path / "data")
+    tokenizer.save(tmp_path / "data")
+    with pytest.raises(InputError, match="train: was made with another tokenizer"):
+        prepare_data(config, tmp_path / "data")
+
+
+def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch):
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    whole, written = prepare.write_store, []
+
+    def slow(folder, *rest, **notes):
+        written.append(folder.name)
+        time.sleep(0.2)
+        return whole(folder, *rest, **notes)
+
+    monkeypatch.setattr(prepare, "write_store", slow)
+    with ThreadPoolExecutor(2) as pool:
+        twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
+    assert written == ["train", "valid"]
+    assert twins[0].sources[0].store.manifest == twins[1].sources[0].store.manifest
+
+
+def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
+    texts = write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    with monkeypatch.context() as patch:
+        whole = prepare.write_store
+
+        def break_off(folder, *rest, **notes):
+            if folder.name == "valid":
+                raise KeyboardInterrupt
+            return whole(folder, *rest, **notes)
+
+        patch.setattr(prepare, "write_store", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_data(config, tmp_path / "data")
+    data = prepare_data(config, tmp_path / "data")
+    assert train_texts(data) + texts_of(data, data.valid) == texts[1:] + texts[:1]
+
+
+def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, tokenizer):
+    """Its document-end token has another name, which tokenizer_config.json tells."""
+    own = tmp_path / "own"
+    own.mkdir()
+    content = tokenizer.backend.to_str().replace(json.dumps(EOS_TOKEN), '"</s>"')
+    (own / "tokenizer.json").write_text(content)
+    (own / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own / "tokenizer.json"))
+    data = prepare_data(config, tmp_path / "data")
+    assert data.tokenizer.eos_token == "</s>"
+    assert data.sources[0].store.eos_id == Tokenizer.load(own).eos_id
+    with pytest.raises(CheckpointError, match=r"none\.json: no such file"):
+        prepare_data(config.model_copy(update={"tokenizer": "none.json"}), tmp_path / "other")
+
+
+def test_a_bad_line_of_documents_is_the_one_named(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"id": "a", "text": "x"}\n{"id": "b", "txt": "y"}\n')
+    with pytest.raises(InputError, match=r"d\.jsonl:2: missing key 'text'"):
+        prepare_data(DataConfig(train=str(file)), tmp_path / "data")
+
+
+def test_a_problem_without_solution_is_refused(tmp_path):
+    write_records(tmp_path / "p.jsonl", [Problem(id="a", question="q", answer="1")])
+    with pytest.raises(InputError, match=r"p\.jsonl:\d: problem 'a' has no solution"):
+        prepare_data(DataConfig(train=str(tmp_path / "p.jsonl")), tmp_path / "data")
+
+
+def test_too_few_records_to_hold_some_out_are_refused(tmp_path):
+    write_documents(tmp_path / "d.jsonl", 1)
+    with pytest.raises(InputError, match=r"d\.jsonl: nothing is left to train on"):
+        prepare_data(DataConfig(train=str(tmp_path / "d.jsonl")), tmp_path / "data")
+
+
+def test_the_generator_needs_a_number(tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.num_documents is missing"):
+        prepare_data(DataConfig(), tmp_path / "data")
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/data: cannot be written"):
+        prepare_data(DataConfig(num_documents=1), tmp_path / "file" / "data")
+
+
+def test_drills_are_bare_equations_of_training_problems(tmp_path):
+    config = DataConfig(num_documents=60, num_valid=5, vocab_size=300, drill_share=0.5)
+    data = prepare_data(config, tmp_path / "data")
+    assert data.sources[0].store.manifest["num_documents"] == 60
+    texts = train_texts(data)
+    drills = [text for text in texts if "?" not in text and "####" not in text]
+    assert 18 <= len(drills) <= 42  # 30 in expectation, 3.9 the standard deviation
+    for drill in drills:
+        assert all(re.fullmatch(r"[-+*/=%. \d]+", line) for line in drill.splitlines())
+    # Validation has none: its loss can be compared with that of a run without drills.
+    assert data.valid.manifest["num_documents"] == 5
+
+
+@pytest.fixture
+def stores(tmp_path, tokenizer) -> Path:
+    """A folder of token stores `a`, `b` and `valid`, as `ledom tokenize` leaves them."""
+    for name in ("a", "b", "valid"):
+        texts = [f"{name} {number}" for number in range(9)]
+        write_store(tmp_path / name, texts, tokenizer)
+        tokenizer.save(tmp_path / name)
+    return tmp_path
+
+
+def mixture(stores: Path, **changes) -> DataConfig:
+    named = [{"path": str(stores / "a"), "weight": 3}, {"path": str(stores / "b")}]
+    return DataConfig(**{"sources": named, "valid": str(stores / "valid"), **changes})
+
+
+def test_sources_are_taken_as_they_lie(stores, tokenizer):
+    data = prepare_data(mixture(stores), stores / "run")
+    assert not (stores / "run").exists()
+    assert [source.weight for source in data.sources] == [3, 1]
+    assert texts_of(data, data.sources[1].store) == [f"b {number}" for number in range(9)]
+    assert texts_of(data, data.valid) == [f"valid {number}" for number in range(9)]
+    assert data.tokenizer.fingerprint == tokenizer.fingerprint
+
+
+def test_sources_of_another_tokenizer_are_refused(stores, word_tokenizer):
+    write_store(stores / "b", ["1"], word_tokenizer(9))
+    with pytest.raises(InputError, match="b: was made with another tokenizer than the run's"):
+        prepare_data(mixture(stores), stores / "run")
+    own = stores / "own"
+    own.mkdir()
+    word_tokenizer(9).save(own)
+    with pytest.raises(InputError, match="a: was made with another tokenizer"):
+        prepare_data(mixture(stores, tokenizer=str(own)), stores / "run")
+
+
+def test_damaged_sources_are_refused_before_the_first_step(stores):
+    file = stores / "b" / "tokens.ds"
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"b/tokens\.ds: its checksum"):
+        prepare_data(mixture(stores), stores / "run")
+    prepare_data(mixture(stores, verify=False), stores / "run")
+    file.write_bytes(content[:-2])
+    with pytest.raises(InputError, match=r"b/tokens\.ds: the manifest says"):
+        prepare_data(mixture(stores, verify=False), stores / "run")
+
+
+def test_sources_need_a_validation_store_and_no_training_file(stores):
+    with pytest.raises(RecipeError, match=r"key data\.valid is missing: with data\.sources"):
+        prepare_data(mixture(stores, valid=None), stores / "run")
+    with pytest.raises(RecipeError, match=r"key data\.train is 'x\.jsonl' and data\.sources"):
+        prepare_data(mixture(stores, train="x.jsonl"), stores / "run")
+    with pytest.raises(InputError, match=r"none: no manifest\.json"):
+        prepare_data(mixture(stores, valid="none"), stores / "run")
+
+
+def test_how_windows_are_read_is_free_to_change(tmp_path):
+    """The prepared stores are the same whatever is read out of them."""
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    prepare_data(config, tmp_path / "data")
+    prepare_data(config.model_copy(update={"windows": "fixed"}), tmp_path / "data")
+
+
+def test_the_validation_store_knows_where_its_documents_came_from(tmp_path):
+    """Every fiftieth record is held out: 0, 50 and 100."""
+    records = [
+        Document(id=str(i), text=f"text {i}", source=None if i == 100 else f"book {i // 75}")
+        for i in range(101)
+    ]
+    write_records(tmp_path / "texts.jsonl", records)
+    config = DataConfig(train=str(tmp_path / "texts.jsonl"), vocab_size=300)
+    data = prepare_data(config, tmp_path / "data")
+    assert data.valid.document_sources() == ["book 0", "book 0", "no source"]
+    assert data.sources[0].store.document_sources() == []
