@@ -285,7 +285,7 @@ def train(
     from ledom.train.loop import train as run
     from ledom.train.parallel import connect
 
-    plan = load_recipe(recipe, overrides or [])
+    plan = load_recipe(recipe, overrides or [], files=True)
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
