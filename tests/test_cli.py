@@ -146,6 +146,61 @@ def test_a_directory_is_no_problem_file(
     check_refused(run("rerank", "--problems", tmp_path), str(tmp_path), "directory")
 
 
+def test_a_refused_run_leaves_the_folder_as_it_was(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("--problems", problem_file, "--samples", 2, "--out", out)
+    assert run("rerank", *arguments)[0] == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    # Problems of the same ids and number, but one asks another question.
+    other = tmp_path / "other.jsonl"
+    edited = [Problem(id="p0", question="What is 5 + 5?", answer="10"), *QUESTIONS[1:]]
+    write_records(other, edited)
+    refused = run("rerank", "--problems", other, *arguments[2:])
+    check_refused(refused, "candidates.jsonl", "made with other settings (questions: ")
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_scores_of_another_question_are_not_reused(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    candidate_file: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = ("--candidates", candidate_file, "--forward", "none", "--out", tmp_path / "out")
+    assert run("rerank", "--problems", problem_file, *arguments)[0] == 0
+    other = tmp_path / "other.jsonl"
+    write_records(other, [Problem(id=p.id, question="What is 5 + 5?") for p in QUESTIONS])
+    check_refused(
+        run("rerank", "--problems", other, *arguments), "scores.reverse.jsonl", "questions: "
+    )
+
+
+def test_scores_of_another_model_are_refused_by_name_and_hash(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    candidate_file: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = (
+        *("rerank", "--problems", problem_file, "--candidates", candidate_file),
+        *("--forward", "none", "--out", tmp_path / "out"),
+    )
+    assert run(*arguments)[0] == 0
+    fakes["reverse"].name = "moved"
+    assert run(*arguments)[0] == 0  # the same model by another name
+    fakes["reverse"].name, first = "other", fakes["reverse"].fingerprint
+    fakes["reverse"].fingerprint = "abc123"
+    check_refused(
+        run(*arguments),
+        "scores.reverse.jsonl",
+        f"model: fake ({first}) there, other (abc123) now",
+    )
+
+
 def test_candidates_of_other_problems(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
@@ -278,6 +333,32 @@ def test_train_refuses_bad_recipes(run: Run, tmp_path: Path) -> None:
     check_refused(run("train", recipe, "--direction", "up"), "r.yaml")
 
 
+@pytest.mark.parametrize("command", [("generate", "x"), ("export", "MODEL"), ("train", "RECIPE")])
+def test_an_unknown_direction(
+    run: Run, checkpoints: dict[str, Path], command: tuple[str, str]
+) -> None:
+    recipe = Path(__file__).parents[1] / "recipes" / "tiny.yaml"
+    named = {"MODEL": checkpoints["forward"], "RECIPE": recipe}
+    check_refused(
+        run(command[0], named.get(command[1], command[1]), "--direction", "up"),
+        "direction is 'up'; give forward",
+    )
+
+
+def test_search_refuses_before_it_writes(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("search", "--out", out, "--problems")
+    check_refused(
+        run(*arguments, problem_file, "--reverse", "none"), "lambda is 0.5 without a reverse model"
+    )
+    twice = tmp_path / "twice.jsonl"
+    write_records(twice, [QUESTIONS[0], QUESTIONS[0]])
+    check_refused(run(*arguments, twice), "two problems have the id 'p0'")
+    assert not out.exists()
+
+
 def test_no_arguments_show_the_commands(run: Run) -> None:
     code, text = run()
     assert "rerank" in text
@@ -295,7 +376,10 @@ def test_explain_ranks_and_writes_a_page(
     case = json.loads((tmp_path / "report.json").read_text())["cases"][0]
     totals = [c["scores"]["reverse"] for c in case["candidates"]]
     assert totals == sorted(totals, reverse=True)
-    assert "1 + 1 = 2" in (tmp_path / "report.html").read_text()
+    assert {c["correct"] for c in case["candidates"]} == {None}  # nobody said what is right
+    page = (tmp_path / "report.html").read_text()
+    assert "1 + 1 = 2" in page
+    assert "wrong" not in page
 
 
 def test_explain_takes_a_file(
@@ -332,7 +416,8 @@ def test_too_many_folds(
 ) -> None:
     code, output = run("rerank", "--problems", problem_file, "--folds", 7, "--out", tmp_path)
     assert code == 2
-    assert "7 folds of 6 problems; give 2 to 6 folds" in output
+    assert "7 folds of 6 problems; give at least 2 folds" in output
+    assert not list(tmp_path.glob("*candidates*"))  # refused before any work
 
 
 def test_plan_as_a_table_and_as_json(run: Run) -> None:

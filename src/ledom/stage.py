@@ -9,6 +9,7 @@ its own, `<name>.part.<rank>`; all of them are read, however many processes go o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from ledom.records import (
     write_records,
 )
 
-__all__ = ["Stage", "Track", "candidates_by_problem"]
+__all__ = ["Stage", "Track", "candidates_by_problem", "fingerprint"]
 
 ItemT = TypeVar("ItemT")
 RecordT = TypeVar("RecordT", bound=Record)
@@ -83,10 +84,14 @@ class Stage(Generic[RecordT]):
         return records
 
     def _compare(self, found: dict[str, Any], path: Path) -> None:
-        different = [
-            f"{key}: {found.get(key)!r} there, {self.settings.get(key)!r} now"
+        pairs = {
+            key: (found.get(key), self.settings.get(key))
             for key in sorted({*found, *self.settings})
-            if found.get(key) != self.settings.get(key)
+        }
+        different = [
+            f"{key}: {_shown(there)} there, {_shown(now)} now"
+            for key, (there, now) in pairs.items()
+            if _identity(there) != _identity(now)
         ]
         if different:
             raise InputError(
@@ -162,6 +167,24 @@ class Stage(Generic[RecordT]):
             ) from error
 
 
+def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
+    """A hash that stands for texts in a stage's settings."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update("".join(f"{text}\0" for text in row).encode())
+    return digest.hexdigest()[:16]
+
+
+def _identity(value: Any) -> Any:
+    """What must not differ: of a model (`LanguageModel.identity`) its hash, wherever it lies."""
+    return value.get("hash", value) if isinstance(value, dict) else value
+
+
+def _shown(value: Any) -> str:
+    is_model = isinstance(value, dict) and {*value} == {"name", "hash"}
+    return f"{value['name']} ({value['hash']})" if is_model else repr(value)
+
+
 def candidates_by_problem(
     path: Path,
     problems: Sequence[Problem],
@@ -172,10 +195,17 @@ def candidates_by_problem(
 ) -> list[Candidate]:
     """The candidates in `path`; those of problems that it lacks are made, a problem at a time.
 
-    They stand in the problems' order, whatever order they were made in.
+    They stand in the problems' order, whatever order they were made in. The problems go to
+    problems.jsonl beside them, once it is sure that the folder is theirs.
     """
-    settings = settings | {"problems": len(problems), "first_problem": problems[0].id}
+    settings = settings | {
+        "problems": len(problems),
+        "first_problem": problems[0].id,
+        "questions": fingerprint((p.id, p.question) for p in problems),
+    }
     stage = Stage(path, Candidate, settings)
+    if parallel.is_first():
+        write_records(path.with_name("problems.jsonl"), problems)
     return stage.fill(
         problems, lambda problem: (problem.id,), lambda c: (c.problem_id,), make, track, name
     )

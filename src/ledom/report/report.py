@@ -153,7 +153,7 @@ def _group_table(by_group: Sequence[dict[str, Any]], order: Sequence[str]) -> li
 
 def _facts(view: dict[str, Any]) -> list[list[str]]:
     facts = [
-        [f"{role} model", f"{model.get('name', '')} ({_size(model.get('parameters'))} parameters)"]
+        [f"{role} model", f"{model.get('name', '')}{_size_known(model.get('parameters'))}"]
         for role, model in view["models"].items()
     ]
     facts += [
@@ -277,6 +277,10 @@ def _verdict(difference: Any) -> str:
     if mean is None or low is None or high is None:
         return "open"
     return "better" if low > 0 and mean > 0 else "worse" if high < 0 and mean < 0 else "open"
+
+
+def _size_known(count: Any) -> str:
+    return f" ({_size(count)} parameters)" if count else ""
 
 
 def _size(count: Any) -> str:

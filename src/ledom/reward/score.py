@@ -19,9 +19,18 @@ from ledom.lm.base import LanguageModel, Target
 from ledom.pairs import EncodedPair
 from ledom.records import Candidate, Problem, Score
 
-__all__ = ["distinct_candidates", "match_candidates", "score_candidates"]
+__all__ = ["check_ids", "distinct_candidates", "match_candidates", "score_candidates"]
 
 _CHUNK = 256  # candidates whose scores are made, and can be written, together
+
+
+def check_ids(problems: Sequence[Problem]) -> None:
+    """Raise `InputError` for a problem id that occurs twice."""
+    seen = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
+        seen.add(problem.id)
 
 
 def match_candidates(
@@ -32,11 +41,8 @@ def match_candidates(
     Raises `InputError` for a problem id that occurs twice, a candidate of an unknown problem, two
     candidates with one index, or a problem without candidates.
     """
-    groups: dict[str, list[Candidate]] = {}
-    for problem in problems:
-        if problem.id in groups:
-            raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
-        groups[problem.id] = []
+    check_ids(problems)
+    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
     seen: set[tuple[str, int]] = set()
     for candidate in candidates:
         if candidate.problem_id not in groups:
