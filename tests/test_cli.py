@@ -382,6 +382,39 @@ def test_explain_ranks_and_writes_a_page(
     assert "wrong" not in page
 
 
+def test_explain_shows_no_control_characters(
+    run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
+) -> None:
+    hostile = "\x1b[31m#### 2\x07\u202e\nnext" + "9" * 1_000_000
+    code, output = run("explain", "What\x1b[2J?", hostile, "", "--out", tmp_path)
+    assert code == 0
+    assert not {"\x1b", "\x07", "\u202e"} & {*output}
+    assert "\\x1b[31m#### 2\\x07\\u202e\nnext" in output
+    assert "characters more)" in output
+    assert len(output) < 10_000
+
+
+def test_what_is_shown_fits_80_columns(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = tmp_path / "out"
+    shown = [
+        run("rerank", "--problems", problem_file, "--samples", 8, "--out", out)[1],
+        run("tune", out, "--out", tmp_path / "weights.yaml")[1],
+        *(run(name, "--help")[1] for name in ("rerank", "search", "train", "explain")),
+    ]
+    for text in shown:
+        assert "\u2026" not in text  # how rich marks what it cut
+    tables = [line for line in shown[1].splitlines() if "+" in line]
+    assert tables
+    assert all(len(line) <= 80 for line in tables)
+
+
 def test_explain_takes_a_file(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:

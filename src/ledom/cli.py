@@ -19,7 +19,16 @@ from ledom import parallel
 from ledom.cli_options import Device, Dtype, Model, Out, Seed, Threads, load_model, model_or_none
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
-from ledom.terminal import TrainingBar, say, show_case, show_plan, show_search, show_summary, track
+from ledom.terminal import (
+    TrainingBar,
+    say,
+    show_case,
+    show_plan,
+    show_search,
+    show_summary,
+    show_weights,
+    track,
+)
 
 __all__ = ["app", "main"]
 
@@ -254,8 +263,7 @@ def tune(
 
     tuned = tune_folder(folder, problems, candidates)
     tuned.save(out)
-    for name, row in tuned.weights.items():
-        say(f"{name:24}" + "  ".join(f"{value:+.3g} {key}" for key, value in row.items() if value))
+    show_weights(tuned.weights)
     say(f"weights of {len(tuned.weights)} strategies: {out}")
 
 
@@ -444,8 +452,8 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 for the most likely token.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="0 for all.")] = 0,
-    top_p: float = 1.0,
-    max_tokens: int = 256,
+    top_p: Annotated[float, typer.Option(help="1 for all.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest text.")] = 256,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "auto",
