@@ -248,22 +248,31 @@ def test_bad_options(
     assert not out.exists()
 
 
+def notes_of(run: Run, problems: Path, candidates: Path, out: Path) -> list[str]:
+    """What the report of a rerank that succeeds has to say."""
+    code, text = run("rerank", "--problems", problems, "--candidates", candidates, "--out", out)
+    assert code == 0, text
+    notes: list[str] = json.loads((out / "report.json").read_text())["notes"]
+    return notes
+
+
 def test_answers_no_one_can_parse_are_counted_not_fatal(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "candidates.jsonl"
-    texts = ["#### 2", "no idea", "", "\x00\x01", "#### " + "9" * 10_000]
+    texts = ["#### 2", "no idea", "", "\x00\x01", "\x1b[31m#### 2\u202e", "#### " + "9" * 10_000]
     rows = [
         Candidate(problem_id=p.id, index=i, text=text)
         for p in QUESTIONS
         for i, text in enumerate(texts)
     ]
+    rows.append(Candidate(problem_id="p0", index=len(texts), text="1 + x" * 200_000))
     write_records(path, rows)
-    out = tmp_path / "out"
-    code, text = run("rerank", "--problems", problem_file, "--candidates", path, "--out", out)
-    assert code == 0, text
-    notes = json.loads((out / "report.json").read_text())["notes"]
+    notes = notes_of(run, problem_file, path, tmp_path / "out")
     assert any("give no answer that could be read" in note for note in notes)
+    kept = (tmp_path / "out" / "report.html").read_text()
+    assert "\x1b" not in kept
+    assert len(kept) < 500_000
 
 
 def test_a_solution_longer_than_the_context_is_cut_and_said(
@@ -273,10 +282,7 @@ def test_a_solution_longer_than_the_context_is_cut_and_said(
         model.context = 100
     path = tmp_path / "candidates.jsonl"
     write_records(path, [Candidate(problem_id=p.id, index=0, text="7 " * 2000) for p in QUESTIONS])
-    out = tmp_path / "out"
-    code, text = run("rerank", "--problems", problem_file, "--candidates", path, "--out", out)
-    assert code == 0, text
-    notes = json.loads((out / "report.json").read_text())["notes"]
+    notes = notes_of(run, problem_file, path, tmp_path / "out")
     assert any("cut to the model's context" in note for note in notes)
 
 
@@ -357,6 +363,24 @@ def test_search_refuses_before_it_writes(
     write_records(twice, [QUESTIONS[0], QUESTIONS[0]])
     check_refused(run(*arguments, twice), "two problems have the id 'p0'")
     assert not out.exists()
+
+
+def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: r\ndata: {num_documents: 60, num_valid: 5, vocab_size: 300}\n"
+        "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,\n"
+        "        num_attention_heads: 2, num_key_value_heads: 1}\n"
+        "optim: {steps: 2}\ntrain: {batch_size: 2, seq_len: 64}\n"
+    )
+    arguments = ("train", recipe, "--direction", "forward", "--threads", 1, "--out", tmp_path)
+    assert run(*arguments)[0] == 0
+    saved = tmp_path / "r" / "recipe.yaml"
+    before = saved.read_text()
+    check_refused(run(*arguments, "optim.clip=2"), "optim.clip: 1.0 there, 2.0 here")
+    assert saved.read_text() == before
+    assert run(*arguments, "train.validate_every=7")[0] == 0  # which may change
+    assert "validate_every: 7" in saved.read_text()
 
 
 def test_no_arguments_show_the_commands(run: Run) -> None:

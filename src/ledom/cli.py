@@ -302,12 +302,14 @@ def train(
     say(f"preparing the data in {folder / 'data'}")
     data = prepare_data(plan.data_of(directions[0]), folder / "data")
     with connect(device or default_device()) as world:
-        if world.is_first:
-            save_recipe(plan, folder / "recipe.yaml")
+        saved = folder / "recipe.yaml"
+        if world.is_first and not saved.exists():  # of a run that is there, until it takes this one
+            save_recipe(plan, saved)
         for way in directions:
             with TrainingBar(str(way), plan.optim.steps, world.is_first) as on_progress:
                 finished = run(plan, way, data, folder / str(way), on_progress, world)
             if world.is_first:
+                save_recipe(plan, saved)
                 say(f"{way} model: {finished}")
 
 

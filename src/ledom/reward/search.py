@@ -161,7 +161,8 @@ def _expand(
             one.generated += len(made.ids) + (made.finish_reason == "stop")
             length = before.num_tokens + len(made.ids)
             beam = Beam(before.text + made.text, made.finish_reason, length, last=made)
-            if all(beam.text != other.text for other in one.beams):  # duplicates merged
+            # Duplicates are merged; the same words finished and not are two different beams.
+            if all((beam.text, beam.finish_reason) != (o.text, o.finish_reason) for o in one.beams):
                 one.beams.append(beam)
 
 
