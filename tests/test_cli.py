@@ -124,7 +124,11 @@ def test_ctrl_c_keeps_finished_work(
         ('{"id": "a", "question": "q"}\n\n[1]\n', ("problems.jsonl:3", "expected a JSON object")),
         ('{"id": "a"}\n', ("problems.jsonl:1", "missing key 'question'")),
         ('{"id": "a", "question": 3}\n', ("problems.jsonl:1", "'question' is 3, expected str")),
-        ('{"id": "a", "question": "q"}\n' * 2, ("two problems have the id 'a'",)),
+        ('{"id": "a", "question": "q"}\n' * 2, ("problems.jsonl:2: two problems have the id 'a'",)),
+        (
+            '{"id": "a", "question": "q", "k": NaN}\n',
+            ("problems.jsonl:1: not JSON: NaN is no num",),
+        ),
     ],
 )
 def test_bad_problem_files(
@@ -215,7 +219,10 @@ def test_candidates_of_other_problems(
         tmp_path / "out",
     )
     write_records(path, [Candidate(problem_id="zz", index=0, text="#### 1")])
-    check_refused(run(*arguments), "problem 'zz'", "not among the 6 problems")
+    check_refused(run(*arguments), f"{path}:1: ", "problem 'zz'", "not among the 6 problems")
+    write_records(path, [Candidate(problem_id="p0", index=0, text=text) for text in "ab"])
+    check_refused(run(*arguments), f"{path}:2: problem 'p0' has two candidates with index 0")
+    assert not (tmp_path / "out").exists()
     write_records(path, [Candidate(problem_id="p0", index=0, text="#### 1")])
     check_refused(run(*arguments), "5 of 6 problems have no candidates, the first is 'p1'")
 

@@ -150,6 +150,7 @@ def rerank(
     from ledom.records import Candidate, Problem, read_records
     from ledom.rerank import Job, default_weights, embedded_weights
     from ledom.rerank import rerank as run
+    from ledom.reward.score import candidate_check
     from ledom.reward.tune import TunedWeights
 
     if lam is not None:
@@ -160,7 +161,9 @@ def rerank(
         tuned = embedded_weights(forward, reverse) or default_weights()
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     chosen = load_problems(problems, num_problems, split, seed, held_out)
-    given = None if candidates is None else read_records(candidates, Candidate)
+    # Of fewer problems than there are, the others' candidates are left out.
+    check = candidate_check(chosen) if num_problems is None else None
+    given = None if candidates is None else read_records(candidates, Candidate, check)
     if given is not None and num_problems is not None:
         wanted = {problem.id for problem in chosen}
         given = [candidate for candidate in given if candidate.problem_id in wanted]

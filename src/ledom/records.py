@@ -26,6 +26,7 @@ __all__ = [
     "Score",
     "Target",
     "read_records",
+    "unique_ids",
     "write_atomically",
     "write_records",
 ]
@@ -200,6 +201,23 @@ def read_records(
     return records
 
 
+def unique_ids() -> Callable[[Problem], None]:
+    """Checks problems one by one: raises `InputError` for an id that was there already."""
+    seen = set()
+
+    def check(problem: Problem) -> None:
+        if problem.id in seen:
+            raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
+        seen.add(problem.id)
+
+    return check
+
+
+def _no_number(name: str) -> None:
+    """Python's JSON reads NaN and Infinity, which no score may be and no other reader takes."""
+    raise ValueError(f"{name} is no number")
+
+
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open("rb") as lines:
@@ -207,10 +225,10 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if not line.strip():
                     continue
                 try:
-                    data = json.loads(line.decode("utf-8"))
+                    data = json.loads(line.decode("utf-8"), parse_constant=_no_number)
                 except UnicodeDecodeError as error:
                     raise InputError(f"not UTF-8 text: {error}", path=path, line=number) from None
-                except json.JSONDecodeError as error:
+                except ValueError as error:
                     raise InputError(f"not JSON: {error}", path=path, line=number) from None
                 if not isinstance(data, dict):
                     raise InputError(

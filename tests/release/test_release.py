@@ -108,7 +108,9 @@ def test_the_card_names_the_stores_that_a_recipe_mixes(tmp_path, checkpoints, to
         write_store(tmp_path / name, texts, tokenizer, source=f"the {name}")
     run = tmp_path / "runs" / "mix"
     shutil.copytree(checkpoints["reverse"], run / "reverse" / "model")
-    (run / "reverse" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "tokens": 5}\n')
+    (run / "reverse" / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.0, "tokens": 5, "valid_loss": 2.1}\n'
+    )
     sources = [{"path": str(tmp_path / name), "weight": 1} for name in ("prose", "sums", "gone")]
     data = {"sources": sources, "valid": str(tmp_path / "held")}
     (run / "recipe.yaml").write_text(yaml.safe_dump({"name": "mix", "data": data}))
