@@ -240,7 +240,8 @@ def test_candidates_of_other_problems(
         (("--split", "exam"), ("unknown split 'exam'", "train, valid, tune, test")),
         (("--forward", "none", "--reverse", "none"), ("neither candidates nor a forward model",)),
         (("--weights", "nowhere.yaml"), ("nowhere.yaml", "cannot be read")),
-        (("--nonsense",), ("--nonsense",)),
+        (("--nonsense",), ("--nonsense", ". See: ledom --help")),
+        (("--threads", "5000"), ("threads", "1024. See: ledom --help")),
     ],
 )
 def test_bad_options(

@@ -61,7 +61,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises for wrong usage has it
             raise
-        code = _failed(f"{error.format_message()} See: ledom --help")
+        code = _failed(f"{error.format_message().rstrip('.')}. See: ledom --help")
     if code == _INTERRUPTED:
         say("interrupted; what is finished is kept: run the same command again to go on")
     sys.exit(code)
