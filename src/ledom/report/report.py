@@ -193,6 +193,10 @@ def _case(case: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _total(candidate: dict[str, Any]) -> float:
+    """log P(x|y): the score where it is known, which counts the document's start too."""
+    score = (candidate.get("scores") or {}).get("reverse")
+    if isinstance(score, (int, float)):
+        return float(score)
     return sum(token.get("logprob") or 0.0 for token in candidate["question_tokens"])
 
 
