@@ -255,7 +255,11 @@ def test_ctrl_c_keeps_finished_work(
         ('{"id": "a", "question": "q"}\n\n[1]\n', ("problems.jsonl:3", "expected a JSON object")),
         ('{"id": "a"}\n', ("problems.jsonl:1", "missing key 'question'")),
         ('{"id": "a", "question": 3}\n', ("problems.jsonl:1", "'question' is 3, expected str")),
-        ('{"id": "a", "question": "q"}\n' * 2, ("two problems have the id 'a'",)),
+        ('{"id": "a", "question": "q"}\n' * 2, ("problems.jsonl:2: two problems have the id 'a'",)),
+        (
+            '{"id": "a", "question": "q", "k": NaN}\n',
+            ("problems.jsonl:1: not JSON: NaN is no num",),
+        ),
     ],
 )
 def test_bad_problem_files(
@@ -277,6 +281,61 @@ def test_a_directory_is_no_problem_file(
     check_refused(run("rerank", "--problems", tmp_path), str(tmp_path), "directory")
 
 
+def test_a_refused_run_leaves_the_folder_as_it_was(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("--problems", problem_file, "--samples", 2, "--out", out)
+    assert run("rerank", *arguments)[0] == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    # Problems of the same ids and number, but one asks another question.
+    other = tmp_path / "other.jsonl"
+    edited = [Problem(id="p0", question="What is 5 + 5?", answer="10"), *QUESTIONS[1:]]
+    write_records(other, edited)
+    refused = run("rerank", "--problems", other, *arguments[2:])
+    check_refused(refused, "candidates.jsonl", "made with other settings (questions: ")
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_scores_of_another_question_are_not_reused(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    candidate_file: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = ("--candidates", candidate_file, "--forward", "none", "--out", tmp_path / "out")
+    assert run("rerank", "--problems", problem_file, *arguments)[0] == 0
+    other = tmp_path / "other.jsonl"
+    write_records(other, [Problem(id=p.id, question="What is 5 + 5?") for p in QUESTIONS])
+    check_refused(
+        run("rerank", "--problems", other, *arguments), "scores.reverse.jsonl", "questions: "
+    )
+
+
+def test_scores_of_another_model_are_refused_by_name_and_hash(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    candidate_file: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = (
+        *("rerank", "--problems", problem_file, "--candidates", candidate_file),
+        *("--forward", "none", "--out", tmp_path / "out"),
+    )
+    assert run(*arguments)[0] == 0
+    fakes["reverse"].name = "moved"
+    assert run(*arguments)[0] == 0  # the same model by another name
+    fakes["reverse"].name, first = "other", fakes["reverse"].fingerprint
+    fakes["reverse"].fingerprint = "abc123"
+    check_refused(
+        run(*arguments),
+        "scores.reverse.jsonl",
+        f"model: fake ({first}) there, other (abc123) now",
+    )
+
+
 def test_candidates_of_other_problems(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
@@ -291,7 +350,10 @@ def test_candidates_of_other_problems(
         tmp_path / "out",
     )
     write_records(path, [Candidate(problem_id="zz", index=0, text="#### 1")])
-    check_refused(run(*arguments), "problem 'zz'", "not among the 6 problems")
+    check_refused(run(*arguments), f"{path}:1: ", "problem 'zz'", "not among the 6 problems")
+    write_records(path, [Candidate(problem_id="p0", index=0, text=text) for text in "ab"])
+    check_refused(run(*arguments), f"{path}:2: problem 'p0' has two candidates with index 0")
+    assert not (tmp_path / "out").exists()
     write_records(path, [Candidate(problem_id="p0", index=0, text="#### 1")])
     check_refused(run(*arguments), "5 of 6 problems have no candidates, the first is 'p1'")
 
@@ -309,7 +371,8 @@ def test_candidates_of_other_problems(
         (("--split", "exam"), ("unknown split 'exam'", "train, valid, tune, test")),
         (("--forward", "none", "--reverse", "none"), ("neither candidates nor a forward model",)),
         (("--weights", "nowhere.yaml"), ("nowhere.yaml", "cannot be read")),
-        (("--nonsense",), ("--nonsense",)),
+        (("--nonsense",), ("--nonsense", ". See: ledom --help")),
+        (("--threads", "5000"), ("threads", "1024. See: ledom --help")),
     ],
 )
 def test_bad_options(
@@ -324,22 +387,31 @@ def test_bad_options(
     assert not out.exists()
 
 
+def notes_of(run: Run, problems: Path, candidates: Path, out: Path) -> list[str]:
+    """What the report of a rerank that succeeds has to say."""
+    code, text = run("rerank", "--problems", problems, "--candidates", candidates, "--out", out)
+    assert code == 0, text
+    notes: list[str] = json.loads((out / "report.json").read_text())["notes"]
+    return notes
+
+
 def test_answers_no_one_can_parse_are_counted_not_fatal(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "candidates.jsonl"
-    texts = ["#### 2", "no idea", "", "\x00\x01", "#### " + "9" * 10_000]
+    texts = ["#### 2", "no idea", "", "\x00\x01", "\x1b[31m#### 2\u202e", "#### " + "9" * 10_000]
     rows = [
         Candidate(problem_id=p.id, index=i, text=text)
         for p in QUESTIONS
         for i, text in enumerate(texts)
     ]
+    rows.append(Candidate(problem_id="p0", index=len(texts), text="1 + x" * 200_000))
     write_records(path, rows)
-    out = tmp_path / "out"
-    code, text = run("rerank", "--problems", problem_file, "--candidates", path, "--out", out)
-    assert code == 0, text
-    notes = json.loads((out / "report.json").read_text())["notes"]
+    notes = notes_of(run, problem_file, path, tmp_path / "out")
     assert any("give no answer that could be read" in note for note in notes)
+    kept = (tmp_path / "out" / "report.html").read_text()
+    assert "\x1b" not in kept
+    assert len(kept) < 500_000
 
 
 def test_a_solution_longer_than_the_context_is_cut_and_said(
@@ -349,10 +421,7 @@ def test_a_solution_longer_than_the_context_is_cut_and_said(
         model.context = 100
     path = tmp_path / "candidates.jsonl"
     write_records(path, [Candidate(problem_id=p.id, index=0, text="7 " * 2000) for p in QUESTIONS])
-    out = tmp_path / "out"
-    code, text = run("rerank", "--problems", problem_file, "--candidates", path, "--out", out)
-    assert code == 0, text
-    notes = json.loads((out / "report.json").read_text())["notes"]
+    notes = notes_of(run, problem_file, path, tmp_path / "out")
     assert any("cut to the model's context" in note for note in notes)
 
 
@@ -409,6 +478,50 @@ def test_train_refuses_bad_recipes(run: Run, tmp_path: Path) -> None:
     check_refused(run("train", recipe, "--direction", "up"), "r.yaml")
 
 
+@pytest.mark.parametrize("command", [("generate", "x"), ("export", "MODEL"), ("train", "RECIPE")])
+def test_an_unknown_direction(
+    run: Run, checkpoints: dict[str, Path], command: tuple[str, str]
+) -> None:
+    recipe = Path(__file__).parents[1] / "recipes" / "tiny.yaml"
+    named = {"MODEL": checkpoints["forward"], "RECIPE": recipe}
+    check_refused(
+        run(command[0], named.get(command[1], command[1]), "--direction", "up"),
+        "direction is 'up'; give forward",
+    )
+
+
+def test_search_refuses_before_it_writes(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("search", "--out", out, "--problems")
+    check_refused(
+        run(*arguments, problem_file, "--reverse", "none"), "lambda is 0.5 without a reverse model"
+    )
+    twice = tmp_path / "twice.jsonl"
+    write_records(twice, [QUESTIONS[0], QUESTIONS[0]])
+    check_refused(run(*arguments, twice), "two problems have the id 'p0'")
+    assert not out.exists()
+
+
+def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: r\ndata: {num_documents: 60, num_valid: 5, vocab_size: 300}\n"
+        "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,\n"
+        "        num_attention_heads: 2, num_key_value_heads: 1}\n"
+        "optim: {steps: 2}\ntrain: {batch_size: 2, seq_len: 64}\n"
+    )
+    arguments = ("train", recipe, "--direction", "forward", "--threads", 1, "--out", tmp_path)
+    assert run(*arguments)[0] == 0
+    saved = tmp_path / "r" / "recipe.yaml"
+    before = saved.read_text()
+    check_refused(run(*arguments, "optim.clip=2"), "optim.clip: 1.0 there, 2.0 here")
+    assert saved.read_text() == before
+    assert run(*arguments, "train.validate_every=7")[0] == 0  # which may change
+    assert "validate_every: 7" in saved.read_text()
+
+
 def test_no_arguments_show_the_commands(run: Run) -> None:
     code, text = run()
     assert "rerank" in text
@@ -426,7 +539,43 @@ def test_explain_ranks_and_writes_a_page(
     case = json.loads((tmp_path / "report.json").read_text())["cases"][0]
     totals = [c["scores"]["reverse"] for c in case["candidates"]]
     assert totals == sorted(totals, reverse=True)
-    assert "1 + 1 = 2" in (tmp_path / "report.html").read_text()
+    assert {c["correct"] for c in case["candidates"]} == {None}  # nobody said what is right
+    page = (tmp_path / "report.html").read_text()
+    assert "1 + 1 = 2" in page
+    assert "wrong" not in page
+
+
+def test_explain_shows_no_control_characters(
+    run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
+) -> None:
+    hostile = "\x1b[31m#### 2\x07\u202e\nnext" + "9" * 1_000_000
+    code, output = run("explain", "What\x1b[2J?", hostile, "", "--out", tmp_path)
+    assert code == 0
+    assert not {"\x1b", "\x07", "\u202e"} & {*output}
+    assert "\\x1b[31m#### 2\\x07\\u202e\nnext" in output
+    assert "characters more)" in output
+    assert len(output) < 10_000
+
+
+def test_what_is_shown_fits_80_columns(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = tmp_path / "out"
+    shown = [
+        run("rerank", "--problems", problem_file, "--samples", 8, "--out", out)[1],
+        run("tune", out, "--out", tmp_path / "weights.yaml")[1],
+        *(run(name, "--help")[1] for name in ("rerank", "search", "train", "explain")),
+    ]
+    for text in shown:
+        assert "\u2026" not in text  # how rich marks what it cut
+    tables = [line for line in shown[1].splitlines() if "+" in line]
+    assert tables
+    assert all(len(line) <= 80 for line in tables)
 
 
 def test_explain_takes_a_file(
@@ -463,7 +612,8 @@ def test_too_many_folds(
 ) -> None:
     code, output = run("rerank", "--problems", problem_file, "--folds", 7, "--out", tmp_path)
     assert code == 2
-    assert "7 folds of 6 problems; give 2 to 6 folds" in output
+    assert "7 folds of 6 problems; give at least 2 folds" in output
+    assert not list(tmp_path.glob("*candidates*"))  # refused before any work
 
 
 def test_plan_as_a_table_and_as_json(run: Run) -> None:

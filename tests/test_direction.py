@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from ledom.direction import Direction
+from ledom.errors import InputError
 
 
 def test_forward_leaves_sequences_as_they_are():
@@ -48,3 +49,9 @@ def test_name_is_the_value():
     assert Direction("reverse") is Direction.REVERSE
     with pytest.raises(ValueError, match="sideways"):
         Direction("sideways")
+
+
+@pytest.mark.parametrize("value", ["up", "", None])
+def test_another_name_is_refused_with_the_known_ones(value):
+    with pytest.raises(InputError, match="^direction is .*; give forward or reverse$"):
+        Direction(value)

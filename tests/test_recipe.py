@@ -82,11 +82,11 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("train.precision=fp8", "key train.precision is 'fp8'"),
         ("train=3", "key train is 3"),
         ("model.hidden_size=33", "hidden_size 33 is no even multiple of num_attention_heads 2"),
-        ("optim.steps=true", "key optim.steps is True: Value error, yes or no is not a value here"),
+        ("optim.steps=true", "key optim.steps is True: yes or no is not a value here"),
         ("lora.ranks=3", "unknown key lora.ranks; valid here: rank, alpha, dropout"),
         ("objective.target=1", "objective.target and objective.contrast need a file as data.train"),
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
-        ("model=9b", "key model is '9b': Value error, no preset '9b'; the presets are tiny,"),
+        ("model=9b", "key model is '9b': no preset '9b'; the presets are tiny,"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
         ("data.pair_format={question} {solution}", "the value is not YAML"),
         (
@@ -122,7 +122,7 @@ def test_a_missing_key_is_named(tmp_path, missing, message):
     del node[missing[-1]]
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(tree))
-    with pytest.raises(RecipeError, match=f"recipe.yaml: {message}"):
+    with pytest.raises(RecipeError, match=f"recipe.yaml(:[0-9]+)?: {message}"):
         load_recipe(file)
 
 
@@ -147,9 +147,75 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
     file.write_bytes(content)
     with pytest.raises(RecipeError) as caught:
         load_recipe(file)
-    assert str(caught.value).startswith(f"{file}: ")
+    assert str(caught.value).startswith(f"{file}:")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LINES = """\
+name: test
+data:
+  train: {train}
+  valid: {valid}
+model:
+  hidden_size: 32
+  intermediate_size: 64
+  num_hidden_layers: 1
+  num_attention_heads: 2
+  num_key_value_heads: 1
+optim:
+  steps: 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("steps: 7", "steps: 7\n  stesp: 7", ":13: unknown key optim.stesp; valid here: steps,"),
+        ("steps: 7", "steps: seven", ":12: key optim.steps is 'seven': "),
+        ("steps: 7", "clip: 1", ":11: key optim.steps is missing"),
+        ("hidden_size: 32", "hidden_size: 33", ":5: key model: hidden_size 33 is no even"),
+        ("name: test", "nam: test", ":1: unknown key nam; valid here: name,"),
+        ("hidden_size: 32", "hidden_size: [32", ":7: not YAML: "),
+        ("steps: 7", "steps: 7\n  steps: 8", ":13: key steps stands in line 12 already"),
+        (
+            "train: {train}",
+            "sources: [{path: a},\n    {path: b, wieght: 2}]",
+            ":4: unknown key data.sources.1.wieght; valid here: path, weight",
+        ),
+        ("{train}", "nowhere.jsonl", ":3: key data.train is 'nowhere.jsonl': no such file"),
+        ("{valid}", "nowhere.jsonl", ":4: key data.valid is 'nowhere.jsonl': no such file"),
+        ("name: test", "name: test\ninit: none", ":2: key init is 'none': no such file"),
+    ],
+)
+def test_the_line_is_named(tmp_path, old, new, place):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("{}")
+    file = tmp_path / "recipe.yaml"
+    text = LINES.replace(old, new).replace("{train}", str(pairs)).replace("{valid}", str(pairs))
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, files=True)
+    assert str(caught.value).startswith(f"{file}{place}")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_is_its_own_place(recipe):
+    with pytest.raises(RecipeError, match=r"^override 'optim\.steps=0': key optim\.steps is 0: "):
+        load_recipe(recipe, ["optim.steps=0"])
+    with pytest.raises(
+        RecipeError, match=r"^override 'data\.train=no\.jsonl': key data\.train is "
+    ):
+        load_recipe(recipe, ["data.train=no.jsonl"], files=True)
+
+
+def test_files_are_not_looked_for_unless_asked(recipe):
+    named = [
+        "data={sources: [{path: a}], valid: b, tokenizer: c}",
+        "objective.wrong=d",
+        "init=runs/{direction}",
+    ]
+    assert load_recipe(recipe, named).data.valid == "b"
 
 
 def test_a_missing_file_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from ledom.lm.fake import FakeLanguageModel
 from ledom.model.tokenizer import Tokenizer
 from ledom.records import Candidate, Problem, read_records
 from ledom.reward.search import SearchConfig
-from ledom.search_job import SearchJob, search_job
+from ledom.search_job import SearchJob, _equal_cost, search_job
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(40)]
 
@@ -81,3 +81,22 @@ def test_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path, lam=0.0)
     made.reverse = None
     assert search_job(made, plain)["accuracy"]["random"]["mean"] > 0
+
+
+def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A search that cost far more than its k * n * 2 candidates would."""
+    made = job(tokenizer, tmp_path, width=1, expansions=1)
+    budget = 500
+    searched = [
+        Candidate(problem_id=p.id, index=0, text="", extra={"generated": budget}) for p in PROBLEMS
+    ]
+    for candidates in _by_problem(_equal_cost(made, searched, plain)).values():
+        costs = [len(tokenizer.encode(c.text).ids) + 1 for c in candidates]
+        assert budget - max(costs) < sum(costs) <= budget
+        assert [c.index for c in candidates] == list(range(len(candidates)))
+
+
+def _by_problem(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
+    return {p.id: [c for c in candidates if c.problem_id == p.id] for p in PROBLEMS}

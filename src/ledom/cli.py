@@ -30,7 +30,16 @@ from ledom.cli_options import (
 )
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
-from ledom.terminal import TrainingBar, say, show_case, show_plan, show_search, show_summary, track
+from ledom.terminal import (
+    TrainingBar,
+    say,
+    show_case,
+    show_plan,
+    show_search,
+    show_summary,
+    show_weights,
+    track,
+)
 
 __all__ = ["app", "main"]
 
@@ -66,7 +75,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer raises for wrong usage has it
             raise
-        code = _failed(f"{error.format_message()} See: ledom --help")
+        code = _failed(f"{error.format_message().rstrip('.')}. See: ledom --help")
     if code == _INTERRUPTED:
         say("interrupted; what is finished is kept: run the same command again to go on")
     sys.exit(code)
@@ -160,6 +169,7 @@ def rerank(
     from ledom.rerank import Job, default_weights, embedded_weights
     from ledom.rerank import rerank as run
     from ledom.reward.columns import read_candidates
+    from ledom.reward.score import candidate_check
     from ledom.reward.tune import TunedWeights
 
     columns = named_columns(column)
@@ -172,7 +182,9 @@ def rerank(
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     chosen = load_problems(problems, num_problems, split, seed, held_out)
     needed = [*(columns or ()), *(() if folds else tuned.columns)]
-    given = None if candidates is None else read_candidates(candidates, needed)
+    # Of fewer problems than there are, the others' candidates are left out.
+    check = candidate_check(chosen) if num_problems is None else None
+    given = None if candidates is None else read_candidates(candidates, needed, check)
     if given is not None and num_problems is not None:
         wanted = {problem.id for problem in chosen}
         given = [candidate for candidate in given if candidate.problem_id in wanted]
@@ -278,8 +290,7 @@ def tune(
 
     tuned = tune_folder(folder, problems, candidates, named_columns(column))
     tuned.save(out)
-    for name, row in tuned.weights.items():
-        say(f"{name:24}" + "  ".join(f"{value:+.3g} {key}" for key, value in row.items() if value))
+    show_weights(tuned.weights)
     say(f"weights of {len(tuned.weights)} strategies: {out}")
 
 
@@ -309,7 +320,7 @@ def train(
     from ledom.train.loop import train as run
     from ledom.train.parallel import connect
 
-    plan = load_recipe(recipe, overrides or [])
+    plan = load_recipe(recipe, overrides or [], files=True)
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
@@ -318,12 +329,14 @@ def train(
     say(f"preparing the data in {folder / 'data'}")
     data = prepare_data(plan.data_of(directions[0]), folder / "data")
     with connect(device or default_device()) as world:
-        if world.is_first:
-            save_recipe(plan, folder / "recipe.yaml")
+        saved = folder / "recipe.yaml"
+        if world.is_first and not saved.exists():  # of a run that is there, until it takes this one
+            save_recipe(plan, saved)
         for way in directions:
             with TrainingBar(str(way), plan.optim.steps, world.is_first) as on_progress:
                 finished = run(plan, way, data, folder / str(way), on_progress, world)
             if world.is_first:
+                save_recipe(plan, saved)
                 say(f"{way} model: {finished}")
 
 
@@ -490,8 +503,8 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 for the most likely token.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="0 for all.")] = 0,
-    top_p: float = 1.0,
-    max_tokens: int = 256,
+    top_p: Annotated[float, typer.Option(help="1 for all.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest text.")] = 256,
     seed: Seed = 0,
     device: Device = None,
     dtype: Dtype = "auto",

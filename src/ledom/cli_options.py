@@ -34,7 +34,9 @@ Columns = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="CPU threads; all cores by default.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
 Dtype = Annotated[
     str, typer.Option(help="auto, float32, bfloat16 or float16; auto: float32 on a CPU.")
@@ -42,8 +44,8 @@ Dtype = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        help="A model's folder, tiny (embedded), vllm:FOLDER, or openai:NAME,tokenizer=FOLDER,"
-        "base_url=URL; options of either follow as ,key=value. none: without."
+        help="A model's folder, tiny (embedded), vllm:FOLDER or openai:NAME; options follow after "
+        "commas, see docs/formats.md. none: without."
     ),
 ]
 

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from ledom.errors import InputError
+
 __all__ = ["Direction"]
 
 SequenceT = TypeVar("SequenceT", list[int], list[str], "np.ndarray")
@@ -22,6 +24,10 @@ class Direction(str, Enum):
 
     FORWARD = "forward"
     REVERSE = "reverse"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Direction:
+        raise InputError(f"direction is {value!r}; give {' or '.join(cls)}")
 
     def __str__(self) -> str:
         return self.value

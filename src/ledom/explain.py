@@ -49,6 +49,6 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> di
     pools = build_pools([problem], candidates, scores)
     return {
         "title": "What each answer explains",
-        "models": {"reverse": {"name": lm.name}},
+        "models": {"reverse": {"name": lm.name, "parameters": getattr(lm, "num_parameters", None)}},
         "cases": [explained_case(problem, candidates, scores, pools)],
     }

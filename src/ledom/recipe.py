@@ -6,7 +6,8 @@ lists the valid ones, never a default in silence. Each part's config stands besi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Self, get_args
@@ -93,34 +94,112 @@ class Recipe(Config):
         return self.data.model_copy(update={"tokenizer": tokenizer})
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool = False) -> Recipe:
     """Read a recipe and apply overrides such as `optim.steps=100`.
 
-    Raises `RecipeError` naming the key, the value and the valid keys.
+    `files` asks that the files named in it are there. Raises `RecipeError` naming the file's line
+    or the override, the key, the value and the valid keys.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping with {', '.join(Recipe.model_fields)}")
+    tree, origin = _read(path, overrides)
     for override in overrides:
         _apply(tree, override)
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error)}") from None
+        raise RecipeError(_explain(error, origin)) from None
+    for location, name in _named_files(recipe) if files else ():
+        if not Path(name).exists():
+            key = ".".join(map(str, location))
+            raise RecipeError(f"{origin.place(location)}: key {key} is {name!r}: no such file")
+    return recipe
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write a recipe with every setting spelled out, so that `load_recipe` gives it again."""
     with write_atomically(path) as out:
         yaml.safe_dump(recipe.model_dump(mode="json"), out, sort_keys=False)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a recipe's values were written."""
+
+    path: Path
+    root: yaml.Node
+    overrides: Sequence[str]
+
+    def place(self, location: Sequence[int | str]) -> str:
+        """`recipe.yaml:7` for the key there, or what it stands in; or the override that set it."""
+        key = ".".join(map(str, location))
+        for override in reversed(self.overrides):
+            if f"{key}.".startswith(f"{override.partition('=')[0]}."):
+                return f"override {override!r}"
+        node, line = self.root, None
+        for part in location:
+            items = dict(_items(node))
+            if part not in items:
+                break
+            named, node = items[part]
+            line = named.start_mark.line + 1
+        return str(self.path) if line is None else f"{self.path}:{line}"
+
+
+def _items(node: yaml.Node) -> Iterator[tuple[int | str, tuple[yaml.Node, yaml.Node]]]:
+    """The parts of a group or a list: each part's key, the node that names it, and its value."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((key.value, (key, value)) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from ((number, (item, item)) for number, item in enumerate(node.value))
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], _Origin]:
+    """A recipe's tree of values, and where they come from."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{path}{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or root is None:
+        raise RecipeError(f"{path}: a recipe is a mapping with {', '.join(Recipe.model_fields)}")
+    _refuse_repeated(path, root)
+    return tree, _Origin(path, root, overrides)
+
+
+def _refuse_repeated(path: Path, node: yaml.Node) -> None:
+    """YAML would take the last of two equal keys in silence."""
+    seen: dict[int | str, int] = {}
+    for key, (named, value) in _items(node):
+        line = named.start_mark.line + 1
+        if key in seen:
+            raise RecipeError(f"{path}:{line}: key {key} stands in line {seen[key]} already")
+        seen[key] = line
+        _refuse_repeated(path, value)
+
+
+def _named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """The files and folders that a recipe reads, by the key that names each."""
+    data = recipe.data
+    if recipe.init is not None and recipe.init == recipe.init.format(direction=""):
+        yield ("init",), recipe.init
+    for number, source in enumerate(data.sources):
+        yield ("data", "sources", number, "path"), source.path
+    if data.sources or data.train != GENERATOR:
+        if not data.sources:
+            yield ("data", "train"), data.train
+        if data.valid is not None:
+            yield ("data", "valid"), data.valid
+    if data.tokenizer is not None:
+        yield ("data", "tokenizer"), data.tokenizer
+    if recipe.objective.wrong is not None:
+        yield ("objective", "wrong"), recipe.objective.wrong
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -142,17 +221,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         ) from None
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, origin: _Origin) -> str:
     """One problem in one line, a mistyped key first: it explains the one that is then missing."""
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"])
+    location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    place, key = origin.place(location), ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}; valid here: {', '.join(_valid_keys(problem['loc'][:-1]))}"
+        valid = ", ".join(_valid_keys(location[:-1]))
+        return f"{place}: unknown key {key}; valid here: {valid}"
     if problem["type"] == "missing":
-        return f"key {key} is missing"
+        return f"{place}: key {key} is missing"
     if not key:  # parts that do not go together
-        return problem["msg"].removeprefix("Value error, ")
-    return f"key {key} is {problem['input']!r}: {problem['msg']}"
+        return f"{place}: {message}"
+    if isinstance(problem["input"], dict):  # the parts of one group
+        return f"{place}: key {key}: {message}"
+    return f"{place}: key {key} is {problem['input']!r}: {message}"
 
 
 def _valid_keys(location: Sequence[int | str]) -> list[str]:

@@ -30,6 +30,7 @@ __all__ = [
     "Target",
     "parse_line",
     "read_records",
+    "unique_ids",
     "write_atomically",
     "write_records",
 ]
@@ -225,6 +226,23 @@ def read_records(
     return records
 
 
+def unique_ids() -> Callable[[Problem], None]:
+    """Checks problems one by one: raises `InputError` for an id that was there already."""
+    seen = set()
+
+    def check(problem: Problem) -> None:
+        if problem.id in seen:
+            raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
+        seen.add(problem.id)
+
+    return check
+
+
+def _no_number(name: str) -> None:
+    """Python's JSON reads NaN and Infinity, which no score may be and no other reader takes."""
+    raise ValueError(f"{name} is no number")
+
+
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with path.open("rb") as lines:
@@ -247,10 +265,10 @@ def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def parse_line(line: bytes) -> dict[str, Any]:
     """The JSON object in a line of a JSONL file; raises `InputError`, without a place."""
     try:
-        data = json.loads(line.decode("utf-8"))
+        data = json.loads(line.decode("utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text: {error}") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise InputError(f"not JSON: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"expected a JSON object, found {type(data).__name__}")

@@ -8,9 +8,8 @@ Every stage can be stopped and goes on where it was; with equal settings, finish
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ from ledom.report.report import write_report
 from ledom.reward.columns import check_names, choose_columns
 from ledom.reward.pools import Pools, build_pools
 from ledom.reward.sample import is_finished, sample_candidates, sample_until_decided
-from ledom.reward.score import distinct_candidates, match_candidates, score_candidates
+from ledom.reward.score import check_ids, distinct_candidates, match_candidates, score_candidates
 from ledom.reward.strategies import STRATEGIES, strategies, vote_shares
-from ledom.reward.tune import Folds, TunedWeights, cross_fit, tune
-from ledom.stage import Stage, Track, candidates_by_problem
+from ledom.reward.tune import Folds, TunedWeights, check_folds, cross_fit, tune
+from ledom.stage import Stage, Track, candidates_by_problem, fingerprint
 
 __all__ = ["Job", "Selection", "default_weights", "embedded_weights", "rerank"]
 
@@ -129,6 +128,9 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
         raise InputError("neither candidates nor a forward model to sample them from; give one")
     if job.forward is None and job.reverse is None:
         raise InputError("no model to score with; give a forward or a reverse one")
+    check_ids(job.problems)
+    if job.folds:
+        check_folds(job.folds, len(job.problems))
     job.weights.refuse_overlap(job.problems)
     needed = () if job.folds else job.weights.columns
     _check_sampling(job, [*(job.columns or ()), *needed])
@@ -175,11 +177,9 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
     if job.candidates is not None:
         return list(job.candidates)
     assert job.forward is not None
-    if parallel.is_first():
-        write_records(job.out / "problems.jsonl", job.problems)
     lm = job.forward
     settings = {
-        "model": lm.fingerprint,
+        "model": lm.identity,
         "num_samples": job.num_samples,
         **asdict(job.sampling),
     }
@@ -232,12 +232,13 @@ def _scores(
 ) -> list[Score]:
     distinct = distinct_candidates(candidates)
     settings = {
-        "model": lm.fingerprint,
+        "model": lm.identity,
+        "questions": fingerprint((p.id, p.question) for p in job.problems),
         "candidates": len(distinct),
-        "texts": _fingerprint((c.problem_id, str(c.index), c.text) for c in distinct),
+        "texts": fingerprint((c.problem_id, str(c.index), c.text) for c in distinct),
     }
     if job.demonstrations:
-        settings["demonstrations"] = _fingerprint(
+        settings["demonstrations"] = fingerprint(
             (d.question, d.solution or "", d.answer or "") for d in job.demonstrations
         )
     stage = Stage(job.out / f"scores.{lm.direction}.jsonl", Score, settings)
@@ -249,13 +250,6 @@ def _scores(
         track,
         f"scoring, {lm.direction}",
     )
-
-
-def _fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update("".join(f"{text}\0" for text in row).encode())
-    return digest.hexdigest()[:16]
 
 
 def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Selection]:
@@ -330,7 +324,7 @@ def _report(
     if not labelled:
         notes.append("the problems have no answers, so nothing could be measured")
     models = {
-        str(lm.direction): {"name": lm.name, "parameters": getattr(lm, "num_parameters", 0)}
+        str(lm.direction): {"name": lm.name, "parameters": getattr(lm, "num_parameters", None)}
         for lm in (job.forward, job.reverse)
         if lm is not None
     }

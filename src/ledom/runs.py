@@ -58,13 +58,23 @@ def find_run(path: str | Path) -> Run:
     root = model.parent.parent
     if model.name != "model" or not metrics.is_file():
         return Run(model)
-    recipe = root / "recipe.yaml"
+    file = root / "recipe.yaml"
+    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     return Run(
         model,
         read_metrics(metrics),
-        yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None,
-        read_manifests(root / "data"),
+        recipe,
+        read_manifests(root / "data") | _read_sources((recipe or {}).get("data") or {}),
     )
+
+
+def _read_sources(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The manifests of the stores that a recipe mixes, as far as they still lie where it says."""
+    parts = {source["path"]: source["path"] for source in data.get("sources") or ()}
+    if parts and data.get("valid"):
+        parts["valid"] = data["valid"]
+    found = {part: read_manifests(Path(path)).get(".") for part, path in parts.items()}
+    return {part: manifest for part, manifest in found.items() if manifest is not None}
 
 
 def read_manifests(folder: Path) -> dict[str, dict[str, Any]]:

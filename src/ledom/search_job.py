@@ -21,11 +21,11 @@ from ledom.errors import InputError
 from ledom.evaluate.answers import is_correct
 from ledom.evaluate.intervals import bootstrap_interval, paired_interval
 from ledom.lm.base import LanguageModel
-from ledom.records import Candidate, Problem, Score, write_atomically, write_records
+from ledom.records import Candidate, Problem, Score, write_atomically
 from ledom.reward.pools import build_pools
 from ledom.reward.sample import sample_candidates
-from ledom.reward.score import score_candidates
-from ledom.reward.search import SearchConfig, search
+from ledom.reward.score import check_ids, score_candidates
+from ledom.reward.search import SearchConfig, check_models, search
 from ledom.reward.strategies import STRATEGIES
 from ledom.reward.tune import interpolation
 from ledom.stage import Track, candidates_by_problem
@@ -56,11 +56,11 @@ def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
     """
     if not job.problems:
         raise InputError("no problems to search")
-    if parallel.is_first():
-        write_records(job.out / "problems.jsonl", job.problems)
+    check_ids(job.problems)
+    check_models(job.forward, job.reverse, job.config)
     settings = {
-        "forward": job.forward.fingerprint,
-        "reverse": job.reverse.fingerprint if job.reverse else "none",
+        "forward": job.forward.identity,
+        "reverse": job.reverse.identity if job.reverse else "none",
         **asdict(job.config),
     }
     searched = candidates_by_problem(
@@ -145,14 +145,21 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
     budget = {found.problem_id: _cost(found) for found in searched}
     count = job.config.width * job.config.expansions * 2
 
-    def affordable(waiting: Sequence[Problem]) -> Iterator[list[Candidate]]:
-        for chunk in sample_candidates(waiting, lm, sampling, count):
+    def affordable(waiting: Sequence[Problem], drawn: int = count) -> Iterator[list[Candidate]]:
+        cheap = set()
+        for chunk in sample_candidates(waiting, lm, sampling, drawn):
             pool = [candidate for candidate in chunk if not candidate.greedy]
             costs = np.cumsum([len(lm.tokenizer.encode(c.text).ids) + 1 for c in pool])
-            yield pool[: max(1, int((costs <= budget[pool[0].problem_id]).sum()))]
+            limit = budget[pool[0].problem_id]
+            if costs[-1] <= limit:
+                cheap.add(pool[0].problem_id)
+            else:
+                yield pool[: max(1, int((costs <= limit).sum()))]
+        if cheap:  # drawn again, with more behind them
+            yield from affordable([p for p in waiting if p.id in cheap], 2 * drawn)
 
     settings = {
-        "model": lm.fingerprint,
+        "model": lm.identity,
         "num_samples": count,
         "budgets": sum(budget.values()),
         **asdict(sampling),

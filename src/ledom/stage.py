@@ -9,6 +9,7 @@ its own, `<name>.part.<rank>`; all of them are read, however many processes go o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from ledom.records import (
     write_records,
 )
 
-__all__ = ["Stage", "Track", "candidates_by_problem", "check_settings"]
+__all__ = ["Stage", "Track", "candidates_by_problem", "check_settings", "fingerprint"]
 
 ItemT = TypeVar("ItemT")
 RecordT = TypeVar("RecordT", bound=Record)
@@ -151,10 +152,11 @@ class Stage(Generic[RecordT]):
 
 def check_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Raise `InputError` naming what differs between the settings that made `path` and today's."""
+    pairs = {key: (found.get(key), wanted.get(key)) for key in sorted({*found, *wanted})}
     different = [
-        f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted({*found, *wanted})
-        if found.get(key) != wanted.get(key)
+        f"{key}: {_shown(there)} there, {_shown(now)} now"
+        for key, (there, now) in pairs.items()
+        if _identity(there) != _identity(now)
     ]
     if different:
         raise InputError(
@@ -162,6 +164,24 @@ def check_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path) ->
             "folder, or remove it",
             path=path,
         )
+
+
+def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
+    """A hash that stands for texts in a stage's settings."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update("".join(f"{text}\0" for text in row).encode())
+    return digest.hexdigest()[:16]
+
+
+def _identity(value: Any) -> Any:
+    """What must not differ: of a model (`LanguageModel.identity`) its hash, wherever it lies."""
+    return value.get("hash", value) if isinstance(value, dict) else value
+
+
+def _shown(value: Any) -> str:
+    is_model = isinstance(value, dict) and {*value} == {"name", "hash"}
+    return f"{value['name']} ({value['hash']})" if is_model else repr(value)
 
 
 def candidates_by_problem(
@@ -174,10 +194,17 @@ def candidates_by_problem(
 ) -> list[Candidate]:
     """The candidates in `path`; those of problems that it lacks are made, a problem at a time.
 
-    They stand in the problems' order, whatever order they were made in.
+    They stand in the problems' order, whatever order they were made in. The problems go to
+    problems.jsonl beside them, once it is sure that the folder is theirs.
     """
-    settings = settings | {"problems": len(problems), "first_problem": problems[0].id}
+    settings = settings | {
+        "problems": len(problems),
+        "first_problem": problems[0].id,
+        "questions": fingerprint((p.id, p.question) for p in problems),
+    }
     stage = Stage(path, Candidate, settings)
+    if parallel.is_first():
+        write_records(path.with_name("problems.jsonl"), problems)
     return stage.fill(
         problems, lambda problem: (problem.id,), lambda c: (c.problem_id,), make, track, name
     )

@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,14 @@ __all__ = [
     "show_plan",
     "show_search",
     "show_summary",
+    "show_weights",
     "track",
 ]
 
 _WIDTH = 80  # columns that the table of strategies takes at most
+_GAP = (0, 1, 0, 0)  # between a table's columns, so that it fits
+_LONGEST = 2000  # characters of a solution that are shown
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _NOTABLE = -1.0  # nats: a word above this counts as explained
 
 
@@ -48,8 +53,8 @@ def show_summary(report: dict[str, Any]) -> None:
         return
     console = Console()
     console.width = min(console.width, _WIDTH)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("strategy", overflow="fold")  # alone gives way: names may be long
+    table = Table(box=None, pad_edge=False, padding=_GAP)
+    table.add_column("strategy", overflow="fold")  # alone gives way: a cut number says nothing
     for column in ("accuracy, %", "against greedy", "against majority"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in report["strategies"]:
@@ -80,15 +85,38 @@ def show_case(case: dict[str, Any]) -> None:
         for word in words:
             shade = round(255 * (1 - 0.75 * word.heat))
             style = f"black on rgb(255,{shade},{shade})" if word.heat > 0 else ""
-            line.append(word.text, style)
+            line.append(_printable(word.text), style)
         total = round(candidate["scores"]["reverse"], 1) + 0.0  # not -0.0
         console.print(f"[bold]{candidate['rank']}.[/bold] log P(question | answer) = {total}")
-        console.print(Text(candidate["text"], "dim"))
+        console.print(Text(_printable(_shortened(candidate["text"])), "dim"))
         console.print(line)
         least = sorted((word.logprob, word.text) for word in words if word.logprob is not None)
         lacking = [f"{text} ({logprob:.1f})" for logprob, text in least[:3] if logprob < _NOTABLE]
         named = ", ".join(lacking) or "nothing"
-        console.print(f"left unexplained: {named}\n", markup=False)
+        console.print(f"left unexplained: {_printable(named)}\n", markup=False)
+
+
+def _printable(text: str) -> str:
+    """Control characters as escapes: a candidate must not move the cursor or recolour the rest."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _shortened(text: str) -> str:
+    more = len(text) - _LONGEST
+    return text if more <= 0 else f"{text[:_LONGEST]} ... ({more:,} characters more)"
+
+
+def show_weights(weights: dict[str, dict[str, float]]) -> None:
+    """The weights of every strategy, by feature."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, row in weights.items():
+        table.add_row(name, ", ".join(f"{value:+.3g} {key}" for key, value in row.items() if value))
+    Console(highlight=False).print(table)
 
 
 def show_search(report: dict[str, Any]) -> None:
@@ -96,8 +124,8 @@ def show_search(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("at equal generated tokens", no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=_GAP)
+    table.add_column("at equal generated tokens")
     for column in ("accuracy, %", "search against it"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, accuracy in report.get("accuracy", {}).items():

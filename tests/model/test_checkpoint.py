@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ledom.direction import Direction
-from ledom.errors import CheckpointError, DirectionError, OutputError
+from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ledom.model.tokenizer import Tokenizer, train_tokenizer
 from ledom.pairs import PairFormat
@@ -106,7 +106,7 @@ def test_a_foreign_checkpoint_must_be_told_its_direction(folder):
     change_config(folder, ledom_direction="REMOVE", ledom_pair_format="REMOVE")
     with pytest.raises(DirectionError, match="records no direction"):
         load_checkpoint(folder)
-    with pytest.raises(DirectionError, match="the directions are forward and reverse"):
+    with pytest.raises(InputError, match="'sideways'; give forward or reverse"):
         load_checkpoint(folder, "sideways")
     forward = load_checkpoint(folder, "forward")
     assert forward.direction is Direction.FORWARD
@@ -117,7 +117,7 @@ def test_a_foreign_checkpoint_must_be_told_its_direction(folder):
 
 def test_an_unknown_recorded_direction_is_refused(folder):
     change_config(folder, ledom_direction="sideways")
-    with pytest.raises(DirectionError, match="'sideways'; the directions are"):
+    with pytest.raises(DirectionError, match="config.json: direction is 'sideways'"):
         load_checkpoint(folder)
 
 

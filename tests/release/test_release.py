@@ -15,6 +15,7 @@ import yaml
 
 import ledom
 from ledom.data.prepare import DataConfig, prepare_data
+from ledom.data.shards import write_store
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.model.presets import ModelConfig
@@ -100,6 +101,24 @@ def test_the_card_of_a_run_says_how_the_model_came_about(tmp_path, run_folder):
     assert config["ledom_direction"] == "reverse"
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 0
     assert out.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_card_names_the_stores_that_a_recipe_mixes(tmp_path, checkpoints, tokenizer):
+    for name, texts in {"prose": ["a", "b", "c"], "sums": ["1 + 1"], "held": ["d", "e"]}.items():
+        write_store(tmp_path / name, texts, tokenizer, source=f"the {name}")
+    run = tmp_path / "runs" / "mix"
+    shutil.copytree(checkpoints["reverse"], run / "reverse" / "model")
+    (run / "reverse" / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.0, "tokens": 5, "valid_loss": 2.1}\n'
+    )
+    sources = [{"path": str(tmp_path / name), "weight": 1} for name in ("prose", "sums", "gone")]
+    data = {"sources": sources, "valid": str(tmp_path / "held")}
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"name": "mix", "data": data}))
+    card = (export_model(find_run(run / "reverse"), tmp_path / "out") / "README.md").read_text()
+    assert f"| {tmp_path / 'prose'} | the prose | 3 |" in card
+    assert f"| {tmp_path / 'sums'} | the sums | 1 |" in card
+    assert "| valid | the held | 2 |" in card
+    assert "validation on 2 documents" in card
 
 
 def test_the_model_folder_is_found_from_the_runs(run_folder):

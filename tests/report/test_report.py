@@ -432,3 +432,15 @@ def test_importing_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_case_states_the_score_that_the_table_states(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    case = report["cases"][0]
+    for candidate in case["candidates"]:
+        candidate["scores"] = {"reverse": -73.67 if candidate["role"] == "picked" else -77.71}
+    text = write_report(tmp_path, report).read_text()
+    assert "log P(x|y) = \u221273.7 nats" in text
+    assert "log P(x|y) = \u221277.7 nats" in text
+    assert "explains the question 4.0 nats better" in text

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import ledom
 from ledom.direction import Direction
@@ -126,3 +128,18 @@ def test_demonstrations_are_read_first(checkpoints: dict[str, Path], direction: 
     np.testing.assert_allclose(chunk[-1].token_logprobs or [], lm.logprobs([target])[0], atol=1e-4)
     (alone,) = score_candidates([PROBLEM], [candidate(0, "2 pens\n#### 2")], lm)
     assert alone[-1].logprob != chunk[-1].logprob
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_score_that_is_no_number_is_refused(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    lm = FakeLanguageModel(tokenizer, "reverse")
+    real = lm.logprobs
+
+    def overflown(targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        return [np.where(np.arange(len(v)) == 1, np.float32(value), v) for v in real(targets)]
+
+    monkeypatch.setattr(lm, "logprobs", overflown)
+    with pytest.raises(InputError, match=r"fake: candidate 0 of problem 'p' .* no number"):
+        list(score_candidates([PROBLEM], [candidate(0, "a")], lm))

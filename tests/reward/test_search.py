@@ -10,7 +10,7 @@ import pytest
 
 import ledom
 from ledom.errors import DirectionError, InputError
-from ledom.lm.base import LanguageModel, Sampling
+from ledom.lm.base import Generation, LanguageModel, Sampling
 from ledom.lm.fake import FakeLanguageModel
 from ledom.model.tokenizer import Tokenizer
 from ledom.records import Candidate, Problem, Score
@@ -79,6 +79,15 @@ def test_duplicates_are_one_beam(forward: FakeLanguageModel, reverse: FakeLangua
         assert len(set(texts)) == len(texts)
         assert set(texts) <= set(ANSWERS)
         assert texts[0] == ANSWERS[0]  # twelve first draws of three answers
+
+
+def test_a_finished_text_is_no_duplicate_of_the_same_one_cut_short(
+    forward: FakeLanguageModel, reverse: FakeLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [Generation("#### 2", [5, 6], "length"), Generation("#### 2", [5, 6], "stop")]
+    monkeypatch.setattr(forward, "generate", lambda *_: iter([(0, made)]))
+    [(_, beams, _)] = search(PROBLEMS[:1], forward, reverse, SearchConfig())
+    assert [beam.finish_reason for beam in beams] == ["stop", "length"]
 
 
 def test_what_ran_out_of_tokens_is_not_finished(

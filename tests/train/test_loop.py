@@ -324,6 +324,20 @@ def test_a_run_with_other_settings_or_direction_is_refused(uninterrupted, recipe
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_shorter_than_its_checkpoints_are_apart_is_known_too(tmp_path, recipe, data):
+    rare = recipe.train.model_copy(update={"checkpoint_every": 1000})
+    optim = recipe.optim.model_copy(update={"steps": 3})
+    short = recipe.model_copy(update={"train": rare, "optim": optim})
+    finished = train(short, FORWARD, data, tmp_path)
+    weights = (finished / "model.safetensors").read_bytes()
+    progress = []
+    train(short, FORWARD, data, tmp_path, progress.append)
+    assert progress == []
+    with pytest.raises(CheckpointError, match="other settings .seed: 1 there, 2 here"):
+        train(short.model_copy(update={"seed": 2}), FORWARD, data, tmp_path)
+    assert (finished / "model.safetensors").read_bytes() == weights
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_leads_to_the_same_end(
     tmp_path, uninterrupted, recipe, data
 ):

@@ -14,7 +14,7 @@ from typing import Any
 
 from ledom.data.problems import GENERATOR, generate_problems
 from ledom.errors import InputError
-from ledom.records import Problem, read_records
+from ledom.records import Problem, read_records, unique_ids
 
 __all__ = ["BENCHMARKS", "FOLDER_VARIABLE", "Benchmark", "load_benchmark", "load_problems"]
 
@@ -72,7 +72,7 @@ def load_problems(
         return list(generate_problems(split, count or _NUM_GENERATED, seed, held_out))
     if source in BENCHMARKS:
         return load_benchmark(source)[:count]
-    return read_records(source, Problem)[:count]
+    return read_records(source, Problem, unique_ids())[:count]
 
 
 def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]:

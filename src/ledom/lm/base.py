@@ -115,6 +115,11 @@ class LanguageModel(ABC):
     tells_certainty: ClassVar[bool] = False
     """Whether what it generates carries its `self_certainty`."""
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What files made with the model keep of it: its name, and the hash that tells it apart."""
+        return {"name": self.name, "hash": self.fingerprint}
+
     def frame(self, ids: Sequence[int]) -> list[int]:
         """A document's ids as the model was trained to see them, in reading order."""
         eos = [self.tokenizer.eos_id]

@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 from transformers.utils import logging as transformers_logging
 
 from ledom.direction import Direction
-from ledom.errors import CheckpointError, DirectionError, OutputError
+from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.model import attention
 from ledom.model.presets import ModelConfig
 from ledom.model.tokenizer import Tokenizer
@@ -244,6 +244,7 @@ def _quiet() -> Iterator[None]:
 
 def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None) -> Direction:
     """The direction of a model folder; raises `DirectionError` where it is unknown or another."""
+    asked = None if asked is None else Direction(asked)
     if recorded is None and asked is None:
         raise DirectionError(
             f"{folder}: config.json records no direction; say which one the model was trained in: "
@@ -254,10 +255,9 @@ def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None)
             f"{folder}: this is a {recorded} model, asked for as {asked}; give a model trained in "
             f"the {asked} direction"
         )
-    value = str(asked if recorded is None else recorded)
+    if asked is not None:
+        return asked
     try:
-        return Direction(value)
-    except ValueError:
-        raise DirectionError(
-            f"{folder}: direction {value!r}; the directions are forward and reverse"
-        ) from None
+        return Direction(recorded)
+    except InputError as error:
+        raise DirectionError(f"{folder}: config.json: {error}") from None

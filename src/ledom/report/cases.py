@@ -103,13 +103,14 @@ def _case(
     rows = []
     for column in shown:
         candidate = group[column]
+        known = problem.answer is not None or candidate.correct is not None
         role = "picked" if column == ranked[0] else "rejected" if column == out else None
         rows.append(
             {
                 "index": candidate.index,
                 "text": candidate.text,
                 "answer": extract_answer(candidate.text),
-                "correct": bool(pools.correct[row, column]),
+                "correct": bool(pools.correct[row, column]) if known else None,
                 "rank": rank[column],
                 "role": role,
                 "count": counts[candidate.text],

@@ -125,7 +125,7 @@ def _group_table(by_group: Sequence[dict[str, Any]], order: Sequence[str]) -> li
 
 def _facts(view: dict[str, Any]) -> list[list[str]]:
     facts = [
-        [f"{role} model", f"{model.get('name', '')} ({_size(model.get('parameters'))} parameters)"]
+        [f"{role} model", f"{model.get('name', '')}{_size_known(model.get('parameters'))}"]
         for role, model in view["models"].items()
     ]
     facts += [
@@ -165,6 +165,10 @@ def _case(case: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _total(candidate: dict[str, Any]) -> float:
+    """log P(x|y): the score where it is known, which counts the document's start too."""
+    score = (candidate.get("scores") or {}).get("reverse")
+    if isinstance(score, (int, float)):
+        return float(score)
     return sum(token.get("logprob") or 0.0 for token in candidate["question_tokens"])
 
 
@@ -225,6 +229,10 @@ def _verdict(difference: Any) -> str:
     if mean is None or low is None or high is None:
         return "open"
     return "better" if low > 0 and mean > 0 else "worse" if high < 0 and mean < 0 else "open"
+
+
+def _size_known(count: Any) -> str:
+    return f" ({_size(count)} parameters)" if count else ""
 
 
 def _size(count: Any) -> str:

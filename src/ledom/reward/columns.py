@@ -9,7 +9,7 @@ columns are in use and whether they will do; it knows nothing of how they are we
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ledom.errors import InputError
@@ -22,10 +22,23 @@ __all__ = ["check_columns", "check_names", "choose_columns", "read_candidates"]
 _NAME = re.compile(r"\w[\w .-]*")
 
 
-def read_candidates(path: Path, columns: Sequence[str] = ()) -> list[Candidate]:
-    """The candidates in a file; raises `InputError` with file and line for a bad column."""
+def read_candidates(
+    path: Path,
+    columns: Sequence[str] = (),
+    check: Callable[[Candidate], object] | None = None,
+) -> list[Candidate]:
+    """The candidates in a file; raises `InputError` with file and line for a bad column.
+
+    `check` may raise it for a candidate too.
+    """
     check_names(columns)
-    return read_records(path, Candidate, lambda candidate: check_columns(candidate, columns))
+
+    def check_both(candidate: Candidate) -> None:
+        check_columns(candidate, columns)
+        if check is not None:
+            check(candidate)
+
+    return read_records(path, Candidate, check_both)
 
 
 def choose_columns(

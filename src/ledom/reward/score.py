@@ -7,7 +7,7 @@ nothing of strategies, and nothing of how a model computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -17,47 +17,67 @@ from ledom.direction import Direction
 from ledom.errors import InputError, ServerError
 from ledom.lm.base import LanguageModel, Target
 from ledom.pairs import EncodedPair
-from ledom.records import Candidate, Problem, Score
+from ledom.records import Candidate, Problem, Score, unique_ids
 
-__all__ = ["distinct_candidates", "match_candidates", "score_candidates"]
+__all__ = [
+    "candidate_check",
+    "check_ids",
+    "distinct_candidates",
+    "match_candidates",
+    "score_candidates",
+]
 
 _CHUNK = 256  # candidates whose scores are made, and can be written, together
 
 
+def check_ids(problems: Sequence[Problem]) -> None:
+    """Raise `InputError` for a problem id that occurs twice."""
+    check = unique_ids()
+    for problem in problems:
+        check(problem)
+
+
+def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
+    """Checks candidates of these problems one by one, as `read_records` reads them.
+
+    It raises `InputError` for one of an unknown problem, or with an index that was there already.
+    """
+    known = {problem.id for problem in problems}
+    seen: set[tuple[str, int]] = set()
+
+    def check(candidate: Candidate) -> None:
+        problem_id, index = candidate.problem_id, candidate.index
+        if problem_id not in known:
+            raise InputError(
+                f"a candidate belongs to the problem {problem_id!r}, which is not among "
+                f"the {len(known)} problems; give the problems file that it was made from"
+            )
+        if (problem_id, index) in seen:
+            raise InputError(f"problem {problem_id!r} has two candidates with index {index}")
+        seen.add((problem_id, index))
+
+    return check
+
+
 def match_candidates(
-    problems: Sequence[Problem], candidates: Sequence[Candidate], path: str = "candidates"
+    problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> dict[str, list[Candidate]]:
     """Candidates by problem id, in the problems' order.
 
     Raises `InputError` for a problem id that occurs twice, a candidate of an unknown problem, two
     candidates with one index, or a problem without candidates.
     """
-    groups: dict[str, list[Candidate]] = {}
-    for problem in problems:
-        if problem.id in groups:
-            raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
-        groups[problem.id] = []
-    seen: set[tuple[str, int]] = set()
+    check_ids(problems)
+    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
+    check = candidate_check(problems)
     for candidate in candidates:
-        if candidate.problem_id not in groups:
-            raise InputError(
-                f"a candidate belongs to the problem {candidate.problem_id!r}, which is not among "
-                f"the {len(groups)} problems; give the problems file that it was made from",
-                path=path,
-            )
-        key = (candidate.problem_id, candidate.index)
-        if key in seen:
-            raise InputError(
-                f"problem {key[0]!r} has two candidates with index {key[1]}", path=path
-            )
-        seen.add(key)
+        check(candidate)
         groups[candidate.problem_id].append(candidate)
     empty = [problem_id for problem_id, group in groups.items() if not group]
     if empty:
         raise InputError(
             f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
-            f"{empty[0]!r}; remove them from the problems or make candidates for them",
-            path=path,
+            f"{empty[0]!r}; remove them from the problems or make candidates for them"
         )
     return groups
 
@@ -162,6 +182,11 @@ def _target(pair: EncodedPair, direction: Direction, shown: list[int]) -> Target
 def _records(
     candidate: Candidate, pair: EncodedPair, values: NDArray[np.float32], lm: LanguageModel
 ) -> list[Score]:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
+            "log-probability that is no number; try --dtype float32"
+        )
     if lm.direction is Direction.FORWARD:
         # From y on; literals behind y are certain to a trained model, and part of its end.
         return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], lm)]

@@ -19,7 +19,7 @@ from ledom.lm.base import Generation, LanguageModel, Sampling
 from ledom.records import Candidate, Problem
 from ledom.reward.score import score_candidates
 
-__all__ = ["BORDERS", "Beam", "SearchConfig", "search"]
+__all__ = ["BORDERS", "Beam", "SearchConfig", "check_models", "search"]
 
 BORDERS = {"line": r"\n", "sentence": r"[.!?]\s"}
 """Borders of steps by name; anything else is a regular expression of one's own."""
@@ -88,10 +88,7 @@ def search(
     counts, thrown away or not. Raises `DirectionError` for models the wrong way round, and
     `InputError` where there is no reverse model and lambda is not 0.
     """
-    if forward.direction is not Direction.FORWARD:
-        raise DirectionError(f"{forward.name}: steps are sampled from a forward model")
-    if reverse is None and config.lam > 0:
-        raise InputError(f"lambda is {config.lam} without a reverse model; give one, or lambda 0")
+    check_models(forward, reverse, config)
     for start in range(0, len(problems), _TOGETHER):
         together = [_Search(problem) for problem in problems[start : start + _TOGETHER]]
         for step in range(config.max_steps):
@@ -104,6 +101,16 @@ def search(
                 one.keep(config.width)
         for one in together:
             yield one.problem.id, one.ranked(), one.generated
+
+
+def check_models(
+    forward: LanguageModel, reverse: LanguageModel | None, config: SearchConfig
+) -> None:
+    """Raise `DirectionError` or `InputError` for models that cannot search so; see `search`."""
+    if forward.direction is not Direction.FORWARD:
+        raise DirectionError(f"{forward.name}: steps are sampled from a forward model")
+    if reverse is None and config.lam > 0:
+        raise InputError(f"lambda is {config.lam} without a reverse model; give one, or lambda 0")
 
 
 @dataclass
@@ -154,7 +161,8 @@ def _expand(
             one.generated += len(made.ids) + (made.finish_reason == "stop")
             length = before.num_tokens + len(made.ids)
             beam = Beam(before.text + made.text, made.finish_reason, length, last=made)
-            if all(beam.text != other.text for other in one.beams):  # duplicates merged
+            # Duplicates are merged; the same words finished and not are two different beams.
+            if all((beam.text, beam.finish_reason) != (o.text, o.finish_reason) for o in one.beams):
                 one.beams.append(beam)
 
 

@@ -27,7 +27,7 @@ from ledom.reward.columns import check_names
 from ledom.reward.pools import FEATURES, Pools
 from ledom.reward.strategies import Strategy, strategies
 
-__all__ = ["LAMBDAS", "Folds", "TunedWeights", "cross_fit", "interpolation", "tune"]
+__all__ = ["LAMBDAS", "Folds", "TunedWeights", "check_folds", "cross_fit", "interpolation", "tune"]
 
 LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
@@ -173,10 +173,7 @@ def cross_fit(pools: Pools, problems: Sequence[Problem], num_folds: int = _FOLDS
     Raises `InputError` for fewer than two folds, more folds than problems, or a fold without which
     there is nothing to tune on.
     """
-    if not 2 <= num_folds <= len(problems):
-        raise InputError(
-            f"{num_folds} folds of {len(problems)} problems; give 2 to {len(problems)} folds"
-        )
+    check_folds(num_folds, len(problems))
     fold = np.random.default_rng(1).permutation(len(problems)) % num_folds
     folds = []
     for i in range(num_folds):
@@ -185,6 +182,15 @@ def cross_fit(pools: Pools, problems: Sequence[Problem], num_folds: int = _FOLDS
             (np.flatnonzero(fold == i), tune(pools.select(rest), [problems[int(j)] for j in rest]))
         )
     return folds
+
+
+def check_folds(num_folds: int, num_problems: int) -> None:
+    """Raise `InputError` where each fold would not have a problem, and others to learn from."""
+    if not 2 <= num_folds <= num_problems:
+        raise InputError(
+            f"{num_folds} folds of {num_problems} problems; give at least 2 folds, and at most as "
+            "many as there are problems"
+        )
 
 
 def interpolation(strategy: Strategy, lam: float, mean: bool) -> dict[str, float]:

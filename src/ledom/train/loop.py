@@ -110,7 +110,8 @@ def train(
                     row |= validate(model, data, direction, recipe, world)
                 log(row)
                 failure = checkpoints.failure()
-                if step % recipe.train.checkpoint_every == 0:
+                # The last one too: it says whose the finished model is.
+                if step % recipe.train.checkpoint_every == 0 or step == steps:
                     failure = checkpoints.save(step) or failure
                 speed, valid_loss = row["tokens_per_second"], row.get("valid_loss")
                 notice = f"{failure}; going on" if failure else None

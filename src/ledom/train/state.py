@@ -93,9 +93,10 @@ class Checkpoints:
                 temporary.rename(file)
                 self._thin_out()
         except (OSError, RuntimeError, CheckpointException) as error:
+            reason = _reason(error, self.folder)
             if self._world.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise OutputError(f"{file}: cannot be written: {_reason(error)}") from error
+            raise OutputError(f"{file}: cannot be written: {reason}") from error
 
     def failure(self, wait: bool = False) -> OutputError | None:
         """What became of the last write, if it is done and failed; told once."""
@@ -183,10 +184,13 @@ def _damaged(checkpoint: Path) -> str:
     return f"{checkpoint}: damaged; remove it to go on from the one before"
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, folder: Path) -> str:
     """The first process's own words, not the trace of all."""
     if isinstance(error, CheckpointException) and error.failures:
-        return str(next(iter(error.failures.values()))[0])
+        error = next(iter(error.failures.values()))[0]
+    if "inline_container" in str(error):  # torch's writer does not hand on the system's reason
+        free = shutil.disk_usage(folder).free / 1e6
+        return f"a file was cut short, with {free:.1f} MB free on the disk; make room there"
     return str(error)
 
 
