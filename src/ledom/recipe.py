@@ -65,7 +65,8 @@ class Recipe(Config):
     seed: NonNegativeInt = 0
     """Seed of weights and data order."""
     init: str | None = None
-    """A model folder to start from instead of random weights; `{direction}` stands for its own."""
+    """A model folder to start from instead of random weights; `{direction}` stands for its own. A
+    model of the other direction is turned round: trained on in the one that is asked for."""
     data: DataConfig
     model: ModelConfig | None = None
     """The shape; that of `init` where this is left out."""

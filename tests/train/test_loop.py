@@ -19,9 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from ledom.data.windows import Windows, pack
 from ledom.direction import Direction
-from ledom.errors import CheckpointError, DirectionError, OutputError, RecipeError, TrainingError
+from ledom.errors import CheckpointError, OutputError, RecipeError, TrainingError
 from ledom.evaluate.dynamics import compare_runs
-from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ledom.model.checkpoint import (
+    build_model,
+    load_checkpoint,
+    read_checkpoint_info,
+    save_checkpoint,
+)
 from ledom.pairs import PairFormat
 from ledom.train import loop
 from ledom.train.loop import packed_losses, train, training_batches, validate
@@ -406,11 +411,13 @@ def test_where_bf16_is_fast(monkeypatch, capabilities, device, fast):
     assert loop.fast_bfloat16(torch.device(device)) is fast
 
 
-def test_init_starts_from_a_checkpoint(recipe, data, tmp_path):
-    """The first loss is that of the given model, not of a random one."""
+@pytest.mark.parametrize("given_direction", [REVERSE, FORWARD])
+def test_init_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
+    """The first loss is that of the given model, not of a random one; it may be turned round."""
     given = build_model(recipe.model, data.tokenizer, seed=99)
     pair_format = PairFormat(recipe.data.pair_format)
-    save_checkpoint(tmp_path / "reverse", given, data.tokenizer, REVERSE, pair_format)
+    folder = tmp_path / "reverse"
+    save_checkpoint(folder, given, data.tokenizer, given_direction, pair_format)
     short = recipe.optim.model_copy(update={"steps": 1, "decay_steps": 0})
     started = recipe.model_copy(update={"init": str(tmp_path / "{direction}"), "optim": short})
     losses = []
@@ -419,12 +426,11 @@ def test_init_starts_from_a_checkpoint(recipe, data, tmp_path):
     with torch.no_grad():
         expected = packed_losses(given, first).mean().item()
     assert losses == [pytest.approx(expected, abs=1e-5)]
+    assert read_checkpoint_info(tmp_path / "run" / "model").direction is REVERSE
 
 
 def test_init_must_fit(recipe, data, checkpoints, tmp_path):
     folder = checkpoints["reverse"]
-    with pytest.raises(DirectionError, match="asked for as forward"):
-        train(recipe.model_copy(update={"init": str(folder)}), FORWARD, data, tmp_path)
     with pytest.raises(RecipeError, match="another tokenizer"):
         train(recipe.model_copy(update={"init": str(folder)}), REVERSE, data, tmp_path)
     wide = recipe.model.model_copy(update={"intermediate_size": 128})

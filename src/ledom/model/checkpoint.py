@@ -137,13 +137,16 @@ def _patch_config(file: Path, dtype: torch.dtype | None) -> None:
 
 
 def read_checkpoint_info(
-    folder: str | Path, direction: Direction | str | None = None, eos_token: str | None = None
+    folder: str | Path,
+    direction: Direction | str | None = None,
+    eos_token: str | None = None,
+    turn: bool = False,
 ) -> CheckpointInfo:
     """Read a model folder, all but its weights.
 
     `direction` may be left out where the folder records one, and must be given where it does not
-    (a checkpoint made elsewhere). Raises `DirectionError` when the two disagree or neither is
-    there, `CheckpointError` for a folder that is missing, incomplete or damaged.
+    (a checkpoint made elsewhere). Raises `DirectionError` when the two disagree (without `turn`) or
+    neither is there, `CheckpointError` for a folder that is missing, incomplete or damaged.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -152,7 +155,7 @@ def read_checkpoint_info(
     with _readable(folder):
         config = AutoConfig.from_pretrained(folder)
     recorded = getattr(config, DIRECTION_KEY, None)
-    chosen = choose_direction(folder, recorded, direction)
+    chosen = choose_direction(folder, None if turn else recorded, direction)
     return CheckpointInfo(
         tokenizer=tokenizer,
         direction=chosen,
@@ -171,12 +174,14 @@ def load_checkpoint(
     direction: Direction | str | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     eos_token: str | None = None,
+    turn: bool = False,
 ) -> Checkpoint:
     """Load a model folder; see `read_checkpoint_info`.
 
-    `dtype` is that of the weights in memory; `auto` is that of the file.
+    `dtype` is that of the weights in memory; `auto` is that of the file. With `turn` a model of the
+    other direction is taken too, to be trained in the given one.
     """
-    info = read_checkpoint_info(folder, direction, eos_token)
+    info = read_checkpoint_info(folder, direction, eos_token, turn)
     with _readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             Path(folder),

@@ -150,11 +150,11 @@ def _packed(
 def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
     """Random weights, or those of `init`, which must have the recipe's shape and tokenizer.
 
-    They are the same in every process.
+    `init` may be a model of the other direction. They are the same in every process.
     """
     start = None
     if recipe.init is not None:
-        start = load_checkpoint(recipe.init.format(direction=direction), direction)
+        start = load_checkpoint(recipe.init.format(direction=direction), direction, turn=True)
         if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
             raise RecipeError(
                 f"key init: {recipe.init} has another tokenizer than the data; give its "
