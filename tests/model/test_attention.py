@@ -101,29 +101,35 @@ def test_attention_by_hand(heads, kv_heads, borders):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_derivatives_are_those_of_a_mask(compiled):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("last", [12, 300])
+def test_values_and_derivatives_are_those_of_a_mask(compiled, dtype, tolerance, last):
     """Documents of equal and of different lengths, against autograd through plain products."""
-    borders = torch.tensor([0, 3, 6, 7, 12])
+    borders = torch.tensor([0, 3, 6, 7, last])
     generator = torch.Generator().manual_seed(2)
-    tensors = [torch.randn(1, h, 12, 8, generator=generator) for h in (4, 2, 2)]
-    tensors = [tensor.requires_grad_() for tensor in tensors]
-    weight = torch.randn(1, 12, 4, 8, generator=generator)
+    # Rounded to bf16, so that both sides start from the same numbers.
+    tensors = [torch.randn(1, h, last, 8, generator=generator).bfloat16() for h in (4, 2, 2)]
+    tensors = [tensor.float().requires_grad_() for tensor in tensors]
+    weight = torch.randn(1, last, 4, 8, generator=generator)
 
     def packed(query, key, value):
         module = torch.nn.Module()
         return packed_attention(module, query, key, value, None, cu_seq_lens_q=borders)[0]
 
     run = torch.compile(packed, backend="aot_eager", fullgraph=True) if compiled else packed
-    found = torch.autograd.grad((run(*tensors) * weight).sum(), tensors)
+    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+    value_found = run(*leaves).float()
+    found = torch.autograd.grad((value_found * weight).sum(), leaves)
     document = torch.repeat_interleave(torch.arange(4), borders.diff())
-    hidden = (document[:, None] != document) | torch.ones(12, 12).triu(1).bool()
+    hidden = (document[:, None] != document) | torch.ones(last, last).triu(1).bool()
     query, key, value = tensors
     scores = query @ key.repeat_interleave(2, 1).mT / 8**0.5
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     out = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    torch.testing.assert_close(value_found, out, atol=tolerance / 3, rtol=0)
     expected = torch.autograd.grad((out * weight).sum(), tensors)
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.float(), theirs, atol=tolerance, rtol=0)
 
 
 def test_borders_that_do_not_fill_the_row_are_refused(model, documents):

@@ -94,28 +94,32 @@ def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
     return parts.transpose(0, 1)
 
 
-# The kernel that scaled_dot_product_attention calls on a CPU, and its derivative. As operations of
-# our own they are opaque to the compiler, which would otherwise compile anew for every number of
-# documents.
+# Operations of our own are opaque to the compiler, which would otherwise compile anew for every
+# number of documents. In fp32 they call the kernel of scaled_dot_product_attention and its
+# derivative. In bf16 that kernel is slow (its backward pass four times, for heads of 32): plain
+# products, a block of queries against the keys that they may see, take half the time, and nothing
+# but inputs and output is kept.
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_BLOCK = 128  # queries at a time
 
 
 @torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
 def _packed_cpu(
     query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """[1, H, T, D] each -> [1, H, T, D] and the logarithms of the normalisers [H, T]."""
+    """[1, H, T, D] each -> [1, H, T, D] and in fp32 the logarithms of the normalisers [H, T]."""
     if borders[-1] != query.shape[2]:
         raise ValueError(f"the borders end at {borders[-1]}, the row at {query.shape[2]}")
-    # Laid out as [T, H, D], which is how the next product reads it.
-    out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
-    normalisers = torch.empty(query.shape[1:3], dtype=torch.float32)
+    out, normalisers = _outputs(query)
     for start, end, documents in _runs(borders):
         q, k, v = (_rows(x, start, end, documents) for x in (query, key, value))
-        part, logs = _KERNEL(q, k, v, is_causal=True, scale=scale)
+        if query.dtype == torch.float32:
+            part, logs = _KERNEL(q, k, v, is_causal=True, scale=scale)
+            normalisers[:, start:end].unflatten(1, (documents, -1)).copy_(logs.transpose(0, 1))
+        else:
+            part = _attend(q, k, v, scale)
         _rows(out, start, end, documents).copy_(part)
-        normalisers[:, start:end].unflatten(1, (documents, -1)).copy_(logs.transpose(0, 1))
     return out, normalisers
 
 
@@ -123,8 +127,35 @@ def _packed_cpu(
 def _(
     query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    out = query.new_empty(1, query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
-    return out, query.new_empty(query.shape[1:3], dtype=torch.float32)
+    return _outputs(query)
+
+
+def _outputs(query: Tensor) -> tuple[Tensor, Tensor]:
+    # Laid out as [T, H, D], which is how the next product reads it.
+    _, heads, length, width = query.shape
+    out = query.new_empty(1, length, heads, width).transpose(1, 2)
+    kept = (heads, length) if query.dtype == torch.float32 else (0, 0)
+    return out, query.new_empty(kept, dtype=torch.float32)
+
+
+def _weights(query: Tensor, key: Tensor, start: int) -> Tensor:
+    """Attention weights of the scaled queries [N, block, D] that begin at `start`."""
+    scores = torch.bmm(query, key.mT)
+    block = query.shape[1]
+    later = torch.ones(block, block, dtype=torch.bool).triu_(1)
+    scores[:, :, start:].masked_fill_(later, -torch.inf)
+    return torch.softmax(scores, dim=-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Causal attention of documents [documents, H, L, D] by plain products."""
+    shape = query.shape
+    q, k, v = (x.reshape(-1, *shape[2:]) for x in (query * scale, key, value))
+    out = torch.empty_like(q)
+    for start in range(0, shape[2], _BLOCK):
+        end = min(start + _BLOCK, shape[2])
+        out[:, start:end] = torch.bmm(_weights(q[:, start:end], k[:, :end], start), v[:, :end])
+    return out.view(shape)
 
 
 @torch.library.custom_op("ledom::packed_attention_backward", mutates_args=(), device_types="cpu")
@@ -140,9 +171,12 @@ def _packed_cpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = tuple(torch.empty_like(x) for x in (query, key, value))
     for start, end, documents in _runs(borders):
-        parts = (_rows(x, start, end, documents) for x in (grad, query, key, value, out))
-        logs = normalisers[:, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
-        found = _KERNEL_BACKWARD(*parts, logs, 0.0, True, scale=scale)
+        g, q, k, v, o = (_rows(x, start, end, documents) for x in (grad, query, key, value, out))
+        if query.dtype == torch.float32:
+            logs = normalisers[:, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
+            found = _KERNEL_BACKWARD(g, q, k, v, o, logs, 0.0, True, scale=scale)
+        else:
+            found = _attend_backward(g, q, k, v, o, scale)
         for whole, part in zip(gradients, found, strict=True):
             _rows(whole, start, end, documents).copy_(part)
     return gradients  # type: ignore[return-value]
@@ -160,6 +194,27 @@ def _(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _attend_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of `_attend`, whose weights are computed again; sums are in fp32."""
+    shape = query.shape
+    g, q, k, v, o = (x.reshape(-1, *shape[2:]) for x in (grad, query * scale, key, value, out))
+    of_query = torch.empty_like(q)
+    of_key, of_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
+    means = (g * o).sum(-1, keepdim=True)
+    for start in range(0, shape[2], _BLOCK):
+        end = min(start + _BLOCK, shape[2])
+        block = slice(start, end)
+        weights = _weights(q[:, block], k[:, :end], start)
+        of_value[:, :end] += torch.bmm(weights.mT, g[:, block])
+        slopes = torch.bmm(g[:, block], v[:, :end].mT).sub_(means[:, block]).mul_(weights)
+        of_query[:, block] = torch.bmm(slopes, k[:, :end]).mul_(scale)
+        of_key[:, :end] += torch.bmm(slopes.mT, q[:, block])
+    of_key, of_value = of_key.to(k.dtype), of_value.to(v.dtype)
+    return of_query.view(shape), of_key.view(shape), of_value.view(shape)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

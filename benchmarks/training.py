@@ -1,0 +1,295 @@
+"""Training speed: ledom's loop against Hugging Face's Trainer and a plain loop, in one run.
+
+    python benchmarks/training.py [--shape tiny 10m] [--steps 60] [--rounds 2] [--threads 2]
+
+Needs `pip install ledom[bench]`. Every arm trains the same Llama from the same weights on the same
+windows of generated problems, fp32 weights under bf16 autocast where the processor has the
+instructions, AdamW at the same rates, clipping at 1. Arms, each in its own process and in turn:
+
+    trainer         Trainer at its defaults: batches of 8
+    trainer-16      the same with ledom's batch; -c: compiled
+    plain           a loop as in nanoGPT: whole batches, fused AdamW; -c: compiled
+    ledom           `ledom.train.loop.train`, with AdamW for all weights; -c: parallel.compile
+
+Speed is that of the median step, the first ten left out. `loss` is the mean over the last twenty
+steps. The share of a plain product counts 6 operations a weight and token, and the causal half of
+attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+BATCH, SEQ_LEN, WARM = 16, 256, 10
+RATE = 2e-3
+SHAPES: dict[str, Any] = {
+    "tiny": "tiny",
+    "10m": {
+        "hidden_size": 320,
+        "intermediate_size": 896,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 5,
+    },
+}
+ARMS = ("trainer", "trainer-16", "trainer-16-c", "plain", "plain-c", "ledom", "ledom-c")
+Result = dict[str, Any]
+
+
+def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
+    """What all arms train: fixed windows, attention over all of a window as the peers do it."""
+    from ledom.data.prepare import DataConfig
+    from ledom.model.presets import ModelConfig
+    from ledom.recipe import Recipe, TrainConfig
+    from ledom.train.optim import OptimConfig
+    from ledom.train.parallel import ParallelConfig
+
+    return Recipe(
+        name="training",
+        data=DataConfig(
+            num_documents=2 * BATCH * steps + 200,
+            num_valid=20,
+            windows="fixed",
+            stop_attention=False,
+            restart_positions=False,
+        ),
+        model=ModelConfig.model_validate(SHAPES[shape]),
+        optim=OptimConfig(steps=steps, hidden="adamw", adamw_lr=RATE, warmup_steps=WARM),
+        train=TrainConfig(
+            batch_size=BATCH, seq_len=SEQ_LEN, validate_every=steps, checkpoint_every=steps
+        ),
+        parallel=ParallelConfig(compile=compiled),
+    )
+
+
+def run_ledom(recipe: Any, data: Any, folder: Path) -> Result:
+    """The loop itself; its rows say how long each step took."""
+    from ledom.direction import Direction
+    from ledom.train.loop import train
+
+    train(recipe, Direction.FORWARD, data, folder)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]
+    return {"seconds": seconds, "losses": [row["loss"] for row in rows], "batch": BATCH}
+
+
+def plain_model(recipe: Any, data: Any) -> Any:
+    """The same weights with transformers' own attention."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ledom.model.checkpoint import build_model
+
+    ours = build_model(recipe.model, data.tokenizer, recipe.seed)
+    config = type(ours.config)(**{**ours.config.to_dict(), "attn_implementation": "sdpa"})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(ours.state_dict())
+    return model
+
+
+def batches(recipe: Any, data: Any) -> Iterator[Any]:
+    """Each step's ids [BATCH, SEQ_LEN + 1]."""
+    import numpy as np
+    import torch
+
+    from ledom.direction import Direction
+    from ledom.train.loop import training_batches
+
+    source = training_batches(recipe, Direction.FORWARD, data)
+    for step in range(recipe.optim.steps):
+        yield torch.from_numpy(np.stack(source[step]))
+
+
+def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool) -> Result:
+    """Whole batches, autocast, fused AdamW, clipping."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    model = plain_model(recipe, data).train()
+    run = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True
+    )
+    seconds, losses = [], []
+    for step, ids in enumerate(batches(recipe, data)):
+        started = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / WARM)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            logits = run(input_ids=ids[:, :-1], use_cache=False).logits
+            loss = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds, "losses": losses, "batch": BATCH}
+
+
+def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> Result:
+    """Trainer. It shifts the labels itself, and so reads a token a window more."""
+    from torch.utils.data import Dataset, SequentialSampler
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    rows = [row for ids in batches(recipe, data) for row in ids]
+
+    class Rows(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"input_ids": rows[index], "labels": rows[index]}
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return SequentialSampler(Rows())
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not ends:
+                ends.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    batch = 8 if arm == "trainer" else BATCH
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.optim.steps,
+        per_device_train_batch_size=batch,
+        bf16=bf16,
+        use_cpu=True,
+        torch_compile=arm.endswith("-c"),
+        learning_rate=RATE,
+        adam_beta2=0.95,
+        adam_epsilon=1e-10,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=WARM,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = InOrder(
+        plain_model(recipe, data), arguments, train_dataset=Rows(), callbacks=[Clock()]
+    )
+    trainer.train()
+    seconds = [end - start for start, end in pairwise(ends)]
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    return {"seconds": seconds, "losses": losses, "batch": batch}
+
+
+def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Result:
+    """One arm, in this process."""
+    import torch
+
+    from ledom.data.prepare import prepare_data
+    from ledom.train.loop import fast_bfloat16
+
+    torch.set_num_threads(threads)
+    recipe = make_recipe(folder, shape, steps, arm.endswith("-c"))
+    data = prepare_data(recipe.data, folder / "data")
+    bf16 = fast_bfloat16(torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as scratch:
+        if arm.startswith("ledom"):
+            made = run_ledom(recipe, data, Path(scratch))
+        elif arm.startswith("plain"):
+            made = run_plain(recipe, data, arm.endswith("-c"), bf16)
+        else:
+            made = run_trainer(recipe, data, Path(scratch), arm, bf16)
+    return made | needed_flops(recipe, data)
+
+
+def needed_flops(recipe: Any, data: Any) -> Result:
+    """Floating-point operations a token, and what a plain product reaches."""
+    import torch
+
+    from ledom.model.checkpoint import build_model
+    from ledom.train.loop import fast_bfloat16
+
+    shape = recipe.model
+    weights = sum(p.numel() for p in build_model(shape, data.tokenizer, 0).parameters())
+    attention = 6 * shape.num_hidden_layers * shape.hidden_size * SEQ_LEN  # the causal half of 12
+    dtype = torch.bfloat16 if fast_bfloat16(torch.device("cpu")) else torch.float32
+    a = torch.randn(BATCH * SEQ_LEN, shape.hidden_size).to(dtype)
+    b = torch.randn(shape.hidden_size, shape.intermediate_size).to(dtype)
+    seconds = median_seconds(lambda: a @ b)
+    return {"flops": 6 * weights + attention, "product": 2 * a.shape[0] * b.numel() / seconds}
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(100):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--child", nargs=2, metavar=("ARM", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        arm, folder = args.child
+        made = run_arm(arm, args.shape[0], args.steps, args.threads, Path(folder))
+        print("RESULT " + json.dumps(made))
+        return
+    for shape in args.shape:
+        compare(shape, args)
+
+
+def compare(shape: str, args: Any) -> None:
+    """A table of all arms; rounds go through them in turn."""
+    rates: dict[str, list[float]] = {arm: [] for arm in args.arms}
+    losses: dict[str, float] = {}
+    product, flops = [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(args.rounds):
+            for arm in args.arms:
+                settings = ["--shape", shape, "--steps", args.steps, "--threads", args.threads]
+                command = [sys.executable, __file__, *map(str, settings), "--child", arm, folder]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+                if not found:
+                    sys.exit(f"{arm} failed:\n{done.stderr[-2000:]}")
+                made = json.loads(found[0].removeprefix("RESULT "))
+                seconds = statistics.median(made["seconds"][WARM:])
+                rates[arm].append(made["batch"] * SEQ_LEN / seconds)
+                losses[arm] = statistics.mean(made["losses"][-20:])
+                product.append(made["product"])
+                flops = made["flops"]
+    peak = statistics.median(product)
+    base = statistics.median(rates.get("trainer") or next(iter(rates.values())))
+    print(f"\n{shape}: {flops / 1e6:.1f} MFLOP a token; a plain product {peak / 1e9:.0f} GFLOP/s")
+    print("| arm | tokens/s | against trainer | of a plain product | loss |")
+    print("|---|---|---|---|---|")
+    for arm, found_rates in rates.items():
+        rate = statistics.median(found_rates)
+        print(
+            f"| {arm} | {rate:.0f} | {rate / base:.2f}x | {rate * flops / peak:.0%} "
+            f"| {losses[arm]:.3f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
