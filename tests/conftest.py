@@ -65,7 +65,7 @@ def checkpoints(
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command line; returns its exit code and what it printed."""
 
-    monkeypatch.setattr(cli, "_use_threads", lambda threads: None)  # later tests want one
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # later tests want one
 
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["ledom", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""Commands that make training data: a tokenizer, and token stores."""
+"""Commands that make training data: a tokenizer, token stores, varied problems."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from ledom.cli_options import Out, Seed
 from ledom.errors import InputError, OutputError
 from ledom.terminal import TokenisingBar, say, track
 
-__all__ = ["tokenize", "tokenizer"]
+__all__ = ["COMMANDS"]
 
 Texts = Annotated[
     list[str],
@@ -117,3 +118,34 @@ def _key_and_value(option: str) -> tuple[str, str]:
     if not equals or not key:
         raise InputError(f"--slurm {option!r}: write it as key=value, such as partition=cpu")
     return key.lstrip("-"), value
+
+
+def vary(
+    problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
+    variants: Annotated[int, typer.Option(min=0, help="Most with other numbers, a problem.")] = 6,
+    wrong: Annotated[int, typer.Option(min=0, help="Most wrong solutions of each.")] = 4,
+    out: Out = Path("ledom-vary"),
+    seed: Seed = 0,
+) -> None:
+    """More training pairs out of worked problems: other numbers, and solutions gone wrong.
+
+    Example: ledom vary gsm8k/train.jsonl --out varied
+    """
+    from ledom.data.prepare import DataConfig, read_split
+    from ledom.data.variants import vary as run
+    from ledom.records import Problem, Record, write_records
+
+    given, held_out = read_split(DataConfig(train=str(problems)))
+    kept = [record for record in given if isinstance(record, Problem)]
+    varied, candidates = run(kept, variants, wrong, seed)
+    files: list[tuple[str, list[Record]]] = [
+        ("train", [*varied]),
+        ("wrong", [*candidates]),
+        ("valid", [*held_out]),
+    ]
+    for name, records in files:
+        write_records(out / f"{name}.jsonl", records)
+        say(f"{out / name}.jsonl: {len(records)} records")
+
+
+COMMANDS = (tokenizer, tokenize, vary)

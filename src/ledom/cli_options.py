@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom import parallel
 from ledom.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ __all__ = [
     "load_model",
     "model_or_none",
     "named_columns",
+    "use_threads",
 ]
 
 Out = Annotated[Path, typer.Option(help="Folder for the results; finished work there is reused.")]
@@ -71,3 +74,10 @@ def load_model(name: str, direction: str, device: str | None, dtype: str) -> Lan
             f"no {direction} model, but this cannot do without; give a folder, or tiny"
         )
     return load(name, direction, device=device, dtype=dtype)
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads; by default this process's share of the cores."""
+    import torch
+
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // parallel.local_size()))

@@ -1,0 +1,154 @@
+"""Commands around a training run: its plan, the run, how it went, and its release."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ledom.cli_options import Device, Threads, use_threads
+from ledom.errors import InputError
+from ledom.terminal import TrainingBar, say, show_plan
+
+__all__ = ["COMMANDS"]
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes such as optim.steps=100.")
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="forward, reverse or both, one after the other.")
+    ] = "both",
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Train a model, or a pair; a stopped run goes on from its last checkpoint.
+
+    On many GPUs: torchrun --nproc-per-node 8 --no-python ledom train recipe.yaml
+
+    Example: ledom train recipes/tiny.yaml --direction reverse --threads 1
+    """
+    from ledom.data.prepare import prepare_data
+    from ledom.direction import Direction
+    from ledom.lm.hf import default_device
+    from ledom.recipe import load_recipe, save_recipe
+    from ledom.train.loop import train as run
+    from ledom.train.parallel import connect
+
+    plan = load_recipe(recipe, overrides or [], files=True)
+    if direction not in ("forward", "reverse", "both"):
+        raise InputError(f"direction is {direction!r}; give forward, reverse or both")
+    directions = list(Direction) if direction == "both" else [Direction(direction)]
+    use_threads(threads)
+    folder = out / plan.name
+    say(f"preparing the data in {folder / 'data'}")
+    data = prepare_data(plan.data_of(directions[0]), folder / "data")
+    with connect(device or default_device()) as world:
+        saved = folder / "recipe.yaml"
+        if world.is_first and not saved.exists():  # of a run that is there, until it takes this one
+            save_recipe(plan, saved)
+        for way in directions:
+            with TrainingBar(str(way), plan.optim.steps, world.is_first) as on_progress:
+                finished = run(plan, way, data, folder / str(way), on_progress, world)
+            if world.is_first:
+                save_recipe(plan, saved)
+                say(f"{way} model: {finished}")
+
+
+def dynamics(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of ledom train, as runs/NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("ledom-dynamics"),
+) -> None:
+    """Compare the training of both directions, and of several runs, from their metrics.
+
+    Example: ledom dynamics runs/tiny --out out/dynamics
+    """
+    import ledom
+    from ledom.evaluate.dynamics import compare_runs
+    from ledom.report.dynamics import claims, write_dynamics
+
+    report = compare_runs(runs)
+    report["ledom_version"] = ledom.__version__
+    report["command"] = "ledom " + " ".join(sys.argv[1:])
+    page = write_dynamics(out, report)
+    for line in claims(report):
+        say(line)
+    say(f"report: {page}  (the same as dynamics.md and dynamics.json)")
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes such as train.seq_len=2048.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the GPUs' peak that training reaches.")
+    ] = 0.4,
+    shard_size: Annotated[
+        int | None, typer.Option(help="GPUs that share one copy of the weights; all by default.")
+    ] = None,
+    micro_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens a GPU takes at a time; its share by default.")
+    ] = None,
+    recompute: Annotated[
+        bool, typer.Option(help="Keep only the inputs of layers (activation checkpointing).")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, in bytes.")] = False,
+) -> None:
+    """Work out a run's parameters, memory by part, FLOPs, hours and sizes, before it is started.
+
+    Example: ledom plan recipes/7b.yaml --gpus 64 --gpu h100
+    """
+    from ledom.recipe import load_recipe
+    from ledom.train.plan import Setup, make_plan
+
+    setup = Setup(gpus, gpu, utilisation, shard_size, micro_tokens, recompute)
+    needs = make_plan(load_recipe(recipe, overrides or []), setup)
+    if as_json:
+        typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
+    else:
+        show_plan(needs)
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(help="A model folder, one of a run (runs/NAME/reverse), or of data.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the released model; data gets its card where it is.")
+    ] = Path("ledom-export"),
+    direction: Annotated[
+        str | None, typer.Option(help="Of a model whose config.json records none.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="For the card, as apache-2.0.")] = None,
+    push: Annotated[str | None, typer.Option(help="Upload to the hub as USER/NAME.")] = None,
+    private: Annotated[bool, typer.Option(help="Make it private there.")] = False,
+) -> None:
+    """Write a model for others to use with plain transformers, its card included.
+
+    Example: ledom export runs/tiny/reverse --out tiny-reverse --push me/tiny-reverse
+    """
+    from ledom.release.dataset import write_dataset_card
+    from ledom.release.hub import push as upload
+    from ledom.release.model import export_model
+    from ledom.runs import find_run
+
+    if is_data := write_dataset_card(source, push, license):
+        folder = source
+    else:
+        folder = export_model(find_run(source), out, direction, push, license)
+    say(f"released: {folder}, its card: {folder / 'README.md'}")
+    if push is not None:
+        say(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
+
+
+COMMANDS = (train, dynamics, plan, export)
