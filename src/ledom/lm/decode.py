@@ -312,9 +312,9 @@ def _place(cache: _RowCache, row: int, keys: Tensor, values: Tensor) -> None:
 def _divergence_from_uniform(logits: Tensor) -> Tensor:
     """KL(uniform || p) in nats for each row of logits [rows, V], at temperature 1 and untruncated.
 
-    It is -mean(log p) - log V.
+    It is -mean(log p) - log V, and log p the logits less their logsumexp.
     """
-    return -torch.log_softmax(logits, dim=-1).mean(-1) - math.log(logits.shape[-1])
+    return logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])
 
 
 def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 __all__ = ["token_losses"]
 
 _LOGITS_BYTES = 2**24  # that one chunk of logits takes in fp32: what a processor's cache holds
+_LEAST_ROWS = 1024  # in a chunk: each goes once through the whole weight's gradient
 _OTHER_LOGITS = (  # settings of models whose logits are not the projection alone
     "final_logit_softcapping",
     "logit_scale",
@@ -58,7 +59,7 @@ class _ProjectedLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        rows = max(1, _LOGITS_BYTES // (4 * len(weight)))
+        rows = max(_LEAST_ROWS, _LOGITS_BYTES // (4 * len(weight)))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         normalisers = torch.empty_like(losses)
         for start in range(0, len(hidden), rows):
