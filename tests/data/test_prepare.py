@@ -282,8 +282,10 @@ def test_how_windows_are_read_is_free_to_change(tmp_path):
     """The prepared stores are the same whatever is read out of them."""
     write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    prepare_data(config, tmp_path / "data")
-    prepare_data(config.model_copy(update={"windows": "fixed"}), tmp_path / "data")
+    first = prepare_data(config, tmp_path / "data")
+    second = prepare_data(config.model_copy(update={"windows": "fixed"}), tmp_path / "data")
+    assert second.sources[0].store.manifest == first.sources[0].store.manifest
+    assert second.valid.manifest == first.valid.manifest
 
 
 def test_the_validation_store_knows_where_its_documents_came_from(tmp_path):
