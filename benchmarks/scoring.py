@@ -6,8 +6,9 @@
 Needs `pip install ledom[bench]`. Both score the same spans with the same weights, dtype (fp32) and
 threads: log P(x|y) reverse, log P(y|x) forward. The peer runs at each of its batch sizes and its
 best is compared; every sum must agree to 1e-3. Without files, generated problems and samples of
-the embedded model stand in for them. The share of the product rate counts only work that must be
-done: each distinct token position once, the vocabulary only where a log-probability is asked for.
+the embedded model stand in for them. The shares of the rates of a plain product, torch's own and
+oneDNN's (`ledom.lm.linear`), count only work that must be done: each distinct token position once,
+the vocabulary only where a log-probability is asked for.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from ledom.data.problems import generate_problems
 from ledom.lm import embedded_folder, load
 from ledom.lm.base import LanguageModel, Sampling, Target
 from ledom.lm.hf import HFLanguageModel
+from ledom.lm.linear import linear
 from ledom.lm.prefix import PrefixTree
 from ledom.model.checkpoint import save_checkpoint
 from ledom.records import Candidate, Problem, read_records
 from ledom.reward.sample import sample_candidates
 
 NUM_QUESTIONS, NUM_CANDIDATES, NUM_SHOTS = 64, 16, 8
-ROUNDS = 3
+ROUNDS = 5
+PRODUCTS = 20
 PEER_BATCHES = (8, 32, 128)
 
 
@@ -79,15 +82,10 @@ def peer_requests(lm: LanguageModel, asked: list[Target]) -> list[Any]:
     return requests
 
 
-def median_seconds(work: Callable[[], object]) -> float:
-    """The median over rounds, after a warm one."""
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
     work()
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return time.perf_counter() - started
 
 
 def needed_flops(lm: HFLanguageModel, asked: list[Target]) -> float:
@@ -102,20 +100,32 @@ def needed_flops(lm: HFLanguageModel, asked: list[Target]) -> float:
     return 2.0 * (tokens * layers + labels * lm.model.get_output_embeddings().weight.numel())
 
 
-def product_rate(lm: HFLanguageModel) -> float:
-    """FLOP/s of plain products of the feed-forward's shape on rows of the scorer's batches."""
+def products(lm: HFLanguageModel) -> tuple[Callable[[], object], Callable[[], object], float]:
+    """Two ways to the products of the feed-forward's shape on rows of the scorer's batches, torch's
+    own and the scorer's, and how many FLOP either does."""
     config = lm.model.config
     x = torch.randn(lm.tokens_per_batch, config.hidden_size)
-    weight = torch.randn(config.hidden_size, config.intermediate_size)
-    with torch.inference_mode():
-        seconds = median_seconds(lambda: [x @ weight for _ in range(10)]) / 10
-    return 2.0 * x.shape[0] * weight.numel() / seconds
+    weight = torch.randn(config.intermediate_size, config.hidden_size)
+    flop = 2.0 * x.shape[0] * weight.numel() * PRODUCTS
+
+    @torch.inference_mode()
+    def plain() -> None:
+        for _ in range(PRODUCTS):
+            x @ weight.t()
+
+    @torch.inference_mode()
+    def fastest() -> None:
+        for _ in range(PRODUCTS):
+            linear(x, weight)
+
+    return plain, fastest, flop
 
 
 def compare(case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int) -> None:
     """One row: seconds of both; the peer is timed on about `sample` of the spans, evenly taken.
 
-    It shares nothing between texts, so its time is in proportion to their number.
+    It shares nothing between texts, so its time is in proportion to their number. All take turns,
+    after a warm round in which the peer's best batch size is found: medians over the rounds.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -125,24 +135,28 @@ def compare(case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int)
     backend = AutoTokenizer.from_pretrained(lm.path)
     few = asked[:: max(1, len(asked) // sample)]
     requests = peer_requests(lm, few)
-    best, sums = float("inf"), []
-    for size in PEER_BATCHES:
+
+    def peer(size: int) -> list[Any]:
         hflm = HFLM(pretrained=plain, tokenizer=backend, batch_size=size, max_length=lm.context)
+        found: list[Any] = hflm._loglikelihood_tokens(requests, disable_tqdm=True)
+        return found
 
-        def run(hflm: Any = hflm) -> list[Any]:
-            found: list[Any] = hflm._loglikelihood_tokens(requests, disable_tqdm=True)
-            return found
-
-        best = min(best, median_seconds(run))
-        sums = [total for total, _ in run()]
-    best *= len(asked) / len(few)
-    ours = median_seconds(lambda: lm.logprobs(asked))
+    peer(PEER_BATCHES[0])
+    best = min(PEER_BATCHES, key=lambda size: seconds(lambda: peer(size)))
+    own_product, fastest_product, flop = products(lm)
+    works = [lambda: peer(best), lambda: lm.logprobs(asked), own_product, fastest_product]
+    for work in works:
+        work()
+    rounds = [[seconds(work) for work in works] for _ in range(ROUNDS)]
+    theirs, ours, own, fastest = (statistics.median(column) for column in zip(*rounds, strict=True))
+    theirs *= len(asked) / len(few)
+    sums = [total for total, _ in peer(best)]
     found = [float(values.sum()) for values in lm.logprobs(few)]
     worst = max(abs(a - b) for a, b in zip(found, sums, strict=True))
-    share = needed_flops(lm, asked) / ours / product_rate(lm)
+    rate = needed_flops(lm, asked) / ours
     print(
-        f"| {case} | {len(asked)} | {best:.2f} | {ours:.2f} | {best / ours:.2f}x | {share:.0%} "
-        f"| {worst:.1e} |",
+        f"| {case} | {len(asked)} | {theirs:.2f} ({best}) | {ours:.2f} | {theirs / ours:.2f}x "
+        f"| {rate / (flop / own):.0%} | {rate / (flop / fastest):.0%} | {worst:.1e} |",
         flush=True,
     )
 
@@ -189,8 +203,10 @@ def main() -> None:
     shots = [(p.question, p.solution or "") for p in solved[:NUM_SHOTS]]
     questions = {problem.id: problem.question for problem in problems}
     pairs = [(questions[c.problem_id], c.text) for c in candidates]
-    print("| case | pairs | HFLM, s | ledom, s | ratio | of a plain product | largest difference |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| case | pairs | HFLM, s (batch) | ledom, s | ratio | of torch's product "
+        "| of oneDNN's product | largest difference |\n|---|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for case in args.cases:
             if case == "pair":

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ledom.lm.base import Sampling
+from ledom.lm.linear import linear
 from ledom.lm.prefix import PrefixTree
 from ledom.lm.tree_attention import TreeAttention
 from ledom.lm.trunk import Trunk
@@ -288,8 +289,8 @@ class Decoder:
         return drawn.clamp_(max=logits.shape[-1] - 1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits
+        head = self.model.get_output_embeddings()
+        return linear(hidden, head.weight, head.bias)
 
     def _shrink(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Tensor:
         """Drop the free rows; the last ones move to the free places before them."""

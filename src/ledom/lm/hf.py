@@ -16,12 +16,14 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from ledom import parallel
 from ledom.direction import Direction
 from ledom.errors import InputError
 from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
 from ledom.lm.decode import Decoder, Job
+from ledom.lm.linear import linear
 from ledom.lm.prefix import PrefixTree, batches
 from ledom.lm.tree_attention import TreeAttention
 from ledom.lm.trunk import build_trunk
@@ -31,6 +33,7 @@ __all__ = ["HFLanguageModel", "default_device", "torch_device"]
 
 _BORDER_TOKENS = 12  # newest tokens in which a border is looked for
 _LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
+_LOGITS_ROWS = 512  # most rows of one, so that with a small vocabulary it stays in cache
 _DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")
 }
@@ -125,12 +128,11 @@ class HFLanguageModel(LanguageModel):
     def _gather(self, hidden: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
         """log P(label) for outputs [T, width] and labels [T], the logits in bounded chunks."""
         head = self.model.get_output_embeddings()
-        rows = max(1, _LOGITS_BYTES // (4 * self.model.config.vocab_size))
+        rows = min(max(1, _LOGITS_BYTES // (4 * self.model.config.vocab_size)), _LOGITS_ROWS)
         parts = []
         for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
-            logits = head(outputs).float()
-            chosen = logits.gather(1, chunk[:, None])[:, 0]
-            parts.append((chosen - logits.logsumexp(-1)).cpu().numpy())
+            logits = linear(outputs, head.weight, head.bias).float()
+            parts.append(-cross_entropy(logits, chunk, reduction="none").cpu().numpy())
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def generate(

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, silu
+from torch.nn.functional import rms_norm, silu
 from transformers import PreTrainedModel
+
+from ledom.lm.linear import add_linear, linear
 
 __all__ = ["Attend", "LlamaTrunk", "Trunk", "build_trunk"]
 
@@ -63,12 +65,10 @@ class LlamaTrunk(Trunk):
     ) -> Tensor:
         hidden: Tensor = self.base.embed_tokens(ids)
         cos, sin = (part[0, :, None] for part in self.base.rotary_emb(hidden, positions[None]))
-        buffer = hidden.new_empty(min(_PIECE, len(ids)), self.layers[0].up.shape[0])
         for number, layer in enumerate(self.layers):
             only = wanted if layer is self.layers[-1] else None
             hidden = self._attention(number, layer, hidden, cos, sin, attend, only)
-            for piece in hidden.split(_PIECE):
-                _feed_forward(layer, piece, buffer[: len(piece)])
+            hidden = torch.cat([_feed_forward(layer, piece) for piece in hidden.split(_PIECE)])
         weight, epsilon = _norm(self.base.norm)
         return rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
 
@@ -97,8 +97,7 @@ class LlamaTrunk(Trunk):
             q = _rotate(self._heads(q), cos[wanted], sin[wanted])
             hidden = hidden[wanted]
         out = attend(number, q, k, self._heads(v)).reshape(len(hidden), -1)
-        hidden.addmm_(out, layer.out.t())
-        return hidden if layer.out_bias is None else hidden.add_(layer.out_bias)
+        return add_linear(hidden, out, layer.out, layer.out_bias)
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
@@ -149,11 +148,11 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-def _feed_forward(layer: _Layer, hidden: Tensor, buffer: Tensor) -> None:
-    """Add the gated feed-forward part to `hidden` [T, width]; `buffer` is [T, 2 * inner]."""
+def _feed_forward(layer: _Layer, hidden: Tensor) -> Tensor:
+    """The residual stream [T, width] after the gated feed-forward part; may be written over."""
     x = rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, layer.mlp_epsilon)
-    gate, up = torch.mm(x, layer.up.t(), out=buffer).chunk(2, dim=-1)
-    hidden.addmm_(silu(gate, inplace=True).mul_(up), layer.down.t())
+    gate, up = linear(x, layer.up).chunk(2, dim=-1)
+    return add_linear(hidden, silu(gate, inplace=True).mul_(up), layer.down)
 
 
 def build_trunk(model: PreTrainedModel) -> Trunk:
