@@ -7,8 +7,7 @@ Needs `pip install ledom[bench]`. Both score the same spans with the same weight
 threads: log P(x|y) reverse, log P(y|x) forward. The peer runs at each of its batch sizes and its
 best is compared; every sum must agree to 1e-3. Without files, generated problems and samples of
 the embedded model stand in for them. The shares of the rates of a plain product, torch's own and
-oneDNN's (`ledom.lm.linear`), count only work that must be done: each distinct token position once,
-the vocabulary only where a log-probability is asked for.
+oneDNN's (`ledom.lm.linear`), count only work that must be done (`needed_flops`).
 """
 
 from __future__ import annotations
@@ -89,15 +88,29 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def needed_flops(lm: HFLanguageModel, asked: list[Target]) -> float:
-    """Products that no scorer can leave out: 2 a weight and distinct token, the head once a label.
+    """Products that no scorer can leave out, each token that texts share at their start once.
 
-    What texts share at their start counts once. Attention's own products are left out.
+    Every token's keys and values; what else a layer computes, but of the last layer only where a
+    log-probability is wanted; attention to the tokens seen; the vocabulary once a label.
     """
-    texts = sorted(lm.direction.to_model_order(list(t.ids))[:-1] for t in asked)
-    tokens = len(PrefixTree.build(texts).ids)
-    layers = sum(p.numel() for n, p in lm.model.named_parameters() if ".layers." in n)
-    labels = sum(target.end - target.start for target in asked)
-    return 2.0 * (tokens * layers + labels * lm.model.get_output_embeddings().weight.numel())
+    config = lm.model.config
+    pairs = sorted((lm.direction.to_model_order(list(t.ids)), t) for t in asked)
+    tree = PrefixTree.build([ids[:-1] for ids, _ in pairs])
+    wanted: set[int] = set()
+    for (ids, t), places in zip(pairs, tree.places, strict=True):
+        start, end = lm.direction.span_to_model_order(t.start, t.end, len(ids))
+        wanted.update(places[start - 1 : end - 1].tolist())
+    seen = torch.tensor(tree.positions) + 1
+    seen_by_wanted = seen[sorted(wanted)]
+    layers = config.num_hidden_layers
+    weights = sum(p.numel() for n, p in lm.model.named_parameters() if ".layers." in n) / layers
+    keys_values = 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
+    attention = 2 * config.num_attention_heads * config.head_dim  # weights' products and values'
+    total = (layers - 1) * (len(seen) * weights + int(seen.sum()) * attention)
+    total += len(seen) * keys_values + len(seen_by_wanted) * (weights - keys_values)
+    total += int(seen_by_wanted.sum()) * attention
+    labels = sum(t.end - t.start for t in asked)
+    return 2.0 * (total + labels * lm.model.get_output_embeddings().weight.numel())
 
 
 def products(lm: HFLanguageModel) -> tuple[Callable[[], object], Callable[[], object], float]:
