@@ -75,6 +75,28 @@ def test_outputs_equal_transformers_text_by_text(family):
         torch.testing.assert_close(hidden[places], alone, atol=2e-5, rtol=1e-4)
 
 
+LOGITS = {  # architectures that do more than project, with settings that make it show
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 3.0},
+    "gemma2": {"final_logit_softcapping": 2.0, "attn_logit_softcapping": None, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("family", LOGITS)
+@torch.inference_mode()
+def test_logits_are_finished_as_the_model_does(family):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SHAPE, **LOGITS[family])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    ids = torch.arange(36)[None]
+    found = build_trunk(model).logits(model.base_model(ids).last_hidden_state[0])
+    plain = model.get_output_embeddings()(model.base_model(ids).last_hidden_state[0])
+    assert (found - plain).abs().max() > 0.1
+    torch.testing.assert_close(found, model(ids).logits[0], atol=1e-4, rtol=1e-4)
+
+
 def test_other_shapes_keep_their_own_modules():
     for change in ({"hidden_act": "gelu"}, {"mlp_bias": True}):
         config = AutoConfig.for_model("llama", **SHAPE, **change)

@@ -2,9 +2,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from ledom.model.attention import packed_attention
+from ledom.errors import CheckpointError
+from ledom.model.attention import IMPLEMENTATION, packed_attention
 from ledom.model.checkpoint import build_model
 
 SIZES = [5, 9, 1, 30]
@@ -135,3 +136,12 @@ def test_values_and_derivatives_are_those_of_a_mask(compiled, dtype, tolerance, 
 def test_borders_that_do_not_fill_the_row_are_refused(model, documents):
     with pytest.raises(ValueError, match="the borders end at 14, the row at"):
         run_packed(model, documents, [0, 5, 14])
+
+
+def test_other_attention_is_refused():
+    config = AutoConfig.for_model(
+        "gemma2", vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=IMPLEMENTATION)
+    with pytest.raises(CheckpointError, match="ledom does not compute soft-capped attention"):
+        model(torch.arange(8)[None])

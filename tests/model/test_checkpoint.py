@@ -152,6 +152,16 @@ def test_a_missing_file_is_refused_by_name(folder, missing):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("layer_types", "context"),
+    [(None, 20), (["full_attention"] * 2, 64), (["full_attention", "sliding_attention"], 20)],
+)
+def test_texts_are_no_longer_than_a_sliding_window(folder, layer_types, context):
+    """Within it, attention is full."""
+    change_config(folder, max_position_embeddings=64, sliding_window=20, layer_types=layer_types)
+    assert load_checkpoint(folder).context == context
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"none: no config\.json here"):
         load_checkpoint(tmp_path / "none")

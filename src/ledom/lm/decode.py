@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ledom.lm.base import Sampling
-from ledom.lm.linear import linear
 from ledom.lm.prefix import PrefixTree
 from ledom.lm.tree_attention import TreeAttention
 from ledom.lm.trunk import Trunk
@@ -219,7 +218,7 @@ class Decoder:
             attend,
             torch.from_numpy(wanted).to(device),
         )
-        logits = self._logits(hidden)
+        logits = self.trunk.logits(hidden)
         all_keys, all_values = torch.stack(keys), torch.stack(values)
         found: dict[int, _Prefilled] = {}
         for place, own, at in zip(order, tree.places, row.tolist(), strict=True):
@@ -239,7 +238,7 @@ class Decoder:
         cache.positions[active] += 1
         if len(active) < len(rows):
             hidden = hidden[active]
-        yield from self._take(self._logits(hidden), active, rows, cache, tokens)
+        yield from self._take(self.trunk.logits(hidden), active, rows, cache, tokens)
 
     def _take(
         self,
@@ -287,10 +286,6 @@ class Decoder:
         levels = torch.tensor(uniforms, device=logits.device)[:, None] * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, levels, right=True)[:, 0]
         return drawn.clamp_(max=logits.shape[-1] - 1)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        head = self.model.get_output_embeddings()
-        return linear(hidden, head.weight, head.bias)
 
     def _shrink(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Tensor:
         """Drop the free rows; the last ones move to the free places before them."""

@@ -23,7 +23,6 @@ from ledom.direction import Direction
 from ledom.errors import InputError
 from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
 from ledom.lm.decode import Decoder, Job
-from ledom.lm.linear import linear
 from ledom.lm.prefix import PrefixTree, batches
 from ledom.lm.tree_attention import TreeAttention
 from ledom.lm.trunk import build_trunk
@@ -127,11 +126,10 @@ class HFLanguageModel(LanguageModel):
 
     def _gather(self, hidden: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
         """log P(label) for outputs [T, width] and labels [T], the logits in bounded chunks."""
-        head = self.model.get_output_embeddings()
         rows = min(max(1, _LOGITS_BYTES // (4 * self.model.config.vocab_size)), _LOGITS_ROWS)
         parts = []
         for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
-            logits = linear(outputs, head.weight, head.bias).float()
+            logits = self._trunk.logits(outputs).float()
             parts.append(-cross_entropy(logits, chunk, reduction="none").cpu().numpy())
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 

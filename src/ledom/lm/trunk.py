@@ -28,6 +28,13 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 queries as tokens, or in the last layer as many as outputs are wanted."""
 
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
+_FINISH: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logit_scale": torch.mul,  # Cohere
+    "lm_head_multiplier": torch.mul,  # Falcon-H1
+    "logits_scaling": torch.div,  # Granite
+    "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma
+}
+"""What some architectures do to the projection, by the setting that asks for it."""
 _PIECE = 1024  # tokens of the row that the feed-forward part takes at a time
 
 
@@ -48,6 +55,15 @@ class Trunk:
             input_ids=ids[None], position_ids=positions[None], use_cache=False, attend=attend
         ).last_hidden_state[0]
         return hidden if wanted is None else hidden[wanted]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[T, vocabulary] of normalised outputs [T, width], as the model's own last step."""
+        head: Any = self.model.get_output_embeddings()
+        logits = linear(hidden, head.weight, head.bias)
+        for name, finish in _FINISH.items():
+            if value := getattr(self.model.config, name, None):
+                logits = finish(logits, value)
+        return logits
 
 
 class LlamaTrunk(Trunk):

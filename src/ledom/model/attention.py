@@ -21,12 +21,16 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from ledom.errors import CheckpointError
+
 if TYPE_CHECKING:
     from ledom.lm.trunk import Attend
 
 __all__ = ["IMPLEMENTATION", "packed_attention"]
 
 IMPLEMENTATION = "ledom"
+_OTHER_ATTENTION = {"softcap": "soft-capped attention", "s_aux": "attention sinks"}
+"""What some architectures ask of attention, by transformers' name for the argument."""
 
 
 def packed_attention(
@@ -45,8 +49,13 @@ def packed_attention(
 
     Shapes: query [1, H, T, D]; key and value [1, K, T, D]; the result is [1, T, H, D].
     `cu_seq_lens_q` holds the document borders 0 .. T, on the CPU; without it each row of a batch
-    is a document. Raises `ValueError` for borders that do not end at T.
+    is a document. Raises `ValueError` for borders that do not end at T, `CheckpointError` for an
+    architecture whose attention is another.
     """
+    for name, what in _OTHER_ATTENTION.items():
+        if kwargs.get(name) is not None:
+            kind = type(module).__name__
+            raise CheckpointError(f"{kind}: ledom does not compute {what}; use another model")
     if attend is not None:
         if scaling is not None:  # `attend` divides by the root of the head's width
             query = query * (scaling * query.shape[-1] ** 0.5)

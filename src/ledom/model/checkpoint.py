@@ -23,7 +23,13 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from ledom.direction import Direction
@@ -164,9 +170,17 @@ def read_checkpoint_info(
             getattr(config, _STYLE_KEY, PairFormat.style),
         ),
         framed=recorded is not None or chosen is Direction.REVERSE,
-        context=int(config.max_position_embeddings),
+        context=_context(config),
         fingerprint=_fingerprint(folder),
     )
+
+
+def _context(config: PretrainedConfig) -> int:
+    """Longest text in tokens; within a sliding window attention is full, which is ours."""
+    longest: int = config.max_position_embeddings  # type: ignore[assignment]
+    window: int | None = getattr(config, "sliding_window", None)
+    layers = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    return longest if window is None or layers == {"full_attention"} else min(longest, window)
 
 
 def load_checkpoint(
