@@ -177,7 +177,7 @@ def read_checkpoint_info(
 
 def _context(config: PretrainedConfig) -> int:
     """Longest text in tokens; within a sliding window attention is full, which is ours."""
-    longest: int = config.max_position_embeddings  # type: ignore[assignment]
+    longest: int = config.max_position_embeddings
     window: int | None = getattr(config, "sliding_window", None)
     layers = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     return longest if window is None or layers == {"full_attention"} else min(longest, window)
