@@ -11,6 +11,7 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from command_line import Run, check_refused
 from ledom.data.problems import generate_problems
 from ledom.data.shards import TokenStore, encode_documents
 from ledom.model.tokenizer import Tokenizer
+from ledom.train import loop
 
 TEXTS = [f"{p.question}\n\n{p.solution}" for p in generate_problems("train", 60, seed=3)]
 
@@ -44,7 +46,9 @@ def tokenizer_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-def test_from_documents_to_a_trained_model(run: Run, corpus: Path, tmp_path: Path) -> None:
+def test_from_documents_to_a_trained_model(
+    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, tokens, valid = tmp_path / "tok", tmp_path / "tokens", tmp_path / "valid"
     code, text = run("tokenizer", corpus, "--vocab-size", 400, "--out", made)
     assert code == 0, text
@@ -67,8 +71,28 @@ def test_from_documents_to_a_trained_model(run: Run, corpus: Path, tmp_path: Pat
         "model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
         "num_attention_heads: 4, num_key_value_heads: 2}\noptim: {steps: 2, warmup_steps: 1}\n"
     )
-    code, text = run("train", recipe, "--direction", "reverse", "--out", tmp_path / "runs")
+    arguments = ("train", recipe, "--direction", "reverse", "--out", tmp_path / "runs")
+    run_whole = loop.train
+
+    def stopped(*given: Any) -> Path:
+        """A job scheduler stops the first run after its first step."""
+        *others, on_progress, world = given
+        monkeypatch.setattr(loop, "train", run_whole)
+
+        def stop(progress: Any) -> None:
+            on_progress(progress)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        return run_whole(*others, stop, world)
+
+    monkeypatch.setattr(loop, "train", stopped)
+    code, text = run(*arguments)
     assert code == 0, text
+    assert "stopped; every step is saved: run the same command again to go on" in text
+    assert not (tmp_path / "runs/r/reverse/model").exists()
+    code, text = run(*arguments)
+    assert code == 0, text
+    assert "stopped" not in text
     assert Tokenizer.load(tmp_path / "runs/r/reverse/model").fingerprint == tokenizer.fingerprint
 
 

@@ -55,8 +55,13 @@ def train(
         if world.is_first and not saved.exists():  # of a run that is there, until it takes this one
             save_recipe(plan, saved)
         for way in directions:
-            with TrainingBar(str(way), plan.optim.steps, world.is_first) as on_progress:
-                finished = run(plan, way, data, folder / str(way), on_progress, world)
+            try:
+                with TrainingBar(str(way), plan.optim.steps, world.is_first) as on_progress:
+                    finished = run(plan, way, data, folder / str(way), on_progress, world)
+            except SystemExit:  # SIGTERM: not an error
+                if world.is_first:
+                    say("stopped; every step is saved: run the same command again to go on")
+                raise
             if world.is_first:
                 save_recipe(plan, saved)
                 say(f"{way} model: {finished}")
