@@ -1,7 +1,7 @@
 """Log-probabilities a second: ledom against lm-evaluation-harness's HFLM, in one run.
 
     python benchmarks/scoring.py [--problems test.jsonl --candidates candidates.jsonl]
-                                 [--demonstrations train.jsonl] [--cases pair forward shots wide]
+        [--demonstrations train.jsonl] [--cases pair forward shots wide memory]
 
 Needs `pip install ledom[bench]`. Both score the same spans with the same weights, dtype (fp32) and
 threads: log P(x|y) reverse, log P(y|x) forward. The peer runs at each of its batch sizes and its
@@ -13,10 +13,13 @@ oneDNN's (`ledom.lm.linear`), count only work that must be done (`needed_flops`)
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from ledom.records import Candidate, Problem, read_records
 from ledom.reward.sample import sample_candidates
 
 NUM_QUESTIONS, NUM_CANDIDATES, NUM_SHOTS = 64, 16, 8
+CASES = ("pair", "forward", "shots", "wide", "memory")
 ROUNDS = 5
 PRODUCTS = 20
 PEER_BATCHES = (8, 32, 128)
@@ -174,14 +178,44 @@ def compare(case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int)
     )
 
 
-def wide_model(folder: Path) -> HFLanguageModel:
-    """Random weights with Qwen2.5-0.5B's width, heads and vocabulary, 6 layers, as reverse."""
+def memory(num_candidates: int) -> None:
+    """A line: resident memory at its peak less what it was before.
+
+    A vocabulary of 151,936 and texts of 2,048 tokens, each of which is asked for but the first; the
+    model is so narrow that activations are small.
+    """
+    # The peak is a process's.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        before, peak = child.submit(score_long_texts, num_candidates).result()
+    more = (peak - before) / 1e6
+    print(f"\nmemory, {num_candidates} texts: {before / 1e6:.0f} MB before, {more:.0f} MB more")
+
+
+def score_long_texts(num_candidates: int) -> tuple[int, int]:
+    """Resident bytes before and at the peak."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        lm = random_model(Path(folder) / "long", width=64, inner=128, layers=1, heads=2)
+        texts = torch.randint(lm.tokenizer.vocab_size, (num_candidates, 2048)).tolist()
+        lm.logprobs([Target(texts[0][:64], 0, 63)])
+        before = _resident()
+        lm.logprobs([Target(ids, 0, 2047) for ids in texts])
+        return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def random_model(folder: Path, width: int, inner: int, layers: int, heads: int) -> HFLanguageModel:
+    """A reverse model of random weights with Qwen2.5's vocabulary."""
     small = load("tiny", "reverse")
     config = LlamaConfig(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=6,
-        num_attention_heads=14,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         vocab_size=151_936,
         max_position_embeddings=4096,
@@ -200,7 +234,7 @@ def main() -> None:
     parser.add_argument("--problems", type=Path)
     parser.add_argument("--candidates", type=Path)
     parser.add_argument("--demonstrations", type=Path)
-    parser.add_argument("--cases", nargs="+", default=["pair", "forward", "shots", "wide"])
+    parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -230,8 +264,13 @@ def main() -> None:
                 for direction in ("reverse", "forward"):
                     name = f"{direction}, {NUM_SHOTS} demonstrations"
                     compare(name, _tiny(direction, 4096), pairs, shots, 32)
+            elif case == "memory":
+                for num_candidates in (16, 64):
+                    memory(num_candidates)
             else:
-                compare("reverse, wide", wide_model(Path(folder) / "wide"), pairs[:64], [], 16)
+                # Qwen2.5-0.5B's width and heads, 6 of its 24 layers.
+                lm = random_model(Path(folder) / "wide", 896, 4864, layers=6, heads=14)
+                compare("reverse, wide", lm, pairs[:64], [], 16)
 
 
 def _tiny(direction: str, context: int = 0) -> HFLanguageModel:
