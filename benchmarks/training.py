@@ -139,6 +139,7 @@ def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool) -> Result:
 
 def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> Result:
     """Trainer. It shifts the labels itself, and so reads a token a window more."""
+    from torch.optim.lr_scheduler import LambdaLR
     from torch.utils.data import Dataset, SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -154,6 +155,11 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
     class InOrder(Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:
             return SequentialSampler(Rows())
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            """The other arms' rates; its own begin with a step at rate 0."""
+            self.lr_scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM))
+            return self.lr_scheduler
 
     ends: list[float] = []
 
@@ -176,8 +182,6 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
         learning_rate=RATE,
         adam_beta2=0.95,
         adam_epsilon=1e-10,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=WARM,
         logging_steps=1,
         save_strategy="no",
         report_to=[],
