@@ -158,7 +158,9 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             """The other arms' rates; its own begin with a step at rate 0."""
-            self.lr_scheduler = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM))
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer, lambda step: min(1.0, (step + 1) / WARM)
+            )
             return self.lr_scheduler
 
     ends: list[float] = []
