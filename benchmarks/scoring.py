@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import resident
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from ledom.data.problems import generate_problems
@@ -98,7 +98,8 @@ def needed_flops(lm: HFLanguageModel, asked: list[Target]) -> float:
     log-probability is wanted; attention to the tokens seen; the vocabulary once a label.
     """
     config = lm.model.config
-    pairs = sorted((lm.direction.to_model_order(list(t.ids)), t) for t in asked)
+    ordered = ((lm.direction.to_model_order(list(t.ids)), t) for t in asked)
+    pairs = sorted(ordered, key=lambda pair: pair[0])
     tree = PrefixTree.build([ids[:-1] for ids, _ in pairs])
     wanted: set[int] = set()
     for (ids, t), places in zip(pairs, tree.places, strict=True):
@@ -191,21 +192,16 @@ def memory(num_candidates: int) -> None:
     print(f"\nmemory, {num_candidates} texts: {before / 1e6:.0f} MB before, {more:.0f} MB more")
 
 
-def score_long_texts(num_candidates: int) -> tuple[int, int]:
+def score_long_texts(num_candidates: int) -> tuple[float, float]:
     """Resident bytes before and at the peak."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         lm = random_model(Path(folder) / "long", width=64, inner=128, layers=1, heads=2)
         texts = torch.randint(lm.tokenizer.vocab_size, (num_candidates, 2048)).tolist()
         lm.logprobs([Target(texts[0][:64], 0, 63)])
-        before = _resident()
+        before = resident("VmRSS")
         lm.logprobs([Target(ids, 0, 2047) for ids in texts])
-        return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+        return before, resident("VmHWM")
 
 
 def random_model(folder: Path, width: int, inner: int, layers: int, heads: int) -> HFLanguageModel:

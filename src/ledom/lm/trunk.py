@@ -2,7 +2,7 @@
 
 Models of Llama's shape run through a loop of their own, in which nothing is computed or written to
 memory that is not needed: projections that read the same input are one product, the feed-forward
-part works a piece of the row at a time in one buffer, and the last layer computes its queries and
+part works a piece of the row at a time, and the last layer computes its queries and
 what follows only for the tokens whose outputs are wanted. Every other architecture runs through
 its own transformers modules. Everything here is in model order.
 
@@ -20,6 +20,7 @@ from torch.nn.functional import rms_norm, silu
 from transformers import PreTrainedModel
 
 from ledom.lm.linear import add_linear, linear
+from ledom.model.logits import finish_logits
 
 __all__ = ["Attend", "LlamaTrunk", "Trunk", "build_trunk"]
 
@@ -28,13 +29,6 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 queries as tokens, or in the last layer as many as outputs are wanted."""
 
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
-_FINISH: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "logit_scale": torch.mul,  # Cohere
-    "lm_head_multiplier": torch.mul,  # Falcon-H1
-    "logits_scaling": torch.div,  # Granite
-    "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma
-}
-"""What some architectures do to the projection, by the setting that asks for it."""
 _PIECE = 1024  # tokens of the row that the feed-forward part takes at a time
 
 
@@ -59,11 +53,7 @@ class Trunk:
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, vocabulary] of normalised outputs [T, width], as the model's own last step."""
         head: Any = self.model.get_output_embeddings()
-        logits = linear(hidden, head.weight, head.bias)
-        for name, finish in _FINISH.items():
-            if value := getattr(self.model.config, name, None):
-                logits = finish(logits, value)
-        return logits
+        return finish_logits(linear(hidden, head.weight, head.bias), self.model.config)
 
 
 class LlamaTrunk(Trunk):

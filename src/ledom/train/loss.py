@@ -16,16 +16,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from ledom.model.logits import has_plain_logits
+
 __all__ = ["token_losses"]
 
 _LOGITS_BYTES = 2**24  # that one chunk of logits takes in fp32: what a processor's cache holds
 _LEAST_ROWS = 1024  # in a chunk: each goes once through the whole weight's gradient
-_OTHER_LOGITS = (  # settings of models whose logits are not the projection alone
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-)
 
 
 def token_losses(
@@ -42,8 +38,7 @@ def token_losses(
         "cu_seq_lens_q": borders,
     }
     head = model.get_output_embeddings()
-    plain = head.bias is None and not any(getattr(model.config, n, None) for n in _OTHER_LOGITS)
-    if not plain:
+    if head.bias is not None or not has_plain_logits(model.config):
         return cross_entropy(model(**reads).logits[0].float(), targets, reduction="none")
     hidden = model.get_decoder()(**reads).last_hidden_state[0]
     weight = head.weight
