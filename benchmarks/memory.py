@@ -3,9 +3,11 @@
     python benchmarks/memory.py [--preset small] [--tokens 512 2048 8192] [--steps 3]
 
 Each case trains a few steps on the CPU in fp32, in a process of its own, on documents of random
-words; what is measured is the process's resident memory at its peak, less what it had after a few
-steps of a small model, which load code. glibc keeps freed blocks of up to 32 MB;
-`MALLOC_MMAP_THRESHOLD_` makes it give them back, so that what is measured is what is in use.
+words, and writes a checkpoint; what is measured is the process's resident memory at its peak, less
+what it had after a few steps of a small model, which load code. The plan's peak is the larger one
+of a step's, and of weights and state beside their copy for the checkpoint. glibc keeps freed blocks
+of up to 32 MB; `MALLOC_MMAP_THRESHOLD_` makes it give them back, so that what is measured is what
+is in use.
 """
 
 from __future__ import annotations
@@ -99,7 +101,8 @@ def main() -> None:
     from ledom.train.plan import memory
 
     print(
-        "tokens  weights  gradients  optimizer  activations     plan  measured  plan/measured  (MB)"
+        "tokens  weights  gradients  optimizer  activations  checkpoint     plan  measured  "
+        "plan/measured  (MB)"
     )
     for tokens in arguments.tokens:
         with tempfile.TemporaryDirectory() as folder:
@@ -113,11 +116,13 @@ def main() -> None:
         found = json.loads(done.stdout.splitlines()[-1])
         model = ModelConfig.model_validate(arguments.preset)
         part = memory(model, found["vocab_size"], found["tokens"], "float32")
+        planned = max(part.peak, part.weights + part.optimizer + part.checkpoint)
         used = found["peak"] - found["before"]
         print(
             f"{found['tokens']:6} {part.weights / MB:8.0f} {part.gradients / MB:10.0f} "
-            f"{part.optimizer / MB:10.0f} {part.activations / MB:12.0f} {part.peak / MB:8.0f} "
-            f"{used / MB:9.0f} {part.peak / used:14.2f}"
+            f"{part.optimizer / MB:10.0f} {part.activations / MB:12.0f} "
+            f"{part.checkpoint / MB:11.0f} "
+            f"{planned / MB:8.0f} {used / MB:9.0f} {planned / used:14.2f}"
         )
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ledom.model.logits import has_plain_logits
 
-__all__ = ["token_losses"]
+__all__ = ["token_losses", "working_bytes"]
 
 _LOGITS_BYTES = 2**24  # that one chunk of logits takes in fp32: what a processor's cache holds
 _LEAST_ROWS = 1024  # in a chunk: each goes once through the whole weight's gradient
@@ -49,12 +49,29 @@ def token_losses(
     return losses
 
 
+def working_bytes(num_tokens: int, vocab_size: int, width: int, size: int) -> int:
+    """Bytes, at most, that working out the losses of T tokens takes beside their inputs.
+
+    `size` is that of a number in the products' precision. A chunk of logits stands in fp32, twice
+    where its exponentials are summed up; in the backward pass beside its derivative in the
+    products' precision, the weight's gradient and what a chunk adds to it.
+    """
+    logits = min(num_tokens, _rows(vocab_size)) * vocab_size
+    derivative = 0 if size == 4 else size * logits  # in fp32 it takes the logits' place
+    return max(2 * 4 * logits, 4 * logits + derivative + vocab_size * width * (4 + size))
+
+
+def _rows(vocab_size: int) -> int:
+    """Tokens in a chunk."""
+    return max(_LEAST_ROWS, _LOGITS_BYTES // (4 * vocab_size))
+
+
 class _ProjectedLosses(torch.autograd.Function):
     """Cross-entropy [T] in fp32 of hidden [T, W] times the weight [V, W] against targets [T]."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        rows = max(_LEAST_ROWS, _LOGITS_BYTES // (4 * len(weight)))
+        rows = _rows(len(weight))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         normalisers = torch.empty_like(losses)
         for start in range(0, len(hidden), rows):

@@ -12,7 +12,7 @@ the rows back. So the work is shared out, and no process does it twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any, Literal, cast
 
@@ -26,7 +26,6 @@ from pydantic import (
     PositiveInt,
 )
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from ledom.config import Config
@@ -80,9 +79,10 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             for _, alike in groupby(sorted(weights, key=_shape), key=_shape):
-                self._step_alike(list(alike), group)
+                for together in _worked_on_together(list(alike)):
+                    self._step_together(together, group)
 
-    def _step_alike(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_together(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         """Update weights of one shape."""
         directions = []
         for weight in weights:
@@ -94,7 +94,7 @@ class Muon(torch.optim.Optimizer):
             directions.append(weight.grad.lerp(momentum, group["momentum"]))
         rows, columns = weights[0].shape
         for weight, update in zip(
-            weights, _orthogonalise_all(directions, self._dtype), strict=True
+            weights, _orthogonalise_together(directions, self._dtype), strict=True
         ):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
@@ -104,27 +104,30 @@ def _shape(weight: Tensor) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
-def _orthogonalise_all(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def _worked_on_together(weights: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Weights of one shape, so few at a time that their working space is small.
+
+    Sharded ones go as many at a time as there are shards, so that each process has one.
+    """
+    first = weights[0]
+    number = first.device_mesh.shape[-1] if isinstance(first, DTensor) else 1
+    for start in range(0, len(weights), number):
+        yield weights[start : start + number]
+
+
+def _orthogonalise_together(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Matrices of one shape, orthogonalised, sharded as they came."""
-    first = matrices[0]
-    if not isinstance(first, DTensor):
-        return [orthogonalise(matrix, dtype) for matrix in matrices]
-    mesh = first.device_mesh
-    shards = mesh.size() if mesh.ndim == 1 else mesh["shard"].size()
-    sharded = cast(list[DTensor], matrices)
-    results: list[Tensor] = []
-    for start in range(0, len(matrices), shards):
-        results += _exchange_and_orthogonalise(sharded[start : start + shards], mesh, dtype)
-    return results
+    if isinstance(matrices[0], DTensor):
+        return _exchange_and_orthogonalise(cast(list[DTensor], matrices), dtype)
+    return [orthogonalise(matrix, dtype) for matrix in matrices]
 
 
-def _exchange_and_orthogonalise(
-    matrices: list[DTensor], mesh: DeviceMesh, dtype: torch.dtype
-) -> list[DTensor]:
+def _exchange_and_orthogonalise(matrices: list[DTensor], dtype: torch.dtype) -> list[Tensor]:
     """At most as many matrices as there are shards, one to each process; all have its rows.
 
     FSDP2 gives each process, in order, the next ceil(rows / shards) rows, the last ones fewer.
     """
+    mesh = matrices[0].device_mesh
     group, rank = mesh.get_group(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
     shards = dist.get_world_size(group)
     rows, columns = matrices[0].shape

@@ -19,6 +19,7 @@ from ledom.errors import CheckpointError, InputError
 from ledom.model.presets import ModelConfig
 from ledom.model.tokenizer import Tokenizer
 from ledom.recipe import Recipe
+from ledom.train.loss import working_bytes
 
 __all__ = [
     "GPUS",
@@ -152,7 +153,9 @@ class Memory:
     activations: float
     """What the backward pass needs of the forward one, and the loss's own working space."""
     peak: float
-    """The most at any moment."""
+    """The most at any moment of a step."""
+    checkpoint: float
+    """Of the host's memory while a checkpoint is written: a copy of weights and state."""
 
 
 def activation_bytes(
@@ -185,11 +188,13 @@ def memory(
     shards: int = 1,
     recompute: bool = False,
     accumulate: bool = False,
+    hidden: Literal["muon", "adamw"] = "muon",
 ) -> Memory:
     """Bytes that a step over `tokens` tokens at a time needs on one GPU.
 
     Weights, gradients and state are fp32 and spread over `shards` GPUs (Rajbhandari et al. 2020,
-    stage 3): Muon keeps one number a parameter for the layers' matrices, AdamW two for the rest.
+    stage 3): AdamW keeps two numbers a parameter; Muon, where it moves the layers' matrices as
+    `hidden` says, one for these.
     Beside them stand copies for the products: in bf16 of all weights without sharding (autocast
     keeps them), else of two layers (one in use, one on its way) and of embedding and head.
     Gradients grow while activations are given back, so that without accumulation the peak has the
@@ -205,10 +210,19 @@ def memory(
         copies = 0 if precision == "float32" else size * count.total
     weights = _FP32 * count.total / shards + copies
     gradients = _FP32 * count.total / shards + (size * layer if shards > 1 else 0)
-    optimizer = _FP32 * (count.layer_matrices + 2 * rest) / shards
+    state = count.layer_matrices * (1 if hidden == "muon" else 2) + 2 * rest
+    optimizer = _FP32 * state / shards
     activations = tokens * sum(activation_bytes(model, precision, recompute))
+    activations += working_bytes(tokens, vocab_size, model.hidden_size, size)
     passing = gradients + activations if accumulate else max(gradients, activations)
-    return Memory(weights, gradients, optimizer, activations, weights + optimizer + passing)
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        peak=weights + optimizer + passing,
+        checkpoint=_FP32 * count.total / shards + optimizer,
+    )
 
 
 @dataclass(frozen=True)
@@ -269,7 +283,6 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     needs = _memory_of(recipe, setup, shape, vocab_size, at_once, setup.recompute)
     tokens = recipe.optim.steps * recipe.train.batch_size * recipe.train.seq_len
     rate = setup.utilisation * setup.gpus * gpu.flops / training_flops(count.total, 1)
-    whole = _memory_of(recipe, Setup(), shape, vocab_size, at_once, setup.recompute)
     usable = _USABLE * gpu.memory
     return Plan(
         name=recipe.name,
@@ -286,7 +299,7 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
         utilisation=setup.utilisation,
         tokens_per_second=rate,
         hours=tokens / rate / 3600,
-        checkpoint=_FP32 * count.total + whole.optimizer,
+        checkpoint=needs.checkpoint * (setup.shard_size or setup.gpus),
         model=_BF16 * count.total,
         data=tokens * (2 if vocab_size <= 2**16 else 4),
         advice=None if needs.peak <= usable else _advice(recipe, setup, shape, vocab_size, usable),
@@ -325,6 +338,7 @@ def _memory_of(
         shards=setup.shard_size or setup.gpus,
         recompute=recompute,
         accumulate=tokens < share,
+        hidden=recipe.optim.hidden,
     )
 
 
@@ -334,11 +348,14 @@ def _advice(
     """The least change that makes it fit: smaller passes, layers computed again, or other GPUs."""
     seq_len = recipe.train.seq_len
     for recompute in (False, True) if not setup.recompute else (True,):
-        least = _memory_of(recipe, setup, shape, vocab_size, seq_len, recompute)
-        free = usable - least.peak
+        one, two = (
+            _memory_of(recipe, setup, shape, vocab_size, count * seq_len, recompute)
+            for count in (1, 2)
+        )
+        free = usable - one.peak
         if free < 0:
             continue
-        windows = 1 + int(free / least.activations)
+        windows = 1 + int(free / (two.activations - one.activations))
         keys = f"micro_tokens={windows * seq_len}" + (" and recompute=true" if recompute else "")
         return f"does not fit; give {keys}"
     return "does not fit with one window at a time and recomputed layers; shard over more GPUs"
