@@ -371,6 +371,7 @@ def test_candidates_of_other_problems(
         (("--split", "exam"), ("unknown split 'exam'", "train, valid, tune, test")),
         (("--forward", "none", "--reverse", "none"), ("neither candidates nor a forward model",)),
         (("--weights", "nowhere.yaml"), ("nowhere.yaml", "cannot be read")),
+        (("--weights", "w.yaml", "--lambda", "0.5"), ("--lambda 0.5 and --weights w.yaml",)),
         (("--nonsense",), ("--nonsense", ". See: ledom --help")),
         (("--threads", "5000"), ("threads", "1024. See: ledom --help")),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,6 +36,9 @@ from ledom.terminal import (
     show_weights,
     track,
 )
+
+if TYPE_CHECKING:
+    from ledom.reward.tune import TunedWeights
 
 __all__ = ["app", "main"]
 
@@ -159,19 +162,13 @@ def rerank(
     from ledom.data.benchmarks import load_problems
     from ledom.lm.base import Sampling
     from ledom.records import Problem, read_records
-    from ledom.rerank import Job, default_weights, embedded_weights
+    from ledom.rerank import Job
     from ledom.rerank import rerank as run
     from ledom.reward.columns import read_candidates
     from ledom.reward.score import candidate_check
-    from ledom.reward.tune import TunedWeights
 
     columns = named_columns(column)
-    if lam is not None:
-        tuned = default_weights(lam)
-    elif weights is not None:
-        tuned = TunedWeights.load(weights)
-    else:
-        tuned = embedded_weights(forward, reverse) or default_weights()
+    tuned = _weights(lam, weights, forward, reverse)
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     chosen = load_problems(problems, num_problems, split, seed, held_out)
     needed = [*(columns or ()), *(() if folds else tuned.columns)]
@@ -213,6 +210,20 @@ def rerank(
     report, page = made
     show_summary(report)
     say(f"report: {page}  (the same as report.md and report.json; answers in selected.jsonl)")
+
+
+def _weights(lam: float | None, file: Path | None, forward: str, reverse: str) -> TunedWeights:
+    """Those that are asked for, else those that the models come with, else the plain two terms."""
+    from ledom.rerank import default_weights, embedded_weights
+    from ledom.reward.tune import TunedWeights
+
+    if lam is not None and file is not None:
+        raise InputError(f"--lambda {lam} and --weights {file} exclude each other; give one")
+    if lam is not None:
+        return default_weights(lam)
+    if file is not None:
+        return TunedWeights.load(file)
+    return embedded_weights(forward, reverse) or default_weights()
 
 
 @app.command()

@@ -123,11 +123,8 @@ def build_pools(
     targets: set[str] = {s.target for s in scores}
     index_of = _shared_index(candidates)
     groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
-    greedy: dict[str, Candidate] = {}
     for candidate in candidates:
-        if candidate.greedy:
-            greedy[candidate.problem_id] = candidate
-        else:
+        if not candidate.greedy:
             groups[candidate.problem_id].append(candidate)
     shape = (len(problems), max(len(group) for group in groups.values()))
     features = {name: np.zeros(shape) for name in [*_available(targets), *columns]}
@@ -152,12 +149,6 @@ def build_pools(
                 features[name][row, column] = value
             for name in columns:
                 features[name][row, column] = candidate.column(name)
-    greedy_right = [
-        float(_is_right(g, extract_answer(g.text), p))
-        if (g := greedy.get(p.id)) is not None
-        else np.nan
-        for p in problems
-    ]
     by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
     if by_model:
         features = {n: _relative_to_models(v, mask, writers) for n, v in features.items()}
@@ -167,12 +158,22 @@ def build_pools(
         answers=answers,
         correct=correct,
         mask=mask,
-        greedy=np.array(greedy_right),
+        greedy=_greedy_right(problems, candidates),
         groups=[str(problem.extra.get("group", "")) for problem in problems],
         by_model=by_model,
         columns=tuple(columns),
         num_planned=max(_planned(candidate) for candidate in candidates),
     )
+
+
+def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
+    """1 or 0 for each problem whose greedy answer is there, NaN for the others."""
+    greedy = {c.problem_id: c for c in candidates if c.greedy}
+    right = np.full(len(problems), np.nan)
+    for row, problem in enumerate(problems):
+        if (found := greedy.get(problem.id)) is not None:
+            right[row] = _is_right(found, extract_answer(found.text), problem)
+    return right
 
 
 def _planned(candidate: Candidate) -> int:

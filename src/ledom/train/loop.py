@@ -131,9 +131,13 @@ def train(
     weights = whole_weights(model, world)
     finished = folder / "model"
     if world.is_first:
-        style = PairFormat(recipe.data.pair_format, recipe.data.solution_style)
+        style = _pair_format(recipe)
         save_checkpoint(finished, model, data.tokenizer, direction, style, torch.bfloat16, weights)
     return finished
+
+
+def _pair_format(recipe: Recipe) -> PairFormat:
+    return PairFormat(recipe.data.pair_format, recipe.data.solution_style)
 
 
 def _unwritten(row: Row) -> None:
@@ -190,7 +194,7 @@ def training_batches(
         recipe.objective,
         direction,
         data.tokenizer,
-        PairFormat(recipe.data.pair_format, recipe.data.solution_style),
+        _pair_format(recipe),
         recipe.train.batch_size,
         recipe.train.seq_len,
         recipe.seed,
