@@ -98,26 +98,16 @@ def plan(
     utilisation: Annotated[
         float, typer.Option(help="Share of the GPUs' peak that training reaches.")
     ] = 0.4,
-    shard_size: Annotated[
-        int | None, typer.Option(help="GPUs that share one copy of the weights; all by default.")
-    ] = None,
-    micro_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens a GPU takes at a time; its share by default.")
-    ] = None,
-    recompute: Annotated[
-        bool, typer.Option(help="Keep only the inputs of layers (activation checkpointing).")
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, in bytes.")] = False,
 ) -> None:
     """Work out a run's parameters, memory by part, FLOPs, hours and sizes, before it is started.
 
-    Example: ledom plan recipes/7b.yaml --gpus 64 --gpu h100
+    Example: ledom plan recipes/7b.yaml parallel.recompute=true --gpus 64 --gpu h100
     """
     from ledom.recipe import load_recipe
     from ledom.train.plan import Setup, make_plan
 
-    setup = Setup(gpus, gpu, utilisation, shard_size, micro_tokens, recompute)
-    needs = make_plan(load_recipe(recipe, overrides or []), setup)
+    needs = make_plan(load_recipe(recipe, overrides or []), Setup(gpus, gpu, utilisation))
     if as_json:
         typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
     else:

@@ -155,7 +155,7 @@ def show_plan(plan: Plan) -> None:
         "memory": f"{_bytes(memory.peak)} a GPU, of {_bytes(plan.usable)} usable",
         "": f"weights {_bytes(memory.weights)}, gradients {_bytes(memory.gradients)}, optimizer "
         f"{_bytes(memory.optimizer)}, activations {_bytes(memory.activations)}",
-        "host": f"{_bytes(memory.checkpoint)} of its memory a GPU, while a checkpoint is written",
+        "host": f"{_bytes(memory.checkpoint)} a GPU while a checkpoint is written",
         "work": f"{plan.flops:.3g} FLOPs (6 a parameter and token)",
         "speed": f"{_count(plan.tokens_per_second)} tokens/s, at {plan.utilisation:.0%} of the "
         f"peak of {plan.gpus} {plan.gpu}",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ledom.data.prepare import DataConfig
+from ledom.data.prepare import DataConfig, SourceConfig
 from ledom.data.windows import pack
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, InputError
@@ -18,6 +18,7 @@ from ledom.recipe import Recipe, TrainConfig
 from ledom.train.loop import packed_losses
 from ledom.train.lora import LoraConfig
 from ledom.train.optim import OptimConfig
+from ledom.train.parallel import ParallelConfig
 from ledom.train.plan import (
     GPUS,
     Setup,
@@ -31,7 +32,12 @@ from ledom.train.plan import (
 VOCAB_SIZE = 64_000
 
 
-def recipe(preset: str = "7b", steps: int = 103_750, **train: object) -> Recipe:
+def recipe(
+    preset: str = "7b",
+    steps: int = 103_750,
+    parallel: ParallelConfig | None = None,
+    **train: object,
+) -> Recipe:
     settings = {"batch_size": 512, "seq_len": 8192, **train}
     return Recipe(
         name="test",
@@ -39,6 +45,7 @@ def recipe(preset: str = "7b", steps: int = 103_750, **train: object) -> Recipe:
         model=ModelConfig.model_validate(preset),
         optim=OptimConfig(steps=steps),
         train=TrainConfig.model_validate(settings),
+        parallel=parallel or ParallelConfig(),
     )
 
 
@@ -138,23 +145,29 @@ def test_recomputed_layers_keep_their_input_alone():
 
 def test_a_pass_that_does_not_fit_gets_advice_that_fits():
     for gpu, tokens, recompute, passes in (("h100", 8192, False, 8), ("a100-40gb", 40960, True, 2)):
-        plan = make_plan(recipe(), Setup(64, gpu))
+        setup = Setup(64, gpu)
+        plan = make_plan(recipe(), setup)
         assert not plan.fits
-        also = " and recompute=true" if recompute else ""
-        assert plan.advice == f"does not fit; give micro_tokens={tokens}{also}"
-        mended = make_plan(recipe(), Setup(64, gpu, micro_tokens=tokens, recompute=recompute))
+        also = " parallel.recompute=true" if recompute else ""
+        assert plan.advice == f"does not fit; give parallel.micro_tokens={tokens}{also}"
+        parallel = ParallelConfig(micro_tokens=tokens, recompute=recompute)
+        mended = make_plan(recipe(parallel=parallel), setup)
         assert mended.fits
         assert (mended.advice, mended.passes) == (None, passes)
-        setup = Setup(64, gpu, micro_tokens=tokens + 8192, recompute=recompute)
-        assert not make_plan(recipe(), setup).fits
+        more = ParallelConfig(micro_tokens=tokens + 8192, recompute=recompute)
+        assert not make_plan(recipe(parallel=more), setup).fits
     hopeless = make_plan(recipe(), Setup(2, "rtx4090"))
     assert "shard over more GPUs" in str(hopeless.advice)
 
 
 def test_shards_within_a_node_need_more_memory_than_over_all():
-    over_all, in_node = (make_plan(recipe(), Setup(64, shard_size=n)).memory for n in (None, 8))
-    assert in_node.optimizer == 8 * over_all.optimizer
-    assert in_node.activations == over_all.activations
+    in_node = make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(64))
+    over_all = make_plan(recipe(), Setup(64))
+    assert in_node.memory.optimizer == 8 * over_all.memory.optimizer
+    assert in_node.memory.activations == over_all.memory.activations
+    assert in_node.checkpoint == over_all.checkpoint
+    with pytest.raises(InputError, match=r"shard_size is 8; the 12 GPUs are no multiple of it"):
+        make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(12))
 
 
 @pytest.mark.parametrize(
@@ -163,8 +176,6 @@ def test_shards_within_a_node_need_more_memory_than_over_all():
         ({"gpus": 0}, "gpus is 0; it must be at least 1"),
         ({"gpu": "h10"}, "gpu is 'h10'; the known ones are a100, "),
         ({"utilisation": 1.5}, r"utilisation is 1.5; it must lie in \(0, 1\]"),
-        ({"gpus": 12, "shard_size": 8}, "shard_size is 8; the 12 GPUs are no multiple of it"),
-        ({"micro_tokens": 0}, "micro_tokens is 0; it must be at least 1"),
     ],
 )
 def test_a_setup_that_cannot_be_is_refused(settings, message):
@@ -190,3 +201,13 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
         make_plan(start.model_copy(update={"init": "nowhere"}), Setup())
     with pytest.raises(InputError, match="key lora: the plan is for training all weights"):
         make_plan(start.model_copy(update={"lora": LoraConfig()}), Setup())
+
+
+def test_the_vocabulary_is_that_of_token_stores_once_they_are_there(tmp_path, tokenizer):
+    store = tmp_path / "tokens"
+    sources = DataConfig(sources=(SourceConfig(path=str(store)),), valid="v", vocab_size=64_000)
+    mixed = recipe().model_copy(update={"data": sources})
+    assert make_plan(mixed, Setup(64)).parameters.embedding == 64_000 * 3072
+    store.mkdir()
+    tokenizer.save(store)
+    assert make_plan(mixed, Setup(64)).parameters.embedding == tokenizer.vocab_size * 3072

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ledom.data.prepare import DataConfig
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, InputError
 from ledom.model.presets import ModelConfig
@@ -67,30 +68,19 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is to run on, and how."""
+    """What a run is to run on; how it is shared out, the recipe's `parallel` says."""
 
     gpus: int = 1
     gpu: str = "h100"
     """A name of `GPUS`."""
     utilisation: float = 0.4
     """Share of the peak that the model's own 6PD FLOPs reach: an assumption; measure yours."""
-    shard_size: int | None = None
-    """GPUs that share one copy of weights, gradients and optimiser state; nothing means all."""
-    micro_tokens: int | None = None
-    """About the most tokens that a GPU takes at a time; nothing takes its share of the batch."""
-    recompute: bool = False
-    """Keep only the inputs of layers and compute the rest again (activation checkpointing)."""
 
     def __post_init__(self) -> None:
-        shards = self.gpus if self.shard_size is None else self.shard_size
         checks = {
             f"gpus is {self.gpus}; it must be at least 1": self.gpus >= 1,
             f"gpu is {self.gpu!r}; the known ones are {', '.join(GPUS)}": self.gpu in GPUS,
             f"utilisation is {self.utilisation}; it must lie in (0, 1]": 0 < self.utilisation <= 1,
-            f"shard_size is {shards}; the {self.gpus} GPUs are no multiple of it": shards >= 1
-            and self.gpus % shards == 0,
-            f"micro_tokens is {self.micro_tokens}; it must be at least 1": self.micro_tokens is None
-            or self.micro_tokens >= 1,
         }
         for message, holds in checks.items():
             if not holds:
@@ -265,23 +255,29 @@ class Plan:
 def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     """Work out a recipe's needs.
 
-    Raises `InputError` for fewer windows than GPUs, and for adapters (`lora`), whose small needs
-    are not worked out; `CheckpointError` where the recipe's `init` or tokenizer is missing.
+    Raises `InputError` for GPUs that the windows of a batch or `parallel.shard_size` do not go
+    round, and for adapters (`lora`), whose small needs are not worked out; `CheckpointError` where
+    the recipe's `init` or tokenizer is missing.
     """
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
     shape, vocab_size = _shape(recipe)
     count = count_parameters(shape, vocab_size)
-    gpu = GPUS[setup.gpu]
-    share = -(-recipe.train.batch_size // setup.gpus) * recipe.train.seq_len
-    if recipe.train.batch_size < setup.gpus:
+    gpu, train = GPUS[setup.gpu], recipe.train
+    if train.batch_size < setup.gpus:
         raise InputError(
-            f"train.batch_size is {recipe.train.batch_size}: fewer windows than the {setup.gpus} "
-            "GPUs that are to read them"
+            f"train.batch_size is {train.batch_size}: fewer windows than the {setup.gpus} GPUs "
+            "that are to read them"
         )
-    at_once = max(recipe.train.seq_len, min(share, setup.micro_tokens or share))
-    needs = _memory_of(recipe, setup, shape, vocab_size, at_once, setup.recompute)
-    tokens = recipe.optim.steps * recipe.train.batch_size * recipe.train.seq_len
+    shards = recipe.parallel.shard_size or setup.gpus
+    if setup.gpus % shards:
+        raise InputError(
+            f"parallel.shard_size is {shards}; the {setup.gpus} GPUs are no multiple of it"
+        )
+    share = -(-train.batch_size // setup.gpus) * train.seq_len
+    at_once = max(train.seq_len, min(share, recipe.parallel.micro_tokens or share))
+    needs = _memory_of(recipe, setup, shape, vocab_size, at_once, recipe.parallel.recompute)
+    tokens = recipe.optim.steps * train.batch_size * train.seq_len
     rate = setup.utilisation * setup.gpus * gpu.flops / training_flops(count.total, 1)
     usable = _USABLE * gpu.memory
     return Plan(
@@ -299,7 +295,7 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
         utilisation=setup.utilisation,
         tokens_per_second=rate,
         hours=tokens / rate / 3600,
-        checkpoint=needs.checkpoint * (setup.shard_size or setup.gpus),
+        checkpoint=needs.checkpoint * shards,
         model=_BF16 * count.total,
         data=tokens * (2 if vocab_size <= 2**16 else 4),
         advice=None if needs.peak <= usable else _advice(recipe, setup, shape, vocab_size, usable),
@@ -316,9 +312,15 @@ def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
         config = json.loads((folder / "config.json").read_text())
         known = {key: config[key] for key in ModelConfig.model_fields if key in config}
         return ModelConfig.model_validate(known), int(config["vocab_size"])
-    named = recipe.data.tokenizer
-    size = recipe.data.vocab_size if named is None else Tokenizer.load(named).vocab_size
-    return recipe.model, size
+    return recipe.model, _vocab_size(recipe.data)
+
+
+def _vocab_size(data: DataConfig) -> int:
+    """That of the tokenizer where one is there; before the stores are made, what is asked for."""
+    named = data.tokenizer
+    if named is None and data.sources and Path(data.sources[0].path).exists():
+        named = data.sources[0].path
+    return data.vocab_size if named is None else Tokenizer.load(named).vocab_size
 
 
 def _memory_of(
@@ -335,7 +337,7 @@ def _memory_of(
         vocab_size,
         tokens,
         precision="float32" if recipe.train.precision == "float32" else "bfloat16",
-        shards=setup.shard_size or setup.gpus,
+        shards=recipe.parallel.shard_size or setup.gpus,
         recompute=recompute,
         accumulate=tokens < share,
         hidden=recipe.optim.hidden,
@@ -347,7 +349,7 @@ def _advice(
 ) -> str:
     """The least change that makes it fit: smaller passes, layers computed again, or other GPUs."""
     seq_len = recipe.train.seq_len
-    for recompute in (False, True) if not setup.recompute else (True,):
+    for recompute in (False, True) if not recipe.parallel.recompute else (True,):
         one, two = (
             _memory_of(recipe, setup, shape, vocab_size, count * seq_len, recompute)
             for count in (1, 2)
@@ -356,6 +358,6 @@ def _advice(
         if free < 0:
             continue
         windows = 1 + int(free / (two.activations - one.activations))
-        keys = f"micro_tokens={windows * seq_len}" + (" and recompute=true" if recompute else "")
-        return f"does not fit; give {keys}"
+        keys = f"parallel.micro_tokens={windows * seq_len}"
+        return f"does not fit; give {keys}" + (" parallel.recompute=true" if recompute else "")
     return "does not fit with one window at a time and recomputed layers; shard over more GPUs"
