@@ -99,6 +99,22 @@ def test_curves_and_settings(tmp_path):
     assert run["settings"] == {"name": "r", "optim.steps": 8, "data.sources": []}
 
 
+def test_pairs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
+    folders = []
+    for seed, width, shift in ((1, 8, 0.0), (2, 8, 0.1), (3, 16, 0.3)):
+        reverse = [[loss + shift for loss in losses] for losses in REVERSE]
+        folders.append(twins(tmp_path / f"s{seed}", FORWARD, reverse))
+        recipe = f"name: s{seed}\nseed: {seed}\nmodel: {{hidden_size: {width}}}\n"
+        (folders[-1] / "recipe.yaml").write_text(recipe)
+    (group,) = compare_runs(folders)["seeds"]
+    assert group["runs"] == ["s1", "s2"]
+    assert group["mean"] == pytest.approx(0.275)
+    assert (group["lowest"], group["highest"]) == pytest.approx((0.225, 0.325))
+    assert group["deviation"] == pytest.approx(0.1 / 2**0.5)
+    (folders[0] / "recipe.yaml").unlink()  # still going: not known to be alike
+    assert compare_runs(folders)["seeds"] == []
+
+
 def test_many_steps_are_averaged_by_tokens(tmp_path):
     rows = [row_of(i + 1, float(i % 2), tokens=10 + 20 * (i % 2)) for i in range(400)]
     (run,) = compare_runs([write_run(tmp_path / "r", forward=rows)])["runs"]

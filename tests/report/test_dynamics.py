@@ -76,6 +76,7 @@ def report() -> dict[str, Any]:
         "title": "Direction in training",
         "command": "ledom dynamics scratch adapted",
         "runs": [scratch, adapted],
+        "seeds": [],
         "crossings": [crossing, never],
         "notes": ["something to know"],
     }
@@ -125,6 +126,18 @@ def test_the_claim_in_full(report: dict[str, Any]) -> None:
     ]
 
 
+def test_the_claim_of_several_seeds(report: dict[str, Any]) -> None:
+    group = {"runs": ["a", "b"], "mean": 0.02, "deviation": 0.005, "lowest": 0.01, "highest": 0.03}
+    report["seeds"] = [group]
+    assert claims(report)[1] == (
+        "2 pairs that differ in their seed alone (a, b): the mean of their gaps: +0.0200, from "
+        "+0.0100 to +0.0300; all of one sign; standard deviation between pairs 0.0050"
+    )
+    report["seeds"] = [group | {"lowest": -0.01}]
+    assert f"from {MINUS}0.0100 to +0.0300; of either sign" in claims(report)[1]
+    assert "standard deviation between pairs 0.0050" in render_html(report)
+
+
 def test_tables(report: dict[str, Any]) -> None:
     page = render_markdown(report)
     for row in (
@@ -171,7 +184,7 @@ def test_little_to_show_is_shown() -> None:
     course |= {"training": {"tokens": [100, 200], "loss": [5.0, 4.5]}}
     course["validation"] |= {"by_position": {}, "by_source": {}}
     runs = [{"name": "r", "directions": {"reverse": course}, "settings": {}}]
-    report = {"title": "t", "runs": runs, "crossings": [], "notes": []}
+    report = {"title": "t", "runs": runs, "seeds": [], "crossings": [], "notes": []}
     page = render_html(report)
     assert page.count("<svg") == 1
     assert "reverse 4.500" in _texts(curves.loss_figure(runs))

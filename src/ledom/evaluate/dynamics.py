@@ -10,11 +10,12 @@ of how a report is shown.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -99,9 +100,11 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         for course in courses
         if not course.validations
     ]
+    reports = [_run_report(*run) for run in zip(names, runs, paths, strict=True)]
     return {
         "title": "Direction in training",
-        "runs": [_run_report(*run) for run in zip(names, runs, paths, strict=True)],
+        "runs": reports,
+        "seeds": list(_seeds(reports)),
         "crossings": list(_crossings(courses)),
         "notes": notes,
     }
@@ -262,6 +265,26 @@ def _linearised(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDA
     mean = np.average(losses, weights=tokens)
     values: NDArray[np.float64] = mean + (losses - mean) * tokens / tokens.mean()
     return values
+
+
+def _seeds(runs: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Pairs whose recipes differ in name and seed alone: how far apart their final gaps lie."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        if run.get("final_gap") and run["settings"]:
+            settings = {k: v for k, v in run["settings"].items() if k not in ("name", "seed")}
+            step = run["final_gap"]["step"]
+            alike.setdefault(json.dumps([step, settings], sort_keys=True), []).append(run)
+    for group in alike.values():
+        if len(group) > 1:
+            gaps = [run["final_gap"]["mean"] for run in group]
+            yield {
+                "runs": [run["name"] for run in group],
+                "mean": fmean(gaps),
+                "deviation": stdev(gaps),
+                "lowest": min(gaps),
+                "highest": max(gaps),
+            }
 
 
 def _gap_parts(forward: Row, reverse: Row, part: str) -> list[dict[str, Any]]:

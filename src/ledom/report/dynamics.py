@@ -26,8 +26,8 @@ _VERDICTS = {
 
 _CAUTION = (
     "The interval is a paired bootstrap over the validation windows: it says whether these two "
-    "models differ on text like this. Twins of another seed would differ by another gap; give "
-    "several runs to see by how much."
+    "models differ on text like this. Twins of another seed differ by another gap: runs that "
+    "differ in name and seed alone show by how much."
 )
 
 
@@ -69,7 +69,7 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 
 def claims(report: dict[str, Any]) -> list[str]:
-    """A line for each run with both directions: what its gap is, and what that shows."""
+    """A line for each run with both directions, and for runs of several seeds: what the gap is."""
     return [f"{row['claim']}: {row['verdict']}" for row in _view(report)["claims"]]
 
 
@@ -93,7 +93,8 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
     made["Tokens to another's final loss"] = _crossings_table(view["crossings"])
     made["Settings"] = _settings_table(runs)
     return view | {
-        "claims": [_claim(run) for run in runs if run.get("final_gap")],
+        "claims": [_claim(run) for run in runs if run.get("final_gap")]
+        + [_claim_of_seeds(group) for group in view["seeds"]],
         "caution": _CAUTION,
         "tables": {heading: rows for heading, rows in made.items() if len(rows) > 1},
     }
@@ -115,6 +116,26 @@ def _claim(run: dict[str, Any]) -> dict[str, str]:
         "value": _interval(gap),
         "relative": f"{number(100 * gap['relative'], 2, '+')} %",
         "class": "better" if found in ("higher", "lower") else "open",
+    }
+
+
+def _claim_of_seeds(group: dict[str, Any]) -> dict[str, str]:
+    """What the gaps of pairs come to that differ in their seed alone, in words."""
+    ends = [number(group[key], 4, "+") for key in ("lowest", "highest")]
+    one_sign = group["lowest"] > 0 or group["highest"] < 0
+    value = f"{number(group['mean'], 4, '+')}, from {ends[0]} to {ends[1]}"
+    words = (
+        f"{'all of one sign' if one_sign else 'of either sign'}; standard deviation between pairs "
+        f"{number(group['deviation'], 4)}"
+    )
+    return {
+        "claim": f"{len(group['runs'])} pairs that differ in their seed alone "
+        f"({', '.join(group['runs'])}): the mean of their gaps",
+        "verdict": f"{value}; {words}",
+        "words": words,
+        "value": value,
+        "relative": "",
+        "class": "better" if one_sign else "open",
     }
 
 
