@@ -64,7 +64,9 @@ def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
             restart_positions=False,
         ),
         model=ModelConfig.model_validate(SHAPES[shape]),
-        optim=OptimConfig(steps=steps, hidden="adamw", adamw_lr=RATE, warmup_steps=WARM),
+        optim=OptimConfig(
+            steps=steps, hidden="adamw", adamw_lr=RATE, warmup_steps=WARM, decay_steps=0
+        ),
         train=TrainConfig(
             batch_size=BATCH, seq_len=SEQ_LEN, validate_every=steps, checkpoint_every=steps
         ),

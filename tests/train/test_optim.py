@@ -34,8 +34,9 @@ def test_a_zero_gradient_stays_zero():
     # Ten steps up, fifty on the plateau, forty down.
     [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (60, 1.0), (80, 0.5), (99, 0.025)],
 )
-def test_schedule_by_hand(step, share):
-    config = OptimConfig(steps=100, warmup_steps=10, decay_steps=40)
+@pytest.mark.parametrize("decay", [{"decay_steps": 40}, {}])
+def test_schedule_by_hand(step, share, decay):
+    config = OptimConfig(steps=100, warmup_steps=10, **decay)
     assert schedule(config, step) == pytest.approx(share)
 
 

@@ -32,6 +32,8 @@ from ledom.config import Config
 
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]
 
+_DECAY_SHARE = 0.4  # about that of the recipes; a plateau to the end costs much (docs/log.md)
+
 
 class OptimConfig(Config):
     """Learning rates and their course."""
@@ -50,8 +52,9 @@ class OptimConfig(Config):
     """Steps in which the rates rise linearly from 0."""
     schedule: Literal["trapezoid", "cosine"] = "trapezoid"
     """After the warm-up: a plateau and a linear decay at the end, or half a cosine all the way."""
-    decay_steps: NonNegativeInt = 0
-    """Steps at the end in which a trapezoid falls."""
+    decay_steps: NonNegativeInt | None = None
+    """Steps at the end in which a trapezoid falls; nothing means two fifths of all, and 0
+    keeps the plateau to the end."""
     final_share: NonNegativeFloat = Field(default=0.0, le=1)
     """What the rates fall to, as a share of the peak."""
     clip: PositiveFloat = 1.0
@@ -212,6 +215,8 @@ def schedule(config: OptimConfig, step: int) -> float:
         done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         height = (1 + math.cos(math.pi * max(0.0, done))) / 2
     else:
-        height = (config.steps - step) / config.decay_steps if config.decay_steps else 1.0
+        decay = config.decay_steps
+        decay = round(_DECAY_SHARE * config.steps) if decay is None else decay
+        height = (config.steps - step) / decay if decay else 1.0
     falling = config.final_share + (1 - config.final_share) * min(1.0, height)
     return min(1.0, rising, falling)
