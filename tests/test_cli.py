@@ -656,7 +656,7 @@ def test_dynamics_of_a_run(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, text = run("dynamics", tmp_path / "r", "--out", out)
     assert code == 0, text
-    assert "+0.2500 [+0.2500, +0.2500], +8.33 %; shown: the reverse model's loss is higher" in text
+    assert "+0.2500 [+0.2500, +0.2500], +8.33 %; shown for this pair: the reverse" in text
     report = json.loads((out / "dynamics.json").read_text())
     assert report["command"].startswith("ledom dynamics ")
     check_refused(run("dynamics", tmp_path, "--out", out), "no metrics of a run", "runs/NAME")

@@ -17,6 +17,9 @@ HOSTILE = "<script>alert(1)</script> a|b $x$ \x00 {{ 7*7 }}"
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
+SHOWN = "shown for this pair: the reverse model's loss is"
+
+
 def _course(*losses: float, steps: int = 20) -> dict[str, Any]:
     tokens = [10_000 * (i + 1) for i in range(len(losses))]
     return {
@@ -101,8 +104,8 @@ def _texts(svg: str) -> list[str]:
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (0.0012, 0.0234, "shown: the reverse model's loss is higher; the interval excludes 0"),
-        (-0.3, -0.1, "shown: the reverse model's loss is lower; the interval excludes 0"),
+        (0.0012, 0.0234, f"{SHOWN} higher; the interval excludes 0"),
+        (-0.3, -0.1, f"{SHOWN} lower; the interval excludes 0"),
         (-0.1, 0.1, "nothing shown: the interval includes 0"),
         (0.0, 0.1, "nothing shown: the interval includes 0"),
         (None, None, "no interval: these metrics hold no losses by window"),
@@ -121,8 +124,8 @@ def test_what_the_interval_says(
 def test_the_claim_in_full(report: dict[str, Any]) -> None:
     assert claims(report) == [
         "scratch: after step 20 the reverse model is at 3.012 nats a token, its forward twin at "
-        "3.000, on 99,999 tokens in 512 windows: +0.0123 [+0.0012, +0.0234], +0.41 %; shown: the "
-        "reverse model's loss is higher; the interval excludes 0"
+        "3.000, on 99,999 tokens in 512 windows: +0.0123 [+0.0012, +0.0234], +0.41 %; "
+        f"{SHOWN} higher; the interval excludes 0"
     ]
 
 

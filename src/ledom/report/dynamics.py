@@ -18,8 +18,8 @@ __all__ = ["claims", "render_html", "render_markdown", "write_dynamics"]
 
 _GAP_ROWS = 12  # of the table of gaps over training
 _VERDICTS = {
-    "higher": "shown: the reverse model's loss is higher; the interval excludes 0",
-    "lower": "shown: the reverse model's loss is lower; the interval excludes 0",
+    "higher": "shown for this pair: the reverse model's loss is higher; the interval excludes 0",
+    "lower": "shown for this pair: the reverse model's loss is lower; the interval excludes 0",
     "open": "nothing shown: the interval includes 0",
     "unknown": "no interval: these metrics hold no losses by window",
 }
