@@ -111,7 +111,6 @@ def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
 _KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _BLOCK = 128  # queries at a time
-_SCORES = 2**20  # at a time, so that they stay in a processor's cache
 
 
 @torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
@@ -157,23 +156,14 @@ def _weights(query: Tensor, key: Tensor, start: int) -> Tensor:
     return torch.softmax(scores, dim=-1)
 
 
-def _blocks(rows: int, length: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Some rows of a batch, a block of their queries, and the keys that these may see."""
-    together = max(1, _SCORES // (min(_BLOCK, length) * length))
-    for row in range(0, rows, together):
-        for start in range(0, length, _BLOCK):
-            end = min(start + _BLOCK, length)
-            yield slice(row, row + together), slice(start, end), slice(end)
-
-
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Causal attention of documents [documents, H, L, D] by plain products."""
     shape = query.shape
     q, k, v = (x.reshape(-1, *shape[2:]) for x in (query * scale, key, value))
     out = torch.empty_like(q)
-    for rows, block, seen in _blocks(*q.shape[:2]):
-        weights = _weights(q[rows, block], k[rows, seen], block.start)
-        out[rows, block] = torch.bmm(weights, v[rows, seen])
+    for start in range(0, shape[2], _BLOCK):
+        end = min(start + _BLOCK, shape[2])
+        out[:, start:end] = torch.bmm(_weights(q[:, start:end], k[:, :end], start), v[:, :end])
     return out.view(shape)
 
 
@@ -224,12 +214,14 @@ def _attend_backward(
     of_query = torch.empty_like(q)
     of_key, of_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
     means = (g * o).sum(-1, keepdim=True)
-    for rows, block, seen in _blocks(*q.shape[:2]):
-        weights = _weights(q[rows, block], k[rows, seen], block.start)
-        of_value[rows, seen] += torch.bmm(weights.mT, g[rows, block])
-        slopes = torch.bmm(g[rows, block], v[rows, seen].mT).sub_(means[rows, block]).mul_(weights)
-        of_query[rows, block] = torch.bmm(slopes, k[rows, seen]).mul_(scale)
-        of_key[rows, seen] += torch.bmm(slopes.mT, q[rows, block])
+    for start in range(0, shape[2], _BLOCK):
+        end = min(start + _BLOCK, shape[2])
+        block = slice(start, end)
+        weights = _weights(q[:, block], k[:, :end], start)
+        of_value[:, :end] += torch.bmm(weights.mT, g[:, block])
+        slopes = torch.bmm(g[:, block], v[:, :end].mT).sub_(means[:, block]).mul_(weights)
+        of_query[:, block] = torch.bmm(slopes, k[:, :end]).mul_(scale)
+        of_key[:, :end] += torch.bmm(slopes.mT, q[:, block])
     of_key, of_value = of_key.to(k.dtype), of_value.to(v.dtype)
     return of_query.view(shape), of_key.view(shape), of_value.view(shape)
 
