@@ -36,6 +36,7 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any
     from ledom.model.presets import ModelConfig
     from ledom.recipe import Recipe, TrainConfig
     from ledom.train.loop import train
+    from ledom.train.metrics import read_metrics
     from ledom.train.optim import OptimConfig
 
     torch.set_num_threads(1)
@@ -57,13 +58,13 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
     run(preset, tokens // seq_len, seq_len, "run")
-    rows = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = read_metrics(folder / "run" / "metrics.jsonl")
     return {
         "before": before,
         "peak": resident("VmHWM"),
         "vocab_size": data.tokenizer.vocab_size,
         # A document's last window is shorter. The first step has no optimiser state yet.
-        "tokens": max(json.loads(row)["tokens"] for row in rows[1:]),
+        "tokens": max(row["tokens"] for row in rows[1:]),
     }
 
 

@@ -11,7 +11,6 @@ whether the same command then goes on to the same losses.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,9 @@ import time
 from pathlib import Path
 
 import yaml
+
+from ledom.errors import InputError
+from ledom.train.metrics import read_metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
@@ -45,11 +47,12 @@ def command(name: str, processes: int) -> list[str]:
 
 
 def losses(folder: Path, name: str) -> list[float]:
-    file = folder / "runs" / name / "reverse" / "metrics.jsonl"
-    if not file.is_file():
+    """Of the steps so far."""
+    try:
+        rows = read_metrics(folder / "runs" / name / "reverse" / "metrics.jsonl")
+    except InputError:  # before the first step has ended
         return []
-    whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [json.loads(line)["loss"] for line in whole]
+    return [row["loss"] for row in rows]
 
 
 def run(folder: Path, name: str, processes: int) -> list[float]:

@@ -99,6 +99,7 @@ def rate(folder: Path, steps: int, layout: Any, seq_len: int) -> dict[str, Any]:
     from ledom.model.presets import ModelConfig
     from ledom.recipe import Recipe, TrainConfig
     from ledom.train.loop import train, training_batches
+    from ledom.train.metrics import read_metrics
     from ledom.train.optim import OptimConfig
 
     torch.set_num_threads(1)
@@ -115,9 +116,9 @@ def rate(folder: Path, steps: int, layout: Any, seq_len: int) -> dict[str, Any]:
     data = PreparedData(folder, recipe.data)
     reading = read_rate(recipe, data)
     train(recipe, Direction.REVERSE, data, folder / f"run-{layout}")
-    lines = (folder / f"run-{layout}" / "metrics.jsonl").read_text().splitlines()
+    rows = read_metrics(folder / f"run-{layout}" / "metrics.jsonl")
     # The first steps warm up. A row's rate is that of its step alone, reading included.
-    training = float(np.median([json.loads(line)["tokens_per_second"] for line in lines[3:]]))
+    training = float(np.median([row["tokens_per_second"] for row in rows[3:]]))
     assert len(training_batches(recipe, Direction.REVERSE, data)[0]) == BATCH
     return {"reading": reading, "training": training, "ratio": reading / training}
 

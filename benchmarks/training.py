@@ -78,9 +78,10 @@ def run_ledom(recipe: Any, data: Any, folder: Path) -> Result:
     """The loop itself; its rows say how long each step took."""
     from ledom.direction import Direction
     from ledom.train.loop import train
+    from ledom.train.metrics import read_metrics
 
     train(recipe, Direction.FORWARD, data, folder)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder / "metrics.jsonl")
     seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]
     return {"seconds": seconds, "losses": [row["loss"] for row in rows], "batch": BATCH}
 

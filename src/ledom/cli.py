@@ -7,6 +7,7 @@ line and exit code 2; Ctrl-C keeps what is finished and exits with 130.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,7 @@ from ledom.terminal import (
 )
 
 if TYPE_CHECKING:
+    from ledom.records import Candidate, Problem
     from ledom.reward.tune import TunedWeights
 
 __all__ = ["app", "main"]
@@ -164,20 +166,15 @@ def rerank(
     from ledom.records import Problem, read_records
     from ledom.rerank import Job
     from ledom.rerank import rerank as run
-    from ledom.reward.columns import read_candidates
-    from ledom.reward.score import candidate_check
 
     columns = named_columns(column)
     tuned = _weights(lam, weights, forward, reverse)
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     chosen = load_problems(problems, num_problems, split, seed, held_out)
     needed = [*(columns or ()), *(() if folds else tuned.columns)]
-    # Of fewer problems than there are, the others' candidates are left out.
-    check = candidate_check(chosen) if num_problems is None else None
-    given = None if candidates is None else read_candidates(candidates, needed, check)
-    if given is not None and num_problems is not None:
-        wanted = {problem.id for problem in chosen}
-        given = [candidate for candidate in given if candidate.problem_id in wanted]
+    given = None
+    if candidates is not None:
+        given = _given_candidates(candidates, needed, chosen, num_problems is None)
     shown = (
         read_records(demonstrations, Problem, Problem.require_solution) if demonstrations else []
     )
@@ -210,6 +207,20 @@ def rerank(
     report, page = made
     show_summary(report)
     say(f"report: {page}  (the same as report.md and report.json; answers in selected.jsonl)")
+
+
+def _given_candidates(
+    file: Path, columns: Sequence[str], problems: Sequence[Problem], is_all: bool
+) -> list[Candidate]:
+    """The candidates of a file. Of fewer problems than there are, the others' are left out."""
+    from ledom.reward.columns import read_candidates
+    from ledom.reward.score import candidate_check
+
+    if is_all:
+        return read_candidates(file, columns, candidate_check(problems))
+    wanted = {problem.id for problem in problems}
+    found = read_candidates(file, columns)
+    return [candidate for candidate in found if candidate.problem_id in wanted]
 
 
 def _weights(lam: float | None, file: Path | None, forward: str, reverse: str) -> TunedWeights:

@@ -91,6 +91,11 @@ class DataConfig(Config):
     seed: int = 0
     """Seed of the generator."""
 
+    @property
+    def pairs(self) -> PairFormat:
+        """How a question and its solution are one text."""
+        return PairFormat(self.pair_format, self.solution_style)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -262,7 +267,7 @@ def _generated(count: int, config: DataConfig) -> Iterator[str]:
 
 
 def _render(records: Iterable[Document | Problem], config: DataConfig) -> Iterator[str]:
-    pair_format = PairFormat(config.pair_format, config.solution_style)
+    pair_format = config.pairs
     for record in records:
         if isinstance(record, Document):
             yield record.text

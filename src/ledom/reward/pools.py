@@ -141,14 +141,12 @@ def build_pools(
             writers[row, column] = number_of.setdefault(candidate.model, len(number_of))
             answers[row, column] = classes.number(answer)
             correct[row, column] = _is_right(candidate, answer, problem)
-            found: dict[str, Score | None] = {
-                target: by_key.get((problem.id, index_of[problem.id, candidate.text], target))
-                for target in targets
-            }
-            for name, value in _features(found, problem, candidate).items():
+            index = index_of[problem.id, candidate.text]
+            found = {target: by_key.get((problem.id, index, target)) for target in targets}
+            values = _features(found, problem, candidate)
+            values |= {name: candidate.column(name) for name in columns}
+            for name, value in values.items():
                 features[name][row, column] = value
-            for name in columns:
-                features[name][row, column] = candidate.column(name)
     by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
     if by_model:
         features = {n: _relative_to_models(v, mask, writers) for n, v in features.items()}

@@ -28,7 +28,6 @@ from ledom.data.windows import Batches, PackedBatch, Windows, pack
 from ledom.direction import Direction
 from ledom.errors import OutputError, RecipeError, TrainingError
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
-from ledom.pairs import PairFormat
 from ledom.recipe import Recipe
 from ledom.records import Problem
 from ledom.train.lora import Adapters
@@ -113,9 +112,7 @@ def train(
                 # The last one too: it says whose the finished model is.
                 if step % recipe.train.checkpoint_every == 0 or step == steps:
                     failure = checkpoints.save(step) or failure
-                speed, valid_loss = row["tokens_per_second"], row.get("valid_loss")
-                notice = f"{failure}; going on" if failure else None
-                on_progress(Progress(step, steps, row["loss"], speed, valid_loss, notice))
+                on_progress(_progress(row, steps, failure))
                 interrupted, terminated = world.total(held.interrupted, held.terminated)
                 if interrupted:
                     raise KeyboardInterrupt
@@ -131,13 +128,21 @@ def train(
     weights = whole_weights(model, world)
     finished = folder / "model"
     if world.is_first:
-        style = _pair_format(recipe)
-        save_checkpoint(finished, model, data.tokenizer, direction, style, torch.bfloat16, weights)
+        pairs = recipe.data.pairs
+        save_checkpoint(finished, model, data.tokenizer, direction, pairs, torch.bfloat16, weights)
     return finished
 
 
-def _pair_format(recipe: Recipe) -> PairFormat:
-    return PairFormat(recipe.data.pair_format, recipe.data.solution_style)
+def _progress(row: Row, steps: int, failure: OutputError | None) -> Progress:
+    """What to show after a step, whose row of metrics it is; `failure` is a checkpoint's."""
+    return Progress(
+        step=row["step"],
+        steps=steps,
+        loss=row["loss"],
+        tokens_per_second=row["tokens_per_second"],
+        valid_loss=row.get("valid_loss"),
+        notice=f"{failure}; going on" if failure else None,
+    )
 
 
 def _unwritten(row: Row) -> None:
@@ -194,7 +199,7 @@ def training_batches(
         recipe.objective,
         direction,
         data.tokenizer,
-        _pair_format(recipe),
+        recipe.data.pairs,
         recipe.train.batch_size,
         recipe.train.seq_len,
         recipe.seed,

@@ -215,8 +215,8 @@ def schedule(config: OptimConfig, step: int) -> float:
         done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         height = (1 + math.cos(math.pi * max(0.0, done))) / 2
     else:
-        decay = config.decay_steps
-        decay = round(_DECAY_SHARE * config.steps) if decay is None else decay
+        usual = round(_DECAY_SHARE * config.steps)
+        decay = usual if config.decay_steps is None else config.decay_steps
         height = (config.steps - step) / decay if decay else 1.0
     falling = config.final_share + (1 - config.final_share) * min(1.0, height)
     return min(1.0, rising, falling)

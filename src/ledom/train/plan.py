@@ -269,7 +269,7 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
             f"train.batch_size is {train.batch_size}: fewer windows than the {setup.gpus} GPUs "
             "that are to read them"
         )
-    shards = recipe.parallel.shard_size or setup.gpus
+    shards = _shards(recipe, setup)
     if setup.gpus % shards:
         raise InputError(
             f"parallel.shard_size is {shards}; the {setup.gpus} GPUs are no multiple of it"
@@ -323,6 +323,11 @@ def _vocab_size(data: DataConfig) -> int:
     return data.vocab_size if named is None else Tokenizer.load(named).vocab_size
 
 
+def _shards(recipe: Recipe, setup: Setup) -> int:
+    """GPUs that share one copy of weights, gradients and state."""
+    return recipe.parallel.shard_size or setup.gpus
+
+
 def _memory_of(
     recipe: Recipe,
     setup: Setup,
@@ -337,7 +342,7 @@ def _memory_of(
         vocab_size,
         tokens,
         precision="float32" if recipe.train.precision == "float32" else "bfloat16",
-        shards=recipe.parallel.shard_size or setup.gpus,
+        shards=_shards(recipe, setup),
         recompute=recompute,
         accumulate=tokens < share,
         hidden=recipe.optim.hidden,
