@@ -118,7 +118,7 @@ def test_bad_columns(
     arguments = (*base, "--candidates", given)
     check_refused(run(*arguments, "--column", "forward"), "cannot be called 'forward'")
     check_refused(run(*arguments, "--column", "text_length"), f"{given}:1: ", "'7', expected a")
-    check_refused(run(*arguments, "--early-stop"), "the candidates are given")
+    check_refused(run(*arguments, "--early-stop"), f"the candidates are those of {given}")
     check_refused(run(*base, "--column", "self_certainty"), "no column 'self_certainty'")
     assert not (tmp_path / "out").exists()
     for more, expected in (((), True), (("--column", "none"), False)):
@@ -364,14 +364,14 @@ def test_candidates_of_other_problems(
         (("--lambda", "nan"), ("lambda is nan",)),
         (("--lambda", "-0.5"), ("lambda is -0.5", "[0, 1]")),
         (("--lambda", "1.5"), ("lambda is 1.5",)),
-        (("--samples", "0"), ("samples is 0", "at least 1")),
+        (("--samples", "0"), ("'--samples'", "1")),
         (("--samples", "many"), ("samples",)),
         (("--temperature", "-1"), ("temperature is -1",)),
         (("--top-p", "0"), ("top_p is 0",)),
         (("--split", "exam"), ("unknown split 'exam'", "train, valid, tune, test")),
         (("--forward", "none", "--reverse", "none"), ("neither candidates nor a forward model",)),
         (("--weights", "nowhere.yaml"), ("nowhere.yaml", "cannot be read")),
-        (("--weights", "w.yaml", "--lambda", "0.5"), ("--lambda 0.5 and --weights w.yaml",)),
+        (("--weights", "w.yaml", "--lambda", "0.5"), ("--lambda would", "are those of w.yaml")),
         (("--nonsense",), ("--nonsense", ". See: ledom --help")),
         (("--threads", "5000"), ("threads", "1024. See: ledom --help")),
     ],

@@ -13,30 +13,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom import cli_data, cli_train, parallel
+from ledom import cli_data, cli_text, cli_train, parallel
 from ledom.cli_options import (
+    MOST_PROBLEMS,
     Columns,
     Device,
     Dtype,
+    MaxTokens,
     Model,
+    NumProblems,
     Out,
+    Samples,
     Seed,
+    Temperature,
     Threads,
+    TopK,
+    TopP,
+    choose_problems,
+    command_line,
     load_model,
     model_or_none,
     named_columns,
+    refuse_unused,
+    unused_by_models,
+    unused_when_greedy,
     use_threads,
 )
 from ledom.data.problems import GENERATOR
 from ledom.errors import InputError, LedomError
-from ledom.terminal import (
-    say,
-    show_case,
-    show_search,
-    show_summary,
-    show_weights,
-    track,
-)
+from ledom.terminal import say, show_search, show_summary, show_weights, track
 
 if TYPE_CHECKING:
     from ledom.records import Candidate, Problem
@@ -53,6 +58,7 @@ app = typer.Typer(
 )
 
 _DEMO_PROBLEMS = 40
+_DRAWING = ("samples", "early_stop", "temperature", "top_k", "top_p", "max_tokens")
 _INTERRUPTED = 130
 _SHARED = {"demo", "rerank", "search", "train"}  # commands that several processes can share
 
@@ -88,9 +94,12 @@ def _failed(message: str) -> int:
 
 @app.command()
 def demo(
+    context: typer.Context,
     out: Out = Path("ledom-demo"),
-    problems: Annotated[int, typer.Option(min=1, help="How many problems.")] = _DEMO_PROBLEMS,
-    samples: Annotated[int, typer.Option(min=1, help="Candidates for each problem.")] = 32,
+    problems: Annotated[
+        int, typer.Option(min=1, max=MOST_PROBLEMS, help="How many problems.")
+    ] = _DEMO_PROBLEMS,
+    samples: Samples = 32,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
@@ -99,6 +108,7 @@ def demo(
     Example: ledom demo --problems 100
     """
     rerank(
+        context,
         problems=GENERATOR,
         num_problems=problems,
         samples=samples,
@@ -110,6 +120,7 @@ def demo(
 
 @app.command()
 def rerank(
+    context: typer.Context,
     problems: Annotated[
         str,
         typer.Option(
@@ -135,22 +146,20 @@ def rerank(
     folds: Annotated[
         int, typer.Option(help="Fit the weights on these problems, cross-fitted in so many folds.")
     ] = 0,
-    num_problems: Annotated[
-        int | None, typer.Option(min=1, help="How many problems; all of a file by default.")
-    ] = None,
+    num_problems: NumProblems = None,
     split: Annotated[str, typer.Option(help="Split of the generator: test or tune.")] = "test",
     column: Columns = None,
     held_out: Annotated[
         bool, typer.Option(help="Problems of the templates that no model was trained on.")
     ] = False,
-    samples: Annotated[int, typer.Option(help="Candidates for each problem.")] = 32,
+    samples: Samples = 32,
     early_stop: Annotated[
         bool, typer.Option("--early-stop", help="Draw no more once a majority is certain.")
     ] = False,
-    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="Of the sampling; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Of the sampling.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="Longest solution.")] = 256,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    max_tokens: MaxTokens = 256,
     out: Out = Path("ledom-rerank"),
     seed: Seed = 0,
     device: Device = None,
@@ -161,16 +170,25 @@ def rerank(
 
     Example: ledom rerank --problems mine.jsonl --candidates theirs.jsonl --forward none
     """
-    from ledom.data.benchmarks import load_problems
     from ledom.lm.base import Sampling
     from ledom.records import Problem, read_records
     from ledom.rerank import Job
     from ledom.rerank import rerank as run
 
+    refuse_unused(
+        context,
+        (candidates, f"the candidates are those of {candidates}", _DRAWING),
+        (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
+        (weights, f"the weights are those of {weights}", ["lam"]),
+        ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
+        unused_when_greedy(temperature),
+        *unused_by_models(forward, reverse),
+    )
     columns = named_columns(column)
     tuned = _weights(lam, weights, forward, reverse)
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
-    chosen = load_problems(problems, num_problems, split, seed, held_out)
+    draws = candidates is None and temperature > 0
+    chosen = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     needed = [*(columns or ()), *(() if folds else tuned.columns)]
     given = None
     if candidates is not None:
@@ -191,7 +209,7 @@ def rerank(
         columns=columns,
         demonstrations=shown,
         folds=folds,
-        command="ledom " + " ".join(sys.argv[1:]),
+        command=command_line(),
     )
     use_threads(threads)
     job.forward = model_or_none(forward, "forward", device, dtype)
@@ -228,8 +246,6 @@ def _weights(lam: float | None, file: Path | None, forward: str, reverse: str) -
     from ledom.rerank import default_weights, embedded_weights
     from ledom.reward.tune import TunedWeights
 
-    if lam is not None and file is not None:
-        raise InputError(f"--lambda {lam} and --weights {file} exclude each other; give one")
     if lam is not None:
         return default_weights(lam)
     if file is not None:
@@ -239,21 +255,28 @@ def _weights(lam: float | None, file: Path | None, forward: str, reverse: str) -
 
 @app.command()
 def search(
+    context: typer.Context,
     problems: Annotated[
         str, typer.Option(help="A JSONL file of problems, gsm_symbolic, or a benchmark by name.")
     ] = GENERATOR,
     forward: Model = "tiny",
     reverse: Model = "tiny",
-    width: Annotated[int, typer.Option(help="Partial solutions kept (k).")] = 4,
-    expansions: Annotated[int, typer.Option(help="Ways in which each is gone on with (n).")] = 3,
+    width: Annotated[
+        int, typer.Option(min=1, max=1000, help="Partial solutions kept per round (k).")
+    ] = 4,
+    expansions: Annotated[
+        int, typer.Option(min=1, max=1000, help="Continuations drawn of each (n).")
+    ] = 3,
     lam: Annotated[float, typer.Option("--lambda", help="Weight of the reverse term.")] = 0.5,
     border: Annotated[
         str, typer.Option(help="Where a step ends: line, sentence, or a regular expression.")
     ] = "line",
-    max_steps: Annotated[int, typer.Option(help="Steps after which a search ends.")] = 32,
-    max_tokens: Annotated[int, typer.Option(help="Longest step.")] = 96,
-    temperature: Annotated[float, typer.Option(help="Of the sampling.")] = 0.7,
-    num_problems: Annotated[int | None, typer.Option(min=1, help="How many problems.")] = None,
+    max_steps: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Steps after which a search ends.")
+    ] = 32,
+    max_tokens: MaxTokens = 96,
+    temperature: Temperature = 0.7,
+    num_problems: NumProblems = None,
     split: Annotated[str, typer.Option(help="Split of the generator: test or tune.")] = "test",
     out: Out = Path("ledom-search"),
     seed: Seed = 0,
@@ -265,20 +288,19 @@ def search(
 
     Example: ledom search --num-problems 50 --out out/search
     """
-    from ledom.data.benchmarks import load_problems
     from ledom.lm.base import Sampling
     from ledom.reward.search import SearchConfig
     from ledom.search_job import SearchJob, search_job
 
+    refuse_unused(context, *unused_by_models(forward, reverse))
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, border, max_steps, sampling)
-    chosen = load_problems(problems, num_problems, split, seed)
+    chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
     use_threads(threads)
     writer = load_model(forward, "forward", device, dtype)
     judge = model_or_none(reverse, "reverse", device, dtype)
-    command = "ledom " + " ".join(sys.argv[1:])
     say(f"{len(chosen)} problems, results in {out}/")
-    report = search_job(SearchJob(chosen, out, writer, judge, config, command), track)
+    report = search_job(SearchJob(chosen, out, writer, judge, config, command_line()), track)
     if report is None:
         return
     show_search(report)
@@ -309,69 +331,5 @@ def tune(
     say(f"weights of {len(tuned.weights)} strategies: {out}")
 
 
-@app.command()
-def explain(
-    question: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
-    solutions: Annotated[
-        list[str], typer.Argument(help="Candidate solutions, or JSONL files of candidates.")
-    ],
-    problem_id: Annotated[
-        str | None, typer.Option("--id", help="Of the files, only this problem's candidates.")
-    ] = None,
-    reverse: Model = "tiny",
-    out: Annotated[Path | None, typer.Option(help="Folder for the same as a page.")] = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-) -> None:
-    """Show which words of a question each candidate solution accounts for.
-
-    Example: ledom explain "Ava has 3 pens and buys 4. How many?" "3 + 4 = 7" "3 - 4 = 1"
-    """
-    from ledom.explain import explain as run
-    from ledom.explain import read_solutions
-    from ledom.records import Problem
-    from ledom.report.report import write_report
-
-    text = sys.stdin.read().strip() if question == "-" else question
-    written = read_solutions(solutions, problem_id)
-    lm = load_model(reverse, "reverse", device, dtype)
-    report = run(Problem(id=problem_id or "question", question=text), written, lm)
-    show_case(report["cases"][0])
-    if out is not None:
-        say(f"page: {write_report(out, report)}")
-
-
-@app.command()
-def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads standard input.")],
-    model: Model = "tiny",
-    direction: Annotated[
-        str, typer.Option(help="forward: write what follows; reverse: what comes before.")
-    ] = "reverse",
-    samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
-    temperature: Annotated[float, typer.Option(help="0 for the most likely token.")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="1 for all.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="Longest text.")] = 256,
-    seed: Seed = 0,
-    device: Device = None,
-    dtype: Dtype = "auto",
-) -> None:
-    """Write what follows a text, or what comes before it.
-
-    Example: ledom generate "#### 42" --samples 3
-    """
-    from ledom.lm.base import Sampling
-
-    sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    lm = load_model(model, direction, device, dtype)
-    for _, generations in lm.generate([text], sampling, samples):
-        for number, made in enumerate(generations):
-            if number:
-                typer.echo("\n" + "-" * 40 + "\n")
-            typer.echo(text + made.text if str(lm.direction) == "forward" else made.text + text)
-
-
-for command in (*cli_data.COMMANDS, *cli_train.COMMANDS):
+for command in (*cli_text.COMMANDS, *cli_data.COMMANDS, *cli_train.COMMANDS):
     app.command()(command)

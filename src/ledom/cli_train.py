@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ledom.cli_options import Device, Threads, use_threads
+from ledom.cli_options import Device, Threads, command_line, use_threads
 from ledom.errors import InputError
 from ledom.terminal import TrainingBar, say, show_plan
 
@@ -81,7 +80,7 @@ def dynamics(
 
     report = compare_runs(runs)
     report["ledom_version"] = ledom.__version__
-    report["command"] = "ledom " + " ".join(sys.argv[1:])
+    report["command"] = command_line()
     page = write_dynamics(out, report)
     for line in claims(report):
         say(line)

@@ -13,7 +13,12 @@ from ledom.report.cases import explained_case
 from ledom.reward.pools import build_pools
 from ledom.reward.score import score_candidates
 
-__all__ = ["explain", "read_solutions"]
+__all__ = ["explain", "is_candidates_file", "read_solutions"]
+
+
+def is_candidates_file(source: str) -> bool:
+    """Whether it names a file of candidates; anything else is a solution itself."""
+    return source.endswith(".jsonl")
 
 
 def read_solutions(sources: Sequence[str], problem_id: str | None = None) -> list[str]:
@@ -24,7 +29,7 @@ def read_solutions(sources: Sequence[str], problem_id: str | None = None) -> lis
     """
     solutions: list[str] = []
     for source in sources:
-        if source.endswith(".jsonl"):
+        if is_candidates_file(source):
             records = read_records(source, Candidate)
             solutions += [c.text for c in records if problem_id in (None, c.problem_id)]
         else:

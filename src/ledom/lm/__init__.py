@@ -71,6 +71,11 @@ def _split(model: str) -> tuple[str, str, list[str]]:
     return prefix, name, options
 
 
+def backend_of(model: str) -> str:
+    """Which backend runs a model of this name: vllm, openai, or the empty text for our own."""
+    return _split(model)[0]
+
+
 def embedded_folder(direction: Direction | str | None) -> Path:
     """Where the embedded model of a direction lies."""
     from ledom.errors import DirectionError

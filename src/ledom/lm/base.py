@@ -31,6 +31,9 @@ from ledom.pairs import PairFormat
 __all__ = ["Generation", "LanguageModel", "Sampling", "Target", "digest"]
 
 
+_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
+
+
 @dataclass(frozen=True)
 class Target:
     """The tokens [start, end) of `ids` whose log-probabilities are wanted.
@@ -64,7 +67,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            f"temperature is {self.temperature}; it must be 0 or more": self.temperature >= 0,
+            f"temperature is {self.temperature}; it must be 0, or from {_COLDEST} to {_HOTTEST}": (
+                self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
+            ),
             f"top_k is {self.top_k}; it must be 0 or more": self.top_k >= 0,
             f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1,
             f"max_tokens is {self.max_tokens}; it must be at least 1": self.max_tokens >= 1,
