@@ -88,14 +88,35 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
         ("model=9b", "key model is '9b': no preset '9b'; the presets are tiny,"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
-        ("data.pair_format={question} {solution}", "the value is not YAML"),
+        ("data.pair_format={question} {solution}", "not YAML: "),
         (
             "data.sources=[{path: a, wieght: 2}]",
             "unknown key data.sources.0.wieght; valid here: path,",
         ),
         ("data.sources=[{path: a, weight: 0}]", "key data.sources.0.weight is 0"),
         ("data.windows=sliding", "key data.windows is 'sliding'"),
-        ("optim.steps=[1", "override 'optim.steps=[1': the value is not YAML"),
+        ("name=/tmp/elsewhere", "key name is '/tmp/elsewhere': the run's folder is named so: give"),
+        ("name=../../x", "key name is '../../x': the run's folder is named so"),
+        ("name='..'", "key name is '..': the run's folder is named so"),
+        ("name=''", "key name is '': the run's folder is named so"),
+        ("name=a/b", "key name is 'a/b': the run's folder is named so"),
+        ('name="a\\0b"', "key name is 'a\\x00b': the run's folder is named so"),
+        ('name="a\\n"', "key name is 'a\\n': the run's folder is named so"),
+        (f"name={'x' * 61}", "the run's folder is named so: give 1 to 60 letters"),
+        (
+            "name=2026-01-01",
+            "name is datetime.date(2026, 1, 1): Input should be a valid string",
+        ),
+        ("optim.muon_lr=.inf", "key optim.muon_lr is inf: Input should be a finite number"),
+        ("optim.muon_lr=1e400", "key optim.muon_lr is '1e400': Input should be a finite number"),
+        ("data.sources=[{path: a, weight: .inf}]", "weight is inf: Input should be a finite"),
+        (f"optim.steps={10**30}", "a number beyond 9223372036854775807"),
+        (f"seed={10**400}", "a number of 401 digits is too large"),
+        (f"seed={'9' * 5000}", "a number of 5000 digits is too large"),
+        ("optim.steps=010", "the number 010 is not decimal"),
+        ("data=&a {<<: *a}", "an alias (*) contains itself"),
+        ("data={train: a, train: b}", "key train stands in line 1 already"),
+        ("optim.steps=[1", "override 'optim.steps=[1': not YAML: "),
     ],
 )
 def test_a_bad_override_is_named(recipe, override, message):
@@ -139,7 +160,7 @@ def test_a_mistyped_key_is_named_before_the_one_it_leaves_missing(tmp_path):
         (b"", "a recipe is a mapping with name, seed, init, data, model, optim, train, par"),
         (b"- a\n- b\n", "a recipe is a mapping"),
         (b"a: [1\n", "not YAML"),
-        (b"name: caf\xe9\n", "cannot be read"),
+        (b"name: caf\xe9\n", "not UTF-8 text"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
@@ -221,7 +242,7 @@ def test_files_are_not_looked_for_unless_asked(recipe):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"none\.yaml: no such file"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="this is a directory"):
         load_recipe(tmp_path)
 
 
@@ -247,3 +268,14 @@ def test_a_saved_recipe_loads_as_the_same(tmp_path, path):
     recipe = load_recipe(path)
     save_recipe(recipe, tmp_path / "run" / "recipe.yaml")
     assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+
+
+def test_a_path_that_cannot_be_is_missing(recipe):
+    for path in ("x" * 5000, '"a\\0b"'):
+        with pytest.raises(RecipeError, match="key data.train is .*: no such file"):
+            load_recipe(recipe, [f"data.train={path}"], files=True)
+
+
+def test_only_the_direction_is_filled_in(recipe):
+    started = load_recipe(recipe, ["init='runs/{0}{x}/{direction}'"])
+    assert started.init_of(Direction.REVERSE) == "runs/{0}{x}/reverse"

@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_opened_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="this is a directory"):
         read_records(tmp_path, Document)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"x\.jsonl: cannot be read"):
+    with pytest.raises(InputError, match=r"x\.jsonl: no such file"):
         read_records(tmp_path / "file" / "x.jsonl", Document)
 
 
@@ -204,3 +204,33 @@ def test_a_device_is_not_replaced(tmp_path):
     with pytest.raises(OutputError, match="no regular file"):
         write_records(tmp_path / "pipe", [Document(id="1", text="x")])
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert read_records(file, Candidate) == [Candidate(**GOOD)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"problem_id": "p", "index": 0, "text": "a", "x": ' + "[" * 3000 + "]" * 3000 + "}",
+        '{"problem_id": "p", "index": 0, "text": "a", "x": ' + "1" * 5000 + "}",
+        '{"problem_id": "p", "index": 0, "text": "a", "x": "\\ud800"}',
+        '{"problem_id": "p", "index": 0, "text": "a", "text": "b"}',
+        '{"problem_id": "p", "index": "' + "9" * 5000 + '", "text": "a"}',
+    ],
+)
+def test_what_no_reader_could_take_back_is_refused(tmp_path, line):
+    file = write_lines(tmp_path / "c.jsonl", GOOD, line)
+    with pytest.raises(InputError) as caught:
+        read_records(file, Candidate)
+    assert str(caught.value).startswith(f"{file}:2: ")
+    assert len(str(caught.value)) < len(str(file)) + 200
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "c.jsonl")
+    with pytest.raises(InputError, match=r"c\.jsonl: this is a pipe or a device"):
+        read_records(tmp_path / "c.jsonl", Candidate)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ledom.cli_options import Out, Seed
 from ledom.errors import InputError, OutputError
 from ledom.terminal import TokenisingBar, say, track
+
+if TYPE_CHECKING:
+    from ledom.data.documents import Documents
 
 __all__ = ["COMMANDS"]
 
@@ -47,7 +50,9 @@ def tokenizer(
     from ledom.data.documents import open_documents
     from ledom.model.tokenizer import train_tokenizer
 
-    texts = islice(open_documents(documents, format, text_key).texts(), num_documents)
+    given = open_documents(documents, format, text_key)
+    _say_notes(given)
+    texts = islice(given.texts(), num_documents)
     first = [*islice(texts, 1)]
     if not first:
         raise InputError(f"{', '.join(documents)}: there are no documents to train on")
@@ -99,6 +104,7 @@ def tokenize(
 
     sbatch = dict(_key_and_value(option) for option in slurm or [])
     given = open_documents(documents, format, text_key)
+    _say_notes(given)
     with TokenisingBar() as on_progress:
         execution = Execution(executor, workers, tasks, sbatch, on_progress)
         store = tokenise(given, Tokenizer.load(tokenizer, eos_token), out, execution)
@@ -111,6 +117,11 @@ def tokenize(
         f"{counts['num_documents']:,} documents, {counts['num_tokens']:,} tokens in "
         f"{len(store.shards)} shards: {out}"
     )
+
+
+def _say_notes(documents: Documents) -> None:
+    for note in documents.notes:
+        say(f"note: {note}")
 
 
 def _key_and_value(option: str) -> tuple[str, str]:

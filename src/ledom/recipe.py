@@ -6,6 +6,7 @@ lists the valid ones, never a default in silence. Each part's config stands besi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -25,8 +27,9 @@ from ledom.config import Config
 from ledom.data.prepare import DataConfig
 from ledom.data.problems import GENERATOR
 from ledom.direction import Direction
-from ledom.errors import RecipeError
+from ledom.errors import InputError, RecipeError
 from ledom.model.presets import ModelConfig
+from ledom.reading import exists, parse_yaml, read_text
 from ledom.records import write_atomically
 from ledom.train.lora import LoraConfig
 from ledom.train.objective import ObjectiveConfig
@@ -34,6 +37,9 @@ from ledom.train.optim import OptimConfig
 from ledom.train.parallel import ParallelConfig
 
 __all__ = ["Recipe", "TrainConfig", "load_recipe", "save_recipe"]
+
+
+_NAME = re.compile(r"\w[\w.-]{0,59}")
 
 
 class TrainConfig(Config):
@@ -77,6 +83,17 @@ class Recipe(Config):
     lora: LoraConfig | None = None
     """Low-rank adapters instead of all weights; `lora: {}` for the defaults."""
 
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        """A run must not write outside the folder of all runs."""
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "the run's folder is named so: give 1 to 60 letters, digits, dots, dashes and "
+                "underscores, a letter or digit first"
+            )
+        return name
+
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
         if self.model is None and self.init is None:
@@ -91,8 +108,13 @@ class Recipe(Config):
         """The data section; a model to start from brings its tokenizer."""
         if self.init is None or self.data.tokenizer is not None:
             return self.data
-        tokenizer = f"{self.init.format(direction=direction)}/tokenizer.json"
+        tokenizer = f"{self.init_of(direction)}/tokenizer.json"
         return self.data.model_copy(update={"tokenizer": tokenizer})
+
+    def init_of(self, direction: Direction) -> str:
+        """The model folder to start from, where there is one."""
+        assert self.init is not None
+        return self.init.replace("{direction}", str(direction))
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool = False) -> Recipe:
@@ -110,7 +132,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool 
     except ValidationError as error:
         raise RecipeError(_explain(error, origin)) from None
     for location, name in _named_files(recipe) if files else ():
-        if not Path(name).exists():
+        if not exists(name):
             key = ".".join(map(str, location))
             raise RecipeError(f"{origin.place(location)}: key {key} is {name!r}: no such file")
     return recipe
@@ -157,38 +179,18 @@ def _items(node: yaml.Node) -> Iterator[tuple[int | str, tuple[yaml.Node, yaml.N
 def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], _Origin]:
     """A recipe's tree of values, and where they come from."""
     try:
-        text = path.read_text(encoding="utf-8")
-        tree, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{path}{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        tree, root = parse_yaml(read_text(path), path)
+    except InputError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(tree, dict) or root is None:
         raise RecipeError(f"{path}: a recipe is a mapping with {', '.join(Recipe.model_fields)}")
-    _refuse_repeated(path, root)
     return tree, _Origin(path, root, overrides)
-
-
-def _refuse_repeated(path: Path, node: yaml.Node) -> None:
-    """YAML would take the last of two equal keys in silence."""
-    seen: dict[int | str, int] = {}
-    for key, (named, value) in _items(node):
-        line = named.start_mark.line + 1
-        if key in seen:
-            raise RecipeError(f"{path}:{line}: key {key} stands in line {seen[key]} already")
-        seen[key] = line
-        _refuse_repeated(path, value)
 
 
 def _named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """The files and folders that a recipe reads, by the key that names each."""
     data = recipe.data
-    if recipe.init is not None and recipe.init == recipe.init.format(direction=""):
+    if recipe.init is not None and "{direction}" not in recipe.init:
         yield ("init",), recipe.init
     for number, source in enumerate(data.sources):
         yield ("data", "sources", number, "path"), source.path
@@ -214,11 +216,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise RecipeError(f"override {override!r}: {parent} is a value, not a group of keys")
     try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+        node[last], _ = parse_yaml(value)
+    except InputError as error:
         raise RecipeError(
-            f"override {override!r}: the value is not YAML; a text with special characters needs "
-            "quotes of its own"
+            f"override {override!r:.200}: {error}; a text with special characters needs quotes of "
+            "its own"
         ) from None
 
 
@@ -236,7 +238,7 @@ def _explain(error: ValidationError, origin: _Origin) -> str:
         return f"{place}: {message}"
     if isinstance(problem["input"], dict):  # the parts of one group
         return f"{place}: key {key}: {message}"
-    return f"{place}: key {key} is {problem['input']!r}: {message}"
+    return f"{place}: key {key} is {problem['input']!r:.80}: {message}"
 
 
 def _valid_keys(location: Sequence[int | str]) -> list[str]:

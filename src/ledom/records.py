@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, TypeVar, get_args
 
 from ledom.errors import InputError, OutputError
+from ledom.reading import check_regular, parse_json
 
 __all__ = [
     "EARLY_STOP",
@@ -28,7 +30,6 @@ __all__ = [
     "Record",
     "Score",
     "Target",
-    "parse_line",
     "read_records",
     "unique_ids",
     "write_atomically",
@@ -76,13 +77,11 @@ class Record:
         expected = cls.types[name]
         if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
             names = " or ".join(t.__name__ for t in expected)
-            raise InputError(f"key {name!r} is {value!r}, expected {names}")
+            raise InputError(f"key {name!r} is {value!r:.80}, expected {names}")
         if name in cls.choices and value not in cls.choices[name]:
             raise InputError(
                 f"key {name!r} is {value!r}, expected {' or '.join(cls.choices[name])}"
             )
-        if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-            raise InputError(f"key {name!r} is {value!r}: it holds one half of a surrogate pair")
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object: its own keys (without those that are None), then `extra`."""
@@ -238,41 +237,21 @@ def unique_ids() -> Callable[[Problem], None]:
     return check
 
 
-def _no_number(name: str) -> None:
-    """Python's JSON reads NaN and Infinity, which no score may be and no other reader takes."""
-    raise ValueError(f"{name} is no number")
-
-
 def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    check_regular(path)
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(BOM_UTF8) if number == 1 else line
                 if not line.strip():
                     continue
                 try:
-                    data = parse_line(line)
+                    data = parse_json(line)
                 except InputError as error:
                     raise InputError(str(error), path=path, line=number) from None
                 yield number, data
-    except FileNotFoundError:
-        raise InputError("no such file", path=path) from None
-    except IsADirectoryError:
-        raise InputError("this is a directory, expected a JSONL file", path=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
-
-
-def parse_line(line: bytes) -> dict[str, Any]:
-    """The JSON object in a line of a JSONL file; raises `InputError`, without a place."""
-    try:
-        data = json.loads(line.decode("utf-8"), parse_constant=_no_number)
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text: {error}") from None
-    except ValueError as error:
-        raise InputError(f"not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"expected a JSON object, found {type(data).__name__}")
-    return data
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -273,3 +274,89 @@ def test_a_local_folder_through_datasets_itself(
     documents = open_documents([f"hub:{tmp_path}"])
     assert list(documents.texts()) == TEXTS
     assert sorted(text for part in parts(documents, 2) for text in part) == sorted(TEXTS)
+
+
+def names(documents: Any) -> list[str]:
+    return [file.name for file, _ in documents.files]
+
+
+def test_hidden_files_are_not_read_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["one"]))
+    for hidden in (".ipynb_checkpoints", ".git", "sub/.cache"):
+        (tmp_path / hidden).mkdir(parents=True)
+        (tmp_path / hidden / "a-checkpoint.jsonl").write_bytes(jsonl(["one"]))
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "notes.md").touch()
+    documents = open_documents([str(tmp_path)])
+    assert list(documents.texts()) == ["one"]
+    assert documents.notes == (
+        "4 hidden: not read (.DS_Store, .cache, .git, ...)",
+        "1 of other formats: not read (.md)",
+    )
+    # A hidden folder that is named is meant.
+    assert list(open_documents([str(tmp_path / ".git")]).texts()) == ["one"]
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    (corpus / "sub").mkdir(parents=True)
+    elsewhere.mkdir()
+    for folder, text in ((corpus, "a"), (corpus / "sub", "b"), (elsewhere, "c")):
+        (folder / f"{text}.jsonl").write_bytes(jsonl([text]))
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "again").symlink_to(corpus / "sub")
+    (corpus / "z.jsonl").symlink_to(corpus / "a.jsonl")
+    (corpus / "sub" / "up").symlink_to(corpus)
+    (elsewhere / "top").symlink_to(tmp_path)
+    (corpus / "lost.jsonl").symlink_to(tmp_path / "nothing")
+    os.mkfifo(corpus / "pipe.jsonl")
+    documents = open_documents([str(corpus), str(corpus / "a.jsonl")])
+    assert names(documents) == ["a.jsonl", "b.jsonl", "c.jsonl"]
+    assert sorted(documents.texts()) == ["a", "b", "c"]
+    assert dict(note.split(":")[::-1] for note in documents.notes) == {
+        " not followed (top, up)": "2 linked to a folder that it lies in",
+        " not read (lost.jsonl, pipe.jsonl)": "2 no regular file, or a link to nothing",
+        " read once (a.jsonl, sub, z.jsonl)": (
+            "3 named twice, through links or on the command line"
+        ),
+    }
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "d.jsonl")
+    for name in (tmp_path / "d.jsonl", "/dev/zero"):
+        with pytest.raises(InputError, match=r"(d\.jsonl|zero): this is a pipe or a device; write"):
+            open_documents([str(name)], "jsonl")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    for name, content in {"a.jsonl": jsonl(TEXTS), "b.txt": b"text", "c.txt": mark}.items():
+        (tmp_path / name).write_bytes(mark + content)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(mark + jsonl(["packed"])))
+    documents = open_documents([str(tmp_path)])
+    wanted = [*TEXTS, "text", "\ufeff", "packed"]  # only the first mark of a file is one
+    for count in range(1, 60):
+        assert [text for part in parts(documents, count) for text in part] == wanted
+
+
+def test_options_without_effect_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(InputError, match="text key 'content': plain text has no keys"):
+        open_documents([str(tmp_path)], text_key="content")
+    with pytest.raises(InputError, match="format 'lines': a dataset on the hub has its own"):
+        open_documents(["hub:name"], "lines")
+
+
+def test_settings_tell_a_file_of_equal_size_and_time(tmp_path: Path) -> None:
+    file = tmp_path / "d.txt"
+    for size in (10, 1_000_000):
+        states = set()
+        for place in (None, 0, size // 2, size - 1):
+            content = bytearray(b"x" * size)
+            if place is not None:
+                content[place] = ord("y")
+            file.write_bytes(content)
+            os.utime(file, ns=(1, 1))
+            states.add(str(open_documents([str(file)]).settings()))
+        assert len(states) == 4

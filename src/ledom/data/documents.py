@@ -14,17 +14,20 @@ import hashlib
 import io
 import os
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from ledom.data.folders import FileFinder
 from ledom.errors import InputError, MissingExtraError
-from ledom.records import parse_line
+from ledom.reading import check_regular, parse_json
 
 __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_documents"]
 
 HUB = "hub:"
+TEXT_KEY = "text"
 _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -33,6 +36,7 @@ _SUFFIXES = {
 }
 _COMPRESSED = {".gz", ".zst"}
 _BLOCK_BYTES = 1 << 20
+_SAMPLE_BYTES = 1 << 16  # that a file's state depends on, at its start, middle and end
 _ROWS = 256  # of Parquet, held at a time
 
 
@@ -47,6 +51,10 @@ class Documents(Protocol):
     def source(self) -> str:
         """Where they come from, for cards."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was found and is not read, a line each."""
+
     def settings(self) -> dict[str, Any]:
         """What tells these documents from others, for a run that goes on later."""
 
@@ -55,7 +63,7 @@ class Documents(Protocol):
 
 
 def open_documents(
-    named: Sequence[str], format: str | None = None, text_key: str = "text"
+    named: Sequence[str], format: str | None = None, text_key: str = TEXT_KEY
 ) -> Documents:
     """The documents of some files and folders, or of one dataset `hub:NAME[,key=value...]`.
 
@@ -67,37 +75,47 @@ def open_documents(
     if any(name.startswith(HUB) for name in named):
         if len(named) > 1:
             raise InputError(f"{HUB}NAME stands alone; tokenise other documents to another folder")
+        if format is not None:
+            raise InputError(f"format {format!r}: a dataset on the hub has its own; leave it out")
         return HubDocuments.parse(named[0], text_key)
-    files = [file for name in named for file in _find(Path(name).absolute(), format)]
-    return FileDocuments(
-        tuple((file, format or _format_of(file) or "") for file in files), text_key
-    )
+    finder = FileFinder()
+    files = [
+        (file, format or _format_of(file) or "")
+        for name in named
+        for file in _find(Path(name).absolute(), format, finder)
+    ]
+    if text_key != TEXT_KEY and {kind for _, kind in files} <= {"text", "lines"}:
+        raise InputError(f"text key {text_key!r}: plain text has no keys; leave it out")
+    return FileDocuments(tuple(files), text_key, finder.notes)
 
 
-def _find(path: Path, format: str | None) -> list[Path]:
+def _find(path: Path, format: str | None, finder: FileFinder) -> list[Path]:
     """A file itself, or the files of a known (or the given) format in a folder, by name."""
     if path.is_dir():
-        found = sorted(
-            file
-            for file in path.rglob("*")
-            if file.is_file() and _format_of(file) and not file.name.startswith(".")
-        )
+        found = [file for file in finder.under(path) if _is_of_format(file, finder)]
         if not found:
             raise InputError(
                 f"no files in this folder end in {', '.join(_SUFFIXES)} (or these with .gz or "
                 ".zst); name the files",
                 path=path,
             )
-        return found
-    if not path.is_file():
-        raise InputError("no such file", path=path)
-    if format is None and _format_of(path) is None:
-        raise InputError(
-            f"its name ends in none of {', '.join(_SUFFIXES)} (or these with .gz or .zst); give "
-            f"the format: {', '.join(FORMATS)}",
-            path=path,
-        )
-    return [path]
+    else:
+        check_regular(path)
+        found = [path]
+        if format is None and _format_of(path) is None:
+            raise InputError(
+                f"its name ends in none of {', '.join(_SUFFIXES)} (or these with .gz or .zst); "
+                f"give the format: {', '.join(FORMATS)}",
+                path=path,
+            )
+    return [file for file in found if finder.once(file)]
+
+
+def _is_of_format(file: Path, finder: FileFinder) -> bool:
+    if _format_of(file) is None:
+        finder.skip("{} of other formats: not read", file.suffix or file.name)
+        return False
+    return True
 
 
 def _format_of(file: Path) -> str | None:
@@ -110,7 +128,8 @@ class FileDocuments:
     """The documents of (file, format) after (file, format)."""
 
     files: tuple[tuple[Path, str], ...]
-    text_key: str = "text"
+    text_key: str = TEXT_KEY
+    notes: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -124,11 +143,15 @@ class FileDocuments:
         return f"{Path(os.path.commonpath(files)).name} ({len(files)} files)"
 
     def settings(self) -> dict[str, Any]:
-        """Names, sizes and times of the files, by one hash; formats and key."""
+        """Names, sizes, times and samples of the files, by one hash; formats and key."""
         digest = hashlib.sha256()
         for file, format in self.files:
             found = file.stat()
             digest.update(f"{file} {format} {found.st_size} {found.st_mtime_ns}\n".encode())
+            with file.open("rb") as source:
+                for start in (0, found.st_size // 2, max(0, found.st_size - _SAMPLE_BYTES)):
+                    source.seek(start)
+                    digest.update(source.read(_SAMPLE_BYTES))
         files = f"{len(self.files)} files, {self.num_bytes} bytes, state {digest.hexdigest()[:12]}"
         return {"documents": files, "text_key": self.text_key}
 
@@ -157,7 +180,7 @@ class HubDocuments:
     config: str | None = None
     split: str = "train"
     revision: str | None = None
-    text_key: str = "text"
+    text_key: str = TEXT_KEY
 
     @classmethod
     def parse(cls, written: str, text_key: str) -> HubDocuments:
@@ -178,6 +201,10 @@ class HubDocuments:
     @property
     def num_bytes(self) -> None:
         return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def source(self) -> str:
@@ -213,7 +240,7 @@ def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[str]:
     for line in lines:
         if line.strip():
             try:
-                text = _text_of(parse_line(line), key)
+                text = _text_of(parse_json(line), key)
             except InputError as error:
                 raise InputError(str(error), path=file, line=lines.number()) from None
             yield text
@@ -293,6 +320,11 @@ class _Lines:
         self._skipped = 0  # bytes before the first line
 
     def __iter__(self) -> Iterator[bytes]:
+        for line in self._whole():
+            starts_file = self._count == 1 and self._skipped == 0
+            yield line.removeprefix(BOM_UTF8) if starts_file else line
+
+    def _whole(self) -> Iterator[bytes]:
         if self._file.suffix in _COMPRESSED:
             if self._start == 0:
                 with _unpack(self._file) as source:

@@ -163,7 +163,7 @@ def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> 
     """
     start = None
     if recipe.init is not None:
-        start = load_checkpoint(recipe.init.format(direction=direction), direction, turn=True)
+        start = load_checkpoint(recipe.init_of(direction), direction, turn=True)
         if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
             raise RecipeError(
                 f"key init: {recipe.init} has another tokenizer than the data; give its "

@@ -306,7 +306,7 @@ def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
     """The model's shape and vocabulary: the recipe's, or those of the model it starts from."""
     if recipe.model is None:
         assert recipe.init is not None  # the recipe's own check
-        folder = Path(recipe.init.format(direction=Direction.FORWARD))
+        folder = Path(recipe.init_of(Direction.FORWARD))
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json here; give a model folder as init")
         config = json.loads((folder / "config.json").read_text())

@@ -1,0 +1,72 @@
+"""The files under a folder, each once, and a word on everything that is left out.
+
+Hidden files and folders (`.git`, `.ipynb_checkpoints`, `.DS_Store`) are other programs' affair.
+Links are followed; one that leads back to where it lies is not, and what several links lead to is
+taken once. This module knows nothing of formats.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ledom.errors import InputError
+
+__all__ = ["FileFinder"]
+
+_SHOWN = 3  # examples in a note
+
+
+class FileFinder:
+    """Finds files; `notes` says what it left out so far."""
+
+    def __init__(self) -> None:
+        self._seen: set[Path] = set()
+        self._skipped: dict[str, Counter[str]] = {}
+
+    def once(self, file: Path) -> bool:
+        """Whether this file is found for the first time, whatever name it goes by."""
+        real = file.resolve()
+        if real in self._seen:
+            self.skip("{} named twice, through links or on the command line: read once", file.name)
+            return False
+        self._seen.add(real)
+        return True
+
+    def under(self, folder: Path) -> Iterator[Path]:
+        """The regular files in a folder and all folders in it, by name.
+
+        Raises `InputError` for a folder that cannot be read.
+        """
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", path=folder) from None
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                self.skip("{} hidden: not read", entry.name)
+            elif entry.is_dir():
+                if entry.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+                    self.skip("{} linked to a folder that it lies in: not followed", entry.name)
+                elif self.once(path):
+                    yield from self.under(path)
+            elif entry.is_file():
+                yield path
+            else:
+                self.skip("{} no regular file, or a link to nothing: not read", entry.name)
+
+    def skip(self, reason: str, example: str) -> None:
+        """Count something that is left out; `{}` in the reason stands for how many."""
+        self._skipped.setdefault(reason, Counter())[example] += 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each reason, with how many and some of their names."""
+        return tuple(
+            f"{reason.format(found.total())} ({', '.join(sorted(found)[:_SHOWN])}"
+            f"{', ...' if len(found) > _SHOWN else ''})"
+            for reason, found in self._skipped.items()
+        )
