@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledom.data import prepare
-from ledom.data.prepare import DataConfig, PreparedData, prepare_data
+from ledom.data.prepare import DataConfig, PreparedData, SourceConfig, prepare_data
 from ledom.data.problems import split_of
 from ledom.data.shards import TokenStore, write_store
 from ledom.data.windows import Windows
@@ -160,6 +160,27 @@ def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
             prepare_data(config, tmp_path / "data")
     data = prepare_data(config, tmp_path / "data")
     assert train_texts(data) + texts_of(data, data.valid) == texts[1:] + texts[:1]
+
+
+def test_a_recipe_names_the_eos_that_no_file_does(tmp_path, tokenizer):
+    own = tmp_path / "tokenizer.json"
+    own.write_text(tokenizer.backend.to_str().replace(json.dumps(EOS_TOKEN), '"</s>"'))
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own))
+    with pytest.raises(CheckpointError, match=r"no token '<\|end\|>'.* data\.eos_token"):
+        prepare_data(config, tmp_path / "data")
+    config = config.model_copy(update={"eos_token": "</s>"})
+    data = prepare_data(config, tmp_path / "data")
+    assert data.tokenizer.eos_token == "</s>"
+    assert data.sources[0].store.eos_id == data.tokenizer.eos_id
+    sources = (SourceConfig(path=str(tmp_path / "data" / "train")),)
+    other = DataConfig(
+        sources=sources, valid=str(tmp_path / "data" / "valid"), tokenizer=str(own), eos_token="a"
+    )
+    with pytest.raises(InputError, match=r"documents end with token 0, the run's with 'a'"):
+        prepare_data(other, tmp_path / "mixed")
+    with pytest.raises(RecipeError, match=r"data\.eos_token is 'a' without data\.tokenizer"):
+        prepare_data(DataConfig(num_documents=3, eos_token="a"), tmp_path / "trained")
 
 
 def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, tokenizer):

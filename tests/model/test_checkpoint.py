@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models
 
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
@@ -36,6 +38,16 @@ def test_equal_seeds_give_equal_weights(tokenizer, tiny_config):
         assert torch.equal(weight, again.state_dict()[name])
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
     assert first.config.vocab_size == tokenizer.vocab_size
+
+
+def test_a_vocabulary_with_holes_has_room_for_its_largest_id(tmp_path, tiny_config):
+    vocabulary = {"<|end|>": 0, "a": 1, "b": 9}
+    holes = Tokenizer(RustTokenizer(models.WordLevel(vocabulary, unk_token="a")))
+    model = build_model(tiny_config, holes, 0)
+    assert model.config.vocab_size == 10
+    save_checkpoint(tmp_path / "m", model, holes, Direction.FORWARD, PairFormat())
+    (ids,) = load_checkpoint(tmp_path / "m").tokenizer.encode_ids(["b"])
+    assert model(torch.tensor([ids])).logits.shape == (1, 1, 10)
 
 
 @pytest.mark.parametrize("direction", Direction)
@@ -175,8 +187,59 @@ def test_a_damaged_config_is_refused(folder, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(folder, "reverse")
-    assert str(caught.value).startswith(f"{folder}: cannot be loaded: ")
+    assert str(caught.value).startswith(f"{folder}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_attention_heads", 0, "is 0; it must be a whole number above 0"),
+        ("num_hidden_layers", -1, "is -1; it must be a whole number above 0"),
+        ("hidden_size", "32", "is '32'; it must be"),
+        ("vocab_size", 400.5, "is 400.5; it must be"),
+        ("ledom_pair_format", 3, "is 3; it must be a text"),
+        ("ledom_pair_format", "{question}", "pair format '{question}' needs"),
+        ("ledom_solution_style", ["plain"], "is ['plain']; it must be a text"),
+        ("ledom_solution_style", "verse", "solution style 'verse'; the styles are as written"),
+    ],
+)
+def test_a_bad_value_in_the_config_is_named(folder, key, value, message):
+    change_config(folder, **{key: value})
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    prefix = "" if "style '" in message or "pair format '" in message else f"{key} "
+    assert str(caught.value).startswith(f"{folder / 'config.json'}: {prefix}{message}")
+
+
+class Opens:
+    """What a pickle may do when it is read."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_of_code_is_refused_unread(folder, tmp_path, legacy):
+    (folder / "model.safetensors").unlink()
+    weights = {"lm_head.weight": Opens(tmp_path / "ran")}
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="pickle .* could run code") as caught:
+        load_checkpoint(folder)
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_of_a_models_own_is_refused(folder):
+    change_config(
+        folder, model_type="other", auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "c.M"}
+    )
+    with pytest.raises(CheckpointError, match="needs Python code of its own"):
+        load_checkpoint(folder)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(folder, problems):

@@ -108,6 +108,26 @@ def test_which_token_is_eos(folder, configured, asked, eos_id):
     assert Tokenizer.load(folder / "tokenizer.json", asked).eos_id == eos_id
 
 
+@pytest.mark.parametrize("token", ["<a>", {"content": "<a>"}])
+def test_eos_may_stand_in_the_map_of_special_tokens(folder, token):
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": token}))
+    assert Tokenizer.load(folder).eos_id == 1
+
+
+@pytest.mark.parametrize("config", ["[]", '{"eos_token": 3}', '{"eos_token": {"content": 3}}'])
+def test_a_config_that_makes_no_sense_is_refused(folder, config):
+    (folder / "tokenizer_config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: "):
+        Tokenizer.load(folder)
+
+
+def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id_asks(tmp_path):
+    backend = RustTokenizer(models.WordLevel({EOS_TOKEN: 0, "a": 1, "b": 9}, unk_token="a"))
+    assert backend.get_vocab_size() == 3
+    assert Tokenizer(backend).vocab_size == 10
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer):
     tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)

@@ -83,6 +83,8 @@ class DataConfig(Config):
     in the same style."""
     tokenizer: str | None = None
     """A tokenizer.json to use; nothing trains one."""
+    eos_token: str | None = None
+    """The token that ends documents, where the files beside `tokenizer` name none or another."""
     vocab_size: PositiveInt = 2048
     """Size of a newly trained vocabulary."""
     drill_share: NonNegativeFloat = Field(default=0.0, lt=1)
@@ -115,7 +117,7 @@ class PreparedData:
         """`folder` is where `prepare_data` put the data of a recipe without sources."""
         named = () if config is None else config.sources
         if config is not None and named:
-            self.tokenizer = Tokenizer.load(config.tokenizer or named[0].path)
+            self.tokenizer = Tokenizer.load(config.tokenizer or named[0].path, config.eos_token)
             self.sources = tuple(Source(TokenStore(s.path), s.weight) for s in named)
             self.valid = TokenStore(config.valid or "")
         else:
@@ -123,6 +125,13 @@ class PreparedData:
             self.sources = (Source(TokenStore(folder / "train")),)
             self.valid = TokenStore(folder / "valid")
         for store in (*(source.store for source in self.sources), self.valid):
+            if store.eos_id != self.tokenizer.eos_id:
+                raise InputError(
+                    f"its documents end with token {store.eos_id}, the run's with "
+                    f"{self.tokenizer.eos_token!r}, {self.tokenizer.eos_id}; change "
+                    "data.eos_token, or tokenize again",
+                    path=store.folder,
+                )
             if store.manifest["tokenizer"] != self.tokenizer.fingerprint:
                 raise InputError(
                     "was made with another tokenizer than the run's; tokenise again, with the "
@@ -177,10 +186,15 @@ def _prepare(config: DataConfig, folder: Path) -> None:
         return
     train, valid, origins = _sources(config)
     if config.tokenizer is None:
+        if config.eos_token is not None:
+            raise RecipeError(
+                f"key data.eos_token is {config.eos_token!r} without data.tokenizer; a tokenizer "
+                "that is trained here has its own"
+            )
         sample = (text for _, text in zip(range(_TOKENIZER_SAMPLE), train(), strict=False))
         tokenizer = train_tokenizer(sample, config.vocab_size)
     else:
-        tokenizer = Tokenizer.load(config.tokenizer)
+        tokenizer = Tokenizer.load(config.tokenizer, config.eos_token)
     tokenizer.save(folder)
     write_store(folder / "train", train(), tokenizer, source=config.train)
     notes = {"source": config.valid or config.train, **origins}

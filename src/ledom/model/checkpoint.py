@@ -11,17 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -33,8 +34,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from ledom.direction import Direction
-from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
+from ledom.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
 from ledom.model import attention
+from ledom.model.folder import hash_files, loaded_files, read_json_object
 from ledom.model.presets import ModelConfig
 from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import PairFormat
@@ -52,13 +54,18 @@ __all__ = [
 
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY = "ledom_solution_style"
-_FINGERPRINT_BYTES = 2**24  # of each file
+_SIZES = (  # of a model, as the architectures call them
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
+    *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
+)
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
     """What a model folder says besides its weights."""
 
+    folder: Path
     tokenizer: Tokenizer
     direction: Direction
     pair_format: PairFormat
@@ -66,8 +73,13 @@ class CheckpointInfo:
     """Whether the model was trained on documents with EOS in front (in reading order)."""
     context: int
     """Longest text in tokens."""
-    fingerprint: str
-    """Changes with the model's config, tokenizer or weights."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with any byte that decides what the model computes, and with how it is used."""
+        use = [self.direction, self.tokenizer.eos_token, self.framed]
+        identity = f"{hash_files(loaded_files(self.folder))} {use}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -155,24 +167,47 @@ def read_checkpoint_info(
     neither is there, `CheckpointError` for a folder that is missing, incomplete or damaged.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: no config.json here; give a model folder")
+    _check_sizes(folder, read_json_object(folder / "config.json"))
     tokenizer = Tokenizer.load(folder, eos_token)
     with _readable(folder):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     recorded = getattr(config, DIRECTION_KEY, None)
     chosen = choose_direction(folder, None if turn else recorded, direction)
     return CheckpointInfo(
+        folder=folder,
         tokenizer=tokenizer,
         direction=chosen,
-        pair_format=PairFormat(
-            getattr(config, _FORMAT_KEY, PairFormat.template),
-            getattr(config, _STYLE_KEY, PairFormat.style),
-        ),
+        pair_format=_pair_format(folder, config),
         framed=recorded is not None or chosen is Direction.REVERSE,
         context=_context(config),
-        fingerprint=_fingerprint(folder),
     )
+
+
+def _check_sizes(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for a size that no model has, such as no heads or -1 layers."""
+    text_config = config.get("text_config")
+    parts = (config, text_config) if isinstance(text_config, dict) else (config,)
+    for key, size in ((key, part[key]) for part in parts for key in _SIZES if key in part):
+        if isinstance(size, bool | str | float) or (isinstance(size, int) and size < 1):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {key} is {size!r}; it must be a whole number above 0"
+            )
+
+
+def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
+    template = getattr(config, _FORMAT_KEY, PairFormat.template)
+    style = getattr(config, _STYLE_KEY, PairFormat.style)
+    for key, value in ((_FORMAT_KEY, template), (_STYLE_KEY, style)):
+        if not isinstance(value, str):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {key} is {value!r}; it must be a text"
+            )
+    try:
+        return PairFormat(template, style)
+    except InputError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
 def _context(config: PretrainedConfig) -> int:
@@ -196,12 +231,14 @@ def load_checkpoint(
     other direction is taken too, to be trained in the given one.
     """
     info = read_checkpoint_info(folder, direction, eos_token, turn)
+    loaded_files(info.folder)  # refuses what cannot be read, or is no whole model
     with _readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            Path(folder),
+            info.folder,
             dtype=dtype,
             attn_implementation=attention.IMPLEMENTATION,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     model, report = loaded
     if report["missing_keys"]:  # transformers fills these at random
@@ -223,27 +260,25 @@ def _readable(folder: str | Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (
-        SafetensorError,
-        StrictDataclassError,
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-    ) as error:
-        reason = textwrap.shorten(str(error), 300) or type(error).__name__
-        raise CheckpointError(f"{folder}: cannot be loaded: {reason}") from error
+    except LedomError:
+        raise
+    except Exception as error:  # whatever transformers raises for files that others made
+        raise CheckpointError(f"{folder}: cannot be loaded: {_reason(error)}") from error
 
 
-def _fingerprint(folder: Path) -> str:
-    """A hash of the small files and of the start and size of the large ones: quick at any size."""
-    digest = hashlib.sha256()
-    names = ("config.json", "tokenizer.json")
-    for file in [*(folder / name for name in names), *sorted(folder.glob("*.safetensors"))]:
-        with file.open("rb") as contents:
-            digest.update(f"{file.name} {file.stat().st_size} ".encode())
-            digest.update(contents.read(_FINGERPRINT_BYTES))
-    return digest.hexdigest()[:16]
+def _reason(error: Exception) -> str:
+    """Why transformers cannot read a folder, in one line, without its advice to run its code."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, pickle.UnpicklingError):
+            return (
+                "the weights are a damaged pickle or one that holds more than tensors, and reading "
+                "such a file could run code; give the model's safetensors"
+            )
+        cause = cause.__cause__ or cause.__context__
+    if "trust_remote_code" in str(error):
+        return "the model needs Python code of its own, which ledom does not run"
+    return textwrap.shorten(str(error), 300) or type(error).__name__
 
 
 @contextmanager

@@ -11,12 +11,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.errors import CheckpointError, InputError, OutputError
+from ledom.model.folder import read_json_object
+from ledom.reading import check_regular
 
 __all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "train_tokenizer"]
 
@@ -45,7 +48,8 @@ class Tokenizer:
         if eos_id is None:
             raise CheckpointError(
                 f"the tokenizer has no token {eos_token!r}; a reverse model starts from the "
-                "document-end token, so name the right one as eos_token"
+                "document-end token, so name the right one as eos_token (of a model), --eos-token "
+                "(of a command) or data.eos_token (in a recipe)"
             )
         self.eos_id: int = eos_id
 
@@ -53,12 +57,15 @@ class Tokenizer:
     def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
         """Load tokenizer.json from a file or a checkpoint folder.
 
-        `eos_token` defaults to the folder's tokenizer_config.json entry, else to `<|end|>`.
+        `eos_token` defaults to the entry of tokenizer_config.json or special_tokens_map.json beside
+        it, else to `<|end|>`.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
-        if not file.is_file():
-            raise CheckpointError(f"{file}: no such file; a checkpoint needs its tokenizer.json")
+        try:
+            check_regular(file)
+        except InputError as error:
+            raise CheckpointError(f"{error}; a checkpoint needs its tokenizer.json") from None
         try:
             backend = RustTokenizer.from_file(str(file))
         except Exception as error:  # the binding raises bare Exception
@@ -83,10 +90,11 @@ class Tokenizer:
         except Exception as error:  # the binding raises bare Exception
             raise OutputError(f"{folder}: the tokenizer cannot be written: {error}") from error
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of tokens, the added ones included."""
-        return int(self.backend.get_vocab_size(with_added_tokens=True))
+        """The largest id + 1, added tokens included: more than there are tokens if ids are left
+        out."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def fingerprint(self) -> str:
@@ -138,12 +146,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
 
 
 def _configured_eos(folder: Path) -> str | None:
-    file = folder / "tokenizer_config.json"
-    if not file.is_file():
-        return None
-    try:
-        eos = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file}: not JSON: {error}") from None
-    token = eos["content"] if isinstance(eos, dict) else eos
-    return None if token is None else str(token)
+    """The EOS that the files beside tokenizer.json name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            token = _token(folder / name, "eos_token")
+            if token is not None:
+                return token
+    return None
+
+
+def _token(file: Path, key: str) -> str | None:
+    """A special token's text, which such files write plainly or in an object."""
+    value = read_json_object(file).get(key)
+    token = value.get("content") if isinstance(value, dict) else value
+    if token is not None and not isinstance(token, str):
+        raise CheckpointError(f"{file}: {key} is {value!r}; it must be a token's text")
+    return token

@@ -163,7 +163,8 @@ def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> 
     """
     start = None
     if recipe.init is not None:
-        start = load_checkpoint(recipe.init_of(direction), direction, turn=True)
+        folder, eos_token = recipe.init_of(direction), recipe.data.eos_token
+        start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
         if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
             raise RecipeError(
                 f"key init: {recipe.init} has another tokenizer than the data; give its "

@@ -320,7 +320,7 @@ def _vocab_size(data: DataConfig) -> int:
     named = data.tokenizer
     if named is None and data.sources and Path(data.sources[0].path).exists():
         named = data.sources[0].path
-    return data.vocab_size if named is None else Tokenizer.load(named).vocab_size
+    return data.vocab_size if named is None else Tokenizer.load(named, data.eos_token).vocab_size
 
 
 def _shards(recipe: Recipe, setup: Setup) -> int:

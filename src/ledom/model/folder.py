@@ -1,0 +1,143 @@
+"""The files of a model folder: which of them are loaded, and a hash of every byte of those.
+
+A file is hashed once: its digest is kept in the user's cache folder (`XDG_CACHE_HOME`, else
+`~/.cache`) for as long as the file's place, size, inode and times stay as they were. Where that
+folder cannot be written, files are hashed anew each time. This module knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ledom.errors import CheckpointError, InputError, OutputError
+from ledom.reading import check_regular, read_text
+from ledom.records import write_atomically
+
+__all__ = ["file_digest", "hash_files", "loaded_files", "read_json_object", "weight_files"]
+
+_WEIGHTS = (  # the order in which transformers looks for them
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+_CACHED_BYTES = 2**20  # from which a digest is worth keeping
+_SETTLED_SECONDS = 2.0  # a file changed again sooner may keep its times
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises `CheckpointError` for anything else there."""
+    try:
+        value = json.loads(read_text(file))  # NaN and infinities too, which some models have
+    except InputError as error:
+        raise CheckpointError(str(error)) from None
+    except RecursionError:
+        raise CheckpointError(f"{file}: nested too deeply") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
+    """The files that hold a model's weights, an index of them first.
+
+    Raises `CheckpointError` for an adapter, and where a file is missing or not a regular one.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder}: this is an adapter (adapter_config.json), not a whole model; merge it into "
+            "its base model with peft's merge_and_unload() and save the result with its tokenizer"
+        )
+    named = config.get("transformers_weights")
+    names = _WEIGHTS if named is None else (str(named),)
+    found = next((folder / name for name in names if (folder / name).exists()), None)
+    if found is None:
+        raise CheckpointError(f"{folder}: no weights here; expected {' or '.join(names)}")
+    if not found.name.endswith(".index.json"):
+        return [_regular(found)]
+    shards = read_json_object(found).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{found}: no weight_map from tensors to files")
+    return [found, *(_regular(folder / name) for name in sorted(set(shards.values())))]
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """Every file of a model folder that decides what the model computes."""
+    config = read_json_object(folder / "config.json")
+    small = [_regular(folder / name) for name in _SMALL_FILES if (folder / name).exists()]
+    return small + weight_files(folder, config)
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """SHA-256 over the names and contents of files, wherever they lie."""
+    with ThreadPoolExecutor(max_workers=min(len(files), os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(file_digest, files))
+    lines = [f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's bytes; raises `CheckpointError` where it cannot be read."""
+    try:
+        status = file.stat()
+        place = str(file.resolve())
+        changed = (status.st_mtime_ns, status.st_ctime_ns)
+        state = [place, status.st_size, *changed, status.st_ino, status.st_dev]
+        worth_keeping = status.st_size >= _CACHED_BYTES
+        entry = _cache_entry(place) if worth_keeping else None
+        if entry is not None and (known := _known_digest(entry, state)) is not None:
+            return known
+        began = time.time()
+        with file.open("rb") as contents:
+            digest = hashlib.file_digest(contents, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
+    if entry is not None and began - max(changed) / 1e9 > _SETTLED_SECONDS:
+        with suppress(OutputError, OSError), write_atomically(entry) as out:
+            json.dump([state, digest], out)
+    return digest
+
+
+def _known_digest(entry: Path, state: list[Any]) -> str | None:
+    """The digest kept for a file in this state."""
+    try:
+        kept, digest = json.loads(entry.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+    return str(digest) if kept == state else None
+
+
+def _cache_entry(place: str) -> Path | None:
+    """Where the digest of the file at `place` is kept; None without a cache folder."""
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # there is no home
+        return None
+    name = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()
+    return Path(root) / "ledom" / "digests" / f"{name}.json"
+
+
+def _regular(file: Path) -> Path:
+    """The file; raises `CheckpointError` for none, a folder or a pipe."""
+    try:
+        check_regular(file)
+    except InputError as error:
+        raise CheckpointError(str(error)) from None
+    return file

@@ -1,0 +1,212 @@
+"""Which files of a model folder are loaded, and the hash of every byte of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ledom.errors import CheckpointError
+from ledom.model import folder as module
+from ledom.model.checkpoint import read_checkpoint_info
+from ledom.model.folder import file_digest, read_json_object, weight_files
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own, for files of any age and size."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_CACHED_BYTES", 0)
+    monkeypatch.setattr(module, "_SETTLED_SECONDS", -1.0)
+    return tmp_path / "cache" / "ledom" / "digests"
+
+
+@pytest.fixture
+def model(tmp_path: Path, checkpoints: dict[str, Path]) -> Path:
+    return Path(shutil.copytree(checkpoints["reverse"], tmp_path / "model"))
+
+
+def fingerprint(folder: Path, **options: str) -> str:
+    return read_checkpoint_info(folder, **options).fingerprint
+
+
+def test_a_digest_is_that_of_every_byte(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    contents = bytearray(2**24 + 1)
+    file.write_bytes(contents)
+    assert file_digest(file) == hashlib.sha256(contents).hexdigest()
+    contents[-1] = 1
+    file.write_bytes(contents)
+    assert file_digest(file) == hashlib.sha256(contents).hexdigest()
+
+
+def test_a_known_file_is_not_read_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"1234")
+    first = file_digest(file)
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(hashlib, "file_digest", None)
+    assert file_digest(file) == first
+
+
+def test_a_changed_file_is_read_again_though_it_looks_the_same(tmp_path: Path) -> None:
+    """Written in place, with size and modification time as before."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"1234")
+    before, times = file_digest(file), file.stat()
+    time.sleep(0.02)  # a clock tick of the file system
+    file.write_bytes(b"1235")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file_digest(file) != before
+
+
+def test_the_digest_of_a_file_just_written_is_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLED_SECONDS", 60.0)
+    file = tmp_path / "weights"
+    file.write_bytes(b"1234")
+    file_digest(file)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("kept", [b"", b"{", b"[1, 2]", b"[]", b"null", b"\xff", b"7"])
+def test_a_damaged_cache_is_not_believed(tmp_path: Path, cache: Path, kept: bytes) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"1234")
+    digest = file_digest(file)
+    (entry,) = cache.iterdir()
+    entry.write_bytes(kept)
+    assert file_digest(file) == digest
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/ledom"])
+def test_it_works_without_a_place_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", place)
+    file = tmp_path / "weights"
+    file.write_bytes(b"1234")
+    assert file_digest(file) == hashlib.sha256(b"1234").hexdigest()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+)
+def test_every_file_that_is_loaded_decides(model: Path, name: str) -> None:
+    before = fingerprint(model)
+    contents = bytearray((model / name).read_bytes())
+    if name.endswith(".json"):
+        contents += b" "
+    else:
+        contents[-1] ^= 1
+    (model / name).write_bytes(contents)
+    assert fingerprint(model) != before
+
+
+def test_other_files_do_not_decide(model: Path) -> None:
+    before = fingerprint(model)
+    for name in ("README.md", "optimizer.bin", "other.safetensors", "pytorch_model.bin"):
+        (model / name).write_text("not loaded: model.safetensors is there")
+    assert fingerprint(model) == before
+    assert fingerprint(Path(shutil.copytree(model, model.with_name("copy")))) == before
+
+
+def test_how_a_model_is_used_decides(model: Path) -> None:
+    assert fingerprint(model) != fingerprint(model, eos_token="a")
+    config = read_json_object(model / "config.json")
+    del config["ledom_direction"]
+    (model / "config.json").write_text(json.dumps(config))
+    assert fingerprint(model, direction="forward") != fingerprint(model, direction="reverse")
+
+
+def bin_weights(model: Path) -> Iterator[Path]:
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    yield model / "pytorch_model.bin"
+
+
+def sharded_weights(model: Path) -> Iterator[Path]:
+    weights = load_file(model / "model.safetensors")
+    shards = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for shard in sorted(set(shards.values())):
+        part = {name: weights[name] for name in weights if shards[name] == shard}
+        save_file(part, model / shard, metadata={"format": "pt"})
+        yield model / shard
+    index = {"metadata": {"total_size": 1}, "weight_map": shards}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    yield model / "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("write", [bin_weights, sharded_weights])
+def test_weights_of_other_forms_decide(model: Path, write) -> None:
+    files = list(write(model))
+    (model / "model.safetensors").unlink()
+    assert set(weight_files(model, {})) == set(files)
+    before = fingerprint(model)
+    with files[0].open("ab") as out:
+        out.write(b"0")
+    assert fingerprint(model) != before
+
+
+def test_an_adapter_is_not_taken_for_its_base(model: Path) -> None:
+    """transformers would load another folder's weights in place of those here."""
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
+    with pytest.raises(CheckpointError, match=r"this is an adapter .*merge_and_unload"):
+        fingerprint(model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_what_is_not_a_regular_file_is_refused(model: Path, name: str, kind: str) -> None:
+    (model / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(model / name)
+    else:
+        (model / name).mkdir()
+    with pytest.raises(CheckpointError, match=f"{name}: this is a {kind}"):
+        fingerprint(model)
+
+
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_a_damaged_index_is_refused(model: Path, index: str) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=r"index\.json: no weight_map"):
+        fingerprint(model)
+
+
+def test_a_missing_shard_is_refused_by_name(model: Path) -> None:
+    files = list(sharded_weights(model))
+    (model / "model.safetensors").unlink()
+    files[1].unlink()
+    with pytest.raises(CheckpointError, match=rf"{files[1]}: no such file"):
+        fingerprint(model)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"[1]", "expected an object, got list"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"{", "not JSON: "),
+        (b"[" * 10**5 + b"]" * 10**5, "nested too deeply"),
+        (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, "nested too deeply"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(tmp_path: Path, contents: bytes, message: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(contents)
+    with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
+        read_json_object(file)
