@@ -38,6 +38,7 @@ def train(
     from ledom.direction import Direction
     from ledom.lm.hf import default_device
     from ledom.recipe import load_recipe, save_recipe
+    from ledom.train.inputs import check_inputs
     from ledom.train.loop import train as run
     from ledom.train.parallel import connect
 
@@ -50,6 +51,8 @@ def train(
     say(f"preparing the data in {folder / 'data'}")
     data = prepare_data(plan.data_of(directions[0]), folder / "data")
     with connect(device or default_device()) as world:
+        if world.is_first:
+            check_inputs(plan, directions, folder)
         saved = folder / "recipe.yaml"
         if world.is_first and not saved.exists():  # of a run that is there, until it takes this one
             save_recipe(plan, saved)

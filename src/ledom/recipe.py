@@ -36,7 +36,7 @@ from ledom.train.objective import ObjectiveConfig
 from ledom.train.optim import OptimConfig
 from ledom.train.parallel import ParallelConfig
 
-__all__ = ["Recipe", "TrainConfig", "load_recipe", "save_recipe"]
+__all__ = ["Recipe", "TrainConfig", "load_recipe", "named_files", "save_recipe"]
 
 
 _NAME = re.compile(r"\w[\w.-]{0,59}")
@@ -131,7 +131,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool 
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(_explain(error, origin)) from None
-    for location, name in _named_files(recipe) if files else ():
+    for location, name in named_files(recipe) if files else ():
         if not exists(name):
             key = ".".join(map(str, location))
             raise RecipeError(f"{origin.place(location)}: key {key} is {name!r}: no such file")
@@ -187,7 +187,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], _Origin
     return tree, _Origin(path, root, overrides)
 
 
-def _named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
+def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """The files and folders that a recipe reads, by the key that names each."""
     data = recipe.data
     if recipe.init is not None and "{direction}" not in recipe.init:

@@ -1,0 +1,125 @@
+"""A run does not go on with other data than it began with, whatever it was that changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from command_line import Run, check_refused
+from ledom.data.shards import write_store
+from ledom.direction import Direction
+from ledom.errors import CheckpointError, InputError
+from ledom.model.tokenizer import Tokenizer
+from ledom.recipe import Recipe
+from ledom.train.inputs import check_inputs, content_hash
+
+BOTH = list(Direction)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, tokenizer: Tokenizer) -> dict[str, Path]:
+    """One of everything that a recipe can name, by its key."""
+    root = tmp_path / "inputs"
+    write_store(root / "train", ["one", "two"], tokenizer)
+    write_store(root / "valid", ["six", "ten"], tokenizer)
+    for folder in ("tokenizer", "forward", "reverse"):
+        (root / folder).mkdir()
+        tokenizer.save(root / folder)
+        (root / folder / "model.safetensors").write_text(folder)
+    (root / "wrong.jsonl").write_text("one")
+    return {
+        "data.sources.0.path": root / "train",
+        "data.valid": root / "valid",
+        "data.tokenizer": root / "tokenizer/tokenizer.json",
+        "objective.wrong": root / "wrong.jsonl",
+        "init.reverse": root / "reverse",
+    }
+
+
+@pytest.fixture
+def full(inputs: dict[str, Path], recipe: Recipe) -> Recipe:
+    data = {
+        "sources": [{"path": str(inputs["data.sources.0.path"])}],
+        "valid": str(inputs["data.valid"]),
+        "tokenizer": str(inputs["data.tokenizer"]),
+    }
+    wrong = {"wrong": str(inputs["objective.wrong"])}
+    init = str(inputs["init.reverse"].with_name("{direction}"))
+    tree = recipe.model_dump() | {"data": data, "objective": wrong, "init": init}
+    return Recipe.model_validate(tree)
+
+
+def change(path: Path, tokenizer: Tokenizer) -> None:
+    if (path / "manifest.json").is_file():
+        write_store(path, ["one", "too"], tokenizer)
+    elif path.is_dir():
+        (path / "model.safetensors").write_text("esrever")
+    else:
+        path.write_bytes(path.read_bytes()[::-1])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["data.sources.0.path", "data.valid", "data.tokenizer", "objective.wrong", "init.reverse"],
+)
+def test_each_changed_input_is_refused_by_key(
+    tmp_path: Path, full: Recipe, inputs: dict[str, Path], tokenizer: Tokenizer, key: str
+) -> None:
+    folder = tmp_path / "run"
+    check_inputs(full, BOTH, folder)
+    (folder / "forward/checkpoints/00000005").mkdir(parents=True)
+    check_inputs(full, BOTH, folder)  # nothing has changed
+    moved = inputs[key].with_name("moved")
+    inputs[key].rename(moved)
+    (shutil.copytree if moved.is_dir() else shutil.copy)(moved, inputs[key])
+    check_inputs(full, BOTH, folder)  # nor in a copy
+    change(inputs[key], tokenizer)
+    with pytest.raises(CheckpointError, match=rf"run: {key} \(.*\) has changed since this run beg"):
+        check_inputs(full, [Direction.REVERSE], folder)  # the twin of the one that has begun
+    shutil.rmtree(folder / "forward")
+    check_inputs(full, BOTH, folder)  # of no step that is saved
+    assert json.loads((folder / "inputs.json").read_text())[key] == content_hash(inputs[key])
+
+
+def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe) -> None:
+    check_inputs(full, [Direction.FORWARD], tmp_path)
+    (tmp_path / "forward/checkpoints/00000005").mkdir(parents=True)
+    check_inputs(full, [Direction.REVERSE], tmp_path)
+    known = json.loads((tmp_path / "inputs.json").read_text())
+    assert {"init.forward", "init.reverse"} <= {*known}
+    assert known["init.forward"] != known["init.reverse"]
+
+
+def test_content_alone_counts(tmp_path: Path) -> None:
+    for name, text in (("a", "text"), ("b", "text"), ("c", "next")):
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, ns=(1, 1))
+    a, b, c = (content_hash(tmp_path / name) for name in "abc")
+    assert a == b != c
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="this is a pipe or a device"):
+        content_hash(tmp_path / "pipe")
+
+
+def test_a_replaced_store_is_refused_before_a_step(
+    tmp_path: Path, run: Run, full: Recipe, inputs: dict[str, Path], tokenizer: Tokenizer
+) -> None:
+    """From the command line: forward, then reverse on another store under the same path."""
+    recipe = tmp_path / "recipe.yaml"
+    store, valid = inputs["data.sources.0.path"], inputs["data.valid"]
+    recipe.write_text(
+        f"name: r\ndata:\n  sources: [{{path: {store}}}]\n  valid: {valid}\n"
+        f"  tokenizer: {inputs['data.tokenizer']}\n"
+        "model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
+        "num_attention_heads: 4, num_key_value_heads: 2}\noptim: {steps: 1, warmup_steps: 0}\n"
+    )
+    arguments = ("train", recipe, "--out", tmp_path / "runs", "--direction")
+    assert run(*arguments, "forward")[0] == 0
+    change(store, tokenizer)
+    for direction in ("forward", "reverse"):
+        check_refused(run(*arguments, direction), "data.sources.0.path", "has changed since")
+    assert not (tmp_path / "runs/r/reverse").exists()
