@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom import cli_data, cli_text, cli_train, parallel
+from ledom import cli_data, cli_docs, cli_text, cli_train, parallel
 from ledom.cli_options import (
     MOST_PROBLEMS,
     Columns,
@@ -331,5 +331,5 @@ def tune(
     say(f"weights of {len(tuned.weights)} strategies: {out}")
 
 
-for command in (*cli_text.COMMANDS, *cli_data.COMMANDS, *cli_train.COMMANDS):
+for command in (*cli_text.COMMANDS, *cli_data.COMMANDS, *cli_train.COMMANDS, *cli_docs.COMMANDS):
     app.command()(command)

@@ -76,7 +76,7 @@ Model = Annotated[
     str,
     typer.Option(
         help="A model's folder, tiny (embedded), vllm:FOLDER or openai:NAME; options follow after "
-        "commas, see docs/formats.md. none: without."
+        "commas, see ledom docs formats. none: without."
     ),
 ]
 NumProblems = Annotated[

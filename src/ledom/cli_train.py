@@ -15,9 +15,16 @@ from ledom.terminal import TrainingBar, say, show_plan
 
 __all__ = ["COMMANDS"]
 
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ...")
+]
+
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ..."),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes such as optim.steps=100.")
     ] = None,
@@ -32,17 +39,18 @@ def train(
 
     On many GPUs: torchrun --nproc-per-node 8 --no-python ledom train recipe.yaml
 
-    Example: ledom train recipes/tiny.yaml --direction reverse --threads 1
+    Example: ledom train tiny --direction reverse --threads 1
     """
     from ledom.data.prepare import prepare_data
     from ledom.direction import Direction
     from ledom.lm.hf import default_device
+    from ledom.packaged import find_recipe
     from ledom.recipe import load_recipe, save_recipe
     from ledom.train.inputs import check_inputs
     from ledom.train.loop import train as run
     from ledom.train.parallel import connect
 
-    plan = load_recipe(recipe, overrides or [], files=True)
+    plan = load_recipe(find_recipe(recipe), overrides or [], files=True)
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
@@ -91,7 +99,10 @@ def dynamics(
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ..."),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes such as train.seq_len=2048.")
     ] = None,
@@ -104,12 +115,14 @@ def plan(
 ) -> None:
     """Work out a run's parameters, memory by part, FLOPs, hours and sizes, before it is started.
 
-    Example: ledom plan recipes/7b.yaml parallel.recompute=true --gpus 64 --gpu h100
+    Example: ledom plan 7b parallel.recompute=true --gpus 64 --gpu h100
     """
+    from ledom.packaged import find_recipe
     from ledom.recipe import load_recipe
     from ledom.train.plan import Setup, make_plan
 
-    needs = make_plan(load_recipe(recipe, overrides or []), Setup(gpus, gpu, utilisation))
+    setup = Setup(gpus, gpu, utilisation)
+    needs = make_plan(load_recipe(find_recipe(recipe), overrides or []), setup)
     if as_json:
         typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
     else:
