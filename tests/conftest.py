@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 
 import ledom.lm
 from command_line import QUESTIONS, Run
-from ledom import cli
+from ledom import cli, parallel
+from ledom.cli_run import DEBUG_VARIABLE
 from ledom.data.problems import generate_problems
 from ledom.direction import Direction
 from ledom.lm.base import LanguageModel
@@ -22,6 +24,9 @@ from ledom.pairs import PairFormat
 from ledom.records import Candidate, Problem, write_records
 
 torch.set_num_threads(1)  # the models are so small that threads only cost
+# Tests of Ctrl-C need it, and what they start inherits it, even where a shell that runs the tests
+# in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +70,9 @@ def checkpoints(
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command line; returns its exit code and what it printed."""
 
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # later tests want one
+    monkeypatch.setattr(parallel, "set_threads", lambda threads: None)  # later tests want one
+    monkeypatch.setattr(cli, "prepare_process", lambda: None)  # the streams are pytest's
+    monkeypatch.setenv(DEBUG_VARIABLE, "")  # and gone afterwards
 
     def call(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["ledom", *map(str, arguments)])

@@ -1,11 +1,12 @@
 """The command line: each command reads files, calls the library, and says where the result is.
 
-Heavy imports stand inside the commands, so that `ledom --help` is quick. A `LedomError` becomes one
-line and exit code 2; Ctrl-C keeps what is finished and exits with 130.
+Heavy imports stand inside the commands, so that `ledom --help` is quick. What surrounds every
+command, such as its errors and exit codes, is `ledom.cli_run`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +40,11 @@ from ledom.cli_options import (
     unused_when_greedy,
     use_threads,
 )
+from ledom.cli_run import DEBUG_VARIABLE, prepare_process, run
 from ledom.data.problems import GENERATOR
-from ledom.errors import InputError, LedomError
-from ledom.terminal import say, show_search, show_summary, show_weights, track
+from ledom.errors import InputError
+from ledom.progress import Progress, track
+from ledom.terminal import say, show_search, show_summary, show_weights
 
 if TYPE_CHECKING:
     from ledom.records import Candidate, Problem
@@ -50,46 +53,52 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(
-    help="Reverse language models: train them, generate with them, use them as a reward.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
 _DEMO_PROBLEMS = 40
 _DRAWING = ("samples", "early_stop", "temperature", "top_k", "top_p", "max_tokens")
-_INTERRUPTED = 130
 _SHARED = {"demo", "rerank", "search", "train"}  # commands that several processes can share
 
 
 def main() -> None:
     """Run the command line; the `ledom` program."""
-    try:
-        if parallel.size() > 1 and not _SHARED & {*sys.argv[1:2]}:
-            raise InputError(
-                f"several processes can share {', '.join(sorted(_SHARED))}; start this command "
-                "without torchrun"
-            )
-        code = app(standalone_mode=False) or 0  # typer turns Ctrl-C into the code 130
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    except LedomError as error:
-        code = _failed(str(error))
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # what typer raises for wrong usage has it
-            raise
-        code = _failed(f"{error.format_message().rstrip('.')}. See: ledom --help")
-    if code == _INTERRUPTED:
-        say("interrupted; what is finished is kept: run the same command again to go on")
-    sys.exit(code)
+    prepare_process()
+    sys.exit(run(app))
 
 
-def _failed(message: str) -> int:
-    """Say it, once where several processes run; the exit code."""
-    if parallel.is_first_failure():
-        typer.echo(f"error: {message}", err=True)
-    return 2
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from ledom import __version__
+
+        typer.echo(f"ledom {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def ledom(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version."),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help=f"Show tracebacks, as {DEBUG_VARIABLE}=1 does."),
+    ] = False,
+) -> None:
+    """Reverse language models: train them, generate with them, use them as a reward."""
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+    name = context.invoked_subcommand
+    if name is None:
+        typer.echo(context.get_help())
+    elif parallel.size() > 1 and name not in _SHARED:
+        raise InputError(
+            f"several processes can share {', '.join(sorted(_SHARED))}; start this command "
+            "without torchrun"
+        )
 
 
 @app.command()
@@ -173,7 +182,7 @@ def rerank(
     from ledom.lm.base import Sampling
     from ledom.records import Problem, read_records
     from ledom.rerank import Job
-    from ledom.rerank import rerank as run
+    from ledom.rerank import rerank as rerank_job
 
     refuse_unused(
         context,
@@ -219,7 +228,7 @@ def rerank(
             f"weights tuned on {tuned.num_problems} other problems, then frozen; intervals are 95 %"
         )
     say(f"{len(job.problems)} problems, results in {out}/")
-    made = run(job, track)
+    made = rerank_job(job, track)
     if made is None:
         return
     report, page = made
@@ -318,6 +327,7 @@ def tune(
     ] = None,
     column: Columns = None,
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("weights.yaml"),
+    threads: Threads = None,
 ) -> None:
     """Fit lambda and the weights of every strategy on a reranked folder, no model needed.
 
@@ -325,7 +335,9 @@ def tune(
     """
     from ledom.tune_job import tune_folder
 
-    tuned = tune_folder(folder, problems, candidates, named_columns(column))
+    use_threads(threads)
+    with Progress("fitting the weights"):
+        tuned = tune_folder(folder, problems, candidates, named_columns(column))
     tuned.save(out)
     show_weights(tuned.weights)
     say(f"weights of {len(tuned.weights)} strategies: {out}")

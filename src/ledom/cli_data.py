@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli_options import Out, Seed
+from ledom.cli_options import Out, Seed, Threads, use_threads
 from ledom.errors import InputError, OutputError
-from ledom.terminal import TokenisingBar, say, track
+from ledom.progress import track, track_tokenizing
+from ledom.terminal import say
 
 if TYPE_CHECKING:
     from ledom.data.documents import Documents
@@ -42,6 +43,7 @@ def tokenizer(
     format: Format = None,
     text_key: TextKey = "text",
     out: Annotated[Path, typer.Option(help="Folder for tokenizer.json.")] = Path("ledom-tokenizer"),
+    threads: Threads = None,
 ) -> None:
     """Train a byte-level BPE tokenizer on documents.
 
@@ -50,6 +52,7 @@ def tokenizer(
     from ledom.data.documents import open_documents
     from ledom.model.tokenizer import train_tokenizer
 
+    use_threads(threads)
     given = open_documents(documents, format, text_key)
     _say_notes(given)
     texts = islice(given.texts(), num_documents)
@@ -91,6 +94,7 @@ def tokenize(
     out: Annotated[
         Path, typer.Option(help="Folder of the store; finished shards there are kept.")
     ] = Path("ledom-tokens"),
+    threads: Threads = None,
 ) -> None:
     """Tokenise documents to a store for data.sources of a recipe, one for both directions.
 
@@ -102,10 +106,11 @@ def tokenize(
     from ledom.data.tokenise import Execution, tokenise
     from ledom.model.tokenizer import Tokenizer
 
+    use_threads(threads)
     sbatch = dict(_key_and_value(option) for option in slurm or [])
     given = open_documents(documents, format, text_key)
     _say_notes(given)
-    with TokenisingBar() as on_progress:
+    with track_tokenizing() as on_progress:
         execution = Execution(executor, workers, tasks, sbatch, on_progress)
         store = tokenise(given, Tokenizer.load(tokenizer, eos_token), out, execution)
     if store is None:
@@ -137,6 +142,7 @@ def vary(
     wrong: Annotated[int, typer.Option(min=0, help="Most wrong solutions of each.")] = 4,
     out: Out = Path("ledom-vary"),
     seed: Seed = 0,
+    threads: Threads = None,
 ) -> None:
     """More training pairs out of worked problems: other numbers, and solutions gone wrong.
 
@@ -146,9 +152,10 @@ def vary(
     from ledom.data.variants import vary as run
     from ledom.records import Problem, Record, write_records
 
+    use_threads(threads)
     given, held_out = read_split(DataConfig(train=str(problems)))
     kept = [record for record in given if isinstance(record, Problem)]
-    varied, candidates = run(kept, variants, wrong, seed)
+    varied, candidates = run(track(kept, "problems", 0, len(kept)), variants, wrong, seed)
     files: list[tuple[str, list[Record]]] = [
         ("train", [*varied]),
         ("wrong", [*candidates]),

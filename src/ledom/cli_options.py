@@ -218,7 +218,5 @@ def load_model(name: str, direction: str, device: str | None, dtype: str) -> Lan
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch use so many threads; by default this process's share of the cores."""
-    import torch
-
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // parallel.local_size()))
+    """Limit this process and its children to so many threads; see `parallel.default_threads`."""
+    parallel.set_threads(threads)

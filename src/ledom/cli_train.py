@@ -11,7 +11,8 @@ import typer
 
 from ledom.cli_options import Device, Threads, command_line, use_threads
 from ledom.errors import InputError
-from ledom.terminal import TrainingBar, say, show_plan
+from ledom.progress import Progress, track_training
+from ledom.terminal import say, show_plan
 
 __all__ = ["COMMANDS"]
 
@@ -57,7 +58,8 @@ def train(
     use_threads(threads)
     folder = out / plan.name
     say(f"preparing the data in {folder / 'data'}")
-    data = prepare_data(plan.data_of(directions[0]), folder / "data")
+    with Progress("preparing the data"):
+        data = prepare_data(plan.data_of(directions[0]), folder / "data")
     with connect(device or default_device()) as world:
         if world.is_first:
             check_inputs(plan, directions, folder)
@@ -66,7 +68,7 @@ def train(
             save_recipe(plan, saved)
         for way in directions:
             try:
-                with TrainingBar(str(way), plan.optim.steps, world.is_first) as on_progress:
+                with track_training(str(way), plan.optim.steps) as on_progress:
                     finished = run(plan, way, data, folder / str(way), on_progress, world)
             except SystemExit:  # SIGTERM: not an error
                 if world.is_first:
@@ -80,6 +82,7 @@ def train(
 def dynamics(
     runs: Annotated[list[Path], typer.Argument(help="Folders of ledom train, as runs/NAME.")],
     out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("ledom-dynamics"),
+    threads: Threads = None,
 ) -> None:
     """Compare the training of both directions, and of several runs, from their metrics.
 
@@ -89,7 +92,9 @@ def dynamics(
     from ledom.evaluate.dynamics import compare_runs
     from ledom.report.dynamics import claims, write_dynamics
 
-    report = compare_runs(runs)
+    use_threads(threads)
+    with Progress("comparing the runs"):
+        report = compare_runs(runs)
     report["ledom_version"] = ledom.__version__
     report["command"] = command_line()
     page = write_dynamics(out, report)

@@ -9,20 +9,25 @@ nothing of models. Without torchrun there is one process, and nothing here impor
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ledom.errors import InputError
 
 __all__ = [
+    "available_cpus",
+    "default_threads",
     "is_first",
     "is_first_failure",
     "local_rank",
     "local_size",
     "rank",
+    "set_threads",
     "share",
     "size",
     "wait",
@@ -100,3 +105,76 @@ def _store() -> Any:
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else default
+
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_MOST_THREADS = 1024
+
+
+def default_threads() -> int:
+    """Threads that a process takes where nobody says: the environment's, else its share of CPUs.
+
+    `OMP_NUM_THREADS` decides, then `MKL_NUM_THREADS`. torchrun itself sets `OMP_NUM_THREADS=1` for
+    several processes; that is nobody's choice, and each takes an equal share instead.
+    """
+    for name in _THREAD_VARIABLES:
+        value = os.environ.get(name, "").partition(",")[0].strip()  # of nested levels the first
+        by_torchrun = value == "1" and local_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+        if value.isdecimal() and int(value) and not by_torchrun:
+            return min(int(value), _MOST_THREADS)
+    return max(1, available_cpus() // local_size())
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may use: by its affinity, and by its control groups' quotas.
+
+    `root` is where /proc and /sys lie.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return max(1, int(min([allowed, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time that each control group around this process grants (v1 and v2)."""
+    groups = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            base = groups
+        elif "cpu" in controllers.split(","):
+            base = groups / "cpu"
+        else:
+            continue
+        inner = base / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            values = _read(folder / "cpu.max").split()
+            if not values:
+                values = [
+                    _read(folder / f"cpu.cfs_{key}_us").strip() for key in ("quota", "period")
+                ]
+            if len(values) == 2 and all(map(str.isdecimal, values)) and int(values[1]):
+                yield int(values[0]) / int(values[1])
+            if folder == base:
+                break
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch, BLAS and tokenizers, loaded or not, use so many threads; None is the default."""
+    count = threads or default_threads()
+    for name in (*_THREAD_VARIABLES, "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+    if threads is not None or "RAYON_NUM_THREADS" not in os.environ:
+        os.environ["RAYON_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:  # else it reads the environment when it is
+        sys.modules["torch"].set_num_threads(count)

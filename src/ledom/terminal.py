@@ -1,4 +1,4 @@
-"""What a command shows on the terminal: lines, bars, tables, and coloured questions.
+"""What a command shows on the terminal: lines, tables, and coloured questions.
 
 Results go to standard output, everything else to standard error.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,15 +18,13 @@ if TYPE_CHECKING:
     from ledom.train.plan import Plan
 
 __all__ = [
-    "TokenisingBar",
-    "TrainingBar",
+    "count_text",
     "say",
     "show_case",
     "show_plan",
     "show_search",
     "show_summary",
     "show_weights",
-    "track",
 ]
 
 _WIDTH = 80  # columns that the table of strategies takes at most
@@ -148,16 +145,17 @@ def show_plan(plan: Plan) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in {
-        "parameters": f"{_count(count.total)}: layers {_count(count.layer_matrices)}, embedding "
-        f"{_count(count.embedding)}, head {_count(count.head)}, norms {_count(count.norms)}",
-        "tokens": f"{_count(plan.tokens)} in {plan.steps:,} steps",
+        "parameters": f"{count_text(count.total)}: layers {count_text(count.layer_matrices)}, "
+        f"embedding {count_text(count.embedding)}, head {count_text(count.head)}, "
+        f"norms {count_text(count.norms)}",
+        "tokens": f"{count_text(plan.tokens)} in {plan.steps:,} steps",
         "pass": f"{plan.tokens_per_pass:,} tokens a GPU, {plan.passes} to a step",
         "memory": f"{_bytes(memory.peak)} a GPU, of {_bytes(plan.usable)} usable",
         "": f"weights {_bytes(memory.weights)}, gradients {_bytes(memory.gradients)}, optimizer "
         f"{_bytes(memory.optimizer)}, activations {_bytes(memory.activations)}",
         "host": f"{_bytes(memory.checkpoint)} a GPU while a checkpoint is written",
         "work": f"{plan.flops:.3g} FLOPs (6 a parameter and token)",
-        "speed": f"{_count(plan.tokens_per_second)} tokens/s, at {plan.utilisation:.0%} of the "
+        "speed": f"{count_text(plan.tokens_per_second)} tokens/s, at {plan.utilisation:.0%} of the "
         f"peak of {plan.gpus} {plan.gpu}",
         "time": f"{plan.hours:,.1f} h a direction, {plan.hours * plan.gpus:,.0f} GPU hours",
         "disk": f"data {_bytes(plan.data)}, a checkpoint {_bytes(plan.checkpoint)}, the model "
@@ -169,7 +167,7 @@ def show_plan(plan: Plan) -> None:
         say(plan.advice)
 
 
-def _count(number: float) -> str:
+def count_text(number: float) -> str:
     """`7.79B`: three digits, in thousands, millions, billions or trillions."""
     return _scaled(number, ("", "k", "M", "B", "T"))
 
@@ -196,96 +194,3 @@ def _percent(interval: dict[str, float] | None, sign: str = "") -> str:
         return ""
     mean, low, high = (f"{100 * interval[key]:{sign}.1f}" for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
-
-
-def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    """Show a bar over chunks of a stage: each chunk is one of `total` (None: nobody knows).
-
-    Of several processes the first shows its own share.
-    """
-    if not parallel.is_first():
-        yield from chunks
-        return
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
-
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(SpinnerColumn(), *columns, console=_progress_console(), transient=False) as bar:
-        task = bar.add_task(name, total=total, completed=done)
-        for chunk in chunks:
-            yield chunk
-            bar.advance(task)
-
-
-class TrainingBar:
-    """A bar over training steps with loss, tokens/s and the time left, and notices above it."""
-
-    def __init__(self, name: str, steps: int, shown: bool = True) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(),
-            console=_progress_console(),
-            disable=not shown,
-        )
-        self._shown = shown
-        self._task = self._bar.add_task(name, total=steps, state="")
-        self._valid = ""
-
-    def __enter__(self) -> Callable[[Any], None]:
-        self._bar.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _show(self, progress: Any) -> None:
-        if progress.notice is not None and self._shown:
-            self._bar.console.print(f"step {progress.step}: {progress.notice}", markup=False)
-        if progress.valid_loss is not None:
-            self._valid = f", valid {progress.valid_loss:.3f}"
-        state = f"loss {progress.loss:.3f}{self._valid}, {progress.tokens_per_second:,.0f} tokens/s"
-        self._bar.update(self._task, completed=progress.step, state=state)
-
-
-class TokenisingBar:
-    """A bar over tasks with the tokens written so far and their rate."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            TextColumn("tasks"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            console=_progress_console(),
-        )
-        self._task = self._bar.add_task("", total=None, state="")
-        self._first: tuple[float, int] | None = None  # time and tokens of the first report
-
-    def __enter__(self) -> Callable[[Any], None]:
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _show(self, progress: Any) -> None:
-        self._bar.start()  # not before there is something to show
-        now, written = time.monotonic(), progress.num_tokens
-        self._first = start, before = self._first or (now, written)
-        state = f"{_count(written)} tokens"
-        if now > start:
-            state += f", {_count((written - before) / (now - start))} tokens/s"
-        self._bar.update(
-            self._task, completed=progress.tasks_done, total=progress.num_tasks, state=state
-        )
-
-
-def _progress_console() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)

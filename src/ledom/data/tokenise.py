@@ -39,6 +39,7 @@ from ledom.data.shards import (
 )
 from ledom.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
 from ledom.model.tokenizer import Tokenizer
+from ledom.parallel import available_cpus
 from ledom.records import write_atomically
 from ledom.stage import check_settings
 
@@ -215,11 +216,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
 
 def _count_tasks(documents: Documents, execution: Execution) -> int:
     by_size = -(-(documents.num_bytes or 0) // _BYTES_A_TASK)
-    return max(by_size, execution.workers or _cores(), 1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(by_size, execution.workers or available_cpus(), 1)
 
 
 def _settings_file(out: Path) -> Path:
@@ -351,7 +348,7 @@ def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
 
 
 def _local(steps: list[Any], tasks: int, out: Path, execution: Execution) -> LocalExecutor:
-    workers = execution.workers or _cores()
+    workers = execution.workers or available_cpus()
     logging_dir = str(out / TASKS)
     return LocalExecutor(
         steps, out, execution, tasks=tasks, workers=workers, logging_dir=logging_dir
