@@ -530,6 +530,52 @@ def test_no_arguments_show_the_commands(run: Run) -> None:
     assert "error" not in text
 
 
+def answered(path: Path, answers: Sequence[str | None]) -> Path:
+    """A problem for each answer, None for one that nobody has labeled."""
+    rows = [
+        Problem(id=f"p{i}", question=f"What is {i} + 1?", answer=a) for i, a in enumerate(answers)
+    ]
+    write_records(path, rows)
+    return path
+
+
+def test_only_labeled_problems_count(
+    run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """All candidates say 2, so the two labeled problems are right and nothing else is known."""
+    problems = answered(tmp_path / "problems.jsonl", ["2", None, "2", None, None])
+    fakes["forward"].answers = ["1 + 1 = 2\n#### 2"]
+    arguments = ("--problems", problems, "--samples", 3, "--lambda", 0.5, "--out", tmp_path / "out")
+    code, text = run("rerank", *arguments)
+    assert code == 0, text
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["num_labeled"], report["num_problems"]) == (2, 5)
+    assert {row["accuracy"]["mean"] for row in report["strategies"]} == {1.0}
+    assert "2 of 5 labeled" in report["notes"][0]
+    first = next(line for line in text.splitlines() if " is right on " in line)
+    assert first.startswith("Voting weighted by Reverse Reward is right on 100.0 %")
+    assert len((tmp_path / "out" / "selected.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("answers", [["2"], ["2", "3"], [None], [None, None]])
+def test_one_or_two_problems_make_a_report(
+    run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path, answers: list[str | None]
+) -> None:
+    """Warnings are errors here: no figure may be drawn on an axis without extent."""
+    problems = answered(tmp_path / "problems.jsonl", answers)
+    arguments = ("--problems", problems, "--samples", 2, "--lambda", 0.5, "--out", tmp_path / "out")
+    code, text = run("rerank", *arguments)
+    assert code == 0, text
+    page = (tmp_path / "out" / "report.html").read_text()
+    if answers[0] is None:
+        assert "nothing was measured" in text
+        assert "Chosen answers" in page
+        assert all(f"What is {i} + 1?" in page for i in range(len(answers)))
+    else:
+        assert "right on" in text
+        assert "Fewer than 30 problems" in page or "cannot tell them apart" in page
+
+
 def test_explain_ranks_and_writes_a_page(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from ledom import __version__, parallel
 from ledom.errors import InputError
 from ledom.evaluate.answers import extract_answer
-from ledom.evaluate.selection import measure
+from ledom.evaluate.selection import labeled_problems, measure
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.base import LanguageModel, Sampling
 from ledom.records import SELF_CERTAINTY, Candidate, Problem, Record, Score, write_records
@@ -44,6 +44,8 @@ _PREFERRED = (
     "vote, reverse only",
     "majority",
 )
+
+_SHOWN_ANSWERS = 20  # in a report without labels; all of them are in selected.jsonl
 
 
 @dataclass(kw_only=True)
@@ -154,6 +156,8 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     selections = _select(job, pools, candidates)
     write_records(job.out / "selected.jsonl", selections)
     report = _report(job, pools, candidates, scores, folds)
+    if report["num_labeled"] == 0:
+        report["answers"] = _shown_answers(job.problems, selections)
     return report, write_report(job.out, report)
 
 
@@ -252,17 +256,25 @@ def _scores(
     )
 
 
-def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Selection]:
-    """The best strategy's answer to each problem, and of the candidates that give it the best."""
+def _chosen_strategy(job: Job, pools: Pools) -> str:
+    """The strategy that chooses the answers: the first of a fixed list that can.
+
+    Nothing is looked at but which scores and weights are there, so it is named before any result.
+    """
     known = strategies(pools.columns)
-    name = next(
+    return next(
         name
         for name in _PREFERRED
         if name in known
         and known[name].available(pools)
         and (name in job.weights.weights or len(known[name].features) <= 1)
     )
-    strategy, weights = known[name], job.weights.weights.get(name)
+
+
+def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Selection]:
+    """The chosen strategy's answer to each problem, and of the candidates that give it the best."""
+    name = _chosen_strategy(job, pools)
+    strategy, weights = strategies(pools.columns)[name], job.weights.weights.get(name)
     shares = vote_shares(strategy, pools, weights)
     score = strategy.score(pools, weights) if strategy.features else np.zeros(shares.shape)
     groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in pools.problem_ids}
@@ -287,6 +299,21 @@ def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Sel
     return selections
 
 
+def _shown_answers(
+    problems: Sequence[Problem], selections: Sequence[Selection]
+) -> list[dict[str, Any]]:
+    """The first of the chosen answers, each with its question."""
+    return [
+        {
+            "problem_id": s.problem_id,
+            "question": p.question,
+            "answer": s.answer,
+            "share": s.confidence,
+        }
+        for p, s in zip(problems[:_SHOWN_ANSWERS], selections, strict=False)
+    ]
+
+
 def _report(
     job: Job,
     pools: Pools,
@@ -294,11 +321,15 @@ def _report(
     scores: Sequence[Score],
     folds: Folds,
 ) -> dict[str, Any]:
-    labelled = bool(pools.correct.any()) or any(problem.answer for problem in job.problems)
+    labeled = labeled_problems(job.problems, candidates)
     measured = (
-        measure(pools, job.weights, folds) if labelled else {"strategies": [], "headline": []}
+        measure(pools, job.weights, folds, labeled)
+        if labeled.any()
+        else {"num_labeled": 0, "strategies": [], "headline": []}
     )
     notes = list(job.notes)
+    if not labeled.all():
+        notes.insert(0, f"{labeled.sum()} of {len(labeled)} labeled: only these are measured")
     unreadable = int(((pools.answers < 0) & pools.mask).sum())
     if unreadable:
         share = unreadable / int(pools.mask.sum())
@@ -321,8 +352,6 @@ def _report(
     cut = sum(candidate.finish_reason == "length" for candidate in candidates)
     if cut:
         notes.append(f"{cut} candidates ran out of tokens before they ended")
-    if not labelled:
-        notes.append("the problems have no answers, so nothing could be measured")
     models = {
         str(lm.direction): {"name": lm.name, "parameters": getattr(lm, "num_parameters", None)}
         for lm in (job.forward, job.reverse)
@@ -334,6 +363,7 @@ def _report(
         "ledom_version": __version__,
         "num_problems": len(job.problems),
         "num_candidates": int(pools.mask.sum(axis=1).max()),
+        "chosen": _chosen_strategy(job, pools),
         "notes": notes,
         "models": models,
         **{key: value for key, value in measured.items() if value is not None},

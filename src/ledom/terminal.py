@@ -41,14 +41,17 @@ def say(line: str) -> None:
 
 
 def show_summary(report: dict[str, Any]) -> None:
-    """The strategies' accuracies as a table on the terminal."""
+    """The report's sentence, then the strategies' accuracies as a table."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from ledom.report.summary import summarize
+
+    console = Console(highlight=False)
+    console.print(Text(summarize(report).sentence, "bold"), soft_wrap=True)
     if not report["strategies"]:
         return
-    console = Console()
     console.width = min(console.width, _WIDTH)
     table = Table(box=None, pad_edge=False, padding=_GAP)
     table.add_column("strategy", overflow="fold")  # alone gives way: a cut number says nothing

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ledom.evaluate.selection import measure
+from ledom.errors import InputError
+from ledom.evaluate.selection import labeled_problems, measure
+from ledom.records import Candidate, Problem
 from ledom.reward.pools import FEATURES, Pools
 from ledom.reward.tune import TunedWeights, tune
 
@@ -58,7 +60,10 @@ def test_accuracies(report: dict) -> None:
 
 def test_headline_differences(report: dict) -> None:
     claims = {row["claim"]: row["difference"] for row in report["headline"]}
-    assert len(claims) == 5
+    assert [row["claim"] for row in report["headline"] if row.get("main")] == [
+        "Reverse Reward with its third term beats the greedy answer",
+        "Weighted voting beats majority voting",
+    ]
     assert claims["Reverse Reward beats a random candidate"]["low"] > 0.4
     assert claims["Picking: the reverse scores add to the forward ones"]["low"] > 0.3
 
@@ -150,3 +155,40 @@ def test_each_fold_uses_its_own_weights(pools: Pools) -> None:
     for part, expected in ((folds, 0.5), ([*folds[:1], (rows[1::2], weights(1.0))], 1.0)):
         report = measure(pools, weights(1.0), part)
         assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(expected)
+
+
+def test_only_labeled_problems_are_measured(pools: Pools) -> None:
+    """Greedy is right on every other problem, so on all of the even ones."""
+    labeled = np.arange(NUM_PROBLEMS) % 2 == 0
+    report = measure(pools, TunedWeights({}, 0, 0, frozenset()), labeled=labeled)
+    assert report["num_labeled"] == NUM_PROBLEMS // 2
+    assert by_name(report)["greedy"]["accuracy"]["mean"] == 1.0
+    with pytest.raises(InputError, match="nothing to measure"):
+        measure(pools, TunedWeights({}, 0, 0, frozenset()), labeled=np.zeros(NUM_PROBLEMS, bool))
+
+
+def test_folds_keep_their_weights_among_the_labeled(pools: Pools) -> None:
+    """Fold 0 holds the even problems, chosen rightly; fold 1 the odd ones, chosen wrongly."""
+
+    def weights(sign: float) -> TunedWeights:
+        return TunedWeights({"reverse reward": {"reverse": sign}}, 1, 1, frozenset())
+
+    rows = np.arange(NUM_PROBLEMS)
+    folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
+    labeled = (rows % 2 == 0) | (rows < 100)  # 100 even and 50 odd ones
+    report = measure(pools, weights(1.0), folds, labeled)
+    assert report["num_labeled"] == 150
+    assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(100 / 150)
+    evens = measure(pools, weights(1.0), folds, rows % 2 == 0)
+    assert by_name(evens)["reverse reward"]["accuracy"]["mean"] == 1.0
+
+
+def test_who_says_what_is_right() -> None:
+    problems = [Problem(id=str(i), question="?", answer="1" if i == 0 else None) for i in range(4)]
+    labels: list[tuple[str, bool | None]] = [("1", True), ("1", False), ("2", True), ("2", None)]
+    candidates = [
+        Candidate(problem_id=problem, index=i, text="#### 1", correct=correct)
+        for i, (problem, correct) in enumerate(labels)
+    ]
+    # An answer; a label on every candidate; a label on some only; none at all.
+    assert labeled_problems(problems, candidates).tolist() == [True, True, False, False]

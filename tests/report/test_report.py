@@ -83,12 +83,17 @@ def report() -> dict[str, Any]:
         "ledom_version": "0.1.0",
         "num_problems": 500,
         "num_candidates": 4,
+        "chosen": "majority",
         "notes": ["tuned elsewhere"],
         "models": {"forward": {"name": "fwd", "parameters": 2_600_000}},
         "settings": {"lambda": 0.45, "normalisation": "tokens"},
         "strategies": strategies,
         "headline": [
-            {"claim": "Reward against greedy", "difference": _bounds(0.061, 0.011, 0.1)},
+            {
+                "claim": "Reward against greedy",
+                "difference": _bounds(0.061, 0.011, 0.1),
+                "main": True,
+            },
             {"claim": "Reward against vote", "difference": _bounds(0.004, -0.012, 0.02)},
         ],
         "accuracy_by_n": {"n": [1, 2], "strategies": {"greedy": [0.4, 0.5]}},
@@ -251,15 +256,52 @@ def test_page_shows_every_strategy_and_number(report: dict[str, Any]) -> None:
         "0.45",
     ):
         assert number in text, number
-    assert "majority, is right on 50.0 % of the problems" in text  # oracle is no competitor
+    assert "Majority voting is right on 50.0 % of the 500 problems" in text
 
 
 def test_headline_says_what_was_shown(report: dict[str, Any]) -> None:
     report["headline"].append({"claim": "Third", "difference": _bounds(-0.2, -0.3, -0.1)})
     items = re.findall(r'<li class="(\w+)">(.*?)</li>', render_html(report), re.DOTALL)
-    assert [verdict for verdict, _ in items] == ["better", "open", "worse"]
-    assert ["✓" in item for _, item in items] == [True, False, False]
-    assert ["not shown" in item for _, item in items] == [False, True, False]
+    # The claim that was named before the test comes first, all of them are folded below.
+    assert [verdict for verdict, _ in items] == ["better", "better", "open", "worse"]
+    assert ["✓" in item for _, item in items] == [True, True, False, False]
+    assert ["not shown" in item for _, item in items] == [False, False, True, False]
+
+
+def test_all_but_the_first_screen_is_folded(report: dict[str, Any]) -> None:
+    page = render_html(report)
+    first, folded = page.split('<section class="folded">')
+    for text in ("Majority voting is right", "Points above the greedy answer", "Where it helps"):
+        assert text in first
+        assert text not in folded
+    depth = 0
+    for part in re.findall(r"<details|</details>|<table|<figure", folded):
+        depth += {"<details": 1, "</details>": -1}.get(part, 0)
+        assert depth > 0 or part == "</details>", part
+    for text in ("All strategies", "pairwise AUC", "Accuracy by group", "tuned elsewhere"):
+        assert text.lower() not in first.lower()
+        assert text.lower() in folded.lower()
+
+
+def test_first_case_is_a_wrong_answer_rejected_for_a_right_one(report: dict[str, Any]) -> None:
+    report["cases"].insert(0, json.loads(json.dumps(report["cases"][0])))
+    report["cases"][0]["problem_id"] = "both-right"
+    report["cases"][0]["candidates"][1]["correct"] = True
+    first, folded = render_html(report).split('<section class="folded">')
+    assert "p-1" in first
+    assert "both-right" not in first
+    assert "both-right" in folded
+    report["cases"] = report["cases"][:1]
+    assert "Where it helps" not in render_html(report)
+
+
+def test_without_labels_the_chosen_answers_are_shown(report: dict[str, Any]) -> None:
+    answers = [{"problem_id": "p-1", "question": QUESTION, "answer": "41", "share": 0.75}]
+    unlabeled = {"num_problems": 1, "num_labeled": 0, "answers": answers, "strategies": []}
+    for rendering in (render_html(unlabeled), render_markdown(unlabeled)):
+        assert "nothing was measured" in rendering
+        assert "41" in rendering
+        assert "75.0" in rendering
 
 
 def test_question_is_shown_whole_under_both_answers(report: dict[str, Any]) -> None:
@@ -339,7 +381,7 @@ def test_rendering_is_pure(report: dict[str, Any]) -> None:
 def test_markdown_tables_have_equal_columns(report: dict[str, Any]) -> None:
     report["cases"][0]["candidates"][0]["answer"] = "a|b\nc\\|d"
     tables = re.findall(r"(?:^\|.*\n)+", render_markdown(report), re.MULTILINE)
-    assert len(tables) == 6  # strategies, AUC, groups, words, candidates, facts
+    assert len(tables) == 7  # first rows, strategies, AUC, groups, words, candidates, facts
     for table in tables:
         assert len({_columns(line) for line in table.splitlines()}) == 1, table
 

@@ -7,19 +7,21 @@ nothing of models and of how a report looks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ledom.errors import InputError
 from ledom.evaluate.intervals import auc_interval, bootstrap_interval, paired_interval
+from ledom.records import Candidate, Problem
 from ledom.reward.early import needed_candidates
-from ledom.reward.pools import FEATURES, FloatArray, Pools
+from ledom.reward.pools import FEATURES, BoolArray, FloatArray, Pools
 from ledom.reward.strategies import STRATEGIES, Strategy, strategies, vote_shares
 from ledom.reward.tune import LAMBDAS, Folds, TunedWeights, interpolation
 
-__all__ = ["measure"]
+__all__ = ["labeled_problems", "measure"]
 
 _OPPONENTS = ("greedy", "random", "majority")
 _SUBSETS = 16  # random subsets of each size in accuracy against N
@@ -41,7 +43,13 @@ _VOTES = (
     "vote, reverse only",
     "vote, forward",
 )  # whose shares are judged
+_MAIN_CLAIMS = (
+    ("Reverse Reward with its third term beats the greedy answer", "noisy channel", "greedy"),
+    ("Weighted voting beats majority voting", "vote, all terms", "majority"),
+)
+"""What the demo is to show, named before any of its problems was seen (docs/results.md)."""
 _CLAIMS = (
+    *_MAIN_CLAIMS,
     ("Reverse Reward beats the greedy answer", "reverse reward", "greedy"),
     ("Reverse Reward beats a random candidate", "reverse reward", "random"),
     ("Picking: the reverse scores add to the forward ones", "all terms", "forward tuned"),
@@ -50,7 +58,6 @@ _CLAIMS = (
         "vote, all terms",
         "vote, forward tuned",
     ),
-    ("Weighted voting beats majority voting", "vote, all terms", "majority"),
     ("Voting: the columns add to every score", "vote, all + columns", "vote, all terms"),
 )
 
@@ -78,21 +85,41 @@ class _Weighing:
         return values
 
 
-def measure(pools: Pools, tuned: TunedWeights, folds: Folds = ()) -> dict[str, Any]:
+def labeled_problems(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> BoolArray:
+    """[P]: where somebody says what is right.
+
+    That is the problem's answer, or else a label on every candidate of its pool.
+    """
+    has_pool, unlabeled = set(), set()
+    for candidate in candidates:
+        if not candidate.greedy:
+            has_pool.add(candidate.problem_id)
+            if candidate.correct is None:
+                unlabeled.add(candidate.problem_id)
+    by_candidate = has_pool - unlabeled
+    return np.array([p.answer is not None or p.id in by_candidate for p in problems], bool)
+
+
+def measure(
+    pools: Pools, tuned: TunedWeights, folds: Folds = (), labeled: BoolArray | None = None
+) -> dict[str, Any]:
     """The measured part of a report: see `ledom.report` for its schema.
 
     With `folds` (see `cross_fit`) each problem's choices use the weights fitted on other problems;
-    `tuned` is then only shown.
+    `tuned` is then only shown. With `labeled` [P] (see `labeled_problems`) the other problems are
+    left out of every number. Raises `InputError` where none is labeled.
     """
+    if labeled is not None:
+        pools, folds = _only_labeled(pools, folds, labeled)
     weighing = _Weighing(tuned, folds)
     rights = _accuracies(pools, weighing)
     return {
-        "num_problems": len(pools.problem_ids),
-        "num_candidates": int(pools.mask.sum(axis=1).max()),
+        "num_labeled": len(pools.problem_ids),
         "settings": _settings(tuned, rights),
         "strategies": [_row(name, rights, pools, tuned) for name in rights],
         "headline": [
             {"claim": claim, "difference": paired_interval(rights[a], rights[b]).to_json()}
+            | ({"main": True} if (claim, a, b) in _MAIN_CLAIMS else {})
             for claim, a, b in _CLAIMS
             if a in rights and b in rights
         ],
@@ -102,6 +129,16 @@ def measure(pools: Pools, tuned: TunedWeights, folds: Folds = ()) -> dict[str, A
         "auc": _aucs(pools, weighing),
         "by_group": _by_group(pools, rights),
     }
+
+
+def _only_labeled(pools: Pools, folds: Folds, labeled: BoolArray) -> tuple[Pools, Folds]:
+    """The labeled problems, and the folds' rows among them."""
+    rows = np.flatnonzero(labeled)
+    if len(rows) == 0:
+        raise InputError("no problem has a right answer; there is nothing to measure")
+    place = np.cumsum(labeled) - 1
+    kept = [(place[part[labeled[part]]], weights) for part, weights in folds]
+    return pools.select(rows), [(part, weights) for part, weights in kept if len(part)]
 
 
 def _accuracies(pools: Pools, weighing: _Weighing) -> dict[str, FloatArray]:
@@ -232,28 +269,26 @@ def _reliability(pools: Pools, weighing: _Weighing) -> dict[str, Any] | None:
 
 
 def _aucs(pools: Pools, weighing: _Weighing) -> list[dict[str, Any]]:
-    """Pairwise AUC of every feature and of every tuned pick."""
-    scores = {
-        description: pools.features[name]
+    """Pairwise AUC of every feature (its name: `term`) and of every tuned pick."""
+    correct = [pools.correct[i, here] for i, here in enumerate(pools.mask)]
+    if not any(c.any() and not c.all() for c in correct):
+        return []
+
+    def row(name: str, values: FloatArray) -> dict[str, Any]:
+        scores = [values[i, here] for i, here in enumerate(pools.mask)]
+        return {"score": name, "auc": auc_interval(scores, correct).to_json()}
+
+    rows = [
+        row(description, pools.features[name]) | {"term": name}
         for name, (_, description) in FEATURES.items()
         if name in pools.features
-    }
-    scores |= {f"{name}, a column": pools.features[name] for name in pools.columns}
+    ]
+    rows += [row(f"{name}, a column", pools.features[name]) for name in pools.columns]
     for name in weighing.tuned.weights:
         strategy = strategies(pools.columns)[name]
         if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(pools):
-            scores[f"{name} (tuned)"] = weighing(pools, name, Strategy.score)
-    rows = range(len(pools.problem_ids))
-    correct = [pools.correct[i, pools.mask[i]] for i in rows]
-    if not any(c.any() and not c.all() for c in correct):
-        return []
-    return [
-        {
-            "score": name,
-            "auc": auc_interval([values[i, pools.mask[i]] for i in rows], correct).to_json(),
-        }
-        for name, values in scores.items()
-    ]
+            rows.append(row(f"{name} (tuned)", weighing(pools, name, Strategy.score)))
+    return rows
 
 
 def _by_group(pools: Pools, rights: dict[str, FloatArray]) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ledom.report import curves
+from ledom.report.numbers import MISSING, number
 from ledom.report.page import clean, escape, markdown_table, plain, render_template, write_pages
-from ledom.report.words import MISSING, number
 
 __all__ = ["claims", "render_html", "render_markdown", "write_dynamics"]
 

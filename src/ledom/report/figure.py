@@ -37,6 +37,8 @@ COLOURS = {
     "pick": "#d9480f",
     "vote": "#1c6fc9",
     "bound": "#8a94a3",
+    "good": "#1f7a45",
+    "bad": "#b3321b",
     "pick-2": "#e09400",
     "pick-3": "#b0234f",
     "pick-4": "#96602c",

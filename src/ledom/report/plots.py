@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ledom.report.figure import COLOURS, HALF, MARKERS, WIDE, draw_svg, label_ends, pairs, short
+from ledom.report.numbers import Bounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ __all__ = [
     "KINDS",
     "by_lambda_figure",
     "by_n_figure",
+    "differences_figure",
     "reliability_figure",
     "strategies_figure",
 ]
@@ -31,6 +33,40 @@ KINDS = {
     "bound": "Bounds",
 }
 """The kinds of strategy, in the order in which they are shown, with their headings."""
+
+
+def differences_figure(rows: Sequence[tuple[str, Bounds]], opponent: str) -> str:
+    """Each row's paired difference from the opponent, in points, with its interval.
+
+    A line marks no difference; a row without bounds is left out.
+    """
+    drawn = [(label, b) for label, b in rows if None not in (b.mean, b.low, b.high)]
+    if not drawn:
+        return ""
+    height = 0.75 + 0.36 * len(drawn)
+    return draw_svg(
+        "differences", (HALF + 0.6, height), lambda axes: _draw_differences(axes, drawn, opponent)
+    )
+
+
+def _draw_differences(axes: Axes, rows: Sequence[tuple[str, Bounds]], opponent: str) -> None:
+    colours = {"better": "good", "worse": "bad", "open": "baseline"}
+    for row, (_, bounds) in enumerate(rows):
+        colour = COLOURS[colours[bounds.verdict]]
+        low, mean, high = (100 * (b or 0.0) for b in (bounds.low, bounds.mean, bounds.high))
+        axes.plot([low, high], [row, row], color=colour, linewidth=2.2)
+        axes.plot([mean], [row], "o", color=colour, markersize=6)
+    axes.axvline(0, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(rows)), labels=[short(label) for label, _ in rows])
+    for label in axes.get_yticklabels():
+        label.set_color(COLOURS["ink"])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    ends = [100 * (b or 0.0) for _, bounds in rows for b in (bounds.low, bounds.high)]
+    low, high = min(*ends, 0.0), max(*ends, 0.0)
+    margin = 0.06 * (high - low) or 1.0  # equal ends would be stretched with a warning
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_xlabel(f"points above {opponent}")
 
 
 def strategies_figure(strategies: Sequence[dict[str, Any]]) -> str:

@@ -7,13 +7,23 @@ statistics: it knows nothing of models, tokens or how an interval was made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ledom.report import plots
+from ledom.report.numbers import (
+    MISSING,
+    Bounds,
+    accuracy,
+    difference,
+    interval,
+    number,
+    percent,
+)
 from ledom.report.page import clean, escape, markdown_table, plain, render_template, write_pages
-from ledom.report.words import MISSING, Word, compare, number, question_words
+from ledom.report.summary import Summary, summarize
+from ledom.report.words import Word, compare, question_words
 
 __all__ = ["render_html", "render_markdown", "write_report"]
 
@@ -34,38 +44,39 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
 def render_html(report: dict[str, Any]) -> str:
     """The report as one page that needs no network and no script."""
     view = _view(report)
-    filters = {
-        "accuracy": _accuracy,
-        "difference": _difference,
-        "interval": _interval,
+    filters: dict[str, Callable[..., str]] = {
+        "accuracy": accuracy,
+        "difference": difference,
+        "interval": interval,
         "number": number,
-        "percent": _percent,
+        "percent": percent,
         "size": _size,
         "verdict": _verdict,
+        "wider": lambda value: accuracy(value).partition(" \N{PLUS-MINUS SIGN} ")[2],
     }
     return render_template("template.html", filters, view, _figures(view))
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown: the same tables and cases, without the figures."""
+    """The report as Markdown: the same words, tables and cases, without the figures."""
     view = _view(report)
-    parts = [f"# {escape(view['title'])}", _markdown_headline(view)]
+    summary: Summary = view["summary"]
+    first, others = view["first_case"], view["other_cases"]
+    parts = [f"# {escape(view['title'])}", escape(summary.sentence)]
+    parts.append(_markdown_claims([(c.claim, c.difference) for c in summary.claims]))
+    parts += _table("", _first_rows(summary)) + _table("", _answer_rows(view["answers"]))
+    parts += [escape(summary.sample), escape(summary.signal)]
     parts.append("\n".join(f"* {escape(note)}" for note in view["notes"]))
-    sections = {
-        "Strategies": _strategy_table(view),
-        "Telling right answers from wrong ones": [
-            ["score", "pairwise AUC"],
-            *([row["score"], _interval(row["auc"])] for row in view["auc"]),
-        ],
-        "Accuracy by group, %": view["group_table"],
-    }
-    for heading, table in sections.items():
-        if len(table) > 1:
-            parts += [f"## {heading}", markdown_table(table)]
-    if view["cases"]:
-        parts.append("## Worked cases")
-    parts += [_markdown_case(case) for case in view["cases"]]
-    parts += ["## How this was made", markdown_table([["what", "value"], *view["facts"]])]
+    parts += ["## A worked case", _markdown_case(first)] if first else []
+    parts += _table("## All strategies", _strategy_table(view))
+    differences = [(row.get("claim"), row.get("difference")) for row in view["headline"]]
+    parts += ["## All comparisons", _markdown_claims(differences)] if differences else []
+    aucs = [[row["score"], interval(row["auc"])] for row in view["auc"]]
+    parts += _table("## Telling right answers from wrong ones", [["score", "pairwise AUC"], *aucs])
+    parts += _table("## Accuracy by group, %", view["group_table"])
+    parts += ["## More cases"] if others else []
+    parts += [_markdown_case(case) for case in others]
+    parts += _table("## How this was made", [["what", "value"], *view["facts"]])
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -73,7 +84,7 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 
 def _view(report: dict[str, Any]) -> dict[str, Any]:
-    lists = ("notes", "strategies", "headline", "auc", "by_group", "cases")
+    lists = ("notes", "strategies", "headline", "auc", "by_group", "cases", "answers")
     view: dict[str, Any] = clean(plain(report))
     view["title"] = view.get("title") or "Report"
     view |= {key: view.get(key) or [] for key in lists}
@@ -86,18 +97,31 @@ def _view(report: dict[str, Any]) -> dict[str, Any]:
         heading: [s for s in ranked if s["kind"] == kind] for kind, heading in plots.KINDS.items()
     }
     versus = {key for s in ranked for key in s.get("versus") or {}}
-    scored = [s for s in ranked if s["kind"] != "bound" and _mean(s) is not None]
+    cases = [_case(case, number) for number, case in enumerate(view["cases"], start=1)]
+    first = _first_case(cases, bool(ranked))
     return view | {
+        "summary": summarize(view),
         "strategies": ranked,
         "groups": {heading: group for heading, group in by_kind.items() if group},
         "baselines": [name for name in _BASELINES if name in versus],
-        "num_scored": len(scored),
-        "best": scored[0] if scored else None,
-        "greedy": next((s for s in scored if s["name"] == "greedy"), None),
         "group_table": _group_table(view["by_group"], [s["name"] for s in ranked]),
-        "cases": [_case(case, number) for number, case in enumerate(view["cases"], start=1)],
+        "first_case": first,
+        "other_cases": [case for case in cases if case is not first],
         "facts": _facts(view),
     }
+
+
+def _first_case(cases: Sequence[dict[str, Any]], is_measured: bool) -> dict[str, Any] | None:
+    """The case to show first: its rejected answer is wrong and its picked one right.
+
+    Where nothing was measured, any case will do.
+    """
+
+    def is_telling(case: dict[str, Any]) -> bool:
+        verdict = {c.get("role"): c.get("correct") for c in case["candidates"]}
+        return verdict.get("picked") is True and verdict.get("rejected") is False
+
+    return next((case for case in cases if is_telling(case) or not is_measured), None)
 
 
 def _mean(strategy: dict[str, Any]) -> float | None:
@@ -114,7 +138,7 @@ def _group_table(by_group: Sequence[dict[str, Any]], order: Sequence[str]) -> li
     head = [f"{row.get('group')} ({row.get('num_problems', MISSING)})" for row in by_group]
     table = [["strategy", *head]]
     table += [
-        [name, *(_percent((row.get("accuracy") or {}).get(name)) for row in by_group)]
+        [name, *(percent((row.get("accuracy") or {}).get(name)) for row in by_group)]
         for name in names
     ]
     if len(by_group) > max(len(names), 6):
@@ -174,7 +198,15 @@ def _total(candidate: dict[str, Any]) -> float:
 
 def _figures(view: dict[str, Any]) -> dict[str, str]:
     kinds = {s["name"]: s["kind"] for s in view["strategies"]}
+    summary: Summary = view["summary"]
+    known = {s["name"]: s.get("versus") or {} for s in view["strategies"]}
+    differences = [
+        (row.label, Bounds.read(known[row.strategy].get(summary.opponent)))
+        for row in summary.rows
+        if row.strategy != summary.opponent
+    ]
     return {
+        "differences": plots.differences_figure(differences, summary.opponent_name),
         "strategies": plots.strategies_figure(view["strategies"]),
         "by_n": plots.by_n_figure(view.get("accuracy_by_n") or {}, kinds),
         "by_lambda": plots.by_lambda_figure(view.get("accuracy_by_lambda") or {}),
@@ -182,53 +214,20 @@ def _figures(view: dict[str, Any]) -> dict[str, str]:
     }
 
 
-# --- numbers ---
-
-
-def _percent(share: float | None) -> str:
-    return f"{100 * share:.1f}" if isinstance(share, (int, float)) else MISSING
-
-
-def _accuracy(accuracy: Any) -> str:
-    """`47.3 ± 2.2`: percent, and the wider side of the interval."""
-    mean, low, high = _bounds(accuracy)
-    if mean is None or low is None or high is None:
-        return _percent(mean)
-    return f"{_percent(mean)} ± {_percent(max(high - mean, mean - low))}"
-
-
-def _difference(difference: Any) -> str:
-    """`+3.2 [+1.1, +5.3]`: percentage points."""
-    points = [number(None if b is None else 100 * b, 1, "+") for b in _bounds(difference)]
-    return points[0] if MISSING in points else f"{points[0]} [{points[1]}, {points[2]}]"
-
-
 def _needed(needed: Any) -> str:
     """`19.2 [18.7, 19.6] of 32 candidates needed, 40.1 % [38.8, 41.5] saved`."""
     if not isinstance(needed, dict):
         return ""
-    saved = [_percent(bound) for bound in _bounds(needed.get("saved"))]
+    bounds = Bounds.read(needed.get("saved"))
+    saved = [percent(bound) for bound in (bounds.mean, bounds.low, bounds.high)]
     return (
-        f"{_interval(needed.get('candidates'), 1)} of {needed.get('of', MISSING)} candidates "
+        f"{interval(needed.get('candidates'), 1)} of {needed.get('of', MISSING)} candidates "
         f"needed, {saved[0]} % [{saved[1]}, {saved[2]}] saved"
     )
 
 
-def _interval(value: Any, digits: int = 3) -> str:
-    mean, low, high = (number(bound, digits) for bound in _bounds(value))
-    return mean if MISSING in (low, high) else f"{mean} [{low}, {high}]"
-
-
-def _bounds(value: Any) -> list[float | None]:
-    return [value.get(k) if isinstance(value, dict) else None for k in ("mean", "low", "high")]
-
-
 def _verdict(difference: Any) -> str:
-    """`better` or `worse` where the interval excludes 0, else `open`."""
-    mean, low, high = _bounds(difference)
-    if mean is None or low is None or high is None:
-        return "open"
-    return "better" if low > 0 and mean > 0 else "worse" if high < 0 and mean < 0 else "open"
+    return Bounds.read(difference).verdict
 
 
 def _size_known(count: Any) -> str:
@@ -247,17 +246,38 @@ def _size(count: Any) -> str:
 # --- Markdown ---
 
 
-def _markdown_headline(view: dict[str, Any]) -> str:
+def _table(heading: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """A heading and its table; nothing where the table has no row below its head."""
+    return [heading, markdown_table(rows)] if len(rows) > 1 else []
+
+
+def _markdown_claims(claims: Sequence[tuple[Any, Any]]) -> str:
     words = {"better": "✓ shown", "worse": "✗ worse", "open": "not shown"}
-    num_problems, num_candidates = view.get("num_problems"), view.get("num_candidates")
-    lines = [f"{num_problems} problems, {num_candidates} candidates each", ""]
-    lines = lines if num_problems and num_candidates else []
-    lines += [
-        f"- **{escape(row.get('claim'))}**: {_difference(row.get('difference'))} points "
-        f"({words[_verdict(row.get('difference'))]})"
-        for row in view["headline"]
+    return "\n".join(
+        f"- **{escape(claim)}**: {difference(by)} points ({words[_verdict(by)]})"
+        for claim, by in claims
+    )
+
+
+def _first_rows(summary: Summary) -> list[list[str]]:
+    against = [f"against {name}" for name in summary.columns]
+    rows = [
+        [
+            row.label,
+            accuracy(row.accuracy),
+            *(difference(row.versus.get(c)) for c in summary.columns),
+        ]
+        for row in summary.rows
     ]
-    return "\n".join(lines)
+    return [["choosing by", "accuracy, %", *against], *rows]
+
+
+def _answer_rows(answers: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = [
+        [str(a.get("problem_id")), str(a.get("answer") or MISSING), percent(a.get("share"))]
+        for a in answers
+    ]
+    return [["problem", "chosen answer", "share of the votes, %"], *rows]
 
 
 def _strategy_table(view: dict[str, Any]) -> list[list[str]]:
@@ -269,8 +289,8 @@ def _strategy_table(view: dict[str, Any]) -> list[list[str]]:
             [
                 s["name"],
                 s["kind"],
-                _accuracy(s.get("accuracy")),
-                *(_difference((s.get("versus") or {}).get(name)) for name in baselines),
+                accuracy(s.get("accuracy")),
+                *(difference((s.get("versus") or {}).get(name)) for name in baselines),
                 s.get("formula") or "",
             ]
             for s in strategies
@@ -280,7 +300,7 @@ def _strategy_table(view: dict[str, Any]) -> list[list[str]]:
 
 def _markdown_case(case: dict[str, Any]) -> str:
     parts = [
-        f"### Case {case['number']}: {escape(case.get('problem_id', ''))}",
+        f"### Problem {escape(case.get('problem_id', ''))}",
         f"> {escape(case['question'])}",
         f"Right answer: {escape(case.get('answer') or 'unknown')}",
     ]

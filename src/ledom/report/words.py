@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MISSING", "Word", "compare", "number", "question_words"]
+from ledom.report.numbers import number
 
-MISSING = "\N{EN DASH}"
-"""What stands for a number that is not there."""
+__all__ = ["Word", "compare", "question_words"]
+
 WORST_LOGPROB = -6.0  # nats: a word at or below this gets the strongest colour
 NOTABLE_GAP = 1.0  # nats between two answers from which a word is underlined
 # A word is a run of non-spaces; scripts written without spaces count each character as a word.
@@ -88,9 +88,3 @@ def compare(picked: list[Word], rejected: list[Word]) -> tuple[list[list[Word]],
     ]
     lost = sorted((w for w in both[1] if w.mark == "lost"), key=lambda w: -(w.gap or 0.0))
     return both, lost
-
-
-def number(value: Any, digits: int = 2, sign: str = "-") -> str:
-    if not isinstance(value, (int, float)):
-        return MISSING
-    return f"{value or 0.0:{sign if value else '-'}.{digits}f}".replace("-", "\N{MINUS SIGN}")

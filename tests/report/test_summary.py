@@ -1,0 +1,127 @@
+"""What a report says first, against sentences written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ledom.report.numbers import Bounds, number
+from ledom.report.summary import summarize
+
+
+def _bounds(mean: float, low: float, high: float) -> dict[str, float]:
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _strategy(name: str, mean: float, **versus: dict[str, float]) -> dict[str, Any]:
+    return {"name": name, "accuracy": _bounds(mean, mean - 0.1, mean + 0.1), "versus": versus}
+
+
+def _report(difference: dict[str, float], **changes: Any) -> dict[str, Any]:
+    return {
+        "num_problems": 400,
+        "num_labeled": 400,
+        "chosen": "vote, all terms",
+        "strategies": [
+            _strategy("greedy", 0.6),
+            _strategy("random", 0.55, greedy=_bounds(-0.05, -0.08, -0.02)),
+            _strategy("majority", 0.62, greedy=_bounds(0.02, -0.01, 0.05)),
+            _strategy("reverse reward", 0.65, greedy=_bounds(0.05, 0.01, 0.09)),
+            _strategy("luckiest", 0.99, greedy=_bounds(0.39, 0.3, 0.5)),
+            _strategy("vote, all terms", 0.6 + difference["mean"], greedy=difference),
+        ],
+        **changes,
+    }
+
+
+def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
+    summary = summarize(_report(_bounds(0.07, 0.04, 0.1)))
+    assert summary.sentence == (
+        "Voting weighted by every score is right on 67.0 % of the 400 problems, 7.0 points more "
+        "than the greedy answer (95 % interval 4.0 to 10.0)."
+    )
+    names = [row.strategy for row in summary.rows]
+    assert names == ["greedy", "random", "majority", "reverse reward", "vote, all terms"]
+    assert [row.is_chosen for row in summary.rows] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize(
+    ("difference", "end"),
+    [
+        (
+            _bounds(0.01, -0.02, 0.04),
+            "1.0 points more than the greedy answer (95 % interval \u22122.0 to 4.0; it includes "
+            "0, so this may be chance).",
+        ),
+        (
+            _bounds(-0.05, -0.08, -0.02),
+            "5.0 points fewer than the greedy answer (95 % interval 2.0 to 8.0).",
+        ),
+    ],
+)
+def test_the_sentence_says_what_was_not_shown(difference: dict[str, float], end: str) -> None:
+    assert summarize(_report(difference)).sentence.endswith(end)
+
+
+def test_labels_are_counted() -> None:
+    partly = summarize(_report(_bounds(0.07, 0.04, 0.1), num_labeled=120))
+    assert "67.0 % of the 120 of 400 labeled problems" in partly.sentence
+    assert "A sample of 120 problems" in partly.sample
+    none = summarize({"num_problems": 6, "num_labeled": 0, "strategies": []})
+    assert none.sentence.startswith("None of the 6 problems has a right answer")
+    assert none.rows == ()
+
+
+def test_without_greedy_the_majority_is_the_opponent() -> None:
+    versus = {"majority": _bounds(0.02, 0.01, 0.03), "random": _bounds(0.2, 0.1, 0.3)}
+    strategies = [_strategy("majority", 0.6), _strategy("vote, reverse only", 0.62, **versus)]
+    report = {"num_problems": 9, "chosen": "vote, reverse only", "strategies": strategies}
+    summary = summarize(report)
+    assert "2.0 points more than majority voting" in summary.sentence
+    assert summary.columns == ("majority",)
+
+
+def test_the_sample_tells_what_it_can_show() -> None:
+    """A half-width of 3 points is a standard error of 3 / 1.96; 2.8 of these are 4.3 points."""
+    summary = summarize(_report(_bounds(0.07, 0.04, 0.1)))
+    assert "a true difference of about 4.3 points four times out of five" in summary.sample
+    assert "rough" not in summary.sample
+    assert "rough" in summarize(_report(_bounds(0.07, 0.04, 0.1), num_labeled=29)).sample
+    equal = summarize(_report(_bounds(0.0, 0.0, 0.0)))
+    assert "cannot tell them apart" in equal.sample
+
+
+def test_the_term_that_carries_the_signal() -> None:
+    def signal(prior: dict[str, float]) -> str:
+        auc = [
+            {"score": "a", "term": "forward", "auc": _bounds(0.7, 0.65, 0.75)},
+            {"score": "b", "term": "prior", "auc": prior},
+            {"score": "c", "term": "premise", "auc": _bounds(0.99, 0.98, 1.0)},  # no single term
+            {"score": "d", "auc": _bounds(0.99, 0.98, 1.0)},
+        ]
+        return summarize({"auc": auc}).signal
+
+    assert "log P(y), the answer under the reverse model, carries most" in signal(
+        _bounds(0.8, 0.77, 0.83)
+    )
+    assert "does best, but not clearly" in signal(_bounds(0.8, 0.74, 0.83))
+    assert "log P(y|x), the answer under the forward model, carries most" in signal(
+        _bounds(0.5, 0.45, 0.55)
+    )
+    assert signal({}).startswith("Of the single terms, log P(y|x)")
+    assert summarize({}).signal == ""
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
+    assert number(-0.04, 1) == number(0.04, 1, "+") == "0.0"
+    assert number(-0.06, 1) == "\u22120.1"
+
+
+def test_verdicts() -> None:
+    assert [Bounds(*b).verdict for b in [(1, 0.1, 2), (1, 0, 2), (-1, -2, -0.1), (1, None, 2)]] == [
+        "better",
+        "open",
+        "worse",
+        "open",
+    ]
