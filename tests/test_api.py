@@ -24,6 +24,8 @@ def test_public_names_are_pinned() -> None:
         "Score",
         "Target",
         "__version__",
+        "equal_answers",
+        "extract_answer",
         "load",
         "read_records",
         "write_records",

@@ -20,6 +20,8 @@ _HOMES = {
     "Sampling": "ledom.lm.base",
     "Score": "ledom.records",
     "Target": "ledom.lm.base",
+    "equal_answers": "ledom.evaluate.equality",
+    "extract_answer": "ledom.evaluate.answers",
     "load": "ledom.lm",
     "read_records": "ledom.records",
     "write_records": "ledom.records",

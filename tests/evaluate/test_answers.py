@@ -1,6 +1,6 @@
-"""Answers are found where a solution states them and compared by value; nothing raises or hangs.
+"""Answers are found where a solution states them; nothing raises or hangs.
 
-The pairs are written by hand. The last tests run on real solutions and are skipped where
+The last tests run on real solutions and are skipped where
 `../shared/data`, which is not part of the repository, is absent.
 """
 
@@ -13,144 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ledom.evaluate.answers import canonical_answer, extract_answer, is_correct
+from ledom.evaluate.answers import extract_answer, is_correct
+from ledom.evaluate.equality import equal_answers
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-
-EQUAL = [
-    ("38", "38.0"),
-    ("38", "38."),
-    ("38", "  38\n"),
-    ("38", "+38"),
-    ("38", "\uff13\uff18"),
-    ("1,200", "1200"),
-    ("1,234,567.50", "1234567.5"),
-    ("$1,200.00", "1200"),
-    ("1200 dollars", "$1,200"),
-    ("1{,}200", "1200"),
-    ("-$10,000", "-10000"),
-    ("$-5", "-5"),
-    ("\u22125", "-5"),
-    ("- 5", "-5"),
-    ("-0", "0"),
-    ("0.00", "0"),
-    (".5", "0.5"),
-    ("1/2", "0.5"),
-    ("2/4", "1/2"),
-    ("8/4", "2"),
-    ("1/3", "2/6"),
-    ("½", "0.5"),
-    ("2 1/2", "2.5"),
-    ("2½ cups", "5/2"),
-    ("-2 1/2", "-2.5"),
-    ("25%", "25"),
-    ("25\\%", "25 percent"),
-    ("5 km", "5"),
-    ("5km/h", "5"),
-    ("60 meters per second", "60"),
-    ("72 cubic inches", "72"),
-    ("9 cm^2", "9 cm²"),
-    ("$37,500/year", "37500"),
-    ("4000$", "4000"),
-    ("€7", "7 €"),
-    ("14 degrees", "14°"),
-    ("20°C", "20"),
-    ("3 million", "3,000,000"),
-    ("$1.5 million dollars", "1500000"),
-    ("$5k", "5000"),
-    ("1e5", "100000"),
-    ("2.5E-1", "1/4"),
-    ("x = 5", "5"),
-    ("$18$", "18"),
-    ("**18**", "18"),
-    ('"18"', "18"),
-    ("18 \\text{ apples}", "18"),
-    ("18\x00", "18"),
-    ("\u200b18", "18"),
-    ("Yes", "yes."),
-    ("New  York\n", "new york"),
-    ("4X", "4x"),
-]
-
-UNEQUAL = [
-    ("38", "39"),
-    ("38", "380"),
-    ("38", "3.8"),
-    ("38", "-38"),
-    ("1,200", "1.2"),
-    ("1,200", "1,2"),
-    ("1,20", "120"),
-    ("0.33", "1/3"),
-    ("0.333...", "0.333"),
-    ("0.1", "0.1000000000000000055511151231257827"),
-    ("9007199254740993", "9007199254740992"),
-    ("1/2", "1/20"),
-    ("1/2", "2"),
-    ("1/2", "12"),
-    ("2 1/2", "21/2"),
-    ("25%", "0.25"),
-    ("4x", "4"),
-    ("4x - 4", "4"),
-    ("2n", "2"),
-    ("5pi", "5"),
-    ("5²", "5"),
-    ("5²", "52"),
-    ("5!", "5"),
-    ("10^5", "105"),
-    ("3 million", "3"),
-    ("3 million", "3 billion"),
-    ("2:00 pm", "2"),
-    ("2 pm", "2 am"),
-    ("3:2", "3"),
-    ("3 or 5", "3"),
-    ("3 and 5", "3"),
-    ("(3, 5)", "(5, 3)"),
-    ("3, 5", "5"),
-    ("x = 3, y = 5", "5"),
-    ("x^2 = 4", "4"),
-    ("x > 5", "5"),
-    ("8 - 4", "8"),
-    ("8 - 4", "4"),
-    ("1.2.3", "1.2"),
-    ("1/0", "1"),
-    ("2 thirds", "2"),
-    ("18 dollars and 50 cents", "18"),
-    ("--5", "5"),
-    ("--5", "-5"),
-    ("inf", "nan"),
-    ("yes", "no"),
-    ("(A)", "(B)"),
-]
-
-
-@pytest.mark.parametrize(("one", "other"), EQUAL)
-def test_answers_of_equal_value_share_a_key(one: str, other: str) -> None:
-    assert canonical_answer(one) is not None
-    assert canonical_answer(one) == canonical_answer(other)
-
-
-@pytest.mark.parametrize(("one", "other"), UNEQUAL)
-def test_answers_of_unequal_value_do_not(one: str, other: str) -> None:
-    assert canonical_answer(one) is not None
-    assert canonical_answer(one) != canonical_answer(other)
-
-
-@pytest.mark.parametrize("answer", [None, "", "  \n", "___", "...", "$", "\x00", "-"])
-def test_an_answer_without_content_has_no_key(answer: str | None) -> None:
-    assert canonical_answer(answer) is None
-
-
-def test_a_key_is_the_number_in_lowest_terms() -> None:
-    assert canonical_answer("$1,200.50") == "2401/2"
-    assert canonical_answer("-6/3 apples") == "-2"
-
-
-@pytest.mark.parametrize(
-    "answer",
-    ["9**9**9", "1e999999999", "1e99999999999999999999", "1e-51", "1" * 5000, "9^9^9^9"],
-)
-def test_enormous_numbers_stay_text(answer: str) -> None:
-    assert canonical_answer(answer) == answer
 
 
 @pytest.mark.parametrize(
@@ -201,6 +67,16 @@ def test_enormous_numbers_stay_text(answer: str) -> None:
         ("The answer is 4x - 4", "4x - 4"),
         ("The answer is unlimited", "unlimited"),
         ("To find the answer: multiply 3 by 4.\nSo there are 12 eggs.", "12"),
+        ("The answer is 6 rather than 5.", "6"),
+        ("The answer is 6 instead of 5.", "6"),
+        ("The answer is 6 and not 5.", "6"),
+        ("The answer is 6, not 5.", "6"),
+        ("The correct option is (C).", "(C)"),
+        ("The right choice is C.", "C"),
+        ("The answer is (C) because 5 > 3", "(C)"),
+        ("The answer is C, because 5 > 3.", "C"),
+        ("The answer is (C), since 5 > 3 and 2 > 1.", "(C)"),
+        ("The answer is 3t + 5, where t = 4 => 3*4 + 5 = 17 minutes", "17 minutes"),
         # no mark: the last number
         ("He buys 3 eggs, then 5 more: 8 eggs.", "8"),
         ("He pays $1,200, and no more", "$1,200"),
@@ -258,8 +134,8 @@ def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
     for size in (20_000, 200_000):
         text = prefix + unit * (size // len(unit))
         start = time.process_time()
-        canonical_answer(extract_answer(text))
-        canonical_answer(text)
+        equal_answers(extract_answer(text), "7")
+        equal_answers(text, "7")
         seconds.append(time.process_time() - start)
     assert seconds[1] < 30 * max(seconds[0], 0.02)
 
@@ -270,17 +146,6 @@ def test_a_megabyte_of_nested_boxes() -> None:
     answer = extract_answer("\\boxed{" * depth + "5" + "}" * depth)
     assert answer == "\\boxed{" * (depth - 1) + "5" + "}" * (depth - 1)
     assert time.process_time() - start < 10
-
-
-@pytest.mark.parametrize("unit", ["- ", "a ", "a'", "x=", "1,", "1/", " ", "a.", "a/", "$-"])
-def test_short_answers_are_read_at_once(unit: str) -> None:
-    """Answers just short enough to be tried as numbers, with much that could be backtracked."""
-    start = time.process_time()
-    for prefix in ("", "5 ", "-", "x = "):
-        answer = (prefix + unit * 100)[:199] + "!"
-        key = canonical_answer(answer)
-        assert key is None or key == " ".join(answer.lower().split())
-    assert time.process_time() - start < 0.5
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
@@ -303,7 +168,7 @@ def test_agrees_with_the_labels_of_real_candidates() -> None:
         num_all[candidate["model"]] += 1
         num_agreeing[candidate["model"]] += verdict == candidate["correct"]
     assert len(num_all) == 16
-    assert num_agreeing.total() >= 0.99 * num_all.total()
+    assert num_agreeing.total() >= 0.995 * num_all.total()
     for model, number in num_all.items():
         assert num_agreeing[model] >= 0.95 * number, model
 
@@ -315,4 +180,3 @@ def test_finds_the_answer_of_real_solutions() -> None:
         text = f"{problem['solution']}\n#### {problem['answer']}"
         assert extract_answer(text) == problem["answer"]
         assert is_correct(text, problem["answer"])
-        assert canonical_answer(problem["answer"]) == problem["answer"].replace(",", "")

@@ -1,7 +1,7 @@
-"""Whether two mathematical answers have the same value, by math-verify, in a process of its own.
+"""Whether two answers are equal where that takes algebra: sympy, in a process of its own.
 
-Answers come from models: an expression can be endless to simplify, or crash a parser. Each pair has
-a time limit; a worker that passes it is killed and another one started for the next pair, so
+Answers come from models: an expression can be endless to simplify, or fill the memory. Each pair
+has a time limit; a worker that passes it is killed and another one started for the next pair, so
 nothing here is ever in the way of a run. What cannot be decided is not equal.
 """
 
@@ -13,15 +13,12 @@ import select
 import subprocess
 import sys
 from functools import lru_cache
-from typing import IO, Any
+from typing import IO
 
 __all__ = ["MathChecker", "same_value"]
 
 SECONDS_PER_PAIR = 5.0
 """Time limit of one comparison."""
-
-MAX_CHARS = 300
-"""A longer answer is not compared."""
 
 _START_SECONDS = 60.0  # importing sympy on a busy machine
 _MEMORY_BYTES = 4 * 2**30
@@ -37,8 +34,6 @@ class MathChecker:
 
     def equal(self, first: str, second: str) -> bool:
         """Whether both have the same value; False when it cannot be told in time."""
-        if max(len(first), len(second)) > MAX_CHARS:
-            return False
         worker = self._worker or self._start()
         try:
             _pipe(worker.stdin).write(json.dumps([first, second]) + "\n")
@@ -60,7 +55,7 @@ class MathChecker:
         )
         if self._read(self._worker, _START_SECONDS) != _READY:
             self.close()
-            raise RuntimeError("the process that compares answers with math-verify did not start")
+            raise RuntimeError("the process that compares answers did not start")
         return self._worker
 
     @staticmethod
@@ -88,12 +83,12 @@ def serve() -> None:
     """The worker: a JSON pair a line in, `true` or `false` a line out."""
     import resource
 
-    from math_verify import parse, verify
+    from ledom.evaluate.algebra import Sympy
+    from ledom.evaluate.equality import Comparison
+    from ledom.evaluate.expressions import read
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-
-    def parsed(answer: str) -> Any:
-        return parse(f"${answer.strip().strip('$')}$", parsing_timeout=0)
+    compare = Comparison(Sympy()).same
 
     def reply(line: str) -> None:
         sys.stdout.write(line + "\n")
@@ -102,15 +97,12 @@ def serve() -> None:
     reply(_READY)
     for line in sys.stdin:
         first, second = json.loads(line)
+        left, right = read(first), read(second)
         try:
-            left, right = parsed(first), parsed(second)
-            # Not symmetric: x = 3 is read as 3 on the second side only.
-            equal = bool(left and right) and (
-                verify(left, right, timeout_seconds=0) or verify(right, left, timeout_seconds=0)
-            )
+            equal = left is not None and right is not None and compare(left, right)
         except (Exception, RecursionError, MemoryError):
             equal = False
-        reply(json.dumps(bool(equal)))
+        reply(json.dumps(equal))
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.errors import InputError
-from ledom.evaluate.answers import canonical_answer, equal_answers, extract_answer
+from ledom.evaluate.answers import extract_answer
+from ledom.evaluate.equality import equal_answers, has_content
 from ledom.records import EARLY_STOP, Candidate, Problem, Score
 
 __all__ = ["FEATURES", "AnswerClasses", "BoolArray", "FloatArray", "Pools", "build_pools"]
@@ -200,23 +201,31 @@ def _shared_index(candidates: Sequence[Candidate]) -> dict[tuple[str, str], int]
 
 
 class AnswerClasses:
-    """Numbers for the answers to one problem, the same for equal ones."""
+    """Numbers for the answers to one problem.
+
+    Answers of one class are all equal to each other: equality is not transitive ("5 cm" and "5 m"
+    both equal "5"), so a new answer joins the first class of which it equals every member.
+    """
 
     def __init__(self) -> None:
-        self._by_key: dict[str, int] = {}
-        self._first: list[str] = []
+        self._by_answer: dict[str, int] = {}
+        self._members: list[list[str]] = []
 
     def number(self, answer: str | None) -> int:
         """The answer's class; -1 for none."""
-        key = canonical_answer(answer)
-        if key is None or answer is None:
+        if answer is None or not has_content(answer):
             return -1
-        if key not in self._by_key:
-            known = (i for i, other in enumerate(self._first) if equal_answers(other, answer))
-            self._by_key[key] = next(known, len(self._first))
-            if self._by_key[key] == len(self._first):
-                self._first.append(answer)
-        return self._by_key[key]
+        if answer not in self._by_answer:
+            self._by_answer[answer] = self._class_of(answer)
+        return self._by_answer[answer]
+
+    def _class_of(self, answer: str) -> int:
+        for number, members in enumerate(self._members):
+            if all(equal_answers(member, answer) for member in members):
+                members.append(answer)
+                return number
+        self._members.append([answer])
+        return len(self._members) - 1
 
 
 def _is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool:

@@ -21,7 +21,8 @@ from torch.nn.functional import softplus
 from ledom.config import Config
 from ledom.direction import Direction
 from ledom.errors import InputError
-from ledom.evaluate.answers import equal_answers, extract_answer
+from ledom.evaluate.answers import extract_answer
+from ledom.evaluate.equality import equal_answers
 from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import EncodedPair, PairFormat
 from ledom.records import Candidate, Problem, read_records

@@ -1,0 +1,224 @@
+r"""The notation of answers: one spelling for each sign, and the tokens that a text consists of.
+
+    "$\dfrac{3}{4}$" --plain_text--> "\frac{3}{4}" --tokens--> \frac { 3 } { 4 }
+
+`tokens` covers the whole text or raises `NotUnderstood`: no character is ever skipped but white
+space and commands that only space or size. What tokens mean is the business of `expressions`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+__all__ = [
+    "MAX_CHARS",
+    "NotUnderstood",
+    "Token",
+    "bare",
+    "plain_text",
+    "text_key",
+    "tokens",
+    "words",
+]
+
+MAX_CHARS = 400
+"""A longer answer is not read as mathematics, so that reading and exact arithmetic stay cheap."""
+
+MARKUP = " \t\r\n*_`\"'"
+"""What may stand around an answer."""
+
+
+class NotUnderstood(Exception):  # noqa: N818  (no error: such a text is compared as text)
+    """Some part of a text has no meaning here."""
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as a set."""
+    return frozenset(text.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece of an answer."""
+
+    kind: str
+    r"""number, name (one letter or a Greek one), word, command ("\frac", "sin") or sign."""
+    text: str
+    spaced: bool = False
+    """Whether white space stands before it."""
+    quoted: bool = False
+    r"""Whether it stands in \text{...}."""
+
+
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
+_SIGNS = "×·⋅∗≤≥≠≈π∞∪∩∈∅±∓√"
+_SIGN_NAMES = "times cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt"
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d", "-"),  # minus and dashes
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff"),  # zero width: removed
+        **{chr(code): " " for code in [*range(0x20), 0x7F]},
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},  # full width
+        **{
+            chr(code): " " + unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
+            for code in [0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F)]  # one half, two thirds, ...
+        },
+        **dict.fromkeys("\u202f\u2009\xa0", r"\,"),  # thin spaces group digits
+        **{sign: rf"\{name} " for sign, name in zip(_SIGNS, _SIGN_NAMES.split(), strict=True)},
+        **dict.fromkeys("÷∕", "/"),
+        **dict.fromkeys("°º", "^\\circ "),
+    }
+)
+_SUPERSCRIPT_RUN = re.compile(rf"[{''.join(_SUPERSCRIPTS)}]+")
+_SPELLINGS = (
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\(?:ge|geqslant)(?![A-Za-z])"), r"\\geq"),
+    (re.compile(r"\\(?:le|leqslant)(?![A-Za-z])"), r"\\leq"),
+    (re.compile(r"\\ne(?![A-Za-z])"), r"\\neq"),
+    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
+    (re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s{0,9}\\\}"), r"\\emptyset"),
+    (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])"), ""),
+    (re.compile(r"\^\s?(?:\\degree(?![A-Za-z])|\{\s?(?:\\circ|\\degree)\s?\}|\\circ)"), "°"),
+    (re.compile(r"\\degree(?![A-Za-z])"), "°"),
+    (re.compile(r",\\!\s?|\{,\}"), "\N{SINGLE LOW-9 QUOTATION MARK}"),  # a comma in a number
+    (re.compile(r"(?<=\d)(?:\\[,;:]|~)(?=\d{3}(?!\d))"), "\N{SINGLE LOW-9 QUOTATION MARK}"),
+    (re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~"), " "),
+    (re.compile(r"(\d)\^\s?\{?\s?(?:\\(?:text|mathrm)\{)?\s?(st|nd|rd|th)\s?\}{0,2}"), r"\1\2"),
+    (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
+    (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
+    (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
+)
+_CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+_BOX = re.compile(r"\\boxed\s?\{(.*)\}")
+_DELIMITER_COMMAND = re.compile(r"\\[()\[\]]")
+_QUOTED = re.compile(
+    r"\\(text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)\s?\{([^{}]*)\}"
+)
+
+# ---- tokens ----
+
+_DIGITS = (
+    r"(?:[0-9]{1,3}(?:[,‚][0-9]{3}){1,99}(?![,‚]?[0-9])"  # 1,234,567
+    r"|[0-9]{1,2}(?:[,‚][0-9]{2}){1,99}[,‚][0-9]{3}(?![,‚]?[0-9])"  # 12,34,567
+    r"|[0-9]+)"
+)
+_SPACE = re.compile(r"\s+")
+_NUMBER = re.compile(
+    rf"(?:{_DIGITS}(?:\.(?:[0-9]+|(?=\\overline|\\bar|\([0-9]+\)))|\.(?![\w(\\]))?|\.[0-9]+)"
+    r"(?:(?<=[.0-9])\\(?:overline|bar)\s?\{[0-9]+\}|(?<=\.)\([0-9]+\)|(?<=\.[0-9])\([0-9]+\))?"
+    r"(?:[eE][+-]?[0-9]{1,4}(?![\w.]))?"
+    r"(?:\s?_\s?(?:\{\s?[0-9]{1,2}\s?\}|[0-9]{1,2}))?"
+)
+_PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # where a comma separates
+_BASED = re.compile(r"[0-9A-F]*[A-F][0-9A-F]*\s?_\s?\{?\s?(?:1[1-6])\s?\}?")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+_CURRENCY = re.compile(r"\\\$|US\$|Rs\.?(?![A-Za-z])|[$€£¥₹₱₩]")
+_WORD = re.compile(r"[^\W\d_]+(?:['’.-][^\W\d_]+)*['’]?\.?")
+_SIGN = re.compile(r"\\\\|\\[{}|%]|\*\*|<=|>=|!=|[-+*/^_(){}\[\]|,;:=<>!%°&.¢²³]")
+_GREEK = words(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
+    "rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega"
+)
+_FUNCTIONS = words(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt max min gcd lcm"
+)
+_LETTER_NAMES = {"π": r"\pi", "pi": r"\pi"}
+
+
+def bare(answer: str) -> str:
+    """An answer without the quotes, emphasis, maths delimiters and full stop around it."""
+    answer = answer.strip(MARKUP).removesuffix(".").strip(MARKUP)
+    for opening, closing in _DELIMITERS:
+        inner = answer.removeprefix(opening).removesuffix(closing)
+        if len(inner) == len(answer) - len(opening) - len(closing):
+            # "$5$, $6$" is no formula as a whole
+            return answer if opening[-1] in "$" and "$" in inner else inner.strip(MARKUP)
+    return answer
+
+
+def plain_text(answer: str) -> str:
+    """An answer in one spelling: ASCII signs, one command each, no maths delimiters."""
+    text = bare(answer.translate(_CHARACTERS))
+    text = _SUPERSCRIPT_RUN.sub(lambda run: f"^{{{''.join(map(_SUPERSCRIPTS.get, run[0]))}}}", text)  # type: ignore[arg-type]
+    if _CLOSING_DOLLAR.search(text) and len(_DOLLAR.findall(text)) % 2 == 0:
+        text = _DOLLAR.sub(" ", text)
+    text = _DELIMITER_COMMAND.sub(" ", text)
+    if box := _BOX.fullmatch(text):
+        text = box[1]
+    for pattern, spelling in _SPELLINGS:
+        text = pattern.sub(spelling, text)
+    return bare(text)
+
+
+def text_key(answer: str) -> str:
+    """What two answers share that are one text but for case, white space and LaTeX's fonts."""
+    text = _QUOTED.sub(r" \2 ", plain_text(answer)) if len(answer) <= MAX_CHARS else bare(answer)
+    text = " ".join(text.lower().split())
+    return re.sub(r"(?<![^\W_]) | (?![^\W_])", "", text)
+
+
+def tokens(text: str) -> list[Token]:
+    """The tokens of a `plain_text`; raises `NotUnderstood` unless they cover it."""
+    found: list[Token] = []
+    commas_are_spaced = ", " in text
+    depth = place = 0
+    spaced = False
+    quoted_until = -1
+    while place < len(text):
+        if match := _SPACE.match(text, place):
+            place, spaced = match.end(), True
+            continue
+        if (match := _QUOTED.match(text, place)) is not None:
+            place, spaced, quoted_until = match.start(2), True, match.end(2)
+            continue
+        if place == quoted_until:
+            place, quoted_until = place + 1, -1  # its closing brace
+            continue
+        quoted = place < quoted_until
+        grouped = depth == 0 or commas_are_spaced
+        token, place = _token(text, place, grouped=grouped, spaced=spaced, quoted=quoted)
+        depth += token.text in ("(", "[", r"\{")
+        depth -= token.text in (")", "]", r"\}")
+        found.append(token)
+        spaced = False
+    return found
+
+
+def _token(
+    text: str, place: int, *, grouped: bool, spaced: bool, quoted: bool
+) -> tuple[Token, int]:
+    if match := _BASED.match(text, place):
+        return Token("number", match[0], spaced, quoted), match.end()
+    if match := _NUMBER.match(text, place):
+        if not grouped and "," in match[0]:
+            match = _PLAIN_NUMBER.match(text, place) or match
+        return Token("number", match[0], spaced, quoted), match.end()
+    if match := _CURRENCY.match(text, place):
+        return Token("currency", match[0].lstrip("\\").rstrip("."), spaced, quoted), match.end()
+    if match := _COMMAND.match(text, place):
+        return Token(*_command(match[0][1:]), spaced, quoted), match.end()
+    if match := _WORD.match(text, place):
+        return _word(match[0], spaced, quoted), match.end()
+    if match := _SIGN.match(text, place):
+        sign = match[0] if len(match[0]) == 1 else match[0].replace(r"\%", "%").replace("**", "^")
+        return Token("sign", sign, spaced, quoted), match.end()
+    raise NotUnderstood(text[place])
+
+
+def _command(name: str) -> tuple[str, str]:
+    if name in _GREEK:
+        return "name", name
+    return ("command", name) if name in _FUNCTIONS else ("command", "\\" + name)
+
+
+def _word(word: str, spaced: bool, quoted: bool) -> Token:
+    word = word.rstrip(".") if len(word.rstrip(".")) else word
+    if word in _LETTER_NAMES:
+        return Token("command", _LETTER_NAMES[word], spaced, quoted)
+    if word in _FUNCTIONS:
+        return Token("command", word, spaced, quoted)
+    return Token("name" if len(word) == 1 else "word", word, spaced, quoted)
