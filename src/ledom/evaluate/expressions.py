@@ -206,8 +206,11 @@ class _Reader(Atoms):
 
     def _is_cross(self) -> bool:
         """Whether an "x" multiplies two numbers: 3 x 10^5."""
-        kinds = self.peek_kind(-1), self.peek_kind(1)
-        return self.peek_text() == "x" and kinds == ("number", "number")
+        token, after = self.peek(), self.peek(1)
+        is_between = self.peek_kind(-1) == self.peek_kind(1) == "number"
+        return bool(
+            is_between and token and after and token.text == "x" and token.spaced and after.spaced
+        )
 
     def _starts_label(self) -> bool:
         """Whether the next token, which may begin a factor, is a unit or another word instead."""

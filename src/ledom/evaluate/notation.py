@@ -93,6 +93,7 @@ _SPELLINGS = (
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+_PRIMED = re.compile(r"[^'\"\u2019]+['\"\u2019\u2032\u2033]{1,3}")  # 5', f': no quotes
 _BOX = re.compile(r"\\boxed\s?\{(.*)\}")
 _DELIMITER_COMMAND = re.compile(r"\\[()\[\]]")
 _QUOTED = re.compile(
@@ -151,7 +152,7 @@ def plain_text(answer: str) -> str:
         text = box[1]
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
-    return bare(text)
+    return bare(text) + ("'" if _PRIMED.fullmatch(answer.strip()) else "")
 
 
 def text_key(answer: str) -> str:

@@ -22,7 +22,8 @@ ONE_LETTER_UNITS = frozenset("ghlms")
 NOT_UNITS = words(  # words after which a number is not the whole value
     "am pm pi sqrt sin cos tan log ln exp mod and or to plus minus times over squared cubed "
     "factorial half halves third thirds fourths fifths tenths hundredths choose base than least "
-    "most below above under except if not negative"
+    "most below above under except if not negative past noon midnight january "
+    "february march april may june july august september october november december"
 )
 _SCALES = {
     "hundred": 10**2,
