@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ledom.cli_options import Device, Threads, command_line, refuse_unused, use_threads
+from ledom.cli_options import Device, Threads, command_line, use_threads
 from ledom.errors import InputError
 from ledom.progress import Progress, track_training
 from ledom.terminal import say, show_plan
@@ -48,13 +48,16 @@ def train(
     from ledom.packaged import find_recipe
     from ledom.recipe import load_recipe, save_recipe
     from ledom.train.inputs import check_inputs
+    from ledom.train.loop import check_lengths
     from ledom.train.loop import train as run
     from ledom.train.parallel import connect
 
-    plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=_note)
+    plan = load_recipe(find_recipe(recipe), overrides or [], files=True)
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
+    for way in directions:
+        check_lengths(plan, way)
     use_threads(threads)
     folder = out / plan.name
     say(f"preparing the data in {folder / 'data'}")
@@ -111,7 +114,7 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes such as train.seq_len=2048.")
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many GPUs.")] = 1,
+    gpus: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
     utilisation: Annotated[
         float, typer.Option(help="Share of the GPUs' peak that training reaches.")
@@ -127,7 +130,7 @@ def plan(
     from ledom.train.plan import Setup, make_plan
 
     setup = Setup(gpus, gpu, utilisation)
-    needs = make_plan(load_recipe(find_recipe(recipe), overrides or [], note=_note), setup)
+    needs = make_plan(load_recipe(find_recipe(recipe), overrides or []), setup)
     if as_json:
         typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
     else:
@@ -135,7 +138,6 @@ def plan(
 
 
 def export(
-    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(help="A model folder, one of a run (runs/NAME/reverse), or of data.")
     ],
@@ -156,26 +158,15 @@ def export(
     from ledom.release.dataset import write_dataset_card
     from ledom.release.hub import push as upload
     from ledom.release.model import export_model
-    from ledom.runs import find_run, read_manifests
+    from ledom.runs import find_run
 
-    is_data = bool(read_manifests(source))
-    refuse_unused(
-        context,
-        (push is None, "nothing is uploaded without --push", ["private"]),
-        (is_data, f"{source} is data, which gets its card where it is", ["out", "direction"]),
-    )
-    if is_data:
-        write_dataset_card(source, push, license)
+    if is_data := write_dataset_card(source, push, license):
         folder = source
     else:
         folder = export_model(find_run(source), out, direction, push, license)
     say(f"released: {folder}, its card: {folder / 'README.md'}")
     if push is not None:
         say(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
-
-
-def _note(line: str) -> None:
-    say(f"note: {line}")
 
 
 COMMANDS = (train, dynamics, plan, export)
