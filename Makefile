@@ -6,9 +6,13 @@ BIN := $(VENV)/bin
 # Two threads share the work of two cores; more processes than cores slow every one of them.
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo test lint env clean
+.PHONY: demo picture test lint env clean
 demo: $(VENV)/.installed
 	$(BIN)/ledom demo --out out/demo
+
+# The README's picture, of the version at hand: the demo's report as a browser shows it.
+picture: demo
+	$(BIN)/python docs/picture.py out/demo/report.html docs/report.png
 
 test: lint
 	$(BIN)/python -m pytest
@@ -25,6 +29,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing ledom and what it needs into $(VENV): about a minute, once."
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
 	touch $@
 

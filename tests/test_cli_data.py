@@ -17,7 +17,7 @@ import pytest
 
 from command_line import Run, check_refused
 from ledom.data.problems import generate_problems
-from ledom.data.shards import TokenStore, encode_documents
+from ledom.data.shards import TokenStore, encode_documents, write_store
 from ledom.model.tokenizer import Tokenizer
 from ledom.train import loop
 
@@ -133,7 +133,11 @@ def test_bad_input_is_one_clear_line(
     refused("tokenize", corpus, *good, "--workers", 0, says="greater than or equal to 1")
     refused("tokenize", corpus, *good, "--tasks", "-1", says="greater than or equal to 1")
     refused("tokenize", corpus, *good, "--executor", "dask", says="known: local, slurm, ray")
-    refused("tokenize", corpus, *good, "--slurm", "cpu", says="'cpu': write it as key=value")
+    cluster = ("--executor", "slurm")
+    refused(
+        "tokenize", corpus, *good, *cluster, "--slurm", "cpu", says="'cpu': write it as key=value"
+    )
+    refused("tokenize", corpus, *good, "--slurm", "a=b", says="--slurm would have no effect")
     refused("tokenizer", corpus, "--vocab-size", 256, says="greater than or equal to 257")
     refused("tokenizer", corpus, "--num-documents", 0, says="greater than or equal to 1")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -203,3 +207,35 @@ def test_ctrl_c_keeps_finished_shards(tokenizer_folder: Path, tmp_path: Path) ->
     store.verify()
     assert store.manifest["num_documents"] == 60 * 200
     assert all(file.stat().st_mtime_ns == when for file, when in finished.items())
+
+
+def test_a_command_does_not_replace_what_it_reads(run: Run, tmp_path: Path) -> None:
+    problems = tmp_path / "train.jsonl"
+    row = '{"id": "%s", "question": "1 + 1?", "solution": "1 + 1 = 2"}\n'
+    problems.write_text(row % "a" + row % "b")
+    before = problems.read_bytes()
+    check_refused(run("vary", problems, "--out", tmp_path), "would replace", "train.jsonl")
+    assert problems.read_bytes() == before
+    problems.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}\n')
+    check_refused(run("vary", problems, "--out", tmp_path / "v"), "these are documents; problems")
+
+
+def test_less_than_asked_for_is_said(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", ["one two", "two three"])
+    given = ("tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
+    code, text = run(*given, "--num-documents", 3)
+    assert code == 0
+    assert "note: --num-documents is 3, there are 2" in text
+    assert "note: --vocab-size is 2048; these documents have no more pairs to merge" in text
+    assert "note" not in run(*given, "--num-documents", 2, "--vocab-size", 257)[1]
+
+
+def test_export_refuses_options_without_effect(
+    run: Run, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    write_store(tmp_path / "store", TEXTS[:2], tokenizer)
+    given = ("export", tmp_path / "store")
+    check_refused(run(*given, "--private"), "--private would have no effect: nothing is uploaded")
+    check_refused(run(*given, "--out", tmp_path / "x"), "--out would have no effect", "is data")
+    assert not (tmp_path / "store/README.md").exists()
+    assert run(*given)[0] == 0

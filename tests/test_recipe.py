@@ -233,7 +233,6 @@ def test_an_override_is_its_own_place(recipe):
 def test_files_are_not_looked_for_unless_asked(recipe):
     named = [
         "data={sources: [{path: a}], valid: b, tokenizer: c}",
-        "objective.wrong=d",
         "init=runs/{direction}",
     ]
     assert load_recipe(recipe, named).data.valid == "b"
@@ -279,3 +278,47 @@ def test_a_path_that_cannot_be_is_missing(recipe):
 def test_only_the_direction_is_filled_in(recipe):
     started = load_recipe(recipe, ["init='runs/{0}{x}/{direction}'"])
     assert started.init_of(Direction.REVERSE) == "runs/{0}{x}/reverse"
+
+
+@pytest.mark.parametrize(
+    ("cause", "unused", "reason"),
+    [
+        (["optim.hidden=adamw"], "optim.muon_lr=0.5", "optim.hidden is adamw"),
+        (["optim.schedule=cosine"], "optim.decay_steps=3", "optim.schedule is cosine"),
+        ([], "objective.wrong=w.jsonl", "objective.contrast is 0"),
+        ([], "objective.all_tokens=2", "it is the only term"),
+        ([], "data.valid=v.jsonl", "data.train is gsm_symbolic, which has a valid split"),
+        (["data.train=a.jsonl"], "data.drill_share=0.5", "it is for gsm_symbolic alone"),
+        (["data.train=a.jsonl"], "data.seed=3", "it is for gsm_symbolic alone"),
+        (["data.tokenizer=t"], "data.vocab_size=300", "the tokenizer is there already"),
+        (["data={sources: [{path: a}]}"], "data.num_valid=3", "data.sources are read whole"),
+    ],
+)
+def test_a_key_without_effect_is_refused_as_override_and_noted_in_a_file(
+    tmp_path, recipe, cause, unused, reason
+):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, [*cause, unused])
+    key = unused.partition("=")[0]
+    assert str(caught.value).startswith(f"override {unused!r}: {key} has no effect: ")
+    assert str(caught.value).endswith(f"{reason}; leave it out")
+    file = tmp_path / "whole.yaml"
+    _, name = key.split(".")
+    tree = yaml.safe_load(yaml.safe_dump(TREE))
+    for setting in (*cause, unused):
+        place, _, value = setting.partition("=")
+        *parents, last = place.split(".")
+        (tree.setdefault(parents[0], {}) if parents else tree)[last] = yaml.safe_load(value)
+    file.write_text(yaml.safe_dump(tree))
+    notes = []
+    load_recipe(file, note=notes.append)
+    lines = file.read_text().splitlines()
+    line = 1 + next(i for i, text in enumerate(lines) if text.strip().startswith(f"{name}:"))
+    assert f"{file}:{line}: {key} has no effect: " in " ".join(notes)
+
+
+def test_defaults_and_shipped_recipes_are_never_noted(tmp_path, recipe):
+    for path in (recipe, *RECIPES):
+        notes = []
+        load_recipe(path, ["optim.warmup_steps=1"], note=notes.append)
+        assert notes == []

@@ -57,7 +57,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-_DEMO_PROBLEMS = 40
+_DEMO_PROBLEMS = 640
+_DEMO_SAMPLES = 8
+"""The demo's size, from the power that both of its claims need: docs/results.md#the-demo."""
+_DEMO_SECONDS = 0.06  # on one core for each candidate: sampled, and scored by both models
 _DRAWING = ("samples", "early_stop", "temperature", "top_k", "top_p", "max_tokens")
 _SHARED = {"demo", "rerank", "search", "train"}  # commands that several processes can share
 
@@ -108,7 +111,7 @@ def demo(
     problems: Annotated[
         int, typer.Option(min=1, max=MOST_PROBLEMS, help="How many problems.")
     ] = _DEMO_PROBLEMS,
-    samples: Samples = 32,
+    samples: Samples = _DEMO_SAMPLES,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
@@ -116,6 +119,11 @@ def demo(
 
     Example: ledom demo --problems 100
     """
+    minutes = max(1, round(problems * (samples + 1) * _DEMO_SECONDS / 2 / 60))
+    say(
+        f"{problems} new problems, {samples} answers each: write them, score them forward and "
+        f"backward, choose, report. About {minutes} min on two cores; seed {seed}."
+    )
     rerank(
         context,
         problems=GENERATOR,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli_options import Out, Seed, Threads, use_threads
+from ledom.cli_options import Out, Seed, Threads, refuse_unused, use_threads
 from ledom.errors import InputError, OutputError
 from ledom.progress import track, track_tokenizing
 from ledom.terminal import say
@@ -31,6 +31,8 @@ Format = Annotated[
     typer.Option(help="jsonl, parquet, text (a file is a document) or lines; by name otherwise."),
 ]
 TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
+
+_VARIED = ("train", "wrong", "valid")  # the files of ledom vary
 
 
 def tokenizer(
@@ -64,12 +66,20 @@ def tokenizer(
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
     counted = track(chain(first, texts), "documents", 0, num_documents)
-    made = train_tokenizer(counted, vocab_size, split_digits)
+    read = count()
+    seen = (text for text, _ in zip(counted, read, strict=False))
+    made = train_tokenizer(seen, vocab_size, split_digits)
     made.save(out)
+    found = next(read)
+    if num_documents is not None and found < num_documents:
+        say(f"note: --num-documents is {num_documents}, there are {found}")
+    if made.vocab_size < vocab_size:
+        say(f"note: --vocab-size is {vocab_size}; these documents have no more pairs to merge")
     say(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
 
 
 def tokenize(
+    context: typer.Context,
     documents: Texts,
     tokenizer: Annotated[
         Path, typer.Option(help="A tokenizer.json, or the folder of one; see ledom tokenizer.")
@@ -106,6 +116,7 @@ def tokenize(
     from ledom.data.tokenise import Execution, tokenise
     from ledom.model.tokenizer import Tokenizer
 
+    refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
     use_threads(threads)
     sbatch = dict(_key_and_value(option) for option in slurm or [])
     given = open_documents(documents, format, text_key)
@@ -153,15 +164,15 @@ def vary(
     from ledom.records import Problem, Record, write_records
 
     use_threads(threads)
+    if problems.resolve() in {(out / f"{name}.jsonl").resolve() for name in _VARIED}:
+        raise InputError(f"--out {out} would replace {problems}; give another folder")
     given, held_out = read_split(DataConfig(train=str(problems)))
     kept = [record for record in given if isinstance(record, Problem)]
+    if not kept:
+        raise InputError("these are documents; problems with solutions are needed", path=problems)
     varied, candidates = run(track(kept, "problems", 0, len(kept)), variants, wrong, seed)
-    files: list[tuple[str, list[Record]]] = [
-        ("train", [*varied]),
-        ("wrong", [*candidates]),
-        ("valid", [*held_out]),
-    ]
-    for name, records in files:
+    made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
+    for name, records in zip(_VARIED, made, strict=True):
         write_records(out / f"{name}.jsonl", records)
         say(f"{out / name}.jsonl: {len(records)} records")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ledom.cli_options import Device, Threads, command_line, use_threads
+from ledom.cli_options import Device, Threads, command_line, refuse_unused, use_threads
 from ledom.errors import InputError
 from ledom.progress import Progress, track_training
 from ledom.terminal import say, show_plan
@@ -52,7 +52,7 @@ def train(
     from ledom.train.loop import train as run
     from ledom.train.parallel import connect
 
-    plan = load_recipe(find_recipe(recipe), overrides or [], files=True)
+    plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=_note)
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
@@ -114,7 +114,7 @@ def plan(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes such as train.seq_len=2048.")
     ] = None,
-    gpus: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
     utilisation: Annotated[
         float, typer.Option(help="Share of the GPUs' peak that training reaches.")
@@ -130,7 +130,7 @@ def plan(
     from ledom.train.plan import Setup, make_plan
 
     setup = Setup(gpus, gpu, utilisation)
-    needs = make_plan(load_recipe(find_recipe(recipe), overrides or []), setup)
+    needs = make_plan(load_recipe(find_recipe(recipe), overrides or [], note=_note), setup)
     if as_json:
         typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
     else:
@@ -138,6 +138,7 @@ def plan(
 
 
 def export(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(help="A model folder, one of a run (runs/NAME/reverse), or of data.")
     ],
@@ -158,15 +159,26 @@ def export(
     from ledom.release.dataset import write_dataset_card
     from ledom.release.hub import push as upload
     from ledom.release.model import export_model
-    from ledom.runs import find_run
+    from ledom.runs import find_run, read_manifests
 
-    if is_data := write_dataset_card(source, push, license):
+    is_data = bool(read_manifests(source))
+    refuse_unused(
+        context,
+        (push is None, "nothing is uploaded without --push", ["private"]),
+        (is_data, f"{source} is data, which gets its card where it is", ["out", "direction"]),
+    )
+    if is_data:
+        write_dataset_card(source, push, license)
         folder = source
     else:
         folder = export_model(find_run(source), out, direction, push, license)
     say(f"released: {folder}, its card: {folder / 'README.md'}")
     if push is not None:
         say(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
+
+
+def _note(line: str) -> None:
+    say(f"note: {line}")
 
 
 COMMANDS = (train, dynamics, plan, export)

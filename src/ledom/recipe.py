@@ -7,7 +7,7 @@ lists the valid ones, never a default in silence. Each part's config stands besi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -117,11 +117,18 @@ class Recipe(Config):
         return self.init.replace("{direction}", str(direction))
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool = False) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    files: bool = False,
+    note: Callable[[str], object] = lambda line: None,
+) -> Recipe:
     """Read a recipe and apply overrides such as `optim.steps=100`.
 
-    `files` asks that the files named in it are there. Raises `RecipeError` naming the file's line
-    or the override, the key, the value and the valid keys.
+    `files` asks that the files named in it are there. `note` is told of keys of the file that have
+    no effect beside the others; an override that has none is refused. Raises `RecipeError` naming
+    the file's line or the override, the key, the value and the valid keys.
     """
     path = Path(path)
     tree, origin = _read(path, overrides)
@@ -135,6 +142,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, files: bool 
         if not exists(name):
             key = ".".join(map(str, location))
             raise RecipeError(f"{origin.place(location)}: key {key} is {name!r}: no such file")
+    for location, reason in _unused_keys(recipe):
+        message = f"{origin.place(location)}: {'.'.join(location)} has no effect: {reason}"
+        if origin.override(location):
+            raise RecipeError(f"{message}; leave it out")
+        note(message)
     return recipe
 
 
@@ -152,12 +164,16 @@ class _Origin:
     root: yaml.Node
     overrides: Sequence[str]
 
+    def override(self, location: Sequence[int | str]) -> str | None:
+        """The last override that set the key there, or what it stands in."""
+        key = ".".join(map(str, location))
+        setting = (o for o in reversed(self.overrides) if f"{key}.".startswith(_key(o)))
+        return next(setting, None)
+
     def place(self, location: Sequence[int | str]) -> str:
         """`recipe.yaml:7` for the key there, or what it stands in; or the override that set it."""
-        key = ".".join(map(str, location))
-        for override in reversed(self.overrides):
-            if f"{key}.".startswith(f"{override.partition('=')[0]}."):
-                return f"override {override!r}"
+        if override := self.override(location):
+            return f"override {override!r:.200}"
         node, line = self.root, None
         for part in location:
             items = dict(_items(node))
@@ -166,6 +182,10 @@ class _Origin:
             named, node = items[part]
             line = named.start_mark.line + 1
         return str(self.path) if line is None else f"{self.path}:{line}"
+
+
+def _key(override: str) -> str:
+    return f"{override.partition('=')[0]}."
 
 
 def _items(node: yaml.Node) -> Iterator[tuple[int | str, tuple[yaml.Node, yaml.Node]]]:
@@ -203,6 +223,38 @@ def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
         yield ("data", "tokenizer"), data.tokenizer
     if recipe.objective.wrong is not None:
         yield ("objective", "wrong"), recipe.objective.wrong
+
+
+def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
+    """Keys that were given another value than their default, for nothing; and why."""
+    data, optim, objective = recipe.data, recipe.optim, recipe.objective
+    generated = not data.sources and data.train == GENERATOR
+    own_tokenizer = data.tokenizer is not None or recipe.init is not None
+    rules = (
+        (optim.hidden == "adamw", "optim", ["muon_lr"], "optim.hidden is adamw"),
+        (optim.schedule == "cosine", "optim", ["decay_steps"], "optim.schedule is cosine"),
+        (not objective.contrast, "objective", ["wrong"], "objective.contrast is 0"),
+        (
+            not objective.needs_pairs,
+            "objective",
+            ["all_tokens"],
+            "without objective.target and objective.contrast it is the only term",
+        ),
+        (bool(data.sources), "data", ["num_documents", "num_valid"], "data.sources are read whole"),
+        (
+            not generated,
+            "data",
+            ["drill_share", "seed"],
+            f"it is for {GENERATOR} alone",
+        ),
+        (generated, "data", ["valid"], f"data.train is {GENERATOR}, which has a valid split"),
+        (own_tokenizer, "data", ["vocab_size"], "the tokenizer is there already"),
+    )
+    for holds, group, keys, reason in rules:
+        part = getattr(recipe, group)
+        for key in keys if holds else ():
+            if getattr(part, key) != type(part).model_fields[key].default:
+                yield (group, key), reason
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -1,0 +1,94 @@
+"""The demo's two claims on ten seeds: how often each interval excludes 0, and how long it takes.
+
+    python benchmarks/demo_seeds.py [--out out/demo-seeds] [--seeds 10] [--problems N] [--samples N]
+
+Runs `ledom demo` with the seeds 0, 1, ... one after the other, as it is unless a size is given, and
+prints a table in Markdown. A finished seed is not run again, an unfinished one resumes; its time
+is then that of the last part alone, and is marked. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ledom.report.numbers import Bounds, accuracy, difference
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished demo."""
+
+    seed: int
+    seconds: float
+    resumed: bool
+    arguments: list[str]
+
+
+def run_seed(seed: int, folder: Path, arguments: list[str]) -> Run:
+    """Run the demo, or read what an earlier call noted of it."""
+    note = folder / "elapsed.json"
+    if note.is_file():
+        run = Run(**json.loads(note.read_text(encoding="utf-8")))
+        if run.arguments != arguments:
+            raise SystemExit(f"{folder} was made with {run.arguments}; give another --out")
+        return run
+    resumed = folder.is_dir()
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "ledom", "demo", "--seed", str(seed), "--out", str(folder)]
+    subprocess.run([*command, *arguments], check=True)
+    run = Run(seed, time.perf_counter() - started, resumed, arguments)
+    note.write_text(json.dumps(asdict(run)), encoding="utf-8")
+    return run
+
+
+def table(runs: list[Run], reports: list[dict[str, Any]]) -> str:
+    """A row for each seed, then how many intervals of each claim lie above 0."""
+    claims = [row["claim"] for row in reports[0]["headline"] if row.get("main")]
+    lines = [
+        "| seed | greedy, % | " + " | ".join(claims) + " | time |",
+        "|---" * (3 + len(claims)) + "|",
+    ]
+    shown = dict.fromkeys(claims, 0)
+    for run, report in zip(runs, reports, strict=True):
+        by_claim = {row["claim"]: row["difference"] for row in report["headline"]}
+        for claim in claims:
+            shown[claim] += Bounds.read(by_claim[claim]).verdict == "better"
+        greedy = next(row for row in report["strategies"] if row["name"] == "greedy")
+        cells = [str(run.seed), accuracy(greedy["accuracy"])]
+        cells += [difference(by_claim[claim]) for claim in claims]
+        lines.append(f"| {' | '.join(cells)} | {run.seconds:.0f} s{' (resumed)' * run.resumed} |")
+    totals = [f"{shown[claim]} of {len(runs)} above 0" for claim in claims]
+    slowest = max(run.seconds for run in runs)
+    lines.append(f"| all | | {' | '.join(totals)} | at most {slowest:.0f} s |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/demo-seeds"))
+    parser.add_argument("--seeds", type=int, default=10)
+    for name in ("problems", "samples", "threads"):
+        parser.add_argument(f"--{name}", type=int, help="the demo's own where left out")
+    options = parser.parse_args()
+    arguments: list[str] = []
+    for name in ("problems", "samples", "threads"):
+        if (value := getattr(options, name)) is not None:
+            arguments += [f"--{name}", str(value)]
+    runs: list[Run] = []
+    reports: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
+        folder = options.out / str(seed)
+        runs.append(run_seed(seed, folder, arguments))
+        reports.append(json.loads((folder / "report.json").read_text(encoding="utf-8")))
+    print(table(runs, reports))
+
+
+if __name__ == "__main__":
+    main()
