@@ -64,9 +64,13 @@ def targets(
     lm: LanguageModel, pairs: list[tuple[str, str]], shots: list[tuple[str, str]]
 ) -> list[Target]:
     """What is asked of both: log P(y|x) forward, log P(x|y) reverse, after the demonstrations."""
-    shown = [i for pair in lm.pair_format.encode(lm.tokenizer, shots) for i in pair.ids[1:]]
+    shown = [
+        i
+        for pair in lm.pair_format.encode(lm.tokenizer, shots, *lm.special_ids)
+        for i in pair.ids[1:]
+    ]
     made = []
-    for pair in lm.pair_format.encode(lm.tokenizer, pairs):
+    for pair in lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids):
         if str(lm.direction) == "forward":
             ids = pair.ids[:1] + shown + pair.ids[1:]
             made.append(Target(ids, len(shown) + pair.solution[0], len(ids)))

@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
 from ledom.model.tokenizer import Tokenizer
@@ -260,3 +262,35 @@ def vllm_module() -> ModuleType:
     module = ModuleType("vllm")
     vars(module).update(LLM=LLM, SamplingParams=SamplingParams)
     return module
+
+
+def sentencepiece_like(form: str = "prepend", byte_fallback: bool = True) -> Tokenizer:
+    """A small tokenizer of Llama's kind: a blank in front of a text, unknown characters as bytes.
+
+    `prepend` and `metaspace` are the two forms in which tokenizer.json has the blank. Its tokens
+    `<s>` and `</s>` are BOS, which nothing adds, and EOS.
+    """
+    backend = RustTokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+    )
+    texts = ["Once upon a time it is so\n and they lived happily ever after", "two blanks\n\nb c"]
+    backend.train_from_iterator([f" {text}" for text in texts] * 20, trainer)
+    settings = json.loads(backend.to_str())
+    vocabulary = settings["model"]["vocab"]
+    if byte_fallback:
+        vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    settings["model"] |= {"byte_fallback": byte_fallback, "fuse_unk": True}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    if form == "prepend":
+        parts = [{"type": "Prepend", "prepend": "▁"}, replace]
+        settings["normalizer"] = {"type": "Sequence", "normalizers": parts}
+        settings["pre_tokenizer"] = None
+    else:
+        settings["pre_tokenizer"] |= {"prepend_scheme": "first", "split": False}
+    back = replace | {"pattern": {"String": "▁"}, "content": " "}
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]
+    settings["decoder"] = {"type": "Sequence", "decoders": decoders}
+    return Tokenizer(RustTokenizer.from_str(json.dumps(settings)), "</s>")

@@ -67,7 +67,7 @@ def test_reverse_logprobs_equal_plain_transformers(
     errors: dict[str, list[float]] = {"ours": [], "plain": []}
     for problem in unseen[:8]:
         text = lm.pair_format.render(problem.question, problem.solution or "")
-        ids = lm.frame(lm.tokenizer.encode(text).ids)
+        ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
         expected = _logprobs_by_hand(exact, ids)
         target = Target(ids, 0, len(ids) - 1)
         np.testing.assert_allclose(doubles.logprobs([target])[0], expected, atol=1e-5)
@@ -122,7 +122,7 @@ def test_the_reverse_model_prefers_the_solutions_own_question(
     other = [(p.question, q.solution or "") for p, q in pairwise(unseen)]
     sums = []
     for pairs in (own[:-1], other):
-        encoded = lm.pair_format.encode(lm.tokenizer, pairs)
+        encoded = lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids)
         targets = [Target(pair.ids, 0, pair.question[1]) for pair in encoded]
         sums.append([float(values.sum()) for values in lm.logprobs(targets)])
     assert all(mine > theirs for mine, theirs in zip(*sums, strict=True))

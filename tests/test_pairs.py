@@ -15,8 +15,9 @@ def two_chars() -> Tokenizer:
     return Tokenizer(backend)
 
 
-def encode(tokenizer, question, solution, template="{question}\n\n{solution}", frame=True):
-    (pair,) = PairFormat(template).encode(tokenizer, [(question, solution)], frame)
+def encode(tokenizer, question, solution, template="{question}\n\n{solution}", special=True):
+    eos = [tokenizer.eos_id] if special else []
+    (pair,) = PairFormat(template).encode(tokenizer, [(question, solution)], eos, eos)
     return pair
 
 
@@ -28,8 +29,8 @@ def test_spans_by_hand(two_chars):
     assert pair.offsets == [(0, 0), (0, 2), (2, 4), (0, 0), (0, 2), (2, 3), (0, 0)]
 
 
-def test_without_a_frame(two_chars):
-    pair = encode(two_chars, "abcd", "efg", frame=False)
+def test_without_special_tokens(two_chars):
+    pair = encode(two_chars, "abcd", "efg", special=False)
     assert (pair.ids, pair.question, pair.solution) == ([1] * 5, (0, 2), (3, 5))
     assert pair.offsets == [(0, 2), (2, 4), (0, 0), (0, 2), (2, 3)]
 
@@ -67,7 +68,7 @@ def test_empty_fields_have_empty_spans(two_chars, question, solution, spans):
 
 def test_many_pairs_are_as_each_alone(tokenizer):
     pairs = [("How many?", "5"), ("", "x"), ("a much longer question than the others", "")]
-    together = PairFormat().encode(tokenizer, pairs)
+    together = PairFormat().encode(tokenizer, pairs, [0], [0])
     assert together == [encode(tokenizer, *pair) for pair in pairs]
 
 

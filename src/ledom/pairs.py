@@ -22,10 +22,10 @@ Field = Literal["question", "solution"]
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Token ids of a rendered pair, framed by EOS, in reading order.
+    """Token ids of a rendered pair and the special ones around it, in reading order.
 
     `question` and `solution` are the [start, end) token spans of the fields; `offsets` are each
-    token's characters within its own field (empty for EOS and literals).
+    token's characters within its own field (empty for special tokens and literals).
     """
 
     ids: list[int]
@@ -80,21 +80,29 @@ class PairFormat:
         return f"{between}{solution}{after}"
 
     def encode(
-        self, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], frame: bool = True
+        self,
+        tokenizer: Tokenizer,
+        pairs: Sequence[tuple[str, str]],
+        before: Sequence[int],
+        behind: Sequence[int],
     ) -> list[EncodedPair]:
-        """Encode many pairs; `frame` puts EOS in front of and behind each."""
+        """Encode many pairs, each with these special tokens before and behind it."""
         encodings = tokenizer.encode_batch([self.render(q, s) for q, s in pairs])
-        eos = [tokenizer.eos_id] if frame else []
         return [
-            self._split(encoding, q, s, eos)
+            self._split(encoding, q, s, list(before), list(behind))
             for encoding, (q, s) in zip(encodings, pairs, strict=True)
         ]
 
     def _split(
-        self, encoding: Encoding, question: str, solution: str, eos: list[int]
+        self,
+        encoding: Encoding,
+        question: str,
+        solution: str,
+        before: list[int],
+        behind: list[int],
     ) -> EncodedPair:
-        before, between, _ = self.literals
-        question_chars = (len(before), len(before) + len(question))
+        opening, between, _ = self.literals
+        question_chars = (len(opening), len(opening) + len(question))
         solution_start = question_chars[1] + len(between)
         solution_chars = (solution_start, solution_start + len(solution))
         # A token's last character decides where it belongs: a straddling one to the later field.
@@ -108,12 +116,12 @@ class PairFormat:
             for i in range(first, last):
                 token_start, token_end = encoding.offsets[i]
                 offsets[i] = (max(token_start, start) - start, min(token_end, end) - start)
-        shift = len(eos)
+        shift = len(before)
         return EncodedPair(
-            ids=eos + encoding.ids + eos,
+            ids=before + encoding.ids + behind,
             question=(question_tokens[0] + shift, question_tokens[1] + shift),
             solution=(solution_tokens[0] + shift, solution_tokens[1] + shift),
-            offsets=[(0, 0)] * shift + offsets + [(0, 0)] * shift,
+            offsets=[(0, 0)] * shift + offsets + [(0, 0)] * len(behind),
         )
 
 

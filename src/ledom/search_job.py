@@ -141,7 +141,9 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
         len(lm.tokenizer.encode(lm.pair_format.before_solution(p.question)).ids)
         for p in job.problems
     )
-    sampling = replace(sampling, max_tokens=min(sampling.max_tokens, lm.context - longest - 1))
+    sampling = replace(
+        sampling, max_tokens=min(sampling.max_tokens, lm.context - longest - len(lm.bos_ids))
+    )
     budget = {found.problem_id: _cost(found) for found in searched}
     count = job.config.width * job.config.expansions * 2
 

@@ -67,8 +67,8 @@ def lm(
 
 
 def whole(lm: LanguageModel, text: str) -> Target:
-    """All of a framed text that has context: all but the first token in model order."""
-    ids = lm.frame(lm.tokenizer.encode(text).ids)
+    """All of a document that has context: all but the first token in model order."""
+    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
     reverse = lm.direction is ledom.Direction.REVERSE
     return Target(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
 
@@ -117,7 +117,7 @@ def test_a_span_is_a_part_of_the_whole(lm: LanguageModel) -> None:
     assert len(empty) == 0
 
 
-def test_an_empty_text_still_has_its_frame(lm: LanguageModel) -> None:
+def test_an_empty_text_still_has_its_special_tokens(lm: LanguageModel) -> None:
     target = whole(lm, "")
     assert target.ids == [lm.tokenizer.eos_id] * 2
     assert len(lm.logprobs([target])[0]) == 1
@@ -229,7 +229,7 @@ def test_a_backend_says_what_it_is(
 ) -> None:
     assert lm.direction is backend[1]
     assert lm.tokenizer.fingerprint == tokenizer.fingerprint
-    assert lm.framed
+    assert lm.bos_ids == [tokenizer.eos_id]
     assert lm.name
     assert lm.fingerprint
     assert lm.context > 256

@@ -39,8 +39,8 @@ def plain(lm: HFLanguageModel) -> PreTrainedModel:
 
 
 def whole(lm: HFLanguageModel, text: str) -> Target:
-    """All of a framed text that has context: all but the first token in model order."""
-    ids = lm.frame(lm.tokenizer.encode(text).ids)
+    """All of a document that has context: all but the first token in model order."""
+    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
     reverse = str(lm.direction) == "reverse"
     return Target(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
 

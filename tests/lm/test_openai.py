@@ -73,7 +73,7 @@ def targets(lm: ledom.LanguageModel) -> list[Target]:
 def test_texts_come_back_by_prompt(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
-    lm = load()
+    lm = load(bos_token="")  # as its tokenizer does: the prompt goes as it is
     sampling = Sampling(temperature=0.7, top_k=5, top_p=0.9, max_tokens=9, seed=3)
     made = dict(lm.generate(["one?", "two?"], sampling, 2))
     assert [text.text for text in made[1]] == ["two 0", "two 1"]
@@ -157,13 +157,13 @@ def test_a_model_folder_says_how_its_model_reads(
     load: Callable[..., OpenAILanguageModel], checkpoints: dict[str, Path]
 ) -> None:
     lm = load(None, tokenizer=checkpoints["reverse"])
-    assert (lm.direction, lm.framed, lm.context) == (ledom.Direction.REVERSE, True, 512)
+    assert (lm.direction, lm.bos_ids, lm.context) == (ledom.Direction.REVERSE, [0], 512)
     with pytest.raises(DirectionError, match="asked for as forward"):
         load("forward", tokenizer=checkpoints["reverse"])
-    assert not load("forward").framed  # a tokenizer alone: the prompt goes as it is
+    assert load("forward").bos_ids == [0]  # a tokenizer alone, which puts nothing in front itself
 
 
-def test_a_model_framed_by_eos_is_sent_ids(
+def test_a_model_that_reads_eos_first_is_sent_ids(
     load: Callable[..., OpenAILanguageModel],
     server: CompletionsServer,
     checkpoints: dict[str, Path],

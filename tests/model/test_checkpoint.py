@@ -9,16 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
-from transformers import AutoConfig
 
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
-from ledom.model.checkpoint import (
-    build_model,
-    load_checkpoint,
-    read_context,
-    save_checkpoint,
-)
+from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
 from ledom.model.tokenizer import Tokenizer, train_tokenizer
 from ledom.pairs import PairFormat
 
@@ -64,7 +58,7 @@ def test_what_is_saved_is_loaded(tmp_path, tokenizer, tiny_config, direction):
     loaded = load_checkpoint(tmp_path / "m")
     assert loaded.direction is direction
     assert loaded.pair_format == pair_format
-    assert loaded.framed
+    assert loaded.bos_ids == [tokenizer.eos_id]
     assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
     assert not loaded.model.training
     for name, weight in model.state_dict().items():
@@ -129,8 +123,7 @@ def test_a_foreign_checkpoint_must_be_told_its_direction(folder):
     forward = load_checkpoint(folder, "forward")
     assert forward.direction is Direction.FORWARD
     assert forward.pair_format == PairFormat()
-    assert not forward.framed  # its documents may never have begun with EOS
-    assert load_checkpoint(folder, "reverse").framed
+    assert forward.bos_ids == load_checkpoint(folder, "reverse").bos_ids == [0]
 
 
 def test_an_unknown_recorded_direction_is_refused(folder):
@@ -171,19 +164,13 @@ def test_a_missing_file_is_refused_by_name(folder, missing):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "context"),
-    [
-        ("llama", {"max_position_embeddings": 64, "sliding_window": 20}, 64),
-        ("gpt2", {"n_positions": 48}, 48),
-        ("mpt", {"max_seq_len": 40}, 40),
-        ("gemma3", {"text_config": {"max_position_embeddings": 33}}, 33),
-        ("mamba", {}, 2**31 - 1),
-        ("bloom", {}, 2**31 - 1),
-    ],
+    ("layer_types", "context"),
+    [(None, 20), (["full_attention"] * 2, 64), (["full_attention", "sliding_attention"], 20)],
 )
-def test_the_context_is_under_the_architectures_own_key(tmp_path, kind, settings, context):
-    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
-    assert read_context(tmp_path) == context
+def test_texts_are_no_longer_than_a_sliding_window(folder, layer_types, context):
+    """Within it, attention is full."""
+    change_config(folder, max_position_embeddings=64, sliding_window=20, layer_types=layer_types)
+    assert load_checkpoint(folder).context == context
 
 
 def test_a_missing_folder_is_refused(tmp_path):

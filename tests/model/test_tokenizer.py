@@ -2,10 +2,13 @@ import json
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models
+from tokenizers import models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from ledom.errors import CheckpointError, InputError, OutputError
 from ledom.model.tokenizer import EOS_TOKEN, Tokenizer, train_tokenizer
+from stand_ins import sentencepiece_like
 
 TEXTS = [
     "",
@@ -126,6 +129,68 @@ def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id_asks(tmp_path):
     backend = RustTokenizer(models.WordLevel({EOS_TOKEN: 0, "a": 1, "b": 9}, unk_token="a"))
     assert backend.get_vocab_size() == 3
     assert Tokenizer(backend).vocab_size == 10
+
+
+@pytest.fixture(params=["prepend", "metaspace"])
+def llama_like(request):
+    return sentencepiece_like(request.param)
+
+
+@pytest.mark.parametrize("text", ["Once upon a time", "two  blanks", "it is 🎉 so", "a\n\nb c"])
+def test_a_text_cut_between_tokens_has_the_ids_of_the_whole(llama_like, tokenizer, text):
+    """ids(a) + ids(b) = ids(ab); a dummy prefix at b would be a blank that is not there."""
+    for one in (llama_like, tokenizer):
+        whole = one.encode(text)
+        assert one.decode(whole.ids) == text
+        cuts = [end for _, end in whole.offsets[:-1] if end]
+        assert cuts
+        for cut in cuts:
+            joined = one.encode(text[:cut]).ids + one.encode_inside(text[cut:])
+            # A character of several tokens ends more than once at the same place.
+            assert joined == whole.ids, text[:cut]
+
+
+def test_a_byte_level_prefix_is_a_dummy_too():
+    made = RustTokenizer.from_str(train_tokenizer(["an end an end"] * 9, 270).backend.to_str())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    one = Tokenizer(made)
+    assert one.encode("end").ids == one.encode_inside(" end")
+    assert one.encode("an").ids + one.encode_inside(" end") == one.encode("an end").ids
+    assert one.encode_inside("end") != one.encode("end").ids
+
+
+def test_written_text_keeps_its_first_blank(llama_like):
+    before, whole = llama_like.encode("Once upon").ids, llama_like.encode("Once upon a time").ids
+    assert whole[: len(before)] == before
+    assert llama_like.decode(whole[len(before) :]) == "a time"  # what is lost when read alone
+    assert llama_like.decode_after(before, whole[len(before) :]) == " a time"
+    assert llama_like.decode_after([], whole) == "Once upon a time"
+
+
+def test_bytes_that_spoil_the_text_before_them_leave_it_out(llama_like):
+    """Byte pieces that stand together are read together: one too many makes all of them U+FFFD."""
+    before, stray = llama_like.encode("so 🎉").ids, llama_like.token_id("<0x8E>")
+    assert llama_like.decode([*before, stray]) == "so " + "\ufffd" * 5
+    assert llama_like.decode_after(before, [stray]) == "\ufffd"
+
+
+@pytest.mark.parametrize("adds", [None, True, False])
+@pytest.mark.parametrize("processed", [True, False])
+def test_bos_is_what_transformers_puts_in_front(tmp_path, adds, processed):
+    one = sentencepiece_like("prepend")
+    if processed:
+        start = ("<s>", one.token_id("<s>"))
+        one.backend.post_processor = TemplateProcessing("<s> $A", special_tokens=[start])
+    one.save(tmp_path)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    config |= {} if adds is None else {"add_bos_token": adds}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.bos_tokens == (["<s>"] if adds or (adds is None and processed) else [])
+    if adds is None:  # which transformers 5 does not look at
+        bos = [loaded.token_id(token) for token in loaded.bos_tokens]
+        found = AutoTokenizer.from_pretrained(tmp_path)("a time").input_ids
+        assert bos + loaded.encode("a time").ids == found
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer):

@@ -43,7 +43,7 @@ def test_the_cards_own_lines_give_the_same_logprobs(tmp_path, checkpoints):
     for direction, folder in checkpoints.items():
         out = export_model(find_run(folder), tmp_path / direction)
         program = snippet(out / "README.md")
-        assert len([line for line in program.splitlines() if line]) == 10
+        assert len([line for line in program.splitlines() if line]) == 11
         programs.append(program + "print('scores', scores)\n")
     programs.append("import sys; print('ledom' in sys.modules)")
     done = subprocess.run(
@@ -59,7 +59,9 @@ def test_the_cards_own_lines_give_the_same_logprobs(tmp_path, checkpoints):
     for direction, line in zip(checkpoints, printed, strict=True):
         lm = ledom.load(tmp_path / direction)
         assert str(lm.direction) == direction
-        ids = lm.frame(lm.tokenizer.encode("and so they lived happily ever after.").ids)
+        ids = lm.add_special_tokens(
+            lm.tokenizer.encode("and so they lived happily ever after.").ids
+        )
         ours = lm.logprobs([ledom.Target(ids, 1, len(ids) - 1)])[0]
         assert json.loads(line) == pytest.approx(ours.tolist(), abs=1e-5)
 

@@ -35,7 +35,7 @@ def test_forward_scores_the_solution_and_its_end(checkpoints: dict[str, Path]) -
     (score,) = scores(lm, "2 pens\n#### 2")
     question = lm.tokenizer.encode(PROBLEM.question + "\n\n").ids
     solution = lm.tokenizer.encode("2 pens\n#### 2").ids
-    ids = lm.frame([*question, *solution])
+    ids = lm.add_special_tokens([*question, *solution])
     expected = lm.logprobs([Target(ids, 1 + len(question), len(ids))])[0]
     assert score.target == "y|x"
     assert score.num_tokens == len(solution) + 1
@@ -50,7 +50,7 @@ def test_reverse_scores_question_and_solution_in_one_pass(checkpoints: dict[str,
     question = lm.tokenizer.encode(PROBLEM.question).ids
     literal = lm.tokenizer.encode("\n\n").ids
     solution = lm.tokenizer.encode("2 pens\n#### 2").ids
-    ids = lm.frame([*question, *literal, *solution])
+    ids = lm.add_special_tokens([*question, *literal, *solution])
     every = lm.logprobs([Target(ids, 0, len(ids) - 1)])[0]
     assert (given.target, prior.target) == ("x|y", "y")
     # The document's start counts as part of the question; the literal belongs to neither.

@@ -35,7 +35,7 @@ _ROUNDS = 6  # of the Feistel network
 class Windows(Sequence[NDArray[np.int64]]):
     """The windows of a store, in its order. A window of L predicted tokens has L + 1 ids.
 
-    `documents`: a document framed by EOS on both sides, or a stretch of one that is longer than
+    `documents`: a document with EOS on both sides, or a stretch of one that is longer than
     `seq_len`; L is at most `seq_len`. The index is read once; of it 8 bytes are kept for every
     1,024 documents.
     `fixed`: `seq_len` tokens of a shard after the other, whatever documents they belong to; what is

@@ -38,9 +38,9 @@ _COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay
 class Target:
     """The tokens [start, end) of `ids` whose log-probabilities are wanted.
 
-    `ids` is a whole text in reading order, framed as the model was trained (see
-    `LanguageModel.frame`). The first token in model order has nothing before it and cannot be
-    part of the span.
+    `ids` is a whole text in reading order, with the special tokens that the model was trained with
+    (see `LanguageModel.add_special_tokens`). The first token in model order has nothing before it
+    and cannot be part of the span.
     """
 
     ids: Sequence[int]
@@ -112,9 +112,10 @@ class LanguageModel(ABC):
     fingerprint: str
     """Changes when the model does: what was computed with another one is not reused."""
     context: int
-    """Longest text in tokens, the frame included."""
-    framed: bool
-    """Whether documents have EOS in front of them too, in reading order."""
+    """Longest text in tokens, special ones included."""
+    bos_ids: list[int]
+    """The special tokens that the model reads first, in its own order: its tokenizer's BOS, or the
+    EOS that ends the document before; none where it was trained with none."""
     stops_at_borders: ClassVar[bool] = False
     """Whether `generate` takes a border, and goes on from one."""
     tells_certainty: ClassVar[bool] = False
@@ -125,10 +126,21 @@ class LanguageModel(ABC):
         """What files made with the model keep of it: its name, and the hash that tells it apart."""
         return {"name": self.name, "hash": self.fingerprint}
 
-    def frame(self, ids: Sequence[int]) -> list[int]:
+    @property
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """The special tokens before and behind a document, in reading order.
+
+        In model order it is BOS that is read first and EOS that is predicted last.
+        """
+        first, last = self.bos_ids, [self.tokenizer.eos_id]
+        if self.direction is Direction.FORWARD:
+            return first, last
+        return last, self.direction.to_reading_order(first)
+
+    def add_special_tokens(self, ids: Sequence[int]) -> list[int]:
         """A document's ids as the model was trained to see them, in reading order."""
-        eos = [self.tokenizer.eos_id]
-        return [*(eos if self.framed else []), *ids, *eos]
+        before, behind = self.special_ids
+        return [*before, *ids, *behind]
 
     def check_target(self, target: Target) -> None:
         """Raise `InputError` for a span that has no context or lies beyond the text, or a text
@@ -145,7 +157,7 @@ class LanguageModel(ABC):
         if start == 0 and end > 0:
             raise InputError(
                 "the first token that the model reads has no context, so no log-probability; "
-                "frame the text with LanguageModel.frame"
+                "add LanguageModel.add_special_tokens to the text"
             )
 
     def check_request(
@@ -163,15 +175,34 @@ class LanguageModel(ABC):
 
     def prompt_ids(self, prompt: str, max_tokens: int) -> list[int]:
         """A prompt's ids in model order, as the model reads them; see `check_room`."""
-        ids = self.direction.to_model_order(self.tokenizer.encode(prompt).ids)
-        context = ([self.tokenizer.eos_id] if self.framed else []) + ids
+        context = self.bos_ids + self.direction.to_model_order(self._ids_of(prompt))
         self.check_room(prompt, len(context), max_tokens)
         return context
+
+    def written_text(self, prompt: str, ids: Sequence[int]) -> str:
+        """The text of ids that the model wrote to a prompt, all in reading order.
+
+        Decoded together with the prompt, less the prompt, so that prompt and text are the text of
+        all ids.
+        """
+        known = self._ids_of(prompt)
+        if self.direction is Direction.FORWARD:
+            return self.tokenizer.decode_after(known, ids)
+        together = self.tokenizer.decode([*ids, *known])
+        if together.endswith(prompt):
+            return together.removesuffix(prompt)
+        return self.tokenizer.decode(ids)  # the prompt is not what its own ids say
+
+    def _ids_of(self, prompt: str) -> list[int]:
+        """A prompt's ids in reading order: a document's start, or, for a reverse model, its end."""
+        if self.direction is Direction.FORWARD:
+            return self.tokenizer.encode(prompt).ids
+        return self.tokenizer.encode_inside(prompt)
 
     def check_room(self, prompt: str, num_tokens: int, max_tokens: int) -> None:
         """Raise `InputError` where there is nothing to read, or no room left to write."""
         if not num_tokens:
-            raise InputError("an empty prompt for a model that was not trained with EOS in front")
+            raise InputError("an empty prompt for a model that reads no special token first")
         if num_tokens + max_tokens > self.context:
             raise InputError(
                 f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "

@@ -40,7 +40,7 @@ class FakeLanguageModel(LanguageModel):
         self.direction = Direction(direction)
         self.tokenizer = tokenizer
         self.pair_format = PairFormat()
-        self.framed = True
+        self.bos_ids = [tokenizer.eos_id]
         self.fingerprint = f"fake-{self.direction}"
         self.context = context
         self.answers = list(answers)

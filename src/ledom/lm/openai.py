@@ -2,15 +2,16 @@
 
 Scoring sends token ids in model order and reads the log-probabilities of the prompt back (`echo`),
 so a server that holds a reverse model scores in reverse. vLLM must run without prefix caching for
-that. Sampling sends text, or ids to a model that was trained with EOS in front; a reverse model's
-text needs its ids back, which vLLM returns (`return_token_ids`). The client retries what may pass
-(429, 5xx, a broken connection) with growing pauses; what does not pass is a `ServerError`, and the
-stage that asked keeps what is finished.
+that. Sampling sends text where the server's own tokenizer makes the same ids of it, special tokens
+included, else ids; a reverse model's text needs its ids back, which vLLM returns
+(`return_token_ids`). The client retries what may pass (429, 5xx, a broken connection) with growing
+pauses; what does not pass is a `ServerError`, and the stage that asked keeps what is finished.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,7 @@ class OpenAILanguageModel(LanguageModel):
         api_key: str | None = None,
         context: int | None = None,
         eos_token: str | None = None,
+        bos_token: str | None = None,
         max_retries: int = 8,
         timeout: float = 120.0,
         concurrency: int = 8,
@@ -69,7 +71,7 @@ class OpenAILanguageModel(LanguageModel):
         if concurrency < 1:
             raise InputError(f"concurrency is {concurrency}; it must be at least 1")
         self.name = model
-        self._read(tokenizer, direction, eos_token)
+        self._read(tokenizer, direction, eos_token, bos_token)
         self.context = context or self.context
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         try:
@@ -78,20 +80,30 @@ class OpenAILanguageModel(LanguageModel):
             )
         except openai.OpenAIError as error:
             raise InputError(f"{model}: {error}") from None
-        identity = f"{self._client.base_url} {model} {self.tokenizer.fingerprint} {self.direction}"
-        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self.fingerprint = self._identity()
         self._concurrency = concurrency
         self._limit = _RateLimit(requests_per_second)
 
+    def _identity(self) -> str:
+        """A hash of all that is known of the model; what weights the server has is not."""
+        use = (self.pair_format.template, self.pair_format.style, self.context)
+        special = (self.tokenizer.fingerprint, self.tokenizer.eos_id, self.bos_ids)
+        known = [str(self._client.base_url), self.name, str(self.direction), *special, *use]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
     def _read(
-        self, source: str | Path, direction: Direction | str | None, eos_token: str | None
+        self,
+        source: str | Path,
+        direction: Direction | str | None,
+        eos_token: str | None,
+        bos_token: str | None,
     ) -> None:
         """Take tokenizer and, from a model folder, all that it says besides the weights."""
-        if (Path(source) / "config.json").is_file():
-            from ledom.model.checkpoint import read_checkpoint_info
+        from ledom.model.checkpoint import bos_ids, read_checkpoint_info
 
-            info = read_checkpoint_info(source, direction, eos_token)
-            self.direction, self.framed = info.direction, info.framed
+        if (Path(source) / "config.json").is_file():
+            info = read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
+            self.direction, self.bos_ids = info.direction, info.bos_ids
             self.tokenizer, self.pair_format = info.tokenizer, info.pair_format
             self.context = info.context
             return
@@ -100,8 +112,8 @@ class OpenAILanguageModel(LanguageModel):
                 f"{self.name}: a server records no direction; say direction='forward' or 'reverse'"
             )
         self.direction = Direction(direction)
-        self.framed = self.direction is Direction.REVERSE
         self.tokenizer = Tokenizer.load(source, eos_token)
+        self.bos_ids = bos_ids(self.tokenizer, self.direction, asked=bos_token)
         self.pair_format = PairFormat()
         self.context = _CONTEXT
 
@@ -150,15 +162,16 @@ class OpenAILanguageModel(LanguageModel):
         self.check_request(prompts, sampling, num_samples)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         contexts = [self.prompt_ids(text, sampling.max_tokens) for text in texts]
-        # A server of text knows no EOS in front, and nothing of a reverse model's order.
-        reads_ids = self.framed or self.direction is Direction.REVERSE
+        # A server of text adds what its tokenizer does, and cannot flip a reverse model's text.
+        own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
+        reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE
         extra = {"top_k": sampling.top_k} if sampling.top_k else {}
         if self.direction is Direction.REVERSE:
             extra["return_token_ids"] = True
 
         def draw(place: int) -> list[Generation]:
             return self._ask(
-                lambda answer: self._texts(answer, num_samples),
+                lambda answer: self._texts(texts[place], answer, num_samples),
                 prompt=contexts[place] if reads_ids else texts[place],
                 n=num_samples,
                 max_tokens=sampling.max_tokens,
@@ -171,15 +184,15 @@ class OpenAILanguageModel(LanguageModel):
 
         yield from self._side_by_side(draw, range(len(texts)))
 
-    def _texts(self, answer: Any, num_samples: int) -> list[Generation]:
+    def _texts(self, prompt: str, answer: Any, num_samples: int) -> list[Generation]:
         choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)
         if len(choices) != num_samples:
             raise ServerError(
                 f"{self.name}: asked for {num_samples} texts, the server sent {len(choices)}"
             )
-        return [self._generation(choice) for choice in choices]
+        return [self._generation(prompt, choice) for choice in choices]
 
-    def _generation(self, choice: Any) -> Generation:
+    def _generation(self, prompt: str, choice: Any) -> Generation:
         reason: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
         if self.direction is Direction.FORWARD:
             if not isinstance(choice.text, str):
@@ -194,7 +207,7 @@ class OpenAILanguageModel(LanguageModel):
                 "model's folder"
             )
         ids = self.direction.to_reading_order([i for i in ids if i != self.tokenizer.eos_id])
-        return Generation(self.tokenizer.decode(ids), ids, reason)
+        return Generation(self.written_text(prompt, ids), ids, reason)
 
     def _side_by_side(
         self, work: Callable[[Any], _T], items: Sequence[Any]

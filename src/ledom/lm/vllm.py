@@ -23,6 +23,17 @@ from ledom.model.checkpoint import read_checkpoint_info
 
 __all__ = ["VLLMLanguageModel"]
 
+_RESOURCES = {  # options that say where and how fast, not what
+    "cpu_offload_gb",
+    "disable_log_stats",
+    "enforce_eager",
+    "gpu_memory_utilization",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "pipeline_parallel_size",
+    "swap_space",
+    "tensor_parallel_size",
+}
 _TOGETHER = 4096  # requests that vLLM gets at once; what is finished is kept between
 
 
@@ -39,6 +50,7 @@ class VLLMLanguageModel(LanguageModel):
         direction: Direction | str | None = None,
         dtype: str = "auto",
         eos_token: str | None = None,
+        bos_token: str | None = None,
         **engine: Any,
     ) -> None:
         try:
@@ -50,12 +62,13 @@ class VLLMLanguageModel(LanguageModel):
                 f"{path}: vLLM spreads a model over GPUs by itself; start ledom without torchrun "
                 f"and give vllm:{path},tensor_parallel_size=N"
             )
-        info = read_checkpoint_info(path, direction, eos_token)
+        info = read_checkpoint_info(path, direction, eos_token, bos_token=bos_token)
         self.name = str(path)
-        self.direction, self.framed = info.direction, info.framed
+        self.direction, self.bos_ids = info.direction, info.bos_ids
         self.tokenizer, self.pair_format = info.tokenizer, info.pair_format
-        self.fingerprint = f"{info.fingerprint}-vllm-{dtype}"
         longest = int(engine.setdefault("max_model_len", info.context))
+        decisive = {key: engine[key] for key in sorted(engine) if key not in _RESOURCES}
+        self.fingerprint = f"{info.fingerprint}-vllm-{dtype}-{digest(repr(decisive)):x}"
         # A scored text is all prompt, and vLLM wants room for one token more.
         self.context = longest - 2
         try:
@@ -107,7 +120,11 @@ class VLLMLanguageModel(LanguageModel):
                 [contexts[place] for place in places for _ in numbers],
                 [self._draw(texts[p], n, sampling) for p in places for n in numbers],
             )
-            made = [self._generation(output.outputs[0]) for output in outputs]
+            asked = [texts[place] for place in places for _ in numbers]
+            made = [
+                self._generation(prompt, output.outputs[0])
+                for prompt, output in zip(asked, outputs, strict=True)
+            ]
             for i, place in enumerate(places):
                 yield place, made[i * num_samples : (i + 1) * num_samples]
 
@@ -129,8 +146,8 @@ class VLLMLanguageModel(LanguageModel):
         requests = [{"prompt_token_ids": ids} for ids in prompts]
         return self._llm.generate(requests, params, use_tqdm=False)
 
-    def _generation(self, output: Any) -> Generation:
+    def _generation(self, prompt: str, output: Any) -> Generation:
         written = [int(i) for i in output.token_ids if i != self.tokenizer.eos_id]
         ids = self.direction.to_reading_order(written)
         reason = "stop" if output.finish_reason == "stop" else "length"
-        return Generation(self.tokenizer.decode(ids), ids, reason)  # type: ignore[arg-type]
+        return Generation(self.written_text(prompt, ids), ids, reason)  # type: ignore[arg-type]

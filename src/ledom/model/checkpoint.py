@@ -1,8 +1,9 @@
 """Model folders: load and save, with the direction and the pair format recorded.
 
 A checkpoint is a plain Hugging Face folder (config.json, model.safetensors, tokenizer.json), so
-everything else that reads such folders reads it too. Three keys of config.json are ours:
-`ledom_direction`, `ledom_pair_format` and `ledom_solution_style`; `save_pretrained` keeps them.
+everything else that reads such folders reads it too. Four keys of config.json are ours:
+`ledom_direction`, `ledom_pair_format`, `ledom_solution_style` and `ledom_bos_tokens`;
+`save_pretrained` keeps them.
 This module knows nothing of training or scoring.
 """
 
@@ -42,28 +43,25 @@ from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import PairFormat
 
 __all__ = [
+    "BOS_KEY",
     "DIRECTION_KEY",
-    "NO_LIMIT",
     "Checkpoint",
     "CheckpointInfo",
+    "bos_ids",
     "build_model",
     "choose_direction",
     "load_checkpoint",
     "read_checkpoint_info",
-    "read_context",
     "save_checkpoint",
 ]
 
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
-_STYLE_KEY = "ledom_solution_style"
+_STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
 _SIZES = (  # of a model, as the architectures call them
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
 )
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-NO_LIMIT = 2**31 - 1
-"""The context of a recurrent model, whose config names none."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +72,15 @@ class CheckpointInfo:
     tokenizer: Tokenizer
     direction: Direction
     pair_format: PairFormat
-    framed: bool
-    """Whether the model was trained on documents with EOS in front (in reading order)."""
+    bos_ids: list[int]
+    """What the model was trained to read first, in front of a document in its own order."""
     context: int
-    """Longest text in tokens; `NO_LIMIT` where the architecture has none."""
+    """Longest text in tokens."""
 
     @cached_property
     def fingerprint(self) -> str:
         """Changes with any byte that decides what the model computes, and with how it is used."""
-        use = [self.direction, self.tokenizer.eos_token, self.framed]
+        use = [str(self.direction), self.tokenizer.eos_id, self.bos_ids]
         identity = f"{hash_files(loaded_files(self.folder))} {use}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -128,14 +126,12 @@ def save_checkpoint(
     setattr(model.config, DIRECTION_KEY, str(direction))
     setattr(model.config, _FORMAT_KEY, pair_format.template)
     setattr(model.config, _STYLE_KEY, pair_format.style)
+    setattr(model.config, BOS_KEY, [tokenizer.eos_token])  # as every token store is read
     state = model.state_dict() if weights is None else weights
     if dtype is not None:
         # Tied weights stay one tensor, or they would be written twice.
         converted = {(t.data_ptr(), t.shape): t.to(dtype) for t in state.values()}
-        state = {
-            name: converted[t.data_ptr(), t.shape] if t.is_floating_point() else t
-            for name, t in state.items()
-        }
+        state = {name: converted[t.data_ptr(), t.shape] for name, t in state.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -167,16 +163,23 @@ def read_checkpoint_info(
     direction: Direction | str | None = None,
     eos_token: str | None = None,
     turn: bool = False,
+    bos_token: str | None = None,
 ) -> CheckpointInfo:
     """Read a model folder, all but its weights.
 
     `direction` may be left out where the folder records one, and must be given where it does not
-    (a checkpoint made elsewhere). Raises `DirectionError` when the two disagree (without `turn`) or
-    neither is there, `CheckpointError` for a folder that is missing, incomplete or damaged.
+    (a checkpoint made elsewhere). `bos_token` is what the model reads first, where that is another
+    than `bos_ids` finds; the empty text for nothing. Raises `DirectionError` when the two
+    directions disagree (without `turn`) or neither is there, `CheckpointError` for a folder that is
+    missing, incomplete or damaged.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
+    _check_sizes(folder, read_json_object(folder / "config.json"))
     tokenizer = Tokenizer.load(folder, eos_token)
+    with _readable(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     recorded = getattr(config, DIRECTION_KEY, None)
     chosen = choose_direction(folder, None if turn else recorded, direction)
     return CheckpointInfo(
@@ -184,9 +187,36 @@ def read_checkpoint_info(
         tokenizer=tokenizer,
         direction=chosen,
         pair_format=_pair_format(folder, config),
-        framed=recorded is not None or chosen is Direction.REVERSE,
+        bos_ids=bos_ids(tokenizer, chosen, getattr(config, BOS_KEY, None), bos_token, folder),
         context=_context(config),
     )
+
+
+def bos_ids(
+    tokenizer: Tokenizer,
+    direction: Direction,
+    recorded: Any = None,
+    asked: str | None = None,
+    folder: Path | None = None,
+) -> list[int]:
+    """What a model reads first: the token asked for, else those recorded in its config.json.
+
+    Where neither is there, a forward model gets what its tokenizer puts in front of a text, as it
+    was trained with; else, as a reverse model, the token that separates documents, EOS. Raises
+    `CheckpointError` for a token that the tokenizer does not have.
+    """
+    if asked is not None:
+        tokens = [asked] if asked else []
+    elif recorded is not None:
+        if not isinstance(recorded, list) or not all(isinstance(t, str) for t in recorded):
+            raise CheckpointError(
+                f"{folder}/config.json: {BOS_KEY} is {recorded!r}; it must be a list of tokens"
+            )
+        tokens = recorded
+    else:
+        own = tokenizer.bos_tokens if direction is Direction.FORWARD else []
+        tokens = own or [tokenizer.eos_token]
+    return [tokenizer.token_id(token) for token in tokens]
 
 
 def _check_sizes(folder: Path, config: Mapping[str, Any]) -> None:
@@ -214,25 +244,12 @@ def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
-def _read_config(folder: Path) -> PretrainedConfig:
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
-    _check_sizes(folder, read_json_object(folder / "config.json"))
-    with _readable(folder):
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return config
-
-
-def read_context(folder: str | Path) -> int:
-    """A model folder's context, from its config.json alone; see `CheckpointInfo`."""
-    return _context(_read_config(Path(folder)))
-
-
 def _context(config: PretrainedConfig) -> int:
-    """Longest text in tokens, by the key that the architecture has for it."""
-    text = config.get_text_config()
-    found = (getattr(text, name, None) for name in _CONTEXT_KEYS)
-    return next((length for length in found if isinstance(length, int) and length > 0), NO_LIMIT)
+    """Longest text in tokens; within a sliding window attention is full, which is ours."""
+    longest: int = config.max_position_embeddings
+    window: int | None = getattr(config, "sliding_window", None)
+    layers = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    return longest if window is None or layers == {"full_attention"} else min(longest, window)
 
 
 def load_checkpoint(
@@ -241,18 +258,20 @@ def load_checkpoint(
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     eos_token: str | None = None,
     turn: bool = False,
+    bos_token: str | None = None,
 ) -> Checkpoint:
     """Load a model folder; see `read_checkpoint_info`.
 
     `dtype` is that of the weights in memory; `auto` is that of the file. With `turn` a model of the
     other direction is taken too, to be trained in the given one.
     """
-    info = read_checkpoint_info(folder, direction, eos_token, turn)
+    info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token)
     loaded_files(info.folder)  # refuses what cannot be read, or is no whole model
     with _readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             info.folder,
             dtype=dtype,
+            attn_implementation=attention.IMPLEMENTATION,
             output_loading_info=True,
             trust_remote_code=False,
         )
@@ -262,11 +281,10 @@ def load_checkpoint(
             f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
             "file is incomplete or belongs to another config.json"
         )
-    vocab_size = model.config.get_text_config().vocab_size
-    if vocab_size < info.tokenizer.vocab_size:
+    if model.config.vocab_size < info.tokenizer.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {info.tokenizer.vocab_size} tokens, the model only "
-            f"{vocab_size}; they do not belong together"
+            f"{model.config.vocab_size}; they do not belong together"
         )
     return Checkpoint(**vars(info), model=model.eval())
 

@@ -7,7 +7,6 @@ generation config, and a model card that says how the model came about and how t
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +17,7 @@ import yaml
 
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, OutputError
-from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
-from ledom.model.folder import read_json_object
+from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
 from ledom.model.tokenizer import Tokenizer
 from ledom.release.hub import render_card
 from ledom.runs import Run
@@ -49,9 +47,12 @@ def export_model(
         raise CheckpointError(f"{run.model}: no safetensors here; save the model again with them")
     if out.exists():
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
-    config = read_json_object(run.model / "config.json")
-    config[DIRECTION_KEY] = str(choose_direction(run.model, config.get(DIRECTION_KEY), direction))
+    config = json.loads((run.model / "config.json").read_text())
+    chosen = choose_direction(run.model, config.get(DIRECTION_KEY), direction)
     tokenizer = Tokenizer.load(run.model)
+    first = bos_ids(tokenizer, chosen, config.get(BOS_KEY), folder=run.model)
+    config[DIRECTION_KEY] = str(chosen)
+    config[BOS_KEY] = [tokenizer.backend.id_to_token(i) for i in first]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -100,6 +101,8 @@ def model_card(
         reverse=reverse,
         flip="[::-1]" if reverse else "",
         example=_EXAMPLE,
+        bos_tokens=json.dumps(config[BOS_KEY], ensure_ascii=False),
+        first=", ".join(map(_code, config[BOS_KEY])) or "nothing",
         architecture=(config.get("architectures") or ["?"])[0],
         facts=_facts(run, config, tokenizer),
         losses=_losses(run),
@@ -132,16 +135,16 @@ def _code(text: str) -> str:
 
 def _num_parameters(folder: Path) -> int:
     """Of the stored tensors, without reading them."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     total = 0
     for file in folder.glob("*.safetensors"):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    total += math.prod(tensors.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: damaged ({error}); save the model again") from None
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                size = 1
+                for length in tensors.get_slice(name).get_shape():
+                    size *= length
+                total += size
     return total
 
 

@@ -112,12 +112,13 @@ def score_candidates(
     while chunk := list(islice(remaining, _CHUNK)):
         solutions = [lm.pair_format.restyle(c.text) for c in chunk]
         questions_of = [questions[c.problem_id] for c in chunk]
-        pairs = lm.pair_format.encode(lm.tokenizer, list(zip(questions_of, solutions, strict=True)))
+        texts = list(zip(questions_of, solutions, strict=True))
+        pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
         room = lm.context - len(shown)
         fitted = [_fit(pair, room, c) for pair, c in zip(pairs, chunk, strict=True)]
         failure: ServerError | None = None
         try:
-            targets = [_target(pair, lm.direction, shown) for pair, _ in fitted]
+            targets = [_target(pair, lm, shown) for pair, _ in fitted]
             logprobs = dict(enumerate(lm.logprobs(targets)))
         except ServerError as error:
             failure, logprobs = error, error.finished
@@ -135,13 +136,20 @@ def score_candidates(
 
 
 def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:
-    """Their documents in reading order, each with EOS behind it."""
+    """Their documents in reading order, with the special tokens that the pair's own leave to add.
+
+    Where BOS and EOS are one token, one of it separates two documents; else each has both.
+    """
+    before, behind = lm.special_ids
+    opening = [] if before == behind else before
     texts = [
         (problem.question, lm.pair_format.restyle(problem.solution or "", problem.answer))
         for problem in demonstrations
     ]
-    pairs = lm.pair_format.encode(lm.tokenizer, texts)
-    return [i for pair in pairs for i in pair.ids[1:]]
+    pairs = lm.pair_format.encode(lm.tokenizer, texts, [], [])
+    if lm.direction is Direction.FORWARD:
+        return [i for pair in pairs for i in (*pair.ids, *behind, *opening)]
+    return [i for pair in pairs for i in (*opening, *pair.ids, *behind)]
 
 
 def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPair, bool]:
@@ -168,13 +176,14 @@ def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPai
     )
 
 
-def _target(pair: EncodedPair, direction: Direction, shown: list[int]) -> Target:
+def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> Target:
     """Forward: y and the EOS behind it. Reverse: all from the EOS in front of x to the end of y.
 
-    The demonstrations stand where the model reads them first, behind the frame's outer EOS.
+    The demonstrations stand where the model reads them first, behind the first special tokens.
     """
-    if direction is Direction.FORWARD:
-        ids = pair.ids[:1] + shown + pair.ids[1:]
+    if lm.direction is Direction.FORWARD:
+        first = len(lm.bos_ids)
+        ids = pair.ids[:first] + shown + pair.ids[first:]
         return Target(ids, len(shown) + pair.solution[0], len(ids))
     return Target(pair.ids + shown, 0, pair.solution[1])
 

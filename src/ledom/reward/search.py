@@ -143,7 +143,7 @@ def _expand(
     origins: list[tuple[_Search, Beam]] = []
     for one in active:
         prompt = forward.pair_format.before_solution(one.problem.question)
-        room = forward.context - len(forward.tokenizer.encode(prompt).ids) - 1
+        room = forward.context - len(forward.tokenizer.encode(prompt).ids) - len(forward.bos_ids)
         kept = []
         for beam in one.beams:
             if beam.finish_reason != "border":

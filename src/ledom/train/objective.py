@@ -56,8 +56,8 @@ class ObjectiveConfig(Config):
 
 @dataclass(frozen=True)
 class _Example:
-    """A framed pair in reading order, and its target's [start, end) among the predicted tokens,
-    which stand in model order."""
+    """A pair between EOS and EOS in reading order, and its target's [start, end) among the
+    predicted tokens, which stand in model order."""
 
     ids: NDArray[np.int64]
     target: slice
@@ -143,7 +143,9 @@ class _Encoder:
         right = self.pair_format.restyle(problem.solution or "", problem.answer)
         solutions = [right, *map(self.pair_format.restyle, wrong)]
         pairs = [(problem.question, solution) for solution in solutions]
-        return [self._example(pair) for pair in self.pair_format.encode(self.tokenizer, pairs)]
+        eos = [self.tokenizer.eos_id]
+        encoded = self.pair_format.encode(self.tokenizer, pairs, eos, eos)
+        return [self._example(pair) for pair in encoded]
 
     def _example(self, pair: EncodedPair) -> _Example | None:
         num_ids = len(pair.ids)
