@@ -48,6 +48,7 @@ def train(
     from ledom.packaged import find_recipe
     from ledom.recipe import load_recipe, save_recipe
     from ledom.train.inputs import check_inputs
+    from ledom.train.loop import check_lengths
     from ledom.train.loop import train as run
     from ledom.train.parallel import connect
 
@@ -55,6 +56,8 @@ def train(
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
+    for way in directions:
+        check_lengths(plan, way)
     use_threads(threads)
     folder = out / plan.name
     say(f"preparing the data in {folder / 'data'}")

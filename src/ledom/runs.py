@@ -11,14 +11,12 @@ A model folder that stands alone is a run of which nothing else is known.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ledom.errors import CheckpointError
+from ledom.reading import parse_yaml, read_json, read_text
 from ledom.train.metrics import read_metrics
 
 __all__ = ["Run", "find_run", "read_manifests"]
@@ -59,7 +57,7 @@ def find_run(path: str | Path) -> Run:
     if model.name != "model" or not metrics.is_file():
         return Run(model)
     file = root / "recipe.yaml"
-    recipe = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    recipe = parse_yaml(read_text(file), file)[0] if file.is_file() else None
     return Run(
         model,
         read_metrics(metrics),
@@ -85,8 +83,8 @@ def read_manifests(folder: Path) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for file in sorted([*folder.glob("manifest.json"), *folder.glob("*/manifest.json")]):
-        contents = file.read_bytes()
-        digest = hashlib.sha256(contents).hexdigest()
+        contents = read_json(file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
         name = str(file.parent.relative_to(folder))
-        found[name] = json.loads(contents) | {"manifest_sha256": digest}
+        found[name] = contents | {"manifest_sha256": digest}
     return found

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from ledom import parallel
 from ledom.errors import InputError, OutputError
+from ledom.reading import read_json
 from ledom.records import (
     Candidate,
     Problem,
@@ -52,7 +53,7 @@ class Stage(Generic[RecordT]):
         self._settings_file = path.with_name(path.name + ".settings.json")
         self.complete = path.is_file() and self._settings_file.is_file()
         if self.complete:
-            check_settings(json.loads(self._settings_file.read_text()), self.settings, path)
+            check_settings(read_json(self._settings_file), self.settings, path)
             self.records = read_records(path, record_type)
         else:
             self.records = self._read_parts()

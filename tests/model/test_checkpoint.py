@@ -9,10 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
+from transformers import AutoConfig
 
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
-from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ledom.model.checkpoint import (
+    build_model,
+    load_checkpoint,
+    read_context,
+    save_checkpoint,
+)
 from ledom.model.tokenizer import Tokenizer, train_tokenizer
 from ledom.pairs import PairFormat
 
@@ -164,13 +170,19 @@ def test_a_missing_file_is_refused_by_name(folder, missing):
 
 
 @pytest.mark.parametrize(
-    ("layer_types", "context"),
-    [(None, 20), (["full_attention"] * 2, 64), (["full_attention", "sliding_attention"], 20)],
+    ("kind", "settings", "context"),
+    [
+        ("llama", {"max_position_embeddings": 64, "sliding_window": 20}, 64),
+        ("gpt2", {"n_positions": 48}, 48),
+        ("mpt", {"max_seq_len": 40}, 40),
+        ("gemma3", {"text_config": {"max_position_embeddings": 33}}, 33),
+        ("mamba", {}, 2**31 - 1),
+        ("bloom", {}, 2**31 - 1),
+    ],
 )
-def test_texts_are_no_longer_than_a_sliding_window(folder, layer_types, context):
-    """Within it, attention is full."""
-    change_config(folder, max_position_embeddings=64, sliding_window=20, layer_types=layer_types)
-    assert load_checkpoint(folder).context == context
+def test_the_context_is_under_the_architectures_own_key(tmp_path, kind, settings, context):
+    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
+    assert read_context(tmp_path) == context
 
 
 def test_a_missing_folder_is_refused(tmp_path):

@@ -285,10 +285,10 @@ def test_fewer_windows_than_processes_are_refused():
         split_windows(windows_of(1, 2), World(torch.device("cpu"), 0, 3))
 
 
-def test_shards_that_do_not_fit_are_refused():
+def test_shards_that_do_not_fit_are_refused(tokenizer, tiny_config):
     world = World(torch.device("cpu"), 0, 4)
     config = ParallelConfig(shard_size=3)
-    model = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"layers": torch.nn.ModuleList()})})
+    model = build_model(tiny_config, tokenizer, 0)
     with pytest.raises(RecipeError, match=r"parallel.shard_size is 3: the 4 processes"):
         distribute(model, world, config, torch.float32)
 

@@ -19,12 +19,12 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from ledom.direction import Direction
 from ledom.errors import InputError
 from ledom.evaluate.intervals import Interval, paired_interval
+from ledom.reading import exists, parse_yaml, read_text
 from ledom.train.metrics import Row, read_metrics
 
 __all__ = ["Course", "compare_runs", "gap_of", "read_courses", "tokens_to_reach"]
@@ -150,12 +150,9 @@ def _run_report(name: str, courses: dict[str, Course], folder: Path) -> dict[str
 
 def _settings(recipe: Path) -> dict[str, Any]:
     """The recipe's keys with dots, such as optim.steps."""
-    try:
-        return dict(_flat(yaml.safe_load(recipe.read_text(encoding="utf-8"))))
-    except FileNotFoundError:
+    if not exists(recipe):
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot be read: {' '.join(str(error).split())}", path=recipe) from None
+    return dict(_flat(parse_yaml(read_text(recipe), recipe)[0]))
 
 
 def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,7 +27,7 @@ from ledom.lm.prefix import PrefixTree
 from ledom.lm.tree_attention import TreeAttention
 from ledom.lm.trunk import Trunk
 
-__all__ = ["Decoder", "Job"]
+__all__ = ["Decoder", "Job", "Writer"]
 
 _COLUMN_STEP = 256  # columns by which the cache grows
 _ADMIT_AT = 1 / 16  # share of rows that must be free before new texts are let in together
@@ -58,16 +58,10 @@ class Job:
 
 
 class _RowCache:
-    """Keys and values of every row, [layers][R, K, C, D]."""
+    """Keys and values of every row, [layers][R, K, C, D]; as wide as those first placed in it."""
 
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
-        config = model.config
-        heads = config.num_key_value_heads
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        shape = (config.num_hidden_layers, rows, heads, 0, width)
-        self.keys = torch.empty(shape, dtype=model.dtype, device=model.device)
+        self.keys = torch.empty((0, rows, 0, 0, 0), dtype=model.dtype, device=model.device)
         self.values = torch.empty_like(self.keys)
         self._neighbours: list[tuple[slice, int, Tensor]] = []
         """Rows that attend together: which, over how many columns, and what is added there to the
@@ -75,16 +69,31 @@ class _RowCache:
         self.index = torch.arange(rows, device=model.device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)
 
+    def place(self, row: int, keys: Tensor, values: Tensor) -> None:
+        """Give a row the keys and values [layers, K, T, D] of the tokens that it has read."""
+        length = keys.shape[2]
+        if not len(self.keys):
+            columns = self.keys.shape[3]
+            self.keys = self._room(keys, columns)
+            self.values = self._room(values, columns)
+        self.keys[:, row, :, :length] = keys
+        self.values[:, row, :, :length] = values
+        self.positions[row] = length
+
+    def _room(self, like: Tensor, columns: int) -> Tensor:
+        layers, heads, _, width = like.shape
+        # Zeros, not garbage: a masked column still takes part in the products, and NaN * 0 is NaN.
+        return like.new_zeros(layers, len(self.index), heads, columns, width)
+
     def reserve(self, columns: int) -> None:
         """Make room for at least so many columns."""
         have = self.keys.shape[3]
         if columns <= have:
             return
-        grown = [*self.keys.shape]
-        grown[3] = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
-        # Zeros, not garbage: a masked column still takes part in the products, and NaN * 0 is NaN.
         for name in ("keys", "values"):
             old = getattr(self, name)
+            grown = [*old.shape]
+            grown[3] = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
             new = torch.zeros(grown, dtype=old.dtype, device=old.device)
             new[:, :, :, :have] = old
             setattr(self, name, new)
@@ -100,6 +109,10 @@ class _RowCache:
         count = len(rows)
         self.keys, self.values = self.keys[:, :count], self.values[:, :count]
         self.positions, self.index = self.positions[:count], self.index[:count]
+
+    def copy(self, row: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [layers, K, length, D] of a row's first tokens."""
+        return self.keys[:, row, :, :length].clone(), self.values[:, row, :, :length].clone()
 
     def look_back(self) -> None:
         """Let each row attend, until the next call, to the columns up to its position."""
@@ -131,7 +144,69 @@ class _RowCache:
         return torch.cat(parts).flatten(1, 2)
 
 
-class Decoder:
+class Writer:
+    """What every way of sampling shares: how a token is drawn, and when a text ends."""
+
+    def __init__(
+        self,
+        eos_id: int,
+        sampling: Sampling,
+        is_border: Callable[[list[int]], bool] | None = None,
+    ) -> None:
+        self.is_border = is_border
+        self.eos_id = eos_id
+        self.sampling = sampling
+
+    def _seed(self, job: Job) -> None:
+        if self.sampling.temperature > 0:
+            job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
+
+    def _take(
+        self,
+        logits: Tensor,
+        at: Sequence[int],
+        rows: list[Job | None],
+        cache: _RowCache | None,
+        tokens: Tensor,
+    ) -> Iterator[Job]:
+        """Draw a token for each of some rows; yields the jobs that this ends."""
+        jobs = [rows[i] for i in at]
+        logits = logits.float()
+        drawn = self._draw(logits, [job for job in jobs if job is not None])
+        certainties = _divergence_from_uniform(logits).tolist()
+        tokens[torch.as_tensor(at, device=tokens.device)] = drawn
+        for i, job, token, certainty in zip(at, jobs, drawn.tolist(), certainties, strict=True):
+            assert job is not None
+            job.certainty += certainty
+            if token == self.eos_id:
+                job.stopped = True
+            else:
+                job.ids.append(token)
+                if self.is_border is not None and self.is_border(job.ids):
+                    job.at_border = True
+                    length = len(job.prompt) + len(job.ids) - 1  # the last token was not fed yet
+                    job.kept = None if cache is None else cache.copy(i, length)
+            if job.stopped or job.at_border or len(job.ids) == self.sampling.max_tokens:
+                rows[i] = None
+                yield job
+
+    def _draw(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
+        """A token for each row of logits [rows, V], by the inverse of the cumulative probability.
+
+        One uniform number a token, fixed by the job's key: a draw does not depend on the batch.
+        """
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        probabilities = torch.softmax(logits / self.sampling.temperature, dim=-1)
+        probabilities = _truncate(probabilities, self.sampling.top_k, self.sampling.top_p)
+        cumulative = probabilities.double().cumsum(-1)
+        uniforms = [job.uniforms[len(job.ids)] for job in jobs if job.uniforms is not None]
+        levels = torch.tensor(uniforms, device=logits.device)[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, levels, right=True)[:, 0]
+        return drawn.clamp_(max=logits.shape[-1] - 1)
+
+
+class Decoder(Writer):
     """Runs jobs through a model; see the module's docstring."""
 
     def __init__(
@@ -142,11 +217,9 @@ class Decoder:
         rows: int,
         is_border: Callable[[list[int]], bool] | None = None,
     ) -> None:
+        super().__init__(eos_id, sampling, is_border)
         self.trunk = trunk
         self.model = trunk.model
-        self.is_border = is_border
-        self.eos_id = eos_id
-        self.sampling = sampling
         self.max_rows = rows
         self._prefilled: dict[tuple[int, ...], _Prefilled] = {}
 
@@ -176,10 +249,9 @@ class Decoder:
         cache.reserve(max(len(job.prompt) for job in admitted) + 1)
         for i, job in zip(free, admitted, strict=False):
             rows[i] = job
-            if self.sampling.temperature > 0:
-                job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
+            self._seed(job)
             if job.kept is not None:  # it is fed its last token with the other rows
-                _place(cache, i, *job.kept)
+                cache.place(i, *job.kept)
                 tokens[i] = job.prompt[-1]
         fresh = [(i, job) for i, job in zip(free, admitted, strict=False) if job.kept is None]
         if not fresh:
@@ -190,7 +262,7 @@ class Decoder:
         if new:
             self._prefilled.update(zip(new, self._prefill(new), strict=True))
         for i, prompt in zip(free, prompts, strict=True):
-            _place(cache, i, *self._prefilled[prompt][1:])
+            cache.place(i, *self._prefilled[prompt][1:])
         logits = torch.stack([self._prefilled[prompt][0] for prompt in prompts])
         following = tuple(waiting[-1].prompt) if waiting else None
         self._prefilled = {p: kept for p, kept in self._prefilled.items() if p == following}
@@ -240,53 +312,6 @@ class Decoder:
             hidden = hidden[active]
         yield from self._take(self.trunk.logits(hidden), active, rows, cache, tokens)
 
-    def _take(
-        self,
-        logits: Tensor,
-        at: Sequence[int],
-        rows: list[Job | None],
-        cache: _RowCache,
-        tokens: Tensor,
-    ) -> Iterator[Job]:
-        """Draw a token for each of some rows; yields the jobs that this ends."""
-        jobs = [rows[i] for i in at]
-        logits = logits.float()
-        drawn = self._draw(logits, [job for job in jobs if job is not None])
-        certainties = _divergence_from_uniform(logits).tolist()
-        tokens[torch.as_tensor(at, device=tokens.device)] = drawn
-        for i, job, token, certainty in zip(at, jobs, drawn.tolist(), certainties, strict=True):
-            assert job is not None
-            job.certainty += certainty
-            if token == self.eos_id:
-                job.stopped = True
-            else:
-                job.ids.append(token)
-                if self.is_border is not None and self.is_border(job.ids):
-                    job.at_border = True
-                    length = len(job.prompt) + len(job.ids) - 1  # the last token was not fed yet
-                    job.kept = (
-                        cache.keys[:, i, :, :length].clone(),
-                        cache.values[:, i, :, :length].clone(),
-                    )
-            if job.stopped or job.at_border or len(job.ids) == self.sampling.max_tokens:
-                rows[i] = None
-                yield job
-
-    def _draw(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
-        """A token for each row of logits [rows, V], by the inverse of the cumulative probability.
-
-        One uniform number a token, fixed by the job's key: a draw does not depend on the batch.
-        """
-        if self.sampling.temperature == 0:
-            return logits.argmax(-1)
-        probabilities = torch.softmax(logits / self.sampling.temperature, dim=-1)
-        probabilities = _truncate(probabilities, self.sampling.top_k, self.sampling.top_p)
-        cumulative = probabilities.double().cumsum(-1)
-        uniforms = [job.uniforms[len(job.ids)] for job in jobs if job.uniforms is not None]
-        levels = torch.tensor(uniforms, device=logits.device)[:, None] * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, levels, right=True)[:, 0]
-        return drawn.clamp_(max=logits.shape[-1] - 1)
-
     def _shrink(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Tensor:
         """Drop the free rows; the last ones move to the free places before them."""
         count = len(rows) - rows.count(None)
@@ -295,14 +320,6 @@ class Decoder:
         cache.keep(kept)
         rows[:] = [rows[i] for i in kept]
         return tokens[torch.tensor(kept, device=tokens.device)]
-
-
-def _place(cache: _RowCache, row: int, keys: Tensor, values: Tensor) -> None:
-    """Give a row the keys and values of the tokens that it has read."""
-    length = keys.shape[2]
-    cache.keys[:, row, :, :length] = keys
-    cache.values[:, row, :, :length] = values
-    cache.positions[row] = length
 
 
 def _divergence_from_uniform(logits: Tensor) -> Tensor:

@@ -2,14 +2,18 @@
 
 Texts are packed end to end into rows of bounded size, without padding, what they share at their
 start only once (`prefix`); the vocabulary projection is done only where a log-probability is
-wanted, in chunks. Sampling is in `decode`.
+wanted, in chunks. Sampling is in `decode`. Where a trial at load shows that this is not exact
+(`model.packing`), each text goes through the model's own forward pass alone.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +27,13 @@ from ledom.direction import Direction
 from ledom.errors import InputError
 from ledom.lm.base import Generation, LanguageModel, Sampling, Target, digest
 from ledom.lm.decode import Decoder, Job
+from ledom.lm.decode_alone import LoneDecoder, decodes_exactly, keeps_exactly
 from ledom.lm.prefix import PrefixTree, batches
 from ledom.lm.tree_attention import TreeAttention
 from ledom.lm.trunk import build_trunk
 from ledom.model.checkpoint import load_checkpoint
+from ledom.model.own_forward import OwnForward
+from ledom.model.packing import packing_reach, vocab_size
 
 __all__ = ["HFLanguageModel", "default_device", "torch_device"]
 
@@ -72,7 +79,11 @@ class HFLanguageModel(LanguageModel):
         self.context = checkpoint.context
         self.model = checkpoint.model
         self.model.to(place)  # type: ignore[arg-type]
+        self._own = OwnForward(self.model)
         self._trunk = build_trunk(self.model)
+        eos_id = self.tokenizer.eos_id
+        self._reach = packing_reach(self.model, self._trunk.packed, eos_id, self.context)
+        self._said = False
         self.fingerprint = checkpoint.fingerprint
         if self.model.dtype != torch.float32:  # other numbers: not to be mixed
             self.fingerprint += f"-{str(self.model.dtype).removeprefix('torch.')}"
@@ -90,11 +101,44 @@ class HFLanguageModel(LanguageModel):
         results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(targets)
         ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
         # The last token is only predicted, never read.
-        for batch in batches([ids[:-1] for ids in ordered], self.tokens_per_batch):
-            some = self._score([targets[i] for i in batch], [ordered[i] for i in batch])
-            for place, values in zip(batch, some, strict=True):
+        packed = [place for place, ids in enumerate(ordered) if len(ids) - 1 <= self._reach]
+        for batch in batches([ordered[place][:-1] for place in packed], self.tokens_per_batch):
+            places = [packed[i] for i in batch]
+            some = self._score([targets[i] for i in places], [ordered[i] for i in places])
+            for place, values in zip(places, some, strict=True):
                 results[place] = values
+        for place in sorted({*range(len(targets))}.difference(packed)):
+            results[place] = self._score_alone(targets[place], ordered[place])
         return results
+
+    @torch.inference_mode()
+    def _score_alone(self, target: Target, ids: list[int]) -> NDArray[np.float32]:
+        """Log-probabilities of a target, whose ids are in model order, by the own forward pass."""
+        self._say_alone()
+        device = self.model.device
+        span = self.direction.span_to_model_order(target.start, target.end, len(ids))
+        start, end = span
+        if end <= start:
+            return np.empty(0, np.float32)
+        wanted = torch.arange(start - 1, end - 1, device=device)
+        logits = self._own(torch.tensor(ids[:-1], device=device), wanted).float()
+        labels = torch.tensor(ids[start:end], device=device)
+        values = -cross_entropy(logits, labels, reduction="none").cpu().numpy()
+        return np.ascontiguousarray(self.direction.to_reading_order(values))
+
+    def _say_alone(self) -> None:
+        """Say once why this takes longer."""
+        if self._said:
+            return
+        self._said = True
+        which = f"texts of more than {self._reach} tokens" if self._reach else "texts"
+        logging.getLogger("ledom").warning(
+            "%s: %s go one by one through the model's own forward pass, as ledom's faster one is "
+            "not exact for %s",
+            self.name,
+            which,
+            type(self.model).__name__,
+        )
 
     @torch.inference_mode()
     def _score(
@@ -129,7 +173,7 @@ class HFLanguageModel(LanguageModel):
 
     def _gather(self, hidden: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
         """log P(label) for outputs [T, width] and labels [T], the logits in bounded chunks."""
-        rows = min(max(1, _LOGITS_BYTES // (4 * self.model.config.vocab_size)), _LOGITS_ROWS)
+        rows = min(max(1, _LOGITS_BYTES // (4 * vocab_size(self.model))), _LOGITS_ROWS)
         parts = []
         for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
             logits = self._trunk.logits(outputs).float()
@@ -151,13 +195,37 @@ class HFLanguageModel(LanguageModel):
             for sample in range(first_sample, first_sample + num_samples)
         ]
         is_border = None if sampling.border is None else self._border_finder(sampling.border)
-        decoder = Decoder(self._trunk, self.tokenizer.eos_id, sampling, self.rows, is_border)
         done: dict[int, dict[int, Generation]] = {}
-        for job in decoder.run(jobs):
+        for job in self._write(jobs, sampling, is_border):
             done.setdefault(job.place, {})[job.sample] = self._generation(job, starts[job.place])
             if len(done[job.place]) == num_samples:
                 finished = done.pop(job.place)
                 yield job.place, [finished[sample] for sample in sorted(finished)]
+
+    def _write(
+        self,
+        jobs: Sequence[Job],
+        sampling: Sampling,
+        is_border: Callable[[list[int]], bool] | None,
+    ) -> Iterator[Job]:
+        """The jobs as they end, each by the fastest way that is exact for it."""
+        eos_id, reach = self.tokenizer.eos_id, self._reach if self._decodes else 0
+        together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
+        alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
+        decoder = Decoder(self._trunk, eos_id, sampling, self.rows, is_border)
+        if not alone:
+            return decoder.run(together)
+        self._say_alone()
+        lone = LoneDecoder(self._own, self._keeps, eos_id, sampling, is_border)
+        return chain(decoder.run(together), lone.run(alone))
+
+    @cached_property
+    def _decodes(self) -> bool:
+        return self._reach > 0 and decodes_exactly(self._trunk, self._own, self.tokenizer.eos_id)
+
+    @cached_property
+    def _keeps(self) -> bool:
+        return keeps_exactly(self._own, self.tokenizer.eos_id)
 
     def _start(self, prompt: str | Generation, sampling: Sampling) -> _Start:
         """What the model reads before it writes."""

@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import cross_entropy, rms_norm, silu
 from transformers import PreTrainedModel
 
 from ledom.lm.linear import add_linear, linear
+from ledom.lm.prefix import PrefixTree
+from ledom.lm.tree_attention import TreeAttention
 from ledom.model.logits import finish_logits
 
 __all__ = ["Attend", "LlamaTrunk", "Trunk", "build_trunk"]
@@ -53,7 +55,16 @@ class Trunk:
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, vocabulary] of normalised outputs [T, width], as the model's own last step."""
         head: Any = self.model.get_output_embeddings()
-        return finish_logits(linear(hidden, head.weight, head.bias), self.model.config)
+        projected = linear(hidden, head.weight, getattr(head, "bias", None))
+        return finish_logits(projected, self.model.config.get_text_config())
+
+    def packed(self, ids: Tensor, positions: Tensor, borders: Tensor, targets: Tensor) -> Tensor:
+        """log P of `targets` [T] in a row of documents: what `model.packing` tries."""
+        sizes = borders.diff().tolist()
+        tree = PrefixTree(ids.tolist(), positions.tolist(), sizes, [[] for _ in sizes])
+        attention = TreeAttention(tree, None, ids.device, self.model.dtype)
+        logits = self.logits(self(ids, positions, attention)).float()
+        return -cross_entropy(logits, targets, reduction="none")
 
 
 class LlamaTrunk(Trunk):

@@ -56,11 +56,15 @@ def packed_attention(
         if kwargs.get(name) is not None:
             kind = type(module).__name__
             raise CheckpointError(f"{kind}: ledom does not compute {what}; use another model")
+    if attention_mask is not None:  # such as ALiBi, or a choice of keys
+        kind = type(module).__name__
+        raise CheckpointError(f"{kind}: ledom does not read masks; use another model")
     if attend is not None:
         if scaling is not None:  # `attend` divides by the root of the head's width
             query = query * (scaling * query.shape[-1] ** 0.5)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        return attend(module.layer_idx, q, k, v)[None], None  # type: ignore[arg-type]
+        out = attend(module.layer_idx, q, k, v)[None]  # type: ignore[arg-type]
+        return out.contiguous(), None  # some architectures take a view of it
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)

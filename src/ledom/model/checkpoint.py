@@ -45,6 +45,7 @@ from ledom.pairs import PairFormat
 __all__ = [
     "BOS_KEY",
     "DIRECTION_KEY",
+    "NO_LIMIT",
     "Checkpoint",
     "CheckpointInfo",
     "bos_ids",
@@ -52,6 +53,7 @@ __all__ = [
     "choose_direction",
     "load_checkpoint",
     "read_checkpoint_info",
+    "read_context",
     "save_checkpoint",
 ]
 
@@ -62,6 +64,9 @@ _SIZES = (  # of a model, as the architectures call them
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
 )
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+NO_LIMIT = 2**31 - 1
+"""The context of a recurrent model, whose config names none."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class CheckpointInfo:
     bos_ids: list[int]
     """What the model was trained to read first, in front of a document in its own order."""
     context: int
-    """Longest text in tokens."""
+    """Longest text in tokens; `NO_LIMIT` where the architecture has none."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -131,7 +136,10 @@ def save_checkpoint(
     if dtype is not None:
         # Tied weights stay one tensor, or they would be written twice.
         converted = {(t.data_ptr(), t.shape): t.to(dtype) for t in state.values()}
-        state = {name: converted[t.data_ptr(), t.shape] for name, t in state.items()}
+        state = {
+            name: converted[t.data_ptr(), t.shape] if t.is_floating_point() else t
+            for name, t in state.items()
+        }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -174,12 +182,8 @@ def read_checkpoint_info(
     missing, incomplete or damaged.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
-    _check_sizes(folder, read_json_object(folder / "config.json"))
+    config = _read_config(folder)
     tokenizer = Tokenizer.load(folder, eos_token)
-    with _readable(folder):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     recorded = getattr(config, DIRECTION_KEY, None)
     chosen = choose_direction(folder, None if turn else recorded, direction)
     return CheckpointInfo(
@@ -244,12 +248,25 @@ def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
+def _read_config(folder: Path) -> PretrainedConfig:
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
+    _check_sizes(folder, read_json_object(folder / "config.json"))
+    with _readable(folder):
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return config
+
+
+def read_context(folder: str | Path) -> int:
+    """A model folder's context, from its config.json alone; see `CheckpointInfo`."""
+    return _context(_read_config(Path(folder)))
+
+
 def _context(config: PretrainedConfig) -> int:
-    """Longest text in tokens; within a sliding window attention is full, which is ours."""
-    longest: int = config.max_position_embeddings
-    window: int | None = getattr(config, "sliding_window", None)
-    layers = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    return longest if window is None or layers == {"full_attention"} else min(longest, window)
+    """Longest text in tokens, by the key that the architecture has for it."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in _CONTEXT_KEYS)
+    return next((length for length in found if isinstance(length, int) and length > 0), NO_LIMIT)
 
 
 def load_checkpoint(
@@ -271,7 +288,6 @@ def load_checkpoint(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             info.folder,
             dtype=dtype,
-            attn_implementation=attention.IMPLEMENTATION,
             output_loading_info=True,
             trust_remote_code=False,
         )
@@ -281,10 +297,11 @@ def load_checkpoint(
             f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
             "file is incomplete or belongs to another config.json"
         )
-    if model.config.vocab_size < info.tokenizer.vocab_size:
+    vocab_size = model.config.get_text_config().vocab_size
+    if vocab_size < info.tokenizer.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {info.tokenizer.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size}; they do not belong together"
+            f"{vocab_size}; they do not belong together"
         )
     return Checkpoint(**vars(info), model=model.eval())
 

@@ -7,6 +7,7 @@ generation config, and a model card that says how the model came about and how t
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import yaml
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, OutputError
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
+from ledom.model.folder import read_json_object
 from ledom.model.tokenizer import Tokenizer
 from ledom.release.hub import render_card
 from ledom.runs import Run
@@ -47,7 +49,7 @@ def export_model(
         raise CheckpointError(f"{run.model}: no safetensors here; save the model again with them")
     if out.exists():
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
-    config = json.loads((run.model / "config.json").read_text())
+    config = read_json_object(run.model / "config.json")
     chosen = choose_direction(run.model, config.get(DIRECTION_KEY), direction)
     tokenizer = Tokenizer.load(run.model)
     first = bos_ids(tokenizer, chosen, config.get(BOS_KEY), folder=run.model)
@@ -135,16 +137,16 @@ def _code(text: str) -> str:
 
 def _num_parameters(folder: Path) -> int:
     """Of the stored tensors, without reading them."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                total += size
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                    total += math.prod(tensors.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: damaged ({error}); save the model again") from None
     return total
 
 

@@ -22,6 +22,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ledom.errors import InputError
+from ledom.reading import parse_yaml, read_text
 from ledom.records import Problem, write_atomically
 from ledom.reward.columns import check_names
 from ledom.reward.pools import FEATURES, Pools
@@ -68,12 +69,7 @@ class TunedWeights:
     @classmethod
     def load(cls, path: str | Path) -> TunedWeights:
         """Read the YAML file; raises `InputError` when it is not one of ours."""
-        try:
-            tree: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot be read: {error}", path=path) from None
-        except yaml.YAMLError as error:
-            raise InputError(f"not YAML: {' '.join(str(error).split())}", path=path) from None
+        tree, _ = parse_yaml(read_text(path), path)
         try:
             columns = tree.get("columns") or []
             if not isinstance(columns, list):
@@ -90,7 +86,7 @@ class TunedWeights:
                 frozenset(str(tree["problems"]).split()),
                 tuple(map(str, columns)),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"not a weights file ({error}); make one with: ledom tune", path=path
             ) from None

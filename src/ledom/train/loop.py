@@ -8,6 +8,7 @@ goes on from its last checkpoint as if it never stopped.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -27,10 +28,13 @@ from ledom.data.prepare import PreparedData, read_split
 from ledom.data.windows import Batches, PackedBatch, Windows, pack
 from ledom.direction import Direction
 from ledom.errors import OutputError, RecipeError, TrainingError
-from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
+from ledom.model.checkpoint import build_model, load_checkpoint, read_context, save_checkpoint
+from ledom.model.own_forward import OwnForward
+from ledom.model.packing import packing_reach
 from ledom.recipe import Recipe
 from ledom.records import Problem
 from ledom.train.lora import Adapters
+from ledom.train.loss import token_losses
 from ledom.train.metrics import Row, open_metrics
 from ledom.train.objective import PairBatches, read_wrong_solutions
 from ledom.train.optim import build_optimizers, schedule
@@ -47,7 +51,7 @@ from ledom.train.signals import held_signals
 from ledom.train.state import Checkpoints
 from ledom.train.validation import Tally
 
-__all__ = ["Progress", "train", "training_batches"]
+__all__ = ["Progress", "check_lengths", "train", "training_batches"]
 
 _MAX_VALIDATION_BATCHES = 16
 _ALONE = World(torch.device("cpu"))
@@ -89,8 +93,10 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
+    check_lengths(recipe, direction)
     model = _initial_model(recipe, direction, data)
     _check_shareable(recipe, world)
+    _choose_packing(model, recipe, data.tokenizer.eos_id, world)
     adapters = Adapters(model, recipe.lora, recipe.seed) if recipe.lora else None
     dtype = _precision(recipe, world.device)
     distribute(model, world, recipe.parallel, dtype)
@@ -205,6 +211,48 @@ def training_batches(
         recipe.train.seq_len,
         recipe.seed,
     )
+
+
+def check_lengths(recipe: Recipe, direction: Direction) -> None:
+    """Raise `RecipeError` where windows are longer than the model can read.
+
+    Quick, and needs no data: to be called before any work.
+    """
+    contexts = []
+    if recipe.model is not None:
+        contexts.append(recipe.model.max_position_embeddings)
+    if recipe.init is not None:
+        contexts.append(read_context(recipe.init_of(direction)))
+    if recipe.train.seq_len > min(contexts):
+        raise RecipeError(
+            f"key train.seq_len is {recipe.train.seq_len}: the model's context is {min(contexts)} "
+            "tokens; lower it, or set model.max_position_embeddings for random weights"
+        )
+
+
+def _choose_packing(model: PreTrainedModel, recipe: Recipe, eos_id: int, world: World) -> None:
+    """Let documents share rows where that is exact; elsewhere each is read alone."""
+
+    def packed(ids: Tensor, positions: Tensor, borders: Tensor, targets: Tensor) -> Tensor:
+        return -token_losses(model, ids, positions, borders, targets)
+
+    own, kind = OwnForward(model), type(model).__name__
+    if packing_reach(model, packed, eos_id, recipe.train.seq_len) >= recipe.train.seq_len:
+        return
+    own.restore()
+    if recipe.data.stop_attention != recipe.data.restart_positions:
+        raise RecipeError(
+            f"key data.stop_attention: {kind} reads one document at a time, each from its first "
+            "position; give it the same value as data.restart_positions"
+        )
+    if world.size > 1:
+        raise RecipeError(f"{kind} reads one document at a time, which runs in one process only")
+    if world.is_first:
+        logging.getLogger("ledom").warning(
+            "%s: one document at a time through the model's own forward pass, as packed rows are "
+            "not exact for it: slower",
+            kind,
+        )
 
 
 def _check_shareable(recipe: Recipe, world: World) -> None:

@@ -32,7 +32,7 @@ class LoraConfig(Config):
 class Adapters:
     """Adapters on every linear layer of a model but its output; all other weights are frozen.
 
-    Raises `RecipeError` when `peft` is not installed.
+    Raises `RecipeError` when `peft` is not installed, or knows no way for the architecture.
     """
 
     def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
@@ -53,8 +53,13 @@ class Adapters:
         )
         with warnings.catch_warnings():  # peft uses what transformers is about to rename
             warnings.simplefilter("ignore", FutureWarning)
-            # Puts them into the model itself.
-            self._wrapper: Any = peft.get_peft_model(model, settings)
+            try:  # puts them into the model itself
+                self._wrapper: Any = peft.get_peft_model(model, settings)
+            except (ValueError, TypeError, AttributeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise RecipeError(
+                    f"key lora: {type(model).__name__} takes no adapters ({reason}); leave lora out"
+                ) from None
 
     def merge(self) -> None:
         """Add the changes to the model's weights and remove the adapters."""

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from ledom.model.attention import IMPLEMENTATION
 from ledom.model.logits import has_plain_logits
+from ledom.model.own_forward import OwnForward
 
 __all__ = ["token_losses", "working_bytes"]
 
@@ -29,8 +31,15 @@ def token_losses(
 ) -> Tensor:
     """The cross-entropy [T] of `targets` where the model reads `ids` at `positions`, in fp32.
 
-    `borders` [documents + 1], on the CPU, part the row into documents that do not see each other.
+    `borders` [documents + 1], on the CPU, part the row into documents that do not see each other. A
+    model without ledom's attention (`model.packing`) reads them one after the other, each from its
+    first position.
     """
+    if model.config._attn_implementation != IMPLEMENTATION:
+        own = OwnForward(model)
+        sizes = borders.diff().tolist()
+        logits = torch.cat([own(document) for document in ids.split(sizes)])
+        return cross_entropy(logits.float(), targets, reduction="none")
     reads: dict[str, Any] = {
         "input_ids": ids[None],
         "position_ids": positions[None],
@@ -38,9 +47,10 @@ def token_losses(
         "cu_seq_lens_q": borders,
     }
     head = model.get_output_embeddings()
-    if head.bias is not None or not has_plain_logits(model.config):
+    config = model.config.get_text_config()
+    if getattr(head, "bias", None) is not None or not has_plain_logits(config):
         return cross_entropy(model(**reads).logits[0].float(), targets, reduction="none")
-    hidden = model.get_decoder()(**reads).last_hidden_state[0]
+    hidden = model.base_model(**reads).last_hidden_state[0]
     weight = head.weight
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)

@@ -77,8 +77,9 @@ def _checked(line: str, file: Path, number: int) -> Row:
     try:
         row: Row = json.loads(line)
         numbers = [row["step"], row["loss"], row["tokens"], row.get("valid_loss", 0.0)]
-        whole = all(isinstance(number, (int, float)) for number in numbers)
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError):
+        # What does not fit 64 bits is no count of a run's, and no array takes it.
+        whole = all(isinstance(n, (int, float)) and not abs(n) > 2**62 for n in numbers)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise InputError(

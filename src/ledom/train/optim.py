@@ -25,10 +25,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from ledom.config import Config
+from ledom.model.layers import layer_matrices
 
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]
 
@@ -174,7 +176,7 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def build_optimizers(
-    model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.float32
+    model: PreTrainedModel, config: OptimConfig, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
     """Muon over the layers' matrices, AdamW over embeddings, norms, output and adapters.
 
@@ -183,9 +185,10 @@ def build_optimizers(
     """
     hidden: list[Tensor] = []
     other: list[Tensor] = []
+    matrices = layer_matrices(model)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            matrix = weight.ndim == 2 and ".layers." in name and "lora_" not in name
+            matrix = id(weight) in matrices and "lora_" not in name
             (hidden if matrix else other).append(weight)
     adamw: dict[str, Any] = {
         "lr": config.adamw_lr,

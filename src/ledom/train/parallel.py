@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 
 from ledom.config import Config
 from ledom.errors import RecipeError, WorkerError
+from ledom.model.layers import decoder_layers
 from ledom.train.loss import token_losses
 
 __all__ = [
@@ -146,11 +147,15 @@ def distribute(
     The gradients are sums over the processes, not means. Raises `RecipeError` when `shard_size`
     does not fit.
     """
-    layers = list(model.get_submodule("model.layers").children())
+    layers = decoder_layers(model)
     if config.recompute:
         with warnings.catch_warnings():  # newer versions of transformers give it another name
             warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            try:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            except ValueError:
+                kind = type(model).__name__
+                raise RecipeError(f"key parallel.recompute: {kind} cannot; leave it out") from None
     if config.compile:
         for layer in layers:
             layer.compile()
