@@ -95,10 +95,15 @@ def scales_with_length(model: PreTrainedModel) -> bool:
 def reset_length(model: PreTrainedModel) -> None:
     """Forget the texts read before: dynamic NTK goes on with the longest one's frequencies."""
     for module in _scaling_modules(model):
-        original = getattr(module, "original_inv_freq", None)
-        if isinstance(original, Tensor) and hasattr(module, "original_max_seq_len"):
-            module.max_seq_len_cached = module.original_max_seq_len
-            module.register_buffer("inv_freq", original.to(module.inv_freq.device), False)
+        kinds = module.rope_type
+        prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]
+        for prefix in prefixes:
+            original = getattr(module, f"{prefix}original_inv_freq", None)
+            if isinstance(original, Tensor) and hasattr(module, "original_max_seq_len"):
+                # A copy: LongRoPE writes its frequencies into this buffer.
+                buffer = original.to(getattr(module, f"{prefix}inv_freq").device, copy=True)
+                module.register_buffer(f"{prefix}inv_freq", buffer, False)
+                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
 
 def _scaling_modules(model: PreTrainedModel) -> Iterator[Any]:

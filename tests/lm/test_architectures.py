@@ -1,0 +1,284 @@
+"""Decoders that transformers builds: scored, sampled and trained as plain transformers does it.
+
+Each is built tiny with random weights, saved, and tried through the same doors as any other model;
+the right values are those of its own forward pass over ids flipped by hand, one text at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+)
+
+from ledom.data.prepare import DataConfig, PreparedData, prepare_data
+from ledom.direction import Direction
+from ledom.errors import CheckpointError, RecipeError
+from ledom.lm.base import Sampling, Target
+from ledom.lm.hf import HFLanguageModel
+from ledom.model.checkpoint import save_checkpoint
+from ledom.model.tokenizer import Tokenizer
+from ledom.pairs import PairFormat
+from ledom.recipe import Recipe, TrainConfig
+from ledom.records import Problem, write_records
+from ledom.release.model import export_model
+from ledom.runs import find_run
+from ledom.train.loop import check_lengths, train, training_batches
+from ledom.train.optim import OptimConfig
+
+_SIZES: dict[str, Any] = {  # by every name that some architecture has for them
+    "hidden_size": 32,
+    "d_model": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "ffn_dim": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    **dict.fromkeys(("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"), 4),
+    "num_experts_per_tok": 2,
+    **dict.fromkeys(("n_group", "topk_group", "mamba_n_groups", "first_k_dense_replace"), 1),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("mamba_n_heads", "mamba_d_head", "mamba_d_state"), 8),
+    "hidden_size_per_layer_input": 8,
+    **dict.fromkeys(
+        ("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout", "activation_dropout"), 0
+    ),
+    **dict.fromkeys(("attention_dropout", "hidden_dropout", "hidden_dropout_prob"), 0.0),
+    **dict.fromkeys(("attention_probs_dropout_prob", "attn_dropout", "layerdrop"), 0.0),
+}
+_OTHER_SIZES: dict[str, dict[str, Any]] = {  # None: as the architecture has it
+    "bert": {"is_decoder": True},
+    "deepseek_v2": {"num_key_value_heads": 4, "head_dim": None},
+    "deepseek_v3": {"num_key_value_heads": 4, "head_dim": None},
+    "codegen": {"rotary_dim": 4},
+    "falcon": {"head_dim": None},
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 1]],
+        "num_layers": 2,
+        "num_hidden_layers": None,
+        "window_size": 8,
+    },
+    "gptj": {"rotary_dim": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
+}
+_KINDS = (
+    *("apertus", "arcee", "bert", "biogpt", "bloom", "codegen", "cohere", "cohere2", "ctrl"),
+    *("deepseek_v2", "deepseek_v3", "ernie4_5", "exaone4", "falcon", "falcon_mamba", "gemma"),
+    *("gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox"),
+    *("gpt_oss", "gptj", "granite", "jamba", "lfm2", "llama", "mamba", "mamba2", "mistral"),
+    *("mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe", "opt", "persimmon", "phi", "phi3"),
+    *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "rwkv", "smollm3", "stablelm", "starcoder2"),
+    *("xglm",),
+)
+TEXTS = ["Ava has 12 pens. 12 + 3 = 15\n#### 15", "7 of 5"]
+_GREEDY = Sampling(temperature=0, max_tokens=4)
+
+
+def tiny(kind: str, tokenizer: Tokenizer, **changes: Any) -> PreTrainedModel:
+    """A random model of an architecture, its weights large enough for context to matter."""
+    config_class = CONFIG_MAPPING[kind]
+    known = {*inspect.signature(config_class.__init__).parameters, *config_class.attribute_map}
+    sizes = {name: size for name, size in _SIZES.items() if name in known}
+    sizes |= {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.eos_id,
+    }
+    sizes |= _OTHER_SIZES.get(kind, {}) | changes
+    kept = {k: v for k, v in sizes.items() if v is not None or k == "bos_token_id"}
+    config = AutoConfig.for_model(kind, **kept)
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.data.normal_(0, 0.15, generator=generator)
+    return model.eval()
+
+
+@torch.no_grad()
+def by_hand(plain: PreTrainedModel, target: Target) -> list[float]:
+    fed = list(reversed(target.ids))
+    logprobs = plain(torch.tensor([fed])).logits[0].float().log_softmax(-1)
+    values = [logprobs[i - 1, fed[i]].item() for i in range(1, len(fed))]
+    return list(reversed(values))
+
+
+def whole(lm: HFLanguageModel, text: str) -> Target:
+    ids = lm.frame(lm.tokenizer.encode(text).ids)
+    return Target(ids, 0, len(ids) - 1)
+
+
+def load(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> HFLanguageModel:
+    save_checkpoint(folder, model, tokenizer, Direction.REVERSE, PairFormat())
+    return HFLanguageModel(folder, device="cpu")
+
+
+def assert_scored_as_by_hand(
+    lm: HFLanguageModel, plain: PreTrainedModel, texts: list[str] = TEXTS
+) -> None:
+    """Alone, in company, and in company the other way round."""
+    targets = [whole(lm, text) for text in texts]
+    expected = [by_hand(plain, target) for target in targets]
+    orders = [[i] for i in range(len(texts))] + [[*range(len(texts))], [*range(len(texts))][::-1]]
+    for order in orders:
+        found = lm.logprobs([targets[i] for i in order])
+        for i, values in zip(order, found, strict=True):
+            np.testing.assert_allclose(values, expected[i], atol=1e-4, rtol=0)
+
+
+def assert_written_as_generate(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+    eos = lm.tokenizer.eos_id
+    made = dict(lm.generate(TEXTS, _GREEDY))
+    for place, text in enumerate(TEXTS):
+        context = [eos, *reversed(lm.tokenizer.encode(text).ids)]
+        out = plain.generate(
+            torch.tensor([context]), do_sample=False, max_new_tokens=4, pad_token_id=eos
+        )[0, len(context) :].tolist()
+        new = out[: out.index(eos)] if eos in out else out
+        assert made[place][0].ids == new[::-1]
+
+
+def assert_trained_as_plain(
+    folder: Path, plain: PreTrainedModel, recipe: Recipe, data: PreparedData
+) -> Path:
+    """The loss of a whole run's only step is the mean over documents, each alone; -> the model."""
+    recipe = recipe.model_copy(update={"init": str(folder)})
+    finished = train(recipe, Direction.REVERSE, data, folder.parent / "run")
+    row = json.loads((folder.parent / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    losses = []
+    with torch.no_grad():
+        for window in training_batches(recipe, Direction.REVERSE, data)[0]:
+            fed = torch.from_numpy(window[::-1].copy())
+            logits = plain(fed[None, :-1]).logits[0].float()
+            losses.append(cross_entropy(logits, fed[1:], reduction="none"))
+    assert row["loss"] == pytest.approx(torch.cat(losses).mean().item(), abs=1e-4)
+    return finished
+
+
+@pytest.fixture(scope="module")
+def recipe(
+    tmp_path_factory: pytest.TempPathFactory, problems: list[Problem], tokenizer: Tokenizer
+) -> Recipe:
+    """One step of three documents."""
+    folder = tmp_path_factory.mktemp("recipe")
+    write_records(folder / "problems.jsonl", problems[:20])
+    tokenizer.save(folder)
+    return Recipe(
+        name="one-step",
+        init="",
+        data=DataConfig(
+            train=str(folder / "problems.jsonl"), tokenizer=str(folder / "tokenizer.json")
+        ),
+        optim=OptimConfig(steps=1, warmup_steps=0),
+        train=TrainConfig(batch_size=2, seq_len=100, precision="float32"),
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> PreparedData:
+    return prepare_data(recipe.data, tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_an_architecture(
+    kind: str, tmp_path: Path, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData
+) -> None:
+    model = tiny(kind, tokenizer)
+    folder = tmp_path / "model"
+    lm = load(model, tokenizer, folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert_scored_as_by_hand(lm, plain)
+    assert_written_as_generate(lm, plain)
+    finished = assert_trained_as_plain(folder, plain, recipe, data)
+    exported = export_model(find_run(finished), tmp_path / "exported", Direction.REVERSE)
+    again = HFLanguageModel(exported, device="cpu")
+    trained = AutoModelForCausalLM.from_pretrained(finished, dtype=torch.float32).eval()
+    assert_scored_as_by_hand(again, trained, TEXTS[1:])
+
+
+LONG = "Ava has 12 pens. 12 + 3 = 15\n#### 15 so it is 4 of 5 " * 2
+COMPANY = ["7 of 5", LONG, "Ava has 12"]
+_LONGROPE = {
+    "max_position_embeddings": 256,
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+        "original_max_position_embeddings": 32,
+        "partial_rotary_factor": 1.0,
+    },
+}
+_DYNAMIC = {
+    "max_position_embeddings": 256,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reach"),
+    [
+        ("mistral", {"sliding_window": 20}, 20),
+        ("gemma3_text", {"sliding_window": 24, "layer_types": ["sliding_attention"] * 2}, 24),
+        ("llama4_text", {"attention_chunk_size": 16}, 0),
+        ("phi3", _LONGROPE, 32),
+        ("llama", _DYNAMIC, 256),
+        ("lfm2", {}, 0),
+        ("stablelm", {}, 0),
+    ],
+)
+def test_a_short_text_beside_a_long_one(
+    kind: str, changes: dict[str, Any], reach: int, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    lm = load(tiny(kind, tokenizer, **changes), tokenizer, tmp_path / "model")
+    assert lm._reach == reach
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    assert_scored_as_by_hand(lm, plain, COMPANY)
+    assert_scored_as_by_hand(lm, plain, COMPANY[::-1])
+    if kind != "llama4_text":
+        assert_written_as_generate(lm, plain)
+
+
+def test_an_encoder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = tiny("bert", tokenizer, is_decoder=False)
+    with pytest.raises(CheckpointError, match="BertLMHeadModel sees later tokens"):
+        load(model, tokenizer, tmp_path / "model")
+
+
+def test_windows_longer_than_the_context_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer, recipe: Recipe
+) -> None:
+    save_checkpoint(
+        tmp_path / "m", tiny("gpt2", tokenizer), tokenizer, Direction.REVERSE, PairFormat()
+    )
+    settings = recipe.train.model_copy(update={"seq_len": 129})
+    long = recipe.model_copy(update={"init": str(tmp_path / "m"), "train": settings})
+    with pytest.raises(RecipeError, match=r"train.seq_len is 129: the model's context is 128"):
+        check_lengths(long, Direction.REVERSE)
