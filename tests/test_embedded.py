@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ledom
 from ledom.data.problems import generate_problems, split_of
+from ledom.explain import explain
 from ledom.lm import embedded_folder
 from ledom.lm.base import Sampling, Target
 from ledom.lm.hf import HFLanguageModel
@@ -136,3 +137,17 @@ def test_the_package_ships_it() -> None:
         assert f"{direction}/model.safetensors" in names
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert '"assets/**/*"' in text
+
+
+def test_a_text_unlike_its_training_is_said_to_be(
+    pair: dict[str, HFLanguageModel], unseen: list[Problem]
+) -> None:
+    """Every unseen problem of the templates is familiar, other questions are not."""
+    reverse = pair["reverse"]
+    for problem in unseen[:8]:
+        assert explain(problem, [problem.solution or ""], reverse)["warning"] is None
+    pens = Problem(id="pens", question="Ava has 3 pens and buys 4. How many?")
+    warning = explain(pens, ["3 + 4 = 7", "3 - 4 = 1"], reverse)["warning"]
+    assert "unlike anything that the embedded model was trained on (loss 8." in warning
+    for problem in generate_problems("test", 4, seed=3, held_out=True):
+        assert explain(problem, [problem.solution or ""], reverse)["warning"]

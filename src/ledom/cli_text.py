@@ -27,7 +27,7 @@ from ledom.cli_options import (
     unused_when_greedy,
     use_threads,
 )
-from ledom.terminal import say, show_case
+from ledom.terminal import say, show_case, warn
 
 __all__ = ["COMMANDS"]
 
@@ -76,6 +76,7 @@ def explain(
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
     page = None if out is None else write_report(out, report)  # first: the terminal may be gone
     show_case(report["cases"][0])
+    warn(report)
     if page is not None:
         say(f"page: {page}")
 

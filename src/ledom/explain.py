@@ -7,6 +7,7 @@ from typing import Any
 
 from ledom.direction import Direction
 from ledom.errors import DirectionError, InputError
+from ledom.familiarity import unfamiliar
 from ledom.lm.base import LanguageModel
 from ledom.records import Candidate, Problem, read_records
 from ledom.report.cases import explained_case
@@ -54,6 +55,7 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> di
     pools = build_pools([problem], candidates, scores)
     return {
         "title": "What each answer explains",
+        "warning": unfamiliar(lm, scores),
         "models": {"reverse": {"name": lm.name, "parameters": getattr(lm, "num_parameters", None)}},
         "cases": [explained_case(problem, candidates, scores, pools)],
     }

@@ -20,6 +20,7 @@ from ledom import __version__, parallel
 from ledom.errors import InputError
 from ledom.evaluate.answers import extract_answer
 from ledom.evaluate.selection import labeled_problems, measure
+from ledom.familiarity import unfamiliar
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.base import LanguageModel, Sampling
 from ledom.records import SELF_CERTAINTY, Candidate, Problem, Record, Score, write_records
@@ -364,6 +365,7 @@ def _report(
         "num_problems": len(job.problems),
         "num_candidates": int(pools.mask.sum(axis=1).max()),
         "chosen": _chosen_strategy(job, pools),
+        "warning": unfamiliar(job.reverse, scores),
         "notes": notes,
         "models": models,
         **{key: value for key, value in measured.items() if value is not None},

@@ -25,6 +25,7 @@ __all__ = [
     "show_search",
     "show_summary",
     "show_weights",
+    "warn",
 ]
 
 _WIDTH = 80  # columns that the table of strategies takes at most
@@ -40,6 +41,12 @@ def say(line: str) -> None:
         typer.echo(line, err=True)
 
 
+def warn(report: dict[str, Any]) -> None:
+    """What a reader must know before the rest of a report, if there is anything."""
+    if report.get("warning"):
+        say(f"warning: {report['warning']}")
+
+
 def show_summary(report: dict[str, Any]) -> None:
     """The report's sentence, then the strategies' accuracies as a table."""
     from rich.console import Console
@@ -50,6 +57,7 @@ def show_summary(report: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     console.print(Text(summarize(report).sentence, "bold"), soft_wrap=True)
+    warn(report)
     if not report["strategies"]:
         return
     console.width = min(console.width, _WIDTH)

@@ -63,6 +63,7 @@ def render_markdown(report: dict[str, Any]) -> str:
     summary: Summary = view["summary"]
     first, others = view["first_case"], view["other_cases"]
     parts = [f"# {escape(view['title'])}", escape(summary.sentence)]
+    parts.append(f"**Warning:** {escape(view['warning'])}." if view.get("warning") else "")
     parts.append(_markdown_claims([(c.claim, c.difference) for c in summary.claims]))
     parts += _table("", _first_rows(summary)) + _table("", _answer_rows(view["answers"]))
     parts += [escape(summary.sample), escape(summary.signal)]
