@@ -17,7 +17,8 @@ __all__ = ["FAMILIAR_LOSS", "unfamiliar"]
 
 FAMILIAR_LOSS = 1.0
 """Nats per token of a question, given the best of its answers. Of 480 unseen problems of the
-templates none is above 0.49, of 60 of other templates none below 7.8, of 60 of GSM8K none below 1.5."""
+templates none is above 0.49; of 60 of other templates none is below 7.8, of 60 of GSM8K none below
+1.5."""
 
 
 def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
@@ -36,6 +37,6 @@ def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
         return None
     return (
         f"unlike anything that the embedded model was trained on (loss {loss:.1f} nats per token "
-        f"of the question; at most {FAMILIAR_LOSS:.1f} on its kind of problem): its preference means "
-        "nothing here; use a model of your own"
+        f"of the question; at most {FAMILIAR_LOSS:.1f} on its kind of problem): its preference "
+        "means nothing here; use a model of your own"
     )
