@@ -130,7 +130,7 @@ def by_hand(plain: PreTrainedModel, target: Target) -> list[float]:
 
 
 def whole(lm: HFLanguageModel, text: str) -> Target:
-    ids = lm.frame(lm.tokenizer.encode(text).ids)
+    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
     return Target(ids, 0, len(ids) - 1)
 
 
