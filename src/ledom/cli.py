@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom import cli_data, cli_docs, cli_text, cli_train, parallel
+from ledom import cli_data, cli_docs, cli_import, cli_text, cli_train, parallel
 from ledom.cli_options import (
     MOST_PROBLEMS,
     Columns,
@@ -351,5 +351,11 @@ def tune(
     say(f"weights of {len(tuned.weights)} strategies: {out}")
 
 
-for command in (*cli_text.COMMANDS, *cli_data.COMMANDS, *cli_train.COMMANDS, *cli_docs.COMMANDS):
+for command in (
+    *cli_text.COMMANDS,
+    *cli_data.COMMANDS,
+    *cli_import.COMMANDS,
+    *cli_train.COMMANDS,
+    *cli_docs.COMMANDS,
+):
     app.command()(command)

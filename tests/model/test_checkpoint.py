@@ -238,7 +238,7 @@ def test_a_pickle_of_code_is_refused_unread(folder, tmp_path, legacy):
     (folder / "model.safetensors").unlink()
     weights = {"lm_head.weight": Opens(tmp_path / "ran")}
     torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match="pickle .* could run code") as caught:
+    with pytest.raises(CheckpointError, match="no weights here; .* run: ledom import") as caught:
         load_checkpoint(folder)
     assert "weights_only" not in str(caught.value)
     assert "\n" not in str(caught.value)

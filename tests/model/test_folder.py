@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from ledom.errors import CheckpointError
@@ -132,11 +131,6 @@ def test_how_a_model_is_used_decides(model: Path) -> None:
     assert fingerprint(model, direction="forward") != fingerprint(model, direction="reverse")
 
 
-def bin_weights(model: Path) -> Iterator[Path]:
-    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
-    yield model / "pytorch_model.bin"
-
-
 def sharded_weights(model: Path) -> Iterator[Path]:
     weights = load_file(model / "model.safetensors")
     shards = {name: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, name in enumerate(weights)}
@@ -149,9 +143,8 @@ def sharded_weights(model: Path) -> Iterator[Path]:
     yield model / "model.safetensors.index.json"
 
 
-@pytest.mark.parametrize("write", [bin_weights, sharded_weights])
-def test_weights_of_other_forms_decide(model: Path, write) -> None:
-    files = list(write(model))
+def test_weights_in_shards_decide(model: Path) -> None:
+    files = list(sharded_weights(model))
     (model / "model.safetensors").unlink()
     assert set(weight_files(model, {})) == set(files)
     before = fingerprint(model)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ledom.direction import Direction
+from ledom.errors import CheckpointError
 from ledom.lm.base import LanguageModel
+from ledom.model.foreign.aliases import what_to_run
 
 __all__ = ["EMBEDDED", "LanguageModel", "load"]
 
@@ -57,6 +59,11 @@ def load(
         options |= read_options(backend, written, str(model))
     if name == EMBEDDED and not prefix:  # a folder of that name is ./tiny
         name = str(embedded_folder(direction))
+    if not prefix and not Path(name).is_dir() and (remedy := what_to_run(name)):
+        raise CheckpointError(
+            f"{name}: no such model folder; to take in a published checkpoint or a foreign file, "
+            f"run: {remedy}"
+        )
     return backend(name, direction, **options)  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import tempfile
 import textwrap
@@ -38,6 +37,7 @@ from ledom.direction import Direction
 from ledom.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
 from ledom.model import attention
 from ledom.model.folder import hash_files, loaded_files, read_json_object
+from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
 from ledom.model.tokenizer import Tokenizer
 from ledom.pairs import PairFormat
@@ -52,6 +52,7 @@ __all__ = [
     "build_model",
     "choose_direction",
     "load_checkpoint",
+    "quiet",
     "read_checkpoint_info",
     "read_context",
     "save_checkpoint",
@@ -144,7 +145,7 @@ def save_checkpoint(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
-            with _quiet():
+            with quiet():
                 model.save_pretrained(temporary, state_dict=state)
             _patch_config(temporary / "config.json", dtype)
             tokenizer.save(temporary)
@@ -290,6 +291,7 @@ def load_checkpoint(
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
+            use_safetensors=True,
         )
     model, report = loaded
     if report["missing_keys"]:  # transformers fills these at random
@@ -310,7 +312,7 @@ def load_checkpoint(
 def _readable(folder: str | Path) -> Iterator[None]:
     """Say what keeps transformers from reading a folder, and keep its own words off the screen."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except LedomError:
         raise
@@ -320,21 +322,13 @@ def _readable(folder: str | Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Why transformers cannot read a folder, in one line, without its advice to run its code."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, pickle.UnpicklingError):
-            return (
-                "the weights are a damaged pickle or one that holds more than tensors, and reading "
-                "such a file could run code; give the model's safetensors"
-            )
-        cause = cause.__cause__ or cause.__context__
     if "trust_remote_code" in str(error):
         return "the model needs Python code of its own, which ledom does not run"
     return textwrap.shorten(str(error), 300) or type(error).__name__
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off the screen."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ledom.errors import CheckpointError, InputError, OutputError
+from ledom.model.foreign.aliases import what_to_run
 from ledom.reading import check_regular, read_text
 from ledom.records import write_atomically
 
 __all__ = ["file_digest", "hash_files", "loaded_files", "read_json_object", "weight_files"]
 
-_WEIGHTS = (  # the order in which transformers looks for them
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # as transformers looks for them
 _SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -69,7 +65,11 @@ def weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
     names = _WEIGHTS if named is None else (str(named),)
     found = next((folder / name for name in names if (folder / name).exists()), None)
     if found is None:
-        raise CheckpointError(f"{folder}: no weights here; expected {' or '.join(names)}")
+        remedy = what_to_run(str(folder))
+        raise CheckpointError(
+            f"{folder}: no weights here; expected {' or '.join(names)}"
+            + (f". To take in other formats, run: {remedy}" if remedy else "")
+        )
     if not found.name.endswith(".index.json"):
         return [_regular(found)]
     shards = read_json_object(found).get("weight_map")

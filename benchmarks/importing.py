@@ -1,0 +1,129 @@
+"""Memory and time of importing a checkpoint of LEDOM-7B's shape, from shards without contents.
+
+    python benchmarks/importing.py [--folder /tmp/import-benchmark] [--keep]
+
+Writes four sparse safetensors files (15.6 GB in name, nothing on disk), imports them without the
+self-check, then runs the self-check's forward pass on the result, each in a process of its own, and
+prints the peak resident memory (ru_maxrss) of each. The imported folder takes 15.6 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 64256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+SHARDS = 4
+
+
+def tensors() -> dict[str, list[int]]:
+    """Names and shapes."""
+    width, inner, vocabulary = (
+        CONFIG[k] for k in ("hidden_size", "intermediate_size", "vocab_size")
+    )
+    found = {"model.embed_tokens.weight": [vocabulary, width]}
+    for layer in range(CONFIG["num_hidden_layers"]):
+        block = f"model.layers.{layer}"
+        for name in "qkvo":
+            found[f"{block}.self_attn.{name}_proj.weight"] = [width, width]
+        found |= {f"{block}.mlp.{name}_proj.weight": [inner, width] for name in ("gate", "up")}
+        found[f"{block}.mlp.down_proj.weight"] = [width, inner]
+        for name in ("input", "post_attention"):
+            found[f"{block}.{name}_layernorm.weight"] = [width]
+    return found | {"model.norm.weight": [width], "lm_head.weight": [vocabulary, width]}
+
+
+def write_source(folder: Path) -> None:
+    """A model folder whose weights are holes."""
+    from ledom.lm import embedded_folder
+
+    folder.mkdir(parents=True)
+    shapes = tensors()
+    size = -(-len(shapes) // SHARDS)
+    names, places = list(shapes), {}
+    for number in range(SHARDS):
+        header, end = {}, 0
+        file = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
+        for name in names[number * size : (number + 1) * size]:
+            count = 2
+            for length in shapes[name]:
+                count *= length
+            offsets = [end, end + count]
+            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": offsets}
+            end += count
+            places[name] = file
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file).open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            out.truncate(8 + len(text) + end)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(embedded_folder("reverse") / name, folder / name)
+
+
+def step(name: str, folder: Path) -> None:
+    """One measured step, in this process."""
+    from transformers import AutoConfig
+
+    from ledom.direction import Direction
+    from ledom.model.checkpoint import read_checkpoint_info
+    from ledom.model.foreign.check import check_model
+    from ledom.model.foreign.importer import ImportOptions, import_model
+
+    out = folder / "imported"
+    if name == "import":
+        import_model(str(folder / "source"), out, ImportOptions("reverse", check=False))
+    elif name == "check":
+        tokenizer = read_checkpoint_info(out).tokenizer.backend
+        found = check_model(out, AutoConfig.from_pretrained(out), tokenizer, Direction.REVERSE)
+        print(f"loss {found.reverse_loss:.3f} nats per token (all weights 0: ln 64256 = 11.070)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/import-benchmark"))
+    parser.add_argument("--keep", action="store_true", help="leave the files")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        start = time.perf_counter()
+        step(options.step, options.folder)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux: KiB
+        print(f"{options.step}: peak {peak:.2f} GB resident, {seconds:.0f} s")
+        return
+    try:
+        write_source(options.folder / "source")
+        files = (options.folder / "source").glob("*.safetensors")
+        print(f"source: {sum(file.stat().st_size for file in files) / 1e9:.2f} GB")
+        for name in ("start", "import", "check"):
+            command = [sys.executable, __file__, "--folder", options.folder, "--step", name]
+            subprocess.run([str(part) for part in command], check=True)
+    finally:
+        if not options.keep:
+            shutil.rmtree(options.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

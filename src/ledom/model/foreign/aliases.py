@@ -1,0 +1,53 @@
+"""Published reverse checkpoints by short name; imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ledom.direction import Direction
+
+__all__ = ["ALIASES", "Published", "is_hub_name", "what_to_run"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint on the hub."""
+
+    repo: str
+    direction: Direction
+    added_tokens: tuple[str, ...] = ()
+    """Tokens that its tokenizer class adds behind those of tokenizer.model, where no file of the
+    repository lists them."""
+
+
+ALIASES = {
+    "ledom-7b": Published(
+        "Corning/Reverse-Model-7B-348B",
+        Direction.REVERSE,
+        ("<|CLS|>", "<|SEP|>", "<|EOD|>", "<|MASK|>", "<|PAD|>"),
+    ),
+    "ledom-2b": Published("Corning/LEDOM-2B", Direction.REVERSE),
+    "reverse-pythia": Published("afterless/reverse-pythia-160m", Direction.REVERSE),
+    "2tpg": Published("drwahl/2tpg", Direction.REVERSE),
+}
+"""By the name that `ledom import` takes."""
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form USER/NAME."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+
+
+def what_to_run(model: str) -> str | None:
+    """How a model that `ledom.load` cannot read is imported; None for any other name."""
+    path = Path(model)
+    folder: str | None = None
+    if model in ALIASES:
+        folder = model
+    elif path.suffix == ".gguf" or (path.is_dir() and not any(path.glob("*.safetensors"))):
+        folder = f"{path.stem}-imported"
+    elif is_hub_name(model) and not path.exists() and not path.parent.exists():
+        folder = path.name
+    return folder and f"ledom import {model} --out {folder}"

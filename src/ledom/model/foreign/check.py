@@ -1,0 +1,115 @@
+"""The self-check after an import: does the model read the claimed way, and what ends a text?
+
+A few short texts are read in both directions in one pass over the weights, a module at a time, so
+that a model larger than the memory is checked too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as RustTokenizer
+from torch.nn.functional import cross_entropy
+from transformers import PretrainedConfig
+
+from ledom.direction import Direction
+from ledom.errors import CheckpointError
+from ledom.model.foreign.skeleton import build_skeleton, streamed
+
+__all__ = ["TEXTS", "SelfCheck", "check_model"]
+
+TEXTS = (
+    "The lighthouse stood at the end of the pier, and every evening the old keeper climbed "
+    "its narrow stairs to light the lamp. He had done so for thirty years, and he knew each step.",
+    "Water boils at a lower temperature on a mountain than at the sea. The air is thinner there, "
+    "so it presses less on the surface, and bubbles of steam can form earlier.",
+    "Anna bought three bags of apples with eight apples in each bag. She gave five apples to "
+    "her brother. How many apples does she have left? She had 3 * 8 = 24 apples, so 24 - 5 = 19 "
+    "are left.",
+    "To make bread, mix flour, water, salt and yeast, and knead the dough for ten minutes. Let it "
+    "rest for an hour in a warm place. Then bake it until the crust is brown.",
+    "The town council met on Monday to talk about the new bridge. Most of the members were in "
+    "favour of the plan, but some asked who would pay for it.",
+    "Bees visit flowers to collect nectar and pollen. As they fly from one flower to the next, "
+    "they carry pollen with them, and so the plants can make seeds.",
+)
+"""Whole documents of a few sentences each."""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What the self-check found."""
+
+    forward_loss: float
+    """Mean over the tokens of the texts, the first one read left out; nats per token."""
+    reverse_loss: float
+    eos_token: str
+    """The special token that is likeliest where a text is over: before its first word for a reverse
+    model, after its last for a forward one."""
+    eos_probability: float
+    """Its mean probability there (geometric)."""
+
+    def require(self, direction: Direction) -> None:
+        """Raise `CheckpointError` where the model does not read better in the direction."""
+        losses = {Direction.FORWARD: self.forward_loss, Direction.REVERSE: self.reverse_loss}
+        claimed = losses.pop(direction)
+        ((other, loss),) = losses.items()
+        if not claimed < loss:
+            raise CheckpointError(
+                f"this does not look like a {direction} model: a token costs {claimed:.2f} nats "
+                f"{direction} and {loss:.2f} {other}; give --direction {other}, or --no-check to "
+                "import it as it is"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def check_model(
+    folder: Path,
+    config: PretrainedConfig,
+    tokenizer: RustTokenizer,
+    direction: Direction,
+    texts: Sequence[str] = TEXTS,
+) -> SelfCheck:
+    """Read `texts` with the model in a folder; see `SelfCheck`."""
+    context = int(config.max_position_embeddings)
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids[:context] for text in texts]
+    rows = [d.to_model_order(row) for d in Direction for row in ids]
+    batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for place, row in enumerate(rows):
+        batch[place, : len(row)] = torch.tensor(row)  # what stands behind a text it cannot see
+    model = build_skeleton(config)
+    with streamed(model, folder):
+        logits = model(input_ids=batch, use_cache=False).logits.float()
+    losses, ends = [], []
+    for row, values in zip(rows, logits, strict=True):
+        targets = torch.tensor(row[1:])
+        losses.append(cross_entropy(values[: len(row) - 1], targets, reduction="sum").item())
+        ends.append(values[len(row) - 1].log_softmax(-1))
+    count, half = sum(len(row) - 1 for row in ids), len(ids)
+    claimed = ends[:half] if direction is Direction.FORWARD else ends[half:]
+    eos, logprob = _likeliest(tokenizer, torch.stack(claimed).mean(0))
+    forward, reverse = sum(losses[:half]) / count, sum(losses[half:]) / count
+    return SelfCheck(forward, reverse, eos, float(logprob.exp()))
+
+
+def _likeliest(tokenizer: RustTokenizer, logprobs: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The special token with the largest of the log-probabilities [vocabulary]."""
+    tokens = {
+        number: token.content
+        for number, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special and number < len(logprobs)
+    }
+    if not tokens:
+        raise CheckpointError(
+            "the tokenizer has no special token, so none can end a document; give a tokenizer.json "
+            "that has one with --tokenizer"
+        )
+    best = max(tokens, key=lambda number: float(logprobs[number]))
+    return tokens[best], logprobs[best]

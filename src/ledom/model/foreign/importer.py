@@ -1,0 +1,330 @@
+"""`ledom import`: a published checkpoint or a foreign file as an ordinary model folder.
+
+This is the only part of ledom that downloads weights or reads formats other than safetensors and
+JSON. It runs no code that comes with a model and unpickles nothing. The folder is written whole or
+not at all, tensor by tensor, so that any size fits in little memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+from transformers import AutoConfig, PretrainedConfig
+
+import ledom
+from ledom.direction import Direction
+from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
+from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
+from ledom.model.folder import file_digest, read_json_object
+from ledom.model.foreign import nanochat_import
+from ledom.model.foreign.aliases import ALIASES, is_hub_name
+from ledom.model.foreign.check import SelfCheck, check_model
+from ledom.model.foreign.gguf import read_gguf
+from ledom.model.foreign.hub import download
+from ledom.model.foreign.skeleton import build_skeleton, fit_tensors
+from ledom.model.foreign.tensors import (
+    StoredTensor,
+    read_folder,
+    read_torch_file,
+    write_safetensors,
+)
+from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos
+from ledom.model.tokenizer import Tokenizer
+
+__all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
+
+RECORD = "ledom_import.json"
+"""Where a model came from, what was inferred and checked."""
+_NOT_KEPT = ("auto_map", "_name_or_path", "transformers_version")
+
+Progress = Callable[..., Iterable[str]]
+"""Shows a bar over names; called as `ledom.progress.track` is."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What cannot be read from a source, or shall be other than there."""
+
+    direction: Direction | str | None = None
+    tokenizer: Path | None = None
+    """A tokenizer's file or folder, for weights that come without one."""
+    eos_token: str | None = None
+    """The document-end token; by default the self-check finds it."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    softcap: float | None = None
+    """Of nanochat's logits, where no sign in the file tells."""
+    check: bool = True
+    progress: Progress = lambda names, name, done, total: names
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A written folder, and what is to be told about it."""
+
+    folder: Path
+    direction: Direction
+    eos_token: str
+    notes: list[str]
+    check: SelfCheck | None
+
+
+@dataclass
+class _Source:
+    """Files on this machine, and where they came from."""
+
+    path: Path
+    name: str
+    direction: Direction | None = None
+    added_tokens: tuple[str, ...] = ()
+    commit: str | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Model:
+    """What a source holds."""
+
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    tokenizer: RustTokenizer
+    eos_token: str | None
+    files: list[Path]
+    vocab_rows: int | None = None
+    """The vocabulary's size where tables may be padded."""
+    notes: list[str] = field(default_factory=list)
+
+
+def import_model(source: str, out: Path, options: ImportOptions | None = None) -> Imported:
+    """Write the model `source` (an alias, USER/NAME on the hub, a folder, a GGUF file) to `out`.
+
+    Raises `InputError` for a name that is none of these, `CheckpointError` for files that are
+    missing, damaged or of a kind that ledom does not compute, `DirectionError` where no
+    direction is known, `OutputError` where `out` exists or cannot be written. Nothing is left
+    behind then.
+    """
+    options = options or ImportOptions()
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"{out}: exists already; give another folder, or remove this one")
+    found = _find(source, options.revision)
+    model = _read(found, options)
+    direction = _direction(found, model, options)
+    config = _checked_config(model.config, found.path)
+    try:
+        tensors = fit_tensors(model.tensors, build_skeleton(config), model.vocab_rows)
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.name}: {error}") from None
+    _check_vocabulary(found, config, model.tokenizer)
+    hashes = _hash(found, model, tensors, options.progress)
+    shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
+    with _new_folder(out, sum(tensor.num_bytes for tensor in tensors.values())) as folder:
+        write_safetensors(folder, tensors, shown)
+        check = _check(folder, config, model, direction, options)
+        eos = _eos(model, check, options, found)
+        Tokenizer(model.tokenizer, eos).save(folder)
+        eos_id = model.tokenizer.token_to_id(eos)
+        written = {**model.config, DIRECTION_KEY: str(direction), "eos_token_id": eos_id}
+        written["architectures"] = [type(build_skeleton(config)).__name__]
+        _write_json(folder / "config.json", written)
+        record = {
+            "source": found.name,
+            "commit": found.commit,
+            "sha256": hashes,
+            "notes": model.notes,
+            "self_check": check and check.to_json(),
+            "ledom_version": ledom.__version__,
+        }
+        _write_json(folder / RECORD, record)
+    return Imported(out, direction, eos, model.notes, check)
+
+
+def _find(source: str, revision: str | None) -> _Source:
+    """Where the source lies, fetched first where it is on the hub."""
+    path = Path(source)
+    if path.exists():
+        if revision is not None:
+            raise InputError(f"--revision {revision}: {source} is on this machine; leave it out")
+        return _Source(path, source)
+    known = ALIASES.get(source)
+    if known is None and not is_hub_name(source):
+        raise InputError(
+            f"{source}: no such folder or file, nor a checkpoint that ledom knows; these are "
+            f"{', '.join(ALIASES)}; others on the hub are USER/NAME"
+        )
+    known = known or next((entry for entry in ALIASES.values() if entry.repo == source), None)
+    repo = known.repo if known else source
+    got = download(repo, revision)
+    direction, added = (known.direction, known.added_tokens) if known else (None, ())
+    return _Source(got.folder, repo, direction, added, got.commit, got.sha256)
+
+
+def _read(source: _Source, options: ImportOptions) -> _Model:
+    path = source.path
+    if path.is_file() and path.suffix != ".gguf":
+        raise InputError(f"{path}: expected a model folder or a .gguf file")
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    if path.is_dir() and (len(files) != 1 or (path / "config.json").is_file()):
+        return _read_folder(source, options)
+    if options.softcap is not None:
+        raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
+    gguf = read_gguf(files[0])
+    tokenizer = gguf.tokenizer
+    others: list[Path] = []
+    if options.tokenizer is not None:
+        tokenizer, others = read_tokenizer(options.tokenizer)
+    note = "GGUF: dequantised to fp32 by transformers"
+    return _Model(
+        gguf.config, gguf.tensors, tokenizer, gguf.eos_token, [*files, *others], notes=[note]
+    )
+
+
+def _read_folder(source: _Source, options: ImportOptions) -> _Model:
+    folder, notes, rows = source.path, list[str](), None
+    checkpoint = nanochat_import.find_checkpoint(folder)
+    shape_file = folder / "config.json"
+    if checkpoint is None:
+        tensors = read_folder(folder)
+    else:
+        shape_file = checkpoint[1]
+        tensors = read_torch_file(checkpoint[0])
+    if nanochat_import.is_nanochat(tensors):
+        shape = nanochat_import.read_model_config(shape_file)
+        inferred, notes = nanochat_import.infer_config(tensors, shape, options.softcap)
+        config, rows = inferred.to_dict(), shape["vocab_size"]
+    elif options.softcap is not None:
+        raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
+    elif not shape_file.is_file():
+        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
+    else:
+        config = read_json_object(shape_file)
+    place = options.tokenizer or folder
+    tokenizer, files = read_tokenizer(place, source.added_tokens)
+    eos = recorded_eos(place if place.is_dir() else place.parent, tokenizer, config)
+    files = [shape_file, *files]
+    return _Model(config, tensors, tokenizer, eos, files, rows, notes)
+
+
+def _direction(source: _Source, model: _Model, options: ImportOptions) -> Direction:
+    recorded = model.config.get(DIRECTION_KEY, source.direction)
+    try:
+        return choose_direction(source.path, recorded, options.direction)
+    except DirectionError as error:
+        if recorded is None:
+            raise DirectionError(
+                f"{source.name}: nothing says in which direction this model was trained; give "
+                "--direction forward or --direction reverse"
+            ) from None
+        raise error
+
+
+def _checked_config(config: dict[str, Any], path: Path) -> PretrainedConfig:
+    """The config as transformers understands it, without code of the model's own."""
+    if config.get("quantization_config"):
+        raise CheckpointError(f"{path}: the weights are quantised; give plain ones, or a GGUF file")
+    for key in _NOT_KEPT:
+        config.pop(key, None)
+    kind = config.get("model_type")
+    try:
+        known: PretrainedConfig = AutoConfig.for_model(**config)
+    except Exception as error:  # a type for each way of being wrong
+        if not isinstance(kind, str):
+            reason = f"model_type is {kind!r}"
+        else:
+            reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: config.json is not of a model that transformers computes by itself "
+            f"({reason}); ledom runs no code that comes with a model"
+        ) from None
+    return known
+
+
+def _check_vocabulary(source: _Source, config: PretrainedConfig, tokenizer: RustTokenizer) -> None:
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= config.vocab_size:
+        raise CheckpointError(
+            f"{source.name}: the tokenizer has the id {largest}, the model only "
+            f"{config.vocab_size} tokens; they do not belong together"
+        )
+
+
+def _hash(
+    source: _Source, model: _Model, tensors: dict[str, StoredTensor], progress: Progress
+) -> dict[str, str]:
+    """SHA-256 of every file that was read, by name; refuses one that differs from the hub's."""
+    files = {str(file): file for file in [*model.files, *(t.file for t in tensors.values())]}
+    hashes = {}
+    for name in progress(sorted(files), "checksums", 0, len(files)):
+        file = files[name]
+        digest = file_digest(file)
+        inside = file.is_relative_to(source.path) and file != source.path
+        short = file.relative_to(source.path).as_posix() if inside else file.name
+        expected = source.sha256.get(short, digest)
+        if digest != expected:
+            raise CheckpointError(
+                f"{file}: its sha256 is {digest}, the hub's {expected}; remove the file and "
+                "run the import again"
+            )
+        hashes[short] = digest
+    return hashes
+
+
+def _check(
+    folder: Path,
+    config: PretrainedConfig,
+    model: _Model,
+    direction: Direction,
+    options: ImportOptions,
+) -> SelfCheck | None:
+    if not options.check:
+        return None
+    check = check_model(folder, config, model.tokenizer, direction)
+    check.require(direction)
+    return check
+
+
+def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source: _Source) -> str:
+    """The document-end token: the one asked for, the one measured, or the one recorded."""
+    measured = check.eos_token if check else None
+    chosen = options.eos_token or measured or model.eos_token
+    if chosen is None:
+        raise CheckpointError(f"{source.name}: records no document-end token; give --eos-token")
+    if model.tokenizer.token_to_id(chosen) is None:
+        raise InputError(f"--eos-token {chosen}: the tokenizer has no such token")
+    if model.eos_token is not None and chosen != model.eos_token:
+        model.notes.append(f"the document-end token is {chosen}; the source says {model.eos_token}")
+    return chosen
+
+
+@contextmanager
+def _new_folder(out: Path, num_bytes: int) -> Iterator[Path]:
+    """A folder that becomes `out` when the block ends, and is removed when it fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < num_bytes:
+            raise OutputError(
+                f"{out}: needs {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; give a "
+                "folder on another disk"
+            )
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            temporary.replace(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_json(file: Path, contents: dict[str, Any]) -> None:
+    file.write_text(json.dumps(contents, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,169 @@
+"""Which version of nanochat a checkpoint is of, told by its tensors' names and shapes.
+
+| since | sign | what it computes |
+|---|---|---|
+| 2025-10-13 | none of the below | rotation by -theta, base 10000; logits capped at 15 |
+| 2025-12-09 | rows padded to a multiple of 64 | cut to the vocabulary |
+| 2026-01-11 | resid_lambdas, x0_lambdas | x = r x + z x0 before each block |
+| 2026-01-11 | window_pattern in the meta file | S: half the context, the last layer all of it |
+| 2026-01-18 | ve_gate [heads, 32] | value embeddings, gated by up to 2 |
+| 2026-03-02 | no sign | logits capped at 20: to be said |
+| 2026-03-09 | ve_gate [heads, 12] | base 100000, q, k times 1.15, gate up to 3, S a third |
+| 2026-03-14 | smear_gate | refused |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ledom.errors import CheckpointError, InputError
+from ledom.model.foreign.nanochat import FULL, SLIDING, NanochatConfig
+from ledom.model.foreign.tensors import StoredTensor
+
+__all__ = ["find_checkpoint", "infer_config", "is_nanochat", "read_model_config"]
+
+_SIZES = ("n_layer", "n_head", "n_kv_head", "n_embd", "vocab_size", "sequence_len")
+_CAPS = (15.0, 20.0)
+
+
+def is_nanochat(tensors: Mapping[str, Any]) -> bool:
+    """Whether the tensors are a nanochat model's, by their names."""
+    return any(name.endswith(".attn.c_q.weight") for name in tensors)
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, Path] | None:
+    """The weights and the meta file of the last step in a folder, or below it; None without any.
+
+    Raises `CheckpointError` where several folders have some, or the meta file is not there.
+    """
+    weights = sorted(folder.rglob("model_*.pt"), key=lambda file: (_step(file), file))
+    if not weights:
+        return None
+    places = sorted({str(file.parent) for file in weights})
+    if len(places) > 1:
+        raise CheckpointError(f"{folder}: several models here; give one of {', '.join(places)}")
+    last = weights[-1]
+    meta = last.with_name(last.name.replace("model_", "meta_")).with_suffix(".json")
+    if not meta.is_file():
+        raise CheckpointError(f"{meta}: not there; it says the shape of {last.name}")
+    return last, meta
+
+
+def _step(file: Path) -> int:
+    digits = re.search(r"(\d+)$", file.stem)
+    return int(digits[1]) if digits else -1
+
+
+def read_model_config(meta: Path) -> dict[str, Any]:
+    """The shape in a meta file (`model_config`) or a config.json with nanochat's own keys."""
+    try:
+        contents = json.loads(meta.read_text(encoding="utf-8"))
+        config = contents.get("model_config", contents)
+        sizes = {key: config[key] for key in _SIZES}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{meta}: expected model_config with {', '.join(_SIZES)}: {error!r}"
+        ) from None
+    for key, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{meta}: {key} is {value!r}, expected a whole number from 1")
+    width, heads, groups = sizes["n_embd"], sizes["n_head"], sizes["n_kv_head"]
+    if width % (2 * heads) or heads % groups:
+        raise CheckpointError(
+            f"{meta}: n_embd {width}, n_head {heads} and n_kv_head {groups} do not "
+            "divide each other"
+        )
+    pattern = config.get("window_pattern", "L")
+    if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
+        raise CheckpointError(f"{meta}: window_pattern is {pattern!r}, expected letters S and L")
+    return {**sizes, "window_pattern": pattern.upper()}
+
+
+def infer_config(
+    tensors: Mapping[str, StoredTensor], shape: Mapping[str, Any], softcap: float | None = None
+) -> tuple[NanochatConfig, list[str]]:
+    """The config of a nanochat model, and what was inferred, in words.
+
+    `softcap` says at which value the logits are capped where no sign tells (15 by default). Raises
+    `CheckpointError` for a version that ledom does not compute.
+    """
+    names = [name.removeprefix("_orig_mod.") for name in tensors]
+    _refuse(tensors)
+    gates = {t.shape[-1] for name, t in tensors.items() if name.endswith(".attn.ve_gate.weight")}
+    if gates - {12, 32} or len(gates) > 1:
+        raise CheckpointError(
+            f"nanochat's value gate reads {sorted(gates)} inputs here; known versions have 32 or 12"
+        )
+    gate = gates.pop() if gates else 0
+    if softcap is not None and (softcap not in _CAPS or gate != 32):
+        raise InputError(
+            f"--softcap {softcap:g}: give 15 or 20, for a model whose ve_gate has 32 inputs; the "
+            "cap of others is known"
+        )
+    late, context = gate == 12, shape["sequence_len"]
+    short = -(-context // 3 // 128) * 128 if late else context // 2
+    windows = _layer_types(shape["window_pattern"], shape["n_layer"])
+    config = NanochatConfig(
+        vocab_size=shape["vocab_size"],
+        hidden_size=shape["n_embd"],
+        num_hidden_layers=shape["n_layer"],
+        num_attention_heads=shape["n_head"],
+        num_key_value_heads=shape["n_kv_head"],
+        max_position_embeddings=context,
+        layer_types=windows,
+        sliding_window=short + 1 if SLIDING in windows else None,
+        residual_lambdas="resid_lambdas" in names,
+        value_gate_channels=gate,
+        value_gate_scale={0: 0.0, 32: 2.0, 12: 3.0}[gate],
+        query_key_scale=1.15 if late else 1.0,
+        rope_theta=100000.0 if late else 10000.0,
+        rope_bfloat16=not late,
+        final_logit_softcapping=softcap or 15.0,
+    )
+    return config, _describe(config, softcap)
+
+
+def _refuse(tensors: Mapping[str, StoredTensor]) -> None:
+    for name, tensor in tensors.items():
+        if re.search(r"(^|\.)(smear_gate|smear_lambda|backout_lambda)", name):
+            raise CheckpointError(
+                f"{tensor.file}: {name!r}: nanochat with smear (from 2026-03-14) mixes "
+                "neighbouring tokens, which ledom does not compute"
+            )
+        if re.search(r"(^|\.)(value_embed(?!s\.\d)|v0_lambdas|bigram_)", name):
+            raise CheckpointError(
+                f"{tensor.file}: {name!r} belongs to an experiment of nanochat that was taken "
+                "back, which ledom does not compute"
+            )
+
+
+def _layer_types(pattern: str, layers: int) -> list[str]:
+    letters = [pattern[layer % len(pattern)] for layer in range(layers)]
+    letters[-1] = "L"
+    return [SLIDING if letter == "S" else FULL for letter in letters]
+
+
+def _describe(config: NanochatConfig, softcap: float | None) -> list[str]:
+    sliding = config.layer_types.count(SLIDING)
+    gate, scale = config.value_gate_channels, config.value_gate_scale
+    base, sharpness = config.rope_theta, config.query_key_scale
+    windows = f"{sliding} layers see {config.sliding_window} tokens"
+    values = f"value embeddings gated by {gate} inputs, up to {scale:g}"
+    words = [
+        f"nanochat: rotary base {base:g}, queries and keys times {sharpness:g}",
+        "residual scales" if config.residual_lambdas else "no residual scales",
+        values if gate else "no value embeddings",
+        windows if sliding else "all layers see all tokens",
+        f"logits capped at {config.final_logit_softcapping:g}",
+    ]
+    lines = ["; ".join(words)]
+    if gate == 32 and softcap is None:
+        lines.append(
+            "no sign tells a model of 2 to 9 March 2026, whose cap is 20: then "
+            "import it with --softcap 20"
+        )
+    return lines

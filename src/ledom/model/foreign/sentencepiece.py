@@ -1,0 +1,144 @@
+"""A sentencepiece model (tokenizer.model) as a `tokenizers` tokenizer, without sentencepiece.
+
+The file is a protobuf (sentencepiece_model.proto). What is read: the pieces (field 1: text, score,
+type); of the trainer's settings (2) the kind of model (3), blanks behind words (24) and byte
+fallback (35); of the normaliser's (3) its rules (2), dummy prefix (3), removal of white space (4)
+and escaping (5).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+from ledom.errors import CheckpointError
+
+__all__ = ["read_sentencepiece"]
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_BPE = 2
+_SPACE = "▁"
+
+
+def read_sentencepiece(file: Path) -> Tokenizer:
+    """The tokenizer of a file of the BPE kind, ids as in the file.
+
+    Raises `CheckpointError` for a damaged file, another kind, or a normaliser that changes more
+    than blanks.
+    """
+    try:
+        pieces, trainer, normalizer = _read(file.read_bytes())
+    except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+        raise CheckpointError(f"{file}: not a sentencepiece model: {error!r}") from None
+    _check(file, pieces, trainer, normalizer)
+    vocabulary = {text: number for number, (text, _, _) in enumerate(pieces)}
+    unknown = next((text for text, _, kind in pieces if kind == _UNKNOWN), None)
+    backend = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(pieces, vocabulary),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=bool(trainer.get(35, 0)),
+        )
+    )
+    prefix = bool(normalizer.get(3, 1))
+    blanks: list[Any] = [normalizers.Prepend(_SPACE)] if prefix else []
+    backend.normalizer = normalizers.Sequence([*blanks, normalizers.Replace(" ", _SPACE)])
+    strip: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    backend.add_special_tokens([t for t, _, kind in pieces if kind in (_UNKNOWN, _CONTROL)])
+    backend.add_tokens(
+        [AddedToken(t, normalized=False) for t, _, kind in pieces if kind == _USER_DEFINED]
+    )
+    return backend
+
+
+Piece = tuple[str, float, int]  # text, score, type
+
+
+def _read(data: bytes) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
+    pieces: list[Piece] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for field, value in _fields(data):
+        if field == 1:
+            entry = dict(_fields(value))
+            score = struct.unpack("<f", entry[2])[0] if 2 in entry else 0.0
+            pieces.append((entry[1].decode("utf-8"), score, entry.get(3, _NORMAL)))
+        elif field == 2:
+            trainer = dict(_fields(value))
+        elif field == 3:
+            normalizer = dict(_fields(value))
+    if not pieces:
+        raise ValueError("no pieces")
+    return pieces, trainer, normalizer
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of a message's fields: an int for a varint, else bytes."""
+    place = 0
+    while place < len(data):
+        key, place = _varint(data, place)
+        kind = key & 7
+        if kind == 0:
+            value: Any
+            value, place = _varint(data, place)
+        else:
+            if kind == 2:
+                size, place = _varint(data, place)
+            else:
+                size = {1: 8, 5: 4}[kind]
+            value, place = data[place : place + size], place + size
+            if place > len(data):
+                raise ValueError("cut short")
+        yield key >> 3, value
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
+
+
+def _check(
+    file: Path, pieces: list[Piece], trainer: dict[int, Any], normalizer: dict[int, Any]
+) -> None:
+    faults = {
+        "its kind is not BPE": trainer.get(3, 1) != _BPE,
+        "two pieces are the same": len({text for text, _, _ in pieces}) != len(pieces),
+        "its normaliser rewrites characters": bool(normalizer.get(2)),
+        "it removes blanks": bool(normalizer.get(4, 1)),
+        "it keeps blanks as they are": not normalizer.get(5, 1),
+        "it writes blanks behind words": bool(trainer.get(24, 0)),
+    }
+    for fault, is_so in faults.items():
+        if is_so:
+            raise CheckpointError(
+                f"{file}: {fault}, which is not read; give a tokenizer.json with --tokenizer"
+            )
+
+
+def _merges(pieces: list[Piece], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Every way to put a piece together from two others, the best piece first."""
+    mergeable = {text for text, _, kind in pieces if kind == _NORMAL}
+    found = []
+    for text, score, kind in pieces:
+        if kind != _NORMAL:
+            continue
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in mergeable and right in mergeable:
+                rank = (-score, vocabulary[text], vocabulary[left], vocabulary[right])
+                found.append((rank, (left, right)))
+    return [pair for _, pair in sorted(found)]

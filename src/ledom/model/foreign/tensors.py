@@ -1,0 +1,294 @@
+"""Weights of any stored format, read piece by piece, and written as safetensors piece by piece.
+
+A `StoredTensor` knows its dtype and shape and reads its bytes when asked to, so a checkpoint of any
+size is copied in little memory. Nothing is unpickled: PyTorch's files are read by
+`torch.load(weights_only=True)`. This module knows nothing of architectures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ledom.errors import CheckpointError
+
+__all__ = ["StoredTensor", "from_torch", "read_folder", "read_torch_file", "write_safetensors"]
+
+_PIECE = 2**24  # bytes that are in memory at a time
+_MAPPED = 2**30  # bytes of a PyTorch file that are mapped at a time
+_SHARD = 2**32  # most bytes of a file that is written, unless one tensor is larger
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""safetensors' names of the dtypes."""
+_SIZES = {name: dtype.itemsize for dtype, name in _NAMES.items()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file."""
+
+    dtype: str
+    """As safetensors names it: F32, BF16 ..."""
+    shape: tuple[int, ...]
+    file: Path
+    pieces: Callable[[], Iterator[bytes]]
+    """Its bytes, little-endian, in order."""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * _SIZES[self.dtype]
+
+    def first_rows(self, rows: int) -> StoredTensor:
+        """The tensor without the rows from `rows` on."""
+        if rows == self.shape[0]:
+            return self
+        cut = replace(self, shape=(rows, *self.shape[1:]))
+        return replace(cut, pieces=lambda: _first_bytes(self.pieces(), cut.num_bytes))
+
+
+def _first_bytes(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:
+    for piece in pieces:
+        yield piece[:count]
+        count -= len(piece)
+        if count <= 0:
+            return
+
+
+def read_folder(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a model folder by name; safetensors are taken where both kinds are there.
+
+    Raises `CheckpointError` for a folder without weights, an index that names files that are not
+    there or tensors that are in none, and files that are damaged.
+    """
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        index = folder / f"{stem}{suffix}.index.json"
+        if index.is_file():
+            return _read_indexed(index)
+        files = sorted(folder.glob(f"*{suffix}"))
+        single = folder / f"{stem}{suffix}"
+        if files:
+            return _read_files([single] if single in files else files)
+    raise CheckpointError(
+        f"{folder}: no weights here: no *.safetensors, *.bin or model_*.pt; give a model folder"
+    )
+
+
+def _read_indexed(index: Path) -> dict[str, StoredTensor]:
+    try:
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({str(name) for name in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of shards: {error!r}") from None
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise CheckpointError(f"{index}: names the shard {name!r}, which is not there")
+    tensors = _read_files([index.parent / name for name in names])
+    lost = [
+        name
+        for name, file in places.items()
+        if getattr(tensors.get(name), "file", None) != index.parent / file
+    ]
+    if lost:
+        raise CheckpointError(
+            f"{index.parent / places[lost[0]]}: has no tensor {lost[0]!r}, which "
+            f"{index.name} places there"
+        )
+    return tensors
+
+
+def _read_files(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        read = _read_safetensors if file.suffix == ".safetensors" else read_torch_file
+        for name, tensor in read(file).items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{file}: the tensor {name!r} is in {tensors[name].file.name} too"
+                )
+            tensors[name] = tensor
+    return tensors
+
+
+def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(file, framework="pt"):  # checks the header against the file's size
+            pass
+        with file.open("rb") as contents:
+            size = int.from_bytes(contents.read(8), "little")
+            header: dict[str, Any] = json.loads(contents.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cut short or damaged: {error}; fetch it again") from None
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _SIZES:
+            raise CheckpointError(
+                f"{file}: {name!r} is stored as {entry['dtype']}; give weights in one of "
+                f"{', '.join(_SIZES)}"
+            )
+        start, end = entry["data_offsets"]
+        pieces = _file_pieces(file, 8 + size + start, end - start)
+        tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), file, pieces)
+    return tensors
+
+
+def _file_pieces(file: Path, start: int, count: int) -> Callable[[], Iterator[bytes]]:
+    def pieces() -> Iterator[bytes]:
+        with file.open("rb") as contents:
+            contents.seek(start)
+            left = count
+            while left:
+                piece = contents.read(min(left, _PIECE))
+                if not piece:
+                    raise CheckpointError(f"{file}: cut short while it was read")
+                left -= len(piece)
+                yield piece
+
+    return pieces
+
+
+class _TorchFile:
+    """A file of `torch.save`, mapped again now and then: pages once read count as memory."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.mapped: dict[str, torch.Tensor] = {}
+        self.read = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        if not self.mapped or self.read > _MAPPED:
+            self.mapped, self.read = {}, 0
+            self.mapped = self._load()
+        return self.mapped
+
+    def pieces(self, name: str) -> Callable[[], Iterator[bytes]]:
+        def pieces() -> Iterator[bytes]:
+            yield from _tensor_pieces(self.tensors()[name])
+            self.read += self.mapped[name].nbytes
+
+        return pieces
+
+    def _load(self) -> dict[str, torch.Tensor]:
+        try:
+            loaded = torch.load(
+                self.file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.file)
+            )
+        except Exception as error:  # a type for each way of being damaged
+            raise CheckpointError(f"{self.file}: {_why_not_loaded(error)}") from None
+        if not isinstance(loaded, Mapping):
+            raise CheckpointError(
+                f"{self.file}: holds {type(loaded).__name__}, expected tensors by name"
+            )
+        return {
+            str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)
+        }
+
+
+def _why_not_loaded(error: Exception) -> str:
+    called = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if called:
+        return f"is a pickle that calls {called[1]}; only plain tensors are read"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"cut short or damaged, or no file of torch.save: {lines[0][:200]}"
+
+
+def read_torch_file(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file written by torch.save."""
+    source = _TorchFile(file)
+    return {
+        name: _stored(tensor, file, source.pieces(name))
+        for name, tensor in source.tensors().items()
+    }
+
+
+def from_torch(tensor: torch.Tensor, file: Path) -> StoredTensor:
+    """A tensor in memory, that came from `file`."""
+    return _stored(tensor, file, lambda: _tensor_pieces(tensor))
+
+
+def _stored(
+    tensor: torch.Tensor, file: Path, pieces: Callable[[], Iterator[bytes]]
+) -> StoredTensor:
+    if tensor.dtype not in _NAMES:
+        raise CheckpointError(f"{file}: a tensor is stored as {tensor.dtype}, which is not read")
+    return StoredTensor(_NAMES[tensor.dtype], tuple(tensor.shape), file, pieces)
+
+
+def _tensor_pieces(tensor: torch.Tensor) -> Iterator[bytes]:
+    flat = tensor.detach().contiguous().view(-1)
+    for part in flat.split(max(1, _PIECE // flat.element_size())):
+        yield part.view(torch.uint8).numpy().tobytes()
+
+
+def write_safetensors(
+    folder: Path,
+    tensors: Mapping[str, StoredTensor],
+    progress: Callable[[Iterable[str]], Iterable[str]] = lambda names: names,
+) -> None:
+    """Write model.safetensors, or shards and their index, into a folder; raises `OSError`."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + tensor.num_bytes > _SHARD:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += tensor.num_bytes
+    places = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        places.update(dict.fromkeys(names, file if len(shards) > 1 else "model.safetensors"))
+    for _ in progress(_write_shards(folder, tensors, places)):
+        pass
+    if len(shards) > 1:
+        total = sum(tensor.num_bytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def _write_shards(
+    folder: Path, tensors: Mapping[str, StoredTensor], places: Mapping[str, str]
+) -> Iterator[str]:
+    """Write the files; yields each tensor's name when it is written."""
+    for file in dict.fromkeys(places.values()):
+        part = {name: tensors[name] for name, place in places.items() if place == file}
+        with (folder / file).open("wb") as out:
+            yield from _write_shard(out, part)
+
+
+def _write_shard(out: IO[bytes], tensors: dict[str, StoredTensor]) -> Iterator[str]:
+    # The largest elements first, so that every tensor is aligned.
+    order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.num_bytes
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    out.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        for piece in tensors[name].pieces():
+            out.write(piece)
+        yield name

@@ -1,0 +1,115 @@
+"""The tokenizer of a foreign model folder, whatever file it is in, as a `tokenizers` tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
+
+from ledom.errors import CheckpointError
+from ledom.model.folder import read_json_object
+from ledom.model.foreign.sentencepiece import read_sentencepiece
+from ledom.model.foreign.tiktoken import read_tiktoken_pickle
+
+__all__ = ["read_tokenizer", "recorded_eos"]
+
+
+def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokenizer, list[Path]]:
+    """The tokenizer in a folder, or of a file, and the files that it was read from.
+
+    In this order: tokenizer.json, tokenizer.model, vocab.json with merges.txt, tokenizer.pkl (there
+    or in tokenizer/). `added` are tokens behind those of tokenizer.model, where no other file names
+    any. Raises `CheckpointError` where there is none, or it is damaged.
+    """
+    if place.is_file():
+        return _read_file(place), [place]
+    for name in (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "tokenizer.pkl",
+        "tokenizer/tokenizer.pkl",
+    ):
+        file = place / name
+        if not file.is_file():
+            continue
+        backend, files = _read_file(file), [file]
+        if name == "vocab.json":
+            files.append(file.with_name("merges.txt"))
+        if name in ("tokenizer.model", "vocab.json"):
+            _add_tokens(backend, place, added)
+        return backend, files
+    raise CheckpointError(
+        f"{place}: no tokenizer here (tokenizer.json, tokenizer.model, vocab.json with merges.txt, "
+        "tokenizer.pkl); name one with --tokenizer"
+    )
+
+
+def _read_file(file: Path) -> RustTokenizer:
+    if file.suffix == ".model":
+        return read_sentencepiece(file)
+    if file.suffix == ".pkl":
+        return read_tiktoken_pickle(file)
+    try:
+        if file.name == "vocab.json":
+            return _read_byte_level(file)
+        return RustTokenizer.from_file(str(file))
+    except Exception as error:  # the binding raises bare Exception
+        raise CheckpointError(f"{file}: not a tokenizer: {error}") from None
+
+
+def _read_byte_level(file: Path) -> RustTokenizer:
+    """GPT-2's two files."""
+    merges = str(file.with_name("merges.txt"))
+    backend = RustTokenizer(models.BPE.from_file(str(file), merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if backend.token_to_id("<|endoftext|>") is not None:
+        backend.add_special_tokens(["<|endoftext|>"])
+    return backend
+
+
+def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) -> None:
+    """Add the tokens that tokenizer_config.json or added_tokens.json list, under their ids."""
+    first = backend.get_vocab_size(with_added_tokens=True)
+    listed: dict[str, Any] = _read_json(folder / "tokenizer_config.json").get(
+        "added_tokens_decoder", {}
+    )
+    tokens = {int(number): entry for number, entry in listed.items()}
+    for content, number in _read_json(folder / "added_tokens.json").items():
+        tokens.setdefault(int(number), {"content": content, "special": True})
+    if not any(number >= first for number in tokens):
+        tokens |= {
+            first + place: {"content": name, "special": True} for place, name in enumerate(added)
+        }
+    for number, entry in sorted(tokens.items()):
+        token = AddedToken(
+            str(entry["content"]), normalized=False, special=bool(entry.get("special", True))
+        )
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        if backend.token_to_id(token.content) != number:
+            raise CheckpointError(
+                f"{folder}: the added token {token.content!r} should have the id {number}, but the "
+                f"next free one is {backend.token_to_id(token.content)}"
+            )
+
+
+def recorded_eos(folder: Path, backend: RustTokenizer, config: dict[str, Any]) -> str | None:
+    """The document-end token that a folder records, if it does and the tokenizer has it."""
+    token = _read_json(folder / "tokenizer_config.json").get("eos_token")
+    token = token["content"] if isinstance(token, dict) else token
+    number = config.get("eos_token_id")
+    number = number[0] if isinstance(number, list) and number else number
+    if token is None and isinstance(number, int):
+        token = backend.id_to_token(number)
+    for candidate in (token, "<|endoftext|>", "<|bos|>"):
+        if candidate is not None and backend.token_to_id(str(candidate)) is not None:
+            return str(candidate)
+    return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, an empty one where there is no such file."""
+    return read_json_object(file) if file.exists() else {}

@@ -1,0 +1,253 @@
+"""Foreign tokenizers: sentencepiece's protobuf and tiktoken's pickle, read without their code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pickle
+import struct
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ledom.errors import CheckpointError
+from ledom.model.foreign.sentencepiece import read_sentencepiece
+from ledom.model.foreign.tiktoken import read_tiktoken_pickle
+from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos
+
+
+def field(number: int, value: int | bytes | float) -> bytes:
+    """A protobuf field with a number below 16."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    if isinstance(value, float):
+        return varint(number << 3 | 5) + struct.pack("<f", value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
+PIECES = [
+    *[("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)],
+    *[(f"<0x{byte:02X}>", BYTE) for byte in range(256)],
+    *[("ab", NORMAL), ("▁a", NORMAL), ("▁ab", NORMAL), ("abc", NORMAL), ("[X]", USER)],
+    *[("▁", NORMAL), ("a", NORMAL), ("b", NORMAL), ("c", NORMAL)],
+]
+AB, SPACE_A, SPACE_AB, ABC, X, SPACE, A, B, C = range(259, 268)
+
+
+def model(trainer: bytes = b"", normalizer: bytes = b"", pieces: Any = None) -> bytes:
+    """A model of the BPE kind, with byte fallback; blanks are kept."""
+    out = b""
+    for rank, (text, kind) in enumerate(pieces or PIECES):
+        score = 0.0 if kind != NORMAL else float(-rank)
+        out += field(1, field(1, text.encode()) + field(2, score) + field(3, kind))
+    return out + field(2, field(3, 2) + field(35, 1) + trainer) + field(3, field(4, 0) + normalizer)
+
+
+@pytest.fixture
+def spm(tmp_path: Path) -> Path:
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(model())
+    return file
+
+
+def ids(backend: Any, text: str) -> list[int]:
+    return list(backend.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Best pair first: a b -> ab (259), then nothing joins blank and ab but ▁ab (261).
+        ("ab", [SPACE_AB]),
+        ("a", [SPACE_A]),
+        ("abc", [SPACE_AB, C]),  # ▁ab ranks above abc
+        ("aabc", [SPACE_A, ABC]),
+        (" ab", [SPACE, SPACE_AB]),  # the dummy prefix stands in front of a blank too
+        ("a  b", [SPACE_A, SPACE, SPACE, B]),
+        ("cé", [SPACE, C, 3 + 0xC3, 3 + 0xA9]),  # bytes where there is no piece
+        ("b[X]", [SPACE, B, X]),
+    ],
+)
+def test_sentencepiece_ids(spm: Path, text: str, expected: list[int]) -> None:
+    backend = read_sentencepiece(spm)
+    assert ids(backend, text) == expected
+    assert backend.decode(expected) == text
+
+
+def test_sentencepiece_without_dummy_prefix(spm: Path) -> None:
+    spm.write_bytes(model(normalizer=field(3, 0)))
+    backend = read_sentencepiece(spm)
+    assert ids(backend, "ab") == [AB]
+    assert backend.decode([SPACE_AB]) == " ab"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a sentencepiece model"),
+        (b"no protobuf at all", "not a sentencepiece model"),
+        (model()[:-20], "not a sentencepiece model|kind is not BPE"),
+        (model(trainer=field(3, 1)), "kind is not BPE"),
+        (model(normalizer=field(2, b"rules")), "rewrites characters"),
+        (model(normalizer=field(4, 1)), "removes blanks"),
+        (model(normalizer=field(5, 0)), "keeps blanks"),
+        (model(pieces=[*PIECES, ("a", NORMAL)]), "two pieces are the same"),
+    ],
+)
+def test_other_sentencepiece_models_are_refused(spm: Path, content: bytes, message: str) -> None:
+    spm.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_sentencepiece(spm)
+
+
+def test_added_tokens_keep_their_ids(spm: Path) -> None:
+    backend, files = read_tokenizer(spm.parent, ("<|SEP|>", "<|EOD|>"))
+    assert files == [spm]
+    assert [backend.token_to_id(t) for t in ("<|SEP|>", "<|EOD|>")] == [268, 269]
+    listed = {"268": {"content": "<|pad|>", "special": True}}
+    config = {"added_tokens_decoder": listed, "eos_token": {"content": "</s>"}}
+    (spm.parent / "tokenizer_config.json").write_text(json.dumps(config))
+    backend, _ = read_tokenizer(spm.parent, ("<|SEP|>", "<|EOD|>"))
+    assert backend.token_to_id("<|pad|>") == 268
+    assert backend.token_to_id("<|EOD|>") is None
+    assert recorded_eos(spm.parent, backend, {"eos_token_id": 1}) == "</s>"
+    (spm.parent / "added_tokens.json").write_text('{"<|far|>": 300}')
+    with pytest.raises(
+        CheckpointError, match="should have the id 300, but the next free one is 269"
+    ):
+        read_tokenizer(spm.parent)
+
+
+def test_sentencepiece_itself_agrees(problems: Any) -> None:
+    """On a real file, named by LEDOM_SENTENCEPIECE_MODEL (MAP-Neo's tokenizer.model, for one)."""
+    file = os.environ.get("LEDOM_SENTENCEPIECE_MODEL")
+    if not file:
+        pytest.skip("LEDOM_SENTENCEPIECE_MODEL names no tokenizer.model")
+    theirs = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_file=file)
+    backend = read_sentencepiece(Path(file))
+    texts = [p.question for p in problems] + [" a", "  a  b ", "\n\t x", "é🍎 漢字 12345", "a▁b"]
+    for text in texts:
+        assert ids(backend, text) == theirs.encode(text)
+        assert backend.decode(theirs.encode(text)) == theirs.decode(theirs.encode(text))
+
+
+RANKS = {bytes([byte]): byte for byte in range(256)} | {
+    b"ab": 256,
+    b"bc": 257,
+    b" ab": 258,
+    b"abc": 259,
+}
+SPECIAL = {"<|bos|>": 260, "<|user_start|>": 261}
+
+
+def encoding(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Any:
+    """What `pickle` sees of a tiktoken.Encoding."""
+    module = ModuleType("tiktoken.core")
+    module.Encoding = type("Encoding", (), {"__module__": "tiktoken.core"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tiktoken", ModuleType("tiktoken"))
+    monkeypatch.setitem(sys.modules, "tiktoken.core", module)
+    made = module.Encoding()
+    state = {"name": "rustbpe", "pat_str": r" ?\w+|\s+", "mergeable_ranks": RANKS}
+    made.__dict__ |= state | {"special_tokens": SPECIAL} | changes
+    return made
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_tiktoken_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
+    file = tmp_path / "tokenizer.pkl"
+    file.write_bytes(pickle.dumps(encoding(monkeypatch), protocol))
+    monkeypatch.undo()
+    backend = read_tiktoken_pickle(file)
+    assert "tiktoken" not in sys.modules
+    assert ids(backend, "ab abc") == [256, 258, ord("c")]  # " abc": ab, then " ab"; c is left
+    assert ids(backend, "abc") == [259]  # a whole piece that is a token
+    assert ids(backend, "xbc") == [ord("x"), 257]
+    assert ids(backend, "é") == [0xC3, 0xA9]
+    assert ids(backend, "<|user_start|>ab") == [261, 256]
+    assert backend.decode([256, 258, 0xC3, 0xA9]) == "ab abé"
+
+
+class Calls:
+    """A pickle that calls something."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+def test_a_pickle_that_calls_something_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, ran = tmp_path / "tokenizer.pkl", tmp_path / "ran"
+    attacks: list[Any] = [
+        Calls(os.system, f"touch {ran}"),
+        encoding(monkeypatch, pat_str=Calls(os.system, f"touch {ran}")),
+        {"a": Calls(eval, f"open({str(ran)!r}, 'w')")},
+        Calls(importlib.import_module, "this"),
+    ]
+    for attack in attacks:
+        file.write_bytes(pickle.dumps(attack))
+        with pytest.raises(CheckpointError, match=r"tokenizer\.pkl: the pickle (calls|has the op)"):
+            read_tiktoken_pickle(file)
+    assert not ran.exists()
+    assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"garbage", pickle.dumps({"pat_str": ""}), pickle.dumps([1, 2]), pickle.dumps("text")],
+)
+def test_other_pickles_are_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "tokenizer.pkl"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.pkl: "):
+        read_tiktoken_pickle(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mergeable_ranks": RANKS | {b"xyz": 400}}, "not made of two others"),
+        ({"special_tokens": {"<|bos|>": 300}}, "leaves a hole"),
+        ({"pat_str": "("}, "not a pickled tiktoken encoding"),
+    ],
+)
+def test_an_encoding_that_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "tokenizer.pkl"
+    file.write_bytes(pickle.dumps(encoding(monkeypatch, **changes)))
+    with pytest.raises(CheckpointError, match=message):
+        read_tiktoken_pickle(file)
+
+
+def test_gpt2s_two_files(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2, "Ġ": 3, "<|endoftext|>": 4}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    backend, files = read_tokenizer(tmp_path)
+    assert [file.name for file in files] == ["vocab.json", "merges.txt"]
+    assert ids(backend, "ab b") == [2, 3, 1]
+    assert recorded_eos(tmp_path, backend, {}) == "<|endoftext|>"
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tokenizer here .* --tokenizer"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+        read_tokenizer(tmp_path)
