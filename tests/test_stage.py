@@ -9,7 +9,7 @@ import pytest
 
 from ledom.errors import InputError, OutputError
 from ledom.records import Document, read_records
-from ledom.stage import Stage
+from ledom.stage import Stage, even_groups
 
 
 def document(number: int, size: int = 1) -> Document:
@@ -70,8 +70,77 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.part").write_text('{"seed": 1}\n{"id": 3}\n')
-    with pytest.raises(InputError, match=r"out.jsonl.part: damaged .*remove it"):
+    with pytest.raises(InputError, match=r"out.jsonl.part:2: damaged .*remove it"):
         Stage(tmp_path / "out.jsonl", Document, {"seed": 1})
+
+
+def test_a_part_damaged_in_the_middle_names_the_line(tmp_path: Path) -> None:
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    stage = Stage(path, Document, {"seed": 1})
+    for number in range(3):
+        stage.append([document(number)])
+    lines = part.read_text().splitlines(keepends=True)
+    for line, damaged in ((2, lines[1][:9] + "\n"), (3, "\n"), (3, '[{"id": 7}]\n'), (1, "{}{\n")):
+        changed = [*lines]
+        changed[line - 1] = damaged
+        part.write_text("".join(changed))
+        with pytest.raises(InputError, match=rf"out.jsonl.part:{line}: damaged .*remove it"):
+            Stage(path, Document, {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "settings", ["", "{", '{"seed": 1', "[]", '{"seed": 1}', '{"seed": 1, "sha256": 3}', "\xff"]
+)
+def test_damaged_settings_are_named(tmp_path: Path, settings: str) -> None:
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1)])
+    stage.finish(key=lambda record: record.id)
+    (tmp_path / "out.jsonl.settings.json").write_bytes(settings.encode("latin-1"))
+    with pytest.raises(InputError, match=r"out.jsonl.settings.json: damaged .*remove out.jsonl "):
+        Stage(path, Document, {"seed": 1})
+
+
+def test_a_file_of_unknown_origin_or_changed_since_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1), document(2)])
+    stage.finish(key=lambda record: record.id)
+    whole = path.read_text()
+    for changed in (whole.replace('"x"', '"y"'), whole[: whole.index("\n") + 1], whole + whole):
+        path.write_text(changed)
+        with pytest.raises(InputError, match="out.jsonl: was changed after it was finished"):
+            Stage(path, Document, {"seed": 1})
+    (tmp_path / "out.jsonl.settings.json").unlink()
+    with pytest.raises(InputError, match=r"out.jsonl: its settings are missing .*move it away"):
+        Stage(path, Document, {"seed": 1})
+    assert path.read_text() == whole + whole
+
+
+@pytest.mark.parametrize("stopped_before", ["settings", "removal"])
+def test_a_kill_while_the_file_is_put_in_place(tmp_path: Path, stopped_before: str) -> None:
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(2), document(1)])
+    kept = part.read_bytes()
+    stage.finish(key=lambda record: record.id)
+    whole = path.read_bytes()
+    part.write_bytes(kept)
+    if stopped_before == "settings":
+        (tmp_path / "out.jsonl.settings.json").unlink()
+    again = Stage(path, Document, {"seed": 1})
+    if not again.complete:
+        again.finish(key=lambda record: record.id)
+    assert path.read_bytes() == whole
+    assert not part.exists()
+    assert Stage(path, Document, {"seed": 1}).complete
+
+
+def test_even_groups() -> None:
+    assert even_groups("", 3) == []
+    assert even_groups("abc", 3) == ["abc"]
+    assert even_groups("abcd", 3) == ["ab", "cd"]
+    assert even_groups("abcdefgh", 3) == ["ab", "cde", "fgh"]
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ Every stage can be stopped and goes on where it was; with equal settings, finish
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,18 @@ from ledom.report.cases import worked_cases
 from ledom.report.report import write_report
 from ledom.reward.columns import check_names, choose_columns
 from ledom.reward.pools import Pools, build_pools
-from ledom.reward.sample import is_finished, sample_candidates, sample_until_decided
-from ledom.reward.score import check_ids, distinct_candidates, match_candidates, score_candidates
+from ledom.reward.sample import (
+    check_prompts,
+    is_finished,
+    sample_candidates,
+    sample_until_decided,
+    sampling_groups,
+)
+from ledom.reward.score import check_problems, check_room, match_candidates
+from ledom.reward.stages import fill_candidates, fill_scores
 from ledom.reward.strategies import STRATEGIES, strategies, vote_shares
 from ledom.reward.tune import Folds, TunedWeights, check_folds, cross_fit, tune
-from ledom.stage import Stage, Track, candidates_by_problem, fingerprint
+from ledom.stage import Track
 
 __all__ = ["Job", "Selection", "default_weights", "embedded_weights", "rerank"]
 
@@ -125,25 +133,15 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     Raises `InputError` for problems and candidates that do not fit together, for weights tuned on
     one of the problems, and for a job without what it needs.
     """
-    if job.num_samples < 1:
-        raise InputError(f"the number of samples is {job.num_samples}; it must be at least 1")
-    if job.candidates is None and job.forward is None:
-        raise InputError("neither candidates nor a forward model to sample them from; give one")
-    if job.forward is None and job.reverse is None:
-        raise InputError("no model to score with; give a forward or a reverse one")
-    check_ids(job.problems)
-    if job.folds:
-        check_folds(job.folds, len(job.problems))
-    job.weights.refuse_overlap(job.problems)
     needed = () if job.folds else job.weights.columns
-    _check_sampling(job, [*(job.columns or ()), *needed])
+    _check(job, [*(job.columns or ()), *needed])
     candidates = _candidates(job, track)
     match_candidates(job.problems, candidates)
     columns = choose_columns(candidates, job.columns, needed)
     scores: list[Score] = []
     for lm in (job.forward, job.reverse):
         if lm is not None:
-            scores += _scores(job, lm, candidates, track)
+            scores += fill_scores(job.out, job.problems, candidates, lm, job.demonstrations, track)
     if not parallel.is_first():
         return None
     pools = build_pools(job.problems, candidates, scores, columns)
@@ -162,8 +160,28 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     return report, write_report(job.out, report)
 
 
+def _check(job: Job, columns: Sequence[str]) -> None:
+    """Raise `InputError` for a job that cannot end well, before any work."""
+    if job.num_samples < 1:
+        raise InputError(f"the number of samples is {job.num_samples}; it must be at least 1")
+    if job.candidates is None and job.forward is None:
+        raise InputError("neither candidates nor a forward model to sample them from; give one")
+    if job.forward is None and job.reverse is None:
+        raise InputError("no model to score with; give a forward or a reverse one")
+    check_problems(job.problems)
+    if job.folds:
+        check_folds(job.folds, len(job.problems))
+    job.weights.refuse_overlap(job.problems)
+    if job.candidates is not None:
+        match_candidates(job.problems, job.candidates)
+    _check_sampling(job, columns)
+    for lm in (job.forward, job.reverse):
+        if lm is not None:
+            check_room(job.problems, lm, job.demonstrations)
+
+
 def _check_sampling(job: Job, columns: Sequence[str]) -> None:
-    """Raise `InputError` for what sampling cannot give, before any work."""
+    """Raise `InputError` for what sampling cannot give."""
     check_names(columns)
     if job.candidates is not None:
         if job.early_stop:
@@ -176,6 +194,8 @@ def _check_sampling(job: Job, columns: Sequence[str]) -> None:
             f"candidates that are sampled here will have no column {min(lacking)!r}; give a file "
             "of candidates that have it, or leave out the column, or weights that need it"
         )
+    if job.forward is not None:
+        check_prompts(job.problems, job.forward, job.sampling)
 
 
 def _candidates(job: Job, track: Track) -> list[Candidate]:
@@ -189,71 +209,26 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         **asdict(job.sampling),
     }
     if job.early_stop:
-        return _sample_until_decided(job, lm, settings, track)
-    return candidates_by_problem(
+        settings["early_stop"] = True
+
+    def make(
+        waiting: Sequence[Problem], have: Mapping[str, Sequence[Candidate]]
+    ) -> Iterable[tuple[Sequence[Candidate], bool]]:
+        if job.early_stop:
+            return sample_until_decided(waiting, lm, job.sampling, job.num_samples, have)
+        drawn = sample_candidates(waiting, lm, job.sampling, job.num_samples)
+        return ((candidates, True) for candidates in drawn)
+
+    return fill_candidates(
         job.out / "candidates.jsonl",
         job.problems,
         settings,
-        lambda waiting: sample_candidates(waiting, lm, job.sampling, job.num_samples),
-        track,
-        "sampling",
-    )
-
-
-def _sample_until_decided(
-    job: Job, lm: LanguageModel, settings: dict[str, Any], track: Track
-) -> list[Candidate]:
-    """Candidates by rounds; each round of a problem is kept as soon as it is drawn."""
-    settings = settings | {
-        "early_stop": True,
-        "problems": len(job.problems),
-        "first_problem": job.problems[0].id,
-    }
-    stage = Stage(job.out / "candidates.jsonl", Candidate, settings)
-    if stage.complete:
-        return stage.records
-    have: dict[str, list[Candidate]] = {problem.id: [] for problem in job.problems}
-    for candidate in stage.records:
-        have[candidate.problem_id].append(candidate)
-    missing = [p for p in job.problems if not is_finished(have[p.id], job.num_samples)]
-    mine = parallel.share(missing, lambda problem: problem.id)
-
-    def finished() -> Iterator[list[Candidate]]:
-        for chunk, is_last in sample_until_decided(mine, lm, job.sampling, job.num_samples, have):
-            stage.append(chunk)
-            if is_last:
-                yield chunk
-
-    done = len(job.problems) - len(missing)
-    for _ in track(finished(), "sampling", done, done + len(mine)):
-        pass
-    place = {problem.id: i for i, problem in enumerate(job.problems)}
-    stage.finish(lambda candidate: (place[candidate.problem_id], candidate.index))
-    return stage.records
-
-
-def _scores(
-    job: Job, lm: LanguageModel, candidates: Sequence[Candidate], track: Track
-) -> list[Score]:
-    distinct = distinct_candidates(candidates)
-    settings = {
-        "model": lm.identity,
-        "questions": fingerprint((p.id, p.question) for p in job.problems),
-        "candidates": len(distinct),
-        "texts": fingerprint((c.problem_id, str(c.index), c.text) for c in distinct),
-    }
-    if job.demonstrations:
-        settings["demonstrations"] = fingerprint(
-            (d.question, d.solution or "", d.answer or "") for d in job.demonstrations
-        )
-    stage = Stage(job.out / f"scores.{lm.direction}.jsonl", Score, settings)
-    return stage.fill(
-        distinct,
-        lambda candidate: (candidate.problem_id, candidate.index),
-        lambda score: (score.problem_id, score.index),
-        lambda missing: score_candidates(job.problems, missing, lm, job.demonstrations),
-        track,
-        f"scoring, {lm.direction}",
+        make,
+        groups=lambda problems: sampling_groups(problems, job.num_samples),
+        together=lm.batches_requests,
+        track=track,
+        name="sampling",
+        is_done=partial(is_finished, num_samples=job.num_samples) if job.early_stop else bool,
     )
 
 

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from ledom import __version__, parallel
-from ledom.errors import InputError
 from ledom.evaluate.answers import is_correct
 from ledom.evaluate.intervals import bootstrap_interval, paired_interval
 from ledom.lm.base import LanguageModel
 from ledom.records import Candidate, Problem, Score, write_atomically
 from ledom.reward.pools import build_pools
-from ledom.reward.sample import sample_candidates
-from ledom.reward.score import check_ids, score_candidates
-from ledom.reward.search import SearchConfig, check_models, search
+from ledom.reward.sample import check_prompts, sample_candidates, sampling_groups
+from ledom.reward.score import check_problems, check_room, score_candidates
+from ledom.reward.search import SearchConfig, check_models, search, search_groups
+from ledom.reward.stages import fill_candidates
 from ledom.reward.strategies import STRATEGIES
 from ledom.reward.tune import interpolation
-from ledom.stage import Track, candidates_by_problem
+from ledom.stage import Track
 
 __all__ = ["SearchJob", "search_job"]
 
@@ -54,22 +54,26 @@ def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
     `searched.jsonl` has a candidate for each problem: the best beam, its `finish_reason`, `score`
     (nats a token) and `generated` (tokens that its search cost).
     """
-    if not job.problems:
-        raise InputError("no problems to search")
-    check_ids(job.problems)
+    check_problems(job.problems)
     check_models(job.forward, job.reverse, job.config)
+    check_prompts(job.problems, job.forward, job.config.sampling)
+    models = [lm for lm in (job.forward, job.reverse) if lm is not None]
+    for lm in models:
+        check_room(job.problems, lm)
     settings = {
         "forward": job.forward.identity,
         "reverse": job.reverse.identity if job.reverse else "none",
         **asdict(job.config),
     }
-    searched = candidates_by_problem(
+    searched = fill_candidates(
         job.out / "searched.jsonl",
         job.problems,
         settings,
-        lambda waiting: _searched(job, waiting),
-        track,
-        "searching",
+        lambda waiting, _: ((found, True) for found in _searched(job, waiting)),
+        groups=search_groups,
+        together=any(lm.batches_requests for lm in models),
+        track=track,
+        name="searching",
     )
     labelled = any(problem.answer for problem in job.problems)
     rivals = _equal_cost(job, searched, track) if labelled else []
@@ -166,8 +170,15 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
         "budgets": sum(budget.values()),
         **asdict(sampling),
     }
-    return candidates_by_problem(
-        job.out / "candidates.jsonl", job.problems, settings, affordable, track, "best of N"
+    return fill_candidates(
+        job.out / "candidates.jsonl",
+        job.problems,
+        settings,
+        lambda waiting, _: ((pool, True) for pool in affordable(waiting)),
+        groups=lambda problems: sampling_groups(problems, count),
+        together=lm.batches_requests,
+        track=track,
+        name="best of N",
     )
 
 

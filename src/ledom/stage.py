@@ -1,33 +1,43 @@
 """One arrow of the pipeline: a JSONL file that is made in parts and survives any stop.
 
-While it is made, finished chunks of records are appended to `<name>.part`, a line each, the first
-line being the settings that they were made with; when all are there, the records go to `<name>` in
-one step, the settings beside it in `<name>.settings.json`. A later run with equal settings goes on
-from the part, or uses the file. Where several processes share the work, each appends to a part of
-its own, `<name>.part.<rank>`; all of them are read, however many processes go on.
+While it is made, finished chunks of records are appended to `<name>.part`, one line per chunk; the
+first line holds the settings that they are made with. When all are there, the records go to
+`<name>` in one step, and the settings, with a hash of that file, to `<name>.settings.json`. A later
+run with equal settings resumes from the part, or uses the file. Where several processes share the
+work, each appends to a part of its own, `<name>.part.<rank>`; all of them are read, however many
+processes resume.
+
+What is computed together is decided by the stage's input alone: `Work.groups` cuts all of its items
+into groups. A model whose results depend, in their last bits, on what it computes together is given
+whole groups only, and a group's records are kept all or none. So the file is the same to the byte
+after any stop, with any number of processes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ledom import parallel
 from ledom.errors import InputError, OutputError
-from ledom.reading import read_json
-from ledom.records import (
-    Candidate,
-    Problem,
-    Record,
-    read_records,
-    write_atomically,
-    write_records,
-)
+from ledom.records import Record, parse_line, read_records, write_atomically, write_records
 
-__all__ = ["Stage", "Track", "candidates_by_problem", "check_settings", "fingerprint"]
+__all__ = [
+    "Check",
+    "Stage",
+    "Track",
+    "Work",
+    "check_settings",
+    "even_groups",
+    "fingerprint",
+    "read_finished",
+    "read_settings",
+]
 
 ItemT = TypeVar("ItemT")
 RecordT = TypeVar("RecordT", bound=Record)
@@ -35,29 +45,71 @@ RecordT = TypeVar("RecordT", bound=Record)
 Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
 """Wraps a stage's chunks to show progress: (chunks, name, done already, in all)."""
 
+Key = tuple[Any, ...]
+
+Check = Callable[[], Callable[[RecordT], object]]
+"""Starts a reading: gives what is called with each record and raises `InputError` if it is bad."""
+
+_HASH = "sha256"  # key of the settings file: of the finished file
+
+
+@dataclass(frozen=True)
+class Work(Generic[ItemT, RecordT]):
+    """The items whose records a stage makes, and how.
+
+    Records belong to the item with their key, whose first part is the problem's id.
+    """
+
+    items: Sequence[ItemT]
+    item_key: Callable[[ItemT], Key]
+    record_key: Callable[[RecordT], Key]
+    make: Callable[
+        [Sequence[ItemT], Mapping[Key, Sequence[RecordT]]], Iterable[tuple[Sequence[RecordT], bool]]
+    ]
+    """Takes items and the records that are there of them; yields (new records of one item, whether
+    they are its last)."""
+    groups: Callable[[Sequence[ItemT]], Sequence[Sequence[ItemT]]]
+    """Cuts items into those that are made together."""
+    together: bool
+    """Whether a result may depend on the others of its group: groups are then made whole."""
+    is_done: Callable[[Sequence[RecordT]], bool] = bool
+    """Whether these are all the records of an item."""
+    order: Callable[[RecordT], Any] = lambda record: 0
+    """Sorts the records of one item."""
+
 
 class Stage(Generic[RecordT]):
     """A file of records being made; `records` are those that are there already.
 
-    Raises `InputError` when the file was made with other settings, and `OutputError` when it
-    cannot be written; what was appended before then is kept.
+    `check` looks at every record that is read. Raises `InputError` when the file was made with
+    other settings, is damaged or was changed since, and `OutputError` when it cannot be written;
+    what was appended before then is kept.
     """
 
-    def __init__(self, path: Path, record_type: type[RecordT], settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        record_type: type[RecordT],
+        settings: dict[str, Any],
+        check: Check[RecordT] | None = None,
+    ) -> None:
         self.path = path
         self.settings = json.loads(json.dumps(settings))
         self._type = record_type
+        self._check = check or (lambda: lambda record: None)
         own = f".{parallel.rank()}" if parallel.rank() else ""
         self._part = path.with_name(f"{path.name}.part{own}")
         self._kept = 0  # bytes of whole lines in it
-        self._settings_file = path.with_name(path.name + ".settings.json")
-        self.complete = path.is_file() and self._settings_file.is_file()
+        parts = self._parts()
+        self.complete = path.is_file() and (_settings_file(path).is_file() or not parts)
         if self.complete:
-            check_settings(read_json(self._settings_file), self.settings, path)
-            self.records = read_records(path, record_type)
+            check_settings(read_settings(path), self.settings, path)
+            self.records = read_finished(path, record_type, self._check)
         else:
             self.records = self._read_parts()
         parallel.wait()  # all have read before one writes
+        if self.complete and parallel.is_first():
+            self._remove(parts)
 
     def _parts(self) -> list[Path]:
         """The parts of all processes, of an earlier run's too."""
@@ -67,21 +119,33 @@ class Stage(Generic[RecordT]):
 
     def _read_parts(self) -> list[RecordT]:
         records: list[RecordT] = []
+        check = self._check()
         for part in self._parts():
             lines = part.read_bytes().splitlines(keepends=True)
             if lines and not lines[-1].endswith(b"\n"):
                 lines.pop()  # cut short by a kill or a full disk
             if part == self._part:
                 self._kept = sum(map(len, lines))
-            try:
-                settings, *chunks = [json.loads(line) for line in lines] or [self.settings]
-                found = [self._type.from_json(row) for chunk in chunks for row in chunk]
-            except (ValueError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f"damaged ({error}); remove it to start again", path=part
-                ) from None
-            check_settings(settings, self.settings, part)
-            records.extend(found)
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if number == 1:
+                        settings = parse_line(line)
+                    else:
+                        records += self._chunk(line, check)
+                except InputError as error:
+                    raise _damaged(str(error), part, number) from None
+            if lines:
+                check_settings(settings, self.settings, part)
+        return records
+
+    def _chunk(self, line: bytes, check: Callable[[RecordT], object]) -> list[RecordT]:
+        """The records in a line of a part; raises `InputError`, without a place, for bad ones."""
+        rows = parse_line(b'{"chunk": %s}' % line)["chunk"]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError("expected a list of JSON objects")
+        records = [self._type.from_json(row) for row in rows]
+        for record in records:
+            check(record)
         return records
 
     def append(self, records: Sequence[RecordT]) -> None:
@@ -108,38 +172,76 @@ class Stage(Generic[RecordT]):
                 self.records = self._read_parts()
             self.records.sort(key=key)
             write_records(self.path, self.records)
-            with write_atomically(self._settings_file) as out:
-                json.dump(self.settings, out, indent=1)
-            for part in self._parts():
-                part.unlink()
+            with write_atomically(_settings_file(self.path)) as out:
+                json.dump({**self.settings, _HASH: _file_hash(self.path)}, out, indent=1)
+            self._remove(self._parts())
         parallel.wait()  # for the file
         if not parallel.is_first():
             self.records = read_records(self.path, self._type)
         self.complete = True
 
-    def fill(
-        self,
-        items: Sequence[ItemT],
-        item_key: Callable[[ItemT], tuple[Any, ...]],
-        record_key: Callable[[RecordT], tuple[Any, ...]],
-        make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]],
-        track: Track,
-        name: str,
-    ) -> list[RecordT]:
-        """All items' records, in the items' order; those that are missing are made by chunks.
-
-        Records belong to the item with their key, of which the first part, the problem's id, says
-        what one process does.
-        """
-        if not self.complete:
-            done = {record_key(record) for record in self.records}
-            missing = [item for item in items if item_key(item) not in done]
-            mine = parallel.share(missing, lambda item: item_key(item)[0])
-            for chunk in track(make(mine), name, len(done), len(done) + len(mine)):
-                self.append(chunk)
-            place = {item_key(item): i for i, item in enumerate(items)}
-            self.finish(lambda record: place[record_key(record)])
+    def fill(self, work: Work[ItemT, RecordT], track: Track, name: str) -> list[RecordT]:
+        """All items' records, in the items' order; those that are missing are made by groups."""
+        if self.complete:
+            return self.records
+        have: dict[Key, list[RecordT]] = {work.item_key(item): [] for item in work.items}
+        for record in self.records:
+            have[work.record_key(record)].append(record)
+        mine = self._share(work, have)
+        done = sum(map(work.is_done, have.values()))
+        total = done + sum(map(len, mine))
+        for _ in track(self._made(work, mine, have), name, done, total):
+            pass
+        place = {key: i for i, key in enumerate(have)}
+        self.finish(lambda record: (place[work.record_key(record)], work.order(record)))
         return self.records
+
+    def _share(
+        self, work: Work[ItemT, RecordT], have: Mapping[Key, Sequence[RecordT]]
+    ) -> list[Sequence[ItemT]]:
+        """The groups of items that this process still has to make."""
+
+        def is_done(item: ItemT) -> bool:
+            return work.is_done(have[work.item_key(item)])
+
+        if not work.together:
+            missing = [item for item in work.items if not is_done(item)]
+            return [*work.groups(parallel.share(missing, lambda item: work.item_key(item)[0]))]
+        open_groups = []
+        for number, group in enumerate(work.groups(work.items)):
+            if any(have[work.item_key(item)] for item in group):
+                if all(map(is_done, group)):
+                    continue
+                raise InputError(
+                    "holds records of only some of the items that are made together, so it was "
+                    "made by another version or changed; remove it to start again",
+                    path=self._parts()[0],
+                )
+            open_groups.append((number, group))
+        return [group for _, group in parallel.share(open_groups, lambda pair: pair[0])]
+
+    def _made(
+        self,
+        work: Work[ItemT, RecordT],
+        groups: Sequence[Sequence[ItemT]],
+        have: Mapping[Key, Sequence[RecordT]],
+    ) -> Iterator[Sequence[RecordT]]:
+        """Make and keep the records of some groups; yields once per item, for the progress."""
+        for group in groups:
+            whole: list[RecordT] = []
+            for records, is_last in work.make(group, have):
+                if work.together:
+                    whole += records
+                else:
+                    self.append(records)
+                if is_last:
+                    yield records
+            if whole:
+                self.append(whole)
+
+    def _remove(self, parts: Iterable[Path]) -> None:
+        for part in parts:
+            part.unlink(missing_ok=True)
 
     def _write(self, write: Callable[[], object]) -> None:
         try:
@@ -147,13 +249,74 @@ class Stage(Generic[RecordT]):
         except OSError as error:
             raise OutputError(
                 f"{self._part}: cannot be written: {error.strerror}; what was written before is "
-                "kept, run the same command again to go on"
+                "kept, run the same command again to resume"
             ) from error
+
+
+def even_groups(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
+    """As few runs of at most `size` neighbours as there can be, as even as can be."""
+    count = -(-len(items) // size)
+    borders = [len(items) * i // count for i in range(count + 1)] if count else [0]
+    return [items[start:end] for start, end in pairwise(borders)]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a finished file was made with.
+
+    Raises `InputError` where they are missing or damaged.
+    """
+    file = _settings_file(path)
+    remedy = f"remove {path.name} and {file.name} to make them again"
+    try:
+        settings = parse_line(file.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"its settings are missing ({file.name}), so nobody knows how it was made; move it "
+            "away, or give another output folder",
+            path=path,
+        ) from None
+    except (InputError, OSError) as error:
+        raise InputError(f"damaged ({error}); {remedy}", path=file) from None
+    if not isinstance(settings.get(_HASH), str):
+        raise InputError(f"damaged (no {_HASH} of {path.name}); {remedy}", path=file)
+    return settings
+
+
+def read_finished(
+    path: Path, record_type: type[RecordT], check: Check[RecordT] | None = None
+) -> list[RecordT]:
+    """The records of a finished file.
+
+    Raises `InputError` for a bad one, by line, and for a file that was changed since it was made.
+    """
+    expected = read_settings(path)[_HASH]
+    records = read_records(path, record_type, check() if check else None)
+    if _file_hash(path) != expected:
+        raise InputError(
+            f"was changed after it was finished (its {_HASH} is not that in "
+            f"{_settings_file(path).name}); restore it, or remove it to make it again",
+            path=path,
+        )
+    return records
+
+
+def _settings_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.settings.json")
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(reason: str, path: Path, line: int) -> InputError:
+    return InputError(f"damaged ({reason}); remove it to start again", path=path, line=line)
 
 
 def check_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Raise `InputError` naming what differs between the settings that made `path` and today's."""
-    pairs = {key: (found.get(key), wanted.get(key)) for key in sorted({*found, *wanted})}
+    keys = sorted({*found, *wanted} - {_HASH})
+    pairs = {key: (found.get(key), wanted.get(key)) for key in keys}
     different = [
         f"{key}: {_shown(there)} there, {_shown(now)} now"
         for key, (there, now) in pairs.items()
@@ -183,29 +346,3 @@ def _identity(value: Any) -> Any:
 def _shown(value: Any) -> str:
     is_model = isinstance(value, dict) and {*value} == {"name", "hash"}
     return f"{value['name']} ({value['hash']})" if is_model else repr(value)
-
-
-def candidates_by_problem(
-    path: Path,
-    problems: Sequence[Problem],
-    settings: dict[str, Any],
-    make: Callable[[Sequence[Problem]], Iterable[Sequence[Candidate]]],
-    track: Track,
-    name: str,
-) -> list[Candidate]:
-    """The candidates in `path`; those of problems that it lacks are made, a problem at a time.
-
-    They stand in the problems' order, whatever order they were made in. The problems go to
-    problems.jsonl beside them, once it is sure that the folder is theirs.
-    """
-    settings = settings | {
-        "problems": len(problems),
-        "first_problem": problems[0].id,
-        "questions": fingerprint((p.id, p.question) for p in problems),
-    }
-    stage = Stage(path, Candidate, settings)
-    if parallel.is_first():
-        write_records(path.with_name("problems.jsonl"), problems)
-    return stage.fill(
-        problems, lambda problem: (problem.id,), lambda c: (c.problem_id,), make, track, name
-    )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ledom.errors import InputError
-from ledom.records import Problem, Score, read_records
+from ledom.records import Problem, read_records, unique_ids
 from ledom.reward.columns import choose_columns, read_candidates
 from ledom.reward.pools import build_pools
+from ledom.reward.score import match_candidates
+from ledom.reward.stages import read_scores, scored_problems
 from ledom.reward.tune import TunedWeights, tune
 
 __all__ = ["tune_folder"]
@@ -22,18 +23,17 @@ def tune_folder(
 ) -> TunedWeights:
     """Fit the weights of every strategy on the labelled problems whose scores lie in `folder`.
 
-    Problems and candidates are those in the folder too, unless files of them are given. `columns`
-    of the candidates are weighed too (see `choose_columns`). Raises `InputError` for a bad file, a
-    folder without scores, or labels that leave nothing to tune.
+    Problems and candidates are those in the folder too, unless files of them are given; what has no
+    scores is left out. `columns` of the candidates are weighed too (see `choose_columns`). Raises
+    `InputError` for a bad file, scores of other problems or candidates, a folder without scores, or
+    labels that leave nothing to tune.
     """
-    questions = read_records(problems or folder / "problems.jsonl", Problem)
+    questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
     answers = read_candidates(candidates or folder / "candidates.jsonl", columns or ())
-    files = sorted(folder.glob("scores.*.jsonl"))
-    if not files:
-        raise InputError("no scores here; make them with: ledom rerank", path=folder)
-    scores = [score for file in files for score in read_records(file, Score)]
-    scored = {score.problem_id for score in scores}
+    scored = scored_problems(folder)
     questions = [problem for problem in questions if problem.id in scored]
     answers = [candidate for candidate in answers if candidate.problem_id in scored]
+    scores = read_scores(folder, questions, answers)
+    match_candidates(questions, answers)
     pools = build_pools(questions, answers, scores, choose_columns(answers, columns))
     return tune(pools, questions)

@@ -116,6 +116,9 @@ class LanguageModel(ABC):
     bos_ids: list[int]
     """The special tokens that the model reads first, in its own order: its tokenizer's BOS, or the
     EOS that ends the document before; none where it was trained with none."""
+    batches_requests: ClassVar[bool] = True
+    """Whether requests of one call are computed together, so that the last bits of a result may
+    depend on the others. To repeat a result to the bit, the whole call is repeated."""
     stops_at_borders: ClassVar[bool] = False
     """Whether `generate` takes a border, and goes on from one."""
     tells_certainty: ClassVar[bool] = False

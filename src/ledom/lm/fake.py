@@ -27,6 +27,7 @@ class FakeLanguageModel(LanguageModel):
     Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number.
     """
 
+    batches_requests = False
     stops_at_borders = True
 
     def __init__(

@@ -44,6 +44,8 @@ class OpenAILanguageModel(LanguageModel):
     environment; a server of one's own (`base_url`) may need none.
     """
 
+    batches_requests = False
+
     def __init__(
         self,
         model: str,

@@ -62,7 +62,7 @@ class Pools:
     mask: BoolArray
     """[P, N]: where there is a candidate."""
     greedy: FloatArray
-    """[P]: 1 where the forward model's greedy answer is right, NaN where it is not known."""
+    """[P]: the share of its greedy candidates (mostly one) that are right, NaN without any."""
     groups: list[str]
     """[P]: a label by which results can be told apart, such as the template."""
     by_model: bool = False
@@ -166,13 +166,16 @@ def build_pools(
 
 
 def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
-    """1 or 0 for each problem whose greedy answer is there, NaN for the others."""
-    greedy = {c.problem_id: c for c in candidates if c.greedy}
-    right = np.full(len(problems), np.nan)
-    for row, problem in enumerate(problems):
-        if (found := greedy.get(problem.id)) is not None:
-            right[row] = _is_right(found, extract_answer(found.text), problem)
-    return right
+    """[P]: the share of each problem's greedy candidates that are right, NaN without any."""
+    by_id = {problem.id: problem for problem in problems}
+    right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
+    for candidate in candidates:
+        if candidate.greedy:
+            is_right = _is_right(
+                candidate, extract_answer(candidate.text), by_id[candidate.problem_id]
+            )
+            right[candidate.problem_id].append(is_right)
+    return np.array([np.mean(found) if found else np.nan for found in right.values()])
 
 
 def _planned(candidate: Candidate) -> int:

@@ -12,16 +12,54 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 
 from ledom.direction import Direction
-from ledom.errors import DirectionError
+from ledom.errors import DirectionError, InputError
 from ledom.evaluate.answers import extract_answer
 from ledom.lm.base import Generation, LanguageModel, Sampling
 from ledom.records import EARLY_STOP, SELF_CERTAINTY, Candidate, Problem
 from ledom.reward.early import is_decided, rounds
 from ledom.reward.pools import AnswerClasses
+from ledom.stage import even_groups
 
-__all__ = ["is_finished", "sample_candidates", "sample_until_decided"]
+__all__ = [
+    "check_prompts",
+    "is_finished",
+    "sample_candidates",
+    "sample_until_decided",
+    "sampling_groups",
+]
 
-_TOGETHER = 128  # problems whose greedy answers are made, and can be lost, before any is yielded
+_TOGETHER = 1024  # texts that are drawn together, and can be lost together
+
+
+def sampling_groups(problems: Sequence[Problem], num_samples: int) -> list[Sequence[Problem]]:
+    """The problems whose candidates are drawn together: decided by these arguments alone."""
+    return even_groups(problems, max(1, _TOGETHER // num_samples))
+
+
+def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Sampling) -> None:
+    """Raise what sampling for these problems would raise, before any work.
+
+    `DirectionError` for a reverse model; `InputError` where temperature 0 leaves nothing to draw,
+    or where questions leave no room for a solution.
+    """
+    _require_forward(lm)
+    if sampling.temperature == 0:
+        raise InputError(
+            "the temperature is 0, so all candidates of a problem would be the same text; give "
+            "one above 0 (the greedy solution is written in any case)"
+        )
+    too_long: list[tuple[Problem, InputError]] = []
+    for problem, prompt in zip(problems, _prompts(problems, lm), strict=True):
+        try:
+            lm.prompt_ids(prompt, sampling.max_tokens)
+        except InputError as error:
+            too_long.append((problem, error))
+    if too_long:
+        problem, reason = too_long[0]
+        raise InputError(
+            f"{len(too_long)} of {len(problems)} problems cannot be sampled for, the first is "
+            f"{problem.id!r}: {reason}; lower max_tokens, or remove these problems"
+        )
 
 
 def sample_candidates(
@@ -34,8 +72,7 @@ def sample_candidates(
     """
     _require_forward(lm)
     greedy_sampling = _greedy(sampling)
-    for first in range(0, len(problems), _TOGETHER):
-        together = problems[first : first + _TOGETHER]
+    for together in sampling_groups(problems, num_samples):
         prompts = _prompts(together, lm)
         greedy = {place: texts[0] for place, texts in lm.generate(prompts, greedy_sampling)}
         for place, texts in lm.generate(prompts, sampling, num_samples):
@@ -62,8 +99,7 @@ def sample_until_decided(
     problem's id: sampling goes on from there. Raises `DirectionError` as `sample_candidates` does.
     """
     _require_forward(lm)
-    for first in range(0, len(problems), _TOGETHER):
-        together = problems[first : first + _TOGETHER]
+    for together in sampling_groups(problems, num_samples):
         votes = {problem.id: _Votes(have.get(problem.id, ())) for problem in together}
         waiting = [problem for problem in together if not votes[problem.id].has_greedy]
         for place, texts in lm.generate(_prompts(waiting, lm), _greedy(sampling)):

@@ -8,7 +8,6 @@ nothing of strategies, and nothing of how a model computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +17,65 @@ from ledom.errors import InputError, ServerError
 from ledom.lm.base import LanguageModel, Target
 from ledom.pairs import EncodedPair
 from ledom.records import Candidate, Problem, Score, unique_ids
+from ledom.stage import even_groups
 
 __all__ = [
     "candidate_check",
-    "check_ids",
+    "check_problems",
+    "check_room",
     "distinct_candidates",
     "match_candidates",
     "score_candidates",
+    "score_groups",
 ]
 
-_CHUNK = 256  # candidates whose scores are made, and can be written, together
+_TOGETHER = 256  # candidates whose scores are made, and can be lost, together
+_MAX_INDEX = 2**63  # what other readers of JSON take for a whole number
+_ROUNDING = 1e-3  # nats by which a certain token's log-probability may come out above 0
 
 
-def check_ids(problems: Sequence[Problem]) -> None:
-    """Raise `InputError` for a problem id that occurs twice."""
+def check_problems(problems: Sequence[Problem]) -> None:
+    """Raise `InputError` for no problems, an id that occurs twice, or a question of nothing."""
+    if not problems:
+        raise InputError("there are no problems")
     check = unique_ids()
     for problem in problems:
         check(problem)
+        if not problem.question.strip():
+            raise InputError(f"problem {problem.id!r} has an empty question; remove the problem")
+
+
+def check_room(
+    problems: Sequence[Problem], lm: LanguageModel, demonstrations: Sequence[Problem] = ()
+) -> None:
+    """Raise `InputError` where questions or demonstrations leave no room in the model's context.
+
+    A solution that does not fit is cut (see `score_candidates`), a question never.
+    """
+    shown = len(_demonstration_ids(demonstrations, lm))
+    room = lm.context - shown
+    if room < 1:
+        raise InputError(
+            f"{lm.name}: the demonstrations take {shown} tokens of a context of {lm.context}; give "
+            "fewer, or shorter ones"
+        )
+    pairs = lm.pair_format.encode(lm.tokenizer, [(problem.question, "") for problem in problems])
+    lengths = [len(pair.ids) - 1 for pair in pairs]
+    too_long = [i for i, length in enumerate(lengths) if length >= room]
+    if too_long:
+        first = too_long[0]
+        raise InputError(
+            f"{lm.name}: {len(too_long)} of {len(problems)} questions leave no room for a solution "
+            f"in the {room} tokens of the model's context, the first is that of problem "
+            f"{problems[first].id!r} with {lengths[first]} tokens; remove these problems"
+        )
 
 
 def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
     """Checks candidates of these problems one by one, as `read_records` reads them.
 
-    It raises `InputError` for one of an unknown problem, or with an index that was there already.
+    It raises `InputError` for one of an unknown problem, or with an index that was there already
+    or is no count.
     """
     known = {problem.id for problem in problems}
     seen: set[tuple[str, int]] = set()
@@ -51,6 +86,11 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
             raise InputError(
                 f"a candidate belongs to the problem {problem_id!r}, which is not among "
                 f"the {len(known)} problems; give the problems file that it was made from"
+            )
+        if not 0 <= index < _MAX_INDEX:
+            raise InputError(
+                f"a candidate of problem {problem_id!r} has the index {index!r:.40}, expected a "
+                "number from 0 on; number the candidates of each problem"
             )
         if (problem_id, index) in seen:
             raise InputError(f"problem {problem_id!r} has two candidates with index {index}")
@@ -64,10 +104,10 @@ def match_candidates(
 ) -> dict[str, list[Candidate]]:
     """Candidates by problem id, in the problems' order.
 
-    Raises `InputError` for a problem id that occurs twice, a candidate of an unknown problem, two
-    candidates with one index, or a problem without candidates.
+    Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem without
+    candidates, or with greedy ones alone, which are no choice.
     """
-    check_ids(problems)
+    check_problems(problems)
     groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
     check = candidate_check(problems)
     for candidate in candidates:
@@ -78,6 +118,13 @@ def match_candidates(
         raise InputError(
             f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
             f"{empty[0]!r}; remove them from the problems or make candidates for them"
+        )
+    greedy = [problem_id for problem_id, group in groups.items() if all(c.greedy for c in group)]
+    if greedy:
+        raise InputError(
+            f"{len(greedy)} of {len(groups)} problems have greedy candidates alone, the first is "
+            f"{greedy[0]!r}: there is nothing to choose from; add sampled candidates, or leave out "
+            "the key 'greedy'"
         )
     return groups
 
@@ -90,13 +137,30 @@ def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
     return list(first.values())
 
 
+def score_groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Distinct candidates by problem, cut into those that are scored together.
+
+    Candidates of one problem share its tokens, so they stay together where they are not too many.
+    """
+    by_problem: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_problem.setdefault(candidate.problem_id, []).append(candidate)
+    groups: list[list[Candidate]] = []
+    for own in by_problem.values():
+        for part in even_groups(own, _TOGETHER):
+            if not groups or len(groups[-1]) + len(part) > _TOGETHER:
+                groups.append([])
+            groups[-1] += part
+    return groups
+
+
 def score_candidates(
     problems: Sequence[Problem],
     candidates: Iterable[Candidate],
     lm: LanguageModel,
     demonstrations: Sequence[Problem] = (),
 ) -> Iterator[list[Score]]:
-    """Yield the scores of each distinct candidate, in order: one record forward, two reverse.
+    """Yield the scores of each distinct candidate, by problem: one record forward, two reverse.
 
     `demonstrations` are problems with solutions that the model reads first, each a document of its
     own: before the pair forward, behind it reverse.
@@ -107,9 +171,8 @@ def score_candidates(
     A `ServerError` comes after the scores that the server gave before it.
     """
     questions = {problem.id: problem.question for problem in problems}
-    remaining = iter(distinct_candidates(candidates))
     shown = _demonstration_ids(demonstrations, lm)
-    while chunk := list(islice(remaining, _CHUNK)):
+    for chunk in score_groups(distinct_candidates(candidates)):
         solutions = [lm.pair_format.restyle(c.text) for c in chunk]
         questions_of = [questions[c.problem_id] for c in chunk]
         texts = list(zip(questions_of, solutions, strict=True))
@@ -196,6 +259,12 @@ def _records(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
             "log-probability that is no number; try --dtype float32"
         )
+    if (values > _ROUNDING).any():
+        raise InputError(
+            f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
+            f"log-probability of {values.max():.4g}; none is above 0, so the model cannot be used"
+        )
+    values = np.minimum(values, np.float32(0))
     if lm.direction is Direction.FORWARD:
         # From y on; literals behind y are certain to a trained model, and part of its end.
         return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], lm)]

@@ -18,8 +18,9 @@ from ledom.errors import DirectionError, InputError
 from ledom.lm.base import Generation, LanguageModel, Sampling
 from ledom.records import Candidate, Problem
 from ledom.reward.score import score_candidates
+from ledom.stage import even_groups
 
-__all__ = ["BORDERS", "Beam", "SearchConfig", "check_models", "search"]
+__all__ = ["BORDERS", "Beam", "SearchConfig", "check_models", "search", "search_groups"]
 
 BORDERS = {"line": r"\n", "sentence": r"[.!?]\s"}
 """Borders of steps by name; anything else is a regular expression of one's own."""
@@ -89,8 +90,8 @@ def search(
     `InputError` where there is no reverse model and lambda is not 0.
     """
     check_models(forward, reverse, config)
-    for start in range(0, len(problems), _TOGETHER):
-        together = [_Search(problem) for problem in problems[start : start + _TOGETHER]]
+    for group in search_groups(problems):
+        together = [_Search(problem) for problem in group]
         for step in range(config.max_steps):
             active = [one for one in together if one.is_open]
             if not active:
@@ -101,6 +102,11 @@ def search(
                 one.keep(config.width)
         for one in together:
             yield one.problem.id, one.ranked(), one.generated
+
+
+def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
+    """The problems that are searched side by side: decided by their number alone."""
+    return even_groups(problems, _TOGETHER)
 
 
 def check_models(
