@@ -25,7 +25,8 @@ from typing import Any, Generic, TypeVar
 
 from ledom import parallel
 from ledom.errors import InputError, OutputError
-from ledom.records import Record, parse_line, read_records, write_atomically, write_records
+from ledom.reading import parse_json
+from ledom.records import Record, read_records, write_atomically, write_records
 
 __all__ = [
     "Check",
@@ -129,7 +130,7 @@ class Stage(Generic[RecordT]):
             for number, line in enumerate(lines, start=1):
                 try:
                     if number == 1:
-                        settings = parse_line(line)
+                        settings = parse_json(line)
                     else:
                         records += self._chunk(line, check)
                 except InputError as error:
@@ -140,7 +141,7 @@ class Stage(Generic[RecordT]):
 
     def _chunk(self, line: bytes, check: Callable[[RecordT], object]) -> list[RecordT]:
         """The records in a line of a part; raises `InputError`, without a place, for bad ones."""
-        rows = parse_line(b'{"chunk": %s}' % line)["chunk"]
+        rows = parse_json(b'{"chunk": %s}' % line)["chunk"]
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise InputError("expected a list of JSON objects")
         records = [self._type.from_json(row) for row in rows]
@@ -268,7 +269,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     file = _settings_file(path)
     remedy = f"remove {path.name} and {file.name} to make them again"
     try:
-        settings = parse_line(file.read_bytes())
+        settings = parse_json(file.read_bytes())
     except FileNotFoundError:
         raise InputError(
             f"its settings are missing ({file.name}), so nobody knows how it was made; move it "
