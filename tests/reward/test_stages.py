@@ -260,7 +260,9 @@ def test_tune_refuses_other_problems_and_candidates(tokenizer: Tokenizer, tmp_pa
 def test_the_stand_in_depends_on_its_company(tokenizer: Tokenizer) -> None:
     """Else the tests of kills could not fail."""
     lm = Company(tokenizer)
-    targets = [Target(lm.add_special_tokens(lm.tokenizer.encode(text).ids), 1, 3) for text in ANSWERS]
+    targets = [
+        Target(lm.add_special_tokens(lm.tokenizer.encode(text).ids), 1, 3) for text in ANSWERS
+    ]
     alone = [lm.logprobs([target])[0] for target in targets]
     assert any((a != b).any() for a, b in zip(alone, lm.logprobs(targets), strict=True))
     lengths = [len(str(list(lm.generate(["a"] * n, Sampling(), 20)))) for n in (1, 2)]
