@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from answer_pairs import EQUAL, UNEQUAL
+from equal_answers import EQUAL
 from ledom.evaluate import answers, equality
 from ledom.evaluate.equality import equal_answers, has_content, is_number
 from ledom.evaluate.expressions import read
+from unequal_answers import UNEQUAL
 
 ALL = sorted({answer for one, other, _ in EQUAL + UNEQUAL for answer in (one, other)})
 PIECES = [

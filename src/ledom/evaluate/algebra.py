@@ -44,6 +44,8 @@ class Sympy:
     def same(self, first: Node, second: Node) -> bool:
         """Whether two scalars have one value, in all points."""
         one, other = _expression(first), _expression(second)
+        if one.has(sympy.nan):  # which equals itself, whatever it came from
+            return False
         return bool(one == other) or _is_zero(one - other)
 
     def proportional(self, first: Node, second: Node) -> bool:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from ledom.evaluate.nodes import Node, call, number, numeral, power, product, quotient, total
-from ledom.evaluate.notation import NotUnderstood, Token, words
+from ledom.evaluate.notation import GREEK, NotUnderstood, Token, words
 from ledom.evaluate.units import NOT_UNITS, is_unit
 
 __all__ = ["Atoms"]
@@ -19,6 +19,7 @@ MAX_DEPTH = 30
 
 _CONSTANTS = {r"\pi": "pi", r"\infty": "oo", r"\imath": "i", r"\mathbb": "reals"}
 _BRACKETS = {"(": ")", "[": "]"}
+_BETWEEN_ITEMS = frozenset(["", ",", ";", "and", "or", "(", ")", "[", "]", r"\{", r"\}"])
 _FENCES = {
     r"\lfloor": (r"\rfloor", "floor"),
     r"\lceil": (r"\rceil", "ceil"),
@@ -32,6 +33,7 @@ _STARTS = frozenset(
 _FUNCTIONS = words(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp max min gcd lcm"
 )
+_MAYBE_FUNCTIONS = words("f g h phi varphi sigma tau mu psi zeta Gamma Phi Psi Lambda")
 _MATRICES = {"pmatrix": "()", "bmatrix": "()", "matrix": "()", "vmatrix": "||", "Bmatrix": "{}"}
 
 
@@ -87,8 +89,9 @@ class Atoms(ABC):
             raise NotUnderstood(f"no {text}")
 
     def fold(self, name: str) -> str:
-        """A variable's name: x and X are one, unless the answer has both."""
-        return name if self._has_both_cases or name in ("E", "I") else name.lower()
+        """A variable's name: x and X are one, unless the answer has both; delta and Delta two."""
+        keeps_case = self._has_both_cases or name in ("E", "I") or name in GREEK
+        return name if keeps_case else name.lower()
 
     def starts_atom(self) -> bool:
         """Whether what comes can be multiplied by standing there."""
@@ -230,10 +233,15 @@ class Atoms(ABC):
 
     def _number(self, token: Token) -> Node:
         node = numeral(token.text)
-        if not token.text.isdigit():
+        if not token.text.isdigit() or self._is_argument():
             return node
         fraction = self._proper_fraction()
         return total(node, fraction) if fraction else node
+
+    def _is_argument(self) -> bool:
+        r"""Whether the number just taken belongs to what is before it: x^2\frac{1}{2}."""
+        signed = self.peek_text(-2) in ("+", "-")
+        return self.peek_text(-2 - signed) in ("^", r"\sqrt", "sqrt")
 
     def _proper_fraction(self) -> Node | None:
         r"""The fraction of a mixed number, 2 1/2 or 2\frac{1}{2}; None where there is none."""
@@ -286,8 +294,8 @@ class Atoms(ABC):
         if self.peek_text() == "_":
             self.take()
             name += f"_{self._subscript()}"
-        if self.peek_text() == "(" and self.peek_kind(1) == "name" and name in ("f", "g", "h"):
-            raise NotUnderstood("a function that is not defined")
+        if self.peek_text() == "(" and (token.text in _MAYBE_FUNCTIONS or token.text.isupper()):
+            raise NotUnderstood("a function or a product: f(2), P(A)")
         return Node("symbol", name)
 
     def _subscript(self) -> str:
@@ -307,7 +315,7 @@ class Atoms(ABC):
         """A product of variables that stand together, as in 2xy; a word is not understood."""
         word = token.text
         is_short = len(word) <= 3 and word.isalpha() and word.isascii()
-        is_alone = len(self.tokens) == 1
+        is_alone = {self.peek_text(-2), self.peek_text()} <= _BETWEEN_ITEMS
         if token.quoted or is_alone or not is_short or word.lower() in NOT_UNITS or is_unit(word):
             raise NotUnderstood(word)
         letters = [Node("symbol", self.fold(letter)) for letter in word]
@@ -337,8 +345,8 @@ class Atoms(ABC):
                 raise NotUnderstood("an exponent of a function")
         is_bracketed = self.peek_text() == "("
         value = call(name, *self._arguments(), *([base] if base else []))
-        if self.peek_text() == "/" and not is_bracketed:  # sin x/2 is read in two ways
-            raise NotUnderstood("a division after a function")
+        if self.peek_text() == ("^" if is_bracketed else "/"):  # sin(x)^2, sin x/2
+            raise NotUnderstood("a function's value or its argument, read in two ways")
         return power(value, exponent) if exponent else value
 
     def _arguments(self) -> tuple[Node, ...]:

@@ -69,7 +69,7 @@ def has_content(answer: str) -> bool:
 def is_number(answer: str) -> bool:
     """Whether all of an answer is one number, with what may stand beside it."""
     node = read(answer)
-    while node is not None and node.kind in ("named", "quantity", "time"):
+    while node is not None and node.kind in ("choice", "named", "quantity", "time"):
         node = node.parts[0]
     return node is not None and node.kind == "number"
 
@@ -111,6 +111,8 @@ class Comparison:
         kinds = {first.kind, second.kind}
         if first == second:
             return True
+        if "choice" in kinds:
+            return self._same_choice(first, second)
         if "named" in kinds:
             return self._same_named(first, second)
         if "quantity" in kinds:
@@ -119,6 +121,8 @@ class Comparison:
             return self._same_relation(first, second)
         if first.is_scalar and second.is_scalar:
             return self.algebra.same(first, second)
+        if kinds == {"list"}:
+            return self._same_lists(first, second)
         if kinds <= {"list", "set"} or kinds == {"union"}:
             return self._same_members(self._members(first), self._members(second))
         return (
@@ -131,6 +135,27 @@ class Comparison:
         if len(first.parts) != len(second.parts):
             return False
         return all(map(self.same, first.parts, second.parts))
+
+    def _same_choice(self, first: Node, second: Node) -> bool:
+        """(C) 15 is the choice C, and 15."""
+        if first.kind != "choice":
+            return self._same_choice(second, first)
+        if second.kind == "choice":
+            return first.name == second.name and self._same_parts(first, second)
+        if second.kind == "symbol":
+            return first.name == second.name.lower()
+        return self.same(first.parts[0], second)
+
+    def _same_lists(self, first: Node, second: Node) -> bool:
+        """In any order, unless one list names its values: x = 5, y = 3 is 5, 3 and not 3, 5."""
+        if first.name and second.name and first.name != second.name:
+            return False
+        names = [
+            {part.name for part in node.parts if part.kind == "named"} for node in (first, second)
+        ]
+        if sorted(map(len, names)) in ([0, len(first.parts)], [0, len(second.parts)]):
+            return self._same_parts(first, second)
+        return self._same_members(first.parts, second.parts)
 
     def _same_named(self, first: Node, second: Node) -> bool:
         """x = 5 and 5 are one answer; x = 5 and x - 5 = 0 are equations."""

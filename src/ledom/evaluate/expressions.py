@@ -2,6 +2,7 @@ r"""A complete reading of an answer: all of a text, as a tree, or nothing.
 
     "x = 3 \text{ or } x = -3" --read--> list(named x: 3, named x: -3)
 
+    answer    [(C)] listing                         a choice, with what it says
     listing   item ((, | ; | and | or) item)*
     item      [name =] quantity (relation quantity)*
     quantity  [currency] sum (: sum)* [label]       numbers, with units; ratios and times
@@ -15,6 +16,7 @@ Reading takes time linear in the text's length, and numbers are of bounded size 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from ledom.evaluate.atoms import Atoms
@@ -34,6 +36,11 @@ from ledom.evaluate.units import MONEY_SCALES, NOT_UNITS, ONE_LETTER_UNITS, is_u
 
 __all__ = ["read"]
 
+_CHOICE = re.compile(
+    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?\(?([A-J])(?:\)|\.(?=\s))\s?\}?"
+    r"[\s:]*(?![-+*/^_=(<>\s])(.+)"
+)
+_ZERO_AND_DIGIT = re.compile("0[0-9]")
 _RELATIONS = {
     "=": "=",
     "<": "<",
@@ -63,14 +70,21 @@ def read(answer: str) -> Node | None:
     """The tree of an answer; None unless all of it is understood."""
     if len(answer) > MAX_CHARS:
         return None
+    text = plain_text(answer)
+    if choice := _CHOICE.fullmatch(text):  # "(C) 15"
+        meaning = _read(choice[2])
+        if meaning is not None and meaning.kind != "symbol":
+            return Node("choice", choice[1].lower(), (meaning,))
+    return _read(text)
+
+
+def _read(text: str) -> Node | None:
     try:
-        reader = _Reader(tokens(plain_text(answer)))
+        reader = _Reader(tokens(text))
         node = reader.listing()
-        if reader.peek() is not None:
-            return None
     except NotUnderstood:
         return None
-    return node
+    return node if reader.peek() is None else None
 
 
 class _Reader(Atoms):
@@ -78,15 +92,17 @@ class _Reader(Atoms):
 
     def listing(self, *, splits: bool = True) -> Node:
         r"""Items, with what separates them; one alone is itself, one with \pm is two."""
-        items = [self._item()]
+        items, links = [self._item()], set()
         while (separator := self.peek_text()) in _SEPARATORS:
             self.take()
             if separator in (",", ";") and self.peek_text() in ("and", "or"):
-                self.take()
+                separator = self.take().text
+            links.add(separator)
             items.append(self._item())
+        link = _link(items, links & {"and", "or"})
         if splits:
             items = [signed for item in items for signed in _both_signs(item)]
-        return items[0] if len(items) == 1 else Node("list", parts=tuple(items))
+        return items[0] if len(items) == 1 else Node("list", link, tuple(items))
 
     def _item(self) -> Node:
         start = self.place
@@ -100,7 +116,8 @@ class _Reader(Atoms):
             self.take()
             signs.append(_RELATIONS[sign])
             parts.append(self._quantity())
-        _refuse_dashes(self.tokens[start : self.place])
+        if [token.text for token in self.tokens[start : self.place]].count(r"\pm") > 1:
+            raise NotUnderstood("two or four values")
         node = _relation(signs, parts) if signs else parts[0]
         return Node("named", name, (node,)) if name else node
 
@@ -132,11 +149,15 @@ class _Reader(Atoms):
             sign = self.take().text
         currency = self.take().text if self.peek_kind() == "currency" else ""
         self.is_money = bool(currency)
+        start = self.place
         parts = [self.union()]
+        _refuse_dashes(self.tokens[start : self.place])
         while self.peek_text() == ":":
             self.take()
             parts.append(self.union())
-        node = parts[0] if len(parts) == 1 else Node("ratio", parts=tuple(parts))
+        minutes = [token.text for token in self.tokens[start + 1 : self.place]]
+        name = "clock" if any(map(_ZERO_AND_DIGIT.fullmatch, minutes)) else ""  # 3:05 is not 3:5
+        node = parts[0] if len(parts) == 1 else Node("ratio", name, tuple(parts))
         pieces = self._label_pieces()
         if not currency and not pieces:
             return node
@@ -267,6 +288,15 @@ class _Reader(Atoms):
         return power(base, exponent)
 
 
+def _link(items: list[Node], links: set[str]) -> str:
+    """ "and" or "or" where it makes a difference: not between values."""
+    if all(item.kind not in ("relation", "symbol") for item in items):
+        return ""
+    if len(links) > 1:
+        raise NotUnderstood("and beside or")
+    return "".join(links)
+
+
 def _with_sign(sign: str, node: Node) -> Node:
     if sign == "+":
         return node
@@ -294,11 +324,18 @@ def _relation(signs: list[str], parts: list[Node]) -> Node:
         return Node("named", parts[1].name, (parts[0],))
     if signs == ["="] and parts[0].kind == "symbol":
         return Node("named", parts[0].name, (parts[1],))
+    if signs == ["="] and parts[1].kind == "bracket" and _is_point(parts[0]):
+        return Node("named", " ".join(part.name for part in parts[0].parts), (parts[1],))
     flips = {">": "<", ">=": "<="}
     if signs[0] in flips:
         signs = [flips.get(sign, sign) for sign in reversed(signs)]
         parts = parts[::-1]
     return Node("relation", " ".join(signs), tuple(parts))
+
+
+def _is_point(node: Node) -> bool:
+    """Whether a node is a tuple of variables: (x, y)."""
+    return node.kind == "bracket" and all(part.kind == "symbol" for part in node.parts)
 
 
 def _hour(time: Node) -> Node:

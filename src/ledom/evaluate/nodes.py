@@ -39,6 +39,8 @@ _NUMERAL = re.compile(
     r"(?:[eE](?P<exponent>[+-]?[0-9]+))?"
 )
 
+_MAYBE_E = re.compile(r"(?!1e)[0-9]+e[+-][0-9]+")
+"""2e-1 is 0.2, or 1 less than twice the number e."""
 
 NO_LABEL = Label()
 
@@ -49,9 +51,10 @@ class Node:
 
     kind: str
     """number, symbol, +, *, /, ^, pm, call; quantity, named, relation, ratio; list, set, union,
-    bracket, matrix, row, time."""
+    bracket, matrix, row, time, choice."""
     name: str = ""
-    """A symbol's or function's name, a relation's signs, a bracket's two brackets."""
+    """A symbol's or function's name, a relation's signs, a bracket's two brackets, a choice's
+    letter, "and" or "or" of a list where it makes a difference."""
     parts: tuple[Node, ...] = ()
     value: Fraction | None = None
     """Of a number."""
@@ -84,7 +87,7 @@ def numeral(text: str) -> Node:
     if base:
         return _based(digits.strip(), int(base.strip(" {}")))
     match = _NUMERAL.fullmatch(text)
-    if match is None:
+    if match is None or _MAYBE_E.fullmatch(text):
         raise NotUnderstood(text)
     whole, decimals = re.sub("[,‚]", "", match["whole"]), match["decimals"] or ""
     value = Fraction(int((whole + decimals) or "0"), 10 ** len(decimals))
@@ -131,8 +134,17 @@ def quotient(over: Node, under: Node) -> Node:
     """A fraction."""
     if under.value == 0:
         raise NotUnderstood("a division by zero")
+    if under.kind == "*" and _begins_with_d(under) and _begins_with_d(over):
+        raise NotUnderstood("a derivative")
     values = _operands((over, under))
     return Node("/", parts=(over, under)) if values is None else number(values[0] / values[1])
+
+
+def _begins_with_d(node: Node) -> bool:
+    """Whether it may be the upper or lower half of a derivative: d, dy, d^2y."""
+    while node.kind in ("*", "^"):
+        node = node.parts[0]
+    return node.kind == "symbol" and node.name == "d"
 
 
 def power(base: Node, exponent: Node) -> Node:

@@ -13,6 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 
 __all__ = [
+    "GREEK",
     "MAX_CHARS",
     "NotUnderstood",
     "Token",
@@ -73,6 +74,7 @@ _CHARACTERS = str.maketrans(
 )
 _SUPERSCRIPT_RUN = re.compile(rf"[{''.join(_SUPERSCRIPTS)}]+")
 _SPELLINGS = (
+    (re.compile(r"\A~\s?(?=[$\\.\d-])"), r"\\approx "),  # elsewhere it is LaTeX's space
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:ge|geqslant)(?![A-Za-z])"), r"\\geq"),
     (re.compile(r"\\(?:le|leqslant)(?![A-Za-z])"), r"\\leq"),
@@ -93,12 +95,16 @@ _SPELLINGS = (
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
-_PRIMED = re.compile(r"[^'\"\u2019]+['\"\u2019\u2032\u2033]{1,3}")  # 5', f': no quotes
+_PRIMED = re.compile(r"[^'\"\u2019*]+(['\"\u2019\u2032\u2033]{1,3}|\*)")  # 5', f'', z*: no quotes
+_PRIMES = str.maketrans({"\u2019": "'", "\u2032": "'", "\u2033": "''", '"': "''"})
 _BOX = re.compile(r"\\boxed\s?\{(.*)\}")
 _DELIMITER_COMMAND = re.compile(r"\\[()\[\]]")
 _QUOTED = re.compile(
     r"\\(text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)\s?\{([^{}]*)\}"
 )
+
+_LETTERS = re.compile(r"(?<![A-Za-z\\])[^\W\d_]+")  # of no command: \Delta is not \delta
+_IDLE_SPACE = re.compile(r"(?<![^\W_])(?<!\d,) | (?![^\W_])|(?<=\d) (?=[^\W\d_])")  # 5 m is 5m
 
 # ---- tokens ----
 
@@ -115,12 +121,12 @@ _NUMBER = re.compile(
     r"(?:\s?_\s?(?:\{\s?[0-9]{1,2}\s?\}|[0-9]{1,2}))?"
 )
 _PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # where a comma separates
-_BASED = re.compile(r"[0-9A-F]*[A-F][0-9A-F]*\s?_\s?\{?\s?(?:1[1-6])\s?\}?")
+_BASED = re.compile(r"(?=[0-9A-F]{2})[0-9A-F]*[A-F][0-9A-F]*\s?_\s?\{?\s?(?:1[1-6])\s?\}?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _CURRENCY = re.compile(r"\\\$|US\$|Rs\.?(?![A-Za-z])|[$€£¥₹₱₩]")
 _WORD = re.compile(r"[^\W\d_]+(?:['’.-][^\W\d_]+)*['’]?\.?")
 _SIGN = re.compile(r"\\\\|\\[{}|%]|\*\*|<=|>=|!=|[-+*/^_(){}\[\]|,;:=<>!%°&.¢²³]")
-_GREEK = words(
+GREEK = words(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
     "rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega"
 )
@@ -152,14 +158,15 @@ def plain_text(answer: str) -> str:
         text = box[1]
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
-    return bare(text) + ("'" if _PRIMED.fullmatch(answer.strip()) else "")
+    primed = _PRIMED.fullmatch(answer.strip())
+    return bare(text) + (primed[1].translate(_PRIMES) if primed else "")
 
 
 def text_key(answer: str) -> str:
     """What two answers share that are one text but for case, white space and LaTeX's fonts."""
     text = _QUOTED.sub(r" \2 ", plain_text(answer)) if len(answer) <= MAX_CHARS else bare(answer)
-    text = " ".join(text.lower().split())
-    return re.sub(r"(?<![^\W_]) | (?![^\W_])", "", text)
+    text = _LETTERS.sub(lambda letters: letters[0].lower(), " ".join(text.split()))
+    return _IDLE_SPACE.sub("", text)
 
 
 def tokens(text: str) -> list[Token]:
@@ -211,7 +218,7 @@ def _token(
 
 
 def _command(name: str) -> tuple[str, str]:
-    if name in _GREEK:
+    if name in GREEK:
         return "name", name
     return ("command", name) if name in _FUNCTIONS else ("command", "\\" + name)
 
