@@ -370,7 +370,7 @@ def test_candidates_of_other_problems(
         (("--top-p", "0"), ("top_p is 0",)),
         (("--split", "exam"), ("unknown split 'exam'", "train, valid, tune, test")),
         (("--forward", "none", "--reverse", "none"), ("neither candidates nor a forward model",)),
-        (("--weights", "nowhere.yaml"), ("nowhere.yaml", "cannot be read")),
+        (("--weights", "nowhere.yaml"), ("nowhere.yaml", "no such file")),
         (("--weights", "w.yaml", "--lambda", "0.5"), ("--lambda would", "are those of w.yaml")),
         (("--nonsense",), ("--nonsense", ". See: ledom --help")),
         (("--threads", "5000"), ("threads", "1024. See: ledom --help")),

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+import ledom
 from ledom.errors import InputError
-from ledom.reading import check_regular, exists, parse_json, parse_yaml, read_json, read_text
+from ledom.reading import (
+    as_type,
+    check_regular,
+    exists,
+    parse_json,
+    parse_yaml,
+    read_json,
+    read_text,
+    read_yaml,
+)
+
+SOURCE = Path(ledom.__file__).parent
+OTHER_READERS = re.compile(
+    r"json\.loads?\((?!json\.dumps)|\.validate_json\(|yaml\.\w*load\w*\(|\.model_validate_json\("
+)
 
 BAD_JSON = {
     b'{"a": ' * 3000 + b"1" + b"}" * 3000: "groups more than 64 deep",
@@ -138,3 +155,74 @@ def test_files_are_named(tmp_path: Path) -> None:
     file.write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"f\.json: not UTF-8 text"):
         read_text(file)
+
+
+@dataclass(frozen=True)
+class Part:
+    count: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    name: str
+    parts: list[Part] = field(default_factory=list)
+
+
+def test_an_object_as_a_dataclass() -> None:
+    data = {"name": "a", "parts": [{"count": 2, "more": 1}], "else": None}
+    assert as_type(data, Whole, "f") == Whole("a", [Part(2)])
+    assert as_type({"name": "a"}, Whole, "f") == Whole("a", [])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "f: key name: Field required"),
+        ({"name": 3}, "f: key name: Input should be a valid string, found 3"),
+        ({"name": "a", "parts": {}}, "f: key parts: Input should be a valid array, found {}"),
+        (
+            {"name": "a", "parts": [{"count": "2"}]},
+            "f: key parts.0.count: Input should be a valid integer, found '2'",
+        ),
+        (
+            {"name": "a", "parts": [{"count": True}]},
+            "f: key parts.0.count: Input should be a valid integer, found True",
+        ),
+    ],
+)
+def test_a_missing_or_mistyped_key_is_named(data: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        as_type(data, Whole, "f")
+    assert str(caught.value) == message
+
+
+def test_yaml_files_hold_keys_and_values(tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text("# nothing\n")
+    assert read_yaml(file) == {}
+    file.write_text("a: [1]\n")
+    assert read_yaml(file) == {"a": [1]}
+    for text, kind in (("- a\n", "list"), ("3\n", "int"), ("false\n", "bool")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=f"f.yaml: expected keys and values, found {kind}"):
+            read_yaml(file)
+
+
+def test_numbers_that_are_not_finite_only_where_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"limit": Infinity}')
+    assert read_json(file, non_finite=True) == {"limit": float("inf")}
+    with pytest.raises(InputError, match="Infinity is no number"):
+        read_json(file)
+
+
+def test_files_are_read_in_one_way() -> None:
+    """Whatever else parses JSON or YAML says on its line that it reads no file."""
+    others = [
+        f"{file.relative_to(SOURCE)}: {line.strip()}"
+        for file in SOURCE.rglob("*.py")
+        if file.name != "reading.py"
+        for line in file.read_text().splitlines()
+        if OTHER_READERS.search(line) and "# no file" not in line
+    ]
+    assert others == []

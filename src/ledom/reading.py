@@ -12,13 +12,25 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, Never, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from ledom.errors import InputError
 
-__all__ = ["check_regular", "exists", "parse_json", "parse_yaml", "read_json", "read_text"]
+__all__ = [
+    "as_type",
+    "check_regular",
+    "exists",
+    "parse_json",
+    "parse_yaml",
+    "read_json",
+    "read_text",
+    "read_yaml",
+]
+
+T = TypeVar("T")
 
 _DEEPEST = 64  # groups within groups; a reader that calls itself fails at about a thousand
 _LONGEST_NUMBER = 309  # digits of the largest float
@@ -66,27 +78,41 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file; raises `InputError` that names it."""
+def read_json(path: str | Path, non_finite: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; raises `InputError` that names it. See `parse_json`."""
     text = read_text(path)
     try:
-        return parse_json(text.encode())
+        return parse_json(text.encode(), non_finite)
     except InputError as error:
         raise InputError(str(error), path=path) from None
 
 
-def parse_json(text: bytes) -> dict[str, Any]:
+def as_type(data: dict[str, Any], kind: type[T], path: str | Path) -> T:
+    """A JSON or YAML object as a dataclass; nothing is converted, unknown keys are left out.
+
+    Raises `InputError` that names the file, the key and the value.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
+        raise InputError(f"{key}{first['msg']}{found}", path=path) from None
+
+
+def parse_json(text: bytes, non_finite: bool = False) -> dict[str, Any]:
     """A JSON object; raises `InputError`, without a place.
 
-    Refused besides what is not JSON: NaN and infinities, numbers beyond a float's range, a key
-    that stands twice, half a surrogate pair, and groups more than 64 deep.
+    Refused besides what is not JSON: NaN, infinities and numbers beyond a float's range (unless
+    `non_finite`), a key that stands twice, half a surrogate pair, and groups more than 64 deep.
     """
     try:
         data = json.loads(
             text.decode("utf-8"),
-            parse_constant=_no_number,
+            parse_constant=float if non_finite else _no_number,
             parse_int=_integer,
-            parse_float=_float,
+            parse_float=float if non_finite else _float,
             object_pairs_hook=_object,
         )
     except InputError:
@@ -157,6 +183,14 @@ def _check_surrogates(data: dict[str, Any]) -> None:
             raise InputError(
                 f"key {key!r} is {value!r:.60}: it holds one half of a surrogate pair"
             ) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The YAML mapping in a file, empty for an empty file; raises `InputError` that names it."""
+    data, _ = parse_yaml(read_text(path), path)
+    if data is not None and not isinstance(data, dict):
+        raise InputError(f"expected keys and values, found {type(data).__name__}", path=path)
+    return data or {}
 
 
 class _RefusedError(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.errors import CheckpointError
-from ledom.reading import parse_yaml, read_json, read_text
+from ledom.reading import as_type, read_json, read_yaml
 from ledom.train.metrics import read_metrics
 
 __all__ = ["Run", "find_run", "read_manifests"]
@@ -57,20 +57,39 @@ def find_run(path: str | Path) -> Run:
     if model.name != "model" or not metrics.is_file():
         return Run(model)
     file = root / "recipe.yaml"
-    recipe = parse_yaml(read_text(file), file)[0] if file.is_file() else None
+    recipe = read_yaml(file) if file.is_file() else None
     return Run(
         model,
         read_metrics(metrics),
         recipe,
-        read_manifests(root / "data") | _read_sources((recipe or {}).get("data") or {}),
+        read_manifests(root / "data") | _read_sources(recipe or {}, file),
     )
 
 
-def _read_sources(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Source:
+    path: str
+
+
+@dataclass(frozen=True)
+class _Data:
+    sources: list[_Source] | None = None
+    valid: str | None = None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is read here of a recipe, which may be of another version of ledom."""
+
+    data: _Data = _Data()
+
+
+def _read_sources(recipe: dict[str, Any], file: Path) -> dict[str, dict[str, Any]]:
     """The manifests of the stores that a recipe mixes, as far as they still lie where it says."""
-    parts = {source["path"]: source["path"] for source in data.get("sources") or ()}
-    if parts and data.get("valid"):
-        parts["valid"] = data["valid"]
+    data = as_type(recipe, _Recipe, file).data
+    parts = {source.path: source.path for source in data.sources or ()}
+    if parts and data.valid:
+        parts["valid"] = data.valid
     found = {part: read_manifests(Path(path)).get(".") for part, path in parts.items()}
     return {part: manifest for part, manifest in found.items() if manifest is not None}
 

@@ -104,14 +104,26 @@ def test_the_manifest_comes_last(tmp_path, words):
         TokenStore(tmp_path / "s")
 
 
-def test_a_damaged_manifest_is_refused(tmp_path, words):
-    store_of(tmp_path, words, [5])
-    manifest = tmp_path / "s" / "manifest.json"
-    manifest.write_text('{"num_tokens": 2}')
-    with pytest.raises(InputError, match=r"manifest\.json names no shards: tokenise again"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shards": None}, "key shards: Input should be a valid"),
+        ({"shards": [{"file": "x"}]}, "key shards.0.num_documents: Field required"),
+        ({"vocab_size": "many"}, "key vocab_size: Input should be a valid integer, found 'many'"),
+        ({"dtype": "float64"}, "key dtype: Input should be 'uint16' or 'uint32', found 'float64'"),
+        ({"sources": [1]}, "key sources.0: Input should be a valid"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path, words, change, message):
+    manifest = store_of(tmp_path, words, [5]).folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(InputError, match=f"manifest.json: {message}"):
         TokenStore(tmp_path / "s")
-    manifest.write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json is not JSON"):
+
+
+def test_a_manifest_that_is_not_json_is_refused(tmp_path, words):
+    (store_of(tmp_path, words, [5]).folder / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json: not JSON"):
         TokenStore(tmp_path / "s")
 
 

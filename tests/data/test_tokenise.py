@@ -114,21 +114,20 @@ def test_a_large_vocabulary_takes_four_bytes(
 def test_what_is_finished_is_not_done_again(
     tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
 ) -> None:
-    good = file.read_text()
-    lines = good.splitlines()
-    lines[25] = "{}" + " " * (len(lines[25]) - 2)
-    times = os.stat(file).st_mtime_ns
-    file.write_text("\n".join(lines) + "\n")
-    os.utime(file, ns=(times, times))
     documents = open_documents([str(file)])
+
+    class Unreadable(Killed):
+        def texts(self, part: int = 0, num_parts: int = 1) -> Any:
+            if part == 2:
+                raise InputError("no key 'text'", path=file, line=26)
+            return documents.texts(part, num_parts)
+
     with pytest.raises(InputError, match=r"documents\.jsonl:26: no key 'text'"):
-        tokenise(documents, words, tmp_path / "s", Execution(tasks=4))
+        tokenise(Unreadable(documents), words, tmp_path / "s", Execution(tasks=4))
     assert here == [0, 1, 2]
     assert not TokenStore.exists(tmp_path / "s")
     assert not (tmp_path / "s" / "00002_unshuffled.ds").exists()
     assert len([*(tmp_path / "s").glob("*.ds")]) == 2
-    file.write_text(good)
-    os.utime(file, ns=(times, times))
     assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED  # four tasks, as begun
     assert here == [0, 1, 2, 2, 3]
     assert not [*(tmp_path / "s").glob("*.part*")]
@@ -274,6 +273,26 @@ def test_a_killed_task_leaves_nothing_that_counts(
     assert ids_of(tokenise(documents, words, out, execution)) == EXPECTED
     assert (out / "00000_unshuffled.ds").stat().st_mtime_ns == made
     assert not [*out.glob("*.part*")]
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("settings.json", '{"tasks": "2"}', "key tasks: Input should be a valid integer"),
+        ("settings.json", "[" * 9000, "groups more than 64 deep"),
+        ("shards/00000.json", '{"file": "x"}', "key num_documents: Field required"),
+        ("shards/00000.json", '{"file": "x"', "not JSON"),
+    ],
+)
+def test_damaged_notes_on_what_is_finished_are_refused(
+    tmp_path: Path, words: Tokenizer, file: Path, name: str, contents: str, message: str
+) -> None:
+    documents, out = open_documents([str(file)]), tmp_path / "s"
+    execution = Execution(workers=1, tasks=2)
+    tokenise(documents, words, out, execution)
+    (out / "tasks" / name).write_text(contents)
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        tokenise(documents, words, out, execution)
 
 
 def test_unknown_executor(tmp_path: Path, words: Tokenizer, file: Path) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 import ledom
 from ledom.errors import CheckpointError, DirectionError, InputError, MissingExtraError
+from ledom.lm.fake import FakeLanguageModel
 from ledom.lm.hf import HFLanguageModel
 from ledom.lm.openai import OpenAILanguageModel
+from ledom.lm.options import read_options
 
 
 def test_direction_is_read_from_the_checkpoint(checkpoints: dict[str, Path]) -> None:
@@ -59,6 +61,21 @@ def test_options_behind_a_name(checkpoints: dict[str, Path]) -> None:
 def test_bad_options(checkpoints: dict[str, Path], written: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ledom.load(f"{checkpoints['reverse']},{written}")
+
+
+def test_untyped_options_are_read_with_care() -> None:
+    class Backend(FakeLanguageModel):
+        def __init__(self, name: str, **options: object) -> None: ...
+
+    assert read_options(Backend, ["a=1", "b=[x]"], "m") == {"a": 1, "b": ["x"]}
+    for written, message in (
+        ("a=" + "[" * 9000, "groups more than 64 deep"),
+        ("a=!!python/name:os.system x", "the tag .* has no meaning here"),
+        ("a=010", "the number 010 is not decimal"),
+        ("a=[", "not YAML"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_options(Backend, [written], "m")
 
 
 def test_a_key_does_not_belong_on_a_command_line() -> None:

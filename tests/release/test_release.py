@@ -223,3 +223,22 @@ def test_a_hub_that_refuses_is_told(monkeypatch, tmp_path):
     message = "me/mine: cannot be uploaded: 401 Unauthorized; .* complete. To log in: hf auth login"
     with pytest.raises(OutputError, match=message):
         push(tmp_path, "me/mine")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("- a", "expected keys and values, found list"),
+        ("data: 3", "key data: "),
+        ("data: {sources: [{share: 1}]}", "key data.sources.0.path: Field required"),
+        ("data: {sources: [], valid: [a]}", "key data.valid: Input should be a valid string"),
+    ],
+)
+def test_a_recipe_that_names_no_stores_is_refused(tmp_path, recipe, message):
+    folder = tmp_path / "run" / "reverse"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 4.0, "tokens": 10}\n')
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe)
+    with pytest.raises(InputError, match=rf"recipe\.yaml: {message}"):
+        find_run(folder)

@@ -28,7 +28,15 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ['{"step": 2, "lo', "[1, 2]", "7", '{"step": 2}', '{"step": 2, "loss": "x", "tokens": 1}', ""],
+    [
+        '{"step": 2, "lo',
+        "[1, 2]",
+        "7",
+        '{"step": 2}',
+        '{"step": 2, "loss": "x", "tokens": 1}',
+        "",
+        "[" * 9000,
+    ],
 )
 def test_a_damaged_line_is_named(tmp_path, line):
     file = tmp_path / "metrics.jsonl"
@@ -44,7 +52,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(InputError, match="the first step has not ended yet"):
         read_metrics(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not UTF-8 text"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 
@@ -59,3 +67,12 @@ def test_trackers_get_numbers_and_numbers_by_name(tmp_path, monkeypatch):
     with open_metrics(tmp_path, 0, ["trackio"]) as log:
         log(ROW | {"valid_data": "ab", "by": {"x y": 1.5}, "by_window": [1.0, 2.0]})
     assert seen == [ROW | {"by/x y": 1.5}]
+
+
+def test_a_damaged_line_is_not_taken_for_the_end_when_a_run_resumes(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    rows = f"{json.dumps(ROW)}\n{{\n{json.dumps(ROW | {'step': 3})}\n"
+    file.write_text(rows)
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not a row"), open_metrics(tmp_path, 3):
+        pass
+    assert file.read_text() == rows

@@ -11,7 +11,7 @@ import torch
 from ledom.data.prepare import DataConfig, SourceConfig
 from ledom.data.windows import pack
 from ledom.direction import Direction
-from ledom.errors import CheckpointError, InputError
+from ledom.errors import CheckpointError, InputError, LedomError
 from ledom.model.checkpoint import build_model
 from ledom.model.presets import PRESETS, ModelConfig
 from ledom.recipe import Recipe, TrainConfig
@@ -201,6 +201,21 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
         make_plan(start.model_copy(update={"init": "nowhere"}), Setup())
     with pytest.raises(InputError, match="key lora: the plan is for training all weights"):
         make_plan(start.model_copy(update={"lora": LoraConfig()}), Setup())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[1]", "expected a JSON object, found list"),
+        ("{}", "key hidden_size: Field required"),
+        ('{"hidden_size": "wide"}', "key hidden_size: Input should be a valid integer, found"),
+    ],
+)
+def test_a_damaged_model_to_start_from_is_refused(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(config)
+    start = recipe().model_copy(update={"model": None, "init": str(tmp_path)})
+    with pytest.raises(LedomError, match=rf"config\.json: {message}"):
+        make_plan(start, Setup())
 
 
 def test_the_vocabulary_is_that_of_token_stores_once_they_are_there(tmp_path, tokenizer):

@@ -13,15 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledom.errors import InputError, OutputError
 from ledom.model.tokenizer import Tokenizer
+from ledom.reading import as_type, exists, read_json
 from ledom.records import write_atomically
 
 __all__ = [
@@ -53,6 +54,20 @@ class ShardEntry:
     """Largest token id in it."""
     sha256: str
     index_sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a store needs of its manifest."""
+
+    num_documents: int
+    num_tokens: int
+    dtype: Literal["uint16", "uint32"]
+    eos_id: int
+    vocab_size: int
+    tokenizer: str
+    shards: list[ShardEntry]
+    sources: list[tuple[str, int]] = field(default_factory=list)
 
 
 class Shard:
@@ -110,11 +125,10 @@ class TokenStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
-        dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
-        self.shards = tuple(
-            Shard(self.folder, ShardEntry(**entry), dtype) for entry in self.manifest["shards"]
-        )
-        vocab_size = self.manifest["vocab_size"]
+        manifest = as_type(self.manifest, _Manifest, self.folder / MANIFEST)
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        self.shards = tuple(Shard(self.folder, entry, dtype) for entry in manifest.shards)
+        vocab_size = manifest.vocab_size
         for shard in self.shards:
             if shard.entry.max_id >= vocab_size:
                 raise InputError(
@@ -156,15 +170,9 @@ class TokenStore:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"no {MANIFEST}: not a finished token store", path=folder) from None
-    except ValueError as error:
-        raise InputError(f"{MANIFEST} is not JSON: {error}", path=folder) from None
-    if "shards" not in manifest:
-        raise InputError(f"{MANIFEST} names no shards: tokenise again", path=folder)
-    return manifest
+    if not exists(folder / MANIFEST):
+        raise InputError(f"no {MANIFEST}: not a finished token store", path=folder)
+    return read_json(folder / MANIFEST)
 
 
 def write_store(

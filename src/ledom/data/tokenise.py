@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import PositiveInt
 
 from ledom.data.documents import Documents
 from ledom.data.shards import (
@@ -40,6 +41,7 @@ from ledom.data.shards import (
 from ledom.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
 from ledom.model.tokenizer import Tokenizer
 from ledom.parallel import available_cpus
+from ledom.reading import as_type, read_json
 from ledom.records import write_atomically
 from ledom.stage import check_settings
 
@@ -195,7 +197,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     """Write down what the store is made from, or compare; the number of tasks."""
     file = _settings_file(out)
     has_shards = any((out / TASKS / "shards").glob("*.json"))
-    found = json.loads(file.read_text()) if file.is_file() and has_shards else None
+    found = _read_settings(out) if file.is_file() and has_shards else None
     if found is None and TokenStore.exists(out):
         raise InputError(
             "holds a store that was not made by ledom tokenize; give another folder", path=out
@@ -223,6 +225,21 @@ def _settings_file(out: Path) -> Path:
     return out / TASKS / "settings.json"
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What is read of the settings; the rest is only compared."""
+
+    tasks: PositiveInt
+    source: str
+
+
+def _read_settings(out: Path) -> dict[str, Any]:
+    file = _settings_file(out)
+    settings = read_json(file)
+    as_type(settings, _Settings, file)
+    return settings
+
+
 def _seal_file(out: Path, task: int) -> Path:
     """A shard's entry of the manifest; its existence means that the shard is whole."""
     return out / TASKS / "shards" / f"{task:05d}.json"
@@ -230,7 +247,7 @@ def _seal_file(out: Path, task: int) -> Path:
 
 def _read_seal(out: Path, task: int) -> ShardEntry | None:
     file = _seal_file(out, task)
-    return ShardEntry(**json.loads(file.read_text())) if file.is_file() else None
+    return as_type(read_json(file), ShardEntry, file) if file.is_file() else None
 
 
 def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
@@ -255,8 +272,7 @@ def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
     seals = [seal for task in range(tasks) if (seal := _read_seal(out, task)) is not None]
     if len(seals) < tasks:
         return None
-    source = json.loads(_settings_file(out).read_text())["source"]
-    return write_manifest(out, seals, tokenizer, source=source)
+    return write_manifest(out, seals, tokenizer, source=_read_settings(out)["source"])
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]

@@ -124,7 +124,7 @@ def _in_json(text: str) -> str | None:
     if not (text.startswith("{") and text.endswith("}")):
         return None
     try:
-        data = json.loads(text, parse_int=str, parse_float=str, strict=False)
+        data = json.loads(text, parse_int=str, parse_float=str, strict=False)  # no file
     except (ValueError, RecursionError):
         return None
     answer = data.get("answer")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ledom.direction import Direction
 from ledom.errors import InputError
 from ledom.evaluate.intervals import Interval, paired_interval
-from ledom.reading import exists, parse_yaml, read_text
+from ledom.reading import exists, read_yaml
 from ledom.train.metrics import Row, read_metrics
 
 __all__ = ["Course", "compare_runs", "gap_of", "read_courses", "tokens_to_reach"]
@@ -152,7 +152,7 @@ def _settings(recipe: Path) -> dict[str, Any]:
     """The recipe's keys with dots, such as optim.steps."""
     if not exists(recipe):
         return {}
-    return dict(_flat(parse_yaml(read_text(recipe), recipe)[0]))
+    return dict(_flat(read_yaml(recipe)))
 
 
 def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

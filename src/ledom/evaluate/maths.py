@@ -96,7 +96,7 @@ def serve() -> None:
 
     reply(_READY)
     for line in sys.stdin:
-        first, second = json.loads(line)
+        first, second = json.loads(line)  # no file: the other end writes it
         left, right = read(first), read(second)
         try:
             equal = left is not None and right is not None and compare(left, right)

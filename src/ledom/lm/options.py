@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from inspect import Parameter, signature
 from typing import Any, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ledom.errors import InputError
 from ledom.lm.base import LanguageModel
+from ledom.reading import parse_yaml
 
 __all__ = ["read_options"]
 
@@ -41,11 +41,13 @@ def read_options(
                 f"{model!r}: {text!r} is no option; write key=value, with one of "
                 f"{', '.join(sorted(known))}"
             )
-        # Options of another package's have no types here; YAML's are near enough.
-        hint, value = (hints[key], value) if key in known else (Any, yaml.safe_load(value))
         try:
+            # Options of another package's have no types here; YAML's are near enough.
+            hint, value = (hints[key], value) if key in known else (Any, parse_yaml(value)[0])
             config = ConfigDict(arbitrary_types_allowed=True)
             options[key] = TypeAdapter(hint, config=config).validate_python(value)
         except ValidationError as error:
             raise InputError(f"{model!r}: {text}: {error.errors()[0]['msg']}") from None
+        except InputError as error:
+            raise InputError(f"{model!r}: {text}: {error}") from None
     return options

@@ -161,7 +161,7 @@ def save_checkpoint(
 
 def _patch_config(file: Path, dtype: torch.dtype | None) -> None:
     """Record the dtype that was written, which need not be that of the model in memory."""
-    config = json.loads(file.read_text())
+    config = read_json_object(file)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
     file.write_text(json.dumps(config, indent=1, sort_keys=True))

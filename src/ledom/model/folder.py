@@ -19,7 +19,7 @@ from typing import Any
 
 from ledom.errors import CheckpointError, InputError, OutputError
 from ledom.model.foreign.aliases import what_to_run
-from ledom.reading import check_regular, read_text
+from ledom.reading import check_regular, read_json
 from ledom.records import write_atomically
 
 __all__ = ["file_digest", "hash_files", "loaded_files", "read_json_object", "weight_files"]
@@ -39,16 +39,9 @@ _SETTLED_SECONDS = 2.0  # a file changed again sooner may keep its times
 def read_json_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file; raises `CheckpointError` for anything else there."""
     try:
-        value = json.loads(read_text(file))  # NaN and infinities too, which some models have
+        return read_json(file, non_finite=True)  # some models have NaN and infinities
     except InputError as error:
         raise CheckpointError(str(error)) from None
-    except RecursionError:
-        raise CheckpointError(f"{file}: nested too deeply") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: expected an object, got {type(value).__name__}")
-    return value
 
 
 def weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
@@ -111,17 +104,17 @@ def file_digest(file: Path) -> str:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
     if entry is not None and began - max(changed) / 1e9 > _SETTLED_SECONDS:
         with suppress(OutputError, OSError), write_atomically(entry) as out:
-            json.dump([state, digest], out)
+            json.dump({"state": state, "digest": digest}, out)
     return digest
 
 
 def _known_digest(entry: Path, state: list[Any]) -> str | None:
     """The digest kept for a file in this state."""
     try:
-        kept, digest = json.loads(entry.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        known = read_json(entry)
+    except InputError:
         return None
-    return str(digest) if kept == state else None
+    return str(known.get("digest")) if known.get("state") == state else None
 
 
 def _cache_entry(place: str) -> Path | None:

@@ -139,7 +139,7 @@ class Tokenizer:
     @cached_property
     def _without_prefix(self) -> RustTokenizer:
         """The backend without a dummy prefix; itself where it has none."""
-        settings = json.loads(self.backend.to_str())
+        settings = json.loads(self.backend.to_str())  # no file
         inside = settings | {
             part: _inside(settings[part]) for part in ("normalizer", "pre_tokenizer")
         }

@@ -22,7 +22,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ledom.errors import InputError
-from ledom.reading import parse_yaml, read_text
+from ledom.reading import read_yaml
 from ledom.records import Problem, write_atomically
 from ledom.reward.columns import check_names
 from ledom.reward.pools import FEATURES, Pools
@@ -69,7 +69,7 @@ class TunedWeights:
     @classmethod
     def load(cls, path: str | Path) -> TunedWeights:
         """Read the YAML file; raises `InputError` when it is not one of ours."""
-        tree, _ = parse_yaml(read_text(path), path)
+        tree = read_yaml(path)
         try:
             columns = tree.get("columns") or []
             if not isinstance(columns, list):

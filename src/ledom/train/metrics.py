@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.errors import InputError, MissingExtraError, OutputError
+from ledom.reading import parse_json, read_text
 from ledom.records import write_atomically
 
 __all__ = ["Row", "open_metrics", "read_metrics"]
@@ -61,13 +62,7 @@ def read_metrics(file: Path) -> list[Row]:
     A last line that a run has not finished writing is left out. Raises `InputError` for a file
     that is missing or empty, and names the line that is damaged.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError("no such file", path=file) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read: {error}", path=file) from None
-    rows = [_checked(line, file, number) for number, line in enumerate(lines[:-1], start=1)]
+    rows = list(_rows(file))
     if not rows:
         raise InputError("not one row: the first step has not ended yet", path=file)
     return rows
@@ -75,11 +70,11 @@ def read_metrics(file: Path) -> list[Row]:
 
 def _checked(line: str, file: Path, number: int) -> Row:
     try:
-        row: Row = json.loads(line)
+        row: Row = parse_json(line.encode())
         numbers = [row["step"], row["loss"], row["tokens"], row.get("valid_loss", 0.0)]
         # What does not fit 64 bits is no count of a run's, and no array takes it.
         whole = all(isinstance(n, (int, float)) and not abs(n) > 2**62 for n in numbers)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (InputError, TypeError, KeyError):
         whole = False
     if not whole:
         raise InputError(
@@ -144,8 +139,6 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 
 def _rows(metrics: Path) -> Iterator[Row]:
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            return  # a line cut short by a kill
+    *lines, _ = read_text(metrics).split("\n")  # the last one is empty, or cut short by a kill
+    for number, line in enumerate(lines, start=1):
+        yield _checked(line, metrics, number)

@@ -9,16 +9,19 @@ fp32), attention that keeps no score matrix, FSDP2 where the state is sharded.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveInt
+
 from ledom.data.prepare import DataConfig
 from ledom.direction import Direction
 from ledom.errors import CheckpointError, InputError
+from ledom.model.folder import read_json_object
 from ledom.model.presets import ModelConfig
 from ledom.model.tokenizer import Tokenizer
+from ledom.reading import as_type
 from ledom.recipe import Recipe
 from ledom.train.loss import working_bytes
 
@@ -302,6 +305,11 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     )
 
 
+@dataclass(frozen=True)
+class _Vocabulary:
+    vocab_size: PositiveInt
+
+
 def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
     """The model's shape and vocabulary: the recipe's, or those of the model it starts from."""
     if recipe.model is None:
@@ -309,9 +317,10 @@ def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
         folder = Path(recipe.init_of(Direction.FORWARD))
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json here; give a model folder as init")
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json_object(folder / "config.json")
         known = {key: config[key] for key in ModelConfig.model_fields if key in config}
-        return ModelConfig.model_validate(known), int(config["vocab_size"])
+        file = folder / "config.json"
+        return as_type(known, ModelConfig, file), as_type(config, _Vocabulary, file).vocab_size
     return recipe.model, _vocab_size(recipe.data)
 
 

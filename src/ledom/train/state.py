@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ledom.direction import Direction
-from ledom.errors import CheckpointError, OutputError
+from ledom.errors import CheckpointError, InputError, OutputError
+from ledom.reading import read_json
 from ledom.recipe import Recipe
 from ledom.train.parallel import World
 
@@ -158,9 +159,9 @@ class Checkpoints:
             return None, ""
         newest = finished[-1]
         try:
-            run = json.loads((newest / _RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return newest, _damaged(newest)
+            run = read_json(newest / _RUN)
+        except InputError as error:
+            return newest, f"{_damaged(newest)} ({error})"
         changes = list(_changes(run, {"step": run.get("step"), **self._run}))
         if changes:
             return newest, (

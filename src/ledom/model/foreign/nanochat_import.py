@@ -14,13 +14,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ledom.errors import CheckpointError, InputError
+from ledom.model.folder import read_json_object
 from ledom.model.foreign.nanochat import FULL, SLIDING, NanochatConfig
 from ledom.model.foreign.tensors import StoredTensor
 
@@ -61,10 +61,10 @@ def _step(file: Path) -> int:
 def read_model_config(meta: Path) -> dict[str, Any]:
     """The shape in a meta file (`model_config`) or a config.json with nanochat's own keys."""
     try:
-        contents = json.loads(meta.read_text(encoding="utf-8"))
+        contents = read_json_object(meta)
         config = contents.get("model_config", contents)
         sizes = {key: config[key] for key in _SIZES}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{meta}: expected model_config with {', '.join(_SIZES)}: {error!r}"
         ) from None

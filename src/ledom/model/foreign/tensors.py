@@ -20,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ledom.errors import CheckpointError
+from ledom.model.folder import read_json_object
+from ledom.reading import parse_json
 
 __all__ = ["StoredTensor", "from_torch", "read_folder", "read_torch_file", "write_safetensors"]
 
@@ -94,9 +96,9 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
 
 def _read_indexed(index: Path) -> dict[str, StoredTensor]:
     try:
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places: dict[str, str] = read_json_object(index)["weight_map"]
         names = sorted({str(name) for name in places.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index of shards: {error!r}") from None
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
@@ -134,7 +136,7 @@ def _read_safetensors(file: Path) -> dict[str, StoredTensor]:
             pass
         with file.open("rb") as contents:
             size = int.from_bytes(contents.read(8), "little")
-            header: dict[str, Any] = json.loads(contents.read(size))
+            header = parse_json(contents.read(size))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cut short or damaged: {error}; fetch it again") from None
     tensors = {}
