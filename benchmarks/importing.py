@@ -86,7 +86,7 @@ def step(name: str, folder: Path) -> None:
     """One measured step, in this process."""
     from transformers import AutoConfig
 
-    from ledom.direction import Direction
+    from ledom.core.direction import Direction
     from ledom.model.checkpoint import read_checkpoint_info
     from ledom.model.foreign.check import check_model
     from ledom.model.foreign.importer import ImportOptions, import_model

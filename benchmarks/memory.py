@@ -31,13 +31,13 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any
     """Train here; the resident memory before and at the peak, in bytes."""
     import torch
 
+    from ledom.core.direction import Direction
     from ledom.data.prepare import DataConfig, prepare_data
-    from ledom.direction import Direction
     from ledom.model.presets import ModelConfig
-    from ledom.recipe import Recipe, TrainConfig
     from ledom.train.loop import train
     from ledom.train.metrics import read_metrics
     from ledom.train.optim import OptimConfig
+    from ledom.train.recipe import Recipe, TrainConfig
 
     torch.set_num_threads(1)
     seq_len = min(tokens, SEQ_LEN)
@@ -99,7 +99,7 @@ def main() -> None:
         return
 
     from ledom.model.presets import ModelConfig
-    from ledom.train.plan import memory
+    from ledom.train.estimate import memory
 
     print(
         "tokens  weights  gradients  optimizer  activations  checkpoint     plan  measured  "

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from ledom.errors import InputError
+from ledom.core.errors import InputError
 from ledom.train.metrics import read_metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

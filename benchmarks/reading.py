@@ -51,8 +51,8 @@ def sparse_store(folder: Path, num_tokens: int, with_index: bool) -> None:
 
 def opening(folder: Path) -> dict[str, Any]:
     """Open a store and its windows, look one up, and say what it took."""
-    from ledom.data.shards import TokenStore
-    from ledom.data.windows import Batches, Windows
+    from ledom.data.packing import Batches, Windows
+    from ledom.data.store import TokenStore
 
     before, start = resident(), time.perf_counter()
     store = TokenStore(folder)
@@ -71,8 +71,8 @@ def opening(folder: Path) -> dict[str, Any]:
 
 def reading(folder: Path, batches_read: int, layout: Any) -> dict[str, Any]:
     """Read batches at random places all over a store."""
-    from ledom.data.shards import TokenStore
-    from ledom.data.windows import Batches, Windows
+    from ledom.data.packing import Batches, Windows
+    from ledom.data.store import TokenStore
 
     windows = Windows(TokenStore(folder), SEQ_LEN, layout)
     batches = Batches([(windows, 1.0)], BATCH, seed=0)
@@ -94,13 +94,13 @@ def rate(folder: Path, steps: int, layout: Any, seq_len: int) -> dict[str, Any]:
     """Tokens/s of reading and packing, and of training the embedded shape on the same batches."""
     import torch
 
+    from ledom.core.direction import Direction
     from ledom.data.prepare import DataConfig, PreparedData
-    from ledom.direction import Direction
     from ledom.model.presets import ModelConfig
-    from ledom.recipe import Recipe, TrainConfig
     from ledom.train.loop import train, training_batches
     from ledom.train.metrics import read_metrics
     from ledom.train.optim import OptimConfig
+    from ledom.train.recipe import Recipe, TrainConfig
 
     torch.set_num_threads(1)
     store = str(folder / "store")
@@ -125,8 +125,8 @@ def rate(folder: Path, steps: int, layout: Any, seq_len: int) -> dict[str, Any]:
 
 def read_rate(recipe: Any, data: Any) -> float:
     """Tokens/s of what the loop does between two steps, without the step."""
-    from ledom.data.windows import pack
-    from ledom.direction import Direction
+    from ledom.core.direction import Direction
+    from ledom.data.packing import pack
     from ledom.train.loop import training_batches
 
     batches = training_batches(recipe, Direction.REVERSE, data)
@@ -143,8 +143,8 @@ def read_rate(recipe: Any, data: Any) -> float:
 def write_rate_store(folder: Path) -> None:
     """Documents of the length of the embedded pair's, and its tokenizer."""
     import ledom
-    from ledom.data.shards import write_store
-    from ledom.model.tokenizer import Tokenizer
+    from ledom.data.store import write_store
+    from ledom.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(Path(ledom.__file__).parent / "assets" / "forward")
     rng = Random(0)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ledom.data.problems import generate_problems
 from ledom.lm import load
-from ledom.lm.base import LanguageModel, Sampling
+from ledom.lm.language_model import LanguageModel, Sampling
 
 BATCH = 128
 ROUNDS = 3

@@ -90,7 +90,7 @@ def main() -> None:
         texts = [json.loads(line)["text"] for line in lines]
         tokenizer = arguments.tokenizer
         if tokenizer is None:
-            from ledom.model.tokenizer import train_tokenizer
+            from ledom.text.tokenizer import train_tokenizer
 
             tokenizer = folder / "tokenizer.json"
             train_tokenizer(texts[:2000], 6400).save(folder)

@@ -50,9 +50,9 @@ def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
     """What all arms train: fixed windows, attention over all of a window as the peers do it."""
     from ledom.data.prepare import DataConfig
     from ledom.model.presets import ModelConfig
-    from ledom.recipe import Recipe, TrainConfig
+    from ledom.train.distributed import ParallelConfig
     from ledom.train.optim import OptimConfig
-    from ledom.train.parallel import ParallelConfig
+    from ledom.train.recipe import Recipe, TrainConfig
 
     return Recipe(
         name="training",
@@ -76,7 +76,7 @@ def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
 
 def run_ledom(recipe: Any, data: Any, folder: Path) -> Result:
     """The loop itself; its rows say how long each step took."""
-    from ledom.direction import Direction
+    from ledom.core.direction import Direction
     from ledom.train.loop import train
     from ledom.train.metrics import read_metrics
 
@@ -105,7 +105,7 @@ def batches(recipe: Any, data: Any) -> Iterator[Any]:
     import numpy as np
     import torch
 
-    from ledom.direction import Direction
+    from ledom.core.direction import Direction
     from ledom.train.loop import training_batches
 
     source = training_batches(recipe, Direction.FORWARD, data)

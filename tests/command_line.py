@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ledom.records import Problem
+from ledom.core.records import Problem
 
 Run = Callable[..., tuple[int, str]]
 

@@ -11,17 +11,18 @@ import torch
 
 import ledom.lm
 from command_line import QUESTIONS, Run
-from ledom import cli, parallel
-from ledom.cli_run import DEBUG_VARIABLE
+from ledom.cli import app as cli
+from ledom.cli.run import DEBUG_VARIABLE
+from ledom.core import processes as parallel
+from ledom.core.direction import Direction
+from ledom.core.records import Candidate, Problem, write_records
 from ledom.data.problems import generate_problems
-from ledom.direction import Direction
-from ledom.lm.base import LanguageModel
-from ledom.lm.fake import FakeLanguageModel
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import LanguageModel
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.model.presets import ModelConfig
-from ledom.model.tokenizer import Tokenizer, train_tokenizer
-from ledom.pairs import PairFormat
-from ledom.records import Candidate, Problem, write_records
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
 torch.set_num_threads(1)  # the models are so small that threads only cost
 # Tests of Ctrl-C need it, and what they start inherits it, even where a shell that runs the tests

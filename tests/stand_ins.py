@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
-from ledom.model.tokenizer import Tokenizer
+from ledom.text.tokenizer import Tokenizer
 
 Reply = tuple[int, bytes]
 

@@ -41,7 +41,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys; from ledom.cli import app\n"
+        "import sys; from ledom.cli.app import app\n"
         "try: app(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)\n"

@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ledom
+from ledom.core.records import Problem
 from ledom.data.problems import generate_problems, split_of
-from ledom.explain import explain
 from ledom.lm import embedded_folder
-from ledom.lm.base import Sampling, Target
-from ledom.lm.hf import HFLanguageModel
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.language_model import Sampling, Target
 from ledom.model.checkpoint import load_checkpoint
-from ledom.records import Problem
-from ledom.reward.tune import TunedWeights
+from ledom.rerank.explain import explain
+from ledom.rerank.fit import TunedWeights
 
 ASSETS = embedded_folder("forward").parent
 

@@ -9,22 +9,22 @@ __version__ = "0.1.0"
 
 # Loaded on first use: importing torch and transformers takes seconds that `--help` need not.
 _HOMES = {
-    "Candidate": "ledom.records",
-    "Direction": "ledom.direction",
-    "Document": "ledom.records",
-    "Generation": "ledom.lm.base",
-    "LanguageModel": "ledom.lm.base",
-    "LedomError": "ledom.errors",
-    "PairFormat": "ledom.pairs",
-    "Problem": "ledom.records",
-    "Sampling": "ledom.lm.base",
-    "Score": "ledom.records",
-    "Target": "ledom.lm.base",
-    "equal_answers": "ledom.evaluate.equality",
-    "extract_answer": "ledom.evaluate.answers",
+    "Candidate": "ledom.core.records",
+    "Direction": "ledom.core.direction",
+    "Document": "ledom.core.records",
+    "Generation": "ledom.lm.language_model",
+    "LanguageModel": "ledom.lm.language_model",
+    "LedomError": "ledom.core.errors",
+    "PairFormat": "ledom.text.pair_format",
+    "Problem": "ledom.core.records",
+    "Sampling": "ledom.lm.language_model",
+    "Score": "ledom.core.records",
+    "Target": "ledom.lm.language_model",
+    "equal_answers": "ledom.text.math.equality",
+    "extract_answer": "ledom.text.answers",
     "load": "ledom.lm",
-    "read_records": "ledom.records",
-    "write_records": "ledom.records",
+    "read_records": "ledom.core.records",
+    "write_records": "ledom.core.records",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -1,6 +1,6 @@
 """`python -m ledom`: the command line, for launchers such as torchrun."""
 
-from ledom.cli import main
+from ledom.cli.app import main
 
 if __name__ == "__main__":
     main()

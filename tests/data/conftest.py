@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 
-from ledom.model.tokenizer import EOS_TOKEN, Tokenizer
+from ledom.text.tokenizer import EOS_TOKEN, Tokenizer
 
 
 @pytest.fixture(scope="session")

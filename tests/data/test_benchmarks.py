@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from ledom.core.errors import InputError
+from ledom.core.records import Problem, write_records
 from ledom.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, load_benchmark, load_problems
-from ledom.errors import InputError
-from ledom.records import Problem, write_records
 
 ROWS = {
     "gsm8k": {"question": "1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"},

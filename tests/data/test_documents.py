@@ -16,8 +16,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from ledom.core.errors import InputError, MissingExtraError
 from ledom.data.documents import FileDocuments, HubDocuments, open_documents
-from ledom.errors import InputError, MissingExtraError
 
 TEXTS = ["one", "", "zwei Wörter", 'a "quote"\nand a line', "三 🍎", " x " * 40, "end"]
 

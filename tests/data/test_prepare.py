@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError
+from ledom.core.records import Document, Problem, write_records
 from ledom.data import prepare
+from ledom.data.packing import Windows
 from ledom.data.prepare import DataConfig, PreparedData, SourceConfig, prepare_data
 from ledom.data.problems import split_of
-from ledom.data.shards import TokenStore, write_store
-from ledom.data.windows import Windows
-from ledom.errors import CheckpointError, InputError, OutputError, RecipeError
-from ledom.model.tokenizer import EOS_TOKEN, Tokenizer
-from ledom.records import Document, Problem, write_records
+from ledom.data.store import TokenStore, write_store
+from ledom.text.tokenizer import EOS_TOKEN, Tokenizer
 
 
 def train_texts(data: PreparedData) -> list[str]:

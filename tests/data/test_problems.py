@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ledom.core.errors import InputError
 from ledom.data import problems
 from ledom.data.problems import (
     HELD_OUT_TEMPLATES,
@@ -13,9 +14,8 @@ from ledom.data.problems import (
     generate_problems,
     split_of,
 )
-from ledom.data.solutions import equations
-from ledom.data.worked import is_true
-from ledom.errors import InputError
+from ledom.text.arithmetic import is_true
+from ledom.text.solution_style import equations
 
 SEEDS = (0, 1, 77)
 COUNTS = {"train": 1000, "valid": 30, "tune": 60, "test": 60}

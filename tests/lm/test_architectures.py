@@ -22,20 +22,20 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, RecipeError
+from ledom.core.records import Problem, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
-from ledom.direction import Direction
-from ledom.errors import CheckpointError, RecipeError
-from ledom.lm.base import Sampling, Target
-from ledom.lm.hf import HFLanguageModel
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.language_model import Sampling, Target
 from ledom.model.checkpoint import save_checkpoint
-from ledom.model.tokenizer import Tokenizer
-from ledom.pairs import PairFormat
-from ledom.recipe import Recipe, TrainConfig
-from ledom.records import Problem, write_records
-from ledom.release.model import export_model
-from ledom.runs import find_run
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
+from ledom.train.export import export_model
 from ledom.train.loop import check_lengths, train, training_batches
 from ledom.train.optim import OptimConfig
+from ledom.train.recipe import Recipe, TrainConfig
+from ledom.train.run_folder import find_run
 
 _SIZES: dict[str, Any] = {  # by every name that some architecture has for them
     "hidden_size": 32,

@@ -1,4 +1,4 @@
-"""What every backend keeps, in either direction; see `ledom.lm.base`.
+"""What every backend keeps, in either direction; see `ledom.lm.language_model`.
 
 Servers and vLLM are stand-ins (tests/stand_ins.py) on the same tiny models that `hf` loads, so that
 one reference, plain transformers fed by hand, holds for all of them.
@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import ledom
-from ledom.errors import InputError
-from ledom.lm.base import Generation, LanguageModel, Sampling, Target
-from ledom.lm.fake import FakeLanguageModel
-from ledom.model.tokenizer import Tokenizer
+from ledom.core.errors import InputError
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target
+from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, PlainModel, vllm_module
 
 TEXTS = [

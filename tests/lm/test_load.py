@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import ledom
-from ledom.errors import CheckpointError, DirectionError, InputError, MissingExtraError
-from ledom.lm.fake import FakeLanguageModel
-from ledom.lm.hf import HFLanguageModel
-from ledom.lm.openai import OpenAILanguageModel
+from ledom.core.errors import CheckpointError, DirectionError, InputError, MissingExtraError
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.backends.openai import OpenAILanguageModel
 from ledom.lm.options import read_options
 
 

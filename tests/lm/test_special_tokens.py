@@ -13,12 +13,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import ledom
-from ledom.errors import CheckpointError
-from ledom.lm.base import LanguageModel, Sampling, Target
-from ledom.lm.hf import HFLanguageModel
-from ledom.model.tokenizer import Tokenizer
-from ledom.records import Candidate, Problem
-from ledom.reward.score import score_candidates
+from ledom.core.errors import CheckpointError
+from ledom.core.records import Candidate, Problem
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.language_model import LanguageModel, Sampling, Target
+from ledom.rerank.score import score_candidates
+from ledom.text.tokenizer import Tokenizer
 from stand_ins import sentencepiece_like
 
 QUESTION, SOLUTION = "Once upon", "a time it is so"

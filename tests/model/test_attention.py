@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 from ledom.model.attention import IMPLEMENTATION, packed_attention
 from ledom.model.checkpoint import build_model
 

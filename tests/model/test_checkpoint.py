@@ -11,16 +11,16 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 from transformers import AutoConfig
 
-from ledom.direction import Direction
-from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.model.checkpoint import (
     build_model,
     load_checkpoint,
     read_context,
     save_checkpoint,
 )
-from ledom.model.tokenizer import Tokenizer, train_tokenizer
-from ledom.pairs import PairFormat
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
 IDS = torch.tensor([[0, 40, 41, 42, 99, 7]])
 

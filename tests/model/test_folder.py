@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
+from ledom.core.reading import read_json_object
 from ledom.model import folder as module
 from ledom.model.checkpoint import read_checkpoint_info
-from ledom.model.folder import file_digest, read_json_object, weight_files
+from ledom.model.folder import file_digest, weight_files
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ledom.report import plots
-from ledom.report.figure import spread
+from ledom.report.figures import spread
 
 
 def _strategy(name: str, kind: str, mean: float | None) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ledom.core.records import Problem, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.model.presets import ModelConfig
-from ledom.recipe import Recipe, TrainConfig
-from ledom.records import Problem, write_records
 from ledom.train.optim import OptimConfig
+from ledom.train.recipe import Recipe, TrainConfig
 
 
 @pytest.fixture(scope="session")

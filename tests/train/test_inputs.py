@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from command_line import Run, check_refused
-from ledom.data.shards import write_store
-from ledom.direction import Direction
-from ledom.errors import CheckpointError, InputError
-from ledom.model.tokenizer import Tokenizer
-from ledom.recipe import Recipe
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, InputError
+from ledom.data.store import write_store
+from ledom.text.tokenizer import Tokenizer
 from ledom.train.inputs import check_inputs, content_hash
+from ledom.train.recipe import Recipe
 
 BOTH = list(Direction)
 

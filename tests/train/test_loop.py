@@ -17,17 +17,17 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from ledom.data.windows import Windows, pack
-from ledom.direction import Direction
-from ledom.errors import CheckpointError, OutputError, RecipeError, TrainingError
-from ledom.evaluate.dynamics import compare_runs
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, OutputError, RecipeError, TrainingError
+from ledom.data.packing import Windows, pack
 from ledom.model.checkpoint import (
     build_model,
     load_checkpoint,
     read_checkpoint_info,
     save_checkpoint,
 )
-from ledom.pairs import PairFormat
+from ledom.report.compare import compare_runs
+from ledom.text.pair_format import PairFormat
 from ledom.train import loop
 from ledom.train.loop import packed_losses, train, training_batches, validate
 from ledom.train.optim import Muon
@@ -200,8 +200,8 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from ledom.data.prepare import PreparedData
-from ledom.direction import Direction
-from ledom.recipe import Recipe
+from ledom.core.direction import Direction
+from ledom.train.recipe import Recipe
 from ledom.train.loop import train
 from ledom.train.optim import Muon
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ledom.direction import Direction
-from ledom.errors import RecipeError
+from ledom.core.direction import Direction
+from ledom.core.errors import RecipeError
 from ledom.model.checkpoint import build_model, save_checkpoint
-from ledom.pairs import PairFormat
+from ledom.text.pair_format import PairFormat
 from ledom.train.loop import train, validate
 from ledom.train.lora import Adapters, LoraConfig
 

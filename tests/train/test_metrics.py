@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from ledom.errors import InputError
+from ledom.core.errors import InputError
 from ledom.train import metrics
 from ledom.train.metrics import open_metrics, read_metrics
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem, write_records
+from ledom.data.packing import pack
 from ledom.data.prepare import read_split
-from ledom.data.windows import pack
-from ledom.direction import Direction
-from ledom.errors import InputError
-from ledom.lm.hf import HFLanguageModel
+from ledom.lm.backends.local import HFLanguageModel
 from ledom.model.checkpoint import build_model, load_checkpoint, save_checkpoint
-from ledom.pairs import PairFormat
-from ledom.records import Candidate, Problem, write_records
-from ledom.reward.score import score_candidates
+from ledom.rerank.score import score_candidates
+from ledom.text.pair_format import PairFormat
 from ledom.train.loop import packed_losses, train
 from ledom.train.objective import ObjectiveConfig, PairBatches, read_wrong_solutions
 

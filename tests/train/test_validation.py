@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from ledom.data.shards import write_store
-from ledom.data.windows import Windows, pack
-from ledom.direction import Direction
+from ledom.core.direction import Direction
+from ledom.data.packing import Windows, pack
+from ledom.data.store import write_store
 from ledom.model.checkpoint import build_model
+from ledom.train.distributed import World
 from ledom.train.loop import validate
-from ledom.train.parallel import World
 from ledom.train.validation import Tally
 
 TEXTS = [

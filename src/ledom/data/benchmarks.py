@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ledom.core.errors import InputError
+from ledom.core.records import Problem, read_records, unique_ids
 from ledom.data.problems import GENERATOR, generate_problems
-from ledom.errors import InputError
-from ledom.records import Problem, read_records, unique_ids
 
 __all__ = ["BENCHMARKS", "FOLDER_VARIABLE", "Benchmark", "load_benchmark", "load_problems"]
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.reading import check_regular, parse_json
 from ledom.data.folders import FileFinder
-from ledom.errors import InputError, MissingExtraError
-from ledom.reading import check_regular, parse_json
 
 __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_documents"]
 

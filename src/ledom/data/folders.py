@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ledom.errors import InputError
+from ledom.core.errors import InputError
 
 __all__ = ["FileFinder"]
 

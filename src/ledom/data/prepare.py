@@ -19,15 +19,15 @@ from typing import Any
 from filelock import FileLock
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ledom.config import Config
+from ledom.core.config import Config
+from ledom.core.errors import InputError, OutputError, RecipeError
+from ledom.core.records import Document, Problem, Record, read_records, write_atomically
+from ledom.data.packing import Layout
 from ledom.data.problems import GENERATOR, generate_problems
-from ledom.data.shards import TokenStore, write_store
-from ledom.data.solutions import Style, equations
-from ledom.data.windows import Layout
-from ledom.errors import InputError, OutputError, RecipeError
-from ledom.model.tokenizer import Tokenizer, train_tokenizer
-from ledom.pairs import PairFormat
-from ledom.records import Document, Problem, Record, read_records, write_atomically
+from ledom.data.store import TokenStore, write_store
+from ledom.text.pair_format import PairFormat
+from ledom.text.solution_style import Style, equations
+from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = [
     "DataConfig",

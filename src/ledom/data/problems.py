@@ -17,10 +17,10 @@ from importlib import import_module
 from random import Random
 from typing import Any, Literal
 
-from ledom.data.solutions import ANSWER_MARK, equations, normalise_numbers, normalise_solution
-from ledom.data.worked import is_true
-from ledom.errors import InputError
-from ledom.records import Problem
+from ledom.core.errors import InputError
+from ledom.core.records import Problem
+from ledom.text.arithmetic import is_true
+from ledom.text.solution_style import ANSWER_MARK, equations, normalise_numbers, normalise_solution
 
 __all__ = [
     "GENERATOR",

@@ -6,9 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ledom.direction import Direction
-from ledom.errors import CheckpointError
-from ledom.lm.base import LanguageModel
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError
+from ledom.lm.language_model import LanguageModel
 from ledom.model.foreign.aliases import what_to_run
 
 __all__ = ["EMBEDDED", "LanguageModel", "load"]
@@ -17,9 +17,9 @@ EMBEDDED = "tiny"
 """The name of the pair that comes with the package."""
 
 _BACKENDS = {
-    "": ("ledom.lm.hf", "HFLanguageModel"),
-    "vllm": ("ledom.lm.vllm", "VLLMLanguageModel"),
-    "openai": ("ledom.lm.openai", "OpenAILanguageModel"),
+    "": ("ledom.lm.backends.local", "HFLanguageModel"),
+    "vllm": ("ledom.lm.backends.vllm", "VLLMLanguageModel"),
+    "openai": ("ledom.lm.backends.openai", "OpenAILanguageModel"),
 }
 """By the prefix of a model's name: where the backend lives. Each imports what it alone needs."""
 
@@ -85,7 +85,7 @@ def backend_of(model: str) -> str:
 
 def embedded_folder(direction: Direction | str | None) -> Path:
     """Where the embedded model of a direction lies."""
-    from ledom.errors import DirectionError
+    from ledom.core.errors import DirectionError
 
     if direction is None:
         raise DirectionError(

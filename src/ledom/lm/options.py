@@ -8,9 +8,9 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ledom.errors import InputError
-from ledom.lm.base import LanguageModel
-from ledom.reading import parse_yaml
+from ledom.core.errors import InputError
+from ledom.core.reading import parse_yaml
+from ledom.lm.language_model import LanguageModel
 
 __all__ = ["read_options"]
 

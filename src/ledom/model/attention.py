@@ -12,21 +12,22 @@ Shapes: T tokens of the row, H query heads, K key-value heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from ledom.lm.trunk import Attend
+__all__ = ["IMPLEMENTATION", "Attend", "packed_attention"]
 
-__all__ = ["IMPLEMENTATION", "packed_attention"]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. There are as many
+queries as tokens, or in the last layer as many as outputs are wanted."""
 
 IMPLEMENTATION = "ledom"
 _OTHER_ATTENTION = {"softcap": "soft-capped attention", "s_aux": "attention sinks"}

@@ -33,14 +33,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from ledom.direction import Direction
-from ledom.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
+from ledom.core.reading import read_json_object
 from ledom.model import attention
-from ledom.model.folder import hash_files, loaded_files, read_json_object
+from ledom.model.folder import hash_files, loaded_files
 from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
-from ledom.model.tokenizer import Tokenizer
-from ledom.pairs import PairFormat
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
 
 __all__ = [
     "BOS_KEY",

@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ledom.errors import CheckpointError, InputError, OutputError
+from ledom.core.errors import CheckpointError, InputError, OutputError
+from ledom.core.reading import check_regular, read_json, read_json_object
+from ledom.core.records import write_atomically
 from ledom.model.foreign.aliases import what_to_run
-from ledom.reading import check_regular, read_json
-from ledom.records import write_atomically
 
-__all__ = ["file_digest", "hash_files", "loaded_files", "read_json_object", "weight_files"]
+__all__ = ["file_digest", "hash_files", "loaded_files", "weight_files"]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # as transformers looks for them
 _SMALL_FILES = (
@@ -34,14 +34,6 @@ _SMALL_FILES = (
 )
 _CACHED_BYTES = 2**20  # from which a digest is worth keeping
 _SETTLED_SECONDS = 2.0  # a file changed again sooner may keep its times
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises `CheckpointError` for anything else there."""
-    try:
-        return read_json(file, non_finite=True)  # some models have NaN and infinities
-    except InputError as error:
-        raise CheckpointError(str(error)) from None
 
 
 def weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:

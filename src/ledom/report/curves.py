@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ledom.report.figure import COLOURS, HALF, WIDE, draw_svg, label_ends, pairs
+from ledom.report.figures import COLOURS, HALF, WIDE, draw_svg, label_ends, pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ledom.records import write_atomically
+from ledom.core.records import write_atomically
 
 __all__ = [
     "LONGEST_TEXT",
@@ -70,7 +70,7 @@ def render_template(
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,  # optional keys are shown as nothing
         trim_blocks=True,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ledom.report.figure import COLOURS, HALF, MARKERS, WIDE, draw_svg, label_ends, pairs, short
+from ledom.report.figures import COLOURS, HALF, MARKERS, WIDE, draw_svg, label_ends, pairs, short
 from ledom.report.numbers import Bounds
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ledom.data.shards import MANIFEST, TokenStore
-from ledom.direction import Direction
-from ledom.errors import CheckpointError, InputError
-from ledom.reading import check_regular, read_json
-from ledom.recipe import Recipe, named_files
-from ledom.records import write_atomically
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, InputError
+from ledom.core.reading import check_regular, read_json
+from ledom.core.records import write_atomically
+from ledom.data.store import MANIFEST, TokenStore
+from ledom.train.recipe import Recipe, named_files
 
 __all__ = ["check_inputs", "content_hash"]
 

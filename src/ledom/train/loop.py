@@ -24,21 +24,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from ledom.core.direction import Direction
+from ledom.core.errors import OutputError, RecipeError, TrainingError
+from ledom.core.records import Problem
+from ledom.data.packing import Batches, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData, read_split
-from ledom.data.windows import Batches, PackedBatch, Windows, pack
-from ledom.direction import Direction
-from ledom.errors import OutputError, RecipeError, TrainingError
 from ledom.model.checkpoint import build_model, load_checkpoint, read_context, save_checkpoint
+from ledom.model.exactness import packing_reach
 from ledom.model.own_forward import OwnForward
-from ledom.model.packing import packing_reach
-from ledom.recipe import Recipe
-from ledom.records import Problem
-from ledom.train.lora import Adapters
-from ledom.train.loss import token_losses
-from ledom.train.metrics import Row, open_metrics
-from ledom.train.objective import PairBatches, read_wrong_solutions
-from ledom.train.optim import build_optimizers, schedule
-from ledom.train.parallel import (
+from ledom.train.checkpoints import Checkpoints
+from ledom.train.distributed import (
     World,
     accumulate,
     distribute,
@@ -47,8 +42,13 @@ from ledom.train.parallel import (
     split_windows,
     whole_weights,
 )
+from ledom.train.lora import Adapters
+from ledom.train.losses import token_losses
+from ledom.train.metrics import Row, open_metrics
+from ledom.train.objective import PairBatches, read_wrong_solutions
+from ledom.train.optim import build_optimizers, schedule
+from ledom.train.recipe import Recipe
 from ledom.train.signals import held_signals
-from ledom.train.state import Checkpoints
 from ledom.train.validation import Tally
 
 __all__ = ["Progress", "check_lengths", "train", "training_batches"]

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from transformers import PreTrainedModel
 
-from ledom.config import Config
-from ledom.errors import RecipeError
+from ledom.core.config import Config
+from ledom.core.errors import RecipeError
 
 __all__ = ["Adapters", "LoraConfig"]
 

@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ledom.errors import InputError, MissingExtraError, OutputError
-from ledom.reading import parse_json, read_text
-from ledom.records import write_atomically
+from ledom.core.errors import InputError, MissingExtraError, OutputError
+from ledom.core.reading import parse_json, read_text
+from ledom.core.records import write_atomically
 
 __all__ = ["Row", "open_metrics", "read_metrics"]
 

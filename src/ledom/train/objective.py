@@ -18,14 +18,14 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ledom.config import Config
-from ledom.direction import Direction
-from ledom.errors import InputError
-from ledom.evaluate.answers import extract_answer
-from ledom.evaluate.equality import equal_answers
-from ledom.model.tokenizer import Tokenizer
-from ledom.pairs import EncodedPair, PairFormat
-from ledom.records import Candidate, Problem, read_records
+from ledom.core.config import Config
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem, read_records
+from ledom.text.answers import extract_answer
+from ledom.text.math.equality import equal_answers
+from ledom.text.pair_format import EncodedPair, PairFormat
+from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["ObjectiveConfig", "PairBatches", "read_wrong_solutions"]
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ledom.config import Config
+from ledom.core.config import Config
 from ledom.model.layers import layer_matrices
 
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.data.windows import PackedBatch, Windows
-from ledom.direction import Direction
+from ledom.core.direction import Direction
+from ledom.data.packing import PackedBatch, Windows
 
 __all__ = ["Tally"]
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import ledom
-from ledom.errors import CheckpointError, MissingExtraError
+from ledom.core.errors import CheckpointError, MissingExtraError
 from ledom.model.foreign.importer import ImportOptions, import_model
 
 

@@ -25,12 +25,12 @@ from transformers import (
 
 import ledom
 from command_line import Run, check_refused
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 from ledom.lm import embedded_folder
 from ledom.model.checkpoint import load_checkpoint
 from ledom.model.foreign import check, importer, tensors
 from ledom.model.foreign.importer import ImportOptions, import_model
-from ledom.model.tokenizer import Tokenizer
+from ledom.text.tokenizer import Tokenizer
 
 IDS = torch.arange(3, 23)[None]
 

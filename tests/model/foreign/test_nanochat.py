@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import ledom
-from ledom.errors import CheckpointError, InputError
+from ledom.core.errors import CheckpointError, InputError
 from ledom.model.checkpoint import load_checkpoint
 from ledom.model.foreign.importer import ImportOptions, import_model
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos

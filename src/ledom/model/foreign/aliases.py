@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ledom.direction import Direction
+from ledom.core.direction import Direction
 
 __all__ = ["ALIASES", "Published", "is_hub_name", "what_to_run"]
 

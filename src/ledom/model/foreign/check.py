@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
 
-from ledom.direction import Direction
-from ledom.errors import CheckpointError
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError
 from ledom.model.foreign.skeleton import build_skeleton, streamed
 
 __all__ = ["TEXTS", "SelfCheck", "check_model"]

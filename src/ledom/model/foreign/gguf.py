@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ledom.errors import CheckpointError, MissingExtraError
+from ledom.core.errors import CheckpointError, MissingExtraError
 from ledom.model.checkpoint import quiet
 from ledom.model.foreign.tensors import StoredTensor, from_torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 
 __all__ = ["Downloaded", "download"]
 

@@ -21,10 +21,11 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoConfig, PretrainedConfig
 
 import ledom
-from ledom.direction import Direction
-from ledom.errors import CheckpointError, DirectionError, InputError, OutputError
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
+from ledom.core.reading import read_json_object
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
-from ledom.model.folder import file_digest, read_json_object
+from ledom.model.folder import file_digest
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
@@ -38,7 +39,7 @@ from ledom.model.foreign.tensors import (
     write_safetensors,
 )
 from ledom.model.foreign.tokenizer_files import read_tokenizer, recorded_eos
-from ledom.model.tokenizer import Tokenizer
+from ledom.text.tokenizer import Tokenizer
 
 __all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
 
@@ -47,7 +48,7 @@ RECORD = "ledom_import.json"
 _NOT_KEPT = ("auto_map", "_name_or_path", "transformers_version")
 
 Progress = Callable[..., Iterable[str]]
-"""Shows a bar over names; called as `ledom.progress.track` is."""
+"""Shows a bar over names; called as `ledom.cli.progress.track` is."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 
 __all__ = ["NanochatConfig", "NanochatForCausalLM", "NanochatModel"]
 

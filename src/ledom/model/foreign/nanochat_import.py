@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ledom.errors import CheckpointError, InputError
-from ledom.model.folder import read_json_object
+from ledom.core.errors import CheckpointError, InputError
+from ledom.core.reading import read_json_object
 from ledom.model.foreign.nanochat import FULL, SLIDING, NanochatConfig
 from ledom.model.foreign.tensors import StoredTensor
 

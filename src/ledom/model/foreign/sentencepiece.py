@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 
 __all__ = ["read_sentencepiece"]
 

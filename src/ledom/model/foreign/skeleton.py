@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 from ledom.model.foreign.tensors import StoredTensor
 
 __all__ = ["build_skeleton", "fit_tensors", "streamed"]

@@ -19,9 +19,8 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ledom.errors import CheckpointError
-from ledom.model.folder import read_json_object
-from ledom.reading import parse_json
+from ledom.core.errors import CheckpointError
+from ledom.core.reading import parse_json, read_json_object
 
 __all__ = ["StoredTensor", "from_torch", "read_folder", "read_torch_file", "write_safetensors"]
 

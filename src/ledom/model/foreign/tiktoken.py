@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
-from ledom.errors import CheckpointError
+from ledom.core.errors import CheckpointError
 
 __all__ = ["read_tiktoken_pickle"]
 

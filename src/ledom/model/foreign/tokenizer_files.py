@@ -8,8 +8,8 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
-from ledom.errors import CheckpointError
-from ledom.model.folder import read_json_object
+from ledom.core.errors import CheckpointError
+from ledom.core.reading import read_json_object
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 

@@ -1,0 +1,66 @@
+"""How many files of the package one command touches, from the command line to the model.
+
+    python benchmarks/files.py
+
+A file counts when a function or method of it is called (`sys.setprofile`; what runs at import does
+not count). The fewer files, the less a reader must open to follow a command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ledom
+from ledom.cli.app import app
+
+PACKAGE = Path(ledom.__file__).parent
+COMMANDS = {
+    "rerank": ["rerank", "--num-problems", "2", "--samples", "2", "--max-tokens", "32"],
+    "train": [
+        "train",
+        "recipes/tiny.yaml",
+        "optim.steps=2",
+        "data.num_documents=200",
+        "data.num_valid=20",
+        "train.batch_size=2",
+        "--direction",
+        "reverse",
+    ],
+}
+
+
+def files_touched(arguments: list[str]) -> list[str]:
+    seen: set[str] = set()
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_name not in ("<module>", "<lambda>"):
+            seen.add(frame.f_code.co_filename)
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            app(arguments, standalone_mode=False)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    files = [Path(file) for file in seen]
+    return sorted(str(f.relative_to(PACKAGE)) for f in files if f.is_relative_to(PACKAGE))
+
+
+def main() -> None:
+    for name, arguments in COMMANDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            files = files_touched([*arguments, "--out", folder])
+        print(f"{name}: {len(files)} files: {' '.join(files)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Commands that make training data: a tokenizer, token stores, varied problems."""
+
+from __future__ import annotations
+
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ledom.cli.display import say
+from ledom.cli.options import Out, Seed, Threads, refuse_unused, use_threads
+from ledom.cli.progress import track, track_tokenizing
+from ledom.core.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from ledom.data.documents import Documents
+
+__all__ = ["COMMANDS"]
+
+Texts = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DOCUMENTS",
+        help="Files or folders of JSONL, Parquet or text (.gz, .zst too), or "
+        "hub:NAME,config=...,split=...",
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(help="jsonl, parquet, text (a file is a document) or lines; by name otherwise."),
+]
+TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
+
+_VARIED = ("train", "wrong", "valid")  # the files of ledom vary
+
+
+def tokenizer(
+    documents: Texts,
+    vocab_size: Annotated[int, typer.Option(min=257, help="How many tokens, EOS included.")] = 2048,
+    split_digits: Annotated[bool, typer.Option(help="Every digit is a token of its own.")] = True,
+    num_documents: Annotated[
+        int | None, typer.Option(min=1, help="The first so many only; all by default.")
+    ] = None,
+    format: Format = None,
+    text_key: TextKey = "text",
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json.")] = Path("ledom-tokenizer"),
+    threads: Threads = None,
+) -> None:
+    """Train a byte-level BPE tokenizer on documents.
+
+    Example: ledom tokenizer corpus/ --vocab-size 32000 --out tokenizer
+    """
+    from ledom.data.documents import open_documents
+    from ledom.text.tokenizer import train_tokenizer
+
+    use_threads(threads)
+    given = open_documents(documents, format, text_key)
+    _say_notes(given)
+    texts = islice(given.texts(), num_documents)
+    first = [*islice(texts, 1)]
+    if not first:
+        raise InputError(f"{', '.join(documents)}: there are no documents to train on")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+    counted = track(chain(first, texts), "documents", 0, num_documents)
+    read = count()
+    seen = (text for text, _ in zip(counted, read, strict=False))
+    made = train_tokenizer(seen, vocab_size, split_digits)
+    made.save(out)
+    found = next(read)
+    if num_documents is not None and found < num_documents:
+        say(f"note: --num-documents is {num_documents}, there are {found}")
+    if made.vocab_size < vocab_size:
+        say(f"note: --vocab-size is {vocab_size}; these documents have no more pairs to merge")
+    say(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
+
+
+def tokenize(
+    context: typer.Context,
+    documents: Texts,
+    tokenizer: Annotated[
+        Path, typer.Option(help="A tokenizer.json, or the folder of one; see ledom tokenizer.")
+    ],
+    eos_token: Annotated[
+        str | None, typer.Option(help="The token behind each document; the tokenizer's own.")
+    ] = None,
+    format: Format = None,
+    text_key: TextKey = "text",
+    executor: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tasks at a time, a core each; every core here, all on clusters."),
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Shards to make; by the documents' size.")
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of sbatch, as partition=cpu; may be given again."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the store; finished shards there are kept.")
+    ] = Path("ledom-tokens"),
+    threads: Threads = None,
+) -> None:
+    """Tokenise documents to a store for data.sources of a recipe, one for both directions.
+
+    On a cluster: --executor slurm --slurm partition=cpu --slurm time=4:00:00 --tasks 500
+
+    Example: ledom tokenize corpus/ --tokenizer tokenizer --workers 8 --out tokens
+    """
+    from ledom.data.documents import open_documents
+    from ledom.data.tokenize import Execution, tokenise
+    from ledom.text.tokenizer import Tokenizer
+
+    refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
+    use_threads(threads)
+    sbatch = dict(_key_and_value(option) for option in slurm or [])
+    given = open_documents(documents, format, text_key)
+    _say_notes(given)
+    with track_tokenizing() as on_progress:
+        execution = Execution(executor, workers, tasks, sbatch, on_progress)
+        store = tokenise(given, Tokenizer.load(tokenizer, eos_token), out, execution)
+    if store is None:
+        say(f"submitted; the last job to finish writes {out / 'manifest.json'}")
+        say("jobs that fail are done again by the same command")
+        return
+    counts = store.manifest
+    say(
+        f"{counts['num_documents']:,} documents, {counts['num_tokens']:,} tokens in "
+        f"{len(store.shards)} shards: {out}"
+    )
+
+
+def _say_notes(documents: Documents) -> None:
+    for note in documents.notes:
+        say(f"note: {note}")
+
+
+def _key_and_value(option: str) -> tuple[str, str]:
+    key, equals, value = option.partition("=")
+    if not equals or not key:
+        raise InputError(f"--slurm {option!r}: write it as key=value, such as partition=cpu")
+    return key.lstrip("-"), value
+
+
+def vary(
+    problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
+    variants: Annotated[int, typer.Option(min=0, help="Most with other numbers, a problem.")] = 6,
+    wrong: Annotated[int, typer.Option(min=0, help="Most wrong solutions of each.")] = 4,
+    out: Out = Path("ledom-vary"),
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """More training pairs out of worked problems: other numbers, and solutions gone wrong.
+
+    Example: ledom vary gsm8k/train.jsonl --out varied
+    """
+    from ledom.core.records import Problem, Record, write_records
+    from ledom.data.augment import vary as run
+    from ledom.data.prepare import DataConfig, read_split
+
+    use_threads(threads)
+    if problems.resolve() in {(out / f"{name}.jsonl").resolve() for name in _VARIED}:
+        raise InputError(f"--out {out} would replace {problems}; give another folder")
+    given, held_out = read_split(DataConfig(train=str(problems)))
+    kept = [record for record in given if isinstance(record, Problem)]
+    if not kept:
+        raise InputError("these are documents; problems with solutions are needed", path=problems)
+    varied, candidates = run(track(kept, "problems", 0, len(kept)), variants, wrong, seed)
+    made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
+    for name, records in zip(_VARIED, made, strict=True):
+        write_records(out / f"{name}.jsonl", records)
+        say(f"{out / name}.jsonl: {len(records)} records")
+
+
+COMMANDS = (tokenizer, tokenize, vary)

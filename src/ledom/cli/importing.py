@@ -1,0 +1,69 @@
+"""The command that takes in published checkpoints and foreign formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ledom.cli.display import say
+from ledom.cli.options import Threads, use_threads
+from ledom.cli.progress import track
+
+__all__ = ["COMMANDS"]
+
+
+def import_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="ledom-7b, ledom-2b, reverse-pythia, 2tpg, USER/NAME on the hub, a model folder "
+            "(Llama, GPT-2, GPT-NeoX, nanochat) or a .gguf file."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    direction: Annotated[
+        str | None,
+        typer.Option(help="forward or reverse; needed where neither name nor file says it."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer file or folder, for weights without one.")
+    ] = None,
+    eos_token: Annotated[
+        str | None, typer.Option(help="Document-end token; by default it is measured.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the hub; the newest by default.")
+    ] = None,
+    softcap: Annotated[
+        float | None, typer.Option(help="20 for a nanochat model of 2 to 9 March 2026.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Check that the model reads better in its direction.")
+    ] = True,
+    threads: Threads = None,
+) -> None:
+    """Turn a published checkpoint or a foreign file into a model folder that ledom loads.
+
+    Example: ledom import ledom-7b --out ledom-7b
+    """
+    use_threads(threads)
+    from ledom.model.foreign.importer import ImportOptions, import_model
+
+    options = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)
+    made = import_model(source, out, options)
+    for note in made.notes:
+        say(note)
+    if made.check is not None:
+        say(
+            f"nats per token: {made.check.forward_loss:.2f} forward, {made.check.reverse_loss:.2f} "
+            f"reverse; a document ends with {made.check.eos_token} "
+            f"(probability {made.check.eos_probability:.2g})"
+        )
+    say(f"a {made.direction} model, documents end with {made.eos_token}: {made.folder}")
+
+
+import_command.__name__ = "import"  # the command's name, which Python keeps for itself
+
+COMMANDS = (import_command,)

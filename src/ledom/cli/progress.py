@@ -1,0 +1,178 @@
+"""How far a stage is: a bar on a terminal; elsewhere a plain line every half minute.
+
+One mechanism for every long stage. Of several processes the first shows its own share. It writes
+to standard error, and only while the stage lasts.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ledom.cli.display import count_text, say
+from ledom.core import processes as parallel
+
+__all__ = ["Progress", "track", "track_tokenizing", "track_training"]
+
+SECONDS = 30.0
+"""Between two lines where there is no terminal."""
+
+
+class Progress:
+    """The state of a stage that is under way, and how it is shown.
+
+    with Progress("scoring", total=800) as progress:
+        progress.update(done=12, state="loss 3.2")
+    """
+
+    def __init__(self, name: str, done: int = 0, total: int | None = None) -> None:
+        self.name, self.done, self.total, self.state = name, done, total, ""
+        self._before = done
+        self._start = time.monotonic()
+        self._bar: Any = None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Progress:
+        if parallel.is_first():
+            from rich.console import Console
+
+            console = Console(stderr=True)
+            if console.is_interactive:
+                self._bar = _start_bar(self, console)
+            else:
+                threading.Thread(target=self._print_lines, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(
+        self, done: int | None = None, total: int | None = None, state: str | None = None
+    ) -> None:
+        """What is known now; None leaves a value as it was."""
+        self.done = self.done if done is None else done
+        self.total = self.total if total is None else total
+        self.state = self.state if state is None else state
+        if self._bar is not None:
+            self._bar.update(0, completed=self.done, total=self.total, state=self.state)
+
+    def begin(self, done: int) -> None:
+        """So much was done before this run: it does not count for the rate."""
+        self._before = done
+        self.update(done)
+
+    def note(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False)
+        else:
+            say(line)
+
+    def line(self, seconds: float) -> str:
+        """The state as text, so many seconds after the start."""
+        made = self.done - self._before
+        parts = [f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"]
+        if made and seconds > 0:
+            parts.append(_rate(made / seconds))
+        if made and self.total is not None:
+            parts.append(f"{_duration(seconds / made * (self.total - self.done))} left")
+        else:
+            parts.append(f"{_duration(seconds)} so far")
+        if not made and self.total is None:
+            parts.pop(0)  # nothing is counted
+        return f"{self.name}: {', '.join([*parts, *filter(None, [self.state])])}"
+
+    def _print_lines(self) -> None:
+        while not self._ended.wait(SECONDS):
+            say(self.line(time.monotonic() - self._start))
+
+
+def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+    """Show progress over chunks of a stage: each is one of `total` (None: nobody knows)."""
+    with Progress(name, done, total) as progress:
+        for chunk in chunks:
+            yield chunk
+            progress.update(progress.done + 1)
+
+
+@contextmanager
+def track_training(name: str, steps: int) -> Iterator[Callable[[Any], None]]:
+    """Training steps with loss and tokens per second; yields what `ledom.train.loop` reports to."""
+    valid = ""
+    with Progress(name, total=steps) as progress:
+
+        def show(report: Any) -> None:
+            nonlocal valid
+            if not progress.done:
+                progress.begin(report.step - 1)
+            if report.notice is not None:
+                progress.note(f"step {report.step}: {report.notice}")
+            if report.valid_loss is not None:
+                valid = f", valid {report.valid_loss:.3f}"
+            speed = f"{report.tokens_per_second:,.0f} tokens/s"
+            progress.update(report.step, state=f"loss {report.loss:.3f}{valid}, {speed}")
+
+        yield show
+
+
+@contextmanager
+def track_tokenizing() -> Iterator[Callable[[Any], None]]:
+    """Tasks with the tokens written and their rate; yields what `tokenise` reports to."""
+    first: tuple[float, int] | None = None  # time and tokens of the first report
+    with Progress("tasks") as progress:
+
+        def show(report: Any) -> None:
+            nonlocal first
+            now, written = time.monotonic(), report.num_tokens
+            if first is None:
+                progress.begin(report.tasks_done)
+            first = start, before = first or (now, written)
+            state = f"{count_text(written)} tokens"
+            if now > start:
+                state += f", {count_text((written - before) / (now - start))} tokens/s"
+            progress.update(report.tasks_done, report.num_tasks, state)
+
+        yield show
+
+
+def _start_bar(progress: Progress, console: Any) -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    counted = (MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn())
+    name = TextColumn("{task.description}")
+    bar = Bar(SpinnerColumn(), name, BarColumn(), *counted, TimeElapsedColumn(), console=console)
+    bar.add_task(progress.name, total=progress.total, completed=progress.done, state="")
+    bar.start()
+    return bar
+
+
+def _rate(per_second: float) -> str:
+    """`3.2 per s`, or per minute or hour where it is slower."""
+    for unit, seconds in (("s", 1), ("min", 60), ("h", 3600)):
+        if per_second * seconds >= 1 or unit == "h":
+            break
+    return f"{per_second * seconds:.3g} per {unit}"
+
+
+def _duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"

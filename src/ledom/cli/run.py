@@ -1,0 +1,157 @@
+"""Around every command: its streams, its errors as one line, and its exit code.
+
+    0    done
+    2    an error, in one line on standard error; results that are finished stay on disk
+    130  Ctrl-C
+    141  whoever read standard output went away, as `head -1` does
+
+A SIGINT that is ignored when the program starts, as in a background shell, stays ignored: that is
+what Python does.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from textwrap import shorten
+from typing import Any
+
+import typer
+
+from ledom.cli.display import say
+from ledom.core import processes as parallel
+from ledom.core.errors import LedomError, OutputError
+
+__all__ = ["DEBUG_VARIABLE", "prepare_process", "run"]
+
+DEBUG_VARIABLE = "LEDOM_DEBUG"
+"""Environment variable that shows tracebacks, as --debug does."""
+
+_FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141
+
+
+class _PipeClosed(Exception):  # noqa: N818 (not an error)
+    """Nobody reads standard output any more."""
+
+
+def prepare_process() -> None:
+    """Make the standard streams and other people's warnings do no harm; once, in the program.
+
+    A stream that is closed becomes the null device, so that no file opened later gets its number
+    and is written into. What cannot be encoded is escaped. A failing standard error is no reason to
+    stop; a failing standard output is, in one line.
+    """
+    was_closed = sys.stdin is None
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+    if was_closed:
+        sys.stdin = None
+    sys.stdout = _stream(1, sys.stdout, _Output(1))
+    sys.stderr = _stream(2, sys.stderr, _Messages(2))
+    if not sys.warnoptions and not os.environ.get(DEBUG_VARIABLE):
+        warnings.simplefilter("ignore")
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of folders it cannot write
+
+
+class _Output(io.RawIOBase):
+    """Standard output: once it fails, that is said, and nothing more is written."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self._failed = number, False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._number
+
+    def isatty(self) -> bool:
+        return os.isatty(self._number)
+
+    def write(self, data: Any) -> int:
+        if self._failed:
+            return len(data)
+        try:
+            return os.write(self._number, data)
+        except OSError as error:
+            self._failed = True
+            return self._fail(error, len(data))
+
+    def _fail(self, error: OSError, size: int) -> int:
+        if isinstance(error, BrokenPipeError):
+            raise _PipeClosed from None
+        raise OutputError(
+            f"standard output cannot be written: {error.strerror}; what is finished is on disk"
+        ) from None
+
+
+class _Messages(_Output):
+    """Standard error: what cannot be said is lost, and the work goes on."""
+
+    def _fail(self, error: OSError, size: int) -> int:
+        return size
+
+
+def _stream(number: int, given: Any, raw: io.RawIOBase) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(given, "encoding", None) or "utf-8",
+        errors="backslashreplace",
+        line_buffering=number == 2 or os.isatty(number),
+    )
+
+
+def run(app: Callable[..., Any]) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        code = app(prog_name="ledom", standalone_mode=False) or 0  # typer makes Ctrl-C a 130
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except _PipeClosed:
+        code = _PIPE_CLOSED
+    except SystemExit:
+        with suppress(_PipeClosed):
+            sys.stdout.flush()
+        raise
+    except Exception as error:
+        code = _failed(error)
+    if code == _INTERRUPTED:
+        say("interrupted; what is finished is kept: run the same command again to resume")
+    return int(code)
+
+
+def _failed(error: Exception) -> int:
+    """Say what failed in one line, once where several processes run; the exit code."""
+    if parallel.is_first_failure():
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exception(error)
+        typer.echo(f"error: {_message(error)}", err=True)
+    return _FAILED
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, LedomError):
+        return _one_line(str(error))
+    if hasattr(error, "format_message"):  # what typer raises for wrong usage has it
+        return f"{_one_line(error.format_message()).rstrip('.')}. See: ledom --help"
+    if isinstance(error, MemoryError):
+        return "out of memory; give fewer or shorter texts at a time, or a smaller model"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    what = shorten(f"{type(error).__name__}: {error}", 300)
+    return (
+        f"internal error: {what}; run it again as `ledom --debug ...` to see the traceback, and "
+        "report it"
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n"))

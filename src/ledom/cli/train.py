@@ -1,0 +1,185 @@
+"""Commands around a training run: its plan, the run, how it went, and its release."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ledom.cli.display import say, show_plan
+from ledom.cli.options import Device, Threads, command_line, refuse_unused, use_threads
+from ledom.cli.progress import Progress, track_training
+from ledom.core.errors import InputError
+
+__all__ = ["COMMANDS"]
+
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ...")
+]
+
+
+def train(
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ..."),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes such as optim.steps=100.")
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="forward, reverse or both, one after the other.")
+    ] = "both",
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Train a model, or a pair; a stopped run goes on from its last checkpoint.
+
+    On many GPUs: torchrun --nproc-per-node 8 --no-python ledom train recipe.yaml
+
+    Example: ledom train tiny --direction reverse --threads 1
+    """
+    from ledom.cli.packaged import find_recipe
+    from ledom.core.direction import Direction
+    from ledom.data.prepare import prepare_data
+    from ledom.lm.backends.local import default_device
+    from ledom.train.distributed import connect
+    from ledom.train.inputs import check_inputs
+    from ledom.train.loop import check_lengths
+    from ledom.train.loop import train as run
+    from ledom.train.recipe import load_recipe, save_recipe
+
+    plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=_note)
+    if direction not in ("forward", "reverse", "both"):
+        raise InputError(f"direction is {direction!r}; give forward, reverse or both")
+    directions = list(Direction) if direction == "both" else [Direction(direction)]
+    for way in directions:
+        check_lengths(plan, way)
+    use_threads(threads)
+    folder = out / plan.name
+    say(f"preparing the data in {folder / 'data'}")
+    with Progress("preparing the data"):
+        data = prepare_data(plan.data_of(directions[0]), folder / "data")
+    with connect(device or default_device()) as world:
+        if world.is_first:
+            check_inputs(plan, directions, folder)
+        saved = folder / "recipe.yaml"
+        if world.is_first and not saved.exists():  # of a run that is there, until it takes this one
+            save_recipe(plan, saved)
+        for way in directions:
+            try:
+                with track_training(str(way), plan.optim.steps) as on_progress:
+                    finished = run(plan, way, data, folder / str(way), on_progress, world)
+            except SystemExit:  # SIGTERM: not an error
+                if world.is_first:
+                    say("stopped; every step is saved: run the same command again to go on")
+                raise
+            if world.is_first:
+                save_recipe(plan, saved)
+                say(f"{way} model: {finished}")
+
+
+def dynamics(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of ledom train, as runs/NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("ledom-dynamics"),
+    threads: Threads = None,
+) -> None:
+    """Compare the training of both directions, and of several runs, from their metrics.
+
+    Example: ledom dynamics runs/tiny --out out/dynamics
+    """
+    import ledom
+    from ledom.report.compare import compare_runs
+    from ledom.report.compare_page import claims, write_dynamics
+
+    use_threads(threads)
+    with Progress("comparing the runs"):
+        report = compare_runs(runs)
+    report["ledom_version"] = ledom.__version__
+    report["command"] = command_line()
+    page = write_dynamics(out, report)
+    for line in claims(report):
+        say(line)
+    say(f"report: {page}  (the same as dynamics.md and dynamics.json)")
+
+
+def plan(
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ..."),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes such as train.seq_len=2048.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many GPUs.")] = 1,
+    gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
+    utilisation: Annotated[
+        float, typer.Option(help="Share of the GPUs' peak that training reaches.")
+    ] = 0.4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, in bytes.")] = False,
+) -> None:
+    """Work out a run's parameters, memory by part, FLOPs, hours and sizes, before it is started.
+
+    Example: ledom plan 7b parallel.recompute=true --gpus 64 --gpu h100
+    """
+    from ledom.cli.packaged import find_recipe
+    from ledom.train.estimate import Setup, make_plan
+    from ledom.train.recipe import load_recipe
+
+    setup = Setup(gpus, gpu, utilisation)
+    needs = make_plan(load_recipe(find_recipe(recipe), overrides or [], note=_note), setup)
+    if as_json:
+        typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
+    else:
+        show_plan(needs)
+
+
+def export(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(help="A model folder, one of a run (runs/NAME/reverse), or of data.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the released model; data gets its card where it is.")
+    ] = Path("ledom-export"),
+    direction: Annotated[
+        str | None, typer.Option(help="Of a model whose config.json records none.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="For the card, as apache-2.0.")] = None,
+    push: Annotated[str | None, typer.Option(help="Upload to the hub as USER/NAME.")] = None,
+    private: Annotated[bool, typer.Option(help="Make it private there.")] = False,
+) -> None:
+    """Write a model for others to use with plain transformers, its card included.
+
+    Example: ledom export runs/tiny/reverse --out tiny-reverse --push me/tiny-reverse
+    """
+    from ledom.core.hub import push as upload
+    from ledom.data.card import write_dataset_card
+    from ledom.data.store import read_manifests
+    from ledom.train.export import export_model
+    from ledom.train.run_folder import find_run
+
+    is_data = bool(read_manifests(source))
+    refuse_unused(
+        context,
+        (push is None, "nothing is uploaded without --push", ["private"]),
+        (is_data, f"{source} is data, which gets its card where it is", ["out", "direction"]),
+    )
+    if is_data:
+        write_dataset_card(source, push, license)
+        folder = source
+    else:
+        folder = export_model(find_run(source), out, direction, push, license)
+    say(f"released: {folder}, its card: {folder / 'README.md'}")
+    if push is not None:
+        say(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
+
+
+def _note(line: str) -> None:
+    say(f"note: {line}")
+
+
+COMMANDS = (train, dynamics, plan, export)

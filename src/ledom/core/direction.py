@@ -1,0 +1,47 @@
+"""The two directions, and the only place where token order flips.
+
+Everything outside a model speaks *reading order* (left to right). A reverse model is an ordinary
+causal language model that is fed *model order*: for `forward` the two are the same, for `reverse`
+model order is reading order flipped. This module knows nothing of tokenizers, models or texts.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeVar
+
+import numpy as np
+
+from ledom.core.errors import InputError
+
+__all__ = ["Direction"]
+
+SequenceT = TypeVar("SequenceT", list[int], list[str], "np.ndarray")
+
+
+class Direction(str, Enum):
+    """Which way a model reads: `forward` predicts what follows, `reverse` what comes before."""
+
+    FORWARD = "forward"
+    REVERSE = "reverse"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Direction:
+        raise InputError(f"direction is {value!r}; give {' or '.join(cls)}")
+
+    def __str__(self) -> str:
+        return self.value
+
+    def to_model_order(self, sequence: SequenceT) -> SequenceT:
+        """Turn a sequence (its last axis, for arrays) from reading order into model order."""
+        if self is Direction.FORWARD:
+            return sequence
+        return sequence[..., ::-1] if isinstance(sequence, np.ndarray) else sequence[::-1]
+
+    def to_reading_order(self, sequence: SequenceT) -> SequenceT:
+        """Turn a sequence (its last axis, for arrays) from model order into reading order."""
+        return self.to_model_order(sequence)  # a flip is its own inverse
+
+    def span_to_model_order(self, start: int, end: int, length: int) -> tuple[int, int]:
+        """Where the reading-order span [start, end) of `length` items lies in model order."""
+        return (start, end) if self is Direction.FORWARD else (length - end, length - start)

@@ -1,0 +1,59 @@
+"""What models and data share on their way out: cards from templates, and the upload to the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import ledom
+from ledom.core.errors import InputError, OutputError
+
+__all__ = ["push", "render_card"]
+
+
+def render_card(template: Path, **values: Any) -> str:
+    """A card from a template, as Markdown with the hub's front matter."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # Markdown
+    )
+    environment.filters["commas"] = "{:,}".format
+    # Where a file lay on this machine is nobody's business.
+    environment.filters["last_part"] = lambda path: Path(path).name if path[0] == "/" else path
+    text = template.read_text(encoding="utf-8")
+    return environment.from_string(text).render(version=ledom.__version__, **values)
+
+
+def push(
+    folder: Path, repo: str, private: bool = False, kind: Literal["model", "dataset"] = "model"
+) -> str:
+    """Upload a folder to the hub as `USER/NAME`, made if it is not there; returns its address.
+
+    Raises `InputError` for a name of another form, `OutputError` when the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise InputError(f"the hub's name {repo!r} is none of the form USER/NAME")
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            repo_type=kind,
+            commit_message=f"Upload by ledom {ledom.__version__}",
+        )
+    except Exception as error:  # no token, no right, no network: a type for each, by client
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise OutputError(
+            f"{repo}: cannot be uploaded: {reason}; {folder} itself is complete. To log in: "
+            "hf auth login"
+        ) from error
+    return str(address)

@@ -1,0 +1,180 @@
+"""Several processes that share one job, as torchrun starts them: whose records are whose.
+
+Every process runs the same command on its share of the problems and writes its results to a file of
+its own (`ledom.core.stage`). The first process joins the files, reports and prints. Processes meet
+only between stages, through the store that torchrun keeps. This module knows nothing of models.
+Without torchrun there is one process, and nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from datetime import timedelta
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ledom.core.errors import InputError
+
+__all__ = [
+    "available_cpus",
+    "default_threads",
+    "is_first",
+    "is_first_failure",
+    "local_rank",
+    "local_size",
+    "rank",
+    "set_threads",
+    "share",
+    "size",
+    "wait",
+]
+
+_T = TypeVar("_T")
+_LONGEST_WAIT = timedelta(days=30)  # a share may take long; torchrun ends who waits for the dead
+_meetings = count()
+
+
+def rank() -> int:
+    """This process's number."""
+    return _number("RANK", 0)
+
+
+def size() -> int:
+    """How many processes share the job."""
+    return _number("WORLD_SIZE", 1)
+
+
+def local_rank() -> int:
+    """This process's number on its machine: its GPU."""
+    return _number("LOCAL_RANK", 0)
+
+
+def local_size() -> int:
+    """How many of the processes run on this machine."""
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints, and writes the results."""
+    return rank() == 0
+
+
+def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
+    """This process's share: groups are dealt in turn, items of one group stay together."""
+    dealt = {key: turn % size() for turn, key in enumerate(dict.fromkeys(map(group, items)))}
+    return [item for item in items if dealt[group(item)] == rank()]
+
+
+def wait() -> None:
+    """Go on when every process has come here."""
+    if size() == 1:
+        return
+    name = f"ledom-meeting-{next(_meetings)}"
+    if _store().add(name, 1) == size():
+        _store().set(f"{name}-all", "here")
+    _store().wait([f"{name}-all"], _LONGEST_WAIT)
+
+
+def is_first_failure() -> bool:
+    """Whether this process is the first to fail: the one that says why, since all fail alike.
+
+    torchrun ends the others as soon as one has ended with an error.
+    """
+    return size() == 1 or _store().add("ledom-failures", 1) == 1
+
+
+@lru_cache(maxsize=1)
+def _store() -> Any:
+    """The key-value store that all processes see."""
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, *_ = next(iter(rendezvous("env://")))
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"RANK and WORLD_SIZE are set, but the other processes cannot be found ({error}); "
+            "start ledom by torchrun, or without these variables"
+        ) from None
+    return store
+
+
+def _number(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
+
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_MOST_THREADS = 1024
+
+
+def default_threads() -> int:
+    """Threads that a process takes where nobody says: the environment's, else its share of CPUs.
+
+    `OMP_NUM_THREADS` decides, then `MKL_NUM_THREADS`. torchrun itself sets `OMP_NUM_THREADS=1` for
+    several processes; that is nobody's choice, and each takes an equal share instead.
+    """
+    for name in _THREAD_VARIABLES:
+        value = os.environ.get(name, "").partition(",")[0].strip()  # of nested levels the first
+        by_torchrun = value == "1" and local_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+        if value.isdecimal() and int(value) and not by_torchrun:
+            return min(int(value), _MOST_THREADS)
+    return max(1, available_cpus() // local_size())
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may use: by its affinity, and by its control groups' quotas.
+
+    `root` is where /proc and /sys lie.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return max(1, int(min([allowed, *_quotas(root)])))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """CPUs' worth of time that each control group around this process grants (v1 and v2)."""
+    groups = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            base = groups
+        elif "cpu" in controllers.split(","):
+            base = groups / "cpu"
+        else:
+            continue
+        inner = base / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            values = _read(folder / "cpu.max").split()
+            if not values:
+                values = [
+                    _read(folder / f"cpu.cfs_{key}_us").strip() for key in ("quota", "period")
+                ]
+            if len(values) == 2 and all(map(str.isdecimal, values)) and int(values[1]):
+                yield int(values[0]) / int(values[1])
+            if folder == base:
+                break
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch, BLAS and tokenizers, loaded or not, use so many threads; None is the default."""
+    count = threads or default_threads()
+    for name in (*_THREAD_VARIABLES, "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(count)
+    if threads is not None or "RAYON_NUM_THREADS" not in os.environ:
+        os.environ["RAYON_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:  # else it reads the environment when it is
+        sys.modules["torch"].set_num_threads(count)

@@ -1,0 +1,302 @@
+"""Files and texts that people give, read with care: only regular files, JSON and YAML that are
+small to hold, and nothing taken for something else in silence.
+
+Every refusal is an `InputError` of one line. This module knows nothing of records or recipes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, Never, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from ledom.core.errors import CheckpointError, InputError
+
+__all__ = [
+    "as_type",
+    "check_regular",
+    "exists",
+    "parse_json",
+    "parse_yaml",
+    "read_json",
+    "read_json_object",
+    "read_text",
+    "read_yaml",
+]
+
+T = TypeVar("T")
+
+_DEEPEST = 64  # groups within groups; a reader that calls itself fails at about a thousand
+_LONGEST_NUMBER = 309  # digits of the largest float
+_MOST_BYTES = 1 << 20  # of a YAML file
+_MOST_VALUES = 10_000  # of a YAML text, its aliases written out
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 8 and 1:30 as 90
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is anything; a path that no file can have names nothing."""
+    try:
+        return os.path.exists(path)
+    except ValueError:  # a NUL
+        return False
+
+
+def check_regular(path: str | Path) -> None:
+    """Raise `InputError` for what is not a regular file: opening a pipe would wait for ever, and a
+    device may have no end."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise InputError("no such file", path=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+    if stat.S_ISDIR(mode):
+        raise InputError("this is a directory, expected a file", path=path)
+    if not stat.S_ISREG(mode):
+        raise InputError(
+            "this is a pipe or a device; write its contents to a file, and name that", path=path
+        )
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte-order mark; raises `InputError`."""
+    check_regular(path)
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text: {error}", path=path) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def read_json(path: str | Path, non_finite: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; raises `InputError` that names it. See `parse_json`."""
+    text = read_text(path)
+    try:
+        return parse_json(text.encode(), non_finite)
+    except InputError as error:
+        raise InputError(str(error), path=path) from None
+
+
+def as_type(data: dict[str, Any], kind: type[T], path: str | Path) -> T:
+    """A JSON or YAML object as a dataclass; nothing is converted, unknown keys are left out.
+
+    Raises `InputError` that names the file, the key and the value.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
+        raise InputError(f"{key}{first['msg']}{found}", path=path) from None
+
+
+def parse_json(text: bytes, non_finite: bool = False) -> dict[str, Any]:
+    """A JSON object; raises `InputError`, without a place.
+
+    Refused besides what is not JSON: NaN, infinities and numbers beyond a float's range (unless
+    `non_finite`), a key that stands twice, half a surrogate pair, and groups more than 64 deep.
+    """
+    try:
+        data = json.loads(
+            text.decode("utf-8"),
+            parse_constant=float if non_finite else _no_number,
+            parse_int=_integer,
+            parse_float=float if non_finite else _float,
+            object_pairs_hook=_object,
+        )
+    except InputError:
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text: {error}") from None
+    except RecursionError:
+        raise InputError(f"groups more than {_DEEPEST} deep") from None
+    except ValueError as error:
+        hint = "; end its lines with LF, not CR alone" if b"\r" in text.strip() else ""
+        raise InputError(f"not JSON: {error}{hint}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"expected a JSON object, found {type(data).__name__}")
+    _check_depth(text, data)
+    if _ESCAPED_SURROGATE.search(text):
+        _check_surrogates(data)
+    return data
+
+
+def _no_number(name: str) -> Never:
+    """Python's JSON reads NaN and Infinity, which no score may be and no other reader takes."""
+    raise InputError(f"not JSON: {name} is no number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _LONGEST_NUMBER:
+        raise InputError(f"a number of {len(digits)} digits ({digits:.12}...) is too large")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise InputError(f"the number {digits:.40} is too large")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise InputError(f"key {twice!r} stands twice in one object")
+    return made
+
+
+def _check_depth(text: bytes, data: Any) -> None:
+    if text.count(b"[") + text.count(b"{") <= _DEEPEST:
+        return
+    level = [data]
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for group in level
+            for part in (group.values() if isinstance(group, dict) else group)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return
+    raise InputError(f"groups more than {_DEEPEST} deep")
+
+
+def _check_surrogates(data: dict[str, Any]) -> None:
+    for key, value in data.items():
+        try:
+            json.dumps([key, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"key {key!r} is {value!r:.60}: it holds one half of a surrogate pair"
+            ) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The YAML mapping in a file, empty for an empty file; raises `InputError` that names it."""
+    data, _ = parse_yaml(read_text(path), path)
+    if data is not None and not isinstance(data, dict):
+        raise InputError(f"expected keys and values, found {type(data).__name__}", path=path)
+    return data or {}
+
+
+class _RefusedError(Exception):
+    """Why a YAML text will not do, and where."""
+
+    def __init__(self, message: str, mark: Any = None) -> None:
+        super().__init__(message)
+        self.line = None if mark is None else mark.line + 1
+
+
+def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Node | None]:
+    """A YAML text's value, and its nodes, which know their lines.
+
+    Raises `InputError` that names `path`, the file it was read from, and the line. Refused besides
+    what is not YAML: tags, keys that are not text or stand twice, groups more than 64 deep, numbers
+    that are not decimal, and aliases that contain themselves or stand for too much.
+    """
+    try:
+        if len(text) > _MOST_BYTES:
+            raise _RefusedError(f"it has {len(text)} characters; {_MOST_BYTES} are the most")
+        _check_events(text)
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is None:
+            return None, None
+        _count_values(root, {})
+        _check_nodes(root)
+        return yaml.safe_load(text), root
+    except _RefusedError as error:
+        raise InputError(str(error), path=path, line=error.line) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = None if mark is None else mark.line + 1
+        raise InputError(f"not YAML: {error.problem}", path=path, line=line) from None
+    except (yaml.YAMLError, ValueError) as error:  # such as a day 45
+        raise InputError(f"not YAML: {' '.join(str(error).split())}", path=path) from None
+
+
+def _check_events(text: str) -> None:
+    """What is cheap to see before anything is built."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST:
+            raise _RefusedError(f"groups more than {_DEEPEST} deep", event.start_mark)
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise _RefusedError(f"the tag {tag} has no meaning here", event.start_mark)
+
+
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values under a node with its aliases written out; 0 marks a node that is being counted."""
+    if (place := id(node)) in known:
+        if not known[place]:
+            raise _RefusedError("an alias (*) contains itself", node.start_mark)
+        return known[place]
+    known[place] = 0
+    count = 1 + sum(_count_values(part, known) for part in _parts(node))
+    if count > _MOST_VALUES:
+        raise _RefusedError(
+            f"its aliases (*) stand for over {_MOST_VALUES} values", node.start_mark
+        )
+    known[place] = count
+    return count
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    """The keys and values of a mapping, the items of a sequence, nothing of a scalar."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_nodes(node: yaml.Node) -> None:
+    if isinstance(node, yaml.MappingNode):
+        _check_keys([key for key, _ in node.value])
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
+        if _OTHER_BASE.fullmatch(node.value):
+            raise _RefusedError(f"the number {node.value:.40} is not decimal", node.start_mark)
+        if len(node.value) > _LONGEST_NUMBER:
+            raise _RefusedError(
+                f"a number of {len(node.value)} digits is too large", node.start_mark
+            )
+    for part in _parts(node):
+        _check_nodes(part)
+
+
+def _check_keys(keys: list[yaml.Node]) -> None:
+    """YAML would take the last of two equal keys in silence."""
+    lines: dict[str, int] = {}
+    for key in keys:
+        if key.tag not in _KEYS:
+            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
+            raise _RefusedError(f"the key {shown} is not text; put it in quotes", key.start_mark)
+        if key.value in lines:
+            raise _RefusedError(
+                f"key {key.value} stands in line {lines[key.value]} already", key.start_mark
+            )
+        lines[key.value] = key.start_mark.line + 1
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises `CheckpointError` for anything else there."""
+    try:
+        return read_json(file, non_finite=True)  # some models have NaN and infinities
+    except InputError as error:
+        raise CheckpointError(str(error)) from None

@@ -1,0 +1,289 @@
+"""The record types that every stage reads and writes, one JSON object a line.
+
+documents -> token shards -> checkpoint -> candidates -> scores -> report: each arrow is a file of
+these records. Unknown keys are kept (`extra`) and written back; a missing or mistyped key is an
+error that names the file and the line. This module knows nothing of models or tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal, TypeVar, get_args
+
+from ledom.core.errors import InputError, OutputError
+from ledom.core.reading import check_regular, parse_json
+
+__all__ = [
+    "EARLY_STOP",
+    "SELF_CERTAINTY",
+    "Candidate",
+    "Document",
+    "Problem",
+    "Record",
+    "Score",
+    "Target",
+    "read_records",
+    "unique_ids",
+    "write_atomically",
+    "write_records",
+]
+
+SELF_CERTAINTY = "self_certainty"
+"""Key of a candidate under which sampling keeps how sure the model was."""
+EARLY_STOP = "early_stop_of"
+"""Key of a candidate's `sampling`: how many its problem would have without an early stop."""
+
+FinishReason = Literal["stop", "length"]
+Target = Literal["y|x", "x|y", "y"]
+
+
+@dataclass(kw_only=True)
+class Record:
+    """Base of the record types; `extra` holds the keys that the type does not know."""
+
+    types: ClassVar[dict[str, tuple[type, ...]]] = {}
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls: type[RecordT], data: dict[str, Any]) -> RecordT:
+        """Build a record from a parsed JSON object; raises `InputError` on a missing or bad key."""
+        known = {f.name: f for f in fields(cls) if f.name != "extra"}
+        for name, known_field in known.items():
+            required = known_field.default is MISSING and known_field.default_factory is MISSING
+            if name not in data:
+                if required:
+                    raise InputError(
+                        f"missing key {name!r}; a {cls.__name__} needs: "
+                        + ", ".join(n for n, f in known.items() if f.default is MISSING)
+                    )
+                continue
+            cls._check(name, data[name], nullable=known_field.default is None)
+        extra = {key: value for key, value in data.items() if key not in known}
+        return cls(**{n: data[n] for n in known if n in data}, extra=extra)
+
+    @classmethod
+    def _check(cls, name: str, value: Any, nullable: bool) -> None:
+        if value is None and nullable:
+            return
+        expected = cls.types[name]
+        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+            names = " or ".join(t.__name__ for t in expected)
+            raise InputError(f"key {name!r} is {value!r:.80}, expected {names}")
+        if name in cls.choices and value not in cls.choices[name]:
+            raise InputError(
+                f"key {name!r} is {value!r}, expected {' or '.join(cls.choices[name])}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as a JSON object: its own keys (without those that are None), then `extra`."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**{k: v for k, v in own.items() if v is not None}, **self.extra}
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+@dataclass(kw_only=True)
+class Document(Record):
+    """A text to train on."""
+
+    types = {"id": (str,), "text": (str,), "source": (str,)}
+    id: str
+    text: str
+    source: str | None = None
+
+
+@dataclass(kw_only=True)
+class Problem(Record):
+    """A question x, with its final answer and a worked solution where known."""
+
+    types = {"id": (str,), "question": (str,), "answer": (str,), "solution": (str,)}
+    id: str
+    question: str
+    answer: str | None = None
+    solution: str | None = None
+
+    def require_solution(self) -> str:
+        """The worked solution; raises `InputError` where there is none."""
+        if self.solution is None:
+            raise InputError(f"problem {self.id!r} has no solution; add the key 'solution'")
+        return self.solution
+
+
+@dataclass(kw_only=True)
+class Candidate(Record):
+    """A solution y that some model proposes for a problem.
+
+    `correct` is a label that came with the file; without it correctness is judged by comparing the
+    candidate's answer with the problem's.
+    """
+
+    types = {
+        "problem_id": (str,),
+        "index": (int,),
+        "text": (str,),
+        "model": (str,),
+        "finish_reason": (str,),
+        "greedy": (bool,),
+        "sampling": (dict,),
+        "correct": (bool,),
+    }
+    choices = {"finish_reason": get_args(FinishReason)}
+    problem_id: str
+    index: int
+    text: str
+    model: str | None = None
+    finish_reason: FinishReason = "stop"
+    greedy: bool = False
+    sampling: dict[str, Any] | None = None
+    correct: bool | None = None
+
+    def column(self, name: str) -> float:
+        """The number under a key of its own; raises `InputError` where there is none."""
+        value = self.extra.get(name)
+        if value is None:
+            raise InputError(
+                f"candidate {self.index} of problem {self.problem_id!r} has no {name!r}, a column "
+                "that is named on the command line or needed by the weights"
+            )
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max:  # NaN is refused too
+            raise InputError(
+                f"candidate {self.index} of problem {self.problem_id!r}: the column {name!r} is "
+                f"{value!r:.40}, expected a finite number"
+            )
+        return float(value)
+
+
+@dataclass(kw_only=True)
+class Score(Record):
+    """A model's log-probability of one part of a (question, solution) pair.
+
+    `logprob` is in nats and sums `token_logprobs`; these and `token_spans` are in reading order.
+    `token_spans` are [start, end) character offsets into the question (`x|y`) or the solution
+    (`y|x`, `y`); the document-end or -start token, where it counts, has an empty span. `text` is
+    the solution as the model read it, where that is not the candidate's own text.
+    """
+
+    types = {
+        "problem_id": (str,),
+        "index": (int,),
+        "model": (str,),
+        "direction": (str,),
+        "target": (str,),
+        "logprob": (int, float),
+        "num_tokens": (int,),
+        "token_logprobs": (list,),
+        "token_spans": (list,),
+        "text": (str,),
+    }
+    choices = {"direction": ("forward", "reverse"), "target": get_args(Target)}
+    problem_id: str
+    index: int
+    model: str
+    direction: Literal["forward", "reverse"]
+    target: Target
+    logprob: float
+    num_tokens: int
+    token_logprobs: list[float] | None = None
+    token_spans: list[list[int]] | None = None
+    text: str | None = None
+
+
+def read_records(
+    path: str | Path,
+    record_type: type[RecordT],
+    check: Callable[[RecordT], object] | None = None,
+) -> list[RecordT]:
+    """Read a JSONL file of one record type; blank lines are skipped.
+
+    `check` is called with each record, and raises `InputError` for one that will not do. Raises
+    `InputError` with file and line for that, for a missing or empty file, a directory, a line that
+    is not a JSON object, or a record with a missing or mistyped key.
+    """
+    path = Path(path)
+    records = []
+    for number, data in _read_lines(path):
+        try:
+            record = record_type.from_json(data)
+            if check is not None:
+                check(record)
+            records.append(record)
+        except InputError as error:
+            raise InputError(str(error), path=path, line=number) from None
+    if not records:
+        raise InputError(f"the file has no {record_type.__name__} records", path=path)
+    return records
+
+
+def unique_ids() -> Callable[[Problem], None]:
+    """Checks problems one by one: raises `InputError` for an id that was there already."""
+    seen = set()
+
+    def check(problem: Problem) -> None:
+        if problem.id in seen:
+            raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
+        seen.add(problem.id)
+
+    return check
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    check_regular(path)
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(BOM_UTF8) if number == 1 else line
+                if not line.strip():
+                    continue
+                try:
+                    data = parse_json(line)
+                except InputError as error:
+                    raise InputError(str(error), path=path, line=number) from None
+                yield number, data
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSONL, atomically: the file is whole or it is not there."""
+    with write_atomically(path) as out:
+        for record in records:
+            out.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[IO[str]]:
+    """Open a text file that replaces `path` only when the block ends without an error.
+
+    Raises `OutputError` when the place cannot be written or the disk is full; what stood at `path`
+    before then still stands there.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # renaming over /dev/null would replace it for all
+        raise OutputError(f"{path}: cannot be written: this is no regular file")
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

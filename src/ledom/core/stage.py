@@ -1,0 +1,349 @@
+"""One arrow of the pipeline: a JSONL file that is made in parts and survives any stop.
+
+While it is made, finished chunks of records are appended to `<name>.part`, one line per chunk; the
+first line holds the settings that they are made with. When all are there, the records go to
+`<name>` in one step, and the settings, with a hash of that file, to `<name>.settings.json`. A later
+run with equal settings resumes from the part, or uses the file. Where several processes share the
+work, each appends to a part of its own, `<name>.part.<rank>`; all of them are read, however many
+processes resume.
+
+What is computed together is decided by the stage's input alone: `Work.groups` cuts all of its items
+into groups. A model whose results depend, in their last bits, on what it computes together is given
+whole groups only, and a group's records are kept all or none. So the file is the same to the byte
+after any stop, with any number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ledom.core import processes as parallel
+from ledom.core.errors import InputError, OutputError
+from ledom.core.reading import parse_json
+from ledom.core.records import Record, read_records, write_atomically, write_records
+
+__all__ = [
+    "Check",
+    "Stage",
+    "Track",
+    "Work",
+    "check_settings",
+    "even_groups",
+    "fingerprint",
+    "read_finished",
+    "read_settings",
+]
+
+ItemT = TypeVar("ItemT")
+RecordT = TypeVar("RecordT", bound=Record)
+
+Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
+"""Wraps a stage's chunks to show progress: (chunks, name, done already, in all)."""
+
+Key = tuple[Any, ...]
+
+Check = Callable[[], Callable[[RecordT], object]]
+"""Starts a reading: gives what is called with each record and raises `InputError` if it is bad."""
+
+_HASH = "sha256"  # key of the settings file: of the finished file
+
+
+@dataclass(frozen=True)
+class Work(Generic[ItemT, RecordT]):
+    """The items whose records a stage makes, and how.
+
+    Records belong to the item with their key, whose first part is the problem's id.
+    """
+
+    items: Sequence[ItemT]
+    item_key: Callable[[ItemT], Key]
+    record_key: Callable[[RecordT], Key]
+    make: Callable[
+        [Sequence[ItemT], Mapping[Key, Sequence[RecordT]]], Iterable[tuple[Sequence[RecordT], bool]]
+    ]
+    """Takes items and the records that are there of them; yields (new records of one item, whether
+    they are its last)."""
+    groups: Callable[[Sequence[ItemT]], Sequence[Sequence[ItemT]]]
+    """Cuts items into those that are made together."""
+    together: bool
+    """Whether a result may depend on the others of its group: groups are then made whole."""
+    is_done: Callable[[Sequence[RecordT]], bool] = bool
+    """Whether these are all the records of an item."""
+    order: Callable[[RecordT], Any] = lambda record: 0
+    """Sorts the records of one item."""
+
+
+class Stage(Generic[RecordT]):
+    """A file of records being made; `records` are those that are there already.
+
+    `check` looks at every record that is read. Raises `InputError` when the file was made with
+    other settings, is damaged or was changed since, and `OutputError` when it cannot be written;
+    what was appended before then is kept.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        record_type: type[RecordT],
+        settings: dict[str, Any],
+        check: Check[RecordT] | None = None,
+    ) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+        self._type = record_type
+        self._check = check or (lambda: lambda record: None)
+        own = f".{parallel.rank()}" if parallel.rank() else ""
+        self._part = path.with_name(f"{path.name}.part{own}")
+        self._kept = 0  # bytes of whole lines in it
+        parts = self._parts()
+        self.complete = path.is_file() and (_settings_file(path).is_file() or not parts)
+        if self.complete:
+            check_settings(read_settings(path), self.settings, path)
+            self.records = read_finished(path, record_type, self._check)
+        else:
+            self.records = self._read_parts()
+        parallel.wait()  # all have read before one writes
+        if self.complete and parallel.is_first():
+            self._remove(parts)
+
+    def _parts(self) -> list[Path]:
+        """The parts of all processes, of an earlier run's too."""
+        name = f"{self.path.name}.part"
+        found = self.path.parent.glob("*") if self.path.parent.is_dir() else ()
+        return sorted(p for p in found if p.name == name or p.name.startswith(f"{name}."))
+
+    def _read_parts(self) -> list[RecordT]:
+        records: list[RecordT] = []
+        check = self._check()
+        for part in self._parts():
+            lines = part.read_bytes().splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):
+                lines.pop()  # cut short by a kill or a full disk
+            if part == self._part:
+                self._kept = sum(map(len, lines))
+            for number, line in enumerate(lines, start=1):
+                try:
+                    if number == 1:
+                        settings = parse_json(line)
+                    else:
+                        records += self._chunk(line, check)
+                except InputError as error:
+                    raise _damaged(str(error), part, number) from None
+            if lines:
+                check_settings(settings, self.settings, part)
+        return records
+
+    def _chunk(self, line: bytes, check: Callable[[RecordT], object]) -> list[RecordT]:
+        """The records in a line of a part; raises `InputError`, without a place, for bad ones."""
+        rows = parse_json(b'{"chunk": %s}' % line)["chunk"]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError("expected a list of JSON objects")
+        records = [self._type.from_json(row) for row in rows]
+        for record in records:
+            check(record)
+        return records
+
+    def append(self, records: Sequence[RecordT]) -> None:
+        """Keep a chunk of finished records, all or none, on disk before this returns."""
+        chunk = json.dumps([record.to_json() for record in records], ensure_ascii=False)
+        header = "" if self._kept else json.dumps(self.settings) + "\n"
+        added = f"{header}{chunk}\n".encode()
+
+        def write() -> None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._part.open("ab") as part:
+                part.truncate(self._kept)
+                part.write(added)
+
+        self._write(write)
+        self._kept += len(added)
+        self.records.extend(records)
+
+    def finish(self, key: Callable[[RecordT], Any]) -> None:
+        """All records are there: put them, sorted by `key`, in their final place."""
+        parallel.wait()  # for the other processes' parts
+        if parallel.is_first():
+            if parallel.size() > 1:
+                self.records = self._read_parts()
+            self.records.sort(key=key)
+            write_records(self.path, self.records)
+            with write_atomically(_settings_file(self.path)) as out:
+                json.dump({**self.settings, _HASH: _file_hash(self.path)}, out, indent=1)
+            self._remove(self._parts())
+        parallel.wait()  # for the file
+        if not parallel.is_first():
+            self.records = read_records(self.path, self._type)
+        self.complete = True
+
+    def fill(self, work: Work[ItemT, RecordT], track: Track, name: str) -> list[RecordT]:
+        """All items' records, in the items' order; those that are missing are made by groups."""
+        if self.complete:
+            return self.records
+        have: dict[Key, list[RecordT]] = {work.item_key(item): [] for item in work.items}
+        for record in self.records:
+            have[work.record_key(record)].append(record)
+        mine = self._share(work, have)
+        done = sum(map(work.is_done, have.values()))
+        total = done + sum(map(len, mine))
+        for _ in track(self._made(work, mine, have), name, done, total):
+            pass
+        place = {key: i for i, key in enumerate(have)}
+        self.finish(lambda record: (place[work.record_key(record)], work.order(record)))
+        return self.records
+
+    def _share(
+        self, work: Work[ItemT, RecordT], have: Mapping[Key, Sequence[RecordT]]
+    ) -> list[Sequence[ItemT]]:
+        """The groups of items that this process still has to make."""
+
+        def is_done(item: ItemT) -> bool:
+            return work.is_done(have[work.item_key(item)])
+
+        if not work.together:
+            missing = [item for item in work.items if not is_done(item)]
+            return [*work.groups(parallel.share(missing, lambda item: work.item_key(item)[0]))]
+        open_groups = []
+        for number, group in enumerate(work.groups(work.items)):
+            if any(have[work.item_key(item)] for item in group):
+                if all(map(is_done, group)):
+                    continue
+                raise InputError(
+                    "holds records of only some of the items that are made together, so it was "
+                    "made by another version or changed; remove it to start again",
+                    path=self._parts()[0],
+                )
+            open_groups.append((number, group))
+        return [group for _, group in parallel.share(open_groups, lambda pair: pair[0])]
+
+    def _made(
+        self,
+        work: Work[ItemT, RecordT],
+        groups: Sequence[Sequence[ItemT]],
+        have: Mapping[Key, Sequence[RecordT]],
+    ) -> Iterator[Sequence[RecordT]]:
+        """Make and keep the records of some groups; yields once per item, for the progress."""
+        for group in groups:
+            whole: list[RecordT] = []
+            for records, is_last in work.make(group, have):
+                if work.together:
+                    whole += records
+                else:
+                    self.append(records)
+                if is_last:
+                    yield records
+            if whole:
+                self.append(whole)
+
+    def _remove(self, parts: Iterable[Path]) -> None:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+    def _write(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            raise OutputError(
+                f"{self._part}: cannot be written: {error.strerror}; what was written before is "
+                "kept, run the same command again to resume"
+            ) from error
+
+
+def even_groups(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
+    """As few runs of at most `size` neighbours as there can be, as even as can be."""
+    count = -(-len(items) // size)
+    borders = [len(items) * i // count for i in range(count + 1)] if count else [0]
+    return [items[start:end] for start, end in pairwise(borders)]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a finished file was made with.
+
+    Raises `InputError` where they are missing or damaged.
+    """
+    file = _settings_file(path)
+    remedy = f"remove {path.name} and {file.name} to make them again"
+    try:
+        settings = parse_json(file.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"its settings are missing ({file.name}), so nobody knows how it was made; move it "
+            "away, or give another output folder",
+            path=path,
+        ) from None
+    except (InputError, OSError) as error:
+        raise InputError(f"damaged ({error}); {remedy}", path=file) from None
+    if not isinstance(settings.get(_HASH), str):
+        raise InputError(f"damaged (no {_HASH} of {path.name}); {remedy}", path=file)
+    return settings
+
+
+def read_finished(
+    path: Path, record_type: type[RecordT], check: Check[RecordT] | None = None
+) -> list[RecordT]:
+    """The records of a finished file.
+
+    Raises `InputError` for a bad one, by line, and for a file that was changed since it was made.
+    """
+    expected = read_settings(path)[_HASH]
+    records = read_records(path, record_type, check() if check else None)
+    if _file_hash(path) != expected:
+        raise InputError(
+            f"was changed after it was finished (its {_HASH} is not that in "
+            f"{_settings_file(path).name}); restore it, or remove it to make it again",
+            path=path,
+        )
+    return records
+
+
+def _settings_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.settings.json")
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(reason: str, path: Path, line: int) -> InputError:
+    return InputError(f"damaged ({reason}); remove it to start again", path=path, line=line)
+
+
+def check_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Raise `InputError` naming what differs between the settings that made `path` and today's."""
+    keys = sorted({*found, *wanted} - {_HASH})
+    pairs = {key: (found.get(key), wanted.get(key)) for key in keys}
+    different = [
+        f"{key}: {_shown(there)} there, {_shown(now)} now"
+        for key, (there, now) in pairs.items()
+        if _identity(there) != _identity(now)
+    ]
+    if different:
+        raise InputError(
+            f"was made with other settings ({'; '.join(different[:3])}); give another output "
+            "folder, or remove it",
+            path=path,
+        )
+
+
+def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
+    """A hash that stands for texts in a stage's settings."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update("".join(f"{text}\0" for text in row).encode())
+    return digest.hexdigest()[:16]
+
+
+def _identity(value: Any) -> Any:
+    """What must not differ: of a model (`LanguageModel.identity`) its hash, wherever it lies."""
+    return value.get("hash", value) if isinstance(value, dict) else value
+
+
+def _shown(value: Any) -> str:
+    is_model = isinstance(value, dict) and {*value} == {"name", "hash"}
+    return f"{value['name']} ({value['hash']})" if is_model else repr(value)

@@ -1,0 +1,315 @@
+"""More training pairs out of worked problems: other numbers, and solutions gone wrong.
+
+A solution in the `equations` style is a small program: each equation takes numbers of the question,
+constants and earlier results. `renumber` gives the question other numbers and computes the program
+again; `corrupt` changes the program, as people and models do, and computes it to its wrong end.
+Nothing but the given problems goes in. This module knows nothing of tokens or models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from random import Random
+
+from ledom.core.records import Candidate, Problem
+from ledom.text.arithmetic import value_of
+from ledom.text.solution_style import ANSWER_MARK, normalise_numbers, restyle
+
+__all__ = ["corrupt", "renumber", "vary"]
+
+_TRIES = 40
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_IN_QUESTION = re.compile(r"(?<![\w.:/])\d+(?:\.\d+)?(?![\w:/]|\.\d)")
+_OPERATOR = re.compile(r" ([-+*/]) ")
+_PERCENT = re.compile(r"^(\d+) / 100 \* |^(\d+)% \* ")
+# Numbers that also come from a word of the question, so that not every one of them is its numeral.
+_WORDS = {
+    "1": r"\b(?:a|an|one|each)\b",
+    "2": r"\b(?:two|twice|double|half|halves|pair|couple|both)\b",
+    "3": r"\b(?:three|triple|thrice|third|thirds)\b",
+    "4": r"\b(?:four|quarter|quarters|weeks?|months?)\b",
+    "5": r"\b(?:five|nickels?|weekdays?)\b",
+    "7": r"\b(?:weeks?|weekly|seven|days?|daily)\b",
+    "10": r"\b(?:ten|dimes?|decades?)\b",
+    "12": r"\b(?:dozens?|years?|yearly|months?|monthly|foot|feet|inches)\b",
+    "24": r"\b(?:hours?|days?)\b",
+    "30": r"\b(?:days?|months?)\b",
+    "60": r"\b(?:hours?|minutes?|seconds?)\b",
+    "100": r"%|\b(?:percent|cents?|meters?|hundred|dollars?)\b",
+    "52": r"\b(?:years?|weeks?|weekly)\b",
+    "365": r"\b(?:years?|days?)\b",
+}
+
+
+@dataclass(frozen=True)
+class _Program:
+    """Equations, each as its sides, and the answer."""
+
+    equations: list[tuple[str, ...]]
+    answer: str
+
+    @classmethod
+    def read(cls, problem: Problem) -> _Program | None:
+        """The program of a problem's solution; None where one of its equations is false."""
+        styled = restyle(problem.solution or "", "equations", problem.answer)
+        *lines, last = styled.splitlines()
+        equations = [tuple(line.split(" = ")) for line in lines]
+        answer = last.removeprefix(f"{ANSWER_MARK} ")
+        if not equations or not all(map(_is_equation, equations)):
+            return None
+        return cls(equations, answer) if answer in equations[-1] else None
+
+    def text(self) -> str:
+        """The solution, in the `equations` style."""
+        lines = [" = ".join(sides) for sides in self.equations]
+        return "\n".join([*lines, f"{ANSWER_MARK} {self.answer}"])
+
+
+def _is_equation(sides: tuple[str, ...]) -> bool:
+    try:
+        values = [value_of(side) for side in sides]
+    except (ValueError, ZeroDivisionError):
+        return False
+    return len(sides) > 1 and len(set(values)) == 1 and bool(_NUMBER.fullmatch(sides[-1]))
+
+
+def vary(
+    problems: Iterable[Problem], num_variants: int, num_wrong: int, seed: int = 0
+) -> tuple[list[Problem], list[Candidate]]:
+    """Each problem and up to `num_variants` with other numbers, in the `equations` style.
+
+    The candidates are wrong solutions, up to `num_wrong` for each. Fewer come out where a solution
+    is no chain of true equations, or where nothing sensible was found.
+    """
+    varied: list[Problem] = []
+    wrong: list[Candidate] = []
+    for problem in problems:
+        rng = Random(f"{seed} {problem.id}")
+        versions = [problem]
+        for number in range(num_variants):
+            variant = renumber(problem, rng)
+            if variant is not None:
+                variant.id = f"{problem.id}-{number}"
+                versions.append(variant)
+        for version in versions:
+            varied.append(version)
+            texts = {corrupt(version, rng) for _ in range(num_wrong)} - {None}
+            wrong += [
+                Candidate(problem_id=version.id, index=index, text=text, correct=False)
+                for index, text in enumerate(sorted(text for text in texts if text))
+            ]
+    return varied, wrong
+
+
+def renumber(problem: Problem, rng: Random) -> Problem | None:
+    """The problem with other numbers in its question and all that follows from them.
+
+    Results stay positive, and whole where they were whole. None where no such numbers were found.
+    """
+    program = _Program.read(problem)
+    if program is None:
+        return None
+    question = normalise_numbers(problem.question)
+    numbers = set(_IN_QUESTION.findall(question))
+    used = {n for sides in program.equations for n in _NUMBER.findall(sides[0])}
+    free = sorted(n for n in numbers & used if not _is_ambiguous(n, question))
+    for _ in range(_TRIES if free else 0):
+        changed = {n: _other(n, question, rng) for n in free if rng.random() < 0.7}
+        start = {n: n for n in numbers} | changed
+        done = _compute(program.equations, start, strict=True)
+        if done is None or all(old == new for old, new in changed.items()):
+            continue
+        equations, values = done
+        answer = values[program.answer]
+        text = _IN_QUESTION.sub(_replacing(start), question)
+        return Problem(
+            id=problem.id,
+            question=text,
+            answer=answer,
+            solution=_Program(_rewrite(equations, rng), answer).text(),
+        )
+    return None
+
+
+def corrupt(problem: Problem, rng: Random) -> str | None:
+    """A wrong solution of the problem: one thing changed, and all that follows from it.
+
+    Its answer differs from the right one. None where nothing was found.
+    """
+    program = _Program.read(problem)
+    if program is None:
+        return None
+    numbers = _IN_QUESTION.findall(normalise_numbers(problem.question))
+    for _ in range(_TRIES):
+        changed = rng.choice(_FAULTS)(program.equations, numbers, rng)
+        done = changed and _compute(changed[0], changed[1], strict=False)
+        if not done or not done[0]:
+            continue
+        answer = done[0][-1][-1]
+        if answer != program.answer:
+            return _Program(_rewrite(done[0], rng), answer).text()
+    return None
+
+
+_Equations = list[tuple[str, ...]]
+_Changed = tuple[_Equations, dict[str, str]] | None
+
+
+def _other_operator(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
+    at = rng.randrange(len(equations))
+    first, *rest = equations[at]
+    found = list(_OPERATOR.finditer(first))
+    if not found:
+        return None
+    match = rng.choice(found)
+    new = rng.choice([o for o in "+-*/" if o != match[1]])
+    first = f"{first[: match.start(1)]}{new}{first[match.end(1) :]}"
+    return [*equations[:at], (first, rest[-1]), *equations[at + 1 :]], {}
+
+
+def _other_operand(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
+    at = rng.randrange(len(equations))
+    first, *rest = equations[at]
+    match = rng.choice(list(_NUMBER.finditer(first)))
+    choices = sorted({*numbers, *(sides[-1] for sides in equations[:at])} - {match[0]})
+    if not choices:
+        return None
+    first = f"{first[: match.start()]}{rng.choice(choices)}{first[match.end() :]}"
+    return [*equations[:at], (first, rest[-1]), *equations[at + 1 :]], {}
+
+
+def _skipped_step(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
+    if len(equations) < 2:
+        return None
+    at = rng.randrange(len(equations) - 1)
+    stand_in = rng.choice(_NUMBER.findall(equations[at][0]))
+    return equations[:at] + equations[at + 1 :], {equations[at][-1]: stand_in}
+
+
+def _stopped_early(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
+    return equations[: rng.randrange(1, len(equations))] if len(equations) > 1 else [], {}
+
+
+def _step_too_many(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
+    choices = [*numbers, *(sides[-1] for sides in equations[:-1])]
+    if not choices:
+        return None
+    operand = rng.choice(choices)
+    return [*equations, (f"{equations[-1][-1]} {rng.choice('+-*/')} {operand}", "-")], {}
+
+
+def _misread_number(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
+    if not numbers:
+        return None
+    number = rng.choice(numbers)
+    return equations, {number: _other(number, "", rng)}
+
+
+def _exchanged_numbers(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
+    distinct = sorted(set(numbers))
+    if len(distinct) < 2:
+        return None
+    one, other = rng.sample(distinct, 2)
+    return equations, {one: other, other: one}
+
+
+_FAULTS = (
+    _other_operator,
+    _other_operator,
+    _other_operand,
+    _other_operand,
+    _skipped_step,
+    _skipped_step,
+    _stopped_early,
+    _step_too_many,
+    _misread_number,
+    _exchanged_numbers,
+)
+
+
+def _compute(
+    equations: Sequence[tuple[str, ...]], values: dict[str, str], strict: bool
+) -> tuple[_Equations, dict[str, str]] | None:
+    """Compute equations with some numbers replaced; also returns what each number has become.
+
+    With `strict`, a number must not become two different ones, and results stay whole where they
+    were; else they are rounded. None for a result that is not positive or does not fit.
+    """
+    values = dict(values)
+    done: _Equations = []
+    for first, *rest in equations:
+        for number in _NUMBER.findall(first):
+            values.setdefault(number, number)
+        sides = [_replace(first, values)]
+        try:
+            result = value_of(sides[0])
+            text = _written(result, exact=strict)
+            if text is None or (strict and "." in text and "." not in rest[-1]):
+                return None
+            for side in rest[:-1]:
+                if strict:
+                    sides.append(_replace(side, values))
+                    if value_of(sides[-1]) != result:
+                        return None
+        except (ValueError, ZeroDivisionError, KeyError):
+            return None
+        if strict and values.get(rest[-1], text) != text:
+            return None
+        values[rest[-1]] = text
+        done.append((*sides, text))
+    return done, values
+
+
+def _replace(side: str, values: dict[str, str]) -> str:
+    return _NUMBER.sub(_replacing(values), side)
+
+
+def _replacing(values: dict[str, str]) -> Callable[[re.Match[str]], str]:
+    return lambda match: values.get(match[0], match[0])
+
+
+def _written(value: Fraction, exact: bool) -> str | None:
+    """A positive number below a thousand millions, of at most two decimals."""
+    if not exact:
+        value = Fraction(round(value * 100), 100)
+    if not 0 < value < 10**9 or (value * 100).denominator != 1:
+        return None
+    if value.denominator == 1:
+        return str(value.numerator)
+    return f"{float(value):.2f}".rstrip("0")
+
+
+def _is_ambiguous(number: str, question: str) -> bool:
+    return number in _WORDS and bool(re.search(_WORDS[number], question, re.IGNORECASE))
+
+
+def _other(number: str, question: str, rng: Random) -> str:
+    """A number of the same kind: as many decimals, as round, at most about twice as large."""
+    whole, _, decimals = number.partition(".")
+    if f"{number}%" in question and not decimals:
+        return str(5 * rng.randrange(1, 20))
+    scaled = int(whole + decimals)
+    step = next((s for s in (1000, 100, 10) if scaled % s == 0 and scaled > s), 1)
+    units = scaled // step
+    new = max(1 if scaled == 1 else 2, rng.randint(units // 2, 2 * units + 3)) * step
+    text = str(new).rjust(len(decimals) + 1, "0")
+    return f"{text[: -len(decimals)]}.{text[-len(decimals) :]}" if decimals else text
+
+
+def _rewrite(equations: _Equations, rng: Random) -> _Equations:
+    """The same equations in one of the ways in which people write them."""
+    done: _Equations = []
+    for first, *rest in equations:
+        share = _PERCENT.match(first)
+        if share and rng.random() < 0.5:
+            number = int(share[1] or share[2])
+            form = rng.choice((f"{number}%", f"{_written(Fraction(number, 100), True)}"))
+            first = f"{form} * {first[share.end() :]}"
+        operators = _OPERATOR.findall(first)
+        if operators in (["+"], ["*"]) and rng.random() < 0.4:
+            first = f" {operators[0]} ".join(reversed(first.split(f" {operators[0]} ")))
+        done.append((first, *rest))
+    return done

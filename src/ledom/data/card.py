@@ -1,0 +1,34 @@
+"""The card of a folder of token stores: where the text came from, how much of it, and hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ledom.core.hub import render_card
+from ledom.core.records import write_atomically
+from ledom.data.store import read_manifests
+
+__all__ = ["write_dataset_card"]
+
+
+def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> bool:
+    """Write README.md into a folder that is a token store or holds some; False where it is not."""
+    stores = read_manifests(folder)
+    if not stores:
+        return False
+    files = [
+        {**file, "path": str(Path(part) / file["file"])}
+        for part, store in stores.items()
+        for file in store["shards"]
+    ]
+    card = render_card(
+        Path(__file__).with_name("dataset_card.md"),
+        name=name or folder.absolute().name,
+        license=license,
+        stores=stores,
+        first=next(iter(stores.values())),
+        files=files,
+    )
+    with write_atomically(folder / "README.md") as out:
+        out.write(card)
+    return True

@@ -1,0 +1,249 @@
+"""From token stores to what a model is fed: windows, mixtures of sources, packed batches.
+
+    TokenStore -> Windows (the i-th) -> Batches (those of a step) -> pack (in a direction)
+
+Everything is random access and nothing is materialised: the batch of a step is a function of the
+seed and the step alone, so a run resumes by its step number, on any number of ranks. Windows are in
+reading order; one copy of the data serves both directions.
+
+Shapes: L predicted tokens of a window, T tokens of a packed batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.data.store import TokenStore
+
+__all__ = ["Batches", "Layout", "PackedBatch", "Windows", "pack", "permute", "source_counts"]
+
+Layout = Literal["documents", "fixed"]
+
+_BLOCK_DOCUMENTS = 1024  # whose windows are counted together, and again when one is read
+_ROUNDS = 6  # of the Feistel network
+
+
+class Windows(Sequence[NDArray[np.int64]]):
+    """The windows of a store, in its order. A window of L predicted tokens has L + 1 ids.
+
+    `documents`: a document with EOS on both sides, or a stretch of one that is longer than
+    `seq_len`; L is at most `seq_len`. The index is read once; of it 8 bytes are kept for every
+    1,024 documents.
+    `fixed`: `seq_len` tokens of a shard after the other, whatever documents they belong to; what is
+    left at a shard's end is not used. It reads no index and takes no memory.
+
+    In either layout the id before the first predicted one stands in front, or EOS where a shard
+    begins; so every token is predicted once in both directions.
+    """
+
+    def __init__(self, store: TokenStore, seq_len: int, layout: Layout = "documents") -> None:
+        self.store = store
+        self.seq_len = seq_len
+        self._blocks: list[NDArray[np.int64]] = []  # windows up to and with each block's last
+        if layout == "documents":
+            for shard in store.shards:
+                ends, count = shard.ends, shard.entry.num_documents
+                blocks = range(0, count, _BLOCK_DOCUMENTS)
+                last = [int(_block(ends, first, seq_len)[1][-1]) for first in blocks]
+                self._blocks.append(np.cumsum(last))
+            counts = [int(blocks[-1]) for blocks in self._blocks]
+        else:
+            counts = [shard.entry.num_tokens // seq_len for shard in store.shards]
+        self._shard_ends = np.cumsum(counts)
+        if not len(self):
+            raise InputError(
+                f"not one window of {seq_len} tokens; lower train.seq_len, or set data.windows to "
+                "documents",
+                path=store.folder,
+            )
+
+    def __len__(self) -> int:
+        return int(self._shard_ends[-1])
+
+    def __getitem__(self, index: int) -> NDArray[np.int64]:  # type: ignore[override]
+        """The ids of a window [L + 1]."""
+        number, place = self._place(index)
+        start, end = self._span(number, place)
+        tokens = self.store.shards[number].tokens[max(start - 1, 0) : end].astype(np.int64)
+        return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
+
+    def documents(self, index: int) -> NDArray[np.int64]:
+        """The numbers in the store of the documents that a window's predicted tokens are of [L].
+
+        In reading order, and the same in both directions: backwards, where a document ends by
+        predicting the EOS in front of it, that EOS counts as the document's own.
+        """
+        number, place = self._place(index)
+        start, end = self._span(number, place)
+        ends = self.store.shards[number].ends
+        before = sum(shard.entry.num_documents for shard in self.store.shards[:number])
+        return np.searchsorted(ends, np.arange(start, end, dtype=np.uint64), side="right") + before
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard of a window, and its number there."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._shard_ends, index, side="right"))
+        return number, index - (int(self._shard_ends[number - 1]) if number else 0)
+
+    def _span(self, shard: int, index: int) -> tuple[int, int]:
+        """The [start, end) of a shard's tokens that its window predicts."""
+        if not self._blocks:
+            return index * self.seq_len, (index + 1) * self.seq_len
+        blocks = self._blocks[shard]
+        block = int(np.searchsorted(blocks, index, side="right"))
+        index -= int(blocks[block - 1]) if block else 0
+        ends = self.store.shards[shard].ends
+        borders, windows = _block(ends, block * _BLOCK_DOCUMENTS, self.seq_len)
+        document = int(np.searchsorted(windows, index, side="right"))
+        piece = index - (int(windows[document - 1]) if document else 0)
+        start = int(borders[document]) + piece * self.seq_len
+        return start, min(start + self.seq_len, int(borders[document + 1]))
+
+
+def _block(
+    ends: NDArray[np.uint64], first: int, seq_len: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of a block of documents: the borders of each [n + 1], and the block's windows up to and with
+    each [n]."""
+    before = ends[first - 1 : first] if first else np.zeros(1, np.uint64)
+    borders = np.concatenate([before, ends[first : first + _BLOCK_DOCUMENTS]]).astype(np.int64)
+    return borders, np.cumsum(-(np.diff(borders) // -seq_len))
+
+
+class Batches:
+    """The global batches of a run: windows of several sources in the share of their weights.
+
+    Among the first n windows, those of a source differ from its exact share by less than the
+    number of sources, for every n. Each source is read in an order shuffled anew in every pass, all
+    of its windows once a pass. Ranks take the parts of a batch.
+    """
+
+    def __init__(
+        self, sources: Sequence[tuple[Windows, float]], batch_size: int, seed: int
+    ) -> None:
+        """`batch_size` windows a step, over all ranks."""
+        self.windows = [windows for windows, _ in sources]
+        self.batch_size = batch_size
+        self.seed = seed
+        shares = [Fraction(str(weight)) for _, weight in sources]  # as written, not as a float
+        scale = lcm(*(share.denominator for share in shares))
+        self._weights = [int(share * scale) for share in shares]
+
+    def __getitem__(self, step: int) -> list[NDArray[np.int64]]:
+        """The windows of a step's global batch: ids in reading order."""
+        return self.part(step)
+
+    def part(self, step: int, rank: int = 0, world_size: int = 1) -> list[NDArray[np.int64]]:
+        """A rank's windows of the global batch; no other is read."""
+        picks = self.picks(step)[rank::world_size]
+        return [self.windows[source][window] for source, window in picks]
+
+    def picks(self, step: int) -> list[tuple[int, int]]:
+        """The (source, window) of each window of a step's global batch, a source after another."""
+        first = source_counts(self._weights, step * self.batch_size)
+        last = source_counts(self._weights, (step + 1) * self.batch_size)
+        chosen: list[tuple[int, int]] = []
+        for source, (start, end) in enumerate(zip(first, last, strict=True)):
+            size = len(self.windows[source])
+            passes, places = np.divmod(np.arange(start, end, dtype=np.int64), size)
+            for number in np.unique(passes).tolist():
+                key = (self.seed, source, number)
+                order = permute(places[passes == number], size, key)
+                chosen += [(source, window) for window in order.tolist()]
+        return chosen
+
+
+def source_counts(weights: Sequence[int], count: int) -> list[int]:
+    """How many of the first `count` windows belong to each source.
+
+    Each source gets its share of what those before it left, rounded. As `count` grows by one, one
+    source grows by one.
+    """
+    rest, total = count, sum(weights)
+    counts = []
+    for weight in weights:
+        taken = (2 * rest * weight + total) // (2 * total)
+        counts.append(taken)
+        rest, total = rest - taken, total - weight
+    return counts
+
+
+def permute(numbers: NDArray[np.int64], size: int, key: tuple[int, ...]) -> NDArray[np.int64]:
+    """Where a pseudo-random permutation of range(size), chosen by `key`, sends some numbers.
+
+    A Feistel network over the next power of 4, walked until the value is in range (Black and
+    Rogaway 2002, cycle-walking): no table, however many numbers there are.
+    """
+    half = np.uint64((max(size - 1, 0).bit_length() + 1) // 2)
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
+    values = numbers.astype(np.uint64)
+    outside = np.ones(len(values), bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        values[outside] = (left << half) | right
+        outside = values >= size
+    return values.astype(np.int64)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele et al. 2014): every bit depends on every bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Windows end to end in one row, in model order."""
+
+    inputs: NDArray[np.int64]
+    """[T] ids that the model reads."""
+    targets: NDArray[np.int64]
+    """[T] ids that it predicts there."""
+    positions: NDArray[np.int64]
+    """[T] position ids."""
+    borders: NDArray[np.int64]
+    """0, ..., T: attention stays between one border and the next."""
+
+
+def pack(
+    windows: Sequence[NDArray[np.int64]],
+    direction: Direction,
+    eos_id: int,
+    stop_attention: bool = True,
+    restart_positions: bool = True,
+) -> PackedBatch:
+    """What a model of this direction is fed for some windows.
+
+    In either model order EOS stands in front of a document, so a document starts wherever EOS is
+    read. There attention stops and positions restart, unless switched off; between windows always.
+    """
+    ordered = [direction.to_model_order(window) for window in windows]
+    inputs = np.concatenate([window[:-1] for window in ordered])
+    targets = np.concatenate([window[1:] for window in ordered])
+    window_starts = np.cumsum([0, *(len(window) - 1 for window in ordered[:-1])])
+    starts_document = inputs == eos_id
+    starts_document[window_starts] = True
+    document_starts = np.flatnonzero(starts_document)
+    position_starts = document_starts if restart_positions else window_starts
+    attention_starts = document_starts if stop_attention else window_starts
+    lengths = np.diff(position_starts, append=len(inputs))
+    return PackedBatch(
+        inputs=inputs,
+        targets=targets,
+        positions=np.arange(len(inputs)) - np.repeat(position_starts, lengths),
+        borders=np.append(attention_starts, len(inputs)),
+    )

@@ -1,0 +1,294 @@
+"""The token store: documents as flat files of ids, one copy for both directions.
+
+    documents -> write_store, or ledom tokenize -> *.ds | *.ds.index | manifest.json -> TokenStore
+
+A `.ds` file, a shard, holds documents as `t1 .. tn EOS` (little-endian uint16 or uint32), its
+`.ds.index` the end of each (uint64): datatrove's format. The manifest names the shards with their
+counts and checksums; it is written last, so its existence means that the store is complete. The
+store is in reading order and knows nothing of windows, directions or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.errors import InputError, OutputError
+from ledom.core.reading import as_type, exists, read_json
+from ledom.core.records import write_atomically
+from ledom.text.tokenizer import Tokenizer
+
+__all__ = [
+    "MANIFEST",
+    "ShardEntry",
+    "TokenStore",
+    "encode_documents",
+    "read_manifests",
+    "seal_shard",
+    "token_dtype",
+    "write_manifest",
+    "write_store",
+]
+
+MANIFEST = "manifest.json"
+_SINGLE_SHARD = "tokens.ds"
+_CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough to share out, little to hold
+_BLOCK_BYTES = 1 << 23  # read at a time for a checksum
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """What the manifest says of a shard."""
+
+    file: str
+    """Its name in the store's folder; the index has `.index` behind it."""
+    num_documents: int
+    num_tokens: int
+    max_id: int
+    """Largest token id in it."""
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a store needs of its manifest."""
+
+    num_documents: int
+    num_tokens: int
+    dtype: Literal["uint16", "uint32"]
+    eos_id: int
+    vocab_size: int
+    tokenizer: str
+    shards: list[ShardEntry]
+    sources: list[tuple[str, int]] = field(default_factory=list)
+
+
+class Shard:
+    """One file of a store. Its arrays are mapped for as long as they are held, so that what was
+    read never adds up in memory, however large the store."""
+
+    def __init__(self, folder: Path, entry: ShardEntry, dtype: np.dtype[Any]) -> None:
+        self.file = folder / entry.file
+        self.index_file = folder / f"{entry.file}.index"
+        self.entry = entry
+        self._dtype = dtype
+        for file, size in (
+            (self.file, entry.num_tokens * dtype.itemsize),
+            (self.index_file, entry.num_documents * 8),
+        ):
+            found = file.stat().st_size if file.is_file() else "nothing"
+            if found != size:
+                raise InputError(
+                    f"the manifest says {size} bytes, found {found}; copy or tokenise it again",
+                    path=file,
+                )
+
+    @property
+    def tokens(self) -> NDArray[Any]:
+        """All ids [num_tokens]."""
+        return np.memmap(self.file, self._dtype, mode="r")
+
+    @property
+    def ends(self) -> NDArray[np.uint64]:
+        """The end of each document, EOS included [num_documents]."""
+        return np.memmap(self.index_file, "<u8", mode="r")
+
+    def verify(self) -> None:
+        """Read it whole; raises `InputError` naming the file that differs from its checksum."""
+        found = seal_shard(self.file, self._dtype)
+        for file, ours, theirs in (
+            (self.file, found.sha256, self.entry.sha256),
+            (self.index_file, found.index_sha256, self.entry.index_sha256),
+        ):
+            if ours != theirs:
+                raise InputError(
+                    f"its checksum {ours[:12]}... is not the manifest's {theirs[:12]}...: the file "
+                    "has changed; copy or tokenise it again",
+                    path=file,
+                )
+
+
+class TokenStore:
+    """A finished store. `manifest` holds its counts, dtype and tokenizer, `shards` its files.
+
+    Opening compares sizes alone; `verify` reads every byte. Raises `InputError` for a folder
+    without manifest, a file of another size than the manifest's, or ids beyond the vocabulary.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        manifest = as_type(self.manifest, _Manifest, self.folder / MANIFEST)
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        self.shards = tuple(Shard(self.folder, entry, dtype) for entry in manifest.shards)
+        vocab_size = manifest.vocab_size
+        for shard in self.shards:
+            if shard.entry.max_id >= vocab_size:
+                raise InputError(
+                    f"it holds the token id {shard.entry.max_id}, the vocabulary ends at "
+                    f"{vocab_size - 1}; tokenise again with the right tokenizer",
+                    path=shard.file,
+                )
+
+    @classmethod
+    def exists(cls, folder: str | Path) -> bool:
+        """Whether the folder holds a finished store."""
+        return (Path(folder) / MANIFEST).is_file()
+
+    @property
+    def eos_id(self) -> int:
+        """The document-end token."""
+        return int(self.manifest["eos_id"])
+
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Compare every `world_size`-th shard with its checksum, so that ranks can share them."""
+        for shard in self.shards[rank::world_size]:
+            shard.verify()
+
+    def document_sources(self) -> list[str]:
+        """Where each document came from, by name; empty where the manifest does not say.
+
+        The manifest's `sources` are runs of documents, [name, number of documents] each.
+        """
+        runs = self.manifest.get("sources", [])
+        return [name for name, count in runs for _ in range(count)]
+
+    def documents(self) -> Iterator[NDArray[Any]]:
+        """The ids of each document in turn, EOS included."""
+        for shard in self.shards:
+            tokens, start = shard.tokens, 0
+            for end in shard.ends.tolist():
+                yield tokens[start:end]
+                start = end
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not exists(folder / MANIFEST):
+        raise InputError(f"no {MANIFEST}: not a finished token store", path=folder)
+    return read_json(folder / MANIFEST)
+
+
+def write_store(
+    folder: str | Path, texts: Iterable[str], tokenizer: Tokenizer, **notes: Any
+) -> TokenStore:
+    """Tokenise texts into a new store of one shard; `notes` are kept in its manifest.
+
+    Raises `OutputError` when the place cannot be written or the disk is full, and `InputError`
+    when there are no texts.
+    """
+    folder = Path(folder)
+    file = folder / _SINGLE_SHARD
+    ends: list[int] = []
+    total = 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        with file.open("wb") as out:
+            for ids in encode_documents(texts, tokenizer):
+                out.write(ids.tobytes())
+                total += len(ids)
+                ends.append(total)
+        np.array(ends, "<u8").tofile(f"{file}.index")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+    return write_manifest(folder, [seal_shard(file, token_dtype(tokenizer))], tokenizer, **notes)
+
+
+def write_manifest(
+    folder: Path, shards: Iterable[ShardEntry], tokenizer: Tokenizer, **notes: Any
+) -> TokenStore:
+    """Finish a store whose shards are all there; those without documents are left out."""
+    kept = [shard for shard in shards if shard.num_documents]
+    if not kept:
+        raise InputError("there are no documents to tokenise", path=folder)
+    manifest = {
+        "num_documents": sum(shard.num_documents for shard in kept),
+        "num_tokens": sum(shard.num_tokens for shard in kept),
+        "dtype": token_dtype(tokenizer).name,
+        "eos_id": tokenizer.eos_id,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.fingerprint,
+        "shards": [asdict(shard) for shard in kept],
+    }
+    with write_atomically(folder / MANIFEST) as out:
+        json.dump({**manifest, **notes}, out, indent=1)
+    return TokenStore(folder)
+
+
+def seal_shard(file: Path, dtype: np.dtype[Any]) -> ShardEntry:
+    """Counts and checksums of a written shard, by reading it through."""
+    digest, index_digest = hashlib.sha256(), hashlib.sha256()
+    num_tokens, num_documents, max_id = 0, 0, -1
+    for block in _blocks(file):
+        digest.update(block)
+        ids = np.frombuffer(block, dtype)
+        num_tokens += len(ids)
+        max_id = max(max_id, int(ids.max()))
+    for block in _blocks(Path(f"{file}.index")):
+        index_digest.update(block)
+        num_documents += len(block) // 8
+    return ShardEntry(
+        file=file.name,
+        num_documents=num_documents,
+        num_tokens=num_tokens,
+        max_id=max_id,
+        sha256=digest.hexdigest(),
+        index_sha256=index_digest.hexdigest(),
+    )
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as source:
+        while block := source.read(_BLOCK_BYTES):
+            yield block
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """How the ids of a tokenizer are stored: two bytes where they fit."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[Any]]:
+    """The ids of each text with EOS behind them."""
+    dtype = token_dtype(tokenizer)
+    for chunk in _chunks(texts):
+        for ids in tokenizer.encode_ids(chunk):
+            ids.append(tokenizer.eos_id)
+            yield np.array(ids, dtype)
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of about as many characters each: a count of texts would bound nothing."""
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def read_manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifests of the token stores in a folder, by the folder of each (`.` for itself).
+
+    To each is added `manifest_sha256`: it stands for all of the store, whose own checksums are in
+    the manifest.
+    """
+    found = {}
+    for file in sorted([*folder.glob("manifest.json"), *folder.glob("*/manifest.json")]):
+        contents = read_json(file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        name = str(file.parent.relative_to(folder))
+        found[name] = contents | {"manifest_sha256": digest}
+    return found

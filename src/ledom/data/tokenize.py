@@ -1,0 +1,408 @@
+"""Documents to a token store by `datatrove`, the one place where it is imported.
+
+    Documents -> part k of n -> ReadDocuments -> WriteShard -> K_unshuffled.ds, tasks/shards/K.json
+    the last task to finish -> manifest.json
+
+The work is divided into tasks, each of which makes one shard from one part of the documents, on one
+core. Which machine runs them is datatrove's executors' affair: processes here, Slurm, or Ray. A
+shard gets its name when it is whole; a task that has finished is never done again. Only bytes are
+divided: the store's documents are in the order of their files, however many tasks there were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import PositiveInt
+
+from ledom.core.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
+from ledom.core.processes import available_cpus
+from ledom.core.reading import as_type, read_json
+from ledom.core.records import write_atomically
+from ledom.core.stage import check_settings
+from ledom.data.documents import Documents
+from ledom.data.store import (
+    MANIFEST,
+    ShardEntry,
+    TokenStore,
+    encode_documents,
+    seal_shard,
+    token_dtype,
+    write_manifest,
+)
+from ledom.text.tokenizer import Tokenizer
+
+try:
+    from datatrove.data import Document
+    from datatrove.executor import (
+        LocalPipelineExecutor,
+        RayPipelineExecutor,
+        SlurmPipelineExecutor,
+    )
+    from datatrove.pipeline.base import PipelineStep
+    from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
+    from datatrove.utils.logging import logger
+except ImportError:
+    raise MissingExtraError("datatrove", "data") from None
+
+__all__ = ["EXECUTORS", "Execution", "TokeniseProgress", "tokenise"]
+
+TASKS = "tasks"  # the folder of what is known of each task
+_BYTES_A_TASK = 1 << 28  # some minutes' work for a core
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class TokeniseProgress:
+    """Where a run on this machine stands."""
+
+    tasks_done: int
+    num_tasks: int
+    num_tokens: int
+    """Written so far, by unfinished tasks too."""
+
+
+OnProgress = Callable[[TokeniseProgress], None]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where tasks run, and how many at a time."""
+
+    executor: str = "local"
+    """One of `EXECUTORS`."""
+    workers: int | None = None
+    """Tasks at a time; None is every core here, and no limit on a cluster."""
+    tasks: int | None = None
+    """How many tasks there are; None goes by the documents' size."""
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    """Options of sbatch without their dashes; `partition` is needed, `time` is 24 hours."""
+    on_progress: OnProgress = lambda progress: None
+
+
+class ReadDocuments(PipelineStep):  # type: ignore[misc]
+    """A task's part of the documents as datatrove's."""
+
+    name = "ledom"
+    type = "📖 - READER"
+
+    def __init__(self, documents: Documents) -> None:
+        super().__init__()
+        self.documents = documents
+
+    def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for number, text in enumerate(self.documents.texts(rank, world_size)):
+            yield Document(text=text, id=f"{rank}/{number}")
+
+
+class WriteShard(DocumentTokenizer):  # type: ignore[misc]
+    """datatrove's tokenizer with the ids that ledom makes of a text, and a shard that is whole
+    before it has its name; the last of all tasks also writes the manifest."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(str(out), str(out / "tokenizer.json"), shuffle_documents=False)
+        self.out = out
+
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task is one core's
+        try:
+            super().run(data, rank, world_size)
+            finish(self.out, world_size, Tokenizer.load(self.out))
+        except OSError as error:
+            raise OutputError(f"{self.out}: cannot be written: {error}") from error
+
+    def write_unshuffled(self, data: Iterator[Document], filename: str) -> TokenizedFile:
+        """Override of datatrove's, which encodes with offsets and packs ids one by one."""
+        tokenizer = Tokenizer.load(self.out)
+        dtype = token_dtype(tokenizer)
+        for left in self.out.glob(f"{filename}.*.part*"):  # of a task that was killed
+            left.unlink(missing_ok=True)
+        part = f"{filename}.{os.getpid()}.part"
+        shard = TokenizedFile(self.output_folder, part, token_size=dtype.itemsize)
+        for ids in encode_documents((document.text for document in data), tokenizer):
+            shard.write_bytes(ids.tobytes())
+        shard.close()
+        self.stat_update("tokens", value=len(shard), unit="task")
+        os.replace(self.out / f"{part}.index", self.out / f"{filename}.index")
+        os.replace(self.out / part, self.out / filename)
+        entry = seal_shard(self.out / filename, dtype)
+        with write_atomically(_seal_file(self.out, int(filename.split("_")[0]))) as seal:
+            json.dump(asdict(entry), seal)
+        return shard
+
+
+def tokenise(
+    documents: Documents,
+    tokenizer: Tokenizer,
+    out: str | Path,
+    execution: Execution = Execution(),
+) -> TokenStore | None:
+    """Tokenise documents into the store `out`, or go on with it; None while other machines do.
+
+    Raises `InputError` for a folder that was begun with other documents or another tokenizer, or a
+    bad document; `OutputError` for a place that cannot be written; `WorkerError` for a task that
+    was killed. What has finished stays.
+    """
+    out = Path(out).absolute()  # a cluster's machines start elsewhere
+    if execution.executor not in EXECUTORS:
+        raise InputError(f"unknown executor {execution.executor!r}; known: {', '.join(EXECUTORS)}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".lock", timeout=0):
+            return _tokenise(documents, tokenizer, out, execution)
+    except Timeout:
+        raise OutputError(f"{out}: another ledom tokenize is at work there") from None
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error}") from error
+
+
+def _tokenise(
+    documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution
+) -> TokenStore | None:
+    tasks = _begin(documents, tokenizer, out, execution)
+    _drop_damaged(out, tasks, token_dtype(tokenizer).itemsize)
+    if TokenStore.exists(out):
+        return TokenStore(out)
+    steps = [ReadDocuments(documents), WriteShard(out)]
+    logger.disable("datatrove")
+    try:
+        EXECUTORS[execution.executor](steps, tasks, out, execution).run()
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"sbatch refused the job (exit code {error.returncode})") from error
+    finally:
+        logger.enable("datatrove")
+    store = finish(out, tasks, tokenizer)
+    if store is None and execution.executor != "slurm":  # which has only just been told
+        raise WorkerError(
+            f"{out}: not all of the {tasks} tasks have finished, see {out / TASKS / 'logs'}; run "
+            "the same command again to go on"
+        )
+    return store
+
+
+def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution) -> int:
+    """Write down what the store is made from, or compare; the number of tasks."""
+    file = _settings_file(out)
+    has_shards = any((out / TASKS / "shards").glob("*.json"))
+    found = _read_settings(out) if file.is_file() and has_shards else None
+    if found is None and TokenStore.exists(out):
+        raise InputError(
+            "holds a store that was not made by ledom tokenize; give another folder", path=out
+        )
+    tasks = execution.tasks or (found["tasks"] if found else _count_tasks(documents, execution))
+    settings = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id, "tasks": tasks}
+    settings |= documents.settings() | {"source": documents.source}
+    if found is None:
+        for left in out.glob("*.part*"):  # of tasks of other settings
+            left.unlink(missing_ok=True)
+        tokenizer.save(out)
+        with write_atomically(file) as target:
+            json.dump(settings, target, indent=1)
+    else:
+        check_settings(found, settings, out)
+    return tasks
+
+
+def _count_tasks(documents: Documents, execution: Execution) -> int:
+    by_size = -(-(documents.num_bytes or 0) // _BYTES_A_TASK)
+    return max(by_size, execution.workers or available_cpus(), 1)
+
+
+def _settings_file(out: Path) -> Path:
+    return out / TASKS / "settings.json"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What is read of the settings; the rest is only compared."""
+
+    tasks: PositiveInt
+    source: str
+
+
+def _read_settings(out: Path) -> dict[str, Any]:
+    file = _settings_file(out)
+    settings = read_json(file)
+    as_type(settings, _Settings, file)
+    return settings
+
+
+def _seal_file(out: Path, task: int) -> Path:
+    """A shard's entry of the manifest; its existence means that the shard is whole."""
+    return out / TASKS / "shards" / f"{task:05d}.json"
+
+
+def _read_seal(out: Path, task: int) -> ShardEntry | None:
+    file = _seal_file(out, task)
+    return as_type(read_json(file), ShardEntry, file) if file.is_file() else None
+
+
+def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
+    """Tasks without a whole shard are to be done again, whatever datatrove's markers say."""
+    for task in range(tasks):
+        seal = _read_seal(out, task)
+        if seal is None or not (
+            _has_size(out / seal.file, token_bytes * seal.num_tokens)
+            and _has_size(out / f"{seal.file}.index", 8 * seal.num_documents)
+        ):
+            (out / MANIFEST).unlink(missing_ok=True)
+            _seal_file(out, task).unlink(missing_ok=True)
+            (out / TASKS / "completions" / f"{task:05d}").unlink(missing_ok=True)
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
+
+
+def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
+    """Write the manifest if every task has finished."""
+    seals = [seal for task in range(tasks) if (seal := _read_seal(out, task)) is not None]
+    if len(seals) < tasks:
+        return None
+    return write_manifest(out, seals, tokenizer, source=_read_settings(out)["source"])
+
+
+class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
+    """datatrove's tasks in processes of this machine, a task each.
+
+    Its own pool would wait for ever for a process that was killed, and cannot say how far it is.
+    """
+
+    def __init__(self, steps: list[Any], out: Path, execution: Execution, **options: Any) -> None:
+        super().__init__(steps, **options)
+        self.on_progress = execution.on_progress
+        self.out = out
+        self.token_bytes = token_dtype(Tokenizer.load(out)).itemsize
+
+    def run(self) -> None:
+        waiting = self.get_incomplete_ranks()
+        running: dict[int, _Task] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers:
+                    rank = waiting.pop(0)
+                    running[rank] = _Task(self, rank)
+                wait([task.process.sentinel for task in running.values()], _POLL_SECONDS)
+                for rank, task in [*running.items()]:
+                    if not task.process.is_alive():
+                        del running[rank]
+                        task.check()
+                self.on_progress(self._progress(len(waiting) + len(running)))
+        finally:
+            for task in running.values():
+                task.process.terminate()
+                task.process.join()
+
+    def _progress(self, left: int) -> TokeniseProgress:
+        written = 0
+        for file in (*self.out.glob("*.ds"), *self.out.glob("*.part")):
+            with suppress(FileNotFoundError):  # just renamed
+                written += file.stat().st_size
+        return TokeniseProgress(self.tasks - left, self.tasks, written // self.token_bytes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"on_progress": None}  # the terminal stays here
+
+
+class _Task:
+    """A task in a process of its own, which sends its `LedomError` if it has one."""
+
+    def __init__(self, executor: LocalExecutor, rank: int) -> None:
+        self.rank = rank
+        context = get_context("spawn")
+        self._errors, sender = context.Pipe(duplex=False)
+        self.process: BaseProcess = context.Process(
+            target=_run_task, args=(executor, rank, sender), daemon=True
+        )
+        self.process.start()
+        sender.close()
+
+    def check(self) -> None:
+        """Raise what ended it, when it has ended."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        try:
+            error = self._errors.recv() if self._errors.poll() else None
+        except EOFError:
+            error = None
+        if error is not None:
+            raise error
+        if code:
+            how = (
+                f"was killed by signal {-code} (out of memory?)"
+                if code < 0
+                else f"ended with exit code {code}, see above"
+            )
+            raise WorkerError(
+                f"task {self.rank} {how}; what has finished is kept, run the same command again to "
+                "go on"
+            )
+
+
+def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this
+    logger.disable("datatrove")
+    try:
+        executor._run_for_rank(rank)
+    except LedomError as error:
+        errors.send(error)
+    except OSError as error:
+        errors.send(OutputError(f"{executor.out}: cannot be written: {error}"))
+
+
+def _local(steps: list[Any], tasks: int, out: Path, execution: Execution) -> LocalExecutor:
+    workers = execution.workers or available_cpus()
+    logging_dir = str(out / TASKS)
+    return LocalExecutor(
+        steps, out, execution, tasks=tasks, workers=workers, logging_dir=logging_dir
+    )
+
+
+def _slurm(steps: list[Any], tasks: int, out: Path, execution: Execution) -> Any:
+    if shutil.which("sbatch") is None:
+        raise InputError("executor slurm: there is no sbatch here; start it where Slurm is")
+    options = {"time": "24:00:00", **execution.slurm}
+    if "partition" not in options:
+        raise InputError("executor slurm: give its partition, as --slurm partition=NAME")
+    return SlurmPipelineExecutor(
+        steps,
+        tasks=tasks,
+        workers=execution.workers or -1,
+        time=options.pop("time"),
+        partition=options.pop("partition"),
+        qos="",
+        job_name="ledom-tokenize",
+        sbatch_args=options,
+        logging_dir=str(out / TASKS),
+    )
+
+
+def _ray(steps: list[Any], tasks: int, out: Path, execution: Execution) -> Any:
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("ray", "ray") from None
+    workers = execution.workers or -1
+    logging_dir = str(out / TASKS)
+    return RayPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=logging_dir)
+
+
+EXECUTORS: dict[str, Callable[[list[Any], int, Path, Execution], Any]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "ray": _ray,
+}
+"""Who runs the tasks: processes here, Slurm, or a Ray cluster."""

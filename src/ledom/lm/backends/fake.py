@@ -1,0 +1,91 @@
+"""A deterministic language model without weights, for tests, docs and trying things out.
+
+Every token's log-probability is a fixed function of the token and of its neighbour in model order,
+so results can be worked out by hand; generation goes on from the prompt by a seeded draw.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target, digest
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
+
+__all__ = ["FakeLanguageModel"]
+
+
+class FakeLanguageModel(LanguageModel):
+    """A model whose log P(token | neighbour) is -log(1 + (token + neighbour) mod 7).
+
+    Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number.
+    """
+
+    batches_requests = False
+    stops_at_borders = True
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        direction: Direction | str = Direction.FORWARD,
+        answers: Sequence[str] = ("1 + 1 = 2\n#### 2", "1 + 1 = 3\n#### 3"),
+        context: int = 4096,
+    ) -> None:
+        self.name = "fake"
+        self.direction = Direction(direction)
+        self.tokenizer = tokenizer
+        self.pair_format = PairFormat()
+        self.bos_ids = [tokenizer.eos_id]
+        self.fingerprint = f"fake-{self.direction}"
+        self.context = context
+        self.answers = list(answers)
+        self.num_scored = 0
+        """Targets scored so far: tests read it to see that nothing is scored twice."""
+
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        for target in targets:
+            self.check_target(target)
+        self.num_scored += len(targets)
+        return [self._score(target) for target in targets]
+
+    def _score(self, target: Target) -> NDArray[np.float32]:
+        ids = self.direction.to_model_order(list(target.ids))
+        start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
+        values = [-math.log1p((ids[i] + ids[i - 1]) % 7) for i in range(start, end)]
+        return self.direction.to_reading_order(np.array(values, np.float32))
+
+    def generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        self.check_request(prompts, sampling, num_samples)
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                self.prompt_ids(prompt, sampling.max_tokens)
+        for place, prompt in enumerate(prompts):
+            numbers = range(first_sample, first_sample + num_samples)
+            yield place, [self._draw(prompt, sampling, number) for number in numbers]
+
+    def _draw(self, prompt: str | Generation, sampling: Sampling, sample: int) -> Generation:
+        """One of the answers, or what is left of it after the border where it was cut."""
+        if isinstance(prompt, Generation):
+            text = str(prompt.resume)
+        else:
+            key = "greedy" if sampling.temperature == 0 else f"{sampling.seed} {sample}"
+            text = self.answers[(digest(f"{prompt} {key}") >> 56) % len(self.answers)]
+        border = re.search(sampling.border, text) if sampling.border else None
+        part, rest = (text, "") if border is None else (text[: border.end()], text[border.end() :])
+        ids = self.tokenizer.encode(part).ids
+        if len(ids) >= sampling.max_tokens:
+            ids = ids[: sampling.max_tokens]
+            return Generation(self.tokenizer.decode(ids), ids, "length")
+        return Generation(part, ids, "border" if rest else "stop", rest)

@@ -1,0 +1,320 @@
+"""A model folder on this machine as a `LanguageModel`: plain torch on transformers' modules.
+
+Texts are packed end to end into rows of bounded size, without padding, what they share at their
+start only once (`prefix`); the vocabulary projection is done only where a log-probability is
+wanted, in chunks. Sampling is in `decode`. Where a trial at load shows that this is not exact
+(`model.packing`), each text goes through the model's own forward pass alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
+
+from ledom.core import processes as parallel
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.lm.engine.decoder import Decoder, Job
+from ledom.lm.engine.own_decoder import LoneDecoder, decodes_exactly, keeps_exactly
+from ledom.lm.engine.prefix_tree import PrefixTree, batches
+from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.lm.engine.trunk import build_trunk
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target, digest
+from ledom.model.checkpoint import load_checkpoint
+from ledom.model.exactness import packing_reach, vocab_size
+from ledom.model.own_forward import OwnForward
+
+__all__ = ["HFLanguageModel", "default_device", "torch_device"]
+
+_BORDER_TOKENS = 12  # newest tokens in which a border is looked for
+_LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
+_LOGITS_ROWS = 512  # most rows of one, so that with a small vocabulary it stays in cache
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")
+}
+
+
+class HFLanguageModel(LanguageModel):
+    """A causal language model from a Hugging Face folder; see `ledom.load`.
+
+    `dtype` is auto, float32, bfloat16 or float16; auto is float32 on a CPU, and on a GPU that of
+    the weights as they are kept. Raises `InputError` for a device that is not there.
+    """
+
+    stops_at_borders = True
+    tells_certainty = True
+
+    def __init__(
+        self,
+        path: str | Path,
+        direction: Direction | str | None = None,
+        device: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        eos_token: str | None = None,
+        bos_token: str | None = None,
+        tokens_per_batch: int = 4096,
+        rows: int = 128,
+    ) -> None:
+        place = torch_device(device or default_device())
+        checkpoint = load_checkpoint(
+            path, direction, _torch_dtype(dtype, place), eos_token, bos_token=bos_token
+        )
+        self.name = str(path)
+        self.path = Path(path)
+        self.direction = checkpoint.direction
+        self.tokenizer = checkpoint.tokenizer
+        self.pair_format = checkpoint.pair_format
+        self.bos_ids = checkpoint.bos_ids
+        self.context = checkpoint.context
+        self.model = checkpoint.model
+        self.model.to(place)  # type: ignore[arg-type]
+        self._own = OwnForward(self.model)
+        self._trunk = build_trunk(self.model)
+        eos_id = self.tokenizer.eos_id
+        self._reach = packing_reach(self.model, self._trunk.packed, eos_id, self.context)
+        self._said = False
+        self.fingerprint = checkpoint.fingerprint
+        if self.model.dtype != torch.float32:  # other numbers: not to be mixed
+            self.fingerprint += f"-{str(self.model.dtype).removeprefix('torch.')}"
+        self.tokens_per_batch = tokens_per_batch
+        self.rows = rows
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, tied ones counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        for target in targets:
+            self.check_target(target)
+        results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(targets)
+        ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
+        # The last token is only predicted, never read.
+        packed = [place for place, ids in enumerate(ordered) if len(ids) - 1 <= self._reach]
+        for batch in batches([ordered[place][:-1] for place in packed], self.tokens_per_batch):
+            places = [packed[i] for i in batch]
+            some = self._score([targets[i] for i in places], [ordered[i] for i in places])
+            for place, values in zip(places, some, strict=True):
+                results[place] = values
+        for place in sorted({*range(len(targets))}.difference(packed)):
+            results[place] = self._score_alone(targets[place], ordered[place])
+        return results
+
+    @torch.inference_mode()
+    def _score_alone(self, target: Target, ids: list[int]) -> NDArray[np.float32]:
+        """Log-probabilities of a target, whose ids are in model order, by the own forward pass."""
+        self._say_alone()
+        device = self.model.device
+        span = self.direction.span_to_model_order(target.start, target.end, len(ids))
+        start, end = span
+        if end <= start:
+            return np.empty(0, np.float32)
+        wanted = torch.arange(start - 1, end - 1, device=device)
+        logits = self._own(torch.tensor(ids[:-1], device=device), wanted).float()
+        labels = torch.tensor(ids[start:end], device=device)
+        values = -cross_entropy(logits, labels, reduction="none").cpu().numpy()
+        return np.ascontiguousarray(self.direction.to_reading_order(values))
+
+    def _say_alone(self) -> None:
+        """Say once why this takes longer."""
+        if self._said:
+            return
+        self._said = True
+        which = f"texts of more than {self._reach} tokens" if self._reach else "texts"
+        logging.getLogger("ledom").warning(
+            "%s: %s go one by one through the model's own forward pass, as ledom's faster one is "
+            "not exact for %s",
+            self.name,
+            which,
+            type(self.model).__name__,
+        )
+
+    @torch.inference_mode()
+    def _score(
+        self, targets: Sequence[Target], ordered: Sequence[list[int]]
+    ) -> list[NDArray[np.float32]]:
+        """Log-probabilities of targets, whose ids in model order are sorted."""
+        device = self.model.device
+        tree = PrefixTree.build([ids[:-1] for ids in ordered])
+        spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
+        # The token at model-order place i is predicted by the output at i - 1.
+        predicting = [
+            places[start - 1 : end - 1] if end > start else places[:0]
+            for (start, end), places in zip(spans, tree.places, strict=True)
+        ]
+        wanted, order = np.unique(np.concatenate(predicting), return_inverse=True)
+        if not len(wanted):
+            return [np.empty(0, np.float32) for _ in targets]
+        hidden = self._trunk(
+            torch.tensor(tree.ids, device=device),
+            torch.tensor(tree.positions, device=device),
+            TreeAttention(tree, wanted, device, self.model.dtype),
+            torch.from_numpy(wanted).to(device),
+        )
+        answers = [ids[start:end] for ids, (start, end) in zip(ordered, spans, strict=True)]
+        labels = torch.tensor([i for ids in answers for i in ids], device=device, dtype=torch.long)
+        flat = self._gather(hidden[torch.from_numpy(order).to(device)], labels)
+        counts = np.cumsum([end - start for start, end in spans])[:-1]
+        return [
+            np.ascontiguousarray(self.direction.to_reading_order(part))
+            for part in np.split(flat, counts)
+        ]
+
+    def _gather(self, hidden: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
+        """log P(label) for outputs [T, width] and labels [T], the logits in bounded chunks."""
+        rows = min(max(1, _LOGITS_BYTES // (4 * vocab_size(self.model))), _LOGITS_ROWS)
+        parts = []
+        for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
+            logits = self._trunk.logits(outputs).float()
+            parts.append(-cross_entropy(logits, chunk, reduction="none").cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        self.check_request(prompts, sampling, num_samples)
+        starts = [self._start(prompt, sampling) for prompt in prompts]
+        jobs = [
+            Job(start.context, place, sample, (sampling.seed, start.key, sample), kept=start.kept)
+            for place, start in enumerate(starts)
+            for sample in range(first_sample, first_sample + num_samples)
+        ]
+        is_border = None if sampling.border is None else self._border_finder(sampling.border)
+        done: dict[int, dict[int, Generation]] = {}
+        for job in self._write(jobs, sampling, is_border):
+            done.setdefault(job.place, {})[job.sample] = self._generation(job, starts[job.place])
+            if len(done[job.place]) == num_samples:
+                finished = done.pop(job.place)
+                yield job.place, [finished[sample] for sample in sorted(finished)]
+
+    def _write(
+        self,
+        jobs: Sequence[Job],
+        sampling: Sampling,
+        is_border: Callable[[list[int]], bool] | None,
+    ) -> Iterator[Job]:
+        """The jobs as they end, each by the fastest way that is exact for it."""
+        eos_id, reach = self.tokenizer.eos_id, self._reach if self._decodes else 0
+        together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
+        alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
+        decoder = Decoder(self._trunk, eos_id, sampling, self.rows, is_border)
+        if not alone:
+            return decoder.run(together)
+        self._say_alone()
+        lone = LoneDecoder(self._own, self._keeps, eos_id, sampling, is_border)
+        return chain(decoder.run(together), lone.run(alone))
+
+    @cached_property
+    def _decodes(self) -> bool:
+        return self._reach > 0 and decodes_exactly(self._trunk, self._own, self.tokenizer.eos_id)
+
+    @cached_property
+    def _keeps(self) -> bool:
+        return keeps_exactly(self._own, self.tokenizer.eos_id)
+
+    def _start(self, prompt: str | Generation, sampling: Sampling) -> _Start:
+        """What the model reads before it writes."""
+        if isinstance(prompt, Generation):
+            if not isinstance(prompt.resume, _Start):
+                raise InputError(
+                    "a generation can only be gone on from where it stopped at a border, by the "
+                    "model that wrote it"
+                )
+            start = prompt.resume
+            self.check_room(prompt.text, len(start.context), sampling.max_tokens)
+            return start
+        return _Start(self.prompt_ids(prompt, sampling.max_tokens), digest(prompt), prompt)
+
+    def _border_finder(self, pattern: str) -> Callable[[list[int]], bool]:
+        """Whether ids in model order, of which only the newest is unchecked, have a border."""
+        border = re.compile(pattern)
+        forward = self.direction is Direction.FORWARD
+
+        def found(ids: list[int]) -> bool:
+            text = self.tokenizer.decode(self.direction.to_reading_order(ids[-_BORDER_TOKENS:]))
+            newest = text[-4:] if forward else text[:4]
+            if "\ufffd" in newest[-1 if forward else 0 :][:1] and newest != "\ufffd" * 4:
+                return False  # the last bytes may belong to a character that is not whole yet
+            return bool(border.search(text.lstrip() if len(ids) <= _BORDER_TOKENS else text))
+
+        return found
+
+    def _generation(self, job: Job, start: _Start) -> Generation:
+        ids = self.direction.to_reading_order(job.ids)
+        written = [*start.written, *job.ids]
+        whole = self.written_text(start.prompt, self.direction.to_reading_order(written))
+        known = len(start.text)
+        forward = self.direction is Direction.FORWARD
+        text = whole[known:] if forward else whole[: len(whole) - known]
+        certainty = job.certainty / (len(ids) + job.stopped)
+        if not job.at_border:
+            reason: Literal["stop", "length"] = "stop" if job.stopped else "length"
+            return Generation(text, ids, reason, self_certainty=certainty)
+        key = digest(f"{start.key} {text}")
+        context = [*job.prompt, *job.ids]
+        resume = _Start(context, key, start.prompt, written, whole, job.kept)
+        return Generation(text, ids, "border", resume, certainty)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a text is gone on from."""
+
+    context: list[int]
+    """What the model has read, in model order."""
+    key: int
+    """Stands for that text in the seed."""
+    prompt: str
+    """What the first part was written to."""
+    written: Sequence[int] = ()
+    """What was written to it since, in model order."""
+    text: str = ""
+    """The text of that."""
+    kept: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Keys and values of all but its last token, where they are known."""
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_device(name: str) -> torch.device:
+    """A device by name; of several GPUs each process takes its own.
+
+    Raises `InputError` for one that is not there.
+    """
+    try:
+        device = torch.device(f"cuda:{parallel.local_rank()}" if name == "cuda" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"device {name!r} cannot be used ({reason}); give cpu, cuda, cuda:1 ..."
+        ) from None
+    return device
+
+
+def _torch_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype | Literal["auto"]:
+    if isinstance(name, torch.dtype):
+        return name
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in _DTYPES:
+        raise InputError(f"dtype is {name!r}; give auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]

@@ -1,0 +1,289 @@
+"""A model behind a server that speaks OpenAI's completions protocol, such as vLLM's.
+
+Scoring sends token ids in model order and reads the log-probabilities of the prompt back (`echo`),
+so a server that holds a reverse model scores in reverse. vLLM must run without prefix caching for
+that. Sampling sends text where the server's own tokenizer makes the same ids of it, special tokens
+included, else ids; a reverse model's text needs its ids back, which vLLM returns
+(`return_token_ids`). The client retries what may pass (429, 5xx, a broken connection) with growing
+pauses; what does not pass is a `ServerError`, and the stage that asked keeps what is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import DirectionError, InputError, MissingExtraError, ServerError
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target, digest
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
+
+__all__ = ["OpenAILanguageModel"]
+
+_CONTEXT = 4096  # tokens, where nobody says
+_T = TypeVar("_T")
+
+
+class OpenAILanguageModel(LanguageModel):
+    """`model` as the server at `base_url` calls it; see `ledom.load`.
+
+    `tokenizer` is the model's own: its folder, or its tokenizer.json. From a whole model folder,
+    direction, pair format and context are read too. `requests_per_second` limits the rate at which
+    requests start; `concurrency` how many run at once. The key is `OPENAI_API_KEY` of the
+    environment; a server of one's own (`base_url`) may need none.
+    """
+
+    batches_requests = False
+
+    def __init__(
+        self,
+        model: str,
+        direction: Direction | str | None = None,
+        tokenizer: str | Path | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        context: int | None = None,
+        eos_token: str | None = None,
+        bos_token: str | None = None,
+        max_retries: int = 8,
+        timeout: float = 120.0,
+        concurrency: int = 8,
+        requests_per_second: float | None = None,
+    ) -> None:
+        try:
+            import openai
+        except ImportError:
+            raise MissingExtraError("openai", "openai") from None
+        if tokenizer is None:
+            raise InputError(
+                f"{model}: a server does not say how its model cuts text into tokens; give the "
+                f"model's folder or tokenizer.json: openai:{model},tokenizer=FOLDER"
+            )
+        if concurrency < 1:
+            raise InputError(f"concurrency is {concurrency}; it must be at least 1")
+        self.name = model
+        self._read(tokenizer, direction, eos_token, bos_token)
+        self.context = context or self.context
+        key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
+        try:
+            self._client = openai.OpenAI(
+                base_url=base_url, api_key=key, max_retries=max_retries, timeout=timeout
+            )
+        except openai.OpenAIError as error:
+            raise InputError(f"{model}: {error}") from None
+        self.fingerprint = self._identity()
+        self._concurrency = concurrency
+        self._limit = _RateLimit(requests_per_second)
+
+    def _identity(self) -> str:
+        """A hash of all that is known of the model; what weights the server has is not."""
+        use = (self.pair_format.template, self.pair_format.style, self.context)
+        special = (self.tokenizer.fingerprint, self.tokenizer.eos_id, self.bos_ids)
+        known = [str(self._client.base_url), self.name, str(self.direction), *special, *use]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+    def _read(
+        self,
+        source: str | Path,
+        direction: Direction | str | None,
+        eos_token: str | None,
+        bos_token: str | None,
+    ) -> None:
+        """Take tokenizer and, from a model folder, all that it says besides the weights."""
+        from ledom.model.checkpoint import bos_ids, read_checkpoint_info
+
+        if (Path(source) / "config.json").is_file():
+            info = read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
+            self.direction, self.bos_ids = info.direction, info.bos_ids
+            self.tokenizer, self.pair_format = info.tokenizer, info.pair_format
+            self.context = info.context
+            return
+        if direction is None:
+            raise DirectionError(
+                f"{self.name}: a server records no direction; say direction='forward' or 'reverse'"
+            )
+        self.direction = Direction(direction)
+        self.tokenizer = Tokenizer.load(source, eos_token)
+        self.bos_ids = bos_ids(self.tokenizer, self.direction, asked=bos_token)
+        self.pair_format = PairFormat()
+        self.context = _CONTEXT
+
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        for target in targets:
+            self.check_target(target)
+        found: dict[int, NDArray[np.float32]] = {}
+        try:
+            for place, values in self._side_by_side(self._score, targets):
+                found[place] = values
+        except ServerError as error:
+            raise ServerError(str(error), found) from error
+        return [found[place] for place in range(len(targets))]
+
+    def _score(self, target: Target) -> NDArray[np.float32]:
+        start, end = self.direction.span_to_model_order(target.start, target.end, len(target.ids))
+        if start == end:
+            return np.empty(0, np.float32)
+        ids = self.direction.to_model_order(list(target.ids))[:end]
+        # One token more than asked for: not every server takes a limit of 0.
+        request = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
+        return self._ask(lambda answer: self._scores(answer, start, end), prompt=ids, **request)
+
+    def _scores(self, answer: Any, start: int, end: int) -> NDArray[np.float32]:
+        """What a server says of the model-order places [start, end) of its prompt."""
+        values = _prompt_logprobs(answer)
+        if values is None or len(values) < end or None in values[start:end]:
+            raise ServerError(
+                f"{self.name}: the server returned no log-probabilities of the prompt's tokens; it "
+                "can be sampled from, but not score (it must take echo with logprobs)"
+            )
+        scores = np.array(values[start:end], np.float32)
+        if not np.isfinite(scores).all():
+            raise ServerError(
+                f"{self.name}: the server returned log-probabilities that are no number"
+            )
+        return self.direction.to_reading_order(scores)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        self.check_request(prompts, sampling, num_samples)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        contexts = [self.prompt_ids(text, sampling.max_tokens) for text in texts]
+        # A server of text adds what its tokenizer does, and cannot flip a reverse model's text.
+        own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
+        reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE
+        extra = {"top_k": sampling.top_k} if sampling.top_k else {}
+        if self.direction is Direction.REVERSE:
+            extra["return_token_ids"] = True
+
+        def draw(place: int) -> list[Generation]:
+            return self._ask(
+                lambda answer: self._texts(texts[place], answer, num_samples),
+                prompt=contexts[place] if reads_ids else texts[place],
+                n=num_samples,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                # vLLM adds the sample's number: plain seeds would share samples between them.
+                seed=(digest(f"{sampling.seed} {texts[place]}") >> 33) + first_sample,
+                **({"extra_body": extra} if extra else {}),
+            )
+
+        yield from self._side_by_side(draw, range(len(texts)))
+
+    def _texts(self, prompt: str, answer: Any, num_samples: int) -> list[Generation]:
+        choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)
+        if len(choices) != num_samples:
+            raise ServerError(
+                f"{self.name}: asked for {num_samples} texts, the server sent {len(choices)}"
+            )
+        return [self._generation(prompt, choice) for choice in choices]
+
+    def _generation(self, prompt: str, choice: Any) -> Generation:
+        reason: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
+        if self.direction is Direction.FORWARD:
+            if not isinstance(choice.text, str):
+                raise ServerError(f"{self.name}: the server returned a choice without text")
+            text = choice.text.encode(errors="replace").decode()  # half a surrogate pair is no text
+            return Generation(text, self.tokenizer.encode(text).ids, reason)
+        ids = getattr(choice, "token_ids", None)
+        if not isinstance(ids, list):
+            raise ServerError(
+                f"{self.name}: the server returned no token ids (it must take return_token_ids), "
+                "and a reverse model's tokens are no text before they are turned round; give the "
+                "model's folder"
+            )
+        ids = self.direction.to_reading_order([i for i in ids if i != self.tokenizer.eos_id])
+        return Generation(self.written_text(prompt, ids), ids, reason)
+
+    def _side_by_side(
+        self, work: Callable[[Any], _T], items: Sequence[Any]
+    ) -> Iterator[tuple[int, _T]]:
+        """(place, result) as they end. After a failure no request starts; those that run are
+        waited for, so that no answer is lost, and then it is raised.
+        """
+        failures: list[ServerError] = []
+        ended = Event()
+
+        def attempt(item: Any) -> list[_T]:
+            if ended.is_set():
+                return []
+            try:
+                return [work(item)]
+            except ServerError as error:
+                failures.append(error)
+                ended.set()
+                return []
+
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            waiting = {pool.submit(attempt, item): place for place, item in enumerate(items)}
+            try:
+                for done in as_completed(waiting):
+                    for result in done.result():
+                        yield waiting[done], result
+            finally:
+                ended.set()
+        if failures:
+            raise failures[0]
+
+    def _ask(self, read: Callable[[Any], _T], **request: Any) -> _T:
+        """What `read` makes of the server's answer, which may be anything."""
+        import openai
+
+        self._limit.wait()
+        try:
+            answer = self._client.completions.create(model=self.name, **request)
+        except openai.APIStatusError as error:
+            raise ServerError(
+                f"{self.name}: the server answered {error.status_code}: {error.message[:200]}"
+            ) from error
+        except (openai.OpenAIError, ValueError) as error:
+            raise ServerError(f"{self.name}: no usable answer from the server: {error}") from error
+        if not hasattr(answer, "choices"):
+            raise ServerError(f"{self.name}: no usable answer from the server: {str(answer)[:200]}")
+        try:
+            return read(answer)
+        except (AttributeError, TypeError, ValueError, OverflowError) as error:
+            raise ServerError(
+                f"{self.name}: the server's answer makes no sense: {error}"
+            ) from error
+
+
+def _prompt_logprobs(answer: Any) -> list[float | None] | None:
+    choices = answer.choices or []
+    logprobs = choices[0].logprobs if choices else None
+    return None if logprobs is None else logprobs.token_logprobs
+
+
+class _RateLimit:
+    """Starts of requests, evenly spaced."""
+
+    def __init__(self, per_second: float | None) -> None:
+        if per_second is not None and not per_second > 0:
+            raise InputError(f"requests_per_second is {per_second}; it must be above 0")
+        self._pause = 0.0 if per_second is None else 1 / per_second
+        self._next = 0.0
+        self._lock = Lock()
+
+    def wait(self) -> None:
+        """Wait for this request's turn."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._pause
+        time.sleep(turn - now)

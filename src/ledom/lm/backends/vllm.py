@@ -1,0 +1,153 @@
+"""A model folder run by vLLM, on its GPUs, in this process.
+
+Everything is sent and read as token ids in model order, so either direction is scored and sampled.
+Scoring asks for the log-probabilities of the prompt (`prompt_logprobs`); prefix caching is off,
+since what a cache holds has none. Its own tokenizer stays unloaded. Written for vLLM's documented
+offline interface and tested against a stand-in that computes with transformers, not on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core import processes as parallel
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, InputError, MissingExtraError
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target, digest
+from ledom.model.checkpoint import read_checkpoint_info
+
+__all__ = ["VLLMLanguageModel"]
+
+_RESOURCES = {  # options that say where and how fast, not what
+    "cpu_offload_gb",
+    "disable_log_stats",
+    "enforce_eager",
+    "gpu_memory_utilization",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "pipeline_parallel_size",
+    "swap_space",
+    "tensor_parallel_size",
+}
+_TOGETHER = 4096  # requests that vLLM gets at once; what is finished is kept between
+
+
+class VLLMLanguageModel(LanguageModel):
+    """A causal language model from a Hugging Face folder; see `ledom.load`.
+
+    Further options go to `vllm.LLM` (`tensor_parallel_size`, `gpu_memory_utilization`,
+    `max_model_len` ...). Raises `CheckpointError` for what vLLM does not load.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        direction: Direction | str | None = None,
+        dtype: str = "auto",
+        eos_token: str | None = None,
+        bos_token: str | None = None,
+        **engine: Any,
+    ) -> None:
+        try:
+            import vllm
+        except ImportError:
+            raise MissingExtraError("vllm", "vllm") from None
+        if parallel.size() > 1:
+            raise InputError(
+                f"{path}: vLLM spreads a model over GPUs by itself; start ledom without torchrun "
+                f"and give vllm:{path},tensor_parallel_size=N"
+            )
+        info = read_checkpoint_info(path, direction, eos_token, bos_token=bos_token)
+        self.name = str(path)
+        self.direction, self.bos_ids = info.direction, info.bos_ids
+        self.tokenizer, self.pair_format = info.tokenizer, info.pair_format
+        longest = int(engine.setdefault("max_model_len", info.context))
+        decisive = {key: engine[key] for key in sorted(engine) if key not in _RESOURCES}
+        self.fingerprint = f"{info.fingerprint}-vllm-{dtype}-{digest(repr(decisive)):x}"
+        # A scored text is all prompt, and vLLM wants room for one token more.
+        self.context = longest - 2
+        try:
+            self._llm = vllm.LLM(
+                model=str(path),
+                dtype=dtype,
+                skip_tokenizer_init=True,
+                enable_prefix_caching=False,
+                **engine,
+            )
+        except (TypeError, ValueError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{path}: vLLM cannot load this: {reason}") from error
+        self._params = vllm.SamplingParams
+
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        for target in targets:
+            self.check_target(target)
+        spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
+        ids = [
+            self.direction.to_model_order(list(target.ids))[:end]
+            for target, (_, end) in zip(targets, spans, strict=True)
+        ]
+        asked = [place for place, (start, end) in enumerate(spans) if end > start]
+        params = self._params(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        found = dict(zip(asked, self._run([ids[p] for p in asked], params), strict=True))
+        results = []
+        for place, (start, end) in enumerate(spans):
+            rows = found[place].prompt_logprobs if place in found else []
+            values = [rows[i][ids[place][i]].logprob for i in range(start, end)]
+            results.append(self.direction.to_reading_order(np.array(values, np.float32)))
+        return results
+
+    def generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        self.check_request(prompts, sampling, num_samples)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        contexts = [self.prompt_ids(text, sampling.max_tokens) for text in texts]
+        numbers = range(first_sample, first_sample + num_samples)
+        together = max(1, _TOGETHER // num_samples)
+        for first in range(0, len(texts), together):
+            places = range(first, min(first + together, len(texts)))
+            outputs = self._run(
+                [contexts[place] for place in places for _ in numbers],
+                [self._draw(texts[p], n, sampling) for p in places for n in numbers],
+            )
+            asked = [texts[place] for place in places for _ in numbers]
+            made = [
+                self._generation(prompt, output.outputs[0])
+                for prompt, output in zip(asked, outputs, strict=True)
+            ]
+            for i, place in enumerate(places):
+                yield place, made[i * num_samples : (i + 1) * num_samples]
+
+    def _draw(self, prompt: str, sample: int, sampling: Sampling) -> Any:
+        return self._params(
+            temperature=sampling.temperature,
+            top_k=sampling.top_k or -1,  # all
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=digest(f"{sampling.seed} {sample} {prompt}") >> 1,
+            stop_token_ids=[self.tokenizer.eos_id],  # without a tokenizer vLLM knows none
+            detokenize=False,
+        )
+
+    def _run(self, prompts: Sequence[list[int]], params: Any) -> Any:
+        """vLLM's outputs, in the order of the prompts."""
+        if not prompts:
+            return []
+        requests = [{"prompt_token_ids": ids} for ids in prompts]
+        return self._llm.generate(requests, params, use_tqdm=False)
+
+    def _generation(self, prompt: str, output: Any) -> Generation:
+        written = [int(i) for i in output.token_ids if i != self.tokenizer.eos_id]
+        ids = self.direction.to_reading_order(written)
+        reason = "stop" if output.finish_reason == "stop" else "length"
+        return Generation(self.written_text(prompt, ids), ids, reason)  # type: ignore[arg-type]

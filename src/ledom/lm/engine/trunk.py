@@ -1,0 +1,183 @@
+"""A decoder's layers over one row of tokens, for inference: the caller says how tokens attend.
+
+Models of Llama's shape run through a loop of their own, in which nothing is computed or written to
+memory that is not needed: projections that read the same input are one product, the feed-forward
+part works a piece of the row at a time, and the last layer computes its queries and
+what follows only for the tokens whose outputs are wanted. Every other architecture runs through
+its own transformers modules. Everything here is in model order.
+
+Shapes: T tokens, H query heads, K key-value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, rms_norm, silu
+from transformers import PreTrainedModel
+
+from ledom.lm.engine.kernels import add_linear, linear
+from ledom.lm.engine.prefix_tree import PrefixTree
+from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.model.attention import Attend
+from ledom.model.logits import finish_logits
+
+__all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
+
+_LLAMA_SHAPED = ("llama", "mistral", "qwen2")
+_PIECE = 1024  # tokens of the row that the feed-forward part takes at a time
+
+
+class Trunk:
+    """Runs any decoder whose attention implementation is `ledom` (`model.attention`)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __call__(
+        self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Normalised outputs [T, width] of the tokens `ids` [T] at `positions` [T].
+
+        With `wanted`, places in the row in ascending order, only theirs: [len(wanted), width].
+        """
+        hidden: Tensor = self.model.base_model(
+            input_ids=ids[None], position_ids=positions[None], use_cache=False, attend=attend
+        ).last_hidden_state[0]
+        return hidden if wanted is None else hidden[wanted]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[T, vocabulary] of normalised outputs [T, width], as the model's own last step."""
+        head: Any = self.model.get_output_embeddings()
+        projected = linear(hidden, head.weight, getattr(head, "bias", None))
+        return finish_logits(projected, self.model.config.get_text_config())
+
+    def packed(self, ids: Tensor, positions: Tensor, borders: Tensor, targets: Tensor) -> Tensor:
+        """log P of `targets` [T] in a row of documents: what `model.packing` tries."""
+        sizes = borders.diff().tolist()
+        tree = PrefixTree(ids.tolist(), positions.tolist(), sizes, [[] for _ in sizes])
+        attention = TreeAttention(tree, None, ids.device, self.model.dtype)
+        logits = self.logits(self(ids, positions, attention)).float()
+        return -cross_entropy(logits, targets, reduction="none")
+
+
+class LlamaTrunk(Trunk):
+    """Runs models of Llama's shape. The weights of `model` become views of joined ones."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        base: Any = model.base_model
+        self.base = base
+        self.head_dim: int = base.layers[0].self_attn.head_dim
+        self.layers = [_Layer(layer) for layer in base.layers]
+
+    def __call__(
+        self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
+    ) -> Tensor:
+        hidden: Tensor = self.base.embed_tokens(ids)
+        cos, sin = (part[0, :, None] for part in self.base.rotary_emb(hidden, positions[None]))
+        for number, layer in enumerate(self.layers):
+            only = wanted if layer is self.layers[-1] else None
+            hidden = self._attention(number, layer, hidden, cos, sin, attend, only)
+            hidden = torch.cat([_feed_forward(layer, piece) for piece in hidden.split(_PIECE)])
+        weight, epsilon = _norm(self.base.norm)
+        return rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
+
+    def _attention(
+        self,
+        number: int,
+        layer: _Layer,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: Attend,
+        wanted: Tensor | None,
+    ) -> Tensor:
+        """The residual stream [Q, width] after attention."""
+        x = rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, layer.attention_epsilon)
+        inner = layer.out.shape[1]  # H * D
+        if wanted is None:
+            both, v = linear(x, layer.qkv, layer.qkv_bias).tensor_split([layer.turned], dim=-1)
+            q, k = _rotate(self._heads(both), cos, sin).tensor_split([inner // self.head_dim], 1)
+        else:
+            q_bias, kv_bias = _split(layer.qkv_bias, inner)
+            kv = linear(x, layer.qkv[inner:], kv_bias)
+            k, v = kv.tensor_split(2, dim=-1)
+            q = linear(x[wanted], layer.qkv[:inner], q_bias)
+            k = _rotate(self._heads(k), cos, sin)
+            q = _rotate(self._heads(q), cos[wanted], sin[wanted])
+            hidden = hidden[wanted]
+        out = attend(number, q, k, self._heads(v)).reshape(len(hidden), -1)
+        return add_linear(hidden, out, layer.out, layer.out_bias)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
+        return heads
+
+
+class _Layer:
+    """One layer's weights, those that read the same input joined."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv = _join(projections, "weight")
+        self.qkv_bias = _join(projections, "bias") if attention.q_proj.bias is not None else None
+        self.turned: int = len(attention.q_proj.weight) + len(attention.k_proj.weight)
+        """Outputs of queries and keys together, which positions turn."""
+        self.out: Tensor = attention.o_proj.weight
+        self.out_bias: Tensor | None = attention.o_proj.bias
+        self.up = _join([mlp.gate_proj, mlp.up_proj], "weight")
+        self.down: Tensor = mlp.down_proj.weight
+        self.attention_norm, self.attention_epsilon = _norm(layer.input_layernorm)
+        self.mlp_norm, self.mlp_epsilon = _norm(layer.post_attention_layernorm)
+
+
+def _join(modules: Sequence[Any], name: str) -> Tensor:
+    """Their parameters end to end in one tensor; the modules keep views of it, so none is twice."""
+    parameters = [getattr(module, name) for module in modules]
+    joined = torch.cat([parameter.data for parameter in parameters])
+    for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
+        parameter.data = part
+    return joined
+
+
+def _norm(module: Any) -> tuple[Tensor, float]:
+    return module.weight, module.variance_epsilon
+
+
+def _split(bias: Tensor | None, at: int) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if bias is None else (bias[:at], bias[at:])
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on heads [T, heads, D], the halves of a head being its pairs."""
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out
+
+
+def _feed_forward(layer: _Layer, hidden: Tensor) -> Tensor:
+    """The residual stream [T, width] after the gated feed-forward part; may be written over."""
+    x = rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, layer.mlp_epsilon)
+    gate, up = linear(x, layer.up).chunk(2, dim=-1)
+    return add_linear(hidden, silu(gate, inplace=True).mul_(up), layer.down)
+
+
+def build_trunk(model: PreTrainedModel) -> Trunk:
+    """The fastest trunk that computes what the model does."""
+    config = model.config
+    full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    plain = (
+        config.model_type in _LLAMA_SHAPED
+        and full
+        and getattr(config, "sliding_window", None) is None
+        and not getattr(config, "mlp_bias", False)
+        and config.hidden_act == "silu"
+    )
+    return LlamaTrunk(model) if plain else Trunk(model)

@@ -1,0 +1,247 @@
+"""What a language model is to the rest of ledom: two methods, in reading order.
+
+    logprobs(targets)          the log-probability of each token of a span, given the rest that the
+                               model has read by then
+    generate(prompts, ...)     texts that follow (forward) or precede (reverse) a prompt
+
+Backends live beside this file and are loaded by `ledom.load`. The rules that every backend keeps:
+results do not depend on how requests are batched or ordered; equal seeds give equal samples;
+everything in and out is in reading order; what a model cannot do is an error before any work.
+tests/lm/test_contract.py holds them all to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from textwrap import shorten
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
+
+__all__ = ["Generation", "LanguageModel", "Sampling", "Target", "digest"]
+
+
+_COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tokens [start, end) of `ids` whose log-probabilities are wanted.
+
+    `ids` is a whole text in reading order, with the special tokens that the model was trained with
+    (see `LanguageModel.add_special_tokens`). The first token in model order has nothing before it
+    and cannot be part of the span.
+    """
+
+    ids: Sequence[int]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw the next token."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token."""
+    top_k: int = 0
+    """Only the k most likely tokens; 0 for all."""
+    top_p: float = 1.0
+    """Only the most likely tokens that hold this much probability together."""
+    max_tokens: int = 256
+    """Most tokens to write."""
+    seed: int = 0
+    """With the prompt's text and the sample's number, decides every draw."""
+    border: str | None = None
+    """A regular expression: a text ends where it is first found, white space at its start aside."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"temperature is {self.temperature}; it must be 0, or from {_COLDEST} to {_HOTTEST}": (
+                self.temperature == 0 or _COLDEST <= self.temperature <= _HOTTEST
+            ),
+            f"top_k is {self.top_k}; it must be 0 or more": self.top_k >= 0,
+            f"top_p is {self.top_p}; it must lie in (0, 1]": 0 < self.top_p <= 1,
+            f"max_tokens is {self.max_tokens}; it must be at least 1": self.max_tokens >= 1,
+            f"seed is {self.seed}; it must be 0 or more": self.seed >= 0,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise InputError(message)
+        try:
+            re.compile(self.border or "")
+        except re.error as error:
+            raise InputError(f"border {self.border!r} is no regular expression: {error}") from None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One text that a model wrote; ids and text in reading order, without the prompt and EOS."""
+
+    text: str
+    ids: list[int]
+    finish_reason: Literal["stop", "length", "border"]
+    """`stop`: the model ended its document; `length`: it ran out of tokens; `border`: it came to a
+    border, and can be given to `generate` as a prompt to go on from."""
+    resume: Any = field(default=None, compare=False, repr=False)
+    """What the backend needs to go on without reading the text again."""
+    self_certainty: float | None = field(default=None, compare=False)
+    """Mean over the tokens drawn, EOS included, of KL(uniform || P(token | what was read)) in nats:
+    the larger, the surer the model was (Kang, Zhao and Song, Scalable Best-of-N Selection for Large
+    Language Models via Self-Certainty, 2025). None where a backend does not see the whole
+    distribution."""
+
+
+class LanguageModel(ABC):
+    """A model with a direction, a tokenizer and the pair format that it was trained on."""
+
+    name: str
+    direction: Direction
+    tokenizer: Tokenizer
+    pair_format: PairFormat
+    fingerprint: str
+    """Changes when the model does: what was computed with another one is not reused."""
+    context: int
+    """Longest text in tokens, special ones included."""
+    bos_ids: list[int]
+    """The special tokens that the model reads first, in its own order: its tokenizer's BOS, or the
+    EOS that ends the document before; none where it was trained with none."""
+    batches_requests: ClassVar[bool] = True
+    """Whether requests of one call are computed together, so that the last bits of a result may
+    depend on the others. To repeat a result to the bit, the whole call is repeated."""
+    stops_at_borders: ClassVar[bool] = False
+    """Whether `generate` takes a border, and goes on from one."""
+    tells_certainty: ClassVar[bool] = False
+    """Whether what it generates carries its `self_certainty`."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What files made with the model keep of it: its name, and the hash that tells it apart."""
+        return {"name": self.name, "hash": self.fingerprint}
+
+    @property
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """The special tokens before and behind a document, in reading order.
+
+        In model order it is BOS that is read first and EOS that is predicted last.
+        """
+        first, last = self.bos_ids, [self.tokenizer.eos_id]
+        if self.direction is Direction.FORWARD:
+            return first, last
+        return last, self.direction.to_reading_order(first)
+
+    def add_special_tokens(self, ids: Sequence[int]) -> list[int]:
+        """A document's ids as the model was trained to see them, in reading order."""
+        before, behind = self.special_ids
+        return [*before, *ids, *behind]
+
+    def check_target(self, target: Target) -> None:
+        """Raise `InputError` for a span that has no context or lies beyond the text, or a text
+        longer than the model's context.
+        """
+        length = len(target.ids)
+        if length - 1 > self.context:
+            raise InputError(
+                f"a text of {length} tokens is longer than the model's context of {self.context}"
+            )
+        if not 0 <= target.start <= target.end <= length:
+            raise InputError(f"no span [{target.start}, {target.end}) in {length} tokens")
+        start, end = self.direction.span_to_model_order(target.start, target.end, length)
+        if start == 0 and end > 0:
+            raise InputError(
+                "the first token that the model reads has no context, so no log-probability; "
+                "add LanguageModel.add_special_tokens to the text"
+            )
+
+    def check_request(
+        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
+    ) -> None:
+        """Raise `InputError` for fewer samples than one, or borders where they cannot be had."""
+        if num_samples < 1:
+            raise InputError(f"num_samples is {num_samples}; it must be at least 1")
+        bordered = sampling.border is not None or any(isinstance(p, Generation) for p in prompts)
+        if bordered and not self.stops_at_borders:
+            raise InputError(
+                f"{self.name}: generation here cannot stop at borders; give the model's folder, "
+                "which runs in this process"
+            )
+
+    def prompt_ids(self, prompt: str, max_tokens: int) -> list[int]:
+        """A prompt's ids in model order, as the model reads them; see `check_room`."""
+        context = self.bos_ids + self.direction.to_model_order(self._ids_of(prompt))
+        self.check_room(prompt, len(context), max_tokens)
+        return context
+
+    def written_text(self, prompt: str, ids: Sequence[int]) -> str:
+        """The text of ids that the model wrote to a prompt, all in reading order.
+
+        Decoded together with the prompt, less the prompt, so that prompt and text are the text of
+        all ids.
+        """
+        known = self._ids_of(prompt)
+        if self.direction is Direction.FORWARD:
+            return self.tokenizer.decode_after(known, ids)
+        together = self.tokenizer.decode([*ids, *known])
+        if together.endswith(prompt):
+            return together.removesuffix(prompt)
+        return self.tokenizer.decode(ids)  # the prompt is not what its own ids say
+
+    def _ids_of(self, prompt: str) -> list[int]:
+        """A prompt's ids in reading order: a document's start, or, for a reverse model, its end."""
+        if self.direction is Direction.FORWARD:
+            return self.tokenizer.encode(prompt).ids
+        return self.tokenizer.encode_inside(prompt)
+
+    def check_room(self, prompt: str, num_tokens: int, max_tokens: int) -> None:
+        """Raise `InputError` where there is nothing to read, or no room left to write."""
+        if not num_tokens:
+            raise InputError("an empty prompt for a model that reads no special token first")
+        if num_tokens + max_tokens > self.context:
+            raise InputError(
+                f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "
+                f"max_tokens={max_tokens} it does not fit the model's context of {self.context}"
+            )
+
+    @abstractmethod
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        """Log-probabilities in nats, in reading order: for each target an array [end - start].
+
+        A forward model conditions each token on those before it, a reverse model on those after.
+        Raises `InputError` for a span that is empty of context or beyond the text, or a text
+        longer than the model's context.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        """Write `num_samples` texts for each prompt; yields (prompt's place, texts) as they end.
+
+        They are the samples with the numbers from `first_sample` on.
+
+        A prompt is a text, or a generation that stopped at a border: it is gone on from, in the
+        direction of the model, and what it had computed is not computed again. A forward model
+        continues the prompt; a reverse model writes what stands before it. An empty prompt asks for
+        a whole document. A draw depends on the seed, the prompt's text and the sample's number
+        alone, so a job cut in two draws the same samples. Raises `InputError` for a prompt that
+        leaves no room in the model's context.
+        """
+
+
+def digest(text: str) -> int:
+    """64 bits that stand for a text, in a seed."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,0 +1,193 @@
+"""Whether texts may share a row: found out at load, by running a few short ones.
+
+Packing is exact where attention is a model's only way to mix tokens, and is the attention that
+ledom computes: causal, over all of the text, without biases. Convolutions, recurrences, attention
+classes of an architecture's own, ALiBi, sliding windows and rotary positions that are scaled by the
+longest text all break this, most of them without an error. So nothing is believed of a name: each
+model is tried. The cost is seven forward passes over at most 20 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from ledom.core.errors import CheckpointError
+from ledom.model.attention import IMPLEMENTATION, packed_attention
+from ledom.model.own_forward import OwnForward, reset_length, use_attention
+
+__all__ = ["PackedRun", "packing_reach", "tolerance", "vocab_size"]
+
+PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(ids, positions, borders, targets) of a packed row -> log P of each target [T]; all int64 [T] but
+the borders [documents + 1], which are on the CPU. Raises anything where it cannot."""
+
+_PROBE = "ledom-probe"  # our attention, and a record of the masks that a model asks for
+_SIZES = (12, 7)  # tokens of the two texts
+_SHARED = 6  # first tokens that two texts have in common where causality is tried
+_FAR = 2**20  # a position beyond any text, for models without a limit
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Two texts in a row, with what follows each token."""
+
+    ids: Tensor
+    targets: Tensor
+
+    def moved(self, first: int) -> Tensor:
+        """Positions, those of the first text from `first` on."""
+        a, b = (torch.arange(size, device=self.ids.device) for size in _SIZES)
+        return torch.cat([a + first, b])
+
+
+@torch.no_grad()
+def packing_reach(model: PreTrainedModel, packed: PackedRun, eos_id: int, context: int) -> int:
+    """The longest text, in tokens read, of which `packed` gives what the model's own pass gives.
+
+    0 where packing is not exact at all: such a model runs one text at a time. Otherwise the model
+    is left with ledom's attention. Raises `CheckpointError` for a model that cannot run on token
+    ids alone, or that sees later tokens.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return _reach(model, OwnForward(model), packed, eos_id, context)
+    finally:
+        reset_length(model)
+        model.train(training)
+
+
+def _reach(
+    model: PreTrainedModel, own: OwnForward, packed: PackedRun, eos_id: int, context: int
+) -> int:
+    row = _random_row(model, eos_id)
+    other = _Row(row.ids.clone(), row.targets)
+    other.ids[_SHARED : _SIZES[0]] = row.ids[_SHARED : _SIZES[0]].flip(0).roll(1)
+    expected = _alone(own, row, other)
+    names = [config._attn_implementation for config in own._configs]
+    try:
+        reach = min(_mask_reach(model, row.ids[: _SIZES[0]], context), context)
+        use_attention(model, IMPLEMENTATION)
+        reach = min(reach, _checked(model, packed, row, other, expected, context))
+    except Exception:  # whatever an architecture makes of arguments that it does not know
+        reach = 0
+    if not reach:
+        for config, name in zip(own._configs, names, strict=True):
+            config._attn_implementation_internal = name
+    return reach
+
+
+def _checked(
+    model: PreTrainedModel,
+    packed: PackedRun,
+    row: _Row,
+    other: _Row,
+    expected: Tensor,
+    context: int,
+) -> int:
+    """What the packed run itself allows."""
+    borders = torch.tensor([0, _SIZES[0], sum(_SIZES)])
+
+    def run(row: _Row, first: int = 0) -> Tensor:
+        return packed(row.ids, row.moved(first), borders, row.targets).float()
+
+    found = run(row)
+    limit = tolerance(model.dtype)
+    if not _close(found, expected, limit):
+        return 0
+    # With another neighbor of the same length every product has the same shape: what the second
+    # text gets is the same to the last bit, whatever the precision, but for the order of sums.
+    second, limit = slice(_SIZES[0], None), limit / 10
+    if not _close(run(other)[second], found[second], limit):
+        return 0
+    for reach in (context, *_lengths_in(model)):
+        far = min(reach, _FAR) - _SIZES[0]
+        if far >= 0 and _close(run(row, far)[second], found[second], limit):
+            return reach
+    return 0
+
+
+def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
+    """Both texts begin with EOS, as documents do; the draws leave the run's own alone."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size(model), (sum(_SIZES) + 1,), generator=generator)
+    targets = ids[1:].clone()
+    ids = ids[:-1].clone()
+    ids[[0, _SIZES[0]]] = eos_id
+    return _Row(ids.to(model.device), targets.to(model.device))
+
+
+def vocab_size(model: PreTrainedModel) -> int:
+    """Ids that the model can read, and says something about."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _alone(own: OwnForward, row: _Row, other: _Row) -> Tensor:
+    """log P of the targets by the model's own pass over each text [T]."""
+    kind = type(own.model).__name__
+    try:
+        parts = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
+        changed = own(other.ids[: _SIZES[0]]).float().log_softmax(-1)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{kind} does not run on token ids alone ({reason}); give a decoder of text"
+        ) from error
+    if not _close(parts[0][:_SHARED], changed[:_SHARED], tolerance(own.model.dtype)):
+        raise CheckpointError(
+            f"{kind} sees later tokens, so it gives no probability of a text; give a decoder (some "
+            "encoders are one with is_decoder: true in config.json)"
+        )
+    return torch.cat(parts).gather(1, row.targets[:, None])[:, 0]
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """By how much two right log-probabilities may differ.
+
+    In fp32 another order of sums changes some 1e-6, and a leak far more. Half precision rounds
+    each layer's output to 8 or 11 bits: of log-probabilities near 10 the second decimal. What that
+    hides of a leak, the comparison of two neighbors shows.
+    """
+    return {torch.bfloat16: 0.25, torch.float16: 0.03}.get(dtype, 1e-4)
+
+
+def _close(found: Tensor, expected: Tensor, limit: float) -> bool:
+    return bool((found - expected).abs().max() <= limit)  # NaN is not
+
+
+def _mask_reach(model: PreTrainedModel, ids: Tensor, context: int) -> int:
+    """How many tokens every layer's attention sees whole, by the masks that the model asks for."""
+    reach = context
+    places = torch.arange(min(context, _FAR), device=ids.device)
+    zero = torch.zeros((), dtype=torch.long, device=ids.device)
+
+    def record(*_: Any, mask_function: Callable[..., Any], **__: Any) -> None:
+        nonlocal reach
+        hidden = ~torch.as_tensor(mask_function(zero, zero, places, zero)).expand(len(places))
+        if hidden.any():
+            reach = min(reach, int(hidden.int().argmax()))
+
+    AttentionInterface.register(_PROBE, packed_attention)
+    AttentionMaskInterface.register(_PROBE, record)
+    use_attention(model, _PROBE)
+    model(input_ids=ids[None], use_cache=False)
+    return reach
+
+
+def _lengths_in(model: PreTrainedModel) -> list[int]:
+    """Lengths up to which rotary positions are not scaled, as far as the config names any."""
+
+    def values(tree: Any) -> Iterator[int]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from values(value)
+            elif key == "original_max_position_embeddings" and isinstance(value, int):
+                yield value
+
+    return sorted(set(values(model.config.to_dict())), reverse=True)

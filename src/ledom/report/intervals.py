@@ -1,0 +1,170 @@
+"""How sure a measured number is: bootstrap intervals over problems, and pairwise AUC.
+
+Problems are the unit that is resampled, never candidates: the candidates of one problem are not
+independent of each other. This module takes arrays with one entry a problem and knows nothing of
+records, models or what the values mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.errors import InputError
+
+__all__ = ["Interval", "auc_interval", "bootstrap_interval", "paired_interval", "pairwise_auc"]
+
+CHUNK_SIZE = 2**15
+"""Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the bounds of its confidence interval, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside of [low, high]; a bound that is zero does not exclude it."""
+        return self.low > 0 or self.high < 0
+
+    def to_json(self) -> dict[str, float]:
+        """The interval as a JSON object with the keys mean, low and high."""
+        return asdict(self)
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], num_resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The mean of `values` [num_problems] with its percentile-bootstrap interval.
+
+    Each resample draws num_problems values with replacement; the bounds are the (1 - level) / 2 and
+    (1 + level) / 2 quantiles of the resamples' means. The same arguments give the same interval.
+    See Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+
+    Raises `InputError` for values that are empty, not finite or not one-dimensional, a level
+    outside of (0, 1) or fewer than one resample.
+    """
+    values = _checked(values, "values")
+    if not 0 < level < 1:
+        raise InputError(f"level is {level}, expected a number between 0 and 1, as 0.95")
+    if num_resamples < 1:
+        raise InputError(f"num_resamples is {num_resamples}, expected 1 or more")
+    means = _resampled_means(values, num_resamples, np.random.default_rng(seed))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+
+
+def paired_interval(
+    values: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    num_resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The mean of `values - baseline` (each [num_problems], same problems in the same order).
+
+    Both sides of a problem are resampled together, so what makes a problem hard for both cancels
+    out. Raises `InputError` as `bootstrap_interval` does, and for sides of different lengths.
+    """
+    values, baseline = _checked(values, "values"), _checked(baseline, "baseline")
+    if len(values) != len(baseline):
+        raise InputError(
+            f"values has {len(values)} problems and baseline {len(baseline)}; "
+            "give both for the same problems in the same order"
+        )
+    return bootstrap_interval(values - baseline, num_resamples, level, seed)
+
+
+def pairwise_auc(
+    scores: Sequence[NDArray[np.float64]], correct: Sequence[NDArray[np.bool_]]
+) -> NDArray[np.float64]:
+    """How well scores tell right candidates from wrong ones, problem by problem.
+
+    `scores` and `correct` hold an array [num_candidates] a problem. Returns [num_problems]: the
+    share of (right, wrong) pairs of candidates in which the right one scores higher, a tie counting
+    1/2, which is the area under the ROC curve; NaN for a problem that lacks either kind.
+
+    Raises `InputError` for no problems, for scores and labels that do not match in number or shape,
+    for a score that is NaN (an infinite one is in order) and for labels that are not booleans.
+    """
+    if len(scores) == 0 or len(scores) != len(correct):
+        raise InputError(
+            f"scores has {len(scores)} problems and correct {len(correct)}; "
+            "expected the same number, at least one"
+        )
+    problems = zip(scores, correct, strict=True)
+    return np.array([_auc(number, *problem) for number, problem in enumerate(problems)])
+
+
+def auc_interval(
+    scores: Sequence[NDArray[np.float64]],
+    correct: Sequence[NDArray[np.bool_]],
+    num_resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The mean `pairwise_auc` over the problems that have right and wrong candidates.
+
+    Raises `InputError` as `pairwise_auc` and `bootstrap_interval` do, and where no problem has
+    both kinds.
+    """
+    auc = pairwise_auc(scores, correct)
+    auc = auc[~np.isnan(auc)]
+    if len(auc) == 0:
+        raise InputError(
+            f"none of the {len(scores)} problems has both right and wrong candidates; "
+            "the AUC needs at least one that does"
+        )
+    return bootstrap_interval(auc, num_resamples, level, seed)
+
+
+def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise InputError(f"{name} has shape {values.shape}, expected [num_problems], not empty")
+    if not np.isfinite(values).all():
+        index = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise InputError(f"{name}[{index}] is {values[index]}, expected a finite number")
+    return values
+
+
+def _resampled_means(
+    values: NDArray[np.float64], num_resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    num_problems = len(values)
+    rows = max(1, CHUNK_SIZE // num_problems)
+    # Narrow integers are drawn several times as fast as 64-bit ones.
+    dtype = np.uint16 if num_problems <= 2**16 else np.int64
+    means = np.empty(num_resamples)
+    for start in range(0, num_resamples, rows):
+        shape = (min(rows, num_resamples - start), num_problems)
+        drawn = rng.integers(num_problems, size=shape, dtype=dtype)
+        # No index is out of range, and "clip" skips the check, which would take most of the time.
+        means[start : start + rows] = values.take(drawn, mode="clip").mean(axis=1)
+    return means
+
+
+def _auc(number: int, scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct)
+    if scores.ndim != 1 or scores.shape != correct.shape:
+        raise InputError(
+            f"problem {number} has scores of shape {scores.shape} and correct of shape "
+            f"{correct.shape}, expected both [num_candidates]"
+        )
+    if correct.size and correct.dtype != np.bool_:
+        raise InputError(f"problem {number} has labels of type {correct.dtype}, expected bool")
+    if np.isnan(scores).any():
+        raise InputError(f"problem {number} has a score that is NaN; score its candidates again")
+    right, wrong = scores[correct.astype(bool)], np.sort(scores[~correct.astype(bool)])
+    if len(right) == 0 or len(wrong) == 0:
+        return float("nan")
+    # Twice the number of wrong ones that each right one beats, a tie counting once.
+    beaten = np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")
+    return float(beaten.mean() / (2 * len(wrong)))

@@ -1,0 +1,274 @@
+"""The candidates of many problems as arrays: what every strategy reads.
+
+Features are computed here from scores, and taken from columns that came with the candidates. No
+model is loaded here, and nothing is known of strategies.
+
+Shapes: P problems, N candidates (padded; `mask` says which are there).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.errors import InputError
+from ledom.core.records import EARLY_STOP, Candidate, Problem, Score
+from ledom.text.answers import extract_answer
+from ledom.text.math.equality import equal_answers, has_content
+
+__all__ = ["FEATURES", "AnswerClasses", "BoolArray", "FloatArray", "Pools", "build_pools"]
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+FEATURES: dict[str, tuple[str, str]] = {
+    "forward": ("y|x", "log P(y|x), forward model"),
+    "forward_mean": ("y|x", "log P(y|x) a token"),
+    "forward_numbers": ("y|x", "log P(y|x) over the numbers of the solution"),
+    "forward_worst": ("y|x", "log P(y|x) of the solution's least likely digit"),
+    "reverse": ("x|y", "log P(x|y), reverse model"),
+    "reverse_mean": ("x|y", "log P(x|y) a token"),
+    "premise": ("x|y", "log P(x|y) over the numbers of the question"),
+    "premise_worst": ("x|y", "log P(x|y) of the question's least likely digit"),
+    "prior": ("y", "log P(y), reverse model"),
+    "prior_mean": ("y", "log P(y) a token, reverse model"),
+    "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
+    "prior_worst": ("y", "log P(y) of the solution's least likely digit, reverse model"),
+}
+"""What scores tell of a candidate: the score's target, and what it is. All are in nats, the larger
+the better. Columns are features too, under their own names."""
+
+_MIN_PER_MODEL = 20  # candidates of each model from which its mean can be told
+_DIGIT = re.compile(r"\d")
+_PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The candidates of P problems."""
+
+    problem_ids: list[str]
+    features: dict[str, FloatArray]
+    """Each [P, N]."""
+    answers: NDArray[np.int64]
+    """[P, N]: equal numbers for equal answers of one problem; -1 where none could be read."""
+    correct: BoolArray
+    """[P, N]."""
+    mask: BoolArray
+    """[P, N]: where there is a candidate."""
+    greedy: FloatArray
+    """[P]: the share of its greedy candidates (mostly one) that are right, NaN without any."""
+    groups: list[str]
+    """[P]: a label by which results can be told apart, such as the template."""
+    by_model: bool = False
+    """Whether features are relative to the mean of the model that wrote the candidate."""
+    columns: tuple[str, ...] = ()
+    """The features that came with the candidates."""
+    num_planned: int = 0
+    """Candidates that each problem would have, had its vote not been stopped early; 0 where none
+    was stopped."""
+
+    def select(self, rows: NDArray[np.int64]) -> Pools:
+        """Only some problems."""
+        return replace(
+            self,
+            problem_ids=[self.problem_ids[i] for i in rows],
+            features={name: values[rows] for name, values in self.features.items()},
+            answers=self.answers[rows],
+            correct=self.correct[rows],
+            mask=self.mask[rows],
+            greedy=self.greedy[rows],
+            groups=[self.groups[i] for i in rows],
+        )
+
+    def sample(self, n: int, rng: np.random.Generator) -> Pools:
+        """A random n of each problem's candidates, without replacement."""
+        keys = np.where(self.mask, rng.random(self.mask.shape), 2.0)
+        kept = np.argsort(keys, axis=1)[:, :n]
+        return replace(
+            self,
+            features={
+                name: np.take_along_axis(values, kept, axis=1)
+                for name, values in self.features.items()
+            },
+            answers=np.take_along_axis(self.answers, kept, axis=1),
+            correct=np.take_along_axis(self.correct, kept, axis=1),
+            mask=np.take_along_axis(self.mask, kept, axis=1),
+            num_planned=0,
+        )
+
+
+def build_pools(
+    problems: Sequence[Problem],
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
+    columns: Sequence[str] = (),
+) -> Pools:
+    """Arrays from records. Greedy candidates stand apart; the others form the pool.
+
+    Candidates of several models differ in style more than in truth, so features are then taken
+    relative to the mean of the model that wrote them, without a look at any label; see
+    `_relative_to_models`.
+
+    `columns` name numbers that come with the candidates (see `ledom.rerank.external_scores`).
+    Raises `InputError` for a candidate without scores, or without one of them.
+    """
+    by_key: dict[tuple[str, int, str], Score] = {
+        (s.problem_id, s.index, s.target): s for s in scores
+    }
+    targets: set[str] = {s.target for s in scores}
+    index_of = _shared_index(candidates)
+    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
+    for candidate in candidates:
+        if not candidate.greedy:
+            groups[candidate.problem_id].append(candidate)
+    shape = (len(problems), max(len(group) for group in groups.values()))
+    features = {name: np.zeros(shape) for name in [*_available(targets), *columns]}
+    answers = np.full(shape, -1, np.int64)
+    correct = np.zeros(shape, bool)
+    mask = np.zeros(shape, bool)
+    writers = np.full(shape, -1)
+    number_of: dict[str | None, int] = {}
+    for row, problem in enumerate(problems):
+        classes = AnswerClasses()
+        for column, candidate in enumerate(groups[problem.id]):
+            answer = extract_answer(candidate.text)
+            mask[row, column] = True
+            writers[row, column] = number_of.setdefault(candidate.model, len(number_of))
+            answers[row, column] = classes.number(answer)
+            correct[row, column] = _is_right(candidate, answer, problem)
+            index = index_of[problem.id, candidate.text]
+            found = {target: by_key.get((problem.id, index, target)) for target in targets}
+            values = _features(found, problem, candidate)
+            values |= {name: candidate.column(name) for name in columns}
+            for name, value in values.items():
+                features[name][row, column] = value
+    by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
+    if by_model:
+        features = {n: _relative_to_models(v, mask, writers) for n, v in features.items()}
+    return Pools(
+        problem_ids=[problem.id for problem in problems],
+        features=features,
+        answers=answers,
+        correct=correct,
+        mask=mask,
+        greedy=_greedy_right(problems, candidates),
+        groups=[str(problem.extra.get("group", "")) for problem in problems],
+        by_model=by_model,
+        columns=tuple(columns),
+        num_planned=max(_planned(candidate) for candidate in candidates),
+    )
+
+
+def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
+    """[P]: the share of each problem's greedy candidates that are right, NaN without any."""
+    by_id = {problem.id: problem for problem in problems}
+    right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
+    for candidate in candidates:
+        if candidate.greedy:
+            is_right = _is_right(
+                candidate, extract_answer(candidate.text), by_id[candidate.problem_id]
+            )
+            right[candidate.problem_id].append(is_right)
+    return np.array([np.mean(found) if found else np.nan for found in right.values()])
+
+
+def _planned(candidate: Candidate) -> int:
+    """How many candidates its problem would have, had sampling not been stopped early; else 0."""
+    planned = (candidate.sampling or {}).get(EARLY_STOP)
+    return planned if isinstance(planned, int) and 0 < planned < 2**31 else 0
+
+
+def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
+    """Values [P, N] less their problem's mean, then less their model's mean of what is left."""
+    counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    relative = np.where(mask, values - (values * mask).sum(axis=1, keepdims=True) / counts, 0.0)
+    for writer in np.unique(writers[mask]):
+        its = writers == writer
+        relative[its] -= relative[its].mean()
+    result: FloatArray = relative
+    return result
+
+
+def _shared_index(candidates: Sequence[Candidate]) -> dict[tuple[str, str], int]:
+    """The index under which each distinct text of a problem was scored."""
+    first: dict[tuple[str, str], int] = {}
+    for candidate in candidates:
+        first.setdefault((candidate.problem_id, candidate.text), candidate.index)
+    return first
+
+
+class AnswerClasses:
+    """Numbers for the answers to one problem.
+
+    Answers of one class are all equal to each other: equality is not transitive ("5 cm" and "5 m"
+    both equal "5"), so a new answer joins the first class of which it equals every member.
+    """
+
+    def __init__(self) -> None:
+        self._by_answer: dict[str, int] = {}
+        self._members: list[list[str]] = []
+
+    def number(self, answer: str | None) -> int:
+        """The answer's class; -1 for none."""
+        if answer is None or not has_content(answer):
+            return -1
+        if answer not in self._by_answer:
+            self._by_answer[answer] = self._class_of(answer)
+        return self._by_answer[answer]
+
+    def _class_of(self, answer: str) -> int:
+        for number, members in enumerate(self._members):
+            if all(equal_answers(member, answer) for member in members):
+                members.append(answer)
+                return number
+        self._members.append([answer])
+        return len(self._members) - 1
+
+
+def _is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool:
+    if candidate.correct is not None:
+        return candidate.correct
+    return equal_answers(problem.answer, answer)
+
+
+def _available(targets: set[str]) -> list[str]:
+    """The features that scores of these targets give."""
+    return [name for name, (target, _) in FEATURES.items() if target in targets]
+
+
+def _features(
+    scores: Mapping[str, Score | None], problem: Problem, candidate: Candidate
+) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for target, score in scores.items():
+        if score is None:
+            raise InputError(
+                f"candidate {candidate.index} of problem {problem.id!r} has no score for {target}; "
+                "score the candidates again"
+            )
+        prefix = _PREFIXES[target]
+        text = problem.question if target == "x|y" else score.text or candidate.text
+        digits = _digit_logprobs(score, text)
+        values[prefix] = score.logprob
+        values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
+        numbers = "premise" if target == "x|y" else f"{prefix}_numbers"
+        values[numbers] = sum(digits)
+        values[f"{numbers.removesuffix('_numbers')}_worst"] = min(digits, default=0.0)
+    return values
+
+
+def _digit_logprobs(score: Score, text: str) -> list[float]:
+    """The log-probabilities of the tokens that hold a digit; none without token scores."""
+    if score.token_logprobs is None or score.token_spans is None:
+        return []
+    return [
+        logprob
+        for logprob, (start, end) in zip(score.token_logprobs, score.token_spans, strict=True)
+        if _DIGIT.search(text, start, end)
+    ]

@@ -1,0 +1,310 @@
+"""Weights of strategies, fitted on labelled problems and frozen in a small YAML file.
+
+An interpolation (the paper's lambda) is chosen on a grid by accuracy. A sum of more features is
+fitted by logistic regression on pairs, a right and a wrong candidate of one problem, its penalty
+chosen by cross-validation over problems. A vote's temperature, which divides its score, is chosen
+by its accuracy on problems that the weights were not fitted on. The file remembers which problems
+it was fitted on, so that it cannot be tested on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from ledom.core.errors import InputError
+from ledom.core.reading import read_yaml
+from ledom.core.records import Problem, write_atomically
+from ledom.rerank.candidate_table import FEATURES, Pools
+from ledom.rerank.external_scores import check_names
+from ledom.rerank.strategies import Strategy, strategies
+
+__all__ = ["LAMBDAS", "Folds", "TunedWeights", "check_folds", "cross_fit", "interpolation", "tune"]
+
+LAMBDAS = np.linspace(0, 1, 41)
+"""The grid of lambda."""
+
+_INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
+_PENALTIES = (1e-3, 1e-2, 1e-1)  # of the squared weights, in units of each feature's spread
+_FOLDS = 5
+_CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeless, however far
+
+
+@dataclass(frozen=True)
+class TunedWeights:
+    """Weights by strategy and feature, and where they come from.
+
+    Those of a vote are divided by its temperature already.
+    """
+
+    weights: dict[str, dict[str, float]]
+    num_problems: int
+    num_candidates: int
+    problem_hashes: frozenset[str]
+    columns: tuple[str, ...] = ()
+    """The columns of the candidates that they weigh: candidates without them cannot be used."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the YAML file."""
+        tree = {
+            "ledom": version("ledom"),
+            "num_problems": self.num_problems,
+            "num_candidates": self.num_candidates,
+            "columns": list(self.columns),
+            "weights": self.weights,
+            "problems": " ".join(sorted(self.problem_hashes)),
+        }
+        with write_atomically(path) as out:
+            yaml.safe_dump(tree, out, sort_keys=False, width=100)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TunedWeights:
+        """Read the YAML file; raises `InputError` when it is not one of ours."""
+        tree = read_yaml(path)
+        try:
+            columns = tree.get("columns") or []
+            if not isinstance(columns, list):
+                raise ValueError(f"columns is {columns!r}, expected a list of names")
+            check_names(map(str, columns))
+            weights = {
+                str(name): {str(key): _weight(value) for key, value in row.items()}
+                for name, row in tree["weights"].items()
+            }
+            loaded = cls(
+                weights,
+                int(tree["num_problems"]),
+                int(tree["num_candidates"]),
+                frozenset(str(tree["problems"]).split()),
+                tuple(map(str, columns)),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"not a weights file ({error}); make one with: ledom tune", path=path
+            ) from None
+        known = strategies(loaded.columns)
+        unknown = [name for name in weights if name not in known]
+        if unknown:
+            raise InputError(
+                f"unknown strategy {unknown[0]!r}; known: {', '.join(known)}", path=path
+            )
+        return loaded
+
+    def refuse_overlap(self, problems: Iterable[Problem]) -> None:
+        """Raise `InputError` when weights were fitted on one of these problems."""
+        for problem in problems:
+            if question_hash(problem.question) in self.problem_hashes:
+                raise InputError(
+                    f"problem {problem.id!r} is one of those that the weights were tuned on; "
+                    "accuracy on it would flatter: leave it out, or use other weights"
+                )
+
+
+def _weight(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"a weight is {value!r}, expected a number")
+    return float(value)
+
+
+def question_hash(question: str) -> str:
+    """A short fingerprint of a question's text."""
+    return hashlib.sha256(question.encode()).hexdigest()[:12]
+
+
+def tune(pools: Pools, problems: Iterable[Problem]) -> TunedWeights:
+    """Fit every strategy that has weights and whose scores are there.
+
+    Raises `InputError` when no problem has both right and wrong candidates.
+    """
+    wrong = pools.mask & ~pools.correct
+    mixed = np.flatnonzero((pools.correct & pools.mask).any(axis=1) & wrong.any(axis=1))
+    if len(mixed) == 0:
+        raise InputError("no problem has both right and wrong candidates; there is nothing to tune")
+    weights: dict[str, dict[str, float]] = {}
+    fits: dict[tuple[str, ...], _Fit] = {}
+    for name, strategy in strategies(pools.columns).items():
+        features = strategy.features
+        if not features or not strategy.available(pools):
+            continue
+        if strategy.interpolated:
+            held_out = [(pools, _fit_interpolation(strategy, pools))]
+            fitted = held_out[0][1]
+        elif len(features) == 1:
+            fitted = {features[0]: 1.0}
+            if features[0] not in FEATURES:  # whose unit nobody knows
+                fitted = {features[0]: 1 / _spread(features, pools)[0]}
+            held_out = [(pools, fitted)]
+        else:
+            if features not in fits:
+                fits[features] = _cross_validate(features, pools)
+            fitted, held_out = fits[features].weights, fits[features].held_out
+        if strategy.kind == "vote":
+            sharpness = _inverse_temperature(strategy, held_out)
+            fitted = {name: value * sharpness for name, value in fitted.items()}
+        weights[name] = {name: float(f"{value:.5g}") for name, value in fitted.items()}
+    return TunedWeights(
+        weights,
+        len(pools.problem_ids),
+        int(pools.mask.sum(axis=1).max()),
+        frozenset(question_hash(problem.question) for problem in problems),
+        pools.columns,
+    )
+
+
+Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
+"""Rows of `Pools`, and the weights that were fitted on the other rows."""
+
+
+def cross_fit(pools: Pools, problems: Sequence[Problem], num_folds: int = _FOLDS) -> Folds:
+    """Weights for each fold of the problems, fitted on the others: every problem is a test once.
+
+    Raises `InputError` for fewer than two folds, more folds than problems, or a fold without which
+    there is nothing to tune on.
+    """
+    check_folds(num_folds, len(problems))
+    fold = np.random.default_rng(1).permutation(len(problems)) % num_folds
+    folds = []
+    for i in range(num_folds):
+        rest = np.flatnonzero(fold != i)
+        folds.append(
+            (np.flatnonzero(fold == i), tune(pools.select(rest), [problems[int(j)] for j in rest]))
+        )
+    return folds
+
+
+def check_folds(num_folds: int, num_problems: int) -> None:
+    """Raise `InputError` where each fold would not have a problem, and others to learn from."""
+    if not 2 <= num_folds <= num_problems:
+        raise InputError(
+            f"{num_folds} folds of {num_problems} problems; give at least 2 folds, and at most as "
+            "many as there are problems"
+        )
+
+
+def interpolation(strategy: Strategy, lam: float, mean: bool) -> dict[str, float]:
+    """The weights (1 - lambda) and lambda on a strategy's two terms, as sums or as means."""
+    first, second = strategy.features[2:] if mean else strategy.features[:2]
+    return {first: 1 - lam, second: lam}
+
+
+def _fit_interpolation(strategy: Strategy, pools: Pools) -> dict[str, float]:
+    """The best lambda and normalisation by accuracy; a plateau's middle, for stability."""
+    best: tuple[float, dict[str, float]] = (-1.0, {})
+    for mean in (False, True):
+        rows = [interpolation(strategy, float(lam), mean) for lam in LAMBDAS]
+        accuracies = np.array([strategy.accuracy(pools, row).mean() for row in rows])
+        # Neighbours share almost all choices; their mean is a steadier guide than a single peak.
+        smooth = np.convolve(np.pad(accuracies, 1, mode="edge"), np.ones(3) / 3, mode="valid")
+        at = int(smooth.argmax())
+        if smooth[at] > best[0]:
+            best = (float(smooth[at]), rows[at])
+    return {name: round(value, 4) for name, value in best[1].items()}
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Weights fitted on all problems, and each fold with those fitted on the other folds."""
+
+    weights: dict[str, float]
+    held_out: list[tuple[Pools, dict[str, float]]]
+
+
+def _cross_validate(features: tuple[str, ...], pools: Pools) -> _Fit:
+    """Fit with the penalty that orders right and wrong candidates of unseen problems best."""
+    fold = np.random.default_rng(0).permutation(len(pools.problem_ids)) % _FOLDS
+    splits = [
+        (pools.select(np.flatnonzero(fold != i)), pools.select(np.flatnonzero(fold == i)))
+        for i in range(_FOLDS)
+    ]
+    best: tuple[float, float, list[tuple[Pools, dict[str, float]]]] = (np.inf, 0.0, [])
+    for penalty in _PENALTIES:
+        fitted = [(rest, _fit_pairs(features, most, penalty)) for most, rest in splits]
+        loss = float(np.mean([_held_out_loss(features, *one) for one in fitted]))
+        if loss < best[0]:
+            best = (loss, penalty, fitted)
+    return _Fit(_fit_pairs(features, pools, best[1]), best[2])
+
+
+def _fit_pairs(features: tuple[str, ...], pools: Pools, penalty: float) -> dict[str, float]:
+    """Minimise the pairwise logistic loss plus the penalty; zeros where nothing can be learned."""
+    rows = np.flatnonzero(_pairs(pools).any(axis=(1, 2)))
+    if len(rows) == 0:
+        return dict.fromkeys(features, 0.0)
+    pools = pools.select(rows)
+    relative = _relative(features, pools)
+    spread = _spread(features, pools)
+    x = torch.from_numpy(np.clip(relative / spread, -_CLIP, _CLIP))
+    pairs = torch.from_numpy(_pairs(pools))
+    weights = torch.zeros(len(features), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = _pairwise_loss(x @ weights, pairs) + penalty * (weights**2).sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return dict(zip(features, (weights.detach().numpy() / spread).tolist(), strict=True))
+
+
+def _held_out_loss(features: tuple[str, ...], pools: Pools, weights: dict[str, float]) -> float:
+    pools = pools.select(np.flatnonzero(_pairs(pools).any(axis=(1, 2))))
+    scores = _relative(features, pools) @ np.array([weights[name] for name in features])
+    pairs = torch.from_numpy(_pairs(pools))
+    return float(_pairwise_loss(torch.from_numpy(scores), pairs)) if len(pairs) else 0.0
+
+
+def _pairwise_loss(scores: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """-log sigmoid(score of the right one - score of the wrong one): each problem counts once."""
+    losses = torch.nn.functional.softplus(scores[:, None, :] - scores[:, :, None]) * pairs
+    return (losses.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))).mean()
+
+
+def _pairs(pools: Pools) -> NDArray[np.bool_]:
+    """[P, N, N]: a right candidate in the row, a wrong one in the column."""
+    right = pools.mask & pools.correct
+    wrong = pools.mask & ~pools.correct
+    pairs: NDArray[np.bool_] = right[:, :, None] & wrong[:, None, :]
+    return pairs
+
+
+def _relative(features: tuple[str, ...], pools: Pools) -> NDArray[np.float64]:
+    """Features less their mean over the problem's candidates, [P, N, F]; 0 where there is none."""
+    stacked = np.stack([pools.features[name] for name in features], axis=-1)
+    counts = pools.mask.sum(axis=1)[:, None, None]
+    mean = (stacked * pools.mask[..., None]).sum(axis=1, keepdims=True) / counts
+    relative: NDArray[np.float64] = (stacked - mean) * pools.mask[..., None]
+    return relative
+
+
+def _spread(features: tuple[str, ...], pools: Pools) -> NDArray[np.float64]:
+    """[F]: the standard deviation of each feature among the candidates of a problem."""
+    relative = _relative(features, pools)[pools.mask]
+    spread: NDArray[np.float64] = np.sqrt((relative**2).mean(axis=0)) + 1e-9
+    return spread
+
+
+def _inverse_temperature(
+    strategy: Strategy, held_out: list[tuple[Pools, dict[str, float]]]
+) -> float:
+    """1 / temperature: the factor on a vote's weights, by accuracy; neighbours count too."""
+    rights = [
+        np.concatenate(
+            [
+                strategy.accuracy(pools, {name: value * factor for name, value in weights.items()})
+                for pools, weights in held_out
+            ]
+        ).mean()
+        for factor in _INVERSE_TEMPERATURES
+    ]
+    smooth = np.convolve(np.pad(rights, 1, mode="edge"), np.ones(3) / 3, mode="valid")
+    return _INVERSE_TEMPERATURES[int(smooth.argmax())]

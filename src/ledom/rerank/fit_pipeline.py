@@ -1,0 +1,39 @@
+"""Weights from a reranked folder: its problems, candidates and scores, no model loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ledom.core.records import Problem, read_records, unique_ids
+from ledom.rerank.candidate_table import build_pools
+from ledom.rerank.external_scores import choose_columns, read_candidates
+from ledom.rerank.fit import TunedWeights, tune
+from ledom.rerank.score import match_candidates
+from ledom.rerank.stages import read_scores, scored_problems
+
+__all__ = ["tune_folder"]
+
+
+def tune_folder(
+    folder: Path,
+    problems: Path | None = None,
+    candidates: Path | None = None,
+    columns: Sequence[str] | None = None,
+) -> TunedWeights:
+    """Fit the weights of every strategy on the labelled problems whose scores lie in `folder`.
+
+    Problems and candidates are those in the folder too, unless files of them are given; what has no
+    scores is left out. `columns` of the candidates are weighed too (see `choose_columns`). Raises
+    `InputError` for a bad file, scores of other problems or candidates, a folder without scores, or
+    labels that leave nothing to tune.
+    """
+    questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
+    answers = read_candidates(candidates or folder / "candidates.jsonl", columns or ())
+    scored = scored_problems(folder)
+    questions = [problem for problem in questions if problem.id in scored]
+    answers = [candidate for candidate in answers if candidate.problem_id in scored]
+    scores = read_scores(folder, questions, answers)
+    match_candidates(questions, answers)
+    pools = build_pools(questions, answers, scores, choose_columns(answers, columns))
+    return tune(pools, questions)

@@ -1,0 +1,306 @@
+"""Every strategy measured on the same candidates: the content of a report.
+
+Pure arithmetic on `Pools`: accuracies with bootstrap intervals over problems, paired differences,
+accuracy against the number of candidates and against lambda, reliability, pairwise AUC. It knows
+nothing of models and of how a report looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem
+from ledom.report.intervals import auc_interval, bootstrap_interval, paired_interval
+from ledom.rerank.candidate_table import FEATURES, BoolArray, FloatArray, Pools
+from ledom.rerank.early_stop import needed_candidates
+from ledom.rerank.fit import LAMBDAS, Folds, TunedWeights, interpolation
+from ledom.rerank.strategies import STRATEGIES, Strategy, strategies, vote_shares
+
+__all__ = ["labeled_problems", "measure"]
+
+_OPPONENTS = ("greedy", "random", "majority")
+_SUBSETS = 16  # random subsets of each size in accuracy against N
+_BINS = 8
+_SHOWN_BY_N = (
+    "random",
+    "forward tuned",
+    "reverse reward",
+    "all terms",
+    "majority",
+    "vote, all terms",
+    "oracle",
+)
+_VOTES = (
+    "vote, all + columns",
+    "vote, reverse + columns",
+    "vote, all terms",
+    "vote, reverse tuned",
+    "vote, reverse only",
+    "vote, forward",
+)  # whose shares are judged
+_MAIN_CLAIMS = (
+    ("Reverse Reward with its third term beats the greedy answer", "noisy channel", "greedy"),
+    ("Weighted voting beats majority voting", "vote, all terms", "majority"),
+)
+"""What the demo is to show, named before any of its problems was seen (docs/results.md)."""
+_CLAIMS = (
+    *_MAIN_CLAIMS,
+    ("Reverse Reward beats the greedy answer", "reverse reward", "greedy"),
+    ("Reverse Reward beats a random candidate", "reverse reward", "random"),
+    ("Picking: the reverse scores add to the forward ones", "all terms", "forward tuned"),
+    (
+        "Voting: the reverse scores add to the forward ones",
+        "vote, all terms",
+        "vote, forward tuned",
+    ),
+    ("Voting: the columns add to every score", "vote, all + columns", "vote, all terms"),
+)
+
+
+@dataclass(frozen=True)
+class _Weighing:
+    """Which weights choose for which problems: one set for all, or each fold's own."""
+
+    tuned: TunedWeights
+    folds: Folds
+
+    def __call__(
+        self, pools: Pools, name: str, function: Callable[..., FloatArray] = Strategy.accuracy
+    ) -> FloatArray:
+        """A strategy's `function(strategy, pools, weights)` with the weights of each problem."""
+        strategy = strategies(pools.columns)[name]
+        if not self.folds:
+            return function(strategy, pools, self.tuned.weights.get(name))
+        parts = [
+            function(strategy, pools.select(rows), fold.weights.get(name))
+            for rows, fold in self.folds
+        ]
+        order = np.argsort(np.concatenate([rows for rows, _ in self.folds]))
+        values: FloatArray = np.concatenate(parts)[order]
+        return values
+
+
+def labeled_problems(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> BoolArray:
+    """[P]: where somebody says what is right.
+
+    That is the problem's answer, or else a label on every candidate of its pool.
+    """
+    has_pool, unlabeled = set(), set()
+    for candidate in candidates:
+        if not candidate.greedy:
+            has_pool.add(candidate.problem_id)
+            if candidate.correct is None:
+                unlabeled.add(candidate.problem_id)
+    by_candidate = has_pool - unlabeled
+    return np.array([p.answer is not None or p.id in by_candidate for p in problems], bool)
+
+
+def measure(
+    pools: Pools, tuned: TunedWeights, folds: Folds = (), labeled: BoolArray | None = None
+) -> dict[str, Any]:
+    """The measured part of a report: see `ledom.report` for its schema.
+
+    With `folds` (see `cross_fit`) each problem's choices use the weights fitted on other problems;
+    `tuned` is then only shown. With `labeled` [P] (see `labeled_problems`) the other problems are
+    left out of every number. Raises `InputError` where none is labeled.
+    """
+    if labeled is not None:
+        pools, folds = _only_labeled(pools, folds, labeled)
+    weighing = _Weighing(tuned, folds)
+    rights = _accuracies(pools, weighing)
+    return {
+        "num_labeled": len(pools.problem_ids),
+        "settings": _settings(tuned, rights),
+        "strategies": [_row(name, rights, pools, tuned) for name in rights],
+        "headline": [
+            {"claim": claim, "difference": paired_interval(rights[a], rights[b]).to_json()}
+            | ({"main": True} if (claim, a, b) in _MAIN_CLAIMS else {})
+            for claim, a, b in _CLAIMS
+            if a in rights and b in rights
+        ],
+        "accuracy_by_n": _by_number(pools, weighing, rights),
+        "accuracy_by_lambda": _by_lambda(pools, tuned),
+        "reliability": _reliability(pools, weighing),
+        "auc": _aucs(pools, weighing),
+        "by_group": _by_group(pools, rights),
+    }
+
+
+def _only_labeled(pools: Pools, folds: Folds, labeled: BoolArray) -> tuple[Pools, Folds]:
+    """The labeled problems, and the folds' rows among them."""
+    rows = np.flatnonzero(labeled)
+    if len(rows) == 0:
+        raise InputError("no problem has a right answer; there is nothing to measure")
+    place = np.cumsum(labeled) - 1
+    kept = [(place[part[labeled[part]]], weights) for part, weights in folds]
+    return pools.select(rows), [(part, weights) for part, weights in kept if len(part)]
+
+
+def _accuracies(pools: Pools, weighing: _Weighing) -> dict[str, FloatArray]:
+    """[P] for each strategy whose scores and weights are there."""
+    rights = {}
+    for name in strategies(pools.columns):
+        if not _weighted(name, pools, weighing.tuned):
+            continue
+        right = weighing(pools, name)
+        if not np.isnan(right).any():
+            rights[name] = right
+    return rights
+
+
+def _weighted(name: str, pools: Pools, tuned: TunedWeights) -> bool:
+    """Whether a strategy's scores are there, and weights for them where there are several."""
+    strategy = strategies(pools.columns).get(name)
+    if strategy is None:
+        return False
+    return strategy.available(pools) and (len(strategy.features) <= 1 or name in tuned.weights)
+
+
+def _row(
+    name: str, rights: dict[str, FloatArray], pools: Pools, tuned: TunedWeights
+) -> dict[str, Any]:
+    strategy = strategies(pools.columns)[name]
+    weights = tuned.weights.get(name, {})
+    terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
+    kind = {"greedy": "baseline", "early": "vote"}.get(strategy.kind, strategy.kind)
+    row = {
+        "name": name,
+        "kind": kind,
+        "description": strategy.description,
+        "formula": " ".join(terms).lstrip("+"),
+        "accuracy": bootstrap_interval(rights[name]).to_json(),
+        "versus": {
+            other: paired_interval(rights[name], rights[other]).to_json()
+            for other in _OPPONENTS
+            if other in rights and other != name and strategy.kind != "bound"
+        },
+    }
+    return row | ({"needed": _needed(pools)} if strategy.kind == "early" else {})
+
+
+def _needed(pools: Pools) -> dict[str, Any]:
+    """How many candidates decide a problem's vote, and what share of all of them that saves."""
+    needed = needed_candidates(pools).astype(float)
+    planned = np.maximum(pools.mask.sum(axis=1), max(pools.num_planned, 1))
+    return {
+        "candidates": bootstrap_interval(needed).to_json(),
+        "of": int(planned.max()),
+        "saved": bootstrap_interval(1 - needed / planned).to_json(),
+    }
+
+
+def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, str | float]:
+    weights = tuned.weights.get("reverse reward")
+    if weights is None or "reverse reward" not in rights:
+        return {}
+    mean = any(name.endswith("_mean") for name in weights)
+    return {
+        "lambda": weights.get("reverse_mean" if mean else "reverse", 0.0),
+        "normalisation": "mean a token" if mean else "sum",
+        "tuned on": f"{tuned.num_problems} problems" if tuned.num_problems else "nothing: defaults",
+    }
+
+
+def _by_number(
+    pools: Pools, weighing: _Weighing, rights: dict[str, FloatArray]
+) -> dict[str, Any] | None:
+    smallest = int(pools.mask.sum(axis=1).min())
+    numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
+    if smallest < 2:
+        return None
+    rng = np.random.default_rng(0)
+    shown = [name for name in _SHOWN_BY_N if name in rights]
+    curves: dict[str, list[float]] = {name: [] for name in shown}
+    for n in numbers:
+        subsets = [pools.sample(n, rng) for _ in range(_SUBSETS if n < smallest else 1)]
+        for name in shown:
+            values = [weighing(subset, name).mean() for subset in subsets]
+            curves[name].append(float(np.mean(values)))
+    return {"n": numbers, "strategies": curves}
+
+
+def _by_lambda(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
+    strategy = STRATEGIES["reverse reward"]
+    weights = tuned.weights.get("reverse reward")
+    if weights is None or not strategy.available(pools):
+        return None
+    mean = any(name.endswith("_mean") for name in weights)
+    intervals = [
+        bootstrap_interval(
+            strategy.accuracy(pools, interpolation(strategy, float(lam), mean)), num_resamples=2000
+        )
+        for lam in LAMBDAS
+    ]
+    return {
+        "lambda": [round(float(lam), 4) for lam in LAMBDAS],
+        "accuracy": [i.mean for i in intervals],
+        "low": [i.low for i in intervals],
+        "high": [i.high for i in intervals],
+        "chosen": weights.get("reverse_mean" if mean else "reverse", 0.0),
+    }
+
+
+def _reliability(pools: Pools, weighing: _Weighing) -> dict[str, Any] | None:
+    """Is the winning answer's share of the weighted vote the probability that it is right?"""
+    name = next((name for name in _VOTES if _weighted(name, pools, weighing.tuned)), None)
+    if name is None:
+        return None
+    confidence = weighing(pools, name, vote_shares).max(axis=1)
+    right = weighing(pools, name)
+    order = np.argsort(confidence)
+    bins = []
+    for rows in np.array_split(order, min(_BINS, len(order))):
+        interval = bootstrap_interval(right[rows], num_resamples=2000)
+        bins.append(
+            {
+                "mean_score": float(confidence[rows].mean()),
+                "accuracy": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "count": len(rows),
+            }
+        )
+    return {"score": "the winning answer's share of votes", "bins": bins}
+
+
+def _aucs(pools: Pools, weighing: _Weighing) -> list[dict[str, Any]]:
+    """Pairwise AUC of every feature (its name: `term`) and of every tuned pick."""
+    correct = [pools.correct[i, here] for i, here in enumerate(pools.mask)]
+    if not any(c.any() and not c.all() for c in correct):
+        return []
+
+    def row(name: str, values: FloatArray) -> dict[str, Any]:
+        scores = [values[i, here] for i, here in enumerate(pools.mask)]
+        return {"score": name, "auc": auc_interval(scores, correct).to_json()}
+
+    rows = [
+        row(description, pools.features[name]) | {"term": name}
+        for name, (_, description) in FEATURES.items()
+        if name in pools.features
+    ]
+    rows += [row(f"{name}, a column", pools.features[name]) for name in pools.columns]
+    for name in weighing.tuned.weights:
+        strategy = strategies(pools.columns)[name]
+        if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(pools):
+            rows.append(row(f"{name} (tuned)", weighing(pools, name, Strategy.score)))
+    return rows
+
+
+def _by_group(pools: Pools, rights: dict[str, FloatArray]) -> list[dict[str, Any]]:
+    groups = sorted(set(pools.groups))
+    if len(groups) < 2:
+        return []
+    rows = {group: [i for i, g in enumerate(pools.groups) if g == group] for group in groups}
+    return [
+        {
+            "group": group,
+            "num_problems": len(at),
+            "accuracy": {name: float(right[at].mean()) for name, right in rights.items()},
+        }
+        for group, at in rows.items()
+    ]

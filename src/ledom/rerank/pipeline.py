@@ -1,0 +1,349 @@
+"""The main job: problems -> candidates -> scores -> selection -> report, each arrow a file.
+
+    out/problems.jsonl  candidates.jsonl  scores.forward.jsonl  scores.reverse.jsonl
+        selected.jsonl  report.html  report.json  report.md
+
+Every stage can be stopped and goes on where it was; with equal settings, finished ones are reused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ledom import __version__
+from ledom.core import processes as parallel
+from ledom.core.errors import InputError
+from ledom.core.records import SELF_CERTAINTY, Candidate, Problem, Record, Score, write_records
+from ledom.core.stage import Track
+from ledom.lm import EMBEDDED, embedded_folder
+from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.report.selection_page import write_report
+from ledom.rerank.candidate_table import Pools, build_pools
+from ledom.rerank.cases import worked_cases
+from ledom.rerank.external_scores import check_names, choose_columns
+from ledom.rerank.familiarity import unfamiliar
+from ledom.rerank.fit import Folds, TunedWeights, check_folds, cross_fit, tune
+from ledom.rerank.measure import labeled_problems, measure
+from ledom.rerank.sample import (
+    check_prompts,
+    is_finished,
+    sample_candidates,
+    sample_until_decided,
+    sampling_groups,
+)
+from ledom.rerank.score import check_problems, check_room, match_candidates
+from ledom.rerank.stages import fill_candidates, fill_scores
+from ledom.rerank.strategies import STRATEGIES, strategies, vote_shares
+from ledom.text.answers import extract_answer
+
+__all__ = ["Job", "Selection", "default_weights", "embedded_weights", "rerank"]
+
+_PREFERRED = (
+    "vote, all + columns",
+    "vote, reverse + columns",
+    "vote, all terms",
+    "vote, reverse tuned",
+    "vote, reverse reward",
+    "vote, reverse only",
+    "majority",
+)
+
+_SHOWN_ANSWERS = 20  # in a report without labels; all of them are in selected.jsonl
+
+
+@dataclass(kw_only=True)
+class Selection(Record):
+    """The answer chosen for a problem, and the best candidate that gives it."""
+
+    types = {
+        "problem_id": (str,),
+        "strategy": (str,),
+        "answer": (str,),
+        "index": (int,),
+        "text": (str,),
+        "confidence": (int, float),
+    }
+    problem_id: str
+    strategy: str
+    answer: str | None
+    index: int
+    text: str
+    confidence: float
+
+
+@dataclass
+class Job:
+    """What to rerank, with what, and where the files go."""
+
+    problems: Sequence[Problem]
+    out: Path
+    forward: LanguageModel | None
+    reverse: LanguageModel | None
+    weights: TunedWeights
+    candidates: Sequence[Candidate] | None = None
+    """Given candidates; None samples them from the forward model."""
+    sampling: Sampling = field(default_factory=Sampling)
+    num_samples: int = 32
+    early_stop: bool = False
+    """Draw no more candidates of a problem once its majority vote is decided."""
+    columns: Sequence[str] | None = None
+    """Numbers in the candidates that are features too; see `choose_columns`."""
+    demonstrations: Sequence[Problem] = ()
+    """Solved problems that the models read before they score."""
+    title: str = "Reverse Reward"
+    folds: int = 0
+    """Fit the weights on these very problems, in so many folds: each problem's choices then use
+    weights fitted on the others. Needs labels; `weights` are not used."""
+    command: str = "ledom rerank"
+    notes: list[str] = field(default_factory=list)
+
+
+def default_weights(lam: float = 0.5) -> TunedWeights:
+    """Weights without tuning: the two terms, lambda in [0, 1] (else `InputError`)."""
+    if math.isnan(lam) or not 0 <= lam <= 1:
+        raise InputError(f"lambda is {lam}; it must lie in [0, 1]")
+    weights = {
+        name: {"forward": 1 - lam, "reverse": lam}
+        for name, strategy in STRATEGIES.items()
+        if strategy.interpolated
+    }
+    return TunedWeights(weights, 0, 0, frozenset())
+
+
+def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
+    """The embedded pair's weights, where it is the pair in use."""
+    file = embedded_folder("forward").parent / "weights.yaml"
+    if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
+        return None
+    return TunedWeights.load(file)
+
+
+def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
+    """Do the job; returns the report and where its page lies.
+
+    Where several processes share it (`ledom.core.processes`), the first makes the report of
+    all; the others return None.
+
+    Raises `InputError` for problems and candidates that do not fit together, for weights tuned on
+    one of the problems, and for a job without what it needs.
+    """
+    needed = () if job.folds else job.weights.columns
+    _check(job, [*(job.columns or ()), *needed])
+    candidates = _candidates(job, track)
+    match_candidates(job.problems, candidates)
+    columns = choose_columns(candidates, job.columns, needed)
+    scores: list[Score] = []
+    for lm in (job.forward, job.reverse):
+        if lm is not None:
+            scores += fill_scores(job.out, job.problems, candidates, lm, job.demonstrations, track)
+    if not parallel.is_first():
+        return None
+    pools = build_pools(job.problems, candidates, scores, columns)
+    folds = cross_fit(pools, job.problems, job.folds) if job.folds else ()
+    if folds:
+        job.weights = tune(pools, job.problems)
+        job.notes.append(
+            f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
+            "of the problems, measured on the last"
+        )
+    selections = _select(job, pools, candidates)
+    write_records(job.out / "selected.jsonl", selections)
+    report = _report(job, pools, candidates, scores, folds)
+    if report["num_labeled"] == 0:
+        report["answers"] = _shown_answers(job.problems, selections)
+    return report, write_report(job.out, report)
+
+
+def _check(job: Job, columns: Sequence[str]) -> None:
+    """Raise `InputError` for a job that cannot end well, before any work."""
+    if job.num_samples < 1:
+        raise InputError(f"the number of samples is {job.num_samples}; it must be at least 1")
+    if job.candidates is None and job.forward is None:
+        raise InputError("neither candidates nor a forward model to sample them from; give one")
+    if job.forward is None and job.reverse is None:
+        raise InputError("no model to score with; give a forward or a reverse one")
+    check_problems(job.problems)
+    if job.folds:
+        check_folds(job.folds, len(job.problems))
+    job.weights.refuse_overlap(job.problems)
+    if job.candidates is not None:
+        match_candidates(job.problems, job.candidates)
+    _check_sampling(job, columns)
+    for lm in (job.forward, job.reverse):
+        if lm is not None:
+            check_room(job.problems, lm, job.demonstrations)
+
+
+def _check_sampling(job: Job, columns: Sequence[str]) -> None:
+    """Raise `InputError` for what sampling cannot give."""
+    check_names(columns)
+    if job.candidates is not None:
+        if job.early_stop:
+            raise InputError("the candidates are given: there is no sampling to stop early")
+        return
+    known = {SELF_CERTAINTY} if job.forward is not None and job.forward.tells_certainty else set()
+    lacking = set(columns) - known
+    if lacking and not (job.out / "candidates.jsonl").is_file():
+        raise InputError(
+            f"candidates that are sampled here will have no column {min(lacking)!r}; give a file "
+            "of candidates that have it, or leave out the column, or weights that need it"
+        )
+    if job.forward is not None:
+        check_prompts(job.problems, job.forward, job.sampling)
+
+
+def _candidates(job: Job, track: Track) -> list[Candidate]:
+    if job.candidates is not None:
+        return list(job.candidates)
+    assert job.forward is not None
+    lm = job.forward
+    settings = {
+        "model": lm.identity,
+        "num_samples": job.num_samples,
+        **asdict(job.sampling),
+    }
+    if job.early_stop:
+        settings["early_stop"] = True
+
+    def make(
+        waiting: Sequence[Problem], have: Mapping[str, Sequence[Candidate]]
+    ) -> Iterable[tuple[Sequence[Candidate], bool]]:
+        if job.early_stop:
+            return sample_until_decided(waiting, lm, job.sampling, job.num_samples, have)
+        drawn = sample_candidates(waiting, lm, job.sampling, job.num_samples)
+        return ((candidates, True) for candidates in drawn)
+
+    return fill_candidates(
+        job.out / "candidates.jsonl",
+        job.problems,
+        settings,
+        make,
+        groups=lambda problems: sampling_groups(problems, job.num_samples),
+        together=lm.batches_requests,
+        track=track,
+        name="sampling",
+        is_done=partial(is_finished, num_samples=job.num_samples) if job.early_stop else bool,
+    )
+
+
+def _chosen_strategy(job: Job, pools: Pools) -> str:
+    """The strategy that chooses the answers: the first of a fixed list that can.
+
+    Nothing is looked at but which scores and weights are there, so it is named before any result.
+    """
+    known = strategies(pools.columns)
+    return next(
+        name
+        for name in _PREFERRED
+        if name in known
+        and known[name].available(pools)
+        and (name in job.weights.weights or len(known[name].features) <= 1)
+    )
+
+
+def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Selection]:
+    """The chosen strategy's answer to each problem, and of the candidates that give it the best."""
+    name = _chosen_strategy(job, pools)
+    strategy, weights = strategies(pools.columns)[name], job.weights.weights.get(name)
+    shares = vote_shares(strategy, pools, weights)
+    score = strategy.score(pools, weights) if strategy.features else np.zeros(shares.shape)
+    groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in pools.problem_ids}
+    for candidate in candidates:
+        if not candidate.greedy:
+            groups[candidate.problem_id].append(candidate)
+    selections = []
+    for row, problem_id in enumerate(pools.problem_ids):
+        winning = np.flatnonzero(np.isclose(shares[row], shares[row].max()) & pools.mask[row])
+        column = int(winning[score[row, winning].argmax()])
+        chosen = groups[problem_id][column]
+        selections.append(
+            Selection(
+                problem_id=problem_id,
+                strategy=name,
+                answer=extract_answer(chosen.text),
+                index=chosen.index,
+                text=chosen.text,
+                confidence=round(float(shares[row, column]), 4),
+            )
+        )
+    return selections
+
+
+def _shown_answers(
+    problems: Sequence[Problem], selections: Sequence[Selection]
+) -> list[dict[str, Any]]:
+    """The first of the chosen answers, each with its question."""
+    return [
+        {
+            "problem_id": s.problem_id,
+            "question": p.question,
+            "answer": s.answer,
+            "share": s.confidence,
+        }
+        for p, s in zip(problems[:_SHOWN_ANSWERS], selections, strict=False)
+    ]
+
+
+def _report(
+    job: Job,
+    pools: Pools,
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
+    folds: Folds,
+) -> dict[str, Any]:
+    labeled = labeled_problems(job.problems, candidates)
+    measured = (
+        measure(pools, job.weights, folds, labeled)
+        if labeled.any()
+        else {"num_labeled": 0, "strategies": [], "headline": []}
+    )
+    notes = list(job.notes)
+    if not labeled.all():
+        notes.insert(0, f"{labeled.sum()} of {len(labeled)} labeled: only these are measured")
+    unreadable = int(((pools.answers < 0) & pools.mask).sum())
+    if unreadable:
+        share = unreadable / int(pools.mask.sum())
+        notes.append(f"{unreadable} candidates ({share:.1%}) give no answer that could be read")
+    if pools.by_model:
+        notes.append(
+            "the candidates are of several models; scores are taken relative to the mean of the "
+            "model that wrote them"
+        )
+    if pools.num_planned:
+        drawn, planned = int(pools.mask.sum()), pools.num_planned * len(pools.problem_ids)
+        notes.append(
+            f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
+            f"were drawn ({1 - drawn / planned:.1%} saved); the majority's answers are those of "
+            "all, the other strategies choose among what was drawn"
+        )
+    truncated = sum(bool(score.extra.get("truncated")) for score in scores)
+    if truncated:
+        notes.append(f"{truncated} scores are of solutions cut to the model's context")
+    cut = sum(candidate.finish_reason == "length" for candidate in candidates)
+    if cut:
+        notes.append(f"{cut} candidates ran out of tokens before they ended")
+    models = {
+        str(lm.direction): {"name": lm.name, "parameters": getattr(lm, "num_parameters", None)}
+        for lm in (job.forward, job.reverse)
+        if lm is not None
+    }
+    return {
+        "title": job.title,
+        "command": job.command,
+        "ledom_version": __version__,
+        "num_problems": len(job.problems),
+        "num_candidates": int(pools.mask.sum(axis=1).max()),
+        "chosen": _chosen_strategy(job, pools),
+        "warning": unfamiliar(job.reverse, scores),
+        "notes": notes,
+        "models": models,
+        **{key: value for key, value in measured.items() if value is not None},
+        "cases": worked_cases(job.problems, candidates, scores, pools, job.weights),
+    }

@@ -1,0 +1,194 @@
+"""Candidates from a forward model: the arrow from problems to candidates.jsonl.
+
+All of a problem's candidates at once, or by rounds until its vote is decided; the candidates are
+the same as far as they go. This module knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+from ledom.core.direction import Direction
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.records import EARLY_STOP, SELF_CERTAINTY, Candidate, Problem
+from ledom.core.stage import even_groups
+from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.rerank.candidate_table import AnswerClasses
+from ledom.rerank.early_stop import is_decided, rounds
+from ledom.text.answers import extract_answer
+
+__all__ = [
+    "check_prompts",
+    "is_finished",
+    "sample_candidates",
+    "sample_until_decided",
+    "sampling_groups",
+]
+
+_TOGETHER = 1024  # texts that are drawn together, and can be lost together
+
+
+def sampling_groups(problems: Sequence[Problem], num_samples: int) -> list[Sequence[Problem]]:
+    """The problems whose candidates are drawn together: decided by these arguments alone."""
+    return even_groups(problems, max(1, _TOGETHER // num_samples))
+
+
+def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Sampling) -> None:
+    """Raise what sampling for these problems would raise, before any work.
+
+    `DirectionError` for a reverse model; `InputError` where temperature 0 leaves nothing to draw,
+    or where questions leave no room for a solution.
+    """
+    _require_forward(lm)
+    if sampling.temperature == 0:
+        raise InputError(
+            "the temperature is 0, so all candidates of a problem would be the same text; give "
+            "one above 0 (the greedy solution is written in any case)"
+        )
+    too_long: list[tuple[Problem, InputError]] = []
+    for problem, prompt in zip(problems, _prompts(problems, lm), strict=True):
+        try:
+            lm.prompt_ids(prompt, sampling.max_tokens)
+        except InputError as error:
+            too_long.append((problem, error))
+    if too_long:
+        problem, reason = too_long[0]
+        raise InputError(
+            f"{len(too_long)} of {len(problems)} problems cannot be sampled for, the first is "
+            f"{problem.id!r}: {reason}; lower max_tokens, or remove these problems"
+        )
+
+
+def sample_candidates(
+    problems: Sequence[Problem], lm: LanguageModel, sampling: Sampling, num_samples: int
+) -> Iterator[list[Candidate]]:
+    """Yield each problem's candidates as they are ready: `num_samples` drawn, then the greedy one.
+
+    The greedy candidate has the index `num_samples` and `greedy`: true. Raises `DirectionError`
+    for a reverse model, which writes questions, not answers.
+    """
+    _require_forward(lm)
+    greedy_sampling = _greedy(sampling)
+    for together in sampling_groups(problems, num_samples):
+        prompts = _prompts(together, lm)
+        greedy = {place: texts[0] for place, texts in lm.generate(prompts, greedy_sampling)}
+        for place, texts in lm.generate(prompts, sampling, num_samples):
+            problem_id = together[place].id
+            drawn = [(index, text, sampling) for index, text in enumerate(texts)]
+            yield [
+                _candidate(problem_id, index, text, lm, how)
+                for index, text, how in [*drawn, (num_samples, greedy[place], greedy_sampling)]
+            ]
+
+
+def sample_until_decided(
+    problems: Sequence[Problem],
+    lm: LanguageModel,
+    sampling: Sampling,
+    num_samples: int,
+    have: Mapping[str, Sequence[Candidate]],
+) -> Iterator[tuple[list[Candidate], bool]]:
+    """Draw each problem's candidates by rounds, and no more once its majority vote is decided.
+
+    Yields (new candidates of a problem, whether they are its last). A problem's greedy candidate
+    comes first; the others are the first of those that `sample_candidates` draws, and their
+    `sampling` says of how many (`early_stop_of`). `have` holds what was yielded before, by the
+    problem's id: sampling goes on from there. Raises `DirectionError` as `sample_candidates` does.
+    """
+    _require_forward(lm)
+    for together in sampling_groups(problems, num_samples):
+        votes = {problem.id: _Votes(have.get(problem.id, ())) for problem in together}
+        waiting = [problem for problem in together if not votes[problem.id].has_greedy]
+        for place, texts in lm.generate(_prompts(waiting, lm), _greedy(sampling)):
+            problem_id = waiting[place].id
+            yield [_candidate(problem_id, num_samples, texts[0], lm, _greedy(sampling))], False
+        for before, total in pairwise([0, *rounds(num_samples)]):
+            waiting = [
+                problem for problem in together if votes[problem.id].waits(before, num_samples)
+            ]
+            for place, texts in lm.generate(
+                _prompts(waiting, lm), sampling, total - before, first_sample=before
+            ):
+                problem_id = waiting[place].id
+                drawn = [
+                    _candidate(problem_id, index, text, lm, sampling, num_samples)
+                    for index, text in enumerate(texts, start=before)
+                ]
+                votes[problem_id].count(drawn)
+                yield drawn, votes[problem_id].are_enough(num_samples)
+
+
+def is_finished(candidates: Iterable[Candidate], num_samples: int) -> bool:
+    """Whether `sample_until_decided` draws no more for the problem that these belong to."""
+    votes = _Votes(candidates)
+    return votes.has_greedy and votes.are_enough(num_samples)
+
+
+class _Votes:
+    """Those on one problem so far."""
+
+    def __init__(self, candidates: Iterable[Candidate]) -> None:
+        self.drawn = 0
+        self.has_greedy = False
+        self._by_answer: Counter[int] = Counter()
+        self._classes = AnswerClasses()
+        self.count(candidates)
+
+    def count(self, candidates: Iterable[Candidate]) -> None:
+        """Add more candidates."""
+        for candidate in candidates:
+            if candidate.greedy:
+                self.has_greedy = True
+                continue
+            self.drawn += 1
+            answer = self._classes.number(extract_answer(candidate.text))
+            if answer >= 0:
+                self._by_answer[answer] += 1
+
+    def are_enough(self, num_samples: int) -> bool:
+        """Whether no more need be drawn."""
+        remaining = num_samples - self.drawn
+        return remaining <= 0 or is_decided(self._by_answer.values(), remaining)
+
+    def waits(self, drawn: int, num_samples: int) -> bool:
+        """Whether the round that begins after so many samples is the problem's next."""
+        return self.drawn == drawn and not self.are_enough(num_samples)
+
+
+def _require_forward(lm: LanguageModel) -> None:
+    if lm.direction is not Direction.FORWARD:
+        raise DirectionError(f"{lm.name}: solutions are sampled from a forward model")
+
+
+def _greedy(sampling: Sampling) -> Sampling:
+    return replace(sampling, temperature=0.0, top_k=0, top_p=1.0)
+
+
+def _prompts(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:
+    return [lm.pair_format.before_solution(problem.question) for problem in problems]
+
+
+def _candidate(
+    problem_id: str,
+    index: int,
+    text: Generation,
+    lm: LanguageModel,
+    sampling: Sampling,
+    early_stop_of: int | None = None,
+) -> Candidate:
+    planned = {} if early_stop_of is None else {EARLY_STOP: early_stop_of}
+    candidate = Candidate(
+        problem_id=problem_id,
+        index=index,
+        text=text.text,
+        model=lm.name,
+        finish_reason="stop" if text.finish_reason == "stop" else "length",
+        greedy=sampling.temperature == 0,
+        sampling=asdict(sampling) | planned,
+    )
+    if text.self_certainty is not None:
+        candidate.extra[SELF_CERTAINTY] = round(text.self_certainty, 5)
+    return candidate

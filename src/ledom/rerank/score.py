@@ -1,0 +1,298 @@
+"""Log-probabilities of candidates: the arrow from candidates.jsonl to scores.jsonl.
+
+A forward model scores log P(y|x); a reverse model scores log P(x|y) and, in the same pass, its own
+log P(y). Everything that selection needs later is arithmetic on these records. This module knows
+nothing of strategies, and nothing of how a model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError, ServerError
+from ledom.core.records import Candidate, Problem, Score, unique_ids
+from ledom.core.stage import even_groups
+from ledom.lm.language_model import LanguageModel, Target
+from ledom.text.pair_format import EncodedPair
+
+__all__ = [
+    "candidate_check",
+    "check_problems",
+    "check_room",
+    "distinct_candidates",
+    "match_candidates",
+    "score_candidates",
+    "score_groups",
+]
+
+_TOGETHER = 256  # candidates whose scores are made, and can be lost, together
+_MAX_INDEX = 2**63  # what other readers of JSON take for a whole number
+_ROUNDING = 1e-3  # nats by which a certain token's log-probability may come out above 0
+
+
+def check_problems(problems: Sequence[Problem]) -> None:
+    """Raise `InputError` for no problems, an id that occurs twice, or a question of nothing."""
+    if not problems:
+        raise InputError("there are no problems")
+    check = unique_ids()
+    for problem in problems:
+        check(problem)
+        if not problem.question.strip():
+            raise InputError(f"problem {problem.id!r} has an empty question; remove the problem")
+
+
+def check_room(
+    problems: Sequence[Problem], lm: LanguageModel, demonstrations: Sequence[Problem] = ()
+) -> None:
+    """Raise `InputError` where questions or demonstrations leave no room in the model's context.
+
+    A solution that does not fit is cut (see `score_candidates`), a question never.
+    """
+    shown = len(_demonstration_ids(demonstrations, lm))
+    room = lm.context - shown
+    if room < 1:
+        raise InputError(
+            f"{lm.name}: the demonstrations take {shown} tokens of a context of {lm.context}; give "
+            "fewer, or shorter ones"
+        )
+    texts = [(problem.question, "") for problem in problems]
+    pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
+    lengths = [len(pair.ids) - 1 for pair in pairs]
+    too_long = [i for i, length in enumerate(lengths) if length >= room]
+    if too_long:
+        first = too_long[0]
+        raise InputError(
+            f"{lm.name}: {len(too_long)} of {len(problems)} questions leave no room for a solution "
+            f"in the {room} tokens of the model's context, the first is that of problem "
+            f"{problems[first].id!r} with {lengths[first]} tokens; remove these problems"
+        )
+
+
+def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
+    """Checks candidates of these problems one by one, as `read_records` reads them.
+
+    It raises `InputError` for one of an unknown problem, or with an index that was there already
+    or is no count.
+    """
+    known = {problem.id for problem in problems}
+    seen: set[tuple[str, int]] = set()
+
+    def check(candidate: Candidate) -> None:
+        problem_id, index = candidate.problem_id, candidate.index
+        if problem_id not in known:
+            raise InputError(
+                f"a candidate belongs to the problem {problem_id!r}, which is not among "
+                f"the {len(known)} problems; give the problems file that it was made from"
+            )
+        if not 0 <= index < _MAX_INDEX:
+            raise InputError(
+                f"a candidate of problem {problem_id!r} has the index {index!r:.40}, expected a "
+                "number from 0 on; number the candidates of each problem"
+            )
+        if (problem_id, index) in seen:
+            raise InputError(f"problem {problem_id!r} has two candidates with index {index}")
+        seen.add((problem_id, index))
+
+    return check
+
+
+def match_candidates(
+    problems: Sequence[Problem], candidates: Sequence[Candidate]
+) -> dict[str, list[Candidate]]:
+    """Candidates by problem id, in the problems' order.
+
+    Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem without
+    candidates, or with greedy ones alone, which are no choice.
+    """
+    check_problems(problems)
+    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
+    check = candidate_check(problems)
+    for candidate in candidates:
+        check(candidate)
+        groups[candidate.problem_id].append(candidate)
+    empty = [problem_id for problem_id, group in groups.items() if not group]
+    if empty:
+        raise InputError(
+            f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
+            f"{empty[0]!r}; remove them from the problems or make candidates for them"
+        )
+    greedy = [problem_id for problem_id, group in groups.items() if all(c.greedy for c in group)]
+    if greedy:
+        raise InputError(
+            f"{len(greedy)} of {len(groups)} problems have greedy candidates alone, the first is "
+            f"{greedy[0]!r}: there is nothing to choose from; add sampled candidates, or leave out "
+            "the key 'greedy'"
+        )
+    return groups
+
+
+def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The first candidate of each distinct text of a problem; the others share its scores."""
+    first: dict[tuple[str, str], Candidate] = {}
+    for candidate in candidates:
+        first.setdefault((candidate.problem_id, candidate.text), candidate)
+    return list(first.values())
+
+
+def score_groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Distinct candidates by problem, cut into those that are scored together.
+
+    Candidates of one problem share its tokens, so they stay together where they are not too many.
+    """
+    by_problem: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        by_problem.setdefault(candidate.problem_id, []).append(candidate)
+    groups: list[list[Candidate]] = []
+    for own in by_problem.values():
+        for part in even_groups(own, _TOGETHER):
+            if not groups or len(groups[-1]) + len(part) > _TOGETHER:
+                groups.append([])
+            groups[-1] += part
+    return groups
+
+
+def score_candidates(
+    problems: Sequence[Problem],
+    candidates: Iterable[Candidate],
+    lm: LanguageModel,
+    demonstrations: Sequence[Problem] = (),
+) -> Iterator[list[Score]]:
+    """Yield the scores of each distinct candidate, by problem: one record forward, two reverse.
+
+    `demonstrations` are problems with solutions that the model reads first, each a document of its
+    own: before the pair forward, behind it reverse.
+
+    The document-end token counts as part of y forward, and the document-start token as part of x
+    reverse. A pair that is longer than the model's context keeps its end nearest to the border
+    between x and y: y loses its last tokens. Such records carry `truncated`: true.
+    A `ServerError` comes after the scores that the server gave before it.
+    """
+    questions = {problem.id: problem.question for problem in problems}
+    shown = _demonstration_ids(demonstrations, lm)
+    for chunk in score_groups(distinct_candidates(candidates)):
+        solutions = [lm.pair_format.restyle(c.text) for c in chunk]
+        questions_of = [questions[c.problem_id] for c in chunk]
+        texts = list(zip(questions_of, solutions, strict=True))
+        pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
+        room = lm.context - len(shown)
+        fitted = [_fit(pair, room, c) for pair, c in zip(pairs, chunk, strict=True)]
+        failure: ServerError | None = None
+        try:
+            targets = [_target(pair, lm, shown) for pair, _ in fitted]
+            logprobs = dict(enumerate(lm.logprobs(targets)))
+        except ServerError as error:
+            failure, logprobs = error, error.finished
+        for place, values in sorted(logprobs.items()):
+            candidate, solution, (pair, truncated) = chunk[place], solutions[place], fitted[place]
+            records = _records(candidate, pair, values, lm)
+            for record in records:
+                if record.target != "x|y" and solution != candidate.text:
+                    record.text = solution
+                if truncated:
+                    record.extra["truncated"] = True
+            yield records
+        if failure is not None:
+            raise failure
+
+
+def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:
+    """Their documents in reading order, with the special tokens that the pair's own leave to add.
+
+    Where BOS and EOS are one token, one of it separates two documents; else each has both.
+    """
+    before, behind = lm.special_ids
+    opening = [] if before == behind else before
+    texts = [
+        (problem.question, lm.pair_format.restyle(problem.solution or "", problem.answer))
+        for problem in demonstrations
+    ]
+    pairs = lm.pair_format.encode(lm.tokenizer, texts, [], [])
+    if lm.direction is Direction.FORWARD:
+        return [i for pair in pairs for i in (*pair.ids, *behind, *opening)]
+    return [i for pair in pairs for i in (*opening, *pair.ids, *behind)]
+
+
+def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPair, bool]:
+    """Cut the end of y from a pair of more tokens than the model reads; EOS stays."""
+    excess = len(pair.ids) - 1 - room
+    if excess <= 0:
+        return pair, False
+    start, end = pair.solution
+    if end - excess <= start:
+        length = pair.question[1] - pair.question[0]
+        raise InputError(
+            f"problem {candidate.problem_id!r}: a question of {length} tokens leaves no "
+            f"room for a solution in the {room} tokens of the model's context; remove the problem"
+        )
+    kept = end - excess
+    return (
+        EncodedPair(
+            ids=pair.ids[:kept] + pair.ids[end:],
+            question=pair.question,
+            solution=(start, kept),
+            offsets=pair.offsets[:kept] + pair.offsets[end:],
+        ),
+        True,
+    )
+
+
+def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> Target:
+    """Forward: y and the EOS behind it. Reverse: all from the EOS in front of x to the end of y.
+
+    The demonstrations stand where the model reads them first, behind the first special tokens.
+    """
+    if lm.direction is Direction.FORWARD:
+        first = len(lm.bos_ids)
+        ids = pair.ids[:first] + shown + pair.ids[first:]
+        return Target(ids, len(shown) + pair.solution[0], len(ids))
+    return Target(pair.ids + shown, 0, pair.solution[1])
+
+
+def _records(
+    candidate: Candidate, pair: EncodedPair, values: NDArray[np.float32], lm: LanguageModel
+) -> list[Score]:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
+            "log-probability that is no number; try --dtype float32"
+        )
+    if (values > _ROUNDING).any():
+        raise InputError(
+            f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
+            f"log-probability of {values.max():.4g}; none is above 0, so the model cannot be used"
+        )
+    values = np.minimum(values, np.float32(0))
+    if lm.direction is Direction.FORWARD:
+        # From y on; literals behind y are certain to a trained model, and part of its end.
+        return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], lm)]
+    question_end = pair.question[1]
+    return [
+        _record(candidate, "x|y", values[:question_end], pair.offsets[:question_end], lm),
+        _record(
+            candidate, "y", values[slice(*pair.solution)], pair.offsets[slice(*pair.solution)], lm
+        ),
+    ]
+
+
+def _record(
+    candidate: Candidate,
+    target: str,
+    values: NDArray[np.float32],
+    spans: Sequence[tuple[int, int]],
+    lm: LanguageModel,
+) -> Score:
+    return Score(
+        problem_id=candidate.problem_id,
+        index=candidate.index,
+        model=lm.name,
+        direction=str(lm.direction),  # type: ignore[arg-type]
+        target=target,  # type: ignore[arg-type]
+        logprob=round(float(values.sum(dtype=np.float64)), 5),
+        num_tokens=len(values),
+        token_logprobs=[round(float(value), 5) for value in values],
+        token_spans=[list(span) for span in spans],
+    )

@@ -1,0 +1,203 @@
+"""Step-level search as a job: problems -> searched.jsonl -> what it gained at equal cost.
+
+    out/problems.jsonl  searched.jsonl  candidates.jsonl  search.json
+
+Its answers are measured against best of N at equal generated tokens: each problem's candidates are
+drawn until they have cost what the search cost there, and chosen by the same score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ledom import __version__
+from ledom.core import processes as parallel
+from ledom.core.records import Candidate, Problem, Score, write_atomically
+from ledom.core.stage import Track
+from ledom.lm.language_model import LanguageModel
+from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.rerank.candidate_table import build_pools
+from ledom.rerank.fit import interpolation
+from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
+from ledom.rerank.score import check_problems, check_room, score_candidates
+from ledom.rerank.stages import fill_candidates
+from ledom.rerank.step_search import SearchConfig, check_models, search, search_groups
+from ledom.rerank.strategies import STRATEGIES
+from ledom.text.answers import is_correct
+
+__all__ = ["SearchJob", "search_job"]
+
+
+@dataclass
+class SearchJob:
+    """What to search, with what, and where the files go."""
+
+    problems: Sequence[Problem]
+    out: Path
+    forward: LanguageModel
+    reverse: LanguageModel | None
+    config: SearchConfig
+    command: str = "ledom search"
+
+
+def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
+    """Do the job; returns the report that search.json holds.
+
+    Where several processes share it (`ledom.core.processes`), the first makes the report of
+    all; the others return None.
+
+    `searched.jsonl` has a candidate for each problem: the best beam, its `finish_reason`, `score`
+    (nats a token) and `generated` (tokens that its search cost).
+    """
+    check_problems(job.problems)
+    check_models(job.forward, job.reverse, job.config)
+    check_prompts(job.problems, job.forward, job.config.sampling)
+    models = [lm for lm in (job.forward, job.reverse) if lm is not None]
+    for lm in models:
+        check_room(job.problems, lm)
+    settings = {
+        "forward": job.forward.identity,
+        "reverse": job.reverse.identity if job.reverse else "none",
+        **asdict(job.config),
+    }
+    searched = fill_candidates(
+        job.out / "searched.jsonl",
+        job.problems,
+        settings,
+        lambda waiting, _: ((found, True) for found in _searched(job, waiting)),
+        groups=search_groups,
+        together=any(lm.batches_requests for lm in models),
+        track=track,
+        name="searching",
+    )
+    labelled = any(problem.answer for problem in job.problems)
+    rivals = _equal_cost(job, searched, track) if labelled else []
+    if not parallel.is_first():
+        return None
+    report = _report(job, searched, rivals)
+    with write_atomically(job.out / "search.json") as out:
+        json.dump(report, out, indent=1)
+    return report
+
+
+def _searched(job: SearchJob, problems: Sequence[Problem]) -> Iterator[list[Candidate]]:
+    """The best beam of each problem."""
+    for problem_id, beams, generated in search(problems, job.forward, job.reverse, job.config):
+        best = beams[0]
+        record = Candidate(
+            problem_id=problem_id,
+            index=0,
+            text=best.text,
+            model=job.forward.name,
+            finish_reason="stop" if best.finish_reason == "stop" else "length",
+        )
+        record.extra |= {"score": round(best.score, 5), "generated": generated}
+        yield [record]
+
+
+def _report(
+    job: SearchJob, searched: Sequence[Candidate], drawn: Sequence[Candidate]
+) -> dict[str, Any]:
+    """What the search reached, against what was drawn at equal cost."""
+    report: dict[str, Any] = {
+        "command": job.command,
+        "ledom_version": __version__,
+        "num_problems": len(job.problems),
+        "tokens_per_problem": round(sum(map(_cost, searched)) / len(searched), 1),
+        "unfinished": sum(c.finish_reason != "stop" for c in searched),
+    }
+    if not drawn:
+        return report | {"note": "the problems have no answers, so nothing could be measured"}
+    right = np.array(
+        [
+            float(is_correct(c.text, p.answer or ""))
+            for c, p in zip(searched, job.problems, strict=True)
+        ]
+    )
+    rivals = _rivals(job, drawn)
+    return report | {
+        "candidates_at_equal_cost": rivals.pop("candidates_at_equal_cost"),
+        "accuracy": {
+            "step-level search": bootstrap_interval(right).to_json(),
+            **{name: bootstrap_interval(values).to_json() for name, values in rivals.items()},
+        },
+        "search_against": {
+            name: paired_interval(right, values).to_json() for name, values in rivals.items()
+        },
+    }
+
+
+def _cost(found: Candidate) -> int:
+    """Tokens that a problem's search generated."""
+    return int(found.extra["generated"])
+
+
+def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> list[Candidate]:
+    """Candidates of each problem, drawn until they have cost what its search did."""
+    lm, sampling = job.forward, replace(job.config.sampling, border=None)
+    sampling = replace(sampling, max_tokens=4 * sampling.max_tokens)
+    longest = max(
+        len(lm.tokenizer.encode(lm.pair_format.before_solution(p.question)).ids)
+        for p in job.problems
+    )
+    sampling = replace(
+        sampling, max_tokens=min(sampling.max_tokens, lm.context - longest - len(lm.bos_ids))
+    )
+    budget = {found.problem_id: _cost(found) for found in searched}
+    count = job.config.width * job.config.expansions * 2
+
+    def affordable(waiting: Sequence[Problem], drawn: int = count) -> Iterator[list[Candidate]]:
+        cheap = set()
+        for chunk in sample_candidates(waiting, lm, sampling, drawn):
+            pool = [candidate for candidate in chunk if not candidate.greedy]
+            costs = np.cumsum([len(lm.tokenizer.encode(c.text).ids) + 1 for c in pool])
+            limit = budget[pool[0].problem_id]
+            if costs[-1] <= limit:
+                cheap.add(pool[0].problem_id)
+            else:
+                yield pool[: max(1, int((costs <= limit).sum()))]
+        if cheap:  # drawn again, with more behind them
+            yield from affordable([p for p in waiting if p.id in cheap], 2 * drawn)
+
+    settings = {
+        "model": lm.identity,
+        "num_samples": count,
+        "budgets": sum(budget.values()),
+        **asdict(sampling),
+    }
+    return fill_candidates(
+        job.out / "candidates.jsonl",
+        job.problems,
+        settings,
+        lambda waiting, _: ((pool, True) for pool in affordable(waiting)),
+        groups=lambda problems: sampling_groups(problems, count),
+        together=lm.batches_requests,
+        track=track,
+        name="best of N",
+    )
+
+
+def _rivals(job: SearchJob, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """[P] accuracies of best of N by the same score, of majority and of random, at equal cost."""
+    scores: list[Score] = []
+    for model in (job.forward, job.reverse):
+        if model is not None:
+            scores += [s for c in score_candidates(job.problems, candidates, model) for s in c]
+    pools = build_pools(job.problems, candidates, scores)
+    if job.reverse is None:
+        best = STRATEGIES["forward mean"].accuracy(pools, None)
+    else:
+        strategy = STRATEGIES["reverse reward"]
+        best = strategy.accuracy(pools, interpolation(strategy, job.config.lam, mean=True))
+    return {
+        "candidates_at_equal_cost": round(float(pools.mask.sum(axis=1).mean()), 2),
+        "best of N, same score": best,
+        "majority of N": STRATEGIES["majority"].accuracy(pools, None),
+        "random": STRATEGIES["random"].accuracy(pools, None),
+    }

@@ -1,0 +1,232 @@
+"""The files that models fill, candidates and scores: how they are made, and checked on return.
+
+Every record that is read back is looked at: it must belong to a problem or a candidate that is
+there, once, and its numbers must fit each other. This module knows nothing of how a model computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ledom.core import processes as parallel
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem, Score, read_records, write_records
+from ledom.core.stage import (
+    Stage,
+    Track,
+    Work,
+    check_settings,
+    fingerprint,
+    read_finished,
+    read_settings,
+)
+from ledom.lm.language_model import LanguageModel
+from ledom.rerank.score import (
+    candidate_check,
+    distinct_candidates,
+    score_candidates,
+    score_groups,
+)
+
+__all__ = ["fill_candidates", "fill_scores", "read_scores", "score_check", "scored_problems"]
+
+Make = Callable[
+    [Sequence[Problem], Mapping[str, Sequence[Candidate]]],
+    Iterable[tuple[Sequence[Candidate], bool]],
+]
+"""Takes problems, and the candidates that are there by problem id; yields (new candidates of one
+problem, whether they are its last)."""
+
+_TARGETS = {Direction.FORWARD: ("y|x",), Direction.REVERSE: ("x|y", "y")}
+_ROUNDING = 5e-6  # of each number in a score, nats
+
+
+def fill_candidates(
+    path: Path,
+    problems: Sequence[Problem],
+    settings: dict[str, Any],
+    make: Make,
+    groups: Callable[[Sequence[Problem]], Sequence[Sequence[Problem]]],
+    together: bool,
+    track: Track,
+    name: str,
+    is_done: Callable[[Sequence[Candidate]], bool] = bool,
+) -> list[Candidate]:
+    """The candidates in `path`; those of problems that it lacks are made, group by group.
+
+    They stand in the problems' order, whatever order they were made in. The problems go to
+    problems.jsonl beside them, once it is sure that the folder is theirs. See
+    `ledom.core.stage.Work`.
+    """
+    settings = settings | {
+        "problems": len(problems),
+        "first_problem": problems[0].id,
+        "questions": fingerprint((p.id, p.question) for p in problems),
+    }
+    stage = Stage(path, Candidate, settings, lambda: candidate_check(problems))
+    if parallel.is_first():
+        write_records(path.with_name("problems.jsonl"), problems)
+    work = Work(
+        items=problems,
+        item_key=lambda problem: (problem.id,),
+        record_key=lambda candidate: (candidate.problem_id,),
+        make=lambda some, have: make(some, {p.id: have[p.id,] for p in some}),
+        groups=groups,
+        together=together,
+        is_done=is_done,
+        order=lambda candidate: candidate.index,
+    )
+    return stage.fill(work, track, name)
+
+
+def fill_scores(
+    folder: Path,
+    problems: Sequence[Problem],
+    candidates: Sequence[Candidate],
+    lm: LanguageModel,
+    demonstrations: Sequence[Problem],
+    track: Track,
+) -> list[Score]:
+    """The model's scores of all distinct candidates, in `scores.<direction>.jsonl`."""
+    settings: dict[str, Any] = {"model": lm.identity, **_text_hashes(problems, candidates)}
+    if demonstrations:
+        settings["demonstrations"] = fingerprint(
+            (d.question, d.solution or "", d.answer or "") for d in demonstrations
+        )
+    stage = Stage(
+        folder / f"scores.{lm.direction}.jsonl",
+        Score,
+        settings,
+        lambda: score_check(problems, candidates, lm.direction),
+    )
+    work: Work[Candidate, Score] = Work(
+        items=distinct_candidates(candidates),
+        item_key=lambda candidate: (candidate.problem_id, candidate.index),
+        record_key=lambda score: (score.problem_id, score.index),
+        make=lambda some, _: (
+            (scores, True) for scores in score_candidates(problems, some, lm, demonstrations)
+        ),
+        groups=score_groups,
+        together=lm.batches_requests,
+    )
+    return stage.fill(work, track, f"scoring, {lm.direction}")
+
+
+def read_scores(
+    folder: Path, problems: Sequence[Problem], candidates: Sequence[Candidate]
+) -> list[Score]:
+    """All scores in a reranked folder.
+
+    Raises `InputError` where there are none, or they are not of these problems and candidates, or
+    are damaged.
+    """
+    scores: list[Score] = []
+    hashes = _text_hashes(problems, candidates)
+    for direction, file in _score_files(folder).items():
+        settings = read_settings(file)
+        check_settings({key: settings.get(key) for key in hashes}, hashes, file)
+        check = partial(score_check, problems, candidates, direction)
+        scores += read_finished(file, Score, check)
+    return scores
+
+
+def scored_problems(folder: Path) -> set[str]:
+    """The ids of the problems that have scores in a reranked folder."""
+    files = _score_files(folder).values()
+    return {score.problem_id for file in files for score in read_records(file, Score)}
+
+
+def _score_files(folder: Path) -> dict[Direction, Path]:
+    """Those that are there; raises `InputError` where none is."""
+    files = {d: folder / f"scores.{d}.jsonl" for d in Direction}
+    found = {direction: file for direction, file in files.items() if file.is_file()}
+    if not found:
+        raise InputError("no scores here; make them with: ledom rerank", path=folder)
+    return found
+
+
+def _text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """What stands for the texts in the settings of scores."""
+    distinct = distinct_candidates(candidates)
+    return {
+        "questions": fingerprint(sorted((p.id, p.question) for p in problems)),
+        "candidates": len(distinct),
+        "texts": fingerprint((c.problem_id, str(c.index), c.text) for c in distinct),
+    }
+
+
+def score_check(
+    problems: Sequence[Problem], candidates: Sequence[Candidate], direction: Direction
+) -> Callable[[Score], None]:
+    """Checks the scores of distinct candidates one by one, as they are read.
+
+    It raises `InputError` for one of an unknown candidate, of another model's direction, that was
+    there already, or whose numbers contradict each other.
+    """
+    questions = {problem.id: problem.question for problem in problems}
+    texts = {(c.problem_id, c.index): c.text for c in distinct_candidates(candidates)}
+    seen: set[tuple[str, int, str]] = set()
+
+    def check(score: Score) -> None:
+        whose = f"the score of candidate {score.index} of problem {score.problem_id!r}"
+        key = (score.problem_id, score.index)
+        if key not in texts:
+            raise InputError(f"{whose} belongs to no candidate that is there")
+        if score.direction != direction or score.target not in _TARGETS[direction]:
+            raise InputError(
+                f"{whose} is of log P({score.target}), {score.direction}, in a file of a "
+                f"{direction} model"
+            )
+        if (*key, score.target) in seen:
+            raise InputError(f"{whose} for {score.target} is there twice")
+        seen.add((*key, score.target))
+        text = score.text if score.text is not None else texts[key]
+        _check_numbers(score, whose, questions[key[0]] if score.target == "x|y" else text)
+
+    return check
+
+
+def _check_numbers(score: Score, whose: str, text: str) -> None:
+    """Raise `InputError` for numbers that contradict each other, or spans beyond the text."""
+    if not _is_logprob(score.logprob):
+        raise InputError(f"{whose}: logprob is {score.logprob!r:.40}, expected a number up to 0")
+    count = score.num_tokens
+    if count < 0:
+        raise InputError(f"{whose}: num_tokens is {count}, expected 0 or more")
+    if (values := score.token_logprobs) is not None:
+        bad = next((value for value in values if not _is_logprob(value)), None)
+        if bad is not None or None in values:
+            raise InputError(
+                f"{whose}: a token's logprob is {bad!r:.40}, expected a number up to 0"
+            )
+        if len(values) != count:
+            raise InputError(f"{whose}: num_tokens is {count}, but it has {len(values)} tokens")
+        total = math.fsum(values)
+        if abs(total - score.logprob) > _ROUNDING * (count + 1) + 1e-9:
+            raise InputError(
+                f"{whose}: logprob is {score.logprob}, but its tokens sum to {total:.5f}"
+            )
+    if (spans := score.token_spans) is not None:
+        if len(spans) != count:
+            raise InputError(f"{whose}: num_tokens is {count}, but it has {len(spans)} spans")
+        for span in spans:
+            if not _is_span(span, len(text)):
+                raise InputError(
+                    f"{whose}: the span {span!r:.40} does not lie in its {len(text)} characters"
+                )
+
+
+def _is_logprob(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -math.inf < value <= 0  # type: ignore[operator]
+
+
+def _is_span(span: object, length: int) -> bool:
+    if not isinstance(span, list) or [type(at) for at in span] != [int, int]:
+        return False
+    return bool(0 <= span[0] <= span[1] <= length)

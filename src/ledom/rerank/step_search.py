@@ -1,0 +1,207 @@
+"""A beam over reasoning steps, guided by Reverse Reward on the part written so far.
+
+Each round every unfinished partial solution is expanded n times to its next border, all parts are
+scored, and the k best are kept, until all of them are finished. Scores are means a token, so that
+short and long parts, finished or not, compete fairly:
+(1 - lambda) log P(y|x) / |y| + lambda log P(x|y) / |x|.
+A part that ran out of tokens is never taken for finished: it is kept only where nothing better is,
+and says so. This module knows nothing of how a model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from ledom.core.direction import Direction
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.records import Candidate, Problem
+from ledom.core.stage import even_groups
+from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.rerank.score import score_candidates
+
+__all__ = ["BORDERS", "Beam", "SearchConfig", "check_models", "search", "search_groups"]
+
+BORDERS = {"line": r"\n", "sentence": r"[.!?]\s"}
+"""Borders of steps by name; anything else is a regular expression of one's own."""
+
+_TOGETHER = 32  # problems that are searched side by side, so that the batch is full
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How wide and how long to search."""
+
+    width: int = 4
+    """k, partial solutions kept in a round."""
+    expansions: int = 3
+    """n, ways in which each is gone on with."""
+    lam: float = 0.5
+    """Weight of the reverse term; 0 searches by the forward model alone."""
+    border: str = "line"
+    """`line`, `sentence`, or a regular expression at which a step ends."""
+    max_steps: int = 32
+    """Rounds after which a search ends, finished or not."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_tokens=96))
+    """How a step is drawn; `max_tokens` is a step's."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"the width is {self.width}; it must be at least 1": self.width >= 1,
+            f"expansions is {self.expansions}; it must be at least 1": self.expansions >= 1,
+            f"lambda is {self.lam}; it must lie in [0, 1]": 0 <= self.lam <= 1,
+            f"max_steps is {self.max_steps}; it must be at least 1": self.max_steps >= 1,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise InputError(message)
+        self.stepwise(0)  # a border that is no pattern is refused at once
+
+    def stepwise(self, step: int) -> Sampling:
+        """How the parts of a round are drawn."""
+        pattern = BORDERS.get(self.border, self.border)
+        return replace(self.sampling, border=pattern, seed=self.sampling.seed + step)
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A solution or a part of one."""
+
+    text: str
+    finish_reason: str
+    """`stop`: finished; `border`: more may follow; `length`: it ran out of tokens."""
+    num_tokens: int
+    """Tokens of the text."""
+    score: float = 0.0
+    last: Generation | None = None
+    """Where it is gone on from."""
+
+
+def search(
+    problems: Sequence[Problem],
+    forward: LanguageModel,
+    reverse: LanguageModel | None,
+    config: SearchConfig,
+) -> Iterator[tuple[str, list[Beam], int]]:
+    """Yield (problem id, its beams with the best first, tokens generated) for each problem.
+
+    A finished beam stands before every unfinished one. All that a problem's search generates
+    counts, thrown away or not. Raises `DirectionError` for models the wrong way round, and
+    `InputError` where there is no reverse model and lambda is not 0.
+    """
+    check_models(forward, reverse, config)
+    for group in search_groups(problems):
+        together = [_Search(problem) for problem in group]
+        for step in range(config.max_steps):
+            active = [one for one in together if one.is_open]
+            if not active:
+                break
+            _expand(active, forward, config, step)
+            _score(active, forward, reverse, config.lam)
+            for one in active:
+                one.keep(config.width)
+        for one in together:
+            yield one.problem.id, one.ranked(), one.generated
+
+
+def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
+    """The problems that are searched side by side: decided by their number alone."""
+    return even_groups(problems, _TOGETHER)
+
+
+def check_models(
+    forward: LanguageModel, reverse: LanguageModel | None, config: SearchConfig
+) -> None:
+    """Raise `DirectionError` or `InputError` for models that cannot search so; see `search`."""
+    if forward.direction is not Direction.FORWARD:
+        raise DirectionError(f"{forward.name}: steps are sampled from a forward model")
+    if reverse is None and config.lam > 0:
+        raise InputError(f"lambda is {config.lam} without a reverse model; give one, or lambda 0")
+
+
+@dataclass
+class _Search:
+    """The state of one problem's search."""
+
+    problem: Problem
+    beams: list[Beam] = field(default_factory=lambda: [Beam("", "border", 0)])
+    generated: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return any(beam.finish_reason == "border" for beam in self.beams)
+
+    def keep(self, width: int) -> None:
+        """Keep the best. What ran out of tokens cannot be gone on with: it fills free places."""
+        order = sorted(self.beams, key=lambda beam: (beam.finish_reason == "length", -beam.score))
+        self.beams = order[:width]
+
+    def ranked(self) -> list[Beam]:
+        return sorted(self.beams, key=lambda beam: (beam.finish_reason != "stop", -beam.score))
+
+
+def _expand(
+    active: Sequence[_Search], forward: LanguageModel, config: SearchConfig, step: int
+) -> None:
+    """Go on with every open beam; the first round draws as many parts as all later ones do."""
+    sampling = config.stepwise(step)
+    prompts: list[str | Generation] = []
+    origins: list[tuple[_Search, Beam]] = []
+    for one in active:
+        prompt = forward.pair_format.before_solution(one.problem.question)
+        room = forward.context - len(forward.tokenizer.encode(prompt).ids) - len(forward.bos_ids)
+        kept = []
+        for beam in one.beams:
+            if beam.finish_reason != "border":
+                kept.append(beam)
+            elif beam.last is not None and beam.num_tokens + sampling.max_tokens > room:
+                kept.append(replace(beam, finish_reason="length"))  # no room for another step
+            else:
+                prompts.append(prompt if beam.last is None else beam.last)
+                origins.append((one, beam))
+        one.beams = kept
+    count = config.expansions * (1 if step else config.width)
+    for place, texts in forward.generate(prompts, sampling, count):
+        one, before = origins[place]
+        for made in texts:
+            one.generated += len(made.ids) + (made.finish_reason == "stop")
+            length = before.num_tokens + len(made.ids)
+            beam = Beam(before.text + made.text, made.finish_reason, length, last=made)
+            # Duplicates are merged; the same words finished and not are two different beams.
+            if all((beam.text, beam.finish_reason) != (o.text, o.finish_reason) for o in one.beams):
+                one.beams.append(beam)
+
+
+def _score(
+    active: Sequence[_Search], forward: LanguageModel, reverse: LanguageModel | None, lam: float
+) -> None:
+    """Give each beam its score: means a token of log P(part|x) and log P(x|part)."""
+    problems = [one.problem for one in active]
+    # A part is scored without the white space at its border: no document ends in it.
+    candidates = [
+        Candidate(problem_id=one.problem.id, index=index, text=beam.text.rstrip())
+        for one in active
+        for index, beam in enumerate(one.beams)
+    ]
+    means: dict[tuple[str, str, str], tuple[float, float]] = {}
+    text_of = {(c.problem_id, c.index): c.text for c in candidates}
+    for lm in (forward, reverse) if lam > 0 else (forward,):
+        chunks = score_candidates(problems, candidates, lm) if lm is not None else ()
+        for score in (score for chunk in chunks for score in chunk):
+            values = score.token_logprobs or [0.0]
+            part = values[:-1] or [0.0]  # forward without EOS, which an open part has not earned
+            text = text_of[score.problem_id, score.index]
+            means[score.problem_id, text, score.target] = (
+                sum(values) / len(values),
+                sum(part) / len(part),
+            )
+    for one in active:
+        scored = []
+        for beam in one.beams:
+            text = beam.text.rstrip()
+            whole, part_mean = means[one.problem.id, text, "y|x"]
+            total = (1 - lam) * (whole if beam.finish_reason == "stop" else part_mean)
+            if lam > 0:
+                total += lam * means[one.problem.id, text, "x|y"][0]
+            scored.append(replace(beam, score=total))
+        one.beams = scored

@@ -1,0 +1,186 @@
+"""Final answers out of solutions.
+
+Texts come from models: nothing here raises on any string, and everything takes time linear in its
+length. This module knows nothing of models, records or files, nor of what is done with an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+
+from ledom.text.math.equality import equal_answers, has_content, is_number
+from ledom.text.math.notation import MARKUP, bare
+from ledom.text.math.units import NOT_UNITS
+
+__all__ = ["extract_answer", "is_correct"]
+
+_CURRENCY = r"(?:US\$|Rs\.?|[$€£¥₹₱₩])"
+_UNSIGNED = (
+    r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,9}(?!,?[0-9])(?:\.[0-9]+)?"
+    r"|[0-9]{1,2}(?:,[0-9]{2}){1,9},[0-9]{3}(?!,?[0-9])(?:\.[0-9]+)?"
+    r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+)
+
+# ---- where a text states its answer ----
+
+_BOXED_OR_BRACE = re.compile(r"\\boxed\s{0,4}\{|\\[\\{}]|[{}]")
+_ANSWER_MARK = re.compile(
+    r"(?i:\b(?:answers?|(?:correct|right|best) (?:option|choice))\b[\\*_\"'`\s]{0,8}"
+    r"(?:(?:is|are|was|would be)\b|[:=]))"
+    r"|^[ \t*]{0,8}A:(?=\s)",
+    re.MULTILINE,
+)
+_NUMBER_IN_TEXT = re.compile(
+    r"(?<![A-Za-z0-9_.])"
+    r"(?:(?<![)\]])(?<![0-9)\]]\s)[-\u2212]|(?<=[=:]\s)[-\u2212]\s)?"  # "5 - 3" subtracts
+    rf"(?:{_CURRENCY}\s?[-\u2212]?)?{_UNSIGNED}(?:/[0-9]+)?"
+    r"(?:\s?(?:hundred|thousand|million|billion|trillion)\b)?"
+)
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_SENTENCE_END = re.compile(r"[.!?](?=[\s*\"'`)]|$)")
+_JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
+_JSON_VALUE = re.compile(r"\s*(?:\"([^\"\n]*)|([^\",}\n]*))")
+_NOT_SPACE = re.compile(r"\S")
+_FENCE = re.compile(r"```(?:json)?")
+_CLAUSE = re.compile(
+    r"(?:[,;]\s|\s\(|\s(?=(?:because|since|as|rather than|instead of|(?:and |but )?not)\b))"
+    r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2})"
+)
+_ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
+_CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
+_VARIABLE = re.compile(
+    r"(?<![^\W\d_])(?!\A.\s?=|(?<=\s)x\s)[b-zB-Z](?![^\W\d_])|[\\^;]"  # "3 x 4" multiplies
+    r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
+)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+
+
+def extract_answer(text: str) -> str | None:
+    r"""The final answer that a solution text states, or None where there is none.
+
+    The first of these that the text has, each time the last one in it:
+
+    1. `#### answer`, to the end of the line (a `####` heading in mid-text does not count);
+    2. `\boxed{answer}`, braces nested;
+    3. the key "answer" of a JSON text, "answer is", "correct option is", "Answer:", or a last line
+       "A: answer"; of a sentence there what stands before "because" or "rather than", else the last
+       number, of a chain of sums what follows the last "=";
+    4. the last number.
+
+    >>> extract_answer("So 16 - 3 = 13, and the answer is 6 rather than 5.")
+    '6'
+    >>> extract_answer(r"Thus \boxed{\frac{1}{2}} of them."), extract_answer("No number.")
+    ('\\frac{1}{2}', None)
+    >>> extract_answer("The correct option is (C).")
+    '(C)'
+    """
+    for find in (_after_hashes, _in_box, _in_json, _after_mark, _last_number):
+        answer = find(text)
+        if answer is not None:
+            return answer
+    return None
+
+
+def is_correct(candidate_text: str, answer: str) -> bool:
+    """Whether a solution text ends in an answer that equals `answer` by value."""
+    return equal_answers(extract_answer(candidate_text), answer)
+
+
+# ---- finders: text -> the answer that it states, or None ----
+
+
+def _after_hashes(text: str) -> str | None:
+    if "####" not in text:
+        return None
+    is_last_line = True
+    for line in reversed(text.split("\n")):
+        _, mark, after = line.rpartition("####")
+        answer = bare(after) if mark else ""
+        if has_content(answer) and (is_last_line or is_number(answer)):
+            return answer
+        is_last_line = is_last_line and not has_content(line)
+    return None
+
+
+def _in_box(text: str) -> str | None:
+    starts: list[int | None] = []  # of the open braces; None for one that opens no box
+    span = (0, 0)
+    for match in _BOXED_OR_BRACE.finditer(text):
+        if match[0] == "}" and starts:
+            start = starts.pop()
+            if start is not None and _NOT_SPACE.search(text, start, match.start()):
+                span = (start, match.start())
+        elif match[0] == "{":
+            starts.append(None)
+        elif match[0].startswith(r"\boxed"):
+            starts.append(match.end())
+    return text[slice(*span)].strip() or None
+
+
+def _in_json(text: str) -> str | None:
+    text = _FENCE.sub("", text).strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        return None
+    try:
+        data = json.loads(text, parse_int=str, parse_float=str, strict=False)  # no file
+    except (ValueError, RecursionError):
+        return None
+    answer = data.get("answer")
+    return _stated(answer, is_last=True) if isinstance(answer, str) else None
+
+
+def _after_mark(text: str) -> str | None:
+    mark = _last_match(_ANSWER_MARK, text)
+    if mark is None:
+        return None
+    rest = _JSON_ESCAPE.sub(lambda escape: escape[1] or " ", text[mark.end() :])
+    if '"' in mark[0] and mark[0].endswith(
+        ":"
+    ):  # the key of a JSON text that does not parse as a whole
+        value = _JSON_VALUE.match(rest)
+        return _stated(value[1] or value[2] or "", is_last=True) if value else None
+    lines = [line for line in rest.split("\n") if has_content(line)]
+    if not lines or (mark[0].endswith("A:") and lines[1:] and not lines[1].startswith("Q")):
+        return None
+    return _stated(lines[0].lstrip(MARKUP + ":="), is_last=len(lines) == 1)
+
+
+def _stated(line: str, *, is_last: bool) -> str | None:
+    """The answer that a line gives; one that is no number counts only `is_last` in its text."""
+    line = bare(_ARROW.split(_CALCULATOR.sub("", line))[-1])
+    before, _, after = line.rpartition("=")
+    sums = [] if _VARIABLE.search(before) else [after, _first_sentence(after)]
+    sentence = _first_sentence(line)
+    clause = _CLAUSE.search(sentence)
+    clauses = [sentence[: clause.start()]] if clause else []
+    for reading in (line, sentence, *sums, *clauses):
+        if is_number(reading):
+            return bare(reading)
+    if not is_last:
+        return None
+    choices = [part for part in clauses if _CHOICE.fullmatch(part)]
+    number = _last_number(line) if _is_prose(line) and not choices else None
+    return next(iter(choices), None) or number or (sentence if has_content(sentence) else None)
+
+
+def _first_sentence(line: str) -> str:
+    end = _SENTENCE_END.search(line)
+    return bare(line[: end.start()] if end else line)
+
+
+def _is_prose(line: str) -> bool:
+    """Whether a line is a sentence that mentions numbers, rather than a formula or a list."""
+    if not line[:1].isalpha() or "\\" in line or "^" in line:
+        return False
+    return any(word.lower() not in NOT_UNITS for word in _WORD.findall(line))
+
+
+def _last_number(text: str) -> str | None:
+    match = _last_match(_NUMBER_IN_TEXT, text)
+    return match[0] if match else None
+
+
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)

@@ -1,0 +1,103 @@
+"""Expressions compared by sympy: a difference that can be shown to be zero.
+
+Imported only by the process of `maths`, which ends what takes too long. An expression differs where
+its numeric value does; it is equal only where simplification proves it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+
+from ledom.text.math.nodes import Node
+from ledom.text.math.notation import words
+
+__all__ = ["Sympy"]
+
+_DIGITS = 40
+_POINTS = ((3, 7), (-5, 11), (17, 13))
+"""Where expressions with variables are tried: numerators and denominators, moved for each one."""
+_CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "oo": sympy.oo}
+_FUNCTIONS: dict[str, Any] = {
+    **{name: getattr(sympy, name) for name in words("sin cos tan cot sec csc sinh cosh tanh exp")},
+    "arcsin": sympy.asin,
+    "arccos": sympy.acos,
+    "arctan": sympy.atan,
+    "ln": sympy.log,
+    "abs": sympy.Abs,
+    "floor": sympy.floor,
+    "ceil": sympy.ceiling,
+    "sqrt": sympy.sqrt,
+    "factorial": sympy.factorial,
+    "binomial": sympy.binomial,
+    "max": sympy.Max,
+    "min": sympy.Min,
+    "gcd": sympy.gcd,
+    "lcm": sympy.lcm,
+}
+
+
+class Sympy:
+    """An `Algebra`."""
+
+    def same(self, first: Node, second: Node) -> bool:
+        """Whether two scalars have one value, in all points."""
+        one, other = _expression(first), _expression(second)
+        if one.has(sympy.nan):  # which equals itself, whatever it came from
+            return False
+        return bool(one == other) or _is_zero(one - other)
+
+    def proportional(self, first: Node, second: Node) -> bool:
+        """Whether one scalar is a constant, other than 0, times the other."""
+        one, other = _expression(first), _expression(second)
+        if other == 0 or one == 0:
+            return bool(one == other)
+        ratio = sympy.simplify(one / other)
+        return bool(ratio.is_number and ratio.is_finite and ratio.is_zero is False)
+
+
+def _expression(node: Node) -> Any:
+    if node.value is not None:
+        return sympy.Rational(node.value.numerator, node.value.denominator)
+    if node.kind == "symbol":
+        return _CONSTANTS.get(node.name, sympy.Symbol(node.name))
+    parts = [_expression(part) for part in node.parts]
+    if node.kind == "call":
+        return _call(node.name, parts)
+    if node.kind == "/":
+        return parts[0] / parts[1]
+    return {"+": sympy.Add, "*": sympy.Mul, "^": sympy.Pow}[node.kind](*parts)
+
+
+def _call(name: str, parts: list[Any]) -> Any:
+    if name == "log":  # without a base it may be that of 10 or e: one that nothing else has
+        base = sympy.log(parts[1]) if len(parts) > 1 else sympy.Symbol("log base", positive=True)
+        return sympy.log(parts[0]) / base
+    if name == "root":
+        inside, index = parts
+        if inside.is_negative and index.is_odd:
+            return -sympy.root(-inside, index)
+        return sympy.root(inside, index)
+    return _FUNCTIONS[name](*parts)
+
+
+def _is_zero(difference: Any) -> bool:
+    if difference.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+        return False
+    if _differs(difference):
+        return False
+    if sympy.expand(difference) == 0 or sympy.simplify(difference) == 0:
+        return True
+    return difference.equals(0) is True
+
+
+def _differs(difference: Any) -> bool:
+    """Whether some point shows that a difference is not zero."""
+    symbols = sorted(difference.free_symbols, key=str)
+    for over, under in _POINTS if symbols else _POINTS[:1]:
+        values = {s: sympy.Rational(over + 2 * i, under) for i, s in enumerate(symbols)}
+        value = sympy.N(difference.subs(values), _DIGITS)
+        if value.is_number and value.is_finite and sympy.Abs(value) > sympy.Float("1e-25"):
+            return True
+    return False

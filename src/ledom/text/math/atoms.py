@@ -1,0 +1,364 @@
+r"""What expressions are made of: numbers, names, brackets, fractions, roots, functions, matrices.
+
+The lower half of the grammar in `expressions`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+
+from ledom.text.math.nodes import Node, call, number, numeral, power, product, quotient, total
+from ledom.text.math.notation import GREEK, NotUnderstood, Token, words
+from ledom.text.math.units import NOT_UNITS, is_unit
+
+__all__ = ["Atoms"]
+
+MAX_DEPTH = 30
+"""Of nested brackets; what is deeper is not understood."""
+
+_CONSTANTS = {r"\pi": "pi", r"\infty": "oo", r"\imath": "i", r"\mathbb": "reals"}
+_BRACKETS = {"(": ")", "[": "]"}
+_BETWEEN_ITEMS = frozenset(["", ",", ";", "and", "or", "(", ")", "[", "]", r"\{", r"\}"])
+_FENCES = {
+    r"\lfloor": (r"\rfloor", "floor"),
+    r"\lceil": (r"\rceil", "ceil"),
+    r"\lvert": (r"\rvert", "abs"),
+    "|": ("|", "abs"),
+}
+_FONTS = frozenset([r"\vec", r"\hat", r"\boldsymbol", r"\mathcal", r"\mathit"])
+_STARTS = frozenset(
+    ["(", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\lfloor", r"\lceil", r"\lvert"]
+)
+_FUNCTIONS = words(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp max min gcd lcm"
+)
+_MAYBE_FUNCTIONS = words("f g h phi varphi sigma tau mu psi zeta Gamma Phi Psi Lambda")
+_MATRICES = {"pmatrix": "()", "bmatrix": "()", "matrix": "()", "vmatrix": "||", "Bmatrix": "{}"}
+
+
+class Atoms(ABC):
+    """A place among tokens, and the readers of what can stand at it."""
+
+    def __init__(self, found: list[Token]) -> None:
+        self.tokens = found
+        self.place = 0
+        self.is_money = False
+        self._depth = 0
+        letters = {c for t in found if t.kind in ("name", "word") for c in t.text}
+        self._has_both_cases = any(c.isupper() and c.lower() in letters for c in letters)
+
+    @abstractmethod
+    def listing(self, *, splits: bool = True) -> Node:
+        """Items, with what separates them."""
+
+    @abstractmethod
+    def sum(self) -> Node:
+        """Terms."""
+
+    @abstractmethod
+    def power(self) -> Node:
+        """An atom with what stands above it."""
+
+    def peek(self, ahead: int = 0) -> Token | None:
+        """A token that is still to be read; None past the end."""
+        place = self.place + ahead
+        return self.tokens[place] if 0 <= place < len(self.tokens) else None
+
+    def peek_text(self, ahead: int = 0) -> str:
+        """Its text, or ""."""
+        token = self.peek(ahead)
+        return token.text if token else ""
+
+    def peek_kind(self, ahead: int = 0) -> str:
+        """Its kind, or ""."""
+        token = self.peek(ahead)
+        return token.kind if token else ""
+
+    def take(self) -> Token:
+        """The next token."""
+        token = self.peek()
+        if token is None:
+            raise NotUnderstood("the end")
+        self.place += 1
+        return token
+
+    def expect(self, text: str) -> None:
+        """Take this token."""
+        if self.take().text != text:
+            raise NotUnderstood(f"no {text}")
+
+    def fold(self, name: str) -> str:
+        """A variable's name: x and X are one, unless the answer has both; delta and Delta two."""
+        keeps_case = self._has_both_cases or name in ("E", "I") or name in GREEK
+        return name if keeps_case else name.lower()
+
+    def starts_atom(self) -> bool:
+        """Whether what comes can be multiplied by standing there."""
+        token = self.peek()
+        if token is None or token.kind == "number":
+            return False
+        return (
+            token.kind in ("name", "word") or token.text in _STARTS or token.text in _FUNCTIONS
+        ) and token.text not in ("and", "or")
+
+    # ---- containers ----
+
+    def union(self) -> Node:
+        r"""A sum, or sets joined by \cup."""
+        parts = [self.sum()]
+        while self.peek_text() == r"\cup":
+            self.take()
+            parts.append(self.sum())
+        if len(parts) == 1:
+            return parts[0]
+        if not all(part.kind in ("bracket", "set") for part in parts):
+            raise NotUnderstood("a union of what are no sets")
+        return Node("union", parts=tuple(parts))
+
+    def _bracket(self, opening: str) -> Node:
+        inside = self.listing(splits=False)
+        closing = self.take().text
+        if closing not in _BRACKETS.values():
+            raise NotUnderstood("no closing bracket")
+        brackets = opening + closing
+        if inside.kind != "list":
+            if brackets not in ("()", "[]") or (brackets == "()" and inside.kind == "relation"):
+                raise NotUnderstood("one value in brackets")
+            return inside if brackets == "()" else Node("bracket", brackets, (inside,))
+        return Node("bracket", brackets, inside.parts)
+
+    def _set(self) -> Node:
+        inside = self.listing()
+        self.expect(r"\}")
+        return Node("set", parts=inside.parts if inside.kind == "list" else (inside,))
+
+    def _matrix(self) -> Node:
+        name = self._environment()
+        if name not in _MATRICES:
+            raise NotUnderstood(name)
+        rows: list[Node] = []
+        cells: list[Node] = []
+        while True:
+            cells.append(self.sum())
+            sign = self.take().text
+            if sign != "&":
+                rows.append(Node("row", parts=tuple(cells)))
+                cells = []
+            if sign == r"\\" and self.peek_text() == r"\end":
+                sign = self.take().text
+            if sign == r"\end":
+                break
+            if sign not in ("&", r"\\"):
+                raise NotUnderstood("a matrix")
+        if self._environment() != name:
+            raise NotUnderstood("a matrix")
+        return Node("matrix", _MATRICES[name], tuple(rows))
+
+    def _environment(self) -> str:
+        self.expect("{")
+        name = self.take().text
+        self.expect("}")
+        return name
+
+    # ---- scalars ----
+
+    def group(self) -> Node:
+        r"""An argument of a command: {...}, or the one thing after it."""
+        if self.peek_text() != "{":
+            return self.atom()
+        self.take()
+        node = self.sum()
+        self.expect("}")
+        return node
+
+    def atom(self) -> Node:
+        """The smallest thing that has a value."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise NotUnderstood("too deep")
+        node = self._atom(self.take())
+        self._depth -= 1
+        return node
+
+    def _atom(self, token: Token) -> Node:
+        if token.kind == "number":
+            return self._number(token)
+        if token.kind == "name":
+            return self._name(token)
+        if token.kind == "word":
+            return self._letters(token)
+        if token.text in _BRACKETS:
+            return self._bracket(token.text)
+        if token.text == r"\{":
+            return self._set()
+        if token.text == "{":
+            self.place -= 1
+            return self.group()
+        if token.text in _FENCES:
+            closing, name = _FENCES[token.text]
+            inside = self.sum()
+            self.expect(closing)
+            return call(name, inside)
+        return self._command(token.text)
+
+    def _command(self, name: str) -> Node:
+        if name == r"\frac":
+            return quotient(self._digit_or_group(), self._digit_or_group())
+        if name == r"\binom":
+            return call("binomial", self._digit_or_group(), self._digit_or_group())
+        if name in (r"\sqrt", "sqrt"):
+            return self._root()
+        if name in _FUNCTIONS:
+            return self._function(name)
+        if name == r"\emptyset":
+            return Node("set")
+        if name == r"\begin":
+            return self._matrix()
+        if name == r"\mathbb":
+            if self._environment() != "R":
+                raise NotUnderstood(name)
+            ends = product(number(-1), Node("symbol", "oo")), Node("symbol", "oo")
+            return Node("bracket", "()", ends)
+        if name in _FONTS:
+            self.expect("{")
+            letter = self.take()
+            self.expect("}")
+            if letter.kind != "name":
+                raise NotUnderstood(name)
+            return Node("symbol", f"{name} {letter.text}")
+        if name in _CONSTANTS:
+            return Node("symbol", _CONSTANTS[name])
+        raise NotUnderstood(name)
+
+    def _number(self, token: Token) -> Node:
+        node = numeral(token.text)
+        if not token.text.isdigit() or self._is_argument():
+            return node
+        fraction = self._proper_fraction()
+        return total(node, fraction) if fraction else node
+
+    def _is_argument(self) -> bool:
+        r"""Whether the number just taken belongs to what is before it: x^2\frac{1}{2}."""
+        signed = self.peek_text(-2) in ("+", "-")
+        return self.peek_text(-2 - signed) in ("^", r"\sqrt", "sqrt")
+
+    def _proper_fraction(self) -> Node | None:
+        r"""The fraction of a mixed number, 2 1/2 or 2\frac{1}{2}; None where there is none."""
+        start = self.place
+        kinds = [self.peek_kind(ahead) for ahead in range(3)]
+        texts = [self.peek_text(ahead) for ahead in range(3)]
+        if kinds[0] == kinds[2] == "number" and texts[1] == "/":
+            digits = texts[0], texts[2]
+            self.place += 3
+        elif texts[0] == r"\frac":
+            self.take()
+            digits = self._digit_text(), self._digit_text()
+        else:
+            return None
+        if not all(text.isdigit() for text in digits):
+            self.place = start
+            return None
+        if int(digits[0]) >= int(digits[1]):
+            raise NotUnderstood("a mixed number whose fraction is improper")
+        return quotient(number(int(digits[0])), number(int(digits[1])))
+
+    def _digit_text(self) -> str:
+        """The digits of an argument that is a plain number; "" for another."""
+        try:
+            if self.peek_text() != "{":
+                return self._digit().text
+            self.take()
+            text = self.take().text
+            return text if self.take().text == "}" else ""
+        except NotUnderstood:
+            return ""
+
+    def _digit(self) -> Token:
+        r"""One digit of the number that comes: \frac12 is 1/2."""
+        token = self.take()
+        if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
+            self.place -= 1
+            rest = replace(token, text=token.text[1:], spaced=False)
+            self.tokens[self.place : self.place + 1] = [replace(token, text=token.text[0]), rest]
+            return self.take()
+        return token
+
+    def _digit_or_group(self) -> Node:
+        if self.peek_kind() == "number":
+            return numeral(self._digit().text)
+        return self.group()
+
+    def _name(self, token: Token) -> Node:
+        name = self.fold(token.text)
+        if self.peek_text() == "_":
+            self.take()
+            name += f"_{self._subscript()}"
+        if self.peek_text() == "(" and (token.text in _MAYBE_FUNCTIONS or token.text.isupper()):
+            raise NotUnderstood("a function or a product: f(2), P(A)")
+        return Node("symbol", name)
+
+    def _subscript(self) -> str:
+        token = self.take()
+        if token.text != "{":
+            if token.kind not in ("number", "name"):
+                raise NotUnderstood("a subscript")
+            return token.text
+        texts = []
+        while (token := self.take()).text != "}":
+            if token.kind == "command" or token.text in ("{", "_", "^"):
+                raise NotUnderstood("a subscript")
+            texts.append(token.text)
+        return "".join(texts)
+
+    def _letters(self, token: Token) -> Node:
+        """A product of variables that stand together, as in 2xy; a word is not understood."""
+        word = token.text
+        is_short = len(word) <= 3 and word.isalpha() and word.isascii()
+        is_alone = {self.peek_text(-2), self.peek_text()} <= _BETWEEN_ITEMS
+        if token.quoted or is_alone or not is_short or word.lower() in NOT_UNITS or is_unit(word):
+            raise NotUnderstood(word)
+        letters = [Node("symbol", self.fold(letter)) for letter in word]
+        if self.peek_text() == "^":  # ab^2
+            self.tokens.insert(self.place, replace(token, kind="name", text=word[-1]))
+            letters[-1] = self.power()
+        return product(*letters)
+
+    def _root(self) -> Node:
+        index = None
+        if self.peek_text() == "[":
+            self.take()
+            index = self.sum()
+            self.expect("]")
+        inside = self.group()
+        return call("sqrt", inside) if index is None else call("root", inside, index)
+
+    def _function(self, name: str) -> Node:
+        exponent, base = None, None
+        if name == "log" and self.peek_text() == "_":
+            self.take()
+            base = self._digit_or_group()
+        if self.peek_text() == "^":
+            self.take()
+            exponent = self.group()
+            if exponent.value is None or exponent.value <= 0:  # \sin^{-1}
+                raise NotUnderstood("an exponent of a function")
+        is_bracketed = self.peek_text() == "("
+        value = call(name, *self._arguments(), *([base] if base else []))
+        if self.peek_text() == ("^" if is_bracketed else "/"):  # sin(x)^2, sin x/2
+            raise NotUnderstood("a function's value or its argument, read in two ways")
+        return power(value, exponent) if exponent else value
+
+    def _arguments(self) -> tuple[Node, ...]:
+        if self.peek_text() == "(":
+            node = self.atom()
+            arguments = node.parts if node.kind == "bracket" else (node,)
+            return arguments if self.peek_text() != "°" else (self._degrees(node),)
+        node = self.power()
+        while self.starts_atom() and self.peek_text() not in _FUNCTIONS:
+            node = product(node, self.power())
+        return (self._degrees(node) if self.peek_text() == "°" else node,)
+
+    def _degrees(self, node: Node) -> Node:
+        self.expect("°")
+        return quotient(product(node, Node("symbol", "pi")), number(180))

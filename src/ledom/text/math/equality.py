@@ -1,0 +1,266 @@
+r"""Whether two answers are equal: all of both is understood, or they are compared as text.
+
+    "6!" --read--> 720 = 720 <--read-- "\$720"
+
+What one answer leaves out does not count, what both say must agree: "5 cm", "x = 5" and "5" are
+equal, "5 cm" and "5 m" are not. So equality is symmetric, but not transitive.
+
+Numbers are compared here, exactly. Where it takes algebra, a process with a time limit compares the
+two answers (see `maths`), by the same rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+from ledom.text.math.expressions import read
+from ledom.text.math.nodes import Node, number, product, total
+from ledom.text.math.notation import text_key
+from ledom.text.math.process import same_value
+
+__all__ = ["Algebra", "Comparison", "equal_answers", "has_content", "is_number"]
+
+_CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
+_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,17})", re.ASCII)
+_CONSTANTS = frozenset(["pi", "e", "i", "oo"])
+
+
+def equal_answers(first: str | None, second: str | None) -> bool:
+    r"""Whether two answers are equal by value; False where either is missing.
+
+    >>> equal_answers("$1,200.00", "1200 dollars"), equal_answers("1,00,000", "100000")
+    (True, True)
+    >>> equal_answers(r"0.\overline{36}", r"\frac{4}{11}"), equal_answers("1/3", "0.333333")
+    (True, False)
+    >>> equal_answers("50%", "0.5"), equal_answers("3 p.m.", "3 a.m."), equal_answers("5 cm", "5 m")
+    (True, False, False)
+    >>> equal_answers(r"\sqrt{8}", r"2\sqrt{2}"), equal_answers(r"4\sqrt(2)", r"4\sqrt(3)")
+    (True, False)
+
+    Never raises on any text, and takes a bounded time: what cannot be decided is not equal. See
+    "When two answers are equal" in docs/concepts.md.
+    """
+    if first is None or second is None:
+        return False
+    if _WHOLE.fullmatch(first) and _WHOLE.fullmatch(second):
+        return int(first) == int(second)
+    if not (has_content(first) and has_content(second)):
+        return False
+    if text_key(first) == text_key(second):
+        return True
+    left, right = read(first), read(second)
+    if left is None or right is None:
+        return False
+    try:
+        return Comparison(_Exact()).same(left, right)
+    except _NeedsAlgebra:
+        return same_value(*sorted((first, second)))
+
+
+def has_content(answer: str) -> bool:
+    """Whether there is more than punctuation in an answer."""
+    return bool(_CONTENT.search(answer))
+
+
+def is_number(answer: str) -> bool:
+    """Whether all of an answer is one number, with what may stand beside it."""
+    node = read(answer)
+    while node is not None and node.kind in ("choice", "named", "quantity", "time"):
+        node = node.parts[0]
+    return node is not None and node.kind == "number"
+
+
+class Algebra(Protocol):
+    """What compares expressions that are no plain numbers."""
+
+    def same(self, first: Node, second: Node) -> bool:
+        """Whether two scalars have one value."""
+
+    def proportional(self, first: Node, second: Node) -> bool:
+        """Whether one scalar is a constant, other than 0, times the other."""
+
+
+class _NeedsAlgebra(Exception):  # noqa: N818  (no error: the comparison goes on elsewhere)
+    pass
+
+
+class _Exact:
+    """Compares plain numbers."""
+
+    def same(self, first: Node, second: Node) -> bool:
+        if first.value is None or second.value is None:
+            raise _NeedsAlgebra
+        return first.value == second.value
+
+    def proportional(self, first: Node, second: Node) -> bool:
+        raise _NeedsAlgebra
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Compares trees; scalars by an `Algebra`."""
+
+    algebra: Algebra
+
+    def same(self, first: Node, second: Node) -> bool:
+        """Whether two trees stand for one answer."""
+        kinds = {first.kind, second.kind}
+        if first == second:
+            return True
+        if "choice" in kinds:
+            return self._same_choice(first, second)
+        if "named" in kinds:
+            return self._same_named(first, second)
+        if "quantity" in kinds:
+            return self._same_quantity(first, second)
+        if "relation" in kinds:
+            return self._same_relation(first, second)
+        if first.is_scalar and second.is_scalar:
+            return self.algebra.same(first, second)
+        if kinds == {"list"}:
+            return self._same_lists(first, second)
+        if kinds <= {"list", "set"} or kinds == {"union"}:
+            return self._same_members(self._members(first), self._members(second))
+        return (
+            first.kind == second.kind
+            and first.name == second.name
+            and self._same_parts(first, second)
+        )
+
+    def _same_parts(self, first: Node, second: Node) -> bool:
+        if len(first.parts) != len(second.parts):
+            return False
+        return all(map(self.same, first.parts, second.parts))
+
+    def _same_choice(self, first: Node, second: Node) -> bool:
+        """(C) 15 is the choice C, and 15."""
+        if first.kind != "choice":
+            return self._same_choice(second, first)
+        if second.kind == "choice":
+            return first.name == second.name and self._same_parts(first, second)
+        if second.kind == "symbol":
+            return first.name == second.name.lower()
+        return self.same(first.parts[0], second)
+
+    def _same_lists(self, first: Node, second: Node) -> bool:
+        """In any order, unless one list names its values: x = 5, y = 3 is 5, 3 and not 3, 5."""
+        if first.name and second.name and first.name != second.name:
+            return False
+        names = [
+            {part.name for part in node.parts if part.kind == "named"} for node in (first, second)
+        ]
+        if sorted(map(len, names)) in ([0, len(first.parts)], [0, len(second.parts)]):
+            return self._same_parts(first, second)
+        return self._same_members(first.parts, second.parts)
+
+    def _same_named(self, first: Node, second: Node) -> bool:
+        """x = 5 and 5 are one answer; x = 5 and x - 5 = 0 are equations."""
+        if first.kind != "named":
+            return self._same_named(second, first)
+        if second.kind == "named" and first.name == second.name:
+            return self.same(first.parts[0], second.parts[0])
+        if second.kind == "named" or (second.kind == "relation" and second.name == "="):
+            return self._same_equations(first, second)
+        return self.same(first.parts[0], second)
+
+    def _same_equations(self, first: Node, second: Node) -> bool:
+        sides = [_difference(equation) for equation in (first, second)]
+        if sides[0] is None or sides[1] is None:
+            return False
+        return self.algebra.proportional(sides[0], sides[1])
+
+    def _same_relation(self, first: Node, second: Node) -> bool:
+        if first.kind == second.kind and first.name == second.name:
+            if self._same_parts(first, second):
+                return True
+            if first.name == "=":
+                return self._same_equations(first, second)
+        names = {_variable(node) for node in (first, second)} - {""}
+        intervals = [_interval(node) for node in (first, second)]
+        if len(names) > 1 or intervals[0] is None or intervals[1] is None:
+            return False
+        return self.same(intervals[0], intervals[1])
+
+    def _same_quantity(self, first: Node, second: Node) -> bool:
+        if first.kind != "quantity":
+            return self._same_quantity(second, first)
+        value = first.parts[0]
+        if second.kind == "quantity":
+            return first.label.agrees_with(second.label) and self.same(value, second.parts[0])
+        if not second.is_scalar:
+            return False
+        hundredth = product(value, number(Fraction(1, 100)))
+        return self.same(value, second) or (first.label.is_percent and self.same(hundredth, second))
+
+    def _members(self, node: Node) -> list[Node]:
+        """The parts; of a set, each once."""
+        members: list[Node] = []
+        for part in node.parts:
+            if node.kind != "set" or not any(self.same(part, member) for member in members):
+                members.append(part)
+        return members
+
+    def _same_members(self, first: Sequence[Node], second: Sequence[Node]) -> bool:
+        """Whether members can be paired off in some order (Kuhn's algorithm)."""
+        if len(first) != len(second):
+            return False
+        partners = [[j for j, other in enumerate(second) if self.same(one, other)] for one in first]
+        taken: dict[int, int] = {}
+
+        def is_placed(one: int, tried: set[int]) -> bool:
+            for other in partners[one]:
+                if other not in tried:
+                    tried.add(other)
+                    if other not in taken or is_placed(taken[other], tried):
+                        taken[other] = one
+                        return True
+            return False
+
+        return all(is_placed(one, set()) for one in range(len(first)))
+
+
+def _difference(equation: Node) -> Node | None:
+    """The left side less the right side, of an equation between scalars."""
+    sides = equation.parts
+    if equation.kind == "named":
+        sides = (Node("symbol", equation.name), *sides)
+    if not all(side.is_scalar for side in sides):
+        return None
+    return total(sides[0], product(number(-1), sides[1]))
+
+
+def _variable(node: Node) -> str:
+    """The variable of an inequality, as x in 2 < x; "" where none is named."""
+    return (
+        next((p.name for p in node.parts if _is_variable(p)), "") if node.kind == "relation" else ""
+    )
+
+
+def _is_variable(node: Node) -> bool:
+    return node.kind == "symbol" and node.name not in _CONSTANTS
+
+
+def _interval(node: Node) -> Node | None:
+    """The interval that a chain of inequalities about one variable stands for."""
+    if node.kind != "relation":
+        return node
+    signs = node.name.split()
+    places = [place for place, part in enumerate(node.parts) if _is_variable(part)]
+    others = [part for place, part in enumerate(node.parts) if place not in places]
+    has_names = any(_is_variable(inner) for part in others for inner in part.walk())
+    if len(places) != 1 or has_names or not {"<", "<="}.issuperset(signs) or len(signs) > 2:
+        return None
+    if len(signs) == 2 and places != [1]:
+        return None
+    infinity = Node("symbol", "oo")
+    ends = [product(number(-1), infinity), infinity]
+    brackets = ["(", ")"]
+    if places[0] > 0:
+        ends[0], brackets[0] = others[0], "[" if signs[0] == "<=" else "("
+    if places[0] < len(node.parts) - 1:
+        ends[1], brackets[1] = others[-1], "]" if signs[-1] == "<=" else ")"
+    return Node("bracket", "".join(brackets), tuple(ends))

@@ -1,0 +1,352 @@
+r"""A complete reading of an answer: all of a text, as a tree, or nothing.
+
+    "x = 3 \text{ or } x = -3" --read--> list(named x: 3, named x: -3)
+
+    answer    [(C)] listing                         a choice, with what it says
+    listing   item ((, | ; | and | or) item)*
+    item      [name =] quantity (relation quantity)*
+    quantity  [currency] sum (: sum)* [label]       numbers, with units; ratios and times
+    sum       term ((+ | - | \pm) term)*
+    term      factor ((* | / | nothing) factor)*
+    factor    [-] atom [!] [^ factor]
+    atom      number, 2 1/2, name, ( ... ), \{ ... \}, ... (see `atoms`)
+
+Reading takes time linear in the text's length, and numbers are of bounded size (see `nodes`).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from ledom.text.math.atoms import Atoms
+from ledom.text.math.nodes import (
+    NO_LABEL,
+    Node,
+    call,
+    number,
+    power,
+    product,
+    quotient,
+    total,
+    with_parts,
+)
+from ledom.text.math.notation import MAX_CHARS, NotUnderstood, Token, plain_text, tokens
+from ledom.text.math.units import MONEY_SCALES, NOT_UNITS, ONE_LETTER_UNITS, is_unit, read_label
+
+__all__ = ["read"]
+
+_CHOICE = re.compile(
+    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?\(?([A-J])(?:\)|\.(?=\s))\s?\}?"
+    r"[\s:]*(?![-+*/^_=(<>\s])(.+)"
+)
+_ZERO_AND_DIGIT = re.compile("0[0-9]")
+_RELATIONS = {
+    "=": "=",
+    "<": "<",
+    ">": ">",
+    "<=": "<=",
+    ">=": ">=",
+    "!=": "!=",
+    r"\leq": "<=",
+    r"\geq": ">=",
+    r"\neq": "!=",
+    r"\approx": "~",
+    r"\sim": "~",
+    r"\equiv": "==",
+    r"\in": "in",
+    r"\lt": "<",
+    r"\gt": ">",
+}
+_SEPARATORS = frozenset([",", ";", "and", "or"])
+_LABEL_SIGNS = frozenset(["%", "°", "/", "^", "²", "³", "¢"])
+_VARIABLES = frozenset("abcxyz")
+_TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast"])
+_OVER = frozenset(["/", r"\div"])
+
+
+@lru_cache(maxsize=2**16)
+def read(answer: str) -> Node | None:
+    """The tree of an answer; None unless all of it is understood."""
+    if len(answer) > MAX_CHARS:
+        return None
+    text = plain_text(answer)
+    if choice := _CHOICE.fullmatch(text):  # "(C) 15"
+        meaning = _read(choice[2])
+        if meaning is not None and meaning.kind != "symbol":
+            return Node("choice", choice[1].lower(), (meaning,))
+    return _read(text)
+
+
+def _read(text: str) -> Node | None:
+    try:
+        reader = _Reader(tokens(text))
+        node = reader.listing()
+    except NotUnderstood:
+        return None
+    return node if reader.peek() is None else None
+
+
+class _Reader(Atoms):
+    """Reads tokens from left to right; every method consumes what it reads."""
+
+    def listing(self, *, splits: bool = True) -> Node:
+        r"""Items, with what separates them; one alone is itself, one with \pm is two."""
+        items, links = [self._item()], set()
+        while (separator := self.peek_text()) in _SEPARATORS:
+            self.take()
+            if separator in (",", ";") and self.peek_text() in ("and", "or"):
+                separator = self.take().text
+            links.add(separator)
+            items.append(self._item())
+        link = _link(items, links & {"and", "or"})
+        if splits:
+            items = [signed for item in items for signed in _both_signs(item)]
+        return items[0] if len(items) == 1 else Node("list", link, tuple(items))
+
+    def _item(self) -> Node:
+        start = self.place
+        name = self._subject()
+        signs, parts = [], []
+        if not name and self.peek_text() in _RELATIONS:  # "> 5"
+            signs.append(_RELATIONS[self.take().text])
+            parts.append(Node("symbol", ""))
+        parts.append(self._quantity())
+        while (sign := self.peek_text()) in _RELATIONS:
+            self.take()
+            signs.append(_RELATIONS[sign])
+            parts.append(self._quantity())
+        if [token.text for token in self.tokens[start : self.place]].count(r"\pm") > 1:
+            raise NotUnderstood("two or four values")
+        node = _relation(signs, parts) if signs else parts[0]
+        return Node("named", name, (node,)) if name else node
+
+    def _subject(self) -> str:
+        r"""The name that an item begins with: "x =", "x \in", "f(x) =", "Total area ="; or ""."""
+        place, words = self.place, []
+        while place < len(self.tokens) and self.tokens[place].kind in ("word", "name"):
+            words.append(self.tokens[place].text)
+            place += 1
+        if not words or (len(words) > 1 and min(map(len, words)) == 1):
+            return ""
+        if len(words) == 1 and 1 < len(words[0]) < 4 and not words[0].isupper():
+            return ""
+        rest = [token.text for token in self.tokens[place : place + 3]]
+        if len(words[0]) == 1 and rest[:1] == ["("] and rest[2:] == [")"]:
+            words[0] += f"({rest[1]})"
+            place += 3
+        elif len(words[0]) == 1 and rest[:1] == ["_"] and len(rest) > 1 and rest[1] != "{":
+            words[0] += f"_{rest[1]}"
+            place += 2
+        if place >= len(self.tokens) or self.tokens[place].text not in ("=", r"\in"):
+            return ""
+        self.place = place + 1
+        return " ".join(map(self.fold, words))
+
+    def _quantity(self) -> Node:
+        sign = ""
+        if self.peek_text() in ("-", "+") and self.peek_kind(1) == "currency":
+            sign = self.take().text
+        currency = self.take().text if self.peek_kind() == "currency" else ""
+        self.is_money = bool(currency)
+        start = self.place
+        parts = [self.union()]
+        _refuse_dashes(self.tokens[start : self.place])
+        while self.peek_text() == ":":
+            self.take()
+            parts.append(self.union())
+        minutes = [token.text for token in self.tokens[start + 1 : self.place]]
+        name = "clock" if any(map(_ZERO_AND_DIGIT.fullmatch, minutes)) else ""  # 3:05 is not 3:5
+        node = parts[0] if len(parts) == 1 else Node("ratio", name, tuple(parts))
+        pieces = self._label_pieces()
+        if not currency and not pieces:
+            return node
+        scale, label = read_label(pieces, currency)
+        if label.half_of_day:
+            return Node("time", label.half_of_day, (_hour(node),))
+        if not node.is_scalar:
+            raise NotUnderstood("a label")
+        factor = number(-scale if sign == "-" else scale)
+        node = node if factor.value == 1 else product(factor, node)
+        return node if label == NO_LABEL else Node("quantity", parts=(node,), label=label)
+
+    def _label_pieces(self) -> list[str]:
+        pieces: list[str] = []
+        while (token := self.peek()) is not None and not self._ends_label(token):
+            self.take()
+            if token.text == "^":
+                closes = self.peek_text() == "{"
+                pieces.append("^" + self.tokens[self.place + closes].text)
+                self.place += 1
+                if closes:
+                    self.place += 1
+                    self.expect("}")
+            elif token.text in ("²", "³"):
+                pieces.append("^2" if token.text == "²" else "^3")
+            else:
+                pieces.append(token.text)
+        return pieces
+
+    def _ends_label(self, token: Token) -> bool:
+        if token.kind in ("word", "name", "currency"):
+            return token.text.lower() in ("and", "or") or token.text in _RELATIONS
+        if token.text == "^":
+            following = self.tokens[self.place + 1 : self.place + 2]
+            return not following
+        return token.text not in _LABEL_SIGNS
+
+    def sum(self) -> Node:
+        """Terms; two signs in a row are not understood."""
+        terms = [self._term()]
+        while (sign := self.peek_text()) in ("+", "-", r"\pm", r"\mp"):
+            self.take()
+            if self.peek_text() in ("+", "-", r"\pm", r"\mp"):
+                raise NotUnderstood("two signs")
+            terms.append(_with_sign(sign, self._term()))
+        return terms[0] if len(terms) == 1 else total(*terms)
+
+    def _term(self) -> Node:
+        node = self.factor()
+        divided = False
+        while True:
+            text = self.peek_text()
+            if text in _TIMES or self._is_cross():
+                self.take()
+                node = product(node, self.factor())
+            elif text in _OVER and not (self.peek_kind(1) == "word" and is_unit(self.peek_text(1))):
+                if divided:  # 1/2/3: a date
+                    raise NotUnderstood("two divisions")
+                self.take()
+                node, divided = quotient(node, self.factor()), True
+            elif self.starts_atom() and not self._starts_label():
+                if divided:  # 1/2x is read in two ways
+                    raise NotUnderstood("a product after a division")
+                node = product(node, self.power())
+            else:
+                return node
+
+    def _is_cross(self) -> bool:
+        """Whether an "x" multiplies two numbers: 3 x 10^5."""
+        token, after = self.peek(), self.peek(1)
+        is_between = self.peek_kind(-1) == self.peek_kind(1) == "number"
+        return bool(
+            is_between and token and after and token.text == "x" and token.spaced and after.spaced
+        )
+
+    def _starts_label(self) -> bool:
+        """Whether the next token, which may begin a factor, is a unit or another word instead."""
+        token = self.tokens[self.place]
+        after = self.tokens[self.place - 1]
+        if token.kind == "name" and self.is_money and token.text.lower() in MONEY_SCALES:
+            return True
+        if token.kind == "name":
+            is_letter_unit = (
+                token.text in ONE_LETTER_UNITS and token.spaced and self._rest_is_label()
+            )
+            return after.kind != "name" and (is_letter_unit or token.quoted)
+        if token.kind != "word":
+            return False
+        word = token.text.lower()
+        if token.quoted or is_unit(word) or word in NOT_UNITS or len(word) > 3:
+            return True
+        if not token.spaced or not self._rest_is_label():
+            return False
+        return len(word) == 3 and not _VARIABLES.issuperset(word)
+
+    def _rest_is_label(self) -> bool:
+        for token in self.tokens[self.place + 1 :]:
+            if token.text in _SEPARATORS or token.text in _RELATIONS:
+                return True
+            if token.kind != "word" and token.text not in _LABEL_SIGNS | ONE_LETTER_UNITS | set(
+                "23"
+            ):
+                return token.text in (")", "]", r"\}", "}")
+        return True
+
+    def factor(self) -> Node:
+        """A power with a sign before it or none."""
+        sign = self.peek_text()
+        if sign in ("+", "-", r"\pm", r"\mp"):
+            self.take()
+            return _with_sign(sign, self.power())
+        return self.power()
+
+    def power(self) -> Node:
+        """An atom with a factorial or an exponent after it."""
+        base = self.atom()
+        while self.peek_text() == "!":
+            self.take()
+            if self.peek_text() == "!":
+                raise NotUnderstood("!!")
+            base = call("factorial", base)
+        if self.peek_text() != "^":
+            return base
+        self.take()
+        exponent = self.group() if self.peek_text() == "{" else self.factor()
+        if self.peek_text() in ("^", "!"):
+            raise NotUnderstood("two exponents")
+        return power(base, exponent)
+
+
+def _link(items: list[Node], links: set[str]) -> str:
+    """ "and" or "or" where it makes a difference: not between values."""
+    if all(item.kind not in ("relation", "symbol") for item in items):
+        return ""
+    if len(links) > 1:
+        raise NotUnderstood("and beside or")
+    return "".join(links)
+
+
+def _with_sign(sign: str, node: Node) -> Node:
+    if sign == "+":
+        return node
+    if sign == "-":
+        return product(number(-1), node)
+    return product(number(1 if sign == r"\pm" else -1), Node("pm"), node)
+
+
+def _both_signs(node: Node) -> list[Node]:
+    r"""What a tree with \pm stands for: + in all places, - in all places."""
+    has_both = any(part.kind == "pm" for part in node.walk())
+    return [_signed(node, sign) for sign in (1, -1)] if has_both else [node]
+
+
+def _signed(node: Node, sign: int) -> Node:
+    if node.kind == "pm":
+        return number(sign)
+    parts = tuple(_signed(part, sign) for part in node.parts)
+    return with_parts(node, parts)
+
+
+def _relation(signs: list[str], parts: list[Node]) -> Node:
+    """A chain of relations, written from the smaller to the larger; "5 = x" names x."""
+    if signs == ["="] and parts[1].kind == "symbol" and parts[0].kind != "symbol":
+        return Node("named", parts[1].name, (parts[0],))
+    if signs == ["="] and parts[0].kind == "symbol":
+        return Node("named", parts[0].name, (parts[1],))
+    if signs == ["="] and parts[1].kind == "bracket" and _is_point(parts[0]):
+        return Node("named", " ".join(part.name for part in parts[0].parts), (parts[1],))
+    flips = {">": "<", ">=": "<="}
+    if signs[0] in flips:
+        signs = [flips.get(sign, sign) for sign in reversed(signs)]
+        parts = parts[::-1]
+    return Node("relation", " ".join(signs), tuple(parts))
+
+
+def _is_point(node: Node) -> bool:
+    """Whether a node is a tuple of variables: (x, y)."""
+    return node.kind == "bracket" and all(part.kind == "symbol" for part in node.parts)
+
+
+def _hour(time: Node) -> Node:
+    """The hour of "3:00 p.m.", which is 3 p.m."""
+    is_full = time.kind == "ratio" and all(part.value == 0 for part in time.parts[1:])
+    return time.parts[0] if is_full else time
+
+
+def _refuse_dashes(item: list[Token]) -> None:
+    """Refuse whole numbers joined by dashes: a range, a date or a telephone number."""
+    is_chain = all(token.kind == "number" or token.text == "-" for token in item)
+    is_close = not any(token.spaced for token in item[1:])
+    if len(item) > 2 and item[0].kind == "number" and is_chain and is_close:
+        raise NotUnderstood("numbers joined by dashes")

@@ -1,0 +1,195 @@
+r"""The tree that an answer is read into, and its exact numbers.
+
+Nodes are made by functions that fold numbers at once, so that an expression of numbers alone is a
+number. What would be too large to write out, or has no value (1/0), is `NotUnderstood`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from ledom.text.math.notation import NotUnderstood
+from ledom.text.math.units import Label
+
+__all__ = [
+    "NO_LABEL",
+    "Node",
+    "call",
+    "number",
+    "numeral",
+    "power",
+    "product",
+    "quotient",
+    "total",
+    "with_parts",
+]
+
+MAX_BITS = 20_000
+"""A larger numerator or denominator is not computed."""
+
+MAX_FACTORIAL = 1_000
+
+_NUMERAL = re.compile(
+    r"(?P<whole>[0-9,‚]*)(?:\.(?P<decimals>[0-9]*))?"
+    r"(?:(?:\\(?:overline|bar)\s?\{|\()(?P<repeating>[0-9]+)[)}])?"
+    r"(?:[eE](?P<exponent>[+-]?[0-9]+))?"
+)
+
+_MAYBE_E = re.compile(r"(?!1e)[0-9]+e[+-][0-9]+")
+"""2e-1 is 0.2, or 1 less than twice the number e."""
+
+NO_LABEL = Label()
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A part of an answer."""
+
+    kind: str
+    """number, symbol, +, *, /, ^, pm, call; quantity, named, relation, ratio; list, set, union,
+    bracket, matrix, row, time, choice."""
+    name: str = ""
+    """A symbol's or function's name, a relation's signs, a bracket's two brackets, a choice's
+    letter, "and" or "or" of a list where it makes a difference."""
+    parts: tuple[Node, ...] = ()
+    value: Fraction | None = None
+    """Of a number."""
+    label: Label = NO_LABEL
+    """Of a quantity."""
+
+    def walk(self) -> Iterator[Node]:
+        """This node and all below it."""
+        yield self
+        for part in self.parts:
+            yield from part.walk()
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it stands for one number or expression."""
+        return self.kind in ("number", "symbol", "+", "*", "/", "^", "pm", "call")
+
+
+def number(value: Fraction | int) -> Node:
+    """An exact number."""
+    value = Fraction(value)
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+        raise NotUnderstood("a number too large")
+    return Node("number", value=value)
+
+
+def numeral(text: str) -> Node:
+    r"""The number that a numeral writes: 1,200.5, 0.\overline{36}, 2e-3, 4210_{5}."""
+    digits, _, base = text.partition("_")
+    if base:
+        return _based(digits.strip(), int(base.strip(" {}")))
+    match = _NUMERAL.fullmatch(text)
+    if match is None or _MAYBE_E.fullmatch(text):
+        raise NotUnderstood(text)
+    whole, decimals = re.sub("[,‚]", "", match["whole"]), match["decimals"] or ""
+    value = Fraction(int((whole + decimals) or "0"), 10 ** len(decimals))
+    if repeating := match["repeating"]:
+        value += Fraction(int(repeating), (10 ** len(repeating) - 1) * 10 ** len(decimals))
+    exponent = int(match["exponent"] or 0)
+    if abs(exponent) > MAX_BITS // 4:
+        raise NotUnderstood(text)
+    return number(value * Fraction(10) ** exponent)
+
+
+def _based(digits: str, base: int) -> Node:
+    try:
+        return number(int(digits.replace("‚", ""), base))
+    except ValueError as error:
+        raise NotUnderstood(digits) from error
+
+
+def _operands(parts: tuple[Node, ...]) -> list[Fraction] | None:
+    """The values of parts that are all numbers; raises for a part that is no scalar."""
+    for part in parts:
+        if not part.is_scalar:
+            raise NotUnderstood(part.kind)
+    values = [part.value for part in parts if part.value is not None]
+    return values if len(values) == len(parts) else None
+
+
+def total(*parts: Node) -> Node:
+    """A sum."""
+    values = _operands(parts)
+    return Node("+", parts=parts) if values is None else number(sum(values, Fraction(0)))
+
+
+def product(*parts: Node) -> Node:
+    """A product."""
+    values = _operands(parts)
+    if values is not None:
+        return number(math.prod(values))
+    first = parts[0].parts if parts[0].kind == "*" else parts[:1]  # a long product is no deep one
+    return Node("*", parts=(*first, *parts[1:]))
+
+
+def quotient(over: Node, under: Node) -> Node:
+    """A fraction."""
+    if under.value == 0:
+        raise NotUnderstood("a division by zero")
+    if under.kind == "*" and _begins_with_d(under) and _begins_with_d(over):
+        raise NotUnderstood("a derivative")
+    values = _operands((over, under))
+    return Node("/", parts=(over, under)) if values is None else number(values[0] / values[1])
+
+
+def _begins_with_d(node: Node) -> bool:
+    """Whether it may be the upper or lower half of a derivative: d, dy, d^2y."""
+    while node.kind in ("*", "^"):
+        node = node.parts[0]
+    return node.kind == "symbol" and node.name == "d"
+
+
+def power(base: Node, exponent: Node) -> Node:
+    """A power; one of a number with a whole exponent is computed."""
+    values = _operands((base, exponent))
+    if values is None or exponent.value is None or exponent.value.denominator != 1:
+        return Node("^", parts=(base, exponent))
+    value, times = values[0], int(values[1])
+    if value == 0 and times <= 0:
+        raise NotUnderstood("a power of zero")
+    bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+    if abs(value) not in (0, 1) and abs(times) * (bits - 1) > MAX_BITS:
+        raise NotUnderstood("a power too large")
+    if abs(value) == 1:
+        times %= 2
+    return number(value**times)
+
+
+def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
+    """A node made again of other parts."""
+    if node.kind == "+":
+        return total(*parts)
+    if node.kind == "*":
+        return product(*parts)
+    if node.kind in ("/", "^"):
+        return (quotient if node.kind == "/" else power)(*parts)
+    return replace(node, parts=parts)
+
+
+def call(name: str, *parts: Node) -> Node:
+    """A function's value; a square root or a factorial of a number is computed."""
+    values = _operands(parts)
+    if values is None:
+        return Node("call", name, parts)
+    value = values[0]
+    if name == "factorial":
+        if value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
+            raise NotUnderstood("a factorial")
+        return number(math.factorial(int(value)))
+    if name == "abs":
+        return number(abs(value))
+    if name in ("floor", "ceil"):
+        return number(math.floor(value) if name == "floor" else math.ceil(value))
+    if name == "sqrt" and len(parts) == 1 and value >= 0:
+        root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
+        if root * root == value:
+            return number(root)
+    return Node("call", name, parts)

@@ -1,0 +1,118 @@
+"""Whether two answers are equal where that takes algebra: sympy, in a process of its own.
+
+Answers come from models: an expression can be endless to simplify, or fill the memory. Each pair
+has a time limit; a worker that passes it is killed and another one started for the next pair, so
+nothing here is ever in the way of a run. What cannot be decided is not equal.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import select
+import subprocess
+import sys
+from functools import lru_cache
+from typing import IO
+
+__all__ = ["MathChecker", "same_value"]
+
+SECONDS_PER_PAIR = 5.0
+"""Time limit of one comparison."""
+
+_START_SECONDS = 60.0  # importing sympy on a busy machine
+_MEMORY_BYTES = 4 * 2**30
+_READY = "ready"
+
+
+class MathChecker:
+    """Compares answers in a worker process, which is started at the first question."""
+
+    def __init__(self, seconds: float = SECONDS_PER_PAIR) -> None:
+        self.seconds = seconds
+        self._worker: subprocess.Popen[str] | None = None
+
+    def equal(self, first: str, second: str) -> bool:
+        """Whether both have the same value; False when it cannot be told in time."""
+        worker = self._worker or self._start()
+        try:
+            _pipe(worker.stdin).write(json.dumps([first, second]) + "\n")
+            _pipe(worker.stdin).flush()
+            verdict = self._read(worker, self.seconds)
+        except OSError:  # the worker died of the last pair
+            verdict = None
+        if verdict is None:
+            self.close()
+        return verdict == "true"
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._worker = subprocess.Popen(
+            [sys.executable, "-c", "from ledom.text.math.process import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        if self._read(self._worker, _START_SECONDS) != _READY:
+            self.close()
+            raise RuntimeError("the process that compares answers did not start")
+        return self._worker
+
+    @staticmethod
+    def _read(worker: subprocess.Popen[str], seconds: float) -> str | None:
+        """The worker's next line; None if it takes too long or is dead."""
+        out = _pipe(worker.stdout)
+        if not select.select([out], [], [], seconds)[0]:
+            return None
+        return out.readline().strip() or None
+
+    def close(self) -> None:
+        """End the worker; the next question starts another."""
+        if self._worker is not None:
+            self._worker.kill()
+            self._worker.communicate()
+            self._worker = None
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None  # both ends were asked for
+    return stream
+
+
+def serve() -> None:
+    """The worker: a JSON pair a line in, `true` or `false` a line out."""
+    import resource
+
+    from ledom.text.math.algebra import Sympy
+    from ledom.text.math.equality import Comparison
+    from ledom.text.math.expressions import read
+
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    compare = Comparison(Sympy()).same
+
+    def reply(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    reply(_READY)
+    for line in sys.stdin:
+        first, second = json.loads(line)  # no file: the other end writes it
+        left, right = read(first), read(second)
+        try:
+            equal = left is not None and right is not None and compare(left, right)
+        except (Exception, RecursionError, MemoryError):
+            equal = False
+        reply(json.dumps(equal))
+
+
+@lru_cache(maxsize=1)
+def _shared() -> MathChecker:
+    checker = MathChecker()
+    atexit.register(checker.close)
+    return checker
+
+
+@lru_cache(maxsize=2**16)
+def same_value(first: str, second: str) -> bool:
+    """Whether two answers have the same value; remembered, as candidates repeat themselves."""
+    return _shared().equal(first, second)

@@ -1,0 +1,213 @@
+"""What the words after a number say: "12 eggs", "$3 million", "60 km/h", "3 p.m.", "50 %".
+
+A label names units, which are known here, and other words. Two labels agree unless both name units
+that differ, or count different things. A word that would change the value ("5 thirds", "5 or so")
+is no label: the answer is then not understood.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ledom.text.math.notation import NotUnderstood, words
+
+__all__ = ["MONEY_SCALES", "NOT_UNITS", "ONE_LETTER_UNITS", "Label", "is_unit", "read_label"]
+
+ONE_LETTER_UNITS = frozenset("ghlms")
+"""Any other single letter is taken for a variable: 4 x, 2 n."""
+
+NOT_UNITS = words(  # words after which a number is not the whole value
+    "am pm pi sqrt sin cos tan log ln exp mod and or to plus minus times over squared cubed "
+    "factorial inverse reciprocal repeating recurring modulo choose base than least score gross "
+    "tens half halves third thirds fourths fifths sixths sevenths eighths ninths tenths "
+    "elevenths twelfths twentieths hundredths thousandths millionths doubled tripled "
+    "most below above under except if not negative past noon midnight january "
+    "february march april may june july august september october november december"
+)
+_SCALES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "lakh": 10**5,
+    "million": 10**6,
+    "crore": 10**7,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+MONEY_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}
+"""What a letter after an amount of money multiplies it by."""
+_STOP_WORDS = words(
+    "of the a an in on at by for from with is are was total altogether left remaining "
+    "each every per his her their its all"
+)
+_PER = words("/ per a an each every")
+_POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_NAMES = """
+% percent pct
+dollar $ us$ usd buck
+cent ¢
+euro € eur
+pound-sterling £ gbp quid
+yen ¥ jpy
+rupee ₹ rs inr
+won ₩ krw
+peso ₱
+dozen
+ordinal th
+bit
+byte
+kilobyte kb
+megabyte mb
+gigabyte gb
+terabyte tb
+degree ° deg
+celsius °c
+fahrenheit °f
+radian rad
+meter m metre
+kilometer km kilometre
+centimeter cm centimetre
+millimeter mm millimetre
+inch in inches
+foot ft feet
+yard yd
+mile mi
+gram g gramme
+kilogram kg kilo kilogramme
+milligram mg
+pound lb
+ounce oz
+ton tonne
+liter l litre
+milliliter ml millilitre
+gallon gal
+quart qt
+pint pt
+second s sec
+minute min
+hour h hr
+day
+week wk
+month
+year yr
+"""
+_UNIT_OF = {name: line.split()[0] for line in _NAMES.split("\n") for name in line.split()}
+_COMPOUND = {
+    "mph": {"mile": 1, "hour": -1},
+    "kmh": {"kilometer": 1, "hour": -1},
+    "kph": {"kilometer": 1, "hour": -1},
+}
+_EXPONENT = re.compile(r"\^(\d)")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What stands beside a number."""
+
+    units: frozenset[tuple[str, int]] = frozenset()
+    """Each with its power: km/h is kilometer 1, hour -1."""
+    words: frozenset[str] = frozenset()
+    head: str = ""
+    """Of the words the one that names what is counted: 5 red *bags* of apples."""
+
+    def agrees_with(self, other: Label) -> bool:
+        """Whether both can be said of one quantity."""
+        if self.units != other.units:
+            return not (self.units | self.words and other.units | other.words)
+        if not (self.words and other.words):
+            return True
+        is_detailed = self.words <= other.words or self.words >= other.words
+        return self.head == other.head and is_detailed
+
+    @property
+    def half_of_day(self) -> str:
+        """am, pm, or "" for what is no time."""
+        return next((name for name, _ in self.units if name in ("am", "pm")), "")
+
+    @property
+    def is_percent(self) -> bool:
+        """Whether the number stands for its hundredth."""
+        return self.units == frozenset({("%", 1)})
+
+
+def is_unit(word: str) -> bool:
+    """Whether a word is the name of a unit, a scale, or half of a day."""
+    word = word.lower()
+    return bool(_unit(word)) or bool(_scale(word)) or word in _POWERS or word in ("am", "pm")
+
+
+def _unit(word: str) -> dict[str, int]:
+    if word in _COMPOUND:
+        return _COMPOUND[word]
+    name = _UNIT_OF.get(word) or _UNIT_OF.get(word.removesuffix("s"))
+    return {name: 1} if name else {}
+
+
+def _scale(word: str) -> int | None:
+    return _SCALES.get(word) or _SCALES.get(word.removesuffix("s"))
+
+
+def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
+    """The factor and the label that words after a number, and a currency before it, stand for.
+
+    Raises `NotUnderstood` for words that are no label.
+    """
+    rest = [piece.lower().strip(".'’") or piece for piece in pieces]
+    scale = 1
+    if rest and currency and rest[0] in MONEY_SCALES:
+        scale = MONEY_SCALES[rest.pop(0)]
+    while rest and (factor := _scale(rest[0])):
+        scale *= factor
+        rest.pop(0)
+    if rest and rest[0] in ("am", "pm"):
+        if rest[1:] or currency or scale != 1:
+            raise NotUnderstood(rest[-1])
+        return 1, Label(frozenset({(rest[0], 1)}))
+    units = Counter(_unit(currency.lower()))
+    others, head = _read_words(rest, units)
+    if currency and units[_UNIT_OF[currency.lower()]] > 1:  # "$5 dollars"
+        units[_UNIT_OF[currency.lower()]] = 1
+    return scale, Label(frozenset(units.items()), frozenset(others), head)
+
+
+def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], str]:
+    """Count the units among words; give the other words, and the head of the first of them."""
+    others: set[str] = set()
+    head, has_ended = "", False
+    sign, power, last = 1, 1, ""
+    for place, word in enumerate(pieces):
+        if word == "in" and place < len(pieces) - 1 and not pieces[place + 1].startswith("^"):
+            has_ended = bool(others)
+        elif word in _PER and (units or word in ("/", "per")):
+            sign = -1
+        elif word in _POWERS:
+            power = _POWERS[word]
+        elif exponent := _EXPONENT.fullmatch(word):
+            if not last:
+                raise NotUnderstood(word)
+            units[last] *= int(exponent[1])
+        elif found := _unit("°" + word if last == "degree" and word in "cf" else word):
+            for last, count in found.items():
+                units[last] += sign * power * count
+            power = 1
+        elif word in _STOP_WORDS:
+            has_ended = bool(others)  # "5 bags of"
+        else:
+            plain = _plain_word(word)
+            others.add(plain)
+            head = head if has_ended else plain
+    if units["celsius"] or units["fahrenheit"]:
+        units["degree"] = 0
+    for name in [name for name, count in units.items() if not count]:
+        del units[name]
+    return others, head
+
+
+def _plain_word(word: str) -> str:
+    if word in NOT_UNITS or not word[:1].isalpha():
+        raise NotUnderstood(word)
+    if len(word) == 1 and word not in ONE_LETTER_UNITS:
+        raise NotUnderstood(word)
+    return word if len(word) < 4 else word.removesuffix("s")

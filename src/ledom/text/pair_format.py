@@ -1,0 +1,134 @@
+"""How a question x and a solution y become one text, and which tokens belong to which.
+
+A pair is rendered to one text and encoded once, in reading order; character offsets then say which
+tokens are x and which are y. A token that straddles a border belongs to the later field. The
+literals of the template belong to neither: both directions condition on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ledom.core.errors import InputError
+from ledom.text.solution_style import STYLES, Style, restyle
+from ledom.text.tokenizer import Encoding, Tokenizer
+
+__all__ = ["EncodedPair", "PairFormat"]
+
+Field = Literal["question", "solution"]
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Token ids of a rendered pair and the special ones around it, in reading order.
+
+    `question` and `solution` are the [start, end) token spans of the fields; `offsets` are each
+    token's characters within its own field (empty for special tokens and literals).
+    """
+
+    ids: list[int]
+    question: tuple[int, int]
+    solution: tuple[int, int]
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class PairFormat:
+    """A template with the fields {question} and {solution}, in that order."""
+
+    template: str = "{question}\n\n{solution}"
+    style: Style = "as written"
+    """How solutions must be written before they are put in: see `restyle`."""
+
+    def __post_init__(self) -> None:
+        before, question, rest = self.template.partition("{question}")
+        between, solution, after = rest.partition("{solution}")
+        repeated = "{question}" in rest or "{solution}" in before + after
+        if not (question and solution) or repeated:
+            raise InputError(
+                f"pair format {self.template!r} needs {{question}} and then {{solution}}, each once"
+            )
+        if self.style not in STYLES:
+            raise InputError(f"solution style {self.style!r}; the styles are {', '.join(STYLES)}")
+        object.__setattr__(self, "_literals", (before, between, after))
+
+    @property
+    def literals(self) -> tuple[str, str, str]:
+        """The text before the question, between the fields, and after the solution."""
+        literals: tuple[str, str, str] = self.__dict__["_literals"]
+        return literals
+
+    def restyle(self, solution: str, answer: str | None = None) -> str:
+        """A solution in the style that the model reads; `answer` where it is known apart."""
+        return restyle(solution, self.style, answer)
+
+    def render(self, question: str, solution: str) -> str:
+        """The pair as one text."""
+        before, between, after = self.literals
+        return f"{before}{question}{between}{solution}{after}"
+
+    def before_solution(self, question: str) -> str:
+        """What a forward model reads before it writes a solution."""
+        before, between, _ = self.literals
+        return f"{before}{question}{between}"
+
+    def after_question(self, solution: str) -> str:
+        """What a reverse model reads before it writes, backwards, a question."""
+        _, between, after = self.literals
+        return f"{between}{solution}{after}"
+
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        pairs: Sequence[tuple[str, str]],
+        before: Sequence[int],
+        behind: Sequence[int],
+    ) -> list[EncodedPair]:
+        """Encode many pairs, each with these special tokens before and behind it."""
+        encodings = tokenizer.encode_batch([self.render(q, s) for q, s in pairs])
+        return [
+            self._split(encoding, q, s, list(before), list(behind))
+            for encoding, (q, s) in zip(encodings, pairs, strict=True)
+        ]
+
+    def _split(
+        self,
+        encoding: Encoding,
+        question: str,
+        solution: str,
+        before: list[int],
+        behind: list[int],
+    ) -> EncodedPair:
+        opening, between, _ = self.literals
+        question_chars = (len(opening), len(opening) + len(question))
+        solution_start = question_chars[1] + len(between)
+        solution_chars = (solution_start, solution_start + len(solution))
+        # A token's last character decides where it belongs: a straddling one to the later field.
+        question_tokens = _tokens_in(encoding.offsets, *question_chars)
+        solution_tokens = _tokens_in(encoding.offsets, *solution_chars)
+        offsets = [(0, 0)] * len(encoding.ids)
+        for (first, last), (start, end) in (
+            (question_tokens, question_chars),
+            (solution_tokens, solution_chars),
+        ):
+            for i in range(first, last):
+                token_start, token_end = encoding.offsets[i]
+                offsets[i] = (max(token_start, start) - start, min(token_end, end) - start)
+        shift = len(before)
+        return EncodedPair(
+            ids=before + encoding.ids + behind,
+            question=(question_tokens[0] + shift, question_tokens[1] + shift),
+            solution=(solution_tokens[0] + shift, solution_tokens[1] + shift),
+            offsets=[(0, 0)] * shift + offsets + [(0, 0)] * len(behind),
+        )
+
+
+def _tokens_in(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The span of tokens whose last character lies in the characters [start, end)."""
+    inside = [i for i, (_, token_end) in enumerate(offsets) if start < token_end <= end]
+    if not inside:
+        at = sum(1 for _, token_end in offsets if token_end <= start)
+        return at, at
+    return inside[0], inside[-1] + 1

@@ -1,0 +1,254 @@
+"""Text to token ids and back, always in reading order, with character offsets.
+
+A `Tokenizer` wraps a Hugging Face `tokenizers.Tokenizer` (the file tokenizer.json) and knows two
+kinds of special tokens: EOS, which ends every document, and what it puts in front of a text itself.
+It knows nothing of directions: a reverse model uses the very tokenizer of its forward twin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RustTokenizer
+
+from ledom.core.errors import CheckpointError, InputError, OutputError
+from ledom.core.reading import check_regular, read_json_object
+
+__all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "train_tokenizer"]
+
+EOS_TOKEN = "<|end|>"
+
+_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
+# One digit a token (with the space before it, if any): arithmetic needs digits to be visible.
+_PIECES_OF_DIGITS = _PIECES.replace(r"\p{N}+", r"\p{N}", 1)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Token ids of one text and their [start, end) character offsets, in reading order."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+class Tokenizer:
+    """A byte-level (or any other) subword tokenizer with a document-end token."""
+
+    def __init__(
+        self,
+        backend: RustTokenizer,
+        eos_token: str = EOS_TOKEN,
+        bos_tokens: Sequence[str] | None = None,
+    ) -> None:
+        """`bos_tokens` default to those that the backend's post-processor adds."""
+        self.backend = backend
+        self.eos_token = eos_token
+        self.bos_tokens = _added_in_front(backend) if bos_tokens is None else list(bos_tokens)
+        """What it puts in front of a text, such as `<s>`; none for GPT-2's and ours."""
+        eos_id = backend.token_to_id(eos_token)
+        if eos_id is None:
+            raise CheckpointError(
+                f"the tokenizer has no token {eos_token!r}; a reverse model starts from the "
+                "document-end token, so name the right one as eos_token (of a model), --eos-token "
+                "(of a command) or data.eos_token (in a recipe)"
+            )
+        self.eos_id: int = eos_id
+
+    @classmethod
+    def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
+        """Load tokenizer.json from a file or a checkpoint folder.
+
+        `eos_token` defaults to the entry of tokenizer_config.json or special_tokens_map.json beside
+        it, else to `<|end|>`.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            check_regular(file)
+        except InputError as error:
+            raise CheckpointError(f"{error}; a checkpoint needs its tokenizer.json") from None
+        try:
+            backend = RustTokenizer.from_file(str(file))
+        except Exception as error:  # the binding raises bare Exception
+            raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from None
+        # Some files ask for these; both would change the ids of a text in silence.
+        backend.no_padding()
+        backend.no_truncation()
+        eos_token = eos_token or _configured_eos(file.parent) or EOS_TOKEN
+        return cls(backend, eos_token, _configured_bos(file.parent))
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, and tokenizer_config.json with the name of EOS, into a folder."""
+        folder = Path(folder)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos_token,
+            "pad_token": self.eos_token,
+            "clean_up_tokenization_spaces": False,
+        }
+        try:
+            self.backend.save(str(folder / "tokenizer.json"))
+            (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+        except Exception as error:  # the binding raises bare Exception
+            raise OutputError(f"{folder}: the tokenizer cannot be written: {error}") from error
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The largest id + 1, added tokens included: more than there are tokens if ids are left
+        out."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary and merges: equal for equal tokenizers."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> Encoding:
+        """Encode a text without special tokens; offsets count characters."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """Encode many texts in parallel; see `encode`."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [Encoding(e.ids, e.offsets) for e in encodings]
+
+    def token_id(self, token: str) -> int:
+        """The id of a token by its text; raises `CheckpointError` for none of the vocabulary."""
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"the tokenizer has no token {token!r}; name one that it has")
+        return int(found)
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of a text that stands inside of a document, not at its start.
+
+        Tokenizers like sentencepiece's put a blank in front of a text (a dummy prefix), which is
+        not there where a text is cut: ids(a) + encode_inside(b) are ids(ab) where a token ends.
+        """
+        return list(self._without_prefix.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _without_prefix(self) -> RustTokenizer:
+        """The backend without a dummy prefix; itself where it has none."""
+        settings = json.loads(self.backend.to_str())  # no file
+        inside = settings | {
+            part: _inside(settings[part]) for part in ("normalizer", "pre_tokenizer")
+        }
+        return self.backend if inside == settings else RustTokenizer.from_str(json.dumps(inside))
+
+    def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids alone of many texts, in parallel; a third faster than with offsets."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [e.ids for e in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids that stand in reading order; special tokens are left out."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """What `ids` add to the text of the ids in front of them: decoded together, less those.
+
+        Alone they could lose the blank that they begin with.
+        """
+        alone, together = self.decode(before), self.decode([*before, *ids])
+        if together.startswith(alone):
+            return together[len(alone) :]
+        # Bytes that do not fit together spoil the text before them: read behind another one.
+        other = self.encode("a").ids
+        return self.decode([*other, *ids])[len(self.decode(other)) :]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> Tokenizer:
+    """Train a byte-level BPE tokenizer; with `split_digits` every digit is a token of its own.
+
+    Every byte is in its vocabulary, so any text round-trips. `vocab_size` must be at least 257.
+    """
+    if vocab_size < 257:
+        raise InputError(f"vocab_size is {vocab_size}; 256 bytes and EOS need at least 257")
+    backend = RustTokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES_OF_DIGITS if split_digits else _PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return Tokenizer(backend)
+
+
+def _added_in_front(backend: RustTokenizer) -> list[str]:
+    """The special tokens that a post-processor puts in front of a text."""
+    encoded = backend.encode("a")
+    return [
+        token
+        for token, _ in takewhile(
+            lambda pair: pair[1], zip(encoded.tokens, encoded.special_tokens_mask, strict=True)
+        )
+    ]
+
+
+def _configured_bos(folder: Path) -> list[str] | None:
+    """What tokenizer_config.json says to put in front of a text; None where it does not say.
+
+    `add_bos_token` prevails over tokenizer.json, as in transformers 4, for which it was written;
+    transformers 5 ignores it beside a tokenizer.json.
+    """
+    file = folder / "tokenizer_config.json"
+    if not file.exists():
+        return None
+    adds = read_json_object(file).get("add_bos_token")
+    if adds is None:
+        return None
+    token = _token(file, "bos_token")
+    return [token] if adds and token is not None else []
+
+
+def _inside(part: Any) -> Any:
+    """A normalizer or pre-tokenizer, as tokenizer.json has it, without its dummy prefix."""
+    match part:
+        case {"type": "Sequence", "normalizers": parts}:
+            kept = [inner for inner in map(_inside, parts) if inner is not None]
+            return part | {"normalizers": kept}
+        case {"type": "Sequence", "pretokenizers": parts}:
+            return part | {"pretokenizers": [_inside(inner) for inner in parts]}
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return part | {"prepend_scheme": "never"}
+        case {"type": "ByteLevel"}:
+            return part | {"add_prefix_space": False}
+    return part
+
+
+def _configured_eos(folder: Path) -> str | None:
+    """The EOS that the files beside tokenizer.json name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            token = _token(folder / name, "eos_token")
+            if token is not None:
+                return token
+    return None
+
+
+def _token(file: Path, key: str) -> str | None:
+    """A special token's text, which such files write plainly or in an object."""
+    value = read_json_object(file).get(key)
+    token = value.get("content") if isinstance(value, dict) else value
+    if token is not None and not isinstance(token, str):
+        raise CheckpointError(f"{file}: {key} is {value!r}; it must be a token's text")
+    return token

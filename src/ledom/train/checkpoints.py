@@ -1,0 +1,212 @@
+"""What a run needs to go on exactly where it stopped: weights, optimiser state, step.
+
+A checkpoint is a folder, `checkpoints/<step>/`, in the format of torch.distributed.checkpoint: each
+process writes what it holds, and any number of processes can read it. It is written in the
+background, under another name until it is complete, so that a kill at any moment leaves the last
+good one. `run.json` in it says which run it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, InputError, OutputError
+from ledom.core.reading import read_json
+from ledom.train.distributed import World
+from ledom.train.recipe import Recipe
+
+__all__ = ["Checkpoints"]
+
+_RUN = "run.json"
+_UNFINISHED = ".tmp"
+_HOUR = 3600.0  # seconds
+
+# A run of one process is no mistake.
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+
+class Checkpoints:
+    """The checkpoints of one run: written in the background, restored, thinned out."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        recipe: Recipe,
+        direction: Direction,
+        world: World,
+    ) -> None:
+        self.folder = folder / "checkpoints"
+        self._model, self._optimizers = model, optimizers
+        self._run = {"direction": str(direction), "recipe": _fixed(recipe)}
+        self._keep, self._keep_hours = recipe.train.keep_checkpoints, recipe.train.keep_hours
+        self._world = world
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self._saved: int | None = None  # the step of the last write that has not failed
+
+    def save(self, step: int) -> OutputError | None:
+        """Begin to write a checkpoint; the run may go on meanwhile.
+
+        Waits for the one before, and returns its failure if nobody asked for it yet.
+        """
+        failure = self.failure(wait=True)
+        if self._saved == step:
+            return failure
+        temporary = self.folder / f"{step:08d}{_UNFINISHED}"
+        # Copied before this returns: the weights may then change.
+        written = async_save(
+            self._contents(),
+            storage_writer=FileSystemWriter(temporary),
+            process_group=self._world.background,
+            no_dist=self._world.size == 1,
+        )
+        self._saved = step
+        assert isinstance(written, Future)  # of a stager that works in this thread
+        self._writing = self._thread.submit(self._finish, step, temporary, written)
+        return failure
+
+    def _finish(self, step: int, temporary: Path, written: Future[Any]) -> None:
+        """Wait for all processes' parts; the first process then gives the folder its name."""
+        file = self.folder / f"{step:08d}"
+        try:
+            written.result()
+            if self._world.is_first:
+                run = json.dumps({"step": step, **self._run}, indent=1)
+                (temporary / _RUN).write_text(run, encoding="utf-8")
+                temporary.rename(file)
+                self._thin_out()
+        except (OSError, RuntimeError, CheckpointException) as error:
+            reason = _reason(error, self.folder)
+            if self._world.is_first:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise OutputError(f"{file}: cannot be written: {reason}") from error
+
+    def failure(self, wait: bool = False) -> OutputError | None:
+        """What became of the last write, if it is done and failed; told once."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return None
+        error = self._writing.exception()
+        self._writing = None
+        if error is None:
+            return None
+        self._saved = None
+        if isinstance(error, OutputError):
+            return error
+        raise error
+
+    def wait(self) -> None:
+        """Until the last write is done; raises its `OutputError`."""
+        if error := self.failure(wait=True):
+            raise error
+
+    def restore(self) -> int:
+        """Load the newest checkpoint into model and optimisers; returns its step, 0 without one.
+
+        Raises `CheckpointError` when it is damaged or belongs to a run with other settings.
+        """
+        newest, refusal = self._world.agreed(self._find() if self._world.is_first else (None, ""))
+        if refusal:
+            raise CheckpointError(refusal)
+        if newest is None:
+            return 0
+        contents = self._contents()
+        try:
+            load(
+                contents,
+                checkpoint_id=newest,
+                process_group=self._world.background,
+                no_dist=self._world.size == 1,
+            )
+        except (Exception, CheckpointException) as error:  # many types for a damaged file
+            raise CheckpointError(_damaged(newest)) from error
+        set_state_dict(
+            self._model,
+            self._optimizers,
+            model_state_dict=contents["model"],
+            optim_state_dict=contents["optimizers"],
+        )
+        self._saved = int(newest.name)
+        return self._saved
+
+    def _contents(self) -> dict[str, Any]:
+        weights, optimizers = get_state_dict(self._model, self._optimizers)
+        return {"model": weights, "optimizers": optimizers}
+
+    def _find(self) -> tuple[Path | None, str]:
+        """The newest checkpoint, and why it may not be used if that is so."""
+        for unfinished in self.folder.glob("*" + _UNFINISHED):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        finished = list(self._finished())
+        if not finished:
+            return None, ""
+        newest = finished[-1]
+        try:
+            run = read_json(newest / _RUN)
+        except InputError as error:
+            return newest, f"{_damaged(newest)} ({error})"
+        changes = list(_changes(run, {"step": run.get("step"), **self._run}))
+        if changes:
+            return newest, (
+                f"{newest}: belongs to a run with other settings ({'; '.join(changes[:3])}); give "
+                "this run another name, or remove the folder"
+            )
+        return newest, ""
+
+    def _finished(self) -> Iterator[Path]:
+        """The complete checkpoints, oldest first."""
+        yield from sorted(path for path in self.folder.glob("*") if path.name.isdigit())
+
+    def _thin_out(self) -> None:
+        """Remove what is neither among the newest nor young."""
+        for old in list(self._finished())[: -self._keep]:
+            if time.time() - old.stat().st_mtime >= self._keep_hours * _HOUR:
+                shutil.rmtree(old)
+
+
+def _damaged(checkpoint: Path) -> str:
+    return f"{checkpoint}: damaged; remove it to go on from the one before"
+
+
+def _reason(error: BaseException, folder: Path) -> str:
+    """The first process's own words, not the trace of all."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    if "inline_container" in str(error):  # torch's writer does not hand on the system's reason
+        free = shutil.disk_usage(folder).free / 1e6
+        return f"a file was cut short, with {free:.1f} MB free on the disk; make room there"
+    return str(error)
+
+
+def _fixed(recipe: Recipe) -> Any:
+    """What must not change between stop and resume; how often to save, and where it runs, may."""
+    saving = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours"}
+    return recipe.model_dump(mode="json", exclude={"parallel": True, "train": saving})
+
+
+def _changes(then: Any, now: Any, key: str = "") -> Iterator[str]:
+    """The keys whose values differ, such as `optim.steps: 30 there, 31 here`."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        if then != now:
+            yield f"{key}: {then} there, {now} here"
+        return
+    for name in {**then, **now}:
+        path = name if key in ("", "recipe") else f"{key}.{name}"
+        yield from _changes(then.get(name), now.get(name), path)

@@ -1,0 +1,238 @@
+"""Many processes as one: who takes part, who holds which weights, who reads which windows.
+
+torchrun starts the processes and says in the environment who each is; without it a run is one
+process, and nothing here communicates. The weights are sharded by PyTorch's FSDP2. Nothing here
+knows what a step is, and the model knows nothing of all this.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import MethodType
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from transformers import PreTrainedModel
+
+from ledom.core.config import Config
+from ledom.core.errors import RecipeError, WorkerError
+from ledom.model.layers import decoder_layers
+from ledom.train.losses import token_losses
+
+__all__ = [
+    "ParallelConfig",
+    "World",
+    "connect",
+    "distribute",
+    "losses_of",
+    "share_out",
+    "split_windows",
+    "whole_weights",
+]
+
+_LOSSES = "_token_losses"  # under which a sharded model keeps `token_losses`
+
+ValueT = TypeVar("ValueT")
+Window = NDArray[np.int64]
+
+
+class ParallelConfig(Config):
+    """How the work is spread over processes and memory. No result depends on it, so a run may go
+    on with other values."""
+
+    shard_size: PositiveInt | None = None
+    """Processes that share one copy of the weights; nothing means all of them. The number of GPUs
+    in a node shards within each node and replicates over nodes."""
+    micro_tokens: PositiveInt | None = None
+    """About the most tokens that a process takes at a time; the gradients of a larger share of the
+    batch are accumulated. Nothing takes the share at once."""
+    recompute: bool = False
+    """Keep only the inputs of layers and compute the rest again in the backward pass (activation
+    checkpointing): a third more work, far less memory."""
+    compile: bool = False
+    """Compile the layers (torch.compile)."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, as one of them sees it."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    background: dist.ProcessGroup | None = None
+    """For what communicates beside the training: asynchronous checkpoints."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def total(self, *values: float | Tensor) -> list[float]:
+        """Sums over the processes of some numbers, the same on each."""
+        numbers = [torch.as_tensor(value, dtype=torch.float64).detach() for value in values]
+        sums = torch.stack([number.to(self.device) for number in numbers])
+        if self.size > 1:
+            dist.all_reduce(sums)
+        return cast(list[float], sums.tolist())
+
+    def agreed(self, value: ValueT) -> ValueT:
+        """The first process's value, on each."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextmanager
+def connect(device: str = "cpu") -> Iterator[World]:
+    """Join the processes that torchrun started with this one, until the block ends.
+
+    Each takes the GPU of its number in the node when `device` is "cuda". Raises `WorkerError` when
+    another process is lost.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if device == "cuda" and size > 1:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    place = torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(place)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(place, rank, size, dist.new_group(backend="gloo"))
+    except (RuntimeError, dist.DistError) as error:
+        if not _is_lost_contact(error):
+            raise
+        raise WorkerError(
+            f"process {rank} of {size} lost contact with another, which failed (then it says why) "
+            "or was killed; start the processes again to go on from the last checkpoint"
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_lost_contact(error: Exception) -> bool:
+    if isinstance(error, dist.DistError):
+        return True
+    return any(sign in str(error) for sign in ("gloo/transport", "Connection closed by peer"))
+
+
+def distribute(
+    model: PreTrainedModel, world: World, config: ParallelConfig, dtype: torch.dtype
+) -> None:
+    """Put the model on the device, and shard it if there are several processes.
+
+    Sharded, the products run in `dtype`; weights, gradients' sums and optimiser state stay in fp32.
+    The gradients are sums over the processes, not means. Raises `RecipeError` when `shard_size`
+    does not fit.
+    """
+    layers = decoder_layers(model)
+    if config.recompute:
+        with warnings.catch_warnings():  # newer versions of transformers give it another name
+            warnings.simplefilter("ignore", FutureWarning)
+            try:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            except ValueError:
+                kind = type(model).__name__
+                raise RecipeError(f"key parallel.recompute: {kind} cannot; leave it out") from None
+    if config.compile:
+        for layer in layers:
+            layer.compile()
+    if world.size == 1:
+        model.to(world.device)  # type: ignore[arg-type]
+        return
+    shard_size = config.shard_size or world.size
+    if world.size % shard_size:
+        raise RecipeError(
+            f"key parallel.shard_size is {shard_size}: the {world.size} processes are no multiple"
+        )
+    shape: tuple[int, ...] = (world.size,)
+    names: tuple[str, ...] = ("shard",)
+    if shard_size < world.size:
+        shape, names = (world.size // shard_size, shard_size), ("replicate", "shard")
+    options: dict[str, Any] = {
+        "mesh": init_device_mesh(world.device.type, shape, mesh_dim_names=names),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+    }
+    for module in [*layers, model]:
+        sharded = fully_shard(module, **options)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
+    setattr(model, _LOSSES, MethodType(token_losses, model))
+    register_fsdp_forward_method(model, _LOSSES)
+    model.to(world.device)  # type: ignore[arg-type]
+
+
+def losses_of(model: PreTrainedModel) -> Callable[..., Tensor]:
+    """`token_losses` of a model. Where that is sharded, the weights are gathered around it."""
+    if isinstance(model, FSDPModule):
+        return cast(Callable[..., Tensor], getattr(model, _LOSSES))
+    return partial(token_losses, model)
+
+
+def accumulate(model: nn.Module, last: bool) -> None:
+    """Say whether the next backward pass is the last of its step.
+
+    With replicas, only then are gradients summed over them.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(last)
+
+
+def split_windows(
+    windows: list[Window], world: World, micro_tokens: int | None = None
+) -> list[list[Window]]:
+    """This process's windows of a batch, in micro-batches of about `micro_tokens` tokens.
+
+    Every process gets as many micro-batches, alike in tokens: they wait for each other in each.
+    Raises `RecipeError` when there are fewer windows than processes.
+    """
+    shares = share_out([len(window) - 1 for window in windows], world, micro_tokens)
+    return [[windows[place] for place in share] for share in shares]
+
+
+def share_out(sizes: list[int], world: World, micro_tokens: int | None = None) -> list[list[int]]:
+    """`split_windows` for windows of these sizes, by their places in the batch."""
+    if len(sizes) < world.size:
+        raise RecipeError(
+            f"key train.batch_size: {len(sizes)} windows are too few for {world.size} processes"
+        )
+    wanted = -(-sum(sizes) // (world.size * (micro_tokens or sum(sizes))))
+    count = world.size * min(wanted, len(sizes) // world.size)
+    # The longest first, each to the part that has least: no part is left far behind.
+    parts: list[list[int]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for window in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        least = min(range(count), key=lambda part: (tokens[part], part))
+        parts[least].append(window)
+        tokens[least] += sizes[window]
+    return [sorted(part) for part in parts[world.rank :: world.size]]
+
+
+def whole_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """All weights, gathered on the CPU of the first process; the others get nothing."""
+    if world.size == 1:
+        return model.state_dict()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))

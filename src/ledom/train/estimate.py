@@ -1,0 +1,376 @@
+"""What a run will need, worked out before it is started: memory, time, sizes.
+
+Pure arithmetic on a recipe; nothing is built, nothing measured. Sizes are bytes, rates a second.
+Shape legend: P parameters, D tokens, L layers, h width, f feed-forward width, V vocabulary.
+
+The step described is that of `ledom.train`: fp32 weights and optimiser state, products in bf16 (or
+fp32), attention that keeps no score matrix, FSDP2 where the state is sharded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, InputError
+from ledom.core.reading import as_type, read_json_object
+from ledom.data.prepare import DataConfig
+from ledom.model.presets import ModelConfig
+from ledom.text.tokenizer import Tokenizer
+from ledom.train.losses import working_bytes
+from ledom.train.recipe import Recipe
+
+__all__ = [
+    "GPUS",
+    "Gpu",
+    "Memory",
+    "ParameterCount",
+    "Plan",
+    "Setup",
+    "activation_bytes",
+    "count_parameters",
+    "make_plan",
+    "memory",
+    "training_flops",
+    "utilisation",
+]
+
+Precision = Literal["float32", "bfloat16"]
+
+_FP32, _BF16 = 4, 2  # bytes
+_USABLE = 0.92
+"""Share of a GPU's memory for tensors; context, kernels, buffers and fragments have the rest."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One accelerator, from its vendor's data sheet."""
+
+    flops: float
+    """Peak of dense bf16 products, FLOP/s."""
+    memory: float
+    """Bytes."""
+
+
+GPUS = {
+    "a100": Gpu(312e12, 80e9),
+    "a100-40gb": Gpu(312e12, 40e9),
+    "b200": Gpu(2250e12, 180e9),
+    "h100": Gpu(989e12, 80e9),
+    "h200": Gpu(989e12, 141e9),
+    "l40s": Gpu(362e12, 48e9),
+    "rtx4090": Gpu(165e12, 24e9),
+}
+"""Accelerators by name (NVIDIA's data sheets, SXM versions; no sparsity)."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is to run on; how it is shared out, the recipe's `parallel` says."""
+
+    gpus: int = 1
+    gpu: str = "h100"
+    """A name of `GPUS`."""
+    utilisation: float = 0.4
+    """Share of the peak that the model's own 6PD FLOPs reach: an assumption; measure yours."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            f"gpus is {self.gpus}; it must be at least 1": self.gpus >= 1,
+            f"gpu is {self.gpu!r}; the known ones are {', '.join(GPUS)}": self.gpu in GPUS,
+            f"utilisation is {self.utilisation}; it must lie in (0, 1]": 0 < self.utilisation <= 1,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise InputError(message)
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters of a Llama shape, by part."""
+
+    embedding: int
+    head: int
+    """The output projection; 0 where it is the embedding."""
+    layer_matrices: int
+    """Of all layers: attention and feed-forward."""
+    norms: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.head + self.layer_matrices + self.norms
+
+
+def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
+    """Parameters of a shape: without biases, with a gate in the feed-forward layer."""
+    width, layers = model.hidden_size, model.num_hidden_layers
+    kv_width = width // model.num_attention_heads * model.num_key_value_heads
+    attention = 2 * width * width + 2 * width * kv_width
+    return ParameterCount(
+        embedding=vocab_size * width,
+        head=0 if model.tie_word_embeddings else vocab_size * width,
+        layer_matrices=layers * (attention + 3 * width * model.intermediate_size),
+        norms=(2 * layers + 1) * width,
+    )
+
+
+def training_flops(num_parameters: float, num_tokens: float) -> float:
+    """6PD: 2 FLOPs a parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1).
+
+    Left out are attention's own products, about 6 L h times the tokens seen; the look-up of an
+    embedding is counted as a product. Recomputed layers do not count.
+    """
+    return 6 * num_parameters * num_tokens
+
+
+def utilisation(
+    num_parameters: float, num_tokens: float, hours: float, gpus: int, gpu: Gpu
+) -> float:
+    """Model FLOPs utilisation: 6PD as a share of the peak (Chowdhery et al. 2022, appendix B)."""
+    return training_flops(num_parameters, num_tokens) / (hours * 3600 * gpus * gpu.flops)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, by part."""
+
+    weights: float
+    """The fp32 weights, and their copies in the precision of the products."""
+    gradients: float
+    optimizer: float
+    activations: float
+    """What the backward pass needs of the forward one, and the loss's own working space."""
+    peak: float
+    """The most at any moment of a step."""
+    checkpoint: float
+    """Of the host's memory while a checkpoint is written: a copy of weights and state."""
+
+
+def activation_bytes(
+    model: ModelConfig, precision: Precision, recompute: bool
+) -> tuple[float, float]:
+    """Bytes a token that are kept for the backward pass: by all layers, and by the loss.
+
+    Counted from what autograd keeps (after Korthikanti et al. 2022, section 4.1, for this shape). A
+    layer: each of two norms its input, the normalised input and the scaled one, of which only the
+    last is in the products' precision (6h); queries, keys and values, repeated for every head,
+    and attention's output (4h); of the feed-forward layer the gate, the activated gate, the
+    product's other side and the product (4f); attention's normalisers. The loss: a last norm, its
+    result and the normaliser of each token.
+    """
+    width, inner = model.hidden_size, model.intermediate_size
+    size = _FP32 if precision == "float32" else _BF16
+    norm = width * (2 * _FP32 + size)
+    layer = 2 * norm + size * (4 * width + 4 * inner) + _FP32 * model.num_attention_heads
+    loss = norm + _FP32
+    if recompute:
+        return model.num_hidden_layers * _FP32 * width + layer, loss
+    return model.num_hidden_layers * layer, loss
+
+
+def memory(
+    model: ModelConfig,
+    vocab_size: int,
+    tokens: int,
+    precision: Precision = "bfloat16",
+    shards: int = 1,
+    recompute: bool = False,
+    accumulate: bool = False,
+    hidden: Literal["muon", "adamw"] = "muon",
+) -> Memory:
+    """Bytes that a step over `tokens` tokens at a time needs on one GPU.
+
+    Weights, gradients and state are fp32 and spread over `shards` GPUs (Rajbhandari et al. 2020,
+    stage 3): AdamW keeps two numbers a parameter; Muon, where it moves the layers' matrices as
+    `hidden` says, one for these.
+    Beside them stand copies for the products: in bf16 of all weights without sharding (autocast
+    keeps them), else of two layers (one in use, one on its way) and of embedding and head.
+    Gradients grow while activations are given back, so that without accumulation the peak has the
+    larger of the two.
+    """
+    count = count_parameters(model, vocab_size)
+    rest = count.total - count.layer_matrices
+    size = _FP32 if precision == "float32" else _BF16
+    layer = count.layer_matrices / model.num_hidden_layers
+    if shards > 1:
+        copies = size * (2 * layer + rest)
+    else:
+        copies = 0 if precision == "float32" else size * count.total
+    weights = _FP32 * count.total / shards + copies
+    gradients = _FP32 * count.total / shards + (size * layer if shards > 1 else 0)
+    state = count.layer_matrices * (1 if hidden == "muon" else 2) + 2 * rest
+    optimizer = _FP32 * state / shards
+    activations = tokens * sum(activation_bytes(model, precision, recompute))
+    activations += working_bytes(tokens, vocab_size, model.hidden_size, size)
+    passing = gradients + activations if accumulate else max(gradients, activations)
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        peak=weights + optimizer + passing,
+        checkpoint=_FP32 * count.total / shards + optimizer,
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one direction of a recipe needs on some GPUs; its twin needs the same again."""
+
+    name: str
+    gpu: str
+    gpus: int
+    parameters: ParameterCount
+    steps: int
+    tokens: int
+    """Read in all steps, at most: a window may be shorter than `seq_len`."""
+    passes: int
+    """Parts of its share of a batch that a GPU takes one after the other."""
+    tokens_per_pass: int
+    memory: Memory
+    """On each GPU."""
+    usable: float
+    """Bytes of a GPU's memory that tensors can have."""
+    flops: float
+    utilisation: float
+    tokens_per_second: float
+    """Of all GPUs together."""
+    hours: float
+    checkpoint: float
+    """Bytes of what a stopped run goes on from: fp32 weights and optimiser state."""
+    model: float
+    """Bytes of the finished bf16 model."""
+    data: float
+    """Bytes of the tokens, if none is read twice."""
+    advice: str | None
+    """What to change where the memory does not suffice."""
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.usable
+
+
+def make_plan(recipe: Recipe, setup: Setup) -> Plan:
+    """Work out a recipe's needs.
+
+    Raises `InputError` for GPUs that the windows of a batch or `parallel.shard_size` do not go
+    round, and for adapters (`lora`), whose small needs are not worked out; `CheckpointError` where
+    the recipe's `init` or tokenizer is missing.
+    """
+    if recipe.lora is not None:
+        raise InputError("key lora: the plan is for training all weights; leave lora out")
+    shape, vocab_size = _shape(recipe)
+    count = count_parameters(shape, vocab_size)
+    gpu, train = GPUS[setup.gpu], recipe.train
+    if train.batch_size < setup.gpus:
+        raise InputError(
+            f"train.batch_size is {train.batch_size}: fewer windows than the {setup.gpus} GPUs "
+            "that are to read them"
+        )
+    shards = _shards(recipe, setup)
+    if setup.gpus % shards:
+        raise InputError(
+            f"parallel.shard_size is {shards}; the {setup.gpus} GPUs are no multiple of it"
+        )
+    share = -(-train.batch_size // setup.gpus) * train.seq_len
+    at_once = max(train.seq_len, min(share, recipe.parallel.micro_tokens or share))
+    needs = _memory_of(recipe, setup, shape, vocab_size, at_once, recipe.parallel.recompute)
+    tokens = recipe.optim.steps * train.batch_size * train.seq_len
+    rate = setup.utilisation * setup.gpus * gpu.flops / training_flops(count.total, 1)
+    usable = _USABLE * gpu.memory
+    return Plan(
+        name=recipe.name,
+        gpu=setup.gpu,
+        gpus=setup.gpus,
+        parameters=count,
+        steps=recipe.optim.steps,
+        tokens=tokens,
+        passes=-(-share // at_once),
+        tokens_per_pass=at_once,
+        memory=needs,
+        usable=usable,
+        flops=training_flops(count.total, tokens),
+        utilisation=setup.utilisation,
+        tokens_per_second=rate,
+        hours=tokens / rate / 3600,
+        checkpoint=needs.checkpoint * shards,
+        model=_BF16 * count.total,
+        data=tokens * (2 if vocab_size <= 2**16 else 4),
+        advice=None if needs.peak <= usable else _advice(recipe, setup, shape, vocab_size, usable),
+    )
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    vocab_size: PositiveInt
+
+
+def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
+    """The model's shape and vocabulary: the recipe's, or those of the model it starts from."""
+    if recipe.model is None:
+        assert recipe.init is not None  # the recipe's own check
+        folder = Path(recipe.init_of(Direction.FORWARD))
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json here; give a model folder as init")
+        config = read_json_object(folder / "config.json")
+        known = {key: config[key] for key in ModelConfig.model_fields if key in config}
+        file = folder / "config.json"
+        return as_type(known, ModelConfig, file), as_type(config, _Vocabulary, file).vocab_size
+    return recipe.model, _vocab_size(recipe.data)
+
+
+def _vocab_size(data: DataConfig) -> int:
+    """That of the tokenizer where one is there; before the stores are made, what is asked for."""
+    named = data.tokenizer
+    if named is None and data.sources and Path(data.sources[0].path).exists():
+        named = data.sources[0].path
+    return data.vocab_size if named is None else Tokenizer.load(named, data.eos_token).vocab_size
+
+
+def _shards(recipe: Recipe, setup: Setup) -> int:
+    """GPUs that share one copy of weights, gradients and state."""
+    return recipe.parallel.shard_size or setup.gpus
+
+
+def _memory_of(
+    recipe: Recipe,
+    setup: Setup,
+    shape: ModelConfig,
+    vocab_size: int,
+    tokens: int,
+    recompute: bool,
+) -> Memory:
+    share = recipe.train.batch_size / setup.gpus * recipe.train.seq_len
+    return memory(
+        shape,
+        vocab_size,
+        tokens,
+        precision="float32" if recipe.train.precision == "float32" else "bfloat16",
+        shards=_shards(recipe, setup),
+        recompute=recompute,
+        accumulate=tokens < share,
+        hidden=recipe.optim.hidden,
+    )
+
+
+def _advice(
+    recipe: Recipe, setup: Setup, shape: ModelConfig, vocab_size: int, usable: float
+) -> str:
+    """The least change that makes it fit: smaller passes, layers computed again, or other GPUs."""
+    seq_len = recipe.train.seq_len
+    for recompute in (False, True) if not recipe.parallel.recompute else (True,):
+        one, two = (
+            _memory_of(recipe, setup, shape, vocab_size, count * seq_len, recompute)
+            for count in (1, 2)
+        )
+        free = usable - one.peak
+        if free < 0:
+            continue
+        windows = 1 + int(free / (two.activations - one.activations))
+        keys = f"parallel.micro_tokens={windows * seq_len}"
+        return f"does not fit; give {keys}" + (" parallel.recompute=true" if recompute else "")
+    return "does not fit with one window at a time and recomputed layers; shard over more GPUs"

@@ -1,0 +1,157 @@
+"""A trained model as a folder that others can use without ledom.
+
+The folder is a plain Hugging Face one: safetensors, tokenizer, config (with the direction),
+generation config, and a model card that says how the model came about and how to use it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, OutputError
+from ledom.core.hub import render_card
+from ledom.core.reading import read_json_object
+from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
+from ledom.text.tokenizer import Tokenizer
+from ledom.train.run_folder import Run
+
+__all__ = ["export_model", "model_card"]
+
+_LOSS_ROWS = 10  # of the card's table
+_EXAMPLE = '"and so they lived happily ever after."'
+
+
+def export_model(
+    run: Run,
+    out: Path,
+    direction: Direction | str | None = None,
+    name: str | None = None,
+    license: str | None = None,
+) -> Path:
+    """Write the release folder of a run's model, whole or not at all; returns it.
+
+    `name` is what the card loads the model by (the folder's own name by default). Raises
+    `CheckpointError` for a model folder without safetensors, `DirectionError` for one with no
+    direction recorded or another than asked for, `OutputError` where `out` exists or cannot be
+    written.
+    """
+    weights = sorted(run.model.glob("*.safetensors*"))
+    if not weights:
+        raise CheckpointError(f"{run.model}: no safetensors here; save the model again with them")
+    if out.exists():
+        raise OutputError(f"{out}: exists already; give another folder, or remove this one")
+    config = read_json_object(run.model / "config.json")
+    chosen = choose_direction(run.model, config.get(DIRECTION_KEY), direction)
+    tokenizer = Tokenizer.load(run.model)
+    first = bos_ids(tokenizer, chosen, config.get(BOS_KEY), folder=run.model)
+    config[DIRECTION_KEY] = str(chosen)
+    config[BOS_KEY] = [tokenizer.backend.id_to_token(i) for i in first]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            for file in weights:
+                shutil.copyfile(file, temporary / file.name)
+            tokenizer.save(temporary)
+            _write_json(temporary / "config.json", config)
+            _write_json(temporary / "generation_config.json", _generation_config(tokenizer))
+            card = model_card(run, config, tokenizer, name or out.name, license)
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            temporary.chmod(0o755)
+            temporary.replace(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error}") from error
+    return out
+
+
+def _write_json(file: Path, contents: dict[str, Any]) -> None:
+    file.write_text(json.dumps(contents, indent=1, sort_keys=True) + "\n")
+
+
+def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """How `generate` writes when it is told nothing; ledom's own default temperature."""
+    return {
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_k": 0,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.eos_id,
+    }
+
+
+def model_card(
+    run: Run, config: dict[str, Any], tokenizer: Tokenizer, name: str, license: str | None = None
+) -> str:
+    """The model card as Markdown with the hub's front matter."""
+    reverse = config[DIRECTION_KEY] == Direction.REVERSE
+    return render_card(
+        Path(__file__).with_name("model_card.md"),
+        name=name,
+        license=license,
+        direction=config[DIRECTION_KEY],
+        reverse=reverse,
+        flip="[::-1]" if reverse else "",
+        example=_EXAMPLE,
+        bos_tokens=json.dumps(config[BOS_KEY], ensure_ascii=False),
+        first=", ".join(map(_code, config[BOS_KEY])) or "nothing",
+        architecture=(config.get("architectures") or ["?"])[0],
+        facts=_facts(run, config, tokenizer),
+        losses=_losses(run),
+        data=run.manifests,
+        valid=run.manifests.get("valid"),
+        recipe=None if run.recipe is None else yaml.safe_dump(run.recipe, sort_keys=False),
+    )
+
+
+def _facts(run: Run, config: dict[str, Any], tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    facts = [
+        ("direction", config[DIRECTION_KEY]),
+        ("parameters", f"{_num_parameters(run.model):,}"),
+        ("width, layers", f"{config.get('hidden_size')}, {config.get('num_hidden_layers')}"),
+        ("vocabulary", f"{tokenizer.vocab_size:,}; end token {_code(tokenizer.eos_token)}"),
+        ("context", f"{config.get('max_position_embeddings')} tokens"),
+    ]
+    tokens = sum(int(row["tokens"]) for row in run.metrics)
+    if tokens:
+        facts.append(("tokens read in training", f"{tokens:,} in {len(run.metrics):,} steps"))
+    if config.get("ledom_pair_format"):
+        facts.append(("question and solution", _code(json.dumps(config["ledom_pair_format"]))))
+    return facts
+
+
+def _code(text: str) -> str:
+    """A text as it is, in a cell of a Markdown table."""
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def _num_parameters(folder: Path) -> int:
+    """Of the stored tensors, without reading them."""
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                    total += math.prod(tensors.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: damaged ({error}); save the model again") from None
+    return total
+
+
+def _losses(run: Run) -> Sequence[dict[str, float]]:
+    """Rows with both losses, at most ten of them, the last one always."""
+    rows = [row for row in run.metrics if "valid_loss" in row]
+    step = -(-len(rows) // _LOSS_ROWS) or 1
+    return rows[::-1][::step][::-1]

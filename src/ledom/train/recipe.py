@@ -1,0 +1,303 @@
+"""Recipes: one YAML file says everything about a training run.
+
+Defaults < file < command-line overrides (`key.key=value`). Strict: an unknown key is an error that
+lists the valid ones, never a default in silence. Each part's config stands beside its owner.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ledom.core.config import Config
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError, RecipeError
+from ledom.core.reading import exists, parse_yaml, read_text
+from ledom.core.records import write_atomically
+from ledom.data.prepare import DataConfig
+from ledom.data.problems import GENERATOR
+from ledom.model.presets import ModelConfig
+from ledom.train.distributed import ParallelConfig
+from ledom.train.lora import LoraConfig
+from ledom.train.objective import ObjectiveConfig
+from ledom.train.optim import OptimConfig
+
+__all__ = ["Recipe", "TrainConfig", "load_recipe", "named_files", "save_recipe"]
+
+
+_NAME = re.compile(r"\w[\w.-]{0,59}")
+
+
+class TrainConfig(Config):
+    """How the loop runs."""
+
+    batch_size: PositiveInt = 32
+    """Windows (documents, or stretches of long ones) in a step."""
+    seq_len: PositiveInt = 512
+    """Most tokens that a window predicts."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the products; auto is bfloat16 where the device is fast at it."""
+    validate_every: PositiveInt = 250
+    """Steps between validations."""
+    checkpoint_every: PositiveInt = 250
+    """Steps between checkpoints."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints stay, whatever their age."""
+    keep_hours: NonNegativeFloat = 0.0
+    """How long older ones stay, in hours."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the metrics go besides metrics.jsonl."""
+
+
+class Recipe(Config):
+    """A training run."""
+
+    name: str
+    """Names the run's folder."""
+    seed: NonNegativeInt = 0
+    """Seed of weights and data order."""
+    init: str | None = None
+    """A model folder to start from instead of random weights; `{direction}` stands for its own. A
+    model of the other direction is turned round: trained on in the one that is asked for."""
+    data: DataConfig
+    model: ModelConfig | None = None
+    """The shape; that of `init` where this is left out."""
+    optim: OptimConfig
+    train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    lora: LoraConfig | None = None
+    """Low-rank adapters instead of all weights; `lora: {}` for the defaults."""
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        """A run must not write outside the folder of all runs."""
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                "the run's folder is named so: give 1 to 60 letters, digits, dots, dashes and "
+                "underscores, a letter or digit first"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.model is None and self.init is None:
+            raise ValueError("key model is missing: give a shape, or a model folder as init")
+        if self.objective.needs_pairs and self.data.train == GENERATOR:
+            raise ValueError("objective.target and objective.contrast need a file as data.train")
+        if self.objective.contrast and self.objective.wrong is None:
+            raise ValueError("objective.contrast needs wrong solutions: a file as objective.wrong")
+        return self
+
+    def data_of(self, direction: Direction) -> DataConfig:
+        """The data section; a model to start from brings its tokenizer."""
+        if self.init is None or self.data.tokenizer is not None:
+            return self.data
+        tokenizer = f"{self.init_of(direction)}/tokenizer.json"
+        return self.data.model_copy(update={"tokenizer": tokenizer})
+
+    def init_of(self, direction: Direction) -> str:
+        """The model folder to start from, where there is one."""
+        assert self.init is not None
+        return self.init.replace("{direction}", str(direction))
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    files: bool = False,
+    note: Callable[[str], object] = lambda line: None,
+) -> Recipe:
+    """Read a recipe and apply overrides such as `optim.steps=100`.
+
+    `files` asks that the files named in it are there. `note` is told of keys of the file that have
+    no effect beside the others; an override that has none is refused. Raises `RecipeError` naming
+    the file's line or the override, the key, the value and the valid keys.
+    """
+    path = Path(path)
+    tree, origin = _read(path, overrides)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, origin)) from None
+    for location, name in named_files(recipe) if files else ():
+        if not exists(name):
+            key = ".".join(map(str, location))
+            raise RecipeError(f"{origin.place(location)}: key {key} is {name!r}: no such file")
+    for location, reason in _unused_keys(recipe):
+        message = f"{origin.place(location)}: {'.'.join(location)} has no effect: {reason}"
+        if origin.override(location):
+            raise RecipeError(f"{message}; leave it out")
+        note(message)
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write a recipe with every setting spelled out, so that `load_recipe` gives it again."""
+    with write_atomically(path) as out:
+        yaml.safe_dump(recipe.model_dump(mode="json"), out, sort_keys=False)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a recipe's values were written."""
+
+    path: Path
+    root: yaml.Node
+    overrides: Sequence[str]
+
+    def override(self, location: Sequence[int | str]) -> str | None:
+        """The last override that set the key there, or what it stands in."""
+        key = ".".join(map(str, location))
+        setting = (o for o in reversed(self.overrides) if f"{key}.".startswith(_key(o)))
+        return next(setting, None)
+
+    def place(self, location: Sequence[int | str]) -> str:
+        """`recipe.yaml:7` for the key there, or what it stands in; or the override that set it."""
+        if override := self.override(location):
+            return f"override {override!r:.200}"
+        node, line = self.root, None
+        for part in location:
+            items = dict(_items(node))
+            if part not in items:
+                break
+            named, node = items[part]
+            line = named.start_mark.line + 1
+        return str(self.path) if line is None else f"{self.path}:{line}"
+
+
+def _key(override: str) -> str:
+    return f"{override.partition('=')[0]}."
+
+
+def _items(node: yaml.Node) -> Iterator[tuple[int | str, tuple[yaml.Node, yaml.Node]]]:
+    """The parts of a group or a list: each part's key, the node that names it, and its value."""
+    if isinstance(node, yaml.MappingNode):
+        yield from ((key.value, (key, value)) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from ((number, (item, item)) for number, item in enumerate(node.value))
+
+
+def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], _Origin]:
+    """A recipe's tree of values, and where they come from."""
+    try:
+        tree, root = parse_yaml(read_text(path), path)
+    except InputError as error:
+        raise RecipeError(str(error)) from None
+    if not isinstance(tree, dict) or root is None:
+        raise RecipeError(f"{path}: a recipe is a mapping with {', '.join(Recipe.model_fields)}")
+    return tree, _Origin(path, root, overrides)
+
+
+def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """The files and folders that a recipe reads, by the key that names each."""
+    data = recipe.data
+    if recipe.init is not None and "{direction}" not in recipe.init:
+        yield ("init",), recipe.init
+    for number, source in enumerate(data.sources):
+        yield ("data", "sources", number, "path"), source.path
+    if data.sources or data.train != GENERATOR:
+        if not data.sources:
+            yield ("data", "train"), data.train
+        if data.valid is not None:
+            yield ("data", "valid"), data.valid
+    if data.tokenizer is not None:
+        yield ("data", "tokenizer"), data.tokenizer
+    if recipe.objective.wrong is not None:
+        yield ("objective", "wrong"), recipe.objective.wrong
+
+
+def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
+    """Keys that were given another value than their default, for nothing; and why."""
+    data, optim, objective = recipe.data, recipe.optim, recipe.objective
+    generated = not data.sources and data.train == GENERATOR
+    own_tokenizer = data.tokenizer is not None or recipe.init is not None
+    rules = (
+        (optim.hidden == "adamw", "optim", ["muon_lr"], "optim.hidden is adamw"),
+        (optim.schedule == "cosine", "optim", ["decay_steps"], "optim.schedule is cosine"),
+        (not objective.contrast, "objective", ["wrong"], "objective.contrast is 0"),
+        (
+            not objective.needs_pairs,
+            "objective",
+            ["all_tokens"],
+            "without objective.target and objective.contrast it is the only term",
+        ),
+        (bool(data.sources), "data", ["num_documents", "num_valid"], "data.sources are read whole"),
+        (
+            not generated,
+            "data",
+            ["drill_share", "seed"],
+            f"it is for {GENERATOR} alone",
+        ),
+        (generated, "data", ["valid"], f"data.train is {GENERATOR}, which has a valid split"),
+        (own_tokenizer, "data", ["vocab_size"], "the tokenizer is there already"),
+    )
+    for holds, group, keys, reason in rules:
+        part = getattr(recipe, group)
+        for key in keys if holds else ():
+            if getattr(part, key) != type(part).model_fields[key].default:
+                yield (group, key), reason
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise RecipeError(f"override {override!r}: write it as key.key=value")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"override {override!r}: {parent} is a value, not a group of keys")
+    try:
+        node[last], _ = parse_yaml(value)
+    except InputError as error:
+        raise RecipeError(
+            f"override {override!r:.200}: {error}; a text with special characters needs quotes of "
+            "its own"
+        ) from None
+
+
+def _explain(error: ValidationError, origin: _Origin) -> str:
+    """One problem in one line, a mistyped key first: it explains the one that is then missing."""
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    place, key = origin.place(location), ".".join(map(str, location))
+    if problem["type"] == "extra_forbidden":
+        valid = ", ".join(_valid_keys(location[:-1]))
+        return f"{place}: unknown key {key}; valid here: {valid}"
+    if problem["type"] == "missing":
+        return f"{place}: key {key} is missing"
+    if not key:  # parts that do not go together
+        return f"{place}: {message}"
+    if isinstance(problem["input"], dict):  # the parts of one group
+        return f"{place}: key {key}: {message}"
+    return f"{place}: key {key} is {problem['input']!r:.80}: {message}"
+
+
+def _valid_keys(location: Sequence[int | str]) -> list[str]:
+    config: Any = Recipe
+    for part in location:
+        if not isinstance(part, str):  # the place of an item in a list, whose type is known by now
+            continue
+        annotation: Any = config.model_fields[part].annotation
+        config = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
+    return list(config.model_fields)

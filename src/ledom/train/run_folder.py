@@ -1,0 +1,94 @@
+"""The folder of a training run: what lies where, found from any part of it.
+
+    runs/<name>/recipe.yaml                 the settings, all of them
+    runs/<name>/data/train, data/valid      token stores
+    runs/<name>/<direction>/metrics.jsonl   a row a step
+    runs/<name>/<direction>/model           the finished model
+
+A model folder that stands alone is a run of which nothing else is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ledom.core.errors import CheckpointError
+from ledom.core.reading import as_type, read_yaml
+from ledom.data.store import read_manifests
+from ledom.train.metrics import read_metrics
+
+__all__ = ["Run", "find_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of how a model came about."""
+
+    model: Path
+    """The finished model's folder."""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of metrics.jsonl."""
+    recipe: dict[str, Any] | None = None
+    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of the token stores, by the part that they are: train, valid; see `read_manifests`."""
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values of the rows that have `key`."""
+        rows = [(int(row["step"]), row[key]) for row in self.metrics if key in row]
+        return [step for step, _ in rows], [value for _, value in rows]
+
+
+def find_run(path: str | Path) -> Run:
+    """The run that a model folder, or the folder it was trained in, belongs to.
+
+    Raises `CheckpointError` where there is no finished model.
+    """
+    path = Path(path).absolute()
+    model = next((f for f in (path, path / "model") if (f / "config.json").is_file()), None)
+    if model is None:
+        raise CheckpointError(
+            f"{path}: no finished model here (config.json, or model/config.json); give a model "
+            "folder, or one such as runs/NAME/reverse"
+        )
+    metrics = model.parent / "metrics.jsonl"
+    root = model.parent.parent
+    if model.name != "model" or not metrics.is_file():
+        return Run(model)
+    file = root / "recipe.yaml"
+    recipe = read_yaml(file) if file.is_file() else None
+    return Run(
+        model,
+        read_metrics(metrics),
+        recipe,
+        read_manifests(root / "data") | _read_sources(recipe or {}, file),
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    path: str
+
+
+@dataclass(frozen=True)
+class _Data:
+    sources: list[_Source] | None = None
+    valid: str | None = None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is read here of a recipe, which may be of another version of ledom."""
+
+    data: _Data = _Data()
+
+
+def _read_sources(recipe: dict[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    """The manifests of the stores that a recipe mixes, as far as they still lie where it says."""
+    data = as_type(recipe, _Recipe, file).data
+    parts = {source.path: source.path for source in data.sources or ()}
+    if parts and data.valid:
+        parts["valid"] = data.valid
+    found = {part: read_manifests(Path(path)).get(".") for part, path in parts.items()}
+    return {part: manifest for part, manifest in found.items() if manifest is not None}

@@ -1,0 +1,241 @@
+"""The commands that make training data, and each kind of bad input in one clear line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import Run, check_refused
+from ledom.data.problems import generate_problems
+from ledom.data.store import TokenStore, encode_documents, write_store
+from ledom.text.tokenizer import Tokenizer
+from ledom.train import loop
+
+TEXTS = [f"{p.question}\n\n{p.solution}" for p in generate_problems("train", 60, seed=3)]
+
+
+def write(file: Path, texts: list[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write(folder / "a.jsonl", TEXTS[:20])
+    (folder / "b.jsonl.gz").write_bytes(
+        gzip.compress("".join(json.dumps({"text": t}) + "\n" for t in TEXTS[20:]).encode())
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return folder
+
+
+def test_from_documents_to_a_trained_model(
+    run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, tokens, valid = tmp_path / "tok", tmp_path / "tokens", tmp_path / "valid"
+    code, text = run("tokenizer", corpus, "--vocab-size", 400, "--out", made)
+    assert code == 0, text
+    assert "a tokenizer of 400 tokens" in text
+    tokenizer = Tokenizer.load(made)
+    assert tokenizer.vocab_size == 400
+    options = ("--tokenizer", made, "--workers", 1)
+    code, text = run("tokenize", corpus, *options, "--tasks", 2, "--out", tokens)
+    assert code == 0, text
+    store = TokenStore(tokens)
+    store.verify()
+    assert [d.tolist() for d in store.documents()] == [
+        d.tolist() for d in encode_documents(TEXTS, tokenizer)
+    ]
+    assert f"60 documents, {store.manifest['num_tokens']:,} tokens in 2 shards" in text
+    assert run("tokenize", corpus / "a.jsonl", *options, "--out", valid)[0] == 0
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: r\ndata:\n  sources: [{{path: {tokens}}}]\n  valid: {valid}\n"
+        "model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
+        "num_attention_heads: 4, num_key_value_heads: 2}\noptim: {steps: 2, warmup_steps: 1}\n"
+    )
+    arguments = ("train", recipe, "--direction", "reverse", "--out", tmp_path / "runs")
+    run_whole = loop.train
+
+    def stopped(*given: Any) -> Path:
+        """A job scheduler stops the first run after its first step."""
+        *others, on_progress, world = given
+        monkeypatch.setattr(loop, "train", run_whole)
+
+        def stop(progress: Any) -> None:
+            on_progress(progress)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        return run_whole(*others, stop, world)
+
+    monkeypatch.setattr(loop, "train", stopped)
+    code, text = run(*arguments)
+    assert code == 0, text
+    assert "stopped; every step is saved: run the same command again to go on" in text
+    assert not (tmp_path / "runs/r/reverse/model").exists()
+    code, text = run(*arguments)
+    assert code == 0, text
+    assert "stopped" not in text
+    assert Tokenizer.load(tmp_path / "runs/r/reverse/model").fingerprint == tokenizer.fingerprint
+
+
+def test_digits_and_number_of_documents(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", ["2024 and 2024 " * 20, "never never never " * 20])
+    arguments = ("tokenizer", tmp_path / "d.jsonl", "--vocab-size", 290, "--out", tmp_path / "t")
+    assert run(*arguments, "--no-split-digits", "--num-documents", 1)[0] == 0
+    tokenizer = Tokenizer.load(tmp_path / "t")
+    assert len(tokenizer.encode("2024").ids) == 1
+    assert len(tokenizer.encode("never").ids) > 1
+    assert run(*arguments)[0] == 0
+    tokenizer = Tokenizer.load(tmp_path / "t")
+    assert len(tokenizer.encode("2024").ids) == 4
+    assert len(tokenizer.encode("never").ids) == 1
+
+
+def test_bad_input_is_one_clear_line(
+    run: Run, corpus: Path, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = count()
+
+    def refused(*arguments: object, says: str) -> None:
+        check_refused(run(*arguments, "--out", tmp_path / f"out{next(numbers)}"), says)
+
+    good = ("--tokenizer", tokenizer_folder)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n{"txt": 3}\n')
+    for command in (("tokenizer",), ("tokenize", *good)):
+        refused(*command, tmp_path / "none.jsonl", says="none.jsonl: no such file")
+        refused(*command, bad, says="bad.jsonl:2: no key 'text', only txt")
+        refused(*command, corpus, "--format", "csv", says="unknown format 'csv'; known: jsonl")
+        refused(*command, tmp_path / "x", corpus, says="x: no such file")
+        refused(*command, says="DOCUMENTS")
+    (tmp_path / "empty").mkdir()
+    refused("tokenize", tmp_path / "empty", *good, says="no files in this folder end in .jsonl")
+    refused("tokenize", corpus, "--tokenizer", tmp_path / "no", says="no: no such file")
+    refused("tokenize", corpus, *good, "--eos-token", "<s>", says="has no token '<s>'")
+    refused("tokenize", corpus, *good, "--workers", 0, says="greater than or equal to 1")
+    refused("tokenize", corpus, *good, "--tasks", "-1", says="greater than or equal to 1")
+    refused("tokenize", corpus, *good, "--executor", "dask", says="known: local, slurm, ray")
+    cluster = ("--executor", "slurm")
+    refused(
+        "tokenize", corpus, *good, *cluster, "--slurm", "cpu", says="'cpu': write it as key=value"
+    )
+    refused("tokenize", corpus, *good, "--slurm", "a=b", says="--slurm would have no effect")
+    refused("tokenizer", corpus, "--vocab-size", 256, says="greater than or equal to 257")
+    refused("tokenizer", corpus, "--num-documents", 0, says="greater than or equal to 1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused("tokenize", corpus, *good, "--executor", "slurm", says="there is no sbatch here")
+
+
+def test_places_that_cannot_be_written(run: Run, corpus: Path, tokenizer_folder: Path) -> None:
+    out = corpus / "a.jsonl" / "out"
+    check_refused(run("tokenizer", corpus, "--out", out), "cannot be written")
+    check_refused(
+        run("tokenize", corpus, "--tokenizer", tokenizer_folder, "--out", out), "cannot be written"
+    )
+
+
+def test_an_empty_corpus_makes_no_tokenizer(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text("\n")
+    result = run("tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
+    check_refused(result, "d.jsonl", "there are no documents")
+    assert not (tmp_path / "t").exists()
+
+
+def test_without_datatrove_the_command_says_what_to_install(
+    run: Run, corpus: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "ledom.data.tokenize", raising=False)
+    for name in [n for n in sys.modules if n.startswith("datatrove")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "datatrove", None)
+    check_refused(
+        run("tokenize", corpus, "--tokenizer", tokenizer_folder),
+        "datatrove is not installed; run: pip install 'ledom[data]'",
+    )
+
+
+def test_ctrl_c_keeps_finished_shards(tokenizer_folder: Path, tmp_path: Path) -> None:
+    documents, out = tmp_path / "d.jsonl", tmp_path / "out"
+    write(documents, TEXTS * 200)
+    command = [sys.executable, "-m", "ledom", "tokenize", str(documents), "--out", str(out)]
+    command += ["--tokenizer", str(tokenizer_folder), "--workers", "2", "--tasks", "6"]
+    started = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not [*out.glob("tasks/completions/*")] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(started.pid, signal.SIGINT)  # as a terminal does: every process gets it
+        _, said = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 130, said
+    assert "interrupted; what is finished is kept" in said
+    assert "Traceback" not in said
+    finished = {
+        shard: shard.stat().st_mtime_ns
+        for task in out.glob("tasks/completions/*")
+        for shard in out.glob(f"{task.name}_*.ds")
+    }
+    assert 0 < len(finished) < 6
+    assert not (out / "manifest.json").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    store = TokenStore(out)
+    store.verify()
+    assert store.manifest["num_documents"] == 60 * 200
+    assert all(file.stat().st_mtime_ns == when for file, when in finished.items())
+
+
+def test_a_command_does_not_replace_what_it_reads(run: Run, tmp_path: Path) -> None:
+    problems = tmp_path / "train.jsonl"
+    row = '{"id": "%s", "question": "1 + 1?", "solution": "1 + 1 = 2"}\n'
+    problems.write_text(row % "a" + row % "b")
+    before = problems.read_bytes()
+    check_refused(run("vary", problems, "--out", tmp_path), "would replace", "train.jsonl")
+    assert problems.read_bytes() == before
+    problems.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}\n')
+    check_refused(run("vary", problems, "--out", tmp_path / "v"), "these are documents; problems")
+
+
+def test_less_than_asked_for_is_said(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "d.jsonl", ["one two", "two three"])
+    given = ("tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
+    code, text = run(*given, "--num-documents", 3)
+    assert code == 0
+    assert "note: --num-documents is 3, there are 2" in text
+    assert "note: --vocab-size is 2048; these documents have no more pairs to merge" in text
+    assert "note" not in run(*given, "--num-documents", 2, "--vocab-size", 257)[1]
+
+
+def test_export_refuses_options_without_effect(
+    run: Run, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    write_store(tmp_path / "store", TEXTS[:2], tokenizer)
+    given = ("export", tmp_path / "store")
+    check_refused(run(*given, "--private"), "--private would have no effect: nothing is uploaded")
+    check_refused(run(*given, "--out", tmp_path / "x"), "--out would have no effect", "is data")
+    assert not (tmp_path / "store/README.md").exists()
+    assert run(*given)[0] == 0

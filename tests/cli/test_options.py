@@ -1,0 +1,141 @@
+"""Options: bounds, those that nothing would use, and texts that are not UTF-8."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import Run, check_refused
+from ledom.cli.options import command_line
+from ledom.lm.backends.fake import FakeLanguageModel
+
+HUGE = str(10**20)
+IGNORED = [
+    ("rerank --candidates C --samples 4", "--samples would have no effect: the candidates are"),
+    ("rerank --candidates C --early-stop", "--early-stop would have no effect"),
+    ("rerank --candidates C --temperature 0.5", "--temperature would have no effect"),
+    ("rerank --candidates C --top-k 5", "--top-k would have no effect"),
+    ("rerank --candidates C --top-p 0.5", "--top-p would have no effect"),
+    ("rerank --candidates C --max-tokens 9", "--max-tokens would have no effect"),
+    ("rerank --problems P --candidates C --seed 0", "--seed would have no effect: the problems"),
+    ("rerank --problems P --temperature 0 --seed 1", "--seed would have no effect"),
+    ("rerank --problems P --split test", "--split would have no effect: the problems are those of"),
+    ("rerank --problems P --held-out", "--held-out would have no effect"),
+    ("rerank --folds 2 --lambda 0.5", "--lambda would have no effect: --folds"),
+    ("rerank --folds 2 --weights W", "--weights would have no effect: --folds"),
+    ("rerank --weights W --lambda 0.5", "--lambda would have no effect: the weights are those of"),
+    ("rerank --candidates C --forward none --lambda 1", "--lambda would have no effect: it weighs"),
+    ("rerank --reverse none --lambda 1", "--lambda would have no effect: it weighs"),
+    ("rerank --temperature 0 --top-k 5", "--top-k would have no effect: at temperature 0"),
+    ("rerank --temperature 0 --top-p 0.5", "--top-p would have no effect: at temperature 0"),
+    ("rerank --forward openai:a --reverse openai:b --device cpu", "no model runs in this process"),
+    ("rerank --forward openai:a --reverse none --dtype float32", "--dtype would have no effect"),
+    ("rerank --forward vllm:a --reverse vllm:b --device cpu", "vLLM chooses its devices itself"),
+    ("search --problems P --split tune", "--split would have no effect"),
+    ("search --problems P --temperature 0 --seed 3", "--seed would have no effect"),
+    ("search --forward openai:a --reverse none --device cpu", "--device would have no effect"),
+    ("explain Q S --id p0", "--id would have no effect: it chooses from files"),
+    ("explain Q S --reverse openai:a --dtype bfloat16", "--dtype would have no effect"),
+    ("generate Q --temperature 0 --samples 2", "--samples would have no effect"),
+    ("generate Q --temperature 0 --seed 2", "--seed would have no effect"),
+    ("generate Q --temperature 0 --top-k 2", "--top-k would have no effect"),
+    ("generate Q --model openai:a --device cpu", "--device would have no effect"),
+]
+ABSURD = [
+    (f"rerank --samples {HUGE}", "'--samples'", "100000"),
+    (f"rerank --num-problems {HUGE}", "'--num-problems'", "100000000"),
+    (f"rerank --max-tokens {HUGE}", "'--max-tokens'", "10000000"),
+    (f"rerank --top-k {HUGE}", "'--top-k'", "10000000"),
+    (f"rerank --seed {HUGE}", "'--seed'", ""),
+    (f"demo --problems {HUGE}", "'--problems'", "100000000"),
+    (f"demo --samples {HUGE}", "'--samples'", "100000"),
+    (f"search --width {HUGE}", "'--width'", "1000"),
+    (f"search --expansions {HUGE}", "'--expansions'", "1000"),
+    (f"search --max-steps {HUGE}", "'--max-steps'", "100000"),
+    (f"generate Q --samples {HUGE}", "'--samples'", "100000"),
+    ("generate Q --temperature inf", "temperature is inf", "0, or from 0.001 to 1000"),
+    ("generate Q --temperature nan", "temperature is nan", "0, or from 0.001 to 1000"),
+    ("generate Q --temperature 1e-30", "temperature is 1e-30", "0, or from 0.001 to 1000"),
+    ("search --temperature inf", "temperature is inf", "0, or from 0.001 to 1000"),
+    ("rerank --temperature nan", "temperature is nan", "0, or from 0.001 to 1000"),
+    ("search --lambda nan", "lambda is nan", "[0, 1]"),
+    ("generate Q --top-p nan", "top_p is nan", "(0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("command", "says"), IGNORED)
+def test_an_option_that_nothing_uses_is_refused_before_any_work(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    candidate_file: Path,
+    tmp_path: Path,
+    command: str,
+    says: str,
+) -> None:
+    named = {"P": problem_file, "C": candidate_file, "W": tmp_path / "weights.yaml"}
+    out = tmp_path / "out"
+    arguments = [named.get(word, word) for word in command.split()]
+    if arguments[0] != "generate":
+        arguments += ["--out", out]
+    check_refused(run(*arguments), says, "leave it out")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("command", "option", "bound"), ABSURD)
+def test_absurd_values_are_refused_with_the_bound(
+    run: Run, fakes: dict[str, FakeLanguageModel], command: str, option: str, bound: str
+) -> None:
+    check_refused(run(*command.split()), option, bound)
+
+
+def test_more_problems_than_there_are(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    for command in ("rerank", "search"):
+        refused = run(
+            command, "--problems", problem_file, "--num-problems", 7, "--out", tmp_path / "out"
+        )
+        check_refused(refused, f"--num-problems is 7, but {problem_file} has 6")
+    assert not (tmp_path / "out").exists()
+
+
+def test_defaults_are_never_refused(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    candidate_file: Path,
+    tmp_path: Path,
+) -> None:
+    given = ("--problems", problem_file, "--candidates", candidate_file, "--num-problems", 6)
+    code, text = run("rerank", *given, "--out", tmp_path / "out")
+    assert code == 0, text
+    assert run("generate", "#### 2", "--temperature", 0)[0] == 0
+
+
+def test_texts_that_are_not_utf_8(
+    run: Run, fakes: dict[str, FakeLanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = os.fsdecode(b"ab\xffc")
+    check_refused(run("generate", bad), "the prompt is not UTF-8: byte 0xff at position 2", "iconv")
+    check_refused(run("explain", bad, "x"), "the question is not UTF-8")
+    check_refused(run("explain", "x", "y", bad), "the solution is not UTF-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xc3("), encoding="ascii"))
+    check_refused(run("generate", "-"), "the prompt on standard input is not UTF-8: byte 0xc3")
+    # UTF-8 is read as such whatever encoding the locale gave standard input.
+    good = io.TextIOWrapper(io.BytesIO("é\r\nb".encode()), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", good)
+    code, text = run("generate", "-", "--direction", "forward")
+    assert code == 0, text
+    assert text.startswith("é\nb")
+    monkeypatch.setattr(sys, "stdin", None)
+    check_refused(run("generate", "-"), "standard input is closed")
+
+
+def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "explain", "Ava's 3 pens", os.fsdecode(b"\xff")])
+    assert command_line() == """ledom explain 'Ava'"'"'s 3 pens' '\\udcff'"""

@@ -1,0 +1,144 @@
+"""What surrounds every command: errors in one line, exit codes, and streams that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import Run, check_refused
+from ledom.train import estimate as plan
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "7b.yaml"
+
+
+def fails(error: BaseException) -> Callable[..., Any]:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ZeroDivisionError("division\nby zero"), "ZeroDivisionError: division by zero"),
+        (RecursionError("maximum recursion depth exceeded"), "internal error: RecursionError"),
+        (AssertionError(), "internal error: AssertionError"),
+        (KeyError("x" * 5000), "internal error: KeyError"),
+        (MemoryError(), "out of memory"),
+        (OSError(28, "No space left on device", "out/x"), "out/x: No space left on device"),
+    ],
+)
+def test_an_unexpected_error_is_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    monkeypatch.setattr(plan, "make_plan", fails(error))
+    code, text = run("plan", RECIPE)
+    check_refused((code, text), says)
+    assert len(text.splitlines()) == 1
+    assert len(text) < 500
+    assert ("ledom --debug" in text) is ("internal error" in text)
+    for arguments, variable in ((["--debug"], ""), ([], "1")):
+        monkeypatch.setenv("LEDOM_DEBUG", variable)
+        code, text = run(*arguments, "plan", RECIPE)
+        assert code == 2
+        assert "Traceback (most recent call last)" in text
+        assert "in call\n" in text
+        assert says in text.splitlines()[-1]
+
+
+def test_an_error_of_many_lines_is_one_line(run: Run, tmp_path: Path) -> None:
+    named = tmp_path / "two\nlines.yaml"
+    check_refused(run("plan", named), "two lines.yaml")
+
+
+def test_version_and_help(run: Run) -> None:
+    import ledom
+
+    assert run("--version") == (0, f"ledom {ledom.__version__}\n")
+    for arguments in ([], ["--help"]):
+        code, text = run(*arguments)
+        assert code == 0
+        for command in ("rerank", "train", "generate", "--version", "--install-completion"):
+            assert command in text
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ledom", *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+
+
+def test_completion() -> None:
+    environment = os.environ | {"_LEDOM_COMPLETE": "complete_bash"}
+    environment |= {"COMP_WORDS": "ledom re", "COMP_CWORD": "1"}
+    with start(stdout=subprocess.PIPE, env=environment) as process:
+        assert process.communicate(timeout=60)[0].split() == [b"rerank"]
+
+
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full here")
+    with open("/dev/full", "w") as full, start("plan", RECIPE, stdout=full) as process:
+        said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 2
+    assert said.splitlines() == [
+        "error: standard output cannot be written: No space left on device; what is finished is on "
+        "disk"
+    ]
+
+
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with start("plan", RECIPE, stdout=writer) as process:
+        os.close(writer)
+        said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (141, b"")
+
+
+@pytest.mark.parametrize("redirection", [">&- 2>&- <&-", "2>/dev/full"])
+def test_closed_streams_do_no_harm(redirection: str, tmp_path: Path) -> None:
+    """Nothing that the streams would have got lands in a file that took a stream's number."""
+    out = tmp_path / "out"
+    for way, loss in (("forward", 3.0), ("reverse", 3.25)):
+        folder = tmp_path / "r" / way
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {loss}, "tokens": 10}}\n')
+    command = f'"{sys.executable}" -m ledom dynamics r --out out {redirection}'
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert (out / "dynamics.md").read_text().startswith("#")
+    assert b"report: " not in (out / "dynamics.json").read_bytes()
+
+
+def test_what_cannot_be_encoded_is_escaped() -> None:
+    code = "import sys; from ledom import cli_run; cli_run.prepare_process(); print('é±')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, b"\\xe9\\xb1\n"), done.stderr
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    """As nohup and background shells mean it, and Python does."""
+    code = (
+        "import signal, sys; from ledom import cli, cli_run; cli.prepare_process();"
+        "signal.raise_signal(signal.SIGINT); print('alive')"
+    )
+    for disposition, alive in ((signal.SIG_IGN, True), (signal.SIG_DFL, False)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            preexec_fn=lambda chosen=disposition: signal.signal(signal.SIGINT, chosen),
+        )
+        assert ("alive" in done.stdout) is alive

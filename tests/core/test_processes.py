@@ -1,0 +1,306 @@
+"""Processes that share a job: their shares, and a rerank through stops of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pytest
+import torch
+
+from command_line import Run
+from ledom.core import processes as parallel
+from ledom.core.errors import InputError
+from ledom.core.records import Problem, write_records
+from ledom.text.tokenizer import Tokenizer
+from stand_ins import CompletionsServer, Reply
+
+PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer=str(i % 3)) for i in range(12)]
+
+
+def test_one_process_has_it_all() -> None:
+    assert parallel.share(range(5), lambda i: i) == [0, 1, 2, 3, 4]
+    assert parallel.is_first()
+    assert parallel.is_first_failure()
+    parallel.wait()
+
+
+def test_every_group_has_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [(group, i) for group in "cabde" for i in range(3)]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(parallel.share(items, lambda item: item[0]))
+    assert [sorted({group for group, _ in share}) for share in shares] == [
+        ["c", "d"],
+        ["a", "e"],
+        ["b"],
+    ]
+    assert sorted(item for share in shares for item in share) == sorted(items)
+
+
+def test_variables_without_torchrun_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="start ledom by torchrun, or without these variables"):
+        parallel.wait()
+
+
+def answer(body: dict[str, Any]) -> dict[str, Any]:
+    """Scores that follow from the ids, texts that follow from the seed."""
+    choices: list[dict[str, Any]]
+    if body.get("echo"):
+        values = [None, *(-((7 * a + b) % 11) / 7 for a, b in pairwise(body["prompt"]))]
+        choices = [{"index": 0, "text": "", "logprobs": {"token_logprobs": [*values, -1.0]}}]
+    else:
+        numbers = [body["seed"] + 5 * i * (body["temperature"] > 0) for i in range(body["n"])]
+        choices = [
+            {"index": i, "text": f"{n % 97} + 1\n#### {n % 3}", "finish_reason": "stop"}
+            for i, n in enumerate(numbers)
+        ]
+    return {"id": "c", "object": "text_completion", "created": 1, "choices": choices}
+
+
+class Mortal(CompletionsServer):
+    """A server that answers so many requests and then hangs up, or does what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(answer)
+        self.answered: list[dict[str, Any]] = []
+        self.live(10**9)
+
+    def live(self, count: int, then: Callable[[], None] = lambda: None) -> None:
+        """Answer `count` requests more."""
+        last, lock = len(self.answered) + count, Lock()
+
+        def reply(body: dict[str, Any]) -> Reply | None:
+            with lock:
+                if len(self.answered) == last:
+                    then()
+                    return None
+                self.answered.append(body)
+            return self.reply(body)
+
+        self.always = reply
+
+
+@pytest.fixture
+def server() -> Iterator[Mortal]:
+    server = Mortal()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def command(server: Mortal, tokenizer: Tokenizer, tmp_path: Path) -> list[str]:
+    """Rerank the problems with both models behind the server; the output folder is left out."""
+    write_records(tmp_path / "problems.jsonl", PROBLEMS)
+    tokenizer.save(tmp_path)
+    model = f"openai:m,tokenizer={tmp_path},base_url={server.url},max_retries=0,concurrency=2"
+    return (
+        f"rerank --problems {tmp_path}/problems.jsonl --forward {model} --reverse {model} "
+        "--samples 3 --out"
+    ).split()
+
+
+def results(out: Path) -> dict[str, Any]:
+    names = ("candidates.jsonl", "scores.forward.jsonl", "scores.reverse.jsonl", "selected.jsonl")
+    found: dict[str, Any] = {name: (out / name).read_text() for name in names}
+    found["strategies"] = json.loads((out / "report.json").read_text())["strategies"]
+    return found
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.Popen(
+        [*launcher, "-m", "ledom", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def ask_twice(requests: list[dict[str, Any]]) -> int:
+    """How many requests were answered before."""
+    texts = [json.dumps(body, sort_keys=True) for body in requests]
+    return len(texts) - len(set(texts))
+
+
+def test_two_processes_give_what_one_gives_through_any_stop(
+    run: Run, server: Mortal, command: list[str], tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert run(*command, whole)[0] == 0
+    expected = len(server.answered)
+    server.answered.clear()
+
+    # The server dies while the candidates are sampled: one clear line, and what is finished kept.
+    server.live(20)
+    process = torchrun(*command, str(out))
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert text.count("error: ") == 1, text
+    assert "error: m: no usable answer from the server" in text
+    assert text.count("12 problems, results in") == 1
+
+    # It is back, and both processes are killed while they score.
+    server.live(40, lambda: os.killpg(process.pid, signal.SIGKILL))
+    process = torchrun(*command, str(out))
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert len([part for part in out.iterdir() if ".part" in part.name]) == 2
+
+    # One process alone goes on, and the files are those of one process that never stopped.
+    server.live(10**9)
+    assert run(*command, out)[0] == 0
+    assert results(out) == results(whole)
+    assert not [part for part in out.iterdir() if ".part" in part.name]
+    # Asked again: greedy answers of problems that were not finished, and what was on its way.
+    assert len(server.answered) - expected == ask_twice(server.answered) <= 12 + 2 * 4
+
+
+@pytest.mark.parametrize("alive", [5, 50])
+def test_a_server_that_dies_loses_nothing(
+    run: Run, server: Mortal, command: list[str], tmp_path: Path, alive: int
+) -> None:
+    """One request at a time: 12 greedy answers, 12 times 3 samples, then a score a request."""
+    command = [part.replace("concurrency=2", "concurrency=1") for part in command]
+    server.live(alive)
+    code, text = run(*command, tmp_path / "out")
+    assert code == 2
+    assert text.strip().splitlines()[-1].startswith("error: m: no usable answer from the server")
+    server.live(10**9)
+    assert run(*command, tmp_path / "out")[0] == 0
+    greedy = [body for body in server.answered if body["temperature"] == 0 and not body.get("echo")]
+    others = [body for body in server.answered if body not in greedy]
+    assert ask_twice(others) == 0
+    # A greedy answer is written with its problem's samples.
+    assert ask_twice(greedy) == (alive if alive < 12 else max(0, 24 - alive))
+    assert run(*command, tmp_path / "whole")[0] == 0
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("alive", [5, 20, 30])
+def test_an_early_stop_loses_nothing_either(
+    run: Run, server: Mortal, command: list[str], tmp_path: Path, alive: int
+) -> None:
+    """Every round is kept: the server dies among greedy answers, in the first round, or scoring."""
+    command = [part.replace("concurrency=2", "concurrency=1") for part in command]
+    command = [*command[:-1], "--early-stop", "--out"]
+    server.live(alive)
+    assert run(*command, tmp_path / "out")[0] == 2
+    server.live(10**9)
+    assert run(*command, tmp_path / "out")[0] == 0
+    assert ask_twice(server.answered) == 0
+    assert run(*command, tmp_path / "whole")[0] == 0
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V1 = "12:memory:/x\n4:cpu,cpuacct:/box\n1:name=systemd:/x\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "20000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, 8),
+        # The tightest of the groups around it counts.
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/cpu.max": "200000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "500000 100000\n",
+            },
+            2,
+        ),
+        # A container sees its own group as the root, whatever its name outside.
+        ({"proc/self/cgroup": "0::/gone/x\n", "sys/fs/cgroup/cpu.max": "400000 100000"}, 4),
+        (
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "50000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000\n",
+            },
+            8,
+        ),
+    ],
+)
+def test_cpus_by_quota(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert parallel.available_cpus(write(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 6),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "3,2", "MKL_NUM_THREADS": "5"}, 3),
+        ({"MKL_NUM_THREADS": "5"}, 5),
+        ({"OMP_NUM_THREADS": "16"}, 16),
+        ({"OMP_NUM_THREADS": "0"}, 6),
+        ({"OMP_NUM_THREADS": "many"}, 6),
+        ({"LOCAL_WORLD_SIZE": "3"}, 2),
+        ({"LOCAL_WORLD_SIZE": "8"}, 1),
+        ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "1"}, 1),
+        # What torchrun sets by itself is nobody's choice.
+        ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 2),
+        ({"LOCAL_WORLD_SIZE": "3", "OMP_NUM_THREADS": "4", "TORCHELASTIC_RUN_ID": "x"}, 4),
+    ],
+)
+def test_threads_by_default(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: int
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "available_cpus", lambda: 6)
+    assert parallel.default_threads() == expected
+
+
+def test_threads_reach_torch_and_what_is_loaded_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+    for name in names:
+        monkeypatch.setenv(name, "7")
+    parallel.set_threads(2)
+    assert said == [2]
+    assert [os.environ[name] for name in names] == ["2"] * 4
+    parallel.set_threads(None)
+    assert said == [2, 2]

@@ -1,0 +1,228 @@
+"""JSON, YAML and files that would hang, crash or mean something else in silence: one line each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import ledom
+from ledom.core.errors import InputError
+from ledom.core.reading import (
+    as_type,
+    check_regular,
+    exists,
+    parse_json,
+    parse_yaml,
+    read_json,
+    read_text,
+    read_yaml,
+)
+
+SOURCE = Path(ledom.__file__).parent
+OTHER_READERS = re.compile(
+    r"json\.loads?\((?!json\.dumps)|\.validate_json\(|yaml\.\w*load\w*\(|\.model_validate_json\("
+)
+
+BAD_JSON = {
+    b'{"a": ' * 3000 + b"1" + b"}" * 3000: "groups more than 64 deep",
+    b'{"a": ' * 65 + b"1" + b"}" * 65: "groups more than 64 deep",
+    b'{"a": ' + b"[" * 100_000: "groups more than 64 deep",
+    b'{"a": ' + b"1" * 5000 + b"}": "a number of 5000 digits (111111111111...) is too large",
+    b'{"a": 1e999}': "the number 1e999 is too large",
+    b'{"a": [-1E+400]}': "the number -1E+400 is too large",
+    b'{"a": NaN}': "NaN is no number",
+    b'{"a": -Infinity}': "-Infinity is no number",
+    b'{"a": 1, "b": {"c": 1, "c": 2}}': "key 'c' stands twice in one object",
+    b'{"a": "\\ud83d"}': "key 'a' is '\\ud83d': it holds one half of a surrogate pair",
+    b'{"a": {"\\udc00": 1}}': "key 'a' is {'\\udc00': 1}: it holds one half of a surrogate pair",
+    b'{"a": 1}\r{"a": 2}': "end its lines with LF, not CR alone",
+    b'{"a": "\0"}': "not JSON: Invalid control character",
+    b'\xff\xfe{\0"\0': "not UTF-8 text",
+    b"[1]": "expected a JSON object, found list",
+    b"": "not JSON: ",
+}
+
+
+@pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))
+def test_bad_json_is_one_line_and_quick(text: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(InputError) as caught:
+        parse_json(text)
+    assert BAD_JSON[text] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+    assert time.process_time() - started < 1
+
+
+def test_good_json_is_as_python_reads_it() -> None:
+    row = {
+        "pair": "\U0001f34e",
+        "number": 1.5e300,
+        "large": 10**308,
+        "deep": json.loads("[" * 63 + "]" * 63),
+        "wide": [[i] for i in range(100)],
+        "zero": "\0",
+    }
+    assert parse_json(json.dumps(row).encode()) == row  # the apple as an escaped pair
+    assert parse_json(json.dumps(row, ensure_ascii=False).encode()) == row
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+BAD_YAML = {
+    LAUGHS: "f:4: its aliases (*) stand for over 10000 values",
+    "a: 1\nb: &b {<<: *b}": "f:2: an alias (*) contains itself",
+    "a: &a [*a]": "f:1: an alias (*) contains itself",
+    "a: 1\nb: !!python/object:os.system x": "f:2: the tag tag:yaml.org,2002:python/object:os.sys",
+    "a: !mine 3": "f:1: the tag !mine has no meaning here",
+    "a: " + "[" * 100_000: "f:1: groups more than 64 deep",
+    "a:\n" + "".join(" " * i + "b:\n" for i in range(1, 70)): "groups more than 64 deep",
+    "a: 1\nb: 2\na: 3": "f:3: key a stands in line 1 already",
+    "a: {b: 1,\n b: 2}": "f:2: key b stands in line 1 already",
+    "1: x": "f:1: the key '1' is not text; put it in quotes",
+    "a: 1\nyes: x": "f:2: the key 'yes' is not text",
+    "? [a, b]\n: x": "f:1: the key of several values is not text",
+    "a: 010": "f:1: the number 010 is not decimal",
+    "a: 1:30": "f:1: the number 1:30 is not decimal",
+    "a: " + "9" * 5000: "f:1: a number of 5000 digits is too large",
+    "a: 2026-13-45": "f: not YAML: month must be in 1..12",
+    "a: 1\n---\nb: 2": "f:2: not YAML: but found another document",
+    "a: *b": "f:1: not YAML: found undefined alias 'b'",
+    "a: \0": "f: not YAML: unacceptable character #x0000",
+    "a: x\n" * 300_000: "f: it has 1500000 characters; 1048576 are the most",
+}
+
+
+@pytest.mark.parametrize("text", BAD_YAML, ids=range(len(BAD_YAML)))
+def test_bad_yaml_names_its_line_and_is_quick(text: str) -> None:
+    started = time.process_time()
+    with pytest.raises(InputError) as caught:
+        parse_yaml(text, "f")
+    assert BAD_YAML[text] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.process_time() - started < 3
+
+
+def test_good_yaml_with_aliases_and_merges() -> None:
+    text = "a: &a {x: 1, y: 0.5}\nb: {<<: *a, x: 2}\nc: [*a, 0, 0x10, 1_000, -7]\n"
+    first = {"x": 1, "y": 0.5}
+    assert parse_yaml(text)[0] == {
+        "a": first,
+        "b": {"x": 2, "y": 0.5},
+        "c": [first, 0, 16, 1000, -7],
+    }
+    assert parse_yaml("# nothing\n") == (None, None)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "lost").symlink_to(tmp_path / "nothing")
+    places = {
+        tmp_path / "pipe": "this is a pipe or a device",
+        Path("/dev/zero"): "this is a pipe or a device",
+        tmp_path: "this is a directory",
+        tmp_path / "loop": "cannot be read: Too many levels of symbolic links",
+        tmp_path / "lost": "no such file",
+        tmp_path / "none" / "x": "no such file",
+        Path("a\0b"): "no such file",
+        tmp_path / ("x" * 5000): "cannot be read: File name too long",
+    }
+    for place, message in places.items():
+        with pytest.raises(InputError) as caught:
+            check_regular(place)
+        assert str(caught.value).startswith(f"{place}: {message}")
+    assert not exists("a\0b")
+    assert not exists("x" * 5000)
+    assert exists(tmp_path)
+
+
+def test_files_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "f.json"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(file) == {"a": 1}
+    file.write_bytes(b'{"a": 1')
+    with pytest.raises(InputError, match=r"f\.json: not JSON: Expecting"):
+        read_json(file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"f\.json: not UTF-8 text"):
+        read_text(file)
+
+
+@dataclass(frozen=True)
+class Part:
+    count: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    name: str
+    parts: list[Part] = field(default_factory=list)
+
+
+def test_an_object_as_a_dataclass() -> None:
+    data = {"name": "a", "parts": [{"count": 2, "more": 1}], "else": None}
+    assert as_type(data, Whole, "f") == Whole("a", [Part(2)])
+    assert as_type({"name": "a"}, Whole, "f") == Whole("a", [])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "f: key name: Field required"),
+        ({"name": 3}, "f: key name: Input should be a valid string, found 3"),
+        ({"name": "a", "parts": {}}, "f: key parts: Input should be a valid array, found {}"),
+        (
+            {"name": "a", "parts": [{"count": "2"}]},
+            "f: key parts.0.count: Input should be a valid integer, found '2'",
+        ),
+        (
+            {"name": "a", "parts": [{"count": True}]},
+            "f: key parts.0.count: Input should be a valid integer, found True",
+        ),
+    ],
+)
+def test_a_missing_or_mistyped_key_is_named(data: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        as_type(data, Whole, "f")
+    assert str(caught.value) == message
+
+
+def test_yaml_files_hold_keys_and_values(tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text("# nothing\n")
+    assert read_yaml(file) == {}
+    file.write_text("a: [1]\n")
+    assert read_yaml(file) == {"a": [1]}
+    for text, kind in (("- a\n", "list"), ("3\n", "int"), ("false\n", "bool")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=f"f.yaml: expected keys and values, found {kind}"):
+            read_yaml(file)
+
+
+def test_numbers_that_are_not_finite_only_where_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"limit": Infinity}')
+    assert read_json(file, non_finite=True) == {"limit": float("inf")}
+    with pytest.raises(InputError, match="Infinity is no number"):
+        read_json(file)
+
+
+def test_files_are_read_in_one_way() -> None:
+    """Whatever else parses JSON or YAML says on its line that it reads no file."""
+    others = [
+        f"{file.relative_to(SOURCE)}: {line.strip()}"
+        for file in SOURCE.rglob("*.py")
+        if file.name != "reading.py"
+        for line in file.read_text().splitlines()
+        if OTHER_READERS.search(line) and "# no file" not in line
+    ]
+    assert others == []

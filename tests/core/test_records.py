@@ -1,0 +1,236 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ledom.core.errors import InputError, OutputError
+from ledom.core.records import (
+    Candidate,
+    Document,
+    Problem,
+    Score,
+    read_records,
+    write_atomically,
+    write_records,
+)
+
+GOOD = {"problem_id": "p", "index": 0, "text": "1 + 1 = 2"}
+
+
+def write_lines(path: Path, *lines: object) -> Path:
+    path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    return path
+
+
+def test_reading_by_hand(tmp_path):
+    file = write_lines(tmp_path / "c.jsonl", GOOD, "", {**GOOD, "index": 1, "greedy": True})
+    assert read_records(file, Candidate) == [
+        Candidate(problem_id="p", index=0, text="1 + 1 = 2"),
+        Candidate(problem_id="p", index=1, text="1 + 1 = 2", greedy=True),
+    ]
+
+
+def test_unknown_keys_are_kept_and_written_back(tmp_path):
+    row = {"id": "a", "text": "x", "language": "he", "nested": {"a": [1, None]}, "empty": None}
+    file = write_lines(tmp_path / "d.jsonl", row)
+    documents = read_records(file, Document)
+    assert documents[0].extra == {
+        "language": "he",
+        "nested": {"a": [1, None]},
+        "empty": None,
+    }
+    write_records(tmp_path / "out.jsonl", documents)
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == row
+
+
+def test_text_of_any_script_survives(tmp_path):
+    text = 'שלום 🍎 \u2028 line\nbreak \t \\ " Ω'
+    write_records(tmp_path / "d.jsonl", [Document(id="1", text=text), Document(id="2", text="")])
+    assert [d.text for d in read_records(tmp_path / "d.jsonl", Document)] == [text, ""]
+    assert "🍎" in (tmp_path / "d.jsonl").read_text(encoding="utf-8")
+
+
+def test_null_stands_for_a_missing_optional_key(tmp_path):
+    file = write_lines(tmp_path / "p.jsonl", {"id": "a", "question": "q", "answer": None})
+    assert read_records(file, Problem)[0].answer is None
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_line_ends_and_blank_lines(tmp_path, line_end):
+    file = tmp_path / "c.jsonl"
+    file.write_bytes((line_end * 2 + json.dumps(GOOD) + line_end + "  " + line_end).encode())
+    assert len(read_records(file, Candidate)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{not json", "not JSON"),
+        ("[1, 2]", "expected a JSON object, found list"),
+        ('"text"', "expected a JSON object, found str"),
+        ("null", "expected a JSON object, found NoneType"),
+        ({"problem_id": "p", "index": 1}, "missing key 'text'"),
+        ({**GOOD, "index": "1"}, "'index' is '1', expected int"),
+        ({**GOOD, "index": 1.0}, "'index' is 1.0, expected int"),
+        ({**GOOD, "index": True}, "'index' is True, expected int"),
+        ({**GOOD, "text": None}, "'text' is None, expected str"),
+        ({**GOOD, "text": 7}, "'text' is 7, expected str"),
+        ({**GOOD, "text": "\ud83d"}, "half of a surrogate pair"),
+        ({**GOOD, "greedy": 1}, "'greedy' is 1, expected bool"),
+        ({**GOOD, "sampling": []}, "'sampling' is [], expected dict"),
+        ({**GOOD, "finish_reason": "eos"}, "'finish_reason' is 'eos', expected stop or length"),
+        # A reason that is not known must not be read as the default, stop.
+        ({**GOOD, "finish_reason": None}, "'finish_reason' is None, expected str"),
+        ({**GOOD, "greedy": None}, "'greedy' is None, expected bool"),
+    ],
+)
+def test_a_bad_line_is_refused_by_file_and_line(tmp_path, line, expected):
+    file = write_lines(tmp_path / "c.jsonl", GOOD, "", line, GOOD)
+    with pytest.raises(InputError) as caught:
+        read_records(file, Candidate)
+    assert str(caught.value).startswith(f"{file}:3: ")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_check_is_refused_by_file_and_line(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(
+        '{"id": "a", "question": "q", "solution": "s"}\n\n{"id": "b", "question": "q"}\n'
+    )
+    with pytest.raises(InputError, match=r"problems\.jsonl:3: problem 'b' has no solution"):
+        read_records(path, Problem, Problem.require_solution)
+
+
+def test_a_missing_key_lists_those_needed(tmp_path):
+    file = write_lines(tmp_path / "c.jsonl", {"text": "x"})
+    with pytest.raises(InputError, match="a Candidate needs: problem_id, index, text$"):
+        read_records(file, Candidate)
+
+
+def test_numbers_of_a_score(tmp_path):
+    row = {
+        "problem_id": "p",
+        "index": 0,
+        "model": "m",
+        "direction": "reverse",
+        "target": "x|y",
+        "logprob": -3,
+        "num_tokens": 2,
+    }
+    assert read_records(write_lines(tmp_path / "s.jsonl", row), Score)[0].logprob == -3
+    for key, value in (("target", "y|z"), ("direction", "back"), ("logprob", True)):
+        file = write_lines(tmp_path / "bad.jsonl", {**row, key: value})
+        with pytest.raises(InputError, match=f"bad.jsonl:1: key '{key}' is "):
+            read_records(file, Score)
+
+
+def test_bytes_that_are_not_utf8_are_refused_by_file_and_line(tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(json.dumps(GOOD).encode() + b'\n{"text": "caf\xe9"}\n')
+    with pytest.raises(InputError, match=r"c\.jsonl:2: not UTF-8 text"):
+        read_records(file, Candidate)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n  \n"])
+def test_an_empty_file_is_refused_by_name(tmp_path, content):
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.jsonl: the file has no Candidate records"):
+        read_records(file, Candidate)
+
+
+def test_a_file_that_cannot_be_opened_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
+        read_records(tmp_path / "none.jsonl", Document)
+    with pytest.raises(InputError, match="this is a directory"):
+        read_records(tmp_path, Document)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"x\.jsonl: no such file"):
+        read_records(tmp_path / "file" / "x.jsonl", Document)
+
+
+def test_writing_makes_parents_and_leaves_only_the_file(tmp_path):
+    path = tmp_path / "a" / "b" / "out.jsonl"
+    write_records(path, [Document(id="1", text="x")])
+    assert path.read_text() == '{"id": "1", "text": "x"}\n'
+    assert os.listdir(path.parent) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+
+    def half_way() -> None:
+        with write_atomically(path) as out:
+            out.write("new")
+            out.flush()
+            raise error
+
+    with pytest.raises(error):
+        half_way()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"out\.jsonl: cannot be written: No space left"):
+        write_records(path, [Document(id="1", text="x")])
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/out\.jsonl: cannot be written"):
+        write_records(tmp_path / "file" / "out.jsonl", [])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="folder: cannot be written"):
+        write_records(tmp_path / "folder", [])
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="no regular file"):
+        write_records(tmp_path / "pipe", [Document(id="1", text="x")])
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert read_records(file, Candidate) == [Candidate(**GOOD)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"problem_id": "p", "index": 0, "text": "a", "x": ' + "[" * 3000 + "]" * 3000 + "}",
+        '{"problem_id": "p", "index": 0, "text": "a", "x": ' + "1" * 5000 + "}",
+        '{"problem_id": "p", "index": 0, "text": "a", "x": "\\ud800"}',
+        '{"problem_id": "p", "index": 0, "text": "a", "text": "b"}',
+        '{"problem_id": "p", "index": "' + "9" * 5000 + '", "text": "a"}',
+    ],
+)
+def test_what_no_reader_could_take_back_is_refused(tmp_path, line):
+    file = write_lines(tmp_path / "c.jsonl", GOOD, line)
+    with pytest.raises(InputError) as caught:
+        read_records(file, Candidate)
+    assert str(caught.value).startswith(f"{file}:2: ")
+    assert len(str(caught.value)) < len(str(file)) + 200
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "c.jsonl")
+    with pytest.raises(InputError, match=r"c\.jsonl: this is a pipe or a device"):
+        read_records(tmp_path / "c.jsonl", Candidate)

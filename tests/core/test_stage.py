@@ -1,0 +1,167 @@
+"""A stage survives any stop: what was finished is kept, what was cut short is done again."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from ledom.core.errors import InputError, OutputError
+from ledom.core.records import Document, read_records
+from ledom.core.stage import Stage, even_groups
+
+
+def document(number: int, size: int = 1) -> Document:
+    return Document(id=str(number), text="x" * size)
+
+
+def ids(stage: Stage[Document]) -> list[str]:
+    return [record.id for record in stage.records]
+
+
+def test_finished_work_is_reused(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    assert not stage.complete
+    stage.append([document(2)])
+    stage.append([document(1)])
+    assert not path.exists()
+    stage.finish(key=lambda record: record.id)
+    assert [record.id for record in read_records(path, Document)] == ["1", "2"]
+    again = Stage(path, Document, {"seed": 1})
+    assert again.complete
+    assert ids(again) == ["1", "2"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "out.jsonl",
+        "out.jsonl.settings.json",
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_chunk_cut_short_is_dropped_whole(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1)])
+    stage.append([document(2), document(3)])
+    part = tmp_path / "out.jsonl.part"
+    part.write_bytes(part.read_bytes()[:-cut])
+    stage = Stage(path, Document, {"seed": 1})
+    assert ids(stage) == ["1"]
+    stage.append([document(2), document(3)])
+    assert ids(Stage(path, Document, {"seed": 1})) == ["1", "2", "3"]
+
+
+def test_a_part_without_a_whole_first_line_starts_again(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.part").write_text('{"seed"')
+    assert ids(Stage(tmp_path / "out.jsonl", Document, {"seed": 1})) == []
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    Stage(path, Document, {"seed": 1, "n": 4}).append([document(1)])
+    with pytest.raises(InputError, match=r"out.jsonl.part: .*seed: 1 there, 2 now"):
+        Stage(path, Document, {"seed": 2, "n": 4})
+    stage = Stage(path, Document, {"seed": 1, "n": 4})
+    stage.finish(key=lambda record: record.id)
+    with pytest.raises(InputError, match="another output folder, or remove it"):
+        Stage(path, Document, {"seed": 1, "n": 5})
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl.part").write_text('{"seed": 1}\n{"id": 3}\n')
+    with pytest.raises(InputError, match=r"out.jsonl.part:2: damaged .*remove it"):
+        Stage(tmp_path / "out.jsonl", Document, {"seed": 1})
+
+
+def test_a_part_damaged_in_the_middle_names_the_line(tmp_path: Path) -> None:
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    stage = Stage(path, Document, {"seed": 1})
+    for number in range(3):
+        stage.append([document(number)])
+    lines = part.read_text().splitlines(keepends=True)
+    for line, damaged in ((2, lines[1][:9] + "\n"), (3, "\n"), (3, '[{"id": 7}]\n'), (1, "{}{\n")):
+        changed = [*lines]
+        changed[line - 1] = damaged
+        part.write_text("".join(changed))
+        with pytest.raises(InputError, match=rf"out.jsonl.part:{line}: damaged .*remove it"):
+            Stage(path, Document, {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "settings", ["", "{", '{"seed": 1', "[]", '{"seed": 1}', '{"seed": 1, "sha256": 3}', "\xff"]
+)
+def test_damaged_settings_are_named(tmp_path: Path, settings: str) -> None:
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1)])
+    stage.finish(key=lambda record: record.id)
+    (tmp_path / "out.jsonl.settings.json").write_bytes(settings.encode("latin-1"))
+    with pytest.raises(InputError, match=r"out.jsonl.settings.json: damaged .*remove out.jsonl "):
+        Stage(path, Document, {"seed": 1})
+
+
+def test_a_file_of_unknown_origin_or_changed_since_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1), document(2)])
+    stage.finish(key=lambda record: record.id)
+    whole = path.read_text()
+    for changed in (whole.replace('"x"', '"y"'), whole[: whole.index("\n") + 1], whole + whole):
+        path.write_text(changed)
+        with pytest.raises(InputError, match="out.jsonl: was changed after it was finished"):
+            Stage(path, Document, {"seed": 1})
+    (tmp_path / "out.jsonl.settings.json").unlink()
+    with pytest.raises(InputError, match=r"out.jsonl: its settings are missing .*move it away"):
+        Stage(path, Document, {"seed": 1})
+    assert path.read_text() == whole + whole
+
+
+@pytest.mark.parametrize("stopped_before", ["settings", "removal"])
+def test_a_kill_while_the_file_is_put_in_place(tmp_path: Path, stopped_before: str) -> None:
+    path, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(2), document(1)])
+    kept = part.read_bytes()
+    stage.finish(key=lambda record: record.id)
+    whole = path.read_bytes()
+    part.write_bytes(kept)
+    if stopped_before == "settings":
+        (tmp_path / "out.jsonl.settings.json").unlink()
+    again = Stage(path, Document, {"seed": 1})
+    if not again.complete:
+        again.finish(key=lambda record: record.id)
+    assert path.read_bytes() == whole
+    assert not part.exists()
+    assert Stage(path, Document, {"seed": 1}).complete
+
+
+def test_even_groups() -> None:
+    assert even_groups("", 3) == []
+    assert even_groups("abc", 3) == ["abc"]
+    assert even_groups("abcd", 3) == ["ab", "cd"]
+    assert even_groups("abcdefgh", 3) == ["ab", "cde", "fgh"]
+
+
+def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
+    """A limit on the file's size is the kernel's own way to fail a write half-way."""
+    path = tmp_path / "out.jsonl"
+    stage = Stage(path, Document, {"seed": 1})
+    stage.append([document(1)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        stage.append([document(2, 1000)])
+        with pytest.raises(OutputError, match="run the same command again"):
+            stage.append([document(3, 5000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "out.jsonl.part").stat().st_size == 2000  # it really was cut half-way
+    assert ids(Stage(path, Document, {"seed": 1})) == ["1", "2"]
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    stage = Stage(tmp_path / "file" / "out.jsonl", Document, {})
+    with pytest.raises(OutputError, match=r"file/out.jsonl.part: cannot be written"):
+        stage.append([document(1)])

@@ -1,0 +1,122 @@
+from random import Random
+
+import pytest
+
+from ledom.core.records import Problem, read_records, write_records
+from ledom.data.augment import corrupt, renumber, vary
+from ledom.text.answers import extract_answer
+from ledom.text.arithmetic import is_true
+from ledom.text.solution_style import restyle
+
+CLIPS = Problem(
+    id="clips",
+    question="Natalia sold 48 clips in April, and half as many in May. How many in all?",
+    answer="72",
+    solution="She sold 48/2 = <<48/2=24>>24 in May.\nThat is 48+24 = <<48+24=72>>72 in all.",
+)
+WEEK = Problem(
+    id="week",
+    question="Tom runs 5 miles on 4 days a week. How many miles in 6 weeks, if 25% are uphill?",
+    answer="30",
+    solution="5*4=20\n20*6=120\n25/100*120=30",
+)
+
+
+def lines(problem):
+    return restyle(problem.solution, "equations", problem.answer).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "styled"),
+    [
+        ("He has 15 pens and 4 boxes. 15 * 4 = 60, so 60.\nA: 60", "15 * 4 = 60\n#### 60"),
+        (r"First \(2 \times 3 = 6\), then 6 + 4. #### 10", "2 * 3 = 6\n6 + 4\n#### 10"),
+        ("25% of 80 is 20.\n#### 20", "25% 80 20\n#### 20"),  # nothing is computed
+        ("no numbers", ""),
+    ],
+)
+def test_equations_style(text, styled):
+    assert restyle(text, "equations") == styled
+    assert restyle(styled, "equations") == styled
+
+
+@pytest.mark.parametrize("problem", [CLIPS, WEEK], ids=lambda p: p.id)
+def test_other_numbers_compute_to_their_own_answer(problem):
+    rng = Random(0)
+    seen = set()
+    for _ in range(30):
+        variant = renumber(problem, rng)
+        *equations, last = lines(variant)
+        assert all(is_true(equation) for equation in equations)
+        assert equations[-1].endswith(f" = {variant.answer}")
+        assert last == f"#### {variant.answer}"
+        assert variant.question != problem.question
+        assert "." not in variant.answer  # whole, as it was
+        seen.add(variant.question)
+    assert len(seen) > 10
+
+
+def test_the_question_and_the_solution_change_alike():
+    variant = renumber(CLIPS, Random(1))
+    number = variant.question.split()[2]
+    assert variant.question == CLIPS.question.replace("48", number)
+    half = str(int(number) // 2)
+    assert lines(variant)[0] == f"{number} / 2 = {half}"
+    assert variant.answer == str(int(number) + int(half))
+
+
+def test_a_number_that_a_word_stands_for_is_kept():
+    """`4` might be the weeks of a month, `week` is seven days; 5 and 6 are free."""
+    questions = [renumber(WEEK, Random(seed)).question for seed in range(20)]
+    assert all(" 4 days" in question for question in questions)
+    assert len({question.split()[2] for question in questions}) > 3
+
+
+def test_wrong_solutions_have_a_wrong_answer():
+    rng = Random(0)
+    wrong = {corrupt(CLIPS, rng) for _ in range(60)}
+    assert len(wrong) > 15
+    assert all(extract_answer(text) != "72" for text in wrong)
+    assert "48 + 48 = 96\n#### 96" in wrong  # the first step skipped
+    assert "48 / 2 = 24\n#### 24" in wrong  # stopped early
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [("2 * 3 = 7", "7"), ("It is clear.", "7"), ("2 * 3 = 6", "7"), ("2 / 0 = 6", "6"), ("", "1")],
+)
+def test_what_is_no_chain_of_true_equations_is_left_alone(solution, answer):
+    problem = Problem(id="a", question="What are 2 and 3?", answer=answer, solution=solution)
+    assert renumber(problem, Random(0)) is None
+    assert corrupt(problem, Random(0)) is None
+    assert vary([problem], 3, 3) == ([problem], [])
+
+
+def test_vary_is_deterministic_and_its_files_fit(tmp_path):
+    varied, wrong = vary([CLIPS, WEEK], 3, 4, seed=1)
+    assert vary([CLIPS, WEEK], 3, 4, seed=1) == (varied, wrong)
+    assert vary([CLIPS, WEEK], 3, 4, seed=2) != (varied, wrong)
+    assert len({problem.id for problem in varied}) == len(varied) == 8
+    answers = {problem.id: problem.answer for problem in varied}
+    for candidate in wrong:
+        assert candidate.correct is False
+        assert extract_answer(candidate.text) != answers[candidate.problem_id]
+    assert len({(c.problem_id, c.index) for c in wrong}) == len(wrong) > 20
+
+
+def test_the_command_holds_a_part_out(run, tmp_path):
+    problems = [
+        Problem(id=f"p{i}", question=CLIPS.question, answer="72", solution=CLIPS.solution)
+        for i in range(51)
+    ]
+    write_records(tmp_path / "in.jsonl", problems)
+    options = ["--variants", 1, "--wrong", 1, "--out", tmp_path / "out"]
+    code, _ = run("vary", tmp_path / "in.jsonl", *options)
+    assert code == 0
+    ids = {
+        name: [p.id for p in read_records(tmp_path / "out" / f"{name}.jsonl", Problem)]
+        for name in ("train", "valid")
+    }
+    assert ids["valid"] == ["p0", "p50"]
+    assert not [i for i in ids["train"] if i.split("-")[0] in ids["valid"]]
+    assert len(ids["train"]) == 98

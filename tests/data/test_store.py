@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+
+from ledom.core.errors import InputError, OutputError
+from ledom.data.store import TokenStore, write_store
+from ledom.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def words(word_tokenizer) -> Tokenizer:
+    return word_tokenizer(1000)
+
+
+def store_of(tmp_path, words, *documents: list[int]) -> TokenStore:
+    return write_store(tmp_path / "s", (" ".join(map(str, d)) for d in documents), words)
+
+
+def test_a_store_is_the_documents_each_ended_by_eos(tmp_path, words):
+    store = store_of(tmp_path, words, [5, 6, 7], [], [8])
+    shard = store.shards[0]
+    assert shard.tokens.tolist() == [5, 6, 7, 0, 0, 8, 0]
+    assert shard.ends.tolist() == [4, 5, 7]
+    assert [document.tolist() for document in store.documents()] == [[5, 6, 7, 0], [0], [8, 0]]
+    assert store.manifest["num_documents"] == 3
+    assert store.manifest["num_tokens"] == 7
+    raw = (tmp_path / "s" / "tokens.ds").read_bytes()
+    assert raw == bytes([5, 0, 6, 0, 7, 0, 0, 0, 0, 0, 8, 0, 0, 0])  # little-endian, two bytes
+
+
+def test_a_large_vocabulary_takes_four_bytes(tmp_path, word_tokenizer):
+    store = store_of(tmp_path, word_tokenizer(66_000), [65_999, 3])
+    assert store.shards[0].tokens.dtype == np.uint32
+    assert store.shards[0].tokens.tolist() == [65_999, 3, 0]
+
+
+def test_notes_and_many_documents(tmp_path, words):
+    store = write_store(tmp_path / "s", (str(1 + i % 900) for i in range(2500)), words, source="x")
+    assert store.manifest["source"] == "x"
+    tokens = store.shards[0].tokens
+    assert tokens[::2].tolist() == [1 + i % 900 for i in range(2500)]
+    assert tokens[1::2].tolist() == [0] * 2500
+
+
+def test_texts_of_many_chunks_keep_their_order(tmp_path, words, monkeypatch):
+    monkeypatch.setattr("ledom.data.store._CHUNK_CHARACTERS", 7)
+    store = store_of(tmp_path, words, [1], [22, 33], [444, 555, 666], [7], [8])
+    assert store.shards[0].tokens.tolist() == [1, 0, 22, 33, 0, 444, 555, 666, 0, 7, 0, 8, 0]
+
+
+@pytest.mark.parametrize("name", ["tokens.ds", "tokens.ds.index"])
+def test_a_cut_or_missing_file_is_refused_by_name(tmp_path, words, name):
+    store_of(tmp_path, words, [5, 6, 7], [8])
+    file = tmp_path / "s" / name
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InputError, match=f"{name}: the manifest says .* bytes, found"):
+        TokenStore(tmp_path / "s")
+    file.unlink()
+    with pytest.raises(InputError, match=f"{name}: the manifest says .* bytes, found nothing"):
+        TokenStore(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["tokens.ds", "tokens.ds.index"])
+def test_a_flipped_bit_is_found_by_name(tmp_path, words, name):
+    store = store_of(tmp_path, words, [5, 6, 7], [8])
+    store.verify()
+    file = tmp_path / "s" / name
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: its checksum .* is not the manifest's"):
+        TokenStore(tmp_path / "s").verify()
+
+
+def test_ids_beyond_the_vocabulary_are_refused(tmp_path, words):
+    store_of(tmp_path, words, [5, 6, 999], [8])
+    manifest = tmp_path / "s" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"vocab_size": 1000', '"vocab_size": 999'))
+    with pytest.raises(InputError, match=r"tokens\.ds: it holds the token id 999, the vocabulary"):
+        TokenStore(tmp_path / "s")
+
+
+def test_ranks_share_the_verification(tmp_path, words):
+    store = store_of(tmp_path, words, [5])
+    (tmp_path / "s" / "tokens.ds").write_bytes(b"\1\0\1\0")
+    store.verify(rank=1, world_size=2)  # the only shard is rank 0's
+    with pytest.raises(InputError, match="checksum"):
+        store.verify(rank=0, world_size=2)
+
+
+def test_the_manifest_comes_last(tmp_path, words):
+    store_of(tmp_path, words, [5])
+
+    def texts():
+        yield from ["5 6", "7"]
+        assert not TokenStore.exists(tmp_path / "s")  # nor the one that stood there before
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_store(tmp_path / "s", texts(), words)
+    assert not TokenStore.exists(tmp_path / "s")
+    with pytest.raises(InputError, match=r"no manifest\.json: not a finished token store"):
+        TokenStore(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shards": None}, "key shards: Input should be a valid"),
+        ({"shards": [{"file": "x"}]}, "key shards.0.num_documents: Field required"),
+        ({"vocab_size": "many"}, "key vocab_size: Input should be a valid integer, found 'many'"),
+        ({"dtype": "float64"}, "key dtype: Input should be 'uint16' or 'uint32', found 'float64'"),
+        ({"sources": [1]}, "key sources.0: Input should be a valid"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path, words, change, message):
+    manifest = store_of(tmp_path, words, [5]).folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(InputError, match=f"manifest.json: {message}"):
+        TokenStore(tmp_path / "s")
+
+
+def test_a_manifest_that_is_not_json_is_refused(tmp_path, words):
+    (store_of(tmp_path, words, [5]).folder / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json: not JSON"):
+        TokenStore(tmp_path / "s")
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/store: cannot be written"):
+        write_store(tmp_path / "file" / "store", ["5"], words)
+
+
+def test_no_documents_are_refused(tmp_path, words):
+    with pytest.raises(InputError, match="s: there are no documents to tokenise"):
+        write_store(tmp_path / "s", [], words)
+
+
+def test_the_manifest_tells_the_tokenizer(tmp_path, words):
+    manifest = json.loads((store_of(tmp_path, words, [5]).folder / "manifest.json").read_text())
+    assert manifest["tokenizer"] == words.fingerprint
+    assert manifest["eos_id"] == 0
+    assert manifest["vocab_size"] == 1000

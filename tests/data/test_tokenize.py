@@ -1,0 +1,407 @@
+"""Token stores by datatrove's tasks: the same ids as ever, kept whole through any stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from ledom.core.errors import InputError, MissingExtraError, OutputError, WorkerError
+from ledom.data import tokenize as module
+from ledom.data.documents import Documents, open_documents
+from ledom.data.store import TokenStore
+from ledom.data.tokenize import Execution, TokeniseProgress, tokenise
+from ledom.text.tokenizer import Tokenizer
+
+NUMBERS = [[number, number + 1] for number in range(2, 42)]  # the documents' ids
+
+
+@pytest.fixture
+def words(word_tokenizer: Callable[[int], Tokenizer]) -> Tokenizer:
+    return word_tokenizer(1000)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "documents.jsonl"
+    write(file, NUMBERS)
+    return file
+
+
+def write(file: Path, documents: list[list[int]]) -> None:
+    texts = (" ".join(map(str, ids)) for ids in documents)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tasks run one after the other in this process; returns those that were run."""
+    done: list[int] = []
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+    def run(self: module.LocalExecutor) -> None:
+        for rank in self.get_incomplete_ranks():
+            done.append(rank)
+            self._run_for_rank(rank)
+
+    monkeypatch.setattr(module.LocalExecutor, "run", run)
+    return done
+
+
+def ids_of(store: TokenStore | None) -> list[list[int]]:
+    assert store is not None
+    store.verify()
+    return [document.tolist() for document in store.documents()]
+
+
+EXPECTED = [[*ids, 0] for ids in NUMBERS]
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 8])
+def test_the_store_is_the_documents_in_order(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int], tasks: int
+) -> None:
+    store = tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=tasks))
+    assert ids_of(store) == EXPECTED
+    assert store is not None
+    assert here == [*range(tasks)]
+    assert len(store.shards) == tasks
+    raw = b"".join((tmp_path / "s" / f"{k:05d}_unshuffled.ds").read_bytes() for k in range(tasks))
+    assert raw == np.array(EXPECTED, "<u2").tobytes()  # datatrove's format
+    index = np.fromfile(tmp_path / "s" / "00000_unshuffled.ds.index", "<u8")
+    assert index.tolist() == [3 * (n + 1) for n in range(len(index))]
+    assert Tokenizer.load(tmp_path / "s").fingerprint == words.fingerprint
+    assert store.manifest["num_documents"] == 40
+    assert store.manifest["num_tokens"] == 120
+    assert store.manifest["source"] == "documents.jsonl"
+
+
+def test_datatrove_reads_the_store(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+) -> None:
+    from datatrove.utils.dataset import DatatroveFolderDataset
+
+    tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=2))
+    dataset = DatatroveFolderDataset(str(tmp_path / "s"), seq_len=2, token_size=2)
+    assert len(dataset) == 40
+    assert dataset[1]["input_ids"].tolist() == [3, 4, 0]
+
+
+def test_a_large_vocabulary_takes_four_bytes(
+    tmp_path: Path, word_tokenizer: Callable[[int], Tokenizer], here: list[int]
+) -> None:
+    write(tmp_path / "d.jsonl", [[65_999, 3]])
+    store = tokenise(
+        open_documents([str(tmp_path / "d.jsonl")]),
+        word_tokenizer(66_000),
+        tmp_path / "s",
+        Execution(tasks=2),  # one of them has nothing to do
+    )
+    assert ids_of(store) == [[65_999, 3, 0]]
+
+
+def test_what_is_finished_is_not_done_again(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+) -> None:
+    documents = open_documents([str(file)])
+
+    class Unreadable(Killed):
+        def texts(self, part: int = 0, num_parts: int = 1) -> Any:
+            if part == 2:
+                raise InputError("no key 'text'", path=file, line=26)
+            return documents.texts(part, num_parts)
+
+    with pytest.raises(InputError, match=r"documents\.jsonl:26: no key 'text'"):
+        tokenise(Unreadable(documents), words, tmp_path / "s", Execution(tasks=4))
+    assert here == [0, 1, 2]
+    assert not TokenStore.exists(tmp_path / "s")
+    assert not (tmp_path / "s" / "00002_unshuffled.ds").exists()
+    assert len([*(tmp_path / "s").glob("*.ds")]) == 2
+    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED  # four tasks, as begun
+    assert here == [0, 1, 2, 2, 3]
+    assert not [*(tmp_path / "s").glob("*.part*")]
+    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED
+    assert len(here) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "index gone", "no seal"])
+def test_a_damaged_shard_is_made_again(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int], damage: str
+) -> None:
+    documents = open_documents([str(file)])
+    tokenise(documents, words, tmp_path / "s", Execution(tasks=3))
+    shard = tmp_path / "s" / "00001_unshuffled.ds"
+    if damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "index gone":
+        Path(f"{shard}.index").unlink()
+    else:  # killed between the shard and its seal
+        (tmp_path / "s" / "tasks" / "shards" / "00001.json").unlink()
+        (tmp_path / "s" / "manifest.json").unlink()
+    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED
+    assert here == [0, 1, 2, 1]
+
+
+def test_other_settings_are_refused(
+    tmp_path: Path,
+    words: Tokenizer,
+    word_tokenizer: Callable[[int], Tokenizer],
+    file: Path,
+    here: list[int],
+) -> None:
+    documents = open_documents([str(file)])
+    tokenise(documents, words, tmp_path / "s", Execution(tasks=2))
+    with pytest.raises(InputError, match=r"s: was made with other settings \(tokenizer: "):
+        tokenise(documents, word_tokenizer(999), tmp_path / "s")
+    with pytest.raises(InputError, match=r"\(tasks: 2 there, 3 now\); give another output folder"):
+        tokenise(documents, words, tmp_path / "s", Execution(tasks=3))
+    write(file, NUMBERS[1:])
+    with pytest.raises(InputError, match=r"\(documents: '1 files, \d+ bytes, state .*' there"):
+        tokenise(documents, words, tmp_path / "s")
+    assert here == [0, 1]
+
+
+def test_a_run_without_a_finished_shard_may_start_again_otherwise(
+    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"bad\.jsonl:1"):
+        tokenise(open_documents([str(tmp_path / "bad.jsonl")]), words, tmp_path / "s")
+    assert ids_of(tokenise(open_documents([str(file)]), words, tmp_path / "s")) == EXPECTED
+
+
+def test_a_store_of_another_making_is_left_alone(
+    tmp_path: Path, words: Tokenizer, file: Path
+) -> None:
+    from ledom.data.store import write_store
+
+    write_store(tmp_path / "s", ["5 6"], words)
+    with pytest.raises(InputError, match="a store that was not made by ledom tokenize; give anoth"):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+    assert ids_of(TokenStore(tmp_path / "s")) == [[5, 6, 0]]
+
+
+def test_no_documents_are_refused(tmp_path: Path, words: Tokenizer, here: list[int]) -> None:
+    (tmp_path / "d.jsonl").write_text("\n\n")
+    for tasks in (1, 2):
+        out = tmp_path / str(tasks)
+        with pytest.raises(InputError, match=f"{tasks}: there are no documents to tokenise"):
+            tokenise(open_documents([str(tmp_path)]), words, out, Execution(tasks=tasks))
+
+
+def test_a_place_that_cannot_be_written(
+    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch, here: list[int]
+) -> None:
+    with pytest.raises(OutputError, match=r"documents\.jsonl/s: cannot be written"):
+        tokenise(open_documents([str(file)]), words, file / "s")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.TokenizedFile, "write_bytes", full)
+    with pytest.raises(OutputError, match="s: cannot be written: .*No space left"):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+
+
+def test_two_at_once_are_refused(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with (
+        FileLock(tmp_path / "s" / ".lock"),
+        pytest.raises(OutputError, match="another ledom tokenize is at work there"),
+    ):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+
+
+def test_processes_of_their_own(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+    seen: list[TokeniseProgress] = []
+    execution = Execution(workers=2, tasks=3, on_progress=seen.append)
+    assert ids_of(tokenise(open_documents([str(file)]), words, tmp_path / "s", execution)) == (
+        EXPECTED
+    )
+    assert seen[-1] == TokeniseProgress(tasks_done=3, num_tasks=3, num_tokens=120)
+    assert [p.tasks_done for p in seen] == sorted(p.tasks_done for p in seen)
+
+
+def test_the_error_of_a_process_comes_back(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+    file.write_text(file.read_text() + '{"txt": 1}\n')
+    with pytest.raises(InputError, match=r"documents\.jsonl:41: no key 'text', only txt"):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(workers=1, tasks=1))
+    assert not TokenStore.exists(tmp_path / "s")
+
+
+class Killed:
+    """Documents whose second part is the death of whoever reads it."""
+
+    num_bytes, source = None, "documents.jsonl"
+
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
+
+    def settings(self) -> dict[str, Any]:
+        return self.documents.settings()
+
+    def texts(self, part: int = 0, num_parts: int = 1) -> Any:
+        yield from self.documents.texts(part, num_parts)
+        if part == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_task_leaves_nothing_that_counts(
+    tmp_path: Path, words: Tokenizer, file: Path
+) -> None:
+    documents = open_documents([str(file)])
+    out, execution = tmp_path / "s", Execution(workers=1, tasks=2)
+    with pytest.raises(WorkerError, match="task 1 was killed by signal 9 .* run the same command"):
+        tokenise(Killed(documents), words, out, execution)
+    assert [f.name for f in out.glob("*.ds")] == ["00000_unshuffled.ds"]
+    assert [*out.glob("00001*.part")]
+    assert not TokenStore.exists(out)
+    made = (out / "00000_unshuffled.ds").stat().st_mtime_ns
+    assert ids_of(tokenise(documents, words, out, execution)) == EXPECTED
+    assert (out / "00000_unshuffled.ds").stat().st_mtime_ns == made
+    assert not [*out.glob("*.part*")]
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("settings.json", '{"tasks": "2"}', "key tasks: Input should be a valid integer"),
+        ("settings.json", "[" * 9000, "groups more than 64 deep"),
+        ("shards/00000.json", '{"file": "x"}', "key num_documents: Field required"),
+        ("shards/00000.json", '{"file": "x"', "not JSON"),
+    ],
+)
+def test_damaged_notes_on_what_is_finished_are_refused(
+    tmp_path: Path, words: Tokenizer, file: Path, name: str, contents: str, message: str
+) -> None:
+    documents, out = open_documents([str(file)]), tmp_path / "s"
+    execution = Execution(workers=1, tasks=2)
+    tokenise(documents, words, out, execution)
+    (out / "tasks" / name).write_text(contents)
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        tokenise(documents, words, out, execution)
+
+
+def test_unknown_executor(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+    with pytest.raises(InputError, match="unknown executor 'dask'; known: local, slurm, ray"):
+        tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution("dask"))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's programs as stand-ins; `sbatch` keeps what it is given in this folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, line in {
+        "sbatch": f'for last; do :; done; cat "$last" >> {folder}/jobs; echo Submitted job 42',
+        "scontrol": "echo node1",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
+
+
+def test_slurm_gets_a_job_of_all_tasks(
+    tmp_path: Path, words: Tokenizer, file: Path, cluster: Path
+) -> None:
+    options = {"partition": "cpu", "time": "4:00:00", "account": "me"}
+    execution = Execution("slurm", workers=7, tasks=3, slurm=options)
+    documents = open_documents([str(file)])
+    assert tokenise(documents, words, tmp_path / "s", execution) is None
+    asked = (cluster / "jobs").read_text()
+    for line in (
+        "--partition=cpu",
+        "--time=4:00:00",
+        "--account=me",
+        "--array=0-2%7",
+        "--cpus-per-task=1",
+        "--job-name=ledom-tokenize",
+    ):
+        assert f"#SBATCH {line}\n" in asked
+    assert "--qos" not in asked
+    pickled = tmp_path / "s" / "tasks" / "executor.pik"
+    assert f"launch_pickled_pipeline {pickled}" in asked
+    # Each job of the array, as Slurm would start it; the last one finishes the store.
+    for task in range(3):
+        assert not TokenStore.exists(tmp_path / "s")
+        subprocess.run(
+            [sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline", str(pickled)],
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"},
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
+    assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED
+    assert ids_of(tokenise(documents, words, tmp_path / "s", execution)) == EXPECTED
+
+
+def test_slurm_needs_its_programs_and_a_partition(
+    tmp_path: Path, words: Tokenizer, file: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = open_documents([str(file)])
+    with pytest.raises(InputError, match="give its partition, as --slurm partition=NAME"):
+        tokenise(documents, words, tmp_path / "s", Execution("slurm"))
+    (cluster / "sbatch").write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(InputError, match=r"sbatch refused the job \(exit code 3\)"):
+        tokenise(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="there is no sbatch here; start it where Slurm is"):
+        tokenise(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
+
+
+def test_ray_gets_a_core_a_task(
+    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    ran: list[Any] = []
+
+    def run(self: Any) -> None:
+        ran.append(self)
+        for rank in self.get_incomplete_ranks():
+            self._run_for_rank(rank)
+
+    monkeypatch.setattr(module.RayPipelineExecutor, "run", run)
+    store = tokenise(
+        open_documents([str(file)]), words, tmp_path / "s", Execution("ray", workers=5, tasks=3)
+    )
+    assert ids_of(store) == EXPECTED
+    (executor,) = ran
+    assert (executor.tasks, executor.workers, executor.cpus_per_task) == (3, 5, 1)
+    assert Path(executor.logging_dir.path) == tmp_path / "s" / "tasks"
+
+
+def test_ray_is_an_extra_and_may_lose_tasks(
+    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = open_documents([str(file)])
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"ray is not .*pip install 'ledom\[ray\]'"):
+        tokenise(documents, words, tmp_path / "s", Execution("ray"))
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.setattr(module.RayPipelineExecutor, "run", lambda self: None)  # it only warns
+    with pytest.raises(WorkerError, match="not all of the 2 tasks have finished, see .*logs"):
+        tokenise(documents, words, tmp_path / "s", Execution("ray", tasks=2))
+
+
+def test_tasks_go_by_size_and_workers(tmp_path: Path, file: Path) -> None:
+    documents = open_documents([str(file)])
+    assert module._count_tasks(documents, Execution(workers=3)) == 3
+    with (tmp_path / "large.jsonl").open("wb") as large:
+        large.truncate(5 * 2**28 + 1)
+    documents = open_documents([str(tmp_path / "large.jsonl")])
+    assert module._count_tasks(documents, Execution(workers=3)) == 6

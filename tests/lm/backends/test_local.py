@@ -1,0 +1,221 @@
+"""The torch backend beyond the contract: batches, rows, borders, distributions, dtypes, devices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import ledom
+from ledom.core.errors import InputError
+from ledom.core.records import Problem
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.language_model import Sampling, Target
+
+TEXTS = [
+    "Ava has 12 apples.\n\n12 + 3 = 15\n#### 15",
+    "naïve café, 数学は楽しい 🎉🎉",
+    "שלום עולם 42",
+    "7",
+]
+
+
+@pytest.fixture(scope="module", params=["forward", "reverse"])
+def lm(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> HFLanguageModel:
+    """Both directions, in turn."""
+    loaded = ledom.load(checkpoints[request.param], device="cpu", rows=8)
+    assert isinstance(loaded, HFLanguageModel)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def plain(lm: HFLanguageModel) -> PreTrainedModel:
+    """The same weights as transformers loads them."""
+    return AutoModelForCausalLM.from_pretrained(lm.path, dtype=torch.float32).eval()
+
+
+def whole(lm: HFLanguageModel, text: str) -> Target:
+    """All of a document that has context: all but the first token in model order."""
+    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
+    reverse = str(lm.direction) == "reverse"
+    return Target(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
+
+
+@torch.no_grad()
+def by_hand(plain: PreTrainedModel, ids: list[int], reverse: bool) -> list[float]:
+    """Per-token log-probabilities in reading order, one text at a time, flipped by hand."""
+    fed = list(reversed(ids)) if reverse else ids
+    logprobs = plain(torch.tensor([fed])).logits[0].log_softmax(-1)
+    values = [logprobs[i - 1, fed[i]].item() for i in range(1, len(fed))]
+    return list(reversed(values)) if reverse else values
+
+
+def test_small_batches_change_nothing(lm: HFLanguageModel) -> None:
+    targets = [whole(lm, text) for text in TEXTS * 3]
+    large = lm.logprobs(targets)
+    lm.tokens_per_batch = 40
+    small = lm.logprobs(targets)
+    lm.tokens_per_batch = 4096
+    for a, b in zip(large, small, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4)
+
+
+def test_shared_beginnings_change_nothing(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+    """Texts that share what the model reads first, some of them whole, some of it twice."""
+    shared, more = " 1 + 2 = 3" * 4, " 4 + 5 = 9" * 4
+    parts = [(shared, ""), (shared, " 7"), (shared + more, " 8"), (shared + more, " 99 is so")] * 2
+    reverse = str(lm.direction) == "reverse"
+    targets = [whole(lm, own + common if reverse else common + own) for common, own in parts]
+    for target, values in zip(targets, lm.logprobs(targets), strict=True):
+        expected = by_hand(plain, list(target.ids), reverse)
+        np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def prompts(problems: list[Problem], count: int) -> list[str]:
+    return [problem.question[: 20 + 7 * i] for i, problem in enumerate(problems[:count])]
+
+
+def test_greedy_equals_generate(
+    lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
+) -> None:
+    """Token for token, with more prompts than rows, so that rows are given to the next."""
+    texts = prompts(problems, 20)
+    made = dict(lm.generate(texts, Sampling(temperature=0, max_tokens=24)))
+    reverse = str(lm.direction) == "reverse"
+    eos = lm.tokenizer.eos_id
+    for place, text in enumerate(texts):
+        ids = lm.tokenizer.encode(text).ids
+        context = [eos, *(reversed(ids) if reverse else ids)]
+        out = plain.generate(
+            torch.tensor([context]), do_sample=False, max_new_tokens=24, pad_token_id=eos
+        )[0, len(context) :].tolist()
+        new = out[: out.index(eos)] if eos in out else out
+        assert made[place][0].ids == (new[::-1] if reverse else new)
+        assert made[place][0].finish_reason == ("stop" if eos in out else "length")
+        assert made[place][0].text == lm.tokenizer.decode(made[place][0].ids)
+
+
+@torch.no_grad()
+def test_self_certainty_is_the_distance_from_knowing_nothing(
+    lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
+) -> None:
+    """KL(uniform || p) summed over the vocabulary, read off one plain pass over the whole text.
+
+    Temperature and truncation change what is drawn, not how sure the model is of it.
+    """
+    eos, size = lm.tokenizer.eos_id, plain.config.vocab_size
+    reverse = str(lm.direction) == "reverse"
+    texts = prompts(problems, 12)
+    endings = set()
+    for sampling in (Sampling(1.3, top_k=200, max_tokens=60), Sampling(0, max_tokens=24)):
+        for place, generations in lm.generate(texts, sampling, 4):
+            ids, one = lm.tokenizer.encode(texts[place]).ids, generations[-1]
+            drawn = one.ids + [eos] * (one.finish_reason == "stop")
+            endings.add(one.finish_reason)
+            if reverse:
+                ids, drawn = ids[::-1], one.ids[::-1] + drawn[len(one.ids) :]
+            logits = plain(torch.tensor([[eos, *ids, *drawn]])).logits[0, len(ids) : -1].double()
+            p = logits.softmax(-1)
+            divergence = ((1 / size) * (torch.log(torch.tensor(1 / size)) - p.log())).sum(-1)
+            assert one.self_certainty == pytest.approx(divergence.mean().item(), rel=1e-4)
+    assert endings == {"stop", "length"}
+
+
+def test_a_row_may_end_at_the_caches_last_column(lm: HFLanguageModel) -> None:
+    """Eight rows end together, one of them at the last column; seven texts follow in the others."""
+    eos = lm.tokenizer.eos_id
+    long = "7" * 55  # 56 ids with EOS: the ninth token is written to column 64, the last
+    assert len(lm.tokenizer.encode(long).ids) == 55
+    texts = ["7"] * 7 + [long] + ["8"] * 7
+    made = dict(lm.generate(texts, Sampling(temperature=0, max_tokens=9)))
+    assert len(made) == len(texts)
+    assert all(made[i][0].ids == made[8][0].ids for i in range(8, 15))
+    assert eos not in made[7][0].ids
+
+
+def test_samples_follow_the_models_distribution(
+    lm: HFLanguageModel, plain: PreTrainedModel
+) -> None:
+    """The first token's frequencies over many samples against the model's own probabilities."""
+    lm.rows, before = 256, lm.rows
+    try:
+        sampling = Sampling(temperature=0.5, max_tokens=1, seed=1)
+        samples = dict(lm.generate(["7"], sampling, num_samples=4000))[0]
+    finally:
+        lm.rows = before
+    eos = lm.tokenizer.eos_id
+    with torch.no_grad():
+        logits = plain(torch.tensor([[eos, *lm.tokenizer.encode("7").ids]])).logits[0, -1]
+    probabilities = (logits / 0.5).softmax(-1)
+    drawn = [g.ids[0] if g.ids else eos for g in samples]
+    for token in probabilities.topk(3).indices.tolist():
+        expected = probabilities[token].item()
+        error = (expected * (1 - expected) / 4000) ** 0.5
+        assert abs(drawn.count(token) / 4000 - expected) < 5 * error
+
+
+def test_top_k_and_top_p_keep_to_the_likeliest(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+    eos = lm.tokenizer.eos_id
+    with torch.no_grad():
+        logits = plain(torch.tensor([[eos, *lm.tokenizer.encode("7").ids]])).logits[0, -1]
+    order = logits.softmax(-1).sort(descending=True)
+    allowed = set(order.indices[:3].tolist())
+    samples = dict(lm.generate(["7"], Sampling(top_k=3, max_tokens=1), num_samples=60))[0]
+    assert {g.ids[0] if g.ids else eos for g in samples} <= allowed
+    nucleus = order.indices[: int((order.values.cumsum(0) < 0.3).sum()) + 1].tolist()
+    samples = dict(lm.generate(["7"], Sampling(top_p=0.3, max_tokens=1), num_samples=60))[0]
+    assert {g.ids[0] if g.ids else eos for g in samples} <= set(nucleus)
+
+
+def test_going_on_from_borders_is_as_if_they_had_not_been_there(lm: HFLanguageModel) -> None:
+    prompt = "Ava has 12 apples.\n\n"
+    greedy = Sampling(temperature=0.0, max_tokens=30)
+    ((_, (expected,)),) = lm.generate([prompt], greedy)
+    pieces = replace(greedy, border="[^ ]")  # nearly every token
+    ((_, (part,)),) = lm.generate([prompt], pieces)
+    ids = part.ids
+    while part.finish_reason == "border" and len(ids) < len(expected.ids):
+        ((_, (part,)),) = lm.generate([part], pieces)
+        ids = ids + part.ids if str(lm.direction) == "forward" else part.ids + ids
+    assert len(part.ids) < len(expected.ids)  # it did come in pieces
+    assert ids == expected.ids
+
+
+def test_a_border_before_any_text_does_not_count(lm: HFLanguageModel) -> None:
+    found = lm._border_finder("\\s")
+    ids = lm.tokenizer.encode(" \n").ids
+    assert not found(ids)
+
+
+def test_many_go_on_from_one_border(lm: HFLanguageModel) -> None:
+    """Kept keys and values give the draws that a prompt read anew gives."""
+    pieces = Sampling(temperature=1.0, max_tokens=12, seed=3, border="[ .0-9]")
+    ((_, firsts),) = lm.generate(["Ava has 12 apples.\n\n"], pieces, 6)
+    cut = [first for first in firsts if first.finish_reason == "border"]
+    assert cut
+    anew = [replace(first, resume=replace(first.resume, kept=None)) for first in cut]
+    assert dict(lm.generate(cut, pieces, 3)) == dict(lm.generate(anew, pieces, 3))
+    with pytest.raises(InputError, match="by the model that wrote it"):
+        list(lm.generate([replace(cut[0], resume=None)], pieces))
+
+
+def test_dtypes_by_name(checkpoints: dict[str, Path]) -> None:
+    exact = ledom.load(checkpoints["reverse"], device="cpu")
+    rough = ledom.load(checkpoints["reverse"], device="cpu", dtype="bfloat16")
+    assert isinstance(rough, HFLanguageModel)
+    assert rough.model.dtype == torch.bfloat16
+    target = whole(rough, TEXTS[0])
+    np.testing.assert_allclose(rough.logprobs([target])[0], exact.logprobs([target])[0], atol=0.3)
+    assert rough.fingerprint != exact.fingerprint  # their scores are not to be mixed
+    with pytest.raises(InputError, match="dtype is 'int8'; give auto, float32, bfloat16, float16"):
+        ledom.load(checkpoints["reverse"], dtype="int8")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there(checkpoints: dict[str, Path], device: str) -> None:
+    with pytest.raises(InputError, match=f"device '{device}' cannot be used .*give cpu, cuda"):
+        ledom.load(checkpoints["reverse"], device=device)

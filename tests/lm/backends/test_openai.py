@@ -1,0 +1,207 @@
+"""The server backend against a server in this process that speaks the documented protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ledom
+from ledom.core.errors import DirectionError, InputError, ServerError
+from ledom.lm.backends.openai import OpenAILanguageModel, _RateLimit
+from ledom.lm.language_model import Sampling, Target
+from ledom.text.tokenizer import Tokenizer
+from stand_ins import CompletionsServer, Reply
+
+
+def answer(body: dict[str, Any]) -> dict[str, Any]:
+    """Completions of the fake model: echoed log-probabilities of the prompt, or n texts."""
+    if body.get("echo"):
+        ids = body["prompt"]
+        values = [None, *(-math.log1p((a + b) % 7) for a, b in pairwise(ids))]
+        logprobs = {"token_logprobs": [*values, -0.1], "tokens": ["?"] * (len(ids) + 1)}
+        choices = [{"index": 0, "text": "?", "finish_reason": "length", "logprobs": logprobs}]
+    else:
+        choices = [
+            {"index": i, "text": f"{body['prompt'][:3]} {i}", "finish_reason": reason}
+            for i, reason in zip(range(body.get("n", 1)), ["stop", "length"] * 99, strict=False)
+        ]
+    return {"id": "c", "object": "text_completion", "created": 1, "choices": choices}
+
+
+@pytest.fixture
+def server() -> Iterator[CompletionsServer]:
+    server = CompletionsServer(answer)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def load(
+    server: CompletionsServer, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., OpenAILanguageModel]:
+    """The backend on this test's server; pauses between tries are cut short."""
+    import openai._base_client as base
+
+    monkeypatch.setattr(base, "INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(base, "MAX_RETRY_DELAY", 0.02)
+    tokenizer.save(tmp_path)
+
+    def make(direction: str = "forward", **options: Any) -> OpenAILanguageModel:
+        options = {"base_url": server.url, "api_key": "k", "tokenizer": tmp_path, **options}
+        lm = ledom.load("openai:m", direction, **options)
+        assert isinstance(lm, OpenAILanguageModel)
+        return lm
+
+    return make
+
+
+def targets(lm: ledom.LanguageModel) -> list[Target]:
+    texts = ["Ava has 12 apples.", "7", "naïve café 数学"]
+    ids = [[lm.tokenizer.eos_id, *lm.tokenizer.encode(t).ids, lm.tokenizer.eos_id] for t in texts]
+    reverse = str(lm.direction) == "reverse"
+    spans = [(0, len(i) - 1) if reverse else (1, len(i)) for i in ids]
+    return [Target(i, *span) for i, span in zip(ids, spans, strict=True)]
+
+
+def test_texts_come_back_by_prompt(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer
+) -> None:
+    lm = load(bos_token="")  # as its tokenizer does: the prompt goes as it is
+    sampling = Sampling(temperature=0.7, top_k=5, top_p=0.9, max_tokens=9, seed=3)
+    made = dict(lm.generate(["one?", "two?"], sampling, 2))
+    assert [text.text for text in made[1]] == ["two 0", "two 1"]
+    assert [text.finish_reason for text in made[0]] == ["stop", "length"]
+    assert made[0][0].ids == lm.tokenizer.encode("one 0").ids
+    body = next(body for body in server.requests if body["prompt"] == "two?")
+    assert body.pop("seed") != 3  # which another prompt would have too
+    expected = {"model": "m", "n": 2, "max_tokens": 9, "temperature": 0.7, "top_p": 0.9}
+    assert body == expected | {"prompt": "two?", "top_k": 5}
+
+
+@pytest.mark.parametrize("fault", [(429, b"{}"), (500, b"oops"), (503, b""), None])
+def test_what_may_pass_is_tried_again(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer, fault: Reply | None
+) -> None:
+    lm = load(concurrency=1)
+    server.faults = [fault, fault]
+    assert len(lm.logprobs(targets(lm)[:1])[0]) > 0
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ((401, b'{"error": {"message": "no key"}}'), "m: the server answered 401: .*no key"),
+        ((404, b"{}"), "the server answered 404"),
+        ((500, b"oops"), "the server answered 500"),
+        ((200, b"garbage"), "no usable answer from the server"),
+        ((200, b'{"choices": [null]}'), "makes no sense"),
+        ((200, b'{"choices": [{"logprobs": {"token_logprobs": 7}}]}'), "makes no sense"),
+        (
+            (
+                200,
+                b'{"choices": [{"logprobs": {"token_logprobs": ["a", "b", {}, "c"' + b","
+                b'"d"' * 60 + b"]}}]}",
+            ),
+            "makes no sense",
+        ),
+        ((200, b'{"choices": []}'), "no log-probabilities of the prompt's tokens"),
+        ((200, b'{"choices": [{"text": "x", "logprobs": null}]}'), "no log-probabilities"),
+        (
+            (200, b'{"choices": [{"logprobs": {"token_logprobs": [null, -1]}}]}'),
+            "it can be sampled",
+        ),
+        (None, "no usable answer from the server: Connection error"),
+    ],
+)
+def test_what_does_not_pass_is_one_clear_line(
+    load: Callable[..., OpenAILanguageModel],
+    server: CompletionsServer,
+    reply: Reply | None,
+    message: str,
+) -> None:
+    server.always = lambda _: reply
+    lm = load(max_retries=1, concurrency=1)
+    with pytest.raises(ServerError, match=message):
+        lm.logprobs(targets(lm))
+
+
+def test_too_few_texts_are_refused(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer
+) -> None:
+    server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
+    with pytest.raises(ServerError, match="asked for 3 texts, the server sent 1"):
+        list(load().generate(["one?"], Sampling(), 3))
+
+
+def test_a_server_that_dies_half_way_keeps_what_it_gave(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer
+) -> None:
+    lm = load(max_retries=0, concurrency=1)
+    server.faults = [(200, json.dumps(answer({"prompt": "one?", "n": 1})).encode()), None]
+    texts = lm.generate(["one?", "two?", "three?"], Sampling())
+    assert next(texts)[1][0].text == "one 0"
+    with pytest.raises(ServerError):
+        next(texts)
+    assert len(server.requests) <= 3
+
+
+def test_a_model_folder_says_how_its_model_reads(
+    load: Callable[..., OpenAILanguageModel], checkpoints: dict[str, Path]
+) -> None:
+    lm = load(None, tokenizer=checkpoints["reverse"])
+    assert (lm.direction, lm.bos_ids, lm.context) == (ledom.Direction.REVERSE, [0], 512)
+    with pytest.raises(DirectionError, match="asked for as forward"):
+        load("forward", tokenizer=checkpoints["reverse"])
+    assert load("forward").bos_ids == [0]  # a tokenizer alone, which puts nothing in front itself
+
+
+def test_a_model_that_reads_eos_first_is_sent_ids(
+    load: Callable[..., OpenAILanguageModel],
+    server: CompletionsServer,
+    checkpoints: dict[str, Path],
+) -> None:
+    server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
+    lm = load(tokenizer=checkpoints["forward"])
+    list(lm.generate(["one?"], Sampling()))
+    assert server.requests[0]["prompt"] == [lm.tokenizer.eos_id, *lm.tokenizer.encode("one?").ids]
+
+
+def test_reverse_text_needs_its_ids(
+    load: Callable[..., OpenAILanguageModel], server: CompletionsServer
+) -> None:
+    server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
+    with pytest.raises(ServerError, match="no token ids .it must take return_token_ids"):
+        list(load("reverse").generate(["x"], Sampling()))
+
+
+def test_what_must_be_given(
+    load: Callable[..., OpenAILanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DirectionError, match="a server records no direction"):
+        load(None)
+    with pytest.raises(InputError, match="openai:m,tokenizer=FOLDER"):
+        load(tokenizer=None)
+    with pytest.raises(InputError, match="concurrency is 0"):
+        load(concurrency=0)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert load(api_key=None)  # a server of one's own may ask for no key
+    with pytest.raises(InputError, match="OPENAI_API_KEY"):
+        load(api_key=None, base_url=None)
+
+
+def test_requests_start_at_the_rate_that_is_allowed() -> None:
+    limit = _RateLimit(50.0)
+    started = time.monotonic()
+    for _ in range(6):
+        limit.wait()
+    assert time.monotonic() - started >= 5 / 50
+    with pytest.raises(InputError, match="requests_per_second is 0"):
+        _RateLimit(0)

@@ -1,0 +1,60 @@
+"""The vLLM backend beyond the contract: what it asks of vLLM, and what vLLM refuses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import ledom
+from ledom.core.errors import CheckpointError
+from ledom.lm.backends import vllm as backend
+from ledom.lm.language_model import Sampling
+from stand_ins import LLM, vllm_module
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", vllm_module())
+
+
+def test_what_the_engine_is_given(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["forward"]
+    lm = ledom.load(f"vllm:{folder},tensor_parallel_size=2,max_model_len=100", dtype="bfloat16")
+    assert LLM.made[-1] == {
+        "model": str(folder),
+        "dtype": "bfloat16",
+        "skip_tokenizer_init": True,  # ids in, ids out
+        "enable_prefix_caching": False,  # cached tokens have no log-probabilities
+        "tensor_parallel_size": 2,
+        "gpu_memory_utilization": 0.9,
+        "max_model_len": 100,
+    }
+    assert lm.context == 98
+    assert lm.fingerprint != ledom.load(f"vllm:{folder}").fingerprint
+
+
+@pytest.mark.parametrize("option", ["max_model_len=9999", "no_such_option=1"])
+def test_what_vllm_refuses_is_one_clear_line(checkpoints: dict[str, Path], option: str) -> None:
+    with pytest.raises(CheckpointError, match=r"reverse: vLLM cannot load this: .+"):
+        ledom.load(f"vllm:{checkpoints['reverse']},{option}")
+
+
+def test_parts_are_there_before_all_is_done(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_TOGETHER", 4)
+    lm = ledom.load(f"vllm:{checkpoints['forward']}")
+    calls: list[int] = []
+    real = LLM.generate
+
+    def counted(self, prompts, *args, **kwargs):
+        calls.append(len(prompts))
+        return real(self, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(LLM, "generate", counted)
+    texts = lm.generate(["1", "2", "3"], Sampling(max_tokens=2), num_samples=2)
+    assert [next(texts)[0], calls] == [0, [4]]
+    assert [place for place, _ in texts] == [1, 2]
+    assert calls == [4, 2]

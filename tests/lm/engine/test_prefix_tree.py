@@ -1,0 +1,66 @@
+import random
+
+import pytest
+
+from ledom.lm.engine.prefix_tree import PrefixTree, batches, shared_length
+
+
+def rebuilt(tree):
+    return [[tree.ids[column] for column in places] for places in tree.places]
+
+
+def test_shared_length():
+    assert shared_length([1, 2, 3], [1, 2, 4]) == 2
+    assert shared_length([1, 2], [1, 2, 4]) == 2
+    assert shared_length([1], [2]) == shared_length([], [2]) == 0
+
+
+def test_two_levels_by_hand():
+    demonstrations, first, second = [7] * 20, [1] * 16, [2] * 16
+    texts = sorted(demonstrations + q + y for q in (first, second) for y in ([3, 4], [5]))
+    tree = PrefixTree.build(texts)
+    assert tree.sizes == [20, 16, 2, 1, 16, 2, 1]
+    assert tree.ancestors == [[], [0], [0, 1], [0, 1], [0], [0, 4], [0, 4]]
+    assert tree.positions[36:39] == [36, 37, 36]
+    assert rebuilt(tree) == texts
+
+
+def test_little_in_common_is_not_shared():
+    tree = PrefixTree.build([[1] * 15 + [2], [1] * 15 + [3]])
+    assert tree.ancestors == [[], []]
+    assert len(tree.ids) == 32
+
+
+def test_equal_texts_are_one():
+    tree = PrefixTree.build([[1, 2, 3]] * 4)
+    assert tree.ids == [1, 2, 3]
+    assert rebuilt(tree) == [[1, 2, 3]] * 4
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_texts_are_rebuilt(seed):
+    rng = random.Random(seed)
+    stems = [[rng.randrange(3) for _ in range(rng.randrange(60))] for _ in range(4)]
+    texts = sorted(
+        rng.choice(stems)[: rng.randrange(1, 61)] + [rng.randrange(3) for _ in range(1 + seed % 5)]
+        for _ in range(60)
+    )
+    tree = PrefixTree.build(texts)
+    assert rebuilt(tree) == texts
+    assert len(tree.ids) == len(tree.positions) == sum(tree.sizes) <= sum(map(len, texts))
+    for text, places in zip(texts, tree.places, strict=True):
+        assert [tree.positions[column] for column in places] == list(range(len(text)))
+
+
+def test_batches_hold_every_text_once_within_the_budget():
+    rng = random.Random(0)
+    question = [9] * 50
+    texts = [question + [rng.randrange(8) for _ in range(rng.randrange(1, 30))] for _ in range(200)]
+    groups = list(batches(texts, 200))
+    assert sorted(place for group in groups for place in group) == list(range(200))
+    for group in groups:
+        assert [texts[i] for i in group] == sorted(texts[i] for i in group)
+        assert len(PrefixTree.build([texts[i] for i in group]).ids) <= 200 + len(group) * 16
+    assert len(groups) < sum(map(len, texts)) / 200 / 2  # sharing pays
+    assert list(batches([[1] * 500], 100)) == [[0]]
+    assert list(batches([], 100)) == []

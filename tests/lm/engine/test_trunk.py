@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ledom.lm.engine.prefix_tree import PrefixTree
+from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
+from ledom.model import attention
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+FAMILIES = {
+    "llama": {},
+    "llama, biases": {"attention_bias": True},
+    "llama, wide heads": {"head_dim": 16},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": None},
+}
+
+
+def pair_of_models(family):
+    """The same random weights behind our attention and behind transformers' own."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family.split(",")[0], **SHAPE, **FAMILIES[family])
+    plain = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for parameter in plain.parameters():  # biases and norms too
+        torch.nn.init.normal_(parameter, std=0.2)
+    config = AutoConfig.for_model(family.split(",")[0], **SHAPE, **FAMILIES[family])
+    ours = AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention.IMPLEMENTATION
+    ).eval()
+    ours.load_state_dict(plain.state_dict())
+    return plain, ours
+
+
+def some_texts():
+    rng = np.random.default_rng(0)
+    shots = rng.integers(40, size=150).tolist()
+    questions = [rng.integers(40, size=40).tolist() for _ in range(2)]
+    tails = [rng.integers(40, size=n).tolist() for n in (70, 3, 140, 1)]
+    return sorted([[1, 2, 3], *(shots + q + tail for q in questions for tail in tails)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_outputs_equal_transformers_text_by_text(family):
+    plain, ours = pair_of_models(family)
+    trunk = build_trunk(ours)
+    assert type(trunk) is (Trunk if family == "qwen3" else LlamaTrunk)
+    texts = some_texts()
+    tree = PrefixTree.build(texts)
+    assert len(tree.ids) < 0.4 * sum(map(len, texts))
+    ids, positions = torch.tensor(tree.ids), torch.tensor(tree.positions)
+    everything = TreeAttention(tree, None, torch.device("cpu"), torch.float32)
+    hidden = trunk(ids, positions, everything)
+    wanted = np.arange(0, len(tree.ids), 3)[5:]  # with gaps, and not from the start
+    some = trunk(
+        ids,
+        positions,
+        TreeAttention(tree, wanted, torch.device("cpu"), torch.float32),
+        torch.from_numpy(wanted),
+    )
+    torch.testing.assert_close(some, hidden[wanted], atol=1e-5, rtol=1e-5)
+    for text, places in zip(texts, tree.places, strict=True):
+        alone = plain.base_model(torch.tensor([text])).last_hidden_state[0]
+        torch.testing.assert_close(hidden[places], alone, atol=2e-5, rtol=1e-4)
+
+
+LOGITS = {  # architectures that do more than project, with settings that make it show
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 3.0},
+    "gemma2": {"final_logit_softcapping": 2.0, "attn_logit_softcapping": None, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("family", LOGITS)
+@torch.inference_mode()
+def test_logits_are_finished_as_the_model_does(family):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SHAPE, **LOGITS[family])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    ids = torch.arange(36)[None]
+    found = build_trunk(model).logits(model.base_model(ids).last_hidden_state[0])
+    plain = model.get_output_embeddings()(model.base_model(ids).last_hidden_state[0])
+    assert (found - plain).abs().max() > 0.1
+    torch.testing.assert_close(found, model(ids).logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_other_shapes_keep_their_own_modules():
+    for change in ({"hidden_act": "gelu"}, {"mlp_bias": True}):
+        config = AutoConfig.for_model("llama", **SHAPE, **change)
+        model = AutoModelForCausalLM.from_config(config)
+        assert type(build_trunk(model)) is Trunk
+    config = AutoConfig.for_model("mistral", **SHAPE, sliding_window=64)
+    assert type(build_trunk(AutoModelForCausalLM.from_config(config))) is Trunk
+
+
+def test_joined_weights_take_no_more_memory():
+    _, ours = pair_of_models("llama")
+    before = {name: p.clone() for name, p in ours.named_parameters()}
+    layer = LlamaTrunk(ours).layers[0]
+    own = ours.base_model.layers[0]
+    for module, joined in ((own.self_attn.k_proj, layer.qkv), (own.mlp.up_proj, layer.up)):
+        assert module.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+def test_attention_without_the_fused_kernel_is_the_same(heads, monkeypatch):
+    """What devices without it run, a few queries at a time."""
+    from ledom.lm.engine import tree_attention
+
+    torch.manual_seed(0)
+    q = torch.randn(1, heads, 50, 16)
+    k, v = torch.randn(2, 1, 2, 70, 16)
+    mask = torch.full((50, 70), -torch.inf).triu(21)
+    monkeypatch.setattr(tree_attention, "_SCORES_BYTES", 4 * heads * 70 * 7)
+    for given in (None, mask):
+        fused = tree_attention._fused(q, k, v, given)
+        written_out = tree_attention._written_out(q, k, v, given)
+        for a, b in zip(fused, written_out, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)

@@ -1,0 +1,231 @@
+"""What metrics say of both directions: small files by hand, and a real pair."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ledom.core.errors import InputError
+from ledom.report.compare import compare_runs, gap_of, read_courses, tokens_to_reach
+
+
+def row_of(step, loss=5.0, valid=None, tokens=100, **more):
+    """A row of metrics; `valid` has a loss for each of three windows of 10, 10 and 20 tokens."""
+    row = {"step": step, "loss": loss, "tokens": tokens, "tokens_per_second": 10.0 * step, **more}
+    if valid is not None:
+        row |= {
+            "valid_loss": (valid[0] + valid[1] + 2 * valid[2]) / 4,
+            "valid_tokens": 40,
+            "valid_data": "aa",
+            "valid_loss_by_window": valid,
+            "valid_tokens_by_window": [10, 10, 20],
+        } | {key: value for key, value in more.items() if key.startswith("valid")}
+    return row
+
+
+def write_run(folder, **directions):
+    """A run's folder with the rows of each direction."""
+    for direction, rows in directions.items():
+        (folder / direction).mkdir(parents=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / direction / "metrics.jsonl").write_text(lines)
+    return folder
+
+
+def twins(folder, forward, reverse):
+    """Two validations a direction, at steps 2 and 4."""
+    return write_run(
+        folder,
+        **{
+            way: [row_of(1), row_of(2, valid=losses[0]), row_of(3), row_of(4, valid=losses[1])]
+            for way, losses in (("forward", forward), ("reverse", reverse))
+        },
+    )
+
+
+FORWARD = [[4.0, 4.0, 4.0], [3.0, 3.0, 3.0]]
+REVERSE = [[4.0, 4.4, 4.0], [3.1, 3.2, 3.3]]
+
+
+def test_the_gap_is_the_difference_over_tokens(tmp_path):
+    (run,) = compare_runs([twins(tmp_path / "r", FORWARD, REVERSE)])["runs"]
+    assert [gap["step"] for gap in run["gap"]] == [2, 4]
+    assert [gap["tokens"] for gap in run["gap"]] == [200, 400]
+    # (0 * 10 + 0.4 * 10 + 0 * 20) / 40, and (0.1 * 10 + 0.2 * 10 + 0.3 * 20) / 40
+    assert [gap["mean"] for gap in run["gap"]] == pytest.approx([0.1, 0.225])
+    final = run["final_gap"]
+    assert (final["step"], final["num_tokens"], final["num_windows"]) == (4, 40, 3)
+    assert final["mean"] == pytest.approx(0.225)
+    assert final["relative"] == pytest.approx(0.225 / 3)
+    assert 0.05 < final["low"] < 0.225 < final["high"] < 0.4
+    assert [final[key] for key in ("mean", "low", "high")] == [
+        run["gap"][-1][key] for key in ("mean", "low", "high")
+    ]
+
+
+def test_the_interval_is_that_of_resampled_windows():
+    """The means over tokens of windows drawn anew, worked out without linearisation."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(20, 200, 400)
+    forward = rng.normal(4.0, 1.0, 400)
+    reverse = forward + rng.normal(0.02, 0.1, 400)
+    rows = [
+        {"step": 1, "valid_loss_by_window": losses, "valid_tokens_by_window": tokens}
+        for losses in (forward, reverse)
+    ]
+    gap = gap_of(*rows)
+    drawn = rng.integers(400, size=(4000, 400))
+    sums = ((reverse - forward) * tokens)[drawn].sum(axis=1)
+    low, high = np.quantile(sums / tokens[drawn].sum(axis=1), [0.025, 0.975])
+    assert gap.mean == pytest.approx(np.average(reverse - forward, weights=tokens))
+    assert (gap.low, gap.high) == pytest.approx((low, high), abs=0.0008)  # of a width of 0.02
+
+
+def test_equal_twins_show_nothing(tmp_path):
+    (run,) = compare_runs([twins(tmp_path / "r", FORWARD, FORWARD)])["runs"]
+    assert [run["final_gap"][key] for key in ("mean", "low", "high")] == [0, 0, 0]
+
+
+def test_curves_and_settings(tmp_path):
+    folder = twins(tmp_path / "r", FORWARD, REVERSE)
+    (folder / "recipe.yaml").write_text("name: r\noptim: {steps: 8}\ndata: {sources: []}\n")
+    (run,) = compare_runs([folder])["runs"]
+    reverse = run["directions"]["reverse"]
+    assert reverse["steps"] == 4
+    assert reverse["tokens"] == 400
+    assert reverse["tokens_per_second"] == 25.0  # of 10, 20, 30 and 40
+    assert reverse["training"] == {"tokens": [100, 200, 300, 400], "loss": [5.0] * 4}
+    assert reverse["validation"]["loss"] == pytest.approx([4.1, 3.225])
+    assert run["settings"] == {"name": "r", "optim.steps": 8, "data.sources": []}
+
+
+def test_pairs_that_differ_in_their_seed_alone_are_one_group(tmp_path):
+    folders = []
+    for seed, width, shift in ((1, 8, 0.0), (2, 8, 0.1), (3, 16, 0.3)):
+        reverse = [[loss + shift for loss in losses] for losses in REVERSE]
+        folders.append(twins(tmp_path / f"s{seed}", FORWARD, reverse))
+        recipe = f"name: s{seed}\nseed: {seed}\nmodel: {{hidden_size: {width}}}\n"
+        (folders[-1] / "recipe.yaml").write_text(recipe)
+    (group,) = compare_runs(folders)["seeds"]
+    assert group["runs"] == ["s1", "s2"]
+    assert group["mean"] == pytest.approx(0.275)
+    assert (group["lowest"], group["highest"]) == pytest.approx((0.225, 0.325))
+    assert group["deviation"] == pytest.approx(0.1 / 2**0.5)
+    (folders[0] / "recipe.yaml").unlink()  # still going: not known to be alike
+    assert compare_runs(folders)["seeds"] == []
+
+
+def test_many_steps_are_averaged_by_tokens(tmp_path):
+    rows = [row_of(i + 1, float(i % 2), tokens=10 + 20 * (i % 2)) for i in range(400)]
+    (run,) = compare_runs([write_run(tmp_path / "r", forward=rows)])["runs"]
+    training = run["directions"]["forward"]["training"]
+    assert training["loss"] == [0.75] * 200  # (0 * 10 + 1 * 30) / 40
+    assert training["tokens"] == [40 * (i + 1) for i in range(200)]
+
+
+def test_parts_at_the_end_and_over_training(tmp_path):
+    def parts(a, b):
+        return {
+            "valid_loss_by_source": {"a": a, "b": b},
+            "valid_tokens_by_source": {"a": 9, "b": 1},
+        }
+
+    rows = [
+        [row_of(1, valid=[1, 1, 1], **parts(5.0, 6.0)), row_of(2, valid=[1, 1, 1], **parts(*last))]
+        for last in ((3.0, 4.0), (3.5, 3.75))
+    ]
+    (run,) = compare_runs([write_run(tmp_path / "r", forward=rows[0], reverse=rows[1])])["runs"]
+    assert run["gap_by_source"] == [
+        {"name": "a", "num_tokens": 9, "forward": 3.0, "reverse": 3.5, "gap": 0.5},
+        {"name": "b", "num_tokens": 1, "forward": 4.0, "reverse": 3.75, "gap": -0.25},
+    ]
+    assert run["gap_by_position"] == []
+    by_source = run["directions"]["reverse"]["validation"]["by_source"]
+    assert by_source == {"a": [5.0, 3.5], "b": [6.0, 3.75]}
+
+
+def test_tokens_to_reach_a_loss(tmp_path):
+    losses = {2: 5.0, 4: 4.0, 6: 4.5, 8: 3.0}
+    rows = [row_of(i, valid=[losses[i]] * 3 if i in losses else None) for i in range(1, 9)]
+    course = read_courses(write_run(tmp_path / "r", reverse=rows))["reverse"]
+    assert tokens_to_reach(course, 4.5) == (300, True)  # half-way between 200 and 400 tokens
+    assert tokens_to_reach(course, 4.0) == (400, True)
+    assert tokens_to_reach(course, 3.5) == (pytest.approx(600 + 200 * 2 / 3), True)
+    assert tokens_to_reach(course, 5.5) == (200, False)
+    assert tokens_to_reach(course, 2.9) == (None, True)
+
+
+def test_crossings_are_between_twins_and_between_runs_of_one_direction(tmp_path):
+    scratch = twins(tmp_path / "scratch", FORWARD, REVERSE)
+    faster = [row_of(1, valid=[3.4] * 3), row_of(2, valid=[3.05] * 3)]
+    adapted = write_run(tmp_path / "adapted", reverse=faster)
+    found = {
+        (row["run"], row["direction"], row["other_run"], row["other_direction"]): row
+        for row in compare_runs([scratch, adapted])["crossings"]
+    }
+    assert set(found) == {
+        ("scratch", "forward", "scratch", "reverse"),
+        ("scratch", "reverse", "scratch", "forward"),
+        ("scratch", "reverse", "adapted", "reverse"),
+        ("adapted", "reverse", "scratch", "reverse"),
+    }
+    adaptation = found["adapted", "reverse", "scratch", "reverse"]
+    assert adaptation["loss"] == pytest.approx(3.225)
+    assert adaptation["tokens"] == pytest.approx(150)  # 3.4 after 100, 3.05 after 200
+    assert adaptation["share"] == pytest.approx(150 / 400)
+    never = found["scratch", "reverse", "adapted", "reverse"]
+    assert never["tokens"] is None
+    assert never["lowest"] == pytest.approx(3.225)
+
+
+def test_one_direction_a_run_still_going_and_no_validation(tmp_path):
+    alone = write_run(tmp_path / "alone", reverse=[row_of(1), row_of(2)])
+    report = compare_runs([alone])
+    (run,) = report["runs"]
+    assert "final_gap" not in run
+    assert report["crossings"] == []
+    assert report["notes"] == ["alone, reverse: no validation yet"]
+    going = twins(tmp_path / "going", FORWARD, REVERSE)
+    file = going / "reverse" / "metrics.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]) + '{"step": 4, "l')
+    (run,) = compare_runs([going])["runs"]
+    assert run["final_gap"]["step"] == 2
+    assert run["directions"]["reverse"]["steps"] == 3
+
+
+def test_metrics_of_older_versions_make_a_report_without_interval(tmp_path):
+    def old(loss):
+        return [row_of(1), row_of(2) | {"valid_loss": loss}]
+
+    report = compare_runs([write_run(tmp_path / "r", forward=old(3.0), reverse=old(3.3))])
+    (run,) = report["runs"]
+    assert run["final_gap"]["mean"] == pytest.approx(0.3)
+    assert run["final_gap"]["low"] is None
+    assert len(report["notes"]) == 2
+    assert "do not say on which tokens" in report["notes"][0]
+
+
+def test_other_tokens_are_refused(tmp_path):
+    ours = twins(tmp_path / "ours", FORWARD, REVERSE)
+    rows = [row_of(1, valid=[3.0] * 3, valid_data="bb", valid_tokens=41)]
+    theirs = write_run(tmp_path / "theirs", reverse=rows)
+    message = r"ours, forward and theirs, reverse were validated on different tokens \(40 and 41"
+    with pytest.raises(InputError, match=message):
+        compare_runs([ours, theirs])
+
+
+def test_folders_that_will_not_do(tmp_path):
+    run = twins(tmp_path / "r", FORWARD, REVERSE)
+    for folder in (tmp_path, run / "reverse", tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="no metrics of a run: neither forward/metrics.jsonl"):
+            compare_runs([folder])
+    with pytest.raises(InputError, match="a run is named twice"):
+        compare_runs([run, run / ".." / "r"])
+    (run / "recipe.yaml").write_text("{name: ")
+    with pytest.raises(InputError, match=r"recipe\.yaml:1: not YAML"):
+        compare_runs([run])
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [twins(tmp_path / place / "r", FORWARD, REVERSE) for place in ("a", "b")]
+    assert [run["name"] for run in compare_runs(folders)["runs"]] == ["a/r", "b/r"]

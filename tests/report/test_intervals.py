@@ -1,0 +1,240 @@
+"""Intervals against exact distributions computed by another route; AUC against its definition."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from ledom.core.errors import InputError
+from ledom.report.intervals import (
+    Interval,
+    auc_interval,
+    bootstrap_interval,
+    paired_interval,
+    pairwise_auc,
+)
+
+
+def array(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+def binomial_quantile(num: int, share: float, level: float) -> float:
+    """The level-quantile of Binomial(num, share) / num: what resampling 0s and 1s tends to."""
+    total = 0.0
+    for count in range(num + 1):
+        total += math.comb(num, count) * share**count * (1 - share) ** (num - count)
+        if total >= level:
+            return count / num
+    raise AssertionError
+
+
+# ---- bootstrap_interval ----
+
+
+def test_two_values_have_three_means() -> None:
+    """Of {0, 1}: mean 0 with probability 1/4, 1/2 with 1/2, 1 with 1/4."""
+    assert bootstrap_interval(array(0, 1)) == Interval(0.5, 0.0, 1.0)
+    assert bootstrap_interval(array(0, 1), level=0.4) == Interval(0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("num", "num_ones"), [(10, 3), (100, 50), (400, 380)])
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_bounds_of_shares_are_binomial_quantiles(num: int, num_ones: int, level: float) -> None:
+    values = np.repeat([1.0, 0.0], [num_ones, num - num_ones])
+    interval = bootstrap_interval(values, level=level)
+    share = num_ones / num
+    assert interval.mean == pytest.approx(share)
+    # One step of 1 / num is the resolution: 10,000 resamples may end on either side of it.
+    low, high = (binomial_quantile(num, share, (1 + sign * level) / 2) for sign in (-1, 1))
+    assert interval.low == pytest.approx(low, abs=1.01 / num)
+    assert interval.high == pytest.approx(high, abs=1.01 / num)
+
+
+def test_bounds_of_many_values_are_normal() -> None:
+    values = np.random.default_rng(7).gamma(2.0, size=3000)
+    interval = bootstrap_interval(values)
+    standard_error = values.std() / math.sqrt(3000)
+    assert interval.mean == values.mean()
+    assert interval.low == pytest.approx(values.mean() - 1.96 * standard_error, rel=5e-3)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * standard_error, rel=5e-3)
+
+
+def test_more_problems_than_a_narrow_index_can_count() -> None:
+    """Indices of 16 bits would never draw the last 4,464 of 70,000, the only ones that are 1."""
+    values = np.where(np.arange(70_000) < 2**16, 0.0, 1.0)
+    interval = bootstrap_interval(values, num_resamples=40)
+    assert interval.low < values.mean() < interval.high
+
+
+def test_one_value_and_equal_values_have_no_width() -> None:
+    assert bootstrap_interval(array(0.25)) == Interval(0.25, 0.25, 0.25)
+    assert bootstrap_interval(array(2, 2, 2)) == Interval(2.0, 2.0, 2.0)
+
+
+def test_a_wider_level_gives_a_wider_interval() -> None:
+    values = np.random.default_rng(3).random(50)
+    narrow, wide = bootstrap_interval(values, level=0.8), bootstrap_interval(values, level=0.99)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+
+
+def test_the_seed_decides_the_interval() -> None:
+    values = np.random.default_rng(3).random(50)
+    assert bootstrap_interval(values, seed=1) == bootstrap_interval(values, seed=1)
+    assert bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
+
+
+def test_the_values_stay_as_they_are() -> None:
+    values = array(3, 1, 2)
+    values.flags.writeable = False
+    bootstrap_interval(values)
+    assert values.tolist() == [3, 1, 2]
+
+
+def test_memory_does_not_grow_with_resamples() -> None:
+    """3,000 problems x 10,000 resamples would be 240 MB at once."""
+    values = np.random.default_rng(3).random(3000)
+    tracemalloc.start()
+    try:
+        bootstrap_interval(values)
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ([], "shape"),
+        ([[1.0, 2.0]], "shape"),
+        ([1.0, math.nan], r"values\[1\] is nan"),
+        ([math.inf, 1.0], r"values\[0\] is inf"),
+    ],
+)
+def test_bad_values_are_named(values: list[float], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        bootstrap_interval(np.array(values))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0, -0.5, math.nan])
+def test_a_level_outside_of_its_range(level: float) -> None:
+    with pytest.raises(InputError, match="level"):
+        bootstrap_interval(array(1, 2), level=level)
+
+
+def test_no_resamples() -> None:
+    with pytest.raises(InputError, match="num_resamples is 0"):
+        bootstrap_interval(array(1, 2), num_resamples=0)
+
+
+# ---- Interval ----
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excludes"),
+    [(0.1, 0.3, True), (-0.3, -0.1, True), (-0.1, 0.1, False), (0.0, 0.2, False), (-1, 0, False)],
+)
+def test_excludes_zero(low: float, high: float, excludes: bool) -> None:
+    assert Interval((low + high) / 2, low, high).excludes_zero is excludes
+
+
+def test_to_json() -> None:
+    assert Interval(0.5, 0.25, 0.75).to_json() == {"mean": 0.5, "low": 0.25, "high": 0.75}
+
+
+# ---- paired_interval ----
+
+
+def test_a_constant_difference_is_certain() -> None:
+    """Each side alone is very uncertain; the pairing takes all of it out."""
+    baseline = array(0, 10, 20, 30)
+    assert paired_interval(baseline + 0.5, baseline) == Interval(0.5, 0.5, 0.5)
+
+
+def test_a_pair_is_the_interval_of_the_differences() -> None:
+    values, baseline = array(1, 1, 0, 1), array(0, 1, 1, 0)
+    expected = bootstrap_interval(array(1, 0, -1, 1), 500, 0.9, 4)
+    assert paired_interval(values, baseline, num_resamples=500, level=0.9, seed=4) == expected
+    assert expected.mean == 0.25
+
+
+def test_sides_of_different_length() -> None:
+    with pytest.raises(InputError, match="values has 3 problems and baseline 2"):
+        paired_interval(array(1, 2, 3), array(1, 2))
+    with pytest.raises(InputError, match=r"baseline\[1\]"):
+        paired_interval(array(1, 2), array(1, math.nan))
+    with pytest.raises(InputError, match="shape"):
+        paired_interval(array(), array())
+
+
+# ---- pairwise_auc ----
+
+
+def test_auc_by_hand() -> None:
+    """Pairs (right, wrong): (3, 1) won, (3, 3) tied, (2, 1) won, (2, 3) lost: 2.5 of 4."""
+    scores, correct = array(3, 1, 2, 3), np.array([True, False, True, False])
+    assert pairwise_auc([scores], [correct]).tolist() == [0.625]
+
+
+def test_auc_of_perfect_reversed_and_tied_scores() -> None:
+    correct = [np.array([False, True, False, True])] * 3
+    scores = [array(-9, -1, -8, -2), array(9, 1, 8, 2), array(5, 5, 5, 5)]
+    assert pairwise_auc(scores, correct).tolist() == [1.0, 0.0, 0.5]
+
+
+def test_auc_of_a_problem_without_both_kinds_is_nan() -> None:
+    scores = [array(1, 2), array(1, 2), array(), array(1, 2)]
+    correct = [np.array(labels, dtype=bool) for labels in ([1, 1], [0, 0], [], [0, 1])]
+    np.testing.assert_array_equal(pairwise_auc(scores, correct), [math.nan] * 3 + [1.0])
+
+
+def test_auc_counts_pairs() -> None:
+    rng = np.random.default_rng(5)
+    scores = [rng.integers(0, 6, size).astype(np.float64) for size in (5, 30, 64)]
+    correct = [np.arange(len(s)) % 3 == 0 for s in scores]
+    expected = []
+    for one, labels in zip(scores, correct, strict=True):
+        pairs = list(itertools.product(one[labels], one[~labels]))
+        expected.append(sum((r > w) + 0.5 * (r == w) for r, w in pairs) / len(pairs))
+    assert pairwise_auc(scores, correct).tolist() == pytest.approx(expected)
+
+
+def test_auc_takes_infinite_scores() -> None:
+    scores = array(-math.inf, -3, -math.inf)
+    assert pairwise_auc([scores], [np.array([False, True, True])]).tolist() == [0.75]
+
+
+@pytest.mark.parametrize(
+    ("scores", "correct", "problem"),
+    [
+        ([], [], "at least one"),
+        ([[1.0]], [], "scores has 1 problems and correct 0"),
+        ([[1.0, 2.0], [1.0]], [[True, False], [True, False]], "problem 1 has scores of shape"),
+        ([[[1.0]]], [[[True]]], "problem 0 has scores of shape"),
+        ([[1.0, math.nan]], [[True, False]], "problem 0 has a score that is NaN"),
+        ([[1.0, 2.0]], [[1, 0]], "labels of type int64, expected bool"),
+    ],
+)
+def test_auc_of_bad_input(scores: list[object], correct: list[object], problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        pairwise_auc([np.array(s) for s in scores], [np.array(c) for c in correct])
+
+
+# ---- auc_interval ----
+
+
+def test_auc_interval_leaves_out_problems_without_both_kinds() -> None:
+    """AUCs 1, 0 and none; resampling {1, 0} gives means 0, 1/2 and 1."""
+    scores = [array(1, 2), array(2, 1), array(1, 2)]
+    correct = [np.array(labels) for labels in ([False, True], [False, True], [True, True])]
+    assert auc_interval(scores, correct) == Interval(0.5, 0.0, 1.0)
+    assert auc_interval(scores, correct, level=0.4, seed=3) == Interval(0.5, 0.5, 0.5)
+
+
+def test_auc_interval_without_any_problem_of_both_kinds() -> None:
+    with pytest.raises(InputError, match="none of the 1 problems"):
+        auc_interval([array(1, 2)], [np.array([True, True])])

@@ -1,0 +1,488 @@
+"""The report: one JSON object, and its renderings as a safe page and as Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledom.core.errors import OutputError
+from ledom.report.selection_page import render_html, render_markdown, write_report
+from ledom.report.words import Word, question_words
+
+HOSTILE = "<script>alert(1)</script> a|b `c` \x00\x1b[31m \ud800 \u202e </details> {{ 7*7 }}"
+MINUS = "\N{MINUS SIGN}"
+QUESTION = "Ann has 3  red apples.\nHow many?"
+
+
+def _bounds(mean: float, low: float, high: float) -> dict[str, float]:
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _tokens(last: float) -> list[dict[str, Any]]:
+    """Tokens of `QUESTION`: "Ann", " has", " 3", "  ", "red", " app", "les", "." and the rest."""
+    ends = [3, 7, 9, 11, 14, 18, 21, 22, 26, 32]
+    logprobs = [-6.5, -0.25, -1.0, -0.5, last, -1.0, -0.5, -0.25, -2.0, -0.125]
+    starts = [0, *ends[:-1]]
+    tokens = [
+        {"start": start, "end": end, "logprob": logprob}
+        for start, end, logprob in zip(starts, ends, logprobs, strict=True)
+    ]
+    return [{"start": 0, "end": 0, "logprob": -9.0}, *tokens]  # the document's start
+
+
+def _candidate(index: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": f"solution number {index}",
+        "answer": str(index),
+        "correct": index == 0,
+        "rank": index + 1,
+        "role": None,
+        "count": 1,
+        "scores": {"log P(x|y)": -12.345 - index},
+        "question_tokens": _tokens(-0.5),
+        **changes,
+    }
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    strategies: list[dict[str, Any]] = [
+        {"name": "greedy", "kind": "baseline", "accuracy": _bounds(0.412, 0.4, 0.42)},
+        {
+            "name": "reverse|reward",
+            "kind": "pick",
+            "description": "both models",
+            "formula": "log P(y|x) + log P(x|y)",
+            "accuracy": _bounds(0.473, 0.451, 0.49),
+            "versus": {"greedy": _bounds(0.061, 0.011, 0.1)},
+        },
+        {
+            "name": "majority",
+            "kind": "vote",
+            "accuracy": _bounds(0.5, 0.45, 0.55),
+            "versus": {"greedy": _bounds(-0.0321, -0.05, -0.01)},
+        },
+        {"name": "oracle", "kind": "bound", "accuracy": _bounds(0.8, 0.7, 0.9), "versus": {}},
+    ]
+    candidates = [
+        _candidate(0, role="picked", count=3),
+        _candidate(1, role="rejected", question_tokens=_tokens(-4.5)),
+        _candidate(2, answer=None, correct=None, text=HOSTILE),
+    ]
+    return {
+        "title": "Reranking",
+        "command": "ledom rerank --n 4",
+        "ledom_version": "0.1.0",
+        "num_problems": 500,
+        "num_candidates": 4,
+        "chosen": "majority",
+        "notes": ["tuned elsewhere"],
+        "models": {"forward": {"name": "fwd", "parameters": 2_600_000}},
+        "settings": {"lambda": 0.45, "normalisation": "tokens"},
+        "strategies": strategies,
+        "headline": [
+            {
+                "claim": "Reward against greedy",
+                "difference": _bounds(0.061, 0.011, 0.1),
+                "main": True,
+            },
+            {"claim": "Reward against vote", "difference": _bounds(0.004, -0.012, 0.02)},
+        ],
+        "accuracy_by_n": {"n": [1, 2], "strategies": {"greedy": [0.4, 0.5]}},
+        "accuracy_by_lambda": {
+            "lambda": [0.0, 1.0],
+            "accuracy": [0.4, 0.5],
+            "low": [0.3, 0.4],
+            "high": [0.5, 0.6],
+            "chosen": 1.0,
+        },
+        "reliability": {
+            "score": "log P(x|y)",
+            "bins": [
+                {"mean_score": -1.0, "accuracy": 0.5, "low": 0.4, "high": 0.6, "count": 9},
+            ],
+        },
+        "auc": [{"score": "log P(x|y)", "auc": _bounds(0.642, 0.631, 0.653)}],
+        "by_group": [
+            {"group": "easy", "num_problems": 40, "accuracy": {"greedy": 0.61}},
+            {"group": "hard", "num_problems": 60, "accuracy": {"greedy": 0.19, "majority": 0.25}},
+        ],
+        "cases": [
+            {"problem_id": "p-1", "question": QUESTION, "answer": "0", "candidates": candidates}
+        ],
+    }
+
+
+class _Page(HTMLParser):
+    """What a browser would make of a page: its tags with attributes, and the visible text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _words(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    found = re.findall(r'(<span class="w[^>]*>)([^<]*)</span>', page)
+    return [(text, _Page(tag).tags[0][1]) for tag, text in found]
+
+
+def _columns(line: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+# --- words ---
+
+
+def test_words_cover_the_question_exactly() -> None:
+    for question in (QUESTION, "", " ", "  lead and trail \n", "漢字です yes", HOSTILE):
+        assert "".join(word.text for word in question_words(question, [])) == question
+
+
+def test_words_sum_the_logprobs_of_their_tokens() -> None:
+    words = {w.text: w.logprob for w in question_words(QUESTION, _tokens(-4.0))}
+    assert words["Ann"] == -6.5
+    assert words["3"] == -1.0
+    assert words["red"] == -0.5 - 4.0  # a token of white space counts to the word after it
+    assert words["apples."] == -1.0 - 0.5 - 0.25
+    assert words["How"] == -2.0
+    assert words["many?"] == -0.125
+    assert words["  "] is None
+
+
+def test_tokens_that_fit_no_word() -> None:
+    words = question_words("one two ", [{"start": 7, "end": 8, "logprob": -1.0}])
+    assert [w.logprob for w in words] == [None, None, -1.0, None]  # no word after it: before
+    words = question_words("one", [{"start": 9, "end": 12, "logprob": -1.0}])
+    assert words == [Word("one")]  # past the end, as of a clipped question
+    assert question_words("one", [{"start": 0, "end": 3, "logprob": None}]) == [Word("one")]
+    assert question_words("", [{"start": 0, "end": 1, "logprob": -1.0}]) == []
+
+
+def test_heat_grows_with_surprise_and_is_clipped_at_six_nats() -> None:
+    heats = [Word("w", logprob).heat for logprob in (None, 0.1, 0.0, -1.5, -3.0, -6.0, -60.0)]
+    assert heats == [0.0, 0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+
+
+def test_words_are_marked_beyond_one_nat() -> None:
+    marks = [Word("w", -1.0, gap).mark for gap in (None, 1.0, 1.01, -1.0, -1.01)]
+    assert marks == ["", "", "lost", "", "gained"]
+
+
+# --- the page ---
+
+
+def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str, Any]) -> None:
+    report["strategies"][2] |= {
+        "needed": {
+            "candidates": _bounds(19.24, 18.71, 19.6),
+            "of": 32,
+            "saved": _bounds(0.3988, 0.3875, 0.4153),
+        }
+    }
+    expected = "19.2 [18.7, 19.6] of 32 candidates needed, 39.9 % [38.8, 41.5] saved"
+    assert expected in _Page(render_html(report)).text
+    rows = [line for line in render_markdown(report).splitlines() if line.startswith("| majority")]
+    assert expected in rows[0]
+
+
+def test_page_refers_to_nothing_outside_itself(report: dict[str, Any]) -> None:
+    page = render_html(report)
+    assert set(re.findall(r"https?://[^\"'\s<]*", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    for tag, attributes in _Page(page).tags:
+        assert tag not in ("script", "link", "img", "iframe", "object")
+        assert "src" not in attributes
+        for name in ("href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#")
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_hostile_texts_are_escaped_everywhere(report: dict[str, Any]) -> None:
+    report["title"] = report["command"] = HOSTILE
+    report["notes"] = [HOSTILE]
+    report["settings"] = {HOSTILE: HOSTILE}
+    report["strategies"][1]["name"] = report["strategies"][1]["formula"] = HOSTILE
+    report["accuracy_by_n"]["strategies"] = {HOSTILE: [0.1, 0.2]}
+    report["by_group"][0]["group"] = HOSTILE
+    case = report["cases"][0]
+    case["question"] = case["problem_id"] = case["answer"] = HOSTILE
+    case["candidates"][0] |= {"answer": HOSTILE, "scores": {HOSTILE: 1.0}}
+    for rendering in (render_html(report), render_markdown(report)):
+        assert "<script" not in rendering
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\u202e]", rendering)
+        rendering.encode("utf-8")
+    page = _Page(render_html(report))
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<script>alert(1)</script> a|b `c`" in page.text
+    assert "{{ 7*7 }}" in page.text
+
+
+def test_page_shows_every_strategy_and_number(report: dict[str, Any]) -> None:
+    page = _Page(render_html(report))
+    text = " ".join(page.text.split()).replace(MINUS, "-")
+    for strategy in report["strategies"]:
+        assert strategy["name"] in text
+    for number in (
+        "41.2 ± 1.2",  # the wider of 0.412 - 0.4 and 0.42 - 0.412
+        "47.3 ± 2.2",
+        "50.0 ± 5.0",
+        "+6.1 [+1.1, +10.0]",
+        "-3.2 [-5.0, -1.0]",
+        "+0.4 [-1.2, +2.0] points",
+        "0.642 [0.631, 0.653]",
+        "easy (40)",
+        "-12.35",
+        "2.6M parameters",
+        "tuned elsewhere",
+        "0.45",
+    ):
+        assert number in text, number
+    assert "Majority voting is right on 50.0 % of the 500 problems" in text
+
+
+def test_headline_says_what_was_shown(report: dict[str, Any]) -> None:
+    report["headline"].append({"claim": "Third", "difference": _bounds(-0.2, -0.3, -0.1)})
+    items = re.findall(r'<li class="(\w+)">(.*?)</li>', render_html(report), re.DOTALL)
+    # The claim that was named before the test comes first, all of them are folded below.
+    assert [verdict for verdict, _ in items] == ["better", "better", "open", "worse"]
+    assert ["✓" in item for _, item in items] == [True, True, False, False]
+    assert ["not shown" in item for _, item in items] == [False, False, True, False]
+
+
+def test_all_but_the_first_screen_is_folded(report: dict[str, Any]) -> None:
+    page = render_html(report)
+    first, folded = page.split('<section class="folded">')
+    for text in ("Majority voting is right", "Points above the greedy answer", "Where it helps"):
+        assert text in first
+        assert text not in folded
+    depth = 0
+    for part in re.findall(r"<details|</details>|<table|<figure", folded):
+        depth += {"<details": 1, "</details>": -1}.get(part, 0)
+        assert depth > 0 or part == "</details>", part
+    for text in ("All strategies", "pairwise AUC", "Accuracy by group", "tuned elsewhere"):
+        assert text.lower() not in first.lower()
+        assert text.lower() in folded.lower()
+
+
+def test_first_case_is_a_wrong_answer_rejected_for_a_right_one(report: dict[str, Any]) -> None:
+    report["cases"].insert(0, json.loads(json.dumps(report["cases"][0])))
+    report["cases"][0]["problem_id"] = "both-right"
+    report["cases"][0]["candidates"][1]["correct"] = True
+    first, folded = render_html(report).split('<section class="folded">')
+    assert "p-1" in first
+    assert "both-right" not in first
+    assert "both-right" in folded
+    report["cases"] = report["cases"][:1]
+    assert "Where it helps" not in render_html(report)
+
+
+def test_without_labels_the_chosen_answers_are_shown(report: dict[str, Any]) -> None:
+    answers = [{"problem_id": "p-1", "question": QUESTION, "answer": "41", "share": 0.75}]
+    unlabeled = {"num_problems": 1, "num_labeled": 0, "answers": answers, "strategies": []}
+    for rendering in (render_html(unlabeled), render_markdown(unlabeled)):
+        assert "nothing was measured" in rendering
+        assert "41" in rendering
+        assert "75.0" in rendering
+
+
+def test_question_is_shown_whole_under_both_answers(report: dict[str, Any]) -> None:
+    questions = re.findall(r'<p class="question">(.*?)</p>', render_html(report), re.DOTALL)
+    assert [_Page(question).text for question in questions] == [QUESTION] * 2
+
+
+def test_badly_explained_words_are_stronger_and_marked(report: dict[str, Any]) -> None:
+    words = _words(render_html(report))
+    picked, rejected = words[: len(words) // 2], words[len(words) // 2 :]
+
+    def heat(found: list[tuple[str, dict[str, str | None]]], text: str) -> float:
+        style = next(attributes["style"] for word, attributes in found if word == text)
+        return float(str(style).removeprefix("--h:"))
+
+    assert heat(rejected, "Ann") == 1.0  # 6.5 nats
+    assert heat(rejected, "Ann") > heat(rejected, "red") > heat(picked, "red")
+    assert heat(picked, "red") > heat(picked, "has")
+    for found in (picked, rejected):
+        marked = {word for word, attributes in found if "lost" in str(attributes["class"])}
+        assert marked == {"red"}
+    titles = {word: attributes["title"] for word, attributes in rejected}
+    assert titles["red"] == f"log P = {MINUS}5.00 nats; picked minus rejected +4.00"
+
+
+def test_gap_is_told_in_words(report: dict[str, Any]) -> None:
+    text = " ".join(_Page(render_html(report)).text.split())
+    assert "explains the question 4.0 nats better than the rejected one" in text
+    assert "falls short most on red (4.0)." in text
+
+
+def test_huge_texts_are_clipped(report: dict[str, Any]) -> None:
+    case = report["cases"][0]
+    case["question"] = "q" * 1_000_000
+    case["candidates"][0]["text"] = "t" * 1_000_000
+    page = render_html(report)
+    assert len(page) < 300_000
+    assert "q" * 4000 + "…" in page
+    assert "q" * 4001 not in page
+    assert "t" * 4000 + "…" in page
+    assert "t" * 4001 not in page
+
+
+def test_missing_sections_render(report: dict[str, Any]) -> None:
+    for smallest in ({"title": "T"}, {}, dict.fromkeys(report)):
+        assert smallest.get("title") or "Report" in _Page(render_html(smallest)).text
+        assert render_markdown(smallest)
+    figures = ("strategies", "accuracy_by_n", "accuracy_by_lambda", "reliability")
+    for key in report:
+        kept = set(report) - {key} - (set() if key in figures else set(figures))
+        less = {name: report[name] for name in kept}
+        assert render_html(less)
+        assert render_markdown(less)
+
+
+def test_missing_parts_of_a_case_render(report: dict[str, Any]) -> None:
+    case = report["cases"][0]
+    case["candidates"][1]["role"] = None
+    assert render_html(report).count('<p class="question">') == 1
+    del case["candidates"][0]["question_tokens"]
+    assert render_html(report).count('<p class="question">') == 1
+    case["candidates"] = []
+    assert QUESTION in _Page(render_html(report)).text
+    assert render_markdown(report)
+
+
+def test_rendering_is_pure(report: dict[str, Any]) -> None:
+    before = json.dumps(report)
+    assert render_html(report) == render_html(json.loads(before))
+    assert render_markdown(report) == render_markdown(json.loads(before))
+    assert json.dumps(report) == before
+
+
+# --- Markdown ---
+
+
+def test_markdown_tables_have_equal_columns(report: dict[str, Any]) -> None:
+    report["cases"][0]["candidates"][0]["answer"] = "a|b\nc\\|d"
+    tables = re.findall(r"(?:^\|.*\n)+", render_markdown(report), re.MULTILINE)
+    assert len(tables) == 7  # first rows, strategies, AUC, groups, words, candidates, facts
+    for table in tables:
+        assert len({_columns(line) for line in table.splitlines()}) == 1, table
+
+
+def test_markdown_shows_names_and_numbers(report: dict[str, Any]) -> None:
+    markdown = render_markdown(report)
+    for text in ("reverse\\|reward", "47.3 ± 2.2", "+6.1 [+1.1, +10.0]", "✓ shown"):
+        assert text in markdown
+    assert f"| red | {MINUS}1.00 | {MINUS}5.00 |" in markdown
+
+
+def test_markdown_texts_are_shown_as_they_are(report: dict[str, Any]) -> None:
+    report["notes"] = ["# _no_ *mark* ![x](y) a_b [0, 1] 1\n\n2 & <b>"]
+    line = r"* \# \_no\_ \*mark\* ![x\](y) a_b [0, 1] 1 2 &amp; &lt;b>"
+    assert line in render_markdown(report).splitlines()
+
+
+def test_many_groups_go_down_the_table(report: dict[str, Any]) -> None:
+    report["by_group"] = [
+        {"group": f"g{number}", "num_problems": 1, "accuracy": {"greedy": 0.5}}
+        for number in range(50)
+    ]
+    markdown = render_markdown(report)
+    assert "| group | greedy |" in markdown
+    assert "| g49 (1) | 50.0 |" in markdown
+
+
+# --- the files ---
+
+
+def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str, Any]) -> None:
+    page = write_report(tmp_path / "new" / "folder", report)
+    assert page == tmp_path / "new" / "folder" / "report.html"
+    assert page.read_text(encoding="utf-8") == render_html(report)
+    assert page.with_suffix(".md").read_text(encoding="utf-8") == render_markdown(report)
+    written = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert written == report  # the hostile text too, its lone surrogate included
+    assert sorted(path.name for path in page.parent.iterdir()) == [
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite_become_null(
+    tmp_path: Path, report: dict[str, Any], bad: float
+) -> None:
+    report["strategies"][0]["accuracy"]["mean"] = bad
+    report["headline"][0]["difference"]["low"] = bad
+    report["accuracy_by_n"]["strategies"]["greedy"][0] = bad
+    report["cases"][0]["candidates"][0]["question_tokens"][1]["logprob"] = bad
+    report["settings"]["bad"] = bad
+    page = write_report(tmp_path, report)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = page.with_suffix(".json").read_text(encoding="utf-8")
+    written = json.loads(text, parse_constant=refuse)
+    assert written["strategies"][0]["accuracy"]["mean"] is None
+    assert page.read_text(encoding="utf-8") == render_html(written)
+    assert not re.search(r"\b(nan|inf)\b", _Page(render_html(report)).text)
+
+
+def test_numpy_numbers_are_written(tmp_path: Path, report: dict[str, Any]) -> None:
+    import numpy
+
+    report["num_problems"] = numpy.int64(7)
+    report["accuracy_by_n"]["strategies"]["greedy"] = numpy.array([0.5, numpy.nan])
+    written = json.loads(write_report(tmp_path, report).with_suffix(".json").read_text())
+    assert written["num_problems"] == 7
+    assert written["accuracy_by_n"]["strategies"]["greedy"] == [0.5, None]
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_report(blocked, report)
+
+
+def test_importing_is_cheap() -> None:
+    code = (
+        "import sys, ledom.report.report\n"
+        "heavy = {'matplotlib', 'jinja2', 'numpy', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_case_states_the_score_that_the_table_states(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    case = report["cases"][0]
+    for candidate in case["candidates"]:
+        candidate["scores"] = {"reverse": -73.67 if candidate["role"] == "picked" else -77.71}
+    text = write_report(tmp_path, report).read_text()
+    assert "log P(x|y) = \u221273.7 nats" in text
+    assert "log P(x|y) = \u221277.7 nats" in text
+    assert "explains the question 4.0 nats better" in text

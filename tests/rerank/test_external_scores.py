@@ -1,0 +1,70 @@
+"""Columns that come with the candidates: which are in use, and which will not do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate
+from ledom.rerank.external_scores import choose_columns, read_candidates
+
+
+def candidate(index: int = 0, greedy: bool = False, **columns: object) -> Candidate:
+    return Candidate(problem_id="p", index=index, text="#### 1", greedy=greedy, extra=columns)
+
+
+def test_self_certainty_is_taken_where_all_have_it() -> None:
+    sure = [candidate(0, self_certainty=1.5), candidate(1, self_certainty=2)]
+    greedy = candidate(2, greedy=True)  # stands apart, and need not have it
+    assert choose_columns([*sure, greedy]) == ("self_certainty",)
+    assert choose_columns([*sure, candidate(3)]) == ()
+    assert choose_columns(sure, []) == ()
+
+
+def test_columns_asked_for_and_needed() -> None:
+    both = [candidate(verifier=0.5, other=-3)]
+    assert choose_columns(both, ["verifier"]) == ("verifier",)
+    assert choose_columns(both, None, ["other"]) == ("other",)
+    assert choose_columns(both, ["verifier", "other"], ["verifier"]) == ("verifier", "other")
+    with pytest.raises(InputError, match="candidate 0 of problem 'p' has no 'reward'"):
+        choose_columns(both, ["verifier"], ["reward"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("forward", "ledom computes that itself"),
+        ("majority", "ledom computes that itself"),
+        ("index", "a part of every candidate"),
+        ("correct", "a part of every candidate"),
+        ("vote, verifier", "letters, digits"),
+        ("", "letters, digits"),
+    ],
+)
+def test_names_that_are_taken_or_odd(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_columns([candidate(**{name: 1.0})], [name])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("0.5", "'0.5', expected a finite number"),
+        (True, "True, expected a finite number"),
+        ([1.0], r"\[1.0\], expected a finite number"),
+        (None, "has no 'verifier'"),
+    ],
+)
+def test_what_is_no_number_is_named_with_file_and_line(
+    tmp_path: Path, value: object, message: str
+) -> None:
+    path = tmp_path / "c.jsonl"
+    rows = [candidate(0, verifier=1), candidate(1, greedy=True), candidate(2, verifier=value)]
+    path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    assert len(read_candidates(path)) == 3  # whatever is not asked for does not matter
+    with pytest.raises(InputError, match=message) as error:
+        read_candidates(path, ["verifier"])
+    assert str(error.value).startswith(f"{path}:3: candidate 2 of problem 'p'")

@@ -1,0 +1,163 @@
+"""Weights: fitted where there is something to find, saved, and kept off their own problems."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ledom.core.errors import InputError
+from ledom.core.records import Problem
+from ledom.rerank.candidate_table import FEATURES, Pools
+from ledom.rerank.fit import TunedWeights, cross_fit, interpolation, tune
+from ledom.rerank.strategies import STRATEGIES, strategies
+
+
+def made_pools(num_problems: int = 300, seed: int = 0) -> Pools:
+    """Pools in which right candidates have a higher log P(x|y), and nothing else tells."""
+    rng = np.random.default_rng(seed)
+    shape = (num_problems, 8)
+    correct = rng.random(shape) < 0.3
+    features = {name: rng.normal(size=shape) for name in FEATURES}
+    features["reverse"] = rng.normal(size=shape) + 2.0 * correct
+    return Pools(
+        problem_ids=[str(i) for i in range(num_problems)],
+        features=features,
+        answers=np.where(correct, 0, 1 + rng.integers(0, 4, shape)),
+        correct=correct,
+        mask=np.ones(shape, bool),
+        greedy=np.full(num_problems, np.nan),
+        groups=[""] * num_problems,
+    )
+
+
+def problems(count: int) -> list[Problem]:
+    return [Problem(id=str(i), question=f"question {i}") for i in range(count)]
+
+
+def test_the_feature_that_tells_gets_the_weight() -> None:
+    tuned = tune(made_pools(), problems(300))
+    lam = tuned.weights["reverse reward"]
+    second = lam.get("reverse", lam.get("reverse_mean", 0.0))
+    assert second > 0.8
+    every = tuned.weights["all terms"]
+    assert every["reverse"] > 5 * max(abs(v) for k, v in every.items() if k != "reverse")
+    # The logit that made the data has the weight 2: classes are normals two apart.
+    assert every["reverse"] == pytest.approx(2.0, rel=0.25)
+    fresh = made_pools(seed=1)
+    for with_reverse, without in (("all terms", "forward tuned"), ("vote, all terms", "majority")):
+        gain = (
+            STRATEGIES[with_reverse].accuracy(fresh, tuned.weights[with_reverse]).mean()
+            - STRATEGIES[without].accuracy(fresh, tuned.weights.get(without)).mean()
+        )
+        assert gain > 0.1
+
+
+def test_interpolation_is_the_papers() -> None:
+    strategy = STRATEGIES["reverse reward"]
+    assert interpolation(strategy, 0.25, mean=False) == {"forward": 0.75, "reverse": 0.25}
+    assert set(interpolation(strategy, 0.25, mean=True)) == {"forward_mean", "reverse_mean"}
+
+
+def with_column(pools: Pools, unit: float) -> Pools:
+    """A verifier whose logit tells right from wrong as well as log P(x|y) does, in some unit."""
+    noise = np.random.default_rng(7).normal(size=pools.mask.shape)
+    verifier = unit * (noise + 2.0 * pools.correct)
+    return replace(pools, features=pools.features | {"verifier": verifier}, columns=("verifier",))
+
+
+def test_a_column_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
+    for unit in (1e-3, 1.0, 1e4):
+        pools = with_column(made_pools(), unit)
+        tuned = tune(pools, problems(300))
+        assert tuned.columns == ("verifier",)
+        every = tuned.weights["all + columns"]
+        # Two independent signals two spreads apart: the logit is 2 of each.
+        assert every["verifier"] * unit == pytest.approx(2.0, rel=0.25)
+        assert every["reverse"] == pytest.approx(2.0, rel=0.25)
+        fresh, known = with_column(made_pools(seed=1), unit), strategies(["verifier"])
+        accuracy = {
+            name: known[name].accuracy(fresh, tuned.weights.get(name)).mean()
+            for name in ("majority", "vote, verifier", "all terms", "all + columns")
+        }
+        assert accuracy["vote, verifier"] > accuracy["majority"] + 0.1
+        assert accuracy["all + columns"] > accuracy["all terms"] + 0.05
+        tuned.save(tmp_path / "weights.yaml")
+        assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
+
+
+def test_weights_survive_the_file(tmp_path: Path) -> None:
+    tuned = tune(made_pools(50), problems(50))
+    tuned.save(tmp_path / "weights.yaml")
+    assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
+
+
+def test_weights_refuse_the_problems_they_were_tuned_on() -> None:
+    tuned = tune(made_pools(50), problems(50))
+    tuned.refuse_overlap([Problem(id="x", question="a new one")])
+    with pytest.raises(InputError, match="problem 'y' is one of those that the weights were tuned"):
+        tuned.refuse_overlap([Problem(id="y", question="question 7")])
+
+
+def test_nothing_to_tune_is_said() -> None:
+    pools = made_pools(20)
+    pools.correct[:] = True
+    with pytest.raises(InputError, match="both right and wrong"):
+        tune(pools, problems(20))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("weights: 3", "not a weights file"),
+        ("[1, 2]", "not a weights file"),
+        ("a: [", "not YAML"),
+        (
+            "{num_problems: 1, num_candidates: 2, problems: '', weights: {greedy: {x: .nan}}}",
+            "a weight is nan",
+        ),
+        (
+            "{num_problems: 1, num_candidates: 2, problems: '', weights: {best: {forward: 1}}}",
+            "unknown strategy 'best'; known: greedy",
+        ),
+        (
+            "{num_problems: 1, num_candidates: 2, problems: '', weights: {judge: {judge: 1}}}",
+            "unknown strategy 'judge'; known: greedy",
+        ),
+        (
+            "{num_problems: 1, num_candidates: 2, problems: '', weights: {}, columns: verifier}",
+            "columns is 'verifier', expected a list of names",
+        ),
+        (
+            "{num_problems: 1, num_candidates: 2, problems: '', weights: {}, columns: [forward]}",
+            "a column cannot be called 'forward'",
+        ),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "weights.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        TunedWeights.load(file)
+    assert str(file) in str(error.value)
+
+
+def test_cross_fitting_never_sees_the_fold_it_is_used_on() -> None:
+    pools = made_pools(60)
+    folds = cross_fit(pools, problems(60), 3)
+    assert sorted(row for rows, _ in folds for row in rows) == list(range(60))
+    rows, weights = folds[1]
+    assert weights.num_problems == 40
+    flipped = replace(pools, correct=pools.correct.copy())
+    flipped.correct[rows] = ~flipped.correct[rows]
+    again = cross_fit(flipped, problems(60), 3)
+    assert again[1][1].weights == weights.weights
+    assert again[0][1].weights != folds[0][1].weights
+
+
+@pytest.mark.parametrize("num_folds", [-1, 1, 61])
+def test_a_senseless_number_of_folds(num_folds: int) -> None:
+    with pytest.raises(InputError, match=f"{num_folds} folds of 60 problems"):
+        cross_fit(made_pools(60), problems(60), num_folds)

@@ -1,0 +1,194 @@
+"""The measured part of a report, against numbers worked out on made pools."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem
+from ledom.rerank.candidate_table import FEATURES, Pools
+from ledom.rerank.fit import TunedWeights, tune
+from ledom.rerank.measure import labeled_problems, measure
+
+NUM_PROBLEMS = 200
+
+
+@pytest.fixture(scope="module")
+def pools() -> Pools:
+    """Half of the candidates are right; log P(x|y) tells which, nothing else does."""
+    rng = np.random.default_rng(0)
+    shape = (NUM_PROBLEMS, 6)
+    correct = np.tile([True, False, True, False, True, False], (NUM_PROBLEMS, 1))
+    features = {name: rng.normal(size=shape) for name in FEATURES}
+    features["reverse"] = np.where(correct, 0.0, -50.0) + rng.normal(size=shape)
+    return Pools(
+        problem_ids=[str(i) for i in range(NUM_PROBLEMS)],
+        features=features,
+        answers=np.tile([0, 1, 0, 2, 0, 3], (NUM_PROBLEMS, 1)),
+        correct=correct,
+        mask=np.ones(shape, bool),
+        greedy=np.array([1.0, 0.0] * (NUM_PROBLEMS // 2)),
+        groups=["a", "b"] * (NUM_PROBLEMS // 2),
+    )
+
+
+@pytest.fixture(scope="module")
+def report(pools: Pools) -> dict:
+    tuned = tune(pools, [])
+    return measure(pools, tuned)
+
+
+def by_name(report: dict) -> dict[str, dict]:
+    return {row["name"]: row for row in report["strategies"]}
+
+
+def test_accuracies(report: dict) -> None:
+    rows = by_name(report)
+    assert rows["greedy"]["accuracy"]["mean"] == pytest.approx(0.5)
+    assert rows["random"]["accuracy"]["mean"] == pytest.approx(0.5)
+    assert rows["random"]["accuracy"]["low"] == pytest.approx(0.5)  # the same for every problem
+    assert rows["reverse only"]["accuracy"]["mean"] == 1.0
+    assert rows["majority"]["accuracy"]["mean"] == 1.0
+    assert rows["oracle"]["accuracy"]["mean"] == 1.0
+    versus = rows["reverse only"]["versus"]
+    assert versus["random"]["mean"] == pytest.approx(0.5)
+    assert 0.4 < versus["greedy"]["low"] < 0.5 < versus["greedy"]["high"] < 0.6
+
+
+def test_headline_differences(report: dict) -> None:
+    claims = {row["claim"]: row["difference"] for row in report["headline"]}
+    assert [row["claim"] for row in report["headline"] if row.get("main")] == [
+        "Reverse Reward with its third term beats the greedy answer",
+        "Weighted voting beats majority voting",
+    ]
+    assert claims["Reverse Reward beats a random candidate"]["low"] > 0.4
+    assert claims["Picking: the reverse scores add to the forward ones"]["low"] > 0.3
+
+
+def test_accuracy_against_n(report: dict) -> None:
+    curves = report["accuracy_by_n"]
+    assert curves["n"] == [1, 2, 4, 6]
+    oracle = curves["strategies"]["oracle"]
+    # 1 - C(3, n) / C(6, n): the chance that a subset has a right one.
+    for value, expected in zip(oracle, [0.5, 0.8, 1.0, 1.0], strict=True):
+        assert value == pytest.approx(expected, abs=0.02)
+    assert curves["strategies"]["reverse reward"][-1] == 1.0
+
+
+def test_accuracy_against_lambda(report: dict) -> None:
+    curve = report["accuracy_by_lambda"]
+    assert curve["lambda"][0] == 0.0
+    assert curve["lambda"][-1] == 1.0
+    assert curve["accuracy"][0] < 0.65  # the forward score is noise here
+    assert curve["chosen"] in curve["lambda"]
+
+
+def test_auc_of_every_score(report: dict) -> None:
+    aucs = {row["score"]: row["auc"]["mean"] for row in report["auc"]}
+    assert aucs[FEATURES["reverse"][1]] == 1.0
+    assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
+
+
+def test_reliability_counts_every_problem(report: dict) -> None:
+    bins = report["reliability"]["bins"]
+    assert sum(row["count"] for row in bins) == NUM_PROBLEMS
+    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in bins)
+
+
+def test_groups(report: dict) -> None:
+    rows = {row["group"]: row for row in report["by_group"]}
+    assert rows["a"]["num_problems"] == rows["b"]["num_problems"] == NUM_PROBLEMS // 2
+    assert rows["a"]["accuracy"]["greedy"] == 1.0
+    assert rows["b"]["accuracy"]["greedy"] == 0.0
+
+
+def test_a_stopped_vote_says_what_it_needed(report: dict, pools: Pools) -> None:
+    """Answers 0 1 0 2 0 3: after five the lead is 3 - 1, more than the one that is left."""
+    rows = by_name(report)
+    assert rows["majority, stopped"]["accuracy"] == rows["majority"]["accuracy"]
+    assert rows["majority, stopped"]["kind"] == "vote"
+    needed = rows["majority, stopped"]["needed"]
+    assert needed["of"] == 6
+    assert needed["candidates"] == {"mean": 5.0, "low": 5.0, "high": 5.0}
+    assert needed["saved"]["mean"] == pytest.approx(1 / 6)
+    assert "needed" not in rows["majority"]
+    stopped = measure(replace(pools, num_planned=10), TunedWeights({}, 0, 0, frozenset()))
+    needed = by_name(stopped)["majority, stopped"]["needed"]
+    assert (needed["of"], needed["candidates"]["mean"]) == (10, 6.0)
+
+
+def test_columns_are_measured_alone_and_joined(pools: Pools) -> None:
+    features = pools.features | {"verifier": np.where(pools.correct, 0.9, 0.1)}
+    noise = pools.features | {"reverse": pools.features["forward"]}
+    pools = replace(pools, features=noise | {"verifier": features["verifier"]})
+    pools = replace(pools, columns=("verifier",))
+    report = measure(pools, tune(pools, []))
+    rows = by_name(report)
+    for name in ("verifier", "vote, verifier", "all + columns", "vote, reverse + columns"):
+        assert rows[name]["accuracy"]["mean"] == 1.0
+    assert rows["all terms"]["accuracy"]["mean"] < 0.7
+    assert "verifier" in rows["all + columns"]["formula"]
+    aucs = {row["score"]: row["auc"]["mean"] for row in report["auc"]}
+    assert aucs["verifier, a column"] == aucs["all + columns (tuned)"] == 1.0
+    claims = {row["claim"]: row["difference"] for row in report["headline"]}
+    assert "Voting: the columns add to every score" in claims
+
+
+def test_strategies_without_weights_are_left_out(pools: Pools) -> None:
+    report = measure(pools, TunedWeights({}, 0, 0, frozenset()))
+    assert "all terms" not in by_name(report)
+    assert "forward" in by_name(report)
+    assert report["accuracy_by_lambda"] is None
+
+
+def test_each_fold_uses_its_own_weights(pools: Pools) -> None:
+    """Weights that are turned round in one fold choose wrongly there, and only there."""
+
+    def weights(sign: float) -> TunedWeights:
+        return TunedWeights({"reverse reward": {"reverse": sign}}, 1, 1, frozenset())
+
+    rows = np.arange(NUM_PROBLEMS)
+    folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
+    for part, expected in ((folds, 0.5), ([*folds[:1], (rows[1::2], weights(1.0))], 1.0)):
+        report = measure(pools, weights(1.0), part)
+        assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(expected)
+
+
+def test_only_labeled_problems_are_measured(pools: Pools) -> None:
+    """Greedy is right on every other problem, so on all of the even ones."""
+    labeled = np.arange(NUM_PROBLEMS) % 2 == 0
+    report = measure(pools, TunedWeights({}, 0, 0, frozenset()), labeled=labeled)
+    assert report["num_labeled"] == NUM_PROBLEMS // 2
+    assert by_name(report)["greedy"]["accuracy"]["mean"] == 1.0
+    with pytest.raises(InputError, match="nothing to measure"):
+        measure(pools, TunedWeights({}, 0, 0, frozenset()), labeled=np.zeros(NUM_PROBLEMS, bool))
+
+
+def test_folds_keep_their_weights_among_the_labeled(pools: Pools) -> None:
+    """Fold 0 holds the even problems, chosen rightly; fold 1 the odd ones, chosen wrongly."""
+
+    def weights(sign: float) -> TunedWeights:
+        return TunedWeights({"reverse reward": {"reverse": sign}}, 1, 1, frozenset())
+
+    rows = np.arange(NUM_PROBLEMS)
+    folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
+    labeled = (rows % 2 == 0) | (rows < 100)  # 100 even and 50 odd ones
+    report = measure(pools, weights(1.0), folds, labeled)
+    assert report["num_labeled"] == 150
+    assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(100 / 150)
+    evens = measure(pools, weights(1.0), folds, rows % 2 == 0)
+    assert by_name(evens)["reverse reward"]["accuracy"]["mean"] == 1.0
+
+
+def test_who_says_what_is_right() -> None:
+    problems = [Problem(id=str(i), question="?", answer="1" if i == 0 else None) for i in range(4)]
+    labels: list[tuple[str, bool | None]] = [("1", True), ("1", False), ("2", True), ("2", None)]
+    candidates = [
+        Candidate(problem_id=problem, index=i, text="#### 1", correct=correct)
+        for i, (problem, correct) in enumerate(labels)
+    ]
+    # An answer; a label on every candidate; a label on some only; none at all.
+    assert labeled_problems(problems, candidates).tolist() == [True, True, False, False]

@@ -1,0 +1,102 @@
+"""Search as a job: its files, its measurement, and a stop in the middle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledom.core.records import Candidate, Problem, read_records
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.rerank.search_pipeline import SearchJob, _equal_cost, search_job
+from ledom.rerank.step_search import SearchConfig
+from ledom.text.tokenizer import Tokenizer
+
+PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(40)]
+
+
+def plain(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
+    yield from chunks
+
+
+def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> SearchJob:
+    answers = ("1 + 1 = 2\n#### 2", "1 + 1 = 3\n#### 3")
+    models = [FakeLanguageModel(tokenizer, d, answers) for d in ("forward", "reverse")]
+    return SearchJob(PROBLEMS, out, models[0], models[1], SearchConfig(**changes))
+
+
+def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    report = search_job(job(tokenizer, tmp_path), plain)
+    assert json.loads((tmp_path / "search.json").read_text()) == report
+    searched = read_records(tmp_path / "searched.jsonl", Candidate)
+    assert [c.problem_id for c in searched] == [p.id for p in PROBLEMS]
+    assert all(c.extra["generated"] > 0 for c in searched)
+    assert report["unfinished"] == 0
+    assert set(report["search_against"]) == {"best of N, same score", "majority of N", "random"}
+    share = sum("#### 2" in c.text for c in searched) / len(searched)
+    assert report["accuracy"]["step-level search"]["mean"] == pytest.approx(share)
+    # Every rival's candidates cost at most what the search cost.
+    for problem, found in zip(PROBLEMS, searched, strict=True):
+        pool = [
+            c
+            for c in read_records(tmp_path / "candidates.jsonl", Candidate)
+            if c.problem_id == problem.id
+        ]
+        costs = [len(tokenizer.encode(c.text).ids) + 1 for c in pool]
+        assert len(pool) == 1 or sum(costs) <= found.extra["generated"]
+
+
+def test_a_search_that_broke_off_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def stop_after(count: int) -> Any:
+        def track(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
+            for number, chunk in enumerate(chunks):
+                if number == count:
+                    raise KeyboardInterrupt
+                yield chunk
+
+        return track
+
+    with pytest.raises(KeyboardInterrupt):
+        search_job(job(tokenizer, tmp_path / "a"), stop_after(33))
+    second = job(tokenizer, tmp_path / "a")
+    search_job(second, plain)
+    search_job(job(tokenizer, tmp_path / "b"), plain)
+    assert (tmp_path / "a" / "searched.jsonl").read_text() == (
+        tmp_path / "b" / "searched.jsonl"
+    ).read_text()
+
+
+def test_without_answers_nothing_is_measured(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    made = job(tokenizer, tmp_path)
+    made.problems = [Problem(id="a", question="What?")]
+    report = search_job(made, plain)
+    assert "accuracy" not in report
+    assert (tmp_path / "searched.jsonl").is_file()
+
+
+def test_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    made = job(tokenizer, tmp_path, lam=0.0)
+    made.reverse = None
+    assert search_job(made, plain)["accuracy"]["random"]["mean"] > 0
+
+
+def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A search that cost far more than its k * n * 2 candidates would."""
+    made = job(tokenizer, tmp_path, width=1, expansions=1)
+    budget = 500
+    searched = [
+        Candidate(problem_id=p.id, index=0, text="", extra={"generated": budget}) for p in PROBLEMS
+    ]
+    for candidates in _by_problem(_equal_cost(made, searched, plain)).values():
+        costs = [len(tokenizer.encode(c.text).ids) + 1 for c in candidates]
+        assert budget - max(costs) < sum(costs) <= budget
+        assert [c.index for c in candidates] == list(range(len(candidates)))
+
+
+def _by_problem(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
+    return {p.id: [c for c in candidates if c.problem_id == p.id] for p in PROBLEMS}

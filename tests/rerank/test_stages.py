@@ -1,0 +1,269 @@
+"""Files that models fill: equal to the byte after any kill, and refused when they are damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ledom.core import processes as parallel
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import Generation, Sampling, Target
+from ledom.rerank import sample, score
+from ledom.rerank import step_search as search_module
+from ledom.rerank.fit_pipeline import tune_folder
+from ledom.rerank.pipeline import Job, default_weights, rerank
+from ledom.rerank.score import score_groups
+from ledom.rerank.search_pipeline import SearchJob, search_job
+from ledom.rerank.step_search import SearchConfig
+from ledom.text.tokenizer import Tokenizer
+
+PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(11)]
+ANSWERS = [f"1 + 1 = {n}\nso\n#### {n}" for n in (2, 2, 2, 3, 4, 5, 6)]
+
+
+class Company(FakeLanguageModel):
+    """A model whose results depend on all that is computed in the same call, as on a device."""
+
+    batches_requests = True
+
+    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+        company = np.float32(1 + sum(len(target.ids) for target in targets) % 97 / 100)
+        return [values * company for values in super().logprobs(targets)]
+
+    def generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        company = replace(sampling, seed=sampling.seed + 1000 * len(prompts))
+        yield from super().generate(prompts, company, num_samples, first_sample)
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that eleven problems make several groups."""
+    monkeypatch.setattr(sample, "_TOGETHER", 24)
+    monkeypatch.setattr(score, "_TOGETHER", 10)
+    monkeypatch.setattr(search_module, "_TOGETHER", 3)
+
+
+def plain(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
+    yield from chunks
+
+
+def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> Job:
+    forward, reverse = (Company(tokenizer, d, ANSWERS) for d in ("forward", "reverse"))
+    return Job(PROBLEMS, out, forward, reverse, default_weights(), num_samples=6, **changes)
+
+
+def reranked(tokenizer: Tokenizer, out: Path, track: Any = plain) -> None:
+    rerank(job(tokenizer, out), track)
+
+
+def stopped_early(tokenizer: Tokenizer, out: Path, track: Any = plain) -> None:
+    rerank(job(tokenizer, out, early_stop=True), track)
+
+
+def searched(tokenizer: Tokenizer, out: Path, track: Any = plain) -> None:
+    forward, reverse = (Company(tokenizer, d, ANSWERS) for d in ("forward", "reverse"))
+    config = SearchConfig(width=2, expansions=2)
+    search_job(SearchJob(PROBLEMS, out, forward, reverse, config), track)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".html"}
+
+
+def killed_after(count: int) -> Any:
+    """Progress that ends the process, as nothing can be caught, when it has come so far."""
+    seen = iter(range(10**9))
+
+    def track(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
+        for chunk in chunks:
+            if next(seen) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield chunk
+
+    return track
+
+
+def in_a_child(run: Callable[[], None]) -> int:
+    """The status of a forked process that runs this."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("work", [reranked, stopped_early, searched])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_kills_leave_the_same_bytes(
+    tokenizer: Tokenizer, tmp_path: Path, work: Callable[..., None], seed: int
+) -> None:
+    work(tokenizer, tmp_path / "whole")
+    moments = random.Random(seed)
+    killed = 0
+    for _ in range(4):
+        track = killed_after(moments.randrange(1, 25))
+        killed += in_a_child(lambda t=track: work(tokenizer, tmp_path / "out", t)) == signal.SIGKILL  # type: ignore[misc]
+    work(tokenizer, tmp_path / "out")
+    assert killed > 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("work", [reranked, stopped_early])
+def test_any_number_of_processes_leaves_the_same_bytes(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[..., None]
+) -> None:
+    """Two shares made one after the other stand for two processes, which one then joins."""
+    work(tokenizer, tmp_path / "whole")
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(parallel, "wait", lambda: None)
+    for rank in (1, 0):
+        monkeypatch.setattr(parallel, "rank", lambda own=rank: own)
+
+        def one_stage(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
+            yield from chunks
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            work(tokenizer, tmp_path / "out", one_stage)
+    monkeypatch.undo()
+    monkeypatch.setattr(sample, "_TOGETHER", 24)
+    monkeypatch.setattr(score, "_TOGETHER", 10)
+    names = [part.name for part in (tmp_path / "out").glob("*.part*")]
+    assert sorted(names) == ["candidates.jsonl.part", "candidates.jsonl.part.1"]
+    work(tokenizer, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_groups_are_whole_problems_where_they_fit() -> None:
+    sizes = {"a": 4, "b": 5, "c": 3, "d": 21, "e": 2}
+    candidates = [
+        Candidate(problem_id=name, index=i, text=str(i))
+        for i in range(21)
+        for name, size in sizes.items()
+        if i < size
+    ]
+    groups = score_groups(candidates)
+    names = [[c.problem_id for c in group] for group in groups]
+    assert names == [["a"] * 4 + ["b"] * 5, ["c"] * 3 + ["d"] * 7, ["d"] * 7, ["d"] * 7 + ["e"] * 2]
+    assert all(score_groups(group) == [group] for group in groups)
+
+
+def test_an_early_stop_keeps_its_questions(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    stopped_early(tokenizer, tmp_path)
+    assert len((tmp_path / "problems.jsonl").read_text().splitlines()) == len(PROBLEMS)
+    other = job(tokenizer, tmp_path, early_stop=True)
+    other.problems = [replace(p, question=p.question + " Say it.") for p in PROBLEMS]
+    with pytest.raises(InputError, match=r"candidates.jsonl: .*questions: "):
+        rerank(other, plain)
+
+
+def changed(file: Path, line: int, **values: Any) -> None:
+    rows = file.read_text().splitlines()
+    row = json.loads(rows[line - 1]) | values
+    rows[line - 1] = json.dumps(row)
+    file.write_text("\n".join(rows) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"logprob": 5.0}, "logprob is 5.0, expected a number up to 0"),
+        ({"logprob": -5000.5}, r"logprob is -5000.5, but its tokens sum to -\d"),
+        ({"num_tokens": 2}, r"num_tokens is 2, but it has \d+ tokens"),
+        ({"num_tokens": -2}, "num_tokens is -2"),
+        ({"token_logprobs": [0.5]}, "a token's logprob is 0.5"),
+        ({"token_logprobs": ["a"]}, "a token's logprob is 'a'"),
+        ({"token_logprobs": [None]}, "a token's logprob is None"),
+        ({"token_spans": []}, "but it has 0 spans"),
+        ({"problem_id": "p99"}, "candidate .* of problem 'p99' belongs to no candidate"),
+        ({"index": 77}, "candidate 77 of problem 'p1' belongs to no candidate"),
+        ({"target": "y|x"}, r"is of log P\(y\|x\), reverse, in a file of a reverse model"),
+        ({"target": "y"}, "for y is there twice"),
+        ({"text": 3}, "key 'text' is 3"),
+        ({"extra": 1}, None),
+    ],
+)
+def test_a_damaged_score_is_named_by_line(
+    tokenizer: Tokenizer, tmp_path: Path, values: dict[str, Any], message: str | None
+) -> None:
+    reranked(tokenizer, tmp_path)
+    file = tmp_path / "scores.reverse.jsonl"
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    line = 1 + next(
+        i for i, row in enumerate(rows) if (row["problem_id"], row["target"]) == ("p1", "x|y")
+    )
+    changed(file, line, **values)
+    where = rf"scores.reverse.jsonl:\d+: .*{message}"
+    if message is None:
+        where = "scores.reverse.jsonl: was changed after it was finished"
+    elif values.get("target") != "y":  # else it is seen where the other one stands
+        where = where.replace(r"\d+", str(line), 1)
+    for again in (lambda: reranked(tokenizer, tmp_path), lambda: tune_folder(tmp_path)):
+        with pytest.raises(InputError, match=where):
+            again()
+
+
+def test_a_span_beyond_its_text_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    reranked(tokenizer, tmp_path)
+    file = tmp_path / "scores.forward.jsonl"
+    row = json.loads(file.read_text().splitlines()[0])
+    for span in ([0, 10**6], [-1, 0], [3, 2], [0], "ab", [0, True]):
+        changed(file, 1, token_spans=[span, *row["token_spans"][1:]])
+        with pytest.raises(InputError, match=r"scores.forward.jsonl:1: .*the span .* does not lie"):
+            tune_folder(tmp_path)
+
+
+def test_tune_refuses_other_problems_and_candidates(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reranked(tokenizer, out)
+    expected = tune_folder(out)
+    problems, candidates = out / "problems.jsonl", out / "candidates.jsonl"
+    lines = problems.read_text().splitlines(keepends=True)
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join([*reversed(lines), '{"id": "new", "question": "And 7?"}\n']))
+    assert tune_folder(out, more).problem_hashes == expected.problem_hashes
+    more.write_text("".join(lines).replace("What is 3", "What is 4"))
+    with pytest.raises(InputError, match=r"scores.forward.jsonl: .*questions: "):
+        tune_folder(out, more)
+    more.write_text("".join(lines[1:]))
+    with pytest.raises(InputError, match=r"scores.forward.jsonl: .*other settings"):
+        tune_folder(out, more)
+    more.write_text(candidates.read_text().replace("so", "thus", 1))
+    with pytest.raises(InputError, match=r"scores.forward.jsonl: .*texts: "):
+        tune_folder(out, None, more)
+    (out / "scores.reverse.jsonl.settings.json").write_text('{"model": ')
+    with pytest.raises(InputError, match=r"scores.reverse.jsonl.settings.json: damaged"):
+        tune_folder(out)
+
+
+def test_the_stand_in_depends_on_its_company(tokenizer: Tokenizer) -> None:
+    """Else the tests of kills could not fail."""
+    lm = Company(tokenizer)
+    targets = [
+        Target(lm.add_special_tokens(lm.tokenizer.encode(text).ids), 1, 3) for text in ANSWERS
+    ]
+    alone = [lm.logprobs([target])[0] for target in targets]
+    assert any((a != b).any() for a, b in zip(alone, lm.logprobs(targets), strict=True))
+    lengths = [len(str(list(lm.generate(["a"] * n, Sampling(), 20)))) for n in (1, 2)]
+    assert all(a != b for a, b in pairwise(lengths))

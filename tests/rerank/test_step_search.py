@@ -1,0 +1,159 @@
+"""The beam over steps: what is kept, what counts as finished, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import ledom
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.records import Candidate, Problem, Score
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.rerank import step_search as module
+from ledom.rerank.step_search import SearchConfig, search
+from ledom.text.tokenizer import Tokenizer
+
+PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(40)]
+ANSWERS = ("good\n1 + 1 = 2\n#### 2", "bad\n1 + 1 = 3\n#### 3", "bad\n1 + 1 = 4\n#### 4")
+
+
+@pytest.fixture
+def forward(tokenizer: Tokenizer) -> FakeLanguageModel:
+    return FakeLanguageModel(tokenizer, "forward", ANSWERS)
+
+
+@pytest.fixture
+def reverse(tokenizer: Tokenizer) -> FakeLanguageModel:
+    return FakeLanguageModel(tokenizer, "reverse")
+
+
+@pytest.fixture
+def good_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores by the word `good`, whatever the model."""
+
+    def scored(
+        problems: Sequence[Problem], candidates: Sequence[Candidate], lm: LanguageModel
+    ) -> Iterator[list[Score]]:
+        for candidate in candidates:
+            value = -1.0 if "good" in candidate.text else -2.0
+            yield [
+                Score(
+                    problem_id=candidate.problem_id,
+                    index=candidate.index,
+                    model="m",
+                    direction="forward",
+                    target=target,
+                    logprob=3 * value,
+                    num_tokens=3,
+                    token_logprobs=[value] * 3,
+                )
+                for target in ("y|x", "x|y")
+            ]
+
+    monkeypatch.setattr(module, "score_candidates", scored)
+
+
+@pytest.mark.usefixtures("good_is_better")
+def test_the_better_part_is_gone_on_with(
+    forward: FakeLanguageModel, reverse: FakeLanguageModel
+) -> None:
+    config = SearchConfig(width=1, expansions=12)
+    found = list(search(PROBLEMS, forward, reverse, config))
+    assert [problem_id for problem_id, _, _ in found] == [p.id for p in PROBLEMS]
+    for _, beams, generated in found:
+        assert [beam.text for beam in beams] == [ANSWERS[0]]
+        assert beams[0].finish_reason == "stop"
+        assert beams[0].score == pytest.approx(-1.0)
+        assert beams[0].num_tokens > 5
+        assert generated > 12  # what was thrown away counts too
+
+
+@pytest.mark.usefixtures("good_is_better")
+def test_duplicates_are_one_beam(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
+    for _, beams, _ in search(PROBLEMS, forward, reverse, SearchConfig(width=4, expansions=3)):
+        texts = [beam.text for beam in beams]
+        assert len(set(texts)) == len(texts)
+        assert set(texts) <= set(ANSWERS)
+        assert texts[0] == ANSWERS[0]  # twelve first draws of three answers
+
+
+def test_a_finished_text_is_no_duplicate_of_the_same_one_cut_short(
+    forward: FakeLanguageModel, reverse: FakeLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [Generation("#### 2", [5, 6], "length"), Generation("#### 2", [5, 6], "stop")]
+    monkeypatch.setattr(forward, "generate", lambda *_: iter([(0, made)]))
+    [(_, beams, _)] = search(PROBLEMS[:1], forward, reverse, SearchConfig())
+    assert [beam.finish_reason for beam in beams] == ["stop", "length"]
+
+
+def test_what_ran_out_of_tokens_is_not_finished(
+    forward: FakeLanguageModel, reverse: FakeLanguageModel, tokenizer: Tokenizer
+) -> None:
+    short = SearchConfig(sampling=Sampling(temperature=0.7, max_tokens=2))
+    for _, beams, _ in search(PROBLEMS[:3], forward, reverse, short):
+        assert {beam.finish_reason for beam in beams} == {"length"}
+    forward.answers = ["#### 2", "1 + 1 = 2 and so on and on and on"]
+    room = len(tokenizer.encode("#### 2").ids) + 1
+    one_ends = replace(short, sampling=Sampling(temperature=0.7, max_tokens=room))
+    for _, beams, _ in search(PROBLEMS, forward, reverse, one_ends):
+        reasons = [beam.finish_reason for beam in beams]
+        assert reasons == sorted(reasons, key=lambda reason: reason != "stop")
+        assert all((b.finish_reason == "stop") == (b.text == "#### 2") for b in beams)
+
+
+def test_a_context_that_is_full_ends_a_beam(
+    forward: FakeLanguageModel, reverse: FakeLanguageModel, tokenizer: Tokenizer
+) -> None:
+    prompt = len(tokenizer.encode(PROBLEMS[0].question + "\n\n").ids)
+    first = len(tokenizer.encode("good\n").ids)
+    forward.context = prompt + first + 10
+    config = SearchConfig(sampling=Sampling(temperature=0.7, max_tokens=12))
+    ((_, beams, _),) = search(PROBLEMS[:1], forward, reverse, config)
+    assert {beam.finish_reason for beam in beams} == {"length"}
+
+
+def test_a_search_that_never_ends_is_ended(
+    forward: FakeLanguageModel, reverse: FakeLanguageModel
+) -> None:
+    ((_, beams, _),) = search(PROBLEMS[:1], forward, reverse, SearchConfig(max_steps=1))
+    assert {beam.finish_reason for beam in beams} == {"border"}
+    assert all(beam.text.endswith("\n") for beam in beams)
+
+
+def test_a_greedy_beam_of_one_is_the_greedy_text(checkpoints: dict[str, Path]) -> None:
+    """With real models: step by step, from kept keys and values, the text of one go."""
+    lm = ledom.load(checkpoints["forward"], device="cpu")
+    whole = Sampling(temperature=0.0, max_tokens=40)
+    prompts = [lm.pair_format.before_solution(p.question) for p in PROBLEMS[:3]]
+    expected = {place: made[0] for place, made in lm.generate(prompts, whole)}
+    config = SearchConfig(1, 1, 0.0, border=r"[^ ]", max_steps=25, sampling=whole)
+    for place, (_, beams, _) in enumerate(search(PROBLEMS[:3], lm, None, config)):
+        assert expected[place].text.startswith(beams[0].text)
+        assert beams[0].num_tokens >= 20 or beams[0].finish_reason != "border"
+
+
+def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
+    with pytest.raises(DirectionError, match="steps are sampled from a forward model"):
+        list(search(PROBLEMS, reverse, reverse, SearchConfig()))
+    with pytest.raises(InputError, match=r"lambda is 0\.5 without a reverse model"):
+        list(search(PROBLEMS, forward, None, SearchConfig()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 0}, "the width is 0"),
+        ({"expansions": 0}, "expansions is 0"),
+        ({"lam": 1.5}, "lambda is 1.5"),
+        ({"lam": float("nan")}, "lambda is nan"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"border": "("}, "border .* is no regular expression"),
+    ],
+)
+def test_bad_settings(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SearchConfig(**settings)  # type: ignore[arg-type]

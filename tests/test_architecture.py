@@ -1,0 +1,101 @@
+"""The rooms: what may import what, and that the maps in the docs are of the tree at hand."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "ledom"
+LAYERS: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+    "contracts"
+][0]["layers"]
+ROOMS = [layer for layer in LAYERS if layer != "__main__"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the contract reads."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    ignore = shutil.ignore_patterns("__pycache__", "assets")
+    shutil.copytree(PACKAGE, tmp_path / "src" / "ledom", ignore=ignore)
+    return tmp_path
+
+
+def lint_imports(checkout: Path) -> subprocess.CompletedProcess[str]:
+    """The contract on a checkout's own source, whichever ledom is installed."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
+    return subprocess.run(
+        [*command, "--no-cache"],
+        cwd=checkout,
+        env={"PYTHONPATH": str(checkout / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_room_imports_from_one_above(checkout: Path) -> None:
+    result = lint_imports(checkout)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 kept, 0 broken" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("core/direction.py", "from ledom.text.tokenizer import Tokenizer"),
+        ("model/checkpoint.py", "import ledom.lm.language_model"),
+        ("train/loop.py", "def late() -> None:\n    from ledom.rerank import fit"),
+    ],
+)
+def test_a_planted_import_from_above_breaks_the_contract(
+    checkout: Path, file: str, line: str
+) -> None:
+    source = checkout / "src" / "ledom" / file
+    source.write_text(f"{source.read_text()}\n{line}\n")
+    result = lint_imports(checkout)
+    assert result.returncode == 1
+    assert f"ledom.{file.split('/')[0]}" in result.stdout
+
+
+def test_at_most_twelve_rooms_and_folders_stand_at_the_top() -> None:
+    names = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
+    modules = {name for name in names if name.endswith(".py")}
+    assert modules == {"__init__.py", "__main__.py"}
+    assert len(names - modules) <= 12
+    assert set(ROOMS) <= names
+
+
+def folders_in(map_: str) -> list[str]:
+    """The folders that a map in a fenced block names, a line each, in the order given."""
+    return re.findall(r"^  ([a-z_]+)/ ", map_, re.MULTILINE)
+
+
+def test_the_readmes_map_is_the_tree() -> None:
+    block = re.search(r"^src/ledom/\n((?:  .*\n)+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert block is not None
+    named = folders_in(block[1])
+    assert sorted(named) == sorted(
+        path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"
+    )
+    assert [name for name in named if name in ROOMS] == ROOMS[::-1]  # bottom to top
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for room in ROOMS:
+        section = re.search(rf"^## {room}/\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        assert section is not None, f"docs/architecture.md lacks the room {room}/"
+        for file in (PACKAGE / room).rglob("*.py"):
+            if file.name != "__init__.py":
+                name = file.relative_to(PACKAGE / room).with_suffix("").as_posix()
+                assert f"`{name}`" in section[1], f"docs/architecture.md lacks {room}/{name}"
+        for name in re.findall(r"^- `([\w/]+)`", section[1], re.MULTILINE):
+            assert (PACKAGE / room / f"{name}.py").is_file(), f"no module {room}/{name}"

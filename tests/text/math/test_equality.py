@@ -1,0 +1,183 @@
+"""Answers are equal where all of both is understood and has one value; nothing raises or hangs."""
+
+from __future__ import annotations
+
+import doctest
+import time
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from equal_answers import EQUAL
+from ledom.text import answers
+from ledom.text.math import equality
+from ledom.text.math.equality import equal_answers, has_content, is_number
+from ledom.text.math.expressions import read
+from unequal_answers import UNEQUAL
+
+ALL = sorted({answer for one, other, _ in EQUAL + UNEQUAL for answer in (one, other)})
+PIECES = [
+    *("1", "23", "0.5", "x", "y", "+", "-", "*", "/", "^", "(", ")", "[", "]", ",", " ", "=", "<"),
+    *("{", "}", r"\{", r"\}", r"\frac", r"\sqrt", r"\pi", r"\pm", r"\text{", "cm", "%", "$", "!"),
+    *("_", ":", "and", "pm", "|", "&", r"\\", r"\begin{pmatrix}", r"\end{pmatrix}", "e", "i", "²"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "reason"), EQUAL)
+def test_equal(one: str, other: str, reason: str) -> None:
+    assert equal_answers(one, other), reason
+    assert equal_answers(other, one), reason
+
+
+@pytest.mark.parametrize(("one", "other", "reason"), UNEQUAL)
+def test_unequal(one: str, other: str, reason: str) -> None:
+    assert not equal_answers(one, other), reason
+    assert not equal_answers(other, one), reason
+
+
+def test_the_table_is_large_and_says_each_pair_once() -> None:
+    pairs = [frozenset(pair[:2]) for pair in EQUAL + UNEQUAL]
+    assert len(pairs) >= 250
+    assert len(set(pairs)) == len(pairs)
+
+
+@pytest.mark.parametrize("answer", ALL)
+def test_each_answer_equals_itself(answer: str) -> None:
+    assert equal_answers(answer, answer) == has_content(answer)
+
+
+@pytest.mark.parametrize("answer", [None, "", "  \n", "___", "...", "$", "\x00", "-"])
+def test_an_answer_without_content_equals_nothing(answer: str | None) -> None:
+    assert not equal_answers(answer, answer)
+    assert not equal_answers(answer, "5")
+
+
+@pytest.mark.parametrize(
+    "rest", [" rather than 5", r" \unknown", " then 7", " ?", " @", " 8", "(", "^"]
+)
+def test_what_follows_a_number_is_never_skipped(rest: str) -> None:
+    for start in ("6", r"\frac{1}{2}", r"\sqrt{2}", "(1, 2)", "x + 1", r"\{1, 2\}", "3 cm"):
+        assert read(start) is not None
+        assert read(start + rest) is None
+        assert not equal_answers(start, start + rest)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(-(10**30), 10**30), st.integers(1, 10**6))
+def test_fractions_are_exact(over: int, under: int) -> None:
+    assert equal_answers(f"{over}/{under}", rf"\frac{{{3 * over}}}{{{3 * under}}}")
+    assert not equal_answers(f"{over}/{under}", f"{over * 10**6 + 1}/{under * 10**6}")
+    assert equal_answers(f"{over:,}", str(over))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(), st.text())
+def test_any_text_has_a_verdict_in_both_orders(one: str, other: str) -> None:
+    assert equal_answers(one, other) == equal_answers(other, one)
+    assert equal_answers(one, one) == has_content(one)
+    is_number(one)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+def test_any_mixture_of_signs_is_read_or_not_understood(text: str) -> None:
+    read(text)
+    assert equal_answers(text, text) == has_content(text)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(
+            "(",
+            "[",
+            r"\{",
+            "{",
+            "|",
+            r"\sqrt",
+            r"\sqrt{",
+            r"\frac",
+            r"\frac{",
+            "sin ",
+            "x",
+            "x ",
+            "-",
+        ),
+        *(
+            "1",
+            "1,",
+            "1/",
+            "1+",
+            "2^",
+            "9**",
+            "!",
+            "x!",
+            "$",
+            "\x00",
+            "\ud800",
+            "½",
+            "²",
+            "√",
+            "a ",
+            ".",
+        ),
+        *(
+            r"\text{",
+            r"\begin{pmatrix}",
+            "1&",
+            "1:",
+            "1<",
+            "x=",
+            "1 or ",
+            r"\pm",
+            "_",
+            r"\\",
+            " ",
+            "a'",
+        ),
+    ],
+)
+def test_hostile_texts_of_any_length(unit: str) -> None:
+    started = time.process_time()
+    for size in (50, 399, 1_000_000):
+        text = (unit * size)[:size]
+        for answer in (text, "5" + text, "The answer is " + text):
+            assert not equal_answers(answer, "7")
+            assert equal_answers(answer, answer) == has_content(answer)
+    assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize(
+    "large", ["9**9**9", "9^{9^{9^{9}}}", "1e999999999", "(10^{9})!", "9999999!", "2^{-99999999}"]
+)
+def test_what_is_too_large_to_compute_is_text(large: str) -> None:
+    started = time.process_time()
+    assert read(large) is None
+    assert equal_answers(large, large)
+    assert not equal_answers(large, "1")
+    assert time.process_time() - started < 1
+
+
+def test_plain_numbers_need_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: str) -> bool:
+        raise AssertionError("asked for algebra")
+
+    monkeypatch.setattr("ledom.text.math.equality.same_value", forbidden)
+    for number in range(20_000):
+        assert not equal_answers(str(number), str(number + 1))
+    for number in range(1_000):
+        assert equal_answers(f"${number:,}.00", f"{number} dollars")
+
+
+@pytest.mark.parametrize("module", [answers, equality])
+def test_the_examples_hold(module: ModuleType) -> None:
+    done = doctest.testmod(module, extraglobs={"equal_answers": equal_answers})
+    assert done.attempted >= 3
+    assert done.failed == 0
+
+
+def test_is_number() -> None:
+    assert all(map(is_number, ["5", "$5", "x = 5", "5 cm", "1/2", "3 p.m.", "2^3"]))
+    assert not any(map(is_number, ["x", "5x", "3, 5", "(1, 2)", "yes", "5 or so", r"\pi", ""]))

@@ -1,0 +1,87 @@
+import re
+
+import pytest
+
+from ledom.text.arithmetic import is_true, show_work
+
+
+@pytest.mark.parametrize(
+    ("equation", "worked"),
+    [
+        # A place at a time, unless digits meet in one place only.
+        ("57 + 48 = 105", "57 + 48 = 97 + 8 = 105"),
+        ("104 + 52 = 156", "104 + 52 = 156"),
+        ("75 + 770 + 819 = 1664", "75 + 770 + 819 = 845 + 819 = 1645 + 19 = 1655 + 9 = 1664"),
+        ("1000 - 138 = 862", "1000 - 138 = 900 - 38 = 870 - 8 = 862"),
+        ("89.50 - 33.50 = 56", "89.50 - 33.50 = 59.5 - 3.5 = 56.5 - 0.5 = 56"),
+        ("5 - 5 = 0", "5 - 5 = 0"),
+        # Every digit times every digit.
+        ("40 * 700 = 28000", "40 * 700 = 28000"),
+        ("39 * 5 = 195", "39 * 5 = 150 + 45 = 195"),
+        ("5 * 39 = 195", "5 * 39 = 150 + 45 = 195"),
+        ("57 * 34 = 1938", "57 * 34 = 1500 + 210 + 200 + 28 = 1710 + 200 + 28 = 1910 + 28 = 1938"),
+        ("230 * 0.5 = 115", "230 * 0.5 = 100 + 15 = 115"),
+        ("3 * 0 = 0", "3 * 0 = 0"),
+        # Every place of the quotient.
+        ("400 / 80 = 5", "400 / 80 = 5"),
+        ("136 / 2 = 68", "136 / 2 = 120 / 2 + 16 / 2 = 60 + 8 = 68"),
+        # Products first, each an equation of its own.
+        ("2 * 14 - 5 = 23", "2 * 14 = 20 + 8 = 28, 28 - 5 = 23"),
+        ("1 / 2 * 222 = 111", "1 / 2 = 0.5, 0.5 * 222 = 100 + 10 + 1 = 110 + 1 = 111"),
+    ],
+)
+def test_by_hand(equation, worked):
+    assert show_work(*equation.split(" = ")) == worked
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [
+        "12 * 12 = 145",  # false
+        "2 + 3 = 5.0",  # not how we write it
+        "38 / 51 * 51 = 38",  # no finite decimal on the way
+        "5 - 8 + 10 = 7",  # negative on the way
+        "50% * 46 = 23",
+        "6 / 0 = 0",
+    ],
+)
+def test_what_cannot_be_written_out_stays(equation):
+    assert show_work(*equation.split(" = ")) == equation
+
+
+def test_every_step_is_true_and_the_ends_are_kept():
+    for first in (1, 7, 10, 38, 99, 105, 640, 999, 1208):
+        for second in (1, 4, 12, 57, 99, 100, 350, 781):
+            high, low = max(first, second), min(first, second)
+            pairs = {
+                f"{first} + {second}": first + second,
+                f"{first} * {second}": first * second,
+                f"{first * second} / {second}": first,
+                f"{high} - {low}": high - low,
+                f"{first} * {second} + {second} - {first}": first * second + second - first,
+            }
+            for expression, value in pairs.items():
+                work = show_work(expression, str(value))
+                assert all(is_true(part) for part in work.split(", ")), work
+                assert work.endswith(f" = {value}")
+                assert re.fullmatch(r"[-+*/=.,\d ]+", work)
+                if not re.search("[*/].*[-+]", expression):
+                    assert work.startswith(f"{expression} = ")
+
+
+@pytest.mark.parametrize(
+    ("equation", "truth"),
+    [
+        ("2 + 3 * 4 = 14", True),
+        ("10 - 4 - 3 = 4 - 1 = 3", True),
+        ("10 - 4 - 3 = 5 - 1 = 3", False),
+        ("12 / 2 / 3 * 5 = 10", True),
+        ("2 * 1 / 3 = 2/3", True),
+        ("50% * 30 = 15", True),
+        ("0.1 + 0.2 = 0.3", True),  # no floating point
+        ("5 / 0 = 1", False),
+        ("2x + 3 = 5", False),
+    ],
+)
+def test_truth(equation, truth):
+    assert is_true(equation) is truth

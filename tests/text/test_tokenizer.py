@@ -1,0 +1,234 @@
+import json
+
+import pytest
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from ledom.core.errors import CheckpointError, InputError, OutputError
+from ledom.text.tokenizer import EOS_TOKEN, Tokenizer, train_tokenizer
+from stand_ins import sentencepiece_like
+
+TEXTS = [
+    "",
+    "a",
+    "How many apples?\n\n2 + 3 = 5\n#### 5",
+    "naïve café – “quoted” …",
+    "Сколько яблок у Маши?",
+    "三个苹果加两个苹果",
+    "🍎🍎 👩‍👩‍👧 🇮🇱",
+    "כמה תפוחים? 5 ועוד 3",
+    "كم عدد التفاحات؟ ٥ و ٣",
+    "e\u0301 is not é",  # a combining accent must not be composed
+    "tabs\tand  spaces \n\n\n and \r\n ends ",
+    "\x00\x7f\ufeff",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_any_text_comes_back(tokenizer, text):
+    encoding = tokenizer.encode(text)
+    assert tokenizer.decode(encoding.ids) == text
+    assert len(encoding.offsets) == len(encoding.ids)
+    assert tokenizer.eos_id not in encoding.ids
+
+
+def test_every_single_token_comes_back(tokenizer):
+    assert tokenizer.decode([tokenizer.encode("7").ids[0]]) == "7"
+    assert tokenizer.decode([]) == ""
+
+
+def test_offsets_count_characters(tokenizer):
+    assert tokenizer.encode("é5").offsets == [(0, 1), (0, 1), (1, 2)]  # two bytes, one character
+
+
+def test_a_batch_is_as_each_alone(tokenizer):
+    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+    assert tokenizer.encode_batch([]) == []
+
+
+def test_digits_are_single_tokens_however_frequent():
+    tokenizer = train_tokenizer(["2024 costs 1000 and 2024, 1000"] * 50, 300)
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("2024 costs 1000").ids]
+    assert [p for p in pieces if p.strip().isdigit()] == [*"2024", " 1", "0", "0", "0"]
+    assert "costs" in "".join(pieces)
+    assert max(len(p) for p in pieces) > 2  # words did merge
+
+
+def test_digits_may_merge():
+    tokenizer = train_tokenizer(["2024 costs 1000 and 2024, 1000"] * 50, 300, split_digits=False)
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("2024 costs 1000").ids]
+    assert pieces == ["2024", " costs", " 1000"]
+
+
+def test_eos_is_left_out_of_decoded_text(tokenizer):
+    ids = tokenizer.encode("one").ids
+    assert tokenizer.decode([tokenizer.eos_id, *ids, tokenizer.eos_id]) == "one"
+
+
+@pytest.mark.parametrize("size", [1, 256])
+def test_a_vocabulary_too_small_for_bytes_is_refused(size):
+    with pytest.raises(InputError, match=f"vocab_size is {size}; .* at least 257"):
+        train_tokenizer(["a"], size)
+
+
+def test_the_smallest_vocabulary_still_takes_any_text():
+    tokenizer = train_tokenizer(["abab"], 257)
+    assert tokenizer.vocab_size == 257
+    assert tokenizer.decode(tokenizer.encode("abab שלום").ids) == "abab שלום"
+    assert len(tokenizer.encode("שלום").ids) == 8
+
+
+def test_an_unknown_eos_is_refused(tokenizer):
+    with pytest.raises(CheckpointError, match=r"no token '</s>'.*eos_token"):
+        Tokenizer(tokenizer.backend, "</s>")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder whose tokenizer has two candidates for EOS, <a> 1 and <b> 2, and `<|end|>` 0."""
+    backend = RustTokenizer(models.WordLevel({EOS_TOKEN: 0, "<a>": 1, "<b>": 2}, unk_token="<a>"))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("configured", "asked", "eos_id"),
+    [
+        (None, None, 0),
+        ({"eos_token": "<a>"}, None, 1),
+        ({"eos_token": {"content": "<b>", "lstrip": False}}, None, 2),
+        ({"eos_token": "<a>"}, "<b>", 2),
+        ({"eos_token": None}, None, 0),
+        ({}, None, 0),
+    ],
+)
+def test_which_token_is_eos(folder, configured, asked, eos_id):
+    if configured is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(configured))
+    assert Tokenizer.load(folder, asked).eos_id == eos_id
+    assert Tokenizer.load(folder / "tokenizer.json", asked).eos_id == eos_id
+
+
+@pytest.mark.parametrize("token", ["<a>", {"content": "<a>"}])
+def test_eos_may_stand_in_the_map_of_special_tokens(folder, token):
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": token}))
+    assert Tokenizer.load(folder).eos_id == 1
+
+
+@pytest.mark.parametrize("config", ["[]", '{"eos_token": 3}', '{"eos_token": {"content": 3}}'])
+def test_a_config_that_makes_no_sense_is_refused(folder, config):
+    (folder / "tokenizer_config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: "):
+        Tokenizer.load(folder)
+
+
+def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id_asks(tmp_path):
+    backend = RustTokenizer(models.WordLevel({EOS_TOKEN: 0, "a": 1, "b": 9}, unk_token="a"))
+    assert backend.get_vocab_size() == 3
+    assert Tokenizer(backend).vocab_size == 10
+
+
+@pytest.fixture(params=["prepend", "metaspace"])
+def llama_like(request):
+    return sentencepiece_like(request.param)
+
+
+@pytest.mark.parametrize("text", ["Once upon a time", "two  blanks", "it is 🎉 so", "a\n\nb c"])
+def test_a_text_cut_between_tokens_has_the_ids_of_the_whole(llama_like, tokenizer, text):
+    """ids(a) + ids(b) = ids(ab); a dummy prefix at b would be a blank that is not there."""
+    for one in (llama_like, tokenizer):
+        whole = one.encode(text)
+        assert one.decode(whole.ids) == text
+        cuts = [end for _, end in whole.offsets[:-1] if end]
+        assert cuts
+        for cut in cuts:
+            joined = one.encode(text[:cut]).ids + one.encode_inside(text[cut:])
+            # A character of several tokens ends more than once at the same place.
+            assert joined == whole.ids, text[:cut]
+
+
+def test_a_byte_level_prefix_is_a_dummy_too():
+    made = RustTokenizer.from_str(train_tokenizer(["an end an end"] * 9, 270).backend.to_str())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    one = Tokenizer(made)
+    assert one.encode("end").ids == one.encode_inside(" end")
+    assert one.encode("an").ids + one.encode_inside(" end") == one.encode("an end").ids
+    assert one.encode_inside("end") != one.encode("end").ids
+
+
+def test_written_text_keeps_its_first_blank(llama_like):
+    before, whole = llama_like.encode("Once upon").ids, llama_like.encode("Once upon a time").ids
+    assert whole[: len(before)] == before
+    assert llama_like.decode(whole[len(before) :]) == "a time"  # what is lost when read alone
+    assert llama_like.decode_after(before, whole[len(before) :]) == " a time"
+    assert llama_like.decode_after([], whole) == "Once upon a time"
+
+
+def test_bytes_that_spoil_the_text_before_them_leave_it_out(llama_like):
+    """Byte pieces that stand together are read together: one too many makes all of them U+FFFD."""
+    before, stray = llama_like.encode("so 🎉").ids, llama_like.token_id("<0x8E>")
+    assert llama_like.decode([*before, stray]) == "so " + "\ufffd" * 5
+    assert llama_like.decode_after(before, [stray]) == "\ufffd"
+
+
+@pytest.mark.parametrize("adds", [None, True, False])
+@pytest.mark.parametrize("processed", [True, False])
+def test_bos_is_what_transformers_puts_in_front(tmp_path, adds, processed):
+    one = sentencepiece_like("prepend")
+    if processed:
+        start = ("<s>", one.token_id("<s>"))
+        one.backend.post_processor = TemplateProcessing("<s> $A", special_tokens=[start])
+    one.save(tmp_path)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    config |= {} if adds is None else {"add_bos_token": adds}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.bos_tokens == (["<s>"] if adds or (adds is None and processed) else [])
+    if adds is None:  # which transformers 5 does not look at
+        bos = [loaded.token_id(token) for token in loaded.bos_tokens]
+        found = AutoTokenizer.from_pretrained(tmp_path)("a time").input_ids
+        assert bos + loaded.encode("a time").ids == found
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.encode(TEXTS[2]) == tokenizer.encode(TEXTS[2])
+    assert train_tokenizer(["other"], 300).fingerprint != tokenizer.fingerprint
+
+
+def test_saving_keeps_the_name_of_eos(folder, tmp_path):
+    Tokenizer.load(folder, "<b>").save(tmp_path)
+    assert Tokenizer.load(tmp_path).eos_token == "<b>"
+
+
+def test_padding_and_truncation_of_a_file_are_switched_off(tmp_path, tokenizer):
+    backend = RustTokenizer.from_str(tokenizer.backend.to_str())
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.encode_batch(["a", TEXTS[2]]) == tokenizer.encode_batch(["a", TEXTS[2]])
+
+
+def test_files_that_are_no_tokenizer_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_damaged_tokenizer_config_is_refused(folder):
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: not JSON"):
+        Tokenizer.load(folder)
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, tokenizer):
+    with pytest.raises(OutputError, match="none: the tokenizer cannot be written"):
+        tokenizer.save(tmp_path / "none")

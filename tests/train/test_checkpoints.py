@@ -1,0 +1,211 @@
+import json
+import os
+import shutil
+import time
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError
+from ledom.model.checkpoint import build_model
+from ledom.train.checkpoints import Checkpoints
+from ledom.train.distributed import ParallelConfig, World
+from ledom.train.optim import build_optimizers
+
+FORWARD = Direction.FORWARD
+ALONE = World(torch.device("cpu"))
+
+
+@pytest.fixture
+def make(recipe, tokenizer):
+    """Makes a model and its optimisers, one step done, from a seed."""
+
+    def make(seed, hidden="muon"):
+        model = build_model(recipe.model, tokenizer, seed)
+        optim = recipe.optim.model_copy(update={"hidden": hidden})
+        optimizers = build_optimizers(model, optim)
+        model(
+            input_ids=torch.tensor([[1, 2, 3]]), use_cache=False
+        ).logits.square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return model, optimizers
+
+    return make
+
+
+@pytest.fixture
+def checkpoints(tmp_path, recipe, make):
+    """Those of a run in `tmp_path`."""
+    return Checkpoints(tmp_path, *make(0), recipe, FORWARD, ALONE)
+
+
+def save(checkpoints, *steps):
+    """Write checkpoints, each to its end."""
+    for step in steps:
+        checkpoints.save(step)
+        checkpoints.wait()
+
+
+def names(folder):
+    return sorted(os.listdir(folder / "checkpoints"))
+
+
+def test_without_a_checkpoint_a_run_starts_at_zero(tmp_path, recipe, make):
+    model, optimizers = make(0)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert Checkpoints(tmp_path, model, optimizers, recipe, FORWARD, ALONE).restore() == 0
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("hidden", ["muon", "adamw"])
+def test_all_that_is_saved_is_restored(tmp_path, recipe, make, hidden):
+    model, optimizers = make(0, hidden)
+    save(Checkpoints(tmp_path, model, optimizers, recipe, FORWARD, ALONE), 7)
+    other, other_optimizers = make(1, hidden)
+    assert Checkpoints(tmp_path, other, other_optimizers, recipe, FORWARD, ALONE).restore() == 7
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, other.state_dict()[name])
+    for saved, restored in zip(optimizers, other_optimizers, strict=True):
+        saved_state, restored_state = saved.state_dict()["state"], restored.state_dict()["state"]
+        assert saved_state.keys() == restored_state.keys()
+        assert saved_state
+        for index, values in saved_state.items():
+            for key, value in values.items():
+                assert torch.equal(value, restored_state[index][key])
+
+
+def test_what_is_written_is_what_was_there_when_asked(tmp_path, recipe, make):
+    model, optimizers = make(0)
+    before = model.model.norm.weight.clone()
+    checkpoints = Checkpoints(tmp_path, model, optimizers, recipe, FORWARD, ALONE)
+    checkpoints.save(5)
+    with torch.no_grad():
+        model.model.norm.weight.zero_()  # while it is written
+    checkpoints.wait()
+    assert checkpoints.restore() == 5
+    assert torch.equal(model.model.norm.weight, before)
+
+
+def test_only_the_newest_are_kept(tmp_path, checkpoints):
+    save(checkpoints, 5, 10, 100)
+    assert names(tmp_path) == ["00000010", "00000100"]
+    assert checkpoints.restore() == 100
+
+
+def test_young_ones_are_kept_too(tmp_path, recipe, make):
+    hours = recipe.train.model_copy(update={"keep_hours": 2.0})
+    recipe = recipe.model_copy(update={"train": hours})
+    checkpoints = Checkpoints(tmp_path, *make(0), recipe, FORWARD, ALONE)
+    save(checkpoints, 5, 10, 15, 20)
+    assert names(tmp_path) == ["00000005", "00000010", "00000015", "00000020"]
+    long_ago = time.time() - 3 * 3600
+    for name in ("00000005", "00000015"):
+        os.utime(tmp_path / "checkpoints" / name, (long_ago, long_ago))
+    save(checkpoints, 25)
+    assert names(tmp_path) == ["00000010", "00000020", "00000025"]
+
+
+def test_a_write_that_was_killed_is_ignored_and_cleared(tmp_path, checkpoints):
+    save(checkpoints, 5)
+    complete = tmp_path / "checkpoints" / "00000005"
+    shutil.copytree(complete, tmp_path / "checkpoints" / "00000010.tmp")
+    assert checkpoints.restore() == 5
+    assert names(tmp_path) == ["00000005"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("full"), "full"),
+        # What torch says on a full disk, seen on one of 2 MB.
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
+            "a file was cut short, with",
+        ),
+    ],
+)
+def test_a_full_disk_leaves_the_last_good_one(tmp_path, checkpoints, monkeypatch, error, said):
+    save(checkpoints, 5)
+
+    def half(self, plan, planner):
+        (tmp_path / "checkpoints" / "00000010.tmp" / "__0_0.distcp").write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dcp.FileSystemWriter, "write_data", half)
+        assert checkpoints.save(10) is None
+        failure = checkpoints.failure(wait=True)
+    assert str(failure).startswith(str(tmp_path / "checkpoints" / "00000010"))
+    assert "cannot be written: " in str(failure)
+    assert said in str(failure)
+    assert "inline_container" not in str(failure)
+    assert checkpoints.failure() is None  # told once
+    assert names(tmp_path) == ["00000005"]
+    assert checkpoints.restore() == 5
+    save(checkpoints, 10)
+    assert checkpoints.restore() == 10
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, checkpoints):
+    (tmp_path / "checkpoints").touch()
+    checkpoints.save(5)
+    assert "00000005: cannot be written" in str(checkpoints.failure(wait=True))
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "run.json"])
+@pytest.mark.parametrize("kept", [0, 20, -1])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, checkpoints, file, kept):
+    save(checkpoints, 5, 10)
+    damaged = tmp_path / "checkpoints" / "00000010" / file
+    damaged.write_bytes(damaged.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"00000010: damaged; remove it to go on from"):
+        checkpoints.restore()
+    shutil.rmtree(damaged.parent)
+    assert checkpoints.restore() == 5
+
+
+def test_a_checkpoint_with_a_file_missing_is_refused(tmp_path, checkpoints):
+    save(checkpoints, 5)
+    (tmp_path / "checkpoints" / "00000005" / "__0_0.distcp").unlink()
+    with pytest.raises(CheckpointError, match="00000005: damaged"):
+        checkpoints.restore()
+
+
+def test_a_run_with_other_settings_is_refused_with_what_differs(
+    tmp_path, recipe, make, checkpoints
+):
+    save(checkpoints, 5)
+    run = json.loads((tmp_path / "checkpoints" / "00000005" / "run.json").read_text())
+    assert (run["step"], run["direction"], run["recipe"]["seed"]) == (5, "forward", 1)
+    others = {
+        "seed: 1 there, 2 here": recipe.model_copy(update={"seed": 2}),
+        "optim.steps: 30 there, 31 here": recipe.model_copy(
+            update={"optim": recipe.optim.model_copy(update={"steps": 31})}
+        ),
+        "train.batch_size: 4 there, 5 here": recipe.model_copy(
+            update={"train": recipe.train.model_copy(update={"batch_size": 5})}
+        ),
+    }
+    for message, other in others.items():
+        with pytest.raises(
+            CheckpointError, match=f"00000005: belongs .* other settings .{message}"
+        ):
+            Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore()
+    with pytest.raises(CheckpointError, match="direction: forward there, reverse here"):
+        Checkpoints(tmp_path, *make(0), recipe, Direction.REVERSE, ALONE).restore()
+
+
+def test_how_often_to_save_and_where_to_run_may_change(tmp_path, recipe, make, checkpoints):
+    save(checkpoints, 5)
+    changes = {"validate_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1, "keep_hours": 1}
+    other = recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update=changes),
+            "parallel": ParallelConfig(micro_tokens=100),
+        }
+    )
+    assert Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore() == 5

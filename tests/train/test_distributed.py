@@ -1,0 +1,312 @@
+"""Several processes on this machine, joined as torchrun joins them (gloo, no GPU)."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from ledom.core.direction import Direction
+from ledom.core.errors import RecipeError, WorkerError
+from ledom.data.packing import Windows
+from ledom.data.prepare import PreparedData
+from ledom.model.checkpoint import build_model
+from ledom.train.distributed import ParallelConfig, World, connect, distribute, split_windows
+from ledom.train.loop import train, validate
+from ledom.train.lora import LoraConfig
+from ledom.train.optim import Muon
+from ledom.train.recipe import Recipe
+
+# One process imports everything once; the ranks are forks of it.
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["ledom.train.loop", "transformers.models.llama.modeling_llama", "torch.distributed.fsdp"]
+)
+
+
+WORKER_LOST = 3  # exit code
+
+
+def rank_main(function, rank, size, port, arguments):
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    try:
+        with connect() as world:
+            function(world, *arguments)
+    except WorkerError as error:
+        sys.exit(WORKER_LOST if f"process {rank} of {size} lost contact" in str(error) else 1)
+
+
+def run(size, function, *arguments):
+    """Run a function in `size` processes; returns their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        PROCESSES.Process(target=rank_main, args=(function, rank, size, port, arguments))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def train_until(world, recipe, data_folder, folder, stop):
+    """Train; the first process alone is asked to stop after step `stop`."""
+
+    def on_progress(progress):
+        if progress.step == stop and world.is_first:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = Recipe.model_validate_json(recipe)
+    train(recipe, Direction.REVERSE, PreparedData(data_folder), folder, on_progress, world)
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows], [row["valid_loss"] for row in rows if "valid_loss" in row]
+
+
+def validations(folder):
+    """What validations add to their rows."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if "valid" in k} for r in rows if "valid_loss" in r]
+
+
+def validate_on(world, recipe, data_folder, folder):
+    recipe = Recipe.model_validate_json(recipe)
+    data = PreparedData(data_folder)
+    model = build_model(recipe.model, data.tokenizer, 5)
+    distribute(model, world, recipe.parallel, torch.float32)
+    row = validate(model, data, Direction.REVERSE, recipe, world)
+    if world.is_first:
+        (folder / "row.json").write_text(json.dumps(row))
+
+
+def test_windows_that_are_fewer_than_processes_count_once(tmp_path, recipe, data, data_folder):
+    """The last batch of a validation: three processes, and one or two windows."""
+    number = len(Windows(data.valid, recipe.train.seq_len))
+    size = next(size for size in range(3, 9) if number % size in (1, 2) and number > size)
+    train = recipe.train.model_copy(update={"batch_size": size})
+    recipe = recipe.model_copy(update={"train": train})
+    assert run(3, validate_on, recipe.model_dump_json(), data_folder, tmp_path) == [0, 0, 0]
+    model = build_model(recipe.model, data.tokenizer, 5)
+    found = json.loads((tmp_path / "row.json").read_text())
+    for key, value in validate(model, data, Direction.REVERSE, recipe).items():
+        assert found[key] == (pytest.approx(value, abs=1e-5) if "_loss" in key else value)
+
+
+@pytest.fixture(scope="module")
+def short(recipe):
+    """Twelve steps of eight windows."""
+    return recipe.model_copy(
+        update={
+            "optim": recipe.optim.model_copy(update={"steps": 12, "decay_steps": 4}),
+            "train": recipe.train.model_copy(update={"batch_size": 8, "validate_every": 5}),
+        }
+    )
+
+
+def test_four_processes_then_two_then_one_are_as_one(tmp_path, short, data_folder):
+    """However the weights are sharded, over replicas too, with micro-batches or recomputing."""
+    alone, folder = tmp_path / "alone", tmp_path / "elastic"
+    train(short, Direction.REVERSE, PreparedData(data_folder), alone)
+    legs = [
+        (4, 4, ParallelConfig(shard_size=2, micro_tokens=60)),
+        (2, 8, ParallelConfig(recompute=True)),
+        (1, 99, ParallelConfig(micro_tokens=100)),
+    ]
+    for size, stop, parallel in legs:
+        recipe = short.model_copy(update={"parallel": parallel}).model_dump_json()
+        assert run(size, train_until, recipe, data_folder, folder, stop) == [0] * size
+    (expected, expected_valid), (found, found_valid) = losses(alone), losses(folder)
+    assert len(found) == 12
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert found_valid == pytest.approx(expected_valid, abs=1e-5)
+    assert expected[0] - expected[-1] > 0.5
+    parts, found_parts = validations(alone), validations(folder)
+    assert len(parts) == 3
+    for row, reference in zip(found_parts, parts, strict=True):
+        assert row.keys() == reference.keys()
+        for key, value in reference.items():
+            assert row[key] == (pytest.approx(value, abs=1e-5) if "_loss" in key else value)
+
+
+def train_and_lose_one(world, recipe, data_folder, folder):
+    """Train; the last process is killed in its eighth step, the others write what they raise."""
+    steps, original = 0, Muon.step
+
+    def step(self):
+        nonlocal steps
+        steps += 1
+        if steps == 8 and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self)
+
+    Muon.step = step
+    train_until(world, recipe, data_folder, folder, 99)
+
+
+def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(tmp_path, short, data_folder):
+    recipe, folder = short.model_dump_json(), tmp_path / "run"
+    started = time.monotonic()
+    codes = run(2, train_and_lose_one, recipe, data_folder, folder)
+    assert codes == [WORKER_LOST, -signal.SIGKILL]
+    assert time.monotonic() - started < 60
+    assert len(losses(folder)[0]) == 7
+    train(short, Direction.REVERSE, PreparedData(data_folder), folder)
+    alone = tmp_path / "alone"
+    train(short, Direction.REVERSE, PreparedData(data_folder), alone)
+    assert losses(folder)[0] == pytest.approx(losses(alone)[0], abs=1e-5)
+
+
+def train_and_report(world, recipe, data_folder, folder, reports):
+    recipe = Recipe.model_validate_json(recipe)
+    data = PreparedData(data_folder)
+    train(recipe, Direction.REVERSE, data, folder, lambda p: reports.send(p.step), world)
+
+
+def test_killed_at_ten_random_moments_a_run_ends_as_if_it_never_was(tmp_path, recipe, data_folder):
+    often = recipe.train.model_copy(update={"checkpoint_every": 2, "validate_every": 7})
+    recipe = recipe.model_copy(update={"train": often})
+    alone, folder = tmp_path / "alone", tmp_path / "killed"
+    train(recipe, Direction.REVERSE, PreparedData(data_folder), alone)
+    rng, kills = np.random.default_rng(), 0  # random indeed: no moment may matter
+    while kills < 10:
+        receiver, sender = PROCESSES.Pipe(duplex=False)
+        arguments = (recipe.model_dump_json(), data_folder, folder, sender)
+        process = PROCESSES.Process(
+            target=rank_main, args=(train_and_report, 0, 1, 0, arguments), daemon=True
+        )
+        process.start()
+        reached = 0
+        for _ in range(rng.integers(1, 6)):
+            if receiver.poll(30):
+                reached = receiver.recv()
+        time.sleep(rng.uniform(0, 0.04))
+        process.kill()
+        process.join()
+        if reached >= 20:
+            shutil.rmtree(folder)  # begin anew rather than end early
+        kills += 1
+    train(recipe, Direction.REVERSE, PreparedData(data_folder), folder)
+    assert losses(folder) == losses(alone)
+    model = "model/model.safetensors"
+    assert (folder / model).read_bytes() == (alone / model).read_bytes()
+
+
+def muon_steps(world, folder):
+    """Two Muon steps on sharded matrices: uneven rows, fewer rows than processes, an odd number."""
+    mesh = init_device_mesh("cpu", (world.size,), mesh_dim_names=("shard",))
+    for place, weights in enumerate(muon_weights(lambda t: distribute_tensor(t, mesh, [Shard(0)]))):
+        whole = weights.full_tensor()
+        if world.is_first:
+            torch.save(whole, folder / f"{place}.pt")
+
+
+def muon_weights(place):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7, 5), (7, 5), (2, 6), (7, 5), (7, 5), (9, 3)]
+    weights = [torch.nn.Parameter(place(torch.randn(s, generator=generator))) for s in shapes]
+    optimizer = Muon(weights, lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = place(torch.randn(weight.shape, generator=generator))
+        optimizer.step()
+    return [weight.detach() for weight in weights]
+
+
+def test_muon_on_sharded_matrices_is_muon_on_whole_ones(tmp_path):
+    assert run(3, muon_steps, tmp_path) == [0, 0, 0]
+    for place, expected in enumerate(muon_weights(lambda tensor: tensor)):
+        found = torch.load(tmp_path / f"{place}.pt", weights_only=True)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def windows_of(*sizes):
+    return [np.full(size + 1, number) for number, size in enumerate(sizes)]
+
+
+def numbers(parts):
+    return [[int(window[0]) for window in part] for part in parts]
+
+
+def test_one_process_takes_a_batch_as_it_is():
+    parts = split_windows(windows_of(3, 9, 1, 4), World(torch.device("cpu")))
+    assert numbers(parts) == [[0, 1, 2, 3]]
+
+
+def test_windows_are_shared_out_evenly():
+    windows = windows_of(3, 9, 1, 4, 5)
+    worlds = [World(torch.device("cpu"), rank, 2) for rank in range(2)]
+    # 9 | 5, then 4 to the second (9 = 9), then 3 to the first, 1 to the second.
+    assert [numbers(split_windows(windows, world)) for world in worlds] == [[[0, 1]], [[2, 3, 4]]]
+
+
+def test_micro_batches_are_as_many_everywhere_and_hold_every_window_once():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        windows = windows_of(*rng.integers(1, 40, size=rng.integers(3, 30)))
+        size, limit = int(rng.integers(1, 4)), int(rng.integers(5, 200))
+        worlds = [World(torch.device("cpu"), rank, size) for rank in range(size)]
+        shares = [split_windows(windows, world, limit) for world in worlds]
+        assert len({len(share) for share in shares}) == 1
+        assert all(part for share in shares for part in share)
+        found = sorted(number for share in shares for part in numbers(share) for number in part)
+        assert found == list(range(len(windows)))
+        largest = max(sum(len(w) - 1 for w in part) for share in shares for part in share)
+        assert (
+            largest <= limit + max(len(w) for w in windows)
+            or len(shares[0]) * size > len(windows) - size
+        )
+
+
+def test_fewer_windows_than_processes_are_refused():
+    with pytest.raises(RecipeError, match="2 windows are too few for 3 processes"):
+        split_windows(windows_of(1, 2), World(torch.device("cpu"), 0, 3))
+
+
+def test_shards_that_do_not_fit_are_refused(tokenizer, tiny_config):
+    world = World(torch.device("cpu"), 0, 4)
+    config = ParallelConfig(shard_size=3)
+    model = build_model(tiny_config, tokenizer, 0)
+    with pytest.raises(RecipeError, match=r"parallel.shard_size is 3: the 4 processes"):
+        distribute(model, world, config, torch.float32)
+
+
+def test_alone_nothing_communicates():
+    with connect() as world:
+        assert (world.rank, world.size, world.is_first) == (0, 1, True)
+        assert world.total(torch.tensor(2.5), 1) == [2.5, 1]
+        assert world.agreed("x") == "x"
+        assert not dist.is_initialized()
+
+
+def test_what_looks_at_a_whole_batch_is_refused_on_many_processes(tmp_path, recipe, data):
+    adapted = recipe.model_copy(update={"lora": LoraConfig()})
+    with pytest.raises(RecipeError, match="lora run in one process"):
+        train(
+            adapted.model_copy(update={"parallel": ParallelConfig(micro_tokens=9)}),
+            Direction.REVERSE,
+            data,
+            tmp_path,
+        )

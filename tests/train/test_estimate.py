@@ -1,0 +1,228 @@
+"""The plan's arithmetic against published figures, a built model, and memory worked out by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, InputError, LedomError
+from ledom.data.packing import pack
+from ledom.data.prepare import DataConfig, SourceConfig
+from ledom.model.checkpoint import build_model
+from ledom.model.presets import PRESETS, ModelConfig
+from ledom.train.distributed import ParallelConfig
+from ledom.train.estimate import (
+    GPUS,
+    Setup,
+    activation_bytes,
+    count_parameters,
+    make_plan,
+    memory,
+    utilisation,
+)
+from ledom.train.loop import packed_losses
+from ledom.train.lora import LoraConfig
+from ledom.train.optim import OptimConfig
+from ledom.train.recipe import Recipe, TrainConfig
+
+VOCAB_SIZE = 64_000
+
+
+def recipe(
+    preset: str = "7b",
+    steps: int = 103_750,
+    parallel: ParallelConfig | None = None,
+    **train: object,
+) -> Recipe:
+    settings = {"batch_size": 512, "seq_len": 8192, **train}
+    return Recipe(
+        name="test",
+        data=DataConfig(vocab_size=VOCAB_SIZE),
+        model=ModelConfig.model_validate(preset),
+        optim=OptimConfig(steps=steps),
+        train=TrainConfig.model_validate(settings),
+        parallel=parallel or ParallelConfig(),
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parameters_are_those_of_a_built_model(preset):
+    config = ModelConfig.model_validate(preset)
+    with torch.device("meta"):
+        model = build_model(config, SimpleNamespace(vocab_size=VOCAB_SIZE, eos_id=0), seed=0)
+    count = count_parameters(config, VOCAB_SIZE)
+    assert count.total == sum(weight.numel() for weight in model.parameters())
+    layers = sum(w.numel() for name, w in model.named_parameters() if "layers" in name)
+    assert count.layer_matrices == layers - 2 * config.num_hidden_layers * config.hidden_size
+
+
+@pytest.mark.parametrize(("preset", "hours", "implied"), [("7b", 628, 0.45), ("2b", 307, 0.27)])
+def test_the_published_runs(preset, hours, implied):
+    """435B tokens on 64 A100s: the hours imply a utilisation, and the utilisation the hours."""
+    count = count_parameters(ModelConfig.model_validate(preset), VOCAB_SIZE)
+    reached = utilisation(count.total, 435e9, hours, 64, GPUS["a100"])
+    assert reached == pytest.approx(implied, abs=0.005)
+    plan = make_plan(recipe(preset), Setup(64, "a100", utilisation=reached))
+    assert plan.tokens == pytest.approx(435e9, rel=1e-3)
+    assert plan.hours == pytest.approx(hours, rel=1e-3)
+    assert plan.tokens_per_second == pytest.approx(435e9 / hours / 3600, rel=1e-3)
+
+
+def test_sizes_on_disk():
+    plan = make_plan(recipe(), Setup(64))
+    assert plan.model == pytest.approx(15.59e9, rel=1e-3)  # the published files
+    assert plan.data == 2 * plan.tokens  # 64,000 ids fit into 16 bits
+    # Weights, Muon's momentum for the layers' matrices, AdamW's two moments for the rest.
+    count = plan.parameters
+    assert plan.checkpoint == 8 * count.layer_matrices + 12 * (count.total - count.layer_matrices)
+
+
+SHAPE = ModelConfig(
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
+
+
+def test_memory_in_fp32_on_one_device():
+    # Embedding 80; a layer 8*8*2 + 8*4*2 + 3*8*16 = 576 in matrices and 16 in norms; last norm 8.
+    part = memory(SHAPE, 10, tokens=5, precision="float32")
+    assert part.weights == part.gradients == 4 * (80 + 3 * 592 + 8)
+    assert part.optimizer == 4 * 3 * 576 + 8 * (80 + 3 * 16 + 8)
+    # A layer keeps 6h + 4h + 4f numbers a token and one a head, the loss 3h and one.
+    kept = 4 * (3 * (10 * 8 + 4 * 16 + 2) + 3 * 8 + 1)
+    # The loss works with logits, the head's gradient and what is added to that.
+    assert part.activations == 5 * kept + 4 * (5 * 10 + 2 * 10 * 8)
+    assert part.peak == part.weights + part.optimizer + max(part.gradients, part.activations)
+    assert part.checkpoint == part.weights + part.optimizer
+    more = memory(SHAPE, 10, tokens=5, precision="float32", accumulate=True)
+    assert more.peak == part.weights + part.optimizer + part.gradients + part.activations
+    adamw = memory(SHAPE, 10, tokens=5, precision="float32", hidden="adamw")
+    assert adamw.optimizer == 2 * adamw.weights
+
+
+def test_activations_are_what_autograd_keeps(tokenizer):
+    """Counted by hooks on what the forward pass of the training step saves, weights aside."""
+    config = SHAPE.model_copy(update={"hidden_size": 64, "intermediate_size": 176})
+    model = build_model(config, tokenizer, seed=0)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    num_tokens = 96
+    window = np.arange(num_tokens + 1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        packed_losses(model, pack([window], Direction.FORWARD, tokenizer.eos_id)).mean()
+    layers, loss = activation_bytes(config, "float32", recompute=False)
+    assert sum(kept.values()) == pytest.approx(num_tokens * (layers + loss), rel=0.03)
+
+
+def test_memory_is_sharded_but_for_what_is_in_use():
+    whole, quarter = (memory(SHAPE, 10, tokens=5, shards=shards) for shards in (1, 4))
+    assert whole.weights == 6 * 1864  # fp32, and autocast's bf16 copies
+    assert quarter.weights == 1864 + 2 * (2 * 576 + 136)  # two layers and the rest in bf16
+    assert quarter.optimizer == whole.optimizer / 4
+    assert quarter.checkpoint == whole.checkpoint / 4
+    assert quarter.activations == whole.activations
+
+
+def test_recomputed_layers_keep_their_input_alone():
+    (full, loss), (less, same) = (activation_bytes(SHAPE, "float32", r) for r in (False, True))
+    assert less == 3 * 4 * 8 + full / 3
+    assert same == loss
+
+
+def test_a_pass_that_does_not_fit_gets_advice_that_fits():
+    for gpu, tokens, recompute, passes in (("h100", 8192, False, 8), ("a100-40gb", 40960, True, 2)):
+        setup = Setup(64, gpu)
+        plan = make_plan(recipe(), setup)
+        assert not plan.fits
+        also = " parallel.recompute=true" if recompute else ""
+        assert plan.advice == f"does not fit; give parallel.micro_tokens={tokens}{also}"
+        parallel = ParallelConfig(micro_tokens=tokens, recompute=recompute)
+        mended = make_plan(recipe(parallel=parallel), setup)
+        assert mended.fits
+        assert (mended.advice, mended.passes) == (None, passes)
+        more = ParallelConfig(micro_tokens=tokens + 8192, recompute=recompute)
+        assert not make_plan(recipe(parallel=more), setup).fits
+    hopeless = make_plan(recipe(), Setup(2, "rtx4090"))
+    assert "shard over more GPUs" in str(hopeless.advice)
+
+
+def test_shards_within_a_node_need_more_memory_than_over_all():
+    in_node = make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(64))
+    over_all = make_plan(recipe(), Setup(64))
+    assert in_node.memory.optimizer == 8 * over_all.memory.optimizer
+    assert in_node.memory.activations == over_all.memory.activations
+    assert in_node.checkpoint == over_all.checkpoint
+    with pytest.raises(InputError, match=r"shard_size is 8; the 12 GPUs are no multiple of it"):
+        make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(12))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gpus": 0}, "gpus is 0; it must be at least 1"),
+        ({"gpu": "h10"}, "gpu is 'h10'; the known ones are a100, "),
+        ({"utilisation": 1.5}, r"utilisation is 1.5; it must lie in \(0, 1\]"),
+    ],
+)
+def test_a_setup_that_cannot_be_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        Setup(**settings)
+
+
+def test_fewer_windows_than_gpus_are_refused():
+    with pytest.raises(InputError, match="batch_size is 32: fewer windows than the 64 GPUs"):
+        make_plan(recipe(batch_size=32), Setup(64))
+
+
+def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer, tiny_config):
+    start = Recipe(
+        name="test",
+        init=str(checkpoints["forward"].parent / "{direction}"),
+        data=DataConfig(train="none.jsonl"),
+        optim=OptimConfig(steps=1),
+    )
+    count = make_plan(start, Setup()).parameters
+    assert count == count_parameters(tiny_config, tokenizer.vocab_size)
+    with pytest.raises(CheckpointError, match=r"nowhere: no config\.json here"):
+        make_plan(start.model_copy(update={"init": "nowhere"}), Setup())
+    with pytest.raises(InputError, match="key lora: the plan is for training all weights"):
+        make_plan(start.model_copy(update={"lora": LoraConfig()}), Setup())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[1]", "expected a JSON object, found list"),
+        ("{}", "key hidden_size: Field required"),
+        ('{"hidden_size": "wide"}', "key hidden_size: Input should be a valid integer, found"),
+    ],
+)
+def test_a_damaged_model_to_start_from_is_refused(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(config)
+    start = recipe().model_copy(update={"model": None, "init": str(tmp_path)})
+    with pytest.raises(LedomError, match=rf"config\.json: {message}"):
+        make_plan(start, Setup())
+
+
+def test_the_vocabulary_is_that_of_token_stores_once_they_are_there(tmp_path, tokenizer):
+    store = tmp_path / "tokens"
+    sources = DataConfig(sources=(SourceConfig(path=str(store)),), valid="v", vocab_size=64_000)
+    mixed = recipe().model_copy(update={"data": sources})
+    assert make_plan(mixed, Setup(64)).parameters.embedding == 64_000 * 3072
+    store.mkdir()
+    tokenizer.save(store)
+    assert make_plan(mixed, Setup(64)).parameters.embedding == tokenizer.vocab_size * 3072

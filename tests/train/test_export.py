@@ -1,0 +1,244 @@
+"""A released folder in the hands of someone without ledom, and the way to the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+
+import ledom
+from ledom.core.direction import Direction
+from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
+from ledom.core.hub import push
+from ledom.core.records import Problem, write_records
+from ledom.data.card import write_dataset_card
+from ledom.data.prepare import DataConfig, prepare_data
+from ledom.data.store import write_store
+from ledom.model.presets import ModelConfig
+from ledom.text.tokenizer import Tokenizer
+from ledom.train.export import export_model
+from ledom.train.loop import train
+from ledom.train.optim import OptimConfig
+from ledom.train.recipe import Recipe, TrainConfig, save_recipe
+from ledom.train.run_folder import find_run
+
+
+def snippet(card: Path) -> str:
+    """The program that the card shows."""
+    found = re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_cards_own_lines_give_the_same_logprobs(tmp_path, checkpoints):
+    """In a fresh process, with plain transformers, in both directions."""
+    programs = []
+    for direction, folder in checkpoints.items():
+        out = export_model(find_run(folder), tmp_path / direction)
+        program = snippet(out / "README.md")
+        assert len([line for line in program.splitlines() if line]) == 11
+        programs.append(program + "print('scores', scores)\n")
+    programs.append("import sys; print('ledom' in sys.modules)")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(programs)],
+        cwd=tmp_path,  # the cards load the folders by their names
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    printed = re.findall(r"^scores (.*)$", done.stdout, re.MULTILINE)
+    for direction, line in zip(checkpoints, printed, strict=True):
+        lm = ledom.load(tmp_path / direction)
+        assert str(lm.direction) == direction
+        ids = lm.add_special_tokens(
+            lm.tokenizer.encode("and so they lived happily ever after.").ids
+        )
+        ours = lm.logprobs([ledom.Target(ids, 1, len(ids) - 1)])[0]
+        assert json.loads(line) == pytest.approx(ours.tolist(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def run_folder(
+    tmp_path_factory: pytest.TempPathFactory, problems: list[Problem], tiny_config: ModelConfig
+) -> Path:
+    """A short run of the reverse direction, as `ledom train` leaves it."""
+    root = tmp_path_factory.mktemp("runs") / "test"
+    write_records(root / "problems.jsonl", problems)
+    recipe = Recipe(
+        name="test",
+        data=DataConfig(train=str(root / "problems.jsonl"), vocab_size=400),
+        model=tiny_config,
+        optim=OptimConfig(steps=10),
+        train=TrainConfig(batch_size=2, seq_len=64, precision="float32"),
+    )
+    data = prepare_data(recipe.data, root / "data")
+    train(recipe, Direction.REVERSE, data, root / "reverse")
+    save_recipe(recipe, root / "recipe.yaml")
+    return root
+
+
+def test_the_card_of_a_run_says_how_the_model_came_about(tmp_path, run_folder):
+    out = export_model(find_run(run_folder / "reverse"), tmp_path / "out", license="apache-2.0")
+    card = (out / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0"
+    assert "reverse-language-model" in front["tags"]
+    last = json.loads((run_folder / "reverse" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"| 10 | {last['loss']:.3f} | {last['valid_loss']:.3f} |" in card
+    stored = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)[0])
+    assert stored == yaml.safe_load((run_folder / "recipe.yaml").read_text())
+    manifest = json.loads((run_folder / "data" / "train" / "manifest.json").read_text())
+    assert f"| train | problems.jsonl | {manifest['num_documents']} |" in card
+    assert r"`<\|end\|>`" in card  # a bare | would end the cell
+    config = json.loads((out / "config.json").read_text())
+    assert config["ledom_direction"] == "reverse"
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 0
+    assert out.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_card_names_the_stores_that_a_recipe_mixes(tmp_path, checkpoints, tokenizer):
+    for name, texts in {"prose": ["a", "b", "c"], "sums": ["1 + 1"], "held": ["d", "e"]}.items():
+        write_store(tmp_path / name, texts, tokenizer, source=f"the {name}")
+    run = tmp_path / "runs" / "mix"
+    shutil.copytree(checkpoints["reverse"], run / "reverse" / "model")
+    (run / "reverse" / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.0, "tokens": 5, "valid_loss": 2.1}\n'
+    )
+    sources = [{"path": str(tmp_path / name), "weight": 1} for name in ("prose", "sums", "gone")]
+    data = {"sources": sources, "valid": str(tmp_path / "held")}
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"name": "mix", "data": data}))
+    card = (export_model(find_run(run / "reverse"), tmp_path / "out") / "README.md").read_text()
+    assert f"| {tmp_path / 'prose'} | the prose | 3 |" in card
+    assert f"| {tmp_path / 'sums'} | the sums | 1 |" in card
+    assert "| valid | the held | 2 |" in card
+    assert "validation on 2 documents" in card
+
+
+def test_the_model_folder_is_found_from_the_runs(run_folder):
+    assert find_run(run_folder / "reverse") == find_run(run_folder / "reverse" / "model")
+    steps, losses = find_run(run_folder / "reverse").curve("valid_loss")
+    assert steps == [10]
+    assert len(losses) == 1
+
+
+def test_a_card_for_the_hub_loads_the_model_from_there(tmp_path, checkpoints):
+    out = export_model(find_run(checkpoints["forward"]), tmp_path / "out", name="me/mine")
+    assert 'from_pretrained("me/mine")' in snippet(out / "README.md")
+    assert "# mine\n" in (out / "README.md").read_text()
+
+
+def test_a_model_without_a_direction_must_be_told_one(tmp_path, checkpoints):
+    folder = tmp_path / "foreign"
+    shutil.copytree(checkpoints["forward"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["ledom_direction"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DirectionError, match="records no direction"):
+        export_model(find_run(folder), tmp_path / "out")
+    out = export_model(find_run(folder), tmp_path / "out", direction="forward")
+    assert json.loads((out / "config.json").read_text())["ledom_direction"] == "forward"
+    with pytest.raises(OutputError, match="exists already"):
+        export_model(find_run(folder), out, direction="forward")
+
+
+def test_what_is_no_model_is_refused(tmp_path, checkpoints):
+    with pytest.raises(CheckpointError, match="no finished model here"):
+        find_run(tmp_path)
+    folder = tmp_path / "bare"
+    shutil.copytree(checkpoints["forward"], folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no safetensors here"):
+        export_model(find_run(folder), tmp_path / "out")
+
+
+def test_the_card_of_data(tmp_path, run_folder):
+    folder = tmp_path / "data"
+    shutil.copytree(run_folder / "data", folder)
+    assert write_dataset_card(folder, "me/words", "cc0-1.0")
+    card = (folder / "README.md").read_text()
+    assert "# words\n" in card
+    for part in ("train", "valid"):
+        manifest = json.loads((folder / part / "manifest.json").read_text())
+        counts = f"{manifest['num_documents']:,} | {manifest['num_tokens']:,}"
+        assert f"| {part} | problems.jsonl | {counts} |" in card
+        for shard in manifest["shards"]:
+            counts = f"{shard['num_documents']:,} | {shard['num_tokens']:,}"
+            assert f"| {part}/{shard['file']} | {counts} | `{shard['sha256']}` |" in card
+    names: dict[str, object] = {}
+    program = snippet(folder / "README.md").replace('"train/', f'"{folder}/train/')
+    exec(program, names)
+    tokenizer = Tokenizer.load(folder)
+    assert names["document"][-1] == tokenizer.eos_id  # type: ignore[index]
+    assert not write_dataset_card(tmp_path / "nothing")
+
+
+class Hub:
+    """Stands in for `huggingface_hub.HfApi`; keeps what it is asked."""
+
+    calls: list[tuple[str, dict[str, object]]]
+
+    def __init__(self) -> None:
+        Hub.calls = []
+
+    def create_repo(self, repo_id: str, **options: object) -> str:
+        Hub.calls.append((repo_id, options))
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(self, **options: object) -> None:
+        Hub.calls.append(("upload", options))
+
+
+def test_push(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert push(tmp_path, "me/mine", private=True) == "https://hub.example/me/mine"
+    (made, options), (_, uploaded) = Hub.calls
+    assert made == "me/mine"
+    assert options == {"repo_type": "model", "private": True, "exist_ok": True}
+    assert uploaded["folder_path"] == tmp_path
+    assert (uploaded["repo_id"], uploaded["repo_type"]) == ("me/mine", "model")
+
+
+@pytest.mark.parametrize("name", ["mine", "a/b/c", "me/mi ne", ""])
+def test_a_name_that_the_hub_does_not_take_is_refused(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    with pytest.raises(InputError, match="the hub's name"):
+        push(tmp_path, name)
+
+
+def test_a_hub_that_refuses_is_told(monkeypatch, tmp_path):
+    class Closed(Hub):
+        def create_repo(self, repo_id: str, **options: object) -> str:
+            raise OSError("401 Unauthorized\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Closed)
+    message = "me/mine: cannot be uploaded: 401 Unauthorized; .* complete. To log in: hf auth login"
+    with pytest.raises(OutputError, match=message):
+        push(tmp_path, "me/mine")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("- a", "expected keys and values, found list"),
+        ("data: 3", "key data: "),
+        ("data: {sources: [{share: 1}]}", "key data.sources.0.path: Field required"),
+        ("data: {sources: [], valid: [a]}", "key data.valid: Input should be a valid string"),
+    ],
+)
+def test_a_recipe_that_names_no_stores_is_refused(tmp_path, recipe, message):
+    folder = tmp_path / "run" / "reverse"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 4.0, "tokens": 10}\n')
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe)
+    with pytest.raises(InputError, match=rf"recipe\.yaml: {message}"):
+        find_run(folder)

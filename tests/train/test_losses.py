@@ -1,0 +1,94 @@
+"""Losses in chunks of tokens are those of all logits at once, and so are their gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import CohereConfig, CohereForCausalLM
+
+from ledom.model.checkpoint import build_model
+from ledom.train import losses as module
+from ledom.train.losses import token_losses, working_bytes
+
+NUM_TOKENS = 45
+
+
+@pytest.fixture(params=[7, 1024], ids=["chunks", "one chunk"])
+def rows(request, monkeypatch):
+    """Tokens in a chunk: seven chunks with a rest, or all at once."""
+    monkeypatch.setattr(module, "_LEAST_ROWS", request.param)
+    monkeypatch.setattr(module, "_LOGITS_BYTES", 1)
+    return request.param
+
+
+def batch(vocab_size):
+    """ids, positions, borders and targets of two documents in a row."""
+    ids = torch.randint(vocab_size, (NUM_TOKENS + 1,), generator=torch.Generator().manual_seed(0))
+    positions = torch.cat([torch.arange(20), torch.arange(NUM_TOKENS - 20)])
+    return ids[:-1], positions, torch.tensor([0, 20, NUM_TOKENS], dtype=torch.int32), ids[1:]
+
+
+def gradients(model, losses):
+    """Of a sum that weighs every token otherwise."""
+    model.zero_grad()
+    (losses * torch.linspace(-1, 2, len(losses))).sum().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+
+
+def plain_losses(model, ids, positions, borders, targets):
+    reads = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
+    logits = model(**reads, cu_seq_lens_q=borders).logits[0]
+    return cross_entropy(logits.float(), targets, reduction="none")
+
+
+def test_losses_and_gradients_are_those_of_all_logits_at_once(rows, tokenizer, tiny_config):
+    model = build_model(tiny_config, tokenizer, seed=3)
+    given = batch(tokenizer.vocab_size)
+    expected, losses = plain_losses(model, *given), token_losses(model, *given)
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
+    wanted, found = gradients(model, expected), gradients(model, losses)
+    assert wanted.keys() == found.keys()
+    for name, gradient in wanted.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_under_autocast_the_losses_stay_in_fp32(rows, tokenizer, tiny_config):
+    model = build_model(tiny_config, tokenizer, seed=3)
+    given = batch(tokenizer.vocab_size)
+    expected = gradients(model, plain_losses(model, *given))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = token_losses(model, *given)
+    assert losses.dtype == torch.float32
+    for name, gradient in gradients(model, losses).items():
+        assert gradient.dtype == torch.float32
+        assert (gradient - expected[name]).norm() < 0.05 * expected[name].norm(), name
+
+
+def test_logits_that_are_more_than_a_projection_are_the_models_own(tokenizer):
+    config = CohereConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        logit_scale=0.25,
+        attn_implementation="ledom",
+    )
+    torch.manual_seed(0)
+    model, given = CohereForCausalLM(config), batch(tokenizer.vocab_size)
+    expected = plain_losses(model, *given)
+    torch.testing.assert_close(token_losses(model, *given), expected)
+    model.logit_scale = 1.0
+    assert (plain_losses(model, *given) - expected).abs().max() > 1e-3
+
+
+def test_working_space_is_that_of_one_chunk(monkeypatch):
+    monkeypatch.setattr(module, "_LEAST_ROWS", 100)
+    monkeypatch.setattr(module, "_LOGITS_BYTES", 1)
+    # In fp32: logits, the weight's gradient and what is added; or logits and their exponentials.
+    assert working_bytes(50, 10, 80, 4) == 4 * (50 * 10 + 2 * 10 * 80)
+    assert working_bytes(1000, 10, 2, 4) == 4 * 2 * 100 * 10
+    # In bf16 the derivative stands beside the logits, and what is added is half as large.
+    assert working_bytes(1000, 10, 80, 2) == (4 + 2) * 100 * 10 + (4 + 2) * 10 * 80

@@ -1,0 +1,324 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ledom.core.direction import Direction
+from ledom.core.errors import RecipeError
+from ledom.train.recipe import load_recipe, save_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
+
+TREE = {
+    "name": "test",
+    "data": {"num_documents": 10},
+    "model": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
+    "optim": {"steps": 7},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(TREE))
+    return file
+
+
+def test_there_are_recipes():
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path):
+    assert load_recipe(path).name
+
+
+def test_defaults_file_and_overrides(recipe):
+    plain = load_recipe(recipe)
+    assert (plain.optim.steps, plain.train.batch_size, plain.seed) == (7, 32, 0)
+    changed = load_recipe(recipe, ["optim.steps=9", "train.batch_size=4", "seed=3"])
+    assert (changed.optim.steps, changed.train.batch_size, changed.seed) == (9, 4, 3)
+
+
+def test_a_preset_by_name_and_with_overrides(recipe):
+    named = load_recipe(recipe, ["model=tiny"])
+    assert (named.model.hidden_size, named.model.num_hidden_layers) == (192, 6)
+    changed = load_recipe(recipe, ["model={preset: tiny}", "model.num_hidden_layers=3"])
+    assert (changed.model.hidden_size, changed.model.num_hidden_layers) == (192, 3)
+
+
+@pytest.mark.parametrize("value", ["1e-3", "0.001", "1.0e-3"])
+def test_a_rate_may_be_written_in_any_way(recipe, value):
+    assert load_recipe(recipe, [f"optim.muon_lr={value}"]).optim.muon_lr == 0.001
+
+
+def test_a_value_may_hold_an_equals_sign(recipe):
+    changed = load_recipe(recipe, ["data.pair_format='Q={question} A={solution}'"])
+    assert changed.data.pair_format == "Q={question} A={solution}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.step=3", "unknown key optim.step; valid here: steps, hidden, muon_lr,"),
+        (
+            "sede=3",
+            "unknown key sede; valid here: name, seed, init, data, model, optim, train, par",
+        ),
+        ("model.layers=3", "unknown key model.layers; valid here: hidden_size,"),
+        ("train.batch=3", "unknown key train.batch; valid here: batch_size,"),
+        ("optim.steps=many", "key optim.steps is 'many'"),
+        ("optim.steps=1.5", "key optim.steps is 1.5"),
+        ("optim.steps=0", "key optim.steps is 0"),
+        ("optim.muon_lr=.nan", "key optim.muon_lr is nan"),
+        ("optim.warmup_steps=-1", "key optim.warmup_steps is -1"),
+        ("seed=-1", "key seed is -1"),
+        ("train.precision=fp8", "key train.precision is 'fp8'"),
+        ("train=3", "key train is 3"),
+        ("model.hidden_size=33", "hidden_size 33 is no even multiple of num_attention_heads 2"),
+        ("optim.steps=true", "key optim.steps is True: yes or no is not a value here"),
+        ("lora.ranks=3", "unknown key lora.ranks; valid here: rank, alpha, dropout"),
+        ("objective.target=1", "objective.target and objective.contrast need a file as data.train"),
+        ("optim.steps", "override 'optim.steps': write it as key.key=value"),
+        ("model=9b", "key model is '9b': no preset '9b'; the presets are tiny,"),
+        ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
+        ("data.pair_format={question} {solution}", "not YAML: "),
+        (
+            "data.sources=[{path: a, wieght: 2}]",
+            "unknown key data.sources.0.wieght; valid here: path,",
+        ),
+        ("data.sources=[{path: a, weight: 0}]", "key data.sources.0.weight is 0"),
+        ("data.windows=sliding", "key data.windows is 'sliding'"),
+        ("name=/tmp/elsewhere", "key name is '/tmp/elsewhere': the run's folder is named so: give"),
+        ("name=../../x", "key name is '../../x': the run's folder is named so"),
+        ("name='..'", "key name is '..': the run's folder is named so"),
+        ("name=''", "key name is '': the run's folder is named so"),
+        ("name=a/b", "key name is 'a/b': the run's folder is named so"),
+        ('name="a\\0b"', "key name is 'a\\x00b': the run's folder is named so"),
+        ('name="a\\n"', "key name is 'a\\n': the run's folder is named so"),
+        (f"name={'x' * 61}", "the run's folder is named so: give 1 to 60 letters"),
+        (
+            "name=2026-01-01",
+            "name is datetime.date(2026, 1, 1): Input should be a valid string",
+        ),
+        ("optim.muon_lr=.inf", "key optim.muon_lr is inf: Input should be a finite number"),
+        ("optim.muon_lr=1e400", "key optim.muon_lr is '1e400': Input should be a finite number"),
+        ("data.sources=[{path: a, weight: .inf}]", "weight is inf: Input should be a finite"),
+        (f"optim.steps={10**30}", "a number beyond 9223372036854775807"),
+        (f"seed={10**400}", "a number of 401 digits is too large"),
+        (f"seed={'9' * 5000}", "a number of 5000 digits is too large"),
+        ("optim.steps=010", "the number 010 is not decimal"),
+        ("data=&a {<<: *a}", "an alias (*) contains itself"),
+        ("data={train: a, train: b}", "key train stands in line 1 already"),
+        ("optim.steps=[1", "override 'optim.steps=[1': not YAML: "),
+    ],
+)
+def test_a_bad_override_is_named(recipe, override, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        (["name"], "key name is missing"),
+        (["optim", "steps"], "key optim.steps is missing"),
+        (["model", "hidden_size"], "key model.hidden_size is missing"),
+        (["model"], "key model is missing: give a shape, or a model folder as init"),
+    ],
+)
+def test_a_missing_key_is_named(tmp_path, missing, message):
+    tree = yaml.safe_load(yaml.safe_dump(TREE))
+    node = tree
+    for key in missing[:-1]:
+        node = node[key]
+    del node[missing[-1]]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(RecipeError, match=f"recipe.yaml(:[0-9]+)?: {message}"):
+        load_recipe(file)
+
+
+def test_a_mistyped_key_is_named_before_the_one_it_leaves_missing(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({**TREE, "optim": {"stesp": 7}}))
+    with pytest.raises(RecipeError, match=r"unknown key optim\.stesp; valid here: steps, "):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a recipe is a mapping with name, seed, init, data, model, optim, train, par"),
+        (b"- a\n- b\n", "a recipe is a mapping"),
+        (b"a: [1\n", "not YAML"),
+        (b"name: caf\xe9\n", "not UTF-8 text"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    assert str(caught.value).startswith(f"{file}:")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+LINES = """\
+name: test
+data:
+  train: {train}
+  valid: {valid}
+model:
+  hidden_size: 32
+  intermediate_size: 64
+  num_hidden_layers: 1
+  num_attention_heads: 2
+  num_key_value_heads: 1
+optim:
+  steps: 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("steps: 7", "steps: 7\n  stesp: 7", ":13: unknown key optim.stesp; valid here: steps,"),
+        ("steps: 7", "steps: seven", ":12: key optim.steps is 'seven': "),
+        ("steps: 7", "clip: 1", ":11: key optim.steps is missing"),
+        ("hidden_size: 32", "hidden_size: 33", ":5: key model: hidden_size 33 is no even"),
+        ("name: test", "nam: test", ":1: unknown key nam; valid here: name,"),
+        ("hidden_size: 32", "hidden_size: [32", ":7: not YAML: "),
+        ("steps: 7", "steps: 7\n  steps: 8", ":13: key steps stands in line 12 already"),
+        (
+            "train: {train}",
+            "sources: [{path: a},\n    {path: b, wieght: 2}]",
+            ":4: unknown key data.sources.1.wieght; valid here: path, weight",
+        ),
+        ("{train}", "nowhere.jsonl", ":3: key data.train is 'nowhere.jsonl': no such file"),
+        ("{valid}", "nowhere.jsonl", ":4: key data.valid is 'nowhere.jsonl': no such file"),
+        ("name: test", "name: test\ninit: none", ":2: key init is 'none': no such file"),
+    ],
+)
+def test_the_line_is_named(tmp_path, old, new, place):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("{}")
+    file = tmp_path / "recipe.yaml"
+    text = LINES.replace(old, new).replace("{train}", str(pairs)).replace("{valid}", str(pairs))
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, files=True)
+    assert str(caught.value).startswith(f"{file}{place}")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_override_is_its_own_place(recipe):
+    with pytest.raises(RecipeError, match=r"^override 'optim\.steps=0': key optim\.steps is 0: "):
+        load_recipe(recipe, ["optim.steps=0"])
+    with pytest.raises(
+        RecipeError, match=r"^override 'data\.train=no\.jsonl': key data\.train is "
+    ):
+        load_recipe(recipe, ["data.train=no.jsonl"], files=True)
+
+
+def test_files_are_not_looked_for_unless_asked(recipe):
+    named = [
+        "data={sources: [{path: a}], valid: b, tokenizer: c}",
+        "init=runs/{direction}",
+    ]
+    assert load_recipe(recipe, named).data.valid == "b"
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"none\.yaml: no such file"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="this is a directory"):
+        load_recipe(tmp_path)
+
+
+def test_a_recipe_cannot_be_changed(recipe):
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe(recipe).optim.steps = 3
+
+
+def test_a_contrast_needs_wrong_solutions(recipe):
+    with pytest.raises(RecipeError, match="a file as objective.wrong"):
+        load_recipe(recipe, ["data.train=pairs.jsonl", "objective.contrast=1"])
+
+
+def test_a_model_to_start_from_brings_shape_and_tokenizer(recipe):
+    started = load_recipe(recipe, ["init=runs/a/{direction}/model", "model=null"])
+    assert started.data_of(Direction.REVERSE).tokenizer == "runs/a/reverse/model/tokenizer.json"
+    given = load_recipe(recipe, ["init=runs/a", "data.tokenizer=mine.json"])
+    assert given.data_of(Direction.REVERSE).tokenizer == "mine.json"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_saved_recipe_loads_as_the_same(tmp_path, path):
+    recipe = load_recipe(path)
+    save_recipe(recipe, tmp_path / "run" / "recipe.yaml")
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+
+
+def test_a_path_that_cannot_be_is_missing(recipe):
+    for path in ("x" * 5000, '"a\\0b"'):
+        with pytest.raises(RecipeError, match="key data.train is .*: no such file"):
+            load_recipe(recipe, [f"data.train={path}"], files=True)
+
+
+def test_only_the_direction_is_filled_in(recipe):
+    started = load_recipe(recipe, ["init='runs/{0}{x}/{direction}'"])
+    assert started.init_of(Direction.REVERSE) == "runs/{0}{x}/reverse"
+
+
+@pytest.mark.parametrize(
+    ("cause", "unused", "reason"),
+    [
+        (["optim.hidden=adamw"], "optim.muon_lr=0.5", "optim.hidden is adamw"),
+        (["optim.schedule=cosine"], "optim.decay_steps=3", "optim.schedule is cosine"),
+        ([], "objective.wrong=w.jsonl", "objective.contrast is 0"),
+        ([], "objective.all_tokens=2", "it is the only term"),
+        ([], "data.valid=v.jsonl", "data.train is gsm_symbolic, which has a valid split"),
+        (["data.train=a.jsonl"], "data.drill_share=0.5", "it is for gsm_symbolic alone"),
+        (["data.train=a.jsonl"], "data.seed=3", "it is for gsm_symbolic alone"),
+        (["data.tokenizer=t"], "data.vocab_size=300", "the tokenizer is there already"),
+        (["data={sources: [{path: a}]}"], "data.num_valid=3", "data.sources are read whole"),
+    ],
+)
+def test_a_key_without_effect_is_refused_as_override_and_noted_in_a_file(
+    tmp_path, recipe, cause, unused, reason
+):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, [*cause, unused])
+    key = unused.partition("=")[0]
+    assert str(caught.value).startswith(f"override {unused!r}: {key} has no effect: ")
+    assert str(caught.value).endswith(f"{reason}; leave it out")
+    file = tmp_path / "whole.yaml"
+    _, name = key.split(".")
+    tree = yaml.safe_load(yaml.safe_dump(TREE))
+    for setting in (*cause, unused):
+        place, _, value = setting.partition("=")
+        *parents, last = place.split(".")
+        (tree.setdefault(parents[0], {}) if parents else tree)[last] = yaml.safe_load(value)
+    file.write_text(yaml.safe_dump(tree))
+    notes = []
+    load_recipe(file, note=notes.append)
+    lines = file.read_text().splitlines()
+    line = 1 + next(i for i, text in enumerate(lines) if text.strip().startswith(f"{name}:"))
+    assert f"{file}:{line}: {key} has no effect: " in " ".join(notes)
+
+
+def test_defaults_and_shipped_recipes_are_never_noted(tmp_path, recipe):
+    for path in (recipe, *RECIPES):
+        notes = []
+        load_recipe(path, ["optim.warmup_steps=1"], note=notes.append)
+        assert notes == []
