@@ -11,6 +11,7 @@ import re
 from collections import deque
 
 from ledom.text.math.equality import equal_answers, has_content, is_number
+from ledom.text.math.expressions import read
 from ledom.text.math.notation import MARKUP, bare
 from ledom.text.math.units import NOT_UNITS
 
@@ -28,15 +29,24 @@ _UNSIGNED = (
 _BOXED_OR_BRACE = re.compile(r"\\boxed\s{0,4}\{|\\[\\{}]|[{}]")
 _ANSWER_MARK = re.compile(
     r"(?i:\b(?:answers?|(?:correct|right|best) (?:option|choice))\b[\\*_\"'`\s]{0,8}"
-    r"(?:(?:is|are|was|would be)\b|[:=]))"
+    r"(?:(?:is|are|was|(?:would|must|should|will) be)\b|[:=]))"
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
 )
 _NUMBER_IN_TEXT = re.compile(
     r"(?<![A-Za-z0-9_.])"
     r"(?:(?<![)\]])(?<![0-9)\]]\s)[-\u2212]|(?<=[=:]\s)[-\u2212]\s)?"  # "5 - 3" subtracts
-    rf"(?:{_CURRENCY}\s?[-\u2212]?)?{_UNSIGNED}(?:/[0-9]+)?"
+    rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}\s(?=[0-9]{{1,9}}/))?{_UNSIGNED}"
+    r"(?:/[0-9]+|(?::[0-9]+)+(?:\s?[ap]\.?m\b)?)?"
+    r"(?:(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?\^\{?-?[0-9]+\}?|\s?\\?%|\s?(?:π|\\pi\b))?"
     r"(?:\s?(?:hundred|thousand|million|billion|trillion)\b)?"
+)
+_ROOT = r"[A-Za-z]\s?=\s?[-\u2212]?[0-9./]+"
+_FORMULA = re.compile(
+    r"\$\$?([^$\n]{1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
+    r"|((?<![0-9])-?[0-9]{0,20}\\(?:[dt]?frac|sqrt|[dt]?binom)(?:\{[^{}]{1,99}\}){1,2})"
+    rf"|((?:[(\[]|\\\{{)[-\u2212]?{_UNSIGNED}(?:,\s?[-\u2212]?{_UNSIGNED}){{1,20}}(?:[)\]]|\\\}}))"
+    rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}})"
 )
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s*\"'`)]|$)")
@@ -50,6 +60,10 @@ _CLAUSE = re.compile(
 )
 _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
+_CHOSEN = re.compile(r"(?<![\w'])(\([A-J]\)|[A-J]) is (?:the )?(?:correct|right|best)\b")
+_OPTION = re.compile(r"either\s|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)", re.IGNORECASE)
+_TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>")
+_RANGE_OR_DENIAL = re.compile(r"(?:between|not|neither)\b")
 _VARIABLE = re.compile(
     r"(?<![^\W\d_])(?!\A.\s?=|(?<=\s)x\s)[b-zB-Z](?![^\W\d_])|[\\^;]"  # "3 x 4" multiplies
     r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
@@ -67,7 +81,9 @@ def extract_answer(text: str) -> str | None:
     3. the key "answer" of a JSON text, "answer is", "correct option is", "Answer:", or a last line
        "A: answer"; of a sentence there what stands before "because" or "rather than", else the last
        number, of a chain of sums what follows the last "=";
-    4. the last number.
+    4. the last number, with the formula, pair or list of values that it is a part of.
+
+    What stands before `</think>` does not count where an answer follows; `<answer>` tags are a box.
 
     >>> extract_answer("So 16 - 3 = 13, and the answer is 6 rather than 5.")
     '6'
@@ -76,10 +92,12 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("The correct option is (C).")
     '(C)'
     """
-    for find in (_after_hashes, _in_box, _in_json, _after_mark, _last_number):
-        answer = find(text)
-        if answer is not None:
-            return answer
+    thought, _, conclusion = text.rpartition("</think>")
+    for part in (conclusion, thought):
+        for find in _FINDERS:
+            answer = find(part)
+            if answer is not None:
+                return answer
     return None
 
 
@@ -119,6 +137,11 @@ def _in_box(text: str) -> str | None:
     return text[slice(*span)].strip() or None
 
 
+def _in_tags(text: str) -> str | None:
+    tagged = _last_match(_TAGGED, text)
+    return _stated(tagged[1], is_last=True) if tagged else None
+
+
 def _in_json(text: str) -> str | None:
     text = _FENCE.sub("", text).strip()
     if not (text.startswith("{") and text.endswith("}")):
@@ -149,20 +172,25 @@ def _after_mark(text: str) -> str | None:
 
 def _stated(line: str, *, is_last: bool) -> str | None:
     """The answer that a line gives; one that is no number counts only `is_last` in its text."""
-    line = bare(_ARROW.split(_CALCULATOR.sub("", line))[-1])
+    line = _OPTION.sub("", bare(_ARROW.split(_CALCULATOR.sub("", line))[-1]), count=1)
     before, _, after = line.rpartition("=")
     sums = [] if _VARIABLE.search(before) else [after, _first_sentence(after)]
     sentence = _first_sentence(line)
     clause = _CLAUSE.search(sentence)
     clauses = [sentence[: clause.start()]] if clause else []
+    for reading in (sentence, *clauses):
+        if _CHOICE.fullmatch(reading) or _has_values(reading):
+            return reading
     for reading in (line, sentence, *sums, *clauses):
         if is_number(reading):
             return bare(reading)
     if not is_last:
         return None
-    choices = [part for part in clauses if _CHOICE.fullmatch(part)]
-    number = _last_number(line) if _is_prose(line) and not choices else None
-    return next(iter(choices), None) or number or (sentence if has_content(sentence) else None)
+    if _is_prose(line):
+        number = _last_number(line)
+    else:
+        number = None if read(sentence) else _last_formula(line)
+    return number or (sentence if has_content(sentence) else None)
 
 
 def _first_sentence(line: str) -> str:
@@ -172,9 +200,34 @@ def _first_sentence(line: str) -> str:
 
 def _is_prose(line: str) -> bool:
     """Whether a line is a sentence that mentions numbers, rather than a formula or a list."""
-    if not line[:1].isalpha() or "\\" in line or "^" in line:
+    if not line[:1].isalpha() or "\\" in line or "^" in line or _RANGE_OR_DENIAL.match(line):
         return False
     return any(word.lower() not in NOT_UNITS for word in _WORD.findall(line))
+
+
+def _has_values(text: str) -> bool:
+    """Whether all of a text is a list of named values, or a tuple, an interval or a set."""
+    node = read(text)
+    if node is None:
+        return False
+    values = node.parts if node.kind == "list" else (node,)
+    named = [value for value in values if value.kind == "named"]
+    return node.kind in ("bracket", "set", "union") or len(named) == len(values) > 1
+
+
+def _chosen(text: str) -> str | None:
+    chosen = _last_match(_CHOSEN, text)
+    return chosen[1] if chosen else None
+
+
+def _last_formula(text: str) -> str | None:
+    """The formula or the list that the last number is a part of, if all of it is understood."""
+    formula, last = _last_match(_FORMULA, text), _last_match(_NUMBER_IN_TEXT, text)
+    if formula is None or (last and last.end() > formula.end()):
+        return None
+    inside = formula[formula.lastindex or 0]
+    sides = [inside] if _has_values(inside) else [inside.rpartition("=")[2]]
+    return next((bare(side) for side in sides if has_content(side) and read(side)), None)
 
 
 def _last_number(text: str) -> str | None:
@@ -184,3 +237,9 @@ def _last_number(text: str) -> str | None:
 
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+
+
+_FINDERS = (
+    *(_after_hashes, _in_box, _in_tags, _in_json, _after_mark),
+    *(_chosen, _last_formula, _last_number),
+)

@@ -37,7 +37,7 @@ from ledom.text.math.units import MONEY_SCALES, NOT_UNITS, ONE_LETTER_UNITS, is_
 __all__ = ["read"]
 
 _CHOICE = re.compile(
-    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?\(?([A-J])(?:\)|\.(?=\s))\s?\}?"
+    r"(?:\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s?\{)?\s?\(?([A-J])(?:\)|[.:](?=\s))\s?\}?"
     r"[\s:]*(?![-+*/^_=(<>\s])(.+)"
 )
 _ZERO_AND_DIGIT = re.compile("0[0-9]")
