@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,22 @@ def test_a_command_does_not_replace_what_it_reads(run: Run, tmp_path: Path) -> N
     assert problems.read_bytes() == before
     problems.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}\n')
     check_refused(run("vary", problems, "--out", tmp_path / "v"), "these are documents; problems")
+
+
+def test_the_tokenizer_of_a_model_or_store_is_not_replaced(
+    run: Run, corpus: Path, tokenizer_folder: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    model, store = tmp_path / "model", tmp_path / "store"
+    shutil.copytree(checkpoints["forward"], model)
+    write_store(store, ["5"], Tokenizer.load(model))
+    (store / "tokenizer.json").write_text("{}")
+    for folder, owner in ((model, "holds a model"), (store, "holds a token store")):
+        before = (folder / "tokenizer.json").read_bytes()
+        check_refused(run("tokenizer", corpus, "--out", folder), str(folder), owner)
+        options = ("--tokenizer", tokenizer_folder, "--workers", 1)
+        refused = "holds a model" if folder == model else "holds a store that was not made by"
+        check_refused(run("tokenize", corpus, *options, "--out", folder), str(folder), refused)
+        assert (folder / "tokenizer.json").read_bytes() == before
 
 
 def test_less_than_asked_for_is_said(run: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kills import in_a_child
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
@@ -100,17 +101,6 @@ def killed_after(count: int) -> Any:
             yield chunk
 
     return track
-
-
-def in_a_child(run: Callable[[], None]) -> int:
-    """The status of a forked process that runs this."""
-    child = os.fork()
-    if child == 0:
-        try:
-            run()
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1]
 
 
 @pytest.mark.parametrize("work", [reranked, stopped_early, searched])

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
@@ -6,8 +7,9 @@ from tokenizers import models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from kills import die_at, in_a_child
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.text.tokenizer import EOS_TOKEN, Tokenizer, train_tokenizer
+from ledom.text.tokenizer import EOS_TOKEN, Tokenizer, refuse_to_replace, train_tokenizer
 from stand_ins import sentencepiece_like
 
 TEXTS = [
@@ -230,5 +232,30 @@ def test_a_damaged_tokenizer_config_is_refused(folder):
 
 
 def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, tokenizer):
-    with pytest.raises(OutputError, match="none: the tokenizer cannot be written"):
-        tokenizer.save(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file/x/tokenizer.*: cannot be written"):
+        tokenizer.save(tmp_path / "file" / "x")
+
+
+def test_a_death_while_it_is_saved_leaves_one_or_the_other(tmp_path, tokenizer):
+    other = train_tokenizer(["3 + 4 = 7"], 300)
+    for moment in range(10):
+        tokenizer.save(tmp_path)
+
+        def save(moment=moment):
+            die_at(tmp_path, moment)
+            other.save(tmp_path)
+
+        died = in_a_child(save) == signal.SIGKILL
+        found = Tokenizer.load(tmp_path).fingerprint
+        assert found in (tokenizer.fingerprint, other.fingerprint)
+        assert died == (moment < 8)  # for each file: folder, temporary file, mode, name
+    assert found == other.fingerprint
+
+
+@pytest.mark.parametrize("owner", ["config.json", "manifest.json"])
+def test_the_tokenizer_of_something_else_is_not_replaced(tmp_path, owner):
+    refuse_to_replace(tmp_path)
+    (tmp_path / owner).write_text("{}")
+    with pytest.raises(InputError, match=f"holds a .* \\({owner}\\), whose tokenizer would be"):
+        refuse_to_replace(tmp_path)

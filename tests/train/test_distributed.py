@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from kills import run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import RecipeError, WorkerError
 from ledom.data.packing import Windows
@@ -179,36 +179,15 @@ def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(tmp_path, s
     assert losses(folder)[0] == pytest.approx(losses(alone)[0], abs=1e-5)
 
 
-def train_and_report(world, recipe, data_folder, folder, reports):
-    recipe = Recipe.model_validate_json(recipe)
-    data = PreparedData(data_folder)
-    train(recipe, Direction.REVERSE, data, folder, lambda p: reports.send(p.step), world)
-
-
-def test_killed_at_ten_random_moments_a_run_ends_as_if_it_never_was(tmp_path, recipe, data_folder):
+def test_killed_at_any_moments_a_run_ends_as_if_it_never_was(tmp_path, recipe, data_folder):
     often = recipe.train.model_copy(update={"checkpoint_every": 2, "validate_every": 7})
     recipe = recipe.model_copy(update={"train": often})
     alone, folder = tmp_path / "alone", tmp_path / "killed"
-    train(recipe, Direction.REVERSE, PreparedData(data_folder), alone)
-    rng, kills = np.random.default_rng(), 0  # random indeed: no moment may matter
-    while kills < 10:
-        receiver, sender = PROCESSES.Pipe(duplex=False)
-        arguments = (recipe.model_dump_json(), data_folder, folder, sender)
-        process = PROCESSES.Process(
-            target=rank_main, args=(train_and_report, 0, 1, 0, arguments), daemon=True
-        )
-        process.start()
-        reached = 0
-        for _ in range(rng.integers(1, 6)):
-            if receiver.poll(30):
-                reached = receiver.recv()
-        time.sleep(rng.uniform(0, 0.04))
-        process.kill()
-        process.join()
-        if reached >= 20:
-            shutil.rmtree(folder)  # begin anew rather than end early
-        kills += 1
-    train(recipe, Direction.REVERSE, PreparedData(data_folder), folder)
+
+    def work(out):
+        train(recipe, Direction.REVERSE, PreparedData(data_folder), out)
+
+    assert run_through_kills(work, alone, folder, seed=3, kills=5) > 1
     assert losses(folder) == losses(alone)
     model = "model/model.safetensors"
     assert (folder / model).read_bytes() == (alone / model).read_bytes()

@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from kills import in_a_child
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError, RecipeError, TrainingError
 from ledom.data.packing import Windows, pack
@@ -194,37 +193,21 @@ def test_validation_loss_is_the_mean_over_tokens(recipe, data, tiny_config):
     assert found["valid_loss"] == pytest.approx(expected, abs=1e-5)
 
 
-KILLED_RUN = """
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from ledom.data.prepare import PreparedData
-from ledom.core.direction import Direction
-from ledom.train.recipe import Recipe
-from ledom.train.loop import train
-from ledom.train.optim import Muon
+def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data):
+    done, original = 0, Muon.step
 
-folder, data, recipe = Path(sys.argv[1]), PreparedData(Path(sys.argv[2])), sys.argv[3]
-done, original = 0, Muon.step
+    def step(self):
+        nonlocal done
+        original(self)
+        done += 1
+        if done == 18:  # step 18 is half done: Muon has moved its weights, AdamW has not
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def step(self):
-    global done
-    original(self)
-    done += 1
-    if done == 18:  # step 18 is half done: Muon has moved its weights, AdamW has not
-        os.kill(os.getpid(), signal.SIGKILL)
+    def run():
+        Muon.step = step
+        train(recipe, REVERSE, data, tmp_path)
 
-Muon.step = step
-train(Recipe.model_validate_json(recipe), Direction.REVERSE, data, folder)
-"""
-
-
-def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data, data_folder):
-    command = [sys.executable, "-c", KILLED_RUN, tmp_path, data_folder, recipe.model_dump_json()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert in_a_child(run) == signal.SIGKILL
     assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, 18))
     # A write in the background may not have come to its end.
     assert newest_checkpoint(tmp_path)["step"] in (10, 15)

@@ -52,9 +52,10 @@ def tokenizer(
     Example: ledom tokenizer corpus/ --vocab-size 32000 --out tokenizer
     """
     from ledom.data.documents import open_documents
-    from ledom.text.tokenizer import train_tokenizer
+    from ledom.text.tokenizer import refuse_to_replace, train_tokenizer
 
     use_threads(threads)
+    refuse_to_replace(out)
     given = open_documents(documents, format, text_key)
     _say_notes(given)
     texts = islice(given.texts(), num_documents)

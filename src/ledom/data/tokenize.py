@@ -43,7 +43,7 @@ from ledom.data.store import (
     token_dtype,
     write_manifest,
 )
-from ledom.text.tokenizer import Tokenizer
+from ledom.text.tokenizer import Tokenizer, refuse_to_replace
 
 try:
     from datatrove.data import Document
@@ -208,6 +208,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     if found is None:
         for left in out.glob("*.part*"):  # of tasks of other settings
             left.unlink(missing_ok=True)
+        refuse_to_replace(out)
         tokenizer.save(out)
         with write_atomically(file) as target:
             json.dump(settings, target, indent=1)

@@ -19,10 +19,11 @@ from typing import Any
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
-from ledom.core.errors import CheckpointError, InputError, OutputError
+from ledom.core.errors import CheckpointError, InputError
 from ledom.core.reading import check_regular, read_json_object
+from ledom.core.records import write_atomically
 
-__all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "train_tokenizer"]
+__all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tokenizer"]
 
 EOS_TOKEN = "<|end|>"
 
@@ -94,11 +95,10 @@ class Tokenizer:
             "pad_token": self.eos_token,
             "clean_up_tokenization_spaces": False,
         }
-        try:
-            self.backend.save(str(folder / "tokenizer.json"))
-            (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
-        except Exception as error:  # the binding raises bare Exception
-            raise OutputError(f"{folder}: the tokenizer cannot be written: {error}") from error
+        with write_atomically(folder / "tokenizer_config.json") as out:
+            json.dump(config, out, indent=1)
+        with write_atomically(folder / "tokenizer.json") as out:
+            out.write(self.backend.to_str(pretty=True))
 
     @cached_property
     def vocab_size(self) -> int:
@@ -164,6 +164,16 @@ class Tokenizer:
         # Bytes that do not fit together spoil the text before them: read behind another one.
         other = self.encode("a").ids
         return self.decode([*other, *ids])[len(self.decode(other)) :]
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Raise `InputError` for a folder whose tokenizer.json a model or a token store depends on."""
+    for name, owner in (("config.json", "a model"), ("manifest.json", "a token store")):
+        if (folder / name).exists():
+            raise InputError(
+                f"holds {owner} ({name}), whose tokenizer would be replaced; give another folder",
+                path=folder,
+            )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> Tokenizer:

@@ -1,0 +1,105 @@
+"""Deaths by SIGKILL at moments that a seed chooses, so that a test that fails fails again.
+
+What a death leaves on the disk depends on which file operations came before it: a moment is the
+n-th of them, and a few calls after it, in which what was opened is partly written.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+__all__ = ["contents", "die_at", "in_a_child", "run_through_kills"]
+
+_OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
+_OPERATIONS |= {"shutil.rmtree"}
+_MOST_CALLS_LATER = 30
+
+Work = Callable[[Path], object]
+"""What is killed; it writes into the folder that it is given."""
+
+
+def run_through_kills(work: Work, whole: Path, killed: Path, seed: int, kills: int = 3) -> int:
+    """Work into `whole` without a stop, and into `killed` once more after each of some deaths.
+
+    Returns how many died; a resumed run may end before its moment comes.
+    """
+    moments = random.Random(seed)
+    counted, counter = os.pipe()
+
+    def count_operations() -> None:
+        found = count()
+        _on_operation(whole, lambda: next(found))
+        work(whole)
+        os.write(counter, str(next(found)).encode())
+
+    assert in_a_child(count_operations) == 0
+    total = int(os.read(counted, 20))
+    deaths = 0
+    for _ in range(kills):
+        # Twice its share of the run at most, so that together they reach all of it.
+        moment = moments.randrange(max(1, 2 * total // kills))
+        later = moments.randrange(_MOST_CALLS_LATER)
+
+        def run(moment: int = moment, later: int = later) -> None:
+            die_at(killed, moment, later)
+            work(killed)
+
+        deaths += in_a_child(run) == signal.SIGKILL
+    assert in_a_child(lambda: work(killed)) == 0
+    return deaths
+
+
+def die_at(folder: Path, moment: int, calls_later: int = 0) -> None:
+    """Let this process die in so many calls from the file operation of this number in a folder."""
+    seen = count()
+    _on_operation(folder, lambda: _die_after(calls_later) if next(seen) == moment else None)
+
+
+def in_a_child(run: Callable[[], object]) -> int:
+    """The status of a forked process that runs this: 0, the signal that killed it, or 256."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+            os._exit(0)
+        finally:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by their path; what a death leaves of a temporary one is hidden."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts)
+    }
+
+
+def _on_operation(folder: Path, action: Callable[[], object]) -> None:
+    """Call `action` at each file operation in a folder; a process cannot take this back."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _OPERATIONS and str(arguments[0]).startswith(str(folder)):
+            action()
+
+    sys.addaudithook(hook)
+
+
+def _die_after(calls: int) -> None:
+    left = count(calls, -1)
+
+    def on_call(*_: Any) -> None:
+        if next(left) <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(on_call)

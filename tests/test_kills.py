@@ -1,0 +1,80 @@
+"""Commands that are killed and run again: the bytes are those of a run that nothing stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kills import contents, run_through_kills
+from ledom.cli import app
+from ledom.core.records import Problem, write_records
+from ledom.data import tokenize
+from ledom.text.tokenizer import Tokenizer
+
+COMMANDS = {
+    "tokenizer": "tokenizer docs.jsonl --vocab-size 300",
+    "tokenize": "tokenize docs.jsonl --tokenizer tokenizer --tasks 3 --workers 1",
+    "vary": "vary problems.jsonl --variants 2",
+    "train": "train recipe.yaml --direction reverse",
+}
+RECIPE = """name: test
+data: {train: problems.jsonl, vocab_size: 300}
+model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+  num_key_value_heads: 1}
+optim: {steps: 7, warmup_steps: 0, decay_steps: 3}
+train: {batch_size: 2, seq_len: 64, precision: float32, checkpoint_every: 2, validate_every: 3}
+"""
+_OF_ONE_RUN = ("checkpoints", "completions", "logs", "stats", "stats.json", "executor.json")
+"""Files and folders that hold times, and those that only say how far a run has come."""
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path,
+    problems: list[Problem],
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """What the commands read; they are run there, in one process each."""
+    write_records(tmp_path / "problems.jsonl", problems[:40])
+    lines = (json.dumps({"text": problem.question}) + "\n" for problem in problems)
+    (tmp_path / "docs.jsonl").write_text("".join(lines))
+    tokenizer.save(tmp_path / "tokenizer")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+
+    def run(self: tokenize.LocalExecutor) -> None:
+        for rank in self.get_incomplete_ranks():
+            self._run_for_rank(rank)
+
+    monkeypatch.setattr(tokenize.LocalExecutor, "run", run)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        name: data
+        for name, data in contents(out).items()
+        if not {*Path(name).parts} & {*_OF_ONE_RUN}
+    }
+    for name in found:
+        if name.endswith("metrics.jsonl"):
+            rows = [json.loads(line) for line in found[name].splitlines()]
+            found[name] = [{**row, "tokens_per_second": None} for row in rows]
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_kills_at_any_moments_leave_the_same_bytes(folder: Path, command: str) -> None:
+    def work(out: Path) -> None:
+        app.app([*COMMANDS[command].split(), "--out", str(out)], standalone_mode=False)
+
+    deaths = run_through_kills(work, folder / "whole", folder / "killed", seed=7)
+    assert deaths > 0
+    expected = results(folder / "whole")
+    assert expected
+    assert results(folder / "killed") == expected
