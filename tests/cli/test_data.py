@@ -256,3 +256,18 @@ def test_export_refuses_options_without_effect(
     check_refused(run(*given, "--out", tmp_path / "x"), "--out would have no effect", "is data")
     assert not (tmp_path / "store/README.md").exists()
     assert run(*given)[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--variants", "--wrong"])
+def test_vary_refuses_absurd_numbers(run: Run, tmp_path: Path, option: str) -> None:
+    result = run("vary", tmp_path / "none.jsonl", option, 10**30)
+    check_refused(result, option, "1000")
+
+
+@pytest.mark.parametrize("device", ["inf", "0", "meta", "cuda:99"])
+def test_train_refuses_a_device_before_it_prepares_data(
+    run: Run, tmp_path: Path, device: str
+) -> None:
+    result = run("train", "tiny", "--device", device, "--out", tmp_path / "runs")
+    check_refused(result, f"device '{device}' cannot be used", "give cpu, cuda")
+    assert not (tmp_path / "runs").exists()

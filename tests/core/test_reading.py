@@ -143,6 +143,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert not exists("a\0b")
     assert not exists("x" * 5000)
     assert exists(tmp_path)
+    assert exists(tmp_path / "lost")
 
 
 def test_files_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from ledom.core.errors import InputError, OutputError
 from ledom.core.records import Document, read_records
-from ledom.core.stage import Stage, even_groups
+from ledom.core.stage import Stage, even_groups, read_settings
 
 
 def document(number: int, size: int = 1) -> Document:
@@ -50,6 +51,17 @@ def test_a_chunk_cut_short_is_dropped_whole(tmp_path: Path, cut: int) -> None:
     assert ids(stage) == ["1"]
     stage.append([document(2), document(3)])
     assert ids(Stage(path, Document, {"seed": 1})) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.part", "out.jsonl.settings.json"])
+def test_a_pipe_among_its_files_is_refused(tmp_path: Path, name: str) -> None:
+    if name.endswith(".json"):
+        (tmp_path / "out.jsonl").write_text("")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="this is a pipe"):
+        read_settings(tmp_path / "out.jsonl") if name.endswith(".json") else Stage(
+            tmp_path / "out.jsonl", Document, {}
+        )
 
 
 def test_a_part_without_a_whole_first_line_starts_again(tmp_path: Path) -> None:

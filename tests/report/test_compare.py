@@ -1,6 +1,7 @@
 """What metrics say of both directions: small files by hand, and a real pair."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -224,6 +225,15 @@ def test_folders_that_will_not_do(tmp_path):
     (run / "recipe.yaml").write_text("{name: ")
     with pytest.raises(InputError, match=r"recipe\.yaml:1: not YAML"):
         compare_runs([run])
+    for name in ("recipe.yaml", "reverse/metrics.jsonl"):  # there, but nothing that can be read
+        (run / name).unlink()
+        (run / name).symlink_to("nowhere")
+        with pytest.raises(InputError, match=f"{name}: no such file"):
+            compare_runs([run])
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        with pytest.raises(InputError, match=f"{name}: this is a pipe"):
+            compare_runs([run])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

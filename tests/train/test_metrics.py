@@ -76,3 +76,19 @@ def test_a_damaged_line_is_not_taken_for_the_end_when_a_run_resumes(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl:2: not a row"), open_metrics(tmp_path, 3):
         pass
     assert file.read_text() == rows
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"step": 1}, "step 1 comes after step 1"),
+        ({"step": 0}, "step 0 comes after step 1"),
+        ({"step": -2}, "not a row with the numbers"),
+        ({"step": 2, "tokens": -5}, "not a row with the numbers"),
+    ],
+)
+def test_rows_that_count_twice_or_backwards_are_refused(tmp_path, second, message):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW | second)}\n")
+    with pytest.raises(InputError, match=rf"metrics\.jsonl:2: {message}"):
+        read_metrics(file)

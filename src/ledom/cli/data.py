@@ -150,8 +150,10 @@ def _key_and_value(option: str) -> tuple[str, str]:
 
 def vary(
     problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
-    variants: Annotated[int, typer.Option(min=0, help="Most with other numbers, a problem.")] = 6,
-    wrong: Annotated[int, typer.Option(min=0, help="Most wrong solutions of each.")] = 4,
+    variants: Annotated[
+        int, typer.Option(min=0, max=1000, help="Most with other numbers, a problem.")
+    ] = 6,
+    wrong: Annotated[int, typer.Option(min=0, max=1000, help="Most wrong solutions of each.")] = 4,
     out: Out = Path("ledom-vary"),
     seed: Seed = 0,
     threads: Threads = None,

@@ -45,7 +45,7 @@ def train(
     from ledom.cli.packaged import find_recipe
     from ledom.core.direction import Direction
     from ledom.data.prepare import prepare_data
-    from ledom.lm.backends.local import default_device
+    from ledom.lm.backends.local import default_device, torch_device
     from ledom.train.distributed import connect
     from ledom.train.inputs import check_inputs
     from ledom.train.loop import check_lengths
@@ -58,12 +58,14 @@ def train(
     directions = list(Direction) if direction == "both" else [Direction(direction)]
     for way in directions:
         check_lengths(plan, way)
+    device = device or default_device()
+    torch_device(device)  # before the data are prepared
     use_threads(threads)
     folder = out / plan.name
     say(f"preparing the data in {folder / 'data'}")
     with Progress("preparing the data"):
         data = prepare_data(plan.data_of(directions[0]), folder / "data")
-    with connect(device or default_device()) as world:
+    with connect(device) as world:
         if world.is_first:
             check_inputs(plan, directions, folder)
         saved = folder / "recipe.yaml"

@@ -44,9 +44,10 @@ _OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is anything; a path that no file can have names nothing."""
+    """Whether there is anything, a link to nowhere included; a path that no file can have names
+    nothing."""
     try:
-        return os.path.exists(path)
+        return os.path.lexists(path)
     except ValueError:  # a NUL
         return False
 

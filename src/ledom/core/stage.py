@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError, OutputError
-from ledom.core.reading import parse_json
+from ledom.core.reading import check_regular, exists, parse_json
 from ledom.core.records import Record, read_records, write_atomically, write_records
 
 __all__ = [
@@ -122,6 +122,7 @@ class Stage(Generic[RecordT]):
         records: list[RecordT] = []
         check = self._check()
         for part in self._parts():
+            check_regular(part)
             lines = part.read_bytes().splitlines(keepends=True)
             if lines and not lines[-1].endswith(b"\n"):
                 lines.pop()  # cut short by a kill or a full disk
@@ -268,14 +269,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     file = _settings_file(path)
     remedy = f"remove {path.name} and {file.name} to make them again"
-    try:
-        settings = parse_json(file.read_bytes())
-    except FileNotFoundError:
+    if not exists(file):
         raise InputError(
             f"its settings are missing ({file.name}), so nobody knows how it was made; move it "
             "away, or give another output folder",
             path=path,
-        ) from None
+        )
+    try:
+        check_regular(file)
+        settings = parse_json(file.read_bytes())
     except (InputError, OSError) as error:
         raise InputError(f"damaged ({error}); {remedy}", path=file) from None
     if not isinstance(settings.get(_HASH), str):

@@ -80,6 +80,7 @@ def hash_files(files: Sequence[Path]) -> str:
 
 def file_digest(file: Path) -> str:
     """SHA-256 of a file's bytes; raises `CheckpointError` where it cannot be read."""
+    _regular(file)
     try:
         status = file.stat()
         place = str(file.resolve())

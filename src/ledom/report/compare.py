@@ -71,7 +71,7 @@ def read_courses(folder: Path, name: str | None = None) -> dict[str, Course]:
     found = {}
     for direction in (_FORWARD, _REVERSE):
         file = folder / direction / "metrics.jsonl"
-        if file.is_file():
+        if exists(file):
             found[direction] = Course(name or folder.name, direction, read_metrics(file))
     if not found:
         raise InputError(

@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.config import Config
 from ledom.core.errors import RecipeError, WorkerError
+from ledom.lm.backends.local import torch_device
 from ledom.model.layers import decoder_layers
 from ledom.train.losses import token_losses
 
@@ -106,13 +107,11 @@ class World:
 def connect(device: str = "cpu") -> Iterator[World]:
     """Join the processes that torchrun started with this one, until the block ends.
 
-    Each takes the GPU of its number in the node when `device` is "cuda". Raises `WorkerError` when
-    another process is lost.
+    Each takes the GPU of its number in the node when `device` is "cuda". Raises `InputError` for a
+    device that is not there, `WorkerError` when another process is lost.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if device == "cuda" and size > 1:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    place = torch.device(device)
+    place = torch_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:

@@ -74,6 +74,7 @@ def _checked(line: str, file: Path, number: int) -> Row:
         numbers = [row["step"], row["loss"], row["tokens"], row.get("valid_loss", 0.0)]
         # What does not fit 64 bits is no count of a run's, and no array takes it.
         whole = all(isinstance(n, (int, float)) and not abs(n) > 2**62 for n in numbers)
+        whole = whole and row["step"] >= 0 and row["tokens"] >= 0
     except (InputError, TypeError, KeyError):
         whole = False
     if not whole:
@@ -140,5 +141,14 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 def _rows(metrics: Path) -> Iterator[Row]:
     *lines, _ = read_text(metrics).split("\n")  # the last one is empty, or cut short by a kill
+    last = -1
     for number, line in enumerate(lines, start=1):
-        yield _checked(line, metrics, number)
+        row = _checked(line, metrics, number)
+        if row["step"] <= last:
+            raise InputError(
+                f"step {row['step']} comes after step {last}; remove the rows that do not belong",
+                path=metrics,
+                line=number,
+            )
+        last = row["step"]
+        yield row

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import as_type, read_yaml
+from ledom.core.reading import as_type, exists, read_yaml
 from ledom.data.store import read_manifests
 from ledom.train.metrics import read_metrics
 
@@ -54,10 +54,10 @@ def find_run(path: str | Path) -> Run:
         )
     metrics = model.parent / "metrics.jsonl"
     root = model.parent.parent
-    if model.name != "model" or not metrics.is_file():
+    if model.name != "model" or not exists(metrics):
         return Run(model)
     file = root / "recipe.yaml"
-    recipe = read_yaml(file) if file.is_file() else None
+    recipe = read_yaml(file) if exists(file) else None
     return Run(
         model,
         read_metrics(metrics),

@@ -25,7 +25,7 @@ from transformers import (
 
 import ledom
 from command_line import Run, check_refused
-from ledom.core.errors import CheckpointError
+from ledom.core.errors import CheckpointError, InputError
 from ledom.lm import embedded_folder
 from ledom.model.checkpoint import load_checkpoint
 from ledom.model.foreign import check, importer, tensors
@@ -420,3 +420,11 @@ def test_no_network_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     result = run("import", "ledom-2b", "--out", tmp_path / "out")
     check_refused(result, "Corning/LEDOM-2B: cannot be downloaded: Name or service not known;")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_pipe_among_the_weights_is_refused(foreign: Path, tmp_path: Path) -> None:
+    (foreign / "model.safetensors").unlink()
+    os.mkfifo(foreign / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors: this is a pipe"):
+        import_model(str(foreign), tmp_path / "out", ImportOptions(direction="reverse"))
+    assert not (tmp_path / "out").exists()

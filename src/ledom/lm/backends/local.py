@@ -301,7 +301,7 @@ def torch_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(f"cuda:{parallel.local_rank()}" if name == "cuda" else name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # of a device that only has shapes, too
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

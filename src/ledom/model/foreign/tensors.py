@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import parse_json, read_json_object
+from ledom.core.reading import check_regular, parse_json, read_json_object
 
 __all__ = ["StoredTensor", "from_torch", "read_folder", "read_torch_file", "write_safetensors"]
 
@@ -119,6 +119,7 @@ def _read_indexed(index: Path) -> dict[str, StoredTensor]:
 def _read_files(files: Iterable[Path]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in files:
+        check_regular(file)
         read = _read_safetensors if file.suffix == ".safetensors" else read_torch_file
         for name, tensor in read(file).items():
             if name in tensors:

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import read_json_object
+from ledom.core.reading import check_regular, read_json_object
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 
@@ -62,8 +62,9 @@ def _read_file(file: Path) -> RustTokenizer:
 
 def _read_byte_level(file: Path) -> RustTokenizer:
     """GPT-2's two files."""
-    merges = str(file.with_name("merges.txt"))
-    backend = RustTokenizer(models.BPE.from_file(str(file), merges))
+    merges = file.with_name("merges.txt")
+    check_regular(merges)
+    backend = RustTokenizer(models.BPE.from_file(str(file), str(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     if backend.token_to_id("<|endoftext|>") is not None:
@@ -99,7 +100,7 @@ def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) ->
 def recorded_eos(folder: Path, backend: RustTokenizer, config: dict[str, Any]) -> str | None:
     """The document-end token that a folder records, if it does and the tokenizer has it."""
     token = _read_json(folder / "tokenizer_config.json").get("eos_token")
-    token = token["content"] if isinstance(token, dict) else token
+    token = token.get("content") if isinstance(token, dict) else token
     number = config.get("eos_token_id")
     number = number[0] if isinstance(number, list) and number else number
     if token is None and isinstance(number, int):
