@@ -63,7 +63,7 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any
         "before": before,
         "peak": resident("VmHWM"),
         "vocab_size": data.tokenizer.vocab_size,
-        # A document's last window is shorter. The first step has no optimiser state yet.
+        # A document's last window is shorter. The first step has no optimizer state yet.
         "tokens": max(row["tokens"] for row in rows[1:]),
     }
 

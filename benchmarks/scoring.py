@@ -32,7 +32,7 @@ from ledom.lm import embedded_folder, load
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.kernels import linear
 from ledom.lm.engine.prefix_tree import PrefixTree
-from ledom.lm.language_model import LanguageModel, Sampling, Target
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
 from ledom.rerank.sample import sample_candidates
 
@@ -62,7 +62,7 @@ def generated_pairs() -> tuple[list[Problem], list[Candidate]]:
 
 def targets(
     lm: LanguageModel, pairs: list[tuple[str, str]], shots: list[tuple[str, str]]
-) -> list[Target]:
+) -> list[TokenSpan]:
     """What is asked of both: log P(y|x) forward, log P(x|y) reverse, after the demonstrations."""
     shown = [
         i
@@ -73,13 +73,13 @@ def targets(
     for pair in lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids):
         if str(lm.direction) == "forward":
             ids = pair.ids[:1] + shown + pair.ids[1:]
-            made.append(Target(ids, len(shown) + pair.solution[0], len(ids)))
+            made.append(TokenSpan(ids, len(shown) + pair.solution[0], len(ids)))
         else:
-            made.append(Target(pair.ids + shown, 0, pair.question[1]))
+            made.append(TokenSpan(pair.ids + shown, 0, pair.question[1]))
     return [target for target in made if len(target.ids) - 1 <= lm.context]
 
 
-def peer_requests(lm: LanguageModel, asked: list[Target]) -> list[Any]:
+def peer_requests(lm: LanguageModel, asked: list[TokenSpan]) -> list[Any]:
     """The same spans as HFLM takes them: a key, the ids to condition on, the ids to score."""
     requests = []
     for target in asked:
@@ -95,7 +95,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def needed_flops(lm: HFLanguageModel, asked: list[Target]) -> float:
+def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
     """Products that no scorer can leave out, each token that texts share at their start once.
 
     Every token's keys and values; what else a layer computes, but of the last layer only where a
@@ -202,9 +202,9 @@ def score_long_texts(num_candidates: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         lm = random_model(Path(folder) / "long", width=64, inner=128, layers=1, heads=2)
         texts = torch.randint(lm.tokenizer.vocab_size, (num_candidates, 2048)).tolist()
-        lm.logprobs([Target(texts[0][:64], 0, 63)])
+        lm.logprobs([TokenSpan(texts[0][:64], 0, 63)])
         before = resident("VmRSS")
-        lm.logprobs([Target(ids, 0, 2047) for ids in texts])
+        lm.logprobs([TokenSpan(ids, 0, 2047) for ids in texts])
         return before, resident("VmHWM")
 
 

@@ -60,8 +60,8 @@ def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
             num_documents=2 * BATCH * steps + 200,
             num_valid=20,
             windows="fixed",
-            stop_attention=False,
-            restart_positions=False,
+            mask_across_documents=False,
+            reset_position_ids=False,
         ),
         model=ModelConfig.model_validate(SHAPES[shape]),
         optim=OptimConfig(

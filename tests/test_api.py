@@ -22,7 +22,7 @@ def test_public_names_are_pinned() -> None:
         "Problem",
         "Sampling",
         "Score",
-        "Target",
+        "TokenSpan",
         "__version__",
         "equal_answers",
         "extract_answer",

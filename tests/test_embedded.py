@@ -15,7 +15,7 @@ from ledom.core.records import Problem
 from ledom.data.problems import generate_problems, split_of
 from ledom.lm import embedded_folder
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.language_model import Sampling, Target
+from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.checkpoint import load_checkpoint
 from ledom.rerank.explain import explain
 from ledom.rerank.fit import TunedWeights
@@ -70,7 +70,7 @@ def test_reverse_logprobs_equal_plain_transformers(
         text = lm.pair_format.render(problem.question, problem.solution or "")
         ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
         expected = _logprobs_by_hand(exact, ids)
-        target = Target(ids, 0, len(ids) - 1)
+        target = TokenSpan(ids, 0, len(ids) - 1)
         np.testing.assert_allclose(doubles.logprobs([target])[0], expected, atol=1e-5)
         errors["ours"] += np.abs(lm.logprobs([target])[0] - expected).tolist()
         errors["plain"] += np.abs(np.subtract(_logprobs_by_hand(plain, ids), expected)).tolist()
@@ -124,7 +124,7 @@ def test_the_reverse_model_prefers_the_solutions_own_question(
     sums = []
     for pairs in (own[:-1], other):
         encoded = lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids)
-        targets = [Target(pair.ids, 0, pair.question[1]) for pair in encoded]
+        targets = [TokenSpan(pair.ids, 0, pair.question[1]) for pair in encoded]
         sums.append([float(values.sum()) for values in lm.logprobs(targets)])
     assert all(mine > theirs for mine, theirs in zip(*sums, strict=True))
 

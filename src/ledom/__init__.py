@@ -19,7 +19,7 @@ _HOMES = {
     "Problem": "ledom.core.records",
     "Sampling": "ledom.lm.language_model",
     "Score": "ledom.core.records",
-    "Target": "ledom.lm.language_model",
+    "TokenSpan": "ledom.lm.language_model",
     "equal_answers": "ledom.text.math.equality",
     "extract_answer": "ledom.text.answers",
     "load": "ledom.lm",

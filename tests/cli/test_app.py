@@ -666,10 +666,10 @@ def test_too_many_folds(
 
 def test_plan_as_a_table_and_as_json(run: Run) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "7b.yaml"
-    code, text = run("plan", recipe, "parallel.micro_tokens=null", "--gpus", 64)
+    code, text = run("plan", recipe, "parallel.tokens_per_microbatch=null", "--gpus", 64)
     assert code == 0
     assert "7.79B: layers 7.4B" in text
-    assert "give parallel.micro_tokens=" in text
+    assert "give parallel.tokens_per_microbatch=" in text
     code, text = run("plan", recipe, "train.seq_len=2048", "--gpus", 64, "--json")
     assert code == 0
     needs = json.loads(text)

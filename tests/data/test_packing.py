@@ -6,7 +6,13 @@ import pytest
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.data.packing import Batches, Windows, pack, permute, source_counts
-from ledom.data.store import TokenStore, encode_documents, seal_shard, write_manifest, write_store
+from ledom.data.store import (
+    TokenStore,
+    encode_documents,
+    finalize_shard,
+    write_manifest,
+    write_store,
+)
 from ledom.text.tokenizer import Tokenizer
 
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
@@ -30,7 +36,7 @@ def store_of_shards(folder, words, *shards: list[list[int]]) -> TokenStore:
         file = folder / f"{number}.ds"
         np.concatenate(ids).tofile(file)
         np.cumsum([len(d) for d in ids]).astype("<u8").tofile(f"{file}.index")
-        entries.append(seal_shard(file, np.dtype("<u2")))
+        entries.append(finalize_shard(file, np.dtype("<u2")))
     return write_manifest(folder, entries, words)
 
 
@@ -117,10 +123,10 @@ def test_permutations_differ_by_key_and_spread_evenly():
     chi_squared = ((counts - expected) ** 2 / expected).sum()
     degrees = (size - 1) ** 2  # 81, whose spread is sqrt(2 * 81) = 12.7
     assert abs(chi_squared - degrees) < 5 * (2 * degrees) ** 0.5
-    neighbours = permute(np.arange(100_000), 2**40 + 3, (7,))
-    assert neighbours.max() < 2**40 + 3
-    assert np.abs(np.corrcoef(neighbours[:-1], neighbours[1:])[0, 1]) < 0.02
-    assert np.mean(neighbours / 2**40) == pytest.approx(0.5, abs=0.01)
+    neighbors = permute(np.arange(100_000), 2**40 + 3, (7,))
+    assert neighbors.max() < 2**40 + 3
+    assert np.abs(np.corrcoef(neighbors[:-1], neighbors[1:])[0, 1]) < 0.02
+    assert np.mean(neighbors / 2**40) == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_pass_holds_every_window_once(tmp_path, words):
@@ -207,10 +213,10 @@ def test_packing_by_hand():
 
 def test_borders_can_be_switched_off():
     windows = [np.array([3, 4, 0, 5, 6]), np.array([0, 7, 0])]
-    packed = pack(windows, FORWARD, eos_id=0, stop_attention=False)
+    packed = pack(windows, FORWARD, eos_id=0, mask_across_documents=False)
     assert packed.borders.tolist() == [0, 4, 6]
     assert packed.positions.tolist() == [0, 1, 0, 1, 0, 1]
-    packed = pack(windows, FORWARD, eos_id=0, restart_positions=False)
+    packed = pack(windows, FORWARD, eos_id=0, reset_position_ids=False)
     assert packed.borders.tolist() == [0, 2, 4, 6]
     assert packed.positions.tolist() == [0, 1, 2, 3, 0, 1]
 

@@ -230,7 +230,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
 
 
 def test_drills_are_bare_equations_of_training_problems(tmp_path):
-    config = DataConfig(num_documents=60, num_valid=5, vocab_size=300, drill_share=0.5)
+    config = DataConfig(num_documents=60, num_valid=5, vocab_size=300, equation_only_fraction=0.5)
     data = prepare_data(config, tmp_path / "data")
     assert data.sources[0].store.manifest["num_documents"] == 60
     texts = train_texts(data)

@@ -85,7 +85,7 @@ def test_a_question_drawn_twice_is_given_once(monkeypatch):
 
 
 def test_another_process_draws_the_same_problems():
-    """Hash randomisation must not reach the generator through the order of a set."""
+    """Hash randomization must not reach the generator through the order of a set."""
     code = (
         "import hashlib; from ledom.data.problems import generate_problems;"
         "print(hashlib.sha256(repr(list(generate_problems('train', 150, 9))).encode()).hexdigest())"

@@ -134,7 +134,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, words):
 
 
 def test_no_documents_are_refused(tmp_path, words):
-    with pytest.raises(InputError, match="s: there are no documents to tokenise"):
+    with pytest.raises(InputError, match="s: there are no documents to tokenize"):
         write_store(tmp_path / "s", [], words)
 
 

@@ -21,7 +21,7 @@ from ledom.core.errors import InputError, MissingExtraError, OutputError, Worker
 from ledom.data import tokenize as module
 from ledom.data.documents import Documents, open_documents
 from ledom.data.store import TokenStore
-from ledom.data.tokenize import Execution, TokeniseProgress, tokenise
+from ledom.data.tokenize import Execution, TokenizeProgress, tokenize
 from ledom.text.tokenizer import Tokenizer
 
 NUMBERS = [[number, number + 1] for number in range(2, 42)]  # the documents' ids
@@ -72,7 +72,7 @@ EXPECTED = [[*ids, 0] for ids in NUMBERS]
 def test_the_store_is_the_documents_in_order(
     tmp_path: Path, words: Tokenizer, file: Path, here: list[int], tasks: int
 ) -> None:
-    store = tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=tasks))
+    store = tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=tasks))
     assert ids_of(store) == EXPECTED
     assert store is not None
     assert here == [*range(tasks)]
@@ -92,7 +92,7 @@ def test_datatrove_reads_the_store(
 ) -> None:
     from datatrove.utils.dataset import DatatroveFolderDataset
 
-    tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=2))
+    tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=2))
     dataset = DatatroveFolderDataset(str(tmp_path / "s"), seq_len=2, token_size=2)
     assert len(dataset) == 40
     assert dataset[1]["input_ids"].tolist() == [3, 4, 0]
@@ -102,7 +102,7 @@ def test_a_large_vocabulary_takes_four_bytes(
     tmp_path: Path, word_tokenizer: Callable[[int], Tokenizer], here: list[int]
 ) -> None:
     write(tmp_path / "d.jsonl", [[65_999, 3]])
-    store = tokenise(
+    store = tokenize(
         open_documents([str(tmp_path / "d.jsonl")]),
         word_tokenizer(66_000),
         tmp_path / "s",
@@ -123,24 +123,24 @@ def test_what_is_finished_is_not_done_again(
             return documents.texts(part, num_parts)
 
     with pytest.raises(InputError, match=r"documents\.jsonl:26: no key 'text'"):
-        tokenise(Unreadable(documents), words, tmp_path / "s", Execution(tasks=4))
+        tokenize(Unreadable(documents), words, tmp_path / "s", Execution(tasks=4))
     assert here == [0, 1, 2]
     assert not TokenStore.exists(tmp_path / "s")
     assert not (tmp_path / "s" / "00002_unshuffled.ds").exists()
     assert len([*(tmp_path / "s").glob("*.ds")]) == 2
-    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED  # four tasks, as begun
+    assert ids_of(tokenize(documents, words, tmp_path / "s")) == EXPECTED  # four tasks, as begun
     assert here == [0, 1, 2, 2, 3]
     assert not [*(tmp_path / "s").glob("*.part*")]
-    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED
+    assert ids_of(tokenize(documents, words, tmp_path / "s")) == EXPECTED
     assert len(here) == 5
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "index gone", "no seal"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "index gone", "no finalize"])
 def test_a_damaged_shard_is_made_again(
     tmp_path: Path, words: Tokenizer, file: Path, here: list[int], damage: str
 ) -> None:
     documents = open_documents([str(file)])
-    tokenise(documents, words, tmp_path / "s", Execution(tasks=3))
+    tokenize(documents, words, tmp_path / "s", Execution(tasks=3))
     shard = tmp_path / "s" / "00001_unshuffled.ds"
     if damage == "cut":
         shard.write_bytes(shard.read_bytes()[:-1])
@@ -148,10 +148,10 @@ def test_a_damaged_shard_is_made_again(
         shard.unlink()
     elif damage == "index gone":
         Path(f"{shard}.index").unlink()
-    else:  # killed between the shard and its seal
+    else:  # killed between the shard and its finalize
         (tmp_path / "s" / "tasks" / "shards" / "00001.json").unlink()
         (tmp_path / "s" / "manifest.json").unlink()
-    assert ids_of(tokenise(documents, words, tmp_path / "s")) == EXPECTED
+    assert ids_of(tokenize(documents, words, tmp_path / "s")) == EXPECTED
     assert here == [0, 1, 2, 1]
 
 
@@ -163,14 +163,14 @@ def test_other_settings_are_refused(
     here: list[int],
 ) -> None:
     documents = open_documents([str(file)])
-    tokenise(documents, words, tmp_path / "s", Execution(tasks=2))
+    tokenize(documents, words, tmp_path / "s", Execution(tasks=2))
     with pytest.raises(InputError, match=r"s: was made with other settings \(tokenizer: "):
-        tokenise(documents, word_tokenizer(999), tmp_path / "s")
+        tokenize(documents, word_tokenizer(999), tmp_path / "s")
     with pytest.raises(InputError, match=r"\(tasks: 2 there, 3 now\); give another output folder"):
-        tokenise(documents, words, tmp_path / "s", Execution(tasks=3))
+        tokenize(documents, words, tmp_path / "s", Execution(tasks=3))
     write(file, NUMBERS[1:])
     with pytest.raises(InputError, match=r"\(documents: '1 files, \d+ bytes, state .*' there"):
-        tokenise(documents, words, tmp_path / "s")
+        tokenize(documents, words, tmp_path / "s")
     assert here == [0, 1]
 
 
@@ -179,8 +179,8 @@ def test_a_run_without_a_finished_shard_may_start_again_otherwise(
 ) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"bad\.jsonl:1"):
-        tokenise(open_documents([str(tmp_path / "bad.jsonl")]), words, tmp_path / "s")
-    assert ids_of(tokenise(open_documents([str(file)]), words, tmp_path / "s")) == EXPECTED
+        tokenize(open_documents([str(tmp_path / "bad.jsonl")]), words, tmp_path / "s")
+    assert ids_of(tokenize(open_documents([str(file)]), words, tmp_path / "s")) == EXPECTED
 
 
 def test_a_store_of_another_making_is_left_alone(
@@ -190,7 +190,7 @@ def test_a_store_of_another_making_is_left_alone(
 
     write_store(tmp_path / "s", ["5 6"], words)
     with pytest.raises(InputError, match="a store that was not made by ledom tokenize; give anoth"):
-        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+        tokenize(open_documents([str(file)]), words, tmp_path / "s")
     assert ids_of(TokenStore(tmp_path / "s")) == [[5, 6, 0]]
 
 
@@ -198,22 +198,22 @@ def test_no_documents_are_refused(tmp_path: Path, words: Tokenizer, here: list[i
     (tmp_path / "d.jsonl").write_text("\n\n")
     for tasks in (1, 2):
         out = tmp_path / str(tasks)
-        with pytest.raises(InputError, match=f"{tasks}: there are no documents to tokenise"):
-            tokenise(open_documents([str(tmp_path)]), words, out, Execution(tasks=tasks))
+        with pytest.raises(InputError, match=f"{tasks}: there are no documents to tokenize"):
+            tokenize(open_documents([str(tmp_path)]), words, out, Execution(tasks=tasks))
 
 
 def test_a_place_that_cannot_be_written(
     tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch, here: list[int]
 ) -> None:
     with pytest.raises(OutputError, match=r"documents\.jsonl/s: cannot be written"):
-        tokenise(open_documents([str(file)]), words, file / "s")
+        tokenize(open_documents([str(file)]), words, file / "s")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.TokenizedFile, "write_bytes", full)
     with pytest.raises(OutputError, match="s: cannot be written: .*No space left"):
-        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+        tokenize(open_documents([str(file)]), words, tmp_path / "s")
 
 
 def test_two_at_once_are_refused(tmp_path: Path, words: Tokenizer, file: Path) -> None:
@@ -222,23 +222,23 @@ def test_two_at_once_are_refused(tmp_path: Path, words: Tokenizer, file: Path) -
         FileLock(tmp_path / "s" / ".lock"),
         pytest.raises(OutputError, match="another ledom tokenize is at work there"),
     ):
-        tokenise(open_documents([str(file)]), words, tmp_path / "s")
+        tokenize(open_documents([str(file)]), words, tmp_path / "s")
 
 
 def test_processes_of_their_own(tmp_path: Path, words: Tokenizer, file: Path) -> None:
-    seen: list[TokeniseProgress] = []
+    seen: list[TokenizeProgress] = []
     execution = Execution(workers=2, tasks=3, on_progress=seen.append)
-    assert ids_of(tokenise(open_documents([str(file)]), words, tmp_path / "s", execution)) == (
+    assert ids_of(tokenize(open_documents([str(file)]), words, tmp_path / "s", execution)) == (
         EXPECTED
     )
-    assert seen[-1] == TokeniseProgress(tasks_done=3, num_tasks=3, num_tokens=120)
+    assert seen[-1] == TokenizeProgress(tasks_done=3, num_tasks=3, num_tokens=120)
     assert [p.tasks_done for p in seen] == sorted(p.tasks_done for p in seen)
 
 
 def test_the_error_of_a_process_comes_back(tmp_path: Path, words: Tokenizer, file: Path) -> None:
     file.write_text(file.read_text() + '{"txt": 1}\n')
     with pytest.raises(InputError, match=r"documents\.jsonl:41: no key 'text', only txt"):
-        tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution(workers=1, tasks=1))
+        tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution(workers=1, tasks=1))
     assert not TokenStore.exists(tmp_path / "s")
 
 
@@ -265,12 +265,12 @@ def test_a_killed_task_leaves_nothing_that_counts(
     documents = open_documents([str(file)])
     out, execution = tmp_path / "s", Execution(workers=1, tasks=2)
     with pytest.raises(WorkerError, match="task 1 was killed by signal 9 .* run the same command"):
-        tokenise(Killed(documents), words, out, execution)
+        tokenize(Killed(documents), words, out, execution)
     assert [f.name for f in out.glob("*.ds")] == ["00000_unshuffled.ds"]
     assert [*out.glob("00001*.part")]
     assert not TokenStore.exists(out)
     made = (out / "00000_unshuffled.ds").stat().st_mtime_ns
-    assert ids_of(tokenise(documents, words, out, execution)) == EXPECTED
+    assert ids_of(tokenize(documents, words, out, execution)) == EXPECTED
     assert (out / "00000_unshuffled.ds").stat().st_mtime_ns == made
     assert not [*out.glob("*.part*")]
 
@@ -289,15 +289,15 @@ def test_damaged_notes_on_what_is_finished_are_refused(
 ) -> None:
     documents, out = open_documents([str(file)]), tmp_path / "s"
     execution = Execution(workers=1, tasks=2)
-    tokenise(documents, words, out, execution)
+    tokenize(documents, words, out, execution)
     (out / "tasks" / name).write_text(contents)
     with pytest.raises(InputError, match=f"{name}: {message}"):
-        tokenise(documents, words, out, execution)
+        tokenize(documents, words, out, execution)
 
 
 def test_unknown_executor(tmp_path: Path, words: Tokenizer, file: Path) -> None:
     with pytest.raises(InputError, match="unknown executor 'dask'; known: local, slurm, ray"):
-        tokenise(open_documents([str(file)]), words, tmp_path / "s", Execution("dask"))
+        tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution("dask"))
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def test_slurm_gets_a_job_of_all_tasks(
     options = {"partition": "cpu", "time": "4:00:00", "account": "me"}
     execution = Execution("slurm", workers=7, tasks=3, slurm=options)
     documents = open_documents([str(file)])
-    assert tokenise(documents, words, tmp_path / "s", execution) is None
+    assert tokenize(documents, words, tmp_path / "s", execution) is None
     asked = (cluster / "jobs").read_text()
     for line in (
         "--partition=cpu",
@@ -346,7 +346,7 @@ def test_slurm_gets_a_job_of_all_tasks(
             cwd="/",
         )
     assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED
-    assert ids_of(tokenise(documents, words, tmp_path / "s", execution)) == EXPECTED
+    assert ids_of(tokenize(documents, words, tmp_path / "s", execution)) == EXPECTED
 
 
 def test_slurm_needs_its_programs_and_a_partition(
@@ -354,13 +354,13 @@ def test_slurm_needs_its_programs_and_a_partition(
 ) -> None:
     documents = open_documents([str(file)])
     with pytest.raises(InputError, match="give its partition, as --slurm partition=NAME"):
-        tokenise(documents, words, tmp_path / "s", Execution("slurm"))
+        tokenize(documents, words, tmp_path / "s", Execution("slurm"))
     (cluster / "sbatch").write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(InputError, match=r"sbatch refused the job \(exit code 3\)"):
-        tokenise(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
+        tokenize(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="there is no sbatch here; start it where Slurm is"):
-        tokenise(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
+        tokenize(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
 
 
 def test_ray_gets_a_core_a_task(
@@ -376,7 +376,7 @@ def test_ray_gets_a_core_a_task(
             self._run_for_rank(rank)
 
     monkeypatch.setattr(module.RayPipelineExecutor, "run", run)
-    store = tokenise(
+    store = tokenize(
         open_documents([str(file)]), words, tmp_path / "s", Execution("ray", workers=5, tasks=3)
     )
     assert ids_of(store) == EXPECTED
@@ -391,11 +391,11 @@ def test_ray_is_an_extra_and_may_lose_tasks(
     documents = open_documents([str(file)])
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"ray is not .*pip install 'ledom\[ray\]'"):
-        tokenise(documents, words, tmp_path / "s", Execution("ray"))
+        tokenize(documents, words, tmp_path / "s", Execution("ray"))
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     monkeypatch.setattr(module.RayPipelineExecutor, "run", lambda self: None)  # it only warns
     with pytest.raises(WorkerError, match="not all of the 2 tasks have finished, see .*logs"):
-        tokenise(documents, words, tmp_path / "s", Execution("ray", tasks=2))
+        tokenize(documents, words, tmp_path / "s", Execution("ray", tasks=2))
 
 
 def test_tasks_go_by_size_and_workers(tmp_path: Path, file: Path) -> None:

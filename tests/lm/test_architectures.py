@@ -27,7 +27,7 @@ from ledom.core.errors import CheckpointError, RecipeError
 from ledom.core.records import Problem, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.language_model import Sampling, Target
+from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
@@ -122,16 +122,16 @@ def tiny(kind: str, tokenizer: Tokenizer, **changes: Any) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def by_hand(plain: PreTrainedModel, target: Target) -> list[float]:
+def by_hand(plain: PreTrainedModel, target: TokenSpan) -> list[float]:
     fed = list(reversed(target.ids))
     logprobs = plain(torch.tensor([fed])).logits[0].float().log_softmax(-1)
     values = [logprobs[i - 1, fed[i]].item() for i in range(1, len(fed))]
     return list(reversed(values))
 
 
-def whole(lm: HFLanguageModel, text: str) -> Target:
+def whole(lm: HFLanguageModel, text: str) -> TokenSpan:
     ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
-    return Target(ids, 0, len(ids) - 1)
+    return TokenSpan(ids, 0, len(ids) - 1)
 
 
 def load(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> HFLanguageModel:

@@ -18,7 +18,7 @@ import pytest
 import ledom
 from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, PlainModel, vllm_module
 
@@ -66,11 +66,11 @@ def lm(
             yield ledom.load(f"vllm:{folder}")
 
 
-def whole(lm: LanguageModel, text: str) -> Target:
+def whole(lm: LanguageModel, text: str) -> TokenSpan:
     """All of a document that has context: all but the first token in model order."""
     ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
     reverse = lm.direction is ledom.Direction.REVERSE
-    return Target(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
+    return TokenSpan(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
 
 
 def by_hand(lm: LanguageModel, plain: PlainModel, ids: Sequence[int]) -> list[float]:
@@ -111,7 +111,7 @@ def test_a_span_is_a_part_of_the_whole(lm: LanguageModel) -> None:
     target = whole(lm, TEXTS[0])
     every = lm.logprobs([target])[0]
     part, empty = lm.logprobs(
-        [Target(target.ids, target.start + 3, target.end - 4), Target(target.ids, 4, 4)]
+        [TokenSpan(target.ids, target.start + 3, target.end - 4), TokenSpan(target.ids, 4, 4)]
     )
     np.testing.assert_allclose(part, every[3:-4], atol=1e-5)
     assert len(empty) == 0
@@ -132,18 +132,18 @@ def test_the_longest_text_that_fits_is_scored(lm: LanguageModel) -> None:
     if lm.context > 600:
         pytest.skip("a longer context takes too long here")
     ids = [5, 6, 7] * 200
-    longest = Target(ids[: lm.context + 1], 3, 5)
+    longest = TokenSpan(ids[: lm.context + 1], 3, 5)
     assert len(lm.logprobs([longest])[0]) == 2
 
 
 def test_bad_targets_are_refused(lm: LanguageModel) -> None:
     ids = list(whole(lm, TEXTS[0]).ids)
     with pytest.raises(InputError, match="no context"):
-        lm.logprobs([Target(ids, 0, len(ids))])
+        lm.logprobs([TokenSpan(ids, 0, len(ids))])
     with pytest.raises(InputError, match="no span"):
-        lm.logprobs([Target(ids, 3, len(ids) + 1)])
+        lm.logprobs([TokenSpan(ids, 3, len(ids) + 1)])
     with pytest.raises(InputError, match=f"context of {lm.context}"):
-        lm.logprobs([Target([5] * (lm.context + 2), 4, 6)])
+        lm.logprobs([TokenSpan([5] * (lm.context + 2), 4, 6)])
 
 
 def test_greedy_text_follows_or_precedes_the_prompt(lm: LanguageModel, plain: PlainModel) -> None:

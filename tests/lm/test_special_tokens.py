@@ -16,7 +16,7 @@ import ledom
 from ledom.core.errors import CheckpointError
 from ledom.core.records import Candidate, Problem
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.language_model import LanguageModel, Sampling, Target
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.rerank.score import score_candidates
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import sentencepiece_like
@@ -201,5 +201,5 @@ def test_scoring_a_foreign_text_by_hand(llama: Path) -> None:
     lm = ledom.load(llama, "forward", device="cpu")
     ids = lm.add_special_tokens(lm.tokenizer.encode("Once upon a time").ids)
     assert ids == [*AutoTokenizer.from_pretrained(llama)("Once upon a time").input_ids, 2]
-    values = lm.logprobs([Target(ids, 1, len(ids))])[0]
+    values = lm.logprobs([TokenSpan(ids, 1, len(ids))])[0]
     np.testing.assert_allclose(values, plain_logprobs(llama, ids), atol=2e-5)

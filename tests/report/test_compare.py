@@ -65,7 +65,7 @@ def test_the_gap_is_the_difference_over_tokens(tmp_path):
 
 
 def test_the_interval_is_that_of_resampled_windows():
-    """The means over tokens of windows drawn anew, worked out without linearisation."""
+    """The means over tokens of windows drawn anew, worked out without linearization."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(20, 200, 400)
     forward = rng.normal(4.0, 1.0, 400)

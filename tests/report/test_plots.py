@@ -92,7 +92,7 @@ def test_a_long_name_is_shortened() -> None:
     assert "n" * 43 + "…" in texts
 
 
-def test_lines_are_labelled_with_their_last_value() -> None:
+def test_lines_are_labeled_with_their_last_value() -> None:
     texts = {" ".join(text.split()) for text in _texts(plots.by_n_figure(BY_N, {}))}
     assert {"greedy 40.0", "reward 62.5"} <= texts
 
@@ -102,7 +102,7 @@ def test_lambda_figure_marks_the_chosen_value() -> None:
     assert not re.search("chosen", plots.by_lambda_figure({**BY_LAMBDA, "chosen": None}))
 
 
-def test_colours_are_variables_that_a_page_can_set() -> None:
+def test_colors_are_variables_that_a_page_can_set() -> None:
     for svg in _all_figures():
         assert "var(--fig-ink, #1c2024)" in svg or "var(--fig-muted, #667080)" in svg
         bare = re.sub(r"var\([^)]*\)", "", svg)
@@ -127,7 +127,7 @@ def test_a_single_point_is_drawn() -> None:
     ("wanted", "expected"),
     [
         ([1.0, 5.0, 9.0], [1.0, 5.0, 9.0]),  # far enough apart: left alone
-        ([3.0, 3.0], [2.0, 4.0]),  # equal: both give way, centred
+        ([3.0, 3.0], [2.0, 4.0]),  # equal: both give way, centered
         ([0.0, 4.0, 1.0], [-0.5, 4.0, 1.5]),  # the first and last pushed apart
         ([0.0, 1.0, 2.0], [-1.0, 1.0, 3.0]),
     ],

@@ -86,7 +86,7 @@ def report() -> dict[str, Any]:
         "chosen": "majority",
         "notes": ["tuned elsewhere"],
         "models": {"forward": {"name": "fwd", "parameters": 2_600_000}},
-        "settings": {"lambda": 0.45, "normalisation": "tokens"},
+        "settings": {"lambda": 0.45, "normalization": "tokens"},
         "strategies": strategies,
         "headline": [
             {
@@ -468,7 +468,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(
 
 def test_importing_is_cheap() -> None:
     code = (
-        "import sys, ledom.report.report\n"
+        "import sys, ledom.report.selection_page\n"
         "heavy = {'matplotlib', 'jinja2', 'numpy', 'torch'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

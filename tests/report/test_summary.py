@@ -97,7 +97,11 @@ def test_the_term_that_carries_the_signal() -> None:
         auc = [
             {"score": "a", "term": "forward", "auc": _bounds(0.7, 0.65, 0.75)},
             {"score": "b", "term": "prior", "auc": prior},
-            {"score": "c", "term": "premise", "auc": _bounds(0.99, 0.98, 1.0)},  # no single term
+            {
+                "score": "c",
+                "term": "question_numbers",
+                "auc": _bounds(0.99, 0.98, 1.0),
+            },  # no single term
             {"score": "d", "auc": _bounds(0.99, 0.98, 1.0)},
         ]
         return summarize({"auc": auc}).signal

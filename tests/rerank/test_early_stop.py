@@ -8,15 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ledom.rerank.candidate_table import Pools
+from ledom.rerank.candidate_table import CandidateTable
 from ledom.rerank.early_stop import is_decided, needed_candidates, rounds
 from ledom.rerank.strategies import STRATEGIES
 
 
-def pools(answers: list[list[int]], correct: int = 0) -> Pools:
+def table(answers: list[list[int]], correct: int = 0) -> CandidateTable:
     """Problems whose candidates have these answers; -1 is none, -2 no candidate."""
     numbers = np.array(answers)
-    return Pools(
+    return CandidateTable(
         problem_ids=[str(i) for i in range(len(answers))],
         features={},
         answers=np.maximum(numbers, -1),
@@ -44,7 +44,7 @@ def test_when_a_vote_is_decided(votes: list[int], remaining: int, decided: bool)
 
 
 def test_needed_by_hand() -> None:
-    made = pools(
+    made = table(
         [
             [0, 0, 0, 1, 1],  # 3 - 0 > 2
             [0, 1, 0, 0, 1],  # 3 - 1 > 1 after four
@@ -59,13 +59,13 @@ def test_needed_by_hand() -> None:
 
 
 def test_the_winner_is_that_of_the_full_vote() -> None:
-    """On random pools of every shape, ties, unread answers and missing candidates included."""
+    """On random table of every shape, ties, unread answers and missing candidates included."""
     rng = np.random.default_rng(0)
     for _ in range(60):
         kinds, count = int(rng.integers(1, 6)), int(rng.integers(1, 14))
         numbers = rng.integers(-1, kinds, (30, count))
         numbers[np.arange(count)[None] >= rng.integers(1, count + 1, 30)[:, None]] = -2
-        made = pools(numbers.tolist())
+        made = table(numbers.tolist())
         full = STRATEGIES["majority"].accuracy(made, None)
         np.testing.assert_array_equal(STRATEGIES["majority, stopped"].accuracy(made, None), full)
         for row, needed in zip(numbers, needed_candidates(made), strict=True):

@@ -10,19 +10,19 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
-from ledom.rerank.candidate_table import FEATURES, Pools
+from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.fit import TunedWeights, cross_fit, interpolation, tune
 from ledom.rerank.strategies import STRATEGIES, strategies
 
 
-def made_pools(num_problems: int = 300, seed: int = 0) -> Pools:
-    """Pools in which right candidates have a higher log P(x|y), and nothing else tells."""
+def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
+    """CandidateTable in which right candidates have a higher log P(x|y), and nothing else tells."""
     rng = np.random.default_rng(seed)
     shape = (num_problems, 8)
     correct = rng.random(shape) < 0.3
     features = {name: rng.normal(size=shape) for name in FEATURES}
     features["reverse"] = rng.normal(size=shape) + 2.0 * correct
-    return Pools(
+    return CandidateTable(
         problem_ids=[str(i) for i in range(num_problems)],
         features=features,
         answers=np.where(correct, 0, 1 + rng.integers(0, 4, shape)),
@@ -61,17 +61,17 @@ def test_interpolation_is_the_papers() -> None:
     assert set(interpolation(strategy, 0.25, mean=True)) == {"forward_mean", "reverse_mean"}
 
 
-def with_column(pools: Pools, unit: float) -> Pools:
+def with_column(table: CandidateTable, unit: float) -> CandidateTable:
     """A verifier whose logit tells right from wrong as well as log P(x|y) does, in some unit."""
-    noise = np.random.default_rng(7).normal(size=pools.mask.shape)
-    verifier = unit * (noise + 2.0 * pools.correct)
-    return replace(pools, features=pools.features | {"verifier": verifier}, columns=("verifier",))
+    noise = np.random.default_rng(7).normal(size=table.mask.shape)
+    verifier = unit * (noise + 2.0 * table.correct)
+    return replace(table, features=table.features | {"verifier": verifier}, columns=("verifier",))
 
 
 def test_a_column_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
     for unit in (1e-3, 1.0, 1e4):
-        pools = with_column(made_pools(), unit)
-        tuned = tune(pools, problems(300))
+        table = with_column(made_pools(), unit)
+        tuned = tune(table, problems(300))
         assert tuned.columns == ("verifier",)
         every = tuned.weights["all + columns"]
         # Two independent signals two spreads apart: the logit is 2 of each.
@@ -102,17 +102,17 @@ def test_weights_refuse_the_problems_they_were_tuned_on() -> None:
 
 
 def test_nothing_to_tune_is_said() -> None:
-    pools = made_pools(20)
-    pools.correct[:] = True
+    table = made_pools(20)
+    table.correct[:] = True
     with pytest.raises(InputError, match="both right and wrong"):
-        tune(pools, problems(20))
+        tune(table, problems(20))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("weights: 3", "not a weights file"),
-        ("[1, 2]", "not a weights file"),
+        ("[1, 2]", "expected keys and values, found list"),
         ("a: [", "not YAML"),
         (
             "{num_problems: 1, num_candidates: 2, problems: '', weights: {greedy: {x: .nan}}}",
@@ -145,12 +145,12 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_cross_fitting_never_sees_the_fold_it_is_used_on() -> None:
-    pools = made_pools(60)
-    folds = cross_fit(pools, problems(60), 3)
+    table = made_pools(60)
+    folds = cross_fit(table, problems(60), 3)
     assert sorted(row for rows, _ in folds for row in rows) == list(range(60))
     rows, weights = folds[1]
     assert weights.num_problems == 40
-    flipped = replace(pools, correct=pools.correct.copy())
+    flipped = replace(table, correct=table.correct.copy())
     flipped.correct[rows] = ~flipped.correct[rows]
     again = cross_fit(flipped, problems(60), 3)
     assert again[1][1].weights == weights.weights

@@ -1,4 +1,4 @@
-"""The measured part of a report, against numbers worked out on made pools."""
+"""The measured part of a report, against numbers worked out on made table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
-from ledom.rerank.candidate_table import FEATURES, Pools
+from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.fit import TunedWeights, tune
 from ledom.rerank.measure import labeled_problems, measure
 
@@ -17,14 +17,14 @@ NUM_PROBLEMS = 200
 
 
 @pytest.fixture(scope="module")
-def pools() -> Pools:
+def table() -> CandidateTable:
     """Half of the candidates are right; log P(x|y) tells which, nothing else does."""
     rng = np.random.default_rng(0)
     shape = (NUM_PROBLEMS, 6)
     correct = np.tile([True, False, True, False, True, False], (NUM_PROBLEMS, 1))
     features = {name: rng.normal(size=shape) for name in FEATURES}
     features["reverse"] = np.where(correct, 0.0, -50.0) + rng.normal(size=shape)
-    return Pools(
+    return CandidateTable(
         problem_ids=[str(i) for i in range(NUM_PROBLEMS)],
         features=features,
         answers=np.tile([0, 1, 0, 2, 0, 3], (NUM_PROBLEMS, 1)),
@@ -36,9 +36,9 @@ def pools() -> Pools:
 
 
 @pytest.fixture(scope="module")
-def report(pools: Pools) -> dict:
-    tuned = tune(pools, [])
-    return measure(pools, tuned)
+def report(table: CandidateTable) -> dict:
+    tuned = tune(table, [])
+    return measure(table, tuned)
 
 
 def by_name(report: dict) -> dict[str, dict]:
@@ -105,7 +105,7 @@ def test_groups(report: dict) -> None:
     assert rows["b"]["accuracy"]["greedy"] == 0.0
 
 
-def test_a_stopped_vote_says_what_it_needed(report: dict, pools: Pools) -> None:
+def test_a_stopped_vote_says_what_it_needed(report: dict, table: CandidateTable) -> None:
     """Answers 0 1 0 2 0 3: after five the lead is 3 - 1, more than the one that is left."""
     rows = by_name(report)
     assert rows["majority, stopped"]["accuracy"] == rows["majority"]["accuracy"]
@@ -115,17 +115,17 @@ def test_a_stopped_vote_says_what_it_needed(report: dict, pools: Pools) -> None:
     assert needed["candidates"] == {"mean": 5.0, "low": 5.0, "high": 5.0}
     assert needed["saved"]["mean"] == pytest.approx(1 / 6)
     assert "needed" not in rows["majority"]
-    stopped = measure(replace(pools, num_planned=10), TunedWeights({}, 0, 0, frozenset()))
+    stopped = measure(replace(table, num_planned=10), TunedWeights({}, 0, 0, frozenset()))
     needed = by_name(stopped)["majority, stopped"]["needed"]
     assert (needed["of"], needed["candidates"]["mean"]) == (10, 6.0)
 
 
-def test_columns_are_measured_alone_and_joined(pools: Pools) -> None:
-    features = pools.features | {"verifier": np.where(pools.correct, 0.9, 0.1)}
-    noise = pools.features | {"reverse": pools.features["forward"]}
-    pools = replace(pools, features=noise | {"verifier": features["verifier"]})
-    pools = replace(pools, columns=("verifier",))
-    report = measure(pools, tune(pools, []))
+def test_columns_are_measured_alone_and_joined(table: CandidateTable) -> None:
+    features = table.features | {"verifier": np.where(table.correct, 0.9, 0.1)}
+    noise = table.features | {"reverse": table.features["forward"]}
+    table = replace(table, features=noise | {"verifier": features["verifier"]})
+    table = replace(table, columns=("verifier",))
+    report = measure(table, tune(table, []))
     rows = by_name(report)
     for name in ("verifier", "vote, verifier", "all + columns", "vote, reverse + columns"):
         assert rows[name]["accuracy"]["mean"] == 1.0
@@ -137,14 +137,14 @@ def test_columns_are_measured_alone_and_joined(pools: Pools) -> None:
     assert "Voting: the columns add to every score" in claims
 
 
-def test_strategies_without_weights_are_left_out(pools: Pools) -> None:
-    report = measure(pools, TunedWeights({}, 0, 0, frozenset()))
+def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:
+    report = measure(table, TunedWeights({}, 0, 0, frozenset()))
     assert "all terms" not in by_name(report)
     assert "forward" in by_name(report)
     assert report["accuracy_by_lambda"] is None
 
 
-def test_each_fold_uses_its_own_weights(pools: Pools) -> None:
+def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
     """Weights that are turned round in one fold choose wrongly there, and only there."""
 
     def weights(sign: float) -> TunedWeights:
@@ -153,21 +153,21 @@ def test_each_fold_uses_its_own_weights(pools: Pools) -> None:
     rows = np.arange(NUM_PROBLEMS)
     folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
     for part, expected in ((folds, 0.5), ([*folds[:1], (rows[1::2], weights(1.0))], 1.0)):
-        report = measure(pools, weights(1.0), part)
+        report = measure(table, weights(1.0), part)
         assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(expected)
 
 
-def test_only_labeled_problems_are_measured(pools: Pools) -> None:
+def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:
     """Greedy is right on every other problem, so on all of the even ones."""
     labeled = np.arange(NUM_PROBLEMS) % 2 == 0
-    report = measure(pools, TunedWeights({}, 0, 0, frozenset()), labeled=labeled)
+    report = measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=labeled)
     assert report["num_labeled"] == NUM_PROBLEMS // 2
     assert by_name(report)["greedy"]["accuracy"]["mean"] == 1.0
     with pytest.raises(InputError, match="nothing to measure"):
-        measure(pools, TunedWeights({}, 0, 0, frozenset()), labeled=np.zeros(NUM_PROBLEMS, bool))
+        measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=np.zeros(NUM_PROBLEMS, bool))
 
 
-def test_folds_keep_their_weights_among_the_labeled(pools: Pools) -> None:
+def test_folds_keep_their_weights_among_the_labeled(table: CandidateTable) -> None:
     """Fold 0 holds the even problems, chosen rightly; fold 1 the odd ones, chosen wrongly."""
 
     def weights(sign: float) -> TunedWeights:
@@ -176,10 +176,10 @@ def test_folds_keep_their_weights_among_the_labeled(pools: Pools) -> None:
     rows = np.arange(NUM_PROBLEMS)
     folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
     labeled = (rows % 2 == 0) | (rows < 100)  # 100 even and 50 odd ones
-    report = measure(pools, weights(1.0), folds, labeled)
+    report = measure(table, weights(1.0), folds, labeled)
     assert report["num_labeled"] == 150
     assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(100 / 150)
-    evens = measure(pools, weights(1.0), folds, rows % 2 == 0)
+    evens = measure(table, weights(1.0), folds, rows % 2 == 0)
     assert by_name(evens)["reverse reward"]["accuracy"]["mean"] == 1.0
 
 

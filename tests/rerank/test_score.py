@@ -14,7 +14,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.lm.language_model import Target
+from ledom.lm.language_model import TokenSpan
 from ledom.rerank.score import distinct_candidates, match_candidates, score_candidates
 from ledom.text.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ def test_forward_scores_the_solution_and_its_end(checkpoints: dict[str, Path]) -
     question = lm.tokenizer.encode(PROBLEM.question + "\n\n").ids
     solution = lm.tokenizer.encode("2 pens\n#### 2").ids
     ids = lm.add_special_tokens([*question, *solution])
-    expected = lm.logprobs([Target(ids, 1 + len(question), len(ids))])[0]
+    expected = lm.logprobs([TokenSpan(ids, 1 + len(question), len(ids))])[0]
     assert score.target == "y|x"
     assert score.num_tokens == len(solution) + 1
     assert score.logprob == pytest.approx(expected.sum(), abs=1e-3)
@@ -51,7 +51,7 @@ def test_reverse_scores_question_and_solution_in_one_pass(checkpoints: dict[str,
     literal = lm.tokenizer.encode("\n\n").ids
     solution = lm.tokenizer.encode("2 pens\n#### 2").ids
     ids = lm.add_special_tokens([*question, *literal, *solution])
-    every = lm.logprobs([Target(ids, 0, len(ids) - 1)])[0]
+    every = lm.logprobs([TokenSpan(ids, 0, len(ids) - 1)])[0]
     assert (given.target, prior.target) == ("x|y", "y")
     # The document's start counts as part of the question; the literal belongs to neither.
     np.testing.assert_allclose(given.token_logprobs or [], every[: len(question) + 1], atol=1e-4)
@@ -121,10 +121,10 @@ def test_demonstrations_are_read_first(checkpoints: dict[str, Path], direction: 
     (chunk,) = score_candidates([PROBLEM], [candidate(0, "2 pens\n#### 2")], lm, shown)
     if direction == "forward":
         ids = [eos, *other, eos, *own, eos]
-        target = Target(ids, len(ids) - 1 - len(solution), len(ids))
+        target = TokenSpan(ids, len(ids) - 1 - len(solution), len(ids))
     else:
         ids = [eos, *own, eos, *other, eos]
-        target = Target(ids, 1 + len(own) - len(solution), 1 + len(own))
+        target = TokenSpan(ids, 1 + len(own) - len(solution), 1 + len(own))
     np.testing.assert_allclose(chunk[-1].token_logprobs or [], lm.logprobs([target])[0], atol=1e-4)
     (alone,) = score_candidates([PROBLEM], [candidate(0, "2 pens\n#### 2")], lm)
     assert alone[-1].logprob != chunk[-1].logprob
@@ -137,7 +137,7 @@ def test_a_score_that_is_no_number_is_refused(
     lm = FakeLanguageModel(tokenizer, "reverse")
     real = lm.logprobs
 
-    def overflown(targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+    def overflown(targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         return [np.where(np.arange(len(v)) == 1, np.float32(value), v) for v in real(targets)]
 
     monkeypatch.setattr(lm, "logprobs", overflown)

@@ -21,7 +21,7 @@ from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.lm.language_model import Generation, Sampling, Target
+from ledom.lm.language_model import Generation, Sampling, TokenSpan
 from ledom.rerank import sample, score
 from ledom.rerank import step_search as search_module
 from ledom.rerank.fit_pipeline import tune_folder
@@ -40,7 +40,7 @@ class Company(FakeLanguageModel):
 
     batches_requests = True
 
-    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         company = np.float32(1 + sum(len(target.ids) for target in targets) % 97 / 100)
         return [values * company for values in super().logprobs(targets)]
 
@@ -251,7 +251,7 @@ def test_the_stand_in_depends_on_its_company(tokenizer: Tokenizer) -> None:
     """Else the tests of kills could not fail."""
     lm = Company(tokenizer)
     targets = [
-        Target(lm.add_special_tokens(lm.tokenizer.encode(text).ids), 1, 3) for text in ANSWERS
+        TokenSpan(lm.add_special_tokens(lm.tokenizer.encode(text).ids), 1, 3) for text in ANSWERS
     ]
     alone = [lm.logprobs([target])[0] for target in targets]
     assert any((a != b).any() for a, b in zip(alone, lm.logprobs(targets), strict=True))

@@ -1,4 +1,4 @@
-"""Every strategy on pools small enough to work out by hand."""
+"""Every strategy on table small enough to work out by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
-from ledom.rerank.candidate_table import Pools, build_pools
+from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.strategies import STRATEGIES, strategies, vote_shares
 
 PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")
@@ -29,7 +29,9 @@ def score(index: int, target: str, values: list[float], spans: list[list[int]]) 
     )
 
 
-def pools(forward: list[float], answers: list[str], reverse: list[float] | None = None) -> Pools:
+def table(
+    forward: list[float], answers: list[str], reverse: list[float] | None = None
+) -> CandidateTable:
     """One problem whose candidate i says `#### answers[i]` and has these summed scores."""
     candidates = [
         Candidate(problem_id="p", index=i, text=f"{chr(97 + i)}\n#### {answer}")
@@ -38,15 +40,15 @@ def pools(forward: list[float], answers: list[str], reverse: list[float] | None 
     scores = [score(i, "y|x", [value], [[0, 4]]) for i, value in enumerate(forward)]
     for i, value in enumerate(reverse or []):
         scores += [score(i, "x|y", [value], [[0, 4]]), score(i, "y", [0.0], [[0, 4]])]
-    return build_pools([PROBLEM], candidates, scores)
+    return build_candidate_table([PROBLEM], candidates, scores)
 
 
-def accuracy(name: str, pool: Pools, weights: dict[str, float] | None = None) -> float:
+def accuracy(name: str, pool: CandidateTable, weights: dict[str, float] | None = None) -> float:
     return float(STRATEGIES[name].accuracy(pool, weights)[0])
 
 
 def test_picks_by_hand() -> None:
-    pool = pools([-1.0, -3.0, -2.0], ["3", "2", "3"], reverse=[-9.0, -7.0, -9.0])
+    pool = table([-1.0, -3.0, -2.0], ["3", "2", "3"], reverse=[-9.0, -7.0, -9.0])
     assert accuracy("forward", pool) == 0.0
     assert accuracy("reverse only", pool) == 1.0
     assert accuracy("random", pool) == pytest.approx(1 / 3)
@@ -58,7 +60,7 @@ def test_picks_by_hand() -> None:
 
 
 def test_votes_by_hand() -> None:
-    pool = pools([-1.0, -1.0, 0.0], ["3", "3.0", "2"])
+    pool = table([-1.0, -1.0, 0.0], ["3", "3.0", "2"])
     assert accuracy("majority", pool) == 0.0  # 3 and 3.0 are one answer
     # exp(0) = 1 against 2 exp(-1) = 0.74
     assert accuracy("vote, forward", pool) == 1.0
@@ -69,15 +71,15 @@ def test_votes_by_hand() -> None:
 
 
 def test_a_tied_vote_is_between_answers_not_candidates() -> None:
-    pool = pools([0.0] * 5, ["2", "3", "3", "2", "4"])
+    pool = table([0.0] * 5, ["2", "3", "3", "2", "4"])
     assert accuracy("majority", pool) == pytest.approx(0.5)
 
 
 def test_answers_that_cannot_be_read_do_not_vote() -> None:
-    pool = pools([0.0, 0.0, 0.0], ["", "", "2"])
+    pool = table([0.0, 0.0, 0.0], ["", "", "2"])
     assert accuracy("majority", pool) == 1.0
     assert accuracy("random", pool) == pytest.approx(1 / 3)
-    nothing = pools([0.0, 0.0], ["", ""])
+    nothing = table([0.0, 0.0], ["", ""])
     assert accuracy("majority", nothing) == 0.0
 
 
@@ -86,7 +88,7 @@ def test_greedy_stands_apart() -> None:
         Candidate(problem_id="p", index=0, text="#### 5"),
         Candidate(problem_id="p", index=1, text="#### 2", greedy=True),
     ]
-    pool = build_pools([PROBLEM], candidates, [score(0, "y|x", [-1.0], [[0, 4]])])
+    pool = build_candidate_table([PROBLEM], candidates, [score(0, "y|x", [-1.0], [[0, 4]])])
     assert pool.mask.sum() == 1
     assert accuracy("greedy", pool) == 1.0
     assert accuracy("random", pool) == 0.0
@@ -100,34 +102,34 @@ def test_features_by_hand() -> None:
         score(0, "x|y", [-1.0, -2.0, -4.0, -8.0, -16.0], spans),
         score(0, "y", [-0.5, -0.25], [[0, 7], [7, 9]]),
     ]
-    features = build_pools([PROBLEM], candidates, scores).features
+    features = build_candidate_table([PROBLEM], candidates, scores).features
     assert features["reverse"][0, 0] == -31
     assert features["reverse_mean"][0, 0] == pytest.approx(-31 / 5)
-    assert features["premise"][0, 0] == -10
+    assert features["question_numbers"][0, 0] == -10
     assert features["prior"][0, 0] == -0.75
     assert "forward" not in features
 
 
 def test_a_label_in_the_file_wins() -> None:
     candidates = [Candidate(problem_id="p", index=0, text="two", correct=True)]
-    pool = build_pools([PROBLEM], candidates, [score(0, "y|x", [-1.0], [[0, 3]])])
+    pool = build_candidate_table([PROBLEM], candidates, [score(0, "y|x", [-1.0], [[0, 3]])])
     assert accuracy("forward", pool) == 1.0
 
 
 def test_equal_texts_share_the_score_of_the_first() -> None:
     candidates = [Candidate(problem_id="p", index=i, text="#### 2") for i in (4, 7)]
-    pool = build_pools([PROBLEM], candidates, [score(4, "y|x", [-3.0], [[0, 4]])])
+    pool = build_candidate_table([PROBLEM], candidates, [score(4, "y|x", [-3.0], [[0, 4]])])
     assert pool.features["forward"].tolist() == [[-3.0, -3.0]]
 
 
 def test_a_missing_score_is_named() -> None:
     candidates = [Candidate(problem_id="p", index=i, text=f"#### {i}") for i in range(2)]
     with pytest.raises(InputError, match="candidate 1 of problem 'p' has no score for y|x"):
-        build_pools([PROBLEM], candidates, [score(0, "y|x", [-3.0], [[0, 4]])])
+        build_candidate_table([PROBLEM], candidates, [score(0, "y|x", [-3.0], [[0, 4]])])
 
 
 def test_sampling_keeps_n_without_replacement() -> None:
-    pool = pools([float(-i) for i in range(6)], [str(i) for i in range(6)])
+    pool = table([float(-i) for i in range(6)], [str(i) for i in range(6)])
     rng = np.random.default_rng(0)
     kept = [pool.sample(3, rng).features["forward"][0] for _ in range(200)]
     assert all(len(set(row)) == 3 for row in kept)
@@ -136,7 +138,7 @@ def test_sampling_keeps_n_without_replacement() -> None:
 
 
 def test_every_strategy_is_described_and_of_a_known_kind() -> None:
-    pool = pools([-1.0, -2.0], ["2", "3"], reverse=[-1.0, -2.0])
+    pool = table([-1.0, -2.0], ["2", "3"], reverse=[-1.0, -2.0])
     for name, strategy in STRATEGIES.items():
         assert strategy.description
         assert strategy.available(pool)
@@ -155,7 +157,7 @@ def test_a_column_picks_votes_and_joins_the_scores() -> None:
     scores = [
         score(i, target, [float(-i)], [[0, 4]]) for i in range(3) for target in ("y|x", "x|y", "y")
     ]
-    pool = build_pools([PROBLEM], candidates, scores, ["verifier"])
+    pool = build_candidate_table([PROBLEM], candidates, scores, ["verifier"])
     assert pool.features["verifier"].tolist() == [verifier]
     known = strategies(["verifier"])
     assert list(known)[-1] == "oracle"
@@ -170,12 +172,12 @@ def test_a_column_picks_votes_and_joins_the_scores() -> None:
     assert set(known["reverse + columns"].features) < set(joint.features)
     # Without the column they are unknown, or not to be had.
     assert "verifier" not in strategies()
-    assert not joint.available(build_pools([PROBLEM], candidates, scores))
+    assert not joint.available(build_candidate_table([PROBLEM], candidates, scores))
     with pytest.raises(InputError, match="candidate 0 of problem 'p' has no 'reward'"):
-        build_pools([PROBLEM], candidates, scores, ["reward"])
+        build_candidate_table([PROBLEM], candidates, scores, ["reward"])
 
 
-def test_columns_are_carried_and_centred_like_scores() -> None:
+def test_columns_are_carried_and_centered_like_scores() -> None:
     problems = [Problem(id=f"p{i}", question="How many?", answer="1") for i in range(30)]
     candidates = [
         Candidate(
@@ -188,7 +190,7 @@ def test_columns_are_carried_and_centred_like_scores() -> None:
         for number, problem in enumerate(problems)
         for i in range(4)
     ]
-    pool = build_pools(problems, candidates, [], ["verifier"])
+    pool = build_candidate_table(problems, candidates, [], ["verifier"])
     assert pool.by_model
     # 0, 101, 2, 103 and the problem's number: less what each model has on average, -1 and +1.
     np.testing.assert_allclose(pool.features["verifier"], np.tile([-1.0, -1.0, 1.0, 1.0], (30, 1)))
@@ -199,12 +201,12 @@ def test_columns_are_carried_and_centred_like_scores() -> None:
 
 def test_pools_know_of_an_early_stop() -> None:
     drawn = Candidate(problem_id="p", index=0, text="#### 2", sampling={"early_stop_of": 8})
-    pool = build_pools([PROBLEM], [drawn], [])
+    pool = build_candidate_table([PROBLEM], [drawn], [])
     assert pool.num_planned == 8
     assert pool.sample(1, np.random.default_rng(0)).num_planned == 0
     for value in ("8", -1, 10**30, None):
         odd = Candidate(problem_id="p", index=0, text="#### 2", sampling={"early_stop_of": value})
-        assert build_pools([PROBLEM], [odd], []).num_planned == 0
+        assert build_candidate_table([PROBLEM], [odd], []).num_planned == 0
 
 
 def test_scores_are_relative_to_the_model_that_wrote() -> None:
@@ -229,16 +231,16 @@ def test_scores_are_relative_to_the_model_that_wrote() -> None:
                     num_tokens=1,
                 )
             )
-    pools = build_pools(problems, candidates, scores)
-    assert pools.by_model
-    values = pools.features["reverse"]
-    right, wrong = values[pools.correct], values[~pools.correct]
+    table = build_candidate_table(problems, candidates, scores)
+    assert table.by_model
+    values = table.features["reverse"]
+    right, wrong = values[table.correct], values[~table.correct]
     np.testing.assert_allclose(right, 2.5)
     np.testing.assert_allclose(wrong, -2.5)
     # Without the labels of who wrote what, nothing is changed; nor with few of each.
     unnamed = [replace(candidate, model=None) for candidate in candidates]
-    raw = build_pools(problems, unnamed, scores)
+    raw = build_candidate_table(problems, unnamed, scores)
     assert not raw.by_model
     assert raw.features["reverse"].min() < -90
     few = [c for c in candidates if c.problem_id in ("p0", "p1")]
-    assert not build_pools(problems[:2], few, scores).by_model
+    assert not build_candidate_table(problems[:2], few, scores).by_model

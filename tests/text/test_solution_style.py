@@ -4,7 +4,7 @@ import pytest
 
 from ledom.data.problems import generate_problems
 from ledom.text import solution_style as solutions
-from ledom.text.solution_style import STYLES, equations, normalise_solution, restyle
+from ledom.text.solution_style import STYLES, equations, normalize_solution, restyle
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ from ledom.text.solution_style import STYLES, equations, normalise_solution, res
         ("#### 1,234,567", "#### 1234567"),
     ],
 )
-def test_normalisation_by_hand(monkeypatch, raw, expected):
+def test_normalization_by_hand(monkeypatch, raw, expected):
     monkeypatch.setattr(solutions, "show_work", lambda left, right: f"{left} = {right}")
-    assert normalise_solution(raw) == expected
+    assert normalize_solution(raw) == expected
 
 
 def test_equations_are_written_out():
@@ -48,17 +48,17 @@ def test_equations_are_written_out():
     worked = (
         "so 2 * 14 = 20 + 8 = 28, 28 - 5 = 23 for 12 * 3 = 30 + 6 = 36, 36 / 2 = 20 / 2 + 16 / 2"
     )
-    assert normalise_solution(raw) == f"{worked} = 10 + 8 = 18 pens\n#### 23"
+    assert normalize_solution(raw) == f"{worked} = 10 + 8 = 18 pens\n#### 23"
 
 
 @pytest.mark.parametrize("equation", ["12 * 12 = 145", "2x + 40 + 17 = 94", "50% * 46 = 23"])
 def test_what_is_false_or_no_plain_equation_is_left(equation):
-    assert normalise_solution(f"so {equation} pens\n#### 1") == f"so {equation} pens\n#### 1"
+    assert normalize_solution(f"so {equation} pens\n#### 1") == f"so {equation} pens\n#### 1"
 
 
-def test_normalising_again_changes_nothing():
+def test_normalizing_again_changes_nothing():
     for problem in generate_problems("valid", 300, seed=8):
-        assert normalise_solution(problem.solution) == problem.solution
+        assert normalize_solution(problem.solution) == problem.solution
 
 
 def test_equations_are_found_in_order():

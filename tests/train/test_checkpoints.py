@@ -11,16 +11,16 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError
 from ledom.model.checkpoint import build_model
 from ledom.train.checkpoints import Checkpoints
-from ledom.train.distributed import ParallelConfig, World
+from ledom.train.distributed import ParallelConfig, ProcessGroup
 from ledom.train.optim import build_optimizers
 
 FORWARD = Direction.FORWARD
-ALONE = World(torch.device("cpu"))
+ALONE = ProcessGroup(torch.device("cpu"))
 
 
 @pytest.fixture
 def make(recipe, tokenizer):
-    """Makes a model and its optimisers, one step done, from a seed."""
+    """Makes a model and its optimizers, one step done, from a seed."""
 
     def make(seed, hidden="muon"):
         model = build_model(recipe.model, tokenizer, seed)
@@ -205,7 +205,7 @@ def test_how_often_to_save_and_where_to_run_may_change(tmp_path, recipe, make, c
     other = recipe.model_copy(
         update={
             "train": recipe.train.model_copy(update=changes),
-            "parallel": ParallelConfig(micro_tokens=100),
+            "parallel": ParallelConfig(tokens_per_microbatch=100),
         }
     )
     assert Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore() == 5

@@ -21,7 +21,7 @@ from ledom.core.errors import RecipeError, WorkerError
 from ledom.data.packing import Windows
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import build_model
-from ledom.train.distributed import ParallelConfig, World, connect, distribute, split_windows
+from ledom.train.distributed import ParallelConfig, ProcessGroup, connect, distribute, split_windows
 from ledom.train.loop import train, validate
 from ledom.train.lora import LoraConfig
 from ledom.train.optim import Muon
@@ -131,9 +131,9 @@ def test_four_processes_then_two_then_one_are_as_one(tmp_path, short, data_folde
     alone, folder = tmp_path / "alone", tmp_path / "elastic"
     train(short, Direction.REVERSE, PreparedData(data_folder), alone)
     legs = [
-        (4, 4, ParallelConfig(shard_size=2, micro_tokens=60)),
+        (4, 4, ParallelConfig(shard_size=2, tokens_per_microbatch=60)),
         (2, 8, ParallelConfig(recompute=True)),
-        (1, 99, ParallelConfig(micro_tokens=100)),
+        (1, 99, ParallelConfig(tokens_per_microbatch=100)),
     ]
     for size, stop, parallel in legs:
         recipe = short.model_copy(update={"parallel": parallel}).model_dump_json()
@@ -230,13 +230,13 @@ def numbers(parts):
 
 
 def test_one_process_takes_a_batch_as_it_is():
-    parts = split_windows(windows_of(3, 9, 1, 4), World(torch.device("cpu")))
+    parts = split_windows(windows_of(3, 9, 1, 4), ProcessGroup(torch.device("cpu")))
     assert numbers(parts) == [[0, 1, 2, 3]]
 
 
 def test_windows_are_shared_out_evenly():
     windows = windows_of(3, 9, 1, 4, 5)
-    worlds = [World(torch.device("cpu"), rank, 2) for rank in range(2)]
+    worlds = [ProcessGroup(torch.device("cpu"), rank, 2) for rank in range(2)]
     # 9 | 5, then 4 to the second (9 = 9), then 3 to the first, 1 to the second.
     assert [numbers(split_windows(windows, world)) for world in worlds] == [[[0, 1]], [[2, 3, 4]]]
 
@@ -246,7 +246,7 @@ def test_micro_batches_are_as_many_everywhere_and_hold_every_window_once():
     for _ in range(30):
         windows = windows_of(*rng.integers(1, 40, size=rng.integers(3, 30)))
         size, limit = int(rng.integers(1, 4)), int(rng.integers(5, 200))
-        worlds = [World(torch.device("cpu"), rank, size) for rank in range(size)]
+        worlds = [ProcessGroup(torch.device("cpu"), rank, size) for rank in range(size)]
         shares = [split_windows(windows, world, limit) for world in worlds]
         assert len({len(share) for share in shares}) == 1
         assert all(part for share in shares for part in share)
@@ -261,11 +261,11 @@ def test_micro_batches_are_as_many_everywhere_and_hold_every_window_once():
 
 def test_fewer_windows_than_processes_are_refused():
     with pytest.raises(RecipeError, match="2 windows are too few for 3 processes"):
-        split_windows(windows_of(1, 2), World(torch.device("cpu"), 0, 3))
+        split_windows(windows_of(1, 2), ProcessGroup(torch.device("cpu"), 0, 3))
 
 
 def test_shards_that_do_not_fit_are_refused(tokenizer, tiny_config):
-    world = World(torch.device("cpu"), 0, 4)
+    world = ProcessGroup(torch.device("cpu"), 0, 4)
     config = ParallelConfig(shard_size=3)
     model = build_model(tiny_config, tokenizer, 0)
     with pytest.raises(RecipeError, match=r"parallel.shard_size is 3: the 4 processes"):
@@ -284,7 +284,7 @@ def test_what_looks_at_a_whole_batch_is_refused_on_many_processes(tmp_path, reci
     adapted = recipe.model_copy(update={"lora": LoraConfig()})
     with pytest.raises(RecipeError, match="lora run in one process"):
         train(
-            adapted.model_copy(update={"parallel": ParallelConfig(micro_tokens=9)}),
+            adapted.model_copy(update={"parallel": ParallelConfig(tokens_per_microbatch=9)}),
             Direction.REVERSE,
             data,
             tmp_path,

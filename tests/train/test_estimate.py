@@ -22,7 +22,7 @@ from ledom.train.estimate import (
     count_parameters,
     make_plan,
     memory,
-    utilisation,
+    utilization,
 )
 from ledom.train.loop import packed_losses
 from ledom.train.lora import LoraConfig
@@ -62,11 +62,11 @@ def test_parameters_are_those_of_a_built_model(preset):
 
 @pytest.mark.parametrize(("preset", "hours", "implied"), [("7b", 628, 0.45), ("2b", 307, 0.27)])
 def test_the_published_runs(preset, hours, implied):
-    """435B tokens on 64 A100s: the hours imply a utilisation, and the utilisation the hours."""
+    """435B tokens on 64 A100s: the hours imply a utilization, and the utilization the hours."""
     count = count_parameters(ModelConfig.model_validate(preset), VOCAB_SIZE)
-    reached = utilisation(count.total, 435e9, hours, 64, GPUS["a100"])
+    reached = utilization(count.total, 435e9, hours, 64, GPUS["a100"])
     assert reached == pytest.approx(implied, abs=0.005)
-    plan = make_plan(recipe(preset), Setup(64, "a100", utilisation=reached))
+    plan = make_plan(recipe(preset), Setup(64, "a100", utilization=reached))
     assert plan.tokens == pytest.approx(435e9, rel=1e-3)
     assert plan.hours == pytest.approx(hours, rel=1e-3)
     assert plan.tokens_per_second == pytest.approx(435e9 / hours / 3600, rel=1e-3)
@@ -149,12 +149,12 @@ def test_a_pass_that_does_not_fit_gets_advice_that_fits():
         plan = make_plan(recipe(), setup)
         assert not plan.fits
         also = " parallel.recompute=true" if recompute else ""
-        assert plan.advice == f"does not fit; give parallel.micro_tokens={tokens}{also}"
-        parallel = ParallelConfig(micro_tokens=tokens, recompute=recompute)
+        assert plan.advice == f"does not fit; give parallel.tokens_per_microbatch={tokens}{also}"
+        parallel = ParallelConfig(tokens_per_microbatch=tokens, recompute=recompute)
         mended = make_plan(recipe(parallel=parallel), setup)
         assert mended.fits
         assert (mended.advice, mended.passes) == (None, passes)
-        more = ParallelConfig(micro_tokens=tokens + 8192, recompute=recompute)
+        more = ParallelConfig(tokens_per_microbatch=tokens + 8192, recompute=recompute)
         assert not make_plan(recipe(parallel=more), setup).fits
     hopeless = make_plan(recipe(), Setup(2, "rtx4090"))
     assert "shard over more GPUs" in str(hopeless.advice)
@@ -175,7 +175,7 @@ def test_shards_within_a_node_need_more_memory_than_over_all():
     [
         ({"gpus": 0}, "gpus is 0; it must be at least 1"),
         ({"gpu": "h10"}, "gpu is 'h10'; the known ones are a100, "),
-        ({"utilisation": 1.5}, r"utilisation is 1.5; it must lie in \(0, 1\]"),
+        ({"utilization": 1.5}, r"utilization is 1.5; it must lie in \(0, 1\]"),
     ],
 )
 def test_a_setup_that_cannot_be_is_refused(settings, message):

@@ -48,7 +48,7 @@ def newest_checkpoint(folder):
 
 
 def assert_same_end(folder, other):
-    """Bit for bit the same weights, optimiser state and losses."""
+    """Bit for bit the same weights, optimizer state and losses."""
     ours, theirs = newest_checkpoint(folder), newest_checkpoint(other)
     assert ours["step"] == theirs["step"] == 30
     assert ours["model"].keys() == theirs["model"].keys()
@@ -158,14 +158,16 @@ def test_documents_within_a_window_do_not_see_each_other(data, tiny_config, dire
     expected = plain_losses(model, pieces, flip=direction is REVERSE)
     losses = packed_losses(model, pack(windows, direction, store.eos_id))
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
-    across = pack(windows, direction, store.eos_id, stop_attention=False, restart_positions=False)
+    across = pack(
+        windows, direction, store.eos_id, mask_across_documents=False, reset_position_ids=False
+    )
     whole = plain_losses(model, windows, flip=direction is REVERSE)
     torch.testing.assert_close(packed_losses(model, across), whole, atol=1e-5, rtol=0)
     assert (whole - expected).abs().max() > 0.1
 
 
 def split_overlapping(window, ends):
-    """The stretches between document ends; an end belongs to both of its neighbours."""
+    """The stretches between document ends; an end belongs to both of its neighbors."""
     edges = [0, *ends.tolist(), len(window) - 1]
     return [window[start : end + 1] for start, end in pairwise(edges)]
 
@@ -228,7 +230,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, uninterrupted, recipe, data):
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
-@pytest.mark.parametrize("place", ["between the optimisers", "in validation"])
+@pytest.mark.parametrize("place", ["between the optimizers", "in validation"])
 def test_ctrl_c_waits_for_the_end_of_the_step(
     tmp_path, uninterrupted, recipe, data, monkeypatch, place
 ):
@@ -246,13 +248,13 @@ def test_ctrl_c_waits_for_the_end_of_the_step(
         return wrapped
 
     with monkeypatch.context() as patch:
-        if place == "between the optimisers":
+        if place == "between the optimizers":
             patch.setattr(Muon, "step", press(Muon.step, 8))
         else:
             patch.setattr(loop, "validate", press(validate, 1))
         with pytest.raises(KeyboardInterrupt):
             train(recipe, REVERSE, data, tmp_path)
-    step = 8 if place == "between the optimisers" else 10
+    step = 8 if place == "between the optimizers" else 10
     assert newest_checkpoint(tmp_path)["step"] == step
     assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, step + 1))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

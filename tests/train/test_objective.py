@@ -99,7 +99,7 @@ def test_what_cannot_be_trained_on_is_refused(tokenizer):
         batches_of(config, REVERSE, tokenizer, wrong={})
 
 
-def test_wrong_solutions_are_those_labelled_or_judged_wrong(tmp_path):
+def test_wrong_solutions_are_those_labeled_or_judged_wrong(tmp_path):
     file = tmp_path / "candidates.jsonl"
     rows = [("a", WRONG, None), ("a", RIGHT, None), ("a", WRONG, False), ("a", "x", True)]
     rows += [("b", WRONG, False), ("a", "no answer", False)]

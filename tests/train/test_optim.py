@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ledom.model.checkpoint import build_model
-from ledom.train.optim import Muon, OptimConfig, build_optimizers, orthogonalise, schedule
+from ledom.train.optim import Muon, OptimConfig, build_optimizers, orthogonalize, schedule
 
 
 def orthonormal(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -16,7 +16,7 @@ def test_singular_values_come_near_one_and_the_axes_stay(rows, columns):
     rank = min(rows, columns)
     left, right = orthonormal(rows, rank, 0), orthonormal(columns, rank, 1)
     matrix = left @ torch.diag(torch.linspace(0.05, 3, rank)) @ right.T
-    result = orthogonalise(matrix)
+    result = orthogonalize(matrix)
     assert result.shape == matrix.shape
     in_axes = left.T @ result @ right
     assert 0.5 < in_axes.diagonal().min() <= in_axes.diagonal().max() < 1.5
@@ -26,7 +26,7 @@ def test_singular_values_come_near_one_and_the_axes_stay(rows, columns):
 
 
 def test_a_zero_gradient_stays_zero():
-    assert torch.equal(orthogonalise(torch.zeros(3, 5)), torch.zeros(3, 5))
+    assert torch.equal(orthogonalize(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
 @pytest.mark.parametrize(

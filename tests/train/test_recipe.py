@@ -288,7 +288,7 @@ def test_only_the_direction_is_filled_in(recipe):
         ([], "objective.wrong=w.jsonl", "objective.contrast is 0"),
         ([], "objective.all_tokens=2", "it is the only term"),
         ([], "data.valid=v.jsonl", "data.train is gsm_symbolic, which has a valid split"),
-        (["data.train=a.jsonl"], "data.drill_share=0.5", "it is for gsm_symbolic alone"),
+        (["data.train=a.jsonl"], "data.equation_only_fraction=0.5", "it is for gsm_symbolic alone"),
         (["data.train=a.jsonl"], "data.seed=3", "it is for gsm_symbolic alone"),
         (["data.tokenizer=t"], "data.vocab_size=300", "the tokenizer is there already"),
         (["data={sources: [{path: a}]}"], "data.num_valid=3", "data.sources are read whole"),

@@ -13,9 +13,9 @@ from ledom.core.direction import Direction
 from ledom.data.packing import Windows, pack
 from ledom.data.store import write_store
 from ledom.model.checkpoint import build_model
-from ledom.train.distributed import World
+from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import validate
-from ledom.train.validation import Tally
+from ledom.train.validation import ValidationStats
 
 TEXTS = [
     "Ava has three pens and buys four more at the shop on the corner.",
@@ -24,7 +24,7 @@ TEXTS = [
     "Ten apples, five pears.",
 ]
 SOURCES = ["shop", "count", "shop", "count"]
-LONE = World(torch.device("cpu"))
+LONE = ProcessGroup(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_both_directions_read_the_same_and_other_tokens_have_another_name(
 
 
 def tally_of(store, most, num_tokens=1):
-    tally = Tally(Windows(store, num_tokens), most)
+    tally = ValidationStats(Windows(store, num_tokens), most)
     return tally, range(len(tally.numbers))
 
 

@@ -107,14 +107,14 @@ def tokenize(
     ] = Path("ledom-tokens"),
     threads: Threads = None,
 ) -> None:
-    """Tokenise documents to a store for data.sources of a recipe, one for both directions.
+    """Tokenize documents to a store for data.sources of a recipe, one for both directions.
 
     On a cluster: --executor slurm --slurm partition=cpu --slurm time=4:00:00 --tasks 500
 
     Example: ledom tokenize corpus/ --tokenizer tokenizer --workers 8 --out tokens
     """
     from ledom.data.documents import open_documents
-    from ledom.data.tokenize import Execution, tokenise
+    from ledom.data.tokenize import Execution, tokenize
     from ledom.text.tokenizer import Tokenizer
 
     refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
@@ -124,7 +124,7 @@ def tokenize(
     _say_notes(given)
     with track_tokenizing() as on_progress:
         execution = Execution(executor, workers, tasks, sbatch, on_progress)
-        store = tokenise(given, Tokenizer.load(tokenizer, eos_token), out, execution)
+        store = tokenize(given, Tokenizer.load(tokenizer, eos_token), out, execution)
     if store is None:
         say(f"submitted; the last job to finish writes {out / 'manifest.json'}")
         say("jobs that fail are done again by the same command")

@@ -1,4 +1,4 @@
-"""What a command shows on the terminal: lines, tables, and coloured questions.
+"""What a command shows on the terminal: lines, tables, and colored questions.
 
 Results go to standard output, everything else to standard error.
 """
@@ -80,7 +80,7 @@ def show_summary(report: dict[str, Any]) -> None:
 
 
 def show_case(case: dict[str, Any]) -> None:
-    """Each candidate with the question's words coloured: the redder, the less explained."""
+    """Each candidate with the question's words colored: the redder, the less explained."""
     from rich.console import Console
     from rich.text import Text
 
@@ -105,7 +105,7 @@ def show_case(case: dict[str, Any]) -> None:
 
 
 def _printable(text: str) -> str:
-    """Control characters as escapes: a candidate must not move the cursor or recolour the rest."""
+    """Control characters as escapes: a candidate must not move the cursor or recolor the rest."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -166,7 +166,7 @@ def show_plan(plan: Plan) -> None:
         f"{_bytes(memory.optimizer)}, activations {_bytes(memory.activations)}",
         "host": f"{_bytes(memory.checkpoint)} a GPU while a checkpoint is written",
         "work": f"{plan.flops:.3g} FLOPs (6 a parameter and token)",
-        "speed": f"{count_text(plan.tokens_per_second)} tokens/s, at {plan.utilisation:.0%} of the "
+        "speed": f"{count_text(plan.tokens_per_second)} tokens/s, at {plan.utilization:.0%} of the "
         f"peak of {plan.gpus} {plan.gpu}",
         "time": f"{plan.hours:,.1f} h a direction, {plan.hours * plan.gpus:,.0f} GPU hours",
         "disk": f"data {_bytes(plan.data)}, a checkpoint {_bytes(plan.checkpoint)}, the model "

@@ -123,7 +123,7 @@ def track_training(name: str, steps: int) -> Iterator[Callable[[Any], None]]:
 
 @contextmanager
 def track_tokenizing() -> Iterator[Callable[[Any], None]]:
-    """Tasks with the tokens written and their rate; yields what `tokenise` reports to."""
+    """Tasks with the tokens written and their rate; yields what `tokenize` reports to."""
     first: tuple[float, int] | None = None  # time and tokens of the first report
     with Progress("tasks") as progress:
 

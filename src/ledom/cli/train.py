@@ -118,7 +118,7 @@ def plan(
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
-    utilisation: Annotated[
+    utilization: Annotated[
         float, typer.Option(help="Share of the GPUs' peak that training reaches.")
     ] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, in bytes.")] = False,
@@ -131,7 +131,7 @@ def plan(
     from ledom.train.estimate import Setup, make_plan
     from ledom.train.recipe import load_recipe
 
-    setup = Setup(gpus, gpu, utilisation)
+    setup = Setup(gpus, gpu, utilization)
     needs = make_plan(load_recipe(find_recipe(recipe), overrides or [], note=_note), setup)
     if as_json:
         typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))

@@ -16,7 +16,7 @@ from random import Random
 
 from ledom.core.records import Candidate, Problem
 from ledom.text.arithmetic import value_of
-from ledom.text.solution_style import ANSWER_MARK, normalise_numbers, restyle
+from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle
 
 __all__ = ["corrupt", "renumber", "vary"]
 
@@ -112,7 +112,7 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
     program = _Program.read(problem)
     if program is None:
         return None
-    question = normalise_numbers(problem.question)
+    question = normalize_numbers(problem.question)
     numbers = set(_IN_QUESTION.findall(question))
     used = {n for sides in program.equations for n in _NUMBER.findall(sides[0])}
     free = sorted(n for n in numbers & used if not _is_ambiguous(n, question))
@@ -142,7 +142,7 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
     program = _Program.read(problem)
     if program is None:
         return None
-    numbers = _IN_QUESTION.findall(normalise_numbers(problem.question))
+    numbers = _IN_QUESTION.findall(normalize_numbers(problem.question))
     for _ in range(_TRIES):
         changed = rng.choice(_FAULTS)(program.equations, numbers, rng)
         done = changed and _compute(changed[0], changed[1], strict=False)

@@ -1,4 +1,4 @@
-"""Documents to tokenise: files of JSONL, Parquet or text, or a dataset on the hub, read in parts.
+"""Documents to tokenize: files of JSONL, Parquet or text, or a dataset on the hub, read in parts.
 
 Part k of n of some files are the documents that begin in the k-th n-th of their bytes, so the parts
 in turn give every document once and in order, and no part reads what is another's. Lines of plain
@@ -74,7 +74,7 @@ def open_documents(
         raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     if any(name.startswith(HUB) for name in named):
         if len(named) > 1:
-            raise InputError(f"{HUB}NAME stands alone; tokenise other documents to another folder")
+            raise InputError(f"{HUB}NAME stands alone; tokenize other documents to another folder")
         if format is not None:
             raise InputError(f"format {format!r}: a dataset on the hub has its own; leave it out")
         return HubDocuments.parse(named[0], text_key)

@@ -2,7 +2,7 @@
 
     TokenStore -> Windows (the i-th) -> Batches (those of a step) -> pack (in a direction)
 
-Everything is random access and nothing is materialised: the batch of a step is a function of the
+Everything is random access and nothing is materialized: the batch of a step is a function of the
 seed and the step alone, so a run resumes by its step number, on any number of ranks. Windows are in
 reading order; one copy of the data serves both directions.
 
@@ -199,7 +199,7 @@ def permute(numbers: NDArray[np.int64], size: int, key: tuple[int, ...]) -> NDAr
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele et al. 2014): every bit depends on every bit."""
+    """SplitMix64's finalizer (Steele et al. 2014): every bit depends on every bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -223,8 +223,8 @@ def pack(
     windows: Sequence[NDArray[np.int64]],
     direction: Direction,
     eos_id: int,
-    stop_attention: bool = True,
-    restart_positions: bool = True,
+    mask_across_documents: bool = True,
+    reset_position_ids: bool = True,
 ) -> PackedBatch:
     """What a model of this direction is fed for some windows.
 
@@ -238,8 +238,8 @@ def pack(
     starts_document = inputs == eos_id
     starts_document[window_starts] = True
     document_starts = np.flatnonzero(starts_document)
-    position_starts = document_starts if restart_positions else window_starts
-    attention_starts = document_starts if stop_attention else window_starts
+    position_starts = document_starts if reset_position_ids else window_starts
+    attention_starts = document_starts if mask_across_documents else window_starts
     lengths = np.diff(position_starts, append=len(inputs))
     return PackedBatch(
         inputs=inputs,

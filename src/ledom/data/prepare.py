@@ -64,9 +64,9 @@ class DataConfig(Config):
     windows: Layout = "documents"
     """`documents`: a window is one document or a stretch of a long one; `fixed`: train.seq_len
     tokens after the other, as many documents as they hold, for pretraining at any size."""
-    stop_attention: bool = True
+    mask_across_documents: bool = True
     """Whether attention stops where a document starts."""
-    restart_positions: bool = True
+    reset_position_ids: bool = True
     """Whether positions start at 0 where a document starts."""
     verify: bool = True
     """Whether every byte is read before the first step and compared with the checksums. Sizes are
@@ -87,7 +87,7 @@ class DataConfig(Config):
     """The token that ends documents, where the files beside `tokenizer` name none or another."""
     vocab_size: PositiveInt = 2048
     """Size of a newly trained vocabulary."""
-    drill_share: NonNegativeFloat = Field(default=0.0, lt=1)
+    equation_only_fraction: NonNegativeFloat = Field(default=0.0, lt=1)
     """Share of the generator's documents that are bare equations, out of the worked solutions of
     further problems: arithmetic takes far more examples than reading."""
     seed: int = 0
@@ -134,7 +134,7 @@ class PreparedData:
                 )
             if store.manifest["tokenizer"] != self.tokenizer.fingerprint:
                 raise InputError(
-                    "was made with another tokenizer than the run's; tokenise again, with the "
+                    "was made with another tokenizer than the run's; tokenize again, with the "
                     "tokenizer.json of the other stores",
                     path=store.folder,
                 )
@@ -173,7 +173,7 @@ def _check_sources(config: DataConfig) -> None:
 
 
 def _prepare(config: DataConfig, folder: Path) -> None:
-    reading = {"sources", "windows", "stop_attention", "restart_positions", "verify"}
+    reading = {"sources", "windows", "mask_across_documents", "reset_position_ids", "verify"}
     settings = json.dumps(config.model_dump(exclude=reading) | {"files": _file_hashes(config)})
     marker = folder / "data.json"
     if marker.is_file():
@@ -273,7 +273,7 @@ def _generated(count: int, config: DataConfig) -> Iterator[str]:
     problems = generate_problems("train", count * _PROBLEMS_IN_DRILL, config.seed)
     rng = Random(f"drills-{config.seed}")
     for _ in range(count):
-        if rng.random() >= config.drill_share:
+        if rng.random() >= config.equation_only_fraction:
             yield from _render([next(problems)], config)
         else:
             solutions = (p.solution or "" for p in islice(problems, _PROBLEMS_IN_DRILL))

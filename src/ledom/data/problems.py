@@ -1,7 +1,7 @@
 """Problems with worked solutions: the embedded generator and JSONL files.
 
 The generator is reasoning-gym's `gsm_symbolic` (templates of grade-school problems with numbers,
-names and things drawn afresh), its formats normalised. It is endless, so splits are made by a hash
+names and things drawn afresh), its formats normalized. It is endless, so splits are made by a hash
 of the question: a question belongs to exactly one split, whatever seed produced it. Ten templates
 are held out of training altogether, to measure what happens on kinds of problem never seen.
 This module knows nothing of tokens or models.
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
 from ledom.text.arithmetic import is_true
-from ledom.text.solution_style import ANSWER_MARK, equations, normalise_numbers, normalise_solution
+from ledom.text.solution_style import ANSWER_MARK, equations, normalize_numbers, normalize_solution
 
 __all__ = [
     "GENERATOR",
@@ -68,8 +68,8 @@ def generate_problems(
     while len(seen) < count:
         template = rng.choice(templates)
         made = generators[template](Random(rng.getrandbits(64)), 1.0)
-        question = normalise_numbers(made["question"])
-        solution = normalise_solution(made["metadata"]["answer_cot"])
+        question = normalize_numbers(made["question"])
+        solution = normalize_solution(made["metadata"]["answer_cot"])
         if (
             split_of(question) != split
             or question in seen

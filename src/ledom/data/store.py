@@ -30,8 +30,8 @@ __all__ = [
     "ShardEntry",
     "TokenStore",
     "encode_documents",
+    "finalize_shard",
     "read_manifests",
-    "seal_shard",
     "token_dtype",
     "write_manifest",
     "write_store",
@@ -87,7 +87,7 @@ class Shard:
             found = file.stat().st_size if file.is_file() else "nothing"
             if found != size:
                 raise InputError(
-                    f"the manifest says {size} bytes, found {found}; copy or tokenise it again",
+                    f"the manifest says {size} bytes, found {found}; copy or tokenize it again",
                     path=file,
                 )
 
@@ -103,7 +103,7 @@ class Shard:
 
     def verify(self) -> None:
         """Read it whole; raises `InputError` naming the file that differs from its checksum."""
-        found = seal_shard(self.file, self._dtype)
+        found = finalize_shard(self.file, self._dtype)
         for file, ours, theirs in (
             (self.file, found.sha256, self.entry.sha256),
             (self.index_file, found.index_sha256, self.entry.index_sha256),
@@ -111,7 +111,7 @@ class Shard:
             if ours != theirs:
                 raise InputError(
                     f"its checksum {ours[:12]}... is not the manifest's {theirs[:12]}...: the file "
-                    "has changed; copy or tokenise it again",
+                    "has changed; copy or tokenize it again",
                     path=file,
                 )
 
@@ -134,7 +134,7 @@ class TokenStore:
             if shard.entry.max_id >= vocab_size:
                 raise InputError(
                     f"it holds the token id {shard.entry.max_id}, the vocabulary ends at "
-                    f"{vocab_size - 1}; tokenise again with the right tokenizer",
+                    f"{vocab_size - 1}; tokenize again with the right tokenizer",
                     path=shard.file,
                 )
 
@@ -179,7 +179,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def write_store(
     folder: str | Path, texts: Iterable[str], tokenizer: Tokenizer, **notes: Any
 ) -> TokenStore:
-    """Tokenise texts into a new store of one shard; `notes` are kept in its manifest.
+    """Tokenize texts into a new store of one shard; `notes` are kept in its manifest.
 
     Raises `OutputError` when the place cannot be written or the disk is full, and `InputError`
     when there are no texts.
@@ -199,7 +199,9 @@ def write_store(
         np.array(ends, "<u8").tofile(f"{file}.index")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
-    return write_manifest(folder, [seal_shard(file, token_dtype(tokenizer))], tokenizer, **notes)
+    return write_manifest(
+        folder, [finalize_shard(file, token_dtype(tokenizer))], tokenizer, **notes
+    )
 
 
 def write_manifest(
@@ -208,7 +210,7 @@ def write_manifest(
     """Finish a store whose shards are all there; those without documents are left out."""
     kept = [shard for shard in shards if shard.num_documents]
     if not kept:
-        raise InputError("there are no documents to tokenise", path=folder)
+        raise InputError("there are no documents to tokenize", path=folder)
     manifest = {
         "num_documents": sum(shard.num_documents for shard in kept),
         "num_tokens": sum(shard.num_tokens for shard in kept),
@@ -223,7 +225,7 @@ def write_manifest(
     return TokenStore(folder)
 
 
-def seal_shard(file: Path, dtype: np.dtype[Any]) -> ShardEntry:
+def finalize_shard(file: Path, dtype: np.dtype[Any]) -> ShardEntry:
     """Counts and checksums of a written shard, by reading it through."""
     digest, index_digest = hashlib.sha256(), hashlib.sha256()
     num_tokens, num_documents, max_id = 0, 0, -1

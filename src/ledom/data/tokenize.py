@@ -39,7 +39,7 @@ from ledom.data.store import (
     ShardEntry,
     TokenStore,
     encode_documents,
-    seal_shard,
+    finalize_shard,
     token_dtype,
     write_manifest,
 )
@@ -58,7 +58,7 @@ try:
 except ImportError:
     raise MissingExtraError("datatrove", "data") from None
 
-__all__ = ["EXECUTORS", "Execution", "TokeniseProgress", "tokenise"]
+__all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
 
 TASKS = "tasks"  # the folder of what is known of each task
 _BYTES_A_TASK = 1 << 28  # some minutes' work for a core
@@ -66,7 +66,7 @@ _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class TokeniseProgress:
+class TokenizeProgress:
     """Where a run on this machine stands."""
 
     tasks_done: int
@@ -75,7 +75,7 @@ class TokeniseProgress:
     """Written so far, by unfinished tasks too."""
 
 
-OnProgress = Callable[[TokeniseProgress], None]
+OnProgress = Callable[[TokenizeProgress], None]
 
 
 @dataclass(frozen=True)
@@ -138,19 +138,19 @@ class WriteShard(DocumentTokenizer):  # type: ignore[misc]
         self.stat_update("tokens", value=len(shard), unit="task")
         os.replace(self.out / f"{part}.index", self.out / f"{filename}.index")
         os.replace(self.out / part, self.out / filename)
-        entry = seal_shard(self.out / filename, dtype)
-        with write_atomically(_seal_file(self.out, int(filename.split("_")[0]))) as seal:
-            json.dump(asdict(entry), seal)
+        entry = finalize_shard(self.out / filename, dtype)
+        with write_atomically(_entry_file(self.out, int(filename.split("_")[0]))) as out:
+            json.dump(asdict(entry), out)
         return shard
 
 
-def tokenise(
+def tokenize(
     documents: Documents,
     tokenizer: Tokenizer,
     out: str | Path,
     execution: Execution = Execution(),
 ) -> TokenStore | None:
-    """Tokenise documents into the store `out`, or go on with it; None while other machines do.
+    """Tokenize documents into the store `out`, or go on with it; None while other machines do.
 
     Raises `InputError` for a folder that was begun with other documents or another tokenizer, or a
     bad document; `OutputError` for a place that cannot be written; `WorkerError` for a task that
@@ -162,14 +162,14 @@ def tokenise(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock", timeout=0):
-            return _tokenise(documents, tokenizer, out, execution)
+            return _tokenize(documents, tokenizer, out, execution)
     except Timeout:
         raise OutputError(f"{out}: another ledom tokenize is at work there") from None
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error
 
 
-def _tokenise(
+def _tokenize(
     documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution
 ) -> TokenStore | None:
     tasks = _begin(documents, tokenizer, out, execution)
@@ -241,26 +241,26 @@ def _read_settings(out: Path) -> dict[str, Any]:
     return settings
 
 
-def _seal_file(out: Path, task: int) -> Path:
+def _entry_file(out: Path, task: int) -> Path:
     """A shard's entry of the manifest; its existence means that the shard is whole."""
     return out / TASKS / "shards" / f"{task:05d}.json"
 
 
-def _read_seal(out: Path, task: int) -> ShardEntry | None:
-    file = _seal_file(out, task)
+def _read_entry(out: Path, task: int) -> ShardEntry | None:
+    file = _entry_file(out, task)
     return as_type(read_json(file), ShardEntry, file) if file.is_file() else None
 
 
 def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
     """Tasks without a whole shard are to be done again, whatever datatrove's markers say."""
     for task in range(tasks):
-        seal = _read_seal(out, task)
-        if seal is None or not (
-            _has_size(out / seal.file, token_bytes * seal.num_tokens)
-            and _has_size(out / f"{seal.file}.index", 8 * seal.num_documents)
+        entry = _read_entry(out, task)
+        if entry is None or not (
+            _has_size(out / entry.file, token_bytes * entry.num_tokens)
+            and _has_size(out / f"{entry.file}.index", 8 * entry.num_documents)
         ):
             (out / MANIFEST).unlink(missing_ok=True)
-            _seal_file(out, task).unlink(missing_ok=True)
+            _entry_file(out, task).unlink(missing_ok=True)
             (out / TASKS / "completions" / f"{task:05d}").unlink(missing_ok=True)
 
 
@@ -270,10 +270,10 @@ def _has_size(file: Path, size: int) -> bool:
 
 def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
     """Write the manifest if every task has finished."""
-    seals = [seal for task in range(tasks) if (seal := _read_seal(out, task)) is not None]
-    if len(seals) < tasks:
+    entries = [entry for task in range(tasks) if (entry := _read_entry(out, task)) is not None]
+    if len(entries) < tasks:
         return None
-    return write_manifest(out, seals, tokenizer, source=_read_settings(out)["source"])
+    return write_manifest(out, entries, tokenizer, source=_read_settings(out)["source"])
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
@@ -307,12 +307,12 @@ class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
                 task.process.terminate()
                 task.process.join()
 
-    def _progress(self, left: int) -> TokeniseProgress:
+    def _progress(self, left: int) -> TokenizeProgress:
         written = 0
         for file in (*self.out.glob("*.ds"), *self.out.glob("*.part")):
             with suppress(FileNotFoundError):  # just renamed
                 written += file.stat().st_size
-        return TokeniseProgress(self.tasks - left, self.tasks, written // self.token_bytes)
+        return TokenizeProgress(self.tasks - left, self.tasks, written // self.token_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"on_progress": None}  # the terminal stays here

@@ -28,14 +28,14 @@ from ledom.core.errors import InputError
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["Generation", "LanguageModel", "Sampling", "Target", "digest"]
+__all__ = ["Generation", "LanguageModel", "Sampling", "TokenSpan", "digest"]
 
 
 _COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
 
 
 @dataclass(frozen=True)
-class Target:
+class TokenSpan:
     """The tokens [start, end) of `ids` whose log-probabilities are wanted.
 
     `ids` is a whole text in reading order, with the special tokens that the model was trained with
@@ -145,7 +145,7 @@ class LanguageModel(ABC):
         before, behind = self.special_ids
         return [*before, *ids, *behind]
 
-    def check_target(self, target: Target) -> None:
+    def check_target(self, target: TokenSpan) -> None:
         """Raise `InputError` for a span that has no context or lies beyond the text, or a text
         longer than the model's context.
         """
@@ -213,7 +213,7 @@ class LanguageModel(ABC):
             )
 
     @abstractmethod
-    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         """Log-probabilities in nats, in reading order: for each target an array [end - start].
 
         A forward model conditions each token on those before it, a reverse model on those after.

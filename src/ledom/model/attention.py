@@ -91,7 +91,7 @@ def packed_attention(
 
 
 def _runs(borders: Tensor) -> Iterator[tuple[int, int, int]]:
-    """(start, end, documents) of stretches of neighbouring documents of one length."""
+    """(start, end, documents) of stretches of neighboring documents of one length."""
     start, number, size = 0, 0, -1
     for a, b in pairwise(borders.tolist()):
         if b - a != size and number:
@@ -122,19 +122,19 @@ _BLOCK = 128  # queries at a time
 def _packed_cpu(
     query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """[1, H, T, D] each -> [1, H, T, D] and in fp32 the logarithms of the normalisers [H, T]."""
+    """[1, H, T, D] each -> [1, H, T, D] and in fp32 the logarithms of the normalizers [H, T]."""
     if borders[-1] != query.shape[2]:
         raise ValueError(f"the borders end at {borders[-1]}, the row at {query.shape[2]}")
-    out, normalisers = _outputs(query)
+    out, normalizers = _outputs(query)
     for start, end, documents in _runs(borders):
         q, k, v = (_rows(x, start, end, documents) for x in (query, key, value))
         if query.dtype == torch.float32:
             part, logs = _KERNEL(q, k, v, is_causal=True, scale=scale)
-            normalisers[:, start:end].unflatten(1, (documents, -1)).copy_(logs.transpose(0, 1))
+            normalizers[:, start:end].unflatten(1, (documents, -1)).copy_(logs.transpose(0, 1))
         else:
             part = _attend(q, k, v, scale)
         _rows(out, start, end, documents).copy_(part)
-    return out, normalisers
+    return out, normalizers
 
 
 @_packed_cpu.register_fake
@@ -179,7 +179,7 @@ def _packed_cpu_backward(
     key: Tensor,
     value: Tensor,
     out: Tensor,
-    normalisers: Tensor,
+    normalizers: Tensor,
     borders: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +187,7 @@ def _packed_cpu_backward(
     for start, end, documents in _runs(borders):
         g, q, k, v, o = (_rows(x, start, end, documents) for x in (grad, query, key, value, out))
         if query.dtype == torch.float32:
-            logs = normalisers[:, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
+            logs = normalizers[:, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
             found = _KERNEL_BACKWARD(g, q, k, v, o, logs, 0.0, True, scale=scale)
         else:
             found = _attend_backward(g, q, k, v, o, scale)
@@ -203,7 +203,7 @@ def _(
     key: Tensor,
     value: Tensor,
     out: Tensor,
-    normalisers: Tensor,
+    normalizers: Tensor,
     borders: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:

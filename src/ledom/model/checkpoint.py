@@ -100,7 +100,7 @@ class Checkpoint(CheckpointInfo):
 
 
 def build_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> PreTrainedModel:
-    """A randomly initialised Llama in fp32; equal seeds give equal weights."""
+    """A randomly initialized Llama in fp32; equal seeds give equal weights."""
     torch.manual_seed(seed)
     llama = LlamaConfig(
         **config.model_dump(),

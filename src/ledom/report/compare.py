@@ -27,11 +27,11 @@ from ledom.core.reading import exists, read_yaml
 from ledom.report.intervals import Interval, paired_interval
 from ledom.train.metrics import Row, read_metrics
 
-__all__ = ["Course", "compare_runs", "gap_of", "read_courses", "tokens_to_reach"]
+__all__ = ["TrainingCurve", "compare_runs", "gap_of", "read_courses", "tokens_to_reach"]
 
 _FORWARD, _REVERSE = str(Direction.FORWARD), str(Direction.REVERSE)
 _LOSS = "valid_loss"
-_TRAINING_POINTS = 200  # of a curve of training losses; each is a mean over neighbouring steps
+_TRAINING_POINTS = 200  # of a curve of training losses; each is a mean over neighboring steps
 _RESAMPLES_ON_THE_WAY = 2000
 _UNSAID = (
     "{}: its metrics do not say on which tokens it was validated; they are taken to be the same as "
@@ -40,7 +40,7 @@ _UNSAID = (
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingCurve:
     """The course of one training: rows of metrics, and the tokens seen by the end of each."""
 
     run: str
@@ -63,7 +63,7 @@ class Course:
         return next((row.get("valid_data") for _, row in reversed(self.validations)), None)
 
 
-def read_courses(folder: Path, name: str | None = None) -> dict[str, Course]:
+def read_courses(folder: Path, name: str | None = None) -> dict[str, TrainingCurve]:
     """The courses of a run's folder by direction, forward first; at least one.
 
     Raises `InputError` for a folder that is no run, and for damaged metrics.
@@ -72,7 +72,7 @@ def read_courses(folder: Path, name: str | None = None) -> dict[str, Course]:
     for direction in (_FORWARD, _REVERSE):
         file = folder / direction / "metrics.jsonl"
         if exists(file):
-            found[direction] = Course(name or folder.name, direction, read_metrics(file))
+            found[direction] = TrainingCurve(name or folder.name, direction, read_metrics(file))
     if not found:
         raise InputError(
             "no metrics of a run: neither forward/metrics.jsonl nor reverse/metrics.jsonl; give a "
@@ -118,7 +118,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in paths]
 
 
-def _check_same_tokens(courses: Sequence[Course]) -> list[str]:
+def _check_same_tokens(courses: Sequence[TrainingCurve]) -> list[str]:
     """Notes on the courses of which it is not known what they were validated on."""
     known = [course for course in courses if course.valid_data]
     for course in known[1:]:
@@ -137,7 +137,7 @@ def _check_same_tokens(courses: Sequence[Course]) -> list[str]:
     ]
 
 
-def _run_report(name: str, courses: dict[str, Course], folder: Path) -> dict[str, Any]:
+def _run_report(name: str, courses: dict[str, TrainingCurve], folder: Path) -> dict[str, Any]:
     report: dict[str, Any] = {
         "name": name,
         "directions": {way: _course_report(course) for way, course in courses.items()},
@@ -163,7 +163,7 @@ def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, tree
 
 
-def _course_report(course: Course) -> dict[str, Any]:
+def _course_report(course: TrainingCurve) -> dict[str, Any]:
     tokens, validations = course.tokens, course.validations
     rows = [row for _, row in validations]
     speeds = [row["tokens_per_second"] for row in course.rows if "tokens_per_second" in row]
@@ -183,7 +183,7 @@ def _course_report(course: Course) -> dict[str, Any]:
 
 
 def _training_curve(tokens: list[int], rows: list[Row]) -> dict[str, list[float]]:
-    """Mean loss of neighbouring steps, weighted by their tokens, at the end of each stretch."""
+    """Mean loss of neighboring steps, weighted by their tokens, at the end of each stretch."""
     stretches = np.array_split(np.arange(len(rows)), min(len(rows), _TRAINING_POINTS))
     losses, weights = (np.array([row[key] for row in rows]) for key in ("loss", "tokens"))
     return {
@@ -199,7 +199,7 @@ def _over_time(rows: list[Row], part: str) -> dict[str, list[float | None]]:
     return {name: [losses.get(name) for losses in parts] for name in names}
 
 
-def _gap_report(forward: Course, reverse: Course) -> dict[str, Any]:
+def _gap_report(forward: TrainingCurve, reverse: TrainingCurve) -> dict[str, Any]:
     """The gap at every step at which both were validated, and its parts at the last of these."""
     backward = {int(row["step"]): row for _, row in reverse.validations}
     both = [
@@ -240,7 +240,7 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = 10_000) -> Interval 
     """Reverse less forward validation loss, nats a token, by a paired bootstrap over windows.
 
     The mean over tokens is a ratio of two sums over windows, which differ in length; its
-    linearisation is what is resampled (Cochran, Sampling Techniques, 1977, chapter 6). None where
+    linearization is what is resampled (Cochran, Sampling Techniques, 1977, chapter 6). None where
     the rows hold no losses by window, or a single one.
     """
     losses, weights = (
@@ -253,11 +253,11 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = 10_000) -> Interval 
         raise InputError(
             f"step {forward['step']}: the two directions have other numbers of windows"
         )
-    sides = [_linearised(*side) for side in zip(losses, weights, strict=True)]
+    sides = [_linearized(*side) for side in zip(losses, weights, strict=True)]
     return paired_interval(sides[1], sides[0], num_resamples)
 
 
-def _linearised(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+def _linearized(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values [num_windows] whose plain mean is the mean over tokens, and varies as it does."""
     mean = np.average(losses, weights=tokens)
     values: NDArray[np.float64] = mean + (losses - mean) * tokens / tokens.mean()
@@ -301,7 +301,7 @@ def _gap_parts(forward: Row, reverse: Row, part: str) -> list[dict[str, Any]]:
     ]
 
 
-def _crossings(courses: Sequence[Course]) -> Iterator[dict[str, Any]]:
+def _crossings(courses: Sequence[TrainingCurve]) -> Iterator[dict[str, Any]]:
     """For each pair of twins or of runs in one direction: when one reaches the other's end."""
     for course in courses:
         for other in courses:
@@ -323,7 +323,7 @@ def _crossings(courses: Sequence[Course]) -> Iterator[dict[str, Any]]:
                 }
 
 
-def tokens_to_reach(course: Course, loss: float) -> tuple[float | None, bool]:
+def tokens_to_reach(course: TrainingCurve, loss: float) -> tuple[float | None, bool]:
     """Tokens after which validation loss is first at most `loss`, and whether that is exact.
 
     Interpolated linearly between validations. None where it never is; not exact where it is at the

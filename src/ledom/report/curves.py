@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ledom.report.figures import COLOURS, HALF, WIDE, draw_svg, label_ends, pairs
+from ledom.report.figures import COLORS, HALF, WIDE, draw_svg, label_ends, pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,11 +34,11 @@ def loss_figure(runs: Sequence[dict[str, Any]]) -> str:
     """Validation loss by tokens seen, a line a model, over its training loss drawn faintly."""
     lines: list[_Line] = []
     faint: list[_Line] = []
-    for label, course, colour in _courses(runs):
+    for label, course, color in _courses(runs):
         training, validation = course["training"], course["validation"]
-        faint.append((label, pairs(training["tokens"], training["loss"]), {"color": colour}))
+        faint.append((label, pairs(training["tokens"], training["loss"]), {"color": color}))
         points = pairs(validation["tokens"], validation["loss"])
-        lines.append((label, points, {"color": colour, "marker": "o"}))
+        lines.append((label, points, {"color": color, "marker": "o"}))
     if not any(points for _, points, _ in faint):
         return ""
 
@@ -60,13 +60,13 @@ def gap_figure(runs: Sequence[dict[str, Any]]) -> str:
     def draw(axes: Axes) -> None:
         lines: list[_Line] = []
         for place, run in drawn:
-            colour, gap = _colour("reverse", place), run["gap"]
+            color, gap = _color("reverse", place), run["gap"]
             known = [point for point in gap if None not in (point["low"], point["high"])]
             if known:
                 seen, low, high = ([p[key] for p in known] for key in ("tokens", "low", "high"))
-                axes.fill_between(seen, low, high, color=colour, alpha=0.16, linewidth=0)
+                axes.fill_between(seen, low, high, color=color, alpha=0.16, linewidth=0)
             points = [(point["tokens"], point["mean"]) for point in gap]
-            lines.append((run["name"], points, {"color": colour, "marker": "o"}))
+            lines.append((run["name"], points, {"color": color, "marker": "o"}))
         _draw_zero(axes)
         _draw_lines(axes, lines, 3.0, 4)
         axes.set_title("reverse less forward, nats a token")
@@ -93,7 +93,7 @@ def parts_figure(run: dict[str, Any], part: str) -> str:
         lines: list[_Line] = []
         for way, (tokens, parts) in by_way.items():
             for place, name in enumerate(names):
-                style = {"color": COLOURS[families[place]], "marker": "o"}
+                style = {"color": COLORS[families[place]], "marker": "o"}
                 shown = position_label(name) if part == "by_position" else name
                 first = way == next(iter(by_way))
                 label, dashes = (shown, "-") if first else ("", "--")
@@ -108,11 +108,11 @@ def parts_figure(run: dict[str, Any], part: str) -> str:
 def loss_by_position_figure(runs: Sequence[dict[str, Any]]) -> str:
     """Loss at the end of training by how much of the window the model has read."""
     lines: list[_Line] = []
-    for label, course, colour in _courses(runs):
+    for label, course, color in _courses(runs):
         parts = course["validation"]["by_position"]
         points = [(_bin(name), losses[-1]) for name, losses in parts.items()]
         points = [(x, loss) for x, loss in points if loss is not None]
-        lines.append((label, points, {"color": colour, "marker": "o"}))
+        lines.append((label, points, {"color": color, "marker": "o"}))
     return _by_position("loss-by-position", lines, "validation loss, nats a token", False)
 
 
@@ -121,7 +121,7 @@ def gap_by_position_figure(runs: Sequence[dict[str, Any]]) -> str:
     lines: list[_Line] = []
     for place, run in enumerate(runs):
         points = [(_bin(row["name"]), row["gap"]) for row in run.get("gap_by_position") or []]
-        lines.append((run["name"], points, {"color": _colour("reverse", place), "marker": "o"}))
+        lines.append((run["name"], points, {"color": _color("reverse", place), "marker": "o"}))
     return _by_position("gap-by-position", lines, "reverse less forward, nats a token", True)
 
 
@@ -176,22 +176,22 @@ def _draw_lines(axes: Axes, lines: list[_Line], height: float, digits: int) -> N
 
 
 def _draw_zero(axes: Axes) -> None:
-    axes.axhline(0, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axhline(0, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
 
 
 def _courses(runs: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any], str]]:
-    """Label, course and colour of each model."""
+    """Label, course and color of each model."""
     return [
-        (f"{run['name']} {way}" if len(runs) > 1 else way, course, _colour(way, place))
+        (f"{run['name']} {way}" if len(runs) > 1 else way, course, _color(way, place))
         for place, run in enumerate(runs)
         for way, course in run["directions"].items()
     ]
 
 
-def _colour(way: str, place: int) -> str:
+def _color(way: str, place: int) -> str:
     """Blues forward, reds reverse, another one each run."""
     number = place % 4 + 1
-    return COLOURS[_FAMILIES[way] + (f"-{number}" if number > 1 else "")]
+    return COLORS[_FAMILIES[way] + (f"-{number}" if number > 1 else "")]
 
 
 def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -1,7 +1,7 @@
-"""How every figure of a report looks: colours, type, labels at the ends of lines, inline SVG.
+"""How every figure of a report looks: colors, type, labels at the ends of lines, inline SVG.
 
 Text stays text, ids are prefixed with the figure's name (so that several figures can stand in one
-page) and every colour is a CSS variable with a fallback (`var(--fig-ink, #1c2024)`), so a page may
+page) and every color is a CSS variable with a fallback (`var(--fig-ink, #1c2024)`), so a page may
 restyle a figure for a dark background. The output depends on nothing but the input. This module
 knows nothing of what a figure shows; it never touches pyplot.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "HALF",
     "MARKERS",
     "WIDE",
@@ -29,7 +29,7 @@ __all__ = [
     "spread",
 ]
 
-COLOURS = {
+COLORS = {
     "ink": "#1c2024",
     "muted": "#667080",
     "grid": "#e3e6ea",
@@ -58,10 +58,10 @@ _STYLE: dict[str, Any] = {
     "font.size": 9,
     "text.usetex": False,
     "text.parse_math": False,  # a strategy's name may contain dollar signs
-    "text.color": COLOURS["ink"],
-    "axes.edgecolor": COLOURS["muted"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.titlecolor": COLOURS["muted"],
+    "text.color": COLORS["ink"],
+    "axes.edgecolor": COLORS["muted"],
+    "axes.labelcolor": COLORS["muted"],
+    "axes.titlecolor": COLORS["muted"],
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
@@ -72,10 +72,10 @@ _STYLE: dict[str, Any] = {
     "axes.spines.left": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": COLOURS["grid"],
+    "grid.color": COLORS["grid"],
     "grid.linewidth": 0.7,
-    "xtick.color": COLOURS["muted"],
-    "ytick.color": COLOURS["muted"],
+    "xtick.color": COLORS["muted"],
+    "ytick.color": COLORS["muted"],
     "ytick.major.size": 0,
     "xtick.major.size": 3,
     "lines.solid_capstyle": "round",
@@ -100,12 +100,12 @@ def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None])
 
 
 def _inline(svg: str, name: str) -> str:
-    """Strip the XML prolog, make ids unique in a page, and turn colours into CSS variables."""
+    """Strip the XML prolog, make ids unique in a page, and turn colors into CSS variables."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r'(\bid=")', rf"\1{name}-", svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
-    for colour, value in COLOURS.items():
-        svg = svg.replace(f": {value}", f": var(--fig-{colour}, {value})")
+    for color, value in COLORS.items():
+        svg = svg.replace(f": {value}", f": var(--fig-{color}, {value})")
     label = f"Figure: {name.replace('-', ' ')}"
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     return svg.replace("<svg ", f'<svg class="figure" role="img" aria-label="{label}" ', 1)
@@ -114,7 +114,7 @@ def _inline(svg: str, name: str) -> str:
 def label_ends(
     axes: Axes,
     ends: dict[str, tuple[float, float]],
-    colours: Sequence[str],
+    colors: Sequence[str],
     right: float,
     gap: float,
     digits: int = 1,
@@ -122,16 +122,16 @@ def label_ends(
     """Name each line at x = `right`, at its last value or as near as the other names allow."""
     heights = spread([value for _, value in ends.values()], gap)
     last = max(n for n, _ in ends.values())
-    for (name, (n, value)), y, colour in zip(ends.items(), heights, colours, strict=True):
+    for (name, (n, value)), y, color in zip(ends.items(), heights, colors, strict=True):
         dashes = "-" if n == last else ":"  # a line that ends early is far from its name
-        axes.plot([n, right], [value, y], dashes, color=colour, linewidth=0.7, clip_on=False)
+        axes.plot([n, right], [value, y], dashes, color=color, linewidth=0.7, clip_on=False)
         axes.annotate(
             f"{short(name)}  {value:.{digits}f}",
             (right, y),
             xytext=(3, 0),
             textcoords="offset points",
             va="center",
-            color=colour,
+            color=color,
             annotation_clip=False,
         )
 
@@ -140,20 +140,20 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     """Positions as near as possible to those wanted, in the same order, at least `gap` apart."""
     clusters: list[list[int]] = []
 
-    def centre(cluster: list[int]) -> float:
+    def center(cluster: list[int]) -> float:
         return sum(wanted[index] for index in cluster) / len(cluster)
 
     for index in sorted(range(len(wanted)), key=lambda index: wanted[index]):
         clusters.append([index])
         while len(clusters) > 1:
             below, above = clusters[-2:]
-            if centre(above) - centre(below) >= gap * (len(above) + len(below)) / 2:
+            if center(above) - center(below) >= gap * (len(above) + len(below)) / 2:
                 break
             clusters[-2:] = [below + above]
     placed = list(wanted)
     for cluster in clusters:
         for place, index in enumerate(cluster):
-            placed[index] = centre(cluster) + gap * (place - (len(cluster) - 1) / 2)
+            placed[index] = center(cluster) + gap * (place - (len(cluster) - 1) / 2)
     return placed
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ledom.report.figures import COLOURS, HALF, MARKERS, WIDE, draw_svg, label_ends, pairs, short
+from ledom.report.figures import COLORS, HALF, MARKERS, WIDE, draw_svg, label_ends, pairs, short
 from ledom.report.numbers import Bounds
 
 if TYPE_CHECKING:
@@ -50,16 +50,16 @@ def differences_figure(rows: Sequence[tuple[str, Bounds]], opponent: str) -> str
 
 
 def _draw_differences(axes: Axes, rows: Sequence[tuple[str, Bounds]], opponent: str) -> None:
-    colours = {"better": "good", "worse": "bad", "open": "baseline"}
+    colors = {"better": "good", "worse": "bad", "open": "baseline"}
     for row, (_, bounds) in enumerate(rows):
-        colour = COLOURS[colours[bounds.verdict]]
+        color = COLORS[colors[bounds.verdict]]
         low, mean, high = (100 * (b or 0.0) for b in (bounds.low, bounds.mean, bounds.high))
-        axes.plot([low, high], [row, row], color=colour, linewidth=2.2)
-        axes.plot([mean], [row], "o", color=colour, markersize=6)
-    axes.axvline(0, color=COLOURS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.plot([low, high], [row, row], color=color, linewidth=2.2)
+        axes.plot([mean], [row], "o", color=color, markersize=6)
+    axes.axvline(0, color=COLORS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(rows)), labels=[short(label) for label, _ in rows])
     for label in axes.get_yticklabels():
-        label.set_color(COLOURS["ink"])
+        label.set_color(COLORS["ink"])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(False, axis="y")
     ends = [100 * (b or 0.0) for _, bounds in rows for b in (bounds.low, bounds.high)]
@@ -93,10 +93,10 @@ def _draw_strategies(axes: Axes, rows: Sequence[dict[str, Any] | str]) -> None:
     for row, strategy in enumerate(rows):
         if isinstance(strategy, str):
             continue
-        accuracy, colour = strategy["accuracy"], COLOURS[strategy["kind"]]
+        accuracy, color = strategy["accuracy"], COLORS[strategy["kind"]]
         mean = 100 * accuracy["mean"]
-        _draw_interval(axes, accuracy, [row, row], colour, horizontal=True)
-        axes.plot([mean], [row], "o", color=colour, markersize=5.5)
+        _draw_interval(axes, accuracy, [row, row], color, horizontal=True)
+        axes.plot([mean], [row], "o", color=color, markersize=5.5)
         axes.annotate(
             f"{mean:.1f}",
             (1, row),
@@ -110,7 +110,7 @@ def _draw_strategies(axes: Axes, rows: Sequence[dict[str, Any] | str]) -> None:
     labels = [row if isinstance(row, str) else short(row["name"]) for row in rows]
     axes.set_yticks(range(len(rows)), labels=labels)
     for label, named in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(COLOURS["muted" if isinstance(named, str) else "ink"])
+        label.set_color(COLORS["muted" if isinstance(named, str) else "ink"])
         label.set_fontweight("bold" if isinstance(named, str) else "normal")
     axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.grid(False, axis="y")
@@ -119,17 +119,17 @@ def _draw_strategies(axes: Axes, rows: Sequence[dict[str, Any] | str]) -> None:
 
 
 def _draw_interval(
-    axes: Axes, bounds: dict[str, Any], across: list[float], colour: str, horizontal: bool
+    axes: Axes, bounds: dict[str, Any], across: list[float], color: str, horizontal: bool
 ) -> None:
     if bounds.get("low") is None or bounds.get("high") is None:
         return
     along = [100 * bounds["low"], 100 * bounds["high"]]
     x, y = (along, across) if horizontal else (across, along)
-    axes.plot(x, y, color=colour, linewidth=1.6, alpha=0.55)
+    axes.plot(x, y, color=color, linewidth=1.6, alpha=0.55)
 
 
 def _draw_reference(axes: Axes, x: float, label: str) -> None:
-    axes.axvline(x, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.axvline(x, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
     axes.annotate(
         label,
         (x, 1),
@@ -137,7 +137,7 @@ def _draw_reference(axes: Axes, x: float, label: str) -> None:
         xytext=(0, 3),
         textcoords="offset points",
         ha="center",
-        color=COLOURS["muted"],
+        color=COLORS["muted"],
     )
 
 
@@ -145,7 +145,7 @@ def by_n_figure(by_n: dict[str, Any], kinds: dict[str, str]) -> str:
     """Accuracy of strategies against the number of candidates N (log2 axis).
 
     `by_n` has `n` and `strategies` (name -> a share for each N, None for a gap); `kinds` gives the
-    kind of a strategy by its name. Each line is labelled at its end.
+    kind of a strategy by its name. Each line is labeled at its end.
     """
     lines = {
         name: [(n, 100 * share) for n, share in pairs(by_n.get("n"), shares) if n >= 1]
@@ -193,15 +193,15 @@ def _draw_by_n(
 
 
 def _line_styles(kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """A colour of its kind's family, a marker and a dash for each line."""
+    """A color of its kind's family, a marker and a dash for each line."""
     seen: dict[str, int] = {}
     styles = []
     for kind in kinds:
-        family = [name for name in COLOURS if name == kind or name.startswith(f"{kind}-")]
+        family = [name for name in COLORS if name == kind or name.startswith(f"{kind}-")]
         count = seen[kind] = seen.get(kind, -1) + 1
         styles.append(
             {
-                "color": COLOURS[family[count % len(family)] if family else "muted"],
+                "color": COLORS[family[count % len(family)] if family else "muted"],
                 "marker": MARKERS[count % len(MARKERS)],
                 "linestyle": "--" if kind in ("baseline", "bound") else "-",
             }
@@ -225,11 +225,9 @@ def _draw_by_lambda(axes: Axes, by_lambda: dict[str, Any]) -> None:
     both = sorted(low.keys() & high.keys())
     if both:
         bottom, top = [100 * low[x] for x in both], [100 * high[x] for x in both]
-        axes.fill_between(both, bottom, top, color=COLOURS["pick"], alpha=0.14, linewidth=0)
+        axes.fill_between(both, bottom, top, color=COLORS["pick"], alpha=0.14, linewidth=0)
     points = [(x, 100 * share) for x, share in pairs(lambdas, by_lambda.get("accuracy"))]
-    axes.plot(
-        *zip(*points, strict=True), "o-", color=COLOURS["pick"], linewidth=1.5, markersize=3.5
-    )
+    axes.plot(*zip(*points, strict=True), "o-", color=COLORS["pick"], linewidth=1.5, markersize=3.5)
     if by_lambda.get("chosen") is not None:
         _draw_reference(axes, by_lambda["chosen"], f"chosen {by_lambda['chosen']:.3g}")
     axes.grid(False, axis="x")
@@ -252,15 +250,15 @@ def reliability_figure(reliability: dict[str, Any]) -> str:
 
 
 def _draw_reliability(axes: Axes, bins: Sequence[dict[str, Any]], score: str) -> None:
-    colour = COLOURS["vote"]
+    color = COLORS["vote"]
     largest = max((b.get("count") or 1) for b in bins)
     for b in bins:
         x = b["mean_score"]
-        _draw_interval(axes, b, [x, x], colour, horizontal=False)
+        _draw_interval(axes, b, [x, x], color, horizontal=False)
         size = 3.0 + 3.5 * ((b.get("count") or 1) / largest) ** 0.5
-        axes.plot([x], [100 * b["accuracy"]], "o", color=colour, markersize=size)
+        axes.plot([x], [100 * b["accuracy"]], "o", color=color, markersize=size)
     in_order = sorted((b["mean_score"], 100 * b["accuracy"]) for b in bins)
-    axes.plot(*zip(*in_order, strict=True), color=colour, linewidth=0.8, alpha=0.5)
+    axes.plot(*zip(*in_order, strict=True), color=color, linewidth=0.8, alpha=0.5)
     axes.grid(False, axis="x")
     axes.margins(x=0.05)
     axes.set_xlabel(f"mean score in the bin: {score}")

@@ -14,7 +14,7 @@ from ledom.report.numbers import number
 
 __all__ = ["Word", "compare", "question_words"]
 
-WORST_LOGPROB = -6.0  # nats: a word at or below this gets the strongest colour
+WORST_LOGPROB = -6.0  # nats: a word at or below this gets the strongest color
 NOTABLE_GAP = 1.0  # nats between two answers from which a word is underlined
 # A word is a run of non-spaces; scripts written without spaces count each character as a word.
 _WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
@@ -35,7 +35,7 @@ class Word:
 
     @property
     def heat(self) -> float:
-        """How strongly the word is coloured: 0 (well explained) to 1 (`WORST_LOGPROB` or worse)."""
+        """How strongly the word is colored: 0 (well explained) to 1 (`WORST_LOGPROB` or worse)."""
         return 0.0 if self.logprob is None else min(max(self.logprob / WORST_LOGPROB, 0.0), 1.0)
 
     @property

@@ -21,7 +21,14 @@ from ledom.core.records import EARLY_STOP, Candidate, Problem, Score
 from ledom.text.answers import extract_answer
 from ledom.text.math.equality import equal_answers, has_content
 
-__all__ = ["FEATURES", "AnswerClasses", "BoolArray", "FloatArray", "Pools", "build_pools"]
+__all__ = [
+    "FEATURES",
+    "AnswerClasses",
+    "BoolArray",
+    "CandidateTable",
+    "FloatArray",
+    "build_candidate_table",
+]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
@@ -30,15 +37,18 @@ FEATURES: dict[str, tuple[str, str]] = {
     "forward": ("y|x", "log P(y|x), forward model"),
     "forward_mean": ("y|x", "log P(y|x) a token"),
     "forward_numbers": ("y|x", "log P(y|x) over the numbers of the solution"),
-    "forward_worst": ("y|x", "log P(y|x) of the solution's least likely digit"),
+    "forward_min_digit_logprob": ("y|x", "log P(y|x) of the solution's least likely digit"),
     "reverse": ("x|y", "log P(x|y), reverse model"),
     "reverse_mean": ("x|y", "log P(x|y) a token"),
-    "premise": ("x|y", "log P(x|y) over the numbers of the question"),
-    "premise_worst": ("x|y", "log P(x|y) of the question's least likely digit"),
+    "question_numbers": ("x|y", "log P(x|y) over the numbers of the question"),
+    "question_min_digit_logprob": ("x|y", "log P(x|y) of the question's least likely digit"),
     "prior": ("y", "log P(y), reverse model"),
     "prior_mean": ("y", "log P(y) a token, reverse model"),
     "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
-    "prior_worst": ("y", "log P(y) of the solution's least likely digit, reverse model"),
+    "prior_min_digit_logprob": (
+        "y",
+        "log P(y) of the solution's least likely digit, reverse model",
+    ),
 }
 """What scores tell of a candidate: the score's target, and what it is. All are in nats, the larger
 the better. Columns are features too, under their own names."""
@@ -49,7 +59,7 @@ _PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
 
 
 @dataclass(frozen=True)
-class Pools:
+class CandidateTable:
     """The candidates of P problems."""
 
     problem_ids: list[str]
@@ -73,7 +83,7 @@ class Pools:
     """Candidates that each problem would have, had its vote not been stopped early; 0 where none
     was stopped."""
 
-    def select(self, rows: NDArray[np.int64]) -> Pools:
+    def select(self, rows: NDArray[np.int64]) -> CandidateTable:
         """Only some problems."""
         return replace(
             self,
@@ -86,7 +96,7 @@ class Pools:
             groups=[self.groups[i] for i in rows],
         )
 
-    def sample(self, n: int, rng: np.random.Generator) -> Pools:
+    def sample(self, n: int, rng: np.random.Generator) -> CandidateTable:
         """A random n of each problem's candidates, without replacement."""
         keys = np.where(self.mask, rng.random(self.mask.shape), 2.0)
         kept = np.argsort(keys, axis=1)[:, :n]
@@ -103,12 +113,12 @@ class Pools:
         )
 
 
-def build_pools(
+def build_candidate_table(
     problems: Sequence[Problem],
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
     columns: Sequence[str] = (),
-) -> Pools:
+) -> CandidateTable:
     """Arrays from records. Greedy candidates stand apart; the others form the pool.
 
     Candidates of several models differ in style more than in truth, so features are then taken
@@ -151,7 +161,7 @@ def build_pools(
     by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
     if by_model:
         features = {n: _relative_to_models(v, mask, writers) for n, v in features.items()}
-    return Pools(
+    return CandidateTable(
         problem_ids=[problem.id for problem in problems],
         features=features,
         answers=answers,
@@ -257,9 +267,9 @@ def _features(
         digits = _digit_logprobs(score, text)
         values[prefix] = score.logprob
         values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
-        numbers = "premise" if target == "x|y" else f"{prefix}_numbers"
+        numbers = "question_numbers" if target == "x|y" else f"{prefix}_numbers"
         values[numbers] = sum(digits)
-        values[f"{numbers.removesuffix('_numbers')}_worst"] = min(digits, default=0.0)
+        values[f"{numbers.removesuffix('_numbers')}_min_digit_logprob"] = min(digits, default=0.0)
     return values
 
 

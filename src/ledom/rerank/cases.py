@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ledom.core.records import Candidate, Problem, Score
-from ledom.rerank.candidate_table import Pools
+from ledom.rerank.candidate_table import CandidateTable
 from ledom.rerank.fit import TunedWeights
 from ledom.rerank.strategies import STRATEGIES
 from ledom.text.answers import extract_answer
@@ -31,7 +31,7 @@ def worked_cases(
     problems: Sequence[Problem],
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
-    pools: Pools,
+    table: CandidateTable,
     tuned: TunedWeights,
 ) -> list[dict[str, Any]]:
     """Up to three problems where Reverse Reward is right and the forward likelihood wrong.
@@ -39,20 +39,20 @@ def worked_cases(
     Those come first in which the question's log-probability differs most between the two; without
     any, the problems in which it differs most at all.
     """
-    if "reverse" not in pools.features:
+    if "reverse" not in table.features:
         return []
-    two_models = "forward" in pools.features
+    two_models = "forward" in table.features
     judge = "reverse reward" if two_models and "reverse reward" in tuned.weights else "reverse only"
     rival = "forward" if two_models else judge
-    score = STRATEGIES[judge].score(pools, tuned.weights.get(judge))
+    score = STRATEGIES[judge].score(table, tuned.weights.get(judge))
     picked = score.argmax(axis=1)
     if judge == rival:
-        rejected = np.where(pools.mask, score, np.inf).argmin(axis=1)
+        rejected = np.where(table.mask, score, np.inf).argmin(axis=1)
     else:
-        rejected = STRATEGIES[rival].score(pools, None).argmax(axis=1)
+        rejected = STRATEGIES[rival].score(table, None).argmax(axis=1)
     rows = np.arange(len(picked))
-    gap = pools.features["reverse"][rows, picked] - pools.features["reverse"][rows, rejected]
-    better = pools.correct[rows, picked] & ~pools.correct[rows, rejected]
+    gap = table.features["reverse"][rows, picked] - table.features["reverse"][rows, rejected]
+    better = table.correct[rows, picked] & ~table.correct[rows, rejected]
     order = np.lexsort((-gap, ~better))[:_CASES]
     by_problem: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
     for candidate in candidates:
@@ -60,20 +60,23 @@ def worked_cases(
             by_problem[candidate.problem_id].append(candidate)
     by_key = _by_key(scores)
     return [
-        _case(problems[i], by_problem[problems[i].id], by_key, pools, i, score[i], rejected[i])
+        _case(problems[i], by_problem[problems[i].id], by_key, table, i, score[i], rejected[i])
         for i in order
         if picked[i] != rejected[i]
     ]
 
 
 def explained_case(
-    problem: Problem, candidates: Sequence[Candidate], scores: Sequence[Score], pools: Pools
+    problem: Problem,
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
+    table: CandidateTable,
 ) -> dict[str, Any]:
     """One problem with all of its candidates, by log P(x|y): the best beside the worst."""
-    score = pools.features["reverse"][0]
+    score = table.features["reverse"][0]
     by_key = _by_key(scores)
     worst = int(score.argmin())
-    return _case(problem, candidates, by_key, pools, 0, score, worst, len(candidates))
+    return _case(problem, candidates, by_key, table, 0, score, worst, len(candidates))
 
 
 def _by_key(scores: Sequence[Score]) -> dict[tuple[str, int, str], Score]:
@@ -84,7 +87,7 @@ def _case(
     problem: Problem,
     group: Sequence[Candidate],
     scores: Mapping[tuple[str, int, str], Score],
-    pools: Pools,
+    table: CandidateTable,
     row: int,
     score: Any,
     rejected: int,
@@ -110,7 +113,7 @@ def _case(
                 "index": candidate.index,
                 "text": candidate.text,
                 "answer": extract_answer(candidate.text),
-                "correct": bool(pools.correct[row, column]) if known else None,
+                "correct": bool(table.correct[row, column]) if known else None,
                 "rank": rank[column],
                 "role": role,
                 "count": counts[candidate.text],

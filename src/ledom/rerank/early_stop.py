@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.rerank.candidate_table import Pools
+from ledom.rerank.candidate_table import CandidateTable
 
 __all__ = ["is_decided", "needed_candidates", "rounds"]
 
@@ -32,12 +32,12 @@ def is_decided(votes: Iterable[int], remaining: int) -> bool:
     return first - second > remaining
 
 
-def needed_candidates(pools: Pools) -> NDArray[np.int64]:
+def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
     """[P]: how many of its candidates, in order, decide each problem's vote; all if none do."""
     return np.array(
         [
-            _needed(answers[mask], pools.num_planned)
-            for answers, mask in zip(pools.answers, pools.mask, strict=True)
+            _needed(answers[mask], table.num_planned)
+            for answers, mask in zip(table.answers, table.mask, strict=True)
         ],
         np.int64,
     )

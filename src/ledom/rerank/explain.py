@@ -9,7 +9,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.candidate_table import build_pools
+from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.cases import explained_case
 from ledom.rerank.familiarity import unfamiliar
 from ledom.rerank.score import score_candidates
@@ -52,10 +52,10 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> di
         for index, solution in enumerate(dict.fromkeys(solutions))
     ]
     scores = [s for chunk in score_candidates([problem], candidates, lm) for s in chunk]
-    pools = build_pools([problem], candidates, scores)
+    table = build_candidate_table([problem], candidates, scores)
     return {
         "title": "What each answer explains",
         "warning": unfamiliar(lm, scores),
         "models": {"reverse": {"name": lm.name, "parameters": getattr(lm, "num_parameters", None)}},
-        "cases": [explained_case(problem, candidates, scores, pools)],
+        "cases": [explained_case(problem, candidates, scores, table)],
     }

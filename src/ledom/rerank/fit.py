@@ -1,4 +1,4 @@
-"""Weights of strategies, fitted on labelled problems and frozen in a small YAML file.
+"""Weights of strategies, fitted on labeled problems and frozen in a small YAML file.
 
 An interpolation (the paper's lambda) is chosen on a grid by accuracy. A sum of more features is
 fitted by logistic regression on pairs, a right and a wrong candidate of one problem, its penalty
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ledom.core.errors import InputError
 from ledom.core.reading import read_yaml
 from ledom.core.records import Problem, write_atomically
-from ledom.rerank.candidate_table import FEATURES, Pools
+from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.external_scores import check_names
 from ledom.rerank.strategies import Strategy, strategies
 
@@ -119,32 +119,32 @@ def question_hash(question: str) -> str:
     return hashlib.sha256(question.encode()).hexdigest()[:12]
 
 
-def tune(pools: Pools, problems: Iterable[Problem]) -> TunedWeights:
+def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
     """Fit every strategy that has weights and whose scores are there.
 
     Raises `InputError` when no problem has both right and wrong candidates.
     """
-    wrong = pools.mask & ~pools.correct
-    mixed = np.flatnonzero((pools.correct & pools.mask).any(axis=1) & wrong.any(axis=1))
+    wrong = table.mask & ~table.correct
+    mixed = np.flatnonzero((table.correct & table.mask).any(axis=1) & wrong.any(axis=1))
     if len(mixed) == 0:
         raise InputError("no problem has both right and wrong candidates; there is nothing to tune")
     weights: dict[str, dict[str, float]] = {}
     fits: dict[tuple[str, ...], _Fit] = {}
-    for name, strategy in strategies(pools.columns).items():
+    for name, strategy in strategies(table.columns).items():
         features = strategy.features
-        if not features or not strategy.available(pools):
+        if not features or not strategy.available(table):
             continue
         if strategy.interpolated:
-            held_out = [(pools, _fit_interpolation(strategy, pools))]
+            held_out = [(table, _fit_interpolation(strategy, table))]
             fitted = held_out[0][1]
         elif len(features) == 1:
             fitted = {features[0]: 1.0}
             if features[0] not in FEATURES:  # whose unit nobody knows
-                fitted = {features[0]: 1 / _spread(features, pools)[0]}
-            held_out = [(pools, fitted)]
+                fitted = {features[0]: 1 / _spread(features, table)[0]}
+            held_out = [(table, fitted)]
         else:
             if features not in fits:
-                fits[features] = _cross_validate(features, pools)
+                fits[features] = _cross_validate(features, table)
             fitted, held_out = fits[features].weights, fits[features].held_out
         if strategy.kind == "vote":
             sharpness = _inverse_temperature(strategy, held_out)
@@ -152,18 +152,18 @@ def tune(pools: Pools, problems: Iterable[Problem]) -> TunedWeights:
         weights[name] = {name: float(f"{value:.5g}") for name, value in fitted.items()}
     return TunedWeights(
         weights,
-        len(pools.problem_ids),
-        int(pools.mask.sum(axis=1).max()),
+        len(table.problem_ids),
+        int(table.mask.sum(axis=1).max()),
         frozenset(question_hash(problem.question) for problem in problems),
-        pools.columns,
+        table.columns,
     )
 
 
 Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
-"""Rows of `Pools`, and the weights that were fitted on the other rows."""
+"""Rows of `CandidateTable`, and the weights that were fitted on the other rows."""
 
 
-def cross_fit(pools: Pools, problems: Sequence[Problem], num_folds: int = _FOLDS) -> Folds:
+def cross_fit(table: CandidateTable, problems: Sequence[Problem], num_folds: int = _FOLDS) -> Folds:
     """Weights for each fold of the problems, fitted on the others: every problem is a test once.
 
     Raises `InputError` for fewer than two folds, more folds than problems, or a fold without which
@@ -175,7 +175,7 @@ def cross_fit(pools: Pools, problems: Sequence[Problem], num_folds: int = _FOLDS
     for i in range(num_folds):
         rest = np.flatnonzero(fold != i)
         folds.append(
-            (np.flatnonzero(fold == i), tune(pools.select(rest), [problems[int(j)] for j in rest]))
+            (np.flatnonzero(fold == i), tune(table.select(rest), [problems[int(j)] for j in rest]))
         )
     return folds
 
@@ -195,12 +195,12 @@ def interpolation(strategy: Strategy, lam: float, mean: bool) -> dict[str, float
     return {first: 1 - lam, second: lam}
 
 
-def _fit_interpolation(strategy: Strategy, pools: Pools) -> dict[str, float]:
-    """The best lambda and normalisation by accuracy; a plateau's middle, for stability."""
+def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, float]:
+    """The best lambda and normalization by accuracy; a plateau's middle, for stability."""
     best: tuple[float, dict[str, float]] = (-1.0, {})
     for mean in (False, True):
         rows = [interpolation(strategy, float(lam), mean) for lam in LAMBDAS]
-        accuracies = np.array([strategy.accuracy(pools, row).mean() for row in rows])
+        accuracies = np.array([strategy.accuracy(table, row).mean() for row in rows])
         # Neighbours share almost all choices; their mean is a steadier guide than a single peak.
         smooth = np.convolve(np.pad(accuracies, 1, mode="edge"), np.ones(3) / 3, mode="valid")
         at = int(smooth.argmax())
@@ -214,35 +214,37 @@ class _Fit:
     """Weights fitted on all problems, and each fold with those fitted on the other folds."""
 
     weights: dict[str, float]
-    held_out: list[tuple[Pools, dict[str, float]]]
+    held_out: list[tuple[CandidateTable, dict[str, float]]]
 
 
-def _cross_validate(features: tuple[str, ...], pools: Pools) -> _Fit:
+def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
     """Fit with the penalty that orders right and wrong candidates of unseen problems best."""
-    fold = np.random.default_rng(0).permutation(len(pools.problem_ids)) % _FOLDS
+    fold = np.random.default_rng(0).permutation(len(table.problem_ids)) % _FOLDS
     splits = [
-        (pools.select(np.flatnonzero(fold != i)), pools.select(np.flatnonzero(fold == i)))
+        (table.select(np.flatnonzero(fold != i)), table.select(np.flatnonzero(fold == i)))
         for i in range(_FOLDS)
     ]
-    best: tuple[float, float, list[tuple[Pools, dict[str, float]]]] = (np.inf, 0.0, [])
+    best: tuple[float, float, list[tuple[CandidateTable, dict[str, float]]]] = (np.inf, 0.0, [])
     for penalty in _PENALTIES:
         fitted = [(rest, _fit_pairs(features, most, penalty)) for most, rest in splits]
         loss = float(np.mean([_held_out_loss(features, *one) for one in fitted]))
         if loss < best[0]:
             best = (loss, penalty, fitted)
-    return _Fit(_fit_pairs(features, pools, best[1]), best[2])
+    return _Fit(_fit_pairs(features, table, best[1]), best[2])
 
 
-def _fit_pairs(features: tuple[str, ...], pools: Pools, penalty: float) -> dict[str, float]:
-    """Minimise the pairwise logistic loss plus the penalty; zeros where nothing can be learned."""
-    rows = np.flatnonzero(_pairs(pools).any(axis=(1, 2)))
+def _fit_pairs(
+    features: tuple[str, ...], table: CandidateTable, penalty: float
+) -> dict[str, float]:
+    """Minimize the pairwise logistic loss plus the penalty; zeros where nothing can be learned."""
+    rows = np.flatnonzero(_pairs(table).any(axis=(1, 2)))
     if len(rows) == 0:
         return dict.fromkeys(features, 0.0)
-    pools = pools.select(rows)
-    relative = _relative(features, pools)
-    spread = _spread(features, pools)
+    table = table.select(rows)
+    relative = _relative(features, table)
+    spread = _spread(features, table)
     x = torch.from_numpy(np.clip(relative / spread, -_CLIP, _CLIP))
-    pairs = torch.from_numpy(_pairs(pools))
+    pairs = torch.from_numpy(_pairs(table))
     weights = torch.zeros(len(features), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -256,10 +258,12 @@ def _fit_pairs(features: tuple[str, ...], pools: Pools, penalty: float) -> dict[
     return dict(zip(features, (weights.detach().numpy() / spread).tolist(), strict=True))
 
 
-def _held_out_loss(features: tuple[str, ...], pools: Pools, weights: dict[str, float]) -> float:
-    pools = pools.select(np.flatnonzero(_pairs(pools).any(axis=(1, 2))))
-    scores = _relative(features, pools) @ np.array([weights[name] for name in features])
-    pairs = torch.from_numpy(_pairs(pools))
+def _held_out_loss(
+    features: tuple[str, ...], table: CandidateTable, weights: dict[str, float]
+) -> float:
+    table = table.select(np.flatnonzero(_pairs(table).any(axis=(1, 2))))
+    scores = _relative(features, table) @ np.array([weights[name] for name in features])
+    pairs = torch.from_numpy(_pairs(table))
     return float(_pairwise_loss(torch.from_numpy(scores), pairs)) if len(pairs) else 0.0
 
 
@@ -269,39 +273,39 @@ def _pairwise_loss(scores: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
     return (losses.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))).mean()
 
 
-def _pairs(pools: Pools) -> NDArray[np.bool_]:
+def _pairs(table: CandidateTable) -> NDArray[np.bool_]:
     """[P, N, N]: a right candidate in the row, a wrong one in the column."""
-    right = pools.mask & pools.correct
-    wrong = pools.mask & ~pools.correct
+    right = table.mask & table.correct
+    wrong = table.mask & ~table.correct
     pairs: NDArray[np.bool_] = right[:, :, None] & wrong[:, None, :]
     return pairs
 
 
-def _relative(features: tuple[str, ...], pools: Pools) -> NDArray[np.float64]:
+def _relative(features: tuple[str, ...], table: CandidateTable) -> NDArray[np.float64]:
     """Features less their mean over the problem's candidates, [P, N, F]; 0 where there is none."""
-    stacked = np.stack([pools.features[name] for name in features], axis=-1)
-    counts = pools.mask.sum(axis=1)[:, None, None]
-    mean = (stacked * pools.mask[..., None]).sum(axis=1, keepdims=True) / counts
-    relative: NDArray[np.float64] = (stacked - mean) * pools.mask[..., None]
+    stacked = np.stack([table.features[name] for name in features], axis=-1)
+    counts = table.mask.sum(axis=1)[:, None, None]
+    mean = (stacked * table.mask[..., None]).sum(axis=1, keepdims=True) / counts
+    relative: NDArray[np.float64] = (stacked - mean) * table.mask[..., None]
     return relative
 
 
-def _spread(features: tuple[str, ...], pools: Pools) -> NDArray[np.float64]:
+def _spread(features: tuple[str, ...], table: CandidateTable) -> NDArray[np.float64]:
     """[F]: the standard deviation of each feature among the candidates of a problem."""
-    relative = _relative(features, pools)[pools.mask]
+    relative = _relative(features, table)[table.mask]
     spread: NDArray[np.float64] = np.sqrt((relative**2).mean(axis=0)) + 1e-9
     return spread
 
 
 def _inverse_temperature(
-    strategy: Strategy, held_out: list[tuple[Pools, dict[str, float]]]
+    strategy: Strategy, held_out: list[tuple[CandidateTable, dict[str, float]]]
 ) -> float:
-    """1 / temperature: the factor on a vote's weights, by accuracy; neighbours count too."""
+    """1 / temperature: the factor on a vote's weights, by accuracy; neighbors count too."""
     rights = [
         np.concatenate(
             [
-                strategy.accuracy(pools, {name: value * factor for name, value in weights.items()})
-                for pools, weights in held_out
+                strategy.accuracy(table, {name: value * factor for name, value in weights.items()})
+                for table, weights in held_out
             ]
         ).mean()
         for factor in _INVERSE_TEMPERATURES

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ledom.core.records import Problem, read_records, unique_ids
-from ledom.rerank.candidate_table import build_pools
+from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.external_scores import choose_columns, read_candidates
 from ledom.rerank.fit import TunedWeights, tune
 from ledom.rerank.score import match_candidates
@@ -21,7 +21,7 @@ def tune_folder(
     candidates: Path | None = None,
     columns: Sequence[str] | None = None,
 ) -> TunedWeights:
-    """Fit the weights of every strategy on the labelled problems whose scores lie in `folder`.
+    """Fit the weights of every strategy on the labeled problems whose scores lie in `folder`.
 
     Problems and candidates are those in the folder too, unless files of them are given; what has no
     scores is left out. `columns` of the candidates are weighed too (see `choose_columns`). Raises
@@ -35,5 +35,5 @@ def tune_folder(
     answers = [candidate for candidate in answers if candidate.problem_id in scored]
     scores = read_scores(folder, questions, answers)
     match_candidates(questions, answers)
-    pools = build_pools(questions, answers, scores, choose_columns(answers, columns))
-    return tune(pools, questions)
+    table = build_candidate_table(questions, answers, scores, choose_columns(answers, columns))
+    return tune(table, questions)

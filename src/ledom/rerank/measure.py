@@ -1,8 +1,8 @@
 """Every strategy measured on the same candidates: the content of a report.
 
-Pure arithmetic on `Pools`: accuracies with bootstrap intervals over problems, paired differences,
-accuracy against the number of candidates and against lambda, reliability, pairwise AUC. It knows
-nothing of models and of how a report looks.
+Pure arithmetic on a `CandidateTable`: accuracies with bootstrap intervals over problems, paired
+differences, accuracy against the number of candidates and against lambda, reliability, pairwise
+AUC. It knows nothing of models or of how a report looks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.report.intervals import auc_interval, bootstrap_interval, paired_interval
-from ledom.rerank.candidate_table import FEATURES, BoolArray, FloatArray, Pools
+from ledom.rerank.candidate_table import FEATURES, BoolArray, CandidateTable, FloatArray
 from ledom.rerank.early_stop import needed_candidates
 from ledom.rerank.fit import LAMBDAS, Folds, TunedWeights, interpolation
 from ledom.rerank.strategies import STRATEGIES, Strategy, strategies, vote_shares
@@ -70,14 +70,17 @@ class _Weighing:
     folds: Folds
 
     def __call__(
-        self, pools: Pools, name: str, function: Callable[..., FloatArray] = Strategy.accuracy
+        self,
+        table: CandidateTable,
+        name: str,
+        function: Callable[..., FloatArray] = Strategy.accuracy,
     ) -> FloatArray:
-        """A strategy's `function(strategy, pools, weights)` with the weights of each problem."""
-        strategy = strategies(pools.columns)[name]
+        """A strategy's `function(strategy, table, weights)` with the weights of each problem."""
+        strategy = strategies(table.columns)[name]
         if not self.folds:
-            return function(strategy, pools, self.tuned.weights.get(name))
+            return function(strategy, table, self.tuned.weights.get(name))
         parts = [
-            function(strategy, pools.select(rows), fold.weights.get(name))
+            function(strategy, table.select(rows), fold.weights.get(name))
             for rows, fold in self.folds
         ]
         order = np.argsort(np.concatenate([rows for rows, _ in self.folds]))
@@ -101,7 +104,7 @@ def labeled_problems(problems: Sequence[Problem], candidates: Sequence[Candidate
 
 
 def measure(
-    pools: Pools, tuned: TunedWeights, folds: Folds = (), labeled: BoolArray | None = None
+    table: CandidateTable, tuned: TunedWeights, folds: Folds = (), labeled: BoolArray | None = None
 ) -> dict[str, Any]:
     """The measured part of a report: see `ledom.report` for its schema.
 
@@ -110,61 +113,63 @@ def measure(
     left out of every number. Raises `InputError` where none is labeled.
     """
     if labeled is not None:
-        pools, folds = _only_labeled(pools, folds, labeled)
+        table, folds = _only_labeled(table, folds, labeled)
     weighing = _Weighing(tuned, folds)
-    rights = _accuracies(pools, weighing)
+    rights = _accuracies(table, weighing)
     return {
-        "num_labeled": len(pools.problem_ids),
+        "num_labeled": len(table.problem_ids),
         "settings": _settings(tuned, rights),
-        "strategies": [_row(name, rights, pools, tuned) for name in rights],
+        "strategies": [_row(name, rights, table, tuned) for name in rights],
         "headline": [
             {"claim": claim, "difference": paired_interval(rights[a], rights[b]).to_json()}
             | ({"main": True} if (claim, a, b) in _MAIN_CLAIMS else {})
             for claim, a, b in _CLAIMS
             if a in rights and b in rights
         ],
-        "accuracy_by_n": _by_number(pools, weighing, rights),
-        "accuracy_by_lambda": _by_lambda(pools, tuned),
-        "reliability": _reliability(pools, weighing),
-        "auc": _aucs(pools, weighing),
-        "by_group": _by_group(pools, rights),
+        "accuracy_by_n": _by_number(table, weighing, rights),
+        "accuracy_by_lambda": _by_lambda(table, tuned),
+        "reliability": _reliability(table, weighing),
+        "auc": _aucs(table, weighing),
+        "by_group": _by_group(table, rights),
     }
 
 
-def _only_labeled(pools: Pools, folds: Folds, labeled: BoolArray) -> tuple[Pools, Folds]:
+def _only_labeled(
+    table: CandidateTable, folds: Folds, labeled: BoolArray
+) -> tuple[CandidateTable, Folds]:
     """The labeled problems, and the folds' rows among them."""
     rows = np.flatnonzero(labeled)
     if len(rows) == 0:
         raise InputError("no problem has a right answer; there is nothing to measure")
     place = np.cumsum(labeled) - 1
     kept = [(place[part[labeled[part]]], weights) for part, weights in folds]
-    return pools.select(rows), [(part, weights) for part, weights in kept if len(part)]
+    return table.select(rows), [(part, weights) for part, weights in kept if len(part)]
 
 
-def _accuracies(pools: Pools, weighing: _Weighing) -> dict[str, FloatArray]:
+def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatArray]:
     """[P] for each strategy whose scores and weights are there."""
     rights = {}
-    for name in strategies(pools.columns):
-        if not _weighted(name, pools, weighing.tuned):
+    for name in strategies(table.columns):
+        if not _weighted(name, table, weighing.tuned):
             continue
-        right = weighing(pools, name)
+        right = weighing(table, name)
         if not np.isnan(right).any():
             rights[name] = right
     return rights
 
 
-def _weighted(name: str, pools: Pools, tuned: TunedWeights) -> bool:
+def _weighted(name: str, table: CandidateTable, tuned: TunedWeights) -> bool:
     """Whether a strategy's scores are there, and weights for them where there are several."""
-    strategy = strategies(pools.columns).get(name)
+    strategy = strategies(table.columns).get(name)
     if strategy is None:
         return False
-    return strategy.available(pools) and (len(strategy.features) <= 1 or name in tuned.weights)
+    return strategy.available(table) and (len(strategy.features) <= 1 or name in tuned.weights)
 
 
 def _row(
-    name: str, rights: dict[str, FloatArray], pools: Pools, tuned: TunedWeights
+    name: str, rights: dict[str, FloatArray], table: CandidateTable, tuned: TunedWeights
 ) -> dict[str, Any]:
-    strategy = strategies(pools.columns)[name]
+    strategy = strategies(table.columns)[name]
     weights = tuned.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
     kind = {"greedy": "baseline", "early": "vote"}.get(strategy.kind, strategy.kind)
@@ -180,13 +185,13 @@ def _row(
             if other in rights and other != name and strategy.kind != "bound"
         },
     }
-    return row | ({"needed": _needed(pools)} if strategy.kind == "early" else {})
+    return row | ({"needed": _needed(table)} if strategy.kind == "early" else {})
 
 
-def _needed(pools: Pools) -> dict[str, Any]:
+def _needed(table: CandidateTable) -> dict[str, Any]:
     """How many candidates decide a problem's vote, and what share of all of them that saves."""
-    needed = needed_candidates(pools).astype(float)
-    planned = np.maximum(pools.mask.sum(axis=1), max(pools.num_planned, 1))
+    needed = needed_candidates(table).astype(float)
+    planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
     return {
         "candidates": bootstrap_interval(needed).to_json(),
         "of": int(planned.max()),
@@ -201,15 +206,15 @@ def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, s
     mean = any(name.endswith("_mean") for name in weights)
     return {
         "lambda": weights.get("reverse_mean" if mean else "reverse", 0.0),
-        "normalisation": "mean a token" if mean else "sum",
+        "normalization": "mean a token" if mean else "sum",
         "tuned on": f"{tuned.num_problems} problems" if tuned.num_problems else "nothing: defaults",
     }
 
 
 def _by_number(
-    pools: Pools, weighing: _Weighing, rights: dict[str, FloatArray]
+    table: CandidateTable, weighing: _Weighing, rights: dict[str, FloatArray]
 ) -> dict[str, Any] | None:
-    smallest = int(pools.mask.sum(axis=1).min())
+    smallest = int(table.mask.sum(axis=1).min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
     if smallest < 2:
         return None
@@ -217,22 +222,22 @@ def _by_number(
     shown = [name for name in _SHOWN_BY_N if name in rights]
     curves: dict[str, list[float]] = {name: [] for name in shown}
     for n in numbers:
-        subsets = [pools.sample(n, rng) for _ in range(_SUBSETS if n < smallest else 1)]
+        subsets = [table.sample(n, rng) for _ in range(_SUBSETS if n < smallest else 1)]
         for name in shown:
             values = [weighing(subset, name).mean() for subset in subsets]
             curves[name].append(float(np.mean(values)))
     return {"n": numbers, "strategies": curves}
 
 
-def _by_lambda(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
+def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> dict[str, Any] | None:
     strategy = STRATEGIES["reverse reward"]
     weights = tuned.weights.get("reverse reward")
-    if weights is None or not strategy.available(pools):
+    if weights is None or not strategy.available(table):
         return None
     mean = any(name.endswith("_mean") for name in weights)
     intervals = [
         bootstrap_interval(
-            strategy.accuracy(pools, interpolation(strategy, float(lam), mean)), num_resamples=2000
+            strategy.accuracy(table, interpolation(strategy, float(lam), mean)), num_resamples=2000
         )
         for lam in LAMBDAS
     ]
@@ -245,13 +250,13 @@ def _by_lambda(pools: Pools, tuned: TunedWeights) -> dict[str, Any] | None:
     }
 
 
-def _reliability(pools: Pools, weighing: _Weighing) -> dict[str, Any] | None:
+def _reliability(table: CandidateTable, weighing: _Weighing) -> dict[str, Any] | None:
     """Is the winning answer's share of the weighted vote the probability that it is right?"""
-    name = next((name for name in _VOTES if _weighted(name, pools, weighing.tuned)), None)
+    name = next((name for name in _VOTES if _weighted(name, table, weighing.tuned)), None)
     if name is None:
         return None
-    confidence = weighing(pools, name, vote_shares).max(axis=1)
-    right = weighing(pools, name)
+    confidence = weighing(table, name, vote_shares).max(axis=1)
+    right = weighing(table, name)
     order = np.argsort(confidence)
     bins = []
     for rows in np.array_split(order, min(_BINS, len(order))):
@@ -268,34 +273,34 @@ def _reliability(pools: Pools, weighing: _Weighing) -> dict[str, Any] | None:
     return {"score": "the winning answer's share of votes", "bins": bins}
 
 
-def _aucs(pools: Pools, weighing: _Weighing) -> list[dict[str, Any]]:
+def _aucs(table: CandidateTable, weighing: _Weighing) -> list[dict[str, Any]]:
     """Pairwise AUC of every feature (its name: `term`) and of every tuned pick."""
-    correct = [pools.correct[i, here] for i, here in enumerate(pools.mask)]
+    correct = [table.correct[i, here] for i, here in enumerate(table.mask)]
     if not any(c.any() and not c.all() for c in correct):
         return []
 
     def row(name: str, values: FloatArray) -> dict[str, Any]:
-        scores = [values[i, here] for i, here in enumerate(pools.mask)]
+        scores = [values[i, here] for i, here in enumerate(table.mask)]
         return {"score": name, "auc": auc_interval(scores, correct).to_json()}
 
     rows = [
-        row(description, pools.features[name]) | {"term": name}
+        row(description, table.features[name]) | {"term": name}
         for name, (_, description) in FEATURES.items()
-        if name in pools.features
+        if name in table.features
     ]
-    rows += [row(f"{name}, a column", pools.features[name]) for name in pools.columns]
+    rows += [row(f"{name}, a column", table.features[name]) for name in table.columns]
     for name in weighing.tuned.weights:
-        strategy = strategies(pools.columns)[name]
-        if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(pools):
-            rows.append(row(f"{name} (tuned)", weighing(pools, name, Strategy.score)))
+        strategy = strategies(table.columns)[name]
+        if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(table):
+            rows.append(row(f"{name} (tuned)", weighing(table, name, Strategy.score)))
     return rows
 
 
-def _by_group(pools: Pools, rights: dict[str, FloatArray]) -> list[dict[str, Any]]:
-    groups = sorted(set(pools.groups))
+def _by_group(table: CandidateTable, rights: dict[str, FloatArray]) -> list[dict[str, Any]]:
+    groups = sorted(set(table.groups))
     if len(groups) < 2:
         return []
-    rows = {group: [i for i, g in enumerate(pools.groups) if g == group] for group in groups}
+    rows = {group: [i for i, g in enumerate(table.groups) if g == group] for group in groups}
     return [
         {
             "group": group,

@@ -25,7 +25,7 @@ from ledom.core.stage import Track
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.selection_page import write_report
-from ledom.rerank.candidate_table import Pools, build_pools
+from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.cases import worked_cases
 from ledom.rerank.external_scores import check_names, choose_columns
 from ledom.rerank.familiarity import unfamiliar
@@ -145,17 +145,17 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
             scores += fill_scores(job.out, job.problems, candidates, lm, job.demonstrations, track)
     if not parallel.is_first():
         return None
-    pools = build_pools(job.problems, candidates, scores, columns)
-    folds = cross_fit(pools, job.problems, job.folds) if job.folds else ()
+    table = build_candidate_table(job.problems, candidates, scores, columns)
+    folds = cross_fit(table, job.problems, job.folds) if job.folds else ()
     if folds:
-        job.weights = tune(pools, job.problems)
+        job.weights = tune(table, job.problems)
         job.notes.append(
             f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
             "of the problems, measured on the last"
         )
-    selections = _select(job, pools, candidates)
+    selections = _select(job, table, candidates)
     write_records(job.out / "selected.jsonl", selections)
-    report = _report(job, pools, candidates, scores, folds)
+    report = _report(job, table, candidates, scores, folds)
     if report["num_labeled"] == 0:
         report["answers"] = _shown_answers(job.problems, selections)
     return report, write_report(job.out, report)
@@ -233,34 +233,34 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
     )
 
 
-def _chosen_strategy(job: Job, pools: Pools) -> str:
+def _chosen_strategy(job: Job, table: CandidateTable) -> str:
     """The strategy that chooses the answers: the first of a fixed list that can.
 
     Nothing is looked at but which scores and weights are there, so it is named before any result.
     """
-    known = strategies(pools.columns)
+    known = strategies(table.columns)
     return next(
         name
         for name in _PREFERRED
         if name in known
-        and known[name].available(pools)
+        and known[name].available(table)
         and (name in job.weights.weights or len(known[name].features) <= 1)
     )
 
 
-def _select(job: Job, pools: Pools, candidates: Sequence[Candidate]) -> list[Selection]:
+def _select(job: Job, table: CandidateTable, candidates: Sequence[Candidate]) -> list[Selection]:
     """The chosen strategy's answer to each problem, and of the candidates that give it the best."""
-    name = _chosen_strategy(job, pools)
-    strategy, weights = strategies(pools.columns)[name], job.weights.weights.get(name)
-    shares = vote_shares(strategy, pools, weights)
-    score = strategy.score(pools, weights) if strategy.features else np.zeros(shares.shape)
-    groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in pools.problem_ids}
+    name = _chosen_strategy(job, table)
+    strategy, weights = strategies(table.columns)[name], job.weights.weights.get(name)
+    shares = vote_shares(strategy, table, weights)
+    score = strategy.score(table, weights) if strategy.features else np.zeros(shares.shape)
+    groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in table.problem_ids}
     for candidate in candidates:
         if not candidate.greedy:
             groups[candidate.problem_id].append(candidate)
     selections = []
-    for row, problem_id in enumerate(pools.problem_ids):
-        winning = np.flatnonzero(np.isclose(shares[row], shares[row].max()) & pools.mask[row])
+    for row, problem_id in enumerate(table.problem_ids):
+        winning = np.flatnonzero(np.isclose(shares[row], shares[row].max()) & table.mask[row])
         column = int(winning[score[row, winning].argmax()])
         chosen = groups[problem_id][column]
         selections.append(
@@ -293,31 +293,31 @@ def _shown_answers(
 
 def _report(
     job: Job,
-    pools: Pools,
+    table: CandidateTable,
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
     folds: Folds,
 ) -> dict[str, Any]:
     labeled = labeled_problems(job.problems, candidates)
     measured = (
-        measure(pools, job.weights, folds, labeled)
+        measure(table, job.weights, folds, labeled)
         if labeled.any()
         else {"num_labeled": 0, "strategies": [], "headline": []}
     )
     notes = list(job.notes)
     if not labeled.all():
         notes.insert(0, f"{labeled.sum()} of {len(labeled)} labeled: only these are measured")
-    unreadable = int(((pools.answers < 0) & pools.mask).sum())
+    unreadable = int(((table.answers < 0) & table.mask).sum())
     if unreadable:
-        share = unreadable / int(pools.mask.sum())
+        share = unreadable / int(table.mask.sum())
         notes.append(f"{unreadable} candidates ({share:.1%}) give no answer that could be read")
-    if pools.by_model:
+    if table.by_model:
         notes.append(
             "the candidates are of several models; scores are taken relative to the mean of the "
             "model that wrote them"
         )
-    if pools.num_planned:
-        drawn, planned = int(pools.mask.sum()), pools.num_planned * len(pools.problem_ids)
+    if table.num_planned:
+        drawn, planned = int(table.mask.sum()), table.num_planned * len(table.problem_ids)
         notes.append(
             f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
             f"were drawn ({1 - drawn / planned:.1%} saved); the majority's answers are those of "
@@ -339,11 +339,11 @@ def _report(
         "command": job.command,
         "ledom_version": __version__,
         "num_problems": len(job.problems),
-        "num_candidates": int(pools.mask.sum(axis=1).max()),
-        "chosen": _chosen_strategy(job, pools),
+        "num_candidates": int(table.mask.sum(axis=1).max()),
+        "chosen": _chosen_strategy(job, table),
         "warning": unfamiliar(job.reverse, scores),
         "notes": notes,
         "models": models,
         **{key: value for key, value in measured.items() if value is not None},
-        "cases": worked_cases(job.problems, candidates, scores, pools, job.weights),
+        "cases": worked_cases(job.problems, candidates, scores, table, job.weights),
     }

@@ -16,7 +16,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError
 from ledom.core.records import Candidate, Problem, Score, unique_ids
 from ledom.core.stage import even_groups
-from ledom.lm.language_model import LanguageModel, Target
+from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.text.pair_format import EncodedPair
 
 __all__ = [
@@ -240,7 +240,7 @@ def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPai
     )
 
 
-def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> Target:
+def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan:
     """Forward: y and the EOS behind it. Reverse: all from the EOS in front of x to the end of y.
 
     The demonstrations stand where the model reads them first, behind the first special tokens.
@@ -248,8 +248,8 @@ def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> Target:
     if lm.direction is Direction.FORWARD:
         first = len(lm.bos_ids)
         ids = pair.ids[:first] + shown + pair.ids[first:]
-        return Target(ids, len(shown) + pair.solution[0], len(ids))
-    return Target(pair.ids + shown, 0, pair.solution[1])
+        return TokenSpan(ids, len(shown) + pair.solution[0], len(ids))
+    return TokenSpan(pair.ids + shown, 0, pair.solution[1])
 
 
 def _records(

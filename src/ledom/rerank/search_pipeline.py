@@ -22,7 +22,7 @@ from ledom.core.records import Candidate, Problem, Score, write_atomically
 from ledom.core.stage import Track
 from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval
-from ledom.rerank.candidate_table import build_pools
+from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.fit import interpolation
 from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
 from ledom.rerank.score import check_problems, check_room, score_candidates
@@ -76,8 +76,8 @@ def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
         track=track,
         name="searching",
     )
-    labelled = any(problem.answer for problem in job.problems)
-    rivals = _equal_cost(job, searched, track) if labelled else []
+    labeled = any(problem.answer for problem in job.problems)
+    rivals = _equal_cost(job, searched, track) if labeled else []
     if not parallel.is_first():
         return None
     report = _report(job, searched, rivals)
@@ -189,15 +189,15 @@ def _rivals(job: SearchJob, candidates: Sequence[Candidate]) -> dict[str, Any]:
     for model in (job.forward, job.reverse):
         if model is not None:
             scores += [s for c in score_candidates(job.problems, candidates, model) for s in c]
-    pools = build_pools(job.problems, candidates, scores)
+    table = build_candidate_table(job.problems, candidates, scores)
     if job.reverse is None:
-        best = STRATEGIES["forward mean"].accuracy(pools, None)
+        best = STRATEGIES["forward mean"].accuracy(table, None)
     else:
         strategy = STRATEGIES["reverse reward"]
-        best = strategy.accuracy(pools, interpolation(strategy, job.config.lam, mean=True))
+        best = strategy.accuracy(table, interpolation(strategy, job.config.lam, mean=True))
     return {
-        "candidates_at_equal_cost": round(float(pools.mask.sum(axis=1).mean()), 2),
+        "candidates_at_equal_cost": round(float(table.mask.sum(axis=1).mean()), 2),
         "best of N, same score": best,
-        "majority of N": STRATEGIES["majority"].accuracy(pools, None),
-        "random": STRATEGIES["random"].accuracy(pools, None),
+        "majority of N": STRATEGIES["majority"].accuracy(table, None),
+        "random": STRATEGIES["random"].accuracy(table, None),
     }

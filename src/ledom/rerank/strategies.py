@@ -1,6 +1,6 @@
 """Ways to choose among the candidates of a problem, all computed from the same features.
 
-A strategy turns `Pools` into the probability that its choice is right, problem by problem.
+A strategy turns `CandidateTable` into the probability that its choice is right, problem by problem.
 `STRATEGIES` is the one list of them, a plain dict; `strategies` adds those of columns that came
 with the candidates. No model is loaded here.
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ledom.rerank.candidate_table import FloatArray, Pools
+from ledom.rerank.candidate_table import CandidateTable, FloatArray
 from ledom.rerank.early_stop import needed_candidates
 
 __all__ = ["STRATEGIES", "Strategy", "Weights", "strategies", "vote_shares"]
@@ -36,31 +36,31 @@ class Strategy:
     """Two terms weighed (1 - lambda) and lambda, both as sums or both as means a token; the
     features are then (first, second, first's mean, second's mean)."""
 
-    def available(self, pools: Pools) -> bool:
+    def available(self, table: CandidateTable) -> bool:
         """Whether the scores that it needs are there."""
-        return set(self.features) <= set(pools.features)
+        return set(self.features) <= set(table.features)
 
-    def score(self, pools: Pools, weights: Weights) -> FloatArray:
+    def score(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """The weighted sum of its features, [P, N]; -inf where there is no candidate."""
-        total = np.zeros(pools.mask.shape)
+        total = np.zeros(table.mask.shape)
         for name in self.features:
             weight = 1.0 if weights is None else weights.get(name, 0.0)
-            total += weight * pools.features[name]
-        return np.where(pools.mask, total, -np.inf)
+            total += weight * table.features[name]
+        return np.where(table.mask, total, -np.inf)
 
-    def accuracy(self, pools: Pools, weights: Weights) -> FloatArray:
+    def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """The probability that its choice is right, [P]; ties are split evenly."""
-        return _ACCURACY[self.kind](self, pools, weights)
+        return _ACCURACY[self.kind](self, table, weights)
 
 
-def _pick(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
-    score = strategy.score(pools, weights)
-    best = (score == score.max(axis=1, keepdims=True)) & pools.mask
-    right: FloatArray = (best & pools.correct).sum(axis=1) / best.sum(axis=1)
+def _pick(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
+    score = strategy.score(table, weights)
+    best = (score == score.max(axis=1, keepdims=True)) & table.mask
+    right: FloatArray = (best & table.correct).sum(axis=1) / best.sum(axis=1)
     return right
 
 
-def vote_shares(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
+def vote_shares(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
     """Each candidate's answer's share of the votes, [P, N]; 0 for those without an answer.
 
     A candidate votes with exp(score), relative to the best; without features with 1. The weights of
@@ -68,54 +68,54 @@ def vote_shares(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArra
     a low one the best candidate decides.
     """
     if strategy.features:
-        score = strategy.score(pools, weights)
+        score = strategy.score(table, weights)
         ballots = np.exp(score - score.max(axis=1, keepdims=True))
     else:
-        ballots = np.ones(pools.mask.shape)
-    voting = pools.mask & (pools.answers >= 0)
+        ballots = np.ones(table.mask.shape)
+    voting = table.mask & (table.answers >= 0)
     ballots = np.where(voting, ballots, 0.0)
-    same = (pools.answers[:, :, None] == pools.answers[:, None, :]) & voting[:, None, :]
+    same = (table.answers[:, :, None] == table.answers[:, None, :]) & voting[:, None, :]
     totals: FloatArray = np.einsum("pnm,pm->pn", same, ballots)
     return np.where(voting, totals / np.maximum(ballots.sum(axis=1, keepdims=True), 1e-300), 0.0)
 
 
-def _vote(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
-    shares = vote_shares(strategy, pools, weights)
-    best = (shares >= shares.max(axis=1, keepdims=True) * (1 - 1e-9)) & (pools.answers >= 0)
+def _vote(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
+    shares = vote_shares(strategy, table, weights)
+    best = (shares >= shares.max(axis=1, keepdims=True) * (1 - 1e-9)) & (table.answers >= 0)
     # Ties are between answers, not candidates: each answer counts once, by its first candidate.
-    columns = np.arange(pools.mask.shape[1])
+    columns = np.arange(table.mask.shape[1])
     earlier = (columns[None, :] < columns[:, None])[None] & (
-        pools.answers[:, :, None] == pools.answers[:, None, :]
+        table.answers[:, :, None] == table.answers[:, None, :]
     )
     first = ~earlier.any(axis=2)
     # An answer is right if any of its candidates is: labels that come with a file may disagree.
-    same = pools.answers[:, :, None] == pools.answers[:, None, :]
-    right = (same & pools.correct[:, None, :]).any(axis=2)
+    same = table.answers[:, :, None] == table.answers[:, None, :]
+    right = (same & table.correct[:, None, :]).any(axis=2)
     chosen = best & first
     return np.where(
         chosen.any(axis=1), (chosen & right).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1), 0.0
     )
 
 
-def _early(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
-    drawn = np.arange(pools.mask.shape[1]) < needed_candidates(pools)[:, None]
-    return _vote(strategy, replace(pools, mask=pools.mask & drawn), weights)
+def _early(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
+    drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
+    return _vote(strategy, replace(table, mask=table.mask & drawn), weights)
 
 
-def _baseline(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
-    share: FloatArray = (pools.correct & pools.mask).sum(axis=1) / pools.mask.sum(axis=1)
+def _baseline(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
+    share: FloatArray = (table.correct & table.mask).sum(axis=1) / table.mask.sum(axis=1)
     return share
 
 
-def _bound(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
-    return (pools.correct & pools.mask).any(axis=1).astype(float)
+def _bound(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
+    return (table.correct & table.mask).any(axis=1).astype(float)
 
 
-def _greedy(strategy: Strategy, pools: Pools, weights: Weights) -> FloatArray:
-    return pools.greedy
+def _greedy(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
+    return table.greedy
 
 
-_ACCURACY: dict[str, Callable[[Strategy, Pools, Weights], FloatArray]] = {
+_ACCURACY: dict[str, Callable[[Strategy, CandidateTable, Weights], FloatArray]] = {
     "greedy": _greedy,
     "baseline": _baseline,
     "pick": _pick,
@@ -124,12 +124,12 @@ _ACCURACY: dict[str, Callable[[Strategy, Pools, Weights], FloatArray]] = {
     "bound": _bound,
 }
 
-_FORWARD = ("forward", "forward_mean", "forward_numbers", "forward_worst")
+_FORWARD = ("forward", "forward_mean", "forward_numbers", "forward_min_digit_logprob")
 _TWO_TERMS = ("forward", "reverse", "forward_mean", "reverse_mean")
-_PREMISE = ("forward", "forward_mean", "reverse", "premise", "premise_worst")
+_PREMISE = ("forward", "forward_mean", "reverse", "question_numbers", "question_min_digit_logprob")
 _CHANNEL = ("forward", "reverse", "prior")
-_REVERSE = ("reverse", "reverse_mean", "premise", "premise_worst")
-_PRIOR = ("prior", "prior_mean", "prior_numbers", "prior_worst")
+_REVERSE = ("reverse", "reverse_mean", "question_numbers", "question_min_digit_logprob")
+_PRIOR = ("prior", "prior_mean", "prior_numbers", "prior_min_digit_logprob")
 _JOINT = (*_REVERSE, *_PRIOR)
 _ALL = (*_FORWARD, *_JOINT)
 
@@ -142,7 +142,7 @@ STRATEGIES: dict[str, Strategy] = {
     "reverse only": Strategy("pick", "the candidate that best explains the question", ("reverse",)),
     "reverse tuned": Strategy("pick", "the reverse model's scores, weighed", _JOINT),
     "reverse reward": Strategy("pick", "the paper's two terms", _TWO_TERMS, interpolated=True),
-    "premise reward": Strategy("pick", "the question's numbers weighed apart", _PREMISE),
+    "question numbers reward": Strategy("pick", "the question's numbers weighed apart", _PREMISE),
     "noisy channel": Strategy("pick", "log P(y|x), log P(x|y) and log P(y), weighed", _CHANNEL),
     "all terms": Strategy("pick", "every score, weighed", _ALL),
     "majority": Strategy("vote", "the most frequent answer"),
@@ -153,7 +153,9 @@ STRATEGIES: dict[str, Strategy] = {
     "vote, reverse only": Strategy("vote", "by exp(log P(x|y) / temperature)", ("reverse",)),
     "vote, reverse tuned": Strategy("vote", "by the reverse scores / temperature", _JOINT),
     "vote, reverse reward": Strategy("vote", "by the two terms / temperature", _TWO_TERMS, True),
-    "vote, premise reward": Strategy("vote", "with the question's numbers apart", _PREMISE),
+    "vote, question numbers reward": Strategy(
+        "vote", "with the question's numbers apart", _PREMISE
+    ),
     "vote, noisy channel": Strategy("vote", "by the three terms / temperature", _CHANNEL),
     "vote, all terms": Strategy("vote", "by every score / temperature", _ALL),
     "oracle": Strategy("bound", "right if any candidate is"),

@@ -21,8 +21,8 @@ __all__ = [
     "STYLES",
     "Style",
     "equations",
-    "normalise_numbers",
-    "normalise_solution",
+    "normalize_numbers",
+    "normalize_solution",
     "restyle",
 ]
 
@@ -70,7 +70,7 @@ _ANSWER_LINE = re.compile(
 )
 
 
-def normalise_numbers(text: str) -> str:
+def normalize_numbers(text: str) -> str:
     """One way to write numbers: 350,000 -> 350000, 38.0 -> 38."""
     return _TRAILING_ZEROS.sub(r"\1", _THOUSANDS.sub("", text)).translate(_SYMBOLS)
 
@@ -78,12 +78,12 @@ def normalise_numbers(text: str) -> str:
 def _bare_steps(solution: str) -> str:
     """A step a line without bullets and blank lines, its equations bare."""
     solution = _DIVIDED_BY_FRACTION.sub(r"*\2/\1", solution)  # 12÷2/3 is 12 divided by 2/3
-    text = re.sub(r" +", " ", _TIMES.sub(" * ", normalise_numbers(solution)))
+    text = re.sub(r" +", " ", _TIMES.sub(" * ", normalize_numbers(solution)))
     lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
     return "\n".join(_EQUATION.sub(_bare_equation, line) for line in lines if line)
 
 
-def normalise_solution(solution: str) -> str:
+def normalize_solution(solution: str) -> str:
     """A generated solution: a step a line, bare equations written out, `#### answer` at the end.
 
     "$57/hour * 7 hours = $399" becomes "57 * 7 = 350 + 49 = 399": every template then states its
@@ -93,7 +93,7 @@ def normalise_solution(solution: str) -> str:
 
 
 def equations(solution: str) -> list[str]:
-    """The bare equations of a normalised solution, in order."""
+    """The bare equations of a normalized solution, in order."""
     return _STEP.findall(solution)
 
 
@@ -150,7 +150,7 @@ def _ended(steps: str, solution: str, answer: str | None) -> str:
     final = answer if answer is not None else extract_answer(solution)
     if final is None:
         return steps
-    final = normalise_numbers(_without_markup(final)).strip().lstrip("$€£").rstrip(". ")
+    final = normalize_numbers(_without_markup(final)).strip().lstrip("$€£").rstrip(". ")
     return f"{steps}\n{ANSWER_MARK} {final}".lstrip()
 
 

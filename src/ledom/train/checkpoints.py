@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly where it stopped: weights, optimiser state, step.
+"""What a run needs to go on exactly where it stopped: weights, optimizer state, step.
 
 A checkpoint is a folder, `checkpoints/<step>/`, in the format of torch.distributed.checkpoint: each
 process writes what it holds, and any number of processes can read it. It is written in the
@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
 from ledom.core.reading import read_json
-from ledom.train.distributed import World
+from ledom.train.distributed import ProcessGroup
 from ledom.train.recipe import Recipe
 
 __all__ = ["Checkpoints"]
@@ -51,7 +51,7 @@ class Checkpoints:
         optimizers: list[torch.optim.Optimizer],
         recipe: Recipe,
         direction: Direction,
-        world: World,
+        world: ProcessGroup,
     ) -> None:
         self.folder = folder / "checkpoints"
         self._model, self._optimizers = model, optimizers
@@ -118,7 +118,7 @@ class Checkpoints:
             raise error
 
     def restore(self) -> int:
-        """Load the newest checkpoint into model and optimisers; returns its step, 0 without one.
+        """Load the newest checkpoint into model and optimizers; returns its step, 0 without one.
 
         Raises `CheckpointError` when it is damaged or belongs to a run with other settings.
         """

@@ -40,7 +40,7 @@ from ledom.train.losses import token_losses
 
 __all__ = [
     "ParallelConfig",
-    "World",
+    "ProcessGroup",
     "connect",
     "distribute",
     "losses_of",
@@ -62,7 +62,7 @@ class ParallelConfig(Config):
     shard_size: PositiveInt | None = None
     """Processes that share one copy of the weights; nothing means all of them. The number of GPUs
     in a node shards within each node and replicates over nodes."""
-    micro_tokens: PositiveInt | None = None
+    tokens_per_microbatch: PositiveInt | None = None
     """About the most tokens that a process takes at a time; the gradients of a larger share of the
     batch are accumulated. Nothing takes the share at once."""
     recompute: bool = False
@@ -73,7 +73,7 @@ class ParallelConfig(Config):
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """The processes of a run, as one of them sees it."""
 
     device: torch.device
@@ -104,7 +104,7 @@ class World:
 
 
 @contextmanager
-def connect(device: str = "cpu") -> Iterator[World]:
+def connect(device: str = "cpu") -> Iterator[ProcessGroup]:
     """Join the processes that torchrun started with this one, until the block ends.
 
     Each takes the GPU of its number in the node when `device` is "cuda". Raises `InputError` for a
@@ -115,11 +115,11 @@ def connect(device: str = "cpu") -> Iterator[World]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:
-        yield World(place)
+        yield ProcessGroup(place)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     try:
-        yield World(place, rank, size, dist.new_group(backend="gloo"))
+        yield ProcessGroup(place, rank, size, dist.new_group(backend="gloo"))
     except (RuntimeError, dist.DistError) as error:
         if not _is_lost_contact(error):
             raise
@@ -138,11 +138,11 @@ def _is_lost_contact(error: Exception) -> bool:
 
 
 def distribute(
-    model: PreTrainedModel, world: World, config: ParallelConfig, dtype: torch.dtype
+    model: PreTrainedModel, world: ProcessGroup, config: ParallelConfig, dtype: torch.dtype
 ) -> None:
     """Put the model on the device, and shard it if there are several processes.
 
-    Sharded, the products run in `dtype`; weights, gradients' sums and optimiser state stay in fp32.
+    Sharded, the products run in `dtype`; weights, gradients' sums and optimizer state stay in fp32.
     The gradients are sums over the processes, not means. Raises `RecipeError` when `shard_size`
     does not fit.
     """
@@ -200,24 +200,26 @@ def accumulate(model: nn.Module, last: bool) -> None:
 
 
 def split_windows(
-    windows: list[Window], world: World, micro_tokens: int | None = None
+    windows: list[Window], world: ProcessGroup, tokens_per_microbatch: int | None = None
 ) -> list[list[Window]]:
-    """This process's windows of a batch, in micro-batches of about `micro_tokens` tokens.
+    """This process's windows of a batch, in micro-batches of about `tokens_per_microbatch` tokens.
 
     Every process gets as many micro-batches, alike in tokens: they wait for each other in each.
     Raises `RecipeError` when there are fewer windows than processes.
     """
-    shares = share_out([len(window) - 1 for window in windows], world, micro_tokens)
+    shares = share_out([len(window) - 1 for window in windows], world, tokens_per_microbatch)
     return [[windows[place] for place in share] for share in shares]
 
 
-def share_out(sizes: list[int], world: World, micro_tokens: int | None = None) -> list[list[int]]:
+def share_out(
+    sizes: list[int], world: ProcessGroup, tokens_per_microbatch: int | None = None
+) -> list[list[int]]:
     """`split_windows` for windows of these sizes, by their places in the batch."""
     if len(sizes) < world.size:
         raise RecipeError(
             f"key train.batch_size: {len(sizes)} windows are too few for {world.size} processes"
         )
-    wanted = -(-sum(sizes) // (world.size * (micro_tokens or sum(sizes))))
+    wanted = -(-sum(sizes) // (world.size * (tokens_per_microbatch or sum(sizes))))
     count = world.size * min(wanted, len(sizes) // world.size)
     # The longest first, each to the part that has least: no part is left far behind.
     parts: list[list[int]] = [[] for _ in range(count)]
@@ -229,7 +231,7 @@ def share_out(sizes: list[int], world: World, micro_tokens: int | None = None) -
     return [sorted(part) for part in parts[world.rank :: world.size]]
 
 
-def whole_weights(model: nn.Module, world: World) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module, world: ProcessGroup) -> dict[str, Tensor]:
     """All weights, gathered on the CPU of the first process; the others get nothing."""
     if world.size == 1:
         return model.state_dict()

@@ -3,7 +3,7 @@
 Pure arithmetic on a recipe; nothing is built, nothing measured. Sizes are bytes, rates a second.
 Shape legend: P parameters, D tokens, L layers, h width, f feed-forward width, V vocabulary.
 
-The step described is that of `ledom.train`: fp32 weights and optimiser state, products in bf16 (or
+The step described is that of `ledom.train`: fp32 weights and optimizer state, products in bf16 (or
 fp32), attention that keeps no score matrix, FSDP2 where the state is sharded.
 """
 
@@ -36,7 +36,7 @@ __all__ = [
     "make_plan",
     "memory",
     "training_flops",
-    "utilisation",
+    "utilization",
 ]
 
 Precision = Literal["float32", "bfloat16"]
@@ -75,14 +75,14 @@ class Setup:
     gpus: int = 1
     gpu: str = "h100"
     """A name of `GPUS`."""
-    utilisation: float = 0.4
+    utilization: float = 0.4
     """Share of the peak that the model's own 6PD FLOPs reach: an assumption; measure yours."""
 
     def __post_init__(self) -> None:
         checks = {
             f"gpus is {self.gpus}; it must be at least 1": self.gpus >= 1,
             f"gpu is {self.gpu!r}; the known ones are {', '.join(GPUS)}": self.gpu in GPUS,
-            f"utilisation is {self.utilisation}; it must lie in (0, 1]": 0 < self.utilisation <= 1,
+            f"utilization is {self.utilization}; it must lie in (0, 1]": 0 < self.utilization <= 1,
         }
         for message, holds in checks.items():
             if not holds:
@@ -127,10 +127,10 @@ def training_flops(num_parameters: float, num_tokens: float) -> float:
     return 6 * num_parameters * num_tokens
 
 
-def utilisation(
+def utilization(
     num_parameters: float, num_tokens: float, hours: float, gpus: int, gpu: Gpu
 ) -> float:
-    """Model FLOPs utilisation: 6PD as a share of the peak (Chowdhery et al. 2022, appendix B)."""
+    """Model FLOPs utilization: 6PD as a share of the peak (Chowdhery et al. 2022, appendix B)."""
     return training_flops(num_parameters, num_tokens) / (hours * 3600 * gpus * gpu.flops)
 
 
@@ -156,11 +156,11 @@ def activation_bytes(
     """Bytes a token that are kept for the backward pass: by all layers, and by the loss.
 
     Counted from what autograd keeps (after Korthikanti et al. 2022, section 4.1, for this shape). A
-    layer: each of two norms its input, the normalised input and the scaled one, of which only the
+    layer: each of two norms its input, the normalized input and the scaled one, of which only the
     last is in the products' precision (6h); queries, keys and values, repeated for every head,
     and attention's output (4h); of the feed-forward layer the gate, the activated gate, the
-    product's other side and the product (4f); attention's normalisers. The loss: a last norm, its
-    result and the normaliser of each token.
+    product's other side and the product (4f); attention's normalizers. The loss: a last norm, its
+    result and the normalizer of each token.
     """
     width, inner = model.hidden_size, model.intermediate_size
     size = _FP32 if precision == "float32" else _BF16
@@ -236,12 +236,12 @@ class Plan:
     usable: float
     """Bytes of a GPU's memory that tensors can have."""
     flops: float
-    utilisation: float
+    utilization: float
     tokens_per_second: float
     """Of all GPUs together."""
     hours: float
     checkpoint: float
-    """Bytes of what a stopped run goes on from: fp32 weights and optimiser state."""
+    """Bytes of what a stopped run goes on from: fp32 weights and optimizer state."""
     model: float
     """Bytes of the finished bf16 model."""
     data: float
@@ -277,10 +277,10 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
             f"parallel.shard_size is {shards}; the {setup.gpus} GPUs are no multiple of it"
         )
     share = -(-train.batch_size // setup.gpus) * train.seq_len
-    at_once = max(train.seq_len, min(share, recipe.parallel.micro_tokens or share))
+    at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
     needs = _memory_of(recipe, setup, shape, vocab_size, at_once, recipe.parallel.recompute)
     tokens = recipe.optim.steps * train.batch_size * train.seq_len
-    rate = setup.utilisation * setup.gpus * gpu.flops / training_flops(count.total, 1)
+    rate = setup.utilization * setup.gpus * gpu.flops / training_flops(count.total, 1)
     usable = _USABLE * gpu.memory
     return Plan(
         name=recipe.name,
@@ -294,7 +294,7 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
         memory=needs,
         usable=usable,
         flops=training_flops(count.total, tokens),
-        utilisation=setup.utilisation,
+        utilization=setup.utilization,
         tokens_per_second=rate,
         hours=tokens / rate / 3600,
         checkpoint=needs.checkpoint * shards,
@@ -371,6 +371,6 @@ def _advice(
         if free < 0:
             continue
         windows = 1 + int(free / (two.activations - one.activations))
-        keys = f"parallel.micro_tokens={windows * seq_len}"
+        keys = f"parallel.tokens_per_microbatch={windows * seq_len}"
         return f"does not fit; give {keys}" + (" parallel.recompute=true" if recompute else "")
     return "does not fit with one window at a time and recomputed layers; shard over more GPUs"

@@ -34,7 +34,7 @@ from ledom.model.exactness import packing_reach
 from ledom.model.own_forward import OwnForward
 from ledom.train.checkpoints import Checkpoints
 from ledom.train.distributed import (
-    World,
+    ProcessGroup,
     accumulate,
     distribute,
     losses_of,
@@ -48,13 +48,13 @@ from ledom.train.metrics import Row, open_metrics
 from ledom.train.objective import PairBatches, read_wrong_solutions
 from ledom.train.optim import build_optimizers, schedule
 from ledom.train.recipe import Recipe
-from ledom.train.signals import held_signals
-from ledom.train.validation import Tally
+from ledom.train.signals import stop_requests
+from ledom.train.validation import ValidationStats
 
 __all__ = ["Progress", "check_lengths", "train", "training_batches"]
 
 _MAX_VALIDATION_BATCHES = 16
-_ALONE = World(torch.device("cpu"))
+_ALONE = ProcessGroup(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def train(
     data: PreparedData,
     folder: Path,
     on_progress: Callable[[Progress], None] = lambda _: None,
-    world: World = _ALONE,
+    world: ProcessGroup = _ALONE,
 ) -> Path:
     """Train one direction in `folder`, going on from its newest checkpoint if there is one.
 
@@ -107,7 +107,7 @@ def train(
     settings = {"direction": str(direction), **recipe.model_dump(mode="json")}
     metrics = open_metrics(folder, step, recipe.train.trackers, settings)
     try:
-        with metrics if world.is_first else nullcontext(_unwritten) as log, held_signals() as held:
+        with metrics if world.is_first else nullcontext(_unwritten) as log, stop_requests() as held:
             while step < steps:
                 row = _step(model, optimizers, batches, direction, recipe, step, world, eos_id)
                 step += 1
@@ -158,7 +158,7 @@ def _unwritten(row: Row) -> None:
 def _packed(
     windows: list[NDArray[np.int64]], direction: Direction, recipe: Recipe, eos_id: int
 ) -> PackedBatch:
-    boundaries = recipe.data.stop_attention, recipe.data.restart_positions
+    boundaries = recipe.data.mask_across_documents, recipe.data.reset_position_ids
     return pack(windows, direction, eos_id, *boundaries)
 
 
@@ -230,7 +230,9 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
         )
 
 
-def _choose_packing(model: PreTrainedModel, recipe: Recipe, eos_id: int, world: World) -> None:
+def _choose_packing(
+    model: PreTrainedModel, recipe: Recipe, eos_id: int, world: ProcessGroup
+) -> None:
     """Let documents share rows where that is exact; elsewhere each is read alone."""
 
     def packed(ids: Tensor, positions: Tensor, borders: Tensor, targets: Tensor) -> Tensor:
@@ -240,10 +242,10 @@ def _choose_packing(model: PreTrainedModel, recipe: Recipe, eos_id: int, world: 
     if packing_reach(model, packed, eos_id, recipe.train.seq_len) >= recipe.train.seq_len:
         return
     own.restore()
-    if recipe.data.stop_attention != recipe.data.restart_positions:
+    if recipe.data.mask_across_documents != recipe.data.reset_position_ids:
         raise RecipeError(
-            f"key data.stop_attention: {kind} reads one document at a time, each from its first "
-            "position; give it the same value as data.restart_positions"
+            f"key data.mask_across_documents: {kind} reads one document at a time, each from its "
+            "first position; give it the same value as data.reset_position_ids"
         )
     if world.size > 1:
         raise RecipeError(f"{kind} reads one document at a time, which runs in one process only")
@@ -255,13 +257,13 @@ def _choose_packing(model: PreTrainedModel, recipe: Recipe, eos_id: int, world: 
         )
 
 
-def _check_shareable(recipe: Recipe, world: World) -> None:
+def _check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
     """An objective on pairs looks at a batch as a whole, and adapters are merged whole."""
-    shared = world.size > 1 or recipe.parallel.micro_tokens is not None
+    shared = world.size > 1 or recipe.parallel.tokens_per_microbatch is not None
     if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
         raise RecipeError(
             "objective.target, objective.contrast and lora run in one process, without "
-            "parallel.micro_tokens"
+            "parallel.tokens_per_microbatch"
         )
 
 
@@ -272,10 +274,10 @@ def _step(
     direction: Direction,
     recipe: Recipe,
     step: int,
-    world: World,
+    world: ProcessGroup,
     eos_id: int,
 ) -> Row:
-    """One optimiser step on a batch, which the processes share; returns its row of metrics.
+    """One optimizer step on a batch, which the processes share; returns its row of metrics.
 
     The loss is the objective's; by default the mean over the tokens of the whole batch, however
     that is shared out.
@@ -288,7 +290,7 @@ def _step(
     windows = batches[step]
     num_tokens = sum(len(window) - 1 for window in windows)
     loss = torch.zeros((), device=world.device)
-    parts = split_windows(windows, world, recipe.parallel.micro_tokens)
+    parts = split_windows(windows, world, recipe.parallel.tokens_per_microbatch)
     for number, part in enumerate(parts, 1):
         accumulate(model, last=number == len(parts))
         with _autocast(model, recipe):
@@ -343,7 +345,7 @@ def validate(
     data: PreparedData,
     direction: Direction,
     recipe: Recipe,
-    world: World = _ALONE,
+    world: ProcessGroup = _ALONE,
 ) -> Row:
     """The keys of a row of metrics that a validation adds; `valid_loss` is their mean.
 
@@ -352,7 +354,7 @@ def validate(
     model.eval()
     windows = Windows(data.valid, recipe.train.seq_len, recipe.data.windows)
     size = recipe.train.batch_size
-    tally = Tally(windows, _MAX_VALIDATION_BATCHES * size)
+    tally = ValidationStats(windows, _MAX_VALIDATION_BATCHES * size)
     for start in range(0, len(tally.numbers), size):
         places = range(start, min(start + size, len(tally.numbers)))
         read = tally.read(places)

@@ -83,27 +83,27 @@ class _ProjectedLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         rows = _rows(len(weight))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        normalisers = torch.empty_like(losses)
+        normalizers = torch.empty_like(losses)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             logits = (hidden[part] @ weight.T).float()
-            torch.logsumexp(logits, dim=-1, out=normalisers[part])
+            torch.logsumexp(logits, dim=-1, out=normalizers[part])
             chosen = logits.gather(1, targets[part, None])[:, 0]
-            torch.sub(normalisers[part], chosen, out=losses[part])
+            torch.sub(normalizers[part], chosen, out=losses[part])
         ctx.rows = rows
-        ctx.save_for_backward(hidden, weight, targets, normalisers)
+        ctx.save_for_backward(hidden, weight, targets, normalizers)
         return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden, weight, targets, normalisers = ctx.saved_tensors
+        hidden, weight, targets, normalizers = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
             share = grads[0][part, None]
             logits = (hidden[part] @ weight.T).float()
-            slopes = logits.sub_(normalisers[part, None]).exp_().mul_(share)
+            slopes = logits.sub_(normalizers[part, None]).exp_().mul_(share)
             slopes.scatter_add_(1, targets[part, None], -share)
             slopes = slopes.to(weight.dtype)
             torch.mm(slopes, weight, out=hidden_grad[part])

@@ -1,8 +1,8 @@
-"""What training on (question, solution) pairs minimises, and the batches it takes.
+"""What training on (question, solution) pairs minimizes, and the batches it takes.
 
 Selection scores one field of a pair: the question, log P(x|y), with a reverse model; the solution,
 log P(y|x), with a forward one. That field is the target here. Its tokens can be given a term of
-their own, and right solutions can be set against wrong ones. It knows nothing of optimisers.
+their own, and right solutions can be set against wrong ones. It knows nothing of optimizers.
 """
 
 from __future__ import annotations

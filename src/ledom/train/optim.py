@@ -1,11 +1,11 @@
 """Muon for the hidden matrices, AdamW for the rest, and the learning-rate schedule.
 
-Muon: Jordan et al. 2024. `torch.optim.Muon` orthogonalises in bf16 whatever the device; on a
+Muon: Jordan et al. 2024. `torch.optim.Muon` orthogonalizes in bf16 whatever the device; on a
 processor without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one is
 told in which dtype.
 
-Orthogonalising needs the whole matrix, of which a process holds some rows (FSDP2). Matrices of one
-shape are therefore exchanged: each process receives one of them whole, orthogonalises it, and sends
+Orthogonalizing needs the whole matrix, of which a process holds some rows (FSDP2). Matrices of one
+shape are therefore exchanged: each process receives one of them whole, orthogonalizes it, and sends
 the rows back. So the work is shared out, and no process does it twice.
 """
 
@@ -41,7 +41,7 @@ class OptimConfig(Config):
     """Learning rates and their course."""
 
     steps: PositiveInt
-    """Optimiser steps in all."""
+    """Optimizer steps in all."""
     hidden: Literal["muon", "adamw"] = "muon"
     """What moves the layers' matrices; embeddings, norms and output are always AdamW's."""
     muon_lr: PositiveFloat = 0.02
@@ -57,14 +57,14 @@ class OptimConfig(Config):
     decay_steps: NonNegativeInt | None = None
     """Steps at the end in which a trapezoid falls; nothing means two fifths of all, and 0
     keeps the plateau to the end."""
-    final_share: NonNegativeFloat = Field(default=0.0, le=1)
+    min_lr_ratio: NonNegativeFloat = Field(default=0.0, le=1)
     """What the rates fall to, as a share of the peak."""
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised by five Newton-Schulz steps; for 2-D weights."""
+    """Momentum whose update is orthogonalized by five Newton-Schulz steps; for 2-D weights."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
             directions.append(weight.grad.lerp(momentum, group["momentum"]))
         rows, columns = weights[0].shape
         for weight, update in zip(
-            weights, _orthogonalise_together(directions, self._dtype), strict=True
+            weights, _orthogonalize_together(directions, self._dtype), strict=True
         ):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
@@ -120,14 +120,14 @@ def _worked_on_together(weights: list[Tensor]) -> Iterator[list[Tensor]]:
         yield weights[start : start + number]
 
 
-def _orthogonalise_together(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Matrices of one shape, orthogonalised, sharded as they came."""
+def _orthogonalize_together(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Matrices of one shape, orthogonalized, sharded as they came."""
     if isinstance(matrices[0], DTensor):
-        return _exchange_and_orthogonalise(cast(list[DTensor], matrices), dtype)
-    return [orthogonalise(matrix, dtype) for matrix in matrices]
+        return _exchange_and_orthogonalize(cast(list[DTensor], matrices), dtype)
+    return [orthogonalize(matrix, dtype) for matrix in matrices]
 
 
-def _exchange_and_orthogonalise(matrices: list[DTensor], dtype: torch.dtype) -> list[Tensor]:
+def _exchange_and_orthogonalize(matrices: list[DTensor], dtype: torch.dtype) -> list[Tensor]:
     """At most as many matrices as there are shards, one to each process; all have its rows.
 
     FSDP2 gives each process, in order, the next ceil(rows / shards) rows, the last ones fewer.
@@ -145,7 +145,7 @@ def _exchange_and_orthogonalise(matrices: list[DTensor], dtype: torch.dtype) -> 
     whole = sent.new_empty(sum(whole_sizes))
     dist.all_to_all_single(whole, sent, whole_sizes, sent_sizes, group)
     if whole_sizes[0]:
-        whole = orthogonalise(whole.view(rows, columns), dtype).reshape(-1)
+        whole = orthogonalize(whole.view(rows, columns), dtype).reshape(-1)
     returned = torch.empty_like(sent)
     dist.all_to_all_single(returned, whole, sent_sizes, whole_sizes, group)
     parts = returned.view(len(matrices), heights[rank], columns).unbind()
@@ -162,7 +162,7 @@ def _exchange_and_orthogonalise(matrices: list[DTensor], dtype: torch.dtype) -> 
     ]
 
 
-def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The nearest matrix with singular values near 1, by a quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.to(dtype)
@@ -198,7 +198,7 @@ def build_optimizers(
     }
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
-    # Checkpoints refuse an optimiser without weights; adapters leave no plain matrix to train.
+    # Checkpoints refuse an optimizer without weights; adapters leave no plain matrix to train.
     if hidden and config.hidden == "muon":
         optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=decay, dtype=dtype))
     elif hidden:
@@ -221,5 +221,5 @@ def schedule(config: OptimConfig, step: int) -> float:
         usual = round(_DECAY_SHARE * config.steps)
         decay = usual if config.decay_steps is None else config.decay_steps
         height = (config.steps - step) / decay if decay else 1.0
-    falling = config.final_share + (1 - config.final_share) * min(1.0, height)
+    falling = config.min_lr_ratio + (1 - config.min_lr_ratio) * min(1.0, height)
     return min(1.0, rising, falling)

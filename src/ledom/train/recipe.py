@@ -244,7 +244,7 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
         (
             not generated,
             "data",
-            ["drill_share", "seed"],
+            ["equation_only_fraction", "seed"],
             f"it is for {GENERATOR} alone",
         ),
         (generated, "data", ["valid"], f"data.train is {GENERATOR}, which has a valid split"),

@@ -1,6 +1,6 @@
 """Requests to stop, held back until a step is done.
 
-A step is done whole or not at all: saved between the optimisers' updates, or before its row of
+A step is done whole or not at all: saved between the optimizers' updates, or before its row of
 metrics, a run could not go on exactly.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Held", "held_signals"]
+__all__ = ["StopRequest", "stop_requests"]
 
 _OURS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
@@ -20,7 +20,7 @@ _OURS: dict[signal.Signals, Any] = {
 }
 
 
-class Held:
+class StopRequest:
     """What was asked for meanwhile."""
 
     interrupted = False
@@ -30,9 +30,9 @@ class Held:
 
 
 @contextmanager
-def held_signals() -> Iterator[Held]:
+def stop_requests() -> Iterator[StopRequest]:
     """Hold SIGINT and SIGTERM back, unless someone else handles them."""
-    held = Held()
+    held = StopRequest()
 
     def hold(number: int, _: object) -> None:
         if number == signal.SIGINT:

@@ -1,6 +1,6 @@
 """What a validation measures: the loss over some windows, and where in them it arises.
 
-    windows of the validation store -> a model's losses -> Tally -> keys of a row of metrics.jsonl
+    windows of the validation store -> losses -> ValidationStats -> keys of a row of metrics.jsonl
 
 The windows are the same in both directions, and so are the tokens: twins can be compared window by
 window. This module takes losses as an array and knows nothing of models, recipes or devices.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.data.packing import PackedBatch, Windows
 
-__all__ = ["Tally"]
+__all__ = ["ValidationStats"]
 
 _MAX_BLOCKS = 512  # so that a row stays a few kB, however many windows are read
 _MAX_SOURCES = 32
@@ -29,7 +29,7 @@ _OTHERS = "other sources"
 _DIGITS = 6  # of losses: far finer than any difference that is shown
 
 
-class Tally:
+class ValidationStats:
     """Losses added up over validation windows: in all, by position, by source and by window.
 
     Position is how many tokens the model has read behind the first, since attention last stopped,

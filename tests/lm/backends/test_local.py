@@ -14,7 +14,7 @@ import ledom
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.language_model import Sampling, Target
+from ledom.lm.language_model import Sampling, TokenSpan
 
 TEXTS = [
     "Ava has 12 apples.\n\n12 + 3 = 15\n#### 15",
@@ -38,11 +38,11 @@ def plain(lm: HFLanguageModel) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(lm.path, dtype=torch.float32).eval()
 
 
-def whole(lm: HFLanguageModel, text: str) -> Target:
+def whole(lm: HFLanguageModel, text: str) -> TokenSpan:
     """All of a document that has context: all but the first token in model order."""
     ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
     reverse = str(lm.direction) == "reverse"
-    return Target(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
+    return TokenSpan(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
 
 
 @torch.no_grad()

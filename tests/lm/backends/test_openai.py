@@ -15,7 +15,7 @@ import pytest
 import ledom
 from ledom.core.errors import DirectionError, InputError, ServerError
 from ledom.lm.backends.openai import OpenAILanguageModel, _RateLimit
-from ledom.lm.language_model import Sampling, Target
+from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, Reply
 
@@ -62,12 +62,12 @@ def load(
     return make
 
 
-def targets(lm: ledom.LanguageModel) -> list[Target]:
+def targets(lm: ledom.LanguageModel) -> list[TokenSpan]:
     texts = ["Ava has 12 apples.", "7", "naïve café 数学"]
     ids = [[lm.tokenizer.eos_id, *lm.tokenizer.encode(t).ids, lm.tokenizer.eos_id] for t in texts]
     reverse = str(lm.direction) == "reverse"
     spans = [(0, len(i) - 1) if reverse else (1, len(i)) for i in ids]
-    return [Target(i, *span) for i, span in zip(ids, spans, strict=True)]
+    return [TokenSpan(i, *span) for i, span in zip(ids, spans, strict=True)]
 
 
 def test_texts_come_back_by_prompt(

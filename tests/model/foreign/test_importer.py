@@ -238,9 +238,9 @@ def damage(what: str, folder: Path) -> None:
         auto_map = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
         (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
         change_config(folder, lambda config: config | {"auto_map": auto_map, "model_type": "own"})
-    elif what == "quantised":
-        quantised = {"quantization_config": {"quant_method": "gptq"}}
-        change_config(folder, lambda config: config | quantised)
+    elif what == "quantized":
+        quantized = {"quantization_config": {"quant_method": "gptq"}}
+        change_config(folder, lambda config: config | quantized)
     elif what == "no config":
         (folder / "config.json").unlink()
     elif what == "no type":
@@ -269,7 +269,7 @@ class Touches:
         ("pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
         ("zipped pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
         ("code", ["runs no code that comes with a model"]),
-        ("quantised", ["quantised"]),
+        ("quantized", ["quantized"]),
         ("no config", ["no config.json here"]),
         ("no type", ["model_type is None"]),
     ],

@@ -1,6 +1,6 @@
 """A deterministic language model without weights, for tests, docs and trying things out.
 
-Every token's log-probability is a fixed function of the token and of its neighbour in model order,
+Every token's log-probability is a fixed function of the token and of its neighbor in model order,
 so results can be worked out by hand; generation goes on from the prompt by a seeded draw.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target, digest
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ __all__ = ["FakeLanguageModel"]
 
 
 class FakeLanguageModel(LanguageModel):
-    """A model whose log P(token | neighbour) is -log(1 + (token + neighbour) mod 7).
+    """A model whose log P(token | neighbor) is -log(1 + (token + neighbor) mod 7).
 
     Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number.
     """
@@ -48,13 +48,13 @@ class FakeLanguageModel(LanguageModel):
         self.num_scored = 0
         """Targets scored so far: tests read it to see that nothing is scored twice."""
 
-    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         for target in targets:
             self.check_target(target)
         self.num_scored += len(targets)
         return [self._score(target) for target in targets]
 
-    def _score(self, target: Target) -> NDArray[np.float32]:
+    def _score(self, target: TokenSpan) -> NDArray[np.float32]:
         ids = self.direction.to_model_order(list(target.ids))
         start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
         values = [-math.log1p((ids[i] + ids[i - 1]) % 7) for i in range(start, end)]

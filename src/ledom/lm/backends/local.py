@@ -30,7 +30,7 @@ from ledom.lm.engine.own_decoder import LoneDecoder, decodes_exactly, keeps_exac
 from ledom.lm.engine.prefix_tree import PrefixTree, batches
 from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trunk import build_trunk
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target, digest
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.model.checkpoint import load_checkpoint
 from ledom.model.exactness import packing_reach, vocab_size
 from ledom.model.own_forward import OwnForward
@@ -95,7 +95,7 @@ class HFLanguageModel(LanguageModel):
         """Parameters, tied ones counted once."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         for target in targets:
             self.check_target(target)
         results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(targets)
@@ -112,7 +112,7 @@ class HFLanguageModel(LanguageModel):
         return results
 
     @torch.inference_mode()
-    def _score_alone(self, target: Target, ids: list[int]) -> NDArray[np.float32]:
+    def _score_alone(self, target: TokenSpan, ids: list[int]) -> NDArray[np.float32]:
         """Log-probabilities of a target, whose ids are in model order, by the own forward pass."""
         self._say_alone()
         device = self.model.device
@@ -142,7 +142,7 @@ class HFLanguageModel(LanguageModel):
 
     @torch.inference_mode()
     def _score(
-        self, targets: Sequence[Target], ordered: Sequence[list[int]]
+        self, targets: Sequence[TokenSpan], ordered: Sequence[list[int]]
     ) -> list[NDArray[np.float32]]:
         """Log-probabilities of targets, whose ids in model order are sorted."""
         device = self.model.device

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError, MissingExtraError, ServerError
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target, digest
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -119,7 +119,7 @@ class OpenAILanguageModel(LanguageModel):
         self.pair_format = PairFormat()
         self.context = _CONTEXT
 
-    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         for target in targets:
             self.check_target(target)
         found: dict[int, NDArray[np.float32]] = {}
@@ -130,7 +130,7 @@ class OpenAILanguageModel(LanguageModel):
             raise ServerError(str(error), found) from error
         return [found[place] for place in range(len(targets))]
 
-    def _score(self, target: Target) -> NDArray[np.float32]:
+    def _score(self, target: TokenSpan) -> NDArray[np.float32]:
         start, end = self.direction.span_to_model_order(target.start, target.end, len(target.ids))
         if start == end:
             return np.empty(0, np.float32)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ledom.core import processes as parallel
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, MissingExtraError
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, Target, digest
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.model.checkpoint import read_checkpoint_info
 
 __all__ = ["VLLMLanguageModel"]
@@ -84,7 +84,7 @@ class VLLMLanguageModel(LanguageModel):
             raise CheckpointError(f"{path}: vLLM cannot load this: {reason}") from error
         self._params = vllm.SamplingParams
 
-    def logprobs(self, targets: Sequence[Target]) -> list[NDArray[np.float32]]:
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         for target in targets:
             self.check_target(target)
         spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]

@@ -4,7 +4,7 @@ Every text has a row in a preallocated cache of keys and values. A step feeds ea
 token at the row's own position, writes one column a row in place, and attends over the columns
 written so far; a row that has ended is given to the next text that waits. Neighbouring rows attend
 together, over no more columns than the longest of them has; texts with prompts of like length are
-therefore neighbours. Nothing is copied but when the queue is empty and the batch is made smaller.
+therefore neighbors. Nothing is copied but when the queue is empty and the batch is made smaller.
 Everything here is in model order; the caller turns it round.
 
 Shapes: R rows, K key-value heads, D head width, C columns, V vocabulary.
@@ -63,7 +63,7 @@ class _RowCache:
     def __init__(self, model: PreTrainedModel, rows: int) -> None:
         self.keys = torch.empty((0, rows, 0, 0, 0), dtype=model.dtype, device=model.device)
         self.values = torch.empty_like(self.keys)
-        self._neighbours: list[tuple[slice, int, Tensor]] = []
+        self._neighbors: list[tuple[slice, int, Tensor]] = []
         """Rows that attend together: which, over how many columns, and what is added there to the
         scores [rows, 1, 1, columns]: 0 where a row has written."""
         self.index = torch.arange(rows, device=model.device)
@@ -117,14 +117,14 @@ class _RowCache:
     def look_back(self) -> None:
         """Let each row attend, until the next call, to the columns up to its position."""
         ends = self.positions.cpu().numpy() + 1
-        self._neighbours = []
+        self._neighbors = []
         for start in range(0, len(ends), _NEIGHBOURS):
             rows = slice(start, start + _NEIGHBOURS)
             columns = int(ends[rows].max())
             hidden = torch.arange(columns, device=self.keys.device) > self.positions[rows, None]
             mask = torch.zeros(hidden.shape, dtype=self.keys.dtype, device=hidden.device)
             mask.masked_fill_(hidden, -torch.inf)
-            self._neighbours.append((rows, columns, mask[:, None, None]))
+            self._neighbors.append((rows, columns, mask[:, None, None]))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One token a row, an `Attend` of `lm.trunk`: writes a column, reads the row's own.
@@ -137,7 +137,7 @@ class _RowCache:
         values[self.index, :, self.positions] = v
         q = (q * q.shape[-1] ** -0.5).unflatten(1, (k.shape[1], -1))
         parts = []
-        for rows, columns, mask in self._neighbours:
+        for rows, columns, mask in self._neighbors:
             scores = q[rows] @ keys[rows, :, :columns].transpose(-1, -2)
             weights = torch.softmax(scores.add_(mask), dim=-1, dtype=torch.float32)
             parts.append(weights.to(values.dtype) @ values[rows, :, :columns])

@@ -1,7 +1,7 @@
 """What texts share at their start is computed once: batches of texts as trees of segments.
 
 Candidates of one question share it forward; pairs after the same demonstrations share those, in
-either direction; equal texts share everything. Texts are sorted, so that sharers are neighbours,
+either direction; equal texts share everything. Texts are sorted, so that sharers are neighbors,
 and cut into batches that cost at most a budget of tokens. Everything here is in model order.
 """
 
@@ -89,7 +89,7 @@ class PrefixTree:
 
 
 def _worth_sharing(shared: int, depth: int, text: Sequence[int]) -> bool:
-    """Whether two neighbours share enough beyond `depth`; equal ends always do."""
+    """Whether two neighbors share enough beyond `depth`; equal ends always do."""
     return shared - depth >= _MIN_SHARED or shared == len(text)
 
 

@@ -4,7 +4,7 @@ A segment's tokens see the earlier ones of their own causally, and all of every 
 fused kernel for CPUs computes hidden pairs too and hides them afterwards, so a segment's queries go
 to it some at a time, with no more keys than they may see. What texts share is one call for all of
 the queries below it, without a mask, joined with what they saw before by the logarithms of their
-normalisers. Everything here is in model order.
+normalizers. Everything here is in model order.
 
 Shapes: T tokens of the row, Q queries, H query heads, K key-value heads, D head width.
 """
@@ -55,10 +55,10 @@ class TreeAttention:
         ]
         out = torch.cat([part for part, _ in own], dim=2)
         if plan.shared:
-            normalisers = torch.cat([part for _, part in own], dim=2)
+            normalizers = torch.cat([part for _, part in own], dim=2)
             for (a, b), (start, end) in plan.shared:
                 more, theirs = _attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end])
-                ours = normalisers[:, :, a:b]
+                ours = normalizers[:, :, a:b]
                 share = torch.sigmoid(theirs - ours)[..., None].to(out.dtype)
                 out[:, :, a:b].lerp_(more, share)
                 torch.logaddexp(ours, theirs, out=ours)
@@ -113,27 +113,27 @@ class _Masks:
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Results [1, H, Q, D] and the logarithms of their normalisers [1, H, Q]."""
+    """Results [1, H, Q, D] and the logarithms of their normalizers [1, H, Q]."""
     return (_fused if q.device.type == "cpu" else _written_out)(q, k, v, mask)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    # Private to torch, but what scaled_dot_product_attention calls; only it tells normalisers.
+    # Private to torch, but what scaled_dot_product_attention calls; only it tells normalizers.
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, normalisers = kernel(q, k, v, attn_mask=mask)
-    return out, normalisers
+    out, normalizers = kernel(q, k, v, attn_mask=mask)
+    return out, normalizers
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     rows = max(1, _SCORES_BYTES // (4 * q.shape[1] * k.shape[2]))
-    results, normalisers = [], []
+    results, normalizers = [], []
     for start in range(0, q.shape[2], rows):
         part = q[:, :, start : start + rows].float() * q.shape[-1] ** -0.5
         scores = part @ k.float().transpose(-1, -2)
         if mask is not None:
             scores = scores + mask[start : start + rows]
-        normalisers.append(scores.logsumexp(-1))
+        normalizers.append(scores.logsumexp(-1))
         results.append(scores.softmax(-1).to(v.dtype) @ v)
-    return torch.cat(results, dim=2), torch.cat(normalisers, dim=2)
+    return torch.cat(results, dim=2), torch.cat(normalizers, dim=2)

@@ -40,7 +40,7 @@ class Trunk:
     def __call__(
         self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
     ) -> Tensor:
-        """Normalised outputs [T, width] of the tokens `ids` [T] at `positions` [T].
+        """Normalized outputs [T, width] of the tokens `ids` [T] at `positions` [T].
 
         With `wanted`, places in the row in ascending order, only theirs: [len(wanted), width].
         """
@@ -50,7 +50,7 @@ class Trunk:
         return hidden if wanted is None else hidden[wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[T, vocabulary] of normalised outputs [T, width], as the model's own last step."""
+        """[T, vocabulary] of normalized outputs [T, width], as the model's own last step."""
         head: Any = self.model.get_output_embeddings()
         projected = linear(hidden, head.weight, getattr(head, "bias", None))
         return finish_logits(projected, self.model.config.get_text_config())

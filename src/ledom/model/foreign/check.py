@@ -33,7 +33,7 @@ TEXTS = (
     "To make bread, mix flour, water, salt and yeast, and knead the dough for ten minutes. Let it "
     "rest for an hour in a warm place. Then bake it until the crust is brown.",
     "The town council met on Monday to talk about the new bridge. Most of the members were in "
-    "favour of the plan, but some asked who would pay for it.",
+    "favor of the plan, but some asked who would pay for it.",
     "Bees visit flowers to collect nectar and pollen. As they fly from one flower to the next, "
     "they carry pollen with them, and so the plants can make seeds.",
 )

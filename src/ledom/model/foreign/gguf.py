@@ -1,4 +1,4 @@
-"""A GGUF file (llama.cpp's format): read by transformers with the package `gguf`, dequantised.
+"""A GGUF file (llama.cpp's format): read by transformers with the package `gguf`, dequantized.
 
 transformers holds the whole model in memory, in fp32.
 """

@@ -182,7 +182,7 @@ def _read(source: _Source, options: ImportOptions) -> _Model:
     others: list[Path] = []
     if options.tokenizer is not None:
         tokenizer, others = read_tokenizer(options.tokenizer)
-    note = "GGUF: dequantised to fp32 by transformers"
+    note = "GGUF: dequantized to fp32 by transformers"
     return _Model(
         gguf.config, gguf.tensors, tokenizer, gguf.eos_token, [*files, *others], notes=[note]
     )
@@ -230,7 +230,7 @@ def _direction(source: _Source, model: _Model, options: ImportOptions) -> Direct
 def _checked_config(config: dict[str, Any], path: Path) -> PretrainedConfig:
     """The config as transformers understands it, without code of the model's own."""
     if config.get("quantization_config"):
-        raise CheckpointError(f"{path}: the weights are quantised; give plain ones, or a GGUF file")
+        raise CheckpointError(f"{path}: the weights are quantized; give plain ones, or a GGUF file")
     for key in _NOT_KEPT:
         config.pop(key, None)
     kind = config.get("model_type")

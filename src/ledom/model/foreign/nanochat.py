@@ -1,7 +1,7 @@
 """A nanochat model (karpathy/nanochat, October 2025 to March 2026) as a transformers model.
 
-One class computes every version that `nanochat_import` recognises; its config says which. Unlike
-Llama it normalises the embedding, rotates by -theta, normalises queries and keys after the
+One class computes every version that `nanochat_import` recognizes; its config says which. Unlike
+Llama it normalizes the embedding, rotates by -theta, normalizes queries and keys after the
 rotation, has norms without weights, and caps its logits. transformers' own NanoChat model covers
 the first versions only, and keeps its rotary tables in fp32 (nanochat: bfloat16), which moves a
 logit by 0.01; so it is not used. This module knows nothing of files.

@@ -132,7 +132,7 @@ def _refuse(tensors: Mapping[str, StoredTensor]) -> None:
         if re.search(r"(^|\.)(smear_gate|smear_lambda|backout_lambda)", name):
             raise CheckpointError(
                 f"{tensor.file}: {name!r}: nanochat with smear (from 2026-03-14) mixes "
-                "neighbouring tokens, which ledom does not compute"
+                "neighboring tokens, which ledom does not compute"
             )
         if re.search(r"(^|\.)(value_embed(?!s\.\d)|v0_lambdas|bigram_)", name):
             raise CheckpointError(

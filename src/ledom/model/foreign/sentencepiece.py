@@ -2,7 +2,7 @@
 
 The file is a protobuf (sentencepiece_model.proto). What is read: the pieces (field 1: text, score,
 type); of the trainer's settings (2) the kind of model (3), blanks behind words (24) and byte
-fallback (35); of the normaliser's (3) its rules (2), dummy prefix (3), removal of white space (4)
+fallback (35); of the normalizer's (3) its rules (2), dummy prefix (3), removal of white space (4)
 and escaping (5).
 """
 
@@ -27,7 +27,7 @@ _SPACE = "▁"
 def read_sentencepiece(file: Path) -> Tokenizer:
     """The tokenizer of a file of the BPE kind, ids as in the file.
 
-    Raises `CheckpointError` for a damaged file, another kind, or a normaliser that changes more
+    Raises `CheckpointError` for a damaged file, another kind, or a normalizer that changes more
     than blanks.
     """
     try:
@@ -117,7 +117,7 @@ def _check(
     faults = {
         "its kind is not BPE": trainer.get(3, 1) != _BPE,
         "two pieces are the same": len({text for text, _, _ in pieces}) != len(pieces),
-        "its normaliser rewrites characters": bool(normalizer.get(2)),
+        "its normalizer rewrites characters": bool(normalizer.get(2)),
         "it removes blanks": bool(normalizer.get(4, 1)),
         "it keeps blanks as they are": not normalizer.get(5, 1),
         "it writes blanks behind words": bool(trainer.get(24, 0)),
