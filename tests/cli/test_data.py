@@ -221,6 +221,14 @@ def test_a_command_does_not_replace_what_it_reads(run: Run, tmp_path: Path) -> N
     check_refused(run("vary", problems, "--out", tmp_path / "v"), "these are documents; problems")
 
 
+def test_a_link_to_itself_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    check_refused(
+        run("vary", tmp_path / "loop.jsonl", "--out", tmp_path / "out"),
+        "loop.jsonl: cannot be read: Too many levels of symbolic links",
+    )
+
+
 def test_the_tokenizer_of_a_model_or_store_is_not_replaced(
     run: Run, corpus: Path, tokenizer_folder: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

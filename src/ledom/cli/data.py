@@ -12,6 +12,7 @@ from ledom.cli.display import say
 from ledom.cli.options import Out, Seed, Threads, refuse_unused, use_threads
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
+from ledom.core.reading import real_path
 
 if TYPE_CHECKING:
     from ledom.data.documents import Documents
@@ -167,7 +168,7 @@ def vary(
     from ledom.data.prepare import DataConfig, read_split
 
     use_threads(threads)
-    if problems.resolve() in {(out / f"{name}.jsonl").resolve() for name in _VARIED}:
+    if real_path(problems) in {real_path(out / f"{name}.jsonl") for name in _VARIED}:
         raise InputError(f"--out {out} would replace {problems}; give another folder")
     given, held_out = read_split(DataConfig(train=str(problems)))
     kept = [record for record in given if isinstance(record, Problem)]

@@ -29,6 +29,7 @@ __all__ = [
     "read_json_object",
     "read_text",
     "read_yaml",
+    "real_path",
 ]
 
 T = TypeVar("T")
@@ -50,6 +51,11 @@ def exists(path: str | Path) -> bool:
         return os.path.lexists(path)
     except ValueError:  # a NUL
         return False
+
+
+def real_path(path: str | Path) -> Path:
+    """Where a path leads, links followed; `Path.resolve` raises for a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def check_regular(path: str | Path) -> None:

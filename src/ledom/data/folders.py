@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ledom.core.errors import InputError
+from ledom.core.reading import real_path
 
 __all__ = ["FileFinder"]
 
@@ -28,7 +29,7 @@ class FileFinder:
 
     def once(self, file: Path) -> bool:
         """Whether this file is found for the first time, whatever name it goes by."""
-        real = file.resolve()
+        real = real_path(file)
         if real in self._seen:
             self.skip("{} named twice, through links or on the command line: read once", file.name)
             return False
@@ -49,7 +50,7 @@ class FileFinder:
             if entry.name.startswith("."):
                 self.skip("{} hidden: not read", entry.name)
             elif entry.is_dir():
-                if entry.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+                if entry.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
                     self.skip("{} linked to a folder that it lies in: not followed", entry.name)
                 elif self.once(path):
                     yield from self.under(path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.reading import check_regular, read_json, read_json_object
+from ledom.core.reading import check_regular, read_json, read_json_object, real_path
 from ledom.core.records import write_atomically
 from ledom.model.foreign.aliases import what_to_run
 
@@ -83,7 +83,7 @@ def file_digest(file: Path) -> str:
     _regular(file)
     try:
         status = file.stat()
-        place = str(file.resolve())
+        place = str(real_path(file))
         changed = (status.st_mtime_ns, status.st_ctime_ns)
         state = [place, status.st_size, *changed, status.st_ino, status.st_dev]
         worth_keeping = status.st_size >= _CACHED_BYTES

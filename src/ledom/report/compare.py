@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import exists, read_yaml
+from ledom.core.reading import exists, read_yaml, real_path
 from ledom.report.intervals import Interval, paired_interval
 from ledom.train.metrics import Row, read_metrics
 
@@ -88,7 +88,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
     Raises `InputError` as `read_courses` does, and where two courses were validated on different
     tokens.
     """
-    paths = [folder.resolve() for folder in folders]
+    paths = [real_path(folder) for folder in folders]
     if len(set(paths)) < len(paths):
         raise InputError("a run is named twice; name each once")
     names = _names(paths)
