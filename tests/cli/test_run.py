@@ -33,6 +33,10 @@ def fails(error: BaseException) -> Callable[..., Any]:
         (AssertionError(), "internal error: AssertionError"),
         (KeyError("x" * 5000), "internal error: KeyError"),
         (MemoryError(), "out of memory"),
+        (
+            UnicodeEncodeError("utf-8", "a\udcffb", 1, 2, "surrogates not allowed"),
+            "an argument or a file's name is not UTF-8 (it has '\\udcff'); convert it first",
+        ),
         (OSError(28, "No space left on device", "out/x"), "out/x: No space left on device"),
     ],
 )

@@ -158,6 +158,9 @@ def test_what_is_no_model_is_refused(tmp_path, checkpoints):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no safetensors here"):
         export_model(find_run(folder), tmp_path / "out")
+    (folder / "model.safetensors").symlink_to("/dev/zero")  # which has no end
+    with pytest.raises(InputError, match=r"model\.safetensors: this is a pipe or a device"):
+        export_model(find_run(folder), tmp_path / "out")
 
 
 def test_the_card_of_data(tmp_path, run_folder):

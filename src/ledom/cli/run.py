@@ -144,6 +144,9 @@ def _message(error: Exception) -> str:
         return f"{_one_line(error.format_message()).rstrip('.')}. See: ledom --help"
     if isinstance(error, MemoryError):
         return "out of memory; give fewer or shorter texts at a time, or a smaller model"
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        found = ascii(error.object[error.start : error.end])
+        return f"an argument or a file's name is not UTF-8 (it has {found}); convert it first"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     what = shorten(f"{type(error).__name__}: {error}", 300)

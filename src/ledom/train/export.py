@@ -19,7 +19,7 @@ import yaml
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError
 from ledom.core.hub import render_card
-from ledom.core.reading import read_json_object
+from ledom.core.reading import check_regular, read_json_object
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.run_folder import Run
@@ -47,6 +47,8 @@ def export_model(
     weights = sorted(run.model.glob("*.safetensors*"))
     if not weights:
         raise CheckpointError(f"{run.model}: no safetensors here; save the model again with them")
+    for file in weights:
+        check_regular(file)
     if out.exists():
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
     config = read_json_object(run.model / "config.json")
