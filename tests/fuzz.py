@@ -1,0 +1,350 @@
+"""Damaged input for every command, by a seed, and a process that tries it.
+
+A case is a command line, a file of a good folder, and a way to damage it. `Worker` runs many
+command lines in one long-lived process, since imports cost more than the commands; one that hangs
+is killed, and another started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import pkgutil
+import random
+import re
+import resource
+import select
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ledom
+
+SECONDS = 20.0
+"""After which a command counts as hanging."""
+_MEMORY = 12 << 30  # bytes of data, so that an absurd shape is an error and not the machine's end
+
+RERANK = "rerank --problems problems.jsonl --candidates candidates.jsonl --forward none"
+RERANK += " --reverse model"
+DRAWS = "rerank --problems problems.jsonl --forward forward --reverse model --samples 2 "
+DRAWS += "--max-tokens 4 --out"
+SEARCH = "search --problems problems.jsonl --forward forward --reverse model --width 1 "
+SEARCH += "--expansions 1 --max-steps 1 --max-tokens 4"
+IMPORT = "import model --direction reverse --no-check"
+COMMANDS: dict[str, list[str]] = {
+    "problems.jsonl": [
+        f"{RERANK} --out out",
+        f"{SEARCH} --out out",
+        "vary problems.jsonl --out out",
+        "tune done --problems problems.jsonl --out out.yaml",
+        "train recipe.yaml --direction reverse --out out",
+        f"{RERANK} --demonstrations problems.jsonl --out out",
+    ],
+    "candidates.jsonl": [
+        f"{RERANK} --out out",
+        f"{RERANK} --folds 2 --out out",
+        "tune done --candidates candidates.jsonl --out out.yaml",
+        "explain Why? candidates.jsonl --reverse model --id p1 --out out",
+    ],
+    "model/config.json": [
+        "generate abc --model model --max-tokens 3",
+        "explain Why? because --reverse model",
+        f"{RERANK} --out out",
+        f"{IMPORT} --out out",
+        "export model --out out",
+        "train init.yaml --direction reverse --out out",
+    ],
+    "model/tokenizer.json": [
+        "generate abc --model model --max-tokens 3",
+        "tokenize docs.jsonl --tokenizer model --workers 1 --out out",
+        "export model --out out",
+        f"{IMPORT} --out out",
+    ],
+    "model/model.safetensors": [
+        f"{IMPORT} --out out",
+        "generate abc --model model --max-tokens 3",
+        f"{RERANK} --out out",
+        "export model --out out",
+    ],
+    "model": ["generate abc --model model --max-tokens 3", "export model --out out"],
+    "done/candidates.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
+    "done/candidates.jsonl.settings.json": ["tune done --out out.yaml", f"{DRAWS} done"],
+    "done/scores.forward.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
+    "done/scores.reverse.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
+    "done/scores.reverse.jsonl.settings.json": ["tune done --out out.yaml", f"{DRAWS} done"],
+    "done/problems.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
+    "weights.yaml": [f"{RERANK} --weights weights.yaml --out out"],
+    "recipe.yaml": ["train recipe.yaml --direction reverse --out out", "plan recipe.yaml"],
+    "docs.jsonl": [
+        "tokenizer docs.jsonl --vocab-size 300 --out out",
+        "tokenize docs.jsonl --tokenizer model --workers 1 --out out",
+    ],
+    "docs.txt": ["tokenizer docs.txt --vocab-size 300 --out out"],
+    "docs.jsonl.gz": ["tokenizer docs.jsonl.gz --vocab-size 300 --out out"],
+    "run/reverse/metrics.jsonl": ["dynamics run --out out"],
+    "run/recipe.yaml": ["export run/reverse --out out", "dynamics run --out out"],
+    "store/manifest.json": ["train stored.yaml --direction reverse --out out", "export store"],
+}
+"""By what is damaged: the command lines that read it."""
+
+_VALUES = [None, True, -1, 0, 1e308, 10**30, "", "x", [], {}, ["a"], {"a": 1}, "\ud800", "\x00"]
+_PATHS = ["", "nowhere", "/dev/null", "/dev/full", "problems.jsonl", "done", "a\x01b", "x" * 5000]
+_NUMBERS = ["-1", "0", "nan", "inf", "1e400", str(10**30), "x", "", "1e-320", "-0"]
+OPTIONS = {
+    "demo": ["--problems", "--samples", "--threads"],
+    "rerank": [
+        "--problems",
+        "--forward",
+        "--weights",
+        "--lambda",
+        "--folds",
+        "--num-problems",
+        "--split",
+        "--column",
+        "--samples",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--max-tokens",
+        "--seed",
+        "--device",
+        "--dtype",
+        "--threads",
+        "--demonstrations",
+        "--candidates",
+    ],
+    "search": ["--problems", "--border", "--width", "--expansions", "--lambda", "--temperature"],
+    "tune": ["--problems", "--candidates", "--column", "--out"],
+    "explain": ["--id", "--reverse", "--out", "--device", "--dtype"],
+    "generate": ["--model", "--direction", "--samples", "--temperature", "--top-p", "--dtype"],
+    "train": ["--direction", "--out", "--device", "--threads"],
+    "dynamics": ["--out"],
+    "plan": ["--gpus", "--gpu", "--utilisation"],
+    "export": ["--out", "--direction", "--license"],
+    "tokenizer": ["--vocab-size", "--num-documents", "--format", "--text-key", "--out"],
+    "tokenize": ["--tokenizer", "--eos-token", "--executor", "--workers", "--tasks", "--slurm"],
+    "vary": ["--variants", "--wrong", "--out", "--seed"],
+    "import": ["--direction", "--tokenizer", "--eos-token", "--softcap", "--out"],
+    "docs": ["--"],
+}
+"""Options that get odd values; `ARGUMENTS` are what the command needs besides, all of it good."""
+ARGUMENTS = {
+    "rerank": f"{RERANK} --out out",
+    "search": f"{SEARCH} --out out",
+    "tune": "tune done --out out.yaml",
+    "explain": "explain Why? because --reverse model",
+    "generate": "generate abc --model model --max-tokens 3",
+    "train": "train recipe.yaml --direction reverse --out out",
+    "dynamics": "dynamics run --out out",
+    "plan": "plan recipe.yaml",
+    "export": "export model --out out",
+    "tokenizer": "tokenizer docs.jsonl --vocab-size 300 --out out",
+    "tokenize": "tokenize docs.jsonl --tokenizer model --workers 1 --out out",
+    "vary": "vary problems.jsonl --out out",
+    "import": f"{IMPORT} --out out",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line, and what happens to the good folder before."""
+
+    name: str
+    arguments: list[str]
+    damage: Callable[[Path], None]
+
+
+def cases(seed: int, count: int) -> list[Case]:
+    """So many of them, every command in turn; equal seeds give equal ones."""
+    rng = random.Random(seed)
+    reading: dict[str, list[tuple[str, str]]] = {command: [] for command in OPTIONS}
+    for target, lines in COMMANDS.items():
+        for line in lines:
+            reading[line.split()[0]].append((target, line))
+    turns = [*OPTIONS, "rerank", "rerank", "tune"]  # these read the most files
+    made = []
+    for number in range(count):
+        command = turns[number % len(turns)]
+        if not reading[command] or rng.random() < 0.25:
+            made.append(_odd_option(rng, number, command))
+            continue
+        target, line = rng.choice(reading[command])
+        damage = rng.choice(list(_DAMAGES)) if target != "model" else "file in it"
+        own = random.Random(rng.random())
+        made.append(
+            Case(
+                f"{number}: {damage} {target}: {line}",
+                line.split(),
+                lambda folder, d=damage, t=target, r=own: _apply(d, folder / t, r),
+            )
+        )
+    return made
+
+
+def _odd_option(rng: random.Random, number: int, command: str) -> Case:
+    option = rng.choice(OPTIONS[command])
+    value = rng.choice([*_NUMBERS, *_PATHS, os.fsdecode(b"\xff\xfe")])
+    if command == "demo":
+        value = rng.choice(["-1", "0", "nan", "1e400", "x", ""])  # all of it would take minutes
+    arguments = [*ARGUMENTS.get(command, command).split(), option, value]
+    return Case(f"{number}: {ascii(arguments)[:200]}", arguments, lambda folder: None)
+
+
+def _apply(name: str, path: Path, rng: random.Random) -> None:
+    if name == "file in it":
+        path = rng.choice(sorted(path.iterdir()))
+        name = rng.choice(list(_DAMAGES))
+    data = path.read_bytes()
+    made = _DAMAGES[name](data, rng, path)
+    if made is not None:
+        path.write_bytes(made)
+
+
+def _bit_flips(data: bytes, rng: random.Random, _: Path) -> bytes:
+    changed = bytearray(data)
+    for _i in range(3):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def _wrong_type(data: bytes, rng: random.Random, _: Path) -> bytes:
+    """A value of one line (or of the whole file) is of another type."""
+    try:
+        lines = data.decode().splitlines()
+        place = rng.randrange(len(lines))
+        whole = data[:2] in (b"{\n", b"{ ") or len(lines) == 1
+        value = json.loads(data if whole else lines[place])
+        _replace_one(value, rng)
+    except (ValueError, IndexError, TypeError, KeyError):
+        return re.sub(rb": [^\n,}]+", b": [{}]", data, count=rng.randint(1, 3))
+    text = json.dumps(value)
+    return (text if whole else "\n".join([*lines[:place], text, *lines[place + 1 :]])).encode()
+
+
+def _replace_one(value: Any, rng: random.Random) -> None:
+    while True:
+        key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        if isinstance(value[key], dict | list) and value[key] and rng.random() < 0.6:
+            value = value[key]
+            continue
+        value[key] = rng.choice(_VALUES)
+        return
+
+
+def _instead(make: Callable[[Path], None]) -> Callable[..., None]:
+    def damage(data: bytes, rng: random.Random, path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+_DAMAGES: dict[str, Callable[[bytes, random.Random, Path], bytes | None]] = {
+    "truncated": lambda data, rng, _: data[: rng.randrange(len(data))],
+    "bits flipped in": _bit_flips,
+    "wrong type in": _wrong_type,
+    "another wrong type in": _wrong_type,
+    "empty": lambda data, rng, _: b"",
+    "blank": lambda data, rng, _: b" \n\n",
+    "invalid UTF-8 in": lambda data, rng, _: (
+        data[: (cut := rng.randrange(len(data)))] + b"\xff\xfe" + data[cut:]
+    ),
+    "deep nesting in": lambda data, rng, _: (
+        rng.choice([b"[", b'{"a":', b"- ", b'{"id": "a", "question": [']) * 50_000
+    ),
+    "huge numbers in": lambda data, rng, _: re.sub(rb"(?<=[ :\[])\d+", b"9" * 40, data),
+    "longer numbers in": lambda data, rng, _: re.sub(
+        rb"(?<=[ :\[])\d+", b"9" * 6000, data, count=2
+    ),
+    "negative numbers in": lambda data, rng, _: re.sub(rb"(?<=[ :])(\d)", rb"-\1", data),
+    "null bytes in": lambda data, rng, _: data[:10] + b"\0" * 100 + data[10:],
+    "a list instead of": lambda data, rng, _: b"[1, 2, 3]\n",
+    "a number instead of": lambda data, rng, _: b"3\n",
+    "doubled": lambda data, rng, _: data + data,
+    "a folder instead of": _instead(lambda path: path.mkdir()),
+    "a FIFO instead of": _instead(os.mkfifo),
+    "a dangling link instead of": _instead(lambda path: path.symlink_to("nowhere")),
+    "a link to itself instead of": _instead(lambda path: path.symlink_to(path.name)),
+    "/dev/zero instead of": _instead(lambda path: path.symlink_to("/dev/zero")),
+    "missing": _instead(lambda path: None),
+}
+
+
+class Worker:
+    """A process that runs command lines; see `run`."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(
+        self, folder: Path, arguments: list[str], seconds: float = SECONDS
+    ) -> tuple[int | None, str]:
+        """Exit code (None: it hung, or the process died) and standard error."""
+        if self._process is None:
+            self._process = self._start()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([str(folder), arguments]) + "\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        line = self._process.stdout.readline() if ready else ""
+        if not line:
+            self.close()
+            return None, "died" if ready else f"hung for {seconds:.0f} s"
+        code, said = json.loads(line)
+        return code, said
+
+    def _start(self) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()  # it has imported what it needs
+        return process
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def _serve() -> None:
+    """Command lines from standard input, `[folder, arguments]` a line; answers `[code, stderr]`."""
+    from ledom.cli import app, run
+
+    for module in pkgutil.walk_packages(ledom.__path__, "ledom."):  # so that no case pays for it
+        with contextlib.suppress(ImportError):  # of an extra that is not installed
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    requests, replies = sys.stdin, os.fdopen(os.dup(1), "w")
+    sys.stdin = io.TextIOWrapper(io.BytesIO(b""))
+    print("ready", file=replies, flush=True)
+    for line in requests:
+        folder, arguments = json.loads(line)
+        os.chdir(folder)
+        sys.argv = ["ledom", *arguments]
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code: Any = run.run(app.app)
+            except SystemExit as stop:
+                code = stop.code or 0
+            except BaseException as error:  # what a user would see as a traceback
+                code = f"{type(error).__name__}: {error}"
+        print(json.dumps([code, err.getvalue()]), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

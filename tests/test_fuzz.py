@@ -1,0 +1,112 @@
+"""Three hundred damaged inputs over every command: exit code 0 or 2, and one clear line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fuzz import ARGUMENTS, COMMANDS, OPTIONS, Worker, cases
+from ledom.cli.app import app
+from ledom.core.records import Candidate, Problem, write_records
+from ledom.data.store import write_store
+from ledom.text.tokenizer import Tokenizer
+
+COUNT = 300
+RECIPE = """name: r
+data: {DATA}
+model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+  num_key_value_heads: 1}
+optim: {steps: 1, warmup_steps: 1}
+train: {batch_size: 2, seq_len: 64}
+"""
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(scope="module")
+def good(
+    worker: Worker,
+    checkpoints: dict[str, Path],
+    problems: list[Problem],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder of everything that commands read, nothing damaged yet."""
+    root = tmp_path_factory.mktemp("good")
+    few = [
+        Problem(id=f"p{i}", question=p.question, answer=p.answer, solution=p.solution)
+        for i, p in enumerate(problems[:4])
+    ]
+    write_records(root / "problems.jsonl", few)
+    texts = ["3 + 4 = 7\n#### 7", "#### 2", "no idea"]
+    rows = [Candidate(problem_id=p.id, index=i, text=t) for p in few for i, t in enumerate(texts)]
+    write_records(root / "candidates.jsonl", rows)
+    for name, way in (("model", "reverse"), ("forward", "forward")):
+        shutil.copytree(checkpoints[way], root / name)
+    data = "train: problems.jsonl, num_valid: 1, vocab_size: 300"
+    (root / "recipe.yaml").write_text(RECIPE.replace("DATA", data))
+    start = RECIPE.replace("DATA", data).split("model:")[0]
+    (root / "init.yaml").write_text(start + "init: model\noptim: {steps: 1, warmup_steps: 1}\n")
+    stored = RECIPE.replace("DATA", "sources: [{path: store}], valid: store")
+    (root / "stored.yaml").write_text(stored)
+    documents = [p.question for p in problems[:20]]
+    write_store(root / "store", documents, Tokenizer.load(root / "model"), source="texts")
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    (root / "docs.jsonl").write_text(lines)
+    (root / "docs.txt").write_text("\n".join(documents))
+    (root / "docs.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for way in ("forward", "reverse"):
+        shutil.copytree(root / "model", root / "run" / way / "model")
+        row = {"step": 1, "loss": 4.0, "tokens": 100, "valid_loss": 3.0}
+        (root / "run" / way / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    shutil.copyfile(root / "recipe.yaml", root / "run" / "recipe.yaml")
+    rerank = COMMANDS["done/candidates.jsonl"][1].split()
+    assert worker.run(root, rerank, seconds=300)[0] == 0  # it imports, too
+    tuned = worker.run(root, ["tune", "done", "--out", "weights.yaml"])
+    if tuned[0] != 0:  # the random models were never right
+        (root / "weights.yaml").write_text(
+            "num_problems: 1\nnum_candidates: 2\nproblems: [abc]\n"
+            "weights: {forward: {forward: 1.0}}\n"
+        )
+    return root
+
+
+def fault_of(code: int | None, said: str) -> str:
+    """What is wrong with a command's end; nothing where it is as it should be."""
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    if code not in (0, 2):
+        return f"exit code {code}: {said}"
+    if "Traceback" in said or "internal error" in said:
+        return said
+    if code == 2 and (len(errors) != 1 or not said.rstrip().endswith(errors[0])):
+        return f"not one line: {said}"
+    return ""
+
+
+def test_every_command_is_tried() -> None:
+    tried = {line.split()[0] for lines in COMMANDS.values() for line in lines} | {*OPTIONS}
+    named = {command.name or command.callback.__name__ for command in app.registered_commands}
+    assert named == tried
+    assert {*ARGUMENTS} <= named
+
+
+def test_damaged_input_ends_in_one_clear_line(worker: Worker, good: Path, tmp_path: Path) -> None:
+    faults = []
+    for case in cases(seed=1, count=COUNT):
+        folder = tmp_path / "case"
+        shutil.copytree(good, folder)
+        case.damage(folder)
+        fault = fault_of(*worker.run(folder, case.arguments))
+        if fault:
+            faults.append(f"{case.name}\n    {fault[-600:]}")
+        shutil.rmtree(folder)
+    assert not faults, f"{len(faults)} of {COUNT}:\n" + "\n".join(faults)
