@@ -203,21 +203,21 @@ def test_packing_by_hand():
     assert forward.inputs.tolist() == [3, 4, 0, 5, 0, 7]
     assert forward.targets.tolist() == [4, 0, 5, 6, 7, 0]
     assert forward.positions.tolist() == [0, 1, 0, 1, 0, 1]
-    assert forward.borders.tolist() == [0, 2, 4, 6]
+    assert forward.boundaries.tolist() == [0, 2, 4, 6]
     reverse = pack(windows, REVERSE, eos_id=0)
     assert reverse.inputs.tolist() == [6, 5, 0, 4, 0, 7]
     assert reverse.targets.tolist() == [5, 0, 4, 3, 7, 0]
     assert reverse.positions.tolist() == [0, 1, 0, 1, 0, 1]
-    assert reverse.borders.tolist() == [0, 2, 4, 6]
+    assert reverse.boundaries.tolist() == [0, 2, 4, 6]
 
 
-def test_borders_can_be_switched_off():
+def test_boundaries_can_be_switched_off():
     windows = [np.array([3, 4, 0, 5, 6]), np.array([0, 7, 0])]
     packed = pack(windows, FORWARD, eos_id=0, mask_across_documents=False)
-    assert packed.borders.tolist() == [0, 4, 6]
+    assert packed.boundaries.tolist() == [0, 4, 6]
     assert packed.positions.tolist() == [0, 1, 0, 1, 0, 1]
     packed = pack(windows, FORWARD, eos_id=0, reset_position_ids=False)
-    assert packed.borders.tolist() == [0, 2, 4, 6]
+    assert packed.boundaries.tolist() == [0, 2, 4, 6]
     assert packed.positions.tolist() == [0, 1, 2, 3, 0, 1]
 
 

@@ -212,14 +212,14 @@ def test_bad_requests_are_refused(lm: LanguageModel) -> None:
         list(lm.generate(["1"], Sampling(), num_samples=0))
 
 
-def test_borders_are_kept_or_refused(lm: LanguageModel) -> None:
-    pieces = Sampling(temperature=0, max_tokens=12, border="[^ ]")
-    if not lm.stops_at_borders:
-        with pytest.raises(InputError, match="cannot stop at borders"):
+def test_stop_patterns_work_or_are_refused(lm: LanguageModel) -> None:
+    pieces = Sampling(temperature=0, max_tokens=12, stop_pattern="[^ ]")
+    if not lm.stops_at_patterns:
+        with pytest.raises(InputError, match="cannot stop at a pattern"):
             list(lm.generate(["1"], pieces))
         return
     ((_, (part,)),) = lm.generate(["1"], pieces)
-    assert part.finish_reason == "border"
+    assert part.finish_reason == "pattern"
     ((_, (more,)),) = lm.generate([part], pieces)
     assert more.ids
 
@@ -242,5 +242,5 @@ def test_sampling_settings_are_checked() -> None:
             Sampling(**bad)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="temperature"):
         Sampling(temperature=float("nan"))
-    with pytest.raises(InputError, match=r"border '\(' is no regular expression"):
-        Sampling(border="(")
+    with pytest.raises(InputError, match=r"stop_pattern '\(' is not a regular expression"):
+        Sampling(stop_pattern="(")

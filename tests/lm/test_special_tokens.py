@@ -164,12 +164,12 @@ def test_a_prompt_of_a_reverse_model_is_the_end_of_a_document(llama: Path) -> No
 
 
 def pieces(lm: LanguageModel, prompt: str, seed: int) -> tuple[str, list[int]]:
-    """Text and ids in reading order, written from border to border."""
-    sampling = Sampling(max_tokens=12, seed=seed, border=r"\S")
+    """Text and ids in reading order, written from stop to stop."""
+    sampling = Sampling(max_tokens=12, seed=seed, stop_pattern=r"\S")
     ((_, (part,)),) = lm.generate([prompt], sampling)
     text, ids = part.text, part.ids
     forward = str(lm.direction) == "forward"
-    while part.finish_reason == "border" and len(ids) < 40:
+    while part.finish_reason == "pattern" and len(ids) < 40:
         ((_, (part,)),) = lm.generate([part], sampling)
         text, ids = (
             (text + part.text, ids + part.ids) if forward else (part.text + text, part.ids + ids)
@@ -178,7 +178,7 @@ def pieces(lm: LanguageModel, prompt: str, seed: int) -> tuple[str, list[int]]:
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_parts_between_borders_are_the_whole_text(tmp_path: Path, direction: str) -> None:
+def test_parts_between_patterns_are_the_whole_text(tmp_path: Path, direction: str) -> None:
     tokenizer = sentencepiece_like(byte_fallback=False)
     lm = ledom.load(foreign(tmp_path / "m", tokenizer, bos=True), direction, device="cpu")
     blanks = 0
@@ -189,10 +189,10 @@ def test_parts_between_borders_are_the_whole_text(tmp_path: Path, direction: str
     assert blanks
 
 
-def test_no_border_is_found_inside_of_a_character(llama: Path) -> None:
+def test_no_pattern_is_found_inside_a_character(llama: Path) -> None:
     lm = ledom.load(llama, "forward", device="cpu")
     assert isinstance(lm, HFLanguageModel)
-    found = lm._border_finder(r"\S")
+    found = lm._pattern_finder(r"\S")
     bytes_of = [lm.tokenizer.token_id(f"<0x{byte:02X}>") for byte in "🎉".encode()]
     assert [found(bytes_of[:count]) for count in (1, 2, 3, 4)] == [False, False, False, True]
 

@@ -33,12 +33,12 @@ def documents(tokenizer):
     return [torch.randint(tokenizer.vocab_size, (1, size), generator=generator) for size in SIZES]
 
 
-def run_packed(model, documents, borders):
+def run_packed(model, documents, boundaries):
     return model(
         input_ids=torch.cat(documents, dim=1),
         position_ids=torch.cat([torch.arange(d.shape[1]) for d in documents])[None],
         use_cache=False,
-        cu_seq_lens_q=None if borders is None else torch.tensor(borders),
+        cu_seq_lens_q=None if boundaries is None else torch.tensor(boundaries),
     ).logits
 
 
@@ -53,7 +53,7 @@ def test_packed_documents_are_as_each_alone(model, plain, documents):
 
 
 @torch.no_grad()
-def test_without_borders_documents_would_leak(model, documents):
+def test_without_boundaries_documents_would_leak(model, documents):
     """So the test above can fail: context does change these logits."""
     packed = run_packed(model, documents, None)
     alone = model(input_ids=documents[1], use_cache=False).logits
@@ -69,14 +69,14 @@ def test_a_batch_of_rows_is_as_each_row_alone(model, documents):
         torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
 
 
-def naive(query, key, value, borders, scale):
+def naive(query, key, value, boundaries, scale):
     """Softmax attention one query at a time, in doubles."""
     query, key, value = query.double(), key.double(), value.double()
     heads, length, _ = query.shape[1:]
     group = heads // key.shape[1]
     out = torch.zeros(1, length, heads, value.shape[-1], dtype=torch.float64)
     for head in range(heads):
-        for start, end in pairwise(borders):
+        for start, end in pairwise(boundaries):
             for at in range(start, end):
                 seen = slice(start, at + 1)
                 scores = key[0, head // group, seen] @ query[0, head, at] * scale
@@ -86,18 +86,24 @@ def naive(query, key, value, borders, scale):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("borders", [[0, 7], [0, 2, 3, 7], [0, 2, 4, 5, 6, 7]])
-def test_attention_by_hand(heads, kv_heads, borders):
+@pytest.mark.parametrize("boundaries", [[0, 7], [0, 2, 3, 7], [0, 2, 4, 5, 6, 7]])
+def test_attention_by_hand(heads, kv_heads, boundaries):
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(1, heads, 7, 8, generator=generator)
     key, value = torch.randn(2, 1, kv_heads, 7, 8, generator=generator)
     out, weights = packed_attention(
-        torch.nn.Module(), query, key, value, None, scaling=0.3, cu_seq_lens_q=torch.tensor(borders)
+        torch.nn.Module(),
+        query,
+        key,
+        value,
+        None,
+        scaling=0.3,
+        cu_seq_lens_q=torch.tensor(boundaries),
     )
     assert weights is None
     assert out.shape == (1, 7, heads, 8)
     torch.testing.assert_close(
-        out.double(), naive(query, key, value, borders, 0.3), atol=1e-5, rtol=0
+        out.double(), naive(query, key, value, boundaries, 0.3), atol=1e-5, rtol=0
     )
 
 
@@ -106,7 +112,7 @@ def test_attention_by_hand(heads, kv_heads, borders):
 @pytest.mark.parametrize("last", [12, 300])
 def test_values_and_derivatives_are_those_of_a_mask(compiled, dtype, tolerance, last):
     """Documents of equal and of different lengths, against autograd through plain products."""
-    borders = torch.tensor([0, 3, 6, 7, last])
+    boundaries = torch.tensor([0, 3, 6, 7, last])
     generator = torch.Generator().manual_seed(2)
     # Rounded to bf16, so that both sides start from the same numbers.
     tensors = [torch.randn(1, h, last, 8, generator=generator).bfloat16() for h in (4, 2, 2)]
@@ -115,13 +121,13 @@ def test_values_and_derivatives_are_those_of_a_mask(compiled, dtype, tolerance, 
 
     def packed(query, key, value):
         module = torch.nn.Module()
-        return packed_attention(module, query, key, value, None, cu_seq_lens_q=borders)[0]
+        return packed_attention(module, query, key, value, None, cu_seq_lens_q=boundaries)[0]
 
     run = torch.compile(packed, backend="aot_eager", fullgraph=True) if compiled else packed
     leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
     value_found = run(*leaves).float()
     found = torch.autograd.grad((value_found * weight).sum(), leaves)
-    document = torch.repeat_interleave(torch.arange(4), borders.diff())
+    document = torch.repeat_interleave(torch.arange(4), boundaries.diff())
     hidden = (document[:, None] != document) | torch.ones(last, last).triu(1).bool()
     query, key, value = tensors
     scores = query @ key.repeat_interleave(2, 1).mT / 8**0.5
@@ -133,8 +139,8 @@ def test_values_and_derivatives_are_those_of_a_mask(compiled, dtype, tolerance, 
         torch.testing.assert_close(ours.float(), theirs, atol=tolerance, rtol=0)
 
 
-def test_borders_that_do_not_fill_the_row_are_refused(model, documents):
-    with pytest.raises(ValueError, match="the borders end at 14, the row at"):
+def test_boundaries_that_do_not_fill_the_row_are_refused(model, documents):
+    with pytest.raises(ValueError, match="the boundaries end at 14, the row at"):
         run_packed(model, documents, [0, 5, 14])
 
 

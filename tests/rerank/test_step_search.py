@@ -120,7 +120,7 @@ def test_a_search_that_never_ends_is_ended(
     forward: FakeLanguageModel, reverse: FakeLanguageModel
 ) -> None:
     ((_, beams, _),) = search(PROBLEMS[:1], forward, reverse, SearchConfig(max_steps=1))
-    assert {beam.finish_reason for beam in beams} == {"border"}
+    assert {beam.finish_reason for beam in beams} == {"pattern"}
     assert all(beam.text.endswith("\n") for beam in beams)
 
 
@@ -130,10 +130,10 @@ def test_a_greedy_beam_of_one_is_the_greedy_text(checkpoints: dict[str, Path]) -
     whole = Sampling(temperature=0.0, max_tokens=40)
     prompts = [lm.pair_format.before_solution(p.question) for p in PROBLEMS[:3]]
     expected = {place: made[0] for place, made in lm.generate(prompts, whole)}
-    config = SearchConfig(1, 1, 0.0, border=r"[^ ]", max_steps=25, sampling=whole)
+    config = SearchConfig(1, 1, 0.0, step_end=r"[^ ]", max_steps=25, sampling=whole)
     for place, (_, beams, _) in enumerate(search(PROBLEMS[:3], lm, None, config)):
         assert expected[place].text.startswith(beams[0].text)
-        assert beams[0].num_tokens >= 20 or beams[0].finish_reason != "border"
+        assert beams[0].num_tokens >= 20 or beams[0].finish_reason != "pattern"
 
 
 def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
@@ -151,7 +151,7 @@ def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguag
         ({"lam": 1.5}, "lambda is 1.5"),
         ({"lam": float("nan")}, "lambda is nan"),
         ({"max_steps": 0}, "max_steps is 0"),
-        ({"border": "("}, "border .* is no regular expression"),
+        ({"step_end": "("}, "stop_pattern .* is not a regular expression"),
     ],
 )
 def test_bad_settings(settings: dict[str, float], message: str) -> None:

@@ -23,7 +23,7 @@ def rows(request, monkeypatch):
 
 
 def batch(vocab_size):
-    """ids, positions, borders and targets of two documents in a row."""
+    """ids, positions, boundaries and targets of two documents in a row."""
     ids = torch.randint(vocab_size, (NUM_TOKENS + 1,), generator=torch.Generator().manual_seed(0))
     positions = torch.cat([torch.arange(20), torch.arange(NUM_TOKENS - 20)])
     return ids[:-1], positions, torch.tensor([0, 20, NUM_TOKENS], dtype=torch.int32), ids[1:]
@@ -36,9 +36,9 @@ def gradients(model, losses):
     return {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
 
-def plain_losses(model, ids, positions, borders, targets):
+def plain_losses(model, ids, positions, boundaries, targets):
     reads = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
-    logits = model(**reads, cu_seq_lens_q=borders).logits[0]
+    logits = model(**reads, cu_seq_lens_q=boundaries).logits[0]
     return cross_entropy(logits.float(), targets, reduction="none")
 
 

@@ -290,7 +290,7 @@ def search(
         int, typer.Option(min=1, max=1000, help="Continuations drawn of each (n).")
     ] = 3,
     lam: Annotated[float, typer.Option("--lambda", help="Weight of the reverse term.")] = 0.5,
-    border: Annotated[
+    step_end: Annotated[
         str, typer.Option(help="Where a step ends: line, sentence, or a regular expression.")
     ] = "line",
     max_steps: Annotated[
@@ -316,7 +316,7 @@ def search(
 
     refuse_unused(context, *unused_by_models(forward, reverse))
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
-    config = SearchConfig(width, expansions, lam, border, max_steps, sampling)
+    config = SearchConfig(width, expansions, lam, step_end, max_steps, sampling)
     chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
     use_threads(threads)
     writer = load_model(forward, "forward", device, dtype)

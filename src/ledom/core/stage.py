@@ -258,8 +258,8 @@ class Stage(Generic[RecordT]):
 def even_groups(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
     """As few runs of at most `size` neighbors as there can be, as even as can be."""
     count = -(-len(items) // size)
-    borders = [len(items) * i // count for i in range(count + 1)] if count else [0]
-    return [items[start:end] for start, end in pairwise(borders)]
+    boundaries = [len(items) * i // count for i in range(count + 1)] if count else [0]
+    return [items[start:end] for start, end in pairwise(boundaries)]
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -103,21 +103,21 @@ class Windows(Sequence[NDArray[np.int64]]):
         block = int(np.searchsorted(blocks, index, side="right"))
         index -= int(blocks[block - 1]) if block else 0
         ends = self.store.shards[shard].ends
-        borders, windows = _block(ends, block * _BLOCK_DOCUMENTS, self.seq_len)
+        boundaries, windows = _block(ends, block * _BLOCK_DOCUMENTS, self.seq_len)
         document = int(np.searchsorted(windows, index, side="right"))
         piece = index - (int(windows[document - 1]) if document else 0)
-        start = int(borders[document]) + piece * self.seq_len
-        return start, min(start + self.seq_len, int(borders[document + 1]))
+        start = int(boundaries[document]) + piece * self.seq_len
+        return start, min(start + self.seq_len, int(boundaries[document + 1]))
 
 
 def _block(
     ends: NDArray[np.uint64], first: int, seq_len: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of a block of documents: the borders of each [n + 1], and the block's windows up to and with
-    each [n]."""
+    """The boundaries of a block's documents [n + 1], and the block's windows up to and including
+    each document [n]."""
     before = ends[first - 1 : first] if first else np.zeros(1, np.uint64)
-    borders = np.concatenate([before, ends[first : first + _BLOCK_DOCUMENTS]]).astype(np.int64)
-    return borders, np.cumsum(-(np.diff(borders) // -seq_len))
+    boundaries = np.concatenate([before, ends[first : first + _BLOCK_DOCUMENTS]]).astype(np.int64)
+    return boundaries, np.cumsum(-(np.diff(boundaries) // -seq_len))
 
 
 class Batches:
@@ -215,8 +215,8 @@ class PackedBatch:
     """[T] ids that it predicts there."""
     positions: NDArray[np.int64]
     """[T] position ids."""
-    borders: NDArray[np.int64]
-    """0, ..., T: attention stays between one border and the next."""
+    boundaries: NDArray[np.int64]
+    """0, ..., T: attention stays between one boundary and the next."""
 
 
 def pack(
@@ -245,5 +245,5 @@ def pack(
         inputs=inputs,
         targets=targets,
         positions=np.arange(len(inputs)) - np.repeat(position_starts, lengths),
-        borders=np.append(attention_starts, len(inputs)),
+        boundaries=np.append(attention_starts, len(inputs)),
     )

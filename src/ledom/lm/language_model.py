@@ -62,8 +62,8 @@ class Sampling:
     """Most tokens to write."""
     seed: int = 0
     """With the prompt's text and the sample's number, decides every draw."""
-    border: str | None = None
-    """A regular expression: a text ends where it is first found, white space at its start aside."""
+    stop_pattern: str | None = None
+    """A regular expression: a text ends at its first match, leading white space aside."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -79,9 +79,11 @@ class Sampling:
             if not holds:
                 raise InputError(message)
         try:
-            re.compile(self.border or "")
+            re.compile(self.stop_pattern or "")
         except re.error as error:
-            raise InputError(f"border {self.border!r} is no regular expression: {error}") from None
+            raise InputError(
+                f"stop_pattern {self.stop_pattern!r} is not a regular expression: {error}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,11 @@ class Generation:
 
     text: str
     ids: list[int]
-    finish_reason: Literal["stop", "length", "border"]
-    """`stop`: the model ended its document; `length`: it ran out of tokens; `border`: it came to a
-    border, and can be given to `generate` as a prompt to go on from."""
-    resume: Any = field(default=None, compare=False, repr=False)
-    """What the backend needs to go on without reading the text again."""
+    finish_reason: Literal["stop", "length", "pattern"]
+    """`stop`: the model ended its document; `length`: it reached `max_tokens`; `pattern`: it
+    matched `stop_pattern`, and `generate` continues it when given as a prompt."""
+    state: Any = field(default=None, compare=False, repr=False)
+    """What the backend needs to continue without reading the text again."""
     self_certainty: float | None = field(default=None, compare=False)
     """Mean over the tokens drawn, EOS included, of KL(uniform || P(token | what was read)) in nats:
     the larger, the surer the model was (Kang, Zhao and Song, Scalable Best-of-N Selection for Large
@@ -119,8 +121,8 @@ class LanguageModel(ABC):
     batches_requests: ClassVar[bool] = True
     """Whether requests of one call are computed together, so that the last bits of a result may
     depend on the others. To repeat a result to the bit, the whole call is repeated."""
-    stops_at_borders: ClassVar[bool] = False
-    """Whether `generate` takes a border, and goes on from one."""
+    stops_at_patterns: ClassVar[bool] = False
+    """Whether `generate` stops at `Sampling.stop_pattern` and can continue from there."""
     tells_certainty: ClassVar[bool] = False
     """Whether what it generates carries its `self_certainty`."""
 
@@ -166,13 +168,13 @@ class LanguageModel(ABC):
     def check_request(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
     ) -> None:
-        """Raise `InputError` for fewer samples than one, or borders where they cannot be had."""
+        """Raise `InputError` for fewer than one sample, or a stop pattern that is not supported."""
         if num_samples < 1:
             raise InputError(f"num_samples is {num_samples}; it must be at least 1")
-        bordered = sampling.border is not None or any(isinstance(p, Generation) for p in prompts)
-        if bordered and not self.stops_at_borders:
+        continues = any(isinstance(prompt, Generation) for prompt in prompts)
+        if (continues or sampling.stop_pattern is not None) and not self.stops_at_patterns:
             raise InputError(
-                f"{self.name}: generation here cannot stop at borders; give the model's folder, "
+                f"{self.name}: this backend cannot stop at a pattern; give the model's folder, "
                 "which runs in this process"
             )
 
@@ -233,12 +235,11 @@ class LanguageModel(ABC):
 
         They are the samples with the numbers from `first_sample` on.
 
-        A prompt is a text, or a generation that stopped at a border: it is gone on from, in the
-        direction of the model, and what it had computed is not computed again. A forward model
-        continues the prompt; a reverse model writes what stands before it. An empty prompt asks for
-        a whole document. A draw depends on the seed, the prompt's text and the sample's number
-        alone, so a job cut in two draws the same samples. Raises `InputError` for a prompt that
-        leaves no room in the model's context.
+        A prompt is a text, or a generation that stopped at the pattern: the model continues it
+        without computing it again. A forward model writes what follows the prompt; a reverse model
+        writes what precedes it. An empty prompt asks for a whole document. A draw depends only on
+        the seed, the prompt's text and the sample's number, so a job cut in two draws the same
+        samples. Raises `InputError` for a prompt that leaves no room in the model's context.
         """
 
 

@@ -49,8 +49,8 @@ def packed_attention(
     """Causal attention within each document of a packed row.
 
     Shapes: query [1, H, T, D]; key and value [1, K, T, D]; the result is [1, T, H, D].
-    `cu_seq_lens_q` holds the document borders 0 .. T, on the CPU; without it each row of a batch
-    is a document. Raises `ValueError` for borders that do not end at T, `CheckpointError` for an
+    `cu_seq_lens_q` holds the document boundaries 0 .. T, on the CPU; without it each row of a batch
+    is a document. Raises `ValueError` for boundaries that do not end at T, `CheckpointError` for an
     architecture whose attention is another.
     """
     for name, what in _OTHER_ATTENTION.items():
@@ -90,16 +90,16 @@ def packed_attention(
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def _runs(borders: Tensor) -> Iterator[tuple[int, int, int]]:
+def _runs(boundaries: Tensor) -> Iterator[tuple[int, int, int]]:
     """(start, end, documents) of stretches of neighboring documents of one length."""
     start, number, size = 0, 0, -1
-    for a, b in pairwise(borders.tolist()):
+    for a, b in pairwise(boundaries.tolist()):
         if b - a != size and number:
             yield start, a, number
             start, number = a, 0
         size, number = b - a, number + 1
     if number:
-        yield start, int(borders[-1]), number
+        yield start, int(boundaries[-1]), number
 
 
 def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
@@ -120,13 +120,13 @@ _BLOCK = 128  # queries at a time
 
 @torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
 def _packed_cpu(
-    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """[1, H, T, D] each -> [1, H, T, D] and in fp32 the logarithms of the normalizers [H, T]."""
-    if borders[-1] != query.shape[2]:
-        raise ValueError(f"the borders end at {borders[-1]}, the row at {query.shape[2]}")
+    if boundaries[-1] != query.shape[2]:
+        raise ValueError(f"the boundaries end at {boundaries[-1]}, the row at {query.shape[2]}")
     out, normalizers = _outputs(query)
-    for start, end, documents in _runs(borders):
+    for start, end, documents in _runs(boundaries):
         q, k, v = (_rows(x, start, end, documents) for x in (query, key, value))
         if query.dtype == torch.float32:
             part, logs = _KERNEL(q, k, v, is_causal=True, scale=scale)
@@ -139,7 +139,7 @@ def _packed_cpu(
 
 @_packed_cpu.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     return _outputs(query)
 
@@ -180,11 +180,11 @@ def _packed_cpu_backward(
     value: Tensor,
     out: Tensor,
     normalizers: Tensor,
-    borders: Tensor,
+    boundaries: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = tuple(torch.empty_like(x) for x in (query, key, value))
-    for start, end, documents in _runs(borders):
+    for start, end, documents in _runs(boundaries):
         g, q, k, v, o = (_rows(x, start, end, documents) for x in (grad, query, key, value, out))
         if query.dtype == torch.float32:
             logs = normalizers[:, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
@@ -204,7 +204,7 @@ def _(
     value: Tensor,
     out: Tensor,
     normalizers: Tensor,
-    borders: Tensor,
+    boundaries: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -232,13 +232,13 @@ def _attend_backward(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, borders, ctx.scale = inputs
-    ctx.save_for_backward(query, key, value, *output, borders)
+    query, key, value, boundaries, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, *output, boundaries)
 
 
 def _derive(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    *tensors, borders = ctx.saved_tensors
-    return (*_packed_cpu_backward(grad, *tensors, borders, ctx.scale), None, None)
+    *tensors, boundaries = ctx.saved_tensors
+    return (*_packed_cpu_backward(grad, *tensors, boundaries, ctx.scale), None, None)
 
 
 _packed_cpu.register_autograd(_derive, setup_context=_remember)

@@ -24,8 +24,8 @@ from ledom.model.own_forward import OwnForward, reset_length, use_attention
 __all__ = ["PackedRun", "packing_reach", "tolerance", "vocab_size"]
 
 PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(ids, positions, borders, targets) of a packed row -> log P of each target [T]; all int64 [T] but
-the borders [documents + 1], which are on the CPU. Raises anything where it cannot."""
+"""(ids, positions, boundaries, targets) of a packed row -> log P of each target [T]. All are int64
+[T], except the boundaries [documents + 1] on the CPU. May raise any error where it fails."""
 
 _PROBE = "ledom-probe"  # our attention, and a record of the masks that a model asks for
 _SIZES = (12, 7)  # tokens of the two texts
@@ -92,10 +92,10 @@ def _checked(
     context: int,
 ) -> int:
     """What the packed run itself allows."""
-    borders = torch.tensor([0, _SIZES[0], sum(_SIZES)])
+    boundaries = torch.tensor([0, _SIZES[0], sum(_SIZES)])
 
     def run(row: _Row, first: int = 0) -> Tensor:
-        return packed(row.ids, row.moved(first), borders, row.targets).float()
+        return packed(row.ids, row.moved(first), boundaries, row.targets).float()
 
     found = run(row)
     limit = tolerance(model.dtype)

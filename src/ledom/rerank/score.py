@@ -167,7 +167,7 @@ def score_candidates(
     own: before the pair forward, behind it reverse.
 
     The document-end token counts as part of y forward, and the document-start token as part of x
-    reverse. A pair that is longer than the model's context keeps its end nearest to the border
+    reverse. A pair that is longer than the model's context keeps its end nearest to the boundary
     between x and y: y loses its last tokens. Such records carry `truncated`: true.
     A `ServerError` comes after the scores that the server gave before it.
     """

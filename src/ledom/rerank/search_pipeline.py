@@ -140,7 +140,7 @@ def _cost(found: Candidate) -> int:
 
 def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> list[Candidate]:
     """Candidates of each problem, drawn until they have cost what its search did."""
-    lm, sampling = job.forward, replace(job.config.sampling, border=None)
+    lm, sampling = job.forward, replace(job.config.sampling, stop_pattern=None)
     sampling = replace(sampling, max_tokens=4 * sampling.max_tokens)
     longest = max(
         len(lm.tokenizer.encode(lm.pair_format.before_solution(p.question)).ids)

@@ -1,7 +1,7 @@
 """A beam over reasoning steps, guided by Reverse Reward on the part written so far.
 
-Each round every unfinished partial solution is expanded n times to its next border, all parts are
-scored, and the k best are kept, until all of them are finished. Scores are means a token, so that
+Each round expands every unfinished partial solution n times to the end of its next step, scores all
+parts and keeps the k best, until all of them are finished. Scores are means per token, so that
 short and long parts, finished or not, compete fairly:
 (1 - lambda) log P(y|x) / |y| + lambda log P(x|y) / |x|.
 A part that ran out of tokens is never taken for finished: it is kept only where nothing better is,
@@ -20,10 +20,10 @@ from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.score import score_candidates
 
-__all__ = ["BORDERS", "Beam", "SearchConfig", "check_models", "search", "search_groups"]
+__all__ = ["STEP_ENDS", "Beam", "SearchConfig", "check_models", "search", "search_groups"]
 
-BORDERS = {"line": r"\n", "sentence": r"[.!?]\s"}
-"""Borders of steps by name; anything else is a regular expression of one's own."""
+STEP_ENDS = {"line": r"\n", "sentence": r"[.!?]\s"}
+"""Ends of steps by name; anything else is a regular expression."""
 
 _TOGETHER = 32  # problems that are searched side by side, so that the batch is full
 
@@ -38,7 +38,7 @@ class SearchConfig:
     """n, ways in which each is gone on with."""
     lam: float = 0.5
     """Weight of the reverse term; 0 searches by the forward model alone."""
-    border: str = "line"
+    step_end: str = "line"
     """`line`, `sentence`, or a regular expression at which a step ends."""
     max_steps: int = 32
     """Rounds after which a search ends, finished or not."""
@@ -55,12 +55,12 @@ class SearchConfig:
         for message, holds in checks.items():
             if not holds:
                 raise InputError(message)
-        self.stepwise(0)  # a border that is no pattern is refused at once
+        self.stepwise(0)  # refuses an invalid pattern at once
 
     def stepwise(self, step: int) -> Sampling:
         """How the parts of a round are drawn."""
-        pattern = BORDERS.get(self.border, self.border)
-        return replace(self.sampling, border=pattern, seed=self.sampling.seed + step)
+        pattern = STEP_ENDS.get(self.step_end, self.step_end)
+        return replace(self.sampling, stop_pattern=pattern, seed=self.sampling.seed + step)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Beam:
 
     text: str
     finish_reason: str
-    """`stop`: finished; `border`: more may follow; `length`: it ran out of tokens."""
+    """`stop`: finished; `pattern`: ended a step, more may follow; `length`: ran out of tokens."""
     num_tokens: int
     """Tokens of the text."""
     score: float = 0.0
@@ -124,12 +124,12 @@ class _Search:
     """The state of one problem's search."""
 
     problem: Problem
-    beams: list[Beam] = field(default_factory=lambda: [Beam("", "border", 0)])
+    beams: list[Beam] = field(default_factory=lambda: [Beam("", "pattern", 0)])
     generated: int = 0
 
     @property
     def is_open(self) -> bool:
-        return any(beam.finish_reason == "border" for beam in self.beams)
+        return any(beam.finish_reason == "pattern" for beam in self.beams)
 
     def keep(self, width: int) -> None:
         """Keep the best. What ran out of tokens cannot be gone on with: it fills free places."""
@@ -152,7 +152,7 @@ def _expand(
         room = forward.context - len(forward.tokenizer.encode(prompt).ids) - len(forward.bos_ids)
         kept = []
         for beam in one.beams:
-            if beam.finish_reason != "border":
+            if beam.finish_reason != "pattern":
                 kept.append(beam)
             elif beam.last is not None and beam.num_tokens + sampling.max_tokens > room:
                 kept.append(replace(beam, finish_reason="length"))  # no room for another step
@@ -177,7 +177,7 @@ def _score(
 ) -> None:
     """Give each beam its score: means a token of log P(part|x) and log P(x|part)."""
     problems = [one.problem for one in active]
-    # A part is scored without the white space at its border: no document ends in it.
+    # A part is scored without the white space at its end: no document ends in it.
     candidates = [
         Candidate(problem_id=one.problem.id, index=index, text=beam.text.rstrip())
         for one in active

@@ -1,7 +1,7 @@
 """How a question x and a solution y become one text, and which tokens belong to which.
 
 A pair is rendered to one text and encoded once, in reading order; character offsets then say which
-tokens are x and which are y. A token that straddles a border belongs to the later field. The
+tokens are x and which are y. A token that straddles a boundary belongs to the later field. The
 literals of the template belong to neither: both directions condition on them.
 """
 

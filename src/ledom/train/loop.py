@@ -235,8 +235,8 @@ def _choose_packing(
 ) -> None:
     """Let documents share rows where that is exact; elsewhere each is read alone."""
 
-    def packed(ids: Tensor, positions: Tensor, borders: Tensor, targets: Tensor) -> Tensor:
-        return -token_losses(model, ids, positions, borders, targets)
+    def packed(ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
+        return -token_losses(model, ids, positions, boundaries, targets)
 
     own, kind = OwnForward(model), type(model).__name__
     if packing_reach(model, packed, eos_id, recipe.train.seq_len) >= recipe.train.seq_len:
@@ -334,7 +334,7 @@ def packed_losses(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return losses_of(model)(
         torch.from_numpy(batch.inputs).to(device),
         torch.from_numpy(batch.positions).to(device),
-        torch.from_numpy(batch.borders),
+        torch.from_numpy(batch.boundaries),
         torch.from_numpy(batch.targets).to(device),
     )
 

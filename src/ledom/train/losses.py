@@ -27,24 +27,24 @@ _LEAST_ROWS = 1024  # in a chunk: each goes once through the whole weight's grad
 
 
 def token_losses(
-    model: PreTrainedModel, ids: Tensor, positions: Tensor, borders: Tensor, targets: Tensor
+    model: PreTrainedModel, ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor
 ) -> Tensor:
     """The cross-entropy [T] of `targets` where the model reads `ids` at `positions`, in fp32.
 
-    `borders` [documents + 1], on the CPU, part the row into documents that do not see each other. A
-    model without ledom's attention (`model.packing`) reads them one after the other, each from its
-    first position.
+    `boundaries` [documents + 1], on the CPU, divide the row into documents that do not see each
+    other. A model without ledom's attention (`model.exactness`) reads them one by one, each from
+    its first position.
     """
     if model.config._attn_implementation != IMPLEMENTATION:
         own = OwnForward(model)
-        sizes = borders.diff().tolist()
+        sizes = boundaries.diff().tolist()
         logits = torch.cat([own(document) for document in ids.split(sizes)])
         return cross_entropy(logits.float(), targets, reduction="none")
     reads: dict[str, Any] = {
         "input_ids": ids[None],
         "position_ids": positions[None],
         "use_cache": False,
-        "cu_seq_lens_q": borders,
+        "cu_seq_lens_q": boundaries,
     }
     head = model.get_output_embeddings()
     config = model.config.get_text_config()

@@ -65,8 +65,8 @@ class ValidationStats:
         direction: Direction,
     ) -> None:
         """Losses [T] of the windows at some places, packed in that order."""
-        lengths = np.diff(batch.borders)
-        positions = np.arange(len(losses)) - np.repeat(batch.borders[:-1], lengths)
+        lengths = np.diff(batch.boundaries)
+        positions = np.arange(len(losses)) - np.repeat(batch.boundaries[:-1], lengths)
         groups = [np.frexp(positions)[1]]  # the exponent is the number of bits: the bin
         documents = [self.windows.documents(self.numbers[place]) for place in places]
         if self._sources:
@@ -86,10 +86,10 @@ class ValidationStats:
         Losses are in nats a token. See docs/formats.md.
         """
         losses, tokens = np.array(total(*self._sums.ravel())).reshape(self._sums.shape)
-        borders = np.cumsum([self._num_positions, len(self._sources)])
+        boundaries = np.cumsum([self._num_positions, len(self._sources)])
         by_position, by_source, by_window = (
             _means(*part)
-            for part in zip(np.split(losses, borders), np.split(tokens, borders), strict=True)
+            for part in zip(np.split(losses, boundaries), np.split(tokens, boundaries), strict=True)
         )
         # Every token is in one bin.
         position_tokens = tokens[: self._num_positions].sum()

@@ -1,4 +1,4 @@
-"""The torch backend beyond the contract: batches, rows, borders, distributions, dtypes, devices."""
+"""The torch backend beyond the contract: batches, stop patterns, distributions, dtypes, devices."""
 
 from __future__ import annotations
 
@@ -171,36 +171,36 @@ def test_top_k_and_top_p_keep_to_the_likeliest(lm: HFLanguageModel, plain: PreTr
     assert {g.ids[0] if g.ids else eos for g in samples} <= set(nucleus)
 
 
-def test_going_on_from_borders_is_as_if_they_had_not_been_there(lm: HFLanguageModel) -> None:
+def test_resuming_from_a_pattern_changes_nothing(lm: HFLanguageModel) -> None:
     prompt = "Ava has 12 apples.\n\n"
     greedy = Sampling(temperature=0.0, max_tokens=30)
     ((_, (expected,)),) = lm.generate([prompt], greedy)
-    pieces = replace(greedy, border="[^ ]")  # nearly every token
+    pieces = replace(greedy, stop_pattern="[^ ]")  # nearly every token
     ((_, (part,)),) = lm.generate([prompt], pieces)
     ids = part.ids
-    while part.finish_reason == "border" and len(ids) < len(expected.ids):
+    while part.finish_reason == "pattern" and len(ids) < len(expected.ids):
         ((_, (part,)),) = lm.generate([part], pieces)
         ids = ids + part.ids if str(lm.direction) == "forward" else part.ids + ids
     assert len(part.ids) < len(expected.ids)  # it did come in pieces
     assert ids == expected.ids
 
 
-def test_a_border_before_any_text_does_not_count(lm: HFLanguageModel) -> None:
-    found = lm._border_finder("\\s")
+def test_a_pattern_before_any_text_does_not_count(lm: HFLanguageModel) -> None:
+    found = lm._pattern_finder("\\s")
     ids = lm.tokenizer.encode(" \n").ids
     assert not found(ids)
 
 
-def test_many_go_on_from_one_border(lm: HFLanguageModel) -> None:
+def test_many_resume_from_one_pattern(lm: HFLanguageModel) -> None:
     """Kept keys and values give the draws that a prompt read anew gives."""
-    pieces = Sampling(temperature=1.0, max_tokens=12, seed=3, border="[ .0-9]")
+    pieces = Sampling(temperature=1.0, max_tokens=12, seed=3, stop_pattern="[ .0-9]")
     ((_, firsts),) = lm.generate(["Ava has 12 apples.\n\n"], pieces, 6)
-    cut = [first for first in firsts if first.finish_reason == "border"]
+    cut = [first for first in firsts if first.finish_reason == "pattern"]
     assert cut
-    anew = [replace(first, resume=replace(first.resume, kept=None)) for first in cut]
+    anew = [replace(first, state=replace(first.state, kv_cache=None)) for first in cut]
     assert dict(lm.generate(cut, pieces, 3)) == dict(lm.generate(anew, pieces, 3))
     with pytest.raises(InputError, match="by the model that wrote it"):
-        list(lm.generate([replace(cut[0], resume=None)], pieces))
+        list(lm.generate([replace(cut[0], state=None)], pieces))
 
 
 def test_dtypes_by_name(checkpoints: dict[str, Path]) -> None:

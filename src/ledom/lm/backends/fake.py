@@ -28,7 +28,7 @@ class FakeLanguageModel(LanguageModel):
     """
 
     batches_requests = False
-    stops_at_borders = True
+    stops_at_patterns = True
 
     def __init__(
         self,
@@ -76,16 +76,16 @@ class FakeLanguageModel(LanguageModel):
             yield place, [self._draw(prompt, sampling, number) for number in numbers]
 
     def _draw(self, prompt: str | Generation, sampling: Sampling, sample: int) -> Generation:
-        """One of the answers, or what is left of it after the border where it was cut."""
+        """One of the answers, or the rest of it after the pattern where it stopped."""
         if isinstance(prompt, Generation):
-            text = str(prompt.resume)
+            text = str(prompt.state)
         else:
             key = "greedy" if sampling.temperature == 0 else f"{sampling.seed} {sample}"
             text = self.answers[(digest(f"{prompt} {key}") >> 56) % len(self.answers)]
-        border = re.search(sampling.border, text) if sampling.border else None
-        part, rest = (text, "") if border is None else (text[: border.end()], text[border.end() :])
+        match = re.search(sampling.stop_pattern, text) if sampling.stop_pattern else None
+        part, rest = (text, "") if match is None else (text[: match.end()], text[match.end() :])
         ids = self.tokenizer.encode(part).ids
         if len(ids) >= sampling.max_tokens:
             ids = ids[: sampling.max_tokens]
             return Generation(self.tokenizer.decode(ids), ids, "length")
-        return Generation(part, ids, "border" if rest else "stop", rest)
+        return Generation(part, ids, "pattern" if rest else "stop", rest)

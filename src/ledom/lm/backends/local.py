@@ -37,7 +37,7 @@ from ledom.model.own_forward import OwnForward
 
 __all__ = ["HFLanguageModel", "default_device", "torch_device"]
 
-_BORDER_TOKENS = 12  # newest tokens in which a border is looked for
+_PATTERN_TOKENS = 12  # newest tokens searched for the stop pattern
 _LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
 _LOGITS_ROWS = 512  # most rows of one, so that with a small vocabulary it stays in cache
 _DTYPES: dict[str, torch.dtype] = {
@@ -52,7 +52,7 @@ class HFLanguageModel(LanguageModel):
     the weights as they are kept. Raises `InputError` for a device that is not there.
     """
 
-    stops_at_borders = True
+    stops_at_patterns = True
     tells_certainty = True
 
     def __init__(
@@ -190,13 +190,20 @@ class HFLanguageModel(LanguageModel):
         self.check_request(prompts, sampling, num_samples)
         starts = [self._start(prompt, sampling) for prompt in prompts]
         jobs = [
-            Job(start.context, place, sample, (sampling.seed, start.key, sample), kept=start.kept)
+            Job(
+                start.context,
+                place,
+                sample,
+                (sampling.seed, start.key, sample),
+                kv_cache=start.kv_cache,
+            )
             for place, start in enumerate(starts)
             for sample in range(first_sample, first_sample + num_samples)
         ]
-        is_border = None if sampling.border is None else self._border_finder(sampling.border)
+        pattern = sampling.stop_pattern
+        ends_at_pattern = None if pattern is None else self._pattern_finder(pattern)
         done: dict[int, dict[int, Generation]] = {}
-        for job in self._write(jobs, sampling, is_border):
+        for job in self._write(jobs, sampling, ends_at_pattern):
             done.setdefault(job.place, {})[job.sample] = self._generation(job, starts[job.place])
             if len(done[job.place]) == num_samples:
                 finished = done.pop(job.place)
@@ -206,17 +213,17 @@ class HFLanguageModel(LanguageModel):
         self,
         jobs: Sequence[Job],
         sampling: Sampling,
-        is_border: Callable[[list[int]], bool] | None,
+        ends_at_pattern: Callable[[list[int]], bool] | None,
     ) -> Iterator[Job]:
         """The jobs as they end, each by the fastest way that is exact for it."""
         eos_id, reach = self.tokenizer.eos_id, self._reach if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
-        decoder = Decoder(self._trunk, eos_id, sampling, self.rows, is_border)
+        decoder = Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern)
         if not alone:
             return decoder.run(together)
         self._say_alone()
-        lone = LoneDecoder(self._own, self._keeps, eos_id, sampling, is_border)
+        lone = LoneDecoder(self._own, self._keeps, eos_id, sampling, ends_at_pattern)
         return chain(decoder.run(together), lone.run(alone))
 
     @cached_property
@@ -227,34 +234,34 @@ class HFLanguageModel(LanguageModel):
     def _keeps(self) -> bool:
         return keeps_exactly(self._own, self.tokenizer.eos_id)
 
-    def _start(self, prompt: str | Generation, sampling: Sampling) -> _Start:
+    def _start(self, prompt: str | Generation, sampling: Sampling) -> GenerationState:
         """What the model reads before it writes."""
         if isinstance(prompt, Generation):
-            if not isinstance(prompt.resume, _Start):
+            if not isinstance(prompt.state, GenerationState):
                 raise InputError(
-                    "a generation can only be gone on from where it stopped at a border, by the "
+                    "only a generation that stopped at a pattern can be continued, and only by the "
                     "model that wrote it"
                 )
-            start = prompt.resume
+            start = prompt.state
             self.check_room(prompt.text, len(start.context), sampling.max_tokens)
             return start
-        return _Start(self.prompt_ids(prompt, sampling.max_tokens), digest(prompt), prompt)
+        return GenerationState(self.prompt_ids(prompt, sampling.max_tokens), digest(prompt), prompt)
 
-    def _border_finder(self, pattern: str) -> Callable[[list[int]], bool]:
-        """Whether ids in model order, of which only the newest is unchecked, have a border."""
-        border = re.compile(pattern)
+    def _pattern_finder(self, pattern: str) -> Callable[[list[int]], bool]:
+        """Whether ids in model order, of which only the newest is unchecked, match the pattern."""
+        compiled = re.compile(pattern)
         forward = self.direction is Direction.FORWARD
 
         def found(ids: list[int]) -> bool:
-            text = self.tokenizer.decode(self.direction.to_reading_order(ids[-_BORDER_TOKENS:]))
+            text = self.tokenizer.decode(self.direction.to_reading_order(ids[-_PATTERN_TOKENS:]))
             newest = text[-4:] if forward else text[:4]
             if "\ufffd" in newest[-1 if forward else 0 :][:1] and newest != "\ufffd" * 4:
                 return False  # the last bytes may belong to a character that is not whole yet
-            return bool(border.search(text.lstrip() if len(ids) <= _BORDER_TOKENS else text))
+            return bool(compiled.search(text.lstrip() if len(ids) <= _PATTERN_TOKENS else text))
 
         return found
 
-    def _generation(self, job: Job, start: _Start) -> Generation:
+    def _generation(self, job: Job, start: GenerationState) -> Generation:
         ids = self.direction.to_reading_order(job.ids)
         written = [*start.written, *job.ids]
         whole = self.written_text(start.prompt, self.direction.to_reading_order(written))
@@ -262,18 +269,18 @@ class HFLanguageModel(LanguageModel):
         forward = self.direction is Direction.FORWARD
         text = whole[known:] if forward else whole[: len(whole) - known]
         certainty = job.certainty / (len(ids) + job.stopped)
-        if not job.at_border:
+        if not job.at_pattern:
             reason: Literal["stop", "length"] = "stop" if job.stopped else "length"
             return Generation(text, ids, reason, self_certainty=certainty)
         key = digest(f"{start.key} {text}")
         context = [*job.prompt, *job.ids]
-        resume = _Start(context, key, start.prompt, written, whole, job.kept)
-        return Generation(text, ids, "border", resume, certainty)
+        state = GenerationState(context, key, start.prompt, written, whole, job.kv_cache)
+        return Generation(text, ids, "pattern", state, certainty)
 
 
 @dataclass(frozen=True)
-class _Start:
-    """Where a text is gone on from."""
+class GenerationState:
+    """Where a model continues a text."""
 
     context: list[int]
     """What the model has read, in model order."""
@@ -285,8 +292,8 @@ class _Start:
     """What was written to it since, in model order."""
     text: str = ""
     """The text of that."""
-    kept: tuple[torch.Tensor, torch.Tensor] | None = None
-    """Keys and values of all but its last token, where they are known."""
+    kv_cache: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Keys and values of all but its last token, where known; see `Job`."""
 
 
 def default_device() -> str:

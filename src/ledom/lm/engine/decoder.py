@@ -49,10 +49,10 @@ class Job:
     ids: list[int] = field(default_factory=list)
     stopped: bool = False
     uniforms: NDArray[np.float64] | None = None
-    kept: tuple[Tensor, Tensor] | None = None
-    """Keys and values [layers, K, T, D] of all of the prompt but its last token, where known; at
-    a border those of the prompt and of what was written, for the job that goes on."""
-    at_border: bool = False
+    kv_cache: tuple[Tensor, Tensor] | None = None
+    """Keys and values [layers, K, T, D] of all of the prompt but its last token, where known;
+    once the job stopped at the pattern, those of the prompt and of what was written."""
+    at_pattern: bool = False
     certainty: float = 0.0
     """Sum of `_divergence_from_uniform` over the tokens drawn."""
 
@@ -151,9 +151,9 @@ class Writer:
         self,
         eos_id: int,
         sampling: Sampling,
-        is_border: Callable[[list[int]], bool] | None = None,
+        ends_at_pattern: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        self.is_border = is_border
+        self.ends_at_pattern = ends_at_pattern
         self.eos_id = eos_id
         self.sampling = sampling
 
@@ -182,11 +182,11 @@ class Writer:
                 job.stopped = True
             else:
                 job.ids.append(token)
-                if self.is_border is not None and self.is_border(job.ids):
-                    job.at_border = True
+                if self.ends_at_pattern is not None and self.ends_at_pattern(job.ids):
+                    job.at_pattern = True
                     length = len(job.prompt) + len(job.ids) - 1  # the last token was not fed yet
-                    job.kept = None if cache is None else cache.copy(i, length)
-            if job.stopped or job.at_border or len(job.ids) == self.sampling.max_tokens:
+                    job.kv_cache = None if cache is None else cache.copy(i, length)
+            if job.stopped or job.at_pattern or len(job.ids) == self.sampling.max_tokens:
                 rows[i] = None
                 yield job
 
@@ -215,9 +215,9 @@ class Decoder(Writer):
         eos_id: int,
         sampling: Sampling,
         rows: int,
-        is_border: Callable[[list[int]], bool] | None = None,
+        ends_at_pattern: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        super().__init__(eos_id, sampling, is_border)
+        super().__init__(eos_id, sampling, ends_at_pattern)
         self.trunk = trunk
         self.model = trunk.model
         self.max_rows = rows
@@ -250,10 +250,10 @@ class Decoder(Writer):
         for i, job in zip(free, admitted, strict=False):
             rows[i] = job
             self._seed(job)
-            if job.kept is not None:  # it is fed its last token with the other rows
-                cache.place(i, *job.kept)
+            if job.kv_cache is not None:  # it is fed its last token with the other rows
+                cache.place(i, *job.kv_cache)
                 tokens[i] = job.prompt[-1]
-        fresh = [(i, job) for i, job in zip(free, admitted, strict=False) if job.kept is None]
+        fresh = [(i, job) for i, job in zip(free, admitted, strict=False) if job.kv_cache is None]
         if not fresh:
             return
         free = [i for i, _ in fresh]

@@ -37,9 +37,9 @@ class LoneDecoder(Writer):
         keeps: bool,
         eos_id: int,
         sampling: Sampling,
-        is_border: Callable[[list[int]], bool] | None = None,
+        ends_at_pattern: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        super().__init__(eos_id, sampling, is_border)
+        super().__init__(eos_id, sampling, ends_at_pattern)
         self.own, self.keeps = own, keeps
 
     @torch.inference_mode()

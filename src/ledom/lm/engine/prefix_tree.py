@@ -46,9 +46,9 @@ class PrefixTree:
         tree = cls()
         shared = [shared_length(a, b) for a, b in pairwise(texts)]
         tree._grow(texts, shared, 0, len(texts), 0, [])
-        borders = [0, *accumulate(tree.sizes)]
+        boundaries = [0, *accumulate(tree.sizes)]
         tree.places = [
-            np.concatenate([np.arange(borders[s], borders[s + 1]) for s in path])
+            np.concatenate([np.arange(boundaries[s], boundaries[s + 1]) for s in path])
             for path in tree._paths
         ]
         return tree

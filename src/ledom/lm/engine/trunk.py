@@ -55,9 +55,9 @@ class Trunk:
         projected = linear(hidden, head.weight, getattr(head, "bias", None))
         return finish_logits(projected, self.model.config.get_text_config())
 
-    def packed(self, ids: Tensor, positions: Tensor, borders: Tensor, targets: Tensor) -> Tensor:
+    def packed(self, ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
         """log P of `targets` [T] in a row of documents: what `model.packing` tries."""
-        sizes = borders.diff().tolist()
+        sizes = boundaries.diff().tolist()
         tree = PrefixTree(ids.tolist(), positions.tolist(), sizes, [[] for _ in sizes])
         attention = TreeAttention(tree, None, ids.device, self.model.dtype)
         logits = self.logits(self(ids, positions, attention)).float()

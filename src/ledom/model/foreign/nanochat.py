@@ -252,11 +252,11 @@ class NanochatModel(_Pretrained):
     def _window(self, length: int, device: torch.device, packing: dict[str, Any]) -> Tensor | None:
         """Which keys a token of a sliding layer sees [T, T]; None where it sees all before it."""
         window = self.config.sliding_window
-        borders = packing.get("cu_seq_lens_q")
-        longest = length if borders is None else int(borders.diff().max())
+        boundaries = packing.get("cu_seq_lens_q")
+        longest = length if boundaries is None else int(boundaries.diff().max())
         if window is None or longest <= window:
             return None
-        if borders is not None:
+        if boundaries is not None:
             raise CheckpointError(
                 f"a text of {longest} tokens is longer than this model's window of {window}, and "
                 "is packed with others; give shorter texts"
