@@ -4,7 +4,7 @@
 
 Three measurements, each in a process of its own. **Opening**: a store of 435 billion tokens (sparse
 files, so nothing is stored): seconds and resident memory. **Memory**: windows read at random from a
-store of 10 GB, whose index is real, in both layouts. **Rate**: windows of a store, in shuffled
+store of 10 GB, whose index is real, in both packings. **Rate**: windows of a store, in shuffled
 order and packed for a model, on one core, against training the embedded pair's shape on the same
 batches in the same process.
 """
@@ -69,12 +69,12 @@ def opening(folder: Path) -> dict[str, Any]:
     }
 
 
-def reading(folder: Path, batches_read: int, layout: Any) -> dict[str, Any]:
+def reading(folder: Path, batches_read: int, packing: Any) -> dict[str, Any]:
     """Read batches at random places all over a store."""
     from ledom.data.packing import Batches, Windows
     from ledom.data.store import TokenStore
 
-    windows = Windows(TokenStore(folder), SEQ_LEN, layout)
+    windows = Windows(TokenStore(folder), SEQ_LEN, packing)
     batches = Batches([(windows, 1.0)], BATCH, seed=0)
     rng, start, count = Random(0), time.perf_counter(), 0
     for _ in range(batches_read):
@@ -90,7 +90,7 @@ def reading(folder: Path, batches_read: int, layout: Any) -> dict[str, Any]:
     }
 
 
-def rate(folder: Path, steps: int, layout: Any, seq_len: int) -> dict[str, Any]:
+def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, Any]:
     """Tokens/s of reading and packing, and of training the embedded shape on the same batches."""
     import torch
 
@@ -107,7 +107,7 @@ def rate(folder: Path, steps: int, layout: Any, seq_len: int) -> dict[str, Any]:
     recipe = Recipe(
         name="reading",
         data=DataConfig(
-            sources=[{"path": store}], valid=store, windows=layout, verify=False, num_valid=1
+            sources=[{"path": store}], valid=store, packing=packing, verify=False, num_valid=1
         ),
         model=ModelConfig.model_validate("tiny"),
         optim=OptimConfig(steps=steps),
@@ -115,8 +115,8 @@ def rate(folder: Path, steps: int, layout: Any, seq_len: int) -> dict[str, Any]:
     )
     data = PreparedData(folder, recipe.data)
     reading = read_rate(recipe, data)
-    train(recipe, Direction.REVERSE, data, folder / f"run-{layout}")
-    rows = read_metrics(folder / f"run-{layout}" / "metrics.jsonl")
+    train(recipe, Direction.REVERSE, data, folder / f"run-{packing}")
+    rows = read_metrics(folder / f"run-{packing}" / "metrics.jsonl")
     # The first steps warm up. A row's rate is that of its step alone, reading included.
     training = float(np.median([row["tokens_per_second"] for row in rows[3:]]))
     assert len(training_batches(recipe, Direction.REVERSE, data)[0]) == BATCH
@@ -191,13 +191,15 @@ def main() -> None:
         sparse_store(folder / "large", int(arguments.tokens), with_index=False)
         show("opening", in_process("opening", folder=str(folder / "large")))
         sparse_store(folder / "read", int(arguments.store_gb * 1e9 / 2), with_index=True)
-        for layout in ("fixed", "documents"):
-            options = {"batches_read": 10_000, "layout": layout}
-            show(f"memory, {layout}", in_process("reading", folder=str(folder / "read"), **options))
+        for packing in ("fixed", "documents"):
+            options = {"batches_read": 10_000, "packing": packing}
+            show(
+                f"memory, {packing}", in_process("reading", folder=str(folder / "read"), **options)
+            )
         write_rate_store(folder)
-        for layout, seq_len in (("documents", 512), ("fixed", 512)):
-            options = {"steps": arguments.steps, "layout": layout, "seq_len": seq_len}
-            show(f"rate, {layout}", in_process("rate", folder=str(folder), **options))
+        for packing, seq_len in (("documents", 512), ("fixed", 512)):
+            options = {"steps": arguments.steps, "packing": packing, "seq_len": seq_len}
+            show(f"rate, {packing}", in_process("rate", folder=str(folder), **options))
 
 
 def show(title: str, found: dict[str, Any]) -> None:

@@ -59,13 +59,13 @@ def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
         data=DataConfig(
             num_documents=2 * BATCH * steps + 200,
             num_valid=20,
-            windows="fixed",
+            packing="fixed",
             mask_across_documents=False,
             reset_position_ids=False,
         ),
         model=ModelConfig.model_validate(SHAPES[shape]),
         optim=OptimConfig(
-            steps=steps, hidden="adamw", adamw_lr=RATE, warmup_steps=WARM, decay_steps=0
+            steps=steps, matrix_optimizer="adamw", adamw_lr=RATE, warmup_steps=WARM, decay_steps=0
         ),
         train=TrainConfig(
             batch_size=BATCH, seq_len=SEQ_LEN, validate_every=steps, checkpoint_every=steps

@@ -55,7 +55,8 @@ def good(
     data = "train: problems.jsonl, num_valid: 1, vocab_size: 300"
     (root / "recipe.yaml").write_text(RECIPE.replace("DATA", data))
     start = RECIPE.replace("DATA", data).split("model:")[0]
-    (root / "init.yaml").write_text(start + "init: model\noptim: {steps: 1, warmup_steps: 1}\n")
+    start += "init_from: model\noptim: {steps: 1, warmup_steps: 1}\n"
+    (root / "init.yaml").write_text(start)
     stored = RECIPE.replace("DATA", "sources: [{path: store}], valid: store")
     (root / "stored.yaml").write_text(stored)
     documents = [p.question for p in problems[:20]]

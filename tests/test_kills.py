@@ -15,9 +15,9 @@ from ledom.data import tokenize
 from ledom.text.tokenizer import Tokenizer
 
 COMMANDS = {
-    "tokenizer": "tokenizer docs.jsonl --vocab-size 300",
+    "train-tokenizer": "train-tokenizer docs.jsonl --vocab-size 300",
     "tokenize": "tokenize docs.jsonl --tokenizer tokenizer --tasks 3 --workers 1",
-    "vary": "vary problems.jsonl --variants 2",
+    "augment": "augment problems.jsonl --variants 2",
     "train": "train recipe.yaml --direction reverse",
 }
 RECIPE = """name: test

@@ -694,19 +694,19 @@ def test_export_a_model_and_the_card_of_data(
     assert "| train | texts | 1 |" in (tmp_path / "data" / "README.md").read_text()
 
 
-def test_dynamics_of_a_run(run: Run, tmp_path: Path) -> None:
+def test_compare_of_a_run(run: Run, tmp_path: Path) -> None:
     for way, loss in (("forward", 3.0), ("reverse", 3.25)):
         row = {"step": 1, "loss": 4.0, "tokens": 100, "valid_loss": loss, "valid_data": "ab"}
         row |= {"valid_loss_by_window": [loss, loss], "valid_tokens_by_window": [5, 5]}
         (tmp_path / "r" / way).mkdir(parents=True)
         (tmp_path / "r" / way / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     out = tmp_path / "out"
-    code, text = run("dynamics", tmp_path / "r", "--out", out)
+    code, text = run("compare", tmp_path / "r", "--out", out)
     assert code == 0, text
     assert "+0.2500 [+0.2500, +0.2500], +8.33 %; shown for this pair: the reverse" in text
-    report = json.loads((out / "dynamics.json").read_text())
-    assert report["command"].startswith("ledom dynamics ")
-    check_refused(run("dynamics", tmp_path, "--out", out), "no metrics of a run", "runs/NAME")
+    report = json.loads((out / "compare.json").read_text())
+    assert report["command"].startswith("ledom compare ")
+    check_refused(run("compare", tmp_path, "--out", out), "no metrics of a run", "runs/NAME")
     (tmp_path / "r" / "reverse" / "metrics.jsonl").write_text("{}\n")
-    refused = run("dynamics", tmp_path / "r", "--out", out)
+    refused = run("compare", tmp_path / "r", "--out", out)
     check_refused(refused, "reverse/metrics.jsonl:1: not a row with the numbers")

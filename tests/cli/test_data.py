@@ -51,7 +51,7 @@ def test_from_documents_to_a_trained_model(
     run: Run, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, tokens, valid = tmp_path / "tok", tmp_path / "tokens", tmp_path / "valid"
-    code, text = run("tokenizer", corpus, "--vocab-size", 400, "--out", made)
+    code, text = run("train-tokenizer", corpus, "--vocab-size", 400, "--out", made)
     assert code == 0, text
     assert "a tokenizer of 400 tokens" in text
     tokenizer = Tokenizer.load(made)
@@ -99,7 +99,14 @@ def test_from_documents_to_a_trained_model(
 
 def test_digits_and_number_of_documents(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", ["2024 and 2024 " * 20, "never never never " * 20])
-    arguments = ("tokenizer", tmp_path / "d.jsonl", "--vocab-size", 290, "--out", tmp_path / "t")
+    arguments = (
+        "train-tokenizer",
+        tmp_path / "d.jsonl",
+        "--vocab-size",
+        290,
+        "--out",
+        tmp_path / "t",
+    )
     assert run(*arguments, "--no-split-digits", "--num-documents", 1)[0] == 0
     tokenizer = Tokenizer.load(tmp_path / "t")
     assert len(tokenizer.encode("2024").ids) == 1
@@ -121,7 +128,7 @@ def test_bad_input_is_one_clear_line(
     good = ("--tokenizer", tokenizer_folder)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"txt": 3}\n')
-    for command in (("tokenizer",), ("tokenize", *good)):
+    for command in (("train-tokenizer",), ("tokenize", *good)):
         refused(*command, tmp_path / "none.jsonl", says="none.jsonl: no such file")
         refused(*command, bad, says="bad.jsonl:2: no key 'text', only txt")
         refused(*command, corpus, "--format", "csv", says="unknown format 'csv'; known: jsonl")
@@ -139,15 +146,15 @@ def test_bad_input_is_one_clear_line(
         "tokenize", corpus, *good, *cluster, "--slurm", "cpu", says="'cpu': write it as key=value"
     )
     refused("tokenize", corpus, *good, "--slurm", "a=b", says="--slurm would have no effect")
-    refused("tokenizer", corpus, "--vocab-size", 256, says="greater than or equal to 257")
-    refused("tokenizer", corpus, "--num-documents", 0, says="greater than or equal to 1")
+    refused("train-tokenizer", corpus, "--vocab-size", 256, says="greater than or equal to 257")
+    refused("train-tokenizer", corpus, "--num-documents", 0, says="greater than or equal to 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     refused("tokenize", corpus, *good, "--executor", "slurm", says="there is no sbatch here")
 
 
 def test_places_that_cannot_be_written(run: Run, corpus: Path, tokenizer_folder: Path) -> None:
     out = corpus / "a.jsonl" / "out"
-    check_refused(run("tokenizer", corpus, "--out", out), "cannot be written")
+    check_refused(run("train-tokenizer", corpus, "--out", out), "cannot be written")
     check_refused(
         run("tokenize", corpus, "--tokenizer", tokenizer_folder, "--out", out), "cannot be written"
     )
@@ -155,7 +162,7 @@ def test_places_that_cannot_be_written(run: Run, corpus: Path, tokenizer_folder:
 
 def test_an_empty_corpus_makes_no_tokenizer(run: Run, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text("\n")
-    result = run("tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
+    result = run("train-tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
     check_refused(result, "d.jsonl", "there are no documents")
     assert not (tmp_path / "t").exists()
 
@@ -215,16 +222,18 @@ def test_a_command_does_not_replace_what_it_reads(run: Run, tmp_path: Path) -> N
     row = '{"id": "%s", "question": "1 + 1?", "solution": "1 + 1 = 2"}\n'
     problems.write_text(row % "a" + row % "b")
     before = problems.read_bytes()
-    check_refused(run("vary", problems, "--out", tmp_path), "would replace", "train.jsonl")
+    check_refused(run("augment", problems, "--out", tmp_path), "would replace", "train.jsonl")
     assert problems.read_bytes() == before
     problems.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}\n')
-    check_refused(run("vary", problems, "--out", tmp_path / "v"), "these are documents; problems")
+    check_refused(
+        run("augment", problems, "--out", tmp_path / "v"), "these are documents; problems"
+    )
 
 
 def test_a_link_to_itself_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     check_refused(
-        run("vary", tmp_path / "loop.jsonl", "--out", tmp_path / "out"),
+        run("augment", tmp_path / "loop.jsonl", "--out", tmp_path / "out"),
         "loop.jsonl: cannot be read: Too many levels of symbolic links",
     )
 
@@ -238,7 +247,7 @@ def test_the_tokenizer_of_a_model_or_store_is_not_replaced(
     (store / "tokenizer.json").write_text("{}")
     for folder, owner in ((model, "holds a model"), (store, "holds a token store")):
         before = (folder / "tokenizer.json").read_bytes()
-        check_refused(run("tokenizer", corpus, "--out", folder), str(folder), owner)
+        check_refused(run("train-tokenizer", corpus, "--out", folder), str(folder), owner)
         options = ("--tokenizer", tokenizer_folder, "--workers", 1)
         refused = "holds a model" if folder == model else "holds a store that was not made by"
         check_refused(run("tokenize", corpus, *options, "--out", folder), str(folder), refused)
@@ -247,7 +256,7 @@ def test_the_tokenizer_of_a_model_or_store_is_not_replaced(
 
 def test_less_than_asked_for_is_said(run: Run, tmp_path: Path) -> None:
     write(tmp_path / "d.jsonl", ["one two", "two three"])
-    given = ("tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
+    given = ("train-tokenizer", tmp_path / "d.jsonl", "--out", tmp_path / "t")
     code, text = run(*given, "--num-documents", 3)
     assert code == 0
     assert "note: --num-documents is 3, there are 2" in text
@@ -267,8 +276,8 @@ def test_export_refuses_options_without_effect(
 
 
 @pytest.mark.parametrize("option", ["--variants", "--wrong"])
-def test_vary_refuses_absurd_numbers(run: Run, tmp_path: Path, option: str) -> None:
-    result = run("vary", tmp_path / "none.jsonl", option, 10**30)
+def test_augment_refuses_absurd_numbers(run: Run, tmp_path: Path, option: str) -> None:
+    result = run("augment", tmp_path / "none.jsonl", option, 10**30)
     check_refused(result, option, "1000")
 
 

@@ -115,11 +115,11 @@ def test_closed_streams_do_no_harm(redirection: str, tmp_path: Path) -> None:
         folder = tmp_path / "r" / way
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {loss}, "tokens": 10}}\n')
-    command = f'"{sys.executable}" -m ledom dynamics r --out out {redirection}'
+    command = f'"{sys.executable}" -m ledom compare r --out out {redirection}'
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr
-    assert (out / "dynamics.md").read_text().startswith("#")
-    assert b"report: " not in (out / "dynamics.json").read_bytes()
+    assert (out / "compare.md").read_text().startswith("#")
+    assert b"report: " not in (out / "compare.json").read_bytes()
 
 
 def test_what_cannot_be_encoded_is_escaped() -> None:

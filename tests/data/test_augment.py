@@ -3,7 +3,7 @@ from random import Random
 import pytest
 
 from ledom.core.records import Problem, read_records, write_records
-from ledom.data.augment import corrupt, renumber, vary
+from ledom.data.augment import augment, corrupt, renumber
 from ledom.text.answers import extract_answer
 from ledom.text.arithmetic import is_true
 from ledom.text.solution_style import restyle
@@ -89,13 +89,13 @@ def test_what_is_no_chain_of_true_equations_is_left_alone(solution, answer):
     problem = Problem(id="a", question="What are 2 and 3?", answer=answer, solution=solution)
     assert renumber(problem, Random(0)) is None
     assert corrupt(problem, Random(0)) is None
-    assert vary([problem], 3, 3) == ([problem], [])
+    assert augment([problem], 3, 3) == ([problem], [])
 
 
 def test_vary_is_deterministic_and_its_files_fit(tmp_path):
-    varied, wrong = vary([CLIPS, WEEK], 3, 4, seed=1)
-    assert vary([CLIPS, WEEK], 3, 4, seed=1) == (varied, wrong)
-    assert vary([CLIPS, WEEK], 3, 4, seed=2) != (varied, wrong)
+    varied, wrong = augment([CLIPS, WEEK], 3, 4, seed=1)
+    assert augment([CLIPS, WEEK], 3, 4, seed=1) == (varied, wrong)
+    assert augment([CLIPS, WEEK], 3, 4, seed=2) != (varied, wrong)
     assert len({problem.id for problem in varied}) == len(varied) == 8
     answers = {problem.id: problem.answer for problem in varied}
     for candidate in wrong:
@@ -111,7 +111,7 @@ def test_the_command_holds_a_part_out(run, tmp_path):
     ]
     write_records(tmp_path / "in.jsonl", problems)
     options = ["--variants", 1, "--wrong", 1, "--out", tmp_path / "out"]
-    code, _ = run("vary", tmp_path / "in.jsonl", *options)
+    code, _ = run("augment", tmp_path / "in.jsonl", *options)
     assert code == 0
     ids = {
         name: [p.id for p in read_records(tmp_path / "out" / f"{name}.jsonl", Problem)]

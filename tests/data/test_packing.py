@@ -85,13 +85,13 @@ def test_blocks_of_the_index_change_nothing(tmp_path, words, monkeypatch, block)
     assert as_lists(Windows(store, 3)) == whole
 
 
-@pytest.mark.parametrize("layout", ["documents", "fixed"])
+@pytest.mark.parametrize("packing", ["documents", "fixed"])
 @pytest.mark.parametrize("seq_len", [1, 2, 3, 6, 12])
-def test_every_token_is_predicted_once_in_both_directions(tmp_path, words, seq_len, layout):
+def test_every_token_is_predicted_once_in_both_directions(tmp_path, words, seq_len, packing):
     documents = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11, 12], [], [13, 14, 15, 16, 17]]
     documents.append([18])  # 24 tokens in all: no seq_len leaves any over
     store = store_of(tmp_path / "s", words, *documents)
-    windows = as_lists(Windows(store, seq_len, layout))
+    windows = as_lists(Windows(store, seq_len, packing))
     stream = [0, *(token for document in documents for token in [*document, 0])]
     assert len(stream) == 25
     assert [token for window in windows for token in window[1:]] == stream[1:]

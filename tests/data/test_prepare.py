@@ -304,7 +304,7 @@ def test_how_windows_are_read_is_free_to_change(tmp_path):
     write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     first = prepare_data(config, tmp_path / "data")
-    second = prepare_data(config.model_copy(update={"windows": "fixed"}), tmp_path / "data")
+    second = prepare_data(config.model_copy(update={"packing": "fixed"}), tmp_path / "data")
     assert second.sources[0].store.manifest == first.sources[0].store.manifest
     assert second.valid.manifest == first.valid.manifest
 

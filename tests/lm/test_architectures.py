@@ -168,7 +168,7 @@ def assert_trained_as_plain(
     folder: Path, plain: PreTrainedModel, recipe: Recipe, data: PreparedData
 ) -> Path:
     """The loss of a whole run's only step is the mean over documents, each alone; -> the model."""
-    recipe = recipe.model_copy(update={"init": str(folder)})
+    recipe = recipe.model_copy(update={"init_from": str(folder)})
     finished = train(recipe, Direction.REVERSE, data, folder.parent / "run")
     row = json.loads((folder.parent / "run" / "metrics.jsonl").read_text().splitlines()[0])
     losses = []
@@ -191,7 +191,7 @@ def recipe(
     tokenizer.save(folder)
     return Recipe(
         name="one-step",
-        init="",
+        init_from="",
         data=DataConfig(
             train=str(folder / "problems.jsonl"), tokenizer=str(folder / "tokenizer.json")
         ),
@@ -279,6 +279,6 @@ def test_windows_longer_than_the_context_are_refused(
         tmp_path / "m", tiny("gpt2", tokenizer), tokenizer, Direction.REVERSE, PairFormat()
     )
     settings = recipe.train.model_copy(update={"seq_len": 129})
-    long = recipe.model_copy(update={"init": str(tmp_path / "m"), "train": settings})
+    long = recipe.model_copy(update={"init_from": str(tmp_path / "m"), "train": settings})
     with pytest.raises(RecipeError, match=r"train.seq_len is 129: the model's context is 128"):
         check_lengths(long, Direction.REVERSE)

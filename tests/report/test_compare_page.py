@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ledom.report import curves
-from ledom.report.compare_page import claims, render_html, render_markdown, write_dynamics
+from ledom.report.compare_page import claims, render_html, render_markdown, write_comparison
 
 HOSTILE = "<script>alert(1)</script> a|b $x$ \x00 {{ 7*7 }}"
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -77,7 +77,7 @@ def report() -> dict[str, Any]:
     never = crossing | {"tokens": None, "share": None, "lowest": 3.2}
     return {
         "title": "Direction in training",
-        "command": "ledom dynamics scratch adapted",
+        "command": "ledom compare scratch adapted",
         "runs": [scratch, adapted],
         "seeds": [],
         "crossings": [crossing, never],
@@ -203,11 +203,11 @@ def test_nothing_to_draw_gives_nothing() -> None:
 
 
 def test_three_files_are_written(tmp_path: Path, report: dict[str, Any]) -> None:
-    page = write_dynamics(tmp_path, report)
-    assert page == tmp_path / "dynamics.html"
+    page = write_comparison(tmp_path, report)
+    assert page == tmp_path / "compare.html"
     assert {file.name for file in tmp_path.iterdir()} == {
-        "dynamics.html",
-        "dynamics.md",
-        "dynamics.json",
+        "compare.html",
+        "compare.md",
+        "compare.json",
     }
-    assert json.loads((tmp_path / "dynamics.json").read_text()) == report
+    assert json.loads((tmp_path / "compare.json").read_text()) == report

@@ -22,9 +22,9 @@ ALONE = ProcessGroup(torch.device("cpu"))
 def make(recipe, tokenizer):
     """Makes a model and its optimizers, one step done, from a seed."""
 
-    def make(seed, hidden="muon"):
+    def make(seed, matrix_optimizer="muon"):
         model = build_model(recipe.model, tokenizer, seed)
-        optim = recipe.optim.model_copy(update={"hidden": hidden})
+        optim = recipe.optim.model_copy(update={"matrix_optimizer": matrix_optimizer})
         optimizers = build_optimizers(model, optim)
         model(
             input_ids=torch.tensor([[1, 2, 3]]), use_cache=False
@@ -60,11 +60,11 @@ def test_without_a_checkpoint_a_run_starts_at_zero(tmp_path, recipe, make):
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
-@pytest.mark.parametrize("hidden", ["muon", "adamw"])
-def test_all_that_is_saved_is_restored(tmp_path, recipe, make, hidden):
-    model, optimizers = make(0, hidden)
+@pytest.mark.parametrize("matrix_optimizer", ["muon", "adamw"])
+def test_all_that_is_saved_is_restored(tmp_path, recipe, make, matrix_optimizer):
+    model, optimizers = make(0, matrix_optimizer)
     save(Checkpoints(tmp_path, model, optimizers, recipe, FORWARD, ALONE), 7)
-    other, other_optimizers = make(1, hidden)
+    other, other_optimizers = make(1, matrix_optimizer)
     assert Checkpoints(tmp_path, other, other_optimizers, recipe, FORWARD, ALONE).restore() == 7
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, other.state_dict()[name])

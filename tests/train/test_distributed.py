@@ -132,7 +132,7 @@ def test_four_processes_then_two_then_one_are_as_one(tmp_path, short, data_folde
     train(short, Direction.REVERSE, PreparedData(data_folder), alone)
     legs = [
         (4, 4, ParallelConfig(shard_size=2, tokens_per_microbatch=60)),
-        (2, 8, ParallelConfig(recompute=True)),
+        (2, 8, ParallelConfig(activation_checkpointing=True)),
         (1, 99, ParallelConfig(tokens_per_microbatch=100)),
     ]
     for size, stop, parallel in legs:

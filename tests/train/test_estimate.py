@@ -103,7 +103,7 @@ def test_memory_in_fp32_on_one_device():
     assert part.checkpoint == part.weights + part.optimizer
     more = memory(SHAPE, 10, tokens=5, precision="float32", accumulate=True)
     assert more.peak == part.weights + part.optimizer + part.gradients + part.activations
-    adamw = memory(SHAPE, 10, tokens=5, precision="float32", hidden="adamw")
+    adamw = memory(SHAPE, 10, tokens=5, precision="float32", matrix_optimizer="adamw")
     assert adamw.optimizer == 2 * adamw.weights
 
 
@@ -124,7 +124,7 @@ def test_activations_are_what_autograd_keeps(tokenizer):
     window = np.arange(num_tokens + 1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         packed_losses(model, pack([window], Direction.FORWARD, tokenizer.eos_id)).mean()
-    layers, loss = activation_bytes(config, "float32", recompute=False)
+    layers, loss = activation_bytes(config, "float32", activation_checkpointing=False)
     assert sum(kept.values()) == pytest.approx(num_tokens * (layers + loss), rel=0.03)
 
 
@@ -148,13 +148,15 @@ def test_a_pass_that_does_not_fit_gets_advice_that_fits():
         setup = Setup(64, gpu)
         plan = make_plan(recipe(), setup)
         assert not plan.fits
-        also = " parallel.recompute=true" if recompute else ""
+        also = " parallel.activation_checkpointing=true" if recompute else ""
         assert plan.advice == f"does not fit; give parallel.tokens_per_microbatch={tokens}{also}"
-        parallel = ParallelConfig(tokens_per_microbatch=tokens, recompute=recompute)
+        parallel = ParallelConfig(tokens_per_microbatch=tokens, activation_checkpointing=recompute)
         mended = make_plan(recipe(parallel=parallel), setup)
         assert mended.fits
         assert (mended.advice, mended.passes) == (None, passes)
-        more = ParallelConfig(tokens_per_microbatch=tokens + 8192, recompute=recompute)
+        more = ParallelConfig(
+            tokens_per_microbatch=tokens + 8192, activation_checkpointing=recompute
+        )
         assert not make_plan(recipe(parallel=more), setup).fits
     hopeless = make_plan(recipe(), Setup(2, "rtx4090"))
     assert "shard over more GPUs" in str(hopeless.advice)
@@ -191,14 +193,14 @@ def test_fewer_windows_than_gpus_are_refused():
 def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer, tiny_config):
     start = Recipe(
         name="test",
-        init=str(checkpoints["forward"].parent / "{direction}"),
+        init_from=str(checkpoints["forward"].parent / "{direction}"),
         data=DataConfig(train="none.jsonl"),
         optim=OptimConfig(steps=1),
     )
     count = make_plan(start, Setup()).parameters
     assert count == count_parameters(tiny_config, tokenizer.vocab_size)
     with pytest.raises(CheckpointError, match=r"nowhere: no config\.json here"):
-        make_plan(start.model_copy(update={"init": "nowhere"}), Setup())
+        make_plan(start.model_copy(update={"init_from": "nowhere"}), Setup())
     with pytest.raises(InputError, match="key lora: the plan is for training all weights"):
         make_plan(start.model_copy(update={"lora": LoraConfig()}), Setup())
 
@@ -213,7 +215,7 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
 )
 def test_a_damaged_model_to_start_from_is_refused(tmp_path, config, message):
     (tmp_path / "config.json").write_text(config)
-    start = recipe().model_copy(update={"model": None, "init": str(tmp_path)})
+    start = recipe().model_copy(update={"model": None, "init_from": str(tmp_path)})
     with pytest.raises(LedomError, match=rf"config\.json: {message}"):
         make_plan(start, Setup())
 

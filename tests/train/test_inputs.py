@@ -35,8 +35,8 @@ def inputs(tmp_path: Path, tokenizer: Tokenizer) -> dict[str, Path]:
         "data.sources.0.path": root / "train",
         "data.valid": root / "valid",
         "data.tokenizer": root / "tokenizer/tokenizer.json",
-        "objective.wrong": root / "wrong.jsonl",
-        "init.reverse": root / "reverse",
+        "objective.negatives": root / "wrong.jsonl",
+        "init_from.reverse": root / "reverse",
     }
 
 
@@ -47,9 +47,9 @@ def full(inputs: dict[str, Path], recipe: Recipe) -> Recipe:
         "valid": str(inputs["data.valid"]),
         "tokenizer": str(inputs["data.tokenizer"]),
     }
-    wrong = {"wrong": str(inputs["objective.wrong"])}
-    init = str(inputs["init.reverse"].with_name("{direction}"))
-    tree = recipe.model_dump() | {"data": data, "objective": wrong, "init": init}
+    wrong = {"negatives": str(inputs["objective.negatives"])}
+    init = str(inputs["init_from.reverse"].with_name("{direction}"))
+    tree = recipe.model_dump() | {"data": data, "objective": wrong, "init_from": init}
     return Recipe.model_validate(tree)
 
 
@@ -64,7 +64,13 @@ def change(path: Path, tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["data.sources.0.path", "data.valid", "data.tokenizer", "objective.wrong", "init.reverse"],
+    [
+        "data.sources.0.path",
+        "data.valid",
+        "data.tokenizer",
+        "objective.negatives",
+        "init_from.reverse",
+    ],
 )
 def test_each_changed_input_is_refused_by_key(
     tmp_path: Path, full: Recipe, inputs: dict[str, Path], tokenizer: Tokenizer, key: str
@@ -90,8 +96,8 @@ def test_another_direction_adds_its_model(tmp_path: Path, full: Recipe) -> None:
     (tmp_path / "forward/checkpoints/00000005").mkdir(parents=True)
     check_inputs(full, [Direction.REVERSE], tmp_path)
     known = json.loads((tmp_path / "inputs.json").read_text())
-    assert {"init.forward", "init.reverse"} <= {*known}
-    assert known["init.forward"] != known["init.reverse"]
+    assert {"init_from.forward", "init_from.reverse"} <= {*known}
+    assert known["init_from.forward"] != known["init_from.reverse"]
 
 
 def test_content_alone_counts(tmp_path: Path) -> None:

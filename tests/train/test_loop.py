@@ -404,7 +404,7 @@ def test_init_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
     folder = tmp_path / "reverse"
     save_checkpoint(folder, given, data.tokenizer, given_direction, pair_format)
     short = recipe.optim.model_copy(update={"steps": 1, "decay_steps": 0})
-    started = recipe.model_copy(update={"init": str(tmp_path / "{direction}"), "optim": short})
+    started = recipe.model_copy(update={"init_from": str(tmp_path / "{direction}"), "optim": short})
     losses = []
     train(started, REVERSE, data, tmp_path / "run", lambda progress: losses.append(progress.loss))
     first = pack(training_batches(recipe, REVERSE, data)[0], REVERSE, data.tokenizer.eos_id)
@@ -417,12 +417,14 @@ def test_init_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
 def test_init_must_fit(recipe, data, checkpoints, tmp_path):
     folder = checkpoints["reverse"]
     with pytest.raises(RecipeError, match="another tokenizer"):
-        train(recipe.model_copy(update={"init": str(folder)}), REVERSE, data, tmp_path)
+        train(recipe.model_copy(update={"init_from": str(folder)}), REVERSE, data, tmp_path)
     wide = recipe.model.model_copy(update={"intermediate_size": 128})
     other = build_model(wide, data.tokenizer, seed=0)
     save_checkpoint(tmp_path / "wide", other, data.tokenizer, REVERSE, PairFormat())
     with pytest.raises(RecipeError, match="another shape"):
-        train(recipe.model_copy(update={"init": str(tmp_path / "wide")}), REVERSE, data, tmp_path)
+        train(
+            recipe.model_copy(update={"init_from": str(tmp_path / "wide")}), REVERSE, data, tmp_path
+        )
 
 
 def test_a_trained_pair_has_a_gap(uninterrupted, tmp_path):

@@ -20,7 +20,7 @@ def tuned(recipe, data, tmp_path):
     given = build_model(recipe.model, data.tokenizer, seed=3)
     save_checkpoint(tmp_path / "given", given, data.tokenizer, REVERSE, PairFormat())
     return recipe.model_copy(
-        update={"init": str(tmp_path / "given"), "model": None, "lora": LoraConfig(rank=4)}
+        update={"init_from": str(tmp_path / "given"), "model": None, "lora": LoraConfig(rank=4)}
     )
 
 

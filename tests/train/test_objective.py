@@ -56,7 +56,7 @@ def test_the_terms_are_made_of_the_scores_that_selection_uses(trained, tokenizer
     model = load_checkpoint(folder).model
     expected = {
         "target": -right.logprob / right.num_tokens,
-        "contrast": math.log(1 + math.exp(wrong.logprob - right.logprob)),
+        "contrastive": math.log(1 + math.exp(wrong.logprob - right.logprob)),
     }
     for term, value in expected.items():
         config = ObjectiveConfig(all_tokens=0, **{term: 1.0})
@@ -70,7 +70,7 @@ def test_the_terms_are_made_of_the_scores_that_selection_uses(trained, tokenizer
 def test_all_tokens_leaves_wrong_solutions_out(trained, tokenizer):
     """Their text is set against the right one's, never imitated."""
     model = load_checkpoint(trained[REVERSE]).model
-    batches = batches_of(ObjectiveConfig(contrast=1e-9), REVERSE, tokenizer)
+    batches = batches_of(ObjectiveConfig(contrastive=1e-9), REVERSE, tokenizer)
     assert len(batches[0]) == 2
     ids = torch.tensor([tokenizer.eos_id, *tokenizer.encode(f"{QUESTION}\n\n{RIGHT}").ids])
     ids = torch.cat([ids, ids[:1]]).flip(0)
@@ -92,7 +92,7 @@ def test_an_epoch_takes_every_problem_once_in_an_order_of_its_own(tokenizer, pro
 
 
 def test_what_cannot_be_trained_on_is_refused(tokenizer):
-    config = ObjectiveConfig(contrast=1, wrong="w.jsonl")
+    config = ObjectiveConfig(contrastive=1, negatives="w.jsonl")
     with pytest.raises(InputError, match="none of the pairs fits into the 5 tokens"):
         batches_of(config, REVERSE, tokenizer, seq_len=5)
     with pytest.raises(InputError, match=r"w\.jsonl: none of the problems has a wrong solution"):
@@ -113,7 +113,7 @@ def test_wrong_solutions_are_those_labeled_or_judged_wrong(tmp_path):
 
 def test_a_contrast_teaches_to_prefer_the_right_solution(trained, tokenizer):
     model = load_checkpoint(trained[REVERSE]).model
-    batches = batches_of(ObjectiveConfig(all_tokens=0, contrast=1), REVERSE, tokenizer)
+    batches = batches_of(ObjectiveConfig(all_tokens=0, contrastive=1), REVERSE, tokenizer)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     values = []
     for step in range(20):
@@ -140,10 +140,12 @@ def test_fine_tuning_starts_from_a_checkpoint_and_resumes_exactly(recipe, data, 
     )
     given = build_model(recipe.model, data.tokenizer, seed=3)
     save_checkpoint(tmp_path / "given", given, data.tokenizer, REVERSE, PairFormat())
-    objective = ObjectiveConfig(contrast=0.01, target=1.0, wrong=str(tmp_path / "wrong.jsonl"))
+    objective = ObjectiveConfig(
+        contrastive=0.01, target=1.0, negatives=str(tmp_path / "wrong.jsonl")
+    )
     tuned = recipe.model_copy(
         update={
-            "init": str(tmp_path / "given"),
+            "init_from": str(tmp_path / "given"),
             "model": None,
             "objective": objective,
             "train": recipe.train.model_copy(update={"seq_len": 400}),

@@ -64,12 +64,30 @@ def test_a_value_may_hold_an_equals_sign(recipe):
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("init=a", "init_from"),
+        ("data.windows=fixed", "data.packing"),
+        ("optim.hidden=adamw", "optim.matrix_optimizer"),
+        ("optim.final_share=0.1", "optim.min_lr_ratio"),
+        ("parallel.recompute=true", "parallel.activation_checkpointing"),
+        ("objective.contrast=1", "objective.contrastive"),
+        ("objective.wrong=w.jsonl", "objective.negatives"),
+    ],
+)
+def test_a_key_of_an_earlier_recipe_names_the_new_one(recipe, old, new):
+    key = old.partition("=")[0]
+    with pytest.raises(RecipeError, match=f"key {key} is now called {new}$"):
+        load_recipe(recipe, [old])
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.step=3", "unknown key optim.step; valid here: steps, hidden, muon_lr,"),
+        ("optim.step=3", "unknown key optim.step; valid here: steps, matrix_optimizer, muon_lr,"),
         (
             "sede=3",
-            "unknown key sede; valid here: name, seed, init, data, model, optim, train, par",
+            "unknown key sede; valid here: name, seed, init_from, data, model, optim, train",
         ),
         ("model.layers=3", "unknown key model.layers; valid here: hidden_size,"),
         ("train.batch=3", "unknown key train.batch; valid here: batch_size,"),
@@ -84,7 +102,10 @@ def test_a_value_may_hold_an_equals_sign(recipe):
         ("model.hidden_size=33", "hidden_size 33 is no even multiple of num_attention_heads 2"),
         ("optim.steps=true", "key optim.steps is True: yes or no is not a value here"),
         ("lora.ranks=3", "unknown key lora.ranks; valid here: rank, alpha, dropout"),
-        ("objective.target=1", "objective.target and objective.contrast need a file as data.train"),
+        (
+            "objective.target=1",
+            "objective.target and objective.contrastive need a file as data.train",
+        ),
         ("optim.steps", "override 'optim.steps': write it as key.key=value"),
         ("model=9b", "key model is '9b': no preset '9b'; the presets are tiny,"),
         ("name.first=x", "override 'name.first=x': name is a value, not a group of keys"),
@@ -94,7 +115,7 @@ def test_a_value_may_hold_an_equals_sign(recipe):
             "unknown key data.sources.0.wieght; valid here: path,",
         ),
         ("data.sources=[{path: a, weight: 0}]", "key data.sources.0.weight is 0"),
-        ("data.windows=sliding", "key data.windows is 'sliding'"),
+        ("data.packing=sliding", "key data.packing is 'sliding'"),
         ("name=/tmp/elsewhere", "key name is '/tmp/elsewhere': the run's folder is named so: give"),
         ("name=../../x", "key name is '../../x': the run's folder is named so"),
         ("name='..'", "key name is '..': the run's folder is named so"),
@@ -157,7 +178,7 @@ def test_a_mistyped_key_is_named_before_the_one_it_leaves_missing(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a recipe is a mapping with name, seed, init, data, model, optim, train, par"),
+        (b"", "a recipe is a mapping with name, seed, init_from, data, model, optim, tr"),
         (b"- a\n- b\n", "a recipe is a mapping"),
         (b"a: [1\n", "not YAML"),
         (b"name: caf\xe9\n", "not UTF-8 text"),
@@ -206,7 +227,7 @@ optim:
         ),
         ("{train}", "nowhere.jsonl", ":3: key data.train is 'nowhere.jsonl': no such file"),
         ("{valid}", "nowhere.jsonl", ":4: key data.valid is 'nowhere.jsonl': no such file"),
-        ("name: test", "name: test\ninit: none", ":2: key init is 'none': no such file"),
+        ("name: test", "name: test\ninit_from: none", ":2: key init_from is 'none': no such file"),
     ],
 )
 def test_the_line_is_named(tmp_path, old, new, place):
@@ -233,7 +254,7 @@ def test_an_override_is_its_own_place(recipe):
 def test_files_are_not_looked_for_unless_asked(recipe):
     named = [
         "data={sources: [{path: a}], valid: b, tokenizer: c}",
-        "init=runs/{direction}",
+        "init_from=runs/{direction}",
     ]
     assert load_recipe(recipe, named).data.valid == "b"
 
@@ -251,14 +272,14 @@ def test_a_recipe_cannot_be_changed(recipe):
 
 
 def test_a_contrast_needs_wrong_solutions(recipe):
-    with pytest.raises(RecipeError, match="a file as objective.wrong"):
-        load_recipe(recipe, ["data.train=pairs.jsonl", "objective.contrast=1"])
+    with pytest.raises(RecipeError, match="a file as objective.negatives"):
+        load_recipe(recipe, ["data.train=pairs.jsonl", "objective.contrastive=1"])
 
 
 def test_a_model_to_start_from_brings_shape_and_tokenizer(recipe):
-    started = load_recipe(recipe, ["init=runs/a/{direction}/model", "model=null"])
+    started = load_recipe(recipe, ["init_from=runs/a/{direction}/model", "model=null"])
     assert started.data_of(Direction.REVERSE).tokenizer == "runs/a/reverse/model/tokenizer.json"
-    given = load_recipe(recipe, ["init=runs/a", "data.tokenizer=mine.json"])
+    given = load_recipe(recipe, ["init_from=runs/a", "data.tokenizer=mine.json"])
     assert given.data_of(Direction.REVERSE).tokenizer == "mine.json"
 
 
@@ -276,16 +297,16 @@ def test_a_path_that_cannot_be_is_missing(recipe):
 
 
 def test_only_the_direction_is_filled_in(recipe):
-    started = load_recipe(recipe, ["init='runs/{0}{x}/{direction}'"])
-    assert started.init_of(Direction.REVERSE) == "runs/{0}{x}/reverse"
+    started = load_recipe(recipe, ["init_from='runs/{0}{x}/{direction}'"])
+    assert started.init_folder(Direction.REVERSE) == "runs/{0}{x}/reverse"
 
 
 @pytest.mark.parametrize(
     ("cause", "unused", "reason"),
     [
-        (["optim.hidden=adamw"], "optim.muon_lr=0.5", "optim.hidden is adamw"),
+        (["optim.matrix_optimizer=adamw"], "optim.muon_lr=0.5", "optim.matrix_optimizer is adamw"),
         (["optim.schedule=cosine"], "optim.decay_steps=3", "optim.schedule is cosine"),
-        ([], "objective.wrong=w.jsonl", "objective.contrast is 0"),
+        ([], "objective.negatives=w.jsonl", "objective.contrastive is 0"),
         ([], "objective.all_tokens=2", "it is the only term"),
         ([], "data.valid=v.jsonl", "data.train is gsm_symbolic, which has a valid split"),
         (["data.train=a.jsonl"], "data.equation_only_fraction=0.5", "it is for gsm_symbolic alone"),

@@ -35,8 +35,8 @@ def valid(tmp_path, data):
 
 
 def recipe_of(recipe, **changes):
-    train = recipe.train.model_copy(update={k: v for k, v in changes.items() if k != "windows"})
-    windows = recipe.data.model_copy(update={"windows": changes.get("windows", "documents")})
+    train = recipe.train.model_copy(update={k: v for k, v in changes.items() if k != "packing"})
+    windows = recipe.data.model_copy(update={"packing": changes.get("packing", "documents")})
     return recipe.model_copy(update={"train": train, "data": windows})
 
 
@@ -115,7 +115,7 @@ def test_fixed_windows_share_a_window_among_its_documents(
     lengths = [len(document) for document in valid.documents()]
     stretches = [(document, 0, length) for document, length in enumerate(lengths)]
     rows = plain_rows(model, valid, stretches, flip=direction is Direction.REVERSE)
-    settings = recipe_of(recipe, seq_len=sum(lengths), windows="fixed")
+    settings = recipe_of(recipe, seq_len=sum(lengths), packing="fixed")
     given = SimpleNamespace(valid=valid, tokenizer=data.tokenizer)
     found = validate(model, given, direction, settings)
     assert found["valid_tokens_by_window"] == [sum(lengths)]

@@ -33,10 +33,10 @@ Format = Annotated[
 ]
 TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
 
-_VARIED = ("train", "wrong", "valid")  # the files of ledom vary
+_VARIED = ("train", "wrong", "valid")  # the files of ledom augment
 
 
-def tokenizer(
+def train_tokenizer(
     documents: Texts,
     vocab_size: Annotated[int, typer.Option(min=257, help="How many tokens, EOS included.")] = 2048,
     split_digits: Annotated[bool, typer.Option(help="Every digit is a token of its own.")] = True,
@@ -50,10 +50,11 @@ def tokenizer(
 ) -> None:
     """Train a byte-level BPE tokenizer on documents.
 
-    Example: ledom tokenizer corpus/ --vocab-size 32000 --out tokenizer
+    Example: ledom train-tokenizer corpus/ --vocab-size 32000 --out tokenizer
     """
     from ledom.data.documents import open_documents
-    from ledom.text.tokenizer import refuse_to_replace, train_tokenizer
+    from ledom.text.tokenizer import refuse_to_replace
+    from ledom.text.tokenizer import train_tokenizer as train
 
     use_threads(threads)
     refuse_to_replace(out)
@@ -70,7 +71,7 @@ def tokenizer(
     counted = track(chain(first, texts), "documents", 0, num_documents)
     read = count()
     seen = (text for text, _ in zip(counted, read, strict=False))
-    made = train_tokenizer(seen, vocab_size, split_digits)
+    made = train(seen, vocab_size, split_digits)
     made.save(out)
     found = next(read)
     if num_documents is not None and found < num_documents:
@@ -84,7 +85,8 @@ def tokenize(
     context: typer.Context,
     documents: Texts,
     tokenizer: Annotated[
-        Path, typer.Option(help="A tokenizer.json, or the folder of one; see ledom tokenizer.")
+        Path,
+        typer.Option(help="A tokenizer.json, or the folder of one; see ledom train-tokenizer."),
     ],
     eos_token: Annotated[
         str | None, typer.Option(help="The token behind each document; the tokenizer's own.")
@@ -149,22 +151,22 @@ def _key_and_value(option: str) -> tuple[str, str]:
     return key.lstrip("-"), value
 
 
-def vary(
+def augment(
     problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
     variants: Annotated[
         int, typer.Option(min=0, max=1000, help="Most with other numbers, a problem.")
     ] = 6,
     wrong: Annotated[int, typer.Option(min=0, max=1000, help="Most wrong solutions of each.")] = 4,
-    out: Out = Path("ledom-vary"),
+    out: Out = Path("ledom-augment"),
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
     """More training pairs out of worked problems: other numbers, and solutions gone wrong.
 
-    Example: ledom vary gsm8k/train.jsonl --out varied
+    Example: ledom augment gsm8k/train.jsonl --out varied
     """
     from ledom.core.records import Problem, Record, write_records
-    from ledom.data.augment import vary as run
+    from ledom.data.augment import augment as run
     from ledom.data.prepare import DataConfig, read_split
 
     use_threads(threads)
@@ -181,4 +183,4 @@ def vary(
         say(f"{out / name}.jsonl: {len(records)} records")
 
 
-COMMANDS = (tokenizer, tokenize, vary)
+COMMANDS = (train_tokenizer, tokenize, augment)

@@ -84,28 +84,28 @@ def train(
                 say(f"{way} model: {finished}")
 
 
-def dynamics(
+def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of ledom train, as runs/NAME.")],
-    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("ledom-dynamics"),
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("ledom-compare"),
     threads: Threads = None,
 ) -> None:
     """Compare the training of both directions, and of several runs, from their metrics.
 
-    Example: ledom dynamics runs/tiny --out out/dynamics
+    Example: ledom compare runs/tiny --out out/compare
     """
     import ledom
     from ledom.report.compare import compare_runs
-    from ledom.report.compare_page import claims, write_dynamics
+    from ledom.report.compare_page import claims, write_comparison
 
     use_threads(threads)
     with Progress("comparing the runs"):
         report = compare_runs(runs)
     report["ledom_version"] = ledom.__version__
     report["command"] = command_line()
-    page = write_dynamics(out, report)
+    page = write_comparison(out, report)
     for line in claims(report):
         say(line)
-    say(f"report: {page}  (the same as dynamics.md and dynamics.json)")
+    say(f"report: {page}  (the same as compare.md and compare.json)")
 
 
 def plan(
@@ -125,7 +125,7 @@ def plan(
 ) -> None:
     """Work out a run's parameters, memory by part, FLOPs, hours and sizes, before it is started.
 
-    Example: ledom plan 7b parallel.recompute=true --gpus 64 --gpu h100
+    Example: ledom plan 7b parallel.activation_checkpointing=true --gpus 64 --gpu h100
     """
     from ledom.cli.packaged import find_recipe
     from ledom.train.estimate import Setup, make_plan
@@ -184,4 +184,4 @@ def _note(line: str) -> None:
     say(f"note: {line}")
 
 
-COMMANDS = (train, dynamics, plan, export)
+COMMANDS = (train, compare, plan, export)

@@ -18,7 +18,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.text.arithmetic import value_of
 from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle
 
-__all__ = ["corrupt", "renumber", "vary"]
+__all__ = ["augment", "corrupt", "renumber"]
 
 _TRIES = 40
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -76,7 +76,7 @@ def _is_equation(sides: tuple[str, ...]) -> bool:
     return len(sides) > 1 and len(set(values)) == 1 and bool(_NUMBER.fullmatch(sides[-1]))
 
 
-def vary(
+def augment(
     problems: Iterable[Problem], num_variants: int, num_wrong: int, seed: int = 0
 ) -> tuple[list[Problem], list[Candidate]]:
     """Each problem and up to `num_variants` with other numbers, in the `equations` style.

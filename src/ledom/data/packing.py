@@ -24,9 +24,9 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.data.store import TokenStore
 
-__all__ = ["Batches", "Layout", "PackedBatch", "Windows", "pack", "permute", "source_counts"]
+__all__ = ["Batches", "PackedBatch", "Packing", "Windows", "pack", "permute", "source_counts"]
 
-Layout = Literal["documents", "fixed"]
+Packing = Literal["documents", "fixed"]
 
 _BLOCK_DOCUMENTS = 1024  # whose windows are counted together, and again when one is read
 _ROUNDS = 6  # of the Feistel network
@@ -41,15 +41,15 @@ class Windows(Sequence[NDArray[np.int64]]):
     `fixed`: `seq_len` tokens of a shard after the other, whatever documents they belong to; what is
     left at a shard's end is not used. It reads no index and takes no memory.
 
-    In either layout the id before the first predicted one stands in front, or EOS where a shard
+    In either packing the id before the first predicted one stands in front, or EOS where a shard
     begins; so every token is predicted once in both directions.
     """
 
-    def __init__(self, store: TokenStore, seq_len: int, layout: Layout = "documents") -> None:
+    def __init__(self, store: TokenStore, seq_len: int, packing: Packing = "documents") -> None:
         self.store = store
         self.seq_len = seq_len
         self._blocks: list[NDArray[np.int64]] = []  # windows up to and with each block's last
-        if layout == "documents":
+        if packing == "documents":
             for shard in store.shards:
                 ends, count = shard.ends, shard.entry.num_documents
                 blocks = range(0, count, _BLOCK_DOCUMENTS)
@@ -61,7 +61,7 @@ class Windows(Sequence[NDArray[np.int64]]):
         self._shard_ends = np.cumsum(counts)
         if not len(self):
             raise InputError(
-                f"not one window of {seq_len} tokens; lower train.seq_len, or set data.windows to "
+                f"not one window of {seq_len} tokens; lower train.seq_len, or set data.packing to "
                 "documents",
                 path=store.folder,
             )

@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from ledom.core.config import Config
 from ledom.core.errors import InputError, OutputError, RecipeError
 from ledom.core.records import Document, Problem, Record, read_records, write_atomically
-from ledom.data.packing import Layout
+from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, generate_problems
 from ledom.data.store import TokenStore, write_store
 from ledom.text.pair_format import PairFormat
@@ -61,7 +61,7 @@ class DataConfig(Config):
     """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
     valid: str | None = None
     """Likewise for validation; nothing takes the generator's valid split, or holds out 2 %."""
-    windows: Layout = "documents"
+    packing: Packing = "documents"
     """`documents`: a window is one document or a stretch of a long one; `fixed`: train.seq_len
     tokens after the other, as many documents as they hold, for pretraining at any size."""
     mask_across_documents: bool = True
@@ -173,7 +173,7 @@ def _check_sources(config: DataConfig) -> None:
 
 
 def _prepare(config: DataConfig, folder: Path) -> None:
-    reading = {"sources", "windows", "mask_across_documents", "reset_position_ids", "verify"}
+    reading = {"sources", "packing", "mask_across_documents", "reset_position_ids", "verify"}
     settings = json.dumps(config.model_dump(exclude=reading) | {"files": _file_hashes(config)})
     marker = folder / "data.json"
     if marker.is_file():

@@ -128,7 +128,7 @@ def _check_same_tokens(courses: Sequence[TrainingCurve]) -> list[str]:
             raise InputError(
                 f"{first} and {second} were validated on different tokens ({counts[0]} and "
                 f"{counts[1]} of them); runs can be compared that share data.valid, tokenizer, "
-                "train.seq_len, data.windows and train.batch_size"
+                "train.seq_len, data.packing and train.batch_size"
             )
     return [
         _UNSAID.format(f"{course.run}, {course.direction}")

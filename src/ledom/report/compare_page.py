@@ -1,4 +1,4 @@
-"""Writes the report of `ledom dynamics`: dynamics.json, and from it dynamics.md and dynamics.html.
+"""Writes the report of `ledom compare`: compare.json, and from it compare.md and compare.html.
 
 The JSON object is the single source; the two renderings are pure functions of it. Its keys are set
 out in docs/formats.md. This module computes no statistics, and knows nothing of metrics files.
@@ -14,7 +14,7 @@ from ledom.report import curves
 from ledom.report.numbers import MISSING, number
 from ledom.report.page import clean, escape, markdown_table, plain, render_template, write_pages
 
-__all__ = ["claims", "render_html", "render_markdown", "write_dynamics"]
+__all__ = ["claims", "render_html", "render_markdown", "write_comparison"]
 
 _GAP_ROWS = 12  # of the table of gaps over training
 _VERDICTS = {
@@ -31,12 +31,12 @@ _CAUTION = (
 )
 
 
-def write_dynamics(folder: Path, report: dict[str, Any]) -> Path:
-    """Write dynamics.json, dynamics.md and dynamics.html into `folder`; returns the page's path.
+def write_comparison(folder: Path, report: dict[str, Any]) -> Path:
+    """Write compare.json, compare.md and compare.html into `folder`; returns the page's path.
 
     Raises `OutputError` where the folder cannot be written.
     """
-    return write_pages(folder, "dynamics", report, render_markdown, render_html)
+    return write_pages(folder, "compare", report, render_markdown, render_html)
 
 
 def render_html(report: dict[str, Any]) -> str:
@@ -51,7 +51,7 @@ def render_html(report: dict[str, Any]) -> str:
     }
     for part in ("by_source", "by_position"):
         figures[part] = curves.parts_figure(runs[0], part)
-    return render_template("dynamics.html", {}, view, figures)
+    return render_template("compare.html", {}, view, figures)
 
 
 def render_markdown(report: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Draws the figures of `ledom dynamics`: losses and gaps by tokens seen, and by position.
+"""Draws the figures of `ledom compare`: losses and gaps by tokens seen, and by position.
 
 Each function takes the report's runs and returns an `<svg>` element as a string, or an empty string
 where there is nothing to draw. This module knows nothing of HTML pages or of how the numbers came

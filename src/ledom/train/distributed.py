@@ -65,7 +65,7 @@ class ParallelConfig(Config):
     tokens_per_microbatch: PositiveInt | None = None
     """About the most tokens that a process takes at a time; the gradients of a larger share of the
     batch are accumulated. Nothing takes the share at once."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Keep only the inputs of layers and compute the rest again in the backward pass (activation
     checkpointing): a third more work, far less memory."""
     compile: bool = False
@@ -147,14 +147,16 @@ def distribute(
     does not fit.
     """
     layers = decoder_layers(model)
-    if config.recompute:
+    if config.activation_checkpointing:
         with warnings.catch_warnings():  # newer versions of transformers give it another name
             warnings.simplefilter("ignore", FutureWarning)
             try:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             except ValueError:
                 kind = type(model).__name__
-                raise RecipeError(f"key parallel.recompute: {kind} cannot; leave it out") from None
+                raise RecipeError(
+                    f"key parallel.activation_checkpointing: {kind} cannot; leave it out"
+                ) from None
     if config.compile:
         for layer in layers:
             layer.compile()

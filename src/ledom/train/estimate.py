@@ -151,7 +151,7 @@ class Memory:
 
 
 def activation_bytes(
-    model: ModelConfig, precision: Precision, recompute: bool
+    model: ModelConfig, precision: Precision, activation_checkpointing: bool
 ) -> tuple[float, float]:
     """Bytes a token that are kept for the backward pass: by all layers, and by the loss.
 
@@ -167,7 +167,7 @@ def activation_bytes(
     norm = width * (2 * _FP32 + size)
     layer = 2 * norm + size * (4 * width + 4 * inner) + _FP32 * model.num_attention_heads
     loss = norm + _FP32
-    if recompute:
+    if activation_checkpointing:
         return model.num_hidden_layers * _FP32 * width + layer, loss
     return model.num_hidden_layers * layer, loss
 
@@ -178,15 +178,15 @@ def memory(
     tokens: int,
     precision: Precision = "bfloat16",
     shards: int = 1,
-    recompute: bool = False,
+    activation_checkpointing: bool = False,
     accumulate: bool = False,
-    hidden: Literal["muon", "adamw"] = "muon",
+    matrix_optimizer: Literal["muon", "adamw"] = "muon",
 ) -> Memory:
     """Bytes that a step over `tokens` tokens at a time needs on one GPU.
 
     Weights, gradients and state are fp32 and spread over `shards` GPUs (Rajbhandari et al. 2020,
     stage 3): AdamW keeps two numbers a parameter; Muon, where it moves the layers' matrices as
-    `hidden` says, one for these.
+    `matrix_optimizer` says, one for these.
     Beside them stand copies for the products: in bf16 of all weights without sharding (autocast
     keeps them), else of two layers (one in use, one on its way) and of embedding and head.
     Gradients grow while activations are given back, so that without accumulation the peak has the
@@ -202,9 +202,9 @@ def memory(
         copies = 0 if precision == "float32" else size * count.total
     weights = _FP32 * count.total / shards + copies
     gradients = _FP32 * count.total / shards + (size * layer if shards > 1 else 0)
-    state = count.layer_matrices * (1 if hidden == "muon" else 2) + 2 * rest
+    state = count.layer_matrices * (1 if matrix_optimizer == "muon" else 2) + 2 * rest
     optimizer = _FP32 * state / shards
-    activations = tokens * sum(activation_bytes(model, precision, recompute))
+    activations = tokens * sum(activation_bytes(model, precision, activation_checkpointing))
     activations += working_bytes(tokens, vocab_size, model.hidden_size, size)
     passing = gradients + activations if accumulate else max(gradients, activations)
     return Memory(
@@ -259,7 +259,7 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
 
     Raises `InputError` for GPUs that the windows of a batch or `parallel.shard_size` do not go
     round, and for adapters (`lora`), whose small needs are not worked out; `CheckpointError` where
-    the recipe's `init` or tokenizer is missing.
+    the recipe's `init_from` or tokenizer is missing.
     """
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
@@ -278,7 +278,9 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
         )
     share = -(-train.batch_size // setup.gpus) * train.seq_len
     at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
-    needs = _memory_of(recipe, setup, shape, vocab_size, at_once, recipe.parallel.recompute)
+    needs = _memory_of(
+        recipe, setup, shape, vocab_size, at_once, recipe.parallel.activation_checkpointing
+    )
     tokens = recipe.optim.steps * train.batch_size * train.seq_len
     rate = setup.utilization * setup.gpus * gpu.flops / training_flops(count.total, 1)
     usable = _USABLE * gpu.memory
@@ -312,10 +314,12 @@ class _Vocabulary:
 def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
     """The model's shape and vocabulary: the recipe's, or those of the model it starts from."""
     if recipe.model is None:
-        assert recipe.init is not None  # the recipe's own check
-        folder = Path(recipe.init_of(Direction.FORWARD))
+        assert recipe.init_from is not None  # the recipe's own check
+        folder = Path(recipe.init_folder(Direction.FORWARD))
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: no config.json here; give a model folder as init")
+            raise CheckpointError(
+                f"{folder}: no config.json here; give a model folder as init_from"
+            )
         config = read_json_object(folder / "config.json")
         known = {key: config[key] for key in ModelConfig.model_fields if key in config}
         file = folder / "config.json"
@@ -342,7 +346,7 @@ def _memory_of(
     shape: ModelConfig,
     vocab_size: int,
     tokens: int,
-    recompute: bool,
+    activation_checkpointing: bool,
 ) -> Memory:
     share = recipe.train.batch_size / setup.gpus * recipe.train.seq_len
     return memory(
@@ -351,9 +355,9 @@ def _memory_of(
         tokens,
         precision="float32" if recipe.train.precision == "float32" else "bfloat16",
         shards=_shards(recipe, setup),
-        recompute=recompute,
+        activation_checkpointing=activation_checkpointing,
         accumulate=tokens < share,
-        hidden=recipe.optim.hidden,
+        matrix_optimizer=recipe.optim.matrix_optimizer,
     )
 
 
@@ -362,9 +366,11 @@ def _advice(
 ) -> str:
     """The least change that makes it fit: smaller passes, layers computed again, or other GPUs."""
     seq_len = recipe.train.seq_len
-    for recompute in (False, True) if not recipe.parallel.recompute else (True,):
+    for activation_checkpointing in (
+        (False, True) if not recipe.parallel.activation_checkpointing else (True,)
+    ):
         one, two = (
-            _memory_of(recipe, setup, shape, vocab_size, count * seq_len, recompute)
+            _memory_of(recipe, setup, shape, vocab_size, count * seq_len, activation_checkpointing)
             for count in (1, 2)
         )
         free = usable - one.peak
@@ -372,5 +378,7 @@ def _advice(
             continue
         windows = 1 + int(free / (two.activations - one.activations))
         keys = f"parallel.tokens_per_microbatch={windows * seq_len}"
-        return f"does not fit; give {keys}" + (" parallel.recompute=true" if recompute else "")
+        return f"does not fit; give {keys}" + (
+            " parallel.activation_checkpointing=true" if activation_checkpointing else ""
+        )
     return "does not fit with one window at a time and recomputed layers; shard over more GPUs"

@@ -45,12 +45,12 @@ def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) 
 
 
 def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[str, str]]:
-    """Recipe keys and the paths under them; `init` once for each direction."""
+    """Recipe keys and the paths under them; `init_from` once for each direction."""
     for location, name in named_files(recipe):
-        if location != ("init",):
+        if location != ("init_from",):
             yield ".".join(map(str, location)), name
-    for direction in directions if recipe.init is not None else ():
-        yield f"init.{direction}", recipe.init_of(direction)
+    for direction in directions if recipe.init_from is not None else ():
+        yield f"init_from.{direction}", recipe.init_folder(direction)
 
 
 def content_hash(path: Path) -> str:

@@ -163,17 +163,17 @@ def _packed(
 
 
 def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
-    """Random weights, or those of `init`, which must have the recipe's shape and tokenizer.
+    """Random weights, or those of `init_from`, which must have the recipe's shape and tokenizer.
 
-    `init` may be a model of the other direction. They are the same in every process.
+    `init_from` may be a model of the other direction. They are the same in every process.
     """
     start = None
-    if recipe.init is not None:
-        folder, eos_token = recipe.init_of(direction), recipe.data.eos_token
+    if recipe.init_from is not None:
+        folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
         start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
         if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
             raise RecipeError(
-                f"key init: {recipe.init} has another tokenizer than the data; give its "
+                f"key init_from: {recipe.init_from} has another tokenizer than the data; give its "
                 "tokenizer.json as data.tokenizer, or leave that out"
             )
         if recipe.model is None:
@@ -184,7 +184,9 @@ def _initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> 
         try:
             model.load_state_dict(start.model.state_dict())
         except RuntimeError as error:
-            raise RecipeError(f"key init: {recipe.init} has another shape: {error}") from None
+            raise RecipeError(
+                f"key init_from: {recipe.init_from} has another shape: {error}"
+            ) from None
     return model
 
 
@@ -194,12 +196,12 @@ def training_batches(
     """Documents of the token store; pairs where the objective tells question from solution."""
     if not recipe.objective.needs_pairs:
         sources = [
-            (Windows(source.store, recipe.train.seq_len, recipe.data.windows), source.weight)
+            (Windows(source.store, recipe.train.seq_len, recipe.data.packing), source.weight)
             for source in data.sources
         ]
         return Batches(sources, recipe.train.batch_size, recipe.seed)
     problems = [record for record in read_split(recipe.data)[0] if isinstance(record, Problem)]
-    wrong = recipe.objective.wrong
+    wrong = recipe.objective.negatives
     return PairBatches(
         problems,
         read_wrong_solutions(wrong, problems) if wrong is not None else {},
@@ -221,8 +223,8 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
     contexts = []
     if recipe.model is not None:
         contexts.append(recipe.model.max_position_embeddings)
-    if recipe.init is not None:
-        contexts.append(read_context(recipe.init_of(direction)))
+    if recipe.init_from is not None:
+        contexts.append(read_context(recipe.init_folder(direction)))
     if recipe.train.seq_len > min(contexts):
         raise RecipeError(
             f"key train.seq_len is {recipe.train.seq_len}: the model's context is {min(contexts)} "
@@ -262,7 +264,7 @@ def _check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
     shared = world.size > 1 or recipe.parallel.tokens_per_microbatch is not None
     if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
         raise RecipeError(
-            "objective.target, objective.contrast and lora run in one process, without "
+            "objective.target, objective.contrastive and lora run in one process, without "
             "parallel.tokens_per_microbatch"
         )
 
@@ -352,7 +354,7 @@ def validate(
     It reads windows spread evenly over the validation store, sixteen batches of them at most.
     """
     model.eval()
-    windows = Windows(data.valid, recipe.train.seq_len, recipe.data.windows)
+    windows = Windows(data.valid, recipe.train.seq_len, recipe.data.packing)
     size = recipe.train.batch_size
     tally = ValidationStats(windows, _MAX_VALIDATION_BATCHES * size)
     for start in range(0, len(tally.numbers), size):

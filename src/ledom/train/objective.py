@@ -33,8 +33,9 @@ __all__ = ["ObjectiveConfig", "PairBatches", "read_wrong_solutions"]
 class ObjectiveConfig(Config):
     """A weighted sum of terms, each a mean over the batch.
 
-    With a target or a contrast, `data.train` is a JSONL file of problems with solutions, and a
-    batch holds `train.batch_size` problems; those of more than `train.seq_len` tokens are left out.
+    With a target or a contrastive term, `data.train` is a JSONL file of problems with solutions; a
+    batch holds `train.batch_size` problems, and those of more than `train.seq_len` tokens are
+    skipped.
     """
 
     all_tokens: NonNegativeFloat = 1.0
@@ -42,16 +43,16 @@ class ObjectiveConfig(Config):
     target: NonNegativeFloat = 0.0
     """Weight of the loss of the tokens that selection scores, in nats a token: the question's of
     a reverse model, the solution's of a forward one."""
-    contrast: NonNegativeFloat = 0.0
+    contrastive: NonNegativeFloat = 0.0
     """Weight of -log p, in nats a pair, where p is the posterior probability that of a right and a
     wrong solution the right one is: P(x|y) / (P(x|y) + P(x|y')), reverse."""
-    wrong: str | None = None
-    """For the contrast: a JSONL file of candidates; those that are wrong are y'."""
+    negatives: str | None = None
+    """For the contrastive term: a JSONL file of candidates; those that are wrong are y'."""
 
     @property
     def needs_pairs(self) -> bool:
         """Whether questions and solutions must be told apart."""
-        return self.target > 0 or self.contrast > 0
+        return self.target > 0 or self.contrastive > 0
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,16 @@ class PairBatches:
         self._right: list[_Example] = []
         self._wrong: list[list[_Example]] = []
         for problem in problems:
-            right, *others = encoder(problem, wrong.get(problem.id, []) if config.contrast else [])
+            right, *others = encoder(
+                problem, wrong.get(problem.id, []) if config.contrastive else []
+            )
             if right is not None:
                 self._right.append(right)
                 self._wrong.append([other for other in others if other is not None])
         if not self._right:
             raise InputError(f"none of the pairs fits into the {seq_len} tokens of train.seq_len")
-        if config.contrast and not any(self._wrong):
-            raise InputError("none of the problems has a wrong solution", path=config.wrong)
+        if config.contrastive and not any(self._wrong):
+            raise InputError("none of the problems has a wrong solution", path=config.negatives)
 
     def __getitem__(self, step: int) -> list[NDArray[np.int64]]:
         right, wrong = self._examples(step)
@@ -111,7 +114,7 @@ class PairBatches:
             sums = torch.stack([target.sum() for target in targets])
             rivals = torch.tensor([place for place, _ in wrong], device=losses.device)
             margins = sums[len(right) :] - sums[rivals]  # log P(x|y) - log P(x|y')
-            total = total + self.config.contrast * softplus(-margins).mean()
+            total = total + self.config.contrastive * softplus(-margins).mean()
         return total
 
     def _examples(self, step: int) -> tuple[list[_Example], list[tuple[int, _Example]]]:

@@ -42,8 +42,8 @@ class OptimConfig(Config):
 
     steps: PositiveInt
     """Optimizer steps in all."""
-    hidden: Literal["muon", "adamw"] = "muon"
-    """What moves the layers' matrices; embeddings, norms and output are always AdamW's."""
+    matrix_optimizer: Literal["muon", "adamw"] = "muon"
+    """What updates the layers' matrices; AdamW always updates embeddings, norms and output."""
     muon_lr: PositiveFloat = 0.02
     """Peak rate of Muon."""
     adamw_lr: PositiveFloat = 4e-3
@@ -180,8 +180,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon over the layers' matrices, AdamW over embeddings, norms, output and adapters.
 
-    Or AdamW over all, as `hidden` says. Each group's `peak_lr` is its rate at the plateau. `dtype`
-    is that of the run's products, and so of Muon's; all state is in fp32.
+    With `matrix_optimizer: adamw`, AdamW over all. Each group's `peak_lr` is its rate at the
+    plateau. `dtype` is that of the run's products, and so of Muon's; all state is in fp32.
     """
     hidden: list[Tensor] = []
     other: list[Tensor] = []
@@ -199,7 +199,7 @@ def build_optimizers(
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
     # Checkpoints refuse an optimizer without weights; adapters leave no plain matrix to train.
-    if hidden and config.hidden == "muon":
+    if hidden and config.matrix_optimizer == "muon":
         optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=decay, dtype=dtype))
     elif hidden:
         optimizers.append(torch.optim.AdamW(hidden, **adamw, weight_decay=decay))

@@ -40,6 +40,20 @@ __all__ = ["Recipe", "TrainConfig", "load_recipe", "named_files", "save_recipe"]
 
 
 _NAME = re.compile(r"\w[\w.-]{0,59}")
+_RENAMED = {
+    "init": "init_from",
+    "data.windows": "packing",
+    "data.stop_attention": "mask_across_documents",
+    "data.restart_positions": "reset_position_ids",
+    "data.drill_share": "equation_only_fraction",
+    "optim.hidden": "matrix_optimizer",
+    "optim.final_share": "min_lr_ratio",
+    "parallel.micro_tokens": "tokens_per_microbatch",
+    "parallel.recompute": "activation_checkpointing",
+    "objective.contrast": "contrastive",
+    "objective.wrong": "negatives",
+}
+"""Keys of earlier recipes, and what each is called now."""
 
 
 class TrainConfig(Config):
@@ -70,12 +84,12 @@ class Recipe(Config):
     """Names the run's folder."""
     seed: NonNegativeInt = 0
     """Seed of weights and data order."""
-    init: str | None = None
+    init_from: str | None = None
     """A model folder to start from instead of random weights; `{direction}` stands for its own. A
     model of the other direction is turned round: trained on in the one that is asked for."""
     data: DataConfig
     model: ModelConfig | None = None
-    """The shape; that of `init` where this is left out."""
+    """The shape; that of `init_from` where this is left out."""
     optim: OptimConfig
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -96,25 +110,27 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
-        if self.model is None and self.init is None:
-            raise ValueError("key model is missing: give a shape, or a model folder as init")
+        if self.model is None and self.init_from is None:
+            raise ValueError("key model is missing: give a shape, or a model folder as init_from")
         if self.objective.needs_pairs and self.data.train == GENERATOR:
-            raise ValueError("objective.target and objective.contrast need a file as data.train")
-        if self.objective.contrast and self.objective.wrong is None:
-            raise ValueError("objective.contrast needs wrong solutions: a file as objective.wrong")
+            raise ValueError("objective.target and objective.contrastive need a file as data.train")
+        if self.objective.contrastive and self.objective.negatives is None:
+            raise ValueError(
+                "objective.contrastive needs wrong solutions: a file as objective.negatives"
+            )
         return self
 
     def data_of(self, direction: Direction) -> DataConfig:
         """The data section; a model to start from brings its tokenizer."""
-        if self.init is None or self.data.tokenizer is not None:
+        if self.init_from is None or self.data.tokenizer is not None:
             return self.data
-        tokenizer = f"{self.init_of(direction)}/tokenizer.json"
+        tokenizer = f"{self.init_folder(direction)}/tokenizer.json"
         return self.data.model_copy(update={"tokenizer": tokenizer})
 
-    def init_of(self, direction: Direction) -> str:
+    def init_folder(self, direction: Direction) -> str:
         """The model folder to start from, where there is one."""
-        assert self.init is not None
-        return self.init.replace("{direction}", str(direction))
+        assert self.init_from is not None
+        return self.init_from.replace("{direction}", str(direction))
 
 
 def load_recipe(
@@ -210,8 +226,8 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], _Origin
 def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
     """The files and folders that a recipe reads, by the key that names each."""
     data = recipe.data
-    if recipe.init is not None and "{direction}" not in recipe.init:
-        yield ("init",), recipe.init
+    if recipe.init_from is not None and "{direction}" not in recipe.init_from:
+        yield ("init_from",), recipe.init_from
     for number, source in enumerate(data.sources):
         yield ("data", "sources", number, "path"), source.path
     if data.sources or data.train != GENERATOR:
@@ -221,24 +237,29 @@ def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
             yield ("data", "valid"), data.valid
     if data.tokenizer is not None:
         yield ("data", "tokenizer"), data.tokenizer
-    if recipe.objective.wrong is not None:
-        yield ("objective", "wrong"), recipe.objective.wrong
+    if recipe.objective.negatives is not None:
+        yield ("objective", "negatives"), recipe.objective.negatives
 
 
 def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
     """Keys that were given another value than their default, for nothing; and why."""
     data, optim, objective = recipe.data, recipe.optim, recipe.objective
     generated = not data.sources and data.train == GENERATOR
-    own_tokenizer = data.tokenizer is not None or recipe.init is not None
+    own_tokenizer = data.tokenizer is not None or recipe.init_from is not None
     rules = (
-        (optim.hidden == "adamw", "optim", ["muon_lr"], "optim.hidden is adamw"),
+        (
+            optim.matrix_optimizer == "adamw",
+            "optim",
+            ["muon_lr"],
+            "optim.matrix_optimizer is adamw",
+        ),
         (optim.schedule == "cosine", "optim", ["decay_steps"], "optim.schedule is cosine"),
-        (not objective.contrast, "objective", ["wrong"], "objective.contrast is 0"),
+        (not objective.contrastive, "objective", ["negatives"], "objective.contrastive is 0"),
         (
             not objective.needs_pairs,
             "objective",
             ["all_tokens"],
-            "without objective.target and objective.contrast it is the only term",
+            "without objective.target and objective.contrastive it is the only term",
         ),
         (bool(data.sources), "data", ["num_documents", "num_valid"], "data.sources are read whole"),
         (
@@ -282,6 +303,8 @@ def _explain(error: ValidationError, origin: _Origin) -> str:
     location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
     place, key = origin.place(location), ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
+        if renamed := _RENAMED.get(key):
+            return f"{place}: key {key} is now called {'.'.join([*key.split('.')[:-1], renamed])}"
         valid = ", ".join(_valid_keys(location[:-1]))
         return f"{place}: unknown key {key}; valid here: {valid}"
     if problem["type"] == "missing":
