@@ -517,7 +517,7 @@ def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
     assert run(*arguments)[0] == 0
     saved = tmp_path / "r" / "recipe.yaml"
     before = saved.read_text()
-    check_refused(run(*arguments, "optim.clip=2"), "optim.clip: 1.0 there, 2.0 here")
+    check_refused(run(*arguments, "optim.clip=2"), "optim.clip: 1.0 there, 2.0 now")
     assert saved.read_text() == before
     assert run(*arguments, "train.validate_every=7")[0] == 0  # which may change
     assert "validate_every: 7" in saved.read_text()

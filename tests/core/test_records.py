@@ -1,20 +1,11 @@
-import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from ledom.core.errors import InputError, OutputError
-from ledom.core.records import (
-    Candidate,
-    Document,
-    Problem,
-    Score,
-    read_records,
-    write_atomically,
-    write_records,
-)
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Document, Problem, Score, read_records, write_records
 
 GOOD = {"problem_id": "p", "index": 0, "text": "1 + 1 = 2"}
 
@@ -150,60 +141,6 @@ def test_a_file_that_cannot_be_opened_is_refused_by_name(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"x\.jsonl: no such file"):
         read_records(tmp_path / "file" / "x.jsonl", Document)
-
-
-def test_writing_makes_parents_and_leaves_only_the_file(tmp_path):
-    path = tmp_path / "a" / "b" / "out.jsonl"
-    write_records(path, [Document(id="1", text="x")])
-    assert path.read_text() == '{"id": "1", "text": "x"}\n'
-    assert os.listdir(path.parent) == ["out.jsonl"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, error):
-    path = tmp_path / "out.txt"
-    path.write_text("old")
-
-    def half_way() -> None:
-        with write_atomically(path) as out:
-            out.write("new")
-            out.flush()
-            raise error
-
-    with pytest.raises(error):
-        half_way()
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["out.txt"]
-
-
-def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path, monkeypatch):
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    path = tmp_path / "out.jsonl"
-    path.write_text("old")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"out\.jsonl: cannot be written: No space left"):
-        write_records(path, [Document(id="1", text="x")])
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["out.jsonl"]
-
-
-def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file/out\.jsonl: cannot be written"):
-        write_records(tmp_path / "file" / "out.jsonl", [])
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OutputError, match="folder: cannot be written"):
-        write_records(tmp_path / "folder", [])
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
-
-
-def test_a_device_is_not_replaced(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="no regular file"):
-        write_records(tmp_path / "pipe", [Document(id="1", text="x")])
-    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_byte_order_mark_is_no_part_of_a_record(tmp_path):

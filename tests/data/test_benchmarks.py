@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ledom.core.errors import InputError
+from ledom.core.errors import InputError, MissingExtraError
 from ledom.core.records import Problem, write_records
 from ledom.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, load_benchmark, load_problems
 
@@ -71,7 +71,9 @@ def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         load_benchmark("gsm8k")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match=r"pip install 'ledom\[hub\]'"):
+    with pytest.raises(
+        MissingExtraError, match=rf"pip install 'ledom\[hub\]'; .*{FOLDER_VARIABLE}"
+    ):
         load_benchmark("gsm8k")
 
 

@@ -182,11 +182,11 @@ def test_a_run_with_other_settings_is_refused_with_what_differs(
     run = json.loads((tmp_path / "checkpoints" / "00000005" / "run.json").read_text())
     assert (run["step"], run["direction"], run["recipe"]["seed"]) == (5, "forward", 1)
     others = {
-        "seed: 1 there, 2 here": recipe.model_copy(update={"seed": 2}),
-        "optim.steps: 30 there, 31 here": recipe.model_copy(
+        "seed: 1 there, 2 now": recipe.model_copy(update={"seed": 2}),
+        "optim.steps: 30 there, 31 now": recipe.model_copy(
             update={"optim": recipe.optim.model_copy(update={"steps": 31})}
         ),
-        "train.batch_size: 4 there, 5 here": recipe.model_copy(
+        "train.batch_size: 4 there, 5 now": recipe.model_copy(
             update={"train": recipe.train.model_copy(update={"batch_size": 5})}
         ),
     }
@@ -195,7 +195,7 @@ def test_a_run_with_other_settings_is_refused_with_what_differs(
             CheckpointError, match=f"00000005: belongs .* other settings .{message}"
         ):
             Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore()
-    with pytest.raises(CheckpointError, match="direction: forward there, reverse here"):
+    with pytest.raises(CheckpointError, match="direction: 'forward' there, 'reverse' now"):
         Checkpoints(tmp_path, *make(0), recipe, Direction.REVERSE, ALONE).restore()
 
 

@@ -306,10 +306,10 @@ def test_a_run_with_other_settings_or_direction_is_refused(uninterrupted, recipe
     folder = uninterrupted[FORWARD][0]
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(
-        CheckpointError, match=r"00000030: .* other settings \(seed: 1 there, 2 here\)"
+        CheckpointError, match=r"00000030: .* other settings \(seed: 1 there, 2 now\)"
     ):
         train(recipe.model_copy(update={"seed": 2}), FORWARD, data, folder)
-    with pytest.raises(CheckpointError, match="direction: forward there, reverse here"):
+    with pytest.raises(CheckpointError, match="direction: 'forward' there, 'reverse' now"):
         train(recipe, REVERSE, data, folder)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
@@ -323,7 +323,7 @@ def test_a_run_shorter_than_its_checkpoints_are_apart_is_known_too(tmp_path, rec
     progress = []
     train(short, FORWARD, data, tmp_path, progress.append)
     assert progress == []
-    with pytest.raises(CheckpointError, match="other settings .seed: 1 there, 2 here"):
+    with pytest.raises(CheckpointError, match="other settings .seed: 1 there, 2 now"):
         train(short.model_copy(update={"seed": 2}), FORWARD, data, tmp_path)
     assert (finished / "model.safetensors").read_bytes() == weights
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ledom.core.direction import Direction
-from ledom.core.errors import RecipeError
+from ledom.core.errors import MissingExtraError
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.text.pair_format import PairFormat
 from ledom.train.loop import train, validate
@@ -63,5 +63,5 @@ def test_only_adapters_are_trained(recipe, data):
 def test_without_peft_the_remedy_is_named(recipe, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     model = build_model(recipe.model, data.tokenizer, seed=3)
-    with pytest.raises(RecipeError, match=r"pip install 'ledom\[lora\]'"):
+    with pytest.raises(MissingExtraError, match=r"^key lora: peft .*pip install 'ledom\[lora\]'"):
         Adapters(model, LoraConfig(), seed=0)

@@ -86,11 +86,19 @@ class ServerError(LedomError):
 
 
 class MissingExtraError(LedomError, ImportError):
-    """An optional dependency that is not installed; the message names the pip command."""
+    """An optional dependency that is not installed; the message names the pip command.
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'ledom[{extra}]'")
+    `needed_by` says what needs it, `otherwise` what helps besides.
+    """
+
+    def __init__(self, package: str, extra: str, needed_by: str = "", otherwise: str = "") -> None:
+        where = f"{needed_by}: " if needed_by else ""
+        instead = f"; {otherwise}" if otherwise else ""
+        super().__init__(
+            f"{where}{package} is not installed; run: pip install 'ledom[{extra}]'{instead}"
+        )
         self.package, self.extra = package, extra
+        self._arguments = (package, extra, needed_by, otherwise)
 
-    def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.package, self.extra)  # so that other processes can send it
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), self._arguments  # so that other processes can send it

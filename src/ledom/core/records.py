@@ -8,17 +8,15 @@ error that names the file and the line. This module knows nothing of models or t
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
-from ledom.core.errors import InputError, OutputError
+from ledom.core.errors import InputError
+from ledom.core.files import write_atomically
 from ledom.core.reading import check_regular, parse_json
 
 __all__ = [
@@ -32,7 +30,6 @@ __all__ = [
     "Target",
     "read_records",
     "unique_ids",
-    "write_atomically",
     "write_records",
 ]
 
@@ -259,31 +256,3 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     with write_atomically(path) as out:
         for record in records:
             out.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def write_atomically(path: str | Path) -> Iterator[IO[str]]:
-    """Open a text file that replaces `path` only when the block ends without an error.
-
-    Raises `OutputError` when the place cannot be written or the disk is full; what stood at `path`
-    before then still stands there.
-    """
-    path = Path(path)
-    if path.exists() and not path.is_file():  # renaming over /dev/null would replace it for all
-        raise OutputError(f"{path}: cannot be written: this is no regular file")
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

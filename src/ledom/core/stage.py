@@ -15,7 +15,6 @@ after any stop, with any number of processes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,17 +24,17 @@ from typing import Any, Generic, TypeVar
 
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError, OutputError
+from ledom.core.files import write_atomically
+from ledom.core.provenance import check_settings, file_hash
 from ledom.core.reading import check_regular, exists, parse_json
-from ledom.core.records import Record, read_records, write_atomically, write_records
+from ledom.core.records import Record, read_records, write_records
 
 __all__ = [
     "Check",
     "Stage",
     "Track",
     "Work",
-    "check_settings",
     "even_groups",
-    "fingerprint",
     "read_finished",
     "read_settings",
 ]
@@ -104,7 +103,9 @@ class Stage(Generic[RecordT]):
         parts = self._parts()
         self.complete = path.is_file() and (_settings_file(path).is_file() or not parts)
         if self.complete:
-            check_settings(read_settings(path), self.settings, path)
+            made_with = {**read_settings(path)}
+            del made_with[_HASH]
+            check_settings(made_with, self.settings, path)
             self.records = read_finished(path, record_type, self._check)
         else:
             self.records = self._read_parts()
@@ -175,7 +176,7 @@ class Stage(Generic[RecordT]):
             self.records.sort(key=key)
             write_records(self.path, self.records)
             with write_atomically(_settings_file(self.path)) as out:
-                json.dump({**self.settings, _HASH: _file_hash(self.path)}, out, indent=1)
+                json.dump({**self.settings, _HASH: file_hash(self.path)}, out, indent=1)
             self._remove(self._parts())
         parallel.wait()  # for the file
         if not parallel.is_first():
@@ -294,7 +295,7 @@ def read_finished(
     """
     expected = read_settings(path)[_HASH]
     records = read_records(path, record_type, check() if check else None)
-    if _file_hash(path) != expected:
+    if file_hash(path) != expected:
         raise InputError(
             f"was changed after it was finished (its {_HASH} is not that in "
             f"{_settings_file(path).name}); restore it, or remove it to make it again",
@@ -307,45 +308,5 @@ def _settings_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.settings.json")
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _damaged(reason: str, path: Path, line: int) -> InputError:
     return InputError(f"damaged ({reason}); remove it to start again", path=path, line=line)
-
-
-def check_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Raise `InputError` naming what differs between the settings that made `path` and today's."""
-    keys = sorted({*found, *wanted} - {_HASH})
-    pairs = {key: (found.get(key), wanted.get(key)) for key in keys}
-    different = [
-        f"{key}: {_shown(there)} there, {_shown(now)} now"
-        for key, (there, now) in pairs.items()
-        if _identity(there) != _identity(now)
-    ]
-    if different:
-        raise InputError(
-            f"was made with other settings ({'; '.join(different[:3])}); give another output "
-            "folder, or remove it",
-            path=path,
-        )
-
-
-def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
-    """A hash that stands for texts in a stage's settings."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update("".join(f"{text}\0" for text in row).encode())
-    return digest.hexdigest()[:16]
-
-
-def _identity(value: Any) -> Any:
-    """What must not differ: of a model (`LanguageModel.identity`) its hash, wherever it lies."""
-    return value.get("hash", value) if isinstance(value, dict) else value
-
-
-def _shown(value: Any) -> str:
-    is_model = isinstance(value, dict) and {*value} == {"name", "hash"}
-    return f"{value['name']} ({value['hash']})" if is_model else repr(value)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.core.errors import InputError
+from ledom.core.errors import InputError, MissingExtraError
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.data.problems import GENERATOR, generate_problems
 
@@ -103,9 +103,8 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise InputError(
-            f"benchmark {name!r} comes from the hub through `datasets`, which is not installed: "
-            f"pip install 'ledom[hub]', or name a local folder in {FOLDER_VARIABLE}"
+        raise MissingExtraError(
+            "datasets", "hub", f"benchmark {name!r}", f"or name a local folder in {FOLDER_VARIABLE}"
         ) from None
     try:
         rows: Iterable[Any] = load_dataset(*benchmark.hub, split=benchmark.split)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ledom.core.files import write_atomically
 from ledom.core.hub import render_card
-from ledom.core.records import write_atomically
 from ledom.data.store import read_manifests
 
 __all__ = ["write_dataset_card"]

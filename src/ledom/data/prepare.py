@@ -21,7 +21,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ledom.core.config import Config
 from ledom.core.errors import InputError, OutputError, RecipeError
-from ledom.core.records import Document, Problem, Record, read_records, write_atomically
+from ledom.core.files import write_atomically
+from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, generate_problems
 from ledom.data.store import TokenStore, write_store

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError, OutputError
+from ledom.core.files import write_atomically
 from ledom.core.reading import as_type, exists, read_json
-from ledom.core.records import write_atomically
 from ledom.text.tokenizer import Tokenizer
 
 __all__ = [

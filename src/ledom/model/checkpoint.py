@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
+from ledom.core.files import write_folder
 from ledom.core.reading import read_json_object
 from ledom.model import attention
 from ledom.model.folder import hash_files, loaded_files
@@ -143,20 +141,12 @@ def save_checkpoint(
             for name, t in state.items()
         }
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with write_folder(folder, replace=True) as temporary:
             with quiet():
                 model.save_pretrained(temporary, state_dict=state)
             _patch_config(temporary / "config.json", dtype)
             tokenizer.save(temporary)
-            temporary.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
+from ledom.core.files import write_atomically
 from ledom.core.reading import check_regular, read_json, read_json_object, real_path
-from ledom.core.records import write_atomically
 from ledom.model.foreign.aliases import what_to_run
 
 __all__ = ["file_digest", "hash_files", "loaded_files", "weight_files"]

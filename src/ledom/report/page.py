@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ledom.core.records import write_atomically
+from ledom.core.files import write_atomically
 
 __all__ = [
     "LONGEST_TEXT",

@@ -22,8 +22,9 @@ import yaml
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
+from ledom.core.files import write_atomically
 from ledom.core.reading import read_yaml
-from ledom.core.records import Problem, write_atomically
+from ledom.core.records import Problem
 from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.external_scores import check_names
 from ledom.rerank.strategies import Strategy, strategies

@@ -18,7 +18,8 @@ import numpy as np
 
 from ledom import __version__
 from ledom.core import processes as parallel
-from ledom.core.records import Candidate, Problem, Score, write_atomically
+from ledom.core.files import write_atomically
+from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import Track
 from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval

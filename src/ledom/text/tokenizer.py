@@ -20,8 +20,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import CheckpointError, InputError
+from ledom.core.files import write_atomically
 from ledom.core.reading import check_regular, read_json_object
-from ledom.core.records import write_atomically
 
 __all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tokenizer"]
 

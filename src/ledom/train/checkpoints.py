@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
+from ledom.core.provenance import differences
 from ledom.core.reading import read_json
 from ledom.train.distributed import ProcessGroup
 from ledom.train.recipe import Recipe
@@ -162,7 +163,7 @@ class Checkpoints:
             run = read_json(newest / _RUN)
         except InputError as error:
             return newest, f"{_damaged(newest)} ({error})"
-        changes = list(_changes(run, {"step": run.get("step"), **self._run}))
+        changes = list(differences(_flat(run), _flat(self._run)))
         if changes:
             return newest, (
                 f"{newest}: belongs to a run with other settings ({'; '.join(changes[:3])}); give "
@@ -201,12 +202,8 @@ def _fixed(recipe: Recipe) -> Any:
     return recipe.model_dump(mode="json", exclude={"parallel": True, "train": saving})
 
 
-def _changes(then: Any, now: Any, key: str = "") -> Iterator[str]:
-    """The keys whose values differ, such as `optim.steps: 30 there, 31 here`."""
-    if not isinstance(then, dict) or not isinstance(now, dict):
-        if then != now:
-            yield f"{key}: {then} there, {now} here"
-        return
-    for name in {**then, **now}:
-        path = name if key in ("", "recipe") else f"{key}.{name}"
-        yield from _changes(then.get(name), now.get(name), path)
+def _flat(run: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings as a recipe names them, without the step."""
+    recipe = run.get("recipe")
+    rest = {key: value for key, value in run.items() if key not in ("recipe", "step")}
+    return {**rest, **recipe} if isinstance(recipe, dict) else rest

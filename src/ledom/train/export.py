@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import yaml
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError
+from ledom.core.files import write_folder
 from ledom.core.hub import render_card
 from ledom.core.reading import check_regular, read_json_object
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
@@ -57,23 +57,14 @@ def export_model(
     first = bos_ids(tokenizer, chosen, config.get(BOS_KEY), folder=run.model)
     config[DIRECTION_KEY] = str(chosen)
     config[BOS_KEY] = [tokenizer.backend.id_to_token(i) for i in first]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
-            for file in weights:
-                shutil.copyfile(file, temporary / file.name)
-            tokenizer.save(temporary)
-            _write_json(temporary / "config.json", config)
-            _write_json(temporary / "generation_config.json", _generation_config(tokenizer))
-            card = model_card(run, config, tokenizer, name or out.name, license)
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-            temporary.chmod(0o755)
-            temporary.replace(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error}") from error
+    with write_folder(out) as folder:
+        for file in weights:
+            shutil.copyfile(file, folder / file.name)
+        tokenizer.save(folder)
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", _generation_config(tokenizer))
+        card = model_card(run, config, tokenizer, name or out.name, license)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError
+from ledom.core.files import write_atomically
 from ledom.core.reading import check_regular, read_json
-from ledom.core.records import write_atomically
 from ledom.data.store import MANIFEST, TokenStore
 from ledom.train.recipe import Recipe, named_files
 

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from transformers import PreTrainedModel
 
 from ledom.core.config import Config
-from ledom.core.errors import RecipeError
+from ledom.core.errors import MissingExtraError, RecipeError
 
 __all__ = ["Adapters", "LoraConfig"]
 
@@ -32,17 +32,15 @@ class LoraConfig(Config):
 class Adapters:
     """Adapters on every linear layer of a model but its output; all other weights are frozen.
 
-    Raises `RecipeError` when `peft` is not installed, or knows no way for the architecture.
+    Raises `MissingExtraError` without `peft`, `RecipeError` where it does not know the
+    architecture.
     """
 
     def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
         try:
             import peft
         except ImportError:
-            raise RecipeError(
-                "key lora: low-rank adapters need `peft`, which is not installed: "
-                "pip install 'ledom[lora]'"
-            ) from None
+            raise MissingExtraError("peft", "lora", "key lora") from None
         torch.manual_seed(seed)
         settings = peft.LoraConfig(
             r=config.rank,

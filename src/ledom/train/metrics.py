@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import InputError, MissingExtraError, OutputError
+from ledom.core.files import write_atomically
 from ledom.core.reading import parse_json, read_text
-from ledom.core.records import write_atomically
 
 __all__ = ["Row", "open_metrics", "read_metrics"]
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 import ledom
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
+from ledom.core.files import write_folder
 from ledom.core.reading import read_json_object
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
 from ledom.model.folder import file_digest
@@ -127,7 +126,8 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     _check_vocabulary(found, config, model.tokenizer)
     hashes = _hash(found, model, tensors, options.progress)
     shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
-    with _new_folder(out, sum(tensor.num_bytes for tensor in tensors.values())) as folder:
+    with write_folder(out) as folder:
+        _require_space(out, sum(tensor.num_bytes for tensor in tensors.values()))
         write_safetensors(folder, tensors, shown)
         check = _check(folder, config, model, direction, options)
         eos = _eos(model, check, options, found)
@@ -305,26 +305,14 @@ def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source:
     return chosen
 
 
-@contextmanager
-def _new_folder(out: Path, num_bytes: int) -> Iterator[Path]:
-    """A folder that becomes `out` when the block ends, and is removed when it fails."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < num_bytes:
-            raise OutputError(
-                f"{out}: needs {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; give a "
-                "folder on another disk"
-            )
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
-            yield temporary
-            temporary.chmod(0o755)
-            temporary.replace(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
+def _require_space(out: Path, num_bytes: int) -> None:
+    """Raise `OutputError` where the disk has no room; `out.parent` exists."""
+    free = shutil.disk_usage(out.parent).free
+    if free < num_bytes:
+        raise OutputError(
+            f"{out}: needs {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; give a "
+            "folder on another disk"
+        )
 
 
 def _write_json(file: Path, contents: dict[str, Any]) -> None:

@@ -1,0 +1,104 @@
+"""Files and folders are written whole or not at all."""
+
+import errno
+import os
+
+import pytest
+
+from ledom.core.errors import OutputError
+from ledom.core.files import write_atomically, write_folder
+from ledom.core.records import Document, write_records
+
+
+def test_writing_makes_parents_and_leaves_only_the_file(tmp_path):
+    path = tmp_path / "a" / "b" / "out.jsonl"
+    write_records(path, [Document(id="1", text="x")])
+    assert path.read_text() == '{"id": "1", "text": "x"}\n'
+    assert os.listdir(path.parent) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+
+    def half_way() -> None:
+        with write_atomically(path) as out:
+            out.write("new")
+            out.flush()
+            raise error
+
+    with pytest.raises(error):
+        half_way()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.txt"]
+
+
+def test_a_full_disk_is_an_output_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"out\.jsonl: cannot be written: No space left"):
+        write_records(path, [Document(id="1", text="x")])
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["out.jsonl"]
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/out\.jsonl: cannot be written"):
+        write_records(tmp_path / "file" / "out.jsonl", [])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="folder: cannot be written"):
+        write_records(tmp_path / "folder", [])
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="no regular file"):
+        write_records(tmp_path / "pipe", [Document(id="1", text="x")])
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+    out = tmp_path / "a" / "model"
+    with write_folder(out) as folder:
+        (folder / "config.json").write_text("{}")
+        assert not out.exists()
+    assert os.listdir(out.parent) == ["model"]
+    assert os.listdir(out) == ["config.json"]
+    assert out.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_folder_that_breaks_off_leaves_the_old_one(tmp_path, error):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "old").touch()
+
+    def half_way() -> None:
+        with write_folder(out, replace=True) as folder:
+            (folder / "new").touch()
+            raise error
+
+    with pytest.raises(error):
+        half_way()
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(out) == ["old"]
+
+
+def test_a_folder_replaces_another_only_when_asked(tmp_path):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "old").touch()
+    with pytest.raises(OutputError, match="model: cannot be written"), write_folder(out):
+        pass
+    assert os.listdir(out) == ["old"]
+    with write_folder(out, replace=True) as folder:
+        (folder / "new").touch()
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(out) == ["new"]

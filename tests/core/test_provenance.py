@@ -1,0 +1,36 @@
+"""Settings are compared key by key, models by their hash."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from ledom.core.errors import InputError
+from ledom.core.provenance import check_settings, differences, file_hash, fingerprint
+
+
+def test_nested_keys_are_named_by_their_path():
+    there = {"a": 1, "b": {"c": [1], "d": {"e": "x"}}, "only": True}
+    now = {"a": 1, "b": {"c": [2], "d": {"e": "y"}}}
+    assert list(differences(there, now)) == [
+        "b.c: [1] there, [2] now",
+        "b.d.e: 'x' there, 'y' now",
+        "only: True there, None now",
+    ]
+    assert list(differences(there, there)) == []
+
+
+def test_models_are_compared_by_hash_alone():
+    there = {"model": {"name": "/a/model", "hash": "1"}}
+    moved = {"model": {"name": "/b/model", "hash": "1"}}
+    other = {"model": {"name": "/a/model", "hash": "2"}}
+    check_settings(there, moved, Path("out.jsonl"))
+    with pytest.raises(InputError, match=r"^out.jsonl: .*\(model: /a/model \(1\) there, /a/model"):
+        check_settings(there, other, Path("out.jsonl"))
+
+
+def test_hashes_by_hand(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    assert file_hash(tmp_path / "file").startswith("ba7816bf8f01cfea414140de5dae2223")
+    assert fingerprint([("a", "b"), ("c",)]) == hashlib.sha256(b"a\0b\0c\0").hexdigest()[:16]
