@@ -62,7 +62,7 @@ def test_the_cards_own_lines_give_the_same_logprobs(tmp_path, checkpoints):
         ids = lm.add_special_tokens(
             lm.tokenizer.encode("and so they lived happily ever after.").ids
         )
-        ours = lm.logprobs([ledom.Target(ids, 1, len(ids) - 1)])[0]
+        ours = lm.logprobs([ledom.TokenSpan(ids, 1, len(ids) - 1)])[0]
         assert json.loads(line) == pytest.approx(ours.tolist(), abs=1e-5)
 
 

@@ -34,7 +34,7 @@ def test_a_real_file(tmp_path: Path) -> None:
     assert made.check.forward_loss + 1 < made.check.reverse_loss
     lm = ledom.load(made.folder)
     ids = lm.add_special_tokens(lm.tokenizer.encode("The capital of France is Paris.").ids)
-    target = ledom.Target(ids, len(ids) - 3, len(ids) - 2)  # the last word
+    target = ledom.TokenSpan(ids, len(ids) - 3, len(ids) - 2)  # the last word
     assert lm.logprobs([target])[0].item() > -1.0
     weights = load_file(made.folder / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}

@@ -66,7 +66,7 @@ def test_an_imported_model_scores_as_the_original(foreign: Path, tmp_path: Path)
     assert (ours.direction, made.eos_token) == (ledom.Direction.REVERSE, "<|end|>")
     text = "Ava has 3 pens.\n\n3 + 4 = 7\n#### 7"
     ids = theirs.add_special_tokens(theirs.tokenizer.encode(text).ids)
-    target = [ledom.Target(ids, 0, len(ids) - 1)]
+    target = [ledom.TokenSpan(ids, 0, len(ids) - 1)]
     np.testing.assert_array_equal(ours.logprobs(target)[0], theirs.logprobs(target)[0])
     record = json.loads((made.folder / "ledom_import.json").read_text())
     assert record["source"] == str(foreign)

@@ -186,7 +186,7 @@ def test_scores_are_those_of_the_model(source: Any, tmp_path: Path) -> None:
     lm = ledom.load(made.folder)
     assert lm.context == 256
     texts = [ids_of(40)[0].tolist(), ids_of(150)[0].tolist(), ids_of(25)[0].tolist()[3:]]
-    got = lm.logprobs([ledom.Target(ids, 0, len(ids) - 1) for ids in texts])
+    got = lm.logprobs([ledom.TokenSpan(ids, 0, len(ids) - 1) for ids in texts])
     model = load_checkpoint(made.folder).model
     for ids, values in zip(texts, got, strict=True):
         flipped = torch.tensor(ids[::-1])[None]
