@@ -89,7 +89,7 @@ def test_from_documents_to_a_trained_model(
     monkeypatch.setattr(loop, "train", stopped)
     code, text = run(*arguments)
     assert code == 0, text
-    assert "stopped; every step is saved: run the same command again to go on" in text
+    assert "stopped; every step is saved: run the same command again to resume" in text
     assert not (tmp_path / "runs/r/reverse/model").exists()
     code, text = run(*arguments)
     assert code == 0, text
@@ -200,7 +200,7 @@ def test_ctrl_c_keeps_finished_shards(tokenizer_folder: Path, tmp_path: Path) ->
     finally:
         started.kill()
     assert started.returncode == 130, said
-    assert "interrupted; what is finished is kept" in said
+    assert "interrupted; finished work is kept" in said
     assert "Traceback" not in said
     finished = {
         shard: shard.stat().st_mtime_ns

@@ -38,7 +38,7 @@ IGNORED = [
     ("search --problems P --split tune", "--split would have no effect"),
     ("search --problems P --temperature 0 --seed 3", "--seed would have no effect"),
     ("search --forward openai:a --reverse none --device cpu", "--device would have no effect"),
-    ("explain Q S --id p0", "--id would have no effect: it chooses from files"),
+    ("explain Q S --id p0", "--id would have no effect: it selects candidates from files"),
     ("explain Q S --reverse openai:a --dtype bfloat16", "--dtype would have no effect"),
     ("generate Q --temperature 0 --samples 2", "--samples would have no effect"),
     ("generate Q --temperature 0 --seed 2", "--seed would have no effect"),

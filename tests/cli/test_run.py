@@ -35,7 +35,7 @@ def fails(error: BaseException) -> Callable[..., Any]:
         (MemoryError(), "out of memory"),
         (
             UnicodeEncodeError("utf-8", "a\udcffb", 1, 2, "surrogates not allowed"),
-            "an argument or a file's name is not UTF-8 (it has '\\udcff'); convert it first",
+            "an argument or a file name is not UTF-8 (it contains '\\udcff'); convert it first",
         ),
         (OSError(28, "No space left on device", "out/x"), "out/x: No space left on device"),
     ],
@@ -93,7 +93,7 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
         said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 2
     assert said.splitlines() == [
-        "error: standard output cannot be written: No space left on device; what is finished is on "
+        "error: cannot write to standard output: No space left on device; finished results are on "
         "disk"
     ]
 

@@ -1,4 +1,4 @@
-"""What a command shows on the terminal: lines, tables, and colored questions.
+"""What commands print: lines, tables and colored questions.
 
 Results go to standard output, everything else to standard error.
 """
@@ -28,27 +28,27 @@ __all__ = [
     "warn",
 ]
 
-_WIDTH = 80  # columns that the table of strategies takes at most
-_GAP = (0, 1, 0, 0)  # between a table's columns, so that it fits
-_LONGEST = 2000  # characters of a solution that are shown
+_WIDTH = 80  # maximum columns of the table of strategies
+_GAP = (0, 1, 0, 0)  # padding of a cell: narrow, so that the table fits
+_LONGEST = 2000  # characters of a solution to show
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_NOTABLE = -1.0  # nats: a word above this counts as explained
+_NOTABLE = -1.0  # nats; a word with a higher log-probability counts as explained
 
 
 def say(line: str) -> None:
-    """A line to the user, from the first of several processes."""
+    """Print a line on standard error; of several processes only the first does."""
     if parallel.is_first():
         typer.echo(line, err=True)
 
 
 def warn(report: dict[str, Any]) -> None:
-    """What a reader must know before the rest of a report, if there is anything."""
+    """Print the report's warning, if it has one."""
     if report.get("warning"):
         say(f"warning: {report['warning']}")
 
 
 def show_summary(report: dict[str, Any]) -> None:
-    """The report's sentence, then the strategies' accuracies as a table."""
+    """Print the report's one-sentence summary, then a table of accuracies."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -56,13 +56,14 @@ def show_summary(report: dict[str, Any]) -> None:
     from ledom.report.summary import summarize
 
     console = Console(highlight=False)
-    console.print(Text(summarize(report).sentence, "bold"), soft_wrap=True)
+    if sentence := summarize(report).sentence:
+        console.print(Text(sentence, "bold"), soft_wrap=True)
     warn(report)
     if not report["strategies"]:
         return
     console.width = min(console.width, _WIDTH)
     table = Table(box=None, pad_edge=False, padding=_GAP)
-    table.add_column("strategy", overflow="fold")  # alone gives way: a cut number says nothing
+    table.add_column("strategy", overflow="fold")  # alone wraps: a cut number is useless
     for column in ("accuracy, %", "against greedy", "against majority"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in report["strategies"]:
@@ -80,7 +81,7 @@ def show_summary(report: dict[str, Any]) -> None:
 
 
 def show_case(case: dict[str, Any]) -> None:
-    """Each candidate with the question's words colored: the redder, the less explained."""
+    """Print the question once per candidate: the redder a word, the less explained it is."""
     from rich.console import Console
     from rich.text import Text
 
@@ -105,7 +106,7 @@ def show_case(case: dict[str, Any]) -> None:
 
 
 def _printable(text: str) -> str:
-    """Control characters as escapes: a candidate must not move the cursor or recolor the rest."""
+    """Escape control characters, so that a candidate cannot move the cursor or set colors."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -115,7 +116,7 @@ def _shortened(text: str) -> str:
 
 
 def show_weights(weights: dict[str, dict[str, float]]) -> None:
-    """The weights of every strategy, by feature."""
+    """Print the weights of every strategy, by feature."""
     from rich.console import Console
     from rich.table import Table
 
@@ -128,7 +129,7 @@ def show_weights(weights: dict[str, dict[str, float]]) -> None:
 
 
 def show_search(report: dict[str, Any]) -> None:
-    """What a search gained at equal cost."""
+    """Print what a search gained at equal cost."""
     from rich.console import Console
     from rich.table import Table
 
@@ -141,13 +142,13 @@ def show_search(report: dict[str, Any]) -> None:
     if table.rows:
         Console().print(table)
     say(
-        f"{report['tokens_per_problem']:.0f} tokens a problem; {report['unfinished']} of "
+        f"{report['tokens_per_problem']:.0f} tokens per problem; {report['unfinished']} of "
         f"{report['num_problems']} searches ended without a finished solution"
     )
 
 
 def show_plan(plan: Plan) -> None:
-    """What a run needs, as a table."""
+    """Print what a run needs, as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -160,16 +161,16 @@ def show_plan(plan: Plan) -> None:
         f"embedding {count_text(count.embedding)}, head {count_text(count.head)}, "
         f"norms {count_text(count.norms)}",
         "tokens": f"{count_text(plan.tokens)} in {plan.steps:,} steps",
-        "pass": f"{plan.tokens_per_pass:,} tokens a GPU, {plan.passes} to a step",
-        "memory": f"{_bytes(memory.peak)} a GPU, of {_bytes(plan.usable)} usable",
+        "pass": f"{plan.tokens_per_pass:,} tokens per GPU, {plan.passes} passes per step",
+        "memory": f"{_bytes(memory.peak)} per GPU, of {_bytes(plan.usable)} usable",
         "": f"weights {_bytes(memory.weights)}, gradients {_bytes(memory.gradients)}, optimizer "
         f"{_bytes(memory.optimizer)}, activations {_bytes(memory.activations)}",
-        "host": f"{_bytes(memory.checkpoint)} a GPU while a checkpoint is written",
-        "work": f"{plan.flops:.3g} FLOPs (6 a parameter and token)",
+        "host": f"{_bytes(memory.checkpoint)} per GPU while a checkpoint is written",
+        "work": f"{plan.flops:.3g} FLOPs (6 per parameter and token)",
         "speed": f"{count_text(plan.tokens_per_second)} tokens/s, at {plan.utilization:.0%} of the "
         f"peak of {plan.gpus} {plan.gpu}",
-        "time": f"{plan.hours:,.1f} h a direction, {plan.hours * plan.gpus:,.0f} GPU hours",
-        "disk": f"data {_bytes(plan.data)}, a checkpoint {_bytes(plan.checkpoint)}, the model "
+        "time": f"{plan.hours:,.1f} h per direction, {plan.hours * plan.gpus:,.0f} GPU hours",
+        "disk": f"data {_bytes(plan.data)}, each checkpoint {_bytes(plan.checkpoint)}, model "
         f"{_bytes(plan.model)}",
     }.items():
         table.add_row(name, value)
@@ -194,13 +195,13 @@ def _scaled(number: float, units: Sequence[str]) -> str:
 
 
 def _plus_minus(interval: dict[str, float]) -> str:
-    """A mean with the wider side of its 95 % interval, as `13.3 ± 4.0`."""
+    """A mean and the wider side of its 95 % interval: `13.3 ± 4.0`."""
     wider = max(interval["high"] - interval["mean"], interval["mean"] - interval["low"])
     return f"{100 * interval['mean']:.1f} ± {100 * wider:.1f}"
 
 
 def _percent(interval: dict[str, float] | None, sign: str = "") -> str:
-    """A mean and its 95 % interval, as `13.3 [9.7, 17.3]`."""
+    """A mean and its 95 % interval: `13.3 [9.7, 17.3]`."""
     if interval is None:
         return ""
     mean, low, high = (f"{100 * interval[key]:{sign}.1f}" for key in ("mean", "low", "high"))

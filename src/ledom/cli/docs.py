@@ -1,4 +1,4 @@
-"""The command that shows the documentation that comes with an installation."""
+"""The command that prints the installed documentation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ __all__ = ["COMMANDS"]
 
 
 def docs(
-    page: Annotated[str | None, typer.Argument(help="Its name; without, the list of all.")] = None,
+    page: Annotated[
+        str | None, typer.Argument(help="Name of a page. Default: list all pages.")
+    ] = None,
 ) -> None:
-    """List the pages of documentation, or print one, in Markdown.
+    """List the documentation pages, or print one in Markdown.
 
     Example: ledom docs formats
     """

@@ -1,4 +1,4 @@
-"""The command that takes in published checkpoints and foreign formats."""
+"""The command that imports published checkpoints and foreign formats."""
 
 from __future__ import annotations
 
@@ -22,29 +22,33 @@ def import_command(
             "(Llama, GPT-2, GPT-NeoX, nanochat) or a .gguf file."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write. It must not exist.")],
     direction: Annotated[
         str | None,
-        typer.Option(help="forward or reverse; needed where neither name nor file says it."),
+        typer.Option(help="forward or reverse. Needed if neither the name nor the file says it."),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Tokenizer file or folder, for weights without one.")
+        Path | None,
+        typer.Option(help="A tokenizer file or folder, for weights that come without one."),
     ] = None,
     eos_token: Annotated[
-        str | None, typer.Option(help="Document-end token; by default it is measured.")
+        str | None,
+        typer.Option(help="The end-of-document token. Default: the one that the self-check finds."),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub; the newest by default.")
+        str | None,
+        typer.Option(help="Branch, tag or commit on the hub. Default: the newest commit."),
     ] = None,
     softcap: Annotated[
-        float | None, typer.Option(help="20 for a nanochat model of 2 to 9 March 2026.")
+        float | None,
+        typer.Option(help="Cap of the logits: 20 for a nanochat model of 2 to 9 March 2026."),
     ] = None,
     check: Annotated[
-        bool, typer.Option(help="Check that the model reads better in its direction.")
+        bool, typer.Option(help="Check that the model reads text better in its own direction.")
     ] = True,
     threads: Threads = None,
 ) -> None:
-    """Turn a published checkpoint or a foreign file into a model folder that ledom loads.
+    """Turn a published checkpoint or a foreign file into a model folder.
 
     Example: ledom import ledom-7b --out ledom-7b
     """
@@ -64,6 +68,6 @@ def import_command(
     say(f"a {made.direction} model, documents end with {made.eos_token}: {made.folder}")
 
 
-import_command.__name__ = "import"  # the command's name, which Python keeps for itself
+import_command.__name__ = "import"  # the command's name, a keyword of Python
 
 COMMANDS = (import_command,)

@@ -1,4 +1,4 @@
-"""What commands share: options with their bounds, options that nothing uses, texts, and models."""
+"""What commands share: options with their bounds, checks for unused options, texts and models."""
 
 from __future__ import annotations
 
@@ -19,15 +19,25 @@ if TYPE_CHECKING:
     from ledom.lm.language_model import LanguageModel
 
 __all__ = [
+    "MODELS",
+    "MOST_PROBLEMS",
+    "MOST_SAMPLES",
+    "PROBLEMS",
+    "SAMPLING",
+    "SELECTION",
     "Columns",
     "Device",
     "Dtype",
+    "EarlyStop",
+    "HeldOut",
     "MaxTokens",
     "Model",
     "NumProblems",
     "Out",
+    "Problems",
     "Samples",
     "Seed",
+    "Split",
     "Temperature",
     "Threads",
     "TopK",
@@ -46,37 +56,26 @@ __all__ = [
     "use_threads",
 ]
 
-# Bounds far above any use: a slip such as 10**20 is refused at once, and the bound named.
+# Bounds far above any real use: a slip such as 10**20 is refused at once, and the error names the
+# bound.
 MOST_PROBLEMS = 100_000_000
 MOST_SAMPLES = 100_000
 MOST_TOKENS = 10_000_000
 
-Out = Annotated[Path, typer.Option(help="Folder for the results; finished work there is reused.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A number in the candidates to choose by too, as a verifier's; may be repeated. "
-        "self_certainty is taken by itself where they have it; none: without."
-    ),
+# Groups in which `--help` shows options.
+PROBLEMS, SAMPLING, SELECTION, MODELS = "Problems", "Sampling", "Selection", "Models and hardware"
+
+Out = Annotated[
+    Path, typer.Option(help="Folder for the results. Finished work found there is reused.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of everything drawn at random.")]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=1024,
-        help="CPU threads; by default OMP_NUM_THREADS, else the CPUs that this process may use.",
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
-Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16; auto: float32 on a CPU.")
-]
-Model = Annotated[
+Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Random seed.")]
+
+Problems = Annotated[
     str,
     typer.Option(
-        help="A model's folder, tiny (embedded), vllm:FOLDER or openai:NAME; options follow after "
-        "commas, see ledom docs formats. none: without."
+        rich_help_panel=PROBLEMS,
+        help="A JSONL file of problems, or gsm_symbolic (generated), gsm8k, math500, aime2024 or "
+        "amc2023.",
     ),
 ]
 NumProblems = Annotated[
@@ -84,26 +83,112 @@ NumProblems = Annotated[
     typer.Option(
         min=1,
         max=MOST_PROBLEMS,
-        help="How many problems: the first of a file, all by default; 40 of the generator.",
+        rich_help_panel=PROBLEMS,
+        help="Number of problems, from the start of a file. Default: all of a file, 40 generated.",
     ),
 ]
-Samples = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Candidates for each problem.")]
-Temperature = Annotated[float, typer.Option(help="Of the sampling; 0 takes the most likely token.")]
-TopK = Annotated[int, typer.Option(min=0, max=MOST_TOKENS, help="Of the sampling; 0 for all.")]
-TopP = Annotated[float, typer.Option(help="Of the sampling; 1 for all.")]
+Split = Annotated[
+    str,
+    typer.Option(rich_help_panel=PROBLEMS, help="Split of the generated problems: test or tune."),
+]
+HeldOut = Annotated[
+    bool,
+    typer.Option(
+        rich_help_panel=PROBLEMS,
+        help="Generate problems from the templates that no model was trained on.",
+    ),
+]
+
+Samples = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Candidates per problem."),
+]
+EarlyStop = Annotated[
+    bool,
+    typer.Option(
+        rich_help_panel=SAMPLING,
+        help="Stop sampling a problem once its majority answer cannot change.",
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=SAMPLING,
+        help="Sampling temperature. 0 always takes the most likely token.",
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MOST_TOKENS,
+        rich_help_panel=SAMPLING,
+        help="Sample from the K most likely tokens. 0: from all.",
+    ),
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=SAMPLING,
+        help="Sample from the most likely tokens that together have this probability. 1: from all.",
+    ),
+]
 MaxTokens = Annotated[
-    int, typer.Option(min=1, max=MOST_TOKENS, help="Most tokens to write at a time.")
+    int,
+    typer.Option(
+        min=1, max=MOST_TOKENS, rich_help_panel=SAMPLING, help="Maximum number of new tokens."
+    ),
+]
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=SELECTION,
+        help="Extra score field in the candidates file, such as a verifier's score (repeatable). "
+        "self_certainty is used by default where every candidate has it. none: no extra scores.",
+    ),
+]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=MODELS,
+        help="A model folder, tiny (embedded), vllm:FOLDER or openai:NAME, with options after "
+        "commas (see ledom docs formats). none: no model.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MODELS, help="cpu, cuda, cuda:1 ... Default: a GPU if there is one."
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=MODELS,
+        help="auto, float32, bfloat16 or float16. auto is float32 on a CPU.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=1024,
+        rich_help_panel=MODELS,
+        help="CPU threads. Default: OMP_NUM_THREADS, else the CPUs that this process may use.",
+    ),
 ]
 
 Unused = tuple[object, str, Iterable[str]]
-"""(whether it is so, why, the parameters' names that have no effect then)."""
+"""A condition, the reason to give, and the parameters that have no effect when it holds."""
 
 
 def refuse_unused(context: typer.Context, *rules: Unused) -> None:
-    """Raise `InputError` for an option that was given and would have no effect.
+    """Raise `InputError` for an option that the user gave and that would have no effect.
 
-    Every command calls it first, with a rule for each of its options that other options can leave
-    without effect. Defaults never count, only what stands on the command line.
+    Every command calls it first, with one rule per option that another option can make useless.
+    Only options on the command line count, never defaults.
 
         refuse_unused(context, (candidates, "the candidates are given", ["samples", "top_k"]))
     """
@@ -116,7 +201,7 @@ def refuse_unused(context: typer.Context, *rules: Unused) -> None:
 
 
 def unused_by_models(*names: str) -> tuple[Unused, ...]:
-    """Rules for options that only models in this process (device, dtype), or vLLM (dtype), use."""
+    """The rules for --device and --dtype, which some backends do not use."""
     from ledom.lm import backend_of
 
     backends = {backend_of(name) for name in names if name != "none"}
@@ -127,7 +212,7 @@ def unused_by_models(*names: str) -> tuple[Unused, ...]:
 
 
 def unused_when_greedy(temperature: float) -> Unused:
-    """The rule for what only draws at random use."""
+    """The rule for options that only random sampling uses."""
     reason = "at temperature 0 the most likely token is taken"
     return (temperature == 0, reason, ["top_k", "top_p"])
 
@@ -141,9 +226,9 @@ def choose_problems(
     seed: int,
     held_out: bool = False,
 ) -> list[Problem]:
-    """The problems that the options name; `draws`: whether the command draws at random.
+    """The problems that the options name; `draws` says whether the command samples at random.
 
-    Raises `InputError` where there are fewer than were asked for, or where options have no effect.
+    Raises `InputError` if there are fewer than `count`, or if an option has no effect.
     """
     from ledom.data.benchmarks import load_problems
     from ledom.data.problems import GENERATOR
@@ -165,58 +250,58 @@ def choose_problems(
 
 
 def read_text(argument: str, name: str) -> str:
-    """A text given as an argument, or on standard input for `-`; see `decode_text`."""
+    """The text of an argument, or of standard input for `-`; see `decode_text`."""
     if argument == "-":
         return decode_text(_read_input(), f"{name} on standard input")
     return decode_text(os.fsencode(argument), name)
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """UTF-8 as text, whatever the locale says; raises `InputError` for other bytes."""
+    """Decode UTF-8, whatever the locale; raises `InputError` for other bytes."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"the {name} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; "
-            "convert it first, as by iconv -t UTF-8"
+            "convert it first, for example with iconv -t UTF-8"
         ) from None
 
 
 def _read_input() -> bytes:
-    """Standard input, with line ends as `open` gives them."""
+    """Standard input, with line ends normalized as `open` does."""
     if sys.stdin is None:
-        raise InputError("standard input is closed, and - reads it; give the text itself")
+        raise InputError("- means standard input, but standard input is closed; give the text")
     data = sys.stdin.buffer.read()
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def command_line() -> str:
-    """The command as it can be typed again, for reports; bytes that are not UTF-8 are escaped."""
+    """The command as the user can type it again, for reports; invalid UTF-8 is escaped."""
     written = shlex.join(["ledom", *sys.argv[1:]])
     return written.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def named_columns(names: list[str] | None) -> list[str] | None:
-    """The columns asked for; None where nothing was said, and nothing for `none`."""
+    """The columns that the user named; None if they named none, and [] for `none`."""
     return [] if names == ["none"] else names or None
 
 
 def model_or_none(
     name: str, direction: str, device: str | None, dtype: str
 ) -> LanguageModel | None:
-    """The model of a direction; `none` is None."""
+    """The model of a direction, or None if its name is `none`."""
     return None if name == "none" else load_model(name, direction, device, dtype)
 
 
 def load_model(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel:
-    """The model of a direction, where a command cannot do without."""
+    """The model of a direction, for a command that needs one."""
     from ledom.lm import load
 
     if name == "none":
-        raise InputError(f"this command needs a {direction} model; give a folder, or tiny")
+        raise InputError(f"this command needs a {direction} model; give a model folder, or tiny")
     return load(name, direction, device=device, dtype=dtype)
 
 
 def use_threads(threads: int | None) -> None:
-    """Limit this process and its children to so many threads; see `parallel.default_threads`."""
+    """Limit the threads of this process and its children; see `parallel.default_threads`."""
     parallel.set_threads(threads)

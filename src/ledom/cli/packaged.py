@@ -1,7 +1,7 @@
-"""What comes with an installation besides code: recipes and the pages of documentation.
+"""The recipes and documentation pages that are installed with the code.
 
-The folders stand at the root of the repository; the package links to them, and an installed package
-has copies.
+Both folders are at the root of the repository. The package links to them; an installed package has
+copies.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def _names(folder: str, suffix: str) -> list[str]:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that `ledom train NAME` finds without a file of that name."""
+    """The recipes that come with ledom, as in `ledom train NAME`."""
     return _names("recipes", ".yaml")
 
 
 def find_recipe(path: Path) -> Path:
-    """The recipe itself, or the one of that name that comes with ledom where no such file is.
+    """The path itself if it is a file, else the recipe of that name that comes with ledom.
 
-    Raises `RecipeError` where there is neither.
+    Raises `RecipeError` if neither exists.
     """
     if not path.is_file() and str(path) in recipe_names():
         return _ROOT / "recipes" / f"{path}.yaml"
@@ -40,12 +40,12 @@ def find_recipe(path: Path) -> Path:
 
 
 def page_titles() -> dict[str, str]:
-    """The pages of documentation: each one's name and its title."""
+    """The name and the title of each documentation page."""
     return {name: docs_page(name).split("\n", 1)[0].lstrip("# ") for name in _names("docs", ".md")}
 
 
 def docs_page(name: str) -> str:
-    """A page of documentation, in Markdown; raises `InputError` for one that is not there."""
+    """A documentation page, in Markdown; raises `InputError` if there is no such page."""
     known = _names("docs", ".md")
     if name not in known:
         raise InputError(f"no page {name!r}; the pages are {', '.join(known)}")

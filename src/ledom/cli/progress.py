@@ -1,7 +1,7 @@
-"""How far a stage is: a bar on a terminal; elsewhere a plain line every half minute.
+"""Progress of a long stage: a bar on a terminal, elsewhere a plain line every half minute.
 
-One mechanism for every long stage. Of several processes the first shows its own share. It writes
-to standard error, and only while the stage lasts.
+Progress goes to standard error, and only while the stage runs. Of several processes only the first
+shows progress, that of its own share.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ledom.core import processes as parallel
 __all__ = ["Progress", "track", "track_tokenizing", "track_training"]
 
 SECONDS = 30.0
-"""Between two lines where there is no terminal."""
+"""Seconds between two lines when standard error is not a terminal."""
 
 
 class Progress:
-    """The state of a stage that is under way, and how it is shown.
+    """The state of a running stage, and its display.
 
     with Progress("scoring", total=800) as progress:
         progress.update(done=12, state="loss 3.2")
@@ -55,7 +55,7 @@ class Progress:
     def update(
         self, done: int | None = None, total: int | None = None, state: str | None = None
     ) -> None:
-        """What is known now; None leaves a value as it was."""
+        """Set the values that changed; None keeps a value."""
         self.done = self.done if done is None else done
         self.total = self.total if total is None else total
         self.state = self.state if state is None else state
@@ -63,19 +63,19 @@ class Progress:
             self._bar.update(0, completed=self.done, total=self.total, state=self.state)
 
     def begin(self, done: int) -> None:
-        """So much was done before this run: it does not count for the rate."""
+        """Say how much an earlier run did, which does not count toward the rate."""
         self._before = done
         self.update(done)
 
     def note(self, line: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a separate line above the bar."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False)
         else:
             say(line)
 
     def line(self, seconds: float) -> str:
-        """The state as text, so many seconds after the start."""
+        """The state as text, `seconds` after the start."""
         made = self.done - self._before
         parts = [f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"]
         if made and seconds > 0:
@@ -85,7 +85,7 @@ class Progress:
         else:
             parts.append(f"{_duration(seconds)} so far")
         if not made and self.total is None:
-            parts.pop(0)  # nothing is counted
+            parts.pop(0)  # this stage counts nothing
         return f"{self.name}: {', '.join([*parts, *filter(None, [self.state])])}"
 
     def _print_lines(self) -> None:
@@ -94,7 +94,7 @@ class Progress:
 
 
 def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    """Show progress over chunks of a stage: each is one of `total` (None: nobody knows)."""
+    """Yield the chunks and show progress; each counts one toward `total` (None: unknown)."""
     with Progress(name, done, total) as progress:
         for chunk in chunks:
             yield chunk
@@ -103,7 +103,7 @@ def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Ite
 
 @contextmanager
 def track_training(name: str, steps: int) -> Iterator[Callable[[Any], None]]:
-    """Training steps with loss and tokens per second; yields what `ledom.train.loop` reports to."""
+    """Show steps, loss and tokens per second; yields the callback for `ledom.train.loop`."""
     valid = ""
     with Progress(name, total=steps) as progress:
 
@@ -123,7 +123,7 @@ def track_training(name: str, steps: int) -> Iterator[Callable[[Any], None]]:
 
 @contextmanager
 def track_tokenizing() -> Iterator[Callable[[Any], None]]:
-    """Tasks with the tokens written and their rate; yields what `tokenize` reports to."""
+    """Show tasks, tokens and their rate; yields the callback for `tokenize`."""
     first: tuple[float, int] | None = None  # time and tokens of the first report
     with Progress("tasks") as progress:
 
@@ -161,7 +161,7 @@ def _start_bar(progress: Progress, console: Any) -> Any:
 
 
 def _rate(per_second: float) -> str:
-    """`3.2 per s`, or per minute or hour where it is slower."""
+    """`3.2 per s`; slower rates per minute or per hour."""
     for unit, seconds in (("s", 1), ("min", 60), ("h", 3600)):
         if per_second * seconds >= 1 or unit == "h":
             break

@@ -1,12 +1,12 @@
-"""Around every command: its streams, its errors as one line, and its exit code.
+"""What surrounds every command: its streams, its errors as one line, and its exit code.
 
-    0    done
-    2    an error, in one line on standard error; results that are finished stay on disk
+    0    success
+    2    an error, in one line on standard error; finished results stay on disk
     130  Ctrl-C
-    141  whoever read standard output went away, as `head -1` does
+    141  the reader of standard output closed it, as `head -1` does
 
-A SIGINT that is ignored when the program starts, as in a background shell, stays ignored: that is
-what Python does.
+If SIGINT is ignored when the program starts, as in a background shell, it stays ignored: this is
+Python's own rule.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from ledom.core.errors import LedomError, OutputError
 __all__ = ["DEBUG_VARIABLE", "prepare_process", "run"]
 
 DEBUG_VARIABLE = "LEDOM_DEBUG"
-"""Environment variable that shows tracebacks, as --debug does."""
+"""An environment variable that shows tracebacks, like --debug."""
 
 _FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141
 
 
 class _PipeClosed(Exception):  # noqa: N818 (not an error)
-    """Nobody reads standard output any more."""
+    """The reader of standard output has closed it."""
 
 
 def prepare_process() -> None:
-    """Make the standard streams and other people's warnings do no harm; once, in the program.
+    """Make the standard streams safe and silence warnings of libraries; called once, by `main`.
 
-    A stream that is closed becomes the null device, so that no file opened later gets its number
-    and is written into. What cannot be encoded is escaped. A failing standard error is no reason to
-    stop; a failing standard output is, in one line.
+    A closed stream becomes the null device; otherwise a file opened later could get its number and
+    receive its output. Characters that cannot be encoded are escaped. A failing standard error is
+    ignored; a failing standard output ends the command with one line.
     """
     was_closed = sys.stdin is None
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -57,11 +57,11 @@ def prepare_process() -> None:
     sys.stderr = _stream(2, sys.stderr, _Messages(2))
     if not sys.warnoptions and not os.environ.get(DEBUG_VARIABLE):
         warnings.simplefilter("ignore")
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of folders it cannot write
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # on unwritable folders
 
 
 class _Output(io.RawIOBase):
-    """Standard output: once it fails, that is said, and nothing more is written."""
+    """Standard output: the first failure is an error, later writes do nothing."""
 
     def __init__(self, number: int) -> None:
         self._number, self._failed = number, False
@@ -88,12 +88,12 @@ class _Output(io.RawIOBase):
         if isinstance(error, BrokenPipeError):
             raise _PipeClosed from None
         raise OutputError(
-            f"standard output cannot be written: {error.strerror}; what is finished is on disk"
+            f"cannot write to standard output: {error.strerror}; finished results are on disk"
         ) from None
 
 
 class _Messages(_Output):
-    """Standard error: what cannot be said is lost, and the work goes on."""
+    """Standard error: failures are ignored, and the work continues."""
 
     def _fail(self, error: OSError, size: int) -> int:
         return size
@@ -111,7 +111,7 @@ def _stream(number: int, given: Any, raw: io.RawIOBase) -> io.TextIOWrapper:
 def run(app: Callable[..., Any]) -> int:
     """Run the command line; returns the exit code."""
     try:
-        code = app(prog_name="ledom", standalone_mode=False) or 0  # typer makes Ctrl-C a 130
+        code = app(prog_name="ledom", standalone_mode=False) or 0  # typer turns Ctrl-C into 130
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
@@ -124,12 +124,12 @@ def run(app: Callable[..., Any]) -> int:
     except Exception as error:
         code = _failed(error)
     if code == _INTERRUPTED:
-        say("interrupted; what is finished is kept: run the same command again to resume")
+        say("interrupted; finished work is kept: run the same command again to resume")
     return int(code)
 
 
 def _failed(error: Exception) -> int:
-    """Say what failed in one line, once where several processes run; the exit code."""
+    """Print the error in one line, once for all processes; returns the exit code."""
     if parallel.is_first_failure():
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exception(error)
@@ -140,20 +140,17 @@ def _failed(error: Exception) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, LedomError):
         return _one_line(str(error))
-    if hasattr(error, "format_message"):  # what typer raises for wrong usage has it
+    if hasattr(error, "format_message"):  # a usage error of typer
         return f"{_one_line(error.format_message()).rstrip('.')}. See: ledom --help"
     if isinstance(error, MemoryError):
-        return "out of memory; give fewer or shorter texts at a time, or a smaller model"
+        return "out of memory; use fewer or shorter texts at a time, or a smaller model"
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         found = ascii(error.object[error.start : error.end])
-        return f"an argument or a file's name is not UTF-8 (it has {found}); convert it first"
+        return f"an argument or a file name is not UTF-8 (it contains {found}); convert it first"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     what = shorten(f"{type(error).__name__}: {error}", 300)
-    return (
-        f"internal error: {what}; run it again as `ledom --debug ...` to see the traceback, and "
-        "report it"
-    )
+    return f"internal error: {what}; run `ledom --debug ...` to see the traceback, and report it"
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands on a text: what each solution explains of a question, and writing around a prompt."""
+"""Commands on one text: explain a question by its solutions, and generate from a prompt."""
 
 from __future__ import annotations
 
@@ -34,20 +34,22 @@ __all__ = ["COMMANDS"]
 
 def explain(
     context: typer.Context,
-    question: Annotated[str, typer.Argument(help="The question; - reads standard input.")],
+    question: Annotated[str, typer.Argument(help="The question, or - for standard input.")],
     solutions: Annotated[
         list[str], typer.Argument(help="Candidate solutions, or JSONL files of candidates.")
     ],
     problem_id: Annotated[
-        str | None, typer.Option("--id", help="Of the files, only this problem's candidates.")
+        str | None, typer.Option("--id", help="Read only this problem's candidates from the files.")
     ] = None,
     reverse: Model = "tiny",
-    out: Annotated[Path | None, typer.Option(help="Folder for the same as a page.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page to this folder.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Show which words of a question each candidate solution accounts for.
+    """Show which words of a question each candidate solution explains.
 
     Example: ledom explain "Ava has 3 pens and buys 4. How many?" "3 + 4 = 7" "3 - 4 = 1"
     """
@@ -59,7 +61,11 @@ def explain(
     from_files = any(is_candidates_file(solution) for solution in solutions)
     refuse_unused(
         context,
-        (not from_files, "it chooses from files, and no solution is one", ["problem_id"]),
+        (
+            not from_files,
+            "it selects candidates from files, and none is given",
+            ["problem_id"],
+        ),
         *unused_by_models(reverse),
     )
     text = read_text(question, "question")
@@ -83,12 +89,12 @@ def explain(
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads standard input.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue, or - for standard input.")],
     model: Model = "tiny",
     direction: Annotated[
-        str, typer.Option(help="forward: write what follows; reverse: what comes before.")
+        str, typer.Option(help="forward: write what follows. reverse: write what comes before.")
     ] = "reverse",
-    samples: Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="How many texts.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Number of texts.")] = 1,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -98,7 +104,7 @@ def generate(
     dtype: Dtype = "auto",
     threads: Threads = None,
 ) -> None:
-    """Write what follows a text, or what comes before it.
+    """Write what comes before a text, or what follows it.
 
     Example: ledom generate "#### 42" --samples 3
     """

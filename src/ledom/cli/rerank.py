@@ -1,0 +1,317 @@
+"""Commands of the main job: sample candidates, score them both ways, choose, and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ledom.cli.display import say, show_search, show_summary, show_weights
+from ledom.cli.options import (
+    MODELS,
+    MOST_PROBLEMS,
+    SAMPLING,
+    SELECTION,
+    Columns,
+    Device,
+    Dtype,
+    EarlyStop,
+    HeldOut,
+    MaxTokens,
+    Model,
+    NumProblems,
+    Out,
+    Problems,
+    Samples,
+    Seed,
+    Split,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    choose_problems,
+    command_line,
+    load_model,
+    model_or_none,
+    named_columns,
+    refuse_unused,
+    unused_by_models,
+    unused_when_greedy,
+    use_threads,
+)
+from ledom.cli.progress import Progress, track
+from ledom.data.problems import GENERATOR
+
+if TYPE_CHECKING:
+    from ledom.core.records import Candidate, Problem
+    from ledom.rerank.fit import TunedWeights
+    from ledom.rerank.pipeline import Job
+
+__all__ = ["COMMANDS"]
+
+_DEMO_PROBLEMS = 640
+_DEMO_SAMPLES = 8
+"""The demo's size gives both of its claims enough power: docs/results.md#the-demo."""
+_DEMO_SECONDS = 0.06  # per candidate on one core: sampled, and scored by both models
+_SAMPLING = ("samples", "early_stop", "temperature", "top_k", "top_p", "max_tokens")
+
+CandidateFile = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=SAMPLING,
+        help="A JSONL file of candidates. Default: sample them from the forward model.",
+    ),
+]
+WeightsFile = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=SELECTION,
+        help="A weights file of ledom tune. Default: the embedded pair's own weights; for other "
+        "models lambda 0.5.",
+    ),
+]
+Lambda = Annotated[
+    float | None,
+    typer.Option(
+        "--lambda",
+        rich_help_panel=SELECTION,
+        help="Weight of the reverse term, from 0 to 1, in place of a weights file.",
+    ),
+]
+Folds = Annotated[
+    int,
+    typer.Option(
+        rich_help_panel=SELECTION,
+        help="Fit the weights on these problems by cross-fitting in this many folds.",
+    ),
+]
+Demonstrations = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=MODELS,
+        help="A JSONL file of solved problems that the models read before each text they score.",
+    ),
+]
+
+
+def demo(
+    context: typer.Context,
+    out: Out = Path("ledom-demo"),
+    problems: Annotated[
+        int, typer.Option(min=1, max=MOST_PROBLEMS, help="Number of problems.")
+    ] = _DEMO_PROBLEMS,
+    samples: Samples = _DEMO_SAMPLES,
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Run the main job on the embedded pair: answer unseen math problems, choose, report.
+
+    Example: ledom demo --problems 100
+    """
+    minutes = max(1, round(problems * (samples + 1) * _DEMO_SECONDS / 2 / 60))
+    say(
+        f"{problems} new problems, {samples} candidates each: sample them, score them forward and "
+        f"backward, choose, report. About {minutes} min on two cores; seed {seed}."
+    )
+    rerank(
+        context,
+        num_problems=problems,
+        samples=samples,
+        out=out,
+        seed=seed,
+        threads=threads,
+    )
+
+
+def rerank(
+    context: typer.Context,
+    problems: Problems = GENERATOR,
+    num_problems: NumProblems = None,
+    split: Split = "test",
+    held_out: HeldOut = False,
+    candidates: CandidateFile = None,
+    samples: Samples = 32,
+    early_stop: EarlyStop = False,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    max_tokens: MaxTokens = 256,
+    weights: WeightsFile = None,
+    lam: Lambda = None,
+    folds: Folds = 0,
+    column: Columns = None,
+    forward: Model = "tiny",
+    reverse: Model = "tiny",
+    demonstrations: Demonstrations = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    out: Out = Path("ledom-rerank"),
+    seed: Seed = 0,
+) -> None:
+    """Sample candidates (or read yours), score them both ways, choose, and report.
+
+    Example: ledom rerank --problems mine.jsonl --candidates theirs.jsonl --forward none
+    """
+    from ledom.lm.language_model import Sampling
+    from ledom.rerank.pipeline import Job
+
+    refuse_unused(
+        context,
+        (candidates, f"the candidates are those of {candidates}", _SAMPLING),
+        (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
+        (weights, f"the weights are those of {weights}", ["lam"]),
+        ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
+        unused_when_greedy(temperature),
+        *unused_by_models(forward, reverse),
+    )
+    job = Job([], out, None, None, _weights(lam, weights, forward, reverse))
+    job.folds, job.columns, job.command = folds, named_columns(column), command_line()
+    job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
+    job.num_samples, job.early_stop = samples, early_stop
+    draws = candidates is None and temperature > 0
+    job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
+    job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
+    job.demonstrations = _solved_problems(demonstrations)
+    use_threads(threads)
+    job.forward = model_or_none(forward, "forward", device, dtype)
+    job.reverse = model_or_none(reverse, "reverse", device, dtype)
+    _run(job)
+
+
+def _run(job: Job) -> None:
+    from ledom.rerank.pipeline import rerank
+
+    if job.weights.num_problems and not job.folds:
+        job.notes.append(
+            f"weights tuned on {job.weights.num_problems} other problems, then frozen; "
+            "intervals are 95 %"
+        )
+    say(f"{len(job.problems)} problems, results in {job.out}/")
+    made = rerank(job, track)
+    if made is None:
+        return
+    report, page = made
+    show_summary(report)
+    say(f"report: {page}  (also as report.md and report.json; chosen answers in selected.jsonl)")
+
+
+def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candidate] | None:
+    """The candidates in a file; unless `is_all`, only those of the job's problems."""
+    from ledom.rerank.external_scores import read_candidates
+    from ledom.rerank.score import candidate_check
+
+    if file is None:
+        return None
+    columns = [*(job.columns or ()), *(() if job.folds else job.weights.columns)]
+    if is_all:
+        return read_candidates(file, columns, candidate_check(job.problems))
+    wanted = {problem.id for problem in job.problems}
+    found = read_candidates(file, columns)
+    return [candidate for candidate in found if candidate.problem_id in wanted]
+
+
+def _solved_problems(file: Path | None) -> Sequence[Problem]:
+    from ledom.core.records import Problem, read_records
+
+    return () if file is None else read_records(file, Problem, Problem.require_solution)
+
+
+def _weights(lam: float | None, file: Path | None, forward: str, reverse: str) -> TunedWeights:
+    """The weights that the user gave, else those of the models, else the two plain terms."""
+    from ledom.rerank.fit import TunedWeights
+    from ledom.rerank.pipeline import default_weights, embedded_weights
+
+    if lam is not None:
+        return default_weights(lam)
+    if file is not None:
+        return TunedWeights.load(file)
+    return embedded_weights(forward, reverse) or default_weights()
+
+
+def tune(
+    folder: Annotated[Path, typer.Argument(help="The output folder of ledom rerank.")],
+    problems: Annotated[
+        Path | None,
+        typer.Option(help="The problems that were reranked. Default: those in the folder."),
+    ] = None,
+    candidates: Annotated[
+        Path | None,
+        typer.Option(help="The candidates that were scored. Default: those in the folder."),
+    ] = None,
+    column: Columns = None,
+    out: Annotated[Path, typer.Option(help="The weights file to write.")] = Path("weights.yaml"),
+    threads: Threads = None,
+) -> None:
+    """Fit lambda and the weights of every strategy to a reranked folder. Needs no model.
+
+    The weights that it writes are for ledom rerank --weights.
+
+    Example: ledom tune out/tune --out weights.yaml
+    """
+    from ledom.rerank.fit_pipeline import tune_folder
+
+    use_threads(threads)
+    with Progress("fitting the weights"):
+        tuned = tune_folder(folder, problems, candidates, named_columns(column))
+    tuned.save(out)
+    show_weights(tuned.weights)
+    say(f"weights of {len(tuned.weights)} strategies: {out}")
+
+
+def search(
+    context: typer.Context,
+    problems: Problems = GENERATOR,
+    num_problems: NumProblems = None,
+    split: Split = "test",
+    width: Annotated[
+        int, typer.Option(min=1, max=1000, help="Partial solutions kept per round (k).")
+    ] = 4,
+    expansions: Annotated[
+        int, typer.Option(min=1, max=1000, help="Continuations sampled per partial solution (n).")
+    ] = 3,
+    lam: Annotated[
+        float, typer.Option("--lambda", help="Weight of the reverse term, from 0 to 1.")
+    ] = 0.5,
+    step_end: Annotated[
+        str, typer.Option(help="Where a step ends: line, sentence, or a regular expression.")
+    ] = "line",
+    max_steps: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Maximum number of steps per solution.")
+    ] = 32,
+    temperature: Temperature = 0.7,
+    max_tokens: MaxTokens = 96,
+    forward: Model = "tiny",
+    reverse: Model = "tiny",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    out: Out = Path("ledom-search"),
+    seed: Seed = 0,
+) -> None:
+    """Search over reasoning steps, and compare with best of N at equal generated tokens.
+
+    Example: ledom search --num-problems 50 --out out/search
+    """
+    from ledom.lm.language_model import Sampling
+    from ledom.rerank.search_pipeline import SearchJob, search_job
+    from ledom.rerank.step_search import SearchConfig
+
+    refuse_unused(context, *unused_by_models(forward, reverse))
+    sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
+    config = SearchConfig(width, expansions, lam, step_end, max_steps, sampling)
+    chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
+    use_threads(threads)
+    writer = load_model(forward, "forward", device, dtype)
+    judge = model_or_none(reverse, "reverse", device, dtype)
+    say(f"{len(chosen)} problems, results in {out}/")
+    report = search_job(SearchJob(chosen, out, writer, judge, config, command_line()), track)
+    if report is None:
+        return
+    show_search(report)
+    say(f"answers: {out / 'searched.jsonl'}, measurement: {out / 'search.json'}")
+
+
+COMMANDS = (demo, rerank, tune, search)

@@ -1,0 +1,48 @@
+"""Help: commands in groups, an example in each, a text for each option, negations that match."""
+
+from __future__ import annotations
+
+import click
+import pytest
+import typer.main
+
+from command_line import Run
+from ledom.cli.app import app
+
+GROUP = typer.main.get_command(app)
+COMMANDS: dict[str, click.Command] = GROUP.commands  # type: ignore[attr-defined]
+PANELS = ("Main job", "Models", "Training", "Data", "Documentation")
+
+
+def test_help_shows_the_commands_in_groups(run: Run) -> None:
+    code, text = run("--help")
+    assert code == 0
+    places = [text.index(f" {panel} ") for panel in PANELS]
+    assert places == sorted(places)
+    assert places[0] < text.index("│ rerank ") < places[1] < text.index("│ generate ") < places[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_and_helps_with_every_option(name: str) -> None:
+    command = COMMANDS[name]
+    assert f"Example: ledom {name}" in (command.help or "")
+    for parameter in command.params:
+        text = getattr(parameter, "help", None)
+        assert text, f"ledom {name}: {parameter.name} has no help"
+        if parameter.name != "help":
+            assert text.endswith((".", "...")), text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_switch_has_its_negation(name: str) -> None:
+    for parameter in COMMANDS[name].params:
+        if getattr(parameter, "is_flag", False) and parameter.name not in ("help", "as_json"):
+            (option,), (negation,) = parameter.opts, parameter.secondary_opts
+            assert negation == f"--no-{option.removeprefix('--')}"
+
+
+def test_the_options_of_rerank_stand_in_groups(run: Run) -> None:
+    code, text = run("rerank", "--help")
+    assert code == 0
+    for panel in ("Problems", "Sampling", "Selection", "Models and hardware"):
+        assert f" {panel} " in text
