@@ -123,7 +123,7 @@ def test_closed_streams_do_no_harm(redirection: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_encoded_is_escaped() -> None:
-    code = "import sys; from ledom import cli_run; cli_run.prepare_process(); print('é±')"
+    code = "import sys; from ledom.cli import run; run.prepare_process(); print('é±')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, timeout=60
@@ -134,7 +134,7 @@ def test_what_cannot_be_encoded_is_escaped() -> None:
 def test_an_ignored_ctrl_c_stays_ignored() -> None:
     """As nohup and background shells mean it, and Python does."""
     code = (
-        "import signal, sys; from ledom import cli, cli_run; cli.prepare_process();"
+        "import signal, sys; from ledom.cli import app as cli, run; cli.prepare_process();"
         "signal.raise_signal(signal.SIGINT); print('alive')"
     )
     for disposition, alive in ((signal.SIG_IGN, True), (signal.SIG_DFL, False)):
