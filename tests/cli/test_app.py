@@ -73,19 +73,19 @@ def judged(path: Path, problems: Sequence[Problem], **changes: object) -> Path:
     return path
 
 
-def test_a_column_is_tuned_on_some_problems_and_used_on_others(
+def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     given = judged(tmp_path / "judged.jsonl", QUESTIONS)
     out, weights = tmp_path / "tuning", tmp_path / "weights.yaml"
-    both = ("--problems", problem_file, "--candidates", given, "--column", "verifier")
+    both = ("--problems", problem_file, "--candidates", given, "--score-field", "verifier")
     assert run("rerank", *both, "--out", out)[0] == 0
     rows = json.loads((out / "report.json").read_text())["strategies"]
     accuracy = {row["name"]: row["accuracy"]["mean"] for row in rows}
     assert accuracy["verifier"] == accuracy["vote, verifier"] == pytest.approx(5 / 6)
     code, text = run("tune", out, *both, "--out", weights)
     assert code == 0, text
-    assert "columns:\n- verifier\n" in weights.read_text()
+    assert "external_scores:\n- verifier\n" in weights.read_text()
 
     fresh, out = tmp_path / "fresh.jsonl", tmp_path / "o"
     more = [Problem(id=f"n{i}", question=f"What is 9{i} + 1?", answer="2") for i in range(2)]
@@ -96,13 +96,13 @@ def test_a_column_is_tuned_on_some_problems_and_used_on_others(
     assert code == 0, text
     rows = json.loads((out / "report.json").read_text())["strategies"]
     accuracy = {row["name"]: row["accuracy"]["mean"] for row in rows}
-    assert accuracy["all + columns"] == accuracy["vote, reverse + columns"] == 1.0
+    assert accuracy["all + external scores"] == accuracy["vote, reverse + external scores"] == 1.0
     chosen = json.loads((out / "selected.jsonl").read_text().splitlines()[0])
-    assert chosen["strategy"] == "vote, all + columns"
+    assert chosen["strategy"] == "vote, all + external scores"
 
     # Candidates without what the weights need are refused before any work.
     before = [model.num_scored for model in fakes.values()]
-    check_refused(run(*arguments), "will have no column 'verifier'")
+    check_refused(run(*arguments), "will have no score field 'verifier'")
     given = judged(given, more, verifier=None)
     check_refused(
         run(*arguments, "--candidates", given), f"{given}:1: candidate 0 of problem 'n0' has no"
@@ -110,18 +110,20 @@ def test_a_column_is_tuned_on_some_problems_and_used_on_others(
     assert [model.num_scored for model in fakes.values()] == before
 
 
-def test_bad_columns(
+def test_bad_score_fields(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     given = judged(tmp_path / "judged.jsonl", QUESTIONS, self_certainty=0.5, text_length="7")
     base = ("rerank", "--problems", problem_file, "--out", tmp_path / "out")
     arguments = (*base, "--candidates", given)
-    check_refused(run(*arguments, "--column", "forward"), "cannot be called 'forward'")
-    check_refused(run(*arguments, "--column", "text_length"), f"{given}:1: ", "'7', expected a")
+    check_refused(run(*arguments, "--score-field", "forward"), "cannot be called 'forward'")
+    check_refused(
+        run(*arguments, "--score-field", "text_length"), f"{given}:1: ", "'7', expected a"
+    )
     check_refused(run(*arguments, "--early-stop"), f"the candidates are those of {given}")
-    check_refused(run(*base, "--column", "self_certainty"), "no column 'self_certainty'")
+    check_refused(run(*base, "--score-field", "self_certainty"), "no score field 'self_certainty'")
     assert not (tmp_path / "out").exists()
-    for more, expected in (((), True), (("--column", "none"), False)):
+    for more, expected in (((), True), (("--score-field", "none"), False)):
         assert run(*arguments, *more)[0] == 0
         rows = json.loads((tmp_path / "out" / "report.json").read_text())["strategies"]
         assert ("self_certainty" in {row["name"] for row in rows}) is expected

@@ -1,4 +1,4 @@
-"""Columns that come with the candidates: which are in use, and which will not do."""
+"""External scores: which are in use, and which will not do."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate
-from ledom.rerank.external_scores import choose_columns, read_candidates
+from ledom.rerank.external_scores import choose_external_scores, read_candidates
 
 
-def candidate(index: int = 0, greedy: bool = False, **columns: object) -> Candidate:
-    return Candidate(problem_id="p", index=index, text="#### 1", greedy=greedy, extra=columns)
+def candidate(index: int = 0, greedy: bool = False, **scores: object) -> Candidate:
+    return Candidate(problem_id="p", index=index, text="#### 1", greedy=greedy, extra=scores)
 
 
 def test_self_certainty_is_taken_where_all_have_it() -> None:
     sure = [candidate(0, self_certainty=1.5), candidate(1, self_certainty=2)]
     greedy = candidate(2, greedy=True)  # stands apart, and need not have it
-    assert choose_columns([*sure, greedy]) == ("self_certainty",)
-    assert choose_columns([*sure, candidate(3)]) == ()
-    assert choose_columns(sure, []) == ()
+    assert choose_external_scores([*sure, greedy]) == ("self_certainty",)
+    assert choose_external_scores([*sure, candidate(3)]) == ()
+    assert choose_external_scores(sure, []) == ()
 
 
-def test_columns_asked_for_and_needed() -> None:
+def test_score_fields_asked_for_and_needed() -> None:
     both = [candidate(verifier=0.5, other=-3)]
-    assert choose_columns(both, ["verifier"]) == ("verifier",)
-    assert choose_columns(both, None, ["other"]) == ("other",)
-    assert choose_columns(both, ["verifier", "other"], ["verifier"]) == ("verifier", "other")
+    assert choose_external_scores(both, ["verifier"]) == ("verifier",)
+    assert choose_external_scores(both, None, ["other"]) == ("other",)
+    assert choose_external_scores(both, ["verifier", "other"], ["verifier"]) == (
+        "verifier",
+        "other",
+    )
     with pytest.raises(InputError, match="candidate 0 of problem 'p' has no 'reward'"):
-        choose_columns(both, ["verifier"], ["reward"])
+        choose_external_scores(both, ["verifier"], ["reward"])
 
 
 @pytest.mark.parametrize(
@@ -38,15 +41,15 @@ def test_columns_asked_for_and_needed() -> None:
     [
         ("forward", "ledom computes that itself"),
         ("majority", "ledom computes that itself"),
-        ("index", "a part of every candidate"),
-        ("correct", "a part of every candidate"),
+        ("index", "a key of every candidate"),
+        ("correct", "a key of every candidate"),
         ("vote, verifier", "letters, digits"),
         ("", "letters, digits"),
     ],
 )
 def test_names_that_are_taken_or_odd(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        choose_columns([candidate(**{name: 1.0})], [name])
+        choose_external_scores([candidate(**{name: 1.0})], [name])
 
 
 @pytest.mark.parametrize(

@@ -61,29 +61,31 @@ def test_interpolation_is_the_papers() -> None:
     assert set(interpolation(strategy, 0.25, mean=True)) == {"forward_mean", "reverse_mean"}
 
 
-def with_column(table: CandidateTable, unit: float) -> CandidateTable:
+def with_external_score(table: CandidateTable, unit: float) -> CandidateTable:
     """A verifier whose logit tells right from wrong as well as log P(x|y) does, in some unit."""
     noise = np.random.default_rng(7).normal(size=table.mask.shape)
     verifier = unit * (noise + 2.0 * table.correct)
-    return replace(table, features=table.features | {"verifier": verifier}, columns=("verifier",))
+    return replace(
+        table, features=table.features | {"verifier": verifier}, external_scores=("verifier",)
+    )
 
 
-def test_a_column_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
+def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
     for unit in (1e-3, 1.0, 1e4):
-        table = with_column(made_pools(), unit)
+        table = with_external_score(made_pools(), unit)
         tuned = tune(table, problems(300))
-        assert tuned.columns == ("verifier",)
-        every = tuned.weights["all + columns"]
+        assert tuned.external_scores == ("verifier",)
+        every = tuned.weights["all + external scores"]
         # Two independent signals two spreads apart: the logit is 2 of each.
         assert every["verifier"] * unit == pytest.approx(2.0, rel=0.25)
         assert every["reverse"] == pytest.approx(2.0, rel=0.25)
-        fresh, known = with_column(made_pools(seed=1), unit), strategies(["verifier"])
+        fresh, known = with_external_score(made_pools(seed=1), unit), strategies(["verifier"])
         accuracy = {
             name: known[name].accuracy(fresh, tuned.weights.get(name)).mean()
-            for name in ("majority", "vote, verifier", "all terms", "all + columns")
+            for name in ("majority", "vote, verifier", "all terms", "all + external scores")
         }
         assert accuracy["vote, verifier"] > accuracy["majority"] + 0.1
-        assert accuracy["all + columns"] > accuracy["all terms"] + 0.05
+        assert accuracy["all + external scores"] > accuracy["all terms"] + 0.05
         tuned.save(tmp_path / "weights.yaml")
         assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
 
@@ -108,32 +110,66 @@ def test_nothing_to_tune_is_said() -> None:
         tune(table, problems(20))
 
 
+HEAD = "{num_problems: 1, num_candidates: 2, problems: '', "
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("weights: 3", "not a weights file"),
+        ("weights: 3", "key num_problems: Field required"),
         ("[1, 2]", "expected keys and values, found list"),
         ("a: [", "not YAML"),
+        (HEAD + "weights: {forward: {forward: .nan}}}", "nan"),
         (
-            "{num_problems: 1, num_candidates: 2, problems: '', weights: {greedy: {x: .nan}}}",
-            "a weight is nan",
+            HEAD + "weights: {forward: {forward: true}}}",
+            "key weights.forward.forward: .*found True",
+        ),
+        (HEAD + "weights: {forward: {forward: '1'}}}", "key weights.forward.forward: .*found '1'"),
+        (HEAD + "weights: {forward: 1}}", "key weights.forward: .*found 1"),
+        (HEAD + "weights: {best: {forward: 1}}}", "unknown strategy 'best'; known: greedy"),
+        (HEAD + "weights: {judge: {judge: 1}}}", "unknown strategy 'judge'; known: greedy"),
+        (
+            HEAD + "weights: {noisy channel: {forwards: 1}}}",
+            "strategy 'noisy channel': unknown feature 'forwards'; it uses: forward, rev",
         ),
         (
-            "{num_problems: 1, num_candidates: 2, problems: '', weights: {best: {forward: 1}}}",
-            "unknown strategy 'best'; known: greedy",
+            HEAD + "weights: {majority: {forward: 1}}}",
+            "strategy 'majority': unknown feature 'forward'; it has no weights",
         ),
         (
-            "{num_problems: 1, num_candidates: 2, problems: '', weights: {judge: {judge: 1}}}",
-            "unknown strategy 'judge'; known: greedy",
+            HEAD + "weights: {all terms: {}}}",
+            "strategy 'all terms' has no weights; it uses: forward, forward_mean",
         ),
         (
-            "{num_problems: 1, num_candidates: 2, problems: '', weights: {}, columns: verifier}",
-            "columns is 'verifier', expected a list of names",
+            "{num_problems: 3.7, num_candidates: 2, problems: '', weights: {}}",
+            "key num_problems: .*found 3.7",
         ),
         (
-            "{num_problems: 1, num_candidates: 2, problems: '', weights: {}, columns: [forward]}",
-            "a column cannot be called 'forward'",
+            "{num_problems: -1, num_candidates: 2, problems: '', weights: {}}",
+            "key num_problems: .*found -1",
         ),
+        (
+            "{num_problems: true, num_candidates: 2, problems: '', weights: {}}",
+            "key num_problems: .*found True",
+        ),
+        (
+            "{num_problems: 3, num_candidates: 2, problems: [a, b], weights: {}}",
+            "key problems: .*found \\['a', 'b'\\]",
+        ),
+        (
+            "{num_problems: 3, num_candidates: 2, problems: 0123456789a, weights: {}}",
+            "key problems: '0123456789a' is not the hash of a question",
+        ),
+        (
+            HEAD + "weights: {}, external_scores: verifier}",
+            "key external_scores: .*found 'verifier'",
+        ),
+        (HEAD + "weights: {}, external_scores: [1]}", "key external_scores.0: .*found 1"),
+        (
+            HEAD + "weights: {}, external_scores: [forward]}",
+            "a score field cannot be called 'forward'",
+        ),
+        (HEAD + "weights: {}, columns: []}", "'columns' is now called 'external_scores'"),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

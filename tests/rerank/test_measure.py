@@ -120,21 +120,26 @@ def test_a_stopped_vote_says_what_it_needed(report: dict, table: CandidateTable)
     assert (needed["of"], needed["candidates"]["mean"]) == (10, 6.0)
 
 
-def test_columns_are_measured_alone_and_joined(table: CandidateTable) -> None:
+def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) -> None:
     features = table.features | {"verifier": np.where(table.correct, 0.9, 0.1)}
     noise = table.features | {"reverse": table.features["forward"]}
     table = replace(table, features=noise | {"verifier": features["verifier"]})
-    table = replace(table, columns=("verifier",))
+    table = replace(table, external_scores=("verifier",))
     report = measure(table, tune(table, []))
     rows = by_name(report)
-    for name in ("verifier", "vote, verifier", "all + columns", "vote, reverse + columns"):
+    for name in (
+        "verifier",
+        "vote, verifier",
+        "all + external scores",
+        "vote, reverse + external scores",
+    ):
         assert rows[name]["accuracy"]["mean"] == 1.0
     assert rows["all terms"]["accuracy"]["mean"] < 0.7
-    assert "verifier" in rows["all + columns"]["formula"]
+    assert "verifier" in rows["all + external scores"]["formula"]
     aucs = {row["score"]: row["auc"]["mean"] for row in report["auc"]}
-    assert aucs["verifier, a column"] == aucs["all + columns (tuned)"] == 1.0
+    assert aucs["verifier, external score"] == aucs["all + external scores (tuned)"] == 1.0
     claims = {row["claim"]: row["difference"] for row in report["headline"]}
-    assert "Voting: the columns add to every score" in claims
+    assert "Voting: the external scores add to every score" in claims
 
 
 def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:

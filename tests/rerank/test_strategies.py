@@ -165,12 +165,12 @@ def test_a_column_picks_votes_and_joins_the_scores() -> None:
     # exp(0.9) = 2.46 against exp(0.2) + exp(0.3) = 2.57; at temperature 1/2 6.05 against 3.31.
     assert known["vote, verifier"].accuracy(pool, None) == [0.0]
     assert known["vote, verifier"].accuracy(pool, {"verifier": 2.0}) == [1.0]
-    joint = known["all + columns"]
+    joint = known["all + external scores"]
     np.testing.assert_allclose(
         joint.score(pool, {"forward": 1.0, "verifier": 10.0}), [[2.0, 9.0 - 1.0, 3.0 - 2.0]]
     )
-    assert set(known["reverse + columns"].features) < set(joint.features)
-    # Without the column they are unknown, or not to be had.
+    assert set(known["reverse + external scores"].features) < set(joint.features)
+    # Without the external score they are unknown, or not to be had.
     assert "verifier" not in strategies()
     assert not joint.available(build_candidate_table([PROBLEM], candidates, scores))
     with pytest.raises(InputError, match="candidate 0 of problem 'p' has no 'reward'"):
@@ -195,7 +195,7 @@ def test_columns_are_carried_and_centered_like_scores() -> None:
     # 0, 101, 2, 103 and the problem's number: less what each model has on average, -1 and +1.
     np.testing.assert_allclose(pool.features["verifier"], np.tile([-1.0, -1.0, 1.0, 1.0], (30, 1)))
     some = pool.select(np.array([3, 4])).sample(2, np.random.default_rng(0))
-    assert some.columns == ("verifier",)
+    assert some.external_scores == ("verifier",)
     assert some.features["verifier"].shape == (2, 2)
 
 

@@ -25,7 +25,6 @@ __all__ = [
     "PROBLEMS",
     "SAMPLING",
     "SELECTION",
-    "Columns",
     "Device",
     "Dtype",
     "EarlyStop",
@@ -36,6 +35,7 @@ __all__ = [
     "Out",
     "Problems",
     "Samples",
+    "ScoreFields",
     "Seed",
     "Split",
     "Temperature",
@@ -48,7 +48,7 @@ __all__ = [
     "decode_text",
     "load_model",
     "model_or_none",
-    "named_columns",
+    "named_score_fields",
     "read_text",
     "refuse_unused",
     "unused_by_models",
@@ -140,12 +140,12 @@ MaxTokens = Annotated[
     ),
 ]
 
-Columns = Annotated[
+ScoreFields = Annotated[
     list[str] | None,
     typer.Option(
-        rich_help_panel=SELECTION,
-        help="Extra score field in the candidates file, such as a verifier's score (repeatable). "
-        "self_certainty is used by default where every candidate has it. none: no extra scores.",
+        "--score-field",
+        help="Extra score field in the candidates file (repeatable). Default: self_certainty where "
+        "every candidate has it; none: no extra field.",
     ),
 ]
 
@@ -281,8 +281,8 @@ def command_line() -> str:
     return written.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def named_columns(names: list[str] | None) -> list[str] | None:
-    """The columns that the user named; None if they named none, and [] for `none`."""
+def named_score_fields(names: list[str] | None) -> list[str] | None:
+    """The score fields that the user named; None if they named none, and [] for `none`."""
     return [] if names == ["none"] else names or None
 
 

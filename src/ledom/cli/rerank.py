@@ -14,7 +14,6 @@ from ledom.cli.options import (
     MOST_PROBLEMS,
     SAMPLING,
     SELECTION,
-    Columns,
     Device,
     Dtype,
     EarlyStop,
@@ -25,6 +24,7 @@ from ledom.cli.options import (
     Out,
     Problems,
     Samples,
+    ScoreFields,
     Seed,
     Split,
     Temperature,
@@ -35,7 +35,7 @@ from ledom.cli.options import (
     command_line,
     load_model,
     model_or_none,
-    named_columns,
+    named_score_fields,
     refuse_unused,
     unused_by_models,
     unused_when_greedy,
@@ -141,7 +141,7 @@ def rerank(
     weights: WeightsFile = None,
     lam: Lambda = None,
     folds: Folds = 0,
-    column: Columns = None,
+    score_field: ScoreFields = None,
     forward: Model = "tiny",
     reverse: Model = "tiny",
     demonstrations: Demonstrations = None,
@@ -168,7 +168,7 @@ def rerank(
         *unused_by_models(forward, reverse),
     )
     job = Job([], out, None, None, _weights(lam, weights, forward, reverse))
-    job.folds, job.columns, job.command = folds, named_columns(column), command_line()
+    job.folds, job.external_scores, job.command = folds, named_score_fields(score_field), command_line()
     job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     job.num_samples, job.early_stop = samples, early_stop
     draws = candidates is None and temperature > 0
@@ -205,11 +205,11 @@ def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candida
 
     if file is None:
         return None
-    columns = [*(job.columns or ()), *(() if job.folds else job.weights.columns)]
+    external_scores = [*(job.external_scores or ()), *(() if job.folds else job.weights.external_scores)]
     if is_all:
-        return read_candidates(file, columns, candidate_check(job.problems))
+        return read_candidates(file, external_scores, candidate_check(job.problems))
     wanted = {problem.id for problem in job.problems}
-    found = read_candidates(file, columns)
+    found = read_candidates(file, external_scores)
     return [candidate for candidate in found if candidate.problem_id in wanted]
 
 
@@ -241,7 +241,7 @@ def tune(
         Path | None,
         typer.Option(help="The candidates that were scored. Default: those in the folder."),
     ] = None,
-    column: Columns = None,
+    score_field: ScoreFields = None,
     out: Annotated[Path, typer.Option(help="The weights file to write.")] = Path("weights.yaml"),
     threads: Threads = None,
 ) -> None:
@@ -255,7 +255,7 @@ def tune(
 
     use_threads(threads)
     with Progress("fitting the weights"):
-        tuned = tune_folder(folder, problems, candidates, named_columns(column))
+        tuned = tune_folder(folder, problems, candidates, named_score_fields(score_field))
     tuned.save(out)
     show_weights(tuned.weights)
     say(f"weights of {len(tuned.weights)} strategies: {out}")

@@ -144,19 +144,19 @@ class Candidate(Record):
     sampling: dict[str, Any] | None = None
     correct: bool | None = None
 
-    def column(self, name: str) -> float:
-        """The number under a key of its own; raises `InputError` where there is none."""
+    def external_score(self, name: str) -> float:
+        """The number in an extra field; raises `InputError` where there is none."""
         value = self.extra.get(name)
         if value is None:
             raise InputError(
-                f"candidate {self.index} of problem {self.problem_id!r} has no {name!r}, a column "
-                "that is named on the command line or needed by the weights"
+                f"candidate {self.index} of problem {self.problem_id!r} has no {name!r}, a score "
+                "field that the command line names or the weights need"
             )
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not abs(value) <= sys.float_info.max:  # NaN is refused too
             raise InputError(
-                f"candidate {self.index} of problem {self.problem_id!r}: the column {name!r} is "
-                f"{value!r:.40}, expected a finite number"
+                f"candidate {self.index} of problem {self.problem_id!r}: the score field {name!r} "
+                f"is {value!r:.40}, expected a finite number"
             )
         return float(value)
 

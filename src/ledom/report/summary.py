@@ -26,8 +26,8 @@ _NAMES = {
     "vote, reverse reward": "voting weighted by Reverse Reward",
     "vote, reverse tuned": "voting weighted by the reverse model's scores",
     "vote, reverse only": "voting weighted by log P(x|y)",
-    "vote, all + columns": "voting weighted by every score and the columns",
-    "vote, reverse + columns": "voting weighted by the reverse scores and the columns",
+    "vote, all + external scores": "voting weighted by every score and the external scores",
+    "vote, reverse + external scores": "voting weighted by the reverse and the external scores",
 }
 _OPPONENTS = ("greedy", "majority", "random")
 _REWARDS = ("reverse reward", "reverse only")

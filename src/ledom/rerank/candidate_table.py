@@ -1,7 +1,7 @@
 """The candidates of many problems as arrays: what every strategy reads.
 
-Features are computed here from scores, and taken from columns that came with the candidates. No
-model is loaded here, and nothing is known of strategies.
+Features are computed here from scores, and copied from the candidates' external scores. This module
+loads no model and knows nothing of strategies.
 
 Shapes: P problems, N candidates (padded; `mask` says which are there).
 """
@@ -51,7 +51,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     ),
 }
 """What scores tell of a candidate: the score's target, and what it is. All are in nats, the larger
-the better. Columns are features too, under their own names."""
+the better. External scores are features too, under their own names."""
 
 _MIN_PER_MODEL = 20  # candidates of each model from which its mean can be told
 _DIGIT = re.compile(r"\d")
@@ -77,7 +77,7 @@ class CandidateTable:
     """[P]: a label by which results can be told apart, such as the template."""
     by_model: bool = False
     """Whether features are relative to the mean of the model that wrote the candidate."""
-    columns: tuple[str, ...] = ()
+    external_scores: tuple[str, ...] = ()
     """The features that came with the candidates."""
     num_planned: int = 0
     """Candidates that each problem would have, had its vote not been stopped early; 0 where none
@@ -117,7 +117,7 @@ def build_candidate_table(
     problems: Sequence[Problem],
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
-    columns: Sequence[str] = (),
+    external_scores: Sequence[str] = (),
 ) -> CandidateTable:
     """Arrays from records. Greedy candidates stand apart; the others form the pool.
 
@@ -125,7 +125,7 @@ def build_candidate_table(
     relative to the mean of the model that wrote them, without a look at any label; see
     `_relative_to_models`.
 
-    `columns` name numbers that come with the candidates (see `ledom.rerank.external_scores`).
+    `external_scores` name numbers that come with the candidates (see the module of that name).
     Raises `InputError` for a candidate without scores, or without one of them.
     """
     by_key: dict[tuple[str, int, str], Score] = {
@@ -138,7 +138,7 @@ def build_candidate_table(
         if not candidate.greedy:
             groups[candidate.problem_id].append(candidate)
     shape = (len(problems), max(len(group) for group in groups.values()))
-    features = {name: np.zeros(shape) for name in [*_available(targets), *columns]}
+    features = {name: np.zeros(shape) for name in [*_available(targets), *external_scores]}
     answers = np.full(shape, -1, np.int64)
     correct = np.zeros(shape, bool)
     mask = np.zeros(shape, bool)
@@ -155,7 +155,7 @@ def build_candidate_table(
             index = index_of[problem.id, candidate.text]
             found = {target: by_key.get((problem.id, index, target)) for target in targets}
             values = _features(found, problem, candidate)
-            values |= {name: candidate.column(name) for name in columns}
+            values |= {name: candidate.external_score(name) for name in external_scores}
             for name, value in values.items():
                 features[name][row, column] = value
     by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
@@ -170,7 +170,7 @@ def build_candidate_table(
         greedy=_greedy_right(problems, candidates),
         groups=[str(problem.extra.get("group", "")) for problem in problems],
         by_model=by_model,
-        columns=tuple(columns),
+        external_scores=tuple(external_scores),
         num_planned=max(_planned(candidate) for candidate in candidates),
     )
 

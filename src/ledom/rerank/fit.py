@@ -10,20 +10,21 @@ it was fitted on, so that it cannot be tested on them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from pydantic import FiniteFloat, NonNegativeInt
 
 from ledom.core.errors import InputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import read_yaml
+from ledom.core.reading import as_type, read_yaml
 from ledom.core.records import Problem
 from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.external_scores import check_names
@@ -37,6 +38,8 @@ LAMBDAS = np.linspace(0, 1, 41)
 _INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (1e-3, 1e-2, 1e-1)  # of the squared weights, in units of each feature's spread
 _FOLDS = 5
+_HASH_LENGTH = 12
+_HASH = re.compile(f"[0-9a-f]{{{_HASH_LENGTH}}}")
 _CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeless, however far
 
 
@@ -51,8 +54,8 @@ class TunedWeights:
     num_problems: int
     num_candidates: int
     problem_hashes: frozenset[str]
-    columns: tuple[str, ...] = ()
-    """The columns of the candidates that they weigh: candidates without them cannot be used."""
+    external_scores: tuple[str, ...] = ()
+    """The external scores that they weigh: candidates without them cannot be used."""
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file."""
@@ -60,7 +63,7 @@ class TunedWeights:
             "ledom": version("ledom"),
             "num_problems": self.num_problems,
             "num_candidates": self.num_candidates,
-            "columns": list(self.columns),
+            "external_scores": list(self.external_scores),
             "weights": self.weights,
             "problems": " ".join(sorted(self.problem_hashes)),
         }
@@ -69,35 +72,36 @@ class TunedWeights:
 
     @classmethod
     def load(cls, path: str | Path) -> TunedWeights:
-        """Read the YAML file; raises `InputError` when it is not one of ours."""
+        """Read the YAML file; raises `InputError` with the file and the key for a bad one."""
         tree = read_yaml(path)
+        if "columns" in tree:
+            raise InputError(
+                "the key 'columns' is now called 'external_scores'; rename it in this file",
+                path=path,
+            )
+        file = as_type(tree, _WeightsFile, path)
+        hashes = file.problems.split()
         try:
-            columns = tree.get("columns") or []
-            if not isinstance(columns, list):
-                raise ValueError(f"columns is {columns!r}, expected a list of names")
-            check_names(map(str, columns))
-            weights = {
-                str(name): {str(key): _weight(value) for key, value in row.items()}
-                for name, row in tree["weights"].items()
-            }
-            loaded = cls(
-                weights,
-                int(tree["num_problems"]),
-                int(tree["num_candidates"]),
-                frozenset(str(tree["problems"]).split()),
-                tuple(map(str, columns)),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise InputError(
-                f"not a weights file ({error}); make one with: ledom tune", path=path
-            ) from None
-        known = strategies(loaded.columns)
-        unknown = [name for name in weights if name not in known]
-        if unknown:
-            raise InputError(
-                f"unknown strategy {unknown[0]!r}; known: {', '.join(known)}", path=path
-            )
-        return loaded
+            check_names(file.external_scores)
+            _check_rows(file.weights, strategies(file.external_scores))
+            bad = next((text for text in hashes if not _HASH.fullmatch(text)), None)
+            if bad is not None:
+                raise InputError(
+                    f"key problems: {bad!r:.40} is not the hash of a question, which has "
+                    f"{_HASH_LENGTH} hexadecimal digits"
+                )
+        except InputError as error:
+            raise InputError(f"{error}; make a weights file with: ledom tune", path=path) from None
+        return cls(
+            {
+                name: {key: float(value) for key, value in row.items()}
+                for name, row in file.weights.items()
+            },
+            file.num_problems,
+            file.num_candidates,
+            frozenset(hashes),
+            tuple(file.external_scores),
+        )
 
     def refuse_overlap(self, problems: Iterable[Problem]) -> None:
         """Raise `InputError` when weights were fitted on one of these problems."""
@@ -109,15 +113,34 @@ class TunedWeights:
                 )
 
 
-def _weight(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise ValueError(f"a weight is {value!r}, expected a number")
-    return float(value)
+@dataclass(frozen=True)
+class _WeightsFile:
+    """The keys of a weights file."""
+
+    num_problems: NonNegativeInt
+    num_candidates: NonNegativeInt
+    problems: str
+    weights: dict[str, dict[str, FiniteFloat]]
+    external_scores: list[str] = field(default_factory=list)
+
+
+def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, Strategy]) -> None:
+    """Raise `InputError` for weights that no strategy uses, or a strategy without its weights."""
+    for name, row in weights.items():
+        if name not in known:
+            raise InputError(f"unknown strategy {name!r}; known: {', '.join(known)}")
+        features = known[name].features
+        unknown = [feature for feature in row if feature not in features]
+        if unknown:
+            uses = f"it uses: {', '.join(features)}" if features else "it has no weights"
+            raise InputError(f"strategy {name!r}: unknown feature {unknown[0]!r:.60}; {uses}")
+        if features and not row:
+            raise InputError(f"strategy {name!r} has no weights; it uses: {', '.join(features)}")
 
 
 def question_hash(question: str) -> str:
     """A short fingerprint of a question's text."""
-    return hashlib.sha256(question.encode()).hexdigest()[:12]
+    return hashlib.sha256(question.encode()).hexdigest()[:_HASH_LENGTH]
 
 
 def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
@@ -131,7 +154,7 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
         raise InputError("no problem has both right and wrong candidates; there is nothing to tune")
     weights: dict[str, dict[str, float]] = {}
     fits: dict[tuple[str, ...], _Fit] = {}
-    for name, strategy in strategies(table.columns).items():
+    for name, strategy in strategies(table.external_scores).items():
         features = strategy.features
         if not features or not strategy.available(table):
             continue
@@ -156,7 +179,7 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
         len(table.problem_ids),
         int(table.mask.sum(axis=1).max()),
         frozenset(question_hash(problem.question) for problem in problems),
-        table.columns,
+        table.external_scores,
     )
 
 

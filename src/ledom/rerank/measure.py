@@ -36,8 +36,8 @@ _SHOWN_BY_N = (
     "oracle",
 )
 _VOTES = (
-    "vote, all + columns",
-    "vote, reverse + columns",
+    "vote, all + external scores",
+    "vote, reverse + external scores",
     "vote, all terms",
     "vote, reverse tuned",
     "vote, reverse only",
@@ -58,7 +58,11 @@ _CLAIMS = (
         "vote, all terms",
         "vote, forward tuned",
     ),
-    ("Voting: the columns add to every score", "vote, all + columns", "vote, all terms"),
+    (
+        "Voting: the external scores add to every score",
+        "vote, all + external scores",
+        "vote, all terms",
+    ),
 )
 
 
@@ -76,7 +80,7 @@ class _Weighing:
         function: Callable[..., FloatArray] = Strategy.accuracy,
     ) -> FloatArray:
         """A strategy's `function(strategy, table, weights)` with the weights of each problem."""
-        strategy = strategies(table.columns)[name]
+        strategy = strategies(table.external_scores)[name]
         if not self.folds:
             return function(strategy, table, self.tuned.weights.get(name))
         parts = [
@@ -149,7 +153,7 @@ def _only_labeled(
 def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatArray]:
     """[P] for each strategy whose scores and weights are there."""
     rights = {}
-    for name in strategies(table.columns):
+    for name in strategies(table.external_scores):
         if not _weighted(name, table, weighing.tuned):
             continue
         right = weighing(table, name)
@@ -160,7 +164,7 @@ def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatAr
 
 def _weighted(name: str, table: CandidateTable, tuned: TunedWeights) -> bool:
     """Whether a strategy's scores are there, and weights for them where there are several."""
-    strategy = strategies(table.columns).get(name)
+    strategy = strategies(table.external_scores).get(name)
     if strategy is None:
         return False
     return strategy.available(table) and (len(strategy.features) <= 1 or name in tuned.weights)
@@ -169,7 +173,7 @@ def _weighted(name: str, table: CandidateTable, tuned: TunedWeights) -> bool:
 def _row(
     name: str, rights: dict[str, FloatArray], table: CandidateTable, tuned: TunedWeights
 ) -> dict[str, Any]:
-    strategy = strategies(table.columns)[name]
+    strategy = strategies(table.external_scores)[name]
     weights = tuned.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
     kind = {"greedy": "baseline", "early": "vote"}.get(strategy.kind, strategy.kind)
@@ -288,9 +292,9 @@ def _aucs(table: CandidateTable, weighing: _Weighing) -> list[dict[str, Any]]:
         for name, (_, description) in FEATURES.items()
         if name in table.features
     ]
-    rows += [row(f"{name}, a column", table.features[name]) for name in table.columns]
+    rows += [row(f"{name}, external score", table.features[name]) for name in table.external_scores]
     for name in weighing.tuned.weights:
-        strategy = strategies(table.columns)[name]
+        strategy = strategies(table.external_scores)[name]
         if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(table):
             rows.append(row(f"{name} (tuned)", weighing(table, name, Strategy.score)))
     return rows

@@ -27,7 +27,7 @@ from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.cases import worked_cases
-from ledom.rerank.external_scores import check_names, choose_columns
+from ledom.rerank.external_scores import check_names, choose_external_scores
 from ledom.rerank.familiarity import unfamiliar
 from ledom.rerank.fit import Folds, TunedWeights, check_folds, cross_fit, tune
 from ledom.rerank.measure import labeled_problems, measure
@@ -46,8 +46,8 @@ from ledom.text.answers import extract_answer
 __all__ = ["Job", "Selection", "default_weights", "embedded_weights", "rerank"]
 
 _PREFERRED = (
-    "vote, all + columns",
-    "vote, reverse + columns",
+    "vote, all + external scores",
+    "vote, reverse + external scores",
     "vote, all terms",
     "vote, reverse tuned",
     "vote, reverse reward",
@@ -93,8 +93,8 @@ class Job:
     num_samples: int = 32
     early_stop: bool = False
     """Draw no more candidates of a problem once its majority vote is decided."""
-    columns: Sequence[str] | None = None
-    """Numbers in the candidates that are features too; see `choose_columns`."""
+    external_scores: Sequence[str] | None = None
+    """Extra score fields of the candidates; see `choose_external_scores`."""
     demonstrations: Sequence[Problem] = ()
     """Solved problems that the models read before they score."""
     title: str = "Reverse Reward"
@@ -134,18 +134,18 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     Raises `InputError` for problems and candidates that do not fit together, for weights tuned on
     one of the problems, and for a job without what it needs.
     """
-    needed = () if job.folds else job.weights.columns
-    _check(job, [*(job.columns or ()), *needed])
+    needed = () if job.folds else job.weights.external_scores
+    _check(job, [*(job.external_scores or ()), *needed])
     candidates = _candidates(job, track)
     match_candidates(job.problems, candidates)
-    columns = choose_columns(candidates, job.columns, needed)
+    external_scores = choose_external_scores(candidates, job.external_scores, needed)
     scores: list[Score] = []
     for lm in (job.forward, job.reverse):
         if lm is not None:
             scores += fill_scores(job.out, job.problems, candidates, lm, job.demonstrations, track)
     if not parallel.is_first():
         return None
-    table = build_candidate_table(job.problems, candidates, scores, columns)
+    table = build_candidate_table(job.problems, candidates, scores, external_scores)
     folds = cross_fit(table, job.problems, job.folds) if job.folds else ()
     if folds:
         job.weights = tune(table, job.problems)
@@ -161,7 +161,7 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     return report, write_report(job.out, report)
 
 
-def _check(job: Job, columns: Sequence[str]) -> None:
+def _check(job: Job, external_scores: Sequence[str]) -> None:
     """Raise `InputError` for a job that cannot end well, before any work."""
     if job.num_samples < 1:
         raise InputError(f"the number of samples is {job.num_samples}; it must be at least 1")
@@ -175,25 +175,25 @@ def _check(job: Job, columns: Sequence[str]) -> None:
     job.weights.refuse_overlap(job.problems)
     if job.candidates is not None:
         match_candidates(job.problems, job.candidates)
-    _check_sampling(job, columns)
+    _check_sampling(job, external_scores)
     for lm in (job.forward, job.reverse):
         if lm is not None:
             check_room(job.problems, lm, job.demonstrations)
 
 
-def _check_sampling(job: Job, columns: Sequence[str]) -> None:
+def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
     """Raise `InputError` for what sampling cannot give."""
-    check_names(columns)
+    check_names(external_scores)
     if job.candidates is not None:
         if job.early_stop:
             raise InputError("the candidates are given: there is no sampling to stop early")
         return
     known = {SELF_CERTAINTY} if job.forward is not None and job.forward.tells_certainty else set()
-    lacking = set(columns) - known
+    lacking = set(external_scores) - known
     if lacking and not (job.out / "candidates.jsonl").is_file():
         raise InputError(
-            f"candidates that are sampled here will have no column {min(lacking)!r}; give a file "
-            "of candidates that have it, or leave out the column, or weights that need it"
+            f"candidates sampled here will have no score field {min(lacking)!r}; give a file of "
+            "candidates that have it, or leave out the field or the weights that need it"
         )
     if job.forward is not None:
         check_prompts(job.problems, job.forward, job.sampling)
@@ -238,7 +238,7 @@ def _chosen_strategy(job: Job, table: CandidateTable) -> str:
 
     Nothing is looked at but which scores and weights are there, so it is named before any result.
     """
-    known = strategies(table.columns)
+    known = strategies(table.external_scores)
     return next(
         name
         for name in _PREFERRED
@@ -251,7 +251,7 @@ def _chosen_strategy(job: Job, table: CandidateTable) -> str:
 def _select(job: Job, table: CandidateTable, candidates: Sequence[Candidate]) -> list[Selection]:
     """The chosen strategy's answer to each problem, and of the candidates that give it the best."""
     name = _chosen_strategy(job, table)
-    strategy, weights = strategies(table.columns)[name], job.weights.weights.get(name)
+    strategy, weights = strategies(table.external_scores)[name], job.weights.weights.get(name)
     shares = vote_shares(strategy, table, weights)
     score = strategy.score(table, weights) if strategy.features else np.zeros(shares.shape)
     groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in table.problem_ids}

@@ -1,8 +1,8 @@
 """Ways to choose among the candidates of a problem, all computed from the same features.
 
 A strategy turns `CandidateTable` into the probability that its choice is right, problem by problem.
-`STRATEGIES` is the one list of them, a plain dict; `strategies` adds those of columns that came
-with the candidates. No model is loaded here.
+`STRATEGIES` is the one list of them, a plain dict; `strategies` adds those of external
+scores. No model is loaded here.
 
 Shapes: P problems, N candidates.
 """
@@ -83,8 +83,8 @@ def _vote(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatA
     shares = vote_shares(strategy, table, weights)
     best = (shares >= shares.max(axis=1, keepdims=True) * (1 - 1e-9)) & (table.answers >= 0)
     # Ties are between answers, not candidates: each answer counts once, by its first candidate.
-    columns = np.arange(table.mask.shape[1])
-    earlier = (columns[None, :] < columns[:, None])[None] & (
+    places = np.arange(table.mask.shape[1])
+    earlier = (places[None, :] < places[:, None])[None] & (
         table.answers[:, :, None] == table.answers[:, None, :]
     )
     first = ~earlier.any(axis=2)
@@ -160,26 +160,28 @@ STRATEGIES: dict[str, Strategy] = {
     "vote, all terms": Strategy("vote", "by every score / temperature", _ALL),
     "oracle": Strategy("bound", "right if any candidate is"),
 }
-"""Every strategy by name, but those of columns. `forward tuned` is `all terms` without what the
-reverse model says. The noisy channel is that of Yee, Dauphin and Auli, Simple and Effective Noisy
+"""Every strategy by name, but those of external scores. `forward tuned` is `all terms` without the
+reverse model's scores. The noisy channel is that of Yee, Dauphin and Auli, Simple and Effective Noisy
 Channel Modeling for Neural Machine Translation (2019), with P(y) from the reverse model."""
 
 
-def strategies(columns: Sequence[str] = ()) -> dict[str, Strategy]:
-    """`STRATEGIES` and those that use these columns of the candidates (see `reward.columns`).
+def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
+    """`STRATEGIES` and those that use these external scores.
 
-    Each column alone, by its own name and as a vote; and all of them together beside the scores of
-    both models, or of the reverse model where there is no other.
+    Each external score alone, by its own name and as a vote; and all of them together with the
+    scores of both models, or of the reverse model where there is no forward one.
     """
     found = dict(STRATEGIES)
-    for name in columns:
-        found[name] = Strategy("pick", "a column of the candidates", (name,))
-        found[f"vote, {name}"] = Strategy("vote", "by exp(column / temperature)", (name,))
-    for name, features in {"all": _ALL, "reverse": _JOINT}.items() if columns else ():
-        joint = (*features, *columns)
+    for name in external_scores:
+        found[name] = Strategy("pick", "an external score", (name,))
+        found[f"vote, {name}"] = Strategy("vote", "by exp(score / temperature)", (name,))
+    for name, features in {"all": _ALL, "reverse": _JOINT}.items() if external_scores else ():
+        joint = (*features, *external_scores)
         scores = "every score" if name == "all" else "the reverse scores"
-        what = f"{scores} and {', '.join(columns)}"
-        found[f"{name} + columns"] = Strategy("pick", f"{what}, weighed", joint)
-        found[f"vote, {name} + columns"] = Strategy("vote", f"by {what} / temperature", joint)
+        what = f"{scores} and {', '.join(external_scores)}"
+        found[f"{name} + external scores"] = Strategy("pick", f"{what}, weighed", joint)
+        found[f"vote, {name} + external scores"] = Strategy(
+            "vote", f"by {what} / temperature", joint
+        )
     found["oracle"] = found.pop("oracle")  # the bound stays last
     return found
