@@ -11,7 +11,7 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
 from ledom.rerank.candidate_table import FEATURES, CandidateTable
-from ledom.rerank.fit import TunedWeights, cross_fit, interpolation, tune
+from ledom.rerank.fit import TunedWeights, cross_fit, interpolation, tune, tune_labeled
 from ledom.rerank.strategies import STRATEGIES, strategies
 
 
@@ -191,6 +191,20 @@ def test_cross_fitting_never_sees_the_fold_it_is_used_on() -> None:
     again = cross_fit(flipped, problems(60), 3)
     assert again[1][1].weights == weights.weights
     assert again[0][1].weights != folds[0][1].weights
+
+
+def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
+    """Of 60 problems the last 20 are unlabeled: whatever is there must not matter."""
+    table, asked = made_pools(60), problems(60)
+    labeled = np.arange(60) < 40
+    tuned = tune_labeled(table, asked, labeled)
+    assert tuned.num_problems == 40
+    assert tuned == tune(made_pools(60).select(np.arange(40)), asked[:40])
+    tuned.refuse_overlap(asked[40:])
+    with pytest.raises(InputError, match="tuned on"):
+        tuned.refuse_overlap(asked[39:40])
+    for rows, fold in cross_fit(table, asked, 3, labeled):
+        assert fold.num_problems == 40 - labeled[rows].sum()
 
 
 @pytest.mark.parametrize("num_folds", [-1, 1, 61])

@@ -77,6 +77,25 @@ def test_without_answers_nothing_is_measured(tokenizer: Tokenizer, tmp_path: Pat
     assert (tmp_path / "searched.jsonl").is_file()
 
 
+def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    made = job(tokenizer, tmp_path)
+    asked = [Problem(id=p.id, question=p.question) for p in PROBLEMS[:30]]
+    made.problems = [*asked, *PROBLEMS[30:]]
+    report = search_job(made, plain)
+    assert report is not None
+    assert (report["num_problems"], report["num_labeled"]) == (40, 10)
+    assert report["note"] == "10 of 40 labeled: only these are measured"
+    searched = read_records(tmp_path / "searched.jsonl", Candidate)[30:]
+    share = sum("#### 2" in c.text for c in searched) / 10
+    assert report["accuracy"]["step-level search"]["mean"] == pytest.approx(share)
+    drawn = read_records(tmp_path / "candidates.jsonl", Candidate)
+    pools = [[c for c in drawn if c.problem_id == p.id] for p in PROBLEMS[30:]]
+    random = sum(sum("#### 2" in c.text for c in pool) / len(pool) for pool in pools) / 10
+    assert report["accuracy"]["random"]["mean"] == pytest.approx(random)
+    count = sum(map(len, pools)) / 10
+    assert report["candidates_at_equal_cost"] == pytest.approx(count, abs=0.005)
+
+
 def test_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path, lam=0.0)
     made.reverse = None

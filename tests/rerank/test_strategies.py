@@ -10,7 +10,7 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.strategies import STRATEGIES, strategies, vote_shares
+from ledom.rerank.strategies import STRATEGIES, strategies
 
 PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")
 
@@ -64,7 +64,7 @@ def test_votes_by_hand() -> None:
     assert accuracy("majority", pool) == 0.0  # 3 and 3.0 are one answer
     # exp(0) = 1 against 2 exp(-1) = 0.74
     assert accuracy("vote, forward", pool) == 1.0
-    shares = vote_shares(STRATEGIES["vote, forward"], pool, None)[0]
+    shares = STRATEGIES["vote, forward"].shares(pool, None)[0]
     expected = 1 / (1 + 2 * np.exp(-1))
     np.testing.assert_allclose(shares, [1 - expected, 1 - expected, expected])
     assert accuracy("vote, forward", pool, {"forward": 0.5}) == 0.0  # 2 exp(-0.5) = 1.21

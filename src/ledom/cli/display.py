@@ -145,6 +145,8 @@ def show_search(report: dict[str, Any]) -> None:
         f"{report['tokens_per_problem']:.0f} tokens per problem; {report['unfinished']} of "
         f"{report['num_problems']} searches ended without a finished solution"
     )
+    if "note" in report:
+        say(report["note"])
 
 
 def show_plan(plan: Plan) -> None:

@@ -168,7 +168,8 @@ def rerank(
         *unused_by_models(forward, reverse),
     )
     job = Job([], out, None, None, _weights(lam, weights, forward, reverse))
-    job.folds, job.external_scores, job.command = folds, named_score_fields(score_field), command_line()
+    job.folds, job.command = folds, command_line()
+    job.external_scores = named_score_fields(score_field)
     job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     job.num_samples, job.early_stop = samples, early_stop
     draws = candidates is None and temperature > 0
@@ -205,7 +206,8 @@ def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candida
 
     if file is None:
         return None
-    external_scores = [*(job.external_scores or ()), *(() if job.folds else job.weights.external_scores)]
+    needed = () if job.folds else job.weights.external_scores
+    external_scores = [*(job.external_scores or ()), *needed]
     if is_all:
         return read_candidates(file, external_scores, candidate_check(job.problems))
     wanted = {problem.id for problem in job.problems}

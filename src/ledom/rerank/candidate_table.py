@@ -35,15 +35,15 @@ BoolArray = NDArray[np.bool_]
 
 FEATURES: dict[str, tuple[str, str]] = {
     "forward": ("y|x", "log P(y|x), forward model"),
-    "forward_mean": ("y|x", "log P(y|x) a token"),
+    "forward_mean": ("y|x", "log P(y|x) per token"),
     "forward_numbers": ("y|x", "log P(y|x) over the numbers of the solution"),
     "forward_min_digit_logprob": ("y|x", "log P(y|x) of the solution's least likely digit"),
     "reverse": ("x|y", "log P(x|y), reverse model"),
-    "reverse_mean": ("x|y", "log P(x|y) a token"),
+    "reverse_mean": ("x|y", "log P(x|y) per token"),
     "question_numbers": ("x|y", "log P(x|y) over the numbers of the question"),
     "question_min_digit_logprob": ("x|y", "log P(x|y) of the question's least likely digit"),
     "prior": ("y", "log P(y), reverse model"),
-    "prior_mean": ("y", "log P(y) a token, reverse model"),
+    "prior_mean": ("y", "log P(y) per token, reverse model"),
     "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
     "prior_min_digit_logprob": (
         "y",

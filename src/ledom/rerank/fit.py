@@ -26,11 +26,20 @@ from ledom.core.errors import InputError
 from ledom.core.files import write_atomically
 from ledom.core.reading import as_type, read_yaml
 from ledom.core.records import Problem
-from ledom.rerank.candidate_table import FEATURES, CandidateTable
+from ledom.rerank.candidate_table import FEATURES, BoolArray, CandidateTable
 from ledom.rerank.external_scores import check_names
-from ledom.rerank.strategies import Strategy, strategies
+from ledom.rerank.strategies import Strategy, Vote, strategies
 
-__all__ = ["LAMBDAS", "Folds", "TunedWeights", "check_folds", "cross_fit", "interpolation", "tune"]
+__all__ = [
+    "LAMBDAS",
+    "Folds",
+    "TunedWeights",
+    "check_folds",
+    "cross_fit",
+    "interpolation",
+    "tune",
+    "tune_labeled",
+]
 
 LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
@@ -170,7 +179,7 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
             if features not in fits:
                 fits[features] = _cross_validate(features, table)
             fitted, held_out = fits[features].weights, fits[features].held_out
-        if strategy.kind == "vote":
+        if isinstance(strategy, Vote):
             sharpness = _inverse_temperature(strategy, held_out)
             fitted = {name: value * sharpness for name, value in fitted.items()}
         weights[name] = {name: float(f"{value:.5g}") for name, value in fitted.items()}
@@ -183,21 +192,35 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
     )
 
 
+def tune_labeled(
+    table: CandidateTable, problems: Sequence[Problem], labeled: BoolArray
+) -> TunedWeights:
+    """`tune` on the problems that are `labeled` [P]: the others say nothing of what is right."""
+    rows = np.flatnonzero(labeled)
+    return tune(table.select(rows), [problems[int(row)] for row in rows])
+
+
 Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
 """Rows of `CandidateTable`, and the weights that were fitted on the other rows."""
 
 
-def cross_fit(table: CandidateTable, problems: Sequence[Problem], num_folds: int = _FOLDS) -> Folds:
+def cross_fit(
+    table: CandidateTable,
+    problems: Sequence[Problem],
+    num_folds: int = _FOLDS,
+    labeled: BoolArray | None = None,
+) -> Folds:
     """Weights for each fold of the problems, fitted on the others: every problem is a test once.
 
-    Raises `InputError` for fewer than two folds, more folds than problems, or a fold without which
-    there is nothing to tune on.
+    Only `labeled` [P] problems are fitted on (None: all are labeled). Raises `InputError` for fewer
+    than two folds, more folds than problems, or a fold without which there is nothing to tune on.
     """
     check_folds(num_folds, len(problems))
+    known = np.ones(len(problems), bool) if labeled is None else labeled
     fold = np.random.default_rng(1).permutation(len(problems)) % num_folds
     folds = []
     for i in range(num_folds):
-        rest = np.flatnonzero(fold != i)
+        rest = np.flatnonzero(known & (fold != i))
         folds.append(
             (np.flatnonzero(fold == i), tune(table.select(rest), [problems[int(j)] for j in rest]))
         )

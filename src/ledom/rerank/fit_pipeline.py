@@ -8,7 +8,8 @@ from pathlib import Path
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.external_scores import choose_external_scores, read_candidates
-from ledom.rerank.fit import TunedWeights, tune
+from ledom.rerank.fit import TunedWeights, tune_labeled
+from ledom.rerank.measure import labeled_problems
 from ledom.rerank.score import match_candidates
 from ledom.rerank.stages import read_scores, scored_problems
 
@@ -38,4 +39,4 @@ def tune_folder(
     table = build_candidate_table(
         questions, answers, scores, choose_external_scores(answers, external_scores)
     )
-    return tune(table, questions)
+    return tune_labeled(table, questions, labeled_problems(questions, answers))

@@ -19,7 +19,7 @@ from ledom.report.intervals import auc_interval, bootstrap_interval, paired_inte
 from ledom.rerank.candidate_table import FEATURES, BoolArray, CandidateTable, FloatArray
 from ledom.rerank.early_stop import needed_candidates
 from ledom.rerank.fit import LAMBDAS, Folds, TunedWeights, interpolation
-from ledom.rerank.strategies import STRATEGIES, Strategy, strategies, vote_shares
+from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, Strategy, strategies
 
 __all__ = ["labeled_problems", "measure"]
 
@@ -77,10 +77,14 @@ class _Weighing:
         self,
         table: CandidateTable,
         name: str,
-        function: Callable[..., FloatArray] = Strategy.accuracy,
+        function: Callable[..., FloatArray] | None = None,
     ) -> FloatArray:
-        """A strategy's `function(strategy, table, weights)` with the weights of each problem."""
+        """A strategy's `function(strategy, table, weights)` with the weights of each problem.
+
+        None: its accuracy.
+        """
         strategy = strategies(table.external_scores)[name]
+        function = function or type(strategy).accuracy
         if not self.folds:
             return function(strategy, table, self.tuned.weights.get(name))
         parts = [
@@ -176,10 +180,9 @@ def _row(
     strategy = strategies(table.external_scores)[name]
     weights = tuned.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
-    kind = {"greedy": "baseline", "early": "vote"}.get(strategy.kind, strategy.kind)
     row = {
         "name": name,
-        "kind": kind,
+        "kind": strategy.kind,
         "description": strategy.description,
         "formula": " ".join(terms).lstrip("+"),
         "accuracy": bootstrap_interval(rights[name]).to_json(),
@@ -189,7 +192,7 @@ def _row(
             if other in rights and other != name and strategy.kind != "bound"
         },
     }
-    return row | ({"needed": _needed(table)} if strategy.kind == "early" else {})
+    return row | ({"needed": _needed(table)} if isinstance(strategy, EarlyVote) else {})
 
 
 def _needed(table: CandidateTable) -> dict[str, Any]:
@@ -210,7 +213,7 @@ def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, s
     mean = any(name.endswith("_mean") for name in weights)
     return {
         "lambda": weights.get("reverse_mean" if mean else "reverse", 0.0),
-        "normalization": "mean a token" if mean else "sum",
+        "normalization": "mean per token" if mean else "sum",
         "tuned on": f"{tuned.num_problems} problems" if tuned.num_problems else "nothing: defaults",
     }
 
@@ -259,7 +262,7 @@ def _reliability(table: CandidateTable, weighing: _Weighing) -> dict[str, Any] |
     name = next((name for name in _VOTES if _weighted(name, table, weighing.tuned)), None)
     if name is None:
         return None
-    confidence = weighing(table, name, vote_shares).max(axis=1)
+    confidence = weighing(table, name, Strategy.shares).max(axis=1)
     right = weighing(table, name)
     order = np.argsort(confidence)
     bins = []
@@ -295,7 +298,7 @@ def _aucs(table: CandidateTable, weighing: _Weighing) -> list[dict[str, Any]]:
     rows += [row(f"{name}, external score", table.features[name]) for name in table.external_scores]
     for name in weighing.tuned.weights:
         strategy = strategies(table.external_scores)[name]
-        if strategy.kind == "pick" and len(strategy.features) > 1 and strategy.available(table):
+        if isinstance(strategy, Pick) and len(strategy.features) > 1 and strategy.available(table):
             rows.append(row(f"{name} (tuned)", weighing(table, name, Strategy.score)))
     return rows
 

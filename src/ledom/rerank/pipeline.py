@@ -29,7 +29,7 @@ from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.cases import worked_cases
 from ledom.rerank.external_scores import check_names, choose_external_scores
 from ledom.rerank.familiarity import unfamiliar
-from ledom.rerank.fit import Folds, TunedWeights, check_folds, cross_fit, tune
+from ledom.rerank.fit import Folds, TunedWeights, check_folds, cross_fit, tune_labeled
 from ledom.rerank.measure import labeled_problems, measure
 from ledom.rerank.sample import (
     check_prompts,
@@ -40,7 +40,7 @@ from ledom.rerank.sample import (
 )
 from ledom.rerank.score import check_problems, check_room, match_candidates
 from ledom.rerank.stages import fill_candidates, fill_scores
-from ledom.rerank.strategies import STRATEGIES, strategies, vote_shares
+from ledom.rerank.strategies import STRATEGIES, strategies
 from ledom.text.answers import extract_answer
 
 __all__ = ["Job", "Selection", "default_weights", "embedded_weights", "rerank"]
@@ -146,9 +146,10 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     if not parallel.is_first():
         return None
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
-    folds = cross_fit(table, job.problems, job.folds) if job.folds else ()
+    labeled = labeled_problems(job.problems, candidates)
+    folds = cross_fit(table, job.problems, job.folds, labeled) if job.folds else ()
     if folds:
-        job.weights = tune(table, job.problems)
+        job.weights = tune_labeled(table, job.problems, labeled)
         job.notes.append(
             f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
             "of the problems, measured on the last"
@@ -252,7 +253,7 @@ def _select(job: Job, table: CandidateTable, candidates: Sequence[Candidate]) ->
     """The chosen strategy's answer to each problem, and of the candidates that give it the best."""
     name = _chosen_strategy(job, table)
     strategy, weights = strategies(table.external_scores)[name], job.weights.weights.get(name)
-    shares = vote_shares(strategy, table, weights)
+    shares = strategy.shares(table, weights)
     score = strategy.score(table, weights) if strategy.features else np.zeros(shares.shape)
     groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in table.problem_ids}
     for candidate in candidates:

@@ -54,7 +54,7 @@ def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
     all; the others return None.
 
     `searched.jsonl` has a candidate for each problem: the best beam, its `finish_reason`, `score`
-    (nats a token) and `generated` (tokens that its search cost).
+    (nats per token) and `generated` (tokens that its search cost).
     """
     check_problems(job.problems)
     check_models(job.forward, job.reverse, job.config)
@@ -77,8 +77,8 @@ def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
         track=track,
         name="searching",
     )
-    labeled = any(problem.answer for problem in job.problems)
-    rivals = _equal_cost(job, searched, track) if labeled else []
+    is_labeled = any(problem.answer for problem in job.problems)
+    rivals = _equal_cost(job, searched, track) if is_labeled else []
     if not parallel.is_first():
         return None
     report = _report(job, searched, rivals)
@@ -105,23 +105,23 @@ def _searched(job: SearchJob, problems: Sequence[Problem]) -> Iterator[list[Cand
 def _report(
     job: SearchJob, searched: Sequence[Candidate], drawn: Sequence[Candidate]
 ) -> dict[str, Any]:
-    """What the search reached, against what was drawn at equal cost."""
+    """What the search reached on the labeled problems, against what was drawn at equal cost."""
+    labeled = [problem for problem in job.problems if problem.answer]
     report: dict[str, Any] = {
         "command": job.command,
         "ledom_version": __version__,
         "num_problems": len(job.problems),
+        "num_labeled": len(labeled),
         "tokens_per_problem": round(sum(map(_cost, searched)) / len(searched), 1),
         "unfinished": sum(c.finish_reason != "stop" for c in searched),
     }
     if not drawn:
         return report | {"note": "the problems have no answers, so nothing could be measured"}
-    right = np.array(
-        [
-            float(is_correct(c.text, p.answer or ""))
-            for c, p in zip(searched, job.problems, strict=True)
-        ]
-    )
-    rivals = _rivals(job, drawn)
+    if len(labeled) < len(job.problems):
+        report["note"] = f"{len(labeled)} of {len(job.problems)} labeled: only these are measured"
+    found = {candidate.problem_id: candidate.text for candidate in searched}
+    right = np.array([float(is_correct(found[p.id], p.answer or "")) for p in labeled])
+    rivals = _rivals(job, labeled, drawn)
     return report | {
         "candidates_at_equal_cost": rivals.pop("candidates_at_equal_cost"),
         "accuracy": {
@@ -184,13 +184,17 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
     )
 
 
-def _rivals(job: SearchJob, candidates: Sequence[Candidate]) -> dict[str, Any]:
+def _rivals(
+    job: SearchJob, problems: Sequence[Problem], drawn: Sequence[Candidate]
+) -> dict[str, Any]:
     """[P] accuracies of best of N by the same score, of majority and of random, at equal cost."""
+    known = {problem.id for problem in problems}
+    candidates = [candidate for candidate in drawn if candidate.problem_id in known]
     scores: list[Score] = []
     for model in (job.forward, job.reverse):
         if model is not None:
-            scores += [s for c in score_candidates(job.problems, candidates, model) for s in c]
-    table = build_candidate_table(job.problems, candidates, scores)
+            scores += [s for c in score_candidates(problems, candidates, model) for s in c]
+    table = build_candidate_table(problems, candidates, scores)
     if job.reverse is None:
         best = STRATEGIES["forward mean"].accuracy(table, None)
     else:

@@ -1,43 +1,48 @@
 """Ways to choose among the candidates of a problem, all computed from the same features.
 
-A strategy turns `CandidateTable` into the probability that its choice is right, problem by problem.
-`STRATEGIES` is the one list of them, a plain dict; `strategies` adds those of external
-scores. No model is loaded here.
+A strategy turns a `CandidateTable` into the probability that its choice is right, for each problem.
+`STRATEGIES` is the one list of them, a plain dict; `strategies` adds those of external scores. This
+module loads no model.
 
 Shapes: P problems, N candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
-from ledom.rerank.candidate_table import CandidateTable, FloatArray
+from ledom.rerank.candidate_table import BoolArray, CandidateTable, FloatArray
 from ledom.rerank.early_stop import needed_candidates
 
-__all__ = ["STRATEGIES", "Strategy", "Weights", "strategies", "vote_shares"]
+__all__ = ["STRATEGIES", "Bound", "EarlyVote", "Pick", "Strategy", "Vote", "Weights", "strategies"]
 
 Weights = Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(ABC):
     """A way to choose: what it does, and the features that it may weigh."""
 
-    kind: str
-    """`greedy`, `baseline`, `pick` (one candidate), `vote` (one answer), `early` (a vote that stops
-    when it is decided) or `bound`."""
+    kind: ClassVar[str]
+    """The group that a report shows it in: `baseline`, `pick`, `vote` or `bound`."""
     description: str
     features: tuple[str, ...] = ()
     """The features of its score; their weights are tuned, or 1 for a single one."""
     interpolated: bool = False
-    """Two terms weighed (1 - lambda) and lambda, both as sums or both as means a token; the
+    """Two terms with the weights (1 - lambda) and lambda, both sums or both means per token; the
     features are then (first, second, first's mean, second's mean)."""
 
+    @abstractmethod
+    def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
+        """The probability that its choice is right, [P]; ties are split evenly."""
+
     def available(self, table: CandidateTable) -> bool:
-        """Whether the scores that it needs are there."""
+        """Whether the table has every feature of its score."""
         return set(self.features) <= set(table.features)
 
     def score(self, table: CandidateTable, weights: Weights) -> FloatArray:
@@ -48,81 +53,103 @@ class Strategy:
             total += weight * table.features[name]
         return np.where(table.mask, total, -np.inf)
 
+    def shares(self, table: CandidateTable, weights: Weights) -> FloatArray:
+        """Each candidate's answer's share of the votes, [P, N]; 0 for those without an answer.
+
+        A candidate votes with exp(score), relative to the best; without features with 1. The
+        weights of a vote are those of its score divided by a temperature: at a high temperature all
+        votes count alike, at a low one the best candidate decides.
+        """
+        if self.features:
+            score = self.score(table, weights)
+            ballots = np.exp(score - score.max(axis=1, keepdims=True))
+        else:
+            ballots = np.ones(table.mask.shape)
+        voting = table.mask & (table.answers >= 0)
+        ballots = np.where(voting, ballots, 0.0)
+        same = _same_answer(table) & voting[:, None, :]
+        totals: FloatArray = np.einsum("pnm,pm->pn", same, ballots)
+        all_ballots = np.maximum(ballots.sum(axis=1, keepdims=True), 1e-300)
+        return np.where(voting, totals / all_ballots, 0.0)
+
+
+class Greedy(Strategy):
+    """The greedy candidates, which the table keeps apart."""
+
+    kind = "baseline"
+
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """The probability that its choice is right, [P]; ties are split evenly."""
-        return _ACCURACY[self.kind](self, table, weights)
+        """NaN for a problem without a greedy candidate."""
+        return table.greedy
 
 
-def _pick(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
-    score = strategy.score(table, weights)
-    best = (score == score.max(axis=1, keepdims=True)) & table.mask
-    right: FloatArray = (best & table.correct).sum(axis=1) / best.sum(axis=1)
-    return right
+class Random(Strategy):
+    """A candidate at random."""
+
+    kind = "baseline"
+
+    def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
+        """The expectation."""
+        share: FloatArray = (table.correct & table.mask).sum(axis=1) / table.mask.sum(axis=1)
+        return share
 
 
-def vote_shares(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
-    """Each candidate's answer's share of the votes, [P, N]; 0 for those without an answer.
+class Pick(Strategy):
+    """The candidate with the highest score."""
 
-    A candidate votes with exp(score), relative to the best; without features with 1. The weights of
-    a vote are those of its score divided by a temperature: at a high one all votes count alike, at
-    a low one the best candidate decides.
-    """
-    if strategy.features:
-        score = strategy.score(table, weights)
-        ballots = np.exp(score - score.max(axis=1, keepdims=True))
-    else:
-        ballots = np.ones(table.mask.shape)
-    voting = table.mask & (table.answers >= 0)
-    ballots = np.where(voting, ballots, 0.0)
-    same = (table.answers[:, :, None] == table.answers[:, None, :]) & voting[:, None, :]
-    totals: FloatArray = np.einsum("pnm,pm->pn", same, ballots)
-    return np.where(voting, totals / np.maximum(ballots.sum(axis=1, keepdims=True), 1e-300), 0.0)
+    kind = "pick"
+
+    def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
+        """See `Strategy.accuracy`."""
+        score = self.score(table, weights)
+        best = (score == score.max(axis=1, keepdims=True)) & table.mask
+        right: FloatArray = (best & table.correct).sum(axis=1) / best.sum(axis=1)
+        return right
 
 
-def _vote(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
-    shares = vote_shares(strategy, table, weights)
-    best = (shares >= shares.max(axis=1, keepdims=True) * (1 - 1e-9)) & (table.answers >= 0)
-    # Ties are between answers, not candidates: each answer counts once, by its first candidate.
-    places = np.arange(table.mask.shape[1])
-    earlier = (places[None, :] < places[:, None])[None] & (
-        table.answers[:, :, None] == table.answers[:, None, :]
-    )
-    first = ~earlier.any(axis=2)
-    # An answer is right if any of its candidates is: labels that come with a file may disagree.
-    same = table.answers[:, :, None] == table.answers[:, None, :]
-    right = (same & table.correct[:, None, :]).any(axis=2)
-    chosen = best & first
-    return np.where(
-        chosen.any(axis=1), (chosen & right).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1), 0.0
-    )
+class Vote(Strategy):
+    """The answer with the largest share of the votes; see `Strategy.shares`."""
+
+    kind = "vote"
+
+    def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
+        """See `Strategy.accuracy`; 0 where no candidate has an answer."""
+        shares = self.shares(table, weights)
+        best = (shares >= shares.max(axis=1, keepdims=True) * (1 - 1e-9)) & (table.answers >= 0)
+        same = _same_answer(table)
+        # Ties are between answers, not candidates: each answer counts once, by its first candidate.
+        earlier = np.tri(same.shape[1], k=-1, dtype=bool)
+        chosen = best & ~(same & earlier).any(axis=2)
+        # An answer is right if any of its candidates is: labels that come with a file may disagree.
+        right = (same & table.correct[:, None, :]).any(axis=2)
+        count = chosen.sum(axis=1)
+        return np.where(count > 0, (chosen & right).sum(axis=1) / np.maximum(count, 1), 0.0)
 
 
-def _early(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
-    drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
-    return _vote(strategy, replace(table, mask=table.mask & drawn), weights)
+class EarlyVote(Vote):
+    """A vote that stops drawing candidates when it is decided."""
+
+    def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
+        """See `Vote.accuracy`."""
+        drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
+        return super().accuracy(replace(table, mask=table.mask & drawn), weights)
 
 
-def _baseline(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
-    share: FloatArray = (table.correct & table.mask).sum(axis=1) / table.mask.sum(axis=1)
-    return share
+class Bound(Strategy):
+    """Right if any candidate is: no choice can be better."""
+
+    kind = "bound"
+
+    def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
+        """See `Strategy.accuracy`."""
+        return (table.correct & table.mask).any(axis=1).astype(float)
 
 
-def _bound(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
-    return (table.correct & table.mask).any(axis=1).astype(float)
+def _same_answer(table: CandidateTable) -> BoolArray:
+    """[P, N, N]: whether two candidates of a problem have equal answers."""
+    same: BoolArray = table.answers[:, :, None] == table.answers[:, None, :]
+    return same
 
-
-def _greedy(strategy: Strategy, table: CandidateTable, weights: Weights) -> FloatArray:
-    return table.greedy
-
-
-_ACCURACY: dict[str, Callable[[Strategy, CandidateTable, Weights], FloatArray]] = {
-    "greedy": _greedy,
-    "baseline": _baseline,
-    "pick": _pick,
-    "vote": _vote,
-    "early": _early,
-    "bound": _bound,
-}
 
 _FORWARD = ("forward", "forward_mean", "forward_numbers", "forward_min_digit_logprob")
 _TWO_TERMS = ("forward", "reverse", "forward_mean", "reverse_mean")
@@ -134,35 +161,39 @@ _JOINT = (*_REVERSE, *_PRIOR)
 _ALL = (*_FORWARD, *_JOINT)
 
 STRATEGIES: dict[str, Strategy] = {
-    "greedy": Strategy("greedy", "the forward model's most likely token each time"),
-    "random": Strategy("baseline", "a candidate at random: the expectation"),
-    "forward": Strategy("pick", "the most likely candidate", ("forward",)),
-    "forward mean": Strategy("pick", "the most likely a token", ("forward_mean",)),
-    "forward tuned": Strategy("pick", "the forward model's scores, weighed", _FORWARD),
-    "reverse only": Strategy("pick", "the candidate that best explains the question", ("reverse",)),
-    "reverse tuned": Strategy("pick", "the reverse model's scores, weighed", _JOINT),
-    "reverse reward": Strategy("pick", "the paper's two terms", _TWO_TERMS, interpolated=True),
-    "question numbers reward": Strategy("pick", "the question's numbers weighed apart", _PREMISE),
-    "noisy channel": Strategy("pick", "log P(y|x), log P(x|y) and log P(y), weighed", _CHANNEL),
-    "all terms": Strategy("pick", "every score, weighed", _ALL),
-    "majority": Strategy("vote", "the most frequent answer"),
-    "majority, stopped": Strategy("early", "drawing stops when the lead cannot change"),
-    "vote, forward": Strategy("vote", "by exp(log P(y|x) / temperature)", ("forward",)),
-    "vote, forward mean": Strategy("vote", "the same, a token", ("forward_mean",)),
-    "vote, forward tuned": Strategy("vote", "by the forward scores / temperature", _FORWARD),
-    "vote, reverse only": Strategy("vote", "by exp(log P(x|y) / temperature)", ("reverse",)),
-    "vote, reverse tuned": Strategy("vote", "by the reverse scores / temperature", _JOINT),
-    "vote, reverse reward": Strategy("vote", "by the two terms / temperature", _TWO_TERMS, True),
-    "vote, question numbers reward": Strategy(
-        "vote", "with the question's numbers apart", _PREMISE
+    "greedy": Greedy("the forward model's most likely token at each step"),
+    "random": Random("a candidate at random: the expectation"),
+    "forward": Pick("highest log-probability", ("forward",)),
+    "forward mean": Pick("highest mean log-probability per token", ("forward_mean",)),
+    "forward tuned": Pick("the forward model's scores, weighted", _FORWARD),
+    "reverse only": Pick("the candidate that best explains the question", ("reverse",)),
+    "reverse tuned": Pick("the reverse model's scores, weighted", _JOINT),
+    "reverse reward": Pick("the paper's two terms", _TWO_TERMS, interpolated=True),
+    "question numbers reward": Pick("the question's numbers weighted separately", _PREMISE),
+    "noisy channel": Pick("log P(y|x), log P(x|y) and log P(y), weighted", _CHANNEL),
+    "all terms": Pick("every score, weighted", _ALL),
+    "majority": Vote("the most frequent answer"),
+    "majority, stopped": EarlyVote("drawing stops when the lead cannot change"),
+    "vote, forward": Vote("by exp(log P(y|x) / temperature)", ("forward",)),
+    "vote, forward mean": Vote(
+        "by exp(mean log P(y|x) per token / temperature)", ("forward_mean",)
     ),
-    "vote, noisy channel": Strategy("vote", "by the three terms / temperature", _CHANNEL),
-    "vote, all terms": Strategy("vote", "by every score / temperature", _ALL),
-    "oracle": Strategy("bound", "right if any candidate is"),
+    "vote, forward tuned": Vote("by the forward scores / temperature", _FORWARD),
+    "vote, reverse only": Vote("by exp(log P(x|y) / temperature)", ("reverse",)),
+    "vote, reverse tuned": Vote("by the reverse scores / temperature", _JOINT),
+    "vote, reverse reward": Vote("by the two terms / temperature", _TWO_TERMS, True),
+    "vote, question numbers reward": Vote(
+        "with the question's numbers weighted separately", _PREMISE
+    ),
+    "vote, noisy channel": Vote("by the three terms / temperature", _CHANNEL),
+    "vote, all terms": Vote("by every score / temperature", _ALL),
+    "oracle": Bound("right if any candidate is"),
 }
-"""Every strategy by name, but those of external scores. `forward tuned` is `all terms` without the
-reverse model's scores. The noisy channel is that of Yee, Dauphin and Auli, Simple and Effective Noisy
-Channel Modeling for Neural Machine Translation (2019), with P(y) from the reverse model."""
+"""Every strategy by name, but those of external scores.
+
+`forward tuned` is `all terms` without the reverse model's scores. The noisy channel is that of Yee,
+Dauphin and Auli, Simple and Effective Noisy Channel Modeling for Neural Machine Translation (2019),
+with P(y) from the reverse model."""
 
 
 def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
@@ -173,15 +204,13 @@ def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
     """
     found = dict(STRATEGIES)
     for name in external_scores:
-        found[name] = Strategy("pick", "an external score", (name,))
-        found[f"vote, {name}"] = Strategy("vote", "by exp(score / temperature)", (name,))
+        found[name] = Pick("an external score", (name,))
+        found[f"vote, {name}"] = Vote("by exp(score / temperature)", (name,))
     for name, features in {"all": _ALL, "reverse": _JOINT}.items() if external_scores else ():
         joint = (*features, *external_scores)
         scores = "every score" if name == "all" else "the reverse scores"
         what = f"{scores} and {', '.join(external_scores)}"
-        found[f"{name} + external scores"] = Strategy("pick", f"{what}, weighed", joint)
-        found[f"vote, {name} + external scores"] = Strategy(
-            "vote", f"by {what} / temperature", joint
-        )
+        found[f"{name} + external scores"] = Pick(f"{what}, weighted", joint)
+        found[f"vote, {name} + external scores"] = Vote(f"by {what} / temperature", joint)
     found["oracle"] = found.pop("oracle")  # the bound stays last
     return found
