@@ -144,8 +144,9 @@ ScoreFields = Annotated[
     list[str] | None,
     typer.Option(
         "--score-field",
-        help="Extra score field in the candidates file (repeatable). Default: self_certainty where "
-        "every candidate has it; none: no extra field.",
+        rich_help_panel=SELECTION,
+        help="Extra score field in the candidates file, such as a verifier's score (repeatable). "
+        "self_certainty is used by default where every candidate has it. none: no extra scores.",
     ),
 ]
 
