@@ -72,7 +72,7 @@ class Selection(Record):
     }
     problem_id: str
     strategy: str
-    answer: str | None
+    answer: str | None = None
     index: int
     text: str
     confidence: float
@@ -312,6 +312,9 @@ def _report(
     if unreadable:
         share = unreadable / int(table.mask.sum())
         notes.append(f"{unreadable} candidates ({share:.1%}) give no answer that could be read")
+    empty = sum(not candidate.text.strip() for candidate in candidates)
+    if empty:
+        notes.append(f"{empty} candidates are empty")
     if table.by_model:
         notes.append(
             "the candidates are of several models; scores are taken relative to the mean of the "

@@ -1,0 +1,94 @@
+"""selected.jsonl: one answer per problem, for the pools in which there is little to choose from.
+
+The fake models' scores follow from the tokens, so equal texts tie and every text has a score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledom.core.records import Candidate, Problem, read_records
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.rerank.pipeline import Job, Selection, default_weights, rerank
+from ledom.text.tokenizer import Tokenizer
+
+
+def plain(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
+    yield from chunks
+
+
+def select(
+    tokenizer: Tokenizer, out: Path, *pools: Sequence[str], reverse: bool = True
+) -> list[Selection]:
+    """Rerank given texts; `pools` holds those of each problem."""
+    problems = [
+        Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(len(pools))
+    ]
+    candidates = [
+        Candidate(problem_id=p.id, index=i, text=text)
+        for p, pool in zip(problems, pools, strict=True)
+        for i, text in enumerate(pool)
+    ]
+    models = [FakeLanguageModel(tokenizer, d) for d in ("forward", "reverse")]
+    last = models[1] if reverse else None
+    rerank(Job(problems, out, models[0], last, default_weights(), candidates), plain)
+    return read_records(out / "selected.jsonl", Selection)
+
+
+def notes(out: Path) -> list[str]:
+    found: list[str] = json.loads((out / "report.json").read_text())["notes"]
+    return found
+
+
+def test_no_candidate_has_a_readable_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """One of the texts is chosen all the same, without an answer and without any confidence."""
+    found = select(tokenizer, tmp_path, ["no idea", "who knows"], ["so\n#### 2", "so\n#### 2."])
+    assert [s.problem_id for s in found] == ["p0", "p1"]
+    assert (found[0].answer, found[1].answer) == (None, "2")
+    assert found[0].text == ["no idea", "who knows"][found[0].index]
+    assert found[0].confidence == 0
+    assert found[1].confidence == 1
+    assert "2 candidates (50.0%) give no answer that could be read" in notes(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
+    assert "answer" not in rows[0]  # as every key that is None
+
+
+def test_empty_texts_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    select(tokenizer, tmp_path, ["", " \n", "so\n#### 2"], ["#### 3", "#### 2", ""])
+    found = notes(tmp_path)
+    assert "3 candidates (50.0%) give no answer that could be read" in found
+    assert "3 candidates are empty" in found
+
+
+def test_a_pool_of_empty_texts_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (found,) = select(tokenizer, tmp_path, ["", ""])
+    assert (found.answer, found.text, found.index, found.confidence) == (None, "", 0, 0)
+
+
+def test_the_first_of_equal_texts_is_chosen(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (found,) = select(tokenizer, tmp_path, ["so it is\n#### 2"] * 3)
+    assert (found.index, found.answer, found.confidence) == (0, "2", 1)
+
+
+def test_a_tie_of_votes_is_decided_by_score(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Two answers with one vote each: the more likely text, wherever it stands in the pool."""
+    texts = ["so it is\n#### 2", "but no\n#### 3"]
+    (found,) = select(tokenizer, tmp_path / "a", texts)
+    (turned,) = select(tokenizer, tmp_path / "b", texts[::-1])
+    assert found.text == turned.text
+    assert found.index == 1 - turned.index
+    assert found.confidence == turned.confidence
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+def test_a_single_candidate_of_one_problem(
+    tokenizer: Tokenizer, tmp_path: Path, reverse: bool
+) -> None:
+    (found,) = select(tokenizer, tmp_path, ["so it is\n#### 2"], reverse=reverse)
+    assert (found.problem_id, found.index, found.text) == ("p0", 0, "so it is\n#### 2")
+    assert (found.answer, found.confidence) == ("2", 1)
