@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -128,3 +130,31 @@ def test_braces_in_the_fields_are_left_alone():
 def test_a_template_without_each_field_once_in_order_is_refused(template):
     with pytest.raises(InputError, match="needs {question} and then {solution}"):
         PairFormat(template)
+
+
+# No braces, so that literals make a template; a surrogate is no text.
+SHORT = st.text(st.characters(exclude_characters="{}", exclude_categories=["Cs"]), max_size=7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(before=SHORT, question=SHORT, between=SHORT, solution=SHORT, after=SHORT)
+def test_every_token_belongs_to_the_part_of_its_last_character(
+    two_chars, before, question, between, solution, after
+):
+    """Counted by hand: of tokens of two characters, that with character c is the (c // 2)th."""
+    template = f"{before}{{question}}{between}{{solution}}{after}"
+    pair = encode(two_chars, question, solution, template, special=False)
+    text = before + question + between + solution + after
+    assert pair.ids == [1] * -(-len(text) // 2)
+    start = len(before)
+    for span, field in ((pair.question, question), (pair.solution, solution)):
+        end = start + len(field)
+        last = [min(2 * token + 1, len(text) - 1) for token in range(len(pair.ids))]
+        mine = [token for token, place in enumerate(last) if start <= place < end]
+        assert list(range(*span)) == mine
+        for token in mine:
+            first = max(0, 2 * token - start)  # a token that straddles counts its own part only
+            assert pair.offsets[token] == (first, last[token] + 1 - start)
+        start = end + len(between)
+    fields = {*range(*pair.question), *range(*pair.solution)}
+    assert all(pair.offsets[i] == (0, 0) for i in range(len(pair.ids)) if i not in fields)

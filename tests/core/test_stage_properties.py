@@ -1,0 +1,88 @@
+"""A stage's file is the same to the byte after any stops, whatever they cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ledom.core.records import Candidate
+from ledom.core.stage import Stage, Work, even_groups
+
+
+class StoppedError(Exception):
+    """Takes the process's place: nothing after it is done."""
+
+
+def work(names: Sequence[str], size: int, together: bool) -> Work[str, Candidate]:
+    """Two records of each name, made in groups of at most `size`."""
+
+    def make(
+        waiting: Sequence[str], have: Mapping[Any, Sequence[Candidate]]
+    ) -> Iterable[tuple[Sequence[Candidate], bool]]:
+        for name in waiting:
+            done = len(have[name,])
+            for index in range(done, 2):
+                # Where a result depends on its company, the group is part of the text.
+                text = f"é{name} {index} " + "".join(waiting) * together
+                yield [Candidate(problem_id=name, index=index, text=text)], index == 1
+
+    return Work(
+        items=names,
+        item_key=lambda name: (name,),
+        record_key=lambda record: (record.problem_id,),
+        make=make,
+        groups=lambda items: even_groups(items, size),
+        together=together,
+        is_done=lambda records: len(records) == 2,
+        order=lambda record: record.index,
+    )
+
+
+def stopped_after(count: int) -> Callable[..., Iterator[Any]]:
+    def track(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
+        for number, chunk in enumerate(chunks):
+            if number == count:
+                raise StoppedError
+            yield chunk
+
+    return track
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(1, 7),
+    size=st.integers(1, 4),
+    together=st.booleans(),
+    stops=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 200)), max_size=4),
+)
+def test_any_stops_leave_the_same_bytes(
+    count: int, size: int, together: bool, stops: list[tuple[int, int]]
+) -> None:
+    """Each stop comes after some items; it may cut the last line, as a kill in a write does."""
+    names = [str(number) for number in range(count)]
+    asked = work(names, size, together)
+    with TemporaryDirectory() as root:
+        whole, path = Path(root, "whole.jsonl"), Path(root, "out.jsonl")
+        Stage(whole, Candidate, {"seed": 1}).fill(asked, stopped_after(10**9), "")
+        part = path.with_name("out.jsonl.part")
+        for after, lost in stops:
+            try:
+                Stage(path, Candidate, {"seed": 1}).fill(asked, stopped_after(after), "")
+            except StoppedError:
+                cut_last_line(part, lost)
+        Stage(path, Candidate, {"seed": 1}).fill(asked, stopped_after(10**9), "")
+        assert path.read_bytes() == whole.read_bytes()
+        assert not part.exists()
+
+
+def cut_last_line(part: Path, lost: int) -> None:
+    """Take up to `lost` bytes from the end of a file's last line, or none if there is no file."""
+    if part.exists():
+        data = part.read_bytes()
+        last = len(data.splitlines(keepends=True)[-1]) if data else 0
+        part.write_bytes(data[: len(data) - min(lost, last)])
