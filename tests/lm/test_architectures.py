@@ -266,6 +266,25 @@ def test_a_short_text_beside_a_long_one(
         assert_written_as_generate(lm, plain)
 
 
+def test_later_tokens_that_hardly_matter_are_seen(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    changes = {"d_head": 8, "n_head": 4, "n_layer": 2, "d_inner": 32}
+    of_others = dict.fromkeys(("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    model = tiny("xlnet", tokenizer, **changes, **of_others)
+    with pytest.raises(CheckpointError, match="XLNetLMHeadModel sees later tokens"):
+        load(model, tokenizer, tmp_path / "model")
+
+
+def test_a_model_that_refuses_some_lengths_is_not_trained(
+    tmp_path: Path, tokenizer: Tokenizer, recipe: Recipe, data: PreparedData
+) -> None:
+    changes = {"attn_layers": ["local"] * 2, "local_attn_chunk_length": 16}
+    changes |= {"is_decoder": True, "axial_pos_embds": False, "attention_head_size": 8}
+    model = tiny("reformer", tokenizer, **changes)
+    assert_scored_as_by_hand(load(model, tokenizer, tmp_path / "model"), model)
+    with pytest.raises(CheckpointError, match="cannot be trained on texts of 100 tokens"):
+        assert_trained_as_plain(tmp_path / "model", model, recipe, data)
+
+
 def test_an_encoder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = tiny("bert", tokenizer, is_decoder=False)
     with pytest.raises(CheckpointError, match="BertLMHeadModel sees later tokens"):

@@ -29,7 +29,7 @@ PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 _PROBE = "ledom-probe"  # our attention, and a record of the masks that a model asks for
 _SIZES = (12, 7)  # tokens of the two texts
-_SHARED = 6  # first tokens that two texts have in common where causality is tried
+_PREFIX = 6  # first tokens, which must say the same without the others
 _FAR = 2**20  # a position beyond any text, for models without a limit
 
 
@@ -68,8 +68,9 @@ def _reach(
 ) -> int:
     row = _random_row(model, eos_id)
     other = _Row(row.ids.clone(), row.targets)
-    other.ids[_SHARED : _SIZES[0]] = row.ids[_SHARED : _SIZES[0]].flip(0).roll(1)
-    expected = _alone(own, row, other)
+    # Other tokens, not others' order: a leak of averages would not show.
+    other.ids[1 : _SIZES[0]] = _random_ids(model, _SIZES[0] - 1, seed=1)
+    expected = _alone(own, row)
     names = [config._attn_implementation for config in own._configs]
     try:
         reach = min(_mask_reach(model, row.ids[: _SIZES[0]], context), context)
@@ -115,12 +116,16 @@ def _checked(
 
 def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
     """Both texts begin with EOS, as documents do; the draws leave the run's own alone."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocab_size(model), (sum(_SIZES) + 1,), generator=generator)
+    ids = _random_ids(model, sum(_SIZES) + 1)
     targets = ids[1:].clone()
     ids = ids[:-1].clone()
     ids[[0, _SIZES[0]]] = eos_id
-    return _Row(ids.to(model.device), targets.to(model.device))
+    return _Row(ids, targets)
+
+
+def _random_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size(model), (count,), generator=generator).to(model.device)
 
 
 def vocab_size(model: PreTrainedModel) -> int:
@@ -128,18 +133,18 @@ def vocab_size(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _alone(own: OwnForward, row: _Row, other: _Row) -> Tensor:
+def _alone(own: OwnForward, row: _Row) -> Tensor:
     """log P of the targets by the model's own pass over each text [T]."""
     kind = type(own.model).__name__
     try:
         parts = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
-        changed = own(other.ids[: _SIZES[0]]).float().log_softmax(-1)
+        prefix = own(row.ids[:_PREFIX]).float().log_softmax(-1)
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
             f"{kind} does not run on token ids alone ({reason}); give a decoder of text"
         ) from error
-    if not _close(parts[0][:_SHARED], changed[:_SHARED], tolerance(own.model.dtype)):
+    if not _close(parts[0][:_PREFIX], prefix, tolerance(own.model.dtype)):
         raise CheckpointError(
             f"{kind} sees later tokens, so it gives no probability of a text; give a decoder (some "
             "encoders are one with is_decoder: true in config.json)"

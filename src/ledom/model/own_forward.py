@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ledom.core.errors import CheckpointError
 from ledom.model.attention import IMPLEMENTATION
 
 __all__ = ["OwnForward", "scales_with_length", "use_attention"]
@@ -57,6 +59,27 @@ class OwnForward:
             yield
         finally:
             _assign(self._configs, before)
+
+    @torch.no_grad()
+    def check_training(self, longest: int) -> None:
+        """Raise `CheckpointError` for a model that does not train on texts of every length.
+
+        Tried with `longest` tokens and with one fewer, which cannot both be a multiple.
+        """
+        training = self.model.training
+        self.model.train()
+        try:
+            with torch.random.fork_rng():  # dropout draws
+                for length in (longest, max(longest - 1, 1)):
+                    self(torch.zeros(length, dtype=torch.long, device=self.model.device))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{type(self.model).__name__} cannot be trained on texts of {length} tokens "
+                f"({reason}); give another architecture"
+            ) from error
+        finally:
+            self.model.train(training)
 
     def restore(self) -> None:
         """Give the model its own attention for good."""

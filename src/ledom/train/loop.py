@@ -240,10 +240,11 @@ def _choose_packing(
     def packed(ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
         return -token_losses(model, ids, positions, boundaries, targets)
 
-    own, kind = OwnForward(model), type(model).__name__
-    if packing_reach(model, packed, eos_id, recipe.train.seq_len) >= recipe.train.seq_len:
+    own, kind, longest = OwnForward(model), type(model).__name__, recipe.train.seq_len
+    if packing_reach(model, packed, eos_id, longest) >= longest:
         return
     own.restore()
+    own.check_training(longest)
     if recipe.data.mask_across_documents != recipe.data.reset_position_ids:
         raise RecipeError(
             f"key data.mask_across_documents: {kind} reads one document at a time, each from its "
