@@ -83,6 +83,7 @@ _OTHER_SIZES: dict[str, dict[str, Any]] = {  # None: as the architecture has it
     "gptj": {"rotary_dim": 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "roberta": {"is_decoder": True},  # counts positions from padding, which is EOS here
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
 }
 _KINDS = (
@@ -91,7 +92,17 @@ _KINDS = (
     *("gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox"),
     *("gpt_oss", "gptj", "granite", "jamba", "lfm2", "llama", "mamba", "mamba2", "mistral"),
     *("mixtral", "mpt", "nemotron", "olmo", "olmo2", "olmoe", "opt", "persimmon", "phi", "phi3"),
-    *("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "rwkv", "smollm3", "stablelm", "starcoder2"),
+    *(
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "roberta",
+        "rwkv",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    ),
     *("xglm",),
 )
 TEXTS = ["Ava has 12 pens. 12 + 3 = 15\n#### 15", "7 of 5"]

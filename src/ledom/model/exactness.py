@@ -115,11 +115,14 @@ def _checked(
 
 
 def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
-    """Both texts begin with EOS, as documents do; the draws leave the run's own alone."""
+    """One text begins with EOS, as documents do, the other inside a document, as windows may.
+
+    The draws leave the run's own alone.
+    """
     ids = _random_ids(model, sum(_SIZES) + 1)
     targets = ids[1:].clone()
     ids = ids[:-1].clone()
-    ids[[0, _SIZES[0]]] = eos_id
+    ids[_SIZES[0]] = eos_id
     return _Row(ids, targets)
 
 
