@@ -125,7 +125,7 @@ OPTIONS = {
     "generate": ["--model", "--direction", "--samples", "--temperature", "--top-p", "--dtype"],
     "train": ["--direction", "--out", "--device", "--threads"],
     "compare": ["--out"],
-    "plan": ["--gpus", "--gpu", "--utilisation"],
+    "plan": ["--gpus", "--gpu", "--utilization"],
     "export": ["--out", "--direction", "--license"],
     "train-tokenizer": ["--vocab-size", "--num-documents", "--format", "--text-key", "--out"],
     "tokenize": ["--tokenizer", "--eos-token", "--executor", "--workers", "--tasks", "--slurm"],
