@@ -58,7 +58,7 @@ def opening(folder: Path) -> dict[str, Any]:
     store = TokenStore(folder)
     opened = time.perf_counter() - start
     batches = Batches([(Windows(store, SEQ_LEN, "fixed"), 1.0)], BATCH, seed=0)
-    batches[12_345]
+    list(batches[12_345].windows)
     return {
         "tokens": store.manifest["num_tokens"],
         "shards": len(store.shards),
@@ -78,7 +78,7 @@ def reading(folder: Path, batches_read: int, packing: Any) -> dict[str, Any]:
     batches = Batches([(windows, 1.0)], BATCH, seed=0)
     rng, start, count = Random(0), time.perf_counter(), 0
     for _ in range(batches_read):
-        count += sum(map(len, batches[rng.randrange(len(windows) // BATCH)]))
+        count += sum(map(len, batches[rng.randrange(len(windows) // BATCH)].windows))
     seconds = time.perf_counter() - start
     return {
         "windows_read": batches_read * BATCH,
@@ -97,10 +97,11 @@ def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, Any]
     from ledom.core.direction import Direction
     from ledom.data.prepare import DataConfig, PreparedData
     from ledom.model.presets import ModelConfig
-    from ledom.train.loop import train, training_batches
+    from ledom.train.loop import train
     from ledom.train.metrics import read_metrics
     from ledom.train.optim import OptimConfig
     from ledom.train.recipe import Recipe, TrainConfig
+    from ledom.train.start import training_batches
 
     torch.set_num_threads(1)
     store = str(folder / "store")
@@ -119,7 +120,7 @@ def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, Any]
     rows = read_metrics(folder / f"run-{packing}" / "metrics.jsonl")
     # The first steps warm up. A row's rate is that of its step alone, reading included.
     training = float(np.median([row["tokens_per_second"] for row in rows[3:]]))
-    assert len(training_batches(recipe, Direction.REVERSE, data)[0]) == BATCH
+    assert len(training_batches(recipe, Direction.REVERSE, data)[0].windows) == BATCH
     return {"reading": reading, "training": training, "ratio": reading / training}
 
 
@@ -127,14 +128,14 @@ def read_rate(recipe: Any, data: Any) -> float:
     """Tokens/s of what the loop does between two steps, without the step."""
     from ledom.core.direction import Direction
     from ledom.data.packing import pack
-    from ledom.train.loop import training_batches
+    from ledom.train.start import training_batches
 
     batches = training_batches(recipe, Direction.REVERSE, data)
     rates = []
     for _ in range(5):
         count, start = 0, time.perf_counter()
         for step in range(100):
-            packed = pack(batches[step], Direction.REVERSE, data.tokenizer.eos_id)
+            packed = pack(batches[step].windows, Direction.REVERSE, data.tokenizer.eos_id)
             count += len(packed.targets)
         rates.append(count / (time.perf_counter() - start))
     return float(np.median(rates))

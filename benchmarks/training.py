@@ -106,7 +106,7 @@ def batches(recipe: Any, data: Any) -> Iterator[Any]:
     import torch
 
     from ledom.core.direction import Direction
-    from ledom.train.loop import training_batches
+    from ledom.train.start import training_batches
 
     source = training_batches(recipe, Direction.FORWARD, data)
     for step in range(recipe.optim.steps):

@@ -259,7 +259,7 @@ def test_bad_rows_and_an_unreachable_hub_are_one_line(hub: list[Any]) -> None:
     hub[0] = ConnectionError("no\nroute")
     with pytest.raises(InputError, match="hub:a/b: cannot be read: no route"):
         list(documents.texts())
-    with pytest.raises(InputError, match="'cfg=x' is no option; .* config, split, revision"):
+    with pytest.raises(InputError, match="'cfg=x' is not an option; .* config, split, revision"):
         open_documents(["hub:a/b,cfg=x"])
     with pytest.raises(InputError, match="hub:NAME stands alone"):
         open_documents(["hub:a/b", "more.jsonl"])

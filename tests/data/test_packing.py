@@ -2,10 +2,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.data.packing import Batches, Windows, pack, permute, source_counts
+from ledom.data.packing import Batch, Batches, Windows, pack, permute, source_counts
 from ledom.data.store import (
     TokenStore,
     encode_documents,
@@ -133,7 +134,7 @@ def test_a_pass_holds_every_window_once(tmp_path, words):
     documents = distinct_documents(30)
     store = store_of(tmp_path / "s", words, *documents)
     batches = Batches([(Windows(store, 50), 1)], batch_size=4, seed=3)
-    seen = [tuple(w.tolist()) for step in range(15) for w in batches[step]]
+    seen = [tuple(w.tolist()) for step in range(15) for w in batches[step].windows]
     framed = sorted((0, *document, 0) for document in documents)
     assert sorted(seen[:30]) == sorted(seen[30:]) == framed
     assert seen[:30] != seen[30:]
@@ -142,28 +143,45 @@ def test_a_pass_holds_every_window_once(tmp_path, words):
 def test_the_order_depends_on_seed_and_step_alone(tmp_path, words):
     windows = Windows(store_of(tmp_path / "s", words, *distinct_documents(30)), 50)
     first = Batches([(windows, 1)], 4, seed=3)
-    in_order = [as_lists(first[step]) for step in range(14)]
+    in_order = [as_lists(first[step].windows) for step in range(14)]
     # A resumed run asks for a late step first.
     again = Batches([(windows, 1)], 4, seed=3)
-    assert [as_lists(again[step]) for step in (9, 2, 13, 0)] == [in_order[i] for i in (9, 2, 13, 0)]
-    assert as_lists(Batches([(windows, 1)], 4, seed=4)[0]) != in_order[0]
+    late_first = (9, 2, 13, 0)
+    assert [as_lists(again[i].windows) for i in late_first] == [in_order[i] for i in late_first]
+    assert as_lists(Batches([(windows, 1)], 4, seed=4)[0].windows) != in_order[0]
 
 
 def test_a_batch_larger_than_the_store_goes_round(tmp_path, words):
     windows = Windows(store_of(tmp_path / "s", words, [5], [6]), 10)
-    batch = Batches([(windows, 1)], batch_size=8, seed=0)[0]
+    batch = Batches([(windows, 1)], batch_size=8, seed=0)[0].windows
     assert sorted(as_lists(batch)) == [[0, 5, 0]] * 4 + [[0, 6, 0]] * 4
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 12])
-def test_ranks_share_a_batch(tmp_path, words, world_size):
-    windows = Windows(store_of(tmp_path / "s", words, *distinct_documents(30)), 50)
-    batches = Batches([(windows, 2), (windows, 1)], batch_size=12, seed=3)
-    for step in range(4):
-        parts = [batches.part(step, rank, world_size) for rank in range(world_size)]
-        whole = sorted(as_lists(batches[step]))
-        assert sorted(window for part in parts for window in as_lists(part)) == whole
-        assert {len(part) for part in parts} == {12 // world_size}
+@pytest.mark.parametrize("packing", ["documents", "fixed"])
+def test_the_sizes_of_a_batch_are_known_before_a_window_is_read(
+    tmp_path, words, packing, monkeypatch
+):
+    windows = Windows(store_of(tmp_path / "s", words, *distinct_documents(30)), 5, packing)
+    read, original = [], Windows.__getitem__
+
+    def spy(self, index):
+        read.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(Windows, "__getitem__", spy)
+    batch = Batches([(windows, 1)], batch_size=12, seed=3)[1]
+    assert not read
+    assert batch.sizes == [len(window) - 1 for window in batch.windows]
+    assert len(set(read)) == len(read) == 12
+
+
+def test_the_parts_of_a_batch_add_up_to_its_mean_loss():
+    """1, 2 and 3 over three tokens: 2; of the first alone 1/3, of the others 5/3."""
+    batch = Batch(windows=[np.zeros(2), np.zeros(3)], sizes=[1, 2])
+    losses = torch.tensor([1.0, 2.0, 3.0])
+    assert batch.loss(losses).item() == 2.0
+    assert batch.loss(losses[:1]).item() == pytest.approx(1 / 3)
+    assert batch.loss(losses[1:]).item() == pytest.approx(5 / 3)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +211,7 @@ def test_batches_mix_in_the_paper_s_proportions(tmp_path, words):
     batches = Batches(sources, batch_size=87, seed=5)
     seen = Counter()
     for step in range(10):  # 870 windows, twice 435
-        seen.update(int(window[1]) // 100 for window in batches[step])
+        seen.update(int(window[1]) // 100 for window in batches[step].windows)
     assert seen == {0: 568, 1: 206, 2: 96}
 
 

@@ -10,7 +10,7 @@ from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeEr
 from ledom.core.records import Document, Problem, write_records
 from ledom.data import prepare
 from ledom.data.packing import Windows
-from ledom.data.prepare import DataConfig, PreparedData, SourceConfig, prepare_data
+from ledom.data.prepare import DataConfig, PreparedData, SourceConfig, prepare_data, shortfalls
 from ledom.data.problems import split_of
 from ledom.data.store import TokenStore, write_store
 from ledom.text.tokenizer import EOS_TOKEN, Tokenizer
@@ -216,6 +216,20 @@ def test_too_few_records_to_hold_some_out_are_refused(tmp_path):
     write_documents(tmp_path / "d.jsonl", 1)
     with pytest.raises(InputError, match=r"d\.jsonl: nothing is left to train on"):
         prepare_data(DataConfig(train=str(tmp_path / "d.jsonl")), tmp_path / "data")
+
+
+def test_less_data_than_asked_for_is_noted(tmp_path):
+    """Twenty documents of a few words: a thousand tokens cannot be learned from them."""
+    file = tmp_path / "d.jsonl"
+    write_documents(file, 20)
+    config = DataConfig(train=str(file), num_documents=25, vocab_size=1000)
+    data = prepare_data(config, tmp_path / "data")
+    documents, vocabulary = shortfalls(config, data)
+    assert documents == f"data.num_documents is 25; {file} holds 20"
+    assert vocabulary.startswith("data.vocab_size is 1000; the documents have no more pairs")
+    assert data.tokenizer.vocab_size < 1000
+    enough = config.model_copy(update={"num_documents": 20, "vocab_size": 260})
+    assert shortfalls(enough, prepare_data(enough, tmp_path / "enough")) == []
 
 
 def test_the_generator_needs_a_number(tmp_path):

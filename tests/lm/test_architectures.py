@@ -32,10 +32,11 @@ from ledom.model.checkpoint import save_checkpoint
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.export import export_model
-from ledom.train.loop import check_lengths, train, training_batches
+from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
 from ledom.train.run_folder import find_run
+from ledom.train.start import check_lengths, training_batches
 
 _SIZES: dict[str, Any] = {  # by every name that some architecture has for them
     "hidden_size": 32,
@@ -184,7 +185,7 @@ def assert_trained_as_plain(
     row = json.loads((folder.parent / "run" / "metrics.jsonl").read_text().splitlines()[0])
     losses = []
     with torch.no_grad():
-        for window in training_batches(recipe, Direction.REVERSE, data)[0]:
+        for window in training_batches(recipe, Direction.REVERSE, data)[0].windows:
             fed = torch.from_numpy(window[::-1].copy())
             logits = plain(fed[None, :-1]).logits[0].float()
             losses.append(cross_entropy(logits, fed[1:], reduction="none"))

@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, checkpoints, file, ke
     save(checkpoints, 5, 10)
     damaged = tmp_path / "checkpoints" / "00000010" / file
     damaged.write_bytes(damaged.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match=r"00000010: damaged; remove it to go on from"):
+    with pytest.raises(CheckpointError, match=r"00000010: damaged; remove it to resume from"):
         checkpoints.restore()
     shutil.rmtree(damaged.parent)
     assert checkpoints.restore() == 5

@@ -21,7 +21,7 @@ from ledom.core.errors import RecipeError, WorkerError
 from ledom.data.packing import Windows
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import build_model
-from ledom.train.distributed import ParallelConfig, ProcessGroup, connect, distribute, split_windows
+from ledom.train.distributed import ParallelConfig, ProcessGroup, connect, distribute, share_out
 from ledom.train.loop import train, validate
 from ledom.train.lora import LoraConfig
 from ledom.train.optim import Muon
@@ -221,54 +221,41 @@ def test_muon_on_sharded_matrices_is_muon_on_whole_ones(tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def windows_of(*sizes):
-    return [np.full(size + 1, number) for number, size in enumerate(sizes)]
-
-
-def numbers(parts):
-    return [[int(window[0]) for window in part] for part in parts]
-
-
 def test_one_process_takes_a_batch_as_it_is():
-    parts = split_windows(windows_of(3, 9, 1, 4), ProcessGroup(torch.device("cpu")))
-    assert numbers(parts) == [[0, 1, 2, 3]]
+    assert share_out([3, 9, 1, 4], ProcessGroup(torch.device("cpu"))) == [[0, 1, 2, 3]]
 
 
 def test_windows_are_shared_out_evenly():
-    windows = windows_of(3, 9, 1, 4, 5)
     worlds = [ProcessGroup(torch.device("cpu"), rank, 2) for rank in range(2)]
     # 9 | 5, then 4 to the second (9 = 9), then 3 to the first, 1 to the second.
-    assert [numbers(split_windows(windows, world)) for world in worlds] == [[[0, 1]], [[2, 3, 4]]]
+    assert [share_out([3, 9, 1, 4, 5], world) for world in worlds] == [[[0, 1]], [[2, 3, 4]]]
 
 
 def test_micro_batches_are_as_many_everywhere_and_hold_every_window_once():
     rng = np.random.default_rng(0)
     for _ in range(30):
-        windows = windows_of(*rng.integers(1, 40, size=rng.integers(3, 30)))
+        sizes = rng.integers(1, 40, size=rng.integers(3, 30)).tolist()
         size, limit = int(rng.integers(1, 4)), int(rng.integers(5, 200))
         worlds = [ProcessGroup(torch.device("cpu"), rank, size) for rank in range(size)]
-        shares = [split_windows(windows, world, limit) for world in worlds]
+        shares = [share_out(sizes, world, limit) for world in worlds]
         assert len({len(share) for share in shares}) == 1
         assert all(part for share in shares for part in share)
-        found = sorted(number for share in shares for part in numbers(share) for number in part)
-        assert found == list(range(len(windows)))
-        largest = max(sum(len(w) - 1 for w in part) for share in shares for part in share)
-        assert (
-            largest <= limit + max(len(w) for w in windows)
-            or len(shares[0]) * size > len(windows) - size
-        )
+        found = sorted(place for share in shares for part in share for place in part)
+        assert found == list(range(len(sizes)))
+        largest = max(sum(sizes[i] for i in part) for share in shares for part in share)
+        assert largest <= limit + max(sizes) + 1 or len(shares[0]) * size > len(sizes) - size
 
 
 def test_fewer_windows_than_processes_are_refused():
     with pytest.raises(RecipeError, match="2 windows are too few for 3 processes"):
-        split_windows(windows_of(1, 2), ProcessGroup(torch.device("cpu"), 0, 3))
+        share_out([1, 2], ProcessGroup(torch.device("cpu"), 0, 3))
 
 
 def test_shards_that_do_not_fit_are_refused(tokenizer, tiny_config):
     world = ProcessGroup(torch.device("cpu"), 0, 4)
     config = ParallelConfig(shard_size=3)
     model = build_model(tiny_config, tokenizer, 0)
-    with pytest.raises(RecipeError, match=r"parallel.shard_size is 3: the 4 processes"):
+    with pytest.raises(RecipeError, match=r"parallel.shard_size is 3, which does not divide the 4"):
         distribute(model, world, config, torch.float32)
 
 

@@ -168,7 +168,7 @@ def test_shards_within_a_node_need_more_memory_than_over_all():
     assert in_node.memory.optimizer == 8 * over_all.memory.optimizer
     assert in_node.memory.activations == over_all.memory.activations
     assert in_node.checkpoint == over_all.checkpoint
-    with pytest.raises(InputError, match=r"shard_size is 8; the 12 GPUs are no multiple of it"):
+    with pytest.raises(InputError, match=r"shard_size is 8, which does not divide the 12 GPUs"):
         make_plan(recipe(parallel=ParallelConfig(shard_size=8)), Setup(12))
 
 
@@ -210,6 +210,19 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
     [
         ("[1]", "expected a JSON object, found list"),
         ("{}", "key hidden_size: Field required"),
+        (
+            '{"model_type": "gpt2", "n_embd": 8}',
+            "key model_type is 'gpt2': the plan is only for",
+        ),
+        (
+            '{"model_type": "gemma", "hidden_size": 8}',
+            "key model_type is 'gemma': the plan is only for",
+        ),
+        ('{"model_type": "llama", "attention_bias": true}', "key attention_bias is True: the plan"),
+        (
+            '{"hidden_size": 8, "num_attention_heads": 2, "head_dim": 8}',
+            "key head_dim is 8: the plan is only",
+        ),
         ('{"hidden_size": "wide"}', "key hidden_size: Input should be a valid integer, found"),
     ],
 )

@@ -28,8 +28,9 @@ from ledom.model.checkpoint import (
 from ledom.report.compare import compare_runs
 from ledom.text.pair_format import PairFormat
 from ledom.train import loop
-from ledom.train.loop import packed_losses, train, training_batches, validate
+from ledom.train.loop import packed_losses, train, validate
 from ledom.train.optim import Muon
+from ledom.train.start import training_batches
 
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 
@@ -120,7 +121,7 @@ def test_both_directions_see_the_same_documents(tmp_path, recipe, data, monkeypa
         train(short, direction, data, tmp_path / str(direction))
     assert seen[FORWARD] == seen[REVERSE]
     batches = training_batches(recipe, FORWARD, data)
-    assert seen[FORWARD][:3] == [[w.tolist() for w in batches[step]] for step in range(3)]
+    assert seen[FORWARD][:3] == [[w.tolist() for w in batches[step].windows] for step in range(3)]
     rows = metrics_of(tmp_path / "forward")
     assert [row["tokens"] for row in rows] == [
         sum(len(w) - 1 for w in batch) for batch in seen[FORWARD][:3]
@@ -376,7 +377,9 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
     assert len(started) == 6
     notices = [p.notice for p in progress if p.notice]
     assert len(notices) == 1
-    assert re.search(r"00000010: cannot be written: .*No space left.*; going on", notices[0])
+    assert re.search(
+        r"00000010: cannot be written: .*No space left.*; training continues", notices[0]
+    )
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["00000020", "00000025"]
     train(recipe, REVERSE, data, tmp_path)
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
@@ -407,7 +410,7 @@ def test_init_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
     started = recipe.model_copy(update={"init_from": str(tmp_path / "{direction}"), "optim": short})
     losses = []
     train(started, REVERSE, data, tmp_path / "run", lambda progress: losses.append(progress.loss))
-    first = pack(training_batches(recipe, REVERSE, data)[0], REVERSE, data.tokenizer.eos_id)
+    first = pack(training_batches(recipe, REVERSE, data)[0].windows, REVERSE, data.tokenizer.eos_id)
     with torch.no_grad():
         expected = packed_losses(given, first).mean().item()
     assert losses == [pytest.approx(expected, abs=1e-5)]
@@ -416,7 +419,7 @@ def test_init_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
 
 def test_init_must_fit(recipe, data, checkpoints, tmp_path):
     folder = checkpoints["reverse"]
-    with pytest.raises(RecipeError, match="another tokenizer"):
+    with pytest.raises(RecipeError, match="the tokenizer of .* is not the data's"):
         train(recipe.model_copy(update={"init_from": str(folder)}), REVERSE, data, tmp_path)
     wide = recipe.model.model_copy(update={"intermediate_size": 128})
     other = build_model(wide, data.tokenizer, seed=0)

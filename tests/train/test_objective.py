@@ -62,8 +62,8 @@ def test_the_terms_are_made_of_the_scores_that_selection_uses(trained, tokenizer
         config = ObjectiveConfig(all_tokens=0, **{term: 1.0})
         batches = batches_of(config, direction, tokenizer)
         with torch.no_grad():
-            losses = packed_losses(model, pack(batches[0], direction, tokenizer.eos_id))
-            assert batches.loss(losses, 0).item() == pytest.approx(value, abs=1e-3), term
+            losses = packed_losses(model, pack(batches[0].windows, direction, tokenizer.eos_id))
+            assert batches[0].loss(losses).item() == pytest.approx(value, abs=1e-3), term
 
 
 @torch.no_grad()
@@ -71,19 +71,19 @@ def test_all_tokens_leaves_wrong_solutions_out(trained, tokenizer):
     """Their text is set against the right one's, never imitated."""
     model = load_checkpoint(trained[REVERSE]).model
     batches = batches_of(ObjectiveConfig(contrastive=1e-9), REVERSE, tokenizer)
-    assert len(batches[0]) == 2
+    assert len(batches[0].windows) == 2
     ids = torch.tensor([tokenizer.eos_id, *tokenizer.encode(f"{QUESTION}\n\n{RIGHT}").ids])
     ids = torch.cat([ids, ids[:1]]).flip(0)
     plain = cross_entropy(model(input_ids=ids[None, :-1], use_cache=False).logits[0], ids[1:])
-    losses = packed_losses(model, pack(batches[0], REVERSE, tokenizer.eos_id))
-    assert batches.loss(losses, 0).item() == pytest.approx(plain.item(), abs=1e-5)
+    losses = packed_losses(model, pack(batches[0].windows, REVERSE, tokenizer.eos_id))
+    assert batches[0].loss(losses).item() == pytest.approx(plain.item(), abs=1e-5)
 
 
 def test_an_epoch_takes_every_problem_once_in_an_order_of_its_own(tokenizer, problems):
     config = ObjectiveConfig(target=1)
     batches = batches_of(config, REVERSE, tokenizer, problems[:12], {}, seq_len=600)
     epochs = [
-        [window.tolist() for step in steps for window in batches[step]]
+        [window.tolist() for step in steps for window in batches[step].windows]
         for steps in ((0, 1, 2), (3, 4, 5))
     ]
     assert sorted(epochs[0]) == sorted(epochs[1])
@@ -117,9 +117,8 @@ def test_a_contrast_teaches_to_prefer_the_right_solution(trained, tokenizer):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     values = []
     for step in range(20):
-        loss = batches.loss(
-            packed_losses(model, pack(batches[step], REVERSE, tokenizer.eos_id)), step
-        )
+        batch = batches[step]
+        loss = batch.loss(packed_losses(model, pack(batch.windows, REVERSE, tokenizer.eos_id)))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from ledom.model.checkpoint import build_model
 from ledom.train.optim import Muon, OptimConfig, build_optimizers, orthogonalize, schedule
@@ -49,6 +50,25 @@ def test_schedule_of_very_short_runs_is_never_zero():
     for steps in (1, 2, 5):
         config = OptimConfig(steps=steps)
         assert all(0 < schedule(config, step) <= 1 for step in range(steps))
+
+
+def test_the_scale_is_by_outputs_and_inputs_whichever_way_a_weight_lies(tokenizer):
+    """GPT-2's first feed-forward matrix is [8, 32] for 8 inputs and 32 outputs: sqrt(4) = 2."""
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=tokenizer.vocab_size)
+    model = AutoModelForCausalLM.from_config(config)
+    muon, _ = build_optimizers(model, OptimConfig(steps=1, muon_lr=0.1))
+    widening, narrowing = (
+        getattr(model.transformer.h[0].mlp, n).weight for n in ("c_fc", "c_proj")
+    )
+    assert widening.shape == (8, 32)
+    before = [weight.detach().clone() for weight in (widening, narrowing)]
+    for weight in (widening, narrowing):
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    muon.step()
+    for weight, old, scale in zip((widening, narrowing), before, (2.0, 1.0), strict=True):
+        # Momentum from zero: the direction is the gradient's, whatever its length.
+        expected = old - 0.1 * scale * orthogonalize(weight.grad)
+        torch.testing.assert_close(weight.detach(), expected, atol=1e-5, rtol=0)
 
 
 def test_which_weights_go_where(tokenizer, tiny_config):

@@ -44,13 +44,13 @@ def train(
     """
     from ledom.cli.packaged import find_recipe
     from ledom.core.direction import Direction
-    from ledom.data.prepare import prepare_data
+    from ledom.data.prepare import prepare_data, shortfalls
     from ledom.lm.backends.local import default_device, torch_device
     from ledom.train.distributed import connect
     from ledom.train.inputs import check_inputs
-    from ledom.train.loop import check_lengths
     from ledom.train.loop import train as run
     from ledom.train.recipe import load_recipe, save_recipe
+    from ledom.train.start import check_lengths
 
     plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=_note)
     if direction not in ("forward", "reverse", "both"):
@@ -65,6 +65,8 @@ def train(
     say(f"preparing the data in {folder / 'data'}")
     with Progress("preparing the data"):
         data = prepare_data(plan.data_of(directions[0]), folder / "data")
+    for line in shortfalls(plan.data_of(directions[0]), data):
+        _note(line)
     with connect(device) as world:
         if world.is_first:
             check_inputs(plan, directions, folder)

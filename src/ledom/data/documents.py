@@ -56,7 +56,7 @@ class Documents(Protocol):
         """What was found and is not read, a line each."""
 
     def settings(self) -> dict[str, Any]:
-        """What tells these documents from others, for a run that goes on later."""
+        """What tells these documents from others, for a run that is resumed."""
 
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
         """The documents of one part."""
@@ -192,7 +192,7 @@ class HubDocuments:
             key, _, value = option.partition("=")
             if key not in known or not value:
                 raise InputError(
-                    f"{written!r}: {option!r} is no option; write key=value, with one of "
+                    f"{written!r}: {option!r} is not an option; write key=value, with one of "
                     f"{', '.join(known)}"
                 )
             chosen[key] = value

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,19 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.data.store import TokenStore
 
-__all__ = ["Batches", "PackedBatch", "Packing", "Windows", "pack", "permute", "source_counts"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "PackedBatch",
+    "Packing",
+    "Windows",
+    "pack",
+    "permute",
+    "source_counts",
+]
 
 Packing = Literal["documents", "fixed"]
 
@@ -76,6 +88,11 @@ class Windows(Sequence[NDArray[np.int64]]):
         tokens = self.store.shards[number].tokens[max(start - 1, 0) : end].astype(np.int64)
         return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
 
+    def size(self, index: int) -> int:
+        """How many tokens a window predicts, without reading them."""
+        start, end = self._span(*self._place(index))
+        return end - start
+
     def documents(self, index: int) -> NDArray[np.int64]:
         """The numbers in the store of the documents that a window's predicted tokens are of [L].
 
@@ -120,18 +137,46 @@ def _block(
     return boundaries, np.cumsum(-(np.diff(boundaries) // -seq_len))
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on, over all ranks. A window is read only when it is indexed."""
+
+    windows: Sequence[NDArray[np.int64]]
+    """Ids in reading order."""
+    sizes: list[int]
+    """The number of tokens that each window predicts."""
+
+    def loss(self, losses: Tensor) -> Tensor:
+        """The part of the mean loss per token that comes from some of the batch's tokens [T]."""
+        return losses.sum() / sum(self.sizes)
+
+
+class _Picked(Sequence[NDArray[np.int64]]):
+    """Windows of several sources, each read when it is indexed."""
+
+    def __init__(self, picks: Sequence[tuple[Windows, int]]) -> None:
+        self._picks = picks
+
+    def __len__(self) -> int:
+        return len(self._picks)
+
+    def __getitem__(self, place: int) -> NDArray[np.int64]:  # type: ignore[override]
+        source, window = self._picks[place]
+        return source[window]
+
+
 class Batches:
     """The global batches of a run: windows of several sources in the share of their weights.
 
     Among the first n windows, those of a source differ from its exact share by less than the
     number of sources, for every n. Each source is read in an order shuffled anew in every pass, all
-    of its windows once a pass. Ranks take the parts of a batch.
+    of its windows once per pass. A rank reads its own part of a batch alone.
     """
 
     def __init__(
         self, sources: Sequence[tuple[Windows, float]], batch_size: int, seed: int
     ) -> None:
-        """`batch_size` windows a step, over all ranks."""
+        """`batch_size` windows per step, over all ranks."""
         self.windows = [windows for windows, _ in sources]
         self.batch_size = batch_size
         self.seed = seed
@@ -139,14 +184,10 @@ class Batches:
         scale = lcm(*(share.denominator for share in shares))
         self._weights = [int(share * scale) for share in shares]
 
-    def __getitem__(self, step: int) -> list[NDArray[np.int64]]:
-        """The windows of a step's global batch: ids in reading order."""
-        return self.part(step)
-
-    def part(self, step: int, rank: int = 0, world_size: int = 1) -> list[NDArray[np.int64]]:
-        """A rank's windows of the global batch; no other is read."""
-        picks = self.picks(step)[rank::world_size]
-        return [self.windows[source][window] for source, window in picks]
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of a step."""
+        picks = [(self.windows[source], window) for source, window in self.picks(step)]
+        return Batch(_Picked(picks), [source.size(window) for source, window in picks])
 
     def picks(self, step: int) -> list[tuple[int, int]]:
         """The (source, window) of each window of a step's global batch, a source after another."""

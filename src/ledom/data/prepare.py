@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from ledom.core import processes
 from ledom.core.config import Config
 from ledom.core.errors import InputError, OutputError, RecipeError
 from ledom.core.files import write_atomically
@@ -37,6 +38,7 @@ __all__ = [
     "SourceConfig",
     "prepare_data",
     "read_split",
+    "shortfalls",
 ]
 
 _HELD_OUT_EVERY = 50
@@ -140,7 +142,7 @@ class PreparedData:
                     path=store.folder,
                 )
             if config is None or config.verify:
-                store.verify()
+                store.verify(processes.rank(), processes.size())
 
 
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
@@ -159,6 +161,26 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     return PreparedData(folder, config)
+
+
+def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
+    """One line for each setting that asks for more than the prepared data hold."""
+    if config.sources:
+        return []
+    lines = []
+    found = data.sources[0].store.manifest["num_documents"]
+    if config.valid is None:
+        found += data.valid.manifest["num_documents"]  # held out from the same file
+    wanted = config.num_documents
+    if config.train != GENERATOR and wanted is not None and found < wanted:
+        lines.append(f"data.num_documents is {wanted}; {config.train} holds {found}")
+    size = data.tokenizer.vocab_size
+    if config.tokenizer is None and size < config.vocab_size:
+        lines.append(
+            f"data.vocab_size is {config.vocab_size}; the documents have no more pairs to merge, "
+            f"so the tokenizer has {size} tokens"
+        )
+    return lines
 
 
 def _check_sources(config: DataConfig) -> None:

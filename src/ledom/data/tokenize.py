@@ -150,7 +150,7 @@ def tokenize(
     out: str | Path,
     execution: Execution = Execution(),
 ) -> TokenStore | None:
-    """Tokenize documents into the store `out`, or go on with it; None while other machines do.
+    """Tokenize documents into the store `out`, or resume it; None while other machines do.
 
     Raises `InputError` for a folder that was begun with other documents or another tokenizer, or a
     bad document; `OutputError` for a place that cannot be written; `WorkerError` for a task that
@@ -187,8 +187,8 @@ def _tokenize(
     store = finish(out, tasks, tokenizer)
     if store is None and execution.executor != "slurm":  # which has only just been told
         raise WorkerError(
-            f"{out}: not all of the {tasks} tasks have finished, see {out / TASKS / 'logs'}; run "
-            "the same command again to go on"
+            f"{out}: not all of the {tasks} tasks have finished, see {out / TASKS / 'logs'}; "
+            "run the same command again to resume"
         )
     return store
 
@@ -349,7 +349,7 @@ class _Task:
             )
             raise WorkerError(
                 f"task {self.rank} {how}; what has finished is kept, run the same command again to "
-                "go on"
+                "resume"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly where it stopped: weights, optimizer state, step.
+"""What a run needs to resume exactly where it stopped: weights, optimizer state, step.
 
 A checkpoint is a folder, `checkpoints/<step>/`, in the format of torch.distributed.checkpoint: each
 process writes what it holds, and any number of processes can read it. It is written in the
@@ -64,7 +64,7 @@ class Checkpoints:
         self._saved: int | None = None  # the step of the last write that has not failed
 
     def save(self, step: int) -> OutputError | None:
-        """Begin to write a checkpoint; the run may go on meanwhile.
+        """Begin to write a checkpoint; training continues meanwhile.
 
         Waits for the one before, and returns its failure if nobody asked for it yet.
         """
@@ -183,7 +183,7 @@ class Checkpoints:
 
 
 def _damaged(checkpoint: Path) -> str:
-    return f"{checkpoint}: damaged; remove it to go on from the one before"
+    return f"{checkpoint}: damaged; remove it to resume from the previous one"
 
 
 def _reason(error: BaseException, folder: Path) -> str:

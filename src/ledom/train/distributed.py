@@ -7,19 +7,16 @@ knows what a step is, and the model knows nothing of all this.
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
 from typing import Any, TypeVar, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -32,6 +29,7 @@ from torch.distributed.fsdp import (
 )
 from transformers import PreTrainedModel
 
+from ledom.core import processes
 from ledom.core.config import Config
 from ledom.core.errors import RecipeError, WorkerError
 from ledom.lm.backends.local import torch_device
@@ -45,19 +43,17 @@ __all__ = [
     "distribute",
     "losses_of",
     "share_out",
-    "split_windows",
     "whole_weights",
 ]
 
 _LOSSES = "_token_losses"  # under which a sharded model keeps `token_losses`
 
 ValueT = TypeVar("ValueT")
-Window = NDArray[np.int64]
 
 
 class ParallelConfig(Config):
-    """How the work is spread over processes and memory. No result depends on it, so a run may go
-    on with other values."""
+    """How the work is spread over processes and memory. No result depends on it, so a run may
+    resume with other values."""
 
     shard_size: PositiveInt | None = None
     """Processes that share one copy of the weights; nothing means all of them. The number of GPUs
@@ -110,7 +106,7 @@ def connect(device: str = "cpu") -> Iterator[ProcessGroup]:
     Each takes the GPU of its number in the node when `device` is "cuda". Raises `InputError` for a
     device that is not there, `WorkerError` when another process is lost.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    size, rank = processes.size(), processes.rank()
     place = torch_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -124,8 +120,8 @@ def connect(device: str = "cpu") -> Iterator[ProcessGroup]:
         if not _is_lost_contact(error):
             raise
         raise WorkerError(
-            f"process {rank} of {size} lost contact with another, which failed (then it says why) "
-            "or was killed; start the processes again to go on from the last checkpoint"
+            f"process {rank} of {size} lost contact with another process; see its log, and "
+            "start all processes again to resume from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()
@@ -155,7 +151,7 @@ def distribute(
             except ValueError:
                 kind = type(model).__name__
                 raise RecipeError(
-                    f"key parallel.activation_checkpointing: {kind} cannot; leave it out"
+                    f"key parallel.activation_checkpointing: {kind} lacks it; leave it out"
                 ) from None
     if config.compile:
         for layer in layers:
@@ -166,7 +162,8 @@ def distribute(
     shard_size = config.shard_size or world.size
     if world.size % shard_size:
         raise RecipeError(
-            f"key parallel.shard_size is {shard_size}: the {world.size} processes are no multiple"
+            f"key parallel.shard_size is {shard_size}, which does not divide the {world.size} "
+            "processes"
         )
     shape: tuple[int, ...] = (world.size,)
     names: tuple[str, ...] = ("shard",)
@@ -201,29 +198,23 @@ def accumulate(model: nn.Module, last: bool) -> None:
         model.set_requires_all_reduce(last)
 
 
-def split_windows(
-    windows: list[Window], world: ProcessGroup, tokens_per_microbatch: int | None = None
-) -> list[list[Window]]:
-    """This process's windows of a batch, in micro-batches of about `tokens_per_microbatch` tokens.
-
-    Every process gets as many micro-batches, alike in tokens: they wait for each other in each.
-    Raises `RecipeError` when there are fewer windows than processes.
-    """
-    shares = share_out([len(window) - 1 for window in windows], world, tokens_per_microbatch)
-    return [[windows[place] for place in share] for share in shares]
-
-
 def share_out(
-    sizes: list[int], world: ProcessGroup, tokens_per_microbatch: int | None = None
+    sizes: Sequence[int], world: ProcessGroup, tokens_per_microbatch: int | None = None
 ) -> list[list[int]]:
-    """`split_windows` for windows of these sizes, by their places in the batch."""
+    """This process's windows of a batch, as places in it, by micro-batch.
+
+    `sizes` are the windows' numbers of predicted tokens; a micro-batch has about
+    `tokens_per_microbatch` of them. Every process gets the same number of micro-batches, of nearly
+    equal size, as processes wait for each other in each. Raises `RecipeError` when there are fewer
+    windows than processes.
+    """
     if len(sizes) < world.size:
         raise RecipeError(
             f"key train.batch_size: {len(sizes)} windows are too few for {world.size} processes"
         )
     wanted = -(-sum(sizes) // (world.size * (tokens_per_microbatch or sum(sizes))))
     count = world.size * min(wanted, len(sizes) // world.size)
-    # The longest first, each to the part that has least: no part is left far behind.
+    # The longest first, each to the part with the fewest tokens so far.
     parts: list[list[int]] = [[] for _ in range(count)]
     tokens = [0] * count
     for window in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

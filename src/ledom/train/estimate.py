@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import PositiveInt
 
@@ -42,6 +42,7 @@ __all__ = [
 Precision = Literal["float32", "bfloat16"]
 
 _FP32, _BF16 = 4, 2  # bytes
+_PLANNED = ("llama", "mistral")  # architectures that `count_parameters` counts right
 _USABLE = 0.92
 """Share of a GPU's memory for tensors; context, kernels, buffers and fragments have the rest."""
 
@@ -185,7 +186,7 @@ def memory(
     """Bytes that a step over `tokens` tokens at a time needs on one GPU.
 
     Weights, gradients and state are fp32 and spread over `shards` GPUs (Rajbhandari et al. 2020,
-    stage 3): AdamW keeps two numbers a parameter; Muon, where it moves the layers' matrices as
+    stage 3): AdamW keeps two numbers per parameter; Muon, where it moves the layers' matrices as
     `matrix_optimizer` says, one for these.
     Beside them stand copies for the products: in bf16 of all weights without sharding (autocast
     keeps them), else of two layers (one in use, one on its way) and of embedding and head.
@@ -241,7 +242,7 @@ class Plan:
     """Of all GPUs together."""
     hours: float
     checkpoint: float
-    """Bytes of what a stopped run goes on from: fp32 weights and optimizer state."""
+    """Bytes of a checkpoint: fp32 weights and optimizer state."""
     model: float
     """Bytes of the finished bf16 model."""
     data: float
@@ -271,10 +272,10 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
             f"train.batch_size is {train.batch_size}: fewer windows than the {setup.gpus} GPUs "
             "that are to read them"
         )
-    shards = _shards(recipe, setup)
+    shards = recipe.parallel.shard_size or setup.gpus
     if setup.gpus % shards:
         raise InputError(
-            f"parallel.shard_size is {shards}; the {setup.gpus} GPUs are no multiple of it"
+            f"parallel.shard_size is {shards}, which does not divide the {setup.gpus} GPUs"
         )
     share = -(-train.batch_size // setup.gpus) * train.seq_len
     at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
@@ -314,17 +315,31 @@ class _Vocabulary:
 def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
     """The model's shape and vocabulary: the recipe's, or those of the model it starts from."""
     if recipe.model is None:
-        assert recipe.init_from is not None  # the recipe's own check
         folder = Path(recipe.init_folder(Direction.FORWARD))
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(
-                f"{folder}: no config.json here; give a model folder as init_from"
-            )
-        config = read_json_object(folder / "config.json")
-        known = {key: config[key] for key in ModelConfig.model_fields if key in config}
         file = folder / "config.json"
+        if not file.is_file():
+            raise CheckpointError(f"{folder}: no config.json here; init_from is a model folder")
+        config = read_json_object(file)
+        _check_architecture(config, file)
+        known = {key: config[key] for key in ModelConfig.model_fields if key in config}
         return as_type(known, ModelConfig, file), as_type(config, _Vocabulary, file).vocab_size
     return recipe.model, _vocab_size(recipe.data)
+
+
+def _check_architecture(config: dict[str, Any], file: Path) -> None:
+    """Raise `InputError` for a model whose parameters `count_parameters` would count wrong."""
+    kind = config.get("model_type", "llama")
+    unusual = [key for key in ("attention_bias", "mlp_bias") if config.get(key)]
+    width, heads, head_dim = map(config.get, ("hidden_size", "num_attention_heads", "head_dim"))
+    if head_dim is not None and isinstance(heads, int) and heads * head_dim != width:
+        unusual.append("head_dim")
+    if kind not in _PLANNED or unusual:
+        key = unusual[0] if unusual else "model_type"
+        raise InputError(
+            f"key {key} is {config.get(key)!r:.80}: the plan is only for {' and '.join(_PLANNED)} "
+            "without biases; give a similar shape as the recipe's model, without init_from",
+            path=file,
+        )
 
 
 def _vocab_size(data: DataConfig) -> int:
@@ -333,11 +348,6 @@ def _vocab_size(data: DataConfig) -> int:
     if named is None and data.sources and Path(data.sources[0].path).exists():
         named = data.sources[0].path
     return data.vocab_size if named is None else Tokenizer.load(named, data.eos_token).vocab_size
-
-
-def _shards(recipe: Recipe, setup: Setup) -> int:
-    """GPUs that share one copy of weights, gradients and state."""
-    return recipe.parallel.shard_size or setup.gpus
 
 
 def _memory_of(
@@ -354,7 +364,7 @@ def _memory_of(
         vocab_size,
         tokens,
         precision="float32" if recipe.train.precision == "float32" else "bfloat16",
-        shards=_shards(recipe, setup),
+        shards=recipe.parallel.shard_size or setup.gpus,
         activation_checkpointing=activation_checkpointing,
         accumulate=tokens < share,
         matrix_optimizer=recipe.optim.matrix_optimizer,

@@ -1,7 +1,7 @@
 """The loss of every predicted token, without the logits of a whole batch in memory.
 
 The vocabulary projection and the cross-entropy are done some tokens at a time, and again in the
-backward pass; what is kept between is one number a token. A sixth of the projection's work more
+backward pass; only one number per token is kept in between. A sixth of the projection's work more
 buys the memory of T x V logits and of their derivative. This module knows nothing of objectives.
 
 Shapes: T tokens, V vocabulary, W width.

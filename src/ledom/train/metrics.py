@@ -1,6 +1,6 @@
 """Where a run's metrics go: metrics.jsonl always, trackers where the recipe asks for them.
 
-A row is what was measured in one step. A run that goes on from a checkpoint forgets the rows after
+A row is what was measured in one step. A run that resumes from a checkpoint drops the rows after
 it. Nothing here knows what the numbers mean.
 """
 
@@ -27,7 +27,7 @@ Log = Callable[[Row], None]
 def open_metrics(
     folder: Path, step: int, trackers: Iterable[str] = (), settings: dict[str, Any] | None = None
 ) -> Iterator[Log]:
-    """A function that writes rows (each with its `step`) of a run that goes on from `step`.
+    """A function that writes rows (each with its `step`) of a run that resumes at `step`.
 
     `settings` is what trackers show as the run's. Raises `OutputError` when the file cannot be
     written, `MissingExtraError` when a tracker is not installed.
@@ -64,7 +64,7 @@ def read_metrics(file: Path) -> list[Row]:
     """
     rows = list(_rows(file))
     if not rows:
-        raise InputError("not one row: the first step has not ended yet", path=file)
+        raise InputError("no rows yet: the first step has not finished", path=file)
     return rows
 
 

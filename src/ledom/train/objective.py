@@ -22,12 +22,13 @@ from ledom.core.config import Config
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, read_records
+from ledom.data.packing import Batch
 from ledom.text.answers import extract_answer
 from ledom.text.math.equality import equal_answers
 from ledom.text.pair_format import EncodedPair, PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["ObjectiveConfig", "PairBatches", "read_wrong_solutions"]
+__all__ = ["ObjectiveConfig", "PairBatch", "PairBatches", "read_wrong_solutions"]
 
 
 class ObjectiveConfig(Config):
@@ -39,13 +40,13 @@ class ObjectiveConfig(Config):
     """
 
     all_tokens: NonNegativeFloat = 1.0
-    """Weight of the loss of all tokens, in nats a token."""
+    """Weight of the loss of all tokens, in nats per token."""
     target: NonNegativeFloat = 0.0
-    """Weight of the loss of the tokens that selection scores, in nats a token: the question's of
+    """Weight of the loss of the tokens that selection scores, in nats per token: the question's of
     a reverse model, the solution's of a forward one."""
     contrastive: NonNegativeFloat = 0.0
-    """Weight of -log p, in nats a pair, where p is the posterior probability that of a right and a
-    wrong solution the right one is: P(x|y) / (P(x|y) + P(x|y')), reverse."""
+    """Weight of -log p, in nats per pair, where p is the posterior probability of the right one of
+    a right and a wrong solution: P(x|y) / (P(x|y) + P(x|y')), reverse."""
     negatives: str | None = None
     """For the contrastive term: a JSONL file of candidates; those that are wrong are y'."""
 
@@ -64,11 +65,33 @@ class _Example:
     target: slice
 
 
-class PairBatches:
-    """Batches of pairs in an order that depends only on `seed`, and their loss.
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """The pairs of a step: the right ones first, then the wrong ones."""
 
-    Batch `step` is a list of windows as the loop reads them, the right pairs first.
-    """
+    config: ObjectiveConfig
+    targets: list[slice]
+    """Where each pair's target lies among its predicted tokens, in model order."""
+    rivals: list[int]
+    """For each wrong pair, the place of its right one."""
+
+    def loss(self, losses: Tensor) -> Tensor:
+        """The objective, from the losses of all of the batch's tokens [T]."""
+        num_right = len(self.sizes) - len(self.rivals)
+        parts = losses.split(self.sizes)
+        targets = [part[target] for part, target in zip(parts, self.targets, strict=True)]
+        total = self.config.all_tokens * torch.cat(parts[:num_right]).mean()
+        total = total + self.config.target * torch.cat(targets[:num_right]).mean()
+        if self.rivals:
+            sums = torch.stack([target.sum() for target in targets])
+            rivals = torch.tensor(self.rivals, device=losses.device)
+            margins = sums[num_right:] - sums[rivals]  # log P(x|y) - log P(x|y')
+            total = total + self.config.contrastive * softplus(-margins).mean()
+        return total
+
+
+class PairBatches:
+    """Batches of pairs, by step, in an order that depends only on `seed`."""
 
     def __init__(
         self,
@@ -98,24 +121,16 @@ class PairBatches:
         if config.contrastive and not any(self._wrong):
             raise InputError("none of the problems has a wrong solution", path=config.negatives)
 
-    def __getitem__(self, step: int) -> list[NDArray[np.int64]]:
-        right, wrong = self._examples(step)
-        return [example.ids for example in (*right, *(other for _, other in wrong))]
-
-    def loss(self, losses: Tensor, step: int) -> Tensor:
-        """The objective, from the loss of every predicted token of batch `step` [T]."""
+    def __getitem__(self, step: int) -> PairBatch:
         right, wrong = self._examples(step)
         examples = [*right, *(other for _, other in wrong)]
-        parts = losses.split([len(example.ids) - 1 for example in examples])
-        targets = [part[e.target] for part, e in zip(parts, examples, strict=True)]
-        total = self.config.all_tokens * torch.cat(parts[: len(right)]).mean()
-        total = total + self.config.target * torch.cat(targets[: len(right)]).mean()
-        if wrong:
-            sums = torch.stack([target.sum() for target in targets])
-            rivals = torch.tensor([place for place, _ in wrong], device=losses.device)
-            margins = sums[len(right) :] - sums[rivals]  # log P(x|y) - log P(x|y')
-            total = total + self.config.contrastive * softplus(-margins).mean()
-        return total
+        return PairBatch(
+            windows=[example.ids for example in examples],
+            sizes=[len(example.ids) - 1 for example in examples],
+            config=self.config,
+            targets=[example.target for example in examples],
+            rivals=[place for place, _ in wrong],
+        )
 
     def _examples(self, step: int) -> tuple[list[_Example], list[tuple[int, _Example]]]:
         """The right pairs of a batch; and wrong ones, each with the place of its right one."""

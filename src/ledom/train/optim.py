@@ -28,6 +28,7 @@ from pydantic import (
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ledom.core.config import Config
 from ledom.model.layers import layer_matrices
@@ -64,7 +65,12 @@ class OptimConfig(Config):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalized by five Newton-Schulz steps; for 2-D weights."""
+    """Momentum whose update is orthogonalized by five Newton-Schulz steps; for 2-D weights.
+
+    A weight is [outputs, inputs], as of `nn.Linear`; in a group with `transposed` it is
+    [inputs, outputs], as of GPT-2's `Conv1D`. An update is scaled by
+    sqrt(max(1, outputs / inputs)).
+    """
 
     def __init__(
         self,
@@ -75,7 +81,8 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """`dtype` is that of the Newton-Schulz steps."""
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"transposed": False})
         self._dtype = dtype
 
     @torch.no_grad()
@@ -97,12 +104,13 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(weight)
             momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
             directions.append(weight.grad.lerp(momentum, group["momentum"]))
-        rows, columns = weights[0].shape
+        outputs, inputs = weights[0].shape[::-1] if group["transposed"] else weights[0].shape
+        scale = max(1.0, outputs / inputs) ** 0.5
         for weight, update in zip(
             weights, _orthogonalize_together(directions, self._dtype), strict=True
         ):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            weight.add_(update, alpha=-group["lr"] * scale)
 
 
 def _shape(weight: Tensor) -> tuple[int, ...]:
@@ -200,7 +208,8 @@ def build_optimizers(
     optimizers: list[torch.optim.Optimizer] = []
     # Checkpoints refuse an optimizer without weights; adapters leave no plain matrix to train.
     if hidden and config.matrix_optimizer == "muon":
-        optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=decay, dtype=dtype))
+        groups = _by_layout(model, hidden)
+        optimizers.append(Muon(groups, lr=config.muon_lr, weight_decay=decay, dtype=dtype))
     elif hidden:
         optimizers.append(torch.optim.AdamW(hidden, **adamw, weight_decay=decay))
     if other:
@@ -209,6 +218,16 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _by_layout(model: PreTrainedModel, matrices: list[Tensor]) -> list[dict[str, Any]]:
+    """Muon's groups: matrices that are [outputs, inputs], and those that are [inputs, outputs]."""
+    transposed = {id(m.weight) for m in model.modules() if isinstance(m, Conv1D)}
+    groups = [
+        {"params": [w for w in matrices if (id(w) in transposed) == flag], "transposed": flag}
+        for flag in (False, True)
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def schedule(config: OptimConfig, step: int) -> float:

@@ -1,7 +1,7 @@
 """Requests to stop, held back until a step is done.
 
 A step is done whole or not at all: saved between the optimizers' updates, or before its row of
-metrics, a run could not go on exactly.
+metrics, a run could not resume exactly.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class ValidationStats:
     def row(self, total: Callable[..., list[float]]) -> dict[str, Any]:
         """The keys of a row of metrics; `total` adds numbers up over the processes of a run.
 
-        Losses are in nats a token. See docs/formats.md.
+        Losses are in nats per token. See docs/formats.md.
         """
         losses, tokens = np.array(total(*self._sums.ravel())).reshape(self._sums.shape)
         boundaries = np.cumsum([self._num_positions, len(self._sources)])

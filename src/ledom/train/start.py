@@ -1,0 +1,142 @@
+"""What a run starts from: the model, the batches, and what must fit together before any work.
+
+    recipe, prepared data -> initial_model, training_batches -> the loop
+
+This module knows nothing of steps or optimizers.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ledom.core.direction import Direction
+from ledom.core.errors import RecipeError
+from ledom.core.records import Problem
+from ledom.data.packing import Batches, Windows
+from ledom.data.prepare import PreparedData, read_split
+from ledom.model.checkpoint import build_model, load_checkpoint, read_context
+from ledom.model.exactness import packing_reach
+from ledom.model.own_forward import OwnForward
+from ledom.train.distributed import ProcessGroup
+from ledom.train.losses import token_losses
+from ledom.train.objective import PairBatches, read_wrong_solutions
+from ledom.train.recipe import Recipe
+
+__all__ = [
+    "check_lengths",
+    "check_shareable",
+    "choose_packing",
+    "initial_model",
+    "training_batches",
+]
+
+
+def check_lengths(recipe: Recipe, direction: Direction) -> None:
+    """Raise `RecipeError` where windows are longer than the model's context.
+
+    Quick, and needs no data: call it before any work.
+    """
+    contexts = []
+    if recipe.model is not None:
+        contexts.append(recipe.model.max_position_embeddings)
+    if recipe.init_from is not None:
+        contexts.append(read_context(recipe.init_folder(direction)))
+    if recipe.train.seq_len > min(contexts):
+        raise RecipeError(
+            f"key train.seq_len is {recipe.train.seq_len}: the model's context is {min(contexts)} "
+            "tokens; lower it, or set model.max_position_embeddings for random weights"
+        )
+
+
+def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
+    """Random weights, or those of `init_from`, which must have the recipe's shape and tokenizer.
+
+    `init_from` may be a model of the other direction. They are the same in every process.
+    """
+    start = None
+    if recipe.init_from is not None:
+        folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
+        start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
+        if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
+            raise RecipeError(
+                f"key init_from: the tokenizer of {recipe.init_from} is not the data's; set "
+                "data.tokenizer to its tokenizer.json, or leave data.tokenizer out"
+            )
+        if recipe.model is None:
+            return start.model
+    assert recipe.model is not None  # the recipe's own check
+    model = build_model(recipe.model, data.tokenizer, recipe.seed)
+    if start is not None:
+        try:
+            model.load_state_dict(start.model.state_dict())
+        except RuntimeError as error:
+            raise RecipeError(
+                f"key init_from: {recipe.init_from} has another shape: {error}"
+            ) from None
+    return model
+
+
+def choose_packing(
+    model: PreTrainedModel, recipe: Recipe, eos_id: int, world: ProcessGroup
+) -> None:
+    """Pack documents into rows where that is exact for the model; otherwise read each alone."""
+
+    def packed(ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
+        return -token_losses(model, ids, positions, boundaries, targets)
+
+    own, kind, longest = OwnForward(model), type(model).__name__, recipe.train.seq_len
+    if packing_reach(model, packed, eos_id, longest) >= longest:
+        return
+    own.restore()
+    own.check_training(longest)
+    if recipe.data.mask_across_documents != recipe.data.reset_position_ids:
+        raise RecipeError(
+            f"key data.mask_across_documents: {kind} reads one document at a time, each from its "
+            "first position; give it the same value as data.reset_position_ids"
+        )
+    if world.size > 1:
+        raise RecipeError(f"{kind} reads one document at a time, which runs in one process only")
+    if world.is_first:
+        logging.getLogger("ledom").warning(
+            "%s: packed rows are not exact for it, so it reads one document at a time (slower)",
+            kind,
+        )
+
+
+def check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
+    """Raise `RecipeError` where a batch would be split that the objective needs whole, or adapters
+    would be sharded."""
+    shared = world.size > 1 or recipe.parallel.tokens_per_microbatch is not None
+    if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
+        raise RecipeError(
+            "objective.target, objective.contrastive and lora run in one process, without "
+            "parallel.tokens_per_microbatch"
+        )
+
+
+def training_batches(
+    recipe: Recipe, direction: Direction, data: PreparedData
+) -> Batches | PairBatches:
+    """Documents of the token store; pairs where the objective tells question from solution."""
+    if not recipe.objective.needs_pairs:
+        sources = [
+            (Windows(source.store, recipe.train.seq_len, recipe.data.packing), source.weight)
+            for source in data.sources
+        ]
+        return Batches(sources, recipe.train.batch_size, recipe.seed)
+    problems = [record for record in read_split(recipe.data)[0] if isinstance(record, Problem)]
+    wrong = recipe.objective.negatives
+    return PairBatches(
+        problems,
+        read_wrong_solutions(wrong, problems) if wrong is not None else {},
+        recipe.objective,
+        direction,
+        data.tokenizer,
+        recipe.data.pairs,
+        recipe.train.batch_size,
+        recipe.train.seq_len,
+        recipe.seed,
+    )
