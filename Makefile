@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A process per core, each with one thread: the models of the tests are small.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 # Two threads share the work of two cores; more processes than cores slow every one of them.
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo picture test lint env clean
+.PHONY: demo picture test quick lint env clean
 demo: $(VENV)/.installed
 	$(BIN)/ledom demo --out out/demo
 
@@ -15,7 +17,12 @@ picture: demo
 	$(BIN)/python docs/picture.py out/demo/report.html docs/report.png
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# What most changes need: no lint of types, and no test that takes long.
+quick: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
