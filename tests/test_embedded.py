@@ -20,6 +20,8 @@ from ledom.model.checkpoint import load_checkpoint
 from ledom.rerank.explain import explain
 from ledom.rerank.fit import TunedWeights
 
+pytestmark = pytest.mark.slow
+
 ASSETS = embedded_folder("forward").parent
 
 

@@ -16,6 +16,8 @@ from ledom.core.records import Candidate, Problem, write_records
 from ledom.data.store import write_store
 from ledom.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 COUNT = 300
 RECIPE = """name: r
 data: {DATA}
@@ -95,7 +97,10 @@ def fault_of(code: int | None, said: str) -> str:
 
 def test_every_command_is_tried() -> None:
     tried = {line.split()[0] for lines in COMMANDS.values() for line in lines} | {*OPTIONS}
-    named = {command.name or command.callback.__name__ for command in app.registered_commands}
+    named = {
+        command.name or command.callback.__name__.replace("_", "-")
+        for command in app.registered_commands
+    }
     assert named == tried
     assert {*ARGUMENTS} <= named
 

@@ -14,6 +14,8 @@ from ledom.core.records import Problem, write_records
 from ledom.data import tokenize
 from ledom.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = {
     "train-tokenizer": "train-tokenizer docs.jsonl --vocab-size 300",
     "tokenize": "tokenize docs.jsonl --tokenizer tokenizer --tasks 3 --workers 1",

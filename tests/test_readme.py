@@ -12,6 +12,8 @@ import pytest
 
 from command_line import Run
 
+pytestmark = pytest.mark.slow
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 TOUR = README[README.index("## Five minutes") : README.index("## Beyond the tour")]
 SMALLER = {"--num-problems": "6", "--samples": "4"}  # in place of the tour's numbers

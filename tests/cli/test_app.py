@@ -477,7 +477,9 @@ def test_train_refuses_bad_recipes(run: Run, tmp_path: Path) -> None:
     check_refused(run("train", tmp_path / "none.yaml"), "none.yaml", "no such file")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: x\nmodell: {}\n")
-    check_refused(run("train", recipe), "unknown key modell", "valid here: name, seed, init, data")
+    check_refused(
+        run("train", recipe), "unknown key modell", "valid here: name, seed, init_from, data"
+    )
     check_refused(run("train", recipe, "--direction", "up"), "r.yaml")
 
 

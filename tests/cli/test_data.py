@@ -22,6 +22,8 @@ from ledom.data.store import TokenStore, encode_documents, write_store
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import loop
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [f"{p.question}\n\n{p.solution}" for p in generate_problems("train", 60, seed=3)]
 
 

@@ -15,6 +15,8 @@ import pytest
 from command_line import Run, check_refused
 from ledom.train import estimate as plan
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "7b.yaml"
 
 

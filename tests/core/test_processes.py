@@ -23,6 +23,8 @@ from ledom.core.records import Problem, write_records
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, Reply
 
+pytestmark = pytest.mark.slow
+
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer=str(i % 3)) for i in range(12)]
 
 

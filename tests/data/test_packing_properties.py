@@ -76,7 +76,11 @@ def test_a_pass_of_batches_holds_every_window_once(
         expected = Counter(tuple(window.tolist()) for window in source)
         batches = Batches([(source, 1)], batch_size=size, seed=seed)
         # `size` passes fill whole batches, however many windows there are.
-        seen = [tuple(window.tolist()) for step in range(len(source)) for window in batches[step]]
+        seen = [
+            tuple(window.tolist())
+            for step in range(len(source))
+            for window in batches[step].windows
+        ]
     for number in range(size):
         assert Counter(seen[number * len(source) : (number + 1) * len(source)]) == expected
 

@@ -24,6 +24,8 @@ from ledom.data.store import TokenStore
 from ledom.data.tokenize import Execution, TokenizeProgress, tokenize
 from ledom.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = [[number, number + 1] for number in range(2, 42)]  # the documents' ids
 
 

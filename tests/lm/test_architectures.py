@@ -38,6 +38,8 @@ from ledom.train.recipe import Recipe, TrainConfig
 from ledom.train.run_folder import find_run
 from ledom.train.start import check_lengths, training_batches
 
+pytestmark = pytest.mark.slow
+
 _SIZES: dict[str, Any] = {  # by every name that some architecture has for them
     "hidden_size": 32,
     "d_model": 32,

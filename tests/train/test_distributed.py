@@ -27,6 +27,8 @@ from ledom.train.lora import LoraConfig
 from ledom.train.optim import Muon
 from ledom.train.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 # One process imports everything once; the ranks are forks of it.
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload(

@@ -29,6 +29,8 @@ from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig, save_recipe
 from ledom.train.run_folder import find_run
 
+pytestmark = pytest.mark.slow
+
 
 def snippet(card: Path) -> str:
     """The program that the card shows."""

@@ -49,7 +49,7 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_metrics(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(InputError, match="the first step has not ended yet"):
+    with pytest.raises(InputError, match="the first step has not finished"):
         read_metrics(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
     with pytest.raises(InputError, match="not UTF-8 text"):

@@ -79,7 +79,7 @@ def train(
                     finished = run(plan, way, data, folder / str(way), on_progress, world)
             except SystemExit:  # SIGTERM: not an error
                 if world.is_first:
-                    say("stopped; every step is saved: run the same command again to go on")
+                    say("stopped; every step is saved: run the same command again to resume")
                 raise
             if world.is_first:
                 save_recipe(plan, saved)

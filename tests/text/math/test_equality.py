@@ -13,6 +13,8 @@ from ledom.text.math.equality import equal_answers, has_content, is_number
 from ledom.text.math.expressions import read
 from unequal_answers import UNEQUAL
 
+pytestmark = pytest.mark.slow
+
 ALL = sorted({answer for one, other, _ in EQUAL + UNEQUAL for answer in (one, other)})
 PIECES = [
     *("1", "23", "0.5", "x", "y", "+", "-", "*", "/", "^", "(", ")", "[", "]", ",", " ", "=", "<"),
