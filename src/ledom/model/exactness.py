@@ -29,7 +29,7 @@ PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 _PROBE = "ledom-probe"  # our attention, and a record of the masks that a model asks for
 _SIZES = (12, 7)  # tokens of the two texts
-_PREFIX = 6  # first tokens, which must say the same without the others
+_PREFIX = 6  # first tokens, which must say the same before other tokens
 _FAR = 2**20  # a position beyond any text, for models without a limit
 
 
@@ -141,7 +141,10 @@ def _alone(own: OwnForward, row: _Row) -> Tensor:
     kind = type(own.model).__name__
     try:
         parts = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
-        prefix = own(row.ids[:_PREFIX]).float().log_softmax(-1)
+        # Of the same length, as other lengths round otherwise, which shows in half precision.
+        other = row.ids[: _SIZES[0]].clone()
+        other[_PREFIX:] = _random_ids(own.model, _SIZES[0] - _PREFIX, seed=1)
+        prefix = own(other)[:_PREFIX].float().log_softmax(-1)
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
