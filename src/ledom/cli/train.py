@@ -22,10 +22,7 @@ RecipeFile = Annotated[
 
 
 def train(
-    recipe: Annotated[
-        Path,
-        typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ..."),
-    ],
+    recipe: RecipeFile,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes such as optim.steps=100.")
     ] = None,
@@ -36,7 +33,7 @@ def train(
     device: Device = None,
     threads: Threads = None,
 ) -> None:
-    """Train a model, or a pair; a stopped run goes on from its last checkpoint.
+    """Train a model, or a pair; a stopped run resumes from its last checkpoint.
 
     On many GPUs: torchrun --nproc-per-node 8 --no-python ledom train recipe.yaml
 
@@ -111,10 +108,7 @@ def compare(
 
 
 def plan(
-    recipe: Annotated[
-        Path,
-        typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ..."),
-    ],
+    recipe: RecipeFile,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes such as train.seq_len=2048.")
     ] = None,

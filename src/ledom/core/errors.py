@@ -67,11 +67,11 @@ class OutputError(LedomError):
 
 
 class TrainingError(LedomError):
-    """A run that cannot go on by itself: its loss or gradient is no number."""
+    """A run that cannot continue: its loss or gradient is not finite."""
 
 
 class WorkerError(TrainingError):
-    """Another process of the run was lost; the run goes on from its last checkpoint."""
+    """Another process of the run was lost; the run resumes from its last checkpoint."""
 
 
 class ServerError(LedomError):

@@ -7,7 +7,6 @@ or of documents (`data.train`). A problem becomes the document that its pair for
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ledom.core import processes
 from ledom.core.config import Config
 from ledom.core.errors import InputError, OutputError, RecipeError
 from ledom.core.files import write_atomically
+from ledom.core.provenance import file_hash
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, generate_problems
@@ -230,9 +230,7 @@ def _file_hashes(config: DataConfig) -> dict[str, str]:
     """What the files that the data comes from hold, so that a changed one is noticed."""
     named = (config.train, config.valid, config.tokenizer)
     return {
-        name: hashlib.sha256(Path(name).read_bytes()).hexdigest()
-        for name in named
-        if name is not None and Path(name).is_file()
+        name: file_hash(Path(name)) for name in named if name is not None and Path(name).is_file()
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError
 from ledom.core.files import write_atomically
+from ledom.core.provenance import file_hash
 from ledom.core.reading import check_regular, read_json
 from ledom.data.store import MANIFEST, TokenStore
 from ledom.train.recipe import Recipe, named_files
@@ -66,8 +67,7 @@ def content_hash(path: Path) -> str:
     for file in files:
         check_regular(file)
         try:
-            with file.open("rb") as source:
-                content = hashlib.file_digest(source, "sha256").hexdigest()
+            content = file_hash(file)
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", path=file) from None
         digest.update(f"{file.name if path.is_dir() else ''} {content}\n".encode())
