@@ -53,7 +53,7 @@ __all__ = ["COMMANDS"]
 
 _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
-"""The demo's size gives both of its claims enough power: docs/results.md#the-demo."""
+"""The demo's size gives each seed enough power for both claims (docs/log.md)."""
 _DEMO_SECONDS = 0.06  # per candidate on one core: sampled, and scored by both models
 _SAMPLING = ("samples", "early_stop", "temperature", "top_k", "top_p", "max_tokens")
 
