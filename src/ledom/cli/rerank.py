@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from ledom.rerank.fit import TunedWeights
     from ledom.rerank.pipeline import Job
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "Lambda", "WeightsFile", "choose_weights"]
 
 _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
@@ -167,7 +167,7 @@ def rerank(
         unused_when_greedy(temperature),
         *unused_by_models(forward, reverse),
     )
-    job = Job([], out, None, None, _weights(lam, weights, forward, reverse))
+    job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, command_line()
     job.external_scores = named_score_fields(score_field)
     job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
@@ -221,7 +221,9 @@ def _solved_problems(file: Path | None) -> Sequence[Problem]:
     return () if file is None else read_records(file, Problem, Problem.require_solution)
 
 
-def _weights(lam: float | None, file: Path | None, forward: str, reverse: str) -> TunedWeights:
+def choose_weights(
+    lam: float | None, file: Path | None, forward: str, reverse: str
+) -> TunedWeights:
     """The weights that the user gave, else those of the models, else the two plain terms."""
     from ledom.rerank.fit import TunedWeights
     from ledom.rerank.pipeline import default_weights, embedded_weights

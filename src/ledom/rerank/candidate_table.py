@@ -28,6 +28,7 @@ __all__ = [
     "CandidateTable",
     "FloatArray",
     "build_candidate_table",
+    "candidate_features",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -154,7 +155,7 @@ def build_candidate_table(
             correct[row, column] = _is_right(candidate, answer, problem)
             index = index_of[problem.id, candidate.text]
             found = {target: by_key.get((problem.id, index, target)) for target in targets}
-            values = _features(found, problem, candidate)
+            values = candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}
             for name, value in values.items():
                 features[name][row, column] = value
@@ -252,9 +253,13 @@ def _available(targets: set[str]) -> list[str]:
     return [name for name, (target, _) in FEATURES.items() if target in targets]
 
 
-def _features(
+def candidate_features(
     scores: Mapping[str, Score | None], problem: Problem, candidate: Candidate
 ) -> dict[str, float]:
+    """What a candidate's scores, by target, tell of it: its share of `FEATURES`.
+
+    Raises `InputError` for a score that is None.
+    """
     values: dict[str, float] = {}
     for target, score in scores.items():
         if score is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,11 +47,14 @@ class Strategy(ABC):
 
     def score(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """The weighted sum of its features, [P, N]; -inf where there is no candidate."""
-        total = np.zeros(table.mask.shape)
-        for name in self.features:
-            weight = 1.0 if weights is None else weights.get(name, 0.0)
-            total += weight * table.features[name]
-        return np.where(table.mask, total, -np.inf)
+        return np.where(table.mask, self.weigh(table.features, weights), -np.inf)
+
+    def weigh(self, features: Mapping[str, Any], weights: Weights) -> Any:
+        """The weighted sum of its features, numbers or arrays."""
+        return sum(
+            (1.0 if weights is None else weights.get(name, 0.0)) * features[name]
+            for name in self.features
+        )
 
     def shares(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """Each candidate's answer's share of the votes, [P, N]; 0 for those without an answer.

@@ -111,6 +111,14 @@ class Tokenizer:
         """SHA-256 of the vocabulary and merges: equal for equal tokenizers."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
+    def spell_out_special_tokens(self) -> None:
+        """From now on read the name of a special token in a text as the text that it is.
+
+        For texts of strangers: `<|end|>` in one would otherwise end the document.
+        """
+        for backend in (self.backend, self._without_prefix):
+            backend.encode_special_tokens = True
+
     def encode(self, text: str) -> Encoding:
         """Encode a text without special tokens; offsets count characters."""
         return self.encode_batch([text])[0]

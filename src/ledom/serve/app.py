@@ -1,0 +1,63 @@
+"""The server as an ASGI app: its routes behind the guard.
+
+client -> guard (who, how much, how long) -> routes (one file per protocol) -> service -> judge
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from ledom import __version__
+from ledom.serve.guard import Guard
+from ledom.serve.refusals import Refusal, validation_message
+from ledom.serve.routes import ROUTERS
+from ledom.serve.service import Service
+
+__all__ = ["make_app"]
+
+
+def make_app(service: Service) -> FastAPI:
+    """The app of a service, which it closes when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="ledom",
+        version=__version__,
+        description="Rewards, reranking and completions from a pair of language models.",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads code from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+    for router in ROUTERS:
+        app.include_router(router)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(Exception)(_failed)
+    app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
+    return app
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return Refusal(422, validation_message(error.errors())).response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Refusal(error.status_code, str(error.detail), error.headers).response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A defect says that it is one, without its details; the log has them."""
+    return Refusal(500, "internal error; see the server's log").response()

@@ -1,0 +1,191 @@
+"""Batches across requests: one worker computes, requests wait, none starves another.
+
+A request is a list of items. A batch takes one item of each waiting request in turn, so a small
+request is in the next batch however many items a large one has left. A batch is bounded by the
+time that it should take, which the worker learns from the batches before. It starts as soon as the
+worker is free: under load batches fill by themselves, and an idle server adds no delay.
+It knows nothing of models or protocols.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+__all__ = ["Batcher", "Closing", "Overloaded"]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_FIRST_COST = 2000.0  # of a batch before any speed is known
+_MEMORY = 0.8  # weight of the past in the speed
+
+
+class Overloaded(Exception):  # noqa: N818 (a state of the server)
+    """More items wait than the queue holds; `seconds` says when it is worth another try."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__("too many requests are waiting")
+        self.seconds = seconds
+
+
+class Closing(Exception):  # noqa: N818
+    """The server is shutting down and takes no new work."""
+
+
+@dataclass(eq=False)
+class _Request(Generic[_T, _R]):
+    items: Sequence[_T]
+    done: asyncio.Future[list[_R]]
+    results: list[_R] = field(default_factory=list)
+    taken: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it: it was answered, it failed, or the client has gone."""
+        return self.done.done()
+
+
+class Batcher(Generic[_T, _R]):
+    """A queue in front of `work`, which runs in one thread of its own.
+
+    `cost` says how long an item takes beside others, in any unit. `seconds` is the time that a
+    batch should take, `capacity` the number of items that may wait. `observe` is told (items,
+    seconds) of every batch. Items of a request are worked on in order.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[_T]], list[_R]],
+        cost: Callable[[_T], float],
+        seconds: float,
+        capacity: int,
+        observe: Callable[[int, float], None] = lambda items, seconds: None,
+    ) -> None:
+        self._work, self._cost, self._observe = work, cost, observe
+        self._seconds, self._capacity = seconds, capacity
+        self._queue: deque[_Request[_T, _R]] = deque()
+        self._waiting = 0
+        self._speed: float | None = None
+        self._last_items = 1.0
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledom-batch")
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Items that no batch has taken yet."""
+        return self._waiting
+
+    async def submit(self, items: Sequence[_T]) -> list[_R]:
+        """The results of the items, in order. Cancelled, it takes what is left off the queue.
+
+        Raises `Overloaded` or `Closing` at once, and what the work raises for these very items.
+        """
+        if self._closing:
+            raise Closing("the server is shutting down")
+        if not items:
+            return []
+        if self._waiting + len(items) > self._capacity:
+            raise Overloaded(self._seconds_to_drain())
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        request: _Request[_T, _R] = _Request(items, asyncio.get_running_loop().create_future())
+        self._queue.append(request)
+        self._waiting += len(items)
+        self._wake.set()
+        try:
+            return await request.done
+        finally:
+            if request in self._queue:
+                self._queue.remove(request)
+                self._waiting -= len(items) - request.taken
+
+    async def close(self) -> None:
+        """Finish what was taken, then stop."""
+        self._closing = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+        self._thread.shutdown(wait=True)
+
+    def _seconds_to_drain(self) -> int:
+        batches = self._waiting / max(1.0, self._last_items)
+        return min(60, max(1, math.ceil(batches * self._seconds)))
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            batch = self._take()
+            if batch:
+                await self._do(batch)
+            elif self._closing:
+                return
+            else:
+                self._wake.clear()
+
+    def _take(self) -> list[tuple[_Request[_T, _R], _T]]:
+        """The next batch: an item of each request in turn, up to the cost of a batch."""
+        limit = _FIRST_COST if self._speed is None else self._speed * self._seconds
+        batch: list[tuple[_Request[_T, _R], _T]] = []
+        cost = 0.0
+        while self._queue:
+            request = self._queue[0]
+            item = request.items[request.taken]
+            cost += self._cost(item)
+            if batch and cost > limit:
+                break
+            batch.append((request, item))
+            request.taken += 1
+            self._waiting -= 1
+            self._queue.popleft()
+            if request.taken < len(request.items):
+                self._queue.append(request)
+        return batch
+
+    async def _do(self, batch: list[tuple[_Request[_T, _R], _T]]) -> None:
+        """Work on a batch; where it fails, on each request's items alone, so that one that cannot
+        be done does not spoil the others.
+        """
+        try:
+            results = await self._compute([item for _, item in batch])
+        except Exception as error:
+            parts: dict[_Request[_T, _R], list[_T]] = {}
+            for request, item in batch:
+                parts.setdefault(request, []).append(item)
+            if len(parts) == 1:
+                self._fail(batch[0][0], error)
+                return
+            for request, items in parts.items():
+                await self._do([(request, item) for item in items])
+            return
+        for (request, _), result in zip(batch, results, strict=True):
+            request.results.append(result)
+            if len(request.results) == len(request.items) and not request.is_over:
+                request.done.set_result(request.results)
+
+    def _fail(self, request: _Request[_T, _R], error: Exception) -> None:
+        if not request.is_over:
+            request.done.set_exception(error)
+        if request in self._queue:
+            self._queue.remove(request)
+            self._waiting -= len(request.items) - request.taken
+            request.taken = len(request.items)
+
+    async def _compute(self, items: list[_T]) -> list[_R]:
+        start = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        results = await loop.run_in_executor(self._thread, self._work, items)
+        seconds = time.perf_counter() - start
+        self._observe(len(items), seconds)
+        speed = sum(map(self._cost, items)) / max(seconds, 1e-6)
+        past = speed if self._speed is None else self._speed
+        self._speed = _MEMORY * past + (1 - _MEMORY) * speed
+        self._last_items = len(items)
+        return results

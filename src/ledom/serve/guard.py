@@ -1,0 +1,187 @@
+"""What stands in front of every route: who may ask, how much, and for how long.
+
+The guard reads a whole body within its limits, passes it on, ends the work when the client goes
+away or its time is over, and drops a client that does not read. It knows nothing of the routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from ledom.core.errors import InputError
+from ledom.core.reading import parse_json
+from ledom.serve.metrics import Metrics
+from ledom.serve.refusals import Refusal, refusal_of
+from ledom.serve.settings import Settings
+
+__all__ = ["Guard"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_OPEN = ("/healthz",)
+_CLIENT_GONE = 499  # nobody reads it; a name for it in the metrics
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class _ClientGone(Exception):  # noqa: N818
+    """The client closed the connection, or does not read its answer."""
+
+
+class Guard:
+    """ASGI middleware; see the module."""
+
+    def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
+        self._app, self._settings, self._metrics = app, settings, metrics
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            exchange = _Exchange(send, self._settings.limits.write_seconds)
+            start = time.perf_counter()
+            try:
+                await self._answer(scope, receive, exchange)
+            except _ClientGone:
+                exchange.status = exchange.status or _CLIENT_GONE
+                if exchange.status != _CLIENT_GONE:
+                    raise  # the server closes the connection: the answer is not whole
+            finally:
+                self._metrics.request(scope, exchange.status, time.perf_counter() - start)
+
+    async def _answer(
+        self, scope: MutableMapping[str, Any], receive: Receive, exchange: _Exchange
+    ) -> None:
+        try:
+            self._check_access(scope)
+            body = await self._read(scope, receive)
+            await self._run(scope, receive, exchange, body)
+        except _ClientGone:
+            raise
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal is None or exchange.status:
+                raise
+            await refusal.response()(scope, receive, exchange.send)
+
+    def _check_access(self, scope: MutableMapping[str, Any]) -> None:
+        headers = {key.lower(): value for key, value in scope["headers"]}
+        token = self._settings.token
+        if token is None:
+            # A page that a browser shows must not reach a server that trusts this machine.
+            host = headers.get(b"host", b"").decode("latin-1")
+            name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+            if name not in _LOCAL_NAMES:
+                raise Refusal(403, f"host {name!r:.60} is not this machine; use 127.0.0.1")
+            return
+        if scope["path"] in _OPEN:
+            return
+        given = headers.get(b"authorization", b"")
+        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            raise Refusal(
+                401, "send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            )
+
+    async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+        """The whole body; raises `Refusal` for one that is too large or too slow, or not JSON."""
+        limits = self._settings.limits
+        too_large = Refusal(413, f"the body is larger than {limits.max_bytes} bytes; send less")
+        headers = {key.lower(): value for key, value in scope["headers"]}
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > limits.max_bytes:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(limits.read_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGone
+                    body += message.get("body", b"")
+                    if len(body) > limits.max_bytes:
+                        raise too_large
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            raise Refusal(408, f"the body took more than {limits.read_seconds:g} s") from None
+        if body:
+            try:
+                parse_json(bytes(body))
+            except InputError as error:
+                raise Refusal(400, f"the body: {error}") from None
+        return bytes(body)
+
+    async def _run(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        exchange: _Exchange,
+        body: bytes,
+    ) -> None:
+        """The app's answer; its work ends when the client goes away, or its time is over."""
+        gone = asyncio.Event()
+        parts = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            if parts:
+                return parts.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        app = asyncio.ensure_future(self._app(scope, replay, exchange.send))
+        watcher = asyncio.ensure_future(watch())
+        started = asyncio.ensure_future(exchange.started.wait())
+        try:
+            seconds = self._settings.limits.seconds
+            waits = {app, watcher, started}
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not (app.done() or watcher.done() or exchange.status):
+                raise Refusal(504, f"the request took more than {seconds:g} s; ask for less")
+            if not watcher.done():
+                await asyncio.wait({app, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if not app.done():
+                raise _ClientGone
+            await app
+        finally:
+            gone.set()
+            for task in (app, watcher, started):
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
+
+
+class _Exchange:
+    """The answer as it goes out: each part within a time, and the status once it has begun."""
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send, self._seconds = send, seconds
+        self.status = 0
+        self.started = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        """Pass a part on; raises `_ClientGone` where the client does not take it."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.started.set()
+            message["headers"] = [*message.get("headers", []), *_HEADERS]
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except (TimeoutError, OSError):
+            raise _ClientGone from None

@@ -1,0 +1,153 @@
+"""Rewards for answers: a pair of models, and a strategy that turns their scores into one number.
+
+It knows nothing of requests. The models read text as text: the name of a special token in it is
+spelled out, never taken for the token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import shorten
+
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem, Score
+from ledom.lm.language_model import LanguageModel
+from ledom.rerank.candidate_table import FEATURES, candidate_features
+from ledom.rerank.fit import TunedWeights
+from ledom.rerank.pipeline import default_weights
+from ledom.rerank.score import check_room, score_candidates
+from ledom.rerank.strategies import STRATEGIES, Pick, Weights
+
+__all__ = ["Judge", "Judgement", "Pair"]
+
+_MARGIN = 64  # tokens of a template and special ones, at most
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and an answer to it."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the models say of an answer."""
+
+    reward: float
+    """The strategy's score: the larger, the better."""
+    scores: dict[str, Score]
+    """Log-probabilities by target: `y|x`, `x|y` and `y`, of the models that are there."""
+    features: dict[str, float]
+    """See `FEATURES`."""
+
+    @property
+    def probability(self) -> float:
+        """The reward from 0 to 1, in the same order: exp(reward), at most 1.
+
+        Of log-probabilities per token it is the weighted geometric mean of the probabilities.
+        """
+        return min(1.0, math.exp(min(0.0, self.reward)))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of question and answer, special ones included."""
+        if "x|y" in self.scores:
+            return self.scores["x|y"].num_tokens + self.scores["y"].num_tokens
+        return self.scores["y|x"].num_tokens
+
+
+class Judge:
+    """The reward of answers; see `Judgement`.
+
+    `strategy` is one that picks by a score of each answer alone, such as `reverse reward`. Raises
+    `InputError` for another one, or where a model or a weight that it needs is not there.
+    """
+
+    def __init__(
+        self,
+        forward: LanguageModel | None,
+        reverse: LanguageModel | None,
+        strategy: str | None = None,
+        weights: TunedWeights | None = None,
+    ) -> None:
+        self.forward, self.reverse = forward, reverse
+        self.models = [lm for lm in (forward, reverse) if lm is not None]
+        if not self.models:
+            raise InputError("no model to judge with; give a forward or a reverse one")
+        for lm in self.models:
+            lm.tokenizer.spell_out_special_tokens()
+        self.weights = weights or default_weights()
+        default = "reverse reward" if len(self.models) == 2 else None
+        self.strategy = strategy or default or ("reverse only" if reverse else "forward")
+        self._strategy, self._weights = self._find(self.strategy)
+
+    @property
+    def strategy_weights(self) -> dict[str, float]:
+        """The weight of each feature in the reward; those left out have none."""
+        return dict(self._weights or dict.fromkeys(self._strategy.features, 1.0))
+
+    def _find(self, name: str) -> tuple[Pick, Weights]:
+        targets = {"y|x"} if self.forward else set()
+        targets |= {"x|y", "y"} if self.reverse else set()
+        picks = {
+            known: strategy
+            for known, strategy in STRATEGIES.items()
+            if isinstance(strategy, Pick)
+            and all(FEATURES[feature][0] in targets for feature in strategy.features)
+            and (known in self.weights.weights or len(strategy.features) == 1)
+        }
+        if name not in picks:
+            raise InputError(
+                f"strategy {name!r:.60} cannot score one answer with these models and weights; "
+                f"choose among: {', '.join(picks)}"
+            )
+        return picks[name], self.weights.weights.get(name)
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raise `InputError` for a question that is empty, or leaves no room for an answer."""
+        questions = dict.fromkeys(pair.question for pair in pairs)
+        for question in questions:
+            if not question.strip():
+                raise InputError("the question is empty")
+        for lm in self.models:
+            # A token has a byte or more: most questions need not be encoded to see that they fit.
+            long = [q for q in questions if 4 * len(q) + _MARGIN > lm.context]
+            if long:
+                check_room([Problem(id=shorten(q, 40), question=q) for q in long], lm)
+
+    def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """The judgement of each pair. Equal pairs are computed once.
+
+        Raises `InputError` where a log-probability is no number.
+        """
+        problem_of: dict[str, Problem] = {}
+        candidates: dict[Pair, Candidate] = {}
+        for pair in pairs:
+            if pair not in candidates:
+                new = Problem(id=str(len(problem_of)), question=pair.question)
+                problem = problem_of.setdefault(pair.question, new)
+                candidates[pair] = Candidate(
+                    problem_id=problem.id, index=len(candidates), text=pair.answer
+                )
+        found: dict[int, dict[str, Score]] = {c.index: {} for c in candidates.values()}
+        for lm in self.models:
+            problems = list(problem_of.values())
+            for records in score_candidates(problems, candidates.values(), lm):
+                for record in records:
+                    found[record.index][record.target] = record
+        judged = {
+            pair: self._judgement(problem_of[pair.question], candidate, found[candidate.index])
+            for pair, candidate in candidates.items()
+        }
+        return [judged[pair] for pair in pairs]
+
+    def _judgement(
+        self, problem: Problem, candidate: Candidate, scores: dict[str, Score]
+    ) -> Judgement:
+        features = candidate_features(scores, problem, candidate)
+        reward = float(self._strategy.weigh(features, self._weights))
+        return Judgement(reward, scores, features)

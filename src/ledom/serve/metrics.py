@@ -1,0 +1,66 @@
+"""What a server counts, for Prometheus; each server has a registry of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Requests by route and status, batches, and what waits."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("route", "status")
+        self._requests = Counter(
+            "ledom_requests", "Requests answered.", labels, registry=self.registry
+        )
+        self._seconds = Histogram(
+            "ledom_request_seconds",
+            "Time from a request's head to the end of its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_items = Histogram(
+            "ledom_batch_items", "Texts per batch.", buckets=_ITEMS, registry=self.registry
+        )
+        self._batch_seconds = Histogram(
+            "ledom_batch_seconds", "Time per batch.", buckets=_SECONDS, registry=self.registry
+        )
+        self._tokens = Counter(
+            "ledom_tokens", "Tokens by what was done with them.", ("what",), registry=self.registry
+        )
+        self._waiting = Gauge(
+            "ledom_waiting_items", "Texts that wait for a model.", registry=self.registry
+        )
+
+    def request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
+        """Count one; a path that is no route counts as `other`, so that nobody makes labels."""
+        route = getattr(scope.get("route"), "path", "other")
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def batch(self, items: int, seconds: float) -> None:
+        """Count one."""
+        self._batch_items.observe(items)
+        self._batch_seconds.observe(seconds)
+
+    def tokens(self, what: str, count: int) -> None:
+        """Count tokens that were `scored`, `generated` or `drawn_upstream`."""
+        self._tokens.labels(what).inc(count)
+
+    def watch_waiting(self, waiting: Callable[[], int]) -> None:
+        """Ask `waiting` whenever the numbers are read."""
+        self._waiting.set_function(waiting)
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,87 @@
+"""What a server says instead of an answer: a status and one line, in the form that OpenAI's clients
+read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from ledom.core.errors import InputError, LedomError, ServerError
+from ledom.serve.batching import Closing, Overloaded
+
+__all__ = ["Refusal", "describe", "refusal_of", "validation_message"]
+
+
+class Refusal(Exception):  # noqa: N818 (an answer)
+    """An answer other than 200; `message` says what is wrong and the remedy."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        """The answer. `error.type` is the status in words."""
+        return JSONResponse({"error": self.detail}, self.status, self.headers)
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What stands under `error`."""
+        kind = HTTPStatus(self.status).name.lower()
+        return {"message": self.message, "type": kind, "code": self.status}
+
+
+def refusal_of(error: Exception) -> Refusal | None:
+    """The answer to an error of the work; None for a defect."""
+    match error:
+        case Refusal():
+            return error
+        case Overloaded():
+            wait = {"Retry-After": str(error.seconds)}
+            return Refusal(429, f"{error}; try again in {error.seconds} s", wait)
+        case Closing():
+            return Refusal(503, str(error), {"Retry-After": "5"})
+        case ServerError():
+            return Refusal(502, f"the upstream failed: {error}")
+        case InputError():
+            return Refusal(400, str(error))
+        case LedomError():
+            return Refusal(500, str(error))
+    return None
+
+
+def validation_message(errors: Sequence[Mapping[str, Any]]) -> str:
+    """The first of pydantic's errors in one line. The value is left out: it may be large."""
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where or 'body'}: {first['msg']}{more}"
+
+
+def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """These answers, and those that every route may give, for the OpenAPI description."""
+    every = {400, 401, 403, 408, 411, 413, 415, 422, 429, 503, 504, *statuses}
+    schema = {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": {
+                "type": "object",
+                "required": ["message", "type", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "code": {"type": "integer"},
+                },
+            }
+        },
+    }
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {"application/json": {"schema": schema}},
+        }
+        for status in sorted(every)
+    }

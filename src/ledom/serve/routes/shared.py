@@ -1,0 +1,48 @@
+"""What the routes share."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict
+
+from ledom.serve.service import Service
+
+__all__ = ["Body", "ServiceOf", "new_id", "now", "usage"]
+
+
+class Body(BaseModel):
+    """A request's body: keys of the protocol that do not matter here are ignored."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceOf = Annotated[Service, Depends(_service)]
+"""The service, as a route's parameter."""
+
+
+def new_id(kind: str) -> str:
+    """An id for an answer, such as `score-...`."""
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+def usage(num_tokens: int, written: int = 0) -> dict[str, Any]:
+    """Token counts as OpenAI's clients read them."""
+    return {
+        "prompt_tokens": num_tokens,
+        "completion_tokens": written,
+        "total_tokens": num_tokens + written,
+    }

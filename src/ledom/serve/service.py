@@ -1,0 +1,78 @@
+"""What the routes share: the judge behind its queue, the models by name, and the counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from ledom.lm.language_model import LanguageModel
+from ledom.serve.batching import Batcher
+from ledom.serve.judge import Judge, Judgement, Pair
+from ledom.serve.metrics import Metrics
+from ledom.serve.refusals import Refusal
+from ledom.serve.settings import Settings
+
+__all__ = ["REWARD", "Service"]
+
+REWARD = "ledom"
+"""The name under which protocols know the reward."""
+
+
+class Service:
+    """The state of one server."""
+
+    def __init__(self, judge: Judge, settings: Settings) -> None:
+        self.judge, self.settings = judge, settings
+        self.metrics = Metrics()
+        self.started = int(time.time())
+        limits = settings.limits
+        self._batcher: Batcher[Pair, Judgement] = Batcher(
+            judge.judge, _cost, limits.batch_seconds, limits.max_waiting, self.metrics.batch
+        )
+        self.metrics.watch_waiting(lambda: self._batcher.waiting)
+
+    @property
+    def models(self) -> dict[str, LanguageModel]:
+        """The language models by the names that requests call them: `forward` and `reverse`."""
+        return {str(lm.direction): lm for lm in self.judge.models}
+
+    def model(self, name: str) -> LanguageModel:
+        """One of them; raises `Refusal` for another name."""
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise Refusal(404, f"no model {name!r:.60}; this server has: {known}")
+        return self.models[name]
+
+    async def judge_pairs(self, pairs: Sequence[Pair]) -> list[Judgement]:
+        """Judge them in batches with those of other requests.
+
+        Raises `Refusal` for more than the limits allow, and `InputError` for what cannot be judged.
+        """
+        limits = self.settings.limits
+        if len(pairs) > limits.max_candidates:
+            raise Refusal(
+                413, f"{len(pairs)} texts; {limits.max_candidates} are the most in one request"
+            )
+        self._check_tokens(pairs)
+        self.judge.check(pairs)
+        judged = await self._batcher.submit(pairs)
+        self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
+        return judged
+
+    def _check_tokens(self, pairs: Sequence[Pair]) -> None:
+        most = self.settings.limits.max_tokens
+        texts = [text for pair in pairs for text in (pair.question, pair.answer)]
+        if sum(map(len, texts)) <= most // 4:  # a character is at most four tokens, one per byte
+            return
+        count = sum(len(ids) for ids in self.judge.models[0].tokenizer.encode_ids(texts))
+        if count > most:
+            raise Refusal(413, f"{count} tokens; {most} are the most in one request")
+
+    async def close(self) -> None:
+        """Finish what was taken."""
+        await self._batcher.close()
+
+
+def _cost(pair: Pair) -> float:
+    """How long a pair takes beside others: its length, and a little for being there."""
+    return 20.0 + len(pair.question) + len(pair.answer)

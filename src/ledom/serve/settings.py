@@ -1,0 +1,72 @@
+"""What a server allows: its limits, its token, and where it listens."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from pydantic import Field
+
+from ledom.core.config import Config
+from ledom.core.errors import InputError
+
+__all__ = ["Limits", "Settings", "is_loopback"]
+
+
+class Limits(Config):
+    """What one request, and all of them together, may ask for."""
+
+    max_bytes: int = Field(default=4 * 2**20, ge=1024)
+    """Bytes of a request's body."""
+    max_candidates: int = Field(default=1024, ge=1)
+    """Texts that one request may have scored, or drawn."""
+    max_tokens: int = Field(default=2**18, ge=1)
+    """Tokens of all the texts that one request may have scored."""
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Tokens that one request may have written, for each text."""
+    seconds: float = Field(default=120.0, gt=0)
+    """Time for a request, from its first byte to the start of the answer."""
+    read_seconds: float = Field(default=20.0, gt=0)
+    """Time to send a request's head, and again its body."""
+    write_seconds: float = Field(default=20.0, gt=0)
+    """Time for the client to take each part of an answer."""
+    max_waiting: int = Field(default=4096, ge=1)
+    """Texts that wait for a model; a request that would make it more is refused with 429."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Connections at a time; one more is refused with 503."""
+    batch_seconds: float = Field(default=0.05, gt=0)
+    """Time that one batch should take: as long as a small request waits behind a large one."""
+
+
+class Settings(Config):
+    """How a server is reached."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0 takes a free one."""
+    token: str | None = None
+    """What a client must send as `Authorization: Bearer TOKEN`."""
+    limits: Limits = Limits()
+
+    def check(self) -> None:
+        """Raise `InputError` for a server that anyone could use from elsewhere."""
+        if self.token == "":
+            raise InputError("the token is empty; give one, or leave it out")
+        if self.token is None and not is_loopback(self.host):
+            raise InputError(
+                f"host is {self.host!r}, and without a token anyone who reaches it could use the "
+                "server; set LEDOM_TOKEN, or listen on 127.0.0.1"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,43 @@
+"""A server on fake models, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ledom.core.direction import Direction
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.serve.app import make_app
+from ledom.serve.judge import Judge
+from ledom.serve.service import Service
+from ledom.serve.settings import Limits, Settings
+from ledom.text.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def pair(tokenizer: Tokenizer) -> tuple[FakeLanguageModel, FakeLanguageModel]:
+    """Fake models of both directions, each with a tokenizer of its own to change."""
+    copies = [Tokenizer(type(tokenizer.backend).from_str(tokenizer.backend.to_str())) for _ in "fr"]
+    forward, reverse = (
+        FakeLanguageModel(copy, direction)
+        for copy, direction in zip(copies, Direction, strict=True)
+    )
+    return forward, reverse
+
+
+@pytest.fixture
+def limits() -> Limits:
+    """Small ones, so that tests reach them; a test module may have its own."""
+    return Limits(max_candidates=50, max_tokens=5000, max_bytes=50_000)
+
+
+@pytest.fixture
+def client(
+    pair: tuple[FakeLanguageModel, FakeLanguageModel], limits: Limits
+) -> Iterator[TestClient]:
+    """A client of a server on fake models."""
+    app = make_app(Service(Judge(*pair), Settings(limits=limits)))
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client

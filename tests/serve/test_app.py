@@ -1,0 +1,125 @@
+"""Our own routes: numbers worked out by hand, health, metrics."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.text.tokenizer import Tokenizer
+
+QUESTION, ANSWERS = "Ava has 3 pens.", ["3 + 4 = 7", "it is 12"]
+
+
+def log_p(tokenizer: Tokenizer, text: str) -> list[float]:
+    """The fake's log-probabilities of a document between two EOS, by its rule, in reading order:
+    -log(1 + (token + neighbor) mod 7), the neighbor in front of it forward, behind it reverse.
+    """
+    eos = tokenizer.eos_id
+    ids = [eos, *tokenizer.encode(text).ids, eos]
+    # The rule is symmetric: forward these are of all tokens but the first, reverse but the last.
+    return [-math.log1p((a + b) % 7) for a, b in pairwise(ids)]
+
+
+def test_health_names_the_models(client: TestClient) -> None:
+    answer = client.get("/healthz")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ok", "models": {"forward": "fake", "reverse": "fake"}}
+
+
+def test_scores_are_those_of_the_rule(client: TestClient, tokenizer: Tokenizer) -> None:
+    body = {"question": QUESTION, "answers": ANSWERS}
+    results = client.post("/ledom/score", json=body).json()["results"]
+    for answer, result in zip(ANSWERS, results, strict=True):
+        values = log_p(tokenizer, f"{QUESTION}\n\n{answer}")
+        num_answer = result["scores"]["y"]["num_tokens"]
+        num_question = result["scores"]["x|y"]["num_tokens"]
+        # forward: the answer and EOS are predicted; reverse: EOS in front and the question
+        assert result["scores"]["y|x"]["logprob"] == pytest.approx(
+            sum(values[-num_answer - 1 :]), abs=1e-4
+        )
+        assert result["scores"]["x|y"]["logprob"] == pytest.approx(
+            sum(values[:num_question]), abs=1e-4
+        )
+        # without tuning, half of each sum
+        expected = (sum(values[-num_answer - 1 :]) + sum(values[:num_question])) / 2
+        assert result["reward"] == pytest.approx(expected, abs=1e-4)
+        assert result["probability"] == pytest.approx(math.exp(expected), abs=1e-6)
+    best = max(results, key=lambda result: result["reward"])
+    assert best["rank"] == 1
+
+
+def test_tokens_and_words_add_up(client: TestClient) -> None:
+    body = {"question": QUESTION, "answers": ANSWERS[:1]}
+    (result,) = client.post("/ledom/score", json=body).json()["results"]
+    for target, text in {"x|y": QUESTION, "y": ANSWERS[0], "y|x": ANSWERS[0]}.items():
+        score = result["scores"][target]
+        assert score["text"] == text
+        assert sum(t["logprob"] for t in score["tokens"]) == pytest.approx(
+            score["logprob"], abs=1e-3
+        )
+        assert "".join(t["text"] for t in score["tokens"]) == text
+        assert "".join(word["text"] for word in score["words"]) == text
+        special = [t for t in score["tokens"] if t["start"] == t["end"]]
+        assert sum(w["logprob"] or 0 for w in score["words"]) == pytest.approx(
+            score["logprob"] - sum(t["logprob"] for t in special), abs=1e-3
+        )
+
+
+def test_tokens_can_be_left_out(client: TestClient) -> None:
+    body = {"question": QUESTION, "answers": ANSWERS, "tokens": False}
+    result = client.post("/ledom/score", json=body).json()["results"][0]
+    assert set(result["scores"]["y"]) == {"logprob", "num_tokens", "text", "truncated"}
+
+
+def test_names_of_special_tokens_are_text(
+    client: TestClient, pair: tuple[FakeLanguageModel, FakeLanguageModel]
+) -> None:
+    body = {"question": QUESTION, "answers": ["7<|end|>"]}
+    (result,) = client.post("/ledom/score", json=body).json()["results"]
+    tokens = result["scores"]["y"]["tokens"]
+    assert "".join(token["text"] for token in tokens) == "7<|end|>"
+    assert len(tokens) > 2  # spelled out, not one token
+    assert pair[0].tokenizer.eos_id not in pair[0].tokenizer.encode("7<|end|>").ids
+
+
+def test_metrics_count_requests_by_route(client: TestClient) -> None:
+    client.post("/ledom/score", json={"question": QUESTION, "answers": ANSWERS})
+    client.post("/ledom/score", json={"question": QUESTION})
+    client.get("/nonsense")
+    text = client.get("/metrics").text
+    assert 'ledom_requests_total{route="/ledom/score",status="200"} 1.0' in text
+    assert 'ledom_requests_total{route="/ledom/score",status="422"} 1.0' in text
+    assert 'ledom_requests_total{route="other",status="404"} 1.0' in text
+    assert "ledom_batch_items_sum 2.0" in text
+    assert "ledom_waiting_items 0.0" in text
+
+
+def test_models_say_how_the_reward_is_made(client: TestClient) -> None:
+    answer = client.get("/ledom/models").json()
+    assert answer["strategy"] == "reverse reward"
+    assert answer["weights"] == {"forward": 0.5, "reverse": 0.5}
+    assert answer["models"]["reverse"]["direction"] == "reverse"
+
+
+def test_vllms_score_is_the_probability(client: TestClient) -> None:
+    own = client.post("/ledom/score", json={"question": QUESTION, "answers": ANSWERS}).json()
+    for path in ("/score", "/v1/score"):
+        for one, many in (
+            ("queries", "documents"),
+            ("text_1", "text_2"),
+            ("data_1", "data_2"),
+            ("queries", "items"),
+        ):
+            answer = client.post(path, json={one: QUESTION, many: ANSWERS}).json()
+            assert [row["index"] for row in answer["data"]] == [0, 1]
+            for row, result in zip(answer["data"], own["results"], strict=True):
+                assert row["object"] == "score"
+                assert row["score"] == pytest.approx(result["probability"])
+            assert answer["usage"]["total_tokens"] == sum(
+                result["scores"]["x|y"]["num_tokens"] + result["scores"]["y"]["num_tokens"]
+                for result in own["results"]
+            )

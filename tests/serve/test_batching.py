@@ -1,0 +1,169 @@
+"""Batches across requests: fairness, bounds, failures, cancellation, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from ledom.serve.batching import Batcher, Closing, Overloaded
+
+
+class Work:
+    """Doubles numbers; waits at a gate, fails for negative ones, and notes its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        assert self.gate.wait(10)
+        if min(items) < 0:
+            raise ValueError(f"negative: {min(items)}")
+        return [2 * item for item in items]
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def within() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(within())
+
+
+def batcher(work: Work, capacity: int = 100, cost: float = 1.0) -> Batcher[int, int]:
+    return Batcher(work, lambda item: cost, seconds=1e9, capacity=capacity)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_requests_that_wait_share_a_batch() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work)
+        work.gate.clear()
+        first = asyncio.create_task(queue.submit([1]))
+        await until(lambda: work.batches == [[1]])
+        others = [asyncio.create_task(queue.submit([n])) for n in (2, 3, 4)]
+        await until(lambda: queue.waiting == 3)
+        work.gate.set()
+        assert await first == [2]
+        assert await asyncio.gather(*others) == [[4], [6], [8]]
+        assert work.batches == [[1], [2, 3, 4]]
+        await queue.close()
+
+    run(test)
+
+
+def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work, cost=500.0)  # four items per batch before any speed is known
+        work.gate.clear()
+        large = asyncio.create_task(queue.submit(list(range(100, 112))))
+        await until(lambda: len(work.batches) == 1)
+        small = asyncio.create_task(queue.submit([1]))
+        await until(lambda: queue.waiting == 9)
+        work.gate.set()
+        assert await small == [2]
+        assert await large == [2 * n for n in range(100, 112)]
+        assert work.batches[0] == [100, 101, 102, 103]
+        assert 1 in work.batches[1]
+        await queue.close()
+
+    run(test)
+
+
+def test_a_request_that_fails_does_not_spoil_the_others() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work)
+        answers = await asyncio.gather(
+            queue.submit([1, 2]), queue.submit([3, -4]), queue.submit([5]), return_exceptions=True
+        )
+        assert answers[0] == [2, 4]
+        assert str(answers[1]) == "negative: -4"
+        assert answers[2] == [10]
+        assert await queue.submit([6]) == [12]
+        await queue.close()
+
+    run(test)
+
+
+def test_a_full_queue_refuses_with_a_time() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work, capacity=3)
+        work.gate.clear()
+        busy = asyncio.create_task(queue.submit([0]))
+        await until(lambda: len(work.batches) == 1)
+        waits = asyncio.create_task(queue.submit([1, 2]))
+        await until(lambda: queue.waiting == 2)
+        with pytest.raises(Overloaded) as refused:
+            await queue.submit([3, 4])
+        assert 1 <= refused.value.seconds <= 60
+        work.gate.set()
+        assert await waits == [2, 4]
+        assert await busy == [0]
+        assert await queue.submit([3, 4]) == [6, 8]
+        await queue.close()
+
+    run(test)
+
+
+def test_what_is_cancelled_is_not_computed() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work)
+        work.gate.clear()
+        busy = asyncio.create_task(queue.submit([0]))
+        await until(lambda: len(work.batches) == 1)
+        gone = asyncio.create_task(queue.submit([1, 2, 3]))
+        kept = asyncio.create_task(queue.submit([4]))
+        await until(lambda: queue.waiting == 4)
+        gone.cancel()
+        await until(lambda: queue.waiting == 1)
+        work.gate.set()
+        assert await kept == [8]
+        assert await busy == [0]
+        assert work.batches == [[0], [4]]
+        await queue.close()
+
+    run(test)
+
+
+def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work)
+        work.gate.clear()
+        taken = asyncio.create_task(queue.submit([1, 2]))
+        await until(lambda: len(work.batches) == 1)
+        closing = asyncio.create_task(queue.close())
+        await asyncio.sleep(0)
+        with pytest.raises(Closing):
+            await queue.submit([3])
+        work.gate.set()
+        assert await taken == [2, 4]
+        await closing
+
+    run(test)
+
+
+def test_no_items_are_no_work() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work)
+        assert await queue.submit([]) == []
+        assert work.batches == []
+        await queue.close()
+
+    run(test)
