@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODELS",
+    "MOST_COPIES",
     "MOST_PROBLEMS",
     "MOST_SAMPLES",
     "PROBLEMS",
     "SAMPLING",
+    "SCORING",
     "SELECTION",
     "Device",
     "Dtype",
@@ -61,9 +63,11 @@ __all__ = [
 MOST_PROBLEMS = 100_000_000
 MOST_SAMPLES = 100_000
 MOST_TOKENS = 10_000_000
+MOST_COPIES = 1000
 
 # Groups in which `--help` shows options.
-PROBLEMS, SAMPLING, SELECTION, MODELS = "Problems", "Sampling", "Selection", "Models and hardware"
+PROBLEMS, SAMPLING, SCORING, SELECTION = "Problems", "Sampling", "Scoring", "Selection"
+MODELS = "Models and hardware"
 
 Out = Annotated[
     Path, typer.Option(help="Folder for the results. Finished work found there is reused.")

@@ -10,9 +10,10 @@ import typer
 
 from ledom.cli.display import say, show_search, show_summary, show_weights
 from ledom.cli.options import (
-    MODELS,
+    MOST_COPIES,
     MOST_PROBLEMS,
     SAMPLING,
+    SCORING,
     SELECTION,
     Device,
     Dtype,
@@ -90,8 +91,28 @@ Folds = Annotated[
 Demonstrations = Annotated[
     Path | None,
     typer.Option(
-        rich_help_panel=MODELS,
+        rich_help_panel=SCORING,
         help="A JSONL file of solved problems that the models read before each text they score.",
+    ),
+]
+Contrast = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MOST_COPIES,
+        rich_help_panel=SCORING,
+        help="Also score K copies of each question with one number changed. Cost: each answer is "
+        "read once more, and about half of the question K times.",
+    ),
+]
+MaskCopies = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MOST_COPIES,
+        rich_help_panel=SCORING,
+        help="Hide from the reverse model what an answer copies from the question: passages of N "
+        "words or more. 0: hide nothing. Cost: none.",
     ),
 ]
 
@@ -145,6 +166,8 @@ def rerank(
     forward: Model = "tiny",
     reverse: Model = "tiny",
     demonstrations: Demonstrations = None,
+    contrast: Contrast = 0,
+    mask_copies: MaskCopies = 0,
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
@@ -157,6 +180,7 @@ def rerank(
     """
     from ledom.lm.language_model import Sampling
     from ledom.rerank.pipeline import Job
+    from ledom.rerank.stages import Scoring
 
     refuse_unused(
         context,
@@ -164,6 +188,7 @@ def rerank(
         (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
         (weights, f"the weights are those of {weights}", ["lam"]),
         ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
+        (reverse == "none", "only a reverse model uses it", ["contrast", "mask_copies"]),
         unused_when_greedy(temperature),
         *unused_by_models(forward, reverse),
     )
@@ -175,7 +200,7 @@ def rerank(
     draws = candidates is None and temperature > 0
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
-    job.demonstrations = _solved_problems(demonstrations)
+    job.scoring = Scoring(_solved_problems(demonstrations), mask_copies, contrast)
     use_threads(threads)
     job.forward = model_or_none(forward, "forward", device, dtype)
     job.reverse = model_or_none(reverse, "reverse", device, dtype)

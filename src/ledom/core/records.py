@@ -39,7 +39,7 @@ EARLY_STOP = "early_stop_of"
 """Key of a candidate's `sampling`: how many its problem would have without an early stop."""
 
 FinishReason = Literal["stop", "length"]
-Target = Literal["y|x", "x|y", "y"]
+Target = Literal["y|x", "x|y", "y", "x'|y"]
 
 
 @dataclass(kw_only=True)
@@ -168,7 +168,8 @@ class Score(Record):
     `logprob` is in nats and sums `token_logprobs`; these and `token_spans` are in reading order.
     `token_spans` are [start, end) character offsets into the question (`x|y`) or the solution
     (`y|x`, `y`); the document-end or -start token, where it counts, has an empty span. `text` is
-    the solution as the model read it, where that is not the candidate's own text.
+    the solution as the model read it, where that is not the candidate's own text. Of `x'|y`, the
+    log of the mean over changed questions, `copies` lists those, and there are no tokens.
     """
 
     types = {

@@ -18,7 +18,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.text.arithmetic import value_of
 from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle
 
-__all__ = ["augment", "corrupt", "renumber"]
+__all__ = ["augment", "corrupt", "other_number", "renumber"]
 
 _TRIES = 40
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -117,7 +117,7 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
     used = {n for sides in program.equations for n in _NUMBER.findall(sides[0])}
     free = sorted(n for n in numbers & used if not _is_ambiguous(n, question))
     for _ in range(_TRIES if free else 0):
-        changed = {n: _other(n, question, rng) for n in free if rng.random() < 0.7}
+        changed = {n: other_number(n, question, rng) for n in free if rng.random() < 0.7}
         start = {n: n for n in numbers} | changed
         done = _compute(program.equations, start, strict=True)
         if done is None or all(old == new for old, new in changed.items()):
@@ -205,7 +205,7 @@ def _misread_number(equations: _Equations, numbers: list[str], rng: Random) -> _
     if not numbers:
         return None
     number = rng.choice(numbers)
-    return equations, {number: _other(number, "", rng)}
+    return equations, {number: other_number(number, "", rng)}
 
 
 def _exchanged_numbers(equations: _Equations, numbers: list[str], rng: Random) -> _Changed:
@@ -286,7 +286,7 @@ def _is_ambiguous(number: str, question: str) -> bool:
     return number in _WORDS and bool(re.search(_WORDS[number], question, re.IGNORECASE))
 
 
-def _other(number: str, question: str, rng: Random) -> str:
+def other_number(number: str, question: str, rng: Random) -> str:
     """A number of the same kind: as many decimals, as round, at most about twice as large."""
     whole, _, decimals = number.partition(".")
     if f"{number}%" in question and not decimals:

@@ -43,6 +43,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "reverse_mean": ("x|y", "log P(x|y) per token"),
     "question_numbers": ("x|y", "log P(x|y) over the numbers of the question"),
     "question_min_digit_logprob": ("x|y", "log P(x|y) of the question's least likely digit"),
+    "contrast": ("x'|y", "log P(x|y) less that of copies of x with a number changed"),
     "prior": ("y", "log P(y), reverse model"),
     "prior_mean": ("y", "log P(y) per token, reverse model"),
     "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
@@ -133,6 +134,7 @@ def build_candidate_table(
         (s.problem_id, s.index, s.target): s for s in scores
     }
     targets: set[str] = {s.target for s in scores}
+    contrasted = {s.problem_id for s in scores if s.target == "x'|y"}
     index_of = _shared_index(candidates)
     groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
     for candidate in candidates:
@@ -155,10 +157,12 @@ def build_candidate_table(
             correct[row, column] = _is_right(candidate, answer, problem)
             index = index_of[problem.id, candidate.text]
             found = {target: by_key.get((problem.id, index, target)) for target in targets}
+            if problem.id not in contrasted:
+                found.pop("x'|y", None)
             values = candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}
-            for name, value in values.items():
-                features[name][row, column] = value
+            for name in features:
+                features[name][row, column] = values[name]
     by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
     if by_model:
         features = {n: _relative_to_models(v, mask, writers) for n, v in features.items()}
@@ -267,6 +271,8 @@ def candidate_features(
                 f"candidate {candidate.index} of problem {problem.id!r} has no score for {target}; "
                 "score the candidates again"
             )
+        if target == "x'|y":
+            continue
         prefix = _PREFIXES[target]
         text = problem.question if target == "x|y" else score.text or candidate.text
         digits = _digit_logprobs(score, text)
@@ -275,6 +281,9 @@ def candidate_features(
         numbers = "question_numbers" if target == "x|y" else f"{prefix}_numbers"
         values[numbers] = sum(digits)
         values[f"{numbers.removesuffix('_numbers')}_min_digit_logprob"] = min(digits, default=0.0)
+    if given := scores.get("x|y"):
+        changed = scores.get("x'|y", given)  # a question without numbers has no copies
+        values["contrast"] = given.logprob - (changed or given).logprob
     return values
 
 

@@ -39,7 +39,7 @@ from ledom.rerank.sample import (
     sampling_groups,
 )
 from ledom.rerank.score import check_problems, check_room, match_candidates
-from ledom.rerank.stages import fill_candidates, fill_scores
+from ledom.rerank.stages import Scoring, fill_candidates, fill_scores
 from ledom.rerank.strategies import STRATEGIES, strategies
 from ledom.text.answers import extract_answer
 
@@ -95,8 +95,8 @@ class Job:
     """Draw no more candidates of a problem once its majority vote is decided."""
     external_scores: Sequence[str] | None = None
     """Extra score fields of the candidates; see `choose_external_scores`."""
-    demonstrations: Sequence[Problem] = ()
-    """Solved problems that the models read before they score."""
+    scoring: Scoring = field(default_factory=Scoring)
+    """How the models read what they score."""
     title: str = "Reverse Reward"
     folds: int = 0
     """Fit the weights on these very problems, in so many folds: each problem's choices then use
@@ -142,7 +142,7 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     scores: list[Score] = []
     for lm in (job.forward, job.reverse):
         if lm is not None:
-            scores += fill_scores(job.out, job.problems, candidates, lm, job.demonstrations, track)
+            scores += fill_scores(job.out, job.problems, candidates, lm, job.scoring, track)
     if not parallel.is_first():
         return None
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
@@ -179,7 +179,7 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     _check_sampling(job, external_scores)
     for lm in (job.forward, job.reverse):
         if lm is not None:
-            check_room(job.problems, lm, job.demonstrations)
+            check_room(job.problems, lm, job.scoring.demonstrations)
 
 
 def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:

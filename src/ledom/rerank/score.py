@@ -8,6 +8,7 @@ nothing of strategies, and nothing of how a model computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +18,20 @@ from ledom.core.errors import InputError, ServerError
 from ledom.core.records import Candidate, Problem, Score, unique_ids
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import LanguageModel, TokenSpan
+from ledom.text.copies import without_copies
 from ledom.text.pair_format import EncodedPair
 
 __all__ = [
+    "ScoredPair",
     "candidate_check",
     "check_problems",
     "check_room",
     "distinct_candidates",
     "match_candidates",
+    "read_solution",
     "score_candidates",
     "score_groups",
+    "score_pairs",
 ]
 
 _TOGETHER = 256  # candidates whose scores are made, and can be lost, together
@@ -138,18 +143,21 @@ def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
     return list(first.values())
 
 
-def score_groups(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+def score_groups(
+    candidates: Sequence[Candidate], together: int | None = None
+) -> list[list[Candidate]]:
     """Distinct candidates by problem, cut into those that are scored together.
 
     Candidates of one problem share its tokens, so they stay together where they are not too many.
     """
+    together = together or _TOGETHER
     by_problem: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_problem.setdefault(candidate.problem_id, []).append(candidate)
     groups: list[list[Candidate]] = []
     for own in by_problem.values():
-        for part in even_groups(own, _TOGETHER):
-            if not groups or len(groups[-1]) + len(part) > _TOGETHER:
+        for part in even_groups(own, together):
+            if not groups or len(groups[-1]) + len(part) > together:
                 groups.append([])
             groups[-1] += part
     return groups
@@ -160,11 +168,13 @@ def score_candidates(
     candidates: Iterable[Candidate],
     lm: LanguageModel,
     demonstrations: Sequence[Problem] = (),
+    mask_copies: int = 0,
 ) -> Iterator[list[Score]]:
     """Yield the scores of each distinct candidate, by problem: one record forward, two reverse.
 
     `demonstrations` are problems with solutions that the model reads first, each a document of its
-    own: before the pair forward, behind it reverse.
+    own: before the pair forward, behind it reverse. With `mask_copies` a reverse model reads
+    solutions without the passages of so many words or more that they copy from the question.
 
     The document-end token counts as part of y forward, and the document-start token as part of x
     reverse. A pair that is longer than the model's context keeps its end nearest to the boundary
@@ -172,31 +182,69 @@ def score_candidates(
     A `ServerError` comes after the scores that the server gave before it.
     """
     questions = {problem.id: problem.question for problem in problems}
-    shown = _demonstration_ids(demonstrations, lm)
     for chunk in score_groups(distinct_candidates(candidates)):
-        solutions = [lm.pair_format.restyle(c.text) for c in chunk]
-        questions_of = [questions[c.problem_id] for c in chunk]
-        texts = list(zip(questions_of, solutions, strict=True))
-        pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
-        room = lm.context - len(shown)
-        fitted = [_fit(pair, room, c) for pair, c in zip(pairs, chunk, strict=True)]
-        failure: ServerError | None = None
-        try:
-            targets = [_target(pair, lm, shown) for pair, _ in fitted]
-            logprobs = dict(enumerate(lm.logprobs(targets)))
-        except ServerError as error:
-            failure, logprobs = error, error.finished
-        for place, values in sorted(logprobs.items()):
-            candidate, solution, (pair, truncated) = chunk[place], solutions[place], fitted[place]
-            records = _records(candidate, pair, values, lm)
+        solutions = [read_solution(c, questions[c.problem_id], lm, mask_copies) for c in chunk]
+        asked = [
+            (candidate, questions[candidate.problem_id], solution)
+            for candidate, solution in zip(chunk, solutions, strict=True)
+        ]
+        for place, scored in score_pairs(lm, asked, demonstrations):
+            candidate, _, solution = asked[place]
+            records = _records(candidate, scored.pair, scored.logprobs, lm)
             for record in records:
                 if record.target != "x|y" and solution != candidate.text:
                     record.text = solution
-                if truncated:
+                if scored.truncated:
                     record.extra["truncated"] = True
             yield records
-        if failure is not None:
-            raise failure
+
+
+def read_solution(
+    candidate: Candidate, question: str, lm: LanguageModel, mask_copies: int = 0
+) -> str:
+    """The candidate's text as the model reads it: in its style, copies masked; see `score`."""
+    text = candidate.text
+    if mask_copies and lm.direction is Direction.REVERSE:
+        text = without_copies(text, question, mask_copies)
+    return lm.pair_format.restyle(text)
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """What a model says of one question and solution."""
+
+    pair: EncodedPair
+    logprobs: NDArray[np.float32]
+    """Forward: of y and the EOS behind it. Reverse: of all from the EOS before x to y's end."""
+    truncated: bool
+
+
+def score_pairs(
+    lm: LanguageModel,
+    asked: Sequence[tuple[Candidate, str, str]],
+    demonstrations: Sequence[Problem] = (),
+) -> Iterator[tuple[int, ScoredPair]]:
+    """Score (candidate, question, solution as the model reads it); yields (place, result).
+
+    All are scored together, so what they share is computed once. See `score_candidates` for
+    demonstrations, truncation and `ServerError`.
+    """
+    shown = _demonstration_ids(demonstrations, lm)
+    texts = [(question, solution) for _, question, solution in asked]
+    pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
+    room = lm.context - len(shown)
+    fitted = [_fit(pair, room, c) for pair, (c, _, _) in zip(pairs, asked, strict=True)]
+    failure: ServerError | None = None
+    try:
+        targets = [_target(pair, lm, shown) for pair, _ in fitted]
+        logprobs = dict(enumerate(lm.logprobs(targets)))
+    except ServerError as error:
+        failure, logprobs = error, error.finished
+    for place, values in sorted(logprobs.items()):
+        pair, truncated = fitted[place]
+        yield place, ScoredPair(pair, _checked(values, asked[place][0], lm), truncated)
+    if failure is not None:
+        raise failure
 
 
 def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:
@@ -252,9 +300,10 @@ def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan
     return TokenSpan(pair.ids + shown, 0, pair.solution[1])
 
 
-def _records(
-    candidate: Candidate, pair: EncodedPair, values: NDArray[np.float32], lm: LanguageModel
-) -> list[Score]:
+def _checked(
+    values: NDArray[np.float32], candidate: Candidate, lm: LanguageModel
+) -> NDArray[np.float32]:
+    """Log-probabilities up to 0; raises `InputError` for what is none."""
     if not np.isfinite(values).all():
         raise InputError(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
@@ -265,7 +314,12 @@ def _records(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
             f"log-probability of {values.max():.4g}; none is above 0, so the model cannot be used"
         )
-    values = np.minimum(values, np.float32(0))
+    return np.minimum(values, np.float32(0))
+
+
+def _records(
+    candidate: Candidate, pair: EncodedPair, values: NDArray[np.float32], lm: LanguageModel
+) -> list[Score]:
     if lm.direction is Direction.FORWARD:
         # From y on; literals behind y are certain to a trained model, and part of its end.
         return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], lm)]

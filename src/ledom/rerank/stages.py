@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ledom.core.provenance import check_settings, fingerprint
 from ledom.core.records import Candidate, Problem, Score, read_records, write_records
 from ledom.core.stage import Stage, Track, Work, read_finished, read_settings
 from ledom.lm.language_model import LanguageModel
+from ledom.rerank.contrast import ChangedNumber, change_numbers, contrast_candidates
 from ledom.rerank.score import (
     candidate_check,
     distinct_candidates,
@@ -26,7 +28,14 @@ from ledom.rerank.score import (
     score_groups,
 )
 
-__all__ = ["fill_candidates", "fill_scores", "read_scores", "score_check", "scored_problems"]
+__all__ = [
+    "Scoring",
+    "fill_candidates",
+    "fill_scores",
+    "read_scores",
+    "score_check",
+    "scored_problems",
+]
 
 Make = Callable[
     [Sequence[Problem], Mapping[str, Sequence[Candidate]]],
@@ -35,7 +44,13 @@ Make = Callable[
 """Takes problems, and the candidates that are there by problem id; yields (new candidates of one
 problem, whether they are its last)."""
 
-_TARGETS = {Direction.FORWARD: ("y|x",), Direction.REVERSE: ("x|y", "y")}
+CONTRAST = "contrast"
+_CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
+    "forward": (Direction.FORWARD, ("y|x",)),
+    "reverse": (Direction.REVERSE, ("x|y", "y")),
+    CONTRAST: (Direction.REVERSE, ("x'|y",)),
+}
+"""Files of scores by name: whose they are, and of what."""
 _ROUNDING = 5e-6  # of each number in a score, nats
 
 
@@ -77,37 +92,91 @@ def fill_candidates(
     return stage.fill(work, track, name)
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How solutions are read, beside the model and the texts."""
+
+    demonstrations: Sequence[Problem] = ()
+    """Solved problems that the model reads first."""
+    mask_copies: int = 0
+    """Words from which on a reverse model does not read what is copied from the question; 0: it
+    reads everything."""
+    contrast: int = 0
+    """Copies of each question with one number changed; see `ledom.rerank.contrast`."""
+
+    def settings(self, lm: LanguageModel) -> dict[str, Any]:
+        """What of this decides a model's scores, for their file's settings."""
+        settings: dict[str, Any] = {}
+        if self.demonstrations:
+            settings["demonstrations"] = fingerprint(
+                (d.question, d.solution or "", d.answer or "") for d in self.demonstrations
+            )
+        if self.mask_copies and lm.direction is Direction.REVERSE:
+            settings["mask_copies"] = self.mask_copies
+        return settings
+
+
 def fill_scores(
     folder: Path,
     problems: Sequence[Problem],
     candidates: Sequence[Candidate],
     lm: LanguageModel,
-    demonstrations: Sequence[Problem],
+    how: Scoring,
     track: Track,
 ) -> list[Score]:
-    """The model's scores of all distinct candidates, in `scores.<direction>.jsonl`."""
-    settings: dict[str, Any] = {"model": lm.identity, **_text_hashes(problems, candidates)}
-    if demonstrations:
-        settings["demonstrations"] = fingerprint(
-            (d.question, d.solution or "", d.answer or "") for d in demonstrations
+    """The model's scores of all distinct candidates, in `scores.<direction>.jsonl`.
+
+    With `how.contrast`, those of a reverse model's changed questions too, in
+    `scores.contrast.jsonl`.
+    """
+    distinct = distinct_candidates(candidates)
+    settings = {
+        "model": lm.identity,
+        **_text_hashes(problems, candidates),
+        **how.settings(lm),
+    }
+
+    def fill(
+        name: str,
+        items: Sequence[Candidate],
+        settings: dict[str, Any],
+        make: Callable[[Sequence[Candidate]], Iterable[list[Score]]],
+    ) -> list[Score]:
+        file = folder / f"scores.{name}.jsonl"
+        stage = Stage(file, Score, settings, lambda: score_check(problems, candidates, name))
+        work: Work[Candidate, Score] = Work(
+            items=items,
+            item_key=lambda candidate: (candidate.problem_id, candidate.index),
+            record_key=lambda score: (score.problem_id, score.index),
+            make=lambda some, _: ((scores, True) for scores in make(some)),
+            groups=score_groups,
+            together=lm.batches_requests,
         )
-    stage = Stage(
-        folder / f"scores.{lm.direction}.jsonl",
-        Score,
+        return stage.fill(work, track, f"scoring, {name}")
+
+    scores = fill(
+        str(lm.direction),
+        distinct,
         settings,
-        lambda: score_check(problems, candidates, lm.direction),
+        lambda some: score_candidates(problems, some, lm, how.demonstrations, how.mask_copies),
     )
-    work: Work[Candidate, Score] = Work(
-        items=distinct_candidates(candidates),
-        item_key=lambda candidate: (candidate.problem_id, candidate.index),
-        record_key=lambda score: (score.problem_id, score.index),
-        make=lambda some, _: (
-            (scores, True) for scores in score_candidates(problems, some, lm, demonstrations)
-        ),
-        groups=score_groups,
-        together=lm.batches_requests,
+    if how.contrast and lm.direction is Direction.REVERSE:
+        changes = {p.id: change_numbers(p.question, how.contrast) for p in problems}
+        scores += fill(
+            CONTRAST,
+            [candidate for candidate in distinct if changes[candidate.problem_id]],
+            settings | {"contrast": how.contrast, "copies": _fingerprint_of(changes)},
+            lambda some: contrast_candidates(
+                problems, some, lm, changes, how.demonstrations, how.mask_copies
+            ),
+        )
+    return scores
+
+
+def _fingerprint_of(changes: Mapping[str, Sequence[ChangedNumber]]) -> str:
+    return fingerprint(
+        (id_, str(c.start), str(c.end), c.number) for id_, own in changes.items() for c in own
     )
-    return stage.fill(work, track, f"scoring, {lm.direction}")
 
 
 def read_scores(
@@ -120,10 +189,10 @@ def read_scores(
     """
     scores: list[Score] = []
     hashes = _text_hashes(problems, candidates)
-    for direction, file in _score_files(folder).items():
+    for name, file in _score_files(folder).items():
         settings = read_settings(file)
         check_settings({key: settings.get(key) for key in hashes}, hashes, file)
-        check = partial(score_check, problems, candidates, direction)
+        check = partial(score_check, problems, candidates, name)
         scores += read_finished(file, Score, check)
     return scores
 
@@ -134,11 +203,11 @@ def scored_problems(folder: Path) -> set[str]:
     return {score.problem_id for file in files for score in read_records(file, Score)}
 
 
-def _score_files(folder: Path) -> dict[Direction, Path]:
-    """Those that are there; raises `InputError` where none is."""
-    files = {d: folder / f"scores.{d}.jsonl" for d in Direction}
-    found = {direction: file for direction, file in files.items() if file.is_file()}
-    if not found:
+def _score_files(folder: Path) -> dict[str, Path]:
+    """Those that are there, by what they hold; raises `InputError` where none is."""
+    files = {name: folder / f"scores.{name}.jsonl" for name in _CONTENTS}
+    found = {name: file for name, file in files.items() if file.is_file()}
+    if not found.keys() & {*Direction}:
         raise InputError("no scores here; make them with: ledom rerank", path=folder)
     return found
 
@@ -154,13 +223,14 @@ def _text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -
 
 
 def score_check(
-    problems: Sequence[Problem], candidates: Sequence[Candidate], direction: Direction
+    problems: Sequence[Problem], candidates: Sequence[Candidate], name: str
 ) -> Callable[[Score], None]:
-    """Checks the scores of distinct candidates one by one, as they are read.
+    """Checks the scores of distinct candidates one by one, as the file of this name is read.
 
     It raises `InputError` for one of an unknown candidate, of another model's direction, that was
     there already, or whose numbers contradict each other.
     """
+    direction, targets = _CONTENTS[name]
     questions = {problem.id: problem.question for problem in problems}
     texts = {(c.problem_id, c.index): c.text for c in distinct_candidates(candidates)}
     seen: set[tuple[str, int, str]] = set()
@@ -170,7 +240,7 @@ def score_check(
         key = (score.problem_id, score.index)
         if key not in texts:
             raise InputError(f"{whose} belongs to no candidate that is there")
-        if score.direction != direction or score.target not in _TARGETS[direction]:
+        if score.direction != direction or score.target not in targets:
             raise InputError(
                 f"{whose} is of log P({score.target}), {score.direction}, in a file of a "
                 f"{direction} model"

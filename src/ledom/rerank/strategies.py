@@ -175,6 +175,8 @@ STRATEGIES: dict[str, Strategy] = {
     "question numbers reward": Pick("the question's numbers weighted separately", _PREMISE),
     "noisy channel": Pick("log P(y|x), log P(x|y) and log P(y), weighted", _CHANNEL),
     "all terms": Pick("every score, weighted", _ALL),
+    "contrast": Pick("the candidate that best explains the question's numbers", ("contrast",)),
+    "all terms + contrast": Pick("every score and the contrast, weighted", (*_ALL, "contrast")),
     "majority": Vote("the most frequent answer"),
     "majority, stopped": EarlyVote("drawing stops when the lead cannot change"),
     "vote, forward": Vote("by exp(log P(y|x) / temperature)", ("forward",)),
@@ -190,6 +192,10 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "vote, noisy channel": Vote("by the three terms / temperature", _CHANNEL),
     "vote, all terms": Vote("by every score / temperature", _ALL),
+    "vote, contrast": Vote("by exp(contrast / temperature)", ("contrast",)),
+    "vote, all terms + contrast": Vote(
+        "by every score and the contrast / temperature", (*_ALL, "contrast")
+    ),
     "oracle": Bound("right if any candidate is"),
 }
 """Every strategy by name, but those of external scores.

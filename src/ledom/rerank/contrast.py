@@ -1,0 +1,138 @@
+"""The contrastive premise score: the question against copies of it with one number changed.
+
+log P(x|y) mixes how well y explains the numbers of x with how well it explains the words. Copies of
+x with another number have the same words, so log P(x|y) less the log of the mean P(copy|y) is about
+the numbers alone: how much likelier y makes the real question than one that asks about something
+else. After DuPO (2025), FOBAR and RCoT, which rebuild a hidden part of the question by sampling;
+here it is a likelihood. A question without numbers has no copies, and a score of 0 for every
+solution.
+
+The copies depend on the question and on a fixed seed; what was chosen stands in every record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from ledom.core.records import Candidate, Problem, Score
+from ledom.data.augment import other_number
+from ledom.lm.language_model import LanguageModel
+from ledom.rerank.score import ScoredPair, read_solution, score_groups, score_pairs
+
+__all__ = ["ChangedNumber", "change_numbers", "contrast_candidates"]
+
+_NUMBER = re.compile(r"(?<![\w.,:/])\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/]|[.,]\d)")
+_TRIES = 40
+_TOGETHER = 256  # pairs whose scores are made, and can be lost, together
+
+
+@dataclass(frozen=True)
+class ChangedNumber:
+    """A copy of a question in which [start, end) reads `number` instead."""
+
+    start: int
+    end: int
+    number: str
+
+    def apply(self, question: str) -> str:
+        """The copy."""
+        return f"{question[: self.start]}{self.number}{question[self.end :]}"
+
+
+def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
+    """Up to `num_copies` different changes of one number each, its numbers taken in turn.
+
+    The new numbers are of the old one's kind: as round, with as many decimals, at most about twice
+    as large. None for a question without numbers; fewer where a number has few of its kind.
+
+    >>> [change.apply("Ava has 3 pens.") != "Ava has 3 pens." for change in
+    ...  change_numbers("Ava has 3 pens.", 2)]
+    [True, True]
+    """
+    rng = Random(question)
+    numbers = list(_NUMBER.finditer(question))
+    rng.shuffle(numbers)
+    chosen: list[ChangedNumber] = []
+    for turn in range(num_copies if numbers else 0):
+        match = numbers[turn % len(numbers)]
+        for _ in range(_TRIES):
+            changed = ChangedNumber(match.start(), match.end(), _another(match, question, rng))
+            if changed.number != match.group() and changed not in chosen:
+                chosen.append(changed)
+                break
+    return chosen
+
+
+def _another(match: re.Match[str], question: str, rng: Random) -> str:
+    """A number of the same kind, with commas where the old one has them."""
+    plain = match.group().replace(",", "")
+    # What follows decides whether it is a percentage.
+    number = other_number(plain, f"{plain}{question[match.end() :][:1]}", rng)
+    if "," not in match.group():
+        return number
+    whole, point, decimals = number.partition(".")
+    return f"{int(whole):,}{point}{decimals}"
+
+
+def contrast_candidates(
+    problems: Sequence[Problem],
+    candidates: Sequence[Candidate],
+    lm: LanguageModel,
+    changes: Mapping[str, Sequence[ChangedNumber]],
+    demonstrations: Sequence[Problem] = (),
+    mask_copies: int = 0,
+) -> Iterator[list[Score]]:
+    """Yield one record per candidate, by problem; the candidates are distinct.
+
+    `changes` are those of `change_numbers`, by problem. A record's `logprob` is the log of the mean
+    P(copy|y) over the copies; `copies` lists them with their own. What the copies share, all of y
+    and the question behind the number, is computed once. See `score_candidates` for the rest.
+    """
+    questions = {problem.id: problem.question for problem in problems}
+    most = max(map(len, changes.values()), default=1)
+    for chunk in score_groups(candidates, max(1, _TOGETHER // most)):
+        asked = []
+        for candidate in chunk:
+            question = questions[candidate.problem_id]
+            solution = read_solution(candidate, question, lm, mask_copies)
+            copies = changes[candidate.problem_id]
+            asked += [(candidate, change.apply(question), solution) for change in copies]
+        found: dict[int, list[ScoredPair]] = {}
+        for place, scored in score_pairs(lm, asked, demonstrations):
+            candidate = asked[place][0]
+            own = found.setdefault(id(candidate), [])
+            own.append(scored)
+            if len(own) == len(changes[candidate.problem_id]):
+                yield [_record(candidate, changes[candidate.problem_id], own, lm)]
+
+
+def _record(
+    candidate: Candidate,
+    changes: Sequence[ChangedNumber],
+    scored: Sequence[ScoredPair],
+    lm: LanguageModel,
+) -> Score:
+    parts = [pair.logprobs[: pair.pair.question[1]] for pair in scored]
+    logprobs = [round(float(part.sum(dtype=np.float64)), 5) for part in parts]
+    copies = [
+        {"start": c.start, "end": c.end, "number": c.number, "logprob": value}
+        for c, value in zip(changes, logprobs, strict=True)
+    ]
+    record = Score(
+        problem_id=candidate.problem_id,
+        index=candidate.index,
+        model=lm.name,
+        direction=str(lm.direction),  # type: ignore[arg-type]
+        target="x'|y",
+        logprob=round(float(np.logaddexp.reduce(logprobs) - np.log(len(logprobs))), 5),
+        num_tokens=sum(map(len, parts)),
+        extra={"copies": copies},
+    )
+    if any(pair.truncated for pair in scored):
+        record.extra["truncated"] = True
+    return record

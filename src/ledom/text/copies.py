@@ -1,0 +1,50 @@
+"""Passages that a solution copies from its question.
+
+A solution that repeats the question explains it by copying: log P(question | solution) is then near
+0, whatever was solved. Without the copied passages a reverse model has to explain the question by
+what is left. This module knows nothing of models or scores.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["copied_passages", "without_copies"]
+
+_WORD = re.compile(r"\w+")
+
+
+def copied_passages(solution: str, question: str, num_words: int) -> list[tuple[int, int]]:
+    """The [start, end) characters of the passages that stand in the question word for word.
+
+    A passage has `num_words` words or more; letter case and what stands between words do not count.
+
+    >>> copied_passages("Ava has 3 red pens, so 3.", "AVA HAS 3 red pens and a cat", 4)
+    [(0, 18)]
+    """
+    asked = [match.group().casefold() for match in _WORD.finditer(question)]
+    known = {tuple(asked[i : i + num_words]) for i in range(len(asked) - num_words + 1)}
+    found = list(_WORD.finditer(solution))
+    words = [match.group().casefold() for match in found]
+    passages: list[tuple[int, int]] = []
+    for first in range(len(words) - num_words + 1):
+        if tuple(words[first : first + num_words]) not in known:
+            continue
+        start, end = found[first].start(), found[first + num_words - 1].end()
+        if passages and start <= passages[-1][1]:
+            start = passages.pop()[0]
+        passages.append((start, end))
+    return passages
+
+
+def without_copies(solution: str, question: str, num_words: int) -> str:
+    """The solution without its `copied_passages`.
+
+    >>> without_copies("Ava has 3 red pens.\\n3 + 4 = 7", "Ava has 3 red pens.", 4)
+    '.\\n3 + 4 = 7'
+    """
+    parts, last = [], 0
+    for start, end in copied_passages(solution, question, num_words):
+        parts.append(solution[last:start])
+        last = end
+    return "".join([*parts, solution[last:]])

@@ -1,0 +1,105 @@
+"""The contrastive premise score: which copies there are, and what is computed of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+import ledom
+from command_line import Run
+from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.lm.language_model import LanguageModel
+from ledom.rerank.candidate_table import build_candidate_table
+from ledom.rerank.contrast import change_numbers, contrast_candidates
+from ledom.rerank.score import score_candidates
+
+QUESTION = "Ava has 3 pens and $1,200. She buys 2.5 kg at 40% off at 7:30. How many?"
+PROBLEM = Problem(id="p", question="Ava has 24 pens, gives 6 away. Left?", answer="18")
+
+
+def log_prob(lm: LanguageModel, question: str, solution: str) -> float:
+    """log P(question | solution), by an ordinary scoring."""
+    problem = Problem(id="q", question=question)
+    candidate = Candidate(problem_id="q", index=0, text=solution)
+    ((given, _),) = score_candidates([problem], [candidate], lm)
+    return given.logprob
+
+
+def test_each_number_changes_in_turn_to_one_of_its_kind() -> None:
+    changes = change_numbers(QUESTION, 8)
+    assert len(set(changes)) == len(changes) == 8
+    places = [QUESTION[change.start : change.end] for change in changes]
+    assert sorted(places) == sorted(["3", "1,200", "2.5", "40"] * 2)  # 7:30 is no number
+    for change in changes:
+        copy = change.apply(QUESTION)
+        assert copy != QUESTION
+        assert copy.startswith(QUESTION[: change.start])
+        assert copy.endswith(QUESTION[change.end :])
+    decimals = {c.number for c, old in zip(changes, places, strict=True) if old == "2.5"}
+    assert all(len(number.partition(".")[2]) == 1 for number in decimals)
+    percents = {c.number for c, old in zip(changes, places, strict=True) if old == "40"}
+    assert all(int(number) % 5 == 0 for number in percents)
+
+
+def test_copies_depend_on_the_question_alone() -> None:
+    assert change_numbers(QUESTION, 8) == change_numbers(QUESTION, 8)
+    assert change_numbers(QUESTION, 8)[:3] == change_numbers(QUESTION, 3)
+    assert change_numbers("How many are there?", 8) == []
+    assert change_numbers("It is 7:30 on route A66.", 8) == []
+
+
+def test_the_mean_is_over_the_copies(checkpoints: dict[str, Path]) -> None:
+    lm = ledom.load(checkpoints["reverse"])
+    candidates = [
+        Candidate(problem_id="p", index=i, text=text)
+        for i, text in enumerate(["24 - 6 = 18\n#### 18", "24 + 6\n#### 30"])
+    ]
+    changes = change_numbers(PROBLEM.question, 3)
+    made = [
+        s for part in contrast_candidates([PROBLEM], candidates, lm, {"p": changes}) for s in part
+    ]
+    for candidate, score in zip(candidates, made, strict=True):
+        each = [log_prob(lm, c.apply(PROBLEM.question), candidate.text) for c in changes]
+        assert [c["logprob"] for c in score.extra["copies"]] == pytest.approx(each, abs=1e-3)
+        mean = math.log(sum(math.exp(value - each[0]) for value in each) / 3) + each[0]
+        assert score.logprob == pytest.approx(mean, abs=1e-3)
+
+
+def test_the_feature_is_the_difference(checkpoints: dict[str, Path]) -> None:
+    lm = ledom.load(checkpoints["reverse"])
+    plain = Problem(id="n", question="Is it so?", answer="1")
+    candidates = [Candidate(problem_id=id_, index=0, text="#### 1") for id_ in ("p", "n")]
+    scores = [s for part in score_candidates([PROBLEM, plain], candidates, lm) for s in part]
+    changes = {"p": change_numbers(PROBLEM.question, 2)}
+    for part in contrast_candidates([PROBLEM], candidates[:1], lm, changes):
+        scores += part
+    found = build_candidate_table([PROBLEM, plain], candidates, scores).features["contrast"]
+    by_target = {s.target: s.logprob for s in scores if s.problem_id == "p"}
+    assert found[0, 0] == pytest.approx(by_target["x|y"] - by_target["x'|y"])
+    assert found[1, 0] == 0.0  # no number, no copies
+
+
+def test_it_is_a_stage_of_its_own(
+    run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
+) -> None:
+    files = ("--problems", problem_file, "--candidates", candidate_file)
+    command = ("rerank", *files, "--forward", "none", "--out", tmp_path)
+    assert run(*command)[0] == 0
+    scores = (tmp_path / "scores.reverse.jsonl").read_bytes()
+    assert run(*command, "--contrast", "2")[0] == 0
+    assert (tmp_path / "scores.reverse.jsonl").read_bytes() == scores
+    made = read_records(tmp_path / "scores.contrast.jsonl", Score)
+    assert {score.target for score in made} == {"x'|y"}
+    assert "| contrast |" in (tmp_path / "report.md").read_text()
+    code, text = run(*command, "--contrast", "3")
+    assert code == 2
+    assert "contrast: 2 there, 3 now" in " ".join(text.split())
+
+
+def test_it_needs_a_reverse_model(run: Run, problem_file: Path, candidate_file: Path) -> None:
+    files = ("--problems", problem_file, "--candidates", candidate_file)
+    code, text = run("rerank", *files, "--reverse", "none", "--contrast", "2")
+    assert code == 2
+    assert "--contrast would have no effect: only a reverse model uses it" in " ".join(text.split())

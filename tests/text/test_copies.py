@@ -1,0 +1,36 @@
+"""What of a solution is copied from its question."""
+
+from __future__ import annotations
+
+import pytest
+
+from ledom.text.copies import copied_passages, without_copies
+
+QUESTION = "Ava has 24 red pens and gives 6 of them away. How many are left?"
+
+
+@pytest.mark.parametrize(
+    ("solution", "left"),
+    [
+        ("24 - 6 = 18\n#### 18", "24 - 6 = 18\n#### 18"),
+        (f"{QUESTION}\n#### 7", "?\n#### 7"),
+        ("ava HAS 24 red\npens; that is 18.", "; that is 18."),
+        ("Ava has 24 blue pens and gives 6 of them away.", "Ava has 24 blue ."),
+        ("So: has 24 red pens, yes; gives 6 of them away!", "So: , yes; !"),
+        ("", ""),
+    ],
+)
+def test_copies_are_cut(solution: str, left: str) -> None:
+    assert without_copies(solution, QUESTION, 4) == left
+
+
+def test_fewer_words_are_no_copy() -> None:
+    words = "has 24 red pens"
+    assert copied_passages(words, QUESTION, 5) == []
+    assert copied_passages(words, QUESTION, 4) == [(0, len(words))]
+
+
+def test_a_passage_grows_word_by_word() -> None:
+    copied = "gives 6 of them away"
+    (passage,) = copied_passages(f"She {copied} now.", QUESTION, 3)
+    assert passage == (4, 4 + len(copied))
