@@ -28,6 +28,7 @@ import ledom
 
 SECONDS = 20.0
 """After which a command counts as hanging."""
+_START_SECONDS = 100.0
 _MEMORY = 12 << 30  # bytes of data, so that an absurd shape is an error and not the machine's end
 
 RERANK = "rerank --problems problems.jsonl --candidates candidates.jsonl --forward none"
@@ -309,6 +310,9 @@ class Worker:
             text=True,
         )
         assert process.stdout is not None
+        if not select.select([process.stdout], [], [], _START_SECONDS)[0]:
+            process.kill()
+            raise TimeoutError("the process that runs the commands did not start")
         process.stdout.readline()  # it has imported what it needs
         return process
 

@@ -6,6 +6,7 @@ n-th of them, and a few calls after it, in which what was opened is partly writt
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -20,6 +21,7 @@ __all__ = ["contents", "die_at", "in_a_child", "run_through_kills"]
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
 _OPERATIONS |= {"shutil.rmtree"}
 _MOST_CALLS_LATER = 30
+_SECONDS = 60  # that a child may take
 
 Work = Callable[[Path], object]
 """What is killed; it writes into the folder that it is given."""
@@ -63,10 +65,18 @@ def die_at(folder: Path, moment: int, calls_later: int = 0) -> None:
 
 
 def in_a_child(run: Callable[[], object]) -> int:
-    """The status of a forked process that runs this: 0, the signal that killed it, or 256."""
+    """The status of a forked process that runs this: 0, the signal that killed it, or 256.
+
+    One that takes too long prints its stacks and dies of SIGALRM.
+    """
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        faulthandler.register(signal.SIGALRM, chain=True)
+        signal.alarm(_SECONDS)
+        # A fork has none of its parent's threads, and tokenizers would wait for them for ever.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         try:
             run()
             os._exit(0)

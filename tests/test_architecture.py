@@ -37,6 +37,7 @@ def lint_imports(checkout: Path) -> subprocess.CompletedProcess[str]:
         env={"PYTHONPATH": str(checkout / "src")},
         capture_output=True,
         text=True,
+        timeout=100,
         check=False,
     )
 

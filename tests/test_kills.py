@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kills import contents, run_through_kills
+import kills
+from kills import contents, in_a_child, run_through_kills
 from ledom.cli import app
 from ledom.core.records import Problem, write_records
 from ledom.data import tokenize
@@ -52,7 +55,6 @@ def folder(
             self._run_for_rank(rank)
 
     monkeypatch.setattr(tokenize.LocalExecutor, "run", run)
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -80,3 +82,18 @@ def test_kills_at_any_moments_leave_the_same_bytes(folder: Path, command: str) -
     expected = results(folder / "whole")
     assert expected
     assert results(folder / "killed") == expected
+
+
+def test_a_child_encodes_what_its_parent_encodes_in_threads(
+    tokenizer: Tokenizer, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `make test` asks for; the threads are not in the child, which waited for them for ever."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    texts = [problem.question for problem in problems]
+    tokenizer.encode_batch(texts)
+    assert in_a_child(lambda: tokenizer.encode_batch(texts)) == 0
+
+
+def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kills, "_SECONDS", 1)
+    assert in_a_child(lambda: time.sleep(100)) == signal.SIGALRM

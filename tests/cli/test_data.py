@@ -211,7 +211,7 @@ def test_ctrl_c_keeps_finished_shards(tokenizer_folder: Path, tmp_path: Path) ->
     }
     assert 0 < len(finished) < 6
     assert not (out / "manifest.json").exists()
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert again.returncode == 0, again.stderr
     store = TokenStore(out)
     store.verify()

@@ -93,7 +93,12 @@ def test_another_process_draws_the_same_problems():
     here = hashlib.sha256(repr(list(generate_problems("train", 150, 9))).encode()).hexdigest()
     environment = {**os.environ, "PYTHONHASHSEED": "1234"}
     run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
     assert run.stdout.strip() == here
 

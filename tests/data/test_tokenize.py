@@ -345,6 +345,7 @@ def test_slurm_gets_a_job_of_all_tasks(
             env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"},
             check=True,
             capture_output=True,
+            timeout=100,
             cwd="/",
         )
     assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED

@@ -307,7 +307,9 @@ torch.save((logits, ids, tokenizer.eos_token_id), {str(tmp_path / "out.pt")!r})
 import sys
 assert "ledom" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path, timeout=100
+    )
     logits, ids, eos_id = torch.load(tmp_path / "out.pt")
     with torch.no_grad():
         ours = load_checkpoint(checkpoints["reverse"]).model(IDS).logits

@@ -53,6 +53,7 @@ def test_the_cards_own_lines_give_the_same_logprobs(tmp_path, checkpoints):
         cwd=tmp_path,  # the cards load the folders by their names
         capture_output=True,
         text=True,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr

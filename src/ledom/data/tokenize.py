@@ -63,6 +63,7 @@ __all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
 TASKS = "tasks"  # the folder of what is known of each task
 _BYTES_A_TASK = 1 << 28  # some minutes' work for a core
 _POLL_SECONDS = 0.5
+_SECONDS_TO_STOP = 10.0  # which a process has from being asked to being killed
 
 
 @dataclass(frozen=True)
@@ -304,8 +305,7 @@ class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
                 self.on_progress(self._progress(len(waiting) + len(running)))
         finally:
             for task in running.values():
-                task.process.terminate()
-                task.process.join()
+                task.stop()
 
     def _progress(self, left: int) -> TokenizeProgress:
         written = 0
@@ -330,6 +330,13 @@ class _Task:
         )
         self.process.start()
         sender.close()
+
+    def stop(self) -> None:
+        """End it, whatever it does."""
+        self.process.terminate()
+        self.process.join(_SECONDS_TO_STOP)
+        self.process.kill()
+        self.process.join()
 
     def check(self) -> None:
         """Raise what ended it, when it has ended."""

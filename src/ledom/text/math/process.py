@@ -1,53 +1,67 @@
 """Whether two answers are equal where that takes algebra: sympy, in a process of its own.
 
 Answers come from models: an expression can be endless to simplify, or fill the memory. Each pair
-has a time limit; a worker that passes it is killed and another one started for the next pair, so
-nothing here is ever in the way of a run. What cannot be decided is not equal.
+has a time limit; a worker that passes it dies and another one is started for the next pair, so
+nothing here is ever in the way of a run. What cannot be decided is not equal. The limit counts the
+worker's own CPU time, so that a verdict does not depend on what else runs on the machine.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import select
+import signal
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
+from threading import Lock
 from typing import IO
 
 __all__ = ["MathChecker", "same_value"]
 
 SECONDS_PER_PAIR = 5.0
-"""Time limit of one comparison."""
+"""CPU time limit of one comparison."""
 
+_PATIENCE = 24  # wall clock seconds per CPU second, after which the worker counts as stuck
 _START_SECONDS = 60.0  # importing sympy on a busy machine
 _MEMORY_BYTES = 4 * 2**30
 _READY = "ready"
 
 
 class MathChecker:
-    """Compares answers in a worker process, which is started at the first question."""
+    """Compares answers in a worker process, which is started at the first question.
+
+    Threads may share it; a forked process needs its own.
+    """
 
     def __init__(self, seconds: float = SECONDS_PER_PAIR) -> None:
         self.seconds = seconds
         self._worker: subprocess.Popen[str] | None = None
+        self._lock = Lock()  # an answer belongs to the last question
 
     def equal(self, first: str, second: str) -> bool:
         """Whether both have the same value; False when it cannot be told in time."""
-        worker = self._worker or self._start()
-        try:
-            _pipe(worker.stdin).write(json.dumps([first, second]) + "\n")
-            _pipe(worker.stdin).flush()
-            verdict = self._read(worker, self.seconds)
-        except OSError:  # the worker died of the last pair
-            verdict = None
-        if verdict is None:
-            self.close()
-        return verdict == "true"
+        with self._lock:
+            worker = self._worker or self._start()
+            try:
+                _pipe(worker.stdin).write(json.dumps([first, second]) + "\n")
+                _pipe(worker.stdin).flush()
+                verdict = self._read(worker, self.seconds * _PATIENCE)
+            except OSError:  # the worker died of the last pair
+                verdict = None
+            if verdict is None:
+                self.close()
+            return verdict == "true"
 
     def _start(self) -> subprocess.Popen[str]:
         self._worker = subprocess.Popen(
-            [sys.executable, "-c", "from ledom.text.math.process import serve; serve()"],
+            [
+                sys.executable,
+                "-c",
+                f"from ledom.text.math.process import serve; serve({self.seconds})",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -79,8 +93,11 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
-def serve() -> None:
-    """The worker: a JSON pair a line in, `true` or `false` a line out."""
+def serve(seconds: float) -> None:
+    """The worker: a JSON pair per line in, `true` or `false` per line out.
+
+    It dies of a pair that takes more than `seconds` of CPU time, even where nobody waits any more.
+    """
     import resource
 
     from ledom.text.math.algebra import Sympy
@@ -97,22 +114,25 @@ def serve() -> None:
     reply(_READY)
     for line in sys.stdin:
         first, second = json.loads(line)  # no file: the other end writes it
-        left, right = read(first), read(second)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
         try:
+            left, right = read(first), read(second)
             equal = left is not None and right is not None and compare(left, right)
         except (Exception, RecursionError, MemoryError):
             equal = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
         reply(json.dumps(equal))
 
 
-@lru_cache(maxsize=1)
-def _shared() -> MathChecker:
+@cache
+def _shared(process: int) -> MathChecker:
+    """The checker of this process: a forked one would read answers to its parent's questions."""
     checker = MathChecker()
-    atexit.register(checker.close)
+    atexit.register(lambda: checker.close() if os.getpid() == process else None)
     return checker
 
 
 @lru_cache(maxsize=2**16)
 def same_value(first: str, second: str) -> bool:
     """Whether two answers have the same value; remembered, as candidates repeat themselves."""
-    return _shared().equal(first, second)
+    return _shared(os.getpid()).equal(first, second)
