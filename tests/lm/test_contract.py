@@ -99,6 +99,27 @@ def test_logprobs_are_the_models_own_in_reading_order(lm: LanguageModel, plain: 
         np.testing.assert_allclose(values, by_hand(lm, plain, target.ids), atol=1e-5)
 
 
+def test_hits_are_the_models_most_likely_tokens(lm: LanguageModel, plain: PlainModel) -> None:
+    """What greedy decoding writes is hit all along, and another text is not."""
+    if not lm.tells_hits:
+        with pytest.raises(InputError, match="does not say which token is the most likely"):
+            lm.logprobs_and_hits([whole(lm, TEXTS[0])])
+        return
+    ids = lm.tokenizer.encode(TEXTS[0]).ids
+    fed = lm.direction.to_model_order(lm.add_special_tokens(ids))
+    written = plain.write(fed, 5, stop=[], temperature=0)
+    target = TokenSpan(lm.direction.to_reading_order([*fed, *written]), 0, 0)
+    start, end = len(fed), len(fed) + 5
+    start, end = lm.direction.span_to_model_order(start, end, end)
+    spans = [TokenSpan(target.ids, start, end), whole(lm, TEXTS[1])]
+    (values, hits), (others, missed) = lm.logprobs_and_hits(spans)
+    assert hits.tolist() == [True] * 5
+    assert not missed.all()
+    assert missed.shape == others.shape
+    for found, expected in zip((values, others), lm.logprobs(spans), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_batching_and_order_change_nothing(lm: LanguageModel) -> None:
     targets = [whole(lm, text) for text in TEXTS * 2]
     alone = [lm.logprobs([target])[0] for target in targets[: len(TEXTS)]] * 2

@@ -125,6 +125,8 @@ class LanguageModel(ABC):
     """Whether `generate` stops at `Sampling.stop_pattern` and can continue from there."""
     tells_certainty: ClassVar[bool] = False
     """Whether what it generates carries its `self_certainty`."""
+    tells_hits: ClassVar[bool] = False
+    """Whether it has `logprobs_and_hits`."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -222,6 +224,18 @@ class LanguageModel(ABC):
         Raises `InputError` for a span that is empty of context or beyond the text, or a text
         longer than the model's context.
         """
+
+    def logprobs_and_hits(
+        self, targets: Sequence[TokenSpan]
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        """As `logprobs`, and whether each token is the one that the model finds most likely.
+
+        Raises `InputError` for a backend without it (`tells_hits`).
+        """
+        raise InputError(
+            f"{self.name}: this backend does not say which token is the most likely; give the "
+            "model's folder, which runs in this process"
+        )
 
     @abstractmethod
     def generate(

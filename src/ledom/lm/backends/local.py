@@ -40,6 +40,9 @@ __all__ = ["HFLanguageModel", "default_device", "torch_device"]
 _PATTERN_TOKENS = 12  # newest tokens searched for the stop pattern
 _LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
 _LOGITS_ROWS = 512  # most rows of one, so that with a small vocabulary it stays in cache
+_Reader = Callable[[torch.Tensor, torch.Tensor], NDArray[np.float32]]
+"""Takes logits [T, V] and the labels [T] that they predict; gives numbers [..., T]."""
+_NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of no token
 _DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")
 }
@@ -54,6 +57,7 @@ class HFLanguageModel(LanguageModel):
 
     stops_at_patterns = True
     tells_certainty = True
+    tells_hits = True
 
     def __init__(
         self,
@@ -96,35 +100,44 @@ class HFLanguageModel(LanguageModel):
         return sum(p.numel() for p in self.model.parameters())
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
+        return self._read_off(targets, _logprobs)
+
+    def logprobs_and_hits(
+        self, targets: Sequence[TokenSpan]
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        both = self._read_off(targets, _logprobs_and_hits)
+        return [(values[0], values[1] > 0) for values in both]
+
+    def _read_off(self, targets: Sequence[TokenSpan], read: _Reader) -> list[NDArray[np.float32]]:
+        """What `read` says of each target's tokens, in reading order along the last axis."""
         for target in targets:
             self.check_target(target)
-        results: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(targets)
+        results = [read(*_NOTHING)] * len(targets)
         ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
         # The last token is only predicted, never read.
         packed = [place for place, ids in enumerate(ordered) if len(ids) - 1 <= self._reach]
         for batch in batches([ordered[place][:-1] for place in packed], self.tokens_per_batch):
             places = [packed[i] for i in batch]
-            some = self._score([targets[i] for i in places], [ordered[i] for i in places])
+            some = self._score([targets[i] for i in places], [ordered[i] for i in places], read)
             for place, values in zip(places, some, strict=True):
                 results[place] = values
         for place in sorted({*range(len(targets))}.difference(packed)):
-            results[place] = self._score_alone(targets[place], ordered[place])
+            results[place] = self._score_alone(targets[place], ordered[place], read)
         return results
 
     @torch.inference_mode()
-    def _score_alone(self, target: TokenSpan, ids: list[int]) -> NDArray[np.float32]:
-        """Log-probabilities of a target, whose ids are in model order, by the own forward pass."""
+    def _score_alone(self, target: TokenSpan, ids: list[int], read: _Reader) -> NDArray[np.float32]:
+        """What is read off a target, whose ids are in model order, by the own forward pass."""
         self._say_alone()
         device = self.model.device
         span = self.direction.span_to_model_order(target.start, target.end, len(ids))
         start, end = span
         if end <= start:
-            return np.empty(0, np.float32)
+            return read(*_NOTHING)
         wanted = torch.arange(start - 1, end - 1, device=device)
         logits = self._own(torch.tensor(ids[:-1], device=device), wanted).float()
         labels = torch.tensor(ids[start:end], device=device)
-        values = -cross_entropy(logits, labels, reduction="none").cpu().numpy()
-        return np.ascontiguousarray(self.direction.to_reading_order(values))
+        return np.ascontiguousarray(self.direction.to_reading_order(read(logits, labels)))
 
     def _say_alone(self) -> None:
         """Say once why this takes longer."""
@@ -142,9 +155,9 @@ class HFLanguageModel(LanguageModel):
 
     @torch.inference_mode()
     def _score(
-        self, targets: Sequence[TokenSpan], ordered: Sequence[list[int]]
+        self, targets: Sequence[TokenSpan], ordered: Sequence[list[int]], read: _Reader
     ) -> list[NDArray[np.float32]]:
-        """Log-probabilities of targets, whose ids in model order are sorted."""
+        """What is read off targets, whose ids in model order are sorted."""
         device = self.model.device
         tree = PrefixTree.build([ids[:-1] for ids in ordered])
         spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
@@ -155,7 +168,7 @@ class HFLanguageModel(LanguageModel):
         ]
         wanted, order = np.unique(np.concatenate(predicting), return_inverse=True)
         if not len(wanted):
-            return [np.empty(0, np.float32) for _ in targets]
+            return [read(*_NOTHING) for _ in targets]
         hidden = self._trunk(
             torch.tensor(tree.ids, device=device),
             torch.tensor(tree.positions, device=device),
@@ -164,21 +177,23 @@ class HFLanguageModel(LanguageModel):
         )
         answers = [ids[start:end] for ids, (start, end) in zip(ordered, spans, strict=True)]
         labels = torch.tensor([i for ids in answers for i in ids], device=device, dtype=torch.long)
-        flat = self._gather(hidden[torch.from_numpy(order).to(device)], labels)
+        flat = self._gather(hidden[torch.from_numpy(order).to(device)], labels, read)
         counts = np.cumsum([end - start for start, end in spans])[:-1]
         return [
             np.ascontiguousarray(self.direction.to_reading_order(part))
-            for part in np.split(flat, counts)
+            for part in np.split(flat, counts, axis=-1)
         ]
 
-    def _gather(self, hidden: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
-        """log P(label) for outputs [T, width] and labels [T], the logits in bounded chunks."""
+    def _gather(
+        self, hidden: torch.Tensor, labels: torch.Tensor, read: _Reader
+    ) -> NDArray[np.float32]:
+        """What is read off outputs [T, width] and labels [T], the logits in bounded chunks."""
         rows = min(max(1, _LOGITS_BYTES // (4 * vocab_size(self.model))), _LOGITS_ROWS)
         parts = []
         for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
             logits = self._trunk.logits(outputs).float()
-            parts.append(-cross_entropy(logits, chunk, reduction="none").cpu().numpy())
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+            parts.append(read(logits, chunk))
+        return np.concatenate(parts, axis=-1)
 
     def generate(
         self,
@@ -294,6 +309,20 @@ class GenerationState:
     """The text of that."""
     kv_cache: tuple[torch.Tensor, torch.Tensor] | None = None
     """Keys and values of all but its last token, where known; see `Job`."""
+
+
+def _logprobs(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
+    """log P(label) [T] from logits [T, V] and labels [T]."""
+    values: NDArray[np.float32] = -cross_entropy(logits, labels, reduction="none").cpu().numpy()
+    return values
+
+
+def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
+    """[2, T]: log P(label), and 1 where the label is the most likely token."""
+    if not len(labels):
+        return np.empty((2, 0), np.float32)
+    hits = (logits.argmax(-1) == labels).float().cpu().numpy()
+    return np.stack([_logprobs(logits, labels), hits])
 
 
 def default_device() -> str:

@@ -1,0 +1,332 @@
+"""A model of ledom's as lm-evaluation-harness takes one, in either direction.
+
+The only place that imports the harness (its core install has no torch). `LedomLM` answers its three
+kinds of request: log-likelihoods (`ledom.evaluate.likelihood`), rolling log-likelihoods, and texts.
+Forward, tokens and numbers are those of the harness's own HFLM. What each number means in reverse
+is said in docs/evaluate.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError, MissingExtraError
+from ledom.evaluate.likelihood import (
+    DEFAULT_SCORING,
+    SCORINGS,
+    Convention,
+    Parts,
+    Request,
+    Scoring,
+    score,
+)
+from ledom.lm import load
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # ledom shows its own progress
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import (
+        handle_stop_sequences,
+        normalize_gen_kwargs,
+        postprocess_generated_text,
+    )
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError:
+    raise MissingExtraError("lm-eval", "eval", "evaluation") from None
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+__all__ = ["LedomLM", "Written"]
+
+_MAX_TOKENS = 256  # HFLM's default where a task does not say
+_TOGETHER = 256  # requests that go to the model in one call
+
+Written = tuple[str, int]
+"""A text, and how many tokens its prompt lost."""
+
+
+class LedomLM(TemplateLM):  # type: ignore[misc]
+    """Any model that `ledom.load` takes, for `lm_eval.simple_evaluate` and `ledom eval`.
+
+    `scoring` is what log-likelihood requests are answered by: see `SCORINGS`. `add_bos_token` puts
+    what the model was trained to read first in front of every context; the default is HFLM's, which
+    adds only what the tokenizer adds by itself. A reverse model always reads it, behind the text.
+
+    `cut` counts, by task, the requests whose context was cut to fit the model's.
+    """
+
+    def __init__(
+        self,
+        model: str | LanguageModel = "tiny",
+        direction: str | None = None,
+        scoring: Scoring | None = None,
+        add_bos_token: bool | None = None,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        device: str | None = None,
+        dtype: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.lm = (
+            model if isinstance(model, LanguageModel) else _load(model, direction, device, dtype)
+        )
+        self.direction = self.lm.direction
+        known = SCORINGS[self.direction]
+        self.scoring = scoring or DEFAULT_SCORING[self.direction]
+        if self.scoring not in known:
+            raise InputError(
+                f"scoring is {scoring!r}; for a {self.direction} model it is one of "
+                f"{', '.join(known)}"
+            )
+        self.add_bos_token = add_bos_token
+        self.batch_size = batch_size  # recorded by the harness; ledom chooses its own
+        self.cut: Counter[str] = Counter()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """transformers' tokenizer of the model's folder, for chat templates; None without one."""
+        folder = getattr(self.lm, "path", None)
+        if folder is None:
+            return None
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Distinguishes request caches of models with other chat templates."""
+        return f"{self.lm.name}-{self.lm.tokenizer.fingerprint}".replace("/", "__")
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the model's own template writes it.
+
+        Raises `InputError` for a model without a template.
+        """
+        if self.tokenizer is None or not self.tokenizer.chat_template:
+            raise InputError(f"{self.lm.name}: the model has no chat template; leave it out")
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.lm.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What is read before a text without a context."""
+        return self.convention.prefix[-1]
+
+    @property
+    def max_length(self) -> int:
+        """The model's context in tokens."""
+        return self.lm.context
+
+    @cached_property
+    def convention(self) -> Convention:
+        """Which special tokens are read first."""
+        bos = tuple(self.lm.bos_ids)
+        if self.direction is Direction.REVERSE:
+            return Convention(first=bos, prefix=bos)
+        tokenizer = self.lm.tokenizer
+        own = tuple(tokenizer.token_id(token) for token in tokenizer.bos_tokens)
+        named = None if self.tokenizer is None else self.tokenizer.bos_token_id
+        default = (named,) if named is not None else (tokenizer.eos_id,)
+        if self.add_bos_token is None:
+            return Convention(first=own, prefix=own or default)
+        return Convention(first=bos if self.add_bos_token else (), prefix=bos or default)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Ids in reading order, with the special tokens in front where HFLM puts them."""
+        ids = self.lm.tokenizer.encode(string).ids
+        first = list(self.convention.first) if self.direction is Direction.FORWARD else []
+        plain = add_special_tokens is False or ids[: len(first)] == first
+        return ids if plain else [*first, *ids]
+
+    def tok_decode(self, tokens: Sequence[int], **kwargs: Any) -> str:
+        """The text of ids in reading order."""
+        return self.lm.tokenizer.decode(tokens)
+
+    # Log-likelihoods
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Scores by `self.scoring`, and whether greedy decoding writes the continuation.
+
+        Raises `InputError` for requests that the scoring does not apply to.
+        """
+        asked = [_request(instance) for instance in requests]
+        found = []
+        for instance, parts in zip(requests, self.parts(requests, asked), strict=True):
+            value = SCORINGS[self.direction][self.scoring](parts)
+            if value is None:
+                raise InputError(
+                    f"task {instance.task_name!r}: {self.scoring!r} does not apply to a document "
+                    f"with {parts.kind} and a {self.direction} model"
+                )
+            if parts.cut:
+                self.cut[str(instance.task_name)] += 1
+            found.append((value, parts.greedy))
+            self.cache_hook.add_partial("loglikelihood", instance.args, found[-1])
+        return found
+
+    def parts(self, requests: Sequence[Instance], asked: Sequence[Request]) -> list[Parts]:
+        """The parts of every request; those of a document go to the model together."""
+        found: list[Parts] = []
+        for batch in document_batches(asked):
+            found += score(self.lm, batch, self.convention, self.scoring == "turned round")
+        return found
+
+    def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        raise NotImplementedError  # `loglikelihood` encodes by itself
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """log P(text) of every text, in as few windows as the model's context needs.
+
+        In reverse the windows start at the text's end. Bits per byte of both directions compare:
+        neither counts the token that ends a document.
+        """
+        return [self.rolling(str(instance.args[0])) for instance in requests]
+
+    def rolling(self, text: str) -> float:
+        """log P(text) in nats, with the document-start token (reverse: -end) read first."""
+        ids = self.direction.to_model_order(self.tok_encode(text))
+        windows = map(
+            make_disjoint_window,
+            get_rolling_token_windows(ids, self.prefix_token_id, self.lm.context, 1),
+        )
+        targets = [self._window(*window) for window in windows]
+        return float(sum(float(values.sum(dtype=float)) for values in self.lm.logprobs(targets)))
+
+    def _window(self, known: list[int], predicted: list[int]) -> TokenSpan:
+        """Tokens in model order as a span in reading order."""
+        ids = [*known, *predicted]
+        span = self.direction.span_to_model_order(len(known), len(ids), len(ids))
+        return TokenSpan(self.direction.to_reading_order(ids), *span)
+
+    # Texts
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """What follows (reverse: precedes) each context, up to the first stop string met.
+
+        Everything is in reading order. Reverse, a text is written from its end, so what is kept is
+        what stands behind the last occurrence of a stop string.
+        """
+        texts = []
+        for instance, (text, cut) in zip(requests, self.write(requests), strict=True):
+            self.cut[str(instance.task_name)] += bool(cut)
+            self.cache_hook.add_partial("generate_until", instance.args, text)
+            texts.append(text)
+        return texts
+
+    def write(self, requests: Sequence[Instance]) -> list[Written]:
+        """The text of every request; those with equal settings go to the model together."""
+        results: list[Written] = [("", 0)] * len(requests)
+        by_settings: dict[str, list[int]] = {}
+        for place, instance in enumerate(requests):
+            by_settings.setdefault(repr(instance.args[1]), []).append(place)
+        for places in by_settings.values():
+            contexts = [str(requests[place].args[0]) for place in places]
+            written = self.write_alike(contexts, requests[places[0]].args[1])
+            for place, result in zip(places, written, strict=True):
+                results[place] = result
+        return results
+
+    def write_alike(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[Written]:
+        """One text for each context."""
+        settings = normalize_gen_kwargs(settings, _MAX_TOKENS)
+        until = [term for term in handle_stop_sequences(settings["until"], None) if term]
+        max_tokens = settings["max_gen_toks"]
+        room = self.lm.context - max_tokens - len(self.convention.prefix)
+        if room < 1:
+            raise InputError(
+                f"{self.lm.name}: {max_tokens} new tokens leave no room for a prompt in a context "
+                f"of {self.lm.context}; lower the task's max_gen_toks"
+            )
+        fitted = [self._fit(context, room) for context in contexts]
+        sampling = Sampling(
+            temperature=settings.get("temperature", 1.0) if settings["do_sample"] else 0,
+            top_k=settings.get("top_k", 0),
+            top_p=settings.get("top_p", 1.0),
+            max_tokens=max_tokens,
+            stop_pattern=_pattern(until) if self.lm.stops_at_patterns else None,
+        )
+        texts = [""] * len(contexts)
+        for place, (generation,) in self._writer(fitted).generate([t for t, _ in fitted], sampling):
+            texts[place] = self._cut_at(generation.text, until)
+        return [(text, cut) for text, (_, cut) in zip(texts, fitted, strict=True)]
+
+    def _writer(self, fitted: Sequence[Written]) -> LanguageModel:
+        """The model with HFLM's special tokens in front of a prompt."""
+        if self.direction is Direction.REVERSE or any(not text for text, _ in fitted):
+            return self.lm
+        writer = copy.copy(self.lm)
+        writer.bos_ids = list(self.convention.first)
+        return writer
+
+    def _fit(self, context: str, room: int) -> Written:
+        """A prompt without the tokens that do not fit, at its end far from what is written."""
+        encoding = self.lm.tokenizer.encode(context)
+        cut = len(encoding.ids) - room
+        if cut <= 0:
+            return context, 0
+        if self.direction is Direction.FORWARD:
+            return context[encoding.offsets[cut][0] :], cut
+        return context[: encoding.offsets[-cut - 1][1]], cut
+
+    def _cut_at(self, text: str, until: Sequence[str]) -> str:
+        """The part of a text that was written before the first stop string."""
+        if self.direction is Direction.FORWARD:
+            return str(postprocess_generated_text(text, list(until), None))
+        for term in until:
+            text = text.rsplit(term, 1)[-1]
+        return text
+
+
+def document_batches(requests: Sequence[Request]) -> list[list[Request]]:
+    """Runs of requests, about `_TOGETHER` each, that do not divide a document."""
+    batches: list[list[Request]] = []
+    for request in requests:
+        last = batches[-1][-1] if batches else None
+        apart = last is None or request.group is None or last.group != request.group
+        if not batches or (apart and len(batches[-1]) >= _TOGETHER):
+            batches.append([])
+        batches[-1].append(request)
+    return batches
+
+
+def _load(model: str, direction: str | None, device: str | None, dtype: str) -> LanguageModel:
+    return load(model, direction, device=device, dtype=dtype)
+
+
+def _request(instance: Instance) -> Request:
+    """A request of the harness; the document says which others it is compared with."""
+    context, continuation = instance.args[:2]
+    known = instance.task_name is not None and instance.doc_id is not None
+    group = (instance.task_name, instance.doc_id) if known else None
+    return Request(context, continuation, group)
+
+
+def _pattern(until: Sequence[str]) -> str | None:
+    return "|".join(map(re.escape, until)) or None

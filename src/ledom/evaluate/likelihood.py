@@ -1,0 +1,405 @@
+"""Log-likelihoods of a context and a continuation, by a model of either direction.
+
+A benchmark asks how likely a continuation is after a context. A forward model reads the context and
+answers directly. A reverse model reads the continuation first: one pass over the text gives
+log P(continuation) and log P(context | continuation), whose sum is the joint; a pass over the
+context alone gives log P(context). `SCORINGS` names what is made of these parts.
+
+Requests of one document are compared with each other, so a text that is too long loses the same
+tokens in all of them. This module knows nothing of tasks, metrics or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.lm.language_model import LanguageModel, TokenSpan
+
+__all__ = ["DEFAULT_SCORING", "SCORINGS", "Convention", "Parts", "Request", "Scoring", "score"]
+
+Scoring = Literal["conditional", "whole text", "Bayes", "posterior", "turned round"]
+DEFAULT_SCORING: dict[Direction, Scoring] = {
+    Direction.FORWARD: "conditional",
+    Direction.REVERSE: "Bayes",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A context and a continuation; `group` is the same for those of one document."""
+
+    context: str
+    continuation: str
+    group: Hashable = None
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Which special tokens a model reads in front of a text, in its own order."""
+
+    first: tuple[int, ...]
+    """Before a text."""
+    prefix: tuple[int, ...]
+    """Before a text whose first token is to be predicted too."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Log-probabilities in nats that belong to one request; None where there is no use for one."""
+
+    continuation: float
+    """Forward: log P(continuation | context). Reverse: log P(continuation)."""
+    context: float | None = None
+    """Reverse: log P(context | continuation)."""
+    alone: float | None = None
+    """Reverse: log P(context) without a continuation."""
+    whole: float | None = None
+    """Forward: log P(context + continuation)."""
+    turned: float | None = None
+    """log P of the part that differs between the choices, written on the wrong side of the rest."""
+    greedy: bool = False
+    """Forward: whether the continuation is what greedy decoding writes."""
+    num_tokens: int = 0
+    """Tokens of the continuation."""
+    num_context_tokens: int = 0
+    """Tokens of the context that were read."""
+    cut: int = 0
+    """Tokens that the context lost, at its far end, to fit the model's context."""
+    kind: Literal["one context", "many contexts", "no context"] = "one context"
+    """Whether the choices of the document differ in the continuation or in the context."""
+
+
+def _conditional(parts: Parts) -> float:
+    return parts.continuation
+
+
+def _whole_text(parts: Parts) -> float | None:
+    return parts.whole
+
+
+def _bayes(parts: Parts) -> float | None:
+    if parts.context is None:  # nothing but the continuation was asked
+        return parts.continuation
+    return parts.continuation + parts.context - (parts.alone or 0.0)
+
+
+def _posterior(parts: Parts) -> float | None:
+    return parts.continuation if parts.kind == "no context" else parts.context
+
+
+def _turned_round(parts: Parts) -> float | None:
+    return parts.turned
+
+
+SCORINGS: dict[Direction, dict[Scoring, Callable[[Parts], float | None]]] = {
+    Direction.FORWARD: {
+        "conditional": _conditional,
+        "whole text": _whole_text,
+        "turned round": _turned_round,
+    },
+    Direction.REVERSE: {
+        "Bayes": _bayes,
+        "posterior": _posterior,
+        "turned round": _turned_round,
+    },
+}
+"""What a request is scored by, for each direction. A score is None where it does not apply.
+
+conditional    log P(continuation | context): the harness's own number.
+whole text     log P(context + continuation), for documents whose contexts differ: all of a sentence
+               counts, where the conditional only counts what follows the gap.
+Bayes          log P(context + continuation) - log P(context alone). For one context the last term
+               is the same for all choices: it leaves their order and takes out a large constant.
+               Where contexts differ it is left out, and the whole text counts.
+posterior      log P(context | continuation): how well a choice explains the question.
+turned round   a control. The choice stands where the model meets it last, on the wrong side of the
+               question: log P(choice | question behind it) of a reverse model.
+"""
+
+
+class _Spans:
+    """Token spans to score together; equal ones are scored once."""
+
+    def __init__(self) -> None:
+        self.spans: dict[tuple[tuple[int, ...], int, int], int] = {}
+
+    def add(self, ids: Sequence[int], start: int, end: int) -> int:
+        """The place of a span's values among the results."""
+        return self.spans.setdefault((tuple(ids), start, end), len(self.spans))
+
+    def score(self, lm: LanguageModel) -> tuple[list[NDArray[np.float32]], list[bool]]:
+        """The log-probabilities of every span, and whether each holds greedy choices alone."""
+        targets = [TokenSpan(ids, start, end) for ids, start, end in self.spans]
+        if lm.direction is Direction.FORWARD and lm.tells_hits:
+            both = lm.logprobs_and_hits(targets)
+            return [values for values, _ in both], [bool(hits.all()) for _, hits in both]
+        return lm.logprobs(targets), [False] * len(targets)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A request's token ids in reading order; the context has the first `boundary` of them."""
+
+    ids: list[int]
+    boundary: int
+    kind: Literal["one context", "many contexts", "no context"]
+    cut: int = 0
+
+
+def score(
+    lm: LanguageModel, requests: Sequence[Request], convention: Convention, turned: bool = False
+) -> list[Parts]:
+    """The parts of every request; `turned` adds those of the turned-round control.
+
+    Raises `InputError` for an empty continuation, for one that is longer than the model's context,
+    and for contexts that cannot be cut alike.
+    """
+    for request in requests:
+        if not request.continuation:
+            raise InputError(
+                f"document {_named(request)} has an empty choice; remove the document or the choice"
+            )
+    scorer = _Forward if lm.direction is Direction.FORWARD else _Reverse
+    return scorer(lm, requests, convention, turned).run()
+
+
+class _Scorer:
+    """What both directions share: texts as tokens, cut alike within a document."""
+
+    def __init__(
+        self, lm: LanguageModel, requests: Sequence[Request], convention: Convention, turned: bool
+    ) -> None:
+        self.lm, self.requests, self.convention, self.turned = lm, requests, convention, turned
+        self.groups: dict[Hashable, list[int]] = {}
+        for place, request in enumerate(requests):
+            own: Hashable = ("context", request.context)
+            self.groups.setdefault(own if request.group is None else request.group, []).append(
+                place
+            )
+        self.spans = _Spans()
+
+    def split(self, context: str, continuation: str) -> tuple[list[int], int]:
+        """The ids of both together, and how many belong to the context.
+
+        Blanks between the two belong to the continuation, as they do in the harness.
+        """
+        known = context.rstrip()
+        ids = self.lm.tokenizer.encode(context + continuation).ids
+        boundary = len(self.lm.tokenizer.encode(known).ids) if known else 0
+        return ids, min(boundary, len(ids) - 1)  # one token may hold the end of both
+
+    def texts(self) -> list[_Text]:
+        """Every request's tokens, with what kind of document it belongs to."""
+        texts: list[_Text] = [_Text([], 0, "no context")] * len(self.requests)
+        for places in self.groups.values():
+            kind = self.kind(places)
+            for place in places:
+                request = self.requests[place]
+                own = kind if request.context.strip() else "no context"
+                texts[place] = _Text(*self.split(request.context, request.continuation), own)
+        return texts
+
+    def kind(self, places: Iterable[int]) -> Literal["one context", "many contexts"]:
+        """Whether the choices of a document differ in the context."""
+        asked = [self.requests[place] for place in places]
+        contexts = {request.context for request in asked if request.context.strip()}
+        continuations = {r.continuation for r in asked if r.context.strip()}
+        return "many contexts" if len(contexts) > 1 and len(continuations) == 1 else "one context"
+
+    def cut_alike(self, texts: Sequence[_Text], room: int) -> list[_Text]:
+        """Drop as many tokens from the left of a document's contexts as the longest text needs."""
+        result = list(texts)
+        for places in self.groups.values():
+            excess = max(len(texts[place].ids) for place in places) - room
+            if excess <= 0:
+                continue
+            for place in places:
+                self.check_choice(self.requests[place], texts[place], room)
+            inside = [place for place in places if texts[place].boundary]
+            if len({tuple(texts[place].ids[:excess]) for place in inside}) > 1:
+                raise InputError(
+                    f"document {_named(self.requests[inside[0]])} is too long for the model's "
+                    f"context of {self.lm.context}, and its choices do not begin alike, so they "
+                    "cannot be cut alike; give fewer examples, or remove the document"
+                )
+            for place in inside:
+                text = texts[place]
+                kept = max(0, text.boundary - excess)
+                result[place] = _Text(text.ids[excess:], kept, text.kind, excess)
+        return result
+
+    def check_choice(self, request: Request, text: _Text, room: int) -> None:
+        """Raise `InputError` for a choice that fills the model's context by itself."""
+        length = len(text.ids) - text.boundary
+        if length > room:
+            raise InputError(
+                f"document {_named(request)}: a choice of {length} tokens is longer than the "
+                f"model's context of {self.lm.context}; remove the document"
+            )
+
+    def run(self) -> list[Parts]:
+        raise NotImplementedError
+
+
+class _Forward(_Scorer):
+    """The context is read first: the harness's conditional, token for token."""
+
+    def run(self) -> list[Parts]:
+        texts = self.texts()
+        places = [self.conditional(*pair) for pair in zip(self.requests, texts, strict=True)]
+        fitted = self.cut_wholes(texts)
+        wholes = [self.whole(text) for text in fitted]
+        turned = [self.turned_round(*pair) for pair in zip(self.requests, texts, strict=True)]
+        values, greedy = self.spans.score(self.lm)
+        return [
+            Parts(
+                continuation=_total(values[place]),
+                whole=_maybe(values, whole),
+                turned=_maybe(values, control),
+                greedy=greedy[place],
+                num_tokens=len(values[place]),
+                num_context_tokens=text.boundary - cut,
+                cut=max(cut, fit.cut),
+                kind=text.kind,
+            )
+            for (place, cut), whole, control, text, fit in zip(
+                places, wholes, turned, texts, fitted, strict=True
+            )
+        ]
+
+    def cut_wholes(self, texts: list[_Text]) -> list[_Text]:
+        """The texts of documents whose contexts differ, cut alike; no other is read whole."""
+        empty = _Text([], 0, "no context")
+        wholes = [text if text.kind == "many contexts" else empty for text in texts]
+        return self.cut_alike(wholes, self.lm.context + 1 - len(self.convention.prefix))
+
+    def whole(self, text: _Text) -> int | None:
+        """Where the values of all of a text will be."""
+        before = len(self.convention.prefix)
+        ids = [*self.convention.prefix, *text.ids]
+        return self.spans.add(ids, before, len(ids)) if text.ids else None
+
+    def conditional(self, request: Request, text: _Text) -> tuple[int, int]:
+        """Where its values will be, and how many tokens the context lost at its left."""
+        ids, boundary = self.begun(request.context, text)
+        self.check_choice(request, text, self.lm.context)
+        cut = max(0, len(ids) - self.lm.context - 1)
+        return self.spans.add(ids[cut:], boundary - cut, len(ids) - cut), cut
+
+    def begun(self, context: str, text: _Text) -> tuple[list[int], int]:
+        """The ids with the special tokens in front, and where the continuation starts."""
+        if text.boundary:
+            first = [] if self.begins_with_special(text.ids) else self.convention.first
+            return [*first, *text.ids], len(first) + text.boundary
+        prefix = self.convention.prefix
+        if tuple(text.ids[: len(prefix)]) == prefix:  # written out: it is its own context
+            return text.ids, len(prefix)
+        return [*prefix, *text.ids], len(prefix)
+
+    def begins_with_special(self, ids: Sequence[int]) -> bool:
+        """Whether a text, of a chat template for example, brings the special tokens along."""
+        first = self.convention.prefix
+        return bool(first) and tuple(ids[: len(first)]) == first
+
+    def turned_round(self, request: Request, text: _Text) -> int | None:
+        """Where the values of a context will be that is written behind the continuation."""
+        if not self.turned or text.kind != "many contexts":
+            return None
+        ids, boundary = self.split(*_swapped(request))
+        ids = [*self.convention.first, *ids]
+        boundary += len(self.convention.first)
+        cut = max(0, len(ids) - self.lm.context - 1)
+        return self.spans.add(ids[cut:], max(1, boundary - cut), len(ids) - cut)
+
+
+class _Reverse(_Scorer):
+    """The continuation is read first; the document-start token is not counted, as the harness
+    does not count the end of a document forward."""
+
+    def run(self) -> list[Parts]:
+        behind = self.lm.direction.to_reading_order(list(self.convention.prefix))
+        texts = self.cut_alike(self.texts(), self.lm.context + 1 - len(behind))
+        wholes = [self.spans.add([*t.ids, *behind], 0, len(t.ids)) for t in texts]
+        alone = [self.alone(*pair, behind) for pair in zip(self.requests, texts, strict=True)]
+        turned = [self.turned_round(*p, behind) for p in zip(self.requests, texts, strict=True)]
+        values, _ = self.spans.score(self.lm)
+        return [
+            Parts(
+                continuation=_total(values[source][start:]),
+                context=None if text.kind == "no context" else _total(values[whole][:boundary]),
+                alone=_maybe(values, context),
+                turned=_maybe(values, control),
+                num_tokens=len(values[source]) - start,
+                num_context_tokens=boundary,
+                cut=text.cut,
+                kind=text.kind,
+            )
+            for (source, start), whole, context, control, text, boundary in zip(
+                self.sources(wholes, texts),
+                wholes,
+                alone,
+                turned,
+                texts,
+                (text.boundary for text in texts),
+                strict=True,
+            )
+        ]
+
+    def sources(self, wholes: Sequence[int], texts: Sequence[_Text]) -> list[tuple[int, int]]:
+        """For every request, which pass says log P(continuation), and where in it that starts.
+
+        A choice that is asked without a context, for mutual information, is read off the pass that
+        has the context: the difference is then exactly the posterior.
+        """
+        result = [(whole, text.boundary) for whole, text in zip(wholes, texts, strict=True)]
+        for places in self.groups.values():
+            asked = {self.requests[p].continuation: result[p] for p in places if texts[p].boundary}
+            for place in places:
+                if not texts[place].boundary:
+                    result[place] = asked.get(self.requests[place].continuation, result[place])
+        return result
+
+    def alone(self, request: Request, text: _Text, behind: list[int]) -> int | None:
+        """Where the values of the context without a continuation will be."""
+        if text.kind != "one context":
+            return None
+        ids = self.lm.tokenizer.encode(request.context.rstrip()).ids[text.cut :]
+        return self.spans.add([*ids, *behind], 0, len(ids))
+
+    def turned_round(self, request: Request, text: _Text, behind: list[int]) -> int | None:
+        """Where the values of a choice will be that is written in front of the context."""
+        if not self.turned or text.kind != "one context":
+            return None
+        ids, boundary = self.split(*_swapped(request))
+        room = self.lm.context + 1 - len(behind)  # what lies far behind the choice is cut
+        return self.spans.add([*ids[:room], *behind], 0, boundary)
+
+
+def _swapped(request: Request) -> tuple[str, str]:
+    """The continuation, and behind it the context, with the blanks that stood between the two."""
+    text = request.continuation.lstrip()
+    blank = request.continuation[: len(request.continuation) - len(text)]
+    return text, (blank or " ") + request.context.strip()
+
+
+def _total(values: NDArray[np.float32]) -> float:
+    return float(values.sum(dtype=np.float64))
+
+
+def _maybe(values: Sequence[NDArray[np.float32]], place: int | None) -> float | None:
+    return None if place is None else _total(values[place])
+
+
+def _named(request: Request) -> str:
+    """What a message calls the request's document."""
+    group = request.group
+    if isinstance(group, tuple) and len(group) == 2:
+        return f"{group[1]} of task {group[0]!r}"
+    return repr(request.context[-60:])

@@ -1,0 +1,264 @@
+"""Log-likelihoods in either direction, against a small exact distribution that is worked out here.
+
+The model is a table: the probability of a letter given its neighbor in model order. Every number is
+then a product of entries, and P(choice | context) can be had by enumerating what may be written.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.evaluate.likelihood import SCORINGS, Convention, Parts, Request, Scoring, score
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
+
+END = "<|end|>"
+LETTERS = "abcd "
+IDS = {letter: number for number, letter in enumerate([*LETTERS, END])}
+
+# TABLE[read][next]: each row sums to 1. "d" is rare, so that long texts are unlikely.
+TABLE = {
+    "a": {"a": 0.1, "b": 0.5, "c": 0.1, "d": 0.1, " ": 0.1, END: 0.1},
+    "b": {"a": 0.2, "b": 0.1, "c": 0.4, "d": 0.1, " ": 0.1, END: 0.1},
+    "c": {"a": 0.3, "b": 0.2, "c": 0.1, "d": 0.1, " ": 0.2, END: 0.1},
+    "d": {"a": 0.2, "b": 0.2, "c": 0.2, "d": 0.1, " ": 0.2, END: 0.1},
+    " ": {"a": 0.4, "b": 0.2, "c": 0.2, "d": 0.1, " ": 0.0, END: 0.1},
+    END: {"a": 0.3, "b": 0.3, "c": 0.2, "d": 0.1, " ": 0.1, END: 0.0},
+}
+
+
+class TableModel(LanguageModel):
+    """log P(letter | the letter read before it), from `TABLE`."""
+
+    batches_requests = False
+
+    def __init__(self, direction: Direction, context: int = 100) -> None:
+        backend = RustTokenizer(models.WordLevel(IDS, unk_token="d"))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        self.name = self.fingerprint = "table"
+        self.direction, self.context = direction, context
+        self.tokenizer = Tokenizer(backend, END, [])
+        self.pair_format, self.bos_ids = PairFormat(), [IDS[END]]
+        self.longest = 0
+
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
+        return [self._one(target) for target in targets]
+
+    def _one(self, target: TokenSpan) -> NDArray[np.float32]:
+        self.check_target(target)
+        self.longest = max(self.longest, len(target.ids) - 1)
+        names = [*LETTERS, END]
+        read = [names[i] for i in self.direction.to_model_order(list(target.ids))]
+        start, end = self.direction.span_to_model_order(target.start, target.end, len(read))
+        values = [math.log(TABLE[read[i - 1]][read[i]]) for i in range(start, end)]
+        return self.direction.to_reading_order(np.array(values, np.float32))
+
+    def generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        raise NotImplementedError
+
+
+def chain(text: str, direction: Direction, first: str = END) -> float:
+    """P(text) by the table, read in the direction from `first` on."""
+    order = text if direction is Direction.FORWARD else text[::-1]
+    return math.prod(TABLE[a][b] for a, b in zip([first, *order], order, strict=False))
+
+
+CONVENTION = {
+    Direction.FORWARD: Convention(first=(), prefix=(IDS[END],)),
+    Direction.REVERSE: Convention(first=(IDS[END],), prefix=(IDS[END],)),
+}
+
+
+def parts_of(
+    direction: Direction, *requests: Request, context: int = 100, turned: bool = True
+) -> list[Parts]:
+    return score(TableModel(direction, context), requests, CONVENTION[direction], turned)
+
+
+def values(scoring: Scoring, direction: Direction, *requests: Request) -> list[float]:
+    """exp of the scores of one form."""
+    found = [SCORINGS[direction][scoring](p) for p in parts_of(direction, *requests)]
+    return [math.exp(value) for value in found if value is not None]
+
+
+REVERSE, FORWARD = Direction.REVERSE, Direction.FORWARD
+CHOICES = (" c", " bc", " abca")  # of unequal length
+
+
+def asked(context: str, choices: Sequence[str], group: object = 1) -> list[Request]:
+    return [Request(context, choice, group) for choice in choices]
+
+
+def test_bayes_is_the_conditional_of_the_enumerated_distribution() -> None:
+    """P(choice | context) among the choices is joint / sum of joints; scores keep its ratios."""
+    joints = [chain("ab" + choice, REVERSE) for choice in CHOICES]
+    exact = [joint / sum(joints) for joint in joints]
+    scores = values("Bayes", REVERSE, *asked("ab", CHOICES))
+    assert [s / sum(scores) for s in scores] == pytest.approx(exact, rel=1e-5)
+
+
+def test_bayes_takes_out_the_probability_of_the_context_alone() -> None:
+    """By hand: "ab c" is read c, blank, b, a; "ab" alone b, a."""
+    joint = TABLE[END]["c"] * TABLE["c"][" "] * TABLE[" "]["b"] * TABLE["b"]["a"]
+    alone = TABLE[END]["b"] * TABLE["b"]["a"]
+    assert values("Bayes", REVERSE, *asked("ab", [" c"])) == pytest.approx([joint / alone])
+    assert joint / alone == pytest.approx(0.2 * 0.2 * 0.2 * 0.2 / (0.3 * 0.2))
+
+
+def test_a_joint_would_favor_the_longest_choice_by_characters_and_bayes_does_not() -> None:
+    """Trap 1: acc_norm divides by characters, so a large constant makes the longest choice win."""
+    context, choices = "aaaaaaaa", ["c", "dddd"]
+    joint = np.log([chain(context + choice, REVERSE) for choice in choices])
+    scores = np.log(values("Bayes", REVERSE, *asked(context, choices)))
+    lengths = np.array([1, 4])
+    assert np.argmax(joint) == np.argmax(scores) == 0
+    assert np.argmax(joint / lengths) == 1  # the trap
+    assert np.argmax(scores / lengths) == 0
+    assert scores == pytest.approx(np.log([0.2 * 0.3 / 0.3, 0.1**4 * 0.2 / 0.3]))
+
+
+def test_the_posterior_is_a_distribution_over_what_stands_before_the_choice() -> None:
+    """All contexts of two letters, and by hand the rest: a blank or the document's start."""
+    letters = "abcd"
+    for choice in ("c", "bc", "abca"):
+        contexts = ["".join(pair) for pair in product(letters, repeat=2)]
+        found = [values("posterior", REVERSE, *asked(c, [choice]))[0] for c in contexts]
+        read = TABLE[choice[0]]
+        rest = read[" "] + read[END]
+        rest += sum(read[y] * (TABLE[y][" "] + TABLE[y][END]) for y in letters)
+        assert sum(found) + rest == pytest.approx(1)
+        exact = [chain(c + choice, REVERSE) / chain(choice, REVERSE) for c in contexts]
+        assert found == pytest.approx(exact)
+
+
+def test_mutual_information_of_bayes_is_the_posterior() -> None:
+    """Trap 2: the harness asks ("", choice) too and subtracts; the difference is the posterior
+    less log P(context), which all choices share."""
+    requests = [*asked("ab", CHOICES), *asked("", CHOICES)]
+    bayes = np.log(values("Bayes", REVERSE, *requests))
+    posterior = np.log(values("posterior", REVERSE, *asked("ab", CHOICES)))
+    information = bayes[:3] - bayes[3:]
+    alone = math.log(chain("ab", REVERSE))
+    assert information == pytest.approx(posterior - alone, abs=1e-5)
+
+
+def test_choices_that_are_prefixes_of_each_other_have_their_own_probabilities() -> None:
+    """Forward the longer one can never win; read from the end, it can."""
+    choices = [" a", " ab"]
+    forward = values("conditional", FORWARD, *asked("c", choices))
+    assert forward == pytest.approx([0.2 * 0.4, 0.2 * 0.4 * 0.5])
+    reverse = values("Bayes", REVERSE, *asked("c", choices))
+    # "c a": a, blank, c. "c ab": b, a, blank, c. Both over "c" alone.
+    assert reverse == pytest.approx([0.3 * 0.1 * 0.2 / 0.2, 0.3 * 0.2 * 0.1 * 0.2 / 0.2])
+
+
+def test_several_contexts_are_scored_as_whole_texts() -> None:
+    """Trap 3, WinoGrande: contexts differ, the continuation does not. What counts in reverse is
+    P(context | continuation); subtracting log P(context alone) would count P(continuation | ...)
+    of the contexts' last letters instead."""
+    contexts = ["ab", "dc", "dddb"]
+    requests = [Request(context, " bc", ("winogrande", 3)) for context in contexts]
+    exact = [chain(context + " bc", REVERSE) for context in contexts]
+    assert values("Bayes", REVERSE, *requests) == pytest.approx(exact)
+    given = [e / chain(" bc", REVERSE) for e in exact]
+    assert values("posterior", REVERSE, *requests) == pytest.approx(given)
+    wrong = [e / chain(c, REVERSE) for e, c in zip(exact, contexts, strict=True)]
+    assert np.argmax(exact) != np.argmax(wrong)  # the trap shows in this table
+
+
+def test_the_forward_twin_is_scored_both_ways_where_contexts_differ() -> None:
+    contexts = ["ab", "ac"]
+    requests = [Request(context, " bc", 3) for context in contexts]
+    partial = values("conditional", FORWARD, *requests)
+    assert partial == pytest.approx([0.1 * 0.2 * 0.4, 0.2 * 0.2 * 0.4])
+    whole = values("whole text", FORWARD, *requests)
+    assert whole == pytest.approx([chain(c + " bc", FORWARD) for c in contexts])
+    assert np.argmax(partial) != np.argmax(whole)
+
+
+def test_whole_texts_are_for_documents_whose_contexts_differ_only() -> None:
+    assert values("whole text", FORWARD, *asked("ab", CHOICES)) == []
+
+
+def test_the_turned_round_control_puts_the_choice_on_the_wrong_side() -> None:
+    """Reverse: "c ab", of which "c" is scored, given " ab" behind it. Forward: "bc ab"."""
+    reverse = values("turned round", REVERSE, *asked("ab", [" c"]))
+    assert reverse == pytest.approx([TABLE[" "]["c"]])
+    contexts = [Request(context, " bc", 3) for context in ("ab", "ac")]
+    forward = values("turned round", FORWARD, *contexts)
+    assert forward == pytest.approx([0.2 * 0.4 * 0.5, 0.2 * 0.4 * 0.1])
+    assert values("turned round", FORWARD, *asked("ab", CHOICES)) == []
+    assert values("turned round", REVERSE, *contexts) == []
+
+
+def test_greedy_has_no_meaning_in_reverse() -> None:
+    """Trap 4."""
+    assert not any(parts.greedy for parts in parts_of(REVERSE, *asked("ab", CHOICES)))
+
+
+def test_texts_without_a_context_are_whole_probabilities() -> None:
+    """As in tasks that compare two sentences."""
+    for direction in Direction:
+        form: Scoring = "conditional" if direction is FORWARD else "Bayes"
+        found = values(form, direction, Request("", "ab", 1), Request("", "ba", 1))
+        assert found == pytest.approx([chain("ab", direction), chain("ba", direction)])
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_a_long_context_loses_its_far_end_in_all_choices_alike(direction: Direction) -> None:
+    """The model reads 6 tokens; "abcabc" + " abca" has 11, and the end marker takes one more in
+    reverse. The tokens next to the choice stay; the cut is counted."""
+    form: Scoring = "conditional" if direction is FORWARD else "Bayes"
+    requests = asked("abcabc", [" c", " abca"])
+    parts = parts_of(direction, *requests, context=6)
+    found = [math.exp(SCORINGS[direction][form](p) or 0) for p in parts]
+    if direction is FORWARD:  # the last 7 tokens, of which the first is only read
+        assert [p.cut for p in parts] == [1, 4]
+        assert found == pytest.approx([0.2 * 0.2, 0.2 * 0.4 * 0.5 * 0.4 * 0.3])
+    else:  # 6 tokens and the end marker: "c" alone stays beside " abca", so beside " c" too
+        assert [p.cut for p in parts] == [5, 5]
+        alone = chain("c", REVERSE)
+        exact = [chain("c" + choice, REVERSE) / alone for choice in (" c", " abca")]
+        assert found == pytest.approx(exact)
+
+
+def test_a_choice_that_the_model_cannot_read_is_refused() -> None:
+    for direction in Direction:
+        with pytest.raises(InputError, match="choice of 8 tokens is longer.*context of 6"):
+            parts_of(direction, *asked("ab", [" abcabcd", " c"], ("t", 4)), context=6)
+
+
+def test_contexts_that_do_not_begin_alike_are_not_cut() -> None:
+    requests = [Request(context, " bc", ("t", 4)) for context in ("abcd", "bbcd")]
+    for direction in Direction:
+        with pytest.raises(InputError, match="document 4 of task 't'.*do not begin alike"):
+            parts_of(direction, *requests, context=6)
+
+
+def test_an_empty_choice_is_refused() -> None:
+    for direction in Direction:
+        with pytest.raises(InputError, match="document 7 of task 'mine' has an empty choice"):
+            parts_of(direction, *asked("ab", [" c", ""], ("mine", 7)))
+
+
+def test_without_groups_requests_belong_together_by_their_context() -> None:
+    alone = values("Bayes", REVERSE, *asked("ab", CHOICES))
+    requests = [Request("ab", choice) for choice in CHOICES]
+    assert values("Bayes", REVERSE, *requests) == pytest.approx(alone)
