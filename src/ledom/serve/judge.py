@@ -22,6 +22,7 @@ from ledom.rerank.strategies import STRATEGIES, Pick, Weights
 
 __all__ = ["Judge", "Judgement", "Pair"]
 
+_LOG_NAMES = {"y|x": "log_p_yx", "x|y": "log_p_xy", "y": "log_p_y"}
 _MARGIN = 64  # tokens of a template and special ones, at most
 
 
@@ -51,6 +52,20 @@ class Judgement:
         Of log-probabilities per token it is the weighted geometric mean of the probabilities.
         """
         return min(1.0, math.exp(min(0.0, self.reward)))
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the answer was longer than a model reads, and lost its end."""
+        return any(score.extra.get("truncated") for score in self.scores.values())
+
+    def value(self, use_activation: bool) -> float:
+        """The number that clients of vLLM's protocols ask for: from 0 to 1, or the reward."""
+        return self.probability if use_activation else self.reward
+
+    @property
+    def logprobs(self) -> dict[str, float]:
+        """The parts of the reward under names that logs take: `log_p_xy` is log P(x|y)."""
+        return {_LOG_NAMES[target]: score.logprob for target, score in self.scores.items()}
 
     @property
     def num_tokens(self) -> int:

@@ -5,16 +5,53 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter
+from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, Field
 
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import Refusal, describe
 from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
-from ledom.serve.service import REWARD
+from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["reranking"])
+
+
+class Document(Body):
+    """A document as Jina's and Cohere's older clients send it."""
+
+    text: str
+
+
+class RerankBody(Body):
+    """Jina's, Cohere's and vLLM's body, or TEI's, which has `texts`."""
+
+    model: str | None = None
+    query: Annotated[str, Field(examples=["Ava has 3 pens and buys 4. How many?"])]
+    documents: Annotated[
+        list[str | Document] | None,
+        Field(examples=[["3 + 4 = 7\n#### 7", "3 * 4 = 12\n#### 12"]]),
+    ] = None
+    top_n: Annotated[int | None, Field(ge=0)] = None
+    """Only the best ones; 0 and None for all."""
+    max_tokens_per_doc: Annotated[int | None, Field(ge=1)] = None
+    """The rest of a document is left out."""
+    return_documents: bool = True
+    texts: list[str] | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool = True
+    """False to refuse a text that is longer than the model reads."""
+
+    def answers(self) -> list[str]:
+        """The texts to rank."""
+        if (self.texts is None) == (self.documents is None):
+            raise Refusal(422, "send documents (Jina, Cohere), or texts (TEI)")
+        if self.texts is not None:
+            return self.texts
+        given = self.documents or []
+        return [doc if isinstance(doc, str) else doc.text for doc in given]
 
 
 class ScoreBody(Body):
@@ -51,11 +88,6 @@ class ScoreBody(Body):
         return [Pair(query, document) for query, document in zip(queries, documents, strict=True)]
 
 
-def score_of(judgement: Judgement, use_activation: bool) -> float:
-    """The number that a client asked for."""
-    return judgement.probability if use_activation else judgement.reward
-
-
 @router.post("/score", responses=describe())
 @router.post("/v1/score", responses=describe())
 async def score(body: ScoreBody, service: ServiceOf) -> dict[str, Any]:
@@ -70,9 +102,54 @@ async def score(body: ScoreBody, service: ServiceOf) -> dict[str, Any]:
             {
                 "index": index,
                 "object": "score",
-                "score": score_of(judgement, body.use_activation),
+                "score": judgement.value(body.use_activation),
             }
             for index, judgement in enumerate(judged)
         ],
         "usage": usage(sum(judgement.num_tokens for judgement in judged)),
     }
+
+
+@router.post("/rerank", responses=describe())
+@router.post("/v1/rerank", responses=describe())
+@router.post("/v2/rerank", responses=describe())
+async def rerank(body: RerankBody, service: ServiceOf) -> Any:
+    """Rank answers to a question, best first."""
+    answers = body.answers()
+    if body.max_tokens_per_doc:
+        answers = [_cut(answer, body.max_tokens_per_doc, service) for answer in answers]
+    judged = await service.judge_pairs([Pair(body.query, answer) for answer in answers])
+    order = sorted(range(len(judged)), key=lambda i: -judged[i].reward)
+    if body.texts is not None:
+        return _tei(body, order, answers, judged)
+    results = [
+        {"index": i, "relevance_score": judged[i].probability}
+        | ({"document": {"text": answers[i]}} if body.return_documents else {})
+        for i in order[: body.top_n or None]
+    ]
+    return {
+        "id": new_id("rerank"),
+        "model": body.model or REWARD,
+        "usage": usage(sum(judgement.num_tokens for judgement in judged)),
+        "results": results,
+    }
+
+
+def _tei(
+    body: RerankBody, order: list[int], answers: list[str], judged: list[Judgement]
+) -> list[dict[str, Any]] | JSONResponse:
+    """TEI's answer, and its form of an error."""
+    if not body.truncate and any(judgement.is_truncated for judgement in judged):
+        message = "a text is longer than the model reads; shorten it, or send truncate: true"
+        return JSONResponse({"error": message, "error_type": "Validation"}, 413)
+    return [
+        {"index": i, "score": judged[i].value(not body.raw_scores)}
+        | ({"text": answers[i]} if body.return_text else {})
+        for i in order
+    ]
+
+
+def _cut(text: str, num_tokens: int, service: Service) -> str:
+    """The first tokens of a text."""
+    offsets = service.judge.models[0].tokenizer.encode(text).offsets
+    return text if len(offsets) <= num_tokens else text[: offsets[num_tokens - 1][1]]

@@ -1,0 +1,135 @@
+"""Question and answer out of what trainers send: chat markup, special tokens, cut prompts.
+
+A trainer sends a prompt as its model read it, with its chat template and special tokens. A reward
+model trained on plain questions must not see them. It knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ledom.core.errors import InputError
+
+__all__ = ["answer_of", "question_of", "response_in", "split_dialog"]
+
+Messages = Sequence[dict[str, object]]
+
+_TURN = re.compile(
+    r"<\|im_start\|>(?P<a>\w+)\n"  # ChatML: Qwen, Yi ...
+    r"|<\|start_header_id\|>(?P<b>\w+)<\|end_header_id\|>\n\n"  # Llama 3
+    r"|<start_of_turn>(?P<c>\w+)\n"  # Gemma
+    r"|<\|(?P<d>system|user|assistant)\|>\n?"  # Phi, Zephyr, GLM
+    r"|<[｜|](?P<e>User|Assistant)[｜|]>"  # DeepSeek
+    r"|(?P<user>\[INST\]) ?|(?P<assistant> ?\[/INST\]) ?"  # Llama 2, Mistral
+)
+_ROLES = {"model": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+_SPECIAL = re.compile(r"<[|｜][^<>\s|｜]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
+_OPENING = re.compile(r"<(?:s|bos)>|<[|｜]begin[^<>\s|｜]{1,40}[|｜]>")
+_SHORTEST_OVERLAP = 8  # characters of a cut prompt by which its response is found
+
+
+def question_of(prompt: str | Messages) -> str:
+    """The last thing that the user said: of messages, of a chat template, or all of a plain text.
+
+    >>> question_of("<|im_start|>user\\nHow many?<|im_end|>\\n<|im_start|>assistant\\n")
+    'How many?'
+    """
+    if not isinstance(prompt, str):
+        said = [_content(message) for message in prompt if message.get("role") == "user"]
+        if not said:
+            raise InputError("the prompt has no message of the user")
+        return said[-1].strip()
+    said = [text for role, text in _turns(prompt) if role == "user"]
+    return said[-1] if said else _plain(prompt)
+
+
+def answer_of(response: str | Messages) -> str:
+    """A response up to its first special token; of messages the assistant's last one.
+
+    >>> answer_of(" It is 7.<|im_end|>\\n<|endoftext|>")
+    'It is 7.'
+    """
+    if not isinstance(response, str):
+        said = [_content(m) for m in response if m.get("role") in ("assistant", None)]
+        return said[-1].strip() if said else ""
+    return _plain(response)
+
+
+def response_in(query: str, prompt: str) -> str:
+    """What follows the prompt in `query`, which may have lost the prompt's start.
+
+    Raises `InputError` where the two do not meet.
+
+    >>> response_in("two plus two? Four.", "What is two plus two?")
+    ' Four.'
+    """
+    if query.startswith(prompt):
+        return query[len(prompt) :]
+    length = _overlap(prompt, query.lstrip("\ufffd"))
+    if length < min(_SHORTEST_OVERLAP, len(prompt)):
+        raise InputError("the query does not continue its prompt, nor the end of it")
+    return query.lstrip("\ufffd")[length:]
+
+
+def split_dialog(text: str, between: str) -> tuple[str, str]:
+    """Question and answer of a whole dialog: by its chat markup, else at the first `between`.
+
+    Raises `InputError` where there is neither.
+    """
+    turns = _turns(text)
+    answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+    if answers:
+        questions = [said for role, said in turns[: answers[-1]] if role == "user"]
+        if questions:
+            return questions[-1], turns[answers[-1]][1]
+    question, found, answer = text.partition(between)
+    if not found:
+        raise InputError(
+            "the input has no chat markup and no empty line; send question and answer with one "
+            "between them"
+        )
+    return question, answer
+
+
+def _turns(text: str) -> list[tuple[str, str]]:
+    """(role, what was said) of a rendered chat template; none for plain text."""
+    marks = list(_TURN.finditer(text))
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    turns = []
+    for mark, end in zip(marks, ends, strict=False):
+        kind = mark.lastgroup or ""
+        role = kind if kind in _ROLES else mark[kind].lower()
+        turns.append((_ROLES.get(role, role), _plain(text[mark.end() : end])))
+    return turns
+
+
+def _plain(text: str) -> str:
+    """A text up to its first special token, after those that it starts with."""
+    text = text.strip()
+    while (mark := _OPENING.match(text)) is not None:
+        text = text[mark.end() :].strip()
+    return _SPECIAL.split(text, maxsplit=1)[0].strip()
+
+
+def _content(message: dict[str, object]) -> str:
+    """The text of a message, whose content may come in parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(text for text in texts if isinstance(text, str))
+    return ""
+
+
+def _overlap(left: str, right: str) -> int:
+    """Length of the longest end of `left` that `right` starts with, in linear time."""
+    text = f"{right[: len(left)]}\0{left[-len(right) :] if right else ''}"
+    border = [0] * len(text)
+    for i in range(1, len(text)):
+        length = border[i - 1]
+        while length and text[i] != text[length]:
+            length = border[length - 1]
+        border[i] = length + (text[i] == text[length])
+    return border[-1] if right else 0

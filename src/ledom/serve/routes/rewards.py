@@ -1,0 +1,119 @@
+"""Rewards for reinforcement learning: the bodies of OpenRLHF, slime and verl.
+
+Their trainers send one sample per request; the service puts those of many requests into a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from ledom.core.errors import InputError
+from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
+from ledom.serve.judge import Judgement, Pair
+from ledom.serve.refusals import describe
+from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
+from ledom.serve.service import REWARD, Service
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["rewards"])
+
+_QUESTION = "Ava has 3 pens and buys 4. How many?"
+_ANSWER = "3 + 4 = 7\n#### 7"
+Message = dict[str, Any]
+
+
+class OpenRLHFBody(Body):
+    """As OpenRLHF's `--reward.remote_url` sends it."""
+
+    query: Annotated[list[str], Field(examples=[[f"{_QUESTION}\n\n{_ANSWER}<|endoftext|>"]])]
+    """Prompt and response with special tokens; the prompt may have lost its start."""
+    prompts: Annotated[list[str], Field(examples=[[f"{_QUESTION}\n\n"]])]
+
+
+class SlimeBody(Body):
+    """As slime's and miles' `--rm-url` sends it."""
+
+    prompt: Annotated[str | list[Message], Field(examples=[_QUESTION])]
+    response: Annotated[str, Field(examples=[_ANSWER])]
+
+
+class ClassifyBody(Body):
+    """As verl's reward loop sends it: one text, or several, each a dialog."""
+
+    model: str | None = None
+    input: Annotated[str | list[str], Field(examples=[f"{_QUESTION}\n\n{_ANSWER}"])]
+    use_activation: bool = True
+    """False for the reward itself; else from 0 to 1."""
+
+
+@router.post("/get_reward", responses=describe())
+async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> dict[str, Any]:
+    """OpenRLHF's remote reward. `scores` lie in 0 to 1; `extra_logs` has the log-probabilities."""
+    if len(body.query) != len(body.prompts):
+        raise InputError(f"{len(body.query)} queries for {len(body.prompts)} prompts; send as many")
+    pairs = [
+        Pair(question_of(prompt), answer_of(response_in(query, prompt)))
+        for query, prompt in zip(body.query, body.prompts, strict=True)
+    ]
+    judged = await service.judge_pairs(pairs)
+    logs = [judgement.logprobs for judgement in judged]
+    return {
+        "rewards": [judgement.reward for judgement in judged],
+        "scores": [judgement.probability for judgement in judged],
+        "extra_logs": {name: [log[name] for log in logs] for name in (logs[0] if logs else {})},
+    }
+
+
+@router.post("/reward", responses=describe())
+async def slime(body: SlimeBody, service: ServiceOf) -> float:
+    """slime's remote reward: the answer is the number."""
+    pair = Pair(question_of(body.prompt), answer_of(body.response))
+    (judgement,) = await service.judge_pairs([pair])
+    return judgement.reward
+
+
+@router.post("/classify", responses=describe())
+async def classify(body: ClassifyBody, service: ServiceOf) -> dict[str, Any]:
+    """vLLM's classification as verl asks for it: the reward is the last of `probs`."""
+    judged = await _judge_dialogs(body.input, service)
+    return {
+        "id": new_id("classify"),
+        "object": "list",
+        "created": now(),
+        "model": body.model or REWARD,
+        "data": [
+            {
+                "index": index,
+                "label": "reward",
+                "probs": [judgement.value(body.use_activation)],
+                "num_classes": 1,
+            }
+            for index, judgement in enumerate(judged)
+        ],
+        "usage": usage(sum(judgement.num_tokens for judgement in judged)),
+    }
+
+
+@router.post("/v1/embeddings", responses=describe())
+async def embeddings(body: ClassifyBody, service: ServiceOf) -> dict[str, Any]:
+    """sglang's embeddings as verl asks for them: the reward is the only number of each."""
+    judged = await _judge_dialogs(body.input, service)
+    return {
+        "object": "list",
+        "model": body.model or REWARD,
+        "data": [
+            {"index": index, "object": "embedding", "embedding": [judgement.reward]}
+            for index, judgement in enumerate(judged)
+        ],
+        "usage": usage(sum(judgement.num_tokens for judgement in judged)),
+    }
+
+
+async def _judge_dialogs(texts: str | list[str], service: Service) -> list[Judgement]:
+    between = service.judge.models[0].pair_format.literals[1]
+    given = [texts] if isinstance(texts, str) else texts
+    return await service.judge_pairs([Pair(*split_dialog(text, between)) for text in given])

@@ -1,0 +1,125 @@
+"""Bodies of other programs, as their clients send them, give the numbers of /ledom/score."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+QUESTION, ANSWERS = "Ava has 3 pens.", ["it is 12", "3 + 4 = 7", "7"]
+
+
+@pytest.fixture
+def own(client: TestClient) -> list[dict[str, Any]]:
+    """What our own route says of the answers."""
+    body = {"question": QUESTION, "answers": ANSWERS, "tokens": False}
+    results: list[dict[str, Any]] = client.post("/ledom/score", json=body).json()["results"]
+    return results
+
+
+def post(client: TestClient, path: str, **body: Any) -> Any:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_openrlhf(client: TestClient, own: list[dict[str, Any]]) -> None:
+    for index, answer in enumerate(ANSWERS):  # one sample per request
+        prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+        query = f"{prompt}{answer}<|im_end|>"
+        for sent in (query, query[7:]):  # a prompt that lost its start
+            found = post(client, "/get_reward", query=[sent], prompts=[prompt], labels=["7"])
+            assert found["rewards"] == pytest.approx([own[index]["reward"]])
+            assert found["scores"] == pytest.approx([own[index]["probability"]])
+            assert 0 <= found["scores"][0] <= 1
+            logs = found["extra_logs"]
+            assert logs["log_p_xy"] == [own[index]["scores"]["x|y"]["logprob"]]
+            assert logs["log_p_yx"] == [own[index]["scores"]["y|x"]["logprob"]]
+
+
+def test_openrlhf_sends_empty_lists_to_all_servers_but_one(client: TestClient) -> None:
+    found = post(client, "/get_reward", query=[], prompts=[], labels=[])
+    assert found == {"rewards": [], "scores": [], "extra_logs": {}}
+
+
+def test_openrlhf_lists_of_different_lengths_are_refused(client: TestClient) -> None:
+    answer = client.post("/get_reward", json={"query": ["a"], "prompts": []})
+    assert answer.status_code == 400
+    assert "1 queries for 0 prompts" in answer.json()["error"]["message"]
+
+
+def test_slime(client: TestClient, own: list[dict[str, Any]]) -> None:
+    for prompt in (QUESTION, [{"role": "user", "content": QUESTION}]):
+        body = {"prompt": prompt, "response": ANSWERS[1], "label": None}
+        assert post(client, "/reward", **body) == pytest.approx(own[1]["reward"])
+
+
+def test_verl(client: TestClient, own: list[dict[str, Any]]) -> None:
+    text = (
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{ANSWERS[2]}<|im_end|>\n"
+    )
+    body = {"model": "any", "input": text, "use_activation": False}
+    found = post(client, "/classify", **body)
+    assert found["data"][-1]["probs"][-1] == pytest.approx(own[2]["reward"])
+    assert found["data"][0]["num_classes"] == 1
+    assert found["object"] == "list"
+    body["use_activation"] = True
+    found = post(client, "/classify", **body)
+    assert found["data"][-1]["probs"][-1] == pytest.approx(own[2]["probability"])
+    found = post(client, "/v1/embeddings", model="any", input=text)
+    assert found["data"][-1]["embedding"][-1] == pytest.approx(own[2]["reward"])
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_jina_and_cohere(client: TestClient, own: list[dict[str, Any]], path: str) -> None:
+    order = sorted(range(3), key=lambda i: -own[i]["reward"])
+    found = post(client, path, model="m", query=QUESTION, documents=ANSWERS)
+    assert [row["index"] for row in found["results"]] == order
+    for row in found["results"]:
+        assert row["document"] == {"text": ANSWERS[row["index"]]}
+        assert row["relevance_score"] == pytest.approx(own[row["index"]]["probability"])
+    assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] > 0
+    documents = [{"text": answer} for answer in ANSWERS]
+    body = {"query": QUESTION, "documents": documents, "top_n": 1, "return_documents": False}
+    found = post(client, path, **body)
+    assert found["results"] == [
+        {"index": order[0], "relevance_score": pytest.approx(own[order[0]]["probability"])}
+    ]
+    assert len(post(client, path, query=QUESTION, documents=ANSWERS, top_n=0)["results"]) == 3
+
+
+def test_a_documents_tokens_can_be_limited(client: TestClient) -> None:
+    body = {"query": QUESTION, "documents": ["3 + 4 = 7"], "max_tokens_per_doc": 2}
+    (row,) = post(client, "/rerank", **body)["results"]
+    assert row["document"] == {"text": "3 +"}
+
+
+def test_tei(client: TestClient, own: list[dict[str, Any]]) -> None:
+    order = sorted(range(3), key=lambda i: -own[i]["reward"])
+    found = post(client, "/rerank", query=QUESTION, texts=ANSWERS)
+    assert [row["index"] for row in found] == order
+    assert found[0]["score"] == pytest.approx(own[order[0]]["probability"])
+    assert "text" not in found[0]
+    body = {"query": QUESTION, "texts": ANSWERS, "raw_scores": True, "return_text": True}
+    found = post(client, "/rerank", **body)
+    assert found[0]["score"] == pytest.approx(own[order[0]]["reward"])
+    assert found[0]["text"] == ANSWERS[order[0]]
+    assert math.exp(found[0]["score"]) == pytest.approx(own[order[0]]["probability"])
+
+
+def test_texts_and_documents_at_once_are_refused(client: TestClient) -> None:
+    for more in ({}, {"texts": ["a"], "documents": ["a"]}):
+        answer = client.post("/rerank", json={"query": QUESTION, **more})
+        assert answer.status_code == 422
+        assert "documents" in answer.json()["error"]["message"]
+
+
+def test_score_pairs_many_queries_with_as_many_documents(
+    client: TestClient, own: list[dict[str, Any]]
+) -> None:
+    found = post(client, "/score", queries=[QUESTION] * 3, documents=ANSWERS, use_activation=False)
+    assert [row["score"] for row in found["data"]] == pytest.approx([r["reward"] for r in own])
+    answer = client.post("/score", json={"queries": [QUESTION] * 2, "documents": ANSWERS})
+    assert answer.status_code == 400
