@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+import ledom
 from ledom.core.direction import Direction
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.serve.app import make_app
 from ledom.serve.judge import Judge
+from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
 from ledom.text.tokenizer import Tokenizer
+from serving import running
 
 
 @pytest.fixture
@@ -41,3 +45,11 @@ def client(
     app = make_app(Service(Judge(*pair), Settings(limits=limits)))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints: dict[str, Path]) -> Iterator[Server]:
+    """A server of two tiny random models on a real port."""
+    models = {name: ledom.load(folder, name) for name, folder in checkpoints.items()}
+    with running(Judge(models["forward"], models["reverse"]), Limits()) as server:
+        yield server

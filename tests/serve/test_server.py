@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -15,26 +13,15 @@ from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.serve.judge import Judge
 from ledom.serve.server import Server
-from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
-
-LIMITS = Limits(read_seconds=0.5, write_seconds=0.5)
+from serving import running
 
 
 @pytest.fixture
 def server(pair: tuple[FakeLanguageModel, FakeLanguageModel]) -> Iterator[Server]:
-    """A server on a free port, in a thread."""
-    settings = Settings(port=0, limits=LIMITS)
-    server = Server(Service(Judge(*pair), settings), settings)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.005)
-    yield server
-    server.stop()
-    thread.join(20)
-    assert not thread.is_alive()
+    """A server that does not wait long."""
+    with running(Judge(*pair), Limits(read_seconds=0.5, write_seconds=0.5)) as server:
+        yield server
 
 
 def test_it_answers_on_a_port(server: Server) -> None:

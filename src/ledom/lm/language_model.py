@@ -237,6 +237,17 @@ class LanguageModel(ABC):
             "model's folder, which runs in this process"
         )
 
+    def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
+        """The `count` most likely tokens at each place of a span: (id, log-probability), best
+        first.
+
+        Raises `InputError` where the backend does not see them.
+        """
+        raise InputError(
+            f"{self.name}: this backend does not say which other tokens were likely; give the "
+            "model's folder, which runs in this process"
+        )
+
     @abstractmethod
     def generate(
         self,

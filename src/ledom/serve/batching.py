@@ -184,7 +184,7 @@ class Batcher(Generic[_T, _R]):
         results = await loop.run_in_executor(self._thread, self._work, items)
         seconds = time.perf_counter() - start
         self._observe(len(items), seconds)
-        speed = sum(map(self._cost, items)) / max(seconds, 1e-6)
+        speed = min(sum(map(self._cost, items)) / max(seconds, 1e-6), 1e12)
         past = speed if self._speed is None else self._speed
         self._speed = _MEMORY * past + (1 - _MEMORY) * speed
         self._last_items = len(items)

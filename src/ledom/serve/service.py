@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from ledom.core.direction import Direction
 from ledom.lm.language_model import LanguageModel
 from ledom.serve.batching import Batcher
 from ledom.serve.judge import Judge, Judgement, Pair
@@ -13,6 +16,8 @@ from ledom.serve.refusals import Refusal
 from ledom.serve.settings import Settings
 
 __all__ = ["REWARD", "Service"]
+
+_T = TypeVar("_T")
 
 REWARD = "ledom"
 """The name under which protocols know the reward."""
@@ -29,12 +34,29 @@ class Service:
         self._batcher: Batcher[Pair, Judgement] = Batcher(
             judge.judge, _cost, limits.batch_seconds, limits.max_waiting, self.metrics.batch
         )
-        self.metrics.watch_waiting(lambda: self._batcher.waiting)
+        # Jobs of different settings cannot share a batch: one at a time, in turn.
+        self._jobs: Batcher[Callable[[], Any], Any] = Batcher(
+            lambda jobs: [job() for job in jobs],
+            lambda job: math.inf,
+            limits.batch_seconds,
+            limits.max_waiting,
+        )
+        self.metrics.watch_waiting(lambda: self._batcher.waiting + self._jobs.waiting)
 
     @property
     def models(self) -> dict[str, LanguageModel]:
         """The language models by the names that requests call them: `forward` and `reverse`."""
         return {str(lm.direction): lm for lm in self.judge.models}
+
+    @property
+    def default_model(self) -> str:
+        """The model of requests that name none: the forward one where there is one."""
+        return next(iter(self.models))
+
+    @property
+    def model_names(self) -> list[str]:
+        """All names that a request may give as `model`."""
+        return [REWARD, *self.models]
 
     def model(self, name: str) -> LanguageModel:
         """One of them; raises `Refusal` for another name."""
@@ -59,6 +81,28 @@ class Service:
         self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
         return judged
 
+    async def compute(self, job: Callable[[], _T]) -> _T:
+        """Run a job of a model in turn with those of other requests, and beside the judge."""
+        (result,) = await self._jobs.submit([job])
+        found: _T = result
+        return found
+
+    def check_writing(self, texts: int, tokens: int) -> None:
+        """Raise `Refusal` for more texts, or longer ones, than one request may have written."""
+        limits = self.settings.limits
+        if texts > limits.max_candidates:
+            raise Refusal(413, f"{texts} texts; {limits.max_candidates} are the most")
+        if tokens > limits.max_new_tokens:
+            raise Refusal(413, f"max_tokens is {tokens}; {limits.max_new_tokens} are the most")
+
+    def check_scoring(self, lm: LanguageModel, tokens: int) -> None:
+        """Raise `Refusal` for a text that takes more to score token by token than is allowed."""
+        if tokens > lm.context:
+            raise Refusal(400, f"a prompt of {tokens} tokens; the model reads {lm.context}")
+        work = tokens * (tokens + 1) // 2 if lm.direction is Direction.REVERSE else tokens
+        if work > self.settings.limits.max_tokens:
+            raise Refusal(413, f"scoring {tokens} tokens in reverse takes too long; send less")
+
     def _check_tokens(self, pairs: Sequence[Pair]) -> None:
         most = self.settings.limits.max_tokens
         texts = [text for pair in pairs for text in (pair.question, pair.answer)]
@@ -71,6 +115,7 @@ class Service:
     async def close(self) -> None:
         """Finish what was taken."""
         await self._batcher.close()
+        await self._jobs.close()
 
 
 def _cost(pair: Pair) -> float:

@@ -139,6 +139,22 @@ class HFLanguageModel(LanguageModel):
         labels = torch.tensor(ids[start:end], device=device)
         return np.ascontiguousarray(self.direction.to_reading_order(read(logits, labels)))
 
+    @torch.inference_mode()
+    def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
+        """See `LanguageModel.alternatives`."""
+        self.check_target(target)
+        ids = self.direction.to_model_order(list(target.ids))
+        start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
+        if end <= start:
+            return []
+        device = self.model.device
+        wanted = torch.arange(start - 1, end - 1, device=device)
+        logits = self._own(torch.tensor(ids[: end - 1], device=device), wanted).float()
+        best = logits.log_softmax(-1).topk(min(count, logits.shape[-1]), dim=-1)
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        found = [list(zip(tokens, values, strict=True)) for tokens, values in rows]
+        return found if self.direction is Direction.FORWARD else found[::-1]
+
     def _say_alone(self) -> None:
         """Say once why this takes longer."""
         if self._said:

@@ -10,7 +10,9 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from ledom.core.records import Score
+from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.report.words import question_words
+from ledom.serve import writing
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import Body, ServiceOf
@@ -84,6 +86,66 @@ async def score(body: ScoreBody, service: ServiceOf) -> dict[str, Any]:
         ],
         "seconds": time.perf_counter() - start,
     }
+
+
+class GenerateBody(Body):
+    """A prompt to write on: a step, or a whole text."""
+
+    model: Annotated[str, Field(examples=["reverse"])]
+    """`reverse` writes what comes before the prompt, `forward` what follows it."""
+    prompt: Annotated[str, Field(examples=["\n\n3 + 4 = 7\n#### 7"])]
+    max_tokens: Annotated[int, Field(ge=0)] = 1
+    """0 only asks for what may come next."""
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    alternatives: Annotated[int, Field(ge=1, le=50)] = 5
+    """How many of the most likely tokens to show at each place."""
+
+
+@router.post("/ledom/generate", responses=describe(404))
+async def generate(body: GenerateBody, service: ServiceOf) -> dict[str, Any]:
+    """Write on, with the log-probability of each token and the alternatives to it (nats).
+
+    `tokens` are in reading order. `next` is what may be written then; the name of the end token
+    there means that the text may be complete. To take an alternative, send the prompt with its
+    text, in front of it (reverse) or behind (forward).
+    """
+    lm = service.model(body.model)
+    service.check_writing(1, max(1, body.max_tokens))
+    return await service.compute(lambda: _generate(lm, body))
+
+
+def _generate(lm: LanguageModel, body: GenerateBody) -> dict[str, Any]:
+    made = Generation("", [], "length")
+    if body.max_tokens:
+        settings = (body.temperature, body.top_k, body.top_p, body.max_tokens, body.seed)
+        ((_, (made,)),) = lm.generate([body.prompt], Sampling(*settings))
+    tokens = writing.written_tokens(lm, body.prompt, made, body.alternatives)
+    following = writing.next_tokens(lm, body.prompt, made, body.alternatives)
+    return {
+        "text": made.text,
+        "finish_reason": made.finish_reason,
+        "tokens": [
+            {
+                "id": token.id,
+                "text": writing.token_text(lm, token.id),
+                "logprob": token.logprob,
+                "alternatives": _named(lm, token.alternatives),
+            }
+            for token in tokens
+        ],
+        "next": _named(lm, following),
+        "end": lm.tokenizer.eos_token,
+    }
+
+
+def _named(lm: LanguageModel, alternatives: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [
+        {"id": token_id, "text": writing.token_text(lm, token_id), "logprob": logprob}
+        for token_id, logprob in alternatives
+    ]
 
 
 def _details(body: ScoreBody, index: int, judgement: Judgement) -> dict[str, Any]:

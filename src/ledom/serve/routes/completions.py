@@ -1,0 +1,312 @@
+"""OpenAI's completions for the models of this server, either direction, and their tokenizers.
+
+A reverse model writes what precedes the prompt. Everything is in reading order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from pydantic import Field
+
+from ledom.core.direction import Direction
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.serve import writing
+from ledom.serve.refusals import Refusal, describe
+from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
+from ledom.serve.service import Service
+from ledom.serve.writing import Token, token_text
+
+__all__ = ["CompletionBody", "complete", "router", "stream"]
+
+router = APIRouter(tags=["completions"])
+
+_MOST_LOGPROBS = 20
+Ids = Annotated[list[int], Field(min_length=1)]
+
+
+class CompletionBody(Body):
+    """OpenAI's body, as far as it is supported; `model` is forward, reverse or ledom/STRATEGY."""
+
+    model: Annotated[str, Field(examples=["reverse"])]
+    prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=["\n\n3 + 4 = 7\n#### 7"])]
+    max_tokens: Annotated[int | None, Field(ge=0, examples=[32])] = None
+    temperature: Annotated[float | None, Field(ge=0, le=100)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=-1)] = None
+    n: Annotated[int | None, Field(ge=1)] = None
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    stop: str | list[str] | None = None
+    logprobs: Annotated[int | None, Field(ge=0, le=_MOST_LOGPROBS)] = None
+    echo: bool | None = None
+    stream: bool | None = None
+    ledom: dict[str, Any] | None = None
+    """Options of the gateway; see there."""
+
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, as text or as ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0] if self.prompt else "", int):
+            return [self.prompt]  # type: ignore[list-item]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+    def sampling(self) -> Sampling:
+        """How to draw; OpenAI's defaults."""
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=max(0, self.top_k or 0),
+            top_p=self.top_p or 1.0,
+            max_tokens=16 if self.max_tokens is None else max(1, self.max_tokens),
+            seed=abs(self.seed or 0),
+        )
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end a completion."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [text for text in given if text]
+
+
+class TokenizeBody(Body):
+    """vLLM's body."""
+
+    prompt: Annotated[str, Field(examples=["3 + 4 = 7"])]
+    model: str | None = None
+    add_special_tokens: bool = False
+
+
+class DetokenizeBody(Body):
+    """vLLM's body."""
+
+    tokens: Annotated[list[int], Field(examples=[[10, 11]])]
+    model: str | None = None
+
+
+async def complete(body: CompletionBody, service: Service) -> dict[str, Any]:
+    """Complete by a model of this server, or score the prompt (`echo`)."""
+    lm = service.model(body.model)
+    prompts, count = body.prompts(), body.n or 1
+    if not prompts:
+        raise Refusal(422, "prompt: there is none")
+    service.check_writing(len(prompts) * count, body.sampling().max_tokens)
+    if body.echo:
+        choices, counts = await service.compute(lambda: _echo(lm, body, prompts, service))
+    else:
+        choices, counts = await service.compute(lambda: _write(lm, body, prompts))
+    service.metrics.tokens("generated", counts[1])
+    return {
+        "id": new_id("cmpl"),
+        "object": "text_completion",
+        "created": now(),
+        "model": body.model,
+        "choices": [{"index": index, **choice} for index, choice in enumerate(choices)],
+        "usage": usage(*counts),
+    }
+
+
+Choices = tuple[list[dict[str, Any]], tuple[int, int]]
+
+
+def _write(lm: LanguageModel, body: CompletionBody, prompts: Sequence[str | list[int]]) -> Choices:
+    """Choices, and how many tokens were read and written."""
+    texts = [writing.prompt_text(lm, prompt) for prompt in prompts]
+    sampling = body.sampling()
+    made = dict(lm.generate(texts, sampling, body.n or 1))
+    choices = []
+    for place, text in enumerate(texts):
+        for generation in made[place]:
+            tokens = (
+                writing.written_tokens(lm, text, generation, body.logprobs)
+                if body.logprobs is not None
+                else None
+            )
+            choices.append(_choice(lm, body, generation, tokens))
+    read = sum(len(lm.prompt_ids(text, 1)) for text in texts)
+    written = sum(len(g.ids) + (g.finish_reason == "stop") for gs in made.values() for g in gs)
+    return choices, (read, written)
+
+
+def _choice(
+    lm: LanguageModel, body: CompletionBody, generation: Generation, tokens: list[Token] | None
+) -> dict[str, Any]:
+    text, stopped = _cut(generation.text, body.stops, lm.direction)
+    reason = "stop" if stopped or generation.finish_reason == "stop" else "length"
+    return {
+        "text": text,
+        "finish_reason": reason,
+        "logprobs": None if tokens is None else _logprobs(lm, tokens),
+    }
+
+
+def _cut(text: str, stops: Sequence[str], direction: Direction) -> tuple[str, bool]:
+    """What was written before the first stop, and whether there was one."""
+    kept = text
+    for stop in stops:
+        if direction is Direction.FORWARD:
+            kept = kept.partition(stop)[0]
+        else:
+            kept = kept.rpartition(stop)[2]
+    return kept, len(kept) < len(text)
+
+
+def _echo(
+    lm: LanguageModel,
+    body: CompletionBody,
+    prompts: Sequence[str | list[int]],
+    service: Service,
+) -> Choices:
+    """The prompts' own tokens with their log-probabilities; see `writing.score_ids`.
+
+    One token follows where any is asked for, as clients leave the last one out: the most likely one
+    forward; reverse the end of the document, which the model reads first.
+    """
+    if (body.max_tokens or 0) > 1 or (body.n or 1) > 1:
+        raise Refusal(400, "echo scores the prompt: ask for max_tokens of 0 or 1, and n of 1")
+    count = body.logprobs or 0
+    choices, read, written = [], 0, 0
+    for prompt in prompts:
+        ids = [*lm.bos_ids, *lm.tokenizer.encode(prompt).ids] if isinstance(prompt, str) else prompt
+        service.check_scoring(lm, len(ids))
+        tokens = writing.score_ids(lm, ids, count)
+        if body.max_tokens:
+            tokens.append(_following(lm, ids, count))
+            written += 1
+        read += len(ids)
+        shown = [t for t in tokens if t.id not in lm.bos_ids] if isinstance(prompt, str) else tokens
+        choices.append(
+            {
+                "text": prompt if isinstance(prompt, str) else lm.tokenizer.decode(prompt),
+                "finish_reason": "length",
+                "logprobs": None if body.logprobs is None else _logprobs(lm, shown),
+            }
+        )
+    return choices, (read, written)
+
+
+def _following(lm: LanguageModel, ids: Sequence[int], count: int) -> Token:
+    """The token behind a scored prompt."""
+    if lm.direction is Direction.REVERSE:
+        return Token(lm.tokenizer.eos_id, 0.0)
+    if len(ids) >= lm.context:
+        return Token(lm.tokenizer.eos_id, None)
+    whole = [*ids, lm.tokenizer.eos_id]
+    (best,) = lm.alternatives(TokenSpan(whole, len(ids), len(whole)), max(1, count))
+    return Token(best[0][0], best[0][1], best)
+
+
+def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> dict[str, Any]:
+    """OpenAI's object. `top_logprobs` has the alternatives and the token itself."""
+    texts = [token_text(lm, token.id) for token in tokens]
+    offsets = [0]
+    for text in texts:
+        offsets.append(offsets[-1] + len(text))
+    tops = []
+    for token, text in zip(tokens, texts, strict=True):
+        top: dict[str, float] = {}
+        for token_id, value in token.alternatives:
+            top.setdefault(token_text(lm, token_id), value)  # of equal texts the likelier
+        if token.logprob is not None:
+            top.setdefault(text, token.logprob)
+        tops.append(top or None)
+    return {
+        "tokens": texts,
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": tops,
+        "text_offset": offsets[:-1],
+    }
+
+
+def stream(events: Sequence[dict[str, Any]]) -> StreamingResponse:
+    """Server-sent events, and the mark of their end."""
+
+    async def lines() -> AsyncIterator[bytes]:
+        for event in events:
+            yield b"data: " + json.dumps(event).encode() + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream")
+
+
+def _events(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """A completion in pieces, as OpenAI streams it."""
+    head = {key: answer[key] for key in ("id", "object", "created", "model")}
+    events = []
+    for choice in answer["choices"]:
+        for piece in pieces(choice["text"]):
+            part = {"index": choice["index"], "text": piece, "finish_reason": None}
+            events.append(head | {"choices": [part | {"logprobs": None}]})
+        events.append(head | {"choices": [choice | {"text": ""}]})
+    events[-1]["usage"] = answer["usage"]
+    return events
+
+
+def pieces(text: str) -> list[str]:
+    """A text in words, each with the blanks in front of it."""
+    words: list[str] = []
+    for character in text:
+        if not words or (character.isspace() and not words[-1][-1].isspace()):
+            words.append("")
+        words[-1] += character
+    return words
+
+
+@router.post("/v1/completions", responses=describe(404, 502))
+async def completions(body: CompletionBody, service: ServiceOf) -> Any:
+    """Write a text, score a prompt (`echo` with `logprobs`), or choose among an upstream's texts.
+
+    `model: reverse` writes what comes before the prompt. With `echo`, the values of any
+    continuation sum up to log P(continuation | context), for both directions.
+    """
+    answer = await complete(body, service)
+    return stream(_events(answer)) if body.stream else answer
+
+
+@router.post("/tokenize", responses=describe(404))
+async def tokenize(body: TokenizeBody, service: ServiceOf) -> dict[str, Any]:
+    """The ids of a text. The name of a special token, alone, is that token."""
+    lm = service.model(body.model or service.default_model)
+    special = lm.tokenizer.backend.token_to_id(body.prompt)
+    if special is not None and not lm.tokenizer.decode([special]):
+        ids = [special]
+    else:
+        ids = lm.tokenizer.encode(body.prompt).ids
+        ids = [*lm.bos_ids, *ids] if body.add_special_tokens else ids
+    return {"count": len(ids), "max_model_len": lm.context, "tokens": ids}
+
+
+@router.post("/detokenize", responses=describe(404))
+async def detokenize(body: DetokenizeBody, service: ServiceOf) -> dict[str, Any]:
+    """The text of ids in reading order; special tokens are left out."""
+    lm = service.model(body.model or service.default_model)
+    writing.check_ids(lm, body.tokens)
+    return {"prompt": lm.tokenizer.decode(body.tokens)}
+
+
+@router.get("/tokenizer_info", responses=describe(404))
+async def tokenizer_info(service: ServiceOf, model: str | None = None) -> dict[str, Any]:
+    """What a client must know of the tokenizer."""
+    lm = service.model(model or service.default_model)
+    tokenizer = lm.tokenizer
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": tokenizer.eos_token,
+        "bos_token": tokenizer.bos_tokens[0] if tokenizer.bos_tokens else None,
+        "pad_token": tokenizer.eos_token,
+        "vocab_size": tokenizer.vocab_size,
+        "model_max_length": lm.context,
+    }
+
+
+@router.get("/v1/models", responses=describe())
+async def models(service: ServiceOf) -> dict[str, Any]:
+    """The names that `model` takes."""
+    data = [
+        {"id": name, "object": "model", "created": service.started, "owned_by": "ledom"}
+        for name in service.model_names
+    ]
+    return {"object": "list", "data": data}

@@ -1,0 +1,133 @@
+"""Texts that a model writes, and its log-probabilities token by token, in reading order.
+
+It knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.lm.language_model import Generation, LanguageModel, TokenSpan
+
+__all__ = ["Token", "next_tokens", "prompt_text", "score_ids", "token_text", "written_tokens"]
+
+Alternatives = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token and what the model thought of it; `logprob` is None where it had read nothing."""
+
+    id: int
+    logprob: float | None
+    alternatives: Alternatives = field(default_factory=list)
+    """The most likely tokens at its place, best first; see `LanguageModel.alternatives`."""
+
+
+def token_text(lm: LanguageModel, token_id: int) -> str:
+    """A token's text; the name of a special one. Part of a character is shown as U+FFFD."""
+    text = lm.tokenizer.decode([token_id])
+    return text or lm.tokenizer.backend.id_to_token(token_id) or ""
+
+
+def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
+    """A prompt as the text that `generate` takes.
+
+    Raises `InputError` for ids that are not those of their own text.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    check_ids(lm, prompt)
+    known = strip_special(lm, prompt)
+    text = lm.tokenizer.decode(known)
+    if lm.tokenizer.encode(text).ids != known:
+        raise InputError("the prompt's ids are not those of a text; send the text")
+    return text
+
+
+def check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
+    """Raise `InputError` for an id that is no token."""
+    bad = next((i for i in ids if not 0 <= i < lm.tokenizer.vocab_size), None)
+    if bad is not None:
+        raise InputError(f"no token has the id {bad}; there are {lm.tokenizer.vocab_size}")
+
+
+def strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
+    """Ids without the special tokens that the model reads first, where they are written out."""
+    first = lm.bos_ids
+    if first and list(ids[: len(first)]) == first:
+        return list(ids[len(first) :])
+    return list(ids)
+
+
+def written_tokens(
+    lm: LanguageModel, prompt: str, generation: Generation, count: int
+) -> list[Token]:
+    """The tokens of what was written to a prompt, each with so many alternatives."""
+    context, ids = _all_ids(lm, prompt, generation)
+    return _score(lm, context, ids, count) if ids else []
+
+
+def next_tokens(lm: LanguageModel, prompt: str, generation: Generation, count: int) -> Alternatives:
+    """What may be written next: further right by a forward model, further left by a reverse one."""
+    context, ids = _all_ids(lm, prompt, generation)
+    known = context + lm.direction.to_model_order(ids)
+    if len(known) >= lm.context:
+        return []
+    whole = lm.direction.to_reading_order([*known, lm.tokenizer.eos_id])  # the last is not read
+    place = lm.direction.span_to_model_order(len(known), len(known) + 1, len(whole))
+    return lm.alternatives(TokenSpan(whole, *place), count)[0]
+
+
+def _all_ids(lm: LanguageModel, prompt: str, generation: Generation) -> tuple[list[int], list[int]]:
+    """What the model read in model order, and what it wrote in reading order."""
+    return lm.prompt_ids(prompt, max(1, len(generation.ids))), list(generation.ids)
+
+
+def _score(lm: LanguageModel, context: list[int], ids: list[int], count: int) -> list[Token]:
+    """Tokens behind a context in model order; ids in reading order."""
+    whole = lm.direction.to_reading_order(context + lm.direction.to_model_order(ids))
+    span = lm.direction.span_to_model_order(len(context), len(whole), len(whole))
+    return _tokens(lm, TokenSpan(whole, *span), count)
+
+
+def _tokens(lm: LanguageModel, target: TokenSpan, count: int) -> list[Token]:
+    (values,) = lm.logprobs([target])
+    ids = list(target.ids[target.start : target.end])
+    if not count:
+        return [Token(i, float(v)) for i, v in zip(ids, values, strict=True)]
+    alternatives = lm.alternatives(target, count)
+    return [
+        # Where it is among the alternatives, the very number of there: clients compare the two.
+        Token(i, dict(best).get(i, float(v)), best)
+        for i, v, best in zip(ids, values, alternatives, strict=True)
+    ]
+
+
+def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
+    """The tokens of a text, each with the log-probability given those in front of it.
+
+    Of a forward model that is what it predicts; the ids are read as they are, and the first has
+    none. A reverse model predicts what is in front. By the rule of Bayes it still says how likely a
+    token is after those in front of it: log P(t1 .. ti) - log P(t1 .. t(i-1)), each of a text that
+    ends there. So for either direction the values of a continuation sum up to
+    log P(continuation | context). Reverse, that takes a pass for every start of the text, and a
+    special token in front has log-probability None.
+    """
+    check_ids(lm, ids)
+    if lm.direction is Direction.FORWARD:
+        if len(ids) < 2:
+            return [Token(i, None) for i in ids]
+        first = Token(ids[0], None)
+        return [first, *_tokens(lm, TokenSpan(list(ids), 1, len(ids)), count)]
+    known = strip_special(lm, ids)
+    special = [Token(i, None) for i in ids[: len(ids) - len(known)]]
+    behind = lm.special_ids[1]
+    starts = [TokenSpan([*known[:n], *behind], 0, n) for n in range(1, len(known) + 1)]
+    totals = [0.0, *(float(values.sum(dtype=float)) for values in lm.logprobs(starts))]
+    values = [after - before for before, after in pairwise(totals)]
+    return [*special, *(Token(i, v) for i, v in zip(known, values, strict=True))]

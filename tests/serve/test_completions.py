@@ -1,0 +1,203 @@
+"""Completions in either direction, against plain transformers and through lm-eval's own client."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import ledom
+from ledom.serve.server import Server
+
+TEXT = "Ava has 3 pens.\n\n3 + 4 = 7"
+
+
+def post(server: Server, path: str, **body: Any) -> Any:
+    answer = httpx.post(server.url + path, json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def plain(folder: Path, ids: list[int]) -> list[float]:
+    """log P of each id but the first, in model order, by plain transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return [logprobs[i, token].item() for i, token in enumerate(ids[1:])]
+
+
+def echo(server: Server, model: str, prompt: Any, **more: Any) -> Any:
+    body = {"max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0} | more
+    return post(server, "/v1/completions", model=model, prompt=prompt, **body)["choices"]
+
+
+def test_a_forward_prompts_ids_are_scored_as_they_are(
+    server: Server, checkpoints: dict[str, Path]
+) -> None:
+    ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
+    (choice,) = echo(server, "forward", ids)
+    values = choice["logprobs"]["token_logprobs"]
+    assert values[0] is None
+    assert values[1 : len(ids)] == pytest.approx(plain(checkpoints["forward"], ids), abs=1e-4)
+    assert len(values) == len(ids) + 1  # one token follows
+    best = max(choice["logprobs"]["top_logprobs"][-1].values())
+    assert values[-1] == best
+    assert "".join(choice["logprobs"]["tokens"][:-1]) == TEXT
+
+
+def test_a_text_is_read_behind_what_the_model_reads_first(
+    server: Server, checkpoints: dict[str, Path]
+) -> None:
+    ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
+    (eos,) = post(server, "/tokenize", prompt="<|end|>")["tokens"]
+    (choice,) = echo(server, "forward", TEXT, max_tokens=0)
+    expected = plain(checkpoints["forward"], [eos, *ids])
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(expected, abs=1e-4)
+    assert choice["text"] == TEXT
+
+
+def test_reverse_values_of_a_continuation_are_its_log_probability_after_the_context(
+    server: Server, checkpoints: dict[str, Path]
+) -> None:
+    ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
+    (eos,) = post(server, "/tokenize", prompt="<|end|>")["tokens"]
+    joint = {n: sum(plain(checkpoints["reverse"], [eos, *ids[:n][::-1]])) for n in (3, 8, len(ids))}
+    (choice,) = echo(server, "reverse", ids)
+    values = choice["logprobs"]["token_logprobs"]
+    assert len(values) == len(ids) + 1
+    for n in (3, 8):
+        assert sum(values[n:-1]) == pytest.approx(joint[len(ids)] - joint[n], abs=1e-4)
+    assert sum(values[:-1]) == pytest.approx(joint[len(ids)], abs=1e-4)
+
+
+def test_a_completion_is_what_generate_writes(server: Server, checkpoints: dict[str, Path]) -> None:
+    for name in ("forward", "reverse"):
+        lm = ledom.load(checkpoints[name], name)
+        body = {"model": name, "prompt": TEXT, "max_tokens": 6, "temperature": 0, "logprobs": 2}
+        (choice,) = post(server, "/v1/completions", **body)["choices"]
+        ((_, (made,)),) = lm.generate([TEXT], ledom.Sampling(0, max_tokens=6))
+        assert choice["text"] == made.text
+        logprobs = choice["logprobs"]
+        assert "".join(logprobs["tokens"]) == made.text
+        for value, top in zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True):
+            assert value == max(top.values())  # greedy takes the most likely
+
+
+def test_samples_stops_and_counts(server: Server) -> None:
+    body = {"model": "forward", "prompt": ["3 + 4", "5"], "max_tokens": 8, "n": 2, "seed": 3}
+    found = post(server, "/v1/completions", **body)
+    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
+    assert found["usage"]["completion_tokens"] <= 32
+    assert found["usage"]["total_tokens"] == sum(
+        found["usage"][key] for key in ("prompt_tokens", "completion_tokens")
+    )
+    assert post(server, "/v1/completions", **body)["choices"] == found["choices"]
+    text = found["choices"][0]["text"]
+    stop = text[3:5]
+    cut = post(server, "/v1/completions", **body, stop=stop)["choices"][0]
+    assert cut["text"] == text[: text.index(stop)]
+    assert cut["finish_reason"] == "stop"
+
+
+def test_what_is_streamed_is_the_text(server: Server) -> None:
+    body = {"model": "reverse", "prompt": "7", "max_tokens": 8, "temperature": 0}
+    whole = post(server, "/v1/completions", **body)["choices"][0]["text"]
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=60
+    ) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(event["choices"][0]["text"] for event in events) == whole
+    assert events[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_steps_show_the_alternatives(server: Server, checkpoints: dict[str, Path]) -> None:
+    for name in ("forward", "reverse"):
+        body = {"model": name, "prompt": TEXT, "max_tokens": 3, "alternatives": 4}
+        found = post(server, "/ledom/generate", **body)
+        assert "".join(token["text"] for token in found["tokens"]) == found["text"]
+        order = found["tokens"] if name == "forward" else found["tokens"][::-1]
+        for token in order:
+            assert len(token["alternatives"]) == 4
+            assert token["alternatives"][0]["id"] == token["id"]  # greedy
+            assert token["alternatives"][0]["logprob"] == token["logprob"]
+        # What may be written next is what the step before it chose from.
+        step = post(server, "/ledom/generate", **(body | {"max_tokens": 0}))
+        assert step["text"] == ""
+        first = [found["id"] for found in step["next"]]
+        assert first == [found["id"] for found in order[0]["alternatives"]]
+
+
+def test_what_cannot_be_done_is_refused(server: Server) -> None:
+    for body, status, message in (
+        ({"model": "nonsense", "prompt": "a"}, 404, "no model 'nonsense'"),
+        ({"model": "/etc/passwd", "prompt": "a"}, 404, "no model"),
+        ({"model": "forward", "prompt": [10**9]}, 400, "no token has the id"),
+        ({"model": "forward", "prompt": "a", "max_tokens": 10**6}, 413, "max_tokens"),
+        ({"model": "forward", "prompt": "a", "echo": True, "max_tokens": 9}, 400, "echo"),
+        ({"model": "forward", "prompt": "a", "temperature": -1}, 422, "temperature"),
+        ({"model": "forward", "prompt": []}, 422, "prompt"),
+        ({"model": "forward", "prompt": "a " * 2000, "max_tokens": 9}, 400, "does not fit"),
+        ({"prompt": "a"}, 422, "model"),
+    ):
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == status, answer.text
+        assert message in answer.json()["error"]["message"]
+
+
+def test_tokenizers(server: Server) -> None:
+    info = httpx.get(f"{server.url}/tokenizer_info", timeout=60).json()
+    assert info["eos_token"] == "<|end|>"
+    ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
+    assert post(server, "/detokenize", tokens=ids)["prompt"] == TEXT
+    (eos,) = post(server, "/tokenize", prompt="<|end|>")["tokens"]
+    spelled = post(server, "/tokenize", prompt="a <|end|>")["tokens"]
+    assert eos not in spelled
+    names = [row["id"] for row in httpx.get(f"{server.url}/v1/models").json()["data"]]
+    assert {"forward", "reverse"} <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_lm_evals_client_gets_what_the_harness_gets_in_process(
+    server: Server,
+    checkpoints: dict[str, Path],
+    direction: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("tenacity")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from ledom.evaluate.harness import LedomLM
+
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    client = LocalCompletionsAPI(
+        base_url=f"{server.url}/v1/completions", model=direction, max_retries=1, timeout=60
+    )
+    assert client.tokenizer_backend == "remote"  # found by itself
+    pairs = [
+        ("Ava has 3 pens and buys 4.", " 3 + 4 = 7"),
+        ("Ava has 3 pens and buys 4.", " 3 * 4 = 12"),
+        ("How many pens?\n\n", "7"),
+        ("", "3 pens"),
+    ]
+
+    def asked() -> list[Instance]:
+        return [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+
+    over_http = client.loglikelihood(asked(), disable_tqdm=True)
+    in_process = LedomLM(ledom.load(checkpoints[direction], direction)).loglikelihood(asked())
+    for (sent, _), (value, _) in zip(over_http, in_process, strict=True):
+        assert math.isfinite(sent)
+        assert sent == pytest.approx(value, abs=1e-4)
+    if direction == "forward":
+        assert [greedy for _, greedy in over_http] == [greedy for _, greedy in in_process]
