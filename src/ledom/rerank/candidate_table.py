@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.core.records import EARLY_STOP, Candidate, Problem, Score
+from ledom.rerank.steps import worst_step
 from ledom.text.answers import extract_answer
 from ledom.text.math.equality import equal_answers, has_content
 
@@ -43,6 +44,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "reverse_mean": ("x|y", "log P(x|y) per token"),
     "question_numbers": ("x|y", "log P(x|y) over the numbers of the question"),
     "question_min_digit_logprob": ("x|y", "log P(x|y) of the question's least likely digit"),
+    "worst_step": ("y", "log P of the least likely token of the least likely step, both models"),
     "contrast": ("x'|y", "log P(x|y) less that of copies of x with a number changed"),
     "prior": ("y", "log P(y), reverse model"),
     "prior_mean": ("y", "log P(y) per token, reverse model"),
@@ -157,9 +159,9 @@ def build_candidate_table(
             correct[row, column] = _is_right(candidate, answer, problem)
             index = index_of[problem.id, candidate.text]
             found = {target: by_key.get((problem.id, index, target)) for target in targets}
-            if problem.id not in contrasted:
+            if problem.id not in contrasted:  # without numbers there are no copies
                 found.pop("x'|y", None)
-            values = candidate_features(found, problem, candidate)
+            values = {"contrast": 0.0} | candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}
             for name in features:
                 features[name][row, column] = values[name]
@@ -281,9 +283,11 @@ def candidate_features(
         numbers = "question_numbers" if target == "x|y" else f"{prefix}_numbers"
         values[numbers] = sum(digits)
         values[f"{numbers.removesuffix('_numbers')}_min_digit_logprob"] = min(digits, default=0.0)
-    if given := scores.get("x|y"):
-        changed = scores.get("x'|y", given)  # a question without numbers has no copies
-        values["contrast"] = given.logprob - (changed or given).logprob
+    given, changed = scores.get("x|y"), scores.get("x'|y")
+    if given and changed:
+        values["contrast"] = given.logprob - changed.logprob
+    if prior := scores.get("y"):
+        values["worst_step"] = worst_step(prior, scores.get("y|x"), candidate.text)
     return values
 
 

@@ -175,6 +175,10 @@ STRATEGIES: dict[str, Strategy] = {
     "question numbers reward": Pick("the question's numbers weighted separately", _PREMISE),
     "noisy channel": Pick("log P(y|x), log P(x|y) and log P(y), weighted", _CHANNEL),
     "all terms": Pick("every score, weighted", _ALL),
+    "worst step": Pick("the candidate whose least likely step is likeliest", ("worst_step",)),
+    "all terms + worst step": Pick(
+        "every score and the worst step, weighted", (*_ALL, "worst_step")
+    ),
     "contrast": Pick("the candidate that best explains the question's numbers", ("contrast",)),
     "all terms + contrast": Pick("every score and the contrast, weighted", (*_ALL, "contrast")),
     "majority": Vote("the most frequent answer"),
@@ -192,6 +196,10 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "vote, noisy channel": Vote("by the three terms / temperature", _CHANNEL),
     "vote, all terms": Vote("by every score / temperature", _ALL),
+    "vote, worst step": Vote("by exp(worst step / temperature)", ("worst_step",)),
+    "vote, all terms + worst step": Vote(
+        "by every score and the worst step / temperature", (*_ALL, "worst_step")
+    ),
     "vote, contrast": Vote("by exp(contrast / temperature)", ("contrast",)),
     "vote, all terms + contrast": Vote(
         "by every score and the contrast / temperature", (*_ALL, "contrast")

@@ -1,0 +1,117 @@
+"""Which step is wrong? The embedded pair on solutions with one corrupted step.
+
+    python benchmarks/steps.py --problems 400
+
+In the right solution of each problem one number of one step is replaced by another of its kind;
+everything else stays. Each reading names the step of the least likely token. The right answer is
+known, so nothing is fitted here; which number of a step stands for it (its least likely token, its
+mean or its sum) was chosen on the tune split (--split tune).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from random import Random
+
+import numpy as np
+
+import ledom
+from ledom.core.processes import set_threads
+from ledom.core.records import Candidate, Problem
+from ledom.data.augment import other_number
+from ledom.data.problems import generate_problems
+from ledom.report.intervals import Interval, bootstrap_interval, paired_interval
+from ledom.rerank.score import score_candidates
+from ledom.rerank.steps import Step, split_steps
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_SUMMARIES: dict[str, Callable[[Step], float]] = {
+    "least likely token": lambda step: step.least,
+    "mean": lambda step: step.logprob / max(1, step.num_tokens),
+    "sum": lambda step: step.logprob,
+}
+
+
+def corrupt_step(solution: str, rng: Random) -> tuple[str, int]:
+    """The solution with one number of a random step changed, and that step's place.
+
+    The final answer's line is no step.
+    """
+    lines = solution.splitlines()
+    place = rng.choice([i for i, line in enumerate(lines[:-1]) if _NUMBER.search(line)])
+    match = rng.choice(list(_NUMBER.finditer(lines[place])))
+    number = next(new for _ in range(1000) if (new := other_number(match[0], "", rng)) != match[0])
+    lines[place] = f"{lines[place][: match.start()]}{number}{lines[place][match.end() :]}"
+    return "\n".join(lines), place
+
+
+def corrupted(
+    split: str, count: int, seed: int
+) -> tuple[list[Problem], list[Candidate], list[int]]:
+    """Problems with at least two steps, a corrupted solution of each, and where it is wrong."""
+    problems, candidates, places = [], [], []
+    for problem in generate_problems(split, 2 * count, seed):
+        if len(problem.require_solution().splitlines()) > 2 and len(problems) < count:
+            text, place = corrupt_step(problem.require_solution(), Random(problem.id))
+            problems.append(problem)
+            candidates.append(Candidate(problem_id=problem.id, index=0, text=text))
+            places.append(place)
+    return problems, candidates, places
+
+
+def read(
+    model: str, direction: str, problems: list[Problem], candidates: list[Candidate]
+) -> list[list[Step]]:
+    """Each solution's steps, without its last line."""
+    lm = ledom.load(model, direction=direction)
+    target = "y|x" if direction == "forward" else "y"
+    scores = [s for part in score_candidates(problems, candidates, lm) for s in part]
+    by_id = {score.problem_id: score for score in scores if score.target == target}
+    return [split_steps(by_id[c.problem_id], c.text)[:-1] for c in candidates]
+
+
+def named(
+    readings: Sequence[Sequence[Sequence[Step]]], summary: Callable[[Step], float]
+) -> list[int]:
+    """The step that each solution's readings, added up, find least likely."""
+    return [
+        int(np.argmin([sum(map(summary, step)) for step in zip(*own, strict=True)]))
+        for own in zip(*readings, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", type=int, default=400)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--seed", type=int, default=21)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    set_threads(arguments.threads)
+    problems, candidates, places = corrupted(arguments.split, arguments.problems, arguments.seed)
+    forward, reverse = (read("tiny", d, problems, candidates) for d in ("forward", "reverse"))
+    chance = np.array([1 / len(steps) for steps in forward])
+    print(f"{len(problems)} problems, {np.mean([len(s) for s in forward]):.1f} steps each")
+    print(f"at random: {100 * chance.mean():.1f} %")
+    for name, summary in _SUMMARIES.items():
+        rows = {
+            "forward": named([forward], summary),
+            "reverse": named([reverse], summary),
+            "both": named([forward, reverse], summary),
+        }
+        right = {reading: np.equal(row, places).astype(float) for reading, row in rows.items()}
+        for reading, values in right.items():
+            own, versus = bootstrap_interval(values), paired_interval(values, right["forward"])
+            print(f"{name:20} {reading:8} {percent(own)}  against forward {percent(versus)}")
+
+
+def percent(interval: Interval) -> str:
+    """As `12.3 [10.0, 14.6]`."""
+    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
+    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()

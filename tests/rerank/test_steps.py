@@ -1,0 +1,86 @@
+"""Steps of a solution and their scores, on numbers small enough to work out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ledom.core.records import Candidate, Problem, Score
+from ledom.rerank.candidate_table import build_candidate_table
+from ledom.rerank.steps import least_likely_step, split_steps, worst_step
+
+TEXT = "2 + 3 = 5\n\n5 * 2 = 11\n#### 11"
+#       tokens:     "2 +"   " 3 = 5"  "\n\n"   "5 * 2" " = 11"   "\n####"  " 11"
+SPANS = [[0, 3], [3, 9], [9, 11], [11, 16], [16, 21], [21, 26], [26, 29]]
+
+
+def score(target: str, values: list[float], **more: Any) -> Score:
+    direction: Any = "forward" if target == "y|x" else "reverse"
+    spans = [*SPANS, [0, 0]][: len(values)]  # forward the document's end comes last
+    return Score(
+        problem_id="p",
+        index=0,
+        model="m",
+        direction=direction,
+        target=target,  # type: ignore[arg-type]
+        logprob=sum(values),
+        num_tokens=len(values),
+        token_logprobs=values,
+        token_spans=spans,
+        **more,
+    )
+
+
+REVERSE = score("y", [-0.5, -0.25, -9.0, -0.5, -4.0, -1.0, -2.0])
+FORWARD = score("y|x", [-3.0, -0.5, -9.0, -0.25, -1.0, -1.0, -0.5, -7.0])
+
+
+def test_tokens_belong_to_the_step_of_their_last_character() -> None:
+    steps = split_steps(REVERSE, TEXT)
+    assert [TEXT[s.start : s.end] for s in steps] == ["2 + 3 = 5", "5 * 2 = 11", "#### 11"]
+    assert [s.logprob for s in steps] == [-0.75, -4.5, -3.0]
+    assert [s.least for s in steps] == [-0.5, -4.0, -2.0]
+    assert [s.num_tokens for s in steps] == [2, 2, 2]  # neither the blank line nor the end
+
+
+def test_the_least_likely_step() -> None:
+    reverse, forward = split_steps(REVERSE, TEXT), split_steps(FORWARD, TEXT)
+    assert least_likely_step(reverse) == 1
+    assert least_likely_step(forward) == 0
+    # -0.5 - 3 = -3.5 against -4 - 1 = -5
+    assert least_likely_step(forward, reverse) == 1
+    assert least_likely_step([]) is None
+
+
+def test_the_worst_step_averages_readings_of_one_text() -> None:
+    assert worst_step(REVERSE, None, TEXT) == -4.0
+    assert worst_step(REVERSE, FORWARD, TEXT) == -2.5
+    other = score("y|x", [-50.0], text="2 + 3")
+    assert worst_step(REVERSE, other, TEXT) == -4.0
+    bare = Score(
+        problem_id="p",
+        index=0,
+        model="m",
+        direction="reverse",
+        target="y",
+        logprob=-1,
+        num_tokens=1,
+    )
+    assert worst_step(bare, None, TEXT) == 0.0
+
+
+def test_it_is_a_feature() -> None:
+    problem = Problem(id="p", question="How many?", answer="10")
+    candidate = Candidate(problem_id="p", index=0, text=TEXT)
+    given = Score(
+        problem_id="p",
+        index=0,
+        model="m",
+        direction="reverse",
+        target="x|y",
+        logprob=-1,
+        num_tokens=1,
+    )
+    table = build_candidate_table([problem], [candidate], [FORWARD, given, REVERSE])
+    assert table.features["worst_step"][0, 0] == pytest.approx(-2.5)
