@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.report.numbers import Bounds, accuracy, difference
+from ledom.report.numbers import accuracy, difference
+from ledom.report.results import Interval
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def table(runs: list[Run], reports: list[dict[str, Any]]) -> str:
     ]
     shown = dict.fromkeys(claims, 0)
     for run, report in zip(runs, reports, strict=True):
-        by_claim = {row["claim"]: row["difference"] for row in report["headline"]}
+        by_claim = {row["claim"]: Interval(**row["difference"]) for row in report["headline"]}
         for claim in claims:
-            shown[claim] += Bounds.read(by_claim[claim]).verdict == "better"
+            shown[claim] += by_claim[claim].verdict == "better"
         greedy = next(row for row in report["strategies"] if row["name"] == "greedy")
-        cells = [str(run.seed), accuracy(greedy["accuracy"])]
+        cells = [str(run.seed), accuracy(Interval(**greedy["accuracy"]))]
         cells += [difference(by_claim[claim]) for claim in claims]
         lines.append(f"| {' | '.join(cells)} | {run.seconds:.0f} s{' (resumed)' * run.resumed} |")
     totals = [f"{shown[claim]} of {len(runs)} above 0" for claim in claims]

@@ -147,9 +147,9 @@ def test_a_text_unlike_its_training_is_said_to_be(
     """Every unseen problem of the templates is familiar, other questions are not."""
     reverse = pair["reverse"]
     for problem in unseen[:8]:
-        assert explain(problem, [problem.solution or ""], reverse)["warning"] is None
+        assert explain(problem, [problem.solution or ""], reverse).warning is None
     pens = Problem(id="pens", question="Ava has 3 pens and buys 4. How many?")
-    warning = explain(pens, ["3 + 4 = 7", "3 - 4 = 1"], reverse)["warning"]
+    warning = explain(pens, ["3 + 4 = 7", "3 - 4 = 1"], reverse).warning
     assert "unlike anything that the embedded model was trained on (loss 8." in warning
     for problem in generate_problems("test", 4, seed=3, held_out=True):
-        assert explain(problem, [problem.solution or ""], reverse)["warning"]
+        assert explain(problem, [problem.solution or ""], reverse).warning

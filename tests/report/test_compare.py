@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from ledom.core.errors import InputError
-from ledom.report.compare import compare_runs, gap_of, read_courses, tokens_to_reach
+from ledom.report.compare import compare_runs as compare
+from ledom.report.compare import gap_of, read_curves, tokens_to_reach
+from ledom.report.results import to_json
+
+
+def compare_runs(folders):
+    return to_json(compare(folders))
 
 
 def row_of(step, loss=5.0, valid=None, tokens=100, **more):
@@ -148,7 +154,7 @@ def test_parts_at_the_end_and_over_training(tmp_path):
 def test_tokens_to_reach_a_loss(tmp_path):
     losses = {2: 5.0, 4: 4.0, 6: 4.5, 8: 3.0}
     rows = [row_of(i, valid=[losses[i]] * 3 if i in losses else None) for i in range(1, 9)]
-    course = read_courses(write_run(tmp_path / "r", reverse=rows))["reverse"]
+    course = read_curves(write_run(tmp_path / "r", reverse=rows))["reverse"]
     assert tokens_to_reach(course, 4.5) == (300, True)  # half-way between 200 and 400 tokens
     assert tokens_to_reach(course, 4.0) == (400, True)
     assert tokens_to_reach(course, 3.5) == (pytest.approx(600 + 200 * 2 / 3), True)

@@ -10,11 +10,28 @@ from typing import Any
 
 import pytest
 
-from ledom.report import curves
-from ledom.report.compare_page import claims, render_html, render_markdown, write_comparison
+from from_json import from_json
+from ledom.report import compare_page, curves
+from ledom.report.results import Comparison, RunComparison
 
 HOSTILE = "<script>alert(1)</script> a|b $x$ \x00 {{ 7*7 }}"
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+
+def render_html(report: dict[str, Any]) -> str:
+    return compare_page.render_html(from_json(Comparison, report))
+
+
+def render_markdown(report: dict[str, Any]) -> str:
+    return compare_page.render_markdown(from_json(Comparison, report))
+
+
+def claims(report: dict[str, Any]) -> list[str]:
+    return compare_page.claims(from_json(Comparison, report))
+
+
+def runs_of(runs: list[dict[str, Any]]) -> list[RunComparison]:
+    return [from_json(RunComparison, run) for run in runs]
 
 
 SHOWN = "shown for this pair: the reverse model's loss is"
@@ -85,7 +102,8 @@ def report() -> dict[str, Any]:
     }
 
 
-def _figures(runs: list[dict[str, Any]]) -> dict[str, str]:
+def _figures(made: list[dict[str, Any]]) -> dict[str, str]:
+    runs = runs_of(made)
     return {
         "loss": curves.loss_figure(runs),
         "gap": curves.gap_figure(runs),
@@ -123,7 +141,7 @@ def test_what_the_interval_says(
 
 def test_the_claim_in_full(report: dict[str, Any]) -> None:
     assert claims(report) == [
-        "scratch: after step 20 the reverse model is at 3.012 nats a token, its forward twin at "
+        "scratch: after step 20 the reverse model is at 3.012 nats per token, its forward twin at "
         "3.000, on 99,999 tokens in 512 windows: +0.0123 [+0.0012, +0.0234], +0.41 %; "
         f"{SHOWN} higher; the interval excludes 0"
     ]
@@ -169,7 +187,9 @@ def test_figures_name_their_lines(report: dict[str, Any]) -> None:
 
 
 def test_a_single_run_is_not_named_in_the_figure(report: dict[str, Any]) -> None:
-    assert {"forward 3.000", "reverse 3.012"} <= set(_texts(curves.loss_figure(report["runs"][:1])))
+    assert {"forward 3.000", "reverse 3.012"} <= set(
+        _texts(curves.loss_figure(runs_of(report["runs"][:1])))
+    )
 
 
 def test_the_page_needs_nothing_and_escapes_everything(report: dict[str, Any]) -> None:
@@ -190,7 +210,7 @@ def test_little_to_show_is_shown() -> None:
     report = {"title": "t", "runs": runs, "seeds": [], "crossings": [], "notes": []}
     page = render_html(report)
     assert page.count("<svg") == 1
-    assert "reverse 4.500" in _texts(curves.loss_figure(runs))
+    assert "reverse 4.500" in _texts(curves.loss_figure(runs_of(runs)))
     assert "arrow of time" not in page
     assert "Settings" not in render_markdown(report)
 
@@ -203,11 +223,13 @@ def test_nothing_to_draw_gives_nothing() -> None:
 
 
 def test_three_files_are_written(tmp_path: Path, report: dict[str, Any]) -> None:
-    page = write_comparison(tmp_path, report)
+    page = compare_page.write_comparison(tmp_path, from_json(Comparison, report))
     assert page == tmp_path / "compare.html"
     assert {file.name for file in tmp_path.iterdir()} == {
         "compare.html",
         "compare.md",
         "compare.json",
     }
-    assert json.loads((tmp_path / "compare.json").read_text()) == report
+    written = json.loads((tmp_path / "compare.json").read_text())
+    assert written["runs"][0] == report["runs"][0]
+    assert written["crossings"] == report["crossings"]

@@ -11,12 +11,12 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.report.intervals import (
-    Interval,
     auc_interval,
     bootstrap_interval,
     paired_interval,
     pairwise_auc,
 )
+from ledom.report.results import Interval, to_json
 
 
 def array(*values: float) -> np.ndarray:
@@ -135,15 +135,21 @@ def test_no_resamples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "excludes"),
-    [(0.1, 0.3, True), (-0.3, -0.1, True), (-0.1, 0.1, False), (0.0, 0.2, False), (-1, 0, False)],
+    ("low", "high", "verdict"),
+    [
+        (0.1, 0.3, "better"),
+        (-0.3, -0.1, "worse"),
+        (-0.1, 0.1, "open"),
+        (0.0, 0.2, "open"),
+        (-1, 0, "open"),
+    ],
 )
-def test_excludes_zero(low: float, high: float, excludes: bool) -> None:
-    assert Interval((low + high) / 2, low, high).excludes_zero is excludes
+def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, verdict: str) -> None:
+    assert Interval((low + high) / 2, low, high).verdict == verdict
 
 
 def test_to_json() -> None:
-    assert Interval(0.5, 0.25, 0.75).to_json() == {"mean": 0.5, "low": 0.25, "high": 0.75}
+    assert to_json(Interval(0.5, 0.25, 0.75)) == {"mean": 0.5, "low": 0.25, "high": 0.75}
 
 
 # ---- paired_interval ----

@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from typing import Any
 
 import pytest
 
 from ledom.report import plots
 from ledom.report.figures import spread
+from ledom.report.results import (
+    AccuracyByLambda,
+    AccuracyByN,
+    Bin,
+    Interval,
+    Reliability,
+    StrategyResult,
+)
 
 
-def _strategy(name: str, kind: str, mean: float | None) -> dict[str, Any]:
-    bounds = {"low": None, "high": None} if mean is None else {"low": mean - 0.1, "high": mean}
-    return {"name": name, "kind": kind, "accuracy": {"mean": mean, **bounds}}
+def _strategy(name: str, kind: str, mean: float) -> StrategyResult:
+    return StrategyResult(
+        name=name, kind=kind, description="", formula="", accuracy=Interval(mean, mean - 0.1, mean)
+    )
 
 
 STRATEGIES = [
     _strategy("greedy", "baseline", 0.4),
     _strategy("reverse <reward> & $x^2$ $", "pick", 0.625),
     _strategy("漢字 vote", "vote", 0.5),
-    _strategy("unmeasured", "vote", None),
 ]
-BY_N = {"n": [1, 2, 4], "strategies": {"greedy": [0.4] * 3, "reward": [0.4, None, 0.625]}}
-BY_LAMBDA = {
-    "lambda": [0.0, 0.5, 1.0],
-    "accuracy": [0.4, 0.6, 0.5],
-    "low": [0.3, 0.5, None],
-    "high": [0.5, 0.7, 0.6],
-    "chosen": 0.5,
-}
-RELIABILITY = {
-    "score": "log P(x|y)",
-    "bins": [
-        {"mean_score": -2.0, "accuracy": 0.25, "low": 0.2, "high": 0.3, "count": 40},
-        {"mean_score": -1.0, "accuracy": 0.75, "low": None, "high": None, "count": 10},
+BY_N = AccuracyByN(n=[1, 2, 4], strategies={"greedy": [0.4] * 3, "reward": [0.4, 0.5, 0.625]})
+BY_LAMBDA = AccuracyByLambda(
+    lambda_=[0.0, 0.5, 1.0],
+    accuracy=[0.4, 0.6, 0.5],
+    low=[0.3, 0.5, 0.4],
+    high=[0.5, 0.7, 0.6],
+    chosen=0.5,
+)
+RELIABILITY = Reliability(
+    score="log P(x|y)",
+    bins=[
+        Bin(mean_score=-2.0, accuracy=0.25, low=0.2, high=0.3, count=40),
+        Bin(mean_score=-1.0, accuracy=0.75, low=0.6, high=0.8, count=10),
     ],
-}
+)
 
 
 def _all_figures() -> list[str]:
@@ -84,7 +91,6 @@ def test_names_stay_text_and_are_not_read_as_mathematics() -> None:
     assert {"greedy", "reverse <reward> & $x^2$ $", "漢字 vote", "62.5"} <= set(texts)
     assert "Baselines" in texts
     assert "Bounds" not in texts
-    assert "unmeasured" not in texts
 
 
 def test_a_long_name_is_shortened() -> None:
@@ -99,7 +105,6 @@ def test_lines_are_labeled_with_their_last_value() -> None:
 
 def test_lambda_figure_marks_the_chosen_value() -> None:
     assert "chosen 0.5" in _texts(plots.by_lambda_figure(BY_LAMBDA))
-    assert not re.search("chosen", plots.by_lambda_figure({**BY_LAMBDA, "chosen": None}))
 
 
 def test_colors_are_variables_that_a_page_can_set() -> None:
@@ -110,17 +115,18 @@ def test_colors_are_variables_that_a_page_can_set() -> None:
 
 
 def test_nothing_to_draw_gives_nothing() -> None:
-    assert plots.strategies_figure([_strategy("unmeasured", "pick", None)]) == ""
-    assert plots.by_n_figure({}, {}) == ""
-    assert plots.by_n_figure({"n": [0, 1], "strategies": {"a": [0.5, None]}}, {}) == ""
-    assert plots.by_lambda_figure({"lambda": [0.1], "accuracy": [None]}) == ""
-    assert plots.reliability_figure({"score": "s", "bins": []}) == ""
+    assert plots.strategies_figure([]) == ""
+    assert plots.by_n_figure(None, {}) == ""
+    assert plots.by_lambda_figure(None) == ""
+    assert plots.reliability_figure(None) == ""
+    assert plots.differences_figure({}, "greedy") == ""
 
 
 def test_a_single_point_is_drawn() -> None:
-    assert plots.by_n_figure({"n": [4], "strategies": {"a": [0.5]}}, {})
-    assert plots.by_lambda_figure({"lambda": [0.1], "accuracy": [0.5]})
-    assert plots.strategies_figure([{"name": "a", "kind": "pick", "accuracy": {"mean": 1}}])
+    assert plots.by_n_figure(AccuracyByN(n=[4], strategies={"a": [0.5]}), {})
+    one = AccuracyByLambda(lambda_=[0.1], accuracy=[0.5], low=[0.5], high=[0.5], chosen=0.1)
+    assert plots.by_lambda_figure(one)
+    assert plots.strategies_figure([_strategy("a", "pick", 1.0)])
 
 
 @pytest.mark.parametrize(

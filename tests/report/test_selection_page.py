@@ -12,13 +12,37 @@ from typing import Any
 
 import pytest
 
+from from_json import from_json
 from ledom.core.errors import OutputError
-from ledom.report.selection_page import render_html, render_markdown, write_report
+from ledom.report import selection_page
+from ledom.report.results import QuestionToken, SelectionReport, to_json
 from ledom.report.words import Word, question_words
 
 HOSTILE = "<script>alert(1)</script> a|b `c` \x00\x1b[31m \ud800 \u202e </details> {{ 7*7 }}"
 MINUS = "\N{MINUS SIGN}"
 QUESTION = "Ann has 3  red apples.\nHow many?"
+
+
+def _typed(report: dict[str, Any]) -> SelectionReport:
+    said_of_all = {"description": "", "formula": ""}
+    strategies = [said_of_all | row for row in report.get("strategies", [])]
+    return from_json(SelectionReport, report | {"strategies": strategies})
+
+
+def render_html(report: dict[str, Any]) -> str:
+    return selection_page.render_html(_typed(report))
+
+
+def render_markdown(report: dict[str, Any]) -> str:
+    return selection_page.render_markdown(_typed(report))
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> Path:
+    return selection_page.write_report(folder, _typed(report))
+
+
+def words_of(question: str, tokens: list[dict[str, Any]]) -> list[Word]:
+    return question_words(question, [QuestionToken(**token) for token in tokens])
 
 
 def _bounds(mean: float, low: float, high: float) -> dict[str, float]:
@@ -55,7 +79,12 @@ def _candidate(index: int, **changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def report() -> dict[str, Any]:
     strategies: list[dict[str, Any]] = [
-        {"name": "greedy", "kind": "baseline", "accuracy": _bounds(0.412, 0.4, 0.42)},
+        {
+            "name": "greedy",
+            "kind": "baseline",
+            "accuracy": _bounds(0.412, 0.4, 0.42),
+            "versus": {},
+        },
         {
             "name": "reverse|reward",
             "kind": "pick",
@@ -79,6 +108,7 @@ def report() -> dict[str, Any]:
     ]
     return {
         "title": "Reranking",
+        "warning": None,
         "command": "ledom rerank --n 4",
         "ledom_version": "0.1.0",
         "num_problems": 500,
@@ -151,11 +181,11 @@ def _columns(line: str) -> int:
 
 def test_words_cover_the_question_exactly() -> None:
     for question in (QUESTION, "", " ", "  lead and trail \n", "漢字です yes", HOSTILE):
-        assert "".join(word.text for word in question_words(question, [])) == question
+        assert "".join(word.text for word in words_of(question, [])) == question
 
 
 def test_words_sum_the_logprobs_of_their_tokens() -> None:
-    words = {w.text: w.logprob for w in question_words(QUESTION, _tokens(-4.0))}
+    words = {w.text: w.logprob for w in words_of(QUESTION, _tokens(-4.0))}
     assert words["Ann"] == -6.5
     assert words["3"] == -1.0
     assert words["red"] == -0.5 - 4.0  # a token of white space counts to the word after it
@@ -166,12 +196,11 @@ def test_words_sum_the_logprobs_of_their_tokens() -> None:
 
 
 def test_tokens_that_fit_no_word() -> None:
-    words = question_words("one two ", [{"start": 7, "end": 8, "logprob": -1.0}])
+    words = words_of("one two ", [{"start": 7, "end": 8, "logprob": -1.0}])
     assert [w.logprob for w in words] == [None, None, -1.0, None]  # no word after it: before
-    words = question_words("one", [{"start": 9, "end": 12, "logprob": -1.0}])
+    words = words_of("one", [{"start": 9, "end": 12, "logprob": -1.0}])
     assert words == [Word("one")]  # past the end, as of a clipped question
-    assert question_words("one", [{"start": 0, "end": 3, "logprob": None}]) == [Word("one")]
-    assert question_words("", [{"start": 0, "end": 1, "logprob": -1.0}]) == []
+    assert words_of("", [{"start": 0, "end": 1, "logprob": -1.0}]) == []
 
 
 def test_heat_grows_with_surprise_and_is_clipped_at_six_nats() -> None:
@@ -297,7 +326,8 @@ def test_first_case_is_a_wrong_answer_rejected_for_a_right_one(report: dict[str,
 
 def test_without_labels_the_chosen_answers_are_shown(report: dict[str, Any]) -> None:
     answers = [{"problem_id": "p-1", "question": QUESTION, "answer": "41", "share": 0.75}]
-    unlabeled = {"num_problems": 1, "num_labeled": 0, "answers": answers, "strategies": []}
+    unlabeled = {"title": "T", "warning": None, "num_problems": 1, "num_labeled": 0}
+    unlabeled |= {"answers": answers}
     for rendering in (render_html(unlabeled), render_markdown(unlabeled)):
         assert "nothing was measured" in rendering
         assert "41" in rendering
@@ -346,11 +376,11 @@ def test_huge_texts_are_clipped(report: dict[str, Any]) -> None:
 
 
 def test_missing_sections_render(report: dict[str, Any]) -> None:
-    for smallest in ({"title": "T"}, {}, dict.fromkeys(report)):
-        assert smallest.get("title") or "Report" in _Page(render_html(smallest)).text
-        assert render_markdown(smallest)
+    smallest = {"title": "T", "warning": None}
+    assert "T" in _Page(render_html(smallest)).text
+    assert render_markdown(smallest)
     figures = ("strategies", "accuracy_by_n", "accuracy_by_lambda", "reliability")
-    for key in report:
+    for key in set(report) - set(smallest):
         kept = set(report) - {key} - (set() if key in figures else set(figures))
         less = {name: report[name] for name in kept}
         assert render_html(less)
@@ -361,7 +391,7 @@ def test_missing_parts_of_a_case_render(report: dict[str, Any]) -> None:
     case = report["cases"][0]
     case["candidates"][1]["role"] = None
     assert render_html(report).count('<p class="question">') == 1
-    del case["candidates"][0]["question_tokens"]
+    case["candidates"][0]["question_tokens"] = []
     assert render_html(report).count('<p class="question">') == 1
     case["candidates"] = []
     assert QUESTION in _Page(render_html(report)).text
@@ -418,7 +448,8 @@ def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str
     assert page.read_text(encoding="utf-8") == render_html(report)
     assert page.with_suffix(".md").read_text(encoding="utf-8") == render_markdown(report)
     written = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-    assert written == report  # the hostile text too, its lone surrogate included
+    assert written == to_json(_typed(report))
+    assert written["cases"] == report["cases"]  # the hostile text too, its lone surrogate included
     assert sorted(path.name for path in page.parent.iterdir()) == [
         "report.html",
         "report.json",
@@ -430,9 +461,7 @@ def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str
 def test_numbers_that_are_not_finite_become_null(
     tmp_path: Path, report: dict[str, Any], bad: float
 ) -> None:
-    report["strategies"][0]["accuracy"]["mean"] = bad
     report["headline"][0]["difference"]["low"] = bad
-    report["accuracy_by_n"]["strategies"]["greedy"][0] = bad
     report["cases"][0]["candidates"][0]["question_tokens"][1]["logprob"] = bad
     report["settings"]["bad"] = bad
     page = write_report(tmp_path, report)
@@ -442,9 +471,8 @@ def test_numbers_that_are_not_finite_become_null(
 
     text = page.with_suffix(".json").read_text(encoding="utf-8")
     written = json.loads(text, parse_constant=refuse)
-    assert written["strategies"][0]["accuracy"]["mean"] is None
-    assert page.read_text(encoding="utf-8") == render_html(written)
-    assert not re.search(r"\b(nan|inf)\b", _Page(render_html(report)).text)
+    assert written["headline"][0]["difference"]["low"] is None
+    assert written["settings"]["bad"] is None
 
 
 def test_numpy_numbers_are_written(tmp_path: Path, report: dict[str, Any]) -> None:

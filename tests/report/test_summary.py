@@ -6,37 +6,37 @@ from typing import Any
 
 import pytest
 
-from ledom.report.numbers import Bounds, number
+from ledom.report.numbers import number
+from ledom.report.results import AucResult, Interval, SelectionReport, StrategyResult
 from ledom.report.summary import summarize
 
 
-def _bounds(mean: float, low: float, high: float) -> dict[str, float]:
-    return {"mean": mean, "low": low, "high": high}
+def _strategy(name: str, mean: float, **versus: Interval) -> StrategyResult:
+    accuracy = Interval(mean, mean - 0.1, mean + 0.1)
+    return StrategyResult(
+        name=name, kind="pick", description="", formula="", accuracy=accuracy, versus=versus
+    )
 
 
-def _strategy(name: str, mean: float, **versus: dict[str, float]) -> dict[str, Any]:
-    return {"name": name, "accuracy": _bounds(mean, mean - 0.1, mean + 0.1), "versus": versus}
+def _made(**changes: Any) -> SelectionReport:
+    return SelectionReport(title="", warning=None, **changes)
 
 
-def _report(difference: dict[str, float], **changes: Any) -> dict[str, Any]:
-    return {
-        "num_problems": 400,
-        "num_labeled": 400,
-        "chosen": "vote, all terms",
-        "strategies": [
-            _strategy("greedy", 0.6),
-            _strategy("random", 0.55, greedy=_bounds(-0.05, -0.08, -0.02)),
-            _strategy("majority", 0.62, greedy=_bounds(0.02, -0.01, 0.05)),
-            _strategy("reverse reward", 0.65, greedy=_bounds(0.05, 0.01, 0.09)),
-            _strategy("luckiest", 0.99, greedy=_bounds(0.39, 0.3, 0.5)),
-            _strategy("vote, all terms", 0.6 + difference["mean"], greedy=difference),
-        ],
-        **changes,
-    }
+def _report(difference: Interval, **changes: Any) -> SelectionReport:
+    known = {"num_problems": 400, "num_labeled": 400, "chosen": "vote, all terms"}
+    strategies = [
+        _strategy("greedy", 0.6),
+        _strategy("random", 0.55, greedy=Interval(-0.05, -0.08, -0.02)),
+        _strategy("majority", 0.62, greedy=Interval(0.02, -0.01, 0.05)),
+        _strategy("reverse reward", 0.65, greedy=Interval(0.05, 0.01, 0.09)),
+        _strategy("luckiest", 0.99, greedy=Interval(0.39, 0.3, 0.5)),
+        _strategy("vote, all terms", 0.6 + difference.mean, greedy=difference),
+    ]
+    return _made(strategies=strategies, **(known | changes))
 
 
 def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
-    summary = summarize(_report(_bounds(0.07, 0.04, 0.1)))
+    summary = summarize(_report(Interval(0.07, 0.04, 0.1)))
     assert summary.sentence == (
         "Voting weighted by every score is right on 67.0 % of the 400 problems, 7.0 points more "
         "than the greedy answer (95 % interval 4.0 to 10.0)."
@@ -50,71 +50,67 @@ def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
     ("difference", "end"),
     [
         (
-            _bounds(0.01, -0.02, 0.04),
+            Interval(0.01, -0.02, 0.04),
             "1.0 points more than the greedy answer (95 % interval \u22122.0 to 4.0; it includes "
             "0, so this may be chance).",
         ),
         (
-            _bounds(-0.05, -0.08, -0.02),
+            Interval(-0.05, -0.08, -0.02),
             "5.0 points fewer than the greedy answer (95 % interval 2.0 to 8.0).",
         ),
     ],
 )
-def test_the_sentence_says_what_was_not_shown(difference: dict[str, float], end: str) -> None:
+def test_the_sentence_says_what_was_not_shown(difference: Interval, end: str) -> None:
     assert summarize(_report(difference)).sentence.endswith(end)
 
 
 def test_labels_are_counted() -> None:
-    partly = summarize(_report(_bounds(0.07, 0.04, 0.1), num_labeled=120))
+    partly = summarize(_report(Interval(0.07, 0.04, 0.1), num_labeled=120))
     assert "67.0 % of the 120 of 400 labeled problems" in partly.sentence
     assert "A sample of 120 problems" in partly.sample
-    none = summarize({"num_problems": 6, "num_labeled": 0, "strategies": []})
+    none = summarize(_made(num_problems=6, num_labeled=0))
     assert none.sentence.startswith("None of the 6 problems has a right answer")
     assert none.rows == ()
 
 
 def test_without_greedy_the_majority_is_the_opponent() -> None:
-    versus = {"majority": _bounds(0.02, 0.01, 0.03), "random": _bounds(0.2, 0.1, 0.3)}
+    versus = {"majority": Interval(0.02, 0.01, 0.03), "random": Interval(0.2, 0.1, 0.3)}
     strategies = [_strategy("majority", 0.6), _strategy("vote, reverse only", 0.62, **versus)]
-    report = {"num_problems": 9, "chosen": "vote, reverse only", "strategies": strategies}
-    summary = summarize(report)
+    summary = summarize(_made(num_problems=9, chosen="vote, reverse only", strategies=strategies))
     assert "2.0 points more than majority voting" in summary.sentence
     assert summary.columns == ("majority",)
 
 
 def test_the_sample_tells_what_it_can_show() -> None:
     """A half-width of 3 points is a standard error of 3 / 1.96; 2.8 of these are 4.3 points."""
-    summary = summarize(_report(_bounds(0.07, 0.04, 0.1)))
+    summary = summarize(_report(Interval(0.07, 0.04, 0.1)))
     assert "a true difference of about 4.3 points four times out of five" in summary.sample
     assert "rough" not in summary.sample
-    assert "rough" in summarize(_report(_bounds(0.07, 0.04, 0.1), num_labeled=29)).sample
-    equal = summarize(_report(_bounds(0.0, 0.0, 0.0)))
+    assert "rough" in summarize(_report(Interval(0.07, 0.04, 0.1), num_labeled=29)).sample
+    equal = summarize(_report(Interval(0.0, 0.0, 0.0)))
     assert "cannot tell them apart" in equal.sample
 
 
 def test_the_term_that_carries_the_signal() -> None:
-    def signal(prior: dict[str, float]) -> str:
+    def signal(prior: Interval | None) -> str:
+        certain = Interval(0.99, 0.98, 1.0)
         auc = [
-            {"score": "a", "term": "forward", "auc": _bounds(0.7, 0.65, 0.75)},
-            {"score": "b", "term": "prior", "auc": prior},
-            {
-                "score": "c",
-                "term": "question_numbers",
-                "auc": _bounds(0.99, 0.98, 1.0),
-            },  # no single term
-            {"score": "d", "auc": _bounds(0.99, 0.98, 1.0)},
+            AucResult(score="a", term="forward", auc=Interval(0.7, 0.65, 0.75)),
+            AucResult(score="c", term="question_numbers", auc=certain),  # no single term
+            AucResult(score="d", auc=certain),
         ]
-        return summarize({"auc": auc}).signal
+        auc += [AucResult(score="b", term="prior", auc=prior)] if prior else []
+        return summarize(_made(auc=auc)).signal
 
     assert "log P(y), the answer under the reverse model, carries most" in signal(
-        _bounds(0.8, 0.77, 0.83)
+        Interval(0.8, 0.77, 0.83)
     )
-    assert "does best, but not clearly" in signal(_bounds(0.8, 0.74, 0.83))
+    assert "does best, but not clearly" in signal(Interval(0.8, 0.74, 0.83))
     assert "log P(y|x), the answer under the forward model, carries most" in signal(
-        _bounds(0.5, 0.45, 0.55)
+        Interval(0.5, 0.45, 0.55)
     )
-    assert signal({}).startswith("Of the single terms, log P(y|x)")
-    assert summarize({}).signal == ""
+    assert signal(None).startswith("Of the single terms, log P(y|x)")
+    assert summarize(_made()).signal == ""
 
 
 def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
@@ -123,9 +119,8 @@ def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
 
 
 def test_verdicts() -> None:
-    assert [Bounds(*b).verdict for b in [(1, 0.1, 2), (1, 0, 2), (-1, -2, -0.1), (1, None, 2)]] == [
+    assert [Interval(*b).verdict for b in [(1, 0.1, 2), (1, 0, 2), (-1, -2, -0.1)]] == [
         "better",
         "open",
         "worse",
-        "open",
     ]

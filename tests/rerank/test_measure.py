@@ -9,6 +9,7 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
+from ledom.report.results import Interval, Measurement, StrategyResult
 from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.fit import TunedWeights, tune
 from ledom.rerank.measure import labeled_problems, measure
@@ -36,88 +37,88 @@ def table() -> CandidateTable:
 
 
 @pytest.fixture(scope="module")
-def report(table: CandidateTable) -> dict:
+def report(table: CandidateTable) -> Measurement:
     tuned = tune(table, [])
     return measure(table, tuned)
 
 
-def by_name(report: dict) -> dict[str, dict]:
-    return {row["name"]: row for row in report["strategies"]}
+def by_name(report: Measurement) -> dict[str, StrategyResult]:
+    return {row.name: row for row in report.strategies}
 
 
-def test_accuracies(report: dict) -> None:
+def test_accuracies(report: Measurement) -> None:
     rows = by_name(report)
-    assert rows["greedy"]["accuracy"]["mean"] == pytest.approx(0.5)
-    assert rows["random"]["accuracy"]["mean"] == pytest.approx(0.5)
-    assert rows["random"]["accuracy"]["low"] == pytest.approx(0.5)  # the same for every problem
-    assert rows["reverse only"]["accuracy"]["mean"] == 1.0
-    assert rows["majority"]["accuracy"]["mean"] == 1.0
-    assert rows["oracle"]["accuracy"]["mean"] == 1.0
-    versus = rows["reverse only"]["versus"]
-    assert versus["random"]["mean"] == pytest.approx(0.5)
-    assert 0.4 < versus["greedy"]["low"] < 0.5 < versus["greedy"]["high"] < 0.6
+    assert rows["greedy"].accuracy.mean == pytest.approx(0.5)
+    assert rows["random"].accuracy.mean == pytest.approx(0.5)
+    assert rows["random"].accuracy.low == pytest.approx(0.5)  # the same for every problem
+    assert rows["reverse only"].accuracy.mean == 1.0
+    assert rows["majority"].accuracy.mean == 1.0
+    assert rows["oracle"].accuracy.mean == 1.0
+    versus = rows["reverse only"].versus
+    assert versus["random"].mean == pytest.approx(0.5)
+    assert 0.4 < versus["greedy"].low < 0.5 < versus["greedy"].high < 0.6
 
 
-def test_headline_differences(report: dict) -> None:
-    claims = {row["claim"]: row["difference"] for row in report["headline"]}
-    assert [row["claim"] for row in report["headline"] if row.get("main")] == [
+def test_headline_differences(report: Measurement) -> None:
+    claims = {row.claim: row.difference for row in report.headline}
+    assert [row.claim for row in report.headline if row.main] == [
         "Reverse Reward with its third term beats the greedy answer",
         "Weighted voting beats majority voting",
     ]
-    assert claims["Reverse Reward beats a random candidate"]["low"] > 0.4
-    assert claims["Picking: the reverse scores add to the forward ones"]["low"] > 0.3
+    assert claims["Reverse Reward beats a random candidate"].low > 0.4
+    assert claims["Picking: the reverse scores add to the forward ones"].low > 0.3
 
 
-def test_accuracy_against_n(report: dict) -> None:
-    curves = report["accuracy_by_n"]
-    assert curves["n"] == [1, 2, 4, 6]
-    oracle = curves["strategies"]["oracle"]
+def test_accuracy_against_n(report: Measurement) -> None:
+    curves = report.accuracy_by_n
+    assert curves.n == [1, 2, 4, 6]
+    oracle = curves.strategies["oracle"]
     # 1 - C(3, n) / C(6, n): the chance that a subset has a right one.
     for value, expected in zip(oracle, [0.5, 0.8, 1.0, 1.0], strict=True):
         assert value == pytest.approx(expected, abs=0.02)
-    assert curves["strategies"]["reverse reward"][-1] == 1.0
+    assert curves.strategies["reverse reward"][-1] == 1.0
 
 
-def test_accuracy_against_lambda(report: dict) -> None:
-    curve = report["accuracy_by_lambda"]
-    assert curve["lambda"][0] == 0.0
-    assert curve["lambda"][-1] == 1.0
-    assert curve["accuracy"][0] < 0.65  # the forward score is noise here
-    assert curve["chosen"] in curve["lambda"]
+def test_accuracy_against_lambda(report: Measurement) -> None:
+    curve = report.accuracy_by_lambda
+    assert curve.lambda_[0] == 0.0
+    assert curve.lambda_[-1] == 1.0
+    assert curve.accuracy[0] < 0.65  # the forward score is noise here
+    assert curve.chosen in curve.lambda_
 
 
-def test_auc_of_every_score(report: dict) -> None:
-    aucs = {row["score"]: row["auc"]["mean"] for row in report["auc"]}
+def test_auc_of_every_score(report: Measurement) -> None:
+    aucs = {row.score: row.auc.mean for row in report.auc}
     assert aucs[FEATURES["reverse"][1]] == 1.0
     assert aucs[FEATURES["forward"][1]] == pytest.approx(0.5, abs=0.06)
 
 
-def test_reliability_counts_every_problem(report: dict) -> None:
-    bins = report["reliability"]["bins"]
-    assert sum(row["count"] for row in bins) == NUM_PROBLEMS
-    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in bins)
+def test_reliability_counts_every_problem(report: Measurement) -> None:
+    bins = report.reliability.bins
+    assert sum(row.count for row in bins) == NUM_PROBLEMS
+    assert all(row.low <= row.accuracy <= row.high for row in bins)
 
 
-def test_groups(report: dict) -> None:
-    rows = {row["group"]: row for row in report["by_group"]}
-    assert rows["a"]["num_problems"] == rows["b"]["num_problems"] == NUM_PROBLEMS // 2
-    assert rows["a"]["accuracy"]["greedy"] == 1.0
-    assert rows["b"]["accuracy"]["greedy"] == 0.0
+def test_groups(report: Measurement) -> None:
+    rows = {row.group: row for row in report.by_group}
+    assert rows["a"].num_problems == rows["b"].num_problems == NUM_PROBLEMS // 2
+    assert rows["a"].accuracy["greedy"] == 1.0
+    assert rows["b"].accuracy["greedy"] == 0.0
 
 
-def test_a_stopped_vote_says_what_it_needed(report: dict, table: CandidateTable) -> None:
+def test_a_stopped_vote_says_what_it_needed(report: Measurement, table: CandidateTable) -> None:
     """Answers 0 1 0 2 0 3: after five the lead is 3 - 1, more than the one that is left."""
     rows = by_name(report)
-    assert rows["majority, stopped"]["accuracy"] == rows["majority"]["accuracy"]
-    assert rows["majority, stopped"]["kind"] == "vote"
-    needed = rows["majority, stopped"]["needed"]
-    assert needed["of"] == 6
-    assert needed["candidates"] == {"mean": 5.0, "low": 5.0, "high": 5.0}
-    assert needed["saved"]["mean"] == pytest.approx(1 / 6)
-    assert "needed" not in rows["majority"]
+    assert rows["majority, stopped"].accuracy == rows["majority"].accuracy
+    assert rows["majority, stopped"].kind == "vote"
+    needed = rows["majority, stopped"].needed
+    assert needed.of == 6
+    assert needed.candidates == Interval(5.0, 5.0, 5.0)
+    assert needed.saved.mean == pytest.approx(1 / 6)
+    assert rows["majority"].needed is None
     stopped = measure(replace(table, num_planned=10), TunedWeights({}, 0, 0, frozenset()))
-    needed = by_name(stopped)["majority, stopped"]["needed"]
-    assert (needed["of"], needed["candidates"]["mean"]) == (10, 6.0)
+    needed = by_name(stopped)["majority, stopped"].needed
+    assert (needed.of, needed.candidates.mean) == (10, 6.0)
 
 
 def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) -> None:
@@ -133,12 +134,12 @@ def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) ->
         "all + external scores",
         "vote, reverse + external scores",
     ):
-        assert rows[name]["accuracy"]["mean"] == 1.0
-    assert rows["all terms"]["accuracy"]["mean"] < 0.7
-    assert "verifier" in rows["all + external scores"]["formula"]
-    aucs = {row["score"]: row["auc"]["mean"] for row in report["auc"]}
+        assert rows[name].accuracy.mean == 1.0
+    assert rows["all terms"].accuracy.mean < 0.7
+    assert "verifier" in rows["all + external scores"].formula
+    aucs = {row.score: row.auc.mean for row in report.auc}
     assert aucs["verifier, external score"] == aucs["all + external scores (tuned)"] == 1.0
-    claims = {row["claim"]: row["difference"] for row in report["headline"]}
+    claims = {row.claim: row.difference for row in report.headline}
     assert "Voting: the external scores add to every score" in claims
 
 
@@ -146,7 +147,7 @@ def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:
     report = measure(table, TunedWeights({}, 0, 0, frozenset()))
     assert "all terms" not in by_name(report)
     assert "forward" in by_name(report)
-    assert report["accuracy_by_lambda"] is None
+    assert report.accuracy_by_lambda is None
 
 
 def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
@@ -159,15 +160,15 @@ def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
     folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
     for part, expected in ((folds, 0.5), ([*folds[:1], (rows[1::2], weights(1.0))], 1.0)):
         report = measure(table, weights(1.0), part)
-        assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(expected)
+        assert by_name(report)["reverse reward"].accuracy.mean == pytest.approx(expected)
 
 
 def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:
     """Greedy is right on every other problem, so on all of the even ones."""
     labeled = np.arange(NUM_PROBLEMS) % 2 == 0
     report = measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=labeled)
-    assert report["num_labeled"] == NUM_PROBLEMS // 2
-    assert by_name(report)["greedy"]["accuracy"]["mean"] == 1.0
+    assert report.num_labeled == NUM_PROBLEMS // 2
+    assert by_name(report)["greedy"].accuracy.mean == 1.0
     with pytest.raises(InputError, match="nothing to measure"):
         measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=np.zeros(NUM_PROBLEMS, bool))
 
@@ -182,10 +183,10 @@ def test_folds_keep_their_weights_among_the_labeled(table: CandidateTable) -> No
     folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
     labeled = (rows % 2 == 0) | (rows < 100)  # 100 even and 50 odd ones
     report = measure(table, weights(1.0), folds, labeled)
-    assert report["num_labeled"] == 150
-    assert by_name(report)["reverse reward"]["accuracy"]["mean"] == pytest.approx(100 / 150)
+    assert report.num_labeled == 150
+    assert by_name(report)["reverse reward"].accuracy.mean == pytest.approx(100 / 150)
     evens = measure(table, weights(1.0), folds, rows % 2 == 0)
-    assert by_name(evens)["reverse reward"]["accuracy"]["mean"] == 1.0
+    assert by_name(evens)["reverse reward"].accuracy.mean == 1.0
 
 
 def test_who_says_what_is_right() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.report.results import to_json
 from ledom.rerank.search_pipeline import SearchJob, _equal_cost, search_job
 from ledom.rerank.step_search import SearchConfig
 from ledom.text.tokenizer import Tokenizer
@@ -30,14 +31,14 @@ def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> SearchJob:
 
 def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
     report = search_job(job(tokenizer, tmp_path), plain)
-    assert json.loads((tmp_path / "search.json").read_text()) == report
+    assert json.loads((tmp_path / "search.json").read_text()) == to_json(report)
     searched = read_records(tmp_path / "searched.jsonl", Candidate)
     assert [c.problem_id for c in searched] == [p.id for p in PROBLEMS]
     assert all(c.extra["generated"] > 0 for c in searched)
-    assert report["unfinished"] == 0
-    assert set(report["search_against"]) == {"best of N, same score", "majority of N", "random"}
+    assert report.unfinished == 0
+    assert set(report.search_against) == {"best of N, same score", "majority of N", "random"}
     share = sum("#### 2" in c.text for c in searched) / len(searched)
-    assert report["accuracy"]["step-level search"]["mean"] == pytest.approx(share)
+    assert report.accuracy["step-level search"].mean == pytest.approx(share)
     # Every rival's candidates cost at most what the search cost.
     for problem, found in zip(PROBLEMS, searched, strict=True):
         pool = [
@@ -73,7 +74,7 @@ def test_without_answers_nothing_is_measured(tokenizer: Tokenizer, tmp_path: Pat
     made = job(tokenizer, tmp_path)
     made.problems = [Problem(id="a", question="What?")]
     report = search_job(made, plain)
-    assert "accuracy" not in report
+    assert not report.accuracy
     assert (tmp_path / "searched.jsonl").is_file()
 
 
@@ -83,23 +84,23 @@ def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path
     made.problems = [*asked, *PROBLEMS[30:]]
     report = search_job(made, plain)
     assert report is not None
-    assert (report["num_problems"], report["num_labeled"]) == (40, 10)
-    assert report["note"] == "10 of 40 labeled: only these are measured"
+    assert (report.num_problems, report.num_labeled) == (40, 10)
+    assert report.note == "10 of 40 labeled: only these are measured"
     searched = read_records(tmp_path / "searched.jsonl", Candidate)[30:]
     share = sum("#### 2" in c.text for c in searched) / 10
-    assert report["accuracy"]["step-level search"]["mean"] == pytest.approx(share)
+    assert report.accuracy["step-level search"].mean == pytest.approx(share)
     drawn = read_records(tmp_path / "candidates.jsonl", Candidate)
     pools = [[c for c in drawn if c.problem_id == p.id] for p in PROBLEMS[30:]]
     random = sum(sum("#### 2" in c.text for c in pool) / len(pool) for pool in pools) / 10
-    assert report["accuracy"]["random"]["mean"] == pytest.approx(random)
+    assert report.accuracy["random"].mean == pytest.approx(random)
     count = sum(map(len, pools)) / 10
-    assert report["candidates_at_equal_cost"] == pytest.approx(count, abs=0.005)
+    assert report.candidates_at_equal_cost == pytest.approx(count, abs=0.005)
 
 
 def test_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path, lam=0.0)
     made.reverse = None
-    assert search_job(made, plain)["accuracy"]["random"]["mean"] > 0
+    assert search_job(made, plain).accuracy["random"].mean > 0
 
 
 def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(

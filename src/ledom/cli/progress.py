@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ledom.cli.display import count_text, say
+from ledom.cli.display import say
 from ledom.core import processes as parallel
+from ledom.report.numbers import count
 
 __all__ = ["Progress", "track", "track_tokenizing", "track_training"]
 
@@ -133,9 +134,9 @@ def track_tokenizing() -> Iterator[Callable[[Any], None]]:
             if first is None:
                 progress.begin(report.tasks_done)
             first = start, before = first or (now, written)
-            state = f"{count_text(written)} tokens"
+            state = f"{count(written)} tokens"
             if now > start:
-                state += f", {count_text((written - before) / (now - start))} tokens/s"
+                state += f", {count((written - before) / (now - start))} tokens/s"
             progress.update(report.tasks_done, report.num_tasks, state)
 
         yield show

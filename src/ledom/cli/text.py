@@ -81,7 +81,7 @@ def explain(
     lm = load_model(reverse, "reverse", device, dtype)
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
     page = None if out is None else write_report(out, report)  # first: the terminal may be gone
-    show_case(report["cases"][0])
+    show_case(report.cases[0])
     warn(report)
     if page is not None:
         say(f"page: {page}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -99,8 +99,7 @@ def compare(
     use_threads(threads)
     with Progress("comparing the runs"):
         report = compare_runs(runs)
-    report["ledom_version"] = ledom.__version__
-    report["command"] = command_line()
+    report = replace(report, ledom_version=ledom.__version__, command=command_line())
     page = write_comparison(out, report)
     for line in claims(report):
         say(line)

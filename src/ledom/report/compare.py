@@ -2,17 +2,16 @@
 
     runs/NAME/{forward,reverse}/metrics.jsonl -> compare_runs -> a report object
 
-The gap is the reverse model's validation loss less its forward twin's, in nats a token over the
+The gap is the reverse model's validation loss less its forward twin's, in nats per token over the
 same tokens: the "arrow of time" (Papadopoulos et al. 2024), which is above 0 where a text is easier
-to learn forwards. This module reads files that training wrote. It loads no model, and knows nothing
-of how a report is shown.
+to learn forwards. Only files that training wrote are read; no model is loaded.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -24,10 +23,23 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import exists, read_yaml, real_path
-from ledom.report.intervals import Interval, paired_interval
+from ledom.report.intervals import paired_interval
+from ledom.report.results import (
+    Comparison,
+    Crossing,
+    DirectionResult,
+    FinalGap,
+    Gap,
+    Interval,
+    LossCurve,
+    PartGap,
+    RunComparison,
+    SeedGroup,
+    ValidationCurve,
+)
 from ledom.train.metrics import Row, read_metrics
 
-__all__ = ["TrainingCurve", "compare_runs", "gap_of", "read_courses", "tokens_to_reach"]
+__all__ = ["TrainingCurve", "compare_runs", "gap_of", "read_curves", "tokens_to_reach"]
 
 _FORWARD, _REVERSE = str(Direction.FORWARD), str(Direction.REVERSE)
 _LOSS = "valid_loss"
@@ -41,7 +53,7 @@ _UNSAID = (
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """The course of one training: rows of metrics, and the tokens seen by the end of each."""
+    """One training run: rows of metrics, and the tokens seen by the end of each."""
 
     run: str
     direction: str
@@ -63,8 +75,8 @@ class TrainingCurve:
         return next((row.get("valid_data") for _, row in reversed(self.validations)), None)
 
 
-def read_courses(folder: Path, name: str | None = None) -> dict[str, TrainingCurve]:
-    """The courses of a run's folder by direction, forward first; at least one.
+def read_curves(folder: Path, name: str | None = None) -> dict[str, TrainingCurve]:
+    """The curves of a run's folder by direction, forward first; at least one.
 
     Raises `InputError` for a folder that is no run, and for damaged metrics.
     """
@@ -82,32 +94,32 @@ def read_courses(folder: Path, name: str | None = None) -> dict[str, TrainingCur
     return found
 
 
-def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
-    """The report object of one or more runs; its keys are set out in docs/formats.md.
+def compare_runs(folders: Sequence[Path]) -> Comparison:
+    """The report of one or more runs.
 
-    Raises `InputError` as `read_courses` does, and where two courses were validated on different
+    Raises `InputError` as `read_curves` does, and if two models were validated on different
     tokens.
     """
     paths = [real_path(folder) for folder in folders]
     if len(set(paths)) < len(paths):
         raise InputError("a run is named twice; name each once")
     names = _names(paths)
-    runs = [read_courses(path, name) for path, name in zip(paths, names, strict=True)]
-    courses = [course for run in runs for course in run.values()]
-    notes = _check_same_tokens(courses)
+    runs = [read_curves(path, name) for path, name in zip(paths, names, strict=True)]
+    curves = [curve for run in runs for curve in run.values()]
+    notes = _check_same_tokens(curves)
     notes += [
-        f"{course.run}, {course.direction}: no validation yet"
-        for course in courses
-        if not course.validations
+        f"{curve.run}, {curve.direction}: no validation yet"
+        for curve in curves
+        if not curve.validations
     ]
     reports = [_run_report(*run) for run in zip(names, runs, paths, strict=True)]
-    return {
-        "title": "Direction in training",
-        "runs": reports,
-        "seeds": list(_seeds(reports)),
-        "crossings": list(_crossings(courses)),
-        "notes": notes,
-    }
+    return Comparison(
+        title="Direction in training",
+        runs=reports,
+        seeds=list(_seeds(reports)),
+        crossings=list(_crossings(curves)),
+        notes=notes,
+    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -118,34 +130,34 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in paths]
 
 
-def _check_same_tokens(courses: Sequence[TrainingCurve]) -> list[str]:
-    """Notes on the courses of which it is not known what they were validated on."""
-    known = [course for course in courses if course.valid_data]
-    for course in known[1:]:
-        if course.valid_data != known[0].valid_data:
-            first, second = (f"{c.run}, {c.direction}" for c in (known[0], course))
-            counts = [c.validations[-1][1].get("valid_tokens") for c in (known[0], course)]
+def _check_same_tokens(curves: Sequence[TrainingCurve]) -> list[str]:
+    """Notes on the curves of which it is not known what they were validated on."""
+    known = [curve for curve in curves if curve.valid_data]
+    for curve in known[1:]:
+        if curve.valid_data != known[0].valid_data:
+            first, second = (f"{c.run}, {c.direction}" for c in (known[0], curve))
+            counts = [c.validations[-1][1].get("valid_tokens") for c in (known[0], curve)]
             raise InputError(
                 f"{first} and {second} were validated on different tokens ({counts[0]} and "
                 f"{counts[1]} of them); runs can be compared that share data.valid, tokenizer, "
                 "train.seq_len, data.packing and train.batch_size"
             )
     return [
-        _UNSAID.format(f"{course.run}, {course.direction}")
-        for course in courses
-        if course.validations and not course.valid_data
+        _UNSAID.format(f"{curve.run}, {curve.direction}")
+        for curve in curves
+        if curve.validations and not curve.valid_data
     ]
 
 
-def _run_report(name: str, courses: dict[str, TrainingCurve], folder: Path) -> dict[str, Any]:
-    report: dict[str, Any] = {
-        "name": name,
-        "directions": {way: _course_report(course) for way, course in courses.items()},
-        "settings": _settings(folder / "recipe.yaml"),
-    }
-    if len(courses) == 2:
-        report |= _gap_report(courses[_FORWARD], courses[_REVERSE])
-    return report
+def _run_report(name: str, curves: dict[str, TrainingCurve], folder: Path) -> RunComparison:
+    report = RunComparison(
+        name=name,
+        directions={direction: _direction(curve) for direction, curve in curves.items()},
+        settings=_settings(folder / "recipe.yaml"),
+    )
+    if len(curves) < 2:
+        return report
+    return _with_gap(report, curves[_FORWARD], curves[_REVERSE])
 
 
 def _settings(recipe: Path) -> dict[str, Any]:
@@ -163,44 +175,47 @@ def _flat(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, tree
 
 
-def _course_report(course: TrainingCurve) -> dict[str, Any]:
-    tokens, validations = course.tokens, course.validations
+def _direction(curve: TrainingCurve) -> DirectionResult:
+    tokens, validations = curve.tokens, curve.validations
     rows = [row for _, row in validations]
-    speeds = [row["tokens_per_second"] for row in course.rows if "tokens_per_second" in row]
-    return {
-        "steps": int(course.rows[-1]["step"]),
-        "tokens": tokens[-1],
-        "tokens_per_second": median(speeds) if speeds else None,
-        "training": _training_curve(tokens, course.rows),
-        "validation": {
-            "step": [int(row["step"]) for row in rows],
-            "tokens": [seen for seen, _ in validations],
-            "loss": [row[_LOSS] for row in rows],
-            **{part: _over_time(rows, part) for part in ("by_position", "by_source")},
-        },
-        "final_loss": rows[-1][_LOSS] if rows else None,
-    }
+    speeds = [row["tokens_per_second"] for row in curve.rows if "tokens_per_second" in row]
+    return DirectionResult(
+        steps=int(curve.rows[-1]["step"]),
+        tokens=tokens[-1],
+        tokens_per_second=median(speeds) if speeds else None,
+        training=_training_curve(tokens, curve.rows),
+        validation=ValidationCurve(
+            step=[int(row["step"]) for row in rows],
+            tokens=[seen for seen, _ in validations],
+            loss=[row[_LOSS] for row in rows],
+            by_position=_over_time(rows, "by_position"),
+            by_source=_over_time(rows, "by_source"),
+        ),
+        final_loss=rows[-1][_LOSS] if rows else None,
+    )
 
 
-def _training_curve(tokens: list[int], rows: list[Row]) -> dict[str, list[float]]:
+def _training_curve(tokens: list[int], rows: list[Row]) -> LossCurve:
     """Mean loss of neighboring steps, weighted by their tokens, at the end of each stretch."""
     stretches = np.array_split(np.arange(len(rows)), min(len(rows), _TRAINING_POINTS))
     losses, weights = (np.array([row[key] for row in rows]) for key in ("loss", "tokens"))
-    return {
-        "tokens": [tokens[stretch[-1]] for stretch in stretches],
-        "loss": [float(np.average(losses[s], weights=weights[s])) for s in stretches],
-    }
+    return LossCurve(
+        tokens=[tokens[stretch[-1]] for stretch in stretches],
+        loss=[float(np.average(losses[s], weights=weights[s])) for s in stretches],
+    )
 
 
 def _over_time(rows: list[Row], part: str) -> dict[str, list[float | None]]:
-    """By name, a loss a validation; None where one has none."""
+    """By name, a loss for each validation; None if it has none."""
     parts: list[dict[str, float]] = [row.get(f"{_LOSS}_{part}", {}) for row in rows]
     names = dict.fromkeys(name for losses in parts for name in losses)
     return {name: [losses.get(name) for losses in parts] for name in names}
 
 
-def _gap_report(forward: TrainingCurve, reverse: TrainingCurve) -> dict[str, Any]:
-    """The gap at every step at which both were validated, and its parts at the last of these."""
+def _with_gap(
+    report: RunComparison, forward: TrainingCurve, reverse: TrainingCurve
+) -> RunComparison:
+    """Add the gap at each step at which both were validated, and its parts at the last of them."""
     backward = {int(row["step"]): row for _, row in reverse.validations}
     both = [
         (seen, row, backward[int(row["step"])])
@@ -209,35 +224,34 @@ def _gap_report(forward: TrainingCurve, reverse: TrainingCurve) -> dict[str, Any
         and row.get("valid_data") == backward[int(row["step"])].get("valid_data")
     ]
     if not both:
-        return {}
+        return report
     _, first, second = both[-1]
-    gaps = [
-        {"step": int(row["step"]), "tokens": seen, **_gap_json(row, other, last=row is first)}
-        for seen, row, other in both
-    ]
-    return {
-        "gap": gaps,
-        "final_gap": {
-            **gaps[-1],
-            "forward": first[_LOSS],
-            "reverse": second[_LOSS],
-            "relative": second[_LOSS] / first[_LOSS] - 1,
-            "num_tokens": first.get("valid_tokens"),
-            "num_windows": len(first.get(f"{_LOSS}_by_window", [])) or None,
-        },
-        **{f"gap_{part}": _gap_parts(first, second, part) for part in ("by_position", "by_source")},
-    }
+    gaps = [_gap(*point, last=point is both[-1]) for point in both]
+    return replace(
+        report,
+        gap=gaps,
+        final_gap=FinalGap(
+            **vars(gaps[-1]),
+            forward=first[_LOSS],
+            reverse=second[_LOSS],
+            relative=second[_LOSS] / first[_LOSS] - 1,
+            num_tokens=first.get("valid_tokens"),
+            num_windows=len(first.get(f"{_LOSS}_by_window", [])) or None,
+        ),
+        gap_by_position=_gap_parts(first, second, "by_position"),
+        gap_by_source=_gap_parts(first, second, "by_source"),
+    )
 
 
-def _gap_json(forward: Row, reverse: Row, last: bool) -> dict[str, float | None]:
+def _gap(seen: int, forward: Row, reverse: Row, last: bool) -> Gap:
     gap = gap_of(forward, reverse, 10_000 if last else _RESAMPLES_ON_THE_WAY)
-    if gap is None:
-        return {"mean": reverse[_LOSS] - forward[_LOSS], "low": None, "high": None}
-    return {**gap.to_json()}
+    mean = reverse[_LOSS] - forward[_LOSS] if gap is None else gap.mean
+    low, high = (None, None) if gap is None else (gap.low, gap.high)
+    return Gap(step=int(forward["step"]), tokens=seen, mean=mean, low=low, high=high)
 
 
 def gap_of(forward: Row, reverse: Row, num_resamples: int = 10_000) -> Interval | None:
-    """Reverse less forward validation loss, nats a token, by a paired bootstrap over windows.
+    """Reverse less forward validation loss, nats per token, by a paired bootstrap over windows.
 
     The mean over tokens is a ratio of two sums over windows, which differ in length; its
     linearization is what is resampled (Cochran, Sampling Techniques, 1977, chapter 6). None where
@@ -264,72 +278,76 @@ def _linearized(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDA
     return values
 
 
-def _seeds(runs: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _seeds(runs: Sequence[RunComparison]) -> Iterator[SeedGroup]:
     """Pairs whose recipes differ in name and seed alone: how far apart their final gaps lie."""
-    alike: dict[str, list[dict[str, Any]]] = {}
+    alike: dict[str, list[tuple[str, FinalGap]]] = {}
     for run in runs:
-        if run.get("final_gap") and run["settings"]:
-            settings = {k: v for k, v in run["settings"].items() if k not in ("name", "seed")}
-            step = run["final_gap"]["step"]
-            alike.setdefault(json.dumps([step, settings], sort_keys=True), []).append(run)
+        if run.final_gap and run.settings:
+            settings = {k: v for k, v in run.settings.items() if k not in ("name", "seed")}
+            key = json.dumps([run.final_gap.step, settings], sort_keys=True)
+            alike.setdefault(key, []).append((run.name, run.final_gap))
     for group in alike.values():
         if len(group) > 1:
-            gaps = [run["final_gap"]["mean"] for run in group]
-            yield {
-                "runs": [run["name"] for run in group],
-                "mean": fmean(gaps),
-                "deviation": stdev(gaps),
-                "lowest": min(gaps),
-                "highest": max(gaps),
-            }
+            gaps = [gap.mean for _, gap in group]
+            yield SeedGroup(
+                runs=[name for name, _ in group],
+                mean=fmean(gaps),
+                deviation=stdev(gaps),
+                lowest=min(gaps),
+                highest=max(gaps),
+            )
 
 
-def _gap_parts(forward: Row, reverse: Row, part: str) -> list[dict[str, Any]]:
+def _gap_parts(forward: Row, reverse: Row, part: str) -> list[PartGap]:
     """Losses and gap of each part that both rows know, in the forward row's order."""
     losses, others = (row.get(f"{_LOSS}_{part}", {}) for row in (forward, reverse))
     tokens = forward.get(f"valid_tokens_{part}", {})
     return [
-        {
-            "name": name,
-            "num_tokens": tokens.get(name),
-            _FORWARD: loss,
-            _REVERSE: others[name],
-            "gap": others[name] - loss,
-        }
+        PartGap(
+            name=name,
+            num_tokens=tokens.get(name),
+            forward=loss,
+            reverse=others[name],
+            gap=others[name] - loss,
+        )
         for name, loss in losses.items()
         if name in others
     ]
 
 
-def _crossings(courses: Sequence[TrainingCurve]) -> Iterator[dict[str, Any]]:
+def _crossings(curves: Sequence[TrainingCurve]) -> Iterator[Crossing]:
     """For each pair of twins or of runs in one direction: when one reaches the other's end."""
-    for course in courses:
-        for other in courses:
-            related = (course.run == other.run) != (course.direction == other.direction)
-            if related and course.validations and other.validations:
-                seen, row = other.validations[-1]
-                reached, exact = tokens_to_reach(course, row[_LOSS])
-                yield {
-                    "run": course.run,
-                    "direction": course.direction,
-                    "other_run": other.run,
-                    "other_direction": other.direction,
-                    "loss": row[_LOSS],
-                    "other_tokens": seen,
-                    "tokens": reached,
-                    "at_first_validation": not exact,
-                    "share": None if reached is None else reached / seen,
-                    "lowest": min(r[_LOSS] for _, r in course.validations),
-                }
+    for curve in curves:
+        for other in curves:
+            related = (curve.run == other.run) != (curve.direction == other.direction)
+            if related and curve.validations and other.validations:
+                yield _crossing(curve, other)
 
 
-def tokens_to_reach(course: TrainingCurve, loss: float) -> tuple[float | None, bool]:
+def _crossing(curve: TrainingCurve, other: TrainingCurve) -> Crossing:
+    seen, row = other.validations[-1]
+    reached, exact = tokens_to_reach(curve, row[_LOSS])
+    return Crossing(
+        run=curve.run,
+        direction=curve.direction,
+        other_run=other.run,
+        other_direction=other.direction,
+        loss=row[_LOSS],
+        other_tokens=seen,
+        tokens=reached,
+        at_first_validation=not exact,
+        share=None if reached is None else reached / seen,
+        lowest=min(r[_LOSS] for _, r in curve.validations),
+    )
+
+
+def tokens_to_reach(curve: TrainingCurve, loss: float) -> tuple[float | None, bool]:
     """Tokens after which validation loss is first at most `loss`, and whether that is exact.
 
     Interpolated linearly between validations. None where it never is; not exact where it is at the
     first validation already, so that it may have been before.
     """
-    points = [(seen, row[_LOSS]) for seen, row in course.validations]
+    points = [(seen, row[_LOSS]) for seen, row in curve.validations]
     if points and points[0][1] <= loss:
         return float(points[0][0]), False
     for (start, above), (end, below) in pairwise(points):

@@ -1,25 +1,37 @@
-"""Writes the report of `ledom compare`: compare.json, and from it compare.md and compare.html.
+"""The report of `ledom compare` as files: compare.json, compare.md, compare.html.
 
-The JSON object is the single source; the two renderings are pure functions of it. Its keys are set
-out in docs/formats.md. This module computes no statistics, and knows nothing of metrics files.
+The two renderings are pure functions of the `Comparison`. No statistics are computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ledom.report import curves
-from ledom.report.numbers import MISSING, number
-from ledom.report.page import clean, escape, markdown_table, plain, render_template, write_pages
+from ledom.report.numbers import MISSING, count, interval, number
+from ledom.report.page import clean, escape, markdown_table, render_template, write_pages
+from ledom.report.results import (
+    Comparison,
+    Crossing,
+    DirectionResult,
+    FinalGap,
+    Gap,
+    PartGap,
+    RunComparison,
+    SeedGroup,
+)
 
 __all__ = ["claims", "render_html", "render_markdown", "write_comparison"]
 
+Rows = list[list[str]]
+"""Rows of cells, the head first."""
+
 _GAP_ROWS = 12  # of the table of gaps over training
-_VERDICTS = {
-    "higher": "shown for this pair: the reverse model's loss is higher; the interval excludes 0",
-    "lower": "shown for this pair: the reverse model's loss is lower; the interval excludes 0",
+_VERDICTS = {  # a gap is better the higher it is, as intervals have it
+    "better": "shown for this pair: the reverse model's loss is higher; the interval excludes 0",
+    "worse": "shown for this pair: the reverse model's loss is lower; the interval excludes 0",
     "open": "nothing shown: the interval includes 0",
     "unknown": "no interval: these metrics hold no losses by window",
 }
@@ -31,200 +43,178 @@ _CAUTION = (
 )
 
 
-def write_comparison(folder: Path, report: dict[str, Any]) -> Path:
+def write_comparison(folder: Path, report: Comparison) -> Path:
     """Write compare.json, compare.md and compare.html into `folder`; returns the page's path.
 
-    Raises `OutputError` where the folder cannot be written.
+    Raises `OutputError` if the folder cannot be written.
     """
-    return write_pages(folder, "compare", report, render_markdown, render_html)
+    html, markdown = render_html(report), render_markdown(report)
+    return write_pages(folder, "compare", report, markdown, html)
 
 
-def render_html(report: dict[str, Any]) -> str:
+def render_html(report: Comparison) -> str:
     """The report as one page that needs no network and no script."""
-    view = _view(report)
-    runs = view["runs"]
+    report = clean(report)
+    runs = report.runs
     figures = {
         "loss": curves.loss_figure(runs),
         "gap": curves.gap_figure(runs),
         "loss_by_position": curves.loss_by_position_figure(runs),
         "gap_by_position": curves.gap_by_position_figure(runs),
+        "by_source": curves.parts_figure(runs[0], "by_source"),
+        "by_position": curves.parts_figure(runs[0], "by_position"),
     }
-    for part in ("by_source", "by_position"):
-        figures[part] = curves.parts_figure(runs[0], part)
-    return render_template("compare.html", {}, view, figures)
+    view = {"report": report, "claims": _claims(report), "tables": _tables(report)}
+    return render_template("compare.html", view | {"caution": _CAUTION}, figures)
 
 
-def render_markdown(report: dict[str, Any]) -> str:
+def render_markdown(report: Comparison) -> str:
     """The report as Markdown: the same tables, without the figures."""
-    view = _view(report)
-    parts = [f"# {escape(view['title'])}"]
-    parts += [
-        "\n".join(f"- **{escape(row['claim'])}** ({row['verdict']})" for row in view["claims"])
-    ]
-    parts += ["\n".join(f"* {escape(note)}" for note in view["notes"])]
-    parts += [view["caution"]] if view["claims"] else []
-    for heading, table in view["tables"].items():
+    report = clean(report)
+    found = _claims(report)
+    parts = [f"# {escape(report.title)}"]
+    parts += ["\n".join(f"- **{escape(c.claim)}** ({c.value}; {c.verdict})" for c in found)]
+    parts += ["\n".join(f"* {escape(note)}" for note in report.notes)]
+    parts += [_CAUTION] if found else []
+    for heading, table in _tables(report).items():
         parts += [f"## {heading}", markdown_table(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def claims(report: dict[str, Any]) -> list[str]:
+def claims(report: Comparison) -> list[str]:
     """A line for each run with both directions, and for runs of several seeds: what the gap is."""
-    return [f"{row['claim']}: {row['verdict']}" for row in _view(report)["claims"]]
+    return [f"{c.claim}: {c.value}; {c.verdict}" for c in _claims(clean(report))]
 
 
-def _verdict(gap: dict[str, Any]) -> str:
-    """`higher` or `lower` where the gap's interval excludes 0, `open` where it includes it."""
-    if gap["low"] is None or gap["high"] is None:
-        return "unknown"
-    return "higher" if gap["low"] > 0 else "lower" if gap["high"] < 0 else "open"
+@dataclass(frozen=True)
+class _Claim:
+    """What a gap amounts to, in words."""
+
+    claim: str
+    value: str
+    verdict: str
+    is_shown: bool
 
 
-def _view(report: dict[str, Any]) -> dict[str, Any]:
-    view: dict[str, Any] = clean(plain(report))
-    runs: list[dict[str, Any]] = view["runs"]
-    tables: dict[str, Callable[[Sequence[dict[str, Any]]], list[list[str]]]] = {
-        "Models": _models_table,
-        "The gap over training": _gap_table,
-        "The gap by source": lambda runs: _parts_table(runs, "by_source"),
-        "The gap by position": lambda runs: _parts_table(runs, "by_position"),
-    }
-    made = {heading: table(runs) for heading, table in tables.items()}
-    made["Tokens to another's final loss"] = _crossings_table(view["crossings"])
-    made["Settings"] = _settings_table(runs)
-    return view | {
-        "claims": [_claim(run) for run in runs if run.get("final_gap")]
-        + [_claim_of_seeds(group) for group in view["seeds"]],
-        "caution": _CAUTION,
-        "tables": {heading: rows for heading, rows in made.items() if len(rows) > 1},
-    }
+def _claims(report: Comparison) -> list[_Claim]:
+    of_runs = [_claim(run.name, run.final_gap) for run in report.runs if run.final_gap]
+    return of_runs + [_claim_of_seeds(group) for group in report.seeds]
 
 
-def _claim(run: dict[str, Any]) -> dict[str, str]:
-    """What a run's gap comes to, in words."""
-    gap = run["final_gap"]
-    found = _verdict(gap)
-    windows = f" in {gap['num_windows']:,} windows" if gap.get("num_windows") else ""
-    tokens = f", on {gap['num_tokens']:,} tokens{windows}" if gap.get("num_tokens") else ""
-    return {
-        "claim": f"{run['name']}: after step {gap['step']:,} the reverse model is at "
-        f"{number(gap['reverse'], 3)} nats a token, its forward twin at "
-        f"{number(gap['forward'], 3)}{tokens}",
-        "verdict": f"{_interval(gap)}, {number(100 * gap['relative'], 2, '+')} %; "
-        f"{_VERDICTS[found]}",
-        "words": _VERDICTS[found],
-        "value": _interval(gap),
-        "relative": f"{number(100 * gap['relative'], 2, '+')} %",
-        "class": "better" if found in ("higher", "lower") else "open",
-    }
-
-
-def _claim_of_seeds(group: dict[str, Any]) -> dict[str, str]:
-    """What the gaps of pairs come to that differ in their seed alone, in words."""
-    ends = [number(group[key], 4, "+") for key in ("lowest", "highest")]
-    one_sign = group["lowest"] > 0 or group["highest"] < 0
-    value = f"{number(group['mean'], 4, '+')}, from {ends[0]} to {ends[1]}"
-    words = (
-        f"{'all of one sign' if one_sign else 'of either sign'}; standard deviation between pairs "
-        f"{number(group['deviation'], 4)}"
+def _claim(name: str, gap: FinalGap) -> _Claim:
+    """What a run's gap amounts to."""
+    verdict = gap.interval.verdict if gap.interval else "unknown"
+    windows = f" in {gap.num_windows:,} windows" if gap.num_windows else ""
+    tokens = f", on {gap.num_tokens:,} tokens{windows}" if gap.num_tokens else ""
+    return _Claim(
+        claim=f"{name}: after step {gap.step:,} the reverse model is at {number(gap.reverse, 3)} "
+        f"nats per token, its forward twin at {number(gap.forward, 3)}{tokens}",
+        value=f"{_gap_text(gap)}, {number(100 * gap.relative, 2, '+')} %",
+        verdict=_VERDICTS[verdict],
+        is_shown=verdict in ("better", "worse"),
     )
-    return {
-        "claim": f"{len(group['runs'])} pairs that differ in their seed alone "
-        f"({', '.join(group['runs'])}): the mean of their gaps",
-        "verdict": f"{value}; {words}",
-        "words": words,
-        "value": value,
-        "relative": "",
-        "class": "better" if one_sign else "open",
-    }
 
 
-def _interval(gap: dict[str, Any]) -> str:
+def _claim_of_seeds(group: SeedGroup) -> _Claim:
+    """What the gaps of pairs that differ in their seed alone amount to."""
+    low, high = (number(end, 4, "+") for end in (group.lowest, group.highest))
+    one_sign = group.lowest > 0 or group.highest < 0
+    return _Claim(
+        claim=f"{len(group.runs)} pairs that differ in their seed alone "
+        f"({', '.join(group.runs)}): the mean of their gaps",
+        value=f"{number(group.mean, 4, '+')}, from {low} to {high}",
+        verdict=f"{'all of one sign' if one_sign else 'of either sign'}; standard deviation "
+        f"between pairs {number(group.deviation, 4)}",
+        is_shown=one_sign,
+    )
+
+
+def _gap_text(gap: Gap) -> str:
     """`+0.0182 [+0.0098, +0.0266]`."""
-    mean, low, high = (number(gap[key], 4, "+") for key in ("mean", "low", "high"))
-    return mean if MISSING in (low, high) else f"{mean} [{low}, {high}]"
+    return interval(gap.interval, 4, "+") if gap.interval else number(gap.mean, 4, "+")
 
 
-# --- tables: rows of cells, the head first ---
+# --- tables ---
 
 
-def _models_table(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+def _tables(report: Comparison) -> dict[str, Rows]:
+    """The tables that have rows, by heading."""
+    runs = report.runs
+    made = {
+        "Models": _models_table(runs),
+        "The gap over training": _gap_table(runs),
+        "The gap by source": _parts_table(
+            "source", [(run.name, row.name, row) for run in runs for row in run.gap_by_source]
+        ),
+        "The gap by position": _parts_table(
+            "tokens read before",
+            [
+                (run.name, curves.position_label(row.name), row)
+                for run in runs
+                for row in run.gap_by_position
+            ],
+        ),
+        "Tokens to another's final loss": _crossings_table(report.crossings),
+        "Settings": _settings_table(runs),
+    }
+    return {heading: rows for heading, rows in made.items() if len(rows) > 1}
+
+
+def _models_table(runs: Sequence[RunComparison]) -> Rows:
     rows = [["run", "direction", "steps", "tokens seen", "tokens/s", "validation loss"]]
-    for run in runs:
-        planned = run["settings"].get("optim.steps")
-        for way, course in run["directions"].items():
-            steps = f"{course['steps']:,}"
-            if isinstance(planned, int) and course["steps"] < planned:
-                steps += f" of {planned:,}"
-            loss = number(course["final_loss"], 4)
-            speed = _count(course["tokens_per_second"])
-            rows.append([run["name"], way, steps, _count(course["tokens"]), speed, loss])
-    return rows
+    return rows + [_model_row(run, *found) for run in runs for found in run.directions.items()]
 
 
-def _gap_table(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
-    rows = [["run", "step", "tokens seen", "reverse less forward, nats a token"]]
+def _model_row(run: RunComparison, direction: str, result: DirectionResult) -> list[str]:
+    planned = run.settings.get("optim.steps")
+    steps = f"{result.steps:,}"
+    if isinstance(planned, int) and result.steps < planned:
+        steps += f" of {planned:,}"
+    speed, loss = count(result.tokens_per_second), number(result.final_loss, 4)
+    return [run.name, direction, steps, count(result.tokens), speed, loss]
+
+
+def _gap_table(runs: Sequence[RunComparison]) -> Rows:
+    rows = [["run", "step", "tokens seen", "reverse less forward, nats per token"]]
     for run in runs:
-        points = run.get("gap") or []
-        step = -(-len(points) // _GAP_ROWS) or 1
+        step = -(-len(run.gap) // _GAP_ROWS) or 1
         rows += [
-            [run["name"], f"{point['step']:,}", _count(point["tokens"]), _interval(point)]
-            for point in points[::-1][::step][::-1]
+            [run.name, f"{point.step:,}", count(point.tokens), _gap_text(point)]
+            for point in run.gap[::-1][::step][::-1]
         ]
     return rows
 
 
-def _parts_table(runs: Sequence[dict[str, Any]], part: str) -> list[list[str]]:
-    name = {"by_source": "source", "by_position": "tokens read before"}[part]
+def _parts_table(name: str, parts: Sequence[tuple[str, str, PartGap]]) -> Rows:
+    """`parts`: the run, the part as it is called, and its gap."""
     rows = [["run", name, "tokens", "forward", "reverse", "reverse less forward"]]
-    for run in runs:
-        for row in run.get(f"gap_{part}") or []:
-            label = row["name"] if part == "by_source" else curves.position_label(row["name"])
-            losses = [number(row["forward"], 3), number(row["reverse"], 3)]
-            gap = number(row["gap"], 4, "+")
-            rows.append([run["name"], label, _count(row["num_tokens"]), *losses, gap])
+    for run, label, part in parts:
+        losses = [number(part.forward, 3), number(part.reverse, 3), number(part.gap, 4, "+")]
+        rows.append([run, label, count(part.num_tokens), *losses])
     return rows
 
 
-def _crossings_table(crossings: Sequence[dict[str, Any]]) -> list[list[str]]:
+def _crossings_table(crossings: Sequence[Crossing]) -> Rows:
     rows = [["model", "to reach the end of", "which is", "needs tokens", "that one took"]]
     for row in crossings:
-        reached = f"never; its lowest is {number(row['lowest'], 4)}"
-        if row["tokens"] is not None:
-            share = f" ({number(100 * row['share'], 0)} %)"
-            early = "at most " if row["at_first_validation"] else ""
-            reached = f"{early}{_count(row['tokens'])}{share}"
-        rows.append(
-            [
-                f"{row['run']}, {row['direction']}",
-                f"{row['other_run']}, {row['other_direction']}",
-                number(row["loss"], 4),
-                reached,
-                _count(row["other_tokens"]),
-            ]
-        )
+        reached = f"never; its lowest is {number(row.lowest, 4)}"
+        if row.tokens is not None and row.share is not None:
+            early = "at most " if row.at_first_validation else ""
+            reached = f"{early}{count(row.tokens)} ({number(100 * row.share, 0)} %)"
+        model, other = f"{row.run}, {row.direction}", f"{row.other_run}, {row.other_direction}"
+        rows.append([model, other, number(row.loss, 4), reached, count(row.other_tokens)])
     return rows
 
 
-def _settings_table(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A column a run; what differs comes first."""
-    known = [run for run in runs if run["settings"]]
-    keys = list(dict.fromkeys(key for run in known for key in run["settings"]))
+def _settings_table(runs: Sequence[RunComparison]) -> Rows:
+    """A column per run; what differs comes first."""
+    known = [run for run in runs if run.settings]
+    keys = list(dict.fromkeys(key for run in known for key in run.settings))
     rows = [[key, *(_setting(run, key) for run in known)] for key in keys]
     rows.sort(key=lambda row: len(set(row[1:])) < 2)
-    return [["setting", *(run["name"] for run in known)], *rows] if rows else []
+    return [["setting", *(run.name for run in known)], *rows]
 
 
-def _setting(run: dict[str, Any], key: str) -> str:
-    value = run["settings"].get(key)
+def _setting(run: RunComparison, key: str) -> str:
+    value = run.settings.get(key)
     return MISSING if value is None else str(value)
-
-
-def _count(value: Any) -> str:
-    """`1.31M`: three digits, with thousands, millions, billions or trillions."""
-    if not isinstance(value, (int, float)):
-        return MISSING
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if value >= unit:
-            return f"{value / (1e3 if name == 'k' else unit):.3g}{name}"
-    return f"{value:,.0f}"

@@ -1,16 +1,17 @@
-"""Draws the figures of `ledom compare`: losses and gaps by tokens seen, and by position.
+"""The figures of `ledom compare` as inline SVG: losses and gaps by tokens seen, and by position.
 
-Each function takes the report's runs and returns an `<svg>` element as a string, or an empty string
-where there is nothing to draw. This module knows nothing of HTML pages or of how the numbers came
-about.
+Each function returns an `<svg>` element as a string, or an empty string if there is nothing to
+draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ledom.report.figures import COLORS, HALF, WIDE, draw_svg, label_ends, pairs
+from ledom.report.figures import COLORS, HALF, WIDE, draw_svg, label_ends
+from ledom.report.numbers import count
+from ledom.report.results import DirectionResult, RunComparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,14 +31,14 @@ _MOST_PARTS = 8
 _Line = tuple[str, list[tuple[float, float]], dict[str, Any]]  # label, points, style
 
 
-def loss_figure(runs: Sequence[dict[str, Any]]) -> str:
+def loss_figure(runs: Sequence[RunComparison]) -> str:
     """Validation loss by tokens seen, a line a model, over its training loss drawn faintly."""
     lines: list[_Line] = []
     faint: list[_Line] = []
-    for label, course, color in _courses(runs):
-        training, validation = course["training"], course["validation"]
-        faint.append((label, pairs(training["tokens"], training["loss"]), {"color": color}))
-        points = pairs(validation["tokens"], validation["loss"])
+    for label, result, color in _models(runs):
+        training, validation = result.training, result.validation
+        faint.append((label, _points(training.tokens, training.loss), {"color": color}))
+        points = _points(validation.tokens, validation.loss)
         lines.append((label, points, {"color": color, "marker": "o"}))
     if not any(points for _, points, _ in faint):
         return ""
@@ -46,42 +47,42 @@ def loss_figure(runs: Sequence[dict[str, Any]]) -> str:
         for _, points, style in faint:
             axes.plot(*_columns(points), linewidth=0.9, alpha=0.3, **style)
         _draw_lines(axes, [line for line in lines if line[1]] or faint, 3.6, 3)
-        axes.set_title("loss, nats a token")
+        axes.set_title("loss, nats per token")
 
     return draw_svg("loss", (WIDE, 3.6), draw)
 
 
-def gap_figure(runs: Sequence[dict[str, Any]]) -> str:
+def gap_figure(runs: Sequence[RunComparison]) -> str:
     """Reverse less forward validation loss by tokens seen, with its interval as a band."""
-    drawn = [(place, run) for place, run in enumerate(runs) if run.get("gap")]
+    drawn = [(place, run) for place, run in enumerate(runs) if run.gap]
     if not drawn:
         return ""
 
     def draw(axes: Axes) -> None:
         lines: list[_Line] = []
         for place, run in drawn:
-            color, gap = _color("reverse", place), run["gap"]
-            known = [point for point in gap if None not in (point["low"], point["high"])]
-            if known:
-                seen, low, high = ([p[key] for p in known] for key in ("tokens", "low", "high"))
-                axes.fill_between(seen, low, high, color=color, alpha=0.16, linewidth=0)
-            points = [(point["tokens"], point["mean"]) for point in gap]
-            lines.append((run["name"], points, {"color": color, "marker": "o"}))
+            color = _color("reverse", place)
+            known = [(point.tokens, point.interval) for point in run.gap]
+            band = [(seen, interval.low, interval.high) for seen, interval in known if interval]
+            if band:
+                axes.fill_between(*zip(*band, strict=True), color=color, alpha=0.16, linewidth=0)
+            points = [(point.tokens, point.mean) for point in run.gap]
+            lines.append((run.name, points, {"color": color, "marker": "o"}))
         _draw_zero(axes)
         _draw_lines(axes, lines, 3.0, 4)
-        axes.set_title("reverse less forward, nats a token")
+        axes.set_title("reverse less forward, nats per token")
 
     return draw_svg("gap", (WIDE, 3.0), draw)
 
 
-def parts_figure(run: dict[str, Any], part: str) -> str:
+def parts_figure(run: RunComparison, part: str) -> str:
     """Validation loss by tokens seen for each part of a run (`by_source` or `by_position`).
 
     Beside forward lines, reverse ones are dashed. At most eight parts are drawn.
     """
-    by_way = {
-        way: (course["validation"]["tokens"], course["validation"][part])
-        for way, course in run["directions"].items()
+    by_way: dict[str, tuple[Sequence[int], Mapping[str, Sequence[float | None]]]] = {
+        way: (result.validation.tokens, getattr(result.validation, part))
+        for way, result in run.directions.items()
     }
     names = list(dict.fromkeys(name for _, parts in by_way.values() for name in parts))
     names = _some(names) if part == "by_position" else names[:_MOST_PARTS]
@@ -97,36 +98,39 @@ def parts_figure(run: dict[str, Any], part: str) -> str:
                 shown = position_label(name) if part == "by_position" else name
                 first = way == next(iter(by_way))
                 label, dashes = (shown, "-") if first else ("", "--")
-                points = pairs(tokens, parts.get(name))
+                points = _points(tokens, parts.get(name, []))
                 lines.append((label, points, style | {"linestyle": dashes}))
         _draw_lines(axes, lines, 3.4, 2)
-        axes.set_title("validation loss, nats a token")
+        axes.set_title("validation loss, nats per token")
 
     return draw_svg(f"{part.replace('_', '-')}-over-time", (WIDE, 3.4), draw)
 
 
-def loss_by_position_figure(runs: Sequence[dict[str, Any]]) -> str:
+def loss_by_position_figure(runs: Sequence[RunComparison]) -> str:
     """Loss at the end of training by how much of the window the model has read."""
     lines: list[_Line] = []
-    for label, course, color in _courses(runs):
-        parts = course["validation"]["by_position"]
-        points = [(_bin(name), losses[-1]) for name, losses in parts.items()]
-        points = [(x, loss) for x, loss in points if loss is not None]
+    for label, result, color in _models(runs):
+        parts = result.validation.by_position
+        points = _points(list(map(_bin, parts)), [losses[-1] for losses in parts.values()])
         lines.append((label, points, {"color": color, "marker": "o"}))
-    return _by_position("loss-by-position", lines, "validation loss, nats a token", False)
+    return _by_position("loss-by-position", lines, "validation loss, nats per token", False)
 
 
-def gap_by_position_figure(runs: Sequence[dict[str, Any]]) -> str:
+def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
     """Reverse less forward loss at the end, by how much of the window the model has read."""
     lines: list[_Line] = []
     for place, run in enumerate(runs):
-        points = [(_bin(row["name"]), row["gap"]) for row in run.get("gap_by_position") or []]
-        lines.append((run["name"], points, {"color": _color("reverse", place), "marker": "o"}))
-    return _by_position("gap-by-position", lines, "reverse less forward, nats a token", True)
+        points = [(_bin(row.name), row.gap) for row in run.gap_by_position]
+        lines.append((run.name, points, {"color": _color("reverse", place), "marker": "o"}))
+    return _by_position("gap-by-position", lines, "reverse less forward, nats per token", True)
 
 
 def position_label(name: str) -> str:
-    """`4-7`: a bin of positions, by the first of it."""
+    """A bin of positions, by the first of it.
+
+    >>> position_label("4")
+    '4–7'
+    """
     return name if int(name) < 2 else f"{name}\N{EN DASH}{2 * int(name) - 1}"
 
 
@@ -162,7 +166,7 @@ def _draw_lines(axes: Axes, lines: list[_Line], height: float, digits: int) -> N
         axes.plot(*_columns(points), linewidth=1.5, markersize=3.2, zorder=3, **bare)
     last = max(x for _, points, _ in lines for x, _ in points)
     axes.set_xlim(0, last)
-    axes.xaxis.set_major_formatter(lambda x, _: _count(x))
+    axes.xaxis.set_major_formatter(lambda x, _: count(x))
     axes.grid(False, axis="x")
     axes.set_xlabel("tokens seen")
     values = [y for _, points, _ in lines for _, y in points]
@@ -179,13 +183,18 @@ def _draw_zero(axes: Axes) -> None:
     axes.axhline(0, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
 
 
-def _courses(runs: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any], str]]:
-    """Label, course and color of each model."""
+def _models(runs: Sequence[RunComparison]) -> list[tuple[str, DirectionResult, str]]:
+    """Label, result and color of each model."""
     return [
-        (f"{run['name']} {way}" if len(runs) > 1 else way, course, _color(way, place))
+        (f"{run.name} {way}" if len(runs) > 1 else way, result, _color(way, place))
         for place, run in enumerate(runs)
-        for way, course in run["directions"].items()
+        for way, result in run.directions.items()
     ]
+
+
+def _points(xs: Sequence[float], ys: Sequence[float | None]) -> list[tuple[float, float]]:
+    """The points that have both numbers."""
+    return [(x, y) for x, y in zip(xs, ys, strict=False) if y is not None]
 
 
 def _color(way: str, place: int) -> str:
@@ -206,10 +215,3 @@ def _some(names: list[str]) -> list[str]:
 
 def _bin(name: str) -> float:
     return float(int(name).bit_length())
-
-
-def _count(number: float) -> str:
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:g}{name}"
-    return f"{number:g}"

@@ -2,8 +2,8 @@
 
 Text stays text, ids are prefixed with the figure's name (so that several figures can stand in one
 page) and every color is a CSS variable with a fallback (`var(--fig-ink, #1c2024)`), so a page may
-restyle a figure for a dark background. The output depends on nothing but the input. This module
-knows nothing of what a figure shows; it never touches pyplot.
+restyle a figure for a dark background. The output depends on nothing but the input. pyplot, which
+has a global state, is not used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = [
     "WIDE",
     "draw_svg",
     "label_ends",
-    "pairs",
     "short",
     "spread",
 ]
@@ -113,7 +112,7 @@ def _inline(svg: str, name: str) -> str:
 
 def label_ends(
     axes: Axes,
-    ends: dict[str, tuple[float, float]],
+    ends: Mapping[str, tuple[float, float]],
     colors: Sequence[str],
     right: float,
     gap: float,
@@ -137,7 +136,11 @@ def label_ends(
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions as near as possible to those wanted, in the same order, at least `gap` apart."""
+    """Positions as near as possible to those wanted, in the same order, at least `gap` apart.
+
+    >>> spread([3.0, 3.0], gap=2.0)
+    [2.0, 4.0]
+    """
     clusters: list[list[int]] = []
 
     def center(cluster: list[int]) -> float:
@@ -157,11 +160,11 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def pairs(xs: Sequence[Any] | None, ys: Sequence[Any] | None) -> list[tuple[float, float]]:
-    """The points that have both numbers."""
-    return [(x, y) for x, y in zip(xs or [], ys or [], strict=False) if None not in (x, y)]
-
-
 def short(name: str) -> str:
+    """A name in one line, cut if it is too long for a figure.
+
+    >>> short("two\\nlines")
+    'two lines'
+    """
     name = " ".join(name.split())
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"

@@ -1,42 +1,23 @@
 """How sure a measured number is: bootstrap intervals over problems, and pairwise AUC.
 
 Problems are the unit that is resampled, never candidates: the candidates of one problem are not
-independent of each other. This module takes arrays with one entry a problem and knows nothing of
-records, models or what the values mean.
+independent of each other. Arrays have one entry per problem.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
+from ledom.report.results import Interval
 
-__all__ = ["Interval", "auc_interval", "bootstrap_interval", "paired_interval", "pairwise_auc"]
+__all__ = ["auc_interval", "bootstrap_interval", "paired_interval", "pairwise_auc"]
 
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with the bounds of its confidence interval, in the unit of the values."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside of [low, high]; a bound that is zero does not exclude it."""
-        return self.low > 0 or self.high < 0
-
-    def to_json(self) -> dict[str, float]:
-        """The interval as a JSON object with the keys mean, low and high."""
-        return asdict(self)
 
 
 def bootstrap_interval(
@@ -53,7 +34,7 @@ def bootstrap_interval(
     """
     values = _checked(values, "values")
     if not 0 < level < 1:
-        raise InputError(f"level is {level}, expected a number between 0 and 1, as 0.95")
+        raise InputError(f"level is {level}, expected a number between 0 and 1, such as 0.95")
     if num_resamples < 1:
         raise InputError(f"num_resamples is {num_resamples}, expected 1 or more")
     means = _resampled_means(values, num_resamples, np.random.default_rng(seed))
@@ -87,12 +68,12 @@ def pairwise_auc(
 ) -> NDArray[np.float64]:
     """How well scores tell right candidates from wrong ones, problem by problem.
 
-    `scores` and `correct` hold an array [num_candidates] a problem. Returns [num_problems]: the
+    `scores` and `correct` hold an array [num_candidates] per problem. Returns [num_problems]: the
     share of (right, wrong) pairs of candidates in which the right one scores higher, a tie counting
-    1/2, which is the area under the ROC curve; NaN for a problem that lacks either kind.
+    1/2, which is the area under the ROC curve; NaN for a problem without both kinds.
 
     Raises `InputError` for no problems, for scores and labels that do not match in number or shape,
-    for a score that is NaN (an infinite one is in order) and for labels that are not booleans.
+    for a score that is NaN (infinite ones are allowed) and for labels that are not booleans.
     """
     if len(scores) == 0 or len(scores) != len(correct):
         raise InputError(

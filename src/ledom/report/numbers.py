@@ -1,80 +1,100 @@
-"""Numbers as a report writes them: percent, points, and intervals with what they show."""
+"""How every page, table and line writes numbers and intervals; a dash for one that is not known."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Sequence
 
-__all__ = ["MISSING", "Bounds", "accuracy", "difference", "interval", "number", "percent"]
+from ledom.report.results import Interval
+
+__all__ = [
+    "MISSING",
+    "accuracy",
+    "byte_count",
+    "count",
+    "difference",
+    "interval",
+    "number",
+    "percent",
+]
 
 MISSING = "\N{EN DASH}"
-"""What stands for a number that is not there."""
+"""Stands for a number that is not known."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """A mean with the bounds of its 95 % interval; None where a number is not known."""
+def number(value: float | None, digits: int = 2, sign: str = "-") -> str:
+    """A number with so many digits and a true minus sign; `sign="+"` marks positive ones too.
 
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-    @classmethod
-    def read(cls, value: Any) -> Bounds:
-        """From the JSON object of an interval; anything else has no bounds."""
-        if isinstance(value, Bounds):
-            return value
-        found = value if isinstance(value, dict) else {}
-        return cls(*(_number_or_none(found.get(key)) for key in ("mean", "low", "high")))
-
-    @property
-    def verdict(self) -> str:
-        """`better` or `worse` where the interval excludes 0, else `open`."""
-        if self.mean is None or self.low is None or self.high is None:
-            return "open"
-        if self.low > 0 and self.mean > 0:
-            return "better"
-        return "worse" if self.high < 0 and self.mean < 0 else "open"
-
-
-def _number_or_none(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def number(value: Any, digits: int = 2, sign: str = "-") -> str:
-    """`1.50`, with a true minus sign; a dash for what is not a number."""
-    if not isinstance(value, int | float):
+    >>> number(1.5), number(0.256, 1, "+"), number(-0.04, 1)
+    ('1.50', '+0.3', '0.0')
+    """
+    if value is None or not math.isfinite(value):
         return MISSING
     value = round(value, digits) or 0.0  # not -0.0
     return f"{value:{sign if value else '-'}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def percent(share: Any) -> str:
-    """`47.3` for 0.473."""
-    return f"{100 * share:.1f}" if isinstance(share, int | float) else MISSING
+def percent(share: float | None) -> str:
+    """A share in percent.
+
+    >>> percent(0.4734)
+    '47.3'
+    """
+    return number(None if share is None else 100 * share, 1)
 
 
-def accuracy(value: Any) -> str:
-    """`47.3 ± 2.2`: percent, and the wider side of the interval."""
-    bounds = Bounds.read(value)
-    if bounds.mean is None or bounds.low is None or bounds.high is None:
-        return percent(bounds.mean)
-    wider = max(bounds.high - bounds.mean, bounds.mean - bounds.low)
-    return f"{percent(bounds.mean)} ± {percent(wider)}"
+def accuracy(found: Interval | None) -> str:
+    """A share in percent, with the wider side of its interval.
+
+    >>> accuracy(Interval(0.473, 0.451, 0.49))
+    '47.3 ± 2.2'
+    """
+    return MISSING if found is None else f"{percent(found.mean)} ± {percent(found.margin)}"
 
 
-def difference(value: Any) -> str:
-    """`+3.2 [+1.1, +5.3]`: percentage points."""
-    bounds = Bounds.read(value)
-    points = [
-        number(None if bound is None else 100 * bound, 1, "+")
-        for bound in (bounds.mean, bounds.low, bounds.high)
-    ]
-    return points[0] if MISSING in points else f"{points[0]} [{points[1]}, {points[2]}]"
+def difference(found: Interval | None) -> str:
+    """A difference of two shares, in percentage points.
+
+    >>> difference(Interval(0.061, 0.011, 0.1))
+    '+6.1 [+1.1, +10.0]'
+    """
+    if found is None:
+        return MISSING
+    return interval(Interval(100 * found.mean, 100 * found.low, 100 * found.high), 1, "+")
 
 
-def interval(value: Any, digits: int = 3) -> str:
-    """`0.642 [0.631, 0.653]`."""
-    bounds = Bounds.read(value)
-    mean, low, high = (number(b, digits) for b in (bounds.mean, bounds.low, bounds.high))
+def interval(found: Interval, digits: int = 3, sign: str = "-") -> str:
+    """A mean with its bounds.
+
+    >>> interval(Interval(0.642, 0.631, 0.653))
+    '0.642 [0.631, 0.653]'
+    """
+    mean, low, high = (number(v, digits, sign) for v in (found.mean, found.low, found.high))
     return mean if MISSING in (low, high) else f"{mean} [{low}, {high}]"
+
+
+def count(value: float | None) -> str:
+    """A count: exact below 10,000, else three digits and a unit.
+
+    >>> count(2346), count(20_000), count(7.79e9), count(999_600)
+    ('2,346', '20k', '7.79B', '1M')
+    """
+    if value is None:
+        return MISSING
+    return f"{value:,.0f}" if value < 1e4 else _scaled(value, ("", "k", "M", "B", "T"))
+
+
+def byte_count(value: float) -> str:
+    """A number of bytes, in units of 1000.
+
+    >>> byte_count(15.6e9)
+    '15.6 GB'
+    """
+    return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    place = min(int(math.log10(max(value, 1))) // 3, len(units) - 1)
+    if place + 1 < len(units) and value >= 999.5 * 1000**place:
+        place += 1  # three digits round up to the next unit
+    return f"{value / 1000**place:.3g}{units[place]}"

@@ -1,28 +1,31 @@
-"""What reports share on their way to a page: cleaning, Markdown, the template, the files.
+"""What reports share on their way to a page: cleaning, Markdown, templates, the files.
 
-A report is a JSON object, and its renderings are pure functions of it. The texts in it were written
-by models and strangers: they are cleaned of control characters, clipped and escaped here. Nothing
-here knows what a report says.
+The renderings of a report are pure functions of it. The texts in it were written by models and
+strangers: they are cleaned of control characters, clipped and escaped here.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ledom.core.files import write_atomically
+from ledom.report import numbers
+from ledom.report.results import to_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "LONGEST_TEXT",
     "clean",
     "escape",
     "markdown_table",
-    "plain",
     "render_template",
     "write_pages",
 ]
@@ -33,38 +36,30 @@ _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # reor
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+T = TypeVar("T")
+
+
 def write_pages(
-    folder: Path,
-    name: str,
-    report: dict[str, Any],
-    markdown: Callable[[dict[str, Any]], str],
-    html: Callable[[dict[str, Any]], str],
+    folder: Path, name: str, report: DataclassInstance, markdown: str, html: str
 ) -> Path:
     """Write NAME.json, NAME.md and NAME.html into `folder`; returns the page's path.
 
-    Numbers that are not finite become null. Raises `OutputError` where the folder cannot be
-    written.
+    Raises `OutputError` if the folder cannot be written.
     """
-    report = plain(report)
-    text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    text = json.dumps(to_json(report), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     # UTF-8 has no lone surrogates, which a broken token may leave; JSON can spell them out.
     text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    contents = {"json": text, "md": markdown(report), "html": html(report)}
-    for kind, content in contents.items():
+    for kind, content in {"json": text, "md": markdown, "html": html}.items():
         with write_atomically(folder / f"{name}.{kind}") as out:
             out.write(content)
     return folder / f"{name}.html"
 
 
-def render_template(
-    name: str,
-    filters: Mapping[str, Callable[..., str]],
-    view: Mapping[str, Any],
-    figures: Mapping[str, str],
-) -> str:
+def render_template(name: str, view: Mapping[str, Any], figures: Mapping[str, str]) -> str:
     """A template of this folder as one page that needs no network and no script.
 
-    `figures` are SVG elements by name, of which empty ones are left out.
+    Its filters are the functions of `ledom.report.numbers`. `figures` are SVG elements by name,
+    or empty texts.
     """
     import jinja2
     from markupsafe import Markup
@@ -72,34 +67,31 @@ def render_template(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
-        undefined=jinja2.ChainableUndefined,  # optional keys are shown as nothing
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
-    drawn = {name: Markup(svg) for name, svg in figures.items() if svg}
+    environment.filters |= {name: getattr(numbers, name) for name in numbers.__all__}
+    drawn = {name: Markup(svg) for name, svg in figures.items()}
     return environment.get_template(name).render(view, figures=drawn)
 
 
-def plain(value: Any) -> Any:
-    """A copy of JSON's own types alone; numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+def clean(value: T) -> T:
+    """A copy of a result whose texts can be shown: clipped, control characters replaced.
+
+    >>> clean({"answer": "4\\x1b[31m"})
+    {'answer': '4\ufffd[31m'}
+    """
+    return cast(T, _cleaned(value))
+
+
+def _cleaned(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(**{f.name: _cleaned(getattr(value, f.name)) for f in fields(value)})
+    if isinstance(value, Mapping):
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy and torch, which need not be imported to ask
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def clean(value: Any) -> Any:
-    """A copy whose texts can be shown: clipped, control characters replaced one for one."""
-    if isinstance(value, dict):
-        return {clean(key): clean(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [clean(item) for item in value]
+        return [_cleaned(item) for item in value]
     if not isinstance(value, str):
         return value
     clipped = value if len(value) <= LONGEST_TEXT else value[:LONGEST_TEXT] + "…"
@@ -113,12 +105,23 @@ def _visible(character: str) -> str:
     return "\ufffd" if hidden or unicodedata.bidirectional(character) in _TURNS else character
 
 
-def escape(text: Any) -> str:
-    """One line of Markdown that shows `text` as it is, escaping no more than it must."""
+def escape(text: object) -> str:
+    """One line of Markdown that shows `text` as it is, escaping no more than it must.
+
+    >>> print(escape("a_b *c*"))
+    a_b \\*c\\*
+    """
     text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"[\\`*|~]|(?<!\w)_|_(?!\w)|^#|\](?=[(\[:])", r"\\\g<0>", text)
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as a table; the first row is its head.
+
+    >>> print(markdown_table([["a", "b"], ["1", "2"]]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
     lines = ["| " + " | ".join(map(escape, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

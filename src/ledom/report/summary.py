@@ -1,7 +1,7 @@
 """What a report says first: one sentence, five rows, what the sample can show, which term matters.
 
-Everything here is a pure function of the report object, so that the page, the Markdown and the
-terminal say the same. The strategy of the sentence is the report's `chosen`, which was named before
+Everything here is a pure function of the report, so that the page, the Markdown and the terminal
+say the same. The strategy of the sentence is the report's `chosen`, which was named before
 the problems were seen; the best of all strategies on these problems is not looked for.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ledom.report.numbers import Bounds, interval, number, percent
+from ledom.report.numbers import interval, number, percent
+from ledom.report.results import AucResult, Difference, Interval, SelectionReport, StrategyResult
 
-__all__ = ["Claim", "Row", "Summary", "summarize"]
+__all__ = ["Row", "Summary", "summarize"]
 
 _NAMES = {
     "greedy": "the greedy answer",
@@ -47,17 +47,9 @@ class Row:
     label: str
     strategy: str
     is_chosen: bool
-    accuracy: Bounds
-    versus: Mapping[str, Bounds]
-    """By opponent, those that the other rows have."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A difference between two strategies that was named before the test."""
-
-    claim: str
-    difference: Bounds
+    accuracy: Interval
+    versus: Mapping[str, Interval]
+    """By opponent."""
 
 
 @dataclass(frozen=True)
@@ -71,43 +63,38 @@ class Summary:
     opponent: str
     """The one that the sentence and the picture compare with; empty for none."""
     opponent_name: str
-    """The same as it is said."""
-    claims: tuple[Claim, ...]
+    """The same in words."""
+    claims: tuple[Difference, ...]
     sample: str
     signal: str
 
 
-def summarize(report: Mapping[str, Any]) -> Summary:
-    """The first screen of a report object; keys that it lacks leave their part empty."""
-    known = {str(row.get("name")): row for row in report.get("strategies") or []}
-    chosen = known.get(str(report.get("chosen")))
+def summarize(report: SelectionReport) -> Summary:
+    """The first screen of a report; what it does not measure leaves its part empty."""
+    known = {strategy.name: strategy for strategy in report.strategies}
+    chosen = known.get(report.chosen)
     reward = next((name for name in _REWARDS if name in known), "")
-    names = list(dict.fromkeys(["greedy", "random", "majority", reward, _name(chosen)]))
+    names = dict.fromkeys(["greedy", "random", "majority", reward, report.chosen])
     shown = [known[name] for name in names if name in known]
-    versus = (chosen or {}).get("versus") or {}
+    versus = chosen.versus if chosen else {}
     opponent = next((name for name in _OPPONENTS if name in versus), "")
-    columns = [name for name in ("greedy", "majority") if any(_versus(s, name) for s in shown)]
-    if not columns and any(_versus(s, "random") for s in shown):
-        columns = ["random"]
-    against = Bounds.read(versus.get(opponent))
     return Summary(
         sentence=_sentence(chosen, opponent, report),
-        rows=tuple(_row(strategy, columns, strategy is chosen) for strategy in shown),
-        columns=tuple(columns),
+        rows=tuple(_row(strategy, strategy is chosen) for strategy in shown),
+        columns=_columns(shown),
         opponent=opponent,
         opponent_name=_plain(opponent),
-        claims=tuple(
-            Claim(str(row.get("claim")), Bounds.read(row.get("difference")))
-            for row in report.get("headline") or []
-            if row.get("main")
-        ),
-        sample=_sample(_labeled(report), against) if chosen else "",
-        signal=_signal(report.get("auc") or []),
+        claims=tuple(claim for claim in report.headline if claim.main),
+        sample=_sample(_labeled(report), versus.get(opponent)),
+        signal=_signal(report.auc),
     )
 
 
-def _name(strategy: Mapping[str, Any] | None) -> str:
-    return str((strategy or {}).get("name") or "")
+def _columns(shown: Sequence[StrategyResult]) -> tuple[str, ...]:
+    """The opponents that any row has; a random candidate only if there is no other."""
+    known = {name for strategy in shown for name in strategy.versus}
+    columns = tuple(name for name in ("greedy", "majority") if name in known)
+    return columns or tuple(known & {"random"})
 
 
 def _plain(name: str) -> str:
@@ -120,32 +107,20 @@ def _upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _versus(strategy: Mapping[str, Any], name: str) -> Any:
-    return (strategy.get("versus") or {}).get(name)
+def _row(strategy: StrategyResult, is_chosen: bool) -> Row:
+    label = _upper(_plain(strategy.name))
+    return Row(label, strategy.name, is_chosen, strategy.accuracy, strategy.versus)
 
 
-def _row(strategy: Mapping[str, Any], columns: Sequence[str], is_chosen: bool) -> Row:
-    name = _name(strategy)
-    differences = {other: _versus(strategy, other) for other in columns}
-    return Row(
-        label=_upper(_plain(name)),
-        strategy=name,
-        is_chosen=is_chosen,
-        accuracy=Bounds.read(strategy.get("accuracy")),
-        versus={other: Bounds.read(value) for other, value in differences.items() if value},
-    )
-
-
-def _labeled(report: Mapping[str, Any]) -> int:
+def _labeled(report: SelectionReport) -> int:
     """How many problems the accuracies are of."""
-    labeled = report.get("num_labeled")
-    return int((report.get("num_problems") or 0) if labeled is None else labeled)
+    return report.num_problems if report.num_labeled is None else report.num_labeled
 
 
-def _sentence(chosen: Mapping[str, Any] | None, opponent: str, report: Mapping[str, Any]) -> str:
+def _sentence(chosen: StrategyResult | None, opponent: str, report: SelectionReport) -> str:
     """Who was right how often, and by how much more than whom."""
-    total, labeled = report.get("num_problems") or 0, _labeled(report)
-    if report.get("num_labeled") == 0:
+    total, labeled = report.num_problems, _labeled(report)
+    if report.num_labeled == 0:
         whose = "The problem has no" if total == 1 else f"None of the {total} problems has a"
         return (
             f"{whose} right answer to compare with, so nothing was measured: below are the chosen "
@@ -156,25 +131,27 @@ def _sentence(chosen: Mapping[str, Any] | None, opponent: str, report: Mapping[s
     of = "1 problem" if total == 1 else f"the {total} problems"
     if labeled != total:
         of = f"the {labeled} of {total} labeled problems"
-    right = percent(Bounds.read(chosen.get("accuracy")).mean)
-    sentence = f"{_upper(_plain(_name(chosen)))} is right on {right} % of {of}"
-    against = Bounds.read(_versus(chosen, opponent))
-    if against.mean is None or against.low is None or against.high is None:
+    right = percent(chosen.accuracy.mean)
+    sentence = f"{_upper(_plain(chosen.name))} is right on {right} % of {of}"
+    if opponent not in chosen.versus:
         return sentence + "."
-    more = "more" if against.mean >= 0 else "fewer"
-    low, high = sorted((against.low, against.high))
-    if against.mean < 0:
-        low, high = -high, -low
+    return f"{sentence}, {_compared(chosen.versus[opponent], opponent)}."
+
+
+def _compared(against: Interval, opponent: str) -> str:
+    """`8.3 points more than the greedy answer (95 % interval 1.0 to 15.6)`."""
+    more, sign = ("more", 1) if against.mean >= 0 else ("fewer", -1)
+    low, high = sorted((100 * sign * against.low, 100 * sign * against.high))
     chance = "; it includes 0, so this may be chance" if against.verdict == "open" else ""
     return (
-        f"{sentence}, {number(100 * abs(against.mean), 1)} points {more} than {_plain(opponent)} "
-        f"(95 % interval {number(100 * low, 1)} to {number(100 * high, 1)}{chance})."
+        f"{number(100 * abs(against.mean), 1)} points {more} than {_plain(opponent)} "
+        f"(95 % interval {number(low, 1)} to {number(high, 1)}{chance})"
     )
 
 
-def _sample(num_problems: int, against: Bounds) -> str:
+def _sample(num_problems: int, against: Interval | None) -> str:
     """What differences so many problems can show, from the interval of the first one."""
-    if against.low is None or against.high is None:
+    if against is None:
         return ""
     if against.low == against.high:
         return (
@@ -192,22 +169,21 @@ def _sample(num_problems: int, against: Bounds) -> str:
     )
 
 
-def _signal(auc: Sequence[Mapping[str, Any]]) -> str:
+def _signal(auc: Sequence[AucResult]) -> str:
     """Which single term tells right from wrong best."""
-    found = [(str(row.get("term")), Bounds.read(row.get("auc"))) for row in auc]
-    terms = [(name, b) for name, b in found if name in _TERMS and b.mean is not None]
+    terms = [(row.term, row.auc) for row in auc if row.term and row.term in _TERMS]
     if not terms:
         return ""
-    terms.sort(key=lambda term: -(term[1].mean or 0.0))
+    terms.sort(key=lambda term: -term[1].mean)
     (best, first), rest = terms[0], terms[1:]
     others = "; ".join(f"{_TERMS[name].split(',')[0]}: {interval(b, 2)}" for name, b in rest)
     measured = f"{interval(first, 2)}{f' ({others})' if others else ''}"
-    if first.low is None or first.low <= 0.5:
+    if first.low <= 0.5:
         return (
             "No single term is shown to tell right answers from wrong ones. The best, "
             f"{_TERMS[best]}, has a pairwise AUC of {measured}; 0.5 is chance."
         )
-    ahead = all(b.high is None or b.high < first.low for _, b in rest)
+    ahead = all(b.high < first.low for _, b in rest)
     carries = "carries most of the signal" if ahead else "does best, but not clearly"
     return (
         f"Of the single terms, {_TERMS[best]}, {carries}: it puts a right answer above a wrong "

@@ -1,16 +1,13 @@
-"""The words of a question, and how well an answer explains each of them.
-
-It knows nothing of how a word is drawn.
-"""
+"""The words of a question, and how well an answer explains each of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ledom.report.numbers import number
+from ledom.report.results import QuestionToken
 
 __all__ = ["Word", "compare", "question_words"]
 
@@ -54,30 +51,37 @@ class Word:
         return f"log P = {number(self.logprob)} nats{gap}"
 
 
-def question_words(question: str, tokens: Sequence[dict[str, Any]]) -> list[Word]:
+def question_words(question: str, tokens: Sequence[QuestionToken]) -> list[Word]:
     """Split a question into words and white space, each word with the sum of its tokens' logprobs.
 
-    The texts of the words joined are the question. A token counts to the word of its first
+    The texts of the words joined are the question. A token belongs to the word of its first
     character that is not white space; one of white space alone to the word after it.
+
+    >>> token = QuestionToken(start=0, end=3, logprob=-2.5)
+    >>> question_words("How many", [token])[0]
+    Word(text='How', logprob=-2.5, gap=None)
     """
     pieces = [match.group() for match in _WORD.finditer(question)]
     piece_of = [index for index, piece in enumerate(pieces) for _ in piece]
     sums: dict[int, float] = {}
     for token in tokens:
-        start, end, logprob = token["start"], token["end"], token["logprob"]
-        if logprob is None or not 0 <= start < min(end, len(question)):
+        if not 0 <= token.start < min(token.end, len(question)):
             continue  # the document's end has no characters; a clipped question lacks some
-        covered = question[start:end]
-        first = start + len(covered) - len(covered.lstrip())
+        covered = question[token.start : token.end]
+        first = token.start + len(covered) - len(covered.lstrip())
         index = piece_of[min(first, len(question) - 1)]
         if pieces[index].isspace():
             index = index + 1 if index + 1 < len(pieces) else index - 1
-        sums[index] = sums.get(index, 0.0) + logprob
+        sums[index] = sums.get(index, 0.0) + token.logprob
     return [Word(piece, sums.get(index)) for index, piece in enumerate(pieces)]
 
 
 def compare(picked: list[Word], rejected: list[Word]) -> tuple[list[list[Word]], list[Word]]:
-    """Both lists with their gaps, and the rejected words that are notably worse, worst first."""
+    """Both lists with their gaps, and the rejected words that are notably worse, worst first.
+
+    >>> compare([Word("red", -1.0)], [Word("red", -5.0)])[1]
+    [Word(text='red', logprob=-5.0, gap=4.0)]
+    """
     gaps = [
         None if p.logprob is None or r.logprob is None else p.logprob - r.logprob
         for p, r in zip(picked, rejected, strict=True)

@@ -2,20 +2,31 @@
 
 Pure arithmetic on a `CandidateTable`: accuracies with bootstrap intervals over problems, paired
 differences, accuracy against the number of candidates and against lambda, reliability, pairwise
-AUC. It knows nothing of models or of how a report looks.
+AUC.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.report.intervals import auc_interval, bootstrap_interval, paired_interval
+from ledom.report.results import (
+    AccuracyByLambda,
+    AccuracyByN,
+    AucResult,
+    Bin,
+    Difference,
+    GroupResult,
+    Measurement,
+    Needed,
+    Reliability,
+    StrategyResult,
+)
 from ledom.rerank.candidate_table import FEATURES, BoolArray, CandidateTable, FloatArray
 from ledom.rerank.early_stop import needed_candidates
 from ledom.rerank.fit import LAMBDAS, Folds, TunedWeights, interpolation
@@ -113,8 +124,8 @@ def labeled_problems(problems: Sequence[Problem], candidates: Sequence[Candidate
 
 def measure(
     table: CandidateTable, tuned: TunedWeights, folds: Folds = (), labeled: BoolArray | None = None
-) -> dict[str, Any]:
-    """The measured part of a report: see `ledom.report` for its schema.
+) -> Measurement:
+    """The measured part of a report.
 
     With `folds` (see `cross_fit`) each problem's choices use the weights fitted on other problems;
     `tuned` is then only shown. With `labeled` [P] (see `labeled_problems`) the other problems are
@@ -124,22 +135,25 @@ def measure(
         table, folds = _only_labeled(table, folds, labeled)
     weighing = _Weighing(tuned, folds)
     rights = _accuracies(table, weighing)
-    return {
-        "num_labeled": len(table.problem_ids),
-        "settings": _settings(tuned, rights),
-        "strategies": [_row(name, rights, table, tuned) for name in rights],
-        "headline": [
-            {"claim": claim, "difference": paired_interval(rights[a], rights[b]).to_json()}
-            | ({"main": True} if (claim, a, b) in _MAIN_CLAIMS else {})
+    return Measurement(
+        num_labeled=len(table.problem_ids),
+        settings=_settings(tuned, rights),
+        strategies=[_result(name, rights, table, tuned) for name in rights],
+        headline=[
+            Difference(
+                claim=claim,
+                difference=paired_interval(rights[a], rights[b]),
+                main=(claim, a, b) in _MAIN_CLAIMS,
+            )
             for claim, a, b in _CLAIMS
             if a in rights and b in rights
         ],
-        "accuracy_by_n": _by_number(table, weighing, rights),
-        "accuracy_by_lambda": _by_lambda(table, tuned),
-        "reliability": _reliability(table, weighing),
-        "auc": _aucs(table, weighing),
-        "by_group": _by_group(table, rights),
-    }
+        accuracy_by_n=_by_number(table, weighing, rights),
+        accuracy_by_lambda=_by_lambda(table, tuned),
+        reliability=_reliability(table, weighing),
+        auc=_aucs(table, weighing),
+        by_group=_by_group(table, rights),
+    )
 
 
 def _only_labeled(
@@ -174,36 +188,37 @@ def _weighted(name: str, table: CandidateTable, tuned: TunedWeights) -> bool:
     return strategy.available(table) and (len(strategy.features) <= 1 or name in tuned.weights)
 
 
-def _row(
+def _result(
     name: str, rights: dict[str, FloatArray], table: CandidateTable, tuned: TunedWeights
-) -> dict[str, Any]:
+) -> StrategyResult:
     strategy = strategies(table.external_scores)[name]
     weights = tuned.weights.get(name, {})
     terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
-    row = {
-        "name": name,
-        "kind": strategy.kind,
-        "description": strategy.description,
-        "formula": " ".join(terms).lstrip("+"),
-        "accuracy": bootstrap_interval(rights[name]).to_json(),
-        "versus": {
-            other: paired_interval(rights[name], rights[other]).to_json()
-            for other in _OPPONENTS
-            if other in rights and other != name and strategy.kind != "bound"
+    opponents = [other for other in _OPPONENTS if other in rights and other != name]
+    return StrategyResult(
+        name=name,
+        kind=strategy.kind,
+        description=strategy.description,
+        formula=" ".join(terms).lstrip("+"),
+        accuracy=bootstrap_interval(rights[name]),
+        versus={
+            other: paired_interval(rights[name], rights[other])
+            for other in opponents
+            if strategy.kind != "bound"
         },
-    }
-    return row | ({"needed": _needed(table)} if isinstance(strategy, EarlyVote) else {})
+        needed=_needed(table) if isinstance(strategy, EarlyVote) else None,
+    )
 
 
-def _needed(table: CandidateTable) -> dict[str, Any]:
+def _needed(table: CandidateTable) -> Needed:
     """How many candidates decide a problem's vote, and what share of all of them that saves."""
     needed = needed_candidates(table).astype(float)
     planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
-    return {
-        "candidates": bootstrap_interval(needed).to_json(),
-        "of": int(planned.max()),
-        "saved": bootstrap_interval(1 - needed / planned).to_json(),
-    }
+    return Needed(
+        candidates=bootstrap_interval(needed),
+        of=int(planned.max()),
+        saved=bootstrap_interval(1 - needed / planned),
+    )
 
 
 def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, str | float]:
@@ -220,7 +235,7 @@ def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, s
 
 def _by_number(
     table: CandidateTable, weighing: _Weighing, rights: dict[str, FloatArray]
-) -> dict[str, Any] | None:
+) -> AccuracyByN | None:
     smallest = int(table.mask.sum(axis=1).min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
     if smallest < 2:
@@ -233,10 +248,10 @@ def _by_number(
         for name in shown:
             values = [weighing(subset, name).mean() for subset in subsets]
             curves[name].append(float(np.mean(values)))
-    return {"n": numbers, "strategies": curves}
+    return AccuracyByN(n=numbers, strategies=curves)
 
 
-def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> dict[str, Any] | None:
+def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda | None:
     strategy = STRATEGIES["reverse reward"]
     weights = tuned.weights.get("reverse reward")
     if weights is None or not strategy.available(table):
@@ -248,16 +263,16 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> dict[str, Any] | N
         )
         for lam in LAMBDAS
     ]
-    return {
-        "lambda": [round(float(lam), 4) for lam in LAMBDAS],
-        "accuracy": [i.mean for i in intervals],
-        "low": [i.low for i in intervals],
-        "high": [i.high for i in intervals],
-        "chosen": weights.get("reverse_mean" if mean else "reverse", 0.0),
-    }
+    return AccuracyByLambda(
+        lambda_=[round(float(lam), 4) for lam in LAMBDAS],
+        accuracy=[i.mean for i in intervals],
+        low=[i.low for i in intervals],
+        high=[i.high for i in intervals],
+        chosen=weights.get("reverse_mean" if mean else "reverse", 0.0),
+    )
 
 
-def _reliability(table: CandidateTable, weighing: _Weighing) -> dict[str, Any] | None:
+def _reliability(table: CandidateTable, weighing: _Weighing) -> Reliability | None:
     """Is the winning answer's share of the weighted vote the probability that it is right?"""
     name = next((name for name in _VOTES if _weighted(name, table, weighing.tuned)), None)
     if name is None:
@@ -269,29 +284,29 @@ def _reliability(table: CandidateTable, weighing: _Weighing) -> dict[str, Any] |
     for rows in np.array_split(order, min(_BINS, len(order))):
         interval = bootstrap_interval(right[rows], num_resamples=2000)
         bins.append(
-            {
-                "mean_score": float(confidence[rows].mean()),
-                "accuracy": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
-                "count": len(rows),
-            }
+            Bin(
+                mean_score=float(confidence[rows].mean()),
+                accuracy=interval.mean,
+                low=interval.low,
+                high=interval.high,
+                count=len(rows),
+            )
         )
-    return {"score": "the winning answer's share of votes", "bins": bins}
+    return Reliability(score="the winning answer's share of votes", bins=bins)
 
 
-def _aucs(table: CandidateTable, weighing: _Weighing) -> list[dict[str, Any]]:
-    """Pairwise AUC of every feature (its name: `term`) and of every tuned pick."""
+def _aucs(table: CandidateTable, weighing: _Weighing) -> list[AucResult]:
+    """Pairwise AUC of every feature and of every tuned pick."""
     correct = [table.correct[i, here] for i, here in enumerate(table.mask)]
     if not any(c.any() and not c.all() for c in correct):
         return []
 
-    def row(name: str, values: FloatArray) -> dict[str, Any]:
+    def row(name: str, values: FloatArray, term: str | None = None) -> AucResult:
         scores = [values[i, here] for i, here in enumerate(table.mask)]
-        return {"score": name, "auc": auc_interval(scores, correct).to_json()}
+        return AucResult(score=name, auc=auc_interval(scores, correct), term=term)
 
     rows = [
-        row(description, table.features[name]) | {"term": name}
+        row(description, table.features[name], name)
         for name, (_, description) in FEATURES.items()
         if name in table.features
     ]
@@ -303,16 +318,16 @@ def _aucs(table: CandidateTable, weighing: _Weighing) -> list[dict[str, Any]]:
     return rows
 
 
-def _by_group(table: CandidateTable, rights: dict[str, FloatArray]) -> list[dict[str, Any]]:
+def _by_group(table: CandidateTable, rights: dict[str, FloatArray]) -> list[GroupResult]:
     groups = sorted(set(table.groups))
     if len(groups) < 2:
         return []
     rows = {group: [i for i, g in enumerate(table.groups) if g == group] for group in groups}
     return [
-        {
-            "group": group,
-            "num_problems": len(at),
-            "accuracy": {name: float(right[at].mean()) for name, right in rights.items()},
-        }
+        GroupResult(
+            group=group,
+            num_problems=len(at),
+            accuracy={name: float(right[at].mean()) for name, right in rights.items()},
+        )
         for group, at in rows.items()
     ]

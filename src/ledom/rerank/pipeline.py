@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,12 +23,12 @@ from ledom.core.records import SELF_CERTAINTY, Candidate, Problem, Record, Score
 from ledom.core.stage import Track
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.report.results import ChosenAnswer, Measurement, SelectionReport
 from ledom.report.selection_page import write_report
-from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.cases import worked_cases
+from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
+from ledom.rerank.explain import model_info, unfamiliar, worked_cases
 from ledom.rerank.external_scores import check_names, choose_external_scores
-from ledom.rerank.familiarity import unfamiliar
-from ledom.rerank.fit import Folds, TunedWeights, check_folds, cross_fit, tune_labeled
+from ledom.rerank.fit import TunedWeights, check_folds, cross_fit, tune_labeled
 from ledom.rerank.measure import labeled_problems, measure
 from ledom.rerank.sample import (
     check_prompts,
@@ -125,7 +124,7 @@ def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
     return TunedWeights.load(file)
 
 
-def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
+def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     """Do the job; returns the report and where its page lies.
 
     Where several processes share it (`ledom.core.processes`), the first makes the report of
@@ -140,9 +139,8 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
     match_candidates(job.problems, candidates)
     external_scores = choose_external_scores(candidates, job.external_scores, needed)
     scores: list[Score] = []
-    for lm in (job.forward, job.reverse):
-        if lm is not None:
-            scores += fill_scores(job.out, job.problems, candidates, lm, job.scoring, track)
+    for lm in _models(job):
+        scores += fill_scores(job.out, job.problems, candidates, lm, job.scoring, track)
     if not parallel.is_first():
         return None
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
@@ -156,9 +154,23 @@ def rerank(job: Job, track: Track) -> tuple[dict[str, Any], Path] | None:
         )
     selections = _select(job, table, candidates)
     write_records(job.out / "selected.jsonl", selections)
-    report = _report(job, table, candidates, scores, folds)
-    if report["num_labeled"] == 0:
-        report["answers"] = _shown_answers(job.problems, selections)
+    measured = Measurement(num_labeled=0)
+    if labeled.any():
+        measured = measure(table, job.weights, folds, labeled)
+    report = SelectionReport(
+        **vars(measured),
+        title=job.title,
+        command=job.command,
+        ledom_version=__version__,
+        num_problems=len(job.problems),
+        num_candidates=int(table.mask.sum(axis=1).max()),
+        chosen=_chosen_strategy(job, table),
+        warning=unfamiliar(job.reverse, scores),
+        notes=_notes(job, table, labeled, candidates, scores),
+        models={str(lm.direction): model_info(lm) for lm in _models(job)},
+        cases=worked_cases(job.problems, candidates, scores, table, job.weights),
+        answers=[] if labeled.any() else _shown_answers(job.problems, selections),
+    )
     return report, write_report(job.out, report)
 
 
@@ -177,9 +189,12 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     if job.candidates is not None:
         match_candidates(job.problems, job.candidates)
     _check_sampling(job, external_scores)
-    for lm in (job.forward, job.reverse):
-        if lm is not None:
-            check_room(job.problems, lm, job.scoring.demonstrations)
+    for lm in _models(job):
+        check_room(job.problems, lm, job.scoring.demonstrations)
+
+
+def _models(job: Job) -> list[LanguageModel]:
+    return [lm for lm in (job.forward, job.reverse) if lm is not None]
 
 
 def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
@@ -279,75 +294,42 @@ def _select(job: Job, table: CandidateTable, candidates: Sequence[Candidate]) ->
 
 def _shown_answers(
     problems: Sequence[Problem], selections: Sequence[Selection]
-) -> list[dict[str, Any]]:
+) -> list[ChosenAnswer]:
     """The first of the chosen answers, each with its question."""
     return [
-        {
-            "problem_id": s.problem_id,
-            "question": p.question,
-            "answer": s.answer,
-            "share": s.confidence,
-        }
+        ChosenAnswer(
+            problem_id=s.problem_id, question=p.question, answer=s.answer, share=s.confidence
+        )
         for p, s in zip(problems[:_SHOWN_ANSWERS], selections, strict=False)
     ]
 
 
-def _report(
+def _notes(
     job: Job,
     table: CandidateTable,
+    labeled: BoolArray,
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
-    folds: Folds,
-) -> dict[str, Any]:
-    labeled = labeled_problems(job.problems, candidates)
-    measured = (
-        measure(table, job.weights, folds, labeled)
-        if labeled.any()
-        else {"num_labeled": 0, "strategies": [], "headline": []}
-    )
-    notes = list(job.notes)
-    if not labeled.all():
-        notes.insert(0, f"{labeled.sum()} of {len(labeled)} labeled: only these are measured")
+) -> list[str]:
+    """What a reader of the numbers has to know."""
+    drawn, planned = int(table.mask.sum()), table.num_planned * len(table.problem_ids)
     unreadable = int(((table.answers < 0) & table.mask).sum())
-    if unreadable:
-        share = unreadable / int(table.mask.sum())
-        notes.append(f"{unreadable} candidates ({share:.1%}) give no answer that could be read")
     empty = sum(not candidate.text.strip() for candidate in candidates)
-    if empty:
-        notes.append(f"{empty} candidates are empty")
-    if table.by_model:
-        notes.append(
-            "the candidates are of several models; scores are taken relative to the mean of the "
-            "model that wrote them"
-        )
-    if table.num_planned:
-        drawn, planned = int(table.mask.sum()), table.num_planned * len(table.problem_ids)
-        notes.append(
-            f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
-            f"were drawn ({1 - drawn / planned:.1%} saved); the majority's answers are those of "
-            "all, the other strategies choose among what was drawn"
-        )
     truncated = sum(bool(score.extra.get("truncated")) for score in scores)
-    if truncated:
-        notes.append(f"{truncated} scores are of solutions cut to the model's context")
     cut = sum(candidate.finish_reason == "length" for candidate in candidates)
-    if cut:
-        notes.append(f"{cut} candidates ran out of tokens before they ended")
-    models = {
-        str(lm.direction): {"name": lm.name, "parameters": getattr(lm, "num_parameters", None)}
-        for lm in (job.forward, job.reverse)
-        if lm is not None
+    notes = {
+        f"{labeled.sum()} of {len(labeled)} labeled: only these are measured": not labeled.all(),
+        **dict.fromkeys(job.notes, True),
+        f"{unreadable} candidates ({unreadable / drawn:.1%}) give no answer that could be read": (
+            unreadable
+        ),
+        f"{empty} candidates are empty": empty,
+        "the candidates are of several models; scores are taken relative to the mean of the model "
+        "that wrote them": table.by_model,
+        f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
+        f"were drawn ({1 - drawn / max(planned, 1):.1%} saved); the majority's answers are those "
+        "of all, the other strategies choose among what was drawn": table.num_planned,
+        f"{truncated} scores are of solutions cut to the model's context": truncated,
+        f"{cut} candidates ran out of tokens before they ended": cut,
     }
-    return {
-        "title": job.title,
-        "command": job.command,
-        "ledom_version": __version__,
-        "num_problems": len(job.problems),
-        "num_candidates": int(table.mask.sum(axis=1).max()),
-        "chosen": _chosen_strategy(job, table),
-        "warning": unfamiliar(job.reverse, scores),
-        "notes": notes,
-        "models": models,
-        **{key: value for key, value in measured.items() if value is not None},
-        "cases": worked_cases(job.problems, candidates, scores, table, job.weights),
-    }
+    return [note for note, holds in notes.items() if holds]

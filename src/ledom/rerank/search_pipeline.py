@@ -9,10 +9,9 @@ drawn until they have cost what the search cost there, and chosen by the same sc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,8 @@ from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import Track
 from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval
-from ledom.rerank.candidate_table import build_candidate_table
+from ledom.report.results import Interval, to_json
+from ledom.rerank.candidate_table import FloatArray, build_candidate_table
 from ledom.rerank.fit import interpolation
 from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
 from ledom.rerank.score import check_problems, check_room, score_candidates
@@ -32,7 +32,7 @@ from ledom.rerank.step_search import SearchConfig, check_models, search, search_
 from ledom.rerank.strategies import STRATEGIES
 from ledom.text.answers import is_correct
 
-__all__ = ["SearchJob", "search_job"]
+__all__ = ["SearchJob", "SearchReport", "search_job"]
 
 
 @dataclass
@@ -47,7 +47,25 @@ class SearchJob:
     command: str = "ledom search"
 
 
-def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """What a search reached on the labeled problems, against best of N at equal cost."""
+
+    command: str
+    ledom_version: str
+    num_problems: int
+    num_labeled: int
+    tokens_per_problem: float
+    unfinished: int
+    """Searches that ended without a finished solution."""
+    note: str = ""
+    candidates_at_equal_cost: float | None = None
+    accuracy: Mapping[str, Interval] = field(default_factory=dict)
+    search_against: Mapping[str, Interval] = field(default_factory=dict)
+    """Paired differences of the search from each of its rivals."""
+
+
+def search_job(job: SearchJob, track: Track) -> SearchReport | None:
     """Do the job; returns the report that search.json holds.
 
     Where several processes share it (`ledom.core.processes`), the first makes the report of
@@ -83,7 +101,7 @@ def search_job(job: SearchJob, track: Track) -> dict[str, Any] | None:
         return None
     report = _report(job, searched, rivals)
     with write_atomically(job.out / "search.json") as out:
-        json.dump(report, out, indent=1)
+        json.dump(to_json(report), out, indent=1)
     return report
 
 
@@ -104,34 +122,30 @@ def _searched(job: SearchJob, problems: Sequence[Problem]) -> Iterator[list[Cand
 
 def _report(
     job: SearchJob, searched: Sequence[Candidate], drawn: Sequence[Candidate]
-) -> dict[str, Any]:
-    """What the search reached on the labeled problems, against what was drawn at equal cost."""
+) -> SearchReport:
     labeled = [problem for problem in job.problems if problem.answer]
-    report: dict[str, Any] = {
-        "command": job.command,
-        "ledom_version": __version__,
-        "num_problems": len(job.problems),
-        "num_labeled": len(labeled),
-        "tokens_per_problem": round(sum(map(_cost, searched)) / len(searched), 1),
-        "unfinished": sum(c.finish_reason != "stop" for c in searched),
-    }
+    report = SearchReport(
+        command=job.command,
+        ledom_version=__version__,
+        num_problems=len(job.problems),
+        num_labeled=len(labeled),
+        tokens_per_problem=round(sum(map(_cost, searched)) / len(searched), 1),
+        unfinished=sum(c.finish_reason != "stop" for c in searched),
+    )
     if not drawn:
-        return report | {"note": "the problems have no answers, so nothing could be measured"}
-    if len(labeled) < len(job.problems):
-        report["note"] = f"{len(labeled)} of {len(job.problems)} labeled: only these are measured"
+        return replace(report, note="the problems have no answers, so nothing could be measured")
+    note = f"{len(labeled)} of {len(job.problems)} labeled: only these are measured"
     found = {candidate.problem_id: candidate.text for candidate in searched}
     right = np.array([float(is_correct(found[p.id], p.answer or "")) for p in labeled])
-    rivals = _rivals(job, labeled, drawn)
-    return report | {
-        "candidates_at_equal_cost": rivals.pop("candidates_at_equal_cost"),
-        "accuracy": {
-            "step-level search": bootstrap_interval(right).to_json(),
-            **{name: bootstrap_interval(values).to_json() for name, values in rivals.items()},
-        },
-        "search_against": {
-            name: paired_interval(right, values).to_json() for name, values in rivals.items()
-        },
-    }
+    count, rivals = _rivals(job, labeled, drawn)
+    accuracies = {"step-level search": right, **rivals}
+    return replace(
+        report,
+        note=note if len(labeled) < len(job.problems) else "",
+        candidates_at_equal_cost=count,
+        accuracy={name: bootstrap_interval(values) for name, values in accuracies.items()},
+        search_against={name: paired_interval(right, values) for name, values in rivals.items()},
+    )
 
 
 def _cost(found: Candidate) -> int:
@@ -186,8 +200,8 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
 
 def _rivals(
     job: SearchJob, problems: Sequence[Problem], drawn: Sequence[Candidate]
-) -> dict[str, Any]:
-    """[P] accuracies of best of N by the same score, of majority and of random, at equal cost."""
+) -> tuple[float, dict[str, FloatArray]]:
+    """Candidates per problem at equal cost, and the accuracies [P] of choosing among them."""
     known = {problem.id for problem in problems}
     candidates = [candidate for candidate in drawn if candidate.problem_id in known]
     scores: list[Score] = []
@@ -200,8 +214,7 @@ def _rivals(
     else:
         strategy = STRATEGIES["reverse reward"]
         best = strategy.accuracy(table, interpolation(strategy, job.config.lam, mean=True))
-    return {
-        "candidates_at_equal_cost": round(float(table.mask.sum(axis=1).mean()), 2),
+    return round(float(table.mask.sum(axis=1).mean()), 2), {
         "best of N, same score": best,
         "majority of N": STRATEGIES["majority"].accuracy(table, None),
         "random": STRATEGIES["random"].accuracy(table, None),

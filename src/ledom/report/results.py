@@ -1,0 +1,411 @@
+"""What the reports say, as types: the one source of their pages, their Markdown and their JSON.
+
+`to_json` turns any of them into the object that a report's JSON file holds (docs/formats.md).
+Accuracies are shares from 0 to 1, log-probabilities and losses are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any
+
+__all__ = [
+    "AccuracyByLambda",
+    "AccuracyByN",
+    "AucResult",
+    "Bin",
+    "Case",
+    "CaseCandidate",
+    "ChosenAnswer",
+    "Comparison",
+    "Crossing",
+    "Difference",
+    "DirectionResult",
+    "FinalGap",
+    "Gap",
+    "GroupResult",
+    "Interval",
+    "LossCurve",
+    "Measurement",
+    "ModelInfo",
+    "Needed",
+    "PartGap",
+    "QuestionToken",
+    "Reliability",
+    "RunComparison",
+    "SeedGroup",
+    "SelectionReport",
+    "StrategyResult",
+    "ValidationCurve",
+    "to_json",
+]
+
+
+def to_json(value: Any) -> Any:
+    """A result as JSON's own types; numbers that are not finite become None.
+
+    A field that has its default (None, False, 0 or an empty text) is left out.
+
+    >>> to_json(Difference(claim="better", difference=Interval(0.1, float("-inf"), 0.2)))
+    {'claim': 'better', 'difference': {'mean': 0.1, 'low': None, 'high': 0.2}}
+    """
+    if is_dataclass(value):
+        found = {f: getattr(value, f.name) for f in fields(value)}
+        return {
+            f.name.rstrip("_"): to_json(item)  # lambda_: a key that is a keyword of Python
+            for f, item in found.items()
+            if f.default is MISSING or item != f.default
+        }
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy, which need not be imported to ask
+        return to_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the bounds of its confidence interval, in the unit of the values."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """`better` or `worse` if the interval excludes zero, else `open`.
+
+        >>> Interval(0.1, 0.0, 0.2).verdict
+        'open'
+        """
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "open"
+
+    @property
+    def margin(self) -> float:
+        """The wider side of the interval."""
+        return max(self.high - self.mean, self.mean - self.low)
+
+
+# --- a selection: ledom rerank, ledom explain ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """How many candidates a stopped vote needed."""
+
+    candidates: Interval
+    of: int
+    saved: Interval
+    """The share of the candidates that were not needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyResult:
+    """A strategy's accuracy."""
+
+    name: str
+    kind: str
+    """`baseline`, `pick`, `vote` or `bound`."""
+    description: str
+    formula: str
+    accuracy: Interval
+    versus: Mapping[str, Interval] = field(default_factory=dict)
+    """Paired differences, by the strategy that it is compared with."""
+    needed: Needed | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A claim that one strategy is better than another, and the paired difference."""
+
+    claim: str
+    difference: Interval
+    main: bool = False
+    """Whether the report begins with it: it was named before any problem was seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyByN:
+    """Accuracy by number of candidates: a value for each n, for each strategy."""
+
+    n: Sequence[int]
+    strategies: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyByLambda:
+    """Accuracy of Reverse Reward by lambda, with its interval; `chosen` is the one in use."""
+
+    lambda_: Sequence[float]
+    accuracy: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    chosen: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Problems of about the same score."""
+
+    mean_score: float
+    accuracy: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Accuracy by score: are choices of a higher score right more often?"""
+
+    score: str
+    """What the score is."""
+    bins: Sequence[Bin]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AucResult:
+    """How often a score puts a right candidate above a wrong one of the same problem."""
+
+    score: str
+    auc: Interval
+    term: str | None = None
+    """The feature, if the score is a single one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupResult:
+    """Accuracy by strategy on some of the problems."""
+
+    group: str
+    num_problems: int
+    accuracy: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """All that is measured of a selection; empty if no problem is labeled."""
+
+    num_labeled: int | None = None
+    """Problems with a right answer, which the accuracies are of. None: this was not asked."""
+    settings: Mapping[str, str | float] = field(default_factory=dict)
+    strategies: Sequence[StrategyResult] = field(default_factory=list)
+    headline: Sequence[Difference] = field(default_factory=list)
+    accuracy_by_n: AccuracyByN | None = None
+    accuracy_by_lambda: AccuracyByLambda | None = None
+    reliability: Reliability | None = None
+    auc: Sequence[AucResult] = field(default_factory=list)
+    by_group: Sequence[GroupResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A model by name, with its number of parameters if that is known."""
+
+    name: str
+    parameters: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionToken:
+    """log P(token | what follows it, the answer included), over question[start:end]."""
+
+    start: int
+    end: int
+    logprob: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseCandidate:
+    """A candidate of a case, with its scores."""
+
+    index: int
+    text: str
+    answer: str | None
+    correct: bool | None
+    """None: nobody says what is right."""
+    rank: int
+    role: str | None
+    """`picked`, `rejected` or None."""
+    count: int
+    """How many candidates have this text."""
+    scores: Mapping[str, float]
+    question_tokens: Sequence[QuestionToken]
+
+    @property
+    def total(self) -> float:
+        """log P(x|y): the score where it is known, which counts the document's start too."""
+        known = self.scores.get("reverse")
+        return sum(token.logprob for token in self.question_tokens) if known is None else known
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A problem with candidates by rank, the best first."""
+
+    problem_id: str
+    question: str
+    answer: str | None
+    candidates: Sequence[CaseCandidate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenAnswer:
+    """The answer chosen for a problem, and its share of the votes."""
+
+    problem_id: str
+    question: str
+    answer: str | None
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionReport(Measurement):
+    """The report of a selection."""
+
+    title: str
+    command: str = ""
+    ledom_version: str = ""
+    num_problems: int = 0
+    num_candidates: int = 0
+    chosen: str = ""
+    """The strategy that chose, named before any result was there."""
+    warning: str | None
+    """Why nothing here can be trusted."""
+    notes: Sequence[str] = field(default_factory=list)
+    models: Mapping[str, ModelInfo] = field(default_factory=dict)
+    cases: Sequence[Case] = field(default_factory=list)
+    answers: Sequence[ChosenAnswer] = field(default_factory=list)
+
+
+# --- training in both directions: ledom compare ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCurve:
+    """Training loss by tokens seen."""
+
+    tokens: Sequence[int]
+    loss: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationCurve:
+    """Validation loss by step and by tokens seen; by part, None where a validation lacks it."""
+
+    step: Sequence[int]
+    tokens: Sequence[int]
+    loss: Sequence[float]
+    by_position: Mapping[str, Sequence[float | None]]
+    by_source: Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionResult:
+    """How one direction of a run was trained."""
+
+    steps: int
+    tokens: int
+    tokens_per_second: float | None
+    training: LossCurve
+    validation: ValidationCurve
+    final_loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """Reverse less forward validation loss; no bounds if the losses by window are not known."""
+
+    step: int
+    tokens: int
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def interval(self) -> Interval | None:
+        """The gap with its bounds."""
+        if self.low is None or self.high is None:
+            return None
+        return Interval(self.mean, self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalGap(Gap):
+    """The gap at the last validation of both, with the two losses."""
+
+    forward: float
+    reverse: float
+    relative: float
+    """The gap as a share of the forward loss."""
+    num_tokens: int | None
+    num_windows: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartGap:
+    """The gap on the tokens of one source, or of some positions."""
+
+    name: str
+    num_tokens: int | None
+    forward: float
+    reverse: float
+    gap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """A run: its directions, and the gap between them if there are two."""
+
+    name: str
+    directions: Mapping[str, DirectionResult]
+    settings: Mapping[str, Any]
+    gap: Sequence[Gap] = field(default_factory=list)
+    final_gap: FinalGap | None = None
+    gap_by_position: Sequence[PartGap] = field(default_factory=list)
+    gap_by_source: Sequence[PartGap] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedGroup:
+    """Runs that differ in name and seed alone: how far apart their final gaps lie."""
+
+    runs: Sequence[str]
+    mean: float
+    deviation: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossing:
+    """When one model reaches the final loss of another."""
+
+    run: str
+    direction: str
+    other_run: str
+    other_direction: str
+    loss: float
+    other_tokens: int
+    tokens: float | None
+    """None: it never does."""
+    at_first_validation: bool
+    share: float | None
+    lowest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The report of one or more training runs."""
+
+    title: str
+    command: str = ""
+    ledom_version: str = ""
+    runs: Sequence[RunComparison]
+    seeds: Sequence[SeedGroup] = field(default_factory=list)
+    crossings: Sequence[Crossing] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
