@@ -65,8 +65,9 @@ def gap_figure(runs: Sequence[RunComparison]) -> str:
             known = [(point.tokens, point.interval) for point in run.gap]
             band = [(seen, interval.low, interval.high) for seen, interval in known if interval]
             if band:
-                axes.fill_between(*zip(*band, strict=True), color=color, alpha=0.16, linewidth=0)
-            points = [(point.tokens, point.mean) for point in run.gap]
+                seen, low, high = zip(*band, strict=True)
+                axes.fill_between(seen, low, high, color=color, alpha=0.16, linewidth=0)
+            points = [(float(point.tokens), point.mean) for point in run.gap]
             lines.append((run.name, points, {"color": color, "marker": "o"}))
         _draw_zero(axes)
         _draw_lines(axes, lines, 3.0, 4)

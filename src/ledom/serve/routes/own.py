@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ledom.core.records import Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.report.results import QuestionToken
 from ledom.report.words import question_words
 from ledom.serve import writing
 from ledom.serve.judge import Judgement, Pair
@@ -174,11 +175,11 @@ def _score(score: Score, text: str, with_tokens: bool) -> dict[str, Any]:
         return found
     values, spans = score.token_logprobs or [], score.token_spans or []
     tokens = [
-        {"start": start, "end": end, "text": text[start:end], "logprob": value}
+        QuestionToken(start=start, end=end, logprob=value)
         for value, (start, end) in zip(values, spans, strict=True)
     ]
     words = question_words(text, tokens)
     return found | {
-        "tokens": tokens,
+        "tokens": [vars(token) | {"text": text[token.start : token.end]} for token in tokens],
         "words": [{"text": word.text, "logprob": word.logprob} for word in words],
     }
