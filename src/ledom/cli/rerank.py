@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ledom.rerank.fit import TunedWeights
     from ledom.rerank.pipeline import Job
 
-__all__ = ["COMMANDS", "Lambda", "WeightsFile", "choose_weights"]
+__all__ = ["COMMANDS", "Lambda", "MaskCopies", "WeightsFile", "choose_weights"]
 
 _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8

@@ -18,9 +18,13 @@ from ledom.cli.options import (
     unused_by_models,
     use_threads,
 )
-from ledom.cli.rerank import Lambda, WeightsFile, choose_weights
+from ledom.cli.rerank import Lambda, MaskCopies, WeightsFile, choose_weights
+from ledom.core.errors import InputError
 
 __all__ = ["COMMANDS"]
+
+GATEWAY = "Gateway"
+_UPSTREAM = ("upstream_model", "prompt_price", "completion_price")
 
 TOKEN_VARIABLE = "LEDOM_TOKEN"
 """An environment variable: what clients must send. Not an option, which every process can read."""
@@ -39,6 +43,27 @@ def serve(
     ] = None,
     weights: WeightsFile = None,
     lam: Lambda = None,
+    mask_copies: MaskCopies = 8,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=GATEWAY,
+            help="Address of an OpenAI-compatible server to draw answers from, such as "
+            "http://127.0.0.1:8001/v1 (key in OPENAI_API_KEY). Default: the forward model.",
+        ),
+    ] = None,
+    upstream_model: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=GATEWAY, help="The model to ask the upstream for."),
+    ] = None,
+    prompt_price: Annotated[
+        float | None,
+        typer.Option(min=0, rich_help_panel=GATEWAY, help="Price of a million prompt tokens."),
+    ] = None,
+    completion_price: Annotated[
+        float | None,
+        typer.Option(min=0, rich_help_panel=GATEWAY, help="Price of a million written tokens."),
+    ] = None,
     host: Annotated[
         str,
         typer.Option(
@@ -66,14 +91,19 @@ def serve(
         context,
         (weights, f"the weights are those of {weights}", ["lam"]),
         ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
+        (reverse == "none", "only a reverse model uses it", ["mask_copies"]),
+        (upstream is None, "there is no --upstream", list(_UPSTREAM)),
         *unused_by_models(forward, reverse),
     )
+    if upstream is not None and upstream_model is None:
+        raise InputError("--upstream needs --upstream-model: the model to ask it for")
     from ledom.serve.judge import Judge
     from ledom.serve.server import Server, require_extra
     from ledom.serve.settings import Limits, Settings
 
     require_extra()
     from ledom.serve.service import Service
+    from ledom.serve.upstream import Upstream
 
     limits = Limits(max_waiting=max_waiting, max_candidates=max_candidates, seconds=max_seconds)
     token = os.environ.get(TOKEN_VARIABLE)
@@ -86,8 +116,21 @@ def serve(
         model_or_none(reverse, "reverse", device, dtype),
         strategy,
         tuned,
+        mask_copies,
     )
-    server = Server(Service(judge, settings), settings)
+    source = (
+        None
+        if upstream is None
+        else Upstream(
+            upstream,
+            upstream_model or "",
+            os.environ.get("OPENAI_API_KEY"),
+            0.9 * max_seconds,
+            prompt_price,
+            completion_price,
+        )
+    )
+    server = Server(Service(judge, settings, source), settings)
     access = "clients send the token" if token else "only this machine reaches it; no token is set"
     say(f"serving on {server.url}: {access}. Ctrl-C stops it")
     try:

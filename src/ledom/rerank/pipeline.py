@@ -39,10 +39,18 @@ from ledom.rerank.sample import (
 )
 from ledom.rerank.score import check_problems, check_room, match_candidates
 from ledom.rerank.stages import Scoring, fill_candidates, fill_scores
-from ledom.rerank.strategies import STRATEGIES, strategies
+from ledom.rerank.strategies import STRATEGIES, Vote, strategies
 from ledom.text.answers import extract_answer
 
-__all__ = ["Job", "Selection", "default_weights", "embedded_weights", "rerank"]
+__all__ = [
+    "Job",
+    "Selection",
+    "default_weights",
+    "embedded_weights",
+    "preferred_strategy",
+    "rerank",
+    "select",
+]
 
 _PREFERRED = (
     "vote, all + external scores",
@@ -152,7 +160,8 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
             f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
             "of the problems, measured on the last"
         )
-    selections = _select(job, table, candidates)
+    chosen = preferred_strategy(table, job.weights)
+    selections = select(table, candidates, chosen, job.weights)
     write_records(job.out / "selected.jsonl", selections)
     measured = Measurement(num_labeled=0)
     if labeled.any():
@@ -164,7 +173,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         ledom_version=__version__,
         num_problems=len(job.problems),
         num_candidates=int(table.mask.sum(axis=1).max()),
-        chosen=_chosen_strategy(job, table),
+        chosen=chosen,
         warning=unfamiliar(job.reverse, scores),
         notes=_notes(job, table, labeled, candidates, scores),
         models={str(lm.direction): model_info(lm) for lm in _models(job)},
@@ -249,7 +258,7 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
     )
 
 
-def _chosen_strategy(job: Job, table: CandidateTable) -> str:
+def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
     """The strategy that chooses the answers: the first of a fixed list that can.
 
     Nothing is looked at but which scores and weights are there, so it is named before any result.
@@ -260,24 +269,29 @@ def _chosen_strategy(job: Job, table: CandidateTable) -> str:
         for name in _PREFERRED
         if name in known
         and known[name].available(table)
-        and (name in job.weights.weights or len(known[name].features) <= 1)
+        and (name in weights.weights or len(known[name].features) <= 1)
     )
 
 
-def _select(job: Job, table: CandidateTable, candidates: Sequence[Candidate]) -> list[Selection]:
-    """The chosen strategy's answer to each problem, and of the candidates that give it the best."""
-    name = _chosen_strategy(job, table)
-    strategy, weights = strategies(table.external_scores)[name], job.weights.weights.get(name)
-    shares = strategy.shares(table, weights)
-    score = strategy.score(table, weights) if strategy.features else np.zeros(shares.shape)
+def select(
+    table: CandidateTable, candidates: Sequence[Candidate], name: str, weights: TunedWeights
+) -> list[Selection]:
+    """The named strategy's choice for each problem: the candidate that it picks, or the best of
+    those that give the answer it votes for.
+    """
+    strategy, own = strategies(table.external_scores)[name], weights.weights.get(name)
+    shares = strategy.shares(table, own)
+    score = strategy.score(table, own) if strategy.features else np.zeros(shares.shape)
+    votes = isinstance(strategy, Vote)
     groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in table.problem_ids}
     for candidate in candidates:
         if not candidate.greedy:
             groups[candidate.problem_id].append(candidate)
     selections = []
     for row, problem_id in enumerate(table.problem_ids):
-        winning = np.flatnonzero(np.isclose(shares[row], shares[row].max()) & table.mask[row])
-        column = int(winning[score[row, winning].argmax()])
+        leading = np.isclose(shares[row], shares[row].max()) if votes else True
+        eligible = np.flatnonzero(leading & table.mask[row])
+        column = int(eligible[score[row, eligible].argmax()])
         chosen = groups[problem_id][column]
         selections.append(
             Selection(

@@ -7,8 +7,8 @@ spelled out, never taken for the token.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from textwrap import shorten
 
 from ledom.core.errors import InputError
@@ -20,9 +20,11 @@ from ledom.rerank.pipeline import default_weights
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.strategies import STRATEGIES, Pick, Weights
 
-__all__ = ["Judge", "Judgement", "Pair"]
+__all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair"]
 
 _LOG_NAMES = {"y|x": "log_p_yx", "x|y": "log_p_xy", "y": "log_p_y"}
+MASK_COPIES = 8
+"""Words from which a copied passage is left out; see `Judge`."""
 _MARGIN = 64  # tokens of a template and special ones, at most
 
 
@@ -44,6 +46,13 @@ class Judgement:
     """Log-probabilities by target: `y|x`, `x|y` and `y`, of the models that are there."""
     features: dict[str, float]
     """See `FEATURES`."""
+
+    def scores_of(self, candidate: Candidate) -> list[Score]:
+        """The scores as records of a candidate with this text."""
+        return [
+            replace(score, problem_id=candidate.problem_id, index=candidate.index)
+            for score in self.scores.values()
+        ]
 
     @property
     def probability(self) -> float:
@@ -78,6 +87,9 @@ class Judgement:
 class Judge:
     """The reward of answers; see `Judgement`.
 
+    A reverse model does not read the passages of `mask_copies` words or more that an answer copies
+    from its question: who restates the question would explain it perfectly. 0 lets it read all.
+
     `strategy` is one that picks by a score of each answer alone, such as `reverse reward`. Raises
     `InputError` for another one, or where a model or a weight that it needs is not there.
     """
@@ -88,6 +100,7 @@ class Judge:
         reverse: LanguageModel | None,
         strategy: str | None = None,
         weights: TunedWeights | None = None,
+        mask_copies: int = MASK_COPIES,
     ) -> None:
         self.forward, self.reverse = forward, reverse
         self.models = [lm for lm in (forward, reverse) if lm is not None]
@@ -96,6 +109,7 @@ class Judge:
         for lm in self.models:
             lm.tokenizer.spell_out_special_tokens()
         self.weights = weights or default_weights()
+        self.mask_copies = mask_copies
         default = "reverse reward" if len(self.models) == 2 else None
         self.strategy = strategy or default or ("reverse only" if reverse else "forward")
         self._strategy, self._weights = self._find(self.strategy)
@@ -151,7 +165,7 @@ class Judge:
         found: dict[int, dict[str, Score]] = {c.index: {} for c in candidates.values()}
         for lm in self.models:
             problems = list(problem_of.values())
-            for records in score_candidates(problems, candidates.values(), lm):
+            for records in self._score(problems, list(candidates.values()), lm):
                 for record in records:
                     found[record.index][record.target] = record
         judged = {
@@ -159,6 +173,11 @@ class Judge:
             for pair, candidate in candidates.items()
         }
         return [judged[pair] for pair in pairs]
+
+    def _score(
+        self, problems: Sequence[Problem], candidates: Sequence[Candidate], lm: LanguageModel
+    ) -> Iterator[list[Score]]:
+        return score_candidates(problems, candidates, lm, mask_copies=self.mask_copies)
 
     def _judgement(
         self, problem: Problem, candidate: Candidate, scores: dict[str, Score]

@@ -14,6 +14,7 @@ from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.metrics import Metrics
 from ledom.serve.refusals import Refusal
 from ledom.serve.settings import Settings
+from ledom.serve.upstream import Upstream
 
 __all__ = ["REWARD", "Service"]
 
@@ -26,8 +27,8 @@ REWARD = "ledom"
 class Service:
     """The state of one server."""
 
-    def __init__(self, judge: Judge, settings: Settings) -> None:
-        self.judge, self.settings = judge, settings
+    def __init__(self, judge: Judge, settings: Settings, upstream: Upstream | None = None) -> None:
+        self.judge, self.settings, self.upstream = judge, settings, upstream
         self.metrics = Metrics()
         self.started = int(time.time())
         limits = settings.limits
@@ -56,7 +57,7 @@ class Service:
     @property
     def model_names(self) -> list[str]:
         """All names that a request may give as `model`."""
-        return [REWARD, *self.models]
+        return [f"{REWARD}/auto", *self.models]
 
     def model(self, name: str) -> LanguageModel:
         """One of them; raises `Refusal` for another name."""
@@ -116,6 +117,8 @@ class Service:
         """Finish what was taken."""
         await self._batcher.close()
         await self._jobs.close()
+        if self.upstream is not None:
+            await self.upstream.close()
 
 
 def _cost(pair: Pair) -> float:

@@ -21,7 +21,7 @@ from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
 from ledom.serve.service import Service
 from ledom.serve.writing import Token, token_text
 
-__all__ = ["CompletionBody", "complete", "router", "stream"]
+__all__ = ["CompletionBody", "complete", "completion_events", "pieces", "router", "stream"]
 
 router = APIRouter(tags=["completions"])
 
@@ -232,16 +232,16 @@ def stream(events: Sequence[dict[str, Any]]) -> StreamingResponse:
     return StreamingResponse(lines(), media_type="text/event-stream")
 
 
-def _events(answer: dict[str, Any]) -> list[dict[str, Any]]:
+def completion_events(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """A completion in pieces, as OpenAI streams it."""
     head = {key: answer[key] for key in ("id", "object", "created", "model")}
-    events = []
+    events: list[dict[str, Any]] = []
     for choice in answer["choices"]:
         for piece in pieces(choice["text"]):
             part = {"index": choice["index"], "text": piece, "finish_reason": None}
             events.append(head | {"choices": [part | {"logprobs": None}]})
         events.append(head | {"choices": [choice | {"text": ""}]})
-    events[-1]["usage"] = answer["usage"]
+    events[-1] |= {key: answer[key] for key in ("usage", "ledom") if key in answer}
     return events
 
 
@@ -253,17 +253,6 @@ def pieces(text: str) -> list[str]:
             words.append("")
         words[-1] += character
     return words
-
-
-@router.post("/v1/completions", responses=describe(404, 502))
-async def completions(body: CompletionBody, service: ServiceOf) -> Any:
-    """Write a text, score a prompt (`echo` with `logprobs`), or choose among an upstream's texts.
-
-    `model: reverse` writes what comes before the prompt. With `echo`, the values of any
-    continuation sum up to log P(continuation | context), for both directions.
-    """
-    answer = await complete(body, service)
-    return stream(_events(answer)) if body.stream else answer
 
 
 @router.post("/tokenize", responses=describe(404))

@@ -1,0 +1,219 @@
+"""The gateway: candidates from an upstream, or from the forward model, and one chosen of them.
+
+`ledom/STRATEGY,key=value` as the model's name, or the body's key `ledom`, says how.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from ledom.core.config import Config
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem
+from ledom.lm.language_model import Sampling
+from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
+from ledom.rerank.fit import TunedWeights
+from ledom.rerank.pipeline import default_weights, preferred_strategy, select
+from ledom.rerank.strategies import STRATEGIES, Pick, Vote
+from ledom.serve.judge import Judgement, Pair
+from ledom.serve.refusals import Refusal, validation_message
+from ledom.serve.service import REWARD, Service
+from ledom.serve.upstream import Drawn
+from ledom.text.answers import extract_answer
+
+__all__ = ["Chosen", "Options", "choose", "strategy_slugs"]
+
+_SAMPLES = 8
+_TEMPERATURE = 0.7
+
+
+class Options(Config):
+    """How to choose."""
+
+    strategy: str | None = None
+    """A strategy's name, as `ledom docs concepts` lists them; default: the best one available."""
+    n: Annotated[int, Field(ge=1)] = _SAMPLES
+    """Candidates to draw."""
+    lam: Annotated[float | None, Field(ge=0, le=1, alias="lambda")] = None
+    """The weight of log P(x|y), in place of tuned weights."""
+    model: str | None = None
+    """The upstream's model, in place of the server's choice."""
+
+    @classmethod
+    def read(cls, model: str, given: Mapping[str, Any] | None, n: int | None) -> Options:
+        """From a model's name, the body's key `ledom` (which counts more) and its `n`."""
+        name, *written = model.split(",")
+        options: dict[str, Any] = {} if n is None else {"n": n}
+        slug = name.removeprefix(REWARD).removeprefix("/")
+        if slug and slug != "auto":
+            options["strategy"] = slug
+        for text in written:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise Refusal(400, f"model: {text!r:.60} is no option; write key=value")
+            options[key] = value
+        try:
+            return cls(**(options | dict(given or {})))
+        except ValidationError as error:
+            problem = validation_message([dict(found) for found in error.errors()])
+            raise Refusal(400, f"options of the gateway: {problem}") from None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The choice, and what to tell of it."""
+
+    choice: dict[str, Any]
+    text: str
+    tokens: tuple[int, int] | None
+    """Read and written for all candidates; None where the upstream does not say."""
+    details: dict[str, Any]
+
+
+def strategy_slugs() -> dict[str, str]:
+    """The strategies that can choose, by the names that fit into a model's name.
+
+    >>> strategy_slugs()["vote-all-terms"]
+    'vote, all terms'
+    """
+    return {
+        re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"): name
+        for name, strategy in STRATEGIES.items()
+        if isinstance(strategy, (Pick, Vote))
+    }
+
+
+async def choose(
+    service: Service, question: str, options: Options, path: str, body: Mapping[str, Any]
+) -> Chosen:
+    """Draw candidates for `question` and choose; `body` is what the upstream gets.
+
+    Raises `Refusal` and `InputError`.
+    """
+    start = time.perf_counter()
+    service.check_writing(options.n, int(body.get("max_tokens") or 1))
+    drawn = await _draw(service, question, options, path, body)
+    known = [place for place, text in enumerate(drawn.texts) if text.strip()]
+    if not known:
+        raise Refusal(502, "the upstream sent no text to choose from")
+    drawn_seconds = time.perf_counter() - start
+    candidates = [
+        Candidate(problem_id="question", index=place, text=drawn.texts[place]) for place in known
+    ]
+    judged = await service.judge_pairs([Pair(question, c.text) for c in candidates])
+    details = await service.compute(lambda: _select(service, question, options, candidates, judged))
+    details["seconds"] = {
+        "drawing": drawn_seconds,
+        "choosing": time.perf_counter() - start - drawn_seconds,
+    }
+    details["cost"] = service.upstream.cost(drawn) if service.upstream else None
+    prompt, written = drawn.prompt_tokens, drawn.completion_tokens
+    service.metrics.tokens("drawn_upstream" if service.upstream else "generated", written or 0)
+    counts = None if prompt is None or written is None else (prompt, written)
+    place = details["chosen"]
+    return Chosen(drawn.choices[place], drawn.texts[place], counts, details)
+
+
+async def _draw(
+    service: Service, question: str, options: Options, path: str, body: Mapping[str, Any]
+) -> Drawn:
+    if service.upstream is not None:
+        model = options.model or service.upstream.model
+        return await service.upstream.draw(path, {**body, "model": model}, options.n)
+    if options.model is not None:
+        raise Refusal(400, "this server has no upstream, so there are no models to name")
+    lm = service.model("forward")
+    asked = body.get("temperature")
+    sampling = Sampling(
+        temperature=_TEMPERATURE if asked is None else asked,
+        top_p=body.get("top_p") or 1.0,
+        max_tokens=int(body.get("max_tokens") or 256),
+        seed=abs(int(body.get("seed") or 0)),
+    )
+    prompt = lm.pair_format.before_solution(question)
+    made = await service.compute(lambda: dict(lm.generate([prompt], sampling, options.n))[0])
+    chat = path.startswith("chat")
+    choices: list[dict[str, Any]] = [
+        {"finish_reason": "stop" if g.finish_reason == "stop" else "length"}
+        | ({"message": {"role": "assistant", "content": g.text}} if chat else {"text": g.text})
+        for g in made
+    ]
+    written = sum(len(g.ids) + (g.finish_reason == "stop") for g in made)
+    return Drawn(choices, [g.text for g in made], len(lm.prompt_ids(prompt, 1)), written)
+
+
+def _select(
+    service: Service,
+    question: str,
+    options: Options,
+    candidates: Sequence[Candidate],
+    judged: Sequence[Judgement],
+) -> dict[str, Any]:
+    """Choose as `ledom rerank` does; what to tell of the choice."""
+    weights = service.judge.weights if options.lam is None else default_weights(options.lam)
+    scores = [
+        score
+        for candidate, judgement in zip(candidates, judged, strict=True)
+        for score in judgement.scores_of(candidate)
+    ]
+    table = build_candidate_table([Problem(id="question", question=question)], candidates, scores)
+    name = _strategy(options.strategy, table, weights)
+    (selection,) = select(table, candidates, name, weights)
+    return {
+        "strategy": name,
+        "weights": weights.weights.get(name),
+        "chosen": selection.index,
+        "answer": selection.answer,
+        "confidence": selection.confidence,
+        "answers": _answers(table, candidates),
+        "candidates": [
+            {
+                "index": candidate.index,
+                "text": candidate.text,
+                "answer": extract_answer(candidate.text),
+                "reward": judgement.reward,
+                "logprobs": judgement.logprobs,
+                "features": judgement.features,
+            }
+            for candidate, judgement in zip(candidates, judged, strict=True)
+        ],
+        "scored_tokens": sum(judgement.num_tokens for judgement in judged),
+    }
+
+
+def _strategy(asked: str | None, table: CandidateTable, weights: TunedWeights) -> str:
+    """The strategy of that name; raises `InputError` for one that cannot choose here."""
+    if asked is None:
+        return preferred_strategy(table, weights)
+    slugs = strategy_slugs()
+    able = {
+        slug: name
+        for slug, name in slugs.items()
+        if STRATEGIES[name].available(table)
+        and (name in weights.weights or len(STRATEGIES[name].features) <= 1)
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", asked.lower()).strip("-")
+    if slug not in able:
+        raise InputError(
+            f"strategy {asked!r:.60} cannot choose with this server's models and weights; choose "
+            f"among: {', '.join(able)}"
+        )
+    return able[slug]
+
+
+def _answers(table: CandidateTable, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Distinct answers, and how many candidates give each, the most frequent first."""
+    groups: dict[int, list[Candidate]] = {}
+    for number, candidate in zip(table.answers[0], candidates, strict=True):
+        if number >= 0:
+            groups.setdefault(int(number), []).append(candidate)
+    return sorted(
+        ({"answer": extract_answer(g[0].text), "count": len(g)} for g in groups.values()),
+        key=lambda row: -int(row["count"]),
+    )

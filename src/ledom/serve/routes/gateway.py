@@ -1,0 +1,153 @@
+"""OpenAI's chat completions in front of any upstream: n candidates drawn, the chosen one returned.
+
+The answer has the upstream's form; `usage` counts all that was drawn, and `ledom` says how the
+choice was made.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import ConfigDict, Field
+
+from ledom.serve.chat_text import question_of
+from ledom.serve.gateway import Chosen, Options, choose
+from ledom.serve.refusals import Refusal, describe
+from ledom.serve.routes.completions import (
+    CompletionBody,
+    complete,
+    completion_events,
+    pieces,
+    stream,
+)
+from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
+from ledom.serve.service import REWARD, Service
+
+__all__ = ["complete_by_choice", "router"]
+
+router = APIRouter(tags=["gateway"])
+
+_OURS = {"model", "n", "stream", "stream_options", "ledom"}  # keys that no upstream gets
+
+
+class Message(Body):
+    """A message of a conversation, with whatever else its protocol has."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatBody(Body):
+    """OpenAI's body; keys that are not named here go to the upstream as they are."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
+
+    model: Annotated[str, Field(examples=["ledom/auto"])]
+    """`ledom/STRATEGY`, with options after commas: `ledom/vote-all-terms,n=8`."""
+    messages: Annotated[
+        list[Message],
+        Field(
+            min_length=1,
+            examples=[[{"role": "user", "content": "Ava has 3 pens and buys 4. How many?"}]],
+        ),
+    ]
+    max_tokens: Annotated[int | None, Field(ge=1, examples=[64])] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    temperature: Annotated[float | None, Field(ge=0, le=100)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    n: Annotated[int | None, Field(ge=1)] = None
+    """Candidates to draw; one is returned."""
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    ledom: dict[str, Any] | None = None
+    """Options: strategy, n, lambda, model (the upstream's). They count more than the name's."""
+
+
+@router.post("/v1/chat/completions", responses=describe(404, 502))
+async def chat(body: ChatBody, service: ServiceOf) -> Any:
+    """Answer by the best of n candidates."""
+    _check_name(body.model)
+    options = Options.read(body.model, body.ledom, body.n)
+    question = question_of([message.model_dump() for message in body.messages])
+    sent = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in _OURS}
+    if not service.upstream and body.max_completion_tokens:
+        sent["max_tokens"] = body.max_completion_tokens
+    chosen = await choose(service, question, options, "chat/completions", sent)
+    head = {"id": new_id("chatcmpl"), "created": now(), "model": body.model}
+    if body.stream:
+        wants_usage = bool((body.stream_options or {}).get("include_usage"))
+        return stream(_chat_events(head, chosen, wants_usage))
+    return {
+        **head,
+        "object": "chat.completion",
+        "choices": [{**chosen.choice, "index": 0}],
+        "usage": _usage(chosen),
+        "ledom": chosen.details,
+    }
+
+
+def _usage(chosen: Chosen) -> dict[str, Any] | None:
+    return usage(*chosen.tokens) if chosen.tokens else None
+
+
+def _check_name(model: str) -> None:
+    name = model.split(",")[0]
+    if name != REWARD and not name.startswith(f"{REWARD}/"):
+        raise Refusal(
+            404, f"no model {model!r:.60} here; name {REWARD}/STRATEGY, such as {REWARD}/auto"
+        )
+
+
+def _chat_events(head: dict[str, Any], chosen: Chosen, wants_usage: bool) -> list[dict[str, Any]]:
+    """The chosen answer in pieces, as OpenAI streams it; the last one says how it was chosen."""
+    head = head | {"object": "chat.completion.chunk"}
+
+    def event(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+    events = [event({"role": "assistant", "content": ""})]
+    events += [event({"content": piece}) for piece in pieces(chosen.text)]
+    reason = chosen.choice.get("finish_reason")
+    events.append(event({}, reason if isinstance(reason, str) else "stop"))
+    events[-1]["ledom"] = chosen.details
+    if wants_usage:
+        events.append(head | {"choices": [], "usage": _usage(chosen)})
+    return events
+
+
+async def complete_by_choice(body: CompletionBody, service: Service) -> dict[str, Any]:
+    """The same for completions of one prompt in text."""
+    prompts = body.prompts()
+    if len(prompts) != 1 or not isinstance(prompts[0], str):
+        raise Refusal(400, "the gateway takes one prompt, as text")
+    if body.echo or body.logprobs is not None:
+        raise Refusal(400, "the gateway has no log-probabilities of tokens; see its key ledom")
+    options = Options.read(body.model, body.ledom, body.n)
+    sent = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in _OURS}
+    chosen = await choose(service, question_of(prompts[0]), options, "completions", sent)
+    reason = chosen.choice.get("finish_reason")
+    return {
+        "id": new_id("cmpl"),
+        "object": "text_completion",
+        "created": now(),
+        "model": body.model,
+        "choices": [{"index": 0, "text": chosen.text, "finish_reason": reason, "logprobs": None}],
+        "usage": _usage(chosen),
+        "ledom": chosen.details,
+    }
+
+
+@router.post("/v1/completions", responses=describe(404, 502))
+async def completions(body: CompletionBody, service: ServiceOf) -> Any:
+    """Write a text, score a prompt (`echo` with `logprobs`), or choose among an upstream's texts.
+
+    `model: reverse` writes what comes before the prompt. With `echo`, the values of any
+    continuation sum up to log P(continuation | context), for both directions.
+    """
+    by_choice = body.model.split(",")[0].split("/")[0] == REWARD
+    answer = await (complete_by_choice if by_choice else complete)(body, service)
+    return stream(completion_events(answer)) if body.stream else answer

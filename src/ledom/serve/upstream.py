@@ -1,0 +1,172 @@
+"""Where the gateway's candidates come from: a server of OpenAI's protocol, named at the start.
+
+Whatever the upstream does - hang, refuse, send garbage, die in the middle - becomes one clear
+refusal. Requests that may pass (429, 5xx, a broken connection) are tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from ledom.core.errors import InputError
+from ledom.core.reading import parse_json
+from ledom.serve.refusals import Refusal
+
+__all__ = ["Drawn", "Upstream"]
+
+_PAUSES = (0.5, 2.0)  # seconds before another try
+_MOST_BYTES = 64 * 2**20  # of one answer
+_TOGETHER = 8  # requests at a time, for an upstream that sends one choice each
+
+
+@dataclass
+class Drawn:
+    """Candidates: an upstream's choices, their texts, and the tokens that they took."""
+
+    choices: list[dict[str, Any]]
+    texts: list[str]
+    prompt_tokens: int | None = 0
+    """None where the upstream does not say."""
+    completion_tokens: int | None = 0
+
+
+@dataclass
+class Upstream:
+    """An OpenAI-compatible server; prices are per million tokens, in any currency."""
+
+    base_url: str
+    model: str
+    key: str | None = None
+    seconds: float = 100.0
+    prompt_price: float | None = None
+    completion_price: float | None = None
+    transport: httpx.AsyncBaseTransport | None = None
+    """For tests."""
+    client: httpx.AsyncClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise InputError(
+                f"upstream is {self.base_url!r}; give its address, such as http://127.0.0.1:8001/v1"
+            )
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        self.client = httpx.AsyncClient(
+            headers=headers, timeout=self.seconds, transport=self.transport
+        )
+
+    async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:
+        """So many choices for a body; `path` is `chat/completions` or `completions`.
+
+        An upstream that ignores `n` is asked once for each. Raises `Refusal`.
+        """
+        try:
+            async with asyncio.timeout(self.seconds):
+                answers = [await self._ask(path, {**body, "n": count})]
+                lacking = count - len(answers[0]["choices"])
+                limit = asyncio.Semaphore(_TOGETHER)
+
+                async def one() -> dict[str, Any]:
+                    async with limit:
+                        return await self._ask(path, {**body, "n": 1})
+
+                if lacking > 0:
+                    answers += await asyncio.gather(*(one() for _ in range(lacking)))
+        except TimeoutError:
+            raise Refusal(
+                504, f"the upstream did not answer within {self.seconds:g} s; ask for less"
+            ) from None
+        choices = [choice for answer in answers for choice in answer["choices"]][:count]
+        return Drawn(
+            choices,
+            [_text(choice) for choice in choices],
+            _sum(answers, "prompt_tokens"),
+            _sum(answers, "completion_tokens"),
+        )
+
+    def cost(self, drawn: Drawn) -> float | None:
+        """What the candidates cost; None where prices or counts are unknown."""
+        read, written = drawn.prompt_tokens, drawn.completion_tokens
+        if read is None or written is None:
+            return None
+        if self.prompt_price is None or self.completion_price is None:
+            return None
+        return (read * self.prompt_price + written * self.completion_price) / 1e6
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.aclose()
+
+    async def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The upstream's answer, tried again where that may help."""
+        url = f"{self.base_url.rstrip('/')}/{path}"
+        for pause in (*_PAUSES, None):
+            try:
+                return await self._post(url, body)
+            except (httpx.TransportError, _Passing) as error:
+                if pause is None or isinstance(error, httpx.TimeoutException):
+                    raise _refusal(error, self.seconds) from None
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _post(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        content = bytearray()
+        async with self.client.stream("POST", url, json=dict(body)) as answer:
+            async for part in answer.aiter_bytes():
+                content += part
+                if len(content) > _MOST_BYTES:
+                    raise Refusal(502, "the upstream's answer is too large")
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise _Passing(answer.status_code)
+        if answer.status_code != 200:
+            said = content[:300].decode("utf-8", "replace")
+            raise Refusal(400, f"the upstream answered {answer.status_code}: {said}")
+        try:
+            data = parse_json(bytes(content))
+        except InputError as error:
+            raise Refusal(502, f"the upstream's answer makes no sense: {error}") from None
+        choices = data.get("choices")
+        if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
+            raise Refusal(502, "the upstream's answer makes no sense: it has no choices")
+        return data
+
+
+class _Passing(Exception):  # noqa: N818
+    """An answer that another try may change."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the upstream answered {status}")
+        self.status = status
+
+
+def _refusal(error: Exception, seconds: float) -> Refusal:
+    if isinstance(error, httpx.TimeoutException):
+        return Refusal(504, f"the upstream did not answer within {seconds:g} s")
+    if isinstance(error, _Passing):
+        headers = {"Retry-After": "5"} if error.status == 429 else None
+        return Refusal(429 if error.status == 429 else 502, str(error), headers)
+    return Refusal(502, f"the upstream cannot be reached, or broke off: {error}")
+
+
+def _is_choice(choice: Any) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message", choice), dict)
+
+
+def _text(choice: dict[str, Any]) -> str:
+    """What a choice says; nothing for one that calls a tool."""
+    content = choice["message"].get("content") if "message" in choice else choice.get("text")
+    return content if isinstance(content, str) else ""
+
+
+def _sum(answers: list[dict[str, Any]], key: str) -> int | None:
+    counts = [
+        usage.get(key) if isinstance(usage := answer.get("usage"), dict) else None
+        for answer in answers
+    ]
+    if not all(isinstance(count, int) for count in counts):
+        return None
+    return sum(counts)  # type: ignore[arg-type]

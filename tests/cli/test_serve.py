@@ -1,0 +1,81 @@
+"""`ledom serve`: what it refuses before any work, and that it serves, stops and says so."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from command_line import Run
+from ledom.lm.backends.fake import FakeLanguageModel
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "LEDOM_TOKEN"),
+        (["--upstream", "http://up/v1"], "--upstream-model"),
+        (["--upstream", "up", "--upstream-model", "m"], "give its address"),
+        (["--prompt-price", "1"], "no --upstream"),
+        (["--strategy", "majority"], "cannot score one answer"),
+        (["--forward", "none", "--lambda", "0.5"], "--lambda would have no effect"),
+        (["--reverse", "none", "--mask-copies", "4"], "--mask-copies would have no effect"),
+        (["--forward", "none", "--reverse", "none"], "no model to judge with"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LEDOM_TOKEN", raising=False)
+    code, printed = run("serve", "--port", 0, *options)
+    assert code == 2
+    assert message in printed
+
+
+def test_a_missing_package_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    code, printed = run("serve")
+    assert code == 2
+    assert "pip install 'ledom[serve]'" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_told_to_stop(signal_number: int) -> None:
+    command = [sys.executable, "-m", "ledom", "serve", "--port", "0", "--threads", "1"]
+    environment = {**os.environ, "LEDOM_TOKEN": "secret"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        found = re.search(r"serving on (http://127\.0\.0\.1:\d+): clients send the token", said)
+        assert found is not None, said
+        body = {"queries": "How many?", "documents": ["7", "8"]}
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                assert httpx.get(f"{found[1]}/healthz", timeout=30).status_code == 200
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        assert httpx.post(f"{found[1]}/score", json=body, timeout=30).status_code == 401
+        headers = {"Authorization": "Bearer secret"}
+        answer = httpx.post(f"{found[1]}/score", json=body, headers=headers, timeout=30)
+        assert len(answer.json()["data"]) == 2
+        process.send_signal(signal_number)
+        process.communicate(timeout=60)
+        assert process.returncode == (0 if signal_number == signal.SIGINT else -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait(30)
