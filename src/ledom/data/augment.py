@@ -18,7 +18,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.text.arithmetic import value_of
 from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle
 
-__all__ = ["augment", "corrupt", "other_number", "renumber"]
+__all__ = ["augment", "corrupt", "numbers_in_words", "other_number", "renumber"]
 
 _TRIES = 40
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -115,7 +115,7 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
     question = normalize_numbers(problem.question)
     numbers = set(_IN_QUESTION.findall(question))
     used = {n for sides in program.equations for n in _NUMBER.findall(sides[0])}
-    free = sorted(n for n in numbers & used if not _is_ambiguous(n, question))
+    free = sorted((numbers & used) - numbers_in_words(question))
     for _ in range(_TRIES if free else 0):
         changed = {n: other_number(n, question, rng) for n in free if rng.random() < 0.7}
         start = {n: n for n in numbers} | changed
@@ -282,8 +282,13 @@ def _written(value: Fraction, exact: bool) -> str | None:
     return f"{float(value):.2f}".rstrip("0")
 
 
-def _is_ambiguous(number: str, question: str) -> bool:
-    return number in _WORDS and bool(re.search(_WORDS[number], question, re.IGNORECASE))
+def numbers_in_words(question: str) -> set[str]:
+    """The numbers that a word of the question stands for, or may: a dozen, twice, weekly.
+
+    >>> sorted(numbers_in_words("She buys a dozen."))
+    ['1', '12']
+    """
+    return {n for n, words in _WORDS.items() if re.search(words, question, re.IGNORECASE)}
 
 
 def other_number(number: str, question: str, rng: Random) -> str:

@@ -36,6 +36,7 @@ __all__ = [
     "TunedWeights",
     "check_folds",
     "cross_fit",
+    "fit_sum",
     "interpolation",
     "tune",
     "tune_labeled",
@@ -254,6 +255,11 @@ def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, f
         if smooth[at] > best[0]:
             best = (float(smooth[at]), rows[at])
     return {name: round(value, 4) for name, value in best[1].items()}
+
+
+def fit_sum(features: tuple[str, ...], table: CandidateTable) -> dict[str, float]:
+    """Weights of a sum of features, fitted pairwise; the penalty is chosen by cross-validation."""
+    return _cross_validate(features, table).weights
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,214 @@
+"""Is it the direction that helps, or would any second model do? And which errors does it see?
+
+    python benchmarks/control.py --problems P.jsonl --candidates C.jsonl --out out/control \
+        --forward tiny --reverse tiny --second-forward FOLDER --second-reverse FOLDER
+
+Each arm is a sum of the same four numbers from each of its scores (log P, its mean per token, that
+of the numbers and that of the least likely digit), its weights cross-fitted in five folds of the
+problems. The second models are of the same size, recipe and data, with another seed:
+
+    ledom train recipes/tiny.yaml seed=2 name=tiny-2 --direction both
+
+Scores are kept in --out, so the command resumes; arms whose models are not given are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ledom
+from ledom.cli.progress import track
+from ledom.core.processes import set_threads
+from ledom.core.records import Candidate, Problem, read_records, unique_ids
+from ledom.report.intervals import Interval, bootstrap_interval, paired_interval, pairwise_auc
+from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
+from ledom.rerank.error_kinds import ERROR_KINDS, error_kind
+from ledom.rerank.fit import fit_sum
+from ledom.rerank.score import match_candidates
+from ledom.rerank.stages import Scoring, fill_scores
+from ledom.rerank.strategies import Pick
+
+FOLDS = 5
+REFERENCE = "forward + second forward"
+_PARTS = ("", "_mean", "_numbers", "_min_digit_logprob")
+ARMS: dict[str, tuple[str, ...]] = {
+    "forward": ("forward",),
+    "forward + reverse": ("forward", "question", "prior"),
+    "forward + reverse, log P(x|y) alone": ("forward", "question"),
+    "forward + reverse, log P(y) alone": ("forward", "prior"),
+    REFERENCE: ("forward", "second_forward"),
+    "forward + second forward + reverse": ("forward", "second_forward", "question", "prior"),
+    "forward + its log P(y) without the question": ("forward", "alone"),
+    "reverse": ("question", "prior"),
+    "two reverse models": ("question", "prior", "second_question", "second_prior"),
+}
+"""The scores of each arm."""
+
+
+def scored(
+    out: Path,
+    name: str,
+    model: str,
+    direction: str,
+    problems: Sequence[Problem],
+    candidates: Sequence[Candidate],
+) -> CandidateTable:
+    """The table of one model's scores, kept in the folder `name`."""
+    lm = ledom.load(model, direction=direction)
+    scores = fill_scores(out / name, problems, candidates, lm, Scoring(), track)
+    return build_candidate_table(problems, candidates, scores)
+
+
+def renamed(table: CandidateTable, names: Mapping[str, str]) -> dict[str, FloatArray]:
+    """Features by score and part: `names` gives each score's new name."""
+    own = {"forward": "forward", "question": "reverse", "prior": "prior"}
+    found = {}
+    for score, new in names.items():
+        for part in _PARTS:
+            of_question = score == "question" and part in _PARTS[2:]
+            feature = f"question{part}" if of_question else f"{own[score]}{part}"
+            found[f"{new}{part}"] = table.features[feature]
+    return found
+
+
+def all_scores(
+    arguments: argparse.Namespace, problems: Sequence[Problem], candidates: Sequence[Candidate]
+) -> CandidateTable:
+    """One table with the features of every model that is given."""
+    out = Path(arguments.out)
+    table = scored(out, "forward", arguments.forward, "forward", problems, candidates)
+    features = renamed(table, {"forward": "forward"})
+    alone = [replace(problem, question="") for problem in problems]
+    part = scored(out, "alone", arguments.forward, "forward", alone, candidates)
+    features |= renamed(part, {"forward": "alone"})
+    part = scored(out, "reverse", arguments.reverse, "reverse", problems, candidates)
+    features |= renamed(part, {"question": "question", "prior": "prior"})
+    if arguments.second_forward:
+        name = arguments.second_forward
+        part = scored(out, "second-forward", name, "forward", problems, candidates)
+        features |= renamed(part, {"forward": "second_forward"})
+    if arguments.second_reverse:
+        name = arguments.second_reverse
+        part = scored(out, "second-reverse", name, "reverse", problems, candidates)
+        features |= renamed(part, {"question": "second_question", "prior": "second_prior"})
+    return replace(table, features=features)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an arm reaches, each [P]; `auc` is NaN where a problem has no right or no wrong one."""
+
+    auc: FloatArray
+    pick: FloatArray
+
+
+def cross_fitted(table: CandidateTable, features: tuple[str, ...]) -> Result:
+    """Every problem judged by weights that were fitted on the other folds."""
+    fold = np.random.default_rng(0).permutation(len(table.problem_ids)) % FOLDS
+    auc, pick = np.empty(len(fold)), np.empty(len(fold))
+    arm = Pick("an arm", features)
+    for i in range(FOLDS):
+        weights = fit_sum(features, table.select(np.flatnonzero(fold != i)))
+        rows = np.flatnonzero(fold == i)
+        tested = table.select(rows)
+        auc[rows] = pairwise_auc(*_by_problem(arm.score(tested, weights), tested))
+        pick[rows] = arm.accuracy(tested, weights)
+    return Result(auc, pick)
+
+
+def _by_problem(
+    values: FloatArray, table: CandidateTable
+) -> tuple[list[FloatArray], list[NDArray[np.bool_]]]:
+    rows = range(len(table.problem_ids))
+    return (
+        [values[i, table.mask[i]] for i in rows],
+        [table.correct[i, table.mask[i]] for i in rows],
+    )
+
+
+def print_arms(table: CandidateTable) -> None:
+    """Accuracy of the pick and AUC of each arm, and against the second forward model."""
+    results = {
+        name: cross_fitted(table, tuple(f"{s}{part}" for s in scores for part in _PARTS))
+        for name, scores in ARMS.items()
+        if all(score in table.features for score in scores)
+    }
+    against = REFERENCE if REFERENCE in results else "forward"
+    print(f"\n| arm | AUC | against {against} | pick, % | against {against}, points |")
+    print("|---|---|---|---|---|")
+    for name, result in results.items():
+        other = results[against]
+        known = ~np.isnan(result.auc)
+        auc = bootstrap_interval(result.auc[known])
+        auc_gain = paired_interval(result.auc[known], other.auc[known])
+        pick = bootstrap_interval(100 * result.pick)
+        pick_gain = paired_interval(100 * result.pick, 100 * other.pick)
+        print(
+            f"| {name} | {show(auc, 3)} | {show(auc_gain, 3, True)} | {show(pick, 1)} "
+            f"| {show(pick_gain, 1, True)} |"
+        )
+
+
+def print_kinds(
+    table: CandidateTable, problems: Sequence[Problem], candidates: Sequence[Candidate]
+) -> None:
+    """AUC of each score over right answers and wrong ones of one kind."""
+    groups = match_candidates(problems, candidates)
+    kinds = np.full(table.mask.shape, "", dtype=object)
+    for row, problem in enumerate(problems):
+        own = [candidate for candidate in groups[problem.id] if not candidate.greedy]
+        for column, candidate in enumerate(own):
+            if not table.correct[row, column]:
+                kinds[row, column] = error_kind(problem.question, candidate.text)
+    shown = [f"{name}_mean" for name in ("forward", "question", "prior", "second_forward", "alone")]
+    shown = [name for name in shown if name in table.features]
+    wrong = (table.mask & ~table.correct).sum()
+    print(f"\n| kind of error | wrong answers, % | {' | '.join(shown)} |")
+    print("|---" * (2 + len(shown)) + "|")
+    for kind in ERROR_KINDS:
+        chosen = table.mask & (table.correct | (kinds == kind))
+        part = replace(table, mask=chosen)
+        share = 100 * (kinds == kind).sum() / max(1, wrong)
+        cells = []
+        for name in shown:
+            auc = pairwise_auc(*_by_problem(table.features[name], part))
+            auc = auc[~np.isnan(auc)]
+            cells.append(show(bootstrap_interval(auc), 3) if len(auc) else "-")
+        print(f"| {kind} | {share:.1f} | {' | '.join(cells)} |")
+
+
+def show(bounds: Interval, digits: int, signed: bool = False) -> str:
+    """As `0.61 [0.58, 0.64]`."""
+    sign = "+" if signed else ""
+    mean, low, high = (f"{v:{sign}.{digits}f}" for v in (bounds.mean, bounds.low, bounds.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", required=True)
+    parser.add_argument("--candidates", required=True)
+    parser.add_argument("--forward", default="tiny")
+    parser.add_argument("--reverse", default="tiny")
+    parser.add_argument("--second-forward")
+    parser.add_argument("--second-reverse")
+    parser.add_argument("--out", default="out/control")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    set_threads(arguments.threads)
+    problems = read_records(arguments.problems, Problem, unique_ids())
+    candidates = read_records(arguments.candidates, Candidate)
+    table = all_scores(arguments, problems, candidates)
+    print(f"{len(problems)} problems, {int(table.mask.sum())} answers")
+    print_arms(table)
+    print_kinds(table, problems, candidates)
+
+
+if __name__ == "__main__":
+    main()
