@@ -61,7 +61,7 @@ def table(runs: list[Run], reports: list[dict[str, Any]]) -> str:
         by_claim = {row["claim"]: Interval(**row["difference"]) for row in report["headline"]}
         for claim in claims:
             shown[claim] += by_claim[claim].verdict == "better"
-        greedy = next(row for row in report["strategies"] if row["name"] == "greedy")
+        greedy = next(row for row in report["strategies"] if row["id"] == "greedy")
         cells = [str(run.seed), accuracy(Interval(**greedy["accuracy"]))]
         cells += [difference(by_claim[claim]) for claim in claims]
         lines.append(f"| {' | '.join(cells)} | {run.seconds:.0f} s{' (resumed)' * run.resumed} |")

@@ -26,8 +26,8 @@ def test_rerank_from_problems_to_report(
     assert "report.html" in text
     assert len(read_records(out / "candidates.jsonl", Candidate)) == 6 * 7  # the greedy one too
     report = json.loads((out / "report.json").read_text())
-    names = [row["name"] for row in report["strategies"]]
-    assert {"greedy", "random", "forward", "reverse reward", "majority", "oracle"} <= set(names)
+    names = [row["id"] for row in report["strategies"]]
+    assert {"greedy", "random", "forward", "reverse_reward", "majority", "oracle"} <= set(names)
     selected = (out / "selected.jsonl").read_text().splitlines()
     assert [json.loads(row)["problem_id"] for row in selected] == [p.id for p in QUESTIONS]
     # A second run uses what is there.
@@ -81,8 +81,10 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     both = ("--problems", problem_file, "--candidates", given, "--score-field", "verifier")
     assert run("rerank", *both, "--out", out)[0] == 0
     rows = json.loads((out / "report.json").read_text())["strategies"]
-    accuracy = {row["name"]: row["accuracy"]["mean"] for row in rows}
-    assert accuracy["verifier"] == accuracy["vote, verifier"] == pytest.approx(5 / 6)
+    accuracy = {row["id"]: row["accuracy"]["mean"] for row in rows}
+    assert (
+        accuracy["external:verifier"] == accuracy["vote_external:verifier"] == pytest.approx(5 / 6)
+    )
     code, text = run("tune", out, *both, "--out", weights)
     assert code == 0, text
     assert "external_scores:\n- verifier\n" in weights.read_text()
@@ -95,10 +97,10 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     code, text = run(*arguments, "--candidates", given)
     assert code == 0, text
     rows = json.loads((out / "report.json").read_text())["strategies"]
-    accuracy = {row["name"]: row["accuracy"]["mean"] for row in rows}
-    assert accuracy["all + external scores"] == accuracy["vote, reverse + external scores"] == 1.0
+    accuracy = {row["id"]: row["accuracy"]["mean"] for row in rows}
+    assert accuracy["all_external"] == accuracy["vote_reverse_external"] == 1.0
     chosen = json.loads((out / "selected.jsonl").read_text().splitlines()[0])
-    assert chosen["strategy"] == "vote, all + external scores"
+    assert chosen["strategy"] == "vote_all_external"
 
     # Candidates without what the weights need are refused before any work.
     before = [model.num_scored for model in fakes.values()]
@@ -126,7 +128,7 @@ def test_bad_score_fields(
     for more, expected in (((), True), (("--score-field", "none"), False)):
         assert run(*arguments, *more)[0] == 0
         rows = json.loads((tmp_path / "out" / "report.json").read_text())["strategies"]
-        assert ("self_certainty" in {row["name"] for row in rows}) is expected
+        assert ("external:self_certainty" in {row["id"] for row in rows}) is expected
 
 
 def test_an_early_stop_draws_a_part_of_the_same_candidates(
@@ -178,7 +180,7 @@ def test_an_early_stop_draws_a_part_of_the_same_candidates(
             next(
                 (row["needed"]["candidates"]["mean"], row["accuracy"]["mean"])
                 for row in report["strategies"]
-                if row["name"] == "majority, stopped"
+                if row["id"] == "majority_stopped"
             )
             for report in reports
         ),
@@ -202,7 +204,7 @@ def test_given_candidates_need_no_forward_model(
     assert code == 0, text
     assert not (tmp_path / "out" / "scores.forward.jsonl").exists()
     names = json.loads((tmp_path / "out" / "report.json").read_text())["strategies"]
-    assert "forward" not in {row["name"] for row in names}
+    assert "forward" not in {row["id"] for row in names}
 
 
 def test_ctrl_c_keeps_finished_work(

@@ -11,10 +11,11 @@ from ledom.report.results import Interval, Needed, SelectionReport, StrategyResu
 from ledom.rerank.strategies import strategies
 
 
-def row(name: str, **more: Any) -> StrategyResult:
+def row(label: str, **more: Any) -> StrategyResult:
     wide = Interval(-0.123, -0.234, -0.1)
     return StrategyResult(
-        name=name,
+        id=label,
+        label=label,
         kind="pick",
         description="",
         formula="",
@@ -33,7 +34,7 @@ def test_the_table_fits_eighty_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # a wide terminal must not spread it
     long = "a verifier with a rather long name"
-    show_summary(report(*(row(name) for name in strategies(("self_certainty", long)))))
+    show_summary(report(*(row(s.label) for s in strategies(("self_certainty", long)).values())))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= 80
     (noisy,) = [line for line in lines if line.startswith("noisy channel")]

@@ -21,7 +21,12 @@ from ledom.report.results import (
 
 def _strategy(name: str, kind: str, mean: float) -> StrategyResult:
     return StrategyResult(
-        name=name, kind=kind, description="", formula="", accuracy=Interval(mean, mean - 0.1, mean)
+        id=name,
+        label=name,
+        kind=kind,
+        description="",
+        formula="",
+        accuracy=Interval(mean, mean - 0.1, mean),
     )
 
 
@@ -30,7 +35,7 @@ STRATEGIES = [
     _strategy("reverse <reward> & $x^2$ $", "pick", 0.625),
     _strategy("漢字 vote", "vote", 0.5),
 ]
-BY_N = AccuracyByN(n=[1, 2, 4], strategies={"greedy": [0.4] * 3, "reward": [0.4, 0.5, 0.625]})
+BY_N = AccuracyByN(n=[1, 2, 4], strategies={"greedy": [0.4] * 3, "漢字 vote": [0.4, 0.5, 0.625]})
 BY_LAMBDA = AccuracyByLambda(
     lambda_=[0.0, 0.5, 1.0],
     accuracy=[0.4, 0.6, 0.5],
@@ -50,7 +55,7 @@ RELIABILITY = Reliability(
 def _all_figures() -> list[str]:
     return [
         plots.strategies_figure(STRATEGIES),
-        plots.by_n_figure(BY_N, {"greedy": "baseline"}),
+        plots.by_n_figure(BY_N, STRATEGIES),
         plots.by_lambda_figure(BY_LAMBDA),
         plots.reliability_figure(RELIABILITY),
     ]
@@ -99,8 +104,8 @@ def test_a_long_name_is_shortened() -> None:
 
 
 def test_lines_are_labeled_with_their_last_value() -> None:
-    texts = {" ".join(text.split()) for text in _texts(plots.by_n_figure(BY_N, {}))}
-    assert {"greedy 40.0", "reward 62.5"} <= texts
+    texts = {" ".join(text.split()) for text in _texts(plots.by_n_figure(BY_N, STRATEGIES))}
+    assert {"greedy 40.0", "漢字 vote 62.5"} <= texts
 
 
 def test_lambda_figure_marks_the_chosen_value() -> None:
@@ -116,16 +121,17 @@ def test_colors_are_variables_that_a_page_can_set() -> None:
 
 def test_nothing_to_draw_gives_nothing() -> None:
     assert plots.strategies_figure([]) == ""
-    assert plots.by_n_figure(None, {}) == ""
+    assert plots.by_n_figure(None, []) == ""
     assert plots.by_lambda_figure(None) == ""
     assert plots.reliability_figure(None) == ""
     assert plots.differences_figure({}, "greedy") == ""
 
 
 def test_a_single_point_is_drawn() -> None:
-    assert plots.by_n_figure(AccuracyByN(n=[4], strategies={"a": [0.5]}), {})
-    one = AccuracyByLambda(lambda_=[0.1], accuracy=[0.5], low=[0.5], high=[0.5], chosen=0.1)
-    assert plots.by_lambda_figure(one)
+    one = _strategy("a", "pick", 0.5)
+    assert plots.by_n_figure(AccuracyByN(n=[4], strategies={"a": [0.5]}), [one])
+    curve = AccuracyByLambda(lambda_=[0.1], accuracy=[0.5], low=[0.5], high=[0.5], chosen=0.1)
+    assert plots.by_lambda_figure(curve)
     assert plots.strategies_figure([_strategy("a", "pick", 1.0)])
 
 

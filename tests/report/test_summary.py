@@ -14,7 +14,13 @@ from ledom.report.summary import summarize
 def _strategy(name: str, mean: float, **versus: Interval) -> StrategyResult:
     accuracy = Interval(mean, mean - 0.1, mean + 0.1)
     return StrategyResult(
-        name=name, kind="pick", description="", formula="", accuracy=accuracy, versus=versus
+        id=name,
+        label=name,
+        kind="pick",
+        description="",
+        formula="",
+        accuracy=accuracy,
+        versus=versus,
     )
 
 
@@ -23,14 +29,14 @@ def _made(**changes: Any) -> SelectionReport:
 
 
 def _report(difference: Interval, **changes: Any) -> SelectionReport:
-    known = {"num_problems": 400, "num_labeled": 400, "chosen": "vote, all terms"}
+    known = {"num_problems": 400, "num_labeled": 400, "chosen": "vote_all_terms"}
     strategies = [
         _strategy("greedy", 0.6),
         _strategy("random", 0.55, greedy=Interval(-0.05, -0.08, -0.02)),
         _strategy("majority", 0.62, greedy=Interval(0.02, -0.01, 0.05)),
-        _strategy("reverse reward", 0.65, greedy=Interval(0.05, 0.01, 0.09)),
+        _strategy("reverse_reward", 0.65, greedy=Interval(0.05, 0.01, 0.09)),
         _strategy("luckiest", 0.99, greedy=Interval(0.39, 0.3, 0.5)),
-        _strategy("vote, all terms", 0.6 + difference.mean, greedy=difference),
+        _strategy("vote_all_terms", 0.6 + difference.mean, greedy=difference),
     ]
     return _made(strategies=strategies, **(known | changes))
 
@@ -42,7 +48,7 @@ def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
         "than the greedy answer (95 % interval 4.0 to 10.0)."
     )
     names = [row.strategy for row in summary.rows]
-    assert names == ["greedy", "random", "majority", "reverse reward", "vote, all terms"]
+    assert names == ["greedy", "random", "majority", "reverse_reward", "vote_all_terms"]
     assert [row.is_chosen for row in summary.rows] == [False] * 4 + [True]
 
 
@@ -75,8 +81,8 @@ def test_labels_are_counted() -> None:
 
 def test_without_greedy_the_majority_is_the_opponent() -> None:
     versus = {"majority": Interval(0.02, 0.01, 0.03), "random": Interval(0.2, 0.1, 0.3)}
-    strategies = [_strategy("majority", 0.6), _strategy("vote, reverse only", 0.62, **versus)]
-    summary = summarize(_made(num_problems=9, chosen="vote, reverse only", strategies=strategies))
+    strategies = [_strategy("majority", 0.6), _strategy("vote_reverse_only", 0.62, **versus)]
+    summary = summarize(_made(num_problems=9, chosen="vote_reverse_only", strategies=strategies))
     assert "2.0 points more than majority voting" in summary.sentence
     assert summary.columns == ("majority",)
 

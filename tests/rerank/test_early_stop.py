@@ -67,7 +67,7 @@ def test_the_winner_is_that_of_the_full_vote() -> None:
         numbers[np.arange(count)[None] >= rng.integers(1, count + 1, 30)[:, None]] = -2
         made = table(numbers.tolist())
         full = STRATEGIES["majority"].accuracy(made, None)
-        np.testing.assert_array_equal(STRATEGIES["majority, stopped"].accuracy(made, None), full)
+        np.testing.assert_array_equal(STRATEGIES["majority_stopped"].accuracy(made, None), full)
         for row, needed in zip(numbers, needed_candidates(made), strict=True):
             check_needed([int(i) for i in row if i > -2], int(needed))
 

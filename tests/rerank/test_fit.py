@@ -39,15 +39,15 @@ def problems(count: int) -> list[Problem]:
 
 def test_the_feature_that_tells_gets_the_weight() -> None:
     tuned = tune(made_pools(), problems(300))
-    lam = tuned.weights["reverse reward"]
+    lam = tuned.weights["reverse_reward"]
     second = lam.get("reverse", lam.get("reverse_mean", 0.0))
     assert second > 0.8
-    every = tuned.weights["all terms"]
+    every = tuned.weights["all_terms"]
     assert every["reverse"] > 5 * max(abs(v) for k, v in every.items() if k != "reverse")
     # The logit that made the data has the weight 2: classes are normals two apart.
     assert every["reverse"] == pytest.approx(2.0, rel=0.25)
     fresh = made_pools(seed=1)
-    for with_reverse, without in (("all terms", "forward tuned"), ("vote, all terms", "majority")):
+    for with_reverse, without in (("all_terms", "forward_tuned"), ("vote_all_terms", "majority")):
         gain = (
             STRATEGIES[with_reverse].accuracy(fresh, tuned.weights[with_reverse]).mean()
             - STRATEGIES[without].accuracy(fresh, tuned.weights.get(without)).mean()
@@ -56,7 +56,7 @@ def test_the_feature_that_tells_gets_the_weight() -> None:
 
 
 def test_interpolation_is_the_papers() -> None:
-    strategy = STRATEGIES["reverse reward"]
+    strategy = STRATEGIES["reverse_reward"]
     assert interpolation(strategy, 0.25, mean=False) == {"forward": 0.75, "reverse": 0.25}
     assert set(interpolation(strategy, 0.25, mean=True)) == {"forward_mean", "reverse_mean"}
 
@@ -75,17 +75,17 @@ def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
         table = with_external_score(made_pools(), unit)
         tuned = tune(table, problems(300))
         assert tuned.external_scores == ("verifier",)
-        every = tuned.weights["all + external scores"]
+        every = tuned.weights["all_external"]
         # Two independent signals two spreads apart: the logit is 2 of each.
         assert every["verifier"] * unit == pytest.approx(2.0, rel=0.25)
         assert every["reverse"] == pytest.approx(2.0, rel=0.25)
         fresh, known = with_external_score(made_pools(seed=1), unit), strategies(["verifier"])
         accuracy = {
             name: known[name].accuracy(fresh, tuned.weights.get(name)).mean()
-            for name in ("majority", "vote, verifier", "all terms", "all + external scores")
+            for name in ("majority", "vote_external:verifier", "all_terms", "all_external")
         }
-        assert accuracy["vote, verifier"] > accuracy["majority"] + 0.1
-        assert accuracy["all + external scores"] > accuracy["all terms"] + 0.05
+        assert accuracy["vote_external:verifier"] > accuracy["majority"] + 0.1
+        assert accuracy["all_external"] > accuracy["all_terms"] + 0.05
         tuned.save(tmp_path / "weights.yaml")
         assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
 
@@ -110,13 +110,13 @@ def test_nothing_to_tune_is_said() -> None:
         tune(table, problems(20))
 
 
-HEAD = "{num_problems: 1, num_candidates: 2, problems: '', "
+HEAD = "{format: 2, num_problems: 1, num_candidates: 2, problems: '', "
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("weights: 3", "key num_problems: Field required"),
+        ("{format: 2, weights: 3}", "key num_problems: Field required"),
         ("[1, 2]", "expected keys and values, found list"),
         ("a: [", "not YAML"),
         (HEAD + "weights: {forward: {forward: .nan}}}", "nan"),
@@ -129,35 +129,35 @@ HEAD = "{num_problems: 1, num_candidates: 2, problems: '', "
         (HEAD + "weights: {best: {forward: 1}}}", "unknown strategy 'best'; known: greedy"),
         (HEAD + "weights: {judge: {judge: 1}}}", "unknown strategy 'judge'; known: greedy"),
         (
-            HEAD + "weights: {noisy channel: {forwards: 1}}}",
-            "strategy 'noisy channel': unknown feature 'forwards'; it uses: forward, rev",
+            HEAD + "weights: {noisy_channel: {forwards: 1}}}",
+            "strategy 'noisy_channel': unknown feature 'forwards'; it uses: forward, rev",
         ),
         (
             HEAD + "weights: {majority: {forward: 1}}}",
             "strategy 'majority': unknown feature 'forward'; it has no weights",
         ),
         (
-            HEAD + "weights: {all terms: {}}}",
-            "strategy 'all terms' has no weights; it uses: forward, forward_mean",
+            HEAD + "weights: {all_terms: {}}}",
+            "strategy 'all_terms' has no weights; it uses: forward, forward_mean",
         ),
         (
-            "{num_problems: 3.7, num_candidates: 2, problems: '', weights: {}}",
+            "{format: 2, num_problems: 3.7, num_candidates: 2, problems: '', weights: {}}",
             "key num_problems: .*found 3.7",
         ),
         (
-            "{num_problems: -1, num_candidates: 2, problems: '', weights: {}}",
+            "{format: 2, num_problems: -1, num_candidates: 2, problems: '', weights: {}}",
             "key num_problems: .*found -1",
         ),
         (
-            "{num_problems: true, num_candidates: 2, problems: '', weights: {}}",
+            "{format: 2, num_problems: true, num_candidates: 2, problems: '', weights: {}}",
             "key num_problems: .*found True",
         ),
         (
-            "{num_problems: 3, num_candidates: 2, problems: [a, b], weights: {}}",
+            "{format: 2, num_problems: 3, num_candidates: 2, problems: [a, b], weights: {}}",
             "key problems: .*found \\['a', 'b'\\]",
         ),
         (
-            "{num_problems: 3, num_candidates: 2, problems: 0123456789a, weights: {}}",
+            "{format: 2, num_problems: 3, num_candidates: 2, problems: 0123456789a, weights: {}}",
             "key problems: '0123456789a' is not the hash of a question",
         ),
         (
@@ -169,7 +169,10 @@ HEAD = "{num_problems: 1, num_candidates: 2, problems: '', "
             HEAD + "weights: {}, external_scores: [forward]}",
             "a score field cannot be called 'forward'",
         ),
-        (HEAD + "weights: {}, columns: []}", "'columns' is now called 'external_scores'"),
+        (
+            "{num_problems: 1, weights: {}}",
+            "a weights file of format 1, expected 2; make it again with: ledom tune",
+        ),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -43,7 +43,7 @@ def report(table: CandidateTable) -> Measurement:
 
 
 def by_name(report: Measurement) -> dict[str, StrategyResult]:
-    return {row.name: row for row in report.strategies}
+    return {row.id: row for row in report.strategies}
 
 
 def test_accuracies(report: Measurement) -> None:
@@ -51,10 +51,10 @@ def test_accuracies(report: Measurement) -> None:
     assert rows["greedy"].accuracy.mean == pytest.approx(0.5)
     assert rows["random"].accuracy.mean == pytest.approx(0.5)
     assert rows["random"].accuracy.low == pytest.approx(0.5)  # the same for every problem
-    assert rows["reverse only"].accuracy.mean == 1.0
+    assert rows["reverse_only"].accuracy.mean == 1.0
     assert rows["majority"].accuracy.mean == 1.0
     assert rows["oracle"].accuracy.mean == 1.0
-    versus = rows["reverse only"].versus
+    versus = rows["reverse_only"].versus
     assert versus["random"].mean == pytest.approx(0.5)
     assert 0.4 < versus["greedy"].low < 0.5 < versus["greedy"].high < 0.6
 
@@ -76,7 +76,7 @@ def test_accuracy_against_n(report: Measurement) -> None:
     # 1 - C(3, n) / C(6, n): the chance that a subset has a right one.
     for value, expected in zip(oracle, [0.5, 0.8, 1.0, 1.0], strict=True):
         assert value == pytest.approx(expected, abs=0.02)
-    assert curves.strategies["reverse reward"][-1] == 1.0
+    assert curves.strategies["reverse_reward"][-1] == 1.0
 
 
 def test_accuracy_against_lambda(report: Measurement) -> None:
@@ -109,15 +109,15 @@ def test_groups(report: Measurement) -> None:
 def test_a_stopped_vote_says_what_it_needed(report: Measurement, table: CandidateTable) -> None:
     """Answers 0 1 0 2 0 3: after five the lead is 3 - 1, more than the one that is left."""
     rows = by_name(report)
-    assert rows["majority, stopped"].accuracy == rows["majority"].accuracy
-    assert rows["majority, stopped"].kind == "vote"
-    needed = rows["majority, stopped"].needed
+    assert rows["majority_stopped"].accuracy == rows["majority"].accuracy
+    assert rows["majority_stopped"].kind == "vote"
+    needed = rows["majority_stopped"].needed
     assert needed.of == 6
     assert needed.candidates == Interval(5.0, 5.0, 5.0)
     assert needed.saved.mean == pytest.approx(1 / 6)
     assert rows["majority"].needed is None
     stopped = measure(replace(table, num_planned=10), TunedWeights({}, 0, 0, frozenset()))
-    needed = by_name(stopped)["majority, stopped"].needed
+    needed = by_name(stopped)["majority_stopped"].needed
     assert (needed.of, needed.candidates.mean) == (10, 6.0)
 
 
@@ -129,14 +129,14 @@ def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) ->
     report = measure(table, tune(table, []))
     rows = by_name(report)
     for name in (
-        "verifier",
-        "vote, verifier",
-        "all + external scores",
-        "vote, reverse + external scores",
+        "external:verifier",
+        "vote_external:verifier",
+        "all_external",
+        "vote_reverse_external",
     ):
         assert rows[name].accuracy.mean == 1.0
-    assert rows["all terms"].accuracy.mean < 0.7
-    assert "verifier" in rows["all + external scores"].formula
+    assert rows["all_terms"].accuracy.mean < 0.7
+    assert "verifier" in rows["all_external"].formula
     aucs = {row.score: row.auc.mean for row in report.auc}
     assert aucs["verifier, external score"] == aucs["all + external scores (tuned)"] == 1.0
     claims = {row.claim: row.difference for row in report.headline}
@@ -145,7 +145,7 @@ def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) ->
 
 def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:
     report = measure(table, TunedWeights({}, 0, 0, frozenset()))
-    assert "all terms" not in by_name(report)
+    assert "all_terms" not in by_name(report)
     assert "forward" in by_name(report)
     assert report.accuracy_by_lambda is None
 
@@ -154,13 +154,13 @@ def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
     """Weights that are turned round in one fold choose wrongly there, and only there."""
 
     def weights(sign: float) -> TunedWeights:
-        return TunedWeights({"reverse reward": {"reverse": sign}}, 1, 1, frozenset())
+        return TunedWeights({"reverse_reward": {"reverse": sign}}, 1, 1, frozenset())
 
     rows = np.arange(NUM_PROBLEMS)
     folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
     for part, expected in ((folds, 0.5), ([*folds[:1], (rows[1::2], weights(1.0))], 1.0)):
         report = measure(table, weights(1.0), part)
-        assert by_name(report)["reverse reward"].accuracy.mean == pytest.approx(expected)
+        assert by_name(report)["reverse_reward"].accuracy.mean == pytest.approx(expected)
 
 
 def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:
@@ -177,16 +177,16 @@ def test_folds_keep_their_weights_among_the_labeled(table: CandidateTable) -> No
     """Fold 0 holds the even problems, chosen rightly; fold 1 the odd ones, chosen wrongly."""
 
     def weights(sign: float) -> TunedWeights:
-        return TunedWeights({"reverse reward": {"reverse": sign}}, 1, 1, frozenset())
+        return TunedWeights({"reverse_reward": {"reverse": sign}}, 1, 1, frozenset())
 
     rows = np.arange(NUM_PROBLEMS)
     folds = [(rows[::2], weights(1.0)), (rows[1::2], weights(-1.0))]
     labeled = (rows % 2 == 0) | (rows < 100)  # 100 even and 50 odd ones
     report = measure(table, weights(1.0), folds, labeled)
     assert report.num_labeled == 150
-    assert by_name(report)["reverse reward"].accuracy.mean == pytest.approx(100 / 150)
+    assert by_name(report)["reverse_reward"].accuracy.mean == pytest.approx(100 / 150)
     evens = measure(table, weights(1.0), folds, rows % 2 == 0)
-    assert by_name(evens)["reverse reward"].accuracy.mean == 1.0
+    assert by_name(evens)["reverse_reward"].accuracy.mean == 1.0
 
 
 def test_who_says_what_is_right() -> None:

@@ -51,24 +51,24 @@ def accuracy(name: str, pool: CandidateTable, weights: dict[str, float] | None =
 def test_picks_by_hand() -> None:
     pool = table([-1.0, -3.0, -2.0], ["3", "2", "3"], reverse=[-9.0, -7.0, -9.0])
     assert accuracy("forward", pool) == 0.0
-    assert accuracy("reverse only", pool) == 1.0
+    assert accuracy("reverse_only", pool) == 1.0
     assert accuracy("random", pool) == pytest.approx(1 / 3)
     assert accuracy("oracle", pool) == 1.0
     # (-1 - 9) / 2 = -5 against (-3 - 7) / 2 = -5: a tie, split evenly.
-    assert accuracy("reverse reward", pool, {"forward": 0.5, "reverse": 0.5}) == 0.5
-    assert accuracy("reverse reward", pool, {"forward": 0.25, "reverse": 0.75}) == 1.0
-    assert accuracy("reverse reward", pool, {"forward": 0.75, "reverse": 0.25}) == 0.0
+    assert accuracy("reverse_reward", pool, {"forward": 0.5, "reverse": 0.5}) == 0.5
+    assert accuracy("reverse_reward", pool, {"forward": 0.25, "reverse": 0.75}) == 1.0
+    assert accuracy("reverse_reward", pool, {"forward": 0.75, "reverse": 0.25}) == 0.0
 
 
 def test_votes_by_hand() -> None:
     pool = table([-1.0, -1.0, 0.0], ["3", "3.0", "2"])
     assert accuracy("majority", pool) == 0.0  # 3 and 3.0 are one answer
     # exp(0) = 1 against 2 exp(-1) = 0.74
-    assert accuracy("vote, forward", pool) == 1.0
-    shares = STRATEGIES["vote, forward"].shares(pool, None)[0]
+    assert accuracy("vote_forward", pool) == 1.0
+    shares = STRATEGIES["vote_forward"].shares(pool, None)[0]
     expected = 1 / (1 + 2 * np.exp(-1))
     np.testing.assert_allclose(shares, [1 - expected, 1 - expected, expected])
-    assert accuracy("vote, forward", pool, {"forward": 0.5}) == 0.0  # 2 exp(-0.5) = 1.21
+    assert accuracy("vote_forward", pool, {"forward": 0.5}) == 0.0  # 2 exp(-0.5) = 1.21
 
 
 def test_a_tied_vote_is_between_answers_not_candidates() -> None:
@@ -162,17 +162,17 @@ def test_a_column_picks_votes_and_joins_the_scores() -> None:
     assert pool.features["verifier"].tolist() == [verifier]
     known = strategies(["verifier"])
     assert list(known)[-1] == "oracle"
-    assert known["verifier"].accuracy(pool, None) == [1.0]
+    assert known["external:verifier"].accuracy(pool, None) == [1.0]
     # exp(0.9) = 2.46 against exp(0.2) + exp(0.3) = 2.57; at temperature 1/2 6.05 against 3.31.
-    assert known["vote, verifier"].accuracy(pool, None) == [0.0]
-    assert known["vote, verifier"].accuracy(pool, {"verifier": 2.0}) == [1.0]
-    joint = known["all + external scores"]
+    assert known["vote_external:verifier"].accuracy(pool, None) == [0.0]
+    assert known["vote_external:verifier"].accuracy(pool, {"verifier": 2.0}) == [1.0]
+    joint = known["all_external"]
     np.testing.assert_allclose(
         joint.score(pool, {"forward": 1.0, "verifier": 10.0}), [[2.0, 9.0 - 1.0, 3.0 - 2.0]]
     )
-    assert set(known["reverse + external scores"].features) < set(joint.features)
+    assert set(known["reverse_external"].features) < set(joint.features)
     # Without the external score they are unknown, or not to be had.
-    assert "verifier" not in strategies()
+    assert "external:verifier" not in strategies()
     assert not joint.available(build_candidate_table([PROBLEM], candidates, scores))
     with pytest.raises(InputError, match="candidate 0 of problem 'p' has no 'reward'"):
         build_candidate_table([PROBLEM], candidates, scores, ["reward"])

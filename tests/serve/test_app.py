@@ -100,7 +100,7 @@ def test_metrics_count_requests_by_route(client: TestClient) -> None:
 
 def test_models_say_how_the_reward_is_made(client: TestClient) -> None:
     answer = client.get("/ledom/models").json()
-    assert answer["strategy"] == "reverse reward"
+    assert answer["strategy"] == "reverse_reward"
     assert answer["weights"] == {"forward": 0.5, "reverse": 0.5}
     assert answer["models"]["reverse"]["direction"] == "reverse"
 

@@ -296,10 +296,10 @@ def test_openais_client_streams_the_chosen_answer(checkpoints: dict[str, Path]) 
             "messages": [{"role": "user", "content": QUESTIONS[0]}],
             "max_tokens": 6,
             "seed": 1,
-            "extra_body": {"ledom": {"n": 2, "strategy": "reverse only"}},
+            "extra_body": {"ledom": {"n": 2, "strategy": "reverse_only"}},
         }
         whole = client.chat.completions.create(**asked)
-        assert whole.ledom["strategy"] == "reverse only"
+        assert whole.ledom["strategy"] == "reverse_only"
         options = {"include_usage": True}
         chunks = list(client.chat.completions.create(**asked, stream=True, stream_options=options))
         parts = [c.choices[0].delta.content or "" for c in chunks if c.choices]

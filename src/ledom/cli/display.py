@@ -65,7 +65,7 @@ def show_summary(report: SelectionReport) -> None:
     for row in report.strategies:
         versus = (row.versus.get(other) for other in ("greedy", "majority"))
         shown = (difference(found) if found else "" for found in versus)
-        table.add_row(Text(row.name), accuracy(row.accuracy), *shown)
+        table.add_row(Text(row.label), accuracy(row.accuracy), *shown)
     if table.rows:
         console.width = min(console.width, _WIDTH)
         console.print(table)

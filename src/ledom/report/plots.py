@@ -77,7 +77,7 @@ def _draw_differences(axes: Axes, rows: Mapping[str, Interval], opponent: str) -
 def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
     """Accuracy of each strategy as a dot with its interval, grouped by kind.
 
-    A dashed line marks the strategy named "greedy". Strategies are drawn in the given order within
+    A dashed line marks the greedy one. Strategies are drawn in the given order within
     their kind.
     """
     rows: list[StrategyResult | str] = []
@@ -94,7 +94,7 @@ def _draw_strategies(axes: Axes, rows: Sequence[StrategyResult | str]) -> None:
     for row, strategy in enumerate(rows):
         if not isinstance(strategy, str):
             _draw_strategy(axes, row, strategy)
-    labels = [row if isinstance(row, str) else short(row.name) for row in rows]
+    labels = [row if isinstance(row, str) else short(row.label) for row in rows]
     axes.set_yticks(range(len(rows)), labels=labels)
     for label, named in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color(COLORS["muted" if isinstance(named, str) else "ink"])
@@ -119,7 +119,7 @@ def _draw_strategy(axes: Axes, row: int, strategy: StrategyResult) -> None:
         textcoords="offset points",
         va="center",
     )
-    if strategy.name == "greedy":
+    if strategy.id == "greedy":
         _draw_reference(axes, mean, "greedy")
 
 
@@ -136,15 +136,17 @@ def _draw_reference(axes: Axes, x: float, label: str) -> None:
     )
 
 
-def by_n_figure(by_n: AccuracyByN | None, kinds: Mapping[str, str]) -> str:
+def by_n_figure(by_n: AccuracyByN | None, strategies: Sequence[StrategyResult]) -> str:
     """Accuracy of strategies against the number of candidates N (log2 axis).
 
-    `kinds` gives the kind of a strategy by its name. Each line is labeled at its end.
+    Each line is labeled at its end.
     """
     if by_n is None:
         return ""
+    known = {strategy.id: strategy for strategy in strategies}
+    kinds = [known[name].kind for name in by_n.strategies]
     lines = {
-        name: [(n, 100 * share) for n, share in zip(by_n.n, shares, strict=True)]
+        known[name].label: [(n, 100 * share) for n, share in zip(by_n.n, shares, strict=True)]
         for name, shares in by_n.strategies.items()
     }
     height = max(3.3, 1.0 + 0.19 * len(lines))
@@ -154,10 +156,10 @@ def by_n_figure(by_n: AccuracyByN | None, kinds: Mapping[str, str]) -> str:
 def _draw_by_n(
     axes: Axes,
     lines: Mapping[str, list[tuple[int, float]]],
-    kinds: Mapping[str, str],
+    kinds: Sequence[str],
     height: float,
 ) -> None:
-    styles = _line_styles([kinds.get(name, "pick") for name in lines])
+    styles = _line_styles(kinds)
     for points, style in zip(lines.values(), styles, strict=True):
         axes.plot(
             *zip(*points, strict=True),

@@ -43,6 +43,10 @@ __all__ = [
 ]
 
 
+FORMAT = 2
+"""Version of report.json, written there as `format`."""
+
+
 def to_json(value: Any) -> Any:
     """A result as JSON's own types; numbers that are not finite become None.
 
@@ -107,14 +111,16 @@ class Needed:
 class StrategyResult:
     """A strategy's accuracy."""
 
-    name: str
+    id: str
+    label: str
+    """Its name for people."""
     kind: str
     """`baseline`, `pick`, `vote` or `bound`."""
     description: str
     formula: str
     accuracy: Interval
     versus: Mapping[str, Interval] = field(default_factory=dict)
-    """Paired differences, by the strategy that it is compared with."""
+    """Paired differences, by the id of the strategy that it is compared with."""
     needed: Needed | None = None
 
 
@@ -130,7 +136,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyByN:
-    """Accuracy by number of candidates: a value for each n, for each strategy."""
+    """Accuracy by number of candidates: a value for each n, by the strategy's id."""
 
     n: Sequence[int]
     strategies: Mapping[str, Sequence[float]]
@@ -179,7 +185,7 @@ class AucResult:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupResult:
-    """Accuracy by strategy on some of the problems."""
+    """Accuracy by the strategy's id on some of the problems."""
 
     group: str
     num_problems: int
@@ -267,13 +273,14 @@ class ChosenAnswer:
 class SelectionReport(Measurement):
     """The report of a selection."""
 
+    format: int = field(default_factory=lambda: FORMAT)
     title: str
     command: str = ""
     ledom_version: str = ""
     num_problems: int = 0
     num_candidates: int = 0
     chosen: str = ""
-    """The strategy that chose, named before any result was there."""
+    """The id of the strategy that chose; it was named before any result was there."""
     warning: str | None
     """Why nothing here can be trusted."""
     notes: Sequence[str] = field(default_factory=list)

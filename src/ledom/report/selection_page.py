@@ -5,7 +5,7 @@ The two renderings are pure functions of the `SelectionReport`. No statistics ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -116,7 +116,7 @@ class _View:
     other_cases: list[_CaseView]
     facts: list[list[str]]
     needed: dict[str, str]
-    """By strategy, what it needed."""
+    """By the id of a strategy, what it needed."""
 
 
 def _view(report: SelectionReport) -> _View:
@@ -133,11 +133,11 @@ def _view(report: SelectionReport) -> _View:
         summary=summarize(report),
         groups={heading: group for heading, group in by_kind.items() if group},
         baselines=[name for name in _BASELINES if name in versus],
-        group_table=_group_table(report.by_group, [s.name for s in ranked]),
+        group_table=_group_table(report.by_group, {s.id: s.label for s in ranked}),
         first_case=first,
         other_cases=[case for case in cases if case is not first],
         facts=_facts(report),
-        needed={s.name: _needed(s.needed) for s in ranked if s.needed is not None},
+        needed={s.id: _needed(s.needed) for s in ranked if s.needed is not None},
     )
 
 
@@ -147,14 +147,16 @@ def _is_telling(case: Case) -> bool:
     return verdicts.get("picked") is True and verdicts.get("rejected") is False
 
 
-def _group_table(by_group: Sequence[GroupResult], order: Sequence[str]) -> list[list[str]]:
+def _group_table(by_group: Sequence[GroupResult], labels: Mapping[str, str]) -> list[list[str]]:
     """Accuracy by group, the strategies down and the groups across, or the other way if longer."""
     if not by_group:
         return []
     present = {name for row in by_group for name in row.accuracy}
-    names = [name for name in order if name in present]
+    names = [name for name in labels if name in present]
     table = [["strategy", *(f"{row.group} ({row.num_problems})" for row in by_group)]]
-    table += [[name, *(percent(row.accuracy.get(name)) for row in by_group)] for name in names]
+    table += [
+        [labels[name], *(percent(row.accuracy.get(name)) for row in by_group)] for name in names
+    ]
     if len(by_group) > max(len(names), 6):
         table = [list(row) for row in zip(*table, strict=True)]
         table[0][0] = "group"
@@ -192,8 +194,7 @@ def _case(case: Case) -> _CaseView:
 
 def _figures(view: _View) -> dict[str, str]:
     report, summary = view.report, view.summary
-    known = {s.name: s.versus for s in report.strategies}
-    kinds = {s.name: s.kind for s in report.strategies}
+    known = {s.id: s.versus for s in report.strategies}
     differences = {
         row.label: known[row.strategy][summary.opponent]
         for row in summary.rows
@@ -202,7 +203,7 @@ def _figures(view: _View) -> dict[str, str]:
     return {
         "differences": plots.differences_figure(differences, summary.opponent_name),
         "strategies": plots.strategies_figure(report.strategies),
-        "by_n": plots.by_n_figure(report.accuracy_by_n, kinds),
+        "by_n": plots.by_n_figure(report.accuracy_by_n, report.strategies),
         "by_lambda": plots.by_lambda_figure(report.accuracy_by_lambda),
         "reliability": plots.reliability_figure(report.reliability),
     }
@@ -264,11 +265,11 @@ def _strategy_table(view: _View) -> list[list[str]]:
     against = [f"against {name}" for name in view.baselines]
     rows = [
         [
-            s.name,
+            s.label,
             s.kind,
             accuracy(s.accuracy),
             *(difference(s.versus.get(name)) for name in view.baselines),
-            view.needed.get(s.name, s.formula),
+            view.needed.get(s.id, s.formula),
         ]
         for group in view.groups.values()
         for s in group

@@ -19,18 +19,18 @@ _NAMES = {
     "greedy": "the greedy answer",
     "random": "a random candidate",
     "majority": "majority voting",
-    "reverse reward": "Reverse Reward",
-    "reverse only": "Reverse Reward alone, log P(x|y)",
-    "noisy channel": "Reverse Reward with log P(y) as a third term",
-    "vote, all terms": "voting weighted by every score",
-    "vote, reverse reward": "voting weighted by Reverse Reward",
-    "vote, reverse tuned": "voting weighted by the reverse model's scores",
-    "vote, reverse only": "voting weighted by log P(x|y)",
-    "vote, all + external scores": "voting weighted by every score and the external scores",
-    "vote, reverse + external scores": "voting weighted by the reverse and the external scores",
+    "reverse_reward": "Reverse Reward",
+    "reverse_only": "Reverse Reward alone, log P(x|y)",
+    "noisy_channel": "Reverse Reward with log P(y) as a third term",
+    "vote_all_terms": "voting weighted by every score",
+    "vote_reverse_reward": "voting weighted by Reverse Reward",
+    "vote_reverse_tuned": "voting weighted by the reverse model's scores",
+    "vote_reverse_only": "voting weighted by log P(x|y)",
+    "vote_all_external": "voting weighted by every score and the external scores",
+    "vote_reverse_external": "voting weighted by the reverse and the external scores",
 }
 _OPPONENTS = ("greedy", "majority", "random")
-_REWARDS = ("reverse reward", "reverse only")
+_REWARDS = ("reverse_reward", "reverse_only")
 _TERMS = {
     "forward": "log P(y|x), the answer under the forward model",
     "reverse": "log P(x|y), the question under the reverse model",
@@ -71,7 +71,7 @@ class Summary:
 
 def summarize(report: SelectionReport) -> Summary:
     """The first screen of a report; what it does not measure leaves its part empty."""
-    known = {strategy.name: strategy for strategy in report.strategies}
+    known = {strategy.id: strategy for strategy in report.strategies}
     chosen = known.get(report.chosen)
     reward = next((name for name in _REWARDS if name in known), "")
     names = dict.fromkeys(["greedy", "random", "majority", reward, report.chosen])
@@ -79,11 +79,11 @@ def summarize(report: SelectionReport) -> Summary:
     versus = chosen.versus if chosen else {}
     opponent = next((name for name in _OPPONENTS if name in versus), "")
     return Summary(
-        sentence=_sentence(chosen, opponent, report),
+        sentence=_sentence(chosen, known.get(opponent), report),
         rows=tuple(_row(strategy, strategy is chosen) for strategy in shown),
         columns=_columns(shown),
         opponent=opponent,
-        opponent_name=_plain(opponent),
+        opponent_name=_plain(known.get(opponent)),
         claims=tuple(claim for claim in report.headline if claim.main),
         sample=_sample(_labeled(report), versus.get(opponent)),
         signal=_signal(report.auc),
@@ -97,10 +97,11 @@ def _columns(shown: Sequence[StrategyResult]) -> tuple[str, ...]:
     return columns or tuple(known & {"random"})
 
 
-def _plain(name: str) -> str:
-    return _NAMES.get(
-        name, f"the strategy \N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"
-    )
+def _plain(strategy: StrategyResult | None) -> str:
+    """A strategy as a sentence names it."""
+    if strategy is None:
+        return ""
+    return _NAMES.get(strategy.id, f"the strategy “{strategy.label}”")
 
 
 def _upper(text: str) -> str:
@@ -108,8 +109,8 @@ def _upper(text: str) -> str:
 
 
 def _row(strategy: StrategyResult, is_chosen: bool) -> Row:
-    label = _upper(_plain(strategy.name))
-    return Row(label, strategy.name, is_chosen, strategy.accuracy, strategy.versus)
+    label = _upper(_plain(strategy))
+    return Row(label, strategy.id, is_chosen, strategy.accuracy, strategy.versus)
 
 
 def _labeled(report: SelectionReport) -> int:
@@ -117,7 +118,9 @@ def _labeled(report: SelectionReport) -> int:
     return report.num_problems if report.num_labeled is None else report.num_labeled
 
 
-def _sentence(chosen: StrategyResult | None, opponent: str, report: SelectionReport) -> str:
+def _sentence(
+    chosen: StrategyResult | None, opponent: StrategyResult | None, report: SelectionReport
+) -> str:
     """Who was right how often, and by how much more than whom."""
     total, labeled = report.num_problems, _labeled(report)
     if report.num_labeled == 0:
@@ -132,10 +135,10 @@ def _sentence(chosen: StrategyResult | None, opponent: str, report: SelectionRep
     if labeled != total:
         of = f"the {labeled} of {total} labeled problems"
     right = percent(chosen.accuracy.mean)
-    sentence = f"{_upper(_plain(chosen.name))} is right on {right} % of {of}"
-    if opponent not in chosen.versus:
+    sentence = f"{_upper(_plain(chosen))} is right on {right} % of {of}"
+    if opponent is None:
         return sentence + "."
-    return f"{sentence}, {_compared(chosen.versus[opponent], opponent)}."
+    return f"{sentence}, {_compared(chosen.versus[opponent.id], _plain(opponent))}."
 
 
 def _compared(against: Interval, opponent: str) -> str:
@@ -144,7 +147,7 @@ def _compared(against: Interval, opponent: str) -> str:
     low, high = sorted((100 * sign * against.low, 100 * sign * against.high))
     chance = "; it includes 0, so this may be chance" if against.verdict == "open" else ""
     return (
-        f"{number(100 * abs(against.mean), 1)} points {more} than {_plain(opponent)} "
+        f"{number(100 * abs(against.mean), 1)} points {more} than {opponent} "
         f"(95 % interval {number(low, 1)} to {number(high, 1)}{chance})"
     )
 

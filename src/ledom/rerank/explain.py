@@ -150,9 +150,9 @@ def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDAr
     These are the picks of the forward model, or the worst candidates if there is none.
     """
     if "forward" not in table.features:
-        score = STRATEGIES["reverse only"].score(table, None)
+        score = STRATEGIES["reverse_only"].score(table, None)
         return score, np.where(table.mask, score, np.inf).argmin(axis=1)
-    judge = "reverse reward" if "reverse reward" in tuned.weights else "reverse only"
+    judge = "reverse_reward" if "reverse_reward" in tuned.weights else "reverse_only"
     score = STRATEGIES[judge].score(table, tuned.weights.get(judge))
     return score, STRATEGIES["forward"].score(table, None).argmax(axis=1)
 

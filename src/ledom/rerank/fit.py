@@ -48,6 +48,7 @@ LAMBDAS = np.linspace(0, 1, 41)
 _INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (1e-3, 1e-2, 1e-1)  # of the squared weights, in units of each feature's spread
 _FOLDS = 5
+_FORMAT = 2  # of the weights file
 _HASH_LENGTH = 12
 _HASH = re.compile(f"[0-9a-f]{{{_HASH_LENGTH}}}")
 _CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeless, however far
@@ -70,6 +71,7 @@ class TunedWeights:
     def save(self, path: str | Path) -> None:
         """Write the YAML file."""
         tree = {
+            "format": _FORMAT,
             "ledom": version("ledom"),
             "num_problems": self.num_problems,
             "num_candidates": self.num_candidates,
@@ -84,9 +86,10 @@ class TunedWeights:
     def load(cls, path: str | Path) -> TunedWeights:
         """Read the YAML file; raises `InputError` with the file and the key for a bad one."""
         tree = read_yaml(path)
-        if "columns" in tree:
+        if tree.get("format") != _FORMAT:
             raise InputError(
-                "the key 'columns' is now called 'external_scores'; rename it in this file",
+                f"a weights file of format {tree.get('format', 1)!r:.40}, expected {_FORMAT}; make "
+                "it again with: ledom tune",
                 path=path,
             )
         file = as_type(tree, _WeightsFile, path)

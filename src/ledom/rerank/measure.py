@@ -39,40 +39,40 @@ _SUBSETS = 16  # random subsets of each size in accuracy against N
 _BINS = 8
 _SHOWN_BY_N = (
     "random",
-    "forward tuned",
-    "reverse reward",
-    "all terms",
+    "forward_tuned",
+    "reverse_reward",
+    "all_terms",
     "majority",
-    "vote, all terms",
+    "vote_all_terms",
     "oracle",
 )
 _VOTES = (
-    "vote, all + external scores",
-    "vote, reverse + external scores",
-    "vote, all terms",
-    "vote, reverse tuned",
-    "vote, reverse only",
-    "vote, forward",
+    "vote_all_external",
+    "vote_reverse_external",
+    "vote_all_terms",
+    "vote_reverse_tuned",
+    "vote_reverse_only",
+    "vote_forward",
 )  # whose shares are judged
 _MAIN_CLAIMS = (
-    ("Reverse Reward with its third term beats the greedy answer", "noisy channel", "greedy"),
-    ("Weighted voting beats majority voting", "vote, all terms", "majority"),
+    ("Reverse Reward with its third term beats the greedy answer", "noisy_channel", "greedy"),
+    ("Weighted voting beats majority voting", "vote_all_terms", "majority"),
 )
 """What the demo is to show, named before any of its problems was seen (docs/results.md)."""
 _CLAIMS = (
     *_MAIN_CLAIMS,
-    ("Reverse Reward beats the greedy answer", "reverse reward", "greedy"),
-    ("Reverse Reward beats a random candidate", "reverse reward", "random"),
-    ("Picking: the reverse scores add to the forward ones", "all terms", "forward tuned"),
+    ("Reverse Reward beats the greedy answer", "reverse_reward", "greedy"),
+    ("Reverse Reward beats a random candidate", "reverse_reward", "random"),
+    ("Picking: the reverse scores add to the forward ones", "all_terms", "forward_tuned"),
     (
         "Voting: the reverse scores add to the forward ones",
-        "vote, all terms",
-        "vote, forward tuned",
+        "vote_all_terms",
+        "vote_forward_tuned",
     ),
     (
         "Voting: the external scores add to every score",
-        "vote, all + external scores",
-        "vote, all terms",
+        "vote_all_external",
+        "vote_all_terms",
     ),
 )
 
@@ -196,7 +196,8 @@ def _result(
     terms = [f"{value:+.3g} {term}" for term, value in weights.items() if value]
     opponents = [other for other in _OPPONENTS if other in rights and other != name]
     return StrategyResult(
-        name=name,
+        id=name,
+        label=strategy.label,
         kind=strategy.kind,
         description=strategy.description,
         formula=" ".join(terms).lstrip("+"),
@@ -222,8 +223,8 @@ def _needed(table: CandidateTable) -> Needed:
 
 
 def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, str | float]:
-    weights = tuned.weights.get("reverse reward")
-    if weights is None or "reverse reward" not in rights:
+    weights = tuned.weights.get("reverse_reward")
+    if weights is None or "reverse_reward" not in rights:
         return {}
     mean = any(name.endswith("_mean") for name in weights)
     return {
@@ -252,8 +253,8 @@ def _by_number(
 
 
 def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda | None:
-    strategy = STRATEGIES["reverse reward"]
-    weights = tuned.weights.get("reverse reward")
+    strategy = STRATEGIES["reverse_reward"]
+    weights = tuned.weights.get("reverse_reward")
     if weights is None or not strategy.available(table):
         return None
     mean = any(name.endswith("_mean") for name in weights)
@@ -314,7 +315,7 @@ def _aucs(table: CandidateTable, weighing: _Weighing) -> list[AucResult]:
     for name in weighing.tuned.weights:
         strategy = strategies(table.external_scores)[name]
         if isinstance(strategy, Pick) and len(strategy.features) > 1 and strategy.available(table):
-            rows.append(row(f"{name} (tuned)", weighing(table, name, Strategy.score)))
+            rows.append(row(f"{strategy.label} (tuned)", weighing(table, name, Strategy.score)))
     return rows
 
 

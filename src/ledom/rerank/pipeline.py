@@ -53,12 +53,12 @@ __all__ = [
 ]
 
 _PREFERRED = (
-    "vote, all + external scores",
-    "vote, reverse + external scores",
-    "vote, all terms",
-    "vote, reverse tuned",
-    "vote, reverse reward",
-    "vote, reverse only",
+    "vote_all_external",
+    "vote_reverse_external",
+    "vote_all_terms",
+    "vote_reverse_tuned",
+    "vote_reverse_reward",
+    "vote_reverse_only",
     "majority",
 )
 

@@ -210,9 +210,9 @@ def _rivals(
             scores += [s for c in score_candidates(problems, candidates, model) for s in c]
     table = build_candidate_table(problems, candidates, scores)
     if job.reverse is None:
-        best = STRATEGIES["forward mean"].accuracy(table, None)
+        best = STRATEGIES["forward_mean"].accuracy(table, None)
     else:
-        strategy = STRATEGIES["reverse reward"]
+        strategy = STRATEGIES["reverse_reward"]
         best = strategy.accuracy(table, interpolation(strategy, job.config.lam, mean=True))
     return round(float(table.mask.sum(axis=1).mean()), 2), {
         "best of N, same score": best,

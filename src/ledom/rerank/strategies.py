@@ -30,6 +30,8 @@ class Strategy(ABC):
 
     kind: ClassVar[str]
     """The group that a report shows it in: `baseline`, `pick`, `vote` or `bound`."""
+    label: str
+    """Its name for people; files and code know it by its id, the key in `STRATEGIES`."""
     description: str
     features: tuple[str, ...] = ()
     """The features of its score; their weights are tuned, or 1 for a single one."""
@@ -164,51 +166,81 @@ _JOINT = (*_REVERSE, *_PRIOR)
 _ALL = (*_FORWARD, *_JOINT)
 
 STRATEGIES: dict[str, Strategy] = {
-    "greedy": Greedy("the forward model's most likely token at each step"),
-    "random": Random("a candidate at random: the expectation"),
-    "forward": Pick("highest log-probability", ("forward",)),
-    "forward mean": Pick("highest mean log-probability per token", ("forward_mean",)),
-    "forward tuned": Pick("the forward model's scores, weighted", _FORWARD),
-    "reverse only": Pick("the candidate that best explains the question", ("reverse",)),
-    "reverse tuned": Pick("the reverse model's scores, weighted", _JOINT),
-    "reverse reward": Pick("the paper's two terms", _TWO_TERMS, interpolated=True),
-    "question numbers reward": Pick("the question's numbers weighted separately", _PREMISE),
-    "noisy channel": Pick("log P(y|x), log P(x|y) and log P(y), weighted", _CHANNEL),
-    "all terms": Pick("every score, weighted", _ALL),
-    "worst step": Pick("the candidate whose least likely step is likeliest", ("worst_step",)),
-    "all terms + worst step": Pick(
-        "every score and the worst step, weighted", (*_ALL, "worst_step")
+    "greedy": Greedy("greedy", "the forward model's most likely token at each step"),
+    "random": Random("random", "a candidate at random: the expectation"),
+    "forward": Pick("forward", "highest log-probability", ("forward",)),
+    "forward_mean": Pick(
+        "forward mean", "highest mean log-probability per token", ("forward_mean",)
     ),
-    "contrast": Pick("the candidate that best explains the question's numbers", ("contrast",)),
-    "all terms + contrast": Pick("every score and the contrast, weighted", (*_ALL, "contrast")),
-    "majority": Vote("the most frequent answer"),
-    "majority, stopped": EarlyVote("drawing stops when the lead cannot change"),
-    "vote, forward": Vote("by exp(log P(y|x) / temperature)", ("forward",)),
-    "vote, forward mean": Vote(
-        "by exp(mean log P(y|x) per token / temperature)", ("forward_mean",)
+    "forward_tuned": Pick("forward tuned", "the forward model's scores, weighted", _FORWARD),
+    "reverse_only": Pick(
+        "reverse only", "the candidate that best explains the question", ("reverse",)
     ),
-    "vote, forward tuned": Vote("by the forward scores / temperature", _FORWARD),
-    "vote, reverse only": Vote("by exp(log P(x|y) / temperature)", ("reverse",)),
-    "vote, reverse tuned": Vote("by the reverse scores / temperature", _JOINT),
-    "vote, reverse reward": Vote("by the two terms / temperature", _TWO_TERMS, True),
-    "vote, question numbers reward": Vote(
-        "with the question's numbers weighted separately", _PREMISE
+    "reverse_tuned": Pick("reverse tuned", "the reverse model's scores, weighted", _JOINT),
+    "reverse_reward": Pick(
+        "reverse reward", "the paper's two terms", _TWO_TERMS, interpolated=True
     ),
-    "vote, noisy channel": Vote("by the three terms / temperature", _CHANNEL),
-    "vote, all terms": Vote("by every score / temperature", _ALL),
-    "vote, worst step": Vote("by exp(worst step / temperature)", ("worst_step",)),
-    "vote, all terms + worst step": Vote(
-        "by every score and the worst step / temperature", (*_ALL, "worst_step")
+    "question_numbers_reward": Pick(
+        "question numbers reward", "the question's numbers weighted separately", _PREMISE
     ),
-    "vote, contrast": Vote("by exp(contrast / temperature)", ("contrast",)),
-    "vote, all terms + contrast": Vote(
-        "by every score and the contrast / temperature", (*_ALL, "contrast")
+    "noisy_channel": Pick(
+        "noisy channel", "log P(y|x), log P(x|y) and log P(y), weighted", _CHANNEL
     ),
-    "oracle": Bound("right if any candidate is"),
+    "all_terms": Pick("all terms", "every score, weighted", _ALL),
+    "worst_step": Pick(
+        "worst step", "the candidate whose least likely step is likeliest", ("worst_step",)
+    ),
+    "all_terms_worst_step": Pick(
+        "all terms + worst step", "every score and the worst step, weighted", (*_ALL, "worst_step")
+    ),
+    "contrast": Pick(
+        "contrast", "the candidate that best explains the question's numbers", ("contrast",)
+    ),
+    "all_terms_contrast": Pick(
+        "all terms + contrast", "every score and the contrast, weighted", (*_ALL, "contrast")
+    ),
+    "majority": Vote("majority", "the most frequent answer"),
+    "majority_stopped": EarlyVote("majority, stopped", "drawing stops when the lead cannot change"),
+    "vote_forward": Vote("vote, forward", "by exp(log P(y|x) / temperature)", ("forward",)),
+    "vote_forward_mean": Vote(
+        "vote, forward mean", "by exp(mean log P(y|x) per token / temperature)", ("forward_mean",)
+    ),
+    "vote_forward_tuned": Vote(
+        "vote, forward tuned", "by the forward scores / temperature", _FORWARD
+    ),
+    "vote_reverse_only": Vote(
+        "vote, reverse only", "by exp(log P(x|y) / temperature)", ("reverse",)
+    ),
+    "vote_reverse_tuned": Vote(
+        "vote, reverse tuned", "by the reverse scores / temperature", _JOINT
+    ),
+    "vote_reverse_reward": Vote(
+        "vote, reverse reward", "by the two terms / temperature", _TWO_TERMS, True
+    ),
+    "vote_question_numbers_reward": Vote(
+        "vote, question numbers reward", "with the question's numbers weighted separately", _PREMISE
+    ),
+    "vote_noisy_channel": Vote("vote, noisy channel", "by the three terms / temperature", _CHANNEL),
+    "vote_all_terms": Vote("vote, all terms", "by every score / temperature", _ALL),
+    "vote_worst_step": Vote(
+        "vote, worst step", "by exp(worst step / temperature)", ("worst_step",)
+    ),
+    "vote_all_terms_worst_step": Vote(
+        "vote, all terms + worst step",
+        "by every score and the worst step / temperature",
+        (*_ALL, "worst_step"),
+    ),
+    "vote_contrast": Vote("vote, contrast", "by exp(contrast / temperature)", ("contrast",)),
+    "vote_all_terms_contrast": Vote(
+        "vote, all terms + contrast",
+        "by every score and the contrast / temperature",
+        (*_ALL, "contrast"),
+    ),
+    "oracle": Bound("oracle", "right if any candidate is"),
 }
-"""Every strategy by name, but those of external scores.
+"""Every strategy by its id, but those of external scores.
 
-`forward tuned` is `all terms` without the reverse model's scores. The noisy channel is that of Yee,
+`forward_tuned` is `all_terms` without the reverse model's scores. The noisy channel is that of Yee,
 Dauphin and Auli, Simple and Effective Noisy Channel Modeling for Neural Machine Translation (2019),
 with P(y) from the reverse model."""
 
@@ -216,18 +248,24 @@ with P(y) from the reverse model."""
 def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
     """`STRATEGIES` and those that use these external scores.
 
-    Each external score alone, by its own name and as a vote; and all of them together with the
-    scores of both models, or of the reverse model where there is no forward one.
+    Each external score alone and as a vote; and all of them together with the scores of both
+    models, or of the reverse model where there is no forward one.
+
+    >>> list(strategies(["verifier"]))[-7:-5]
+    ['external:verifier', 'vote_external:verifier']
     """
     found = dict(STRATEGIES)
+    oracle = found.pop("oracle")  # the bound stays last
     for name in external_scores:
-        found[name] = Pick("an external score", (name,))
-        found[f"vote, {name}"] = Vote("by exp(score / temperature)", (name,))
+        vote = Vote(f"vote, {name}", "by exp(score / temperature)", (name,))
+        found[f"external:{name}"] = Pick(name, "an external score", (name,))
+        found[f"vote_external:{name}"] = vote
     for name, features in {"all": _ALL, "reverse": _JOINT}.items() if external_scores else ():
         joint = (*features, *external_scores)
         scores = "every score" if name == "all" else "the reverse scores"
         what = f"{scores} and {', '.join(external_scores)}"
-        found[f"{name} + external scores"] = Pick(f"{what}, weighted", joint)
-        found[f"vote, {name} + external scores"] = Vote(f"by {what} / temperature", joint)
-    found["oracle"] = found.pop("oracle")  # the bound stays last
-    return found
+        label = f"{name} + external scores"
+        found[f"{name}_external"] = Pick(label, f"{what}, weighted", joint)
+        vote = Vote(f"vote, {label}", f"by {what} / temperature", joint)
+        found[f"vote_{name}_external"] = vote
+    return found | {"oracle": oracle}

@@ -110,8 +110,8 @@ class Judge:
             lm.tokenizer.spell_out_special_tokens()
         self.weights = weights or default_weights()
         self.mask_copies = mask_copies
-        default = "reverse reward" if len(self.models) == 2 else None
-        self.strategy = strategy or default or ("reverse only" if reverse else "forward")
+        default = "reverse_reward" if len(self.models) == 2 else None
+        self.strategy = strategy or default or ("reverse_only" if reverse else "forward")
         self._strategy, self._weights = self._find(self.strategy)
 
     @property
