@@ -112,7 +112,7 @@ def cross_fitted(table: CandidateTable, features: tuple[str, ...]) -> Result:
     """Every problem judged by weights that were fitted on the other folds."""
     fold = np.random.default_rng(0).permutation(len(table.problem_ids)) % FOLDS
     auc, pick = np.empty(len(fold)), np.empty(len(fold))
-    arm = Pick("an arm", features)
+    arm = Pick("arm", "an arm", features)
     for i in range(FOLDS):
         weights = fit_sum(features, table.select(np.flatnonzero(fold != i)))
         rows = np.flatnonzero(fold == i)

@@ -37,7 +37,7 @@ class Options(Config):
     """How to choose."""
 
     strategy: str | None = None
-    """A strategy's name, as `ledom docs concepts` lists them; default: the best one available."""
+    """A strategy's id, with - or _ between its words; default: the best one available."""
     n: Annotated[int, Field(ge=1)] = _SAMPLES
     """Candidates to draw."""
     lam: Annotated[float | None, Field(ge=0, le=1, alias="lambda")] = None
@@ -80,7 +80,7 @@ def strategy_slugs() -> dict[str, str]:
     """The strategies that can choose, by the names that fit into a model's name.
 
     >>> strategy_slugs()["vote-all-terms"]
-    'vote, all terms'
+    'vote_all_terms'
     """
     return {
         re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"): name
