@@ -19,13 +19,21 @@ ROWS = {
     "math500": {"problem": "Half?", "answer": r"\frac{1}{2}", "solution": "It is half."},
     "aime2024": {"problem": "How many?", "answer": 73, "solution": ""},
     "amc2023": {"question": "How many?", "answer": 27.0},
+    "triviaqa": {
+        "question": "Who?",
+        "answer": {"value": "Bach", "aliases": ["Bach", "J. S. Bach"]},
+    },
+    "nq_open": {"question": "who wrote it", "answer": ["Bach", "Johann Bach"]},
 }
 EXPECTED = {
     "gsm8k": ("1 + 1?", "2", "1 + 1 = <<1+1=2>>2"),
     "math500": ("Half?", r"\frac{1}{2}", "It is half."),
     "aime2024": ("How many?", "73", None),
     "amc2023": ("How many?", "27", None),
+    "triviaqa": ("Who?", "Bach", None),
+    "nq_open": ("who wrote it?", "Bach", None),
 }
+ALIASES = {"triviaqa": ["Bach", "J. S. Bach"], "nq_open": ["Johann Bach"]}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
@@ -37,6 +45,7 @@ def test_rows_of_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
     (problem,) = load_benchmark(name)
     assert (problem.question, problem.answer, problem.solution) == EXPECTED[name]
+    assert problem.extra.get("aliases") == ALIASES.get(name)
     assert problem.id == f"{name}-0"
     assert asked == [(BENCHMARKS[name].hub, BENCHMARKS[name].split)]
 

@@ -47,7 +47,7 @@ class Record:
     """Base of the record types; `extra` holds the keys that the type does not know."""
 
     types: ClassVar[dict[str, tuple[type, ...]]] = {}
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    one_of: ClassVar[dict[str, tuple[str, ...]]] = {}
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -75,10 +75,8 @@ class Record:
         if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
             names = " or ".join(t.__name__ for t in expected)
             raise InputError(f"key {name!r} is {value!r:.80}, expected {names}")
-        if name in cls.choices and value not in cls.choices[name]:
-            raise InputError(
-                f"key {name!r} is {value!r}, expected {' or '.join(cls.choices[name])}"
-            )
+        if name in cls.one_of and value not in cls.one_of[name]:
+            raise InputError(f"key {name!r} is {value!r}, expected {' or '.join(cls.one_of[name])}")
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object: its own keys (without those that are None), then `extra`."""
@@ -134,7 +132,7 @@ class Candidate(Record):
         "sampling": (dict,),
         "correct": (bool,),
     }
-    choices = {"finish_reason": get_args(FinishReason)}
+    one_of = {"finish_reason": get_args(FinishReason)}
     problem_id: str
     index: int
     text: str
@@ -184,7 +182,7 @@ class Score(Record):
         "token_spans": (list,),
         "text": (str,),
     }
-    choices = {"direction": ("forward", "reverse"), "target": get_args(Target)}
+    one_of = {"direction": ("forward", "reverse"), "target": get_args(Target)}
     problem_id: str
     index: int
     model: str

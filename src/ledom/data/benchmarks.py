@@ -31,8 +31,8 @@ class Benchmark:
     hub: tuple[str, ...]
     """What `datasets.load_dataset` takes: name, and configuration where there is one."""
     split: str
-    read: Callable[[Mapping[str, Any]], Mapping[str, str]]
-    """A hub row's question, answer and solution."""
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    """A hub row's question, answer and solution, and other right answers as `aliases`."""
 
 
 def _gsm8k(row: Mapping[str, Any]) -> dict[str, str]:
@@ -49,10 +49,26 @@ def _amc(row: Mapping[str, Any]) -> dict[str, str]:
     return {"question": row["question"], "answer": str(row["answer"]).removesuffix(".0")}
 
 
+def _trivia(row: Mapping[str, Any]) -> dict[str, Any]:
+    answer = row["answer"]
+    return {"question": row["question"], "answer": answer["value"], "aliases": answer["aliases"]}
+
+
+def _nq_open(row: Mapping[str, Any]) -> dict[str, Any]:
+    answer, *others = row["answer"]
+    return {"question": f"{row['question']}?", "answer": answer, "aliases": others}
+
+
 BENCHMARKS: dict[str, Benchmark] = {
     "gsm8k": Benchmark("gsm8k/test.jsonl", ("openai/gsm8k", "main"), "test", _gsm8k),
     "math500": Benchmark("math/math500.jsonl", ("HuggingFaceH4/MATH-500",), "test", _math),
     "aime2024": Benchmark("math/aime2024.jsonl", ("HuggingFaceH4/aime_2024",), "train", _math),
+    "triviaqa": Benchmark(
+        "triviaqa.jsonl", ("mandarjoshi/trivia_qa", "rc.nocontext"), "validation", _trivia
+    ),
+    "nq_open": Benchmark(
+        "nq_open.jsonl", ("google-research-datasets/nq_open",), "validation", _nq_open
+    ),
     "amc2023": Benchmark("math/amc2023.jsonl", ("math-ai/amc23",), "test", _amc),
 }
 """Every problem set that is known by name, besides the generator."""
@@ -90,8 +106,10 @@ def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]
     return [_problem(name, number, benchmark.read(row)) for number, row in enumerate(rows)]
 
 
-def _problem(name: str, number: int, fields: Mapping[str, str]) -> Problem:
+def _problem(name: str, number: int, fields: Mapping[str, Any]) -> Problem:
+    aliases = fields.get("aliases")
     return Problem(
+        extra={"aliases": [*aliases]} if aliases else {},
         id=f"{name}-{number}",
         question=fields["question"],
         answer=fields["answer"],

@@ -13,8 +13,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, MissingExtraError
@@ -33,11 +33,14 @@ from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 os.environ.setdefault("TQDM_DISABLE", "1")  # ledom shows its own progress
 try:
     from lm_eval.api.model import TemplateLM
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.evaluator import evaluate
     from lm_eval.models.utils import (
         handle_stop_sequences,
         normalize_gen_kwargs,
         postprocess_generated_text,
     )
+    from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError:
     raise MissingExtraError("lm-eval", "eval", "evaluation") from None
@@ -45,9 +48,18 @@ except ImportError:
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-__all__ = ["LedomLM", "Written"]
+__all__ = [
+    "LedomLM",
+    "Written",
+    "build_task",
+    "build_tasks",
+    "document_batches",
+    "known_tasks",
+    "run_tasks",
+]
 
 _MAX_TOKENS = 256  # HFLM's default where a task does not say
+_FEWSHOT_SEED = 1234  # the harness's own
 _TOGETHER = 256  # requests that go to the model in one call
 
 Written = tuple[str, int]
@@ -330,3 +342,45 @@ def _request(instance: Instance) -> Request:
 
 def _pattern(until: Sequence[str]) -> str | None:
     return "|".join(map(re.escape, until)) or None
+
+
+def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> dict[str, Any]:
+    """The harness's results and samples of some tasks."""
+    for task in tasks:
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    found = evaluate(
+        lm,
+        {"tasks": {str(task.config.task): task for task in tasks}},
+        limit=limit,
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+        confirm_run_unsafe_code=True,  # `ledom.evaluate.tasks` asked
+    )
+    return cast(dict[str, Any], found)
+
+
+def known_tasks() -> list[str]:
+    """The names of the harness's tasks and groups."""
+    return list(_task_manager().all_tasks)
+
+
+def build_task(config: dict[str, Any]) -> Any:
+    """One task from a configuration, nothing of which is looked up."""
+    return ConfigurableTask(config=config)
+
+
+def build_tasks(name: str, num_fewshot: int) -> list[Any]:
+    """The tasks of a name of the harness's, or of a YAML file."""
+    tasks = list(_task_manager().load([name])["tasks"].values())
+    for task in tasks:
+        if num_fewshot and task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+    return tasks
+
+
+@cache
+def _task_manager() -> Any:
+    return TaskManager()

@@ -139,8 +139,9 @@ class _Spans:
         targets = [TokenSpan(ids, start, end) for ids, start, end in self.spans]
         if lm.direction is Direction.FORWARD and lm.tells_hits:
             both = lm.logprobs_and_hits(targets)
-            return [values for values, _ in both], [bool(hits.all()) for _, hits in both]
-        return lm.logprobs(targets), [False] * len(targets)
+            greedy = [bool(hits.all()) for _, hits in both]
+            return _finite(lm, [values for values, _ in both]), greedy
+        return _finite(lm, lm.logprobs(targets)), [False] * len(targets)
 
 
 @dataclass(frozen=True)
@@ -387,6 +388,14 @@ def _swapped(request: Request) -> tuple[str, str]:
     text = request.continuation.lstrip()
     blank = request.continuation[: len(request.continuation) - len(text)]
     return text, (blank or " ") + request.context.strip()
+
+
+def _finite(lm: LanguageModel, every: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    if not all(np.isfinite(values).all() for values in every):
+        raise InputError(
+            f"{lm.name}: a log-probability is not a finite number; try --dtype float32"
+        )
+    return every
 
 
 def _total(values: NDArray[np.float32]) -> float:

@@ -1,0 +1,205 @@
+"""ledom eval: benchmarks by one or two models, in one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ledom.cli.display import say
+from ledom.cli.options import (
+    MODELS,
+    MOST_PROBLEMS,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    Seed,
+    Threads,
+    command_line,
+    model_or_none,
+    refuse_unused,
+    unused_by_models,
+    use_threads,
+)
+from ledom.cli.progress import track
+
+__all__ = ["COMMANDS"]
+
+TASKS = "Tasks"
+_WIDTH = 100  # columns that the table needs
+
+
+def evaluate(
+    context: typer.Context,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Task files (.jsonl, .yaml), or tasks of lm-evaluation-harness by name."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=TASKS, help="ledom, r2l, or problems (the default)."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=TASKS, help="Folder of task files, for use without a network."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_PROBLEMS,
+            rich_help_panel=TASKS,
+            help="Documents per task, from its start.",
+        ),
+    ] = None,
+    num_fewshot: Annotated[
+        int, typer.Option(min=0, max=1000, rich_help_panel=TASKS, help="Solved examples to show.")
+    ] = 0,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=TASKS,
+            help="Run the programs that a model writes (HumanEval): in a process of their own with "
+            "limits of time and memory, but not in a sandbox.",
+        ),
+    ] = False,
+    forward: Model = "tiny",
+    reverse: Model = "tiny",
+    chat: Annotated[
+        bool, typer.Option(rich_help_panel=MODELS, help="Use the models' chat templates.")
+    ] = False,
+    add_bos: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=MODELS,
+            help="Start every text of the forward model with what it was trained to read first. "
+            "By default only with what its tokenizer adds, as lm-evaluation-harness does.",
+        ),
+    ] = False,
+    out: Out = Path("out/eval"),
+    device: Device = None,
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Measure what a forward and a reverse model know, on the same benchmarks.
+
+    Example: ledom eval arc_easy openbookqa --data FOLDER --forward MODEL --reverse MODEL
+    """
+    from ledom.core.errors import InputError
+    from ledom.evaluate.suites import suite_tasks
+    from ledom.evaluate.tasks import Options, find_source, find_suite
+
+    refuse_unused(
+        context,
+        (forward == "none", "there is no forward model", ["add_bos"]),
+        *unused_by_models(forward, reverse),
+    )
+    if tasks and suite:
+        raise InputError("give tasks or --suite, not both")
+    if forward == reverse == "none":
+        raise InputError("give a forward or a reverse model, or both")
+    options = Options(data, limit, num_fewshot, seed, allow_code)
+    name = suite or "problems"
+    suite_tasks(name)
+    sources, notes = (
+        ([find_source(task, options) for task in tasks], []) if tasks else find_suite(name, options)
+    )
+    use_threads(threads)
+    from ledom.evaluate.evaluation import Job, evaluate_models
+
+    models = [
+        model_or_none(model, direction, device, dtype)
+        for model, direction in ((forward, "forward"), (reverse, "reverse"))
+    ]
+    job = Job(
+        sources=sources,
+        models=[model for model in models if model is not None],
+        out=out,
+        limit=limit,
+        chat=chat,
+        add_bos_token=True if add_bos else None,
+        command=command_line(),
+        notes=notes,
+    )
+    show_results(evaluate_models(job, track))
+    say(f"results: {out / 'results.json'}")
+
+
+def show_results(found: dict[str, Any]) -> None:
+    """Print one table of all tasks, then the notes."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = Console(highlight=False)
+    console = Console(highlight=False, width=max(terminal.width, _WIDTH))
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("metric", "model, scoring"):
+        table.add_column(name, no_wrap=True)
+    for name in ("value", "less forward", "less turned round"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for task in found["tasks"]:
+        table.add_row(Text(task["task"], "bold"))
+        for row in task["rows"]:
+            table.add_row(*_row(row))
+        table.add_section()
+    console.print(table, soft_wrap=True)
+    for task in found["tasks"]:
+        for note in (*_published(task), *task["notes"], *_row_notes(task)):
+            say(f"{task['task']}: {note}")
+    for note in found["notes"]:
+        say(note)
+
+
+def _published(task: dict[str, Any]) -> list[str]:
+    """How many documents there are, what chance is, and what others report."""
+    from ledom.report.numbers import percent
+
+    chance = "" if task["chance"] is None else f", chance {percent(task['chance'])} %"
+    return [
+        f"{task['num_documents']:,} documents{chance}",
+        *(
+            f"published, {p['source']}: forward {p['forward']:.2f}, reverse {p['reverse']:.2f}"
+            for p in task["published"]
+        ),
+    ]
+
+
+def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row's cells."""
+    from ledom.evaluate.results import ENTROPY
+    from ledom.report import numbers
+
+    note = row.get("note", "")
+    if note.startswith("not applicable"):
+        value = "n/a"
+    elif row["metric"] == ENTROPY:
+        value = f"{numbers.number(row['value'], 2)} nats"
+    elif "interval" in row:
+        value = numbers.accuracy(row["interval"])
+    else:
+        value = numbers.number(row.get("value"), 4)
+    value += " *" if note.startswith("approximate") else ""
+    less = [numbers.difference(row[k]) if k in row else "" for k in ("less_forward", "less_turned")]
+    return (f"  {row['metric']}", f"{row['model']} {row['scoring']}".strip(), value, *less)
+
+
+def _row_notes(task: dict[str, Any]) -> list[str]:
+    marks = {"approximate": "*", "not applicable": "n/a"}
+    return [
+        f"{mark} {row['metric']}: {row['note']}"
+        for row in task["rows"]
+        for start, mark in marks.items()
+        if row.get("note", "").startswith(start)
+    ]
+
+
+evaluate.__name__ = "eval"
+COMMANDS = (evaluate,)

@@ -1,0 +1,149 @@
+"""Multiple-choice questions: their record, and questions made from documents and from problems.
+
+A question asks what stands behind a text (`after`) or in front of it (`before`). Forward models
+read the one, reverse models the other; a benchmark of both kinds favors neither.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from ledom.core.errors import InputError
+from ledom.core.records import Document, Record
+from ledom.data.problems import generate_problems
+from ledom.rerank.contrast import change_numbers
+
+__all__ = ["ChoiceQuestion", "check_choices", "neighbor_questions", "problem_questions"]
+
+Place = Literal["after", "before"]
+
+_NUM_CHOICES = 4
+_SHORTEST, _LONGEST = 40, 300  # characters of a sentence
+_PER_DOCUMENT = 4  # questions of each kind from one document
+_SENTENCE = re.compile(r'(?<=[.!?]["\u201d\u2019\'])\s+|(?<=[.!?])\s+')
+
+
+@dataclass(kw_only=True)
+class ChoiceQuestion(Record):
+    """A text, and what may stand behind it (`place` is after) or in front of it (before)."""
+
+    types = {
+        "id": (str,),
+        "question": (str,),
+        "choices": (list,),
+        "answer_index": (int,),
+        "place": (str,),
+    }
+    one_of = {"place": ("after", "before")}
+    id: str
+    question: str
+    choices: list[str]
+    answer_index: int
+    place: Place = "after"
+
+
+def check_choices() -> Callable[[ChoiceQuestion], None]:
+    """Checks questions one by one, as `read_records` reads them.
+
+    It raises `InputError` for an id that was there, an empty question, fewer than two choices, an
+    empty or repeated one, and an answer that is none of them.
+    """
+    seen: set[str] = set()
+
+    def check(question: ChoiceQuestion) -> None:
+        named = f"question {question.id!r}"
+        if question.id in seen:
+            raise InputError(f"two questions have the id {question.id!r}; ids must be unique")
+        seen.add(question.id)
+        texts = question.choices
+        if not question.question.strip():
+            raise InputError(f"{named} has an empty question; remove it")
+        if len(texts) < 2:
+            raise InputError(f"{named} has {len(texts)} choices, expected two or more")
+        for number, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{named}: choice {number} is {text!r:.40}, expected a text")
+            if text in texts[:number]:
+                raise InputError(f"{named} has the choice {text!r:.40} twice; remove one")
+        if not 0 <= question.answer_index < len(texts):
+            raise InputError(
+                f"{named}: answer_index is {question.answer_index}, but the choices are numbered "
+                f"from 0 to {len(texts) - 1}"
+            )
+
+    return check
+
+
+def neighbor_questions(
+    documents: Sequence[Document], place: Place, seed: int = 0
+) -> list[ChoiceQuestion]:
+    """Which of four sentences comes behind, or in front of, a sentence of a document.
+
+    The three others are sentences of other documents. Raises `InputError` for too few documents.
+    """
+    rng = Random(f"neighbors-{place}-{seed}")
+    sentences = {document.id: _sentences(document.text) for document in documents}
+    usable = [name for name, own in sentences.items() if len(own) >= 2]
+    if len(usable) < _NUM_CHOICES:
+        raise InputError(
+            f"{len(usable)} of {len(documents)} documents have two sentences side by side of "
+            f"{_SHORTEST} to {_LONGEST} characters; questions of {_NUM_CHOICES} choices need "
+            f"{_NUM_CHOICES} such documents"
+        )
+    questions = []
+    for name in usable:
+        own = sentences[name]
+        pairs = rng.sample(range(len(own) - 1), min(_PER_DOCUMENT, len(own) - 1))
+        for first in sorted(pairs):
+            given, right = own[first], own[first + 1]
+            if place == "before":
+                given, right = right, given
+            others = rng.sample([other for other in usable if other != name], _NUM_CHOICES - 1)
+            wrong = [rng.choice(sentences[other]) for other in others]
+            questions.append(_question(f"{name}-{place}-{first}", given, right, wrong, place, rng))
+    return [question for question in questions if len({*question.choices}) == _NUM_CHOICES]
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences of usable length that stand side by side: the longest run of them."""
+    best: list[str] = []
+    run: list[str] = []
+    for sentence in (" ".join(part.split()) for part in _SENTENCE.split(text)):
+        run = [*run, sentence] if _SHORTEST <= len(sentence) <= _LONGEST else []
+        best = max(best, run, key=len)
+    return best
+
+
+def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQuestion]:
+    """Which of four solutions belongs to a question (after), or which question to a solution.
+
+    The problems are unseen ones of the generator. In each wrong choice one number is another.
+    """
+    rng = Random(f"problems-{place}-{seed}")
+    questions: list[ChoiceQuestion] = []
+    for problem in generate_problems("test", 2 * count, seed):
+        given, right = problem.question, problem.require_solution()
+        if place == "before":
+            given, right = right, given
+        changed = (change.apply(right) for change in change_numbers(right, 2 * _NUM_CHOICES))
+        wrong = [*dict.fromkeys(text for text in changed if text != right)][: _NUM_CHOICES - 1]
+        if len(wrong) == _NUM_CHOICES - 1:
+            name = f"{problem.id}-{place}"
+            questions.append(_question(name, given, right, wrong, place, rng))
+        if len(questions) == count:
+            break
+    return questions
+
+
+def _question(
+    name: str, given: str, right: str, wrong: Sequence[str], place: Place, rng: Random
+) -> ChoiceQuestion:
+    choices = [right, *wrong]
+    rng.shuffle(choices)
+    return ChoiceQuestion(
+        id=name, question=given, choices=choices, answer_index=choices.index(right), place=place
+    )

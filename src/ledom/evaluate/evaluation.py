@@ -1,0 +1,205 @@
+"""Benchmarks by one or two models: the requests' answers in files, then every number from them.
+
+    out/forward/TASK.loglikelihood.jsonl   out/reverse/TASK.generate_until.jsonl   out/results.json
+
+An answer is kept when it is made, so a run that is stopped resumes. Every scoring of a task is
+arithmetic on the same answers (`ledom.evaluate.likelihood`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ledom import __version__
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.core.files import write_atomically
+from ledom.core.stage import Track
+from ledom.evaluate.harness import run_tasks
+from ledom.evaluate.kept import KeptLM
+from ledom.evaluate.likelihood import SCORINGS, Scoring
+from ledom.evaluate.results import ENTROPY, Measured, TaskResult, compare
+from ledom.evaluate.tasks import Source
+from ledom.lm.language_model import LanguageModel
+
+__all__ = ["Job", "evaluate_models"]
+
+
+@dataclass
+class Job:
+    """What to evaluate, by what, and where the files go."""
+
+    sources: Sequence[Source]
+    models: Sequence[LanguageModel]
+    """One, or two of different directions."""
+    out: Path
+    limit: int | None = None
+    chat: bool = False
+    add_bos_token: bool | None = None
+    command: str = "ledom eval"
+    notes: Sequence[str] = ()
+
+
+def evaluate_models(job: Job, track: Track) -> dict[str, Any]:
+    """Do the job; returns what results.json holds.
+
+    Raises `InputError` for two models of one direction, and for tasks that cannot be loaded.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it explains its own options
+    directions = [model.direction for model in job.models]
+    if len({*directions}) != len(directions):
+        raise InputError(f"both models are {directions[0]} ones; give one of each direction")
+    results = [_evaluate_task(source, job, track) for source in job.sources]
+    found = {
+        "ledom_version": __version__,
+        "command": job.command,
+        "limit": job.limit,
+        "models": {str(m.direction): {**m.identity, "context": m.context} for m in job.models},
+        "tasks": [result.to_json() for result in results],
+        "notes": list(job.notes),
+    }
+    with write_atomically(job.out / "results.json") as out:
+        json.dump(found, out, indent=1)
+    return found
+
+
+def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
+    """All rows of one benchmark."""
+    measured: list[Measured] = []
+    notes: list[str] = []
+    chance = None
+    for model in job.models:
+        lm = KeptLM(model, source.name, job.out, track, job.add_bos_token)
+        tasks = source.load(lm.direction)
+        measured += _own_scoring(lm, tasks, job)
+        if lm.known:
+            measured += [*_other_scorings(lm, tasks, job), *_entropy(lm, tasks)]
+            chance = float(np.mean([1 / len(parts) for parts in lm.documents.values()]))
+        notes += _notes(lm)
+    count = len({key for one in measured for key in one.values})
+    return TaskResult(
+        source.name, count, chance, compare(measured), source.published, [*dict.fromkeys(notes)]
+    )
+
+
+def _own_scoring(lm: KeptLM, tasks: Sequence[Any], job: Job) -> list[Measured]:
+    """Every metric of the tasks, by the model's own scoring."""
+    found = run_tasks(lm, tasks, job.limit, job.chat)
+    return list(_measured(lm.direction, lm.scoring if lm.known else "", found, _kinds(tasks)))
+
+
+def _other_scorings(lm: KeptLM, tasks: Sequence[Any], job: Job) -> Iterator[Measured]:
+    """The accuracy by every other scoring that applies to all documents."""
+    own = lm.scoring
+    for scoring, value in SCORINGS[lm.direction].items():
+        applies = all(value(parts) is not None for _, parts in lm.known)
+        if scoring == own or not applies or _kinds(tasks) != {"multiple_choice"}:
+            continue
+        lm.scoring = scoring
+        found = run_tasks(lm, tasks, job.limit, job.chat)
+        every = _measured(lm.direction, scoring, found, _kinds(tasks))
+        yield from (one for one in every if one.metric == "acc")
+    lm.scoring = own
+
+
+def _kinds(tasks: Sequence[Any]) -> set[str]:
+    return {str(task.OUTPUT_TYPE) for task in tasks}
+
+
+def _measured(
+    direction: Direction, scoring: str, found: dict[str, Any], kinds: set[str]
+) -> Iterator[Measured]:
+    """The metrics of all tasks of a benchmark, their documents pooled."""
+    by_metric: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
+    for task, samples in found["samples"].items():
+        for sample in samples:
+            for metric in sample["metrics"]:
+                value = sample[metric]
+                if isinstance(value, int | float):
+                    key = (metric, sample["filter"])
+                    by_metric.setdefault(key, {})[task, sample["doc_id"]] = float(value)
+    for (metric, name), values in by_metric.items():
+        shown = metric if name == "none" else f"{metric} ({name})"
+        note = _note(direction, metric, kinds, scoring)
+        yield Measured(direction, scoring, shown, values, note=note)
+    for results in found["results"].values():
+        for key, value in results.items():
+            metric, _, name = key.partition(",")
+            known = (metric, name) in by_metric or metric.endswith("_stderr")
+            if not known and isinstance(value, int | float) and name:
+                yield Measured(direction, scoring, metric, {}, float(value))
+
+
+def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> str:
+    """What must be said about a number in reverse."""
+    if direction is Direction.FORWARD:
+        return ""
+    greedy = (
+        "exact_match" if "multiple_choice" in kinds else "acc" if "loglikelihood" in kinds else ""
+    )
+    if metric == greedy:
+        return "not applicable: a reverse model does not write the continuation"
+    if metric in ("acc_norm", "acc_bytes") and scoring == "Bayes":
+        return "approximate: log P(context) is that of the context as a whole document"
+    return ""
+
+
+def _entropy(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[Measured]:
+    """Mean -log P(right choice | context) forward, -log P(context | right choice) in reverse.
+
+    A model's cross-entropy is never below the true conditional entropy.
+    """
+    scoring: Scoring = "conditional" if lm.direction is Direction.FORWARD else "posterior"
+    values: dict[tuple[str, int], float] = {}
+    for task in tasks:
+        name, documents = str(task.config.task), lm.documents
+        for number, doc in enumerate(task.eval_docs):
+            parts = documents.get((name, number))
+            right = _right_choice(task, doc)
+            if parts is None or right is None or right >= len(parts):
+                continue
+            value = SCORINGS[lm.direction][scoring](parts[right])
+            if value is not None:
+                values[name, number] = -value
+    if values:
+        yield Measured(lm.direction, scoring, ENTROPY, values)
+
+
+def _right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
+    """The number of a document's right choice; None where there is not one."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(gold, str):
+        choices = task.doc_to_choice(doc)
+        return choices.index(gold) if gold in choices else None
+    return gold if isinstance(gold, int) else None
+
+
+def _notes(lm: KeptLM) -> Iterator[str]:
+    """What a reader of the numbers must know."""
+    cut = sum(parts.cut > 0 for _, parts in lm.known) or sum(lm.cut.values())
+    if cut:
+        yield (
+            f"{lm.direction}: {cut} requests were longer than the model's context of "
+            f"{lm.max_length} tokens and lost the end that is far from the target"
+        )
+    continuations: dict[Any, list[str]] = {}
+    for request, parts in lm.known:
+        if parts.kind != "no context":
+            continuations.setdefault(request.group, []).append(request.continuation)
+    nested = sum(
+        any(a != b and b.startswith(a) for a in own for b in own) for own in continuations.values()
+    )
+    if nested:
+        yield (
+            f"{nested} documents have a choice that begins another one: forward, the longer one "
+            "is never the likelier"
+        )

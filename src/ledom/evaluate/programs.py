@@ -1,0 +1,69 @@
+"""Programs that a model wrote, run to see whether they are right.
+
+Each runs in a process of its own, in an empty folder, with limits of time, memory, files and
+processes. This is no sandbox: a program can read what its user can. It knows nothing of tasks.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["runs_to_its_end"]
+
+_MEGABYTE = 2**20
+_LIMITED = """
+import resource, sys
+seconds, memory = int(sys.argv[1]), int(sys.argv[2])
+for name, limit in (("CPU", seconds), ("AS", memory), ("FSIZE", 2**20), ("CORE", 0)):
+    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
+source = open(sys.argv[3]).read()
+exec(compile(source, "program", "exec"), {"__name__": "__main__"})
+"""
+
+
+def runs_to_its_end(program: str, seconds: int = 10, megabytes: int = 1024) -> bool:
+    """Whether a Python program reaches its end within the limits, without an error.
+
+    A program that leaves early, with whatever exit code, does not count.
+
+    >>> runs_to_its_end("assert 1 + 1 == 2"), runs_to_its_end("assert 1 + 1 == 3")
+    (True, False)
+    >>> runs_to_its_end("raise SystemExit(0)")
+    False
+    """
+    with tempfile.TemporaryDirectory(prefix="ledom-program-") as folder:
+        reached = Path(folder) / secrets.token_hex(16)
+        file = Path(folder) / "program.txt"
+        ending = f"\nopen({str(reached)!r}, 'x').close()\n"
+        file.write_text(program + ending, "utf-8", "replace")
+        limits = [str(seconds), str(megabytes * _MEGABYTE), str(file)]
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-c", _LIMITED, *limits],
+            cwd=folder,
+            env={"PATH": os.defpath},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            code = child.wait(timeout=2 * seconds)
+        except subprocess.TimeoutExpired:
+            code = 1
+        finally:
+            _end(child)
+        return code == 0 and reached.exists()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the program and what it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

@@ -1,0 +1,137 @@
+"""What an evaluation found: values with intervals, differences, and notes; as JSON and as a table.
+
+Documents are what is resampled. A difference is paired: both sides are of the same documents. This
+module takes per-document values and knows nothing of models or of the harness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.evaluate.suites import Published
+from ledom.report.intervals import Interval, bootstrap_interval, paired_interval
+
+__all__ = ["Measured", "Row", "TaskResult", "compare"]
+
+MAIN_METRICS = ("acc", "exact_match")
+"""Metrics whose differences are shown."""
+ENTROPY = "cond. entropy"
+"""Of the choice given the question (forward), or of the question given the choice."""
+
+Key = tuple[str, int]
+"""A document: its task and number."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of one model by one scoring."""
+
+    direction: Direction
+    scoring: str
+    metric: str
+    values: Mapping[Key, float]
+    """By document; empty where the metric is only one of all documents."""
+    total: float | None = None
+    """The metric of all documents, where it is no mean of theirs."""
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.direction} {self.scoring}".strip()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `value` and differences are shares, or nats for the entropy."""
+
+    metric: str
+    model: str
+    scoring: str
+    value: float | None
+    interval: Interval | None = None
+    less_forward: Interval | None = None
+    """Paired difference to the forward model's own scoring."""
+    less_turned: Interval | None = None
+    """Paired difference to the same model's turned-round control."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A benchmark's rows."""
+
+    task: str
+    num_documents: int
+    chance: float | None
+    rows: list[Row]
+    published: Sequence[Published] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as a JSON object; what is None is left out."""
+        return {
+            **asdict(self),
+            "published": [asdict(figure) for figure in self.published],
+            "rows": [
+                {key: value for key, value in asdict(row).items() if value is not None}
+                for row in self.rows
+            ],
+        }
+
+
+def compare(measured: Sequence[Measured]) -> list[Row]:
+    """A row per metric, model and scoring, with what it differs from."""
+    return [_row(one, measured) for one in measured]
+
+
+def _row(one: Measured, measured: Sequence[Measured]) -> Row:
+    if not one.values:
+        return Row(one.metric, str(one.direction), one.scoring, one.total, note=one.note)
+    interval = bootstrap_interval(_array(one.values))
+    forward = turned = None
+    if one.metric in MAIN_METRICS and not one.note:
+        if one.direction is Direction.REVERSE:
+            forward = _paired(one, _find(measured, one.metric, Direction.FORWARD, None))
+        if one.scoring != "turned round":
+            turned = _paired(one, _find(measured, one.metric, one.direction, "turned round"))
+    return Row(
+        one.metric,
+        str(one.direction),
+        one.scoring,
+        interval.mean,
+        interval,
+        forward,
+        turned,
+        one.note,
+    )
+
+
+def _find(
+    measured: Iterable[Measured], metric: str, direction: Direction, scoring: str | None
+) -> Measured | None:
+    """The first that fits: a model's own scoring stands first."""
+    for one in measured:
+        if (one.metric, one.direction) == (metric, direction) and scoring in (None, one.scoring):
+            return one if one.values and not one.note else None
+    return None
+
+
+def _paired(one: Measured, other: Measured | None) -> Interval | None:
+    if other is None:
+        return None
+    if one.values.keys() != other.values.keys():
+        raise InputError(
+            f"{one.name} and {other.name} were measured on other documents; give another --out"
+        )
+    ordered = {key: other.values[key] for key in one.values}
+    return paired_interval(_array(one.values), _array(ordered))
+
+
+def _array(values: Mapping[Key, float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([*values.values()], np.float64)

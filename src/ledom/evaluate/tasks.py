@@ -1,0 +1,345 @@
+"""From a name or a file to tasks of the harness.
+
+    NAME_after, NAME_before   questions made from documents (NAME.jsonl), or generated problems
+    FILE.jsonl                questions with choices, problems with answers, or code to complete
+    FILE.yaml, NAME           a task of the harness's own
+
+What a local file holds is seen from its first record. A task whose answer is written has one form
+per direction, so tasks are made for a direction (`ledom.evaluate.written`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError, LedomError, MissingExtraError
+from ledom.core.reading import check_regular, exists, parse_json
+from ledom.core.records import Document, Problem, read_records, unique_ids
+from ledom.data.benchmarks import BENCHMARKS, load_problems
+from ledom.evaluate.choices import (
+    ChoiceQuestion,
+    check_choices,
+    neighbor_questions,
+    problem_questions,
+)
+from ledom.evaluate.suites import SUITES, Published, SuiteTask, suite_tasks
+from ledom.evaluate.written import WRITTEN, CodeProblem, is_right, prompt
+
+__all__ = ["CODE_TASKS", "Options", "Source", "find_source", "find_suite"]
+
+CODE_TASKS = ("humaneval",)
+"""Benchmarks whose answers are programs that are run."""
+_GENERATED = {"problems_after": "after", "problems_before": "before"}
+_QUESTION = "Question: {}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the tasks besides their names."""
+
+    data: Path | None = None
+    """Folder of local task files."""
+    limit: int | None = None
+    """Documents per task, from its start; None for all."""
+    num_fewshot: int = 0
+    """Solved examples in front of a question."""
+    seed: int = 0
+    """Of generated questions."""
+    allow_code: bool = False
+    """Whether programs that a model writes may be run here."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A benchmark under its name: `load` makes the harness's tasks for a direction."""
+
+    name: str
+    load: Callable[[Direction], Sequence[Any]]
+    published: tuple[Published, ...] = ()
+
+
+def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
+    """A suite's benchmarks, and notes on those that are left out.
+
+    With a folder of local files only those that it holds are run.
+    """
+    sources, notes = [], []
+    for task in suite_tasks(name):
+        file = _local_file(options.data, (task.name, *task.files))
+        runs_code = task.name in CODE_TASKS and not options.allow_code
+        if options.data is not None and file is None and task.name not in _GENERATED:
+            notes.append(f"{task.name} is left out: {options.data} has no {task.name}.jsonl")
+        elif runs_code:
+            notes.append(f"{task.name} is left out: it runs programs; give --allow-code")
+        else:
+            sources.append(_source(task, file, options))
+    if not sources:
+        raise InputError(f"{options.data} holds no task of the suite {name!r}; {notes[0]}")
+    return sources, notes
+
+
+def find_source(name: str, options: Options) -> Source:
+    """The benchmark of a name, or in a file; raises `InputError` where there is none."""
+    if name.endswith(".jsonl"):
+        return _source(SuiteTask(Path(name).stem), Path(name), options)
+    return _source(SuiteTask(name), _local_file(options.data, (name,)), options)
+
+
+def _local_file(folder: Path | None, names: Sequence[str]) -> Path | None:
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        raise InputError("not a folder of task files", path=folder)
+    places = [f"{name}.jsonl" for name in names]
+    places += [BENCHMARKS[name].file for name in names if name in BENCHMARKS]
+    return next((folder / place for place in places if exists(folder / place)), None)
+
+
+def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
+    """Where a task comes from: a file, the generator, a problem set of ours, or the harness."""
+    name = task.name
+    base, _, place = name.rpartition("_")
+    documents = _local_file(options.data, (base,)) if base else None
+    load: Callable[[Direction], Sequence[Any]]
+    if file is not None:
+        load = partial(_from_file, name, file, options)
+    elif name in _GENERATED:
+        load = partial(_generated, name, options)
+    elif place in ("after", "before") and documents is not None:
+        load = partial(_neighbors, name, documents, place, options)
+    elif name in CODE_TASKS:
+        load = partial(_code_from_hub, name, options)
+    elif name in BENCHMARKS:
+        load = partial(_problems, name, name, options)
+    else:
+        load = partial(_from_harness, name, options)
+    return Source(name, load, task.published)
+
+
+def _from_file(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
+    """The tasks in a local file, by what its first record holds."""
+    keys = _first_record(file).keys()
+    if "choices" in keys:
+        questions = read_records(file, ChoiceQuestion, check_choices())
+        return [_choice_task(name, questions[: options.limit], options, _QUESTION, " ")]
+    if {"prompt", "test", "entry_point"} <= keys:
+        return [_code_task(name, read_records(file, CodeProblem), options, direction)]
+    if "question" in keys:
+        return _problems(name, str(file), options, direction)
+    if "text" in keys:
+        return [
+            task
+            for place in ("after", "before")
+            for task in _neighbors(f"{name}_{place}", file, place, options, direction)
+        ]
+    raise InputError(
+        "not a task file: a record needs question and choices, question and answer, prompt, test "
+        f"and entry_point, or text; this one has {', '.join(keys) or 'no keys'}",
+        path=file,
+        line=1,
+    )
+
+
+def _first_record(file: Path) -> dict[str, Any]:
+    check_regular(file)
+    try:
+        with file.open("rb") as lines:
+            first = next((line for line in lines if line.strip()), b"")
+        return parse_json(first.removeprefix(b"\xef\xbb\xbf"))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
+    except InputError as error:
+        raise InputError(str(error), path=file, line=1) from None
+
+
+def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
+    place = _GENERATED[name]
+    questions = problem_questions(place, options.limit or 200, options.seed)  # type: ignore[arg-type]
+    return [_choice_task(name, questions, options, "{}", "\n\n")]
+
+
+def _neighbors(
+    name: str, file: Path, place: str, options: Options, direction: Direction
+) -> Sequence[Any]:
+    documents = read_records(file, Document, unique_ids())
+    questions = neighbor_questions(documents, place, options.seed)  # type: ignore[arg-type]
+    return [_choice_task(name, questions[: options.limit], options, "{}", " ")]
+
+
+def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
+    """Problems whose answer is written; the first ones are the examples, and are not asked."""
+    problems = load_problems(source, None)
+    for problem in problems:
+        if not problem.answer:
+            raise InputError(f"problem {problem.id!r} of {source} has no answer to compare with")
+    return [_written_task(name, "text", problems, options, direction)]
+
+
+def _code_task(
+    name: str, problems: Sequence[CodeProblem], options: Options, direction: Direction
+) -> Any:
+    _check_code(name, options)
+    return _written_task(name, "code", problems, options, direction)
+
+
+def _check_code(name: str, options: Options) -> None:
+    if not options.allow_code:
+        raise InputError(
+            f"task {name!r} runs programs that the model writes, in a process of their own with "
+            "limits, but not in a sandbox; give --allow-code"
+        )
+
+
+def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequence[Any]:
+    from datasets import load_dataset
+
+    _check_code(name, options)
+    rows = _reach(name, partial(load_dataset, "openai/openai_humaneval", split="test"))
+    return [_code_task(name, [CodeProblem.from_json(row) for row in rows], options, direction)]
+
+
+def _choice_task(
+    name: str, questions: Sequence[ChoiceQuestion], options: Options, text: str, delimiter: str
+) -> Any:
+    """A multiple-choice task. Where the choices stand in front, they are the contexts."""
+    places = {question.place for question in questions}
+    if len(places) > 1:
+        raise InputError(f"task {name!r} mixes questions with place after and before; split it")
+    before = places == {"before"}
+    rows = [
+        {"text": text.format(q.question), "choices": q.choices, "answer_index": q.answer_index}
+        for q in questions
+    ]
+    return _make(
+        name,
+        rows,
+        output_type="multiple_choice",
+        doc_to_text=_answer_index if before else _text,
+        doc_to_choice=_choices,
+        doc_to_target=_text if before else _answer_index,
+        target_delimiter=delimiter,
+        num_fewshot=options.num_fewshot,
+        metric_list=[_mean("acc"), _mean("acc_norm")],
+    )
+
+
+def _written_task(
+    name: str,
+    kind: str,
+    problems: Sequence[Problem] | Sequence[CodeProblem],
+    options: Options,
+    direction: Direction,
+) -> Any:
+    examples, asked = problems[: options.num_fewshot], problems[options.num_fewshot :]
+    if not asked:
+        raise InputError(f"task {name!r} has {len(problems)} problems, all used as examples")
+    rows = [
+        {
+            "problem": json.dumps(problem.to_json()),
+            "prompt": prompt(kind, direction, problem, examples),
+        }
+        for problem in asked[: options.limit]
+    ]
+    form = WRITTEN[kind][direction]
+    return _make(
+        name,
+        rows,
+        output_type="generate_until",
+        doc_to_text=_prompt,
+        doc_to_target=_nothing,
+        process_results=partial(_judge, kind, direction),
+        generation_kwargs={"until": list(form.until), "max_gen_toks": form.max_tokens},
+        num_fewshot=0,
+        metric_list=[_mean("exact_match")],
+    )
+
+
+def _judge(
+    kind: str, direction: Direction, doc: Mapping[str, Any], results: Sequence[str]
+) -> dict[str, float]:
+    return {"exact_match": float(is_right(kind, direction, json.loads(doc["problem"]), results[0]))}
+
+
+def _text(doc: Mapping[str, Any]) -> str:
+    return str(doc["text"])
+
+
+def _choices(doc: Mapping[str, Any]) -> list[str]:
+    return list(doc["choices"])
+
+
+def _answer_index(doc: Mapping[str, Any]) -> int:
+    return int(doc["answer_index"])
+
+
+def _prompt(doc: Mapping[str, Any]) -> str:
+    return str(doc["prompt"])
+
+
+def _nothing(doc: Mapping[str, Any]) -> str:
+    return ""
+
+
+def _mean(metric: str) -> dict[str, Any]:
+    return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+
+
+def _make(name: str, rows: Sequence[dict[str, Any]], **config: Any) -> Any:
+    """A task of the harness over rows in memory."""
+    from datasets import Dataset
+
+    from ledom.evaluate.harness import build_task
+
+    return build_task(
+        {
+            "task": name,
+            "custom_dataset": lambda **_: {"test": Dataset.from_list(list(rows))},
+            "test_split": "test",
+            "metadata": {"version": 1.0},
+            **config,
+        }
+    )
+
+
+def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
+    """A task or group of the harness's own."""
+    from ledom.evaluate.harness import build_tasks, known_tasks
+
+    if not name.endswith((".yaml", ".yml")) and name not in known_tasks():
+        near = get_close_matches(name, [*known_tasks(), *_GENERATED, *SUITES], n=4)
+        hint = (
+            f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists the harness's"
+        )
+        raise InputError(
+            f"unknown task {name!r}; {hint} A task is a file (.jsonl, .yaml), "
+            f"{', '.join(_GENERATED)}, one in the --data folder, or one of the harness's; "
+            f"the suites are {', '.join(SUITES)}"
+        )
+    tasks = _reach(name, partial(build_tasks, name, options.num_fewshot))
+    unsafe = [task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
+    if unsafe and not options.allow_code:
+        raise InputError(f"task {name!r} runs programs that the model writes; give --allow-code")
+    return list(tasks)
+
+
+def _reach(name: str, load: Callable[[], Any]) -> Any:
+    """Load a task; what goes wrong on the way to the hub is one line."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        return load()
+    except (LedomError, MissingExtraError):
+        raise
+    except Exception as error:  # whatever the hub's client and the harness raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"task {name!r} could not be loaded ({reason}); it comes from the hub: with no "
+            "network give --data FOLDER with local task files (ledom docs evaluate)"
+        ) from error

@@ -1,0 +1,95 @@
+"""Questions made from documents and problems, and the check of those that are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ledom.core.errors import InputError
+from ledom.core.records import Document, read_records
+from ledom.evaluate.choices import (
+    ChoiceQuestion,
+    check_choices,
+    neighbor_questions,
+    problem_questions,
+)
+
+NOVEL = [
+    Document(
+        id=f"d{d}",
+        text=" ".join(
+            f'"Sentence {d} {n} is as long as it takes to be used," he said.' for n in range(6)
+        ),
+    )
+    for d in range(8)
+]
+
+
+@pytest.mark.parametrize(("place", "step"), [("after", 1), ("before", -1)])
+def test_the_right_sentence_stands_next_to_the_given_one(place: str, step: int) -> None:
+    questions = neighbor_questions(NOVEL, place)  # type: ignore[arg-type]
+    assert len(questions) == 8 * 4
+    for question in questions:
+        _, document, number = question.question.split()[:3]
+        right = question.choices[question.answer_index].split()[:3]
+        assert right == ['"Sentence', document, str(int(number) + step)]
+        others = {choice.split()[1] for choice in question.choices} - {document}
+        assert len(others) == 3  # each of another document
+        assert question.place == place
+
+
+def test_the_right_sentence_stands_anywhere_among_the_choices() -> None:
+    places = [question.answer_index for question in neighbor_questions(NOVEL, "after")]
+    assert {*places} == {0, 1, 2, 3}
+
+
+def test_sentences_that_are_cut_by_a_short_one_are_no_neighbors() -> None:
+    long = "This sentence has more than forty characters, as it must."
+    documents = [Document(id=str(i), text=f"{long} Short. {long[:-1]} {i}.") for i in range(8)]
+    with pytest.raises(InputError, match="0 of 8 documents have two sentences side by side"):
+        neighbor_questions(documents, "after")
+
+
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_wrong_choices_differ_from_the_right_one_in_one_number(place: str) -> None:
+    questions = problem_questions(place, 10, seed=3)  # type: ignore[arg-type]
+    assert len(questions) == 10
+    for question in questions:
+        right = question.choices[question.answer_index].split()
+        for choice in question.choices:
+            differing = sum(a != b for a, b in zip(right, choice.split(), strict=True))
+            assert differing == (choice.split() != right)
+    again = problem_questions(place, 10, seed=3)  # type: ignore[arg-type]
+    assert [q.choices for q in again] == [q.choices for q in questions]
+
+
+GOOD = '{"id": "a", "question": "Which?", "choices": ["x", "y"], "answer_index": 0}'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("Which?", " "), "question 'a' has an empty question"),
+        (('["x", "y"]', '["x"]'), "has 1 choices, expected two or more"),
+        (('"y"', '" "'), "choice 1 is ' ', expected a text"),
+        (('"y"', "7"), "choice 1 is 7, expected a text"),
+        (('"y"', '"x"'), "has the choice 'x' twice"),
+        (("0}", "2}"), "answer_index is 2, but the choices are numbered from 0 to 1"),
+        (("0}", '0, "place": "beside"}'), "key 'place' is 'beside', expected after or before"),
+        (('"a"', '"b"'), "two questions have the id 'b'"),
+    ],
+)
+def test_bad_questions_are_refused_by_line(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(GOOD.replace('"a"', '"b"') + "\n" + GOOD.replace(*change) + "\n")
+    with pytest.raises(InputError, match=f"q.jsonl:2: .*{message}"):
+        read_records(file, ChoiceQuestion, check_choices())
+
+
+def test_choices_that_begin_one_another_are_good(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(GOOD.replace('"y"', '"xy"'))
+    assert read_records(file, ChoiceQuestion, check_choices())[0].choices == ["x", "xy"]

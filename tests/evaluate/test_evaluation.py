@@ -1,0 +1,377 @@
+"""Benchmarks from files to one table: numbers by hand, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from command_line import Run
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.data.benchmarks import BENCHMARKS
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.text.tokenizer import Tokenizer
+
+pytest.importorskip("lm_eval")
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from ledom.evaluate import tasks
+from ledom.evaluate.evaluation import Job, evaluate_models
+from ledom.evaluate.harness import LedomLM, build_task, known_tasks
+from ledom.evaluate.results import ENTROPY
+from ledom.evaluate.suites import SUITES
+from ledom.evaluate.tasks import Options, Source, find_source, find_suite
+
+QUESTIONS = [
+    {
+        "id": f"q{i}",
+        "question": f"What is {i} + 3?",
+        "choices": [f"{i + 3}", f"{i + 2} or so", f"it is {2 * i}", "none of these"],
+        "answer_index": i % 4,
+    }
+    for i in range(12)
+]
+FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
+
+
+def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+    yield from chunks
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def after(tmp_path: Path) -> Path:
+    return write(tmp_path / "mine.jsonl", QUESTIONS)
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    return write(tmp_path / "front.jsonl", [row | {"place": "before"} for row in QUESTIONS])
+
+
+@pytest.fixture
+def models(tokenizer: Tokenizer) -> dict[Direction, FakeLanguageModel]:
+    return {direction: FakeLanguageModel(tokenizer, direction) for direction in Direction}
+
+
+def logprobs(model: FakeLanguageModel, fed: Sequence[int]) -> list[float]:
+    """The fake's log P of each id but the first, ids in the order fed."""
+    return [-math.log1p((a + b) % 7) for a, b in pairwise(fed)]
+
+
+def found_rows(found: dict[str, Any], metric: str) -> dict[tuple[str, str], dict[str, Any]]:
+    (task,) = found["tasks"]
+    return {(r["model"], r["scoring"]): r for r in task["rows"] if r["metric"] == metric}
+
+
+def evaluate(source: Source, out: Path, *models: FakeLanguageModel) -> dict[str, Any]:
+    return evaluate_models(Job([source], models, out), silent)
+
+
+def test_every_scoring_of_a_task_by_hand(
+    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """The choices are scored here from the ids that are fed, one text at a time."""
+    found = evaluate(find_source(str(after), Options()), tmp_path / "out", *models.values())
+    encode = models[FORWARD].tokenizer.encode
+    eos = models[FORWARD].tokenizer.eos_id
+    right: dict[tuple[str, str], list[bool]] = {}
+    for row in QUESTIONS:
+        context = f"Question: {row['question']}\nAnswer:"
+        known = len(encode(context).ids)
+        scores: dict[tuple[str, str], list[float]] = {}
+        for choice in row["choices"]:
+            ids = encode(f"{context} {choice}").ids
+            values = logprobs(models[FORWARD], ids)[known - 1 :]
+            scores.setdefault(("forward", "conditional"), []).append(sum(values))
+            flipped = logprobs(models[REVERSE], [eos, *ids[::-1]])
+            scores.setdefault(("reverse", "Bayes"), []).append(sum(flipped))
+            scores.setdefault(("reverse", "posterior"), []).append(sum(flipped[len(ids) - known :]))
+            turned = encode(f"{choice} {context}").ids
+            values = logprobs(models[REVERSE], [eos, *turned[::-1]])
+            count = len(encode(choice).ids)
+            scores.setdefault(("reverse", "turned round"), []).append(sum(values[-count:]))
+        for key, one in scores.items():
+            right.setdefault(key, []).append(int(np.argmax(one)) == row["answer_index"])
+    rows = found_rows(found, "acc")
+    assert {key: row["value"] for key, row in rows.items()} == {
+        key: pytest.approx(np.mean(one)) for key, one in right.items()
+    }
+    posterior = rows["reverse", "posterior"]
+    difference = np.mean(right["reverse", "posterior"]) - np.mean(right["forward", "conditional"])
+    assert posterior["less_forward"]["mean"] == pytest.approx(difference)
+    difference = np.mean(right["reverse", "posterior"]) - np.mean(right["reverse", "turned round"])
+    assert posterior["less_turned"]["mean"] == pytest.approx(difference)
+    assert found["tasks"][0]["chance"] == 0.25
+    assert found["tasks"][0]["num_documents"] == 12
+
+
+def test_the_entropy_is_that_of_the_right_choice(
+    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    found = evaluate(find_source(str(after), Options()), tmp_path / "out", models[FORWARD])
+    encode = models[FORWARD].tokenizer.encode
+    expected = []
+    for row in QUESTIONS:
+        context = f"Question: {row['question']}\nAnswer:"
+        ids = encode(f"{context} {row['choices'][row['answer_index']]}").ids
+        expected.append(-sum(logprobs(models[FORWARD], ids)[len(encode(context).ids) - 1 :]))
+    (row,) = found_rows(found, ENTROPY).values()
+    assert row["value"] == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_choices_in_front_are_scored_as_whole_texts_both_ways(
+    before: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    source = find_source(str(before), Options())
+    found = evaluate(source, tmp_path / "out", *models.values())
+    assert {*found_rows(found, "acc")} == {
+        ("forward", "conditional"),
+        ("forward", "whole text"),
+        ("forward", "turned round"),
+        ("reverse", "Bayes"),
+        ("reverse", "posterior"),
+    }
+    (task,) = source.load(FORWARD)
+    task.build_all_requests()
+    first = QUESTIONS[0]
+    continuation = f" Question: {first['question']}\nAnswer:"
+    assert [i.args for i in task.instances[:4]] == [(c, continuation) for c in first["choices"]]
+
+
+def test_the_numbers_are_those_of_the_harness_itself(
+    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """lm_eval with `LedomLM`, and `ledom eval`."""
+    source = find_source(str(after), Options())
+    for model in models.values():
+        found = evaluate(source, tmp_path / str(model.direction), model)
+        theirs = simple_evaluate(
+            LedomLM(model),
+            tasks=[*source.load(model.direction)],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+        )
+        assert theirs is not None
+        for metric in ("acc", "acc_norm"):
+            row = next(r for r in found["tasks"][0]["rows"] if r["metric"] == metric)
+            assert row["value"] == pytest.approx(theirs["results"]["mine"][f"{metric},none"])
+
+
+class Stopped(FakeLanguageModel):
+    """Stops, as by Ctrl-C, at the second call."""
+
+    calls = 0
+
+    def logprobs(self, targets: Any) -> Any:
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return super().logprobs(targets)
+
+
+def test_a_run_that_is_stopped_resumes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [QUESTIONS[i % 12] | {"id": str(i)} for i in range(150)]
+    file = write(tmp_path / "mine.jsonl", rows)
+    source = find_source(str(file), Options())
+    model = Stopped(tokenizer, REVERSE)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(source, tmp_path / "out", model)
+    part = tmp_path / "out" / "reverse" / "mine.loglikelihood.jsonl.part"
+    kept = len(part.read_text().splitlines()) - 1
+    assert 200 < kept < 600
+    scored = model.num_scored
+    resumed = evaluate(source, tmp_path / "out", model)
+    assert model.num_scored == 3 * scored  # three runs of like requests, each of them once
+    whole = evaluate(source, tmp_path / "whole", FakeLanguageModel(tokenizer, REVERSE))
+    assert resumed == whole
+    counted = model.num_scored
+    assert evaluate(source, tmp_path / "out", model) == whole
+    assert model.num_scored == counted  # nothing is scored twice
+
+
+def test_another_model_or_task_does_not_take_the_answers(
+    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    source = find_source(str(after), Options())
+    evaluate(source, tmp_path / "out", models[FORWARD])
+    models[FORWARD].fingerprint = "another"
+    with pytest.raises(InputError, match="was made with other settings .model"):
+        evaluate(source, tmp_path / "out", models[FORWARD])
+
+
+def test_greedy_metrics_are_not_applicable_in_reverse(
+    models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """Trap 4: accuracy of a task such as LAMBADA is greedy decoding."""
+    from datasets import Dataset
+
+    rows = [{"text": "a b", "target": f"{i}"} for i in range(4)]
+    config = {
+        "task": "last_word",
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+        "test_split": "test",
+        "output_type": "loglikelihood",
+        "doc_to_text": lambda doc: doc["text"],
+        "doc_to_target": lambda doc: " " + doc["target"],
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    source = Source("last_word", lambda direction: [build_task(dict(config))])
+    found = evaluate(source, tmp_path / "out", *models.values())
+    rows_found = found_rows(found, "acc")
+    assert rows_found["reverse", "Bayes"]["note"].startswith("not applicable")
+    assert rows_found["forward", "conditional"]["note"] == ""
+    assert "less_forward" not in rows_found["reverse", "Bayes"]
+
+
+def test_written_answers_are_read_off_in_both_directions(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    problems = [{"id": str(i), "question": f"{i} + 3?", "answer": f"{i + 3}"} for i in range(6)]
+    file = write(tmp_path / "sums.jsonl", problems)
+    written = {
+        FORWARD: "The answer is 5.\n\nQuestion: more",
+        REVERSE: "more\n\n5 is the answer of the following question.\n2 + 3",
+    }
+    source = find_source(str(file), Options(num_fewshot=2))
+    for direction, text in written.items():
+        model = FakeLanguageModel(tokenizer, direction, [text])
+        model.stops_at_patterns = False  # type: ignore[misc]
+        found = evaluate(source, tmp_path / str(direction), model)
+        (row,) = found_rows(found, "exact_match").values()
+        assert row["value"] == 0.25  # of problems 2 to 5 only "2 + 3" is 5
+        assert found["tasks"][0]["num_documents"] == 4
+
+
+def test_what_is_cut_and_what_begins_another_choice_is_noted(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    rows = [{"id": "1", "question": "so " * 60, "choices": ["a", "a b"], "answer_index": 0}]
+    file = write(tmp_path / "long.jsonl", rows)
+    model = FakeLanguageModel(tokenizer, REVERSE, context=40)
+    (task,) = evaluate(find_source(str(file), Options()), tmp_path / "out", model)["tasks"]
+    assert "2 requests were longer than the model's context of 40" in task["notes"][0]
+    assert "1 documents have a choice that begins another one" in task["notes"][1]
+
+
+def test_two_models_of_one_direction_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = FakeLanguageModel(tokenizer, FORWARD)
+    with pytest.raises(InputError, match="both models are forward ones"):
+        evaluate_models(Job([], [model, model], tmp_path), silent)
+
+
+def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("arc_easy", "boolq_closed_book"):
+        write(tmp_path / f"{name}.jsonl", QUESTIONS)
+    sources, notes = find_suite("ledom", Options(data=tmp_path))
+    assert [source.name for source in sources] == ["boolq", "arc_easy"]
+    assert sources[0].published[0].reverse == 37.77
+    assert any("winogrande is left out" in note for note in notes)
+    (tmp_path / "arc_easy.jsonl").unlink()
+    with pytest.raises(InputError, match="holds no task of the suite 'r2l'; logiqa is left out"):
+        find_suite("r2l", Options(data=tmp_path))
+
+
+def test_documents_are_tasks_of_neighbors(tmp_path: Path) -> None:
+    text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
+    rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]
+    file = write(tmp_path / "novels.jsonl", rows)
+    both = find_source(str(file), Options()).load(FORWARD)
+    assert [task.config.task for task in both] == ["novels_after", "novels_before"]
+    (one,) = find_source("novels_before", Options(data=tmp_path, limit=5)).load(FORWARD)
+    assert len(one.eval_docs) == 5
+
+
+CODE = {"task_id": "t", "prompt": "def f():\n", "test": "def check(f): pass", "entry_point": "f"}
+
+
+def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str, options: Options = Options()) -> str:  # noqa: B008
+        with pytest.raises(InputError) as caught:
+            find_source(name, options).load(FORWARD)
+        return str(caught.value)
+
+    known = ["arc_easy", "arc_challenge", "gsm8k"]
+    monkeypatch.setattr("ledom.evaluate.harness.known_tasks", lambda: known)
+    assert "did you mean" in refused("arc_eazy")
+    assert "arc_easy" in refused("arc_eazy")
+    assert "the suites are ledom, r2l, problems" in refused("no such thing at all")
+    file = write(tmp_path / "code.jsonl", [CODE])
+    assert "give --allow-code" in refused(str(file))
+    assert "give --allow-code" in refused("humaneval")
+    file = write(tmp_path / "odd.jsonl", [{"a": 1}])
+    assert "odd.jsonl:1: not a task file" in refused(str(file))
+    assert "no such file" in refused(str(tmp_path / "none.jsonl")).lower()
+    file = write(tmp_path / "open.jsonl", [{"id": "1", "question": "why?"}])
+    assert "has no answer to compare with" in refused(str(file))
+    mixed = [QUESTIONS[0], QUESTIONS[1] | {"place": "before"}]
+    assert "mixes questions" in refused(str(write(tmp_path / "mixed.jsonl", mixed)))
+    assert "not a folder" in refused("arc_easy", Options(data=tmp_path / "no"))
+
+    def unreachable(name: str, num_fewshot: int) -> Any:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr("ledom.evaluate.harness.build_tasks", unreachable)
+    message = refused("arc_easy")
+    assert "Couldn't reach the hub" in message
+    assert "with no network give --data FOLDER" in message
+    with pytest.raises(InputError, match="unknown suite 'apple'; the suites are ledom, r2l"):
+        find_suite("apple", Options())
+    assert tasks.CODE_TASKS == ("humaneval",)
+
+
+@pytest.mark.slow
+def test_every_task_of_the_suites_is_one_of_the_harness_or_ours() -> None:
+    """The names that later versions of the harness may change."""
+    ours = {*BENCHMARKS, *tasks.CODE_TASKS, "problems_after", "problems_before"}
+    named = {task.name for suite in SUITES.values() for task in suite}
+    assert named <= {*known_tasks(), *ours}
+
+
+def test_the_command_prints_one_table(
+    run: Run, fakes: dict[str, FakeLanguageModel], after: Path, tmp_path: Path
+) -> None:
+    code, printed = run("eval", after, "--out", tmp_path / "out")
+    assert code == 0
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["mine"] in lines
+    for model, scoring in (("forward", "conditional"), ("reverse", "posterior")):
+        assert any(line[:3] == ["acc", model, scoring] for line in lines)
+    assert "mine: 12 documents, chance 25.0 %" in printed
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "apple"], "unknown suite 'apple'"),
+        (["arc_easy", "--suite", "r2l"], "give tasks or --suite, not both"),
+        (["--forward", "none", "--reverse", "none"], "give a forward or a reverse model"),
+        (["--forward", "none", "--add-bos"], "--add-bos would have no effect"),
+        (["none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_bad_commands_are_one_line(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    code, printed = run("eval", *arguments, "--out", tmp_path / "out")
+    assert code == 2
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1

@@ -1,0 +1,69 @@
+"""Written answers: prompts in the order that each direction reads, and what is read off a text."""
+
+from __future__ import annotations
+
+import pytest
+
+from ledom.core.direction import Direction
+from ledom.core.records import Problem
+from ledom.evaluate.written import CodeProblem, answer_of, is_right, prompt
+
+FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
+ASKED = Problem(id="p", question="How many pens?", answer="8")
+SHOWN = Problem(id="s", question="How many cups?", answer="5", solution="2 + 3 = 5")
+
+
+def test_a_reverse_model_reads_the_examples_first_and_writes_in_front_of_the_question() -> None:
+    """In reading order: what is written, the question, the examples."""
+    assert prompt("text", REVERSE, ASKED, [SHOWN]) == (
+        "\nThe above is the thought chain.\nQuestion: How many pens?\n\n"
+        "5 is the answer of the following question.\n2 + 3 = 5\n"
+        "The above is the thought chain.\nQuestion: How many cups?"
+    )
+
+
+def test_a_forward_model_reads_the_examples_first_and_writes_behind_the_question() -> None:
+    assert prompt("text", FORWARD, ASKED, [SHOWN]) == (
+        "Question: How many cups?\nAnswer: 2 + 3 = 5\nThe answer is 5.\n\n"
+        "Question: How many pens?\nAnswer:"
+    )
+
+
+@pytest.mark.parametrize(
+    ("direction", "text", "answer"),
+    [
+        (REVERSE, "8 is the answer of the following question.\n12 - 4 = 8", "8"),
+        (REVERSE, "12 - 4 = 8", None),
+        (FORWARD, " 12 - 4 = 8\nThe answer is 8.", "8"),
+        (FORWARD, " Paris\nor so", "Paris"),
+    ],
+)
+def test_the_answer_is_read_off_its_end(direction: Direction, text: str, answer: str) -> None:
+    assert answer_of(direction, text) == answer
+
+
+def test_answers_are_equal_by_value_or_as_plain_text() -> None:
+    written = "{} is the answer of the following question."
+    row = {"answer": "1,000", "question": "?"}
+    assert is_right("text", REVERSE, row, written.format("1000"))
+    assert not is_right("text", REVERSE, row, written.format("100"))
+    row = {"answer": "The Beatles", "aliases": ["Fab Four"], "question": "?"}
+    assert is_right("text", REVERSE, row, written.format("beatles!"))
+    assert is_right("text", REVERSE, row, written.format("the fab four"))
+    assert not is_right("text", REVERSE, row, written.format("Stones"))
+    assert not is_right("text", REVERSE, row, "beatles")
+
+
+def test_programs_are_run() -> None:
+    row = {
+        "task_id": "t",
+        "prompt": "def add(a, b):\n",
+        "test": "def check(f):\n    assert f(1, 2) == 3\n",
+        "entry_point": "add",
+    }
+    assert is_right("code", FORWARD, row, "    return a + b\n")
+    assert not is_right("code", FORWARD, row, "    return a - b\n")
+    assert is_right("code", REVERSE, row, "def add(a, b):\n    return a + b\n")
+    problem = CodeProblem.from_json(row)
+    assert prompt("code", FORWARD, problem) == "def add(a, b):\n"
+    assert prompt("code", REVERSE, problem).endswith("task.\ndef add(a, b):\n")
