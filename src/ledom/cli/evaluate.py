@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from ledom.cli.options import (
     use_threads,
 )
 from ledom.cli.progress import track
+
+if TYPE_CHECKING:
+    from ledom.evaluate.results import Evaluation, Row, TaskResult
 
 __all__ = ["COMMANDS"]
 
@@ -132,7 +135,7 @@ def evaluate(
     say(f"results: {out / 'results.json'}")
 
 
-def show_results(found: dict[str, Any]) -> None:
+def show_results(found: Evaluation) -> None:
     """Print one table of all tasks, then the notes."""
     from rich.console import Console
     from rich.table import Table
@@ -145,59 +148,62 @@ def show_results(found: dict[str, Any]) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("value", "less forward", "less turned round"):
         table.add_column(name, justify="right", no_wrap=True)
-    for task in found["tasks"]:
-        table.add_row(Text(task["task"], "bold"))
-        for row in task["rows"]:
-            table.add_row(*_row(row))
+    for task in found.tasks:
+        table.add_row(Text(task.task, "bold"))
+        for row in task.rows:
+            table.add_row(*_cells(row))
         table.add_section()
     console.print(table, soft_wrap=True)
-    for task in found["tasks"]:
-        for note in (*_published(task), *task["notes"], *_row_notes(task)):
-            say(f"{task['task']}: {note}")
-    for note in found["notes"]:
+    for task in found.tasks:
+        for note in (*_published(task), *task.notes, *_row_notes(task)):
+            say(f"{task.task}: {note}")
+    for note in found.notes:
         say(note)
 
 
-def _published(task: dict[str, Any]) -> list[str]:
-    """How many documents there are, what chance is, and what others report."""
-    from ledom.report.numbers import percent
-
-    chance = "" if task["chance"] is None else f", chance {percent(task['chance'])} %"
-    return [
-        f"{task['num_documents']:,} documents{chance}",
-        *(
-            f"published, {p['source']}: forward {p['forward']:.2f}, reverse {p['reverse']:.2f}"
-            for p in task["published"]
-        ),
-    ]
-
-
-def _row(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     """A row's cells."""
     from ledom.evaluate.results import ENTROPY
     from ledom.report import numbers
 
-    note = row.get("note", "")
-    if note.startswith("not applicable"):
+    if row.note.startswith("not applicable"):
         value = "n/a"
-    elif row["metric"] == ENTROPY:
-        value = f"{numbers.number(row['value'], 2)} nats"
-    elif "interval" in row:
-        value = numbers.accuracy(row["interval"])
+    elif row.metric == ENTROPY:
+        value = f"{numbers.number(row.value)} nats"
+    elif row.interval is not None:
+        value = numbers.accuracy(row.interval)
     else:
-        value = numbers.number(row.get("value"), 4)
-    value += " *" if note.startswith("approximate") else ""
-    less = [numbers.difference(row[k]) if k in row else "" for k in ("less_forward", "less_turned")]
-    return (f"  {row['metric']}", f"{row['model']} {row['scoring']}".strip(), value, *less)
+        value = numbers.number(row.value, 4)
+    value += " *" if row.note.startswith("approximate") else ""
+    less = [
+        "" if found is None else numbers.difference(found)
+        for found in (row.less_forward, row.less_turned)
+    ]
+    return (f"  {row.metric}", f"{row.model} {row.scoring}".strip(), value, *less)
 
 
-def _row_notes(task: dict[str, Any]) -> list[str]:
+def _published(task: TaskResult) -> list[str]:
+    """How many documents there are, what chance is, and what others report."""
+    from ledom.report.numbers import percent
+
+    chance = "" if task.chance is None else f", chance {percent(task.chance)} %"
+    return [
+        f"{task.num_documents:,} documents{chance}",
+        *(
+            f"published, {figure.source}: forward {figure.forward:.2f}, "
+            f"reverse {figure.reverse:.2f}"
+            for figure in task.published
+        ),
+    ]
+
+
+def _row_notes(task: TaskResult) -> list[str]:
     marks = {"approximate": "*", "not applicable": "n/a"}
     return [
-        f"{mark} {row['metric']}: {row['note']}"
-        for row in task["rows"]
+        f"{mark} {row.metric}: {row.note}"
+        for row in task.rows
         for start, mark in marks.items()
-        if row.get("note", "").startswith(start)
+        if row.note.startswith(start)
     ]
 
 

@@ -221,11 +221,11 @@ def read_records(
     return records
 
 
-def unique_ids() -> Callable[[Problem], None]:
-    """Checks problems one by one: raises `InputError` for an id that was there already."""
+def unique_ids() -> Callable[[Problem | Document], None]:
+    """Checks records one by one: raises `InputError` for an id that was there already."""
     seen = set()
 
-    def check(problem: Problem) -> None:
+    def check(problem: Problem | Document) -> None:
         if problem.id in seen:
             raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
         seen.add(problem.id)

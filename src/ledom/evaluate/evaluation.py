@@ -25,9 +25,10 @@ from ledom.core.stage import Track
 from ledom.evaluate.harness import run_tasks
 from ledom.evaluate.kept import KeptLM
 from ledom.evaluate.likelihood import SCORINGS, Scoring
-from ledom.evaluate.results import ENTROPY, Measured, TaskResult, compare
+from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, compare
 from ledom.evaluate.tasks import Source
 from ledom.lm.language_model import LanguageModel
+from ledom.report.results import to_json
 
 __all__ = ["Job", "evaluate_models"]
 
@@ -47,7 +48,7 @@ class Job:
     notes: Sequence[str] = ()
 
 
-def evaluate_models(job: Job, track: Track) -> dict[str, Any]:
+def evaluate_models(job: Job, track: Track) -> Evaluation:
     """Do the job; returns what results.json holds.
 
     Raises `InputError` for two models of one direction, and for tasks that cannot be loaded.
@@ -56,17 +57,16 @@ def evaluate_models(job: Job, track: Track) -> dict[str, Any]:
     directions = [model.direction for model in job.models]
     if len({*directions}) != len(directions):
         raise InputError(f"both models are {directions[0]} ones; give one of each direction")
-    results = [_evaluate_task(source, job, track) for source in job.sources]
-    found = {
-        "ledom_version": __version__,
-        "command": job.command,
-        "limit": job.limit,
-        "models": {str(m.direction): {**m.identity, "context": m.context} for m in job.models},
-        "tasks": [result.to_json() for result in results],
-        "notes": list(job.notes),
-    }
+    found = Evaluation(
+        ledom_version=__version__,
+        command=job.command,
+        limit=job.limit,
+        models={str(model.direction): model.identity for model in job.models},
+        tasks=[_evaluate_task(source, job, track) for source in job.sources],
+        notes=list(job.notes),
+    )
     with write_atomically(job.out / "results.json") as out:
-        json.dump(found, out, indent=1)
+        json.dump(to_json(found), out, indent=1)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: values with intervals, differences, and notes; as JSON and as a table.
+"""What an evaluation found: values with intervals, differences, and notes.
 
 Documents are what is resampled. A difference is paired: both sides are of the same documents. This
 module takes per-document values and knows nothing of models or of the harness.
@@ -7,7 +7,7 @@ module takes per-document values and knows nothing of models or of the harness.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ import numpy as np
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.evaluate.suites import Published
-from ledom.report.intervals import Interval, bootstrap_interval, paired_interval
+from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.results import Interval
 
-__all__ = ["Measured", "Row", "TaskResult", "compare"]
+__all__ = ["ENTROPY", "MAIN_METRICS", "Evaluation", "Measured", "Row", "TaskResult", "compare"]
 
 MAIN_METRICS = ("acc", "exact_match")
 """Metrics whose differences are shown."""
@@ -73,16 +74,18 @@ class TaskResult:
     published: Sequence[Published] = ()
     notes: list[str] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """The result as a JSON object; what is None is left out."""
-        return {
-            **asdict(self),
-            "published": [asdict(figure) for figure in self.published],
-            "rows": [
-                {key: value for key, value in asdict(row).items() if value is not None}
-                for row in self.rows
-            ],
-        }
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Everything that results.json holds."""
+
+    ledom_version: str
+    command: str
+    limit: int | None
+    models: Mapping[str, Mapping[str, str]]
+    """Name and hash by direction."""
+    tasks: Sequence[TaskResult]
+    notes: Sequence[str]
 
 
 def compare(measured: Sequence[Measured]) -> list[Row]:
