@@ -43,6 +43,18 @@ class PlainModel:
         every = self._log_softmax(ids)
         return [every[i - 1, ids[i]].item() for i in range(1, len(ids))]
 
+    def alternatives(
+        self, ids: Sequence[int], new: Sequence[int], count: int
+    ) -> list[dict[int, float]]:
+        """At each new token the `count` most likely ones, and the token itself as vLLM adds it."""
+        every = self._log_softmax([*ids, *new])
+        rows = []
+        for place, token in enumerate(new, start=len(ids) - 1):
+            values, order = every[place].topk(count)
+            row = dict(zip(order.tolist(), values.tolist(), strict=True))
+            rows.append(row | {token: every[place, token].item()})
+        return rows
+
     def write(
         self,
         ids: Sequence[int],
@@ -91,6 +103,10 @@ class PlainModel:
                 "finish_reason": "stop" if eos in new else "length",
                 "logprobs": None,
             }
+            if body.get("logprobs") and not body.get("echo"):
+                rows = self.alternatives(ids, new, body["logprobs"])
+                top = [{f"token_id:{token}": value for token, value in row.items()} for row in rows]
+                choice["logprobs"] = {"top_logprobs": top}
             if body.get("echo"):
                 values = [None, *self.logprobs([*ids, *new])]
                 choice["logprobs"] = {"token_logprobs": values, "tokens": ["?"] * len(values)}
@@ -157,6 +173,7 @@ class SamplingParams:
     max_tokens: int | None = 16
     stop_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
+    logprobs: int | None = None
     detokenize: bool = True
 
     def __post_init__(self) -> None:
@@ -179,6 +196,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     finish_reason: str | None
+    logprobs: list[dict[int, Logprob]] | None = None
 
 
 @dataclass
@@ -253,7 +271,14 @@ class LLM:
                 params.top_p,
             )
             stopped = bool(new) and new[-1] in (params.stop_token_ids or [])
-            outputs.append(CompletionOutput(index, "", new, "stop" if stopped else "length"))
+            top = None
+            if params.logprobs is not None:
+                top = [
+                    {token: Logprob(value) for token, value in row.items()}
+                    for row in self.plain.alternatives(ids, new, params.logprobs)
+                ]
+            reason = "stop" if stopped else "length"
+            outputs.append(CompletionOutput(index, "", new, reason, top))
         return RequestOutput(ids, rows, outputs)
 
 

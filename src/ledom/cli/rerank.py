@@ -56,7 +56,15 @@ _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
 """The demo's size gives each seed enough power for both claims (docs/log.md)."""
 _DEMO_SECONDS = 0.06  # per candidate on one core: sampled, and scored by both models
-_SAMPLING = ("samples", "early_stop", "temperature", "top_k", "top_p", "max_tokens")
+_SAMPLING = (
+    "samples",
+    "early_stop",
+    "temperature",
+    "top_k",
+    "top_p",
+    "max_tokens",
+    "confidence",
+)
 
 CandidateFile = Annotated[
     Path | None,
@@ -93,6 +101,16 @@ Demonstrations = Annotated[
     typer.Option(
         rich_help_panel=SCORING,
         help="A JSONL file of solved problems that the models read before each text they score.",
+    ),
+]
+ConfidenceOption = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MOST_COPIES,
+        rich_help_panel=SAMPLING,
+        help="Keep how sure the model was while it wrote, from the K most likely tokens (20; "
+        "servers of OpenAI's own allow 5), and choose by it. Cost: almost none.",
     ),
 ]
 Contrast = Annotated[
@@ -159,6 +177,7 @@ def rerank(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     max_tokens: MaxTokens = 256,
+    confidence: ConfidenceOption = 0,
     weights: WeightsFile = None,
     lam: Lambda = None,
     folds: Folds = 0,
@@ -178,6 +197,7 @@ def rerank(
 
     Example: ledom rerank --problems mine.jsonl --candidates theirs.jsonl --forward none
     """
+    from ledom.lm.confidence import ConfidenceSettings
     from ledom.lm.language_model import Sampling
     from ledom.rerank.pipeline import Job
     from ledom.rerank.stages import Scoring
@@ -195,7 +215,8 @@ def rerank(
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, command_line()
     job.external_scores = named_score_fields(score_field)
-    job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
+    asked = ConfidenceSettings(confidence) if confidence else None
+    job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed, confidence=asked)
     job.num_samples, job.early_stop = samples, early_stop
     draws = candidates is None and temperature > 0
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)

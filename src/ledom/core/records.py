@@ -20,6 +20,7 @@ from ledom.core.files import write_atomically
 from ledom.core.reading import check_regular, parse_json
 
 __all__ = [
+    "CONFIDENCE",
     "EARLY_STOP",
     "SELF_CERTAINTY",
     "Candidate",
@@ -35,6 +36,8 @@ __all__ = [
 
 SELF_CERTAINTY = "self_certainty"
 """Key of a candidate under which sampling keeps how sure the model was."""
+CONFIDENCE = ("confidence_mean", "confidence_tail", "confidence_lowest")
+"""Keys of a candidate under which sampling keeps the confidence of its tokens."""
 EARLY_STOP = "early_stop_of"
 """Key of a candidate's `sampling`: how many its problem would have without an early stop."""
 

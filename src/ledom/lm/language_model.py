@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.lm.confidence import Confidence, ConfidenceSettings
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -64,6 +65,8 @@ class Sampling:
     """With the prompt's text and the sample's number, decides every draw."""
     stop_pattern: str | None = None
     """A regular expression: a text ends at its first match, leading white space aside."""
+    confidence: ConfidenceSettings | None = None
+    """Whether texts get their confidence, and from what; see `ledom.lm.confidence`."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -102,6 +105,8 @@ class Generation:
     the larger, the surer the model was (Kang, Zhao and Song, Scalable Best-of-N Selection for Large
     Language Models via Self-Certainty, 2025). None where a backend does not see the whole
     distribution."""
+    confidence: Confidence | None = field(default=None, compare=False)
+    """Where `Sampling.confidence` asks for it: that of the tokens drawn, EOS included."""
 
 
 class LanguageModel(ABC):
@@ -125,6 +130,8 @@ class LanguageModel(ABC):
     """Whether `generate` stops at `Sampling.stop_pattern` and can continue from there."""
     tells_certainty: ClassVar[bool] = False
     """Whether what it generates carries its `self_certainty`."""
+    tells_confidence: ClassVar[bool] = False
+    """Whether `generate` takes `Sampling.confidence`."""
     tells_hits: ClassVar[bool] = False
     """Whether it has `logprobs_and_hits`."""
 
@@ -173,6 +180,8 @@ class LanguageModel(ABC):
         """Raise `InputError` for fewer than one sample, or a stop pattern that is not supported."""
         if num_samples < 1:
             raise InputError(f"num_samples is {num_samples}; it must be at least 1")
+        if sampling.confidence is not None and not self.tells_confidence:
+            raise InputError(f"{self.name}: this backend tells no confidence; leave it out")
         continues = any(isinstance(prompt, Generation) for prompt in prompts)
         if (continues or sampling.stop_pattern is not None) and not self.stops_at_patterns:
             raise InputError(

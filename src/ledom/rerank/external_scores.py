@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ledom.core.errors import InputError
-from ledom.core.records import SELF_CERTAINTY, Candidate, read_records
+from ledom.core.records import CONFIDENCE, SELF_CERTAINTY, Candidate, read_records
 from ledom.rerank.candidate_table import FEATURES
 from ledom.rerank.strategies import STRATEGIES
 
@@ -46,16 +46,18 @@ def choose_external_scores(
 ) -> tuple[str, ...]:
     """The external scores to use: those asked for, and those that the weights need.
 
-    Where `asked` is None, `self_certainty` is used if every candidate has it. Raises `InputError`
-    as `check_names` and `check_external_scores` do.
+    Where `asked` is None, those that sampling writes (`self_certainty`, the confidences) are used
+    if every candidate has them. Raises `InputError` as `check_names` and `check_external_scores`
+    do.
 
     >>> sure = Candidate(problem_id="p", index=0, text="2", extra={"self_certainty": 1.5})
     >>> choose_external_scores([sure])
     ('self_certainty',)
     """
     if asked is None:
-        has_it = all(SELF_CERTAINTY in c.extra for c in candidates if not c.greedy)
-        asked = [SELF_CERTAINTY] if has_it else []
+        pool = [candidate for candidate in candidates if not candidate.greedy]
+        written = (SELF_CERTAINTY, *CONFIDENCE)
+        asked = [name for name in written if all(name in c.extra for c in pool)]
     names = tuple(dict.fromkeys([*asked, *needed]))
     check_names(names)
     for candidate in candidates:

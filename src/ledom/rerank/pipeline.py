@@ -19,7 +19,15 @@ import numpy as np
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
-from ledom.core.records import SELF_CERTAINTY, Candidate, Problem, Record, Score, write_records
+from ledom.core.records import (
+    CONFIDENCE,
+    SELF_CERTAINTY,
+    Candidate,
+    Problem,
+    Record,
+    Score,
+    write_records,
+)
 from ledom.core.stage import Track
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
@@ -214,6 +222,8 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
             raise InputError("the candidates are given: there is no sampling to stop early")
         return
     known = {SELF_CERTAINTY} if job.forward is not None and job.forward.tells_certainty else set()
+    if job.sampling.confidence is not None:
+        known |= {*CONFIDENCE}
     lacking = set(external_scores) - known
     if lacking and not (job.out / "candidates.jsonl").is_file():
         raise InputError(

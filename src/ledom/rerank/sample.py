@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
-from ledom.core.records import EARLY_STOP, SELF_CERTAINTY, Candidate, Problem
+from ledom.core.records import CONFIDENCE, EARLY_STOP, SELF_CERTAINTY, Candidate, Problem
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.candidate_table import AnswerClasses
@@ -191,4 +191,7 @@ def _candidate(
     )
     if text.self_certainty is not None:
         candidate.extra[SELF_CERTAINTY] = round(text.self_certainty, 5)
+    if (found := text.confidence) is not None:
+        values = (found.mean, found.tail, found.lowest)
+        candidate.extra |= {k: round(v, 5) for k, v in zip(CONFIDENCE, values, strict=True)}
     return candidate

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from ledom.core import processes as parallel
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.decoder import Decoder, Job
 from ledom.lm.engine.own_decoder import LoneDecoder, decodes_exactly, keeps_exactly
 from ledom.lm.engine.prefix_tree import PrefixTree, batches
@@ -57,6 +58,7 @@ class HFLanguageModel(LanguageModel):
 
     stops_at_patterns = True
     tells_certainty = True
+    tells_confidence = True
     tells_hits = True
 
     def __init__(
@@ -235,7 +237,9 @@ class HFLanguageModel(LanguageModel):
         ends_at_pattern = None if pattern is None else self._pattern_finder(pattern)
         done: dict[int, dict[int, Generation]] = {}
         for job in self._write(jobs, sampling, ends_at_pattern):
-            done.setdefault(job.place, {})[job.sample] = self._generation(job, starts[job.place])
+            done.setdefault(job.place, {})[job.sample] = self._generation(
+                job, starts[job.place], sampling
+            )
             if len(done[job.place]) == num_samples:
                 finished = done.pop(job.place)
                 yield job.place, [finished[sample] for sample in sorted(finished)]
@@ -292,7 +296,7 @@ class HFLanguageModel(LanguageModel):
 
         return found
 
-    def _generation(self, job: Job, start: GenerationState) -> Generation:
+    def _generation(self, job: Job, start: GenerationState, sampling: Sampling) -> Generation:
         ids = self.direction.to_reading_order(job.ids)
         written = [*start.written, *job.ids]
         whole = self.written_text(start.prompt, self.direction.to_reading_order(written))
@@ -300,13 +304,15 @@ class HFLanguageModel(LanguageModel):
         forward = self.direction is Direction.FORWARD
         text = whole[known:] if forward else whole[: len(whole) - known]
         certainty = job.certainty / (len(ids) + job.stopped)
+        asked = sampling.confidence
+        confidence = confidence_of(job.confidences, asked.window) if asked else None
         if not job.at_pattern:
             reason: Literal["stop", "length"] = "stop" if job.stopped else "length"
-            return Generation(text, ids, reason, self_certainty=certainty)
+            return Generation(text, ids, reason, None, certainty, confidence)
         key = digest(f"{start.key} {text}")
         context = [*job.prompt, *job.ids]
         state = GenerationState(context, key, start.prompt, written, whole, job.kv_cache)
-        return Generation(text, ids, "pattern", state, certainty)
+        return Generation(text, ids, "pattern", state, certainty, confidence)
 
 
 @dataclass(frozen=True)

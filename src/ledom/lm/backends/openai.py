@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError, MissingExtraError, ServerError
+from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
@@ -45,6 +46,7 @@ class OpenAILanguageModel(LanguageModel):
     """
 
     batches_requests = False
+    tells_confidence = True
 
     def __init__(
         self,
@@ -170,10 +172,11 @@ class OpenAILanguageModel(LanguageModel):
         extra = {"top_k": sampling.top_k} if sampling.top_k else {}
         if self.direction is Direction.REVERSE:
             extra["return_token_ids"] = True
+        asked = {} if sampling.confidence is None else {"logprobs": sampling.confidence.top_k}
 
         def draw(place: int) -> list[Generation]:
             return self._ask(
-                lambda answer: self._texts(texts[place], answer, num_samples),
+                lambda answer: self._texts(texts[place], answer, num_samples, sampling),
                 prompt=contexts[place] if reads_ids else texts[place],
                 n=num_samples,
                 max_tokens=sampling.max_tokens,
@@ -181,26 +184,31 @@ class OpenAILanguageModel(LanguageModel):
                 top_p=sampling.top_p,
                 # vLLM adds the sample's number: plain seeds would share samples between them.
                 seed=(digest(f"{sampling.seed} {texts[place]}") >> 33) + first_sample,
+                **asked,
                 **({"extra_body": extra} if extra else {}),
             )
 
         yield from self._side_by_side(draw, range(len(texts)))
 
-    def _texts(self, prompt: str, answer: Any, num_samples: int) -> list[Generation]:
+    def _texts(
+        self, prompt: str, answer: Any, num_samples: int, sampling: Sampling
+    ) -> list[Generation]:
         choices = sorted(answer.choices or [], key=lambda choice: choice.index or 0)
         if len(choices) != num_samples:
             raise ServerError(
                 f"{self.name}: asked for {num_samples} texts, the server sent {len(choices)}"
             )
-        return [self._generation(prompt, choice) for choice in choices]
+        return [self._generation(prompt, choice, sampling) for choice in choices]
 
-    def _generation(self, prompt: str, choice: Any) -> Generation:
+    def _generation(self, prompt: str, choice: Any, sampling: Sampling) -> Generation:
         reason: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
+        confidence = self._confidence(choice, sampling)
         if self.direction is Direction.FORWARD:
             if not isinstance(choice.text, str):
                 raise ServerError(f"{self.name}: the server returned a choice without text")
             text = choice.text.encode(errors="replace").decode()  # half a surrogate pair is no text
-            return Generation(text, self.tokenizer.encode(text).ids, reason)
+            ids = self.tokenizer.encode(text).ids
+            return Generation(text, ids, reason, confidence=confidence)
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             raise ServerError(
@@ -209,7 +217,18 @@ class OpenAILanguageModel(LanguageModel):
                 "model's folder"
             )
         ids = self.direction.to_reading_order([i for i in ids if i != self.tokenizer.eos_id])
-        return Generation(self.written_text(prompt, ids), ids, reason)
+        return Generation(self.written_text(prompt, ids), ids, reason, confidence=confidence)
+
+    def _confidence(self, choice: Any, sampling: Sampling) -> Confidence | None:
+        if sampling.confidence is None:
+            return None
+        found = getattr(choice.logprobs, "top_logprobs", None)
+        if not isinstance(found, list) or not all(isinstance(row, dict) and row for row in found):
+            raise ServerError(
+                f"{self.name}: the server returned no log-probabilities of the most likely tokens "
+                "(it must take logprobs), so it tells no confidence"
+            )
+        return of_alternatives(found, sampling.confidence)
 
     def _side_by_side(
         self, work: Callable[[Any], _T], items: Sequence[Any]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ledom.core import processes as parallel
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, MissingExtraError
+from ledom.lm.confidence import of_alternatives
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.model.checkpoint import read_checkpoint_info
 
@@ -43,6 +44,8 @@ class VLLMLanguageModel(LanguageModel):
     Further options go to `vllm.LLM` (`tensor_parallel_size`, `gpu_memory_utilization`,
     `max_model_len` ...). Raises `CheckpointError` for what vLLM does not load.
     """
+
+    tells_confidence = True
 
     def __init__(
         self,
@@ -122,7 +125,7 @@ class VLLMLanguageModel(LanguageModel):
             )
             asked = [texts[place] for place in places for _ in numbers]
             made = [
-                self._generation(prompt, output.outputs[0])
+                self._generation(prompt, output.outputs[0], sampling)
                 for prompt, output in zip(asked, outputs, strict=True)
             ]
             for i, place in enumerate(places):
@@ -135,6 +138,7 @@ class VLLMLanguageModel(LanguageModel):
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             seed=digest(f"{sampling.seed} {sample} {prompt}") >> 1,
+            logprobs=None if sampling.confidence is None else sampling.confidence.top_k,
             stop_token_ids=[self.tokenizer.eos_id],  # without a tokenizer vLLM knows none
             detokenize=False,
         )
@@ -146,8 +150,17 @@ class VLLMLanguageModel(LanguageModel):
         requests = [{"prompt_token_ids": ids} for ids in prompts]
         return self._llm.generate(requests, params, use_tqdm=False)
 
-    def _generation(self, prompt: str, output: Any) -> Generation:
+    def _generation(self, prompt: str, output: Any, sampling: Sampling) -> Generation:
         written = [int(i) for i in output.token_ids if i != self.tokenizer.eos_id]
         ids = self.direction.to_reading_order(written)
         reason = "stop" if output.finish_reason == "stop" else "length"
-        return Generation(self.written_text(prompt, ids), ids, reason)  # type: ignore[arg-type]
+        confidence = None
+        if sampling.confidence is not None:
+            rows = [{i: row.logprob for i, row in found.items()} for found in output.logprobs]
+            confidence = of_alternatives(rows, sampling.confidence)
+        return Generation(
+            self.written_text(prompt, ids),
+            ids,
+            reason,  # type: ignore[arg-type]
+            confidence=confidence,
+        )

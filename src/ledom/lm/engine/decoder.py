@@ -55,6 +55,8 @@ class Job:
     at_pattern: bool = False
     certainty: float = 0.0
     """Sum of `_divergence_from_uniform` over the tokens drawn."""
+    confidences: list[float] = field(default_factory=list)
+    """Of the tokens drawn, where they are asked for; see `lm.confidence`."""
 
 
 class _RowCache:
@@ -175,6 +177,11 @@ class Writer:
         drawn = self._draw(logits, [job for job in jobs if job is not None])
         certainties = _divergence_from_uniform(logits).tolist()
         tokens[torch.as_tensor(at, device=tokens.device)] = drawn
+        if (asked := self.sampling.confidence) is not None:
+            confidences = _confidences(logits, asked.top_k).tolist()
+            for job, confidence in zip(jobs, confidences, strict=True):
+                assert job is not None
+                job.confidences.append(confidence)
         for i, job, token, certainty in zip(at, jobs, drawn.tolist(), certainties, strict=True):
             assert job is not None
             job.certainty += certainty
@@ -328,6 +335,12 @@ def _divergence_from_uniform(logits: Tensor) -> Tensor:
     It is -mean(log p) - log V, and log p the logits less their logsumexp.
     """
     return logits.logsumexp(-1) - logits.mean(-1) - math.log(logits.shape[-1])
+
+
+def _confidences(logits: Tensor, top_k: int) -> Tensor:
+    """Minus the mean log-probability of the k most likely tokens, for each row [rows, V]."""
+    top = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values
+    return logits.logsumexp(-1) - top.mean(-1)
 
 
 def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:

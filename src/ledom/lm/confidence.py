@@ -1,0 +1,90 @@
+"""How sure a model was while it wrote, from the few most likely tokens at each place.
+
+The confidence of a token is minus the mean log-probability of the k most likely tokens there: where
+one token has nearly all of the probability, the others have little, and it is large. A text has
+its mean, that of its last window, and that of its least sure window (DeepConf: Fu et al., Deep
+Think with Confidence, 2025). Servers return such log-probabilities, so it works where the whole
+distribution is not at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ledom.core.errors import InputError
+
+__all__ = [
+    "Confidence",
+    "ConfidenceSettings",
+    "confidence_of",
+    "of_alternatives",
+    "token_confidence",
+]
+
+
+@dataclass(frozen=True)
+class ConfidenceSettings:
+    """What confidence is taken of."""
+
+    top_k: int = 20
+    """How many of the most likely tokens; servers allow 5 (OpenAI) or 20 (vLLM)."""
+    window: int = 64
+    """Tokens of a stretch. The paper's 2,048 are for reasoning of tens of thousands."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("top_k", self.top_k), ("window", self.window)):
+            if value < 1:
+                raise InputError(f"confidence: {name} is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The confidence of a text, in nats; the larger, the surer."""
+
+    mean: float
+    tail: float
+    """The mean of its last window."""
+    lowest: float
+    """The mean of its least sure window."""
+
+
+def token_confidence(logprobs: Sequence[float]) -> float:
+    """Minus the mean of the most likely tokens' log-probabilities.
+
+    >>> token_confidence([-0.5, -1.5])
+    1.0
+    """
+    return -float(np.mean(logprobs))
+
+
+def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:
+    """The confidence of a text whose tokens have these; None for no tokens.
+
+    A text shorter than the window is one window.
+
+    >>> confidence_of([4.0, 1.0, 1.0, 2.0], 2)
+    Confidence(mean=2.0, tail=1.5, lowest=1.0)
+    """
+    if not tokens:
+        return None
+    values = np.asarray(tokens, dtype=np.float64)
+    width = min(window, len(values))
+    means = np.convolve(values, np.full(width, 1 / width), mode="valid")
+    return Confidence(float(values.mean()), float(means[-1]), float(means.min()))
+
+
+def of_alternatives(
+    alternatives: Sequence[Mapping[object, float]], settings: ConfidenceSettings
+) -> Confidence | None:
+    """The confidence of a text for whose tokens a server gave log-probabilities by alternative.
+
+    The most likely `top_k` of each are taken: some servers add the token drawn.
+    """
+    tokens = [
+        token_confidence(sorted(found.values(), reverse=True)[: settings.top_k])
+        for found in alternatives
+    ]
+    return confidence_of(tokens, settings.window)

@@ -1,0 +1,122 @@
+"""Confidence: by hand, and every backend against plain transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ledom
+from command_line import Run
+from ledom.core.errors import InputError
+from ledom.core.records import CONFIDENCE, Candidate, read_records
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.backends.vllm import VLLMLanguageModel
+from ledom.lm.confidence import (
+    Confidence,
+    ConfidenceSettings,
+    confidence_of,
+    of_alternatives,
+    token_confidence,
+)
+from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.text.tokenizer import Tokenizer
+from stand_ins import CompletionsServer, PlainModel, vllm_module
+
+SETTINGS = ConfidenceSettings(top_k=3, window=4)
+SAMPLING = Sampling(temperature=0.8, max_tokens=12, seed=1, confidence=SETTINGS)
+PROMPT = "Ava has 2 pens.\n\n"
+
+
+def test_windows_by_hand() -> None:
+    assert token_confidence([-1.0, -2.0, -6.0]) == 3.0
+    # Windows of 2: (5 + 1) / 2 = 3, (1 + 2) / 2 = 1.5, (2 + 8) / 2 = 5
+    assert confidence_of([5.0, 1.0, 2.0, 8.0], 2) == Confidence(4.0, 5.0, 1.5)
+    assert confidence_of([5.0, 1.0], 64) == Confidence(3.0, 3.0, 3.0)
+    assert confidence_of([], 64) is None
+    # The token drawn, which a server adds, is not among the three most likely.
+    rows = [{"a": -1.0, "b": -2.0, "c": -3.0, "drawn": -9.0}]
+    assert of_alternatives(rows, SETTINGS) == Confidence(2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize("wrong", [{"top_k": 0}, {"window": 0}])
+def test_settings_are_checked(wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is 0; it must be at least 1"):
+        ConfidenceSettings(**wrong)
+
+
+def expected(plain: PlainModel, prompt: list[int], text: Generation) -> Confidence | None:
+    """From plain transformers' log-probabilities at every token drawn."""
+    ids = [*text.ids, *([plain.tokenizer.eos_id] if text.finish_reason == "stop" else [])]
+    with torch.no_grad():
+        logits = plain.model(torch.tensor([[*prompt, *ids]])).logits[0]
+    top = logits.log_softmax(-1)[len(prompt) - 1 : -1].topk(3).values
+    return confidence_of((-top.mean(-1)).tolist(), 4)
+
+
+def check(lm: LanguageModel, folder: Path) -> None:
+    plain = PlainModel(folder)
+    prompt = lm.prompt_ids(PROMPT, SAMPLING.max_tokens)
+    ((_, texts),) = lm.generate([PROMPT], SAMPLING, num_samples=2)
+    for text in texts:
+        found, right = text.confidence, expected(plain, prompt, text)
+        assert found is not None
+        assert right is not None
+        for name in ("mean", "tail", "lowest"):
+            assert getattr(found, name) == pytest.approx(getattr(right, name), rel=1e-4)
+    ((_, (unasked,)),) = lm.generate([PROMPT], Sampling(max_tokens=4))
+    assert unasked.confidence is None
+
+
+def test_local(checkpoints: dict[str, Path]) -> None:
+    check(ledom.load(checkpoints["forward"]), checkpoints["forward"])
+
+
+def test_vllm(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "vllm", vllm_module())
+    check(VLLMLanguageModel(checkpoints["forward"]), checkpoints["forward"])
+
+
+def test_server(checkpoints: dict[str, Path]) -> None:
+    folder = checkpoints["forward"]
+    plain = PlainModel(folder)
+    server = CompletionsServer(plain.complete)
+    try:
+        lm = ledom.load(f"openai:m,base_url={server.url},tokenizer={folder}", "forward")
+        ((_, texts),) = lm.generate([PROMPT], SAMPLING, num_samples=2)
+        assert server.requests[0]["logprobs"] == 3
+        # What the server drew is not what its text encodes to: ask it for the same ids again.
+        drawn = plain.complete(server.requests[0] | {"return_token_ids": True})["choices"]
+        prompt = drawn[0]["prompt_token_ids"]
+        for text, choice in zip(texts, drawn, strict=True):
+            ids = choice["token_ids"]
+            rows = plain.alternatives(prompt, ids, 3)
+            values = [-sum(sorted(row.values())[-3:]) / 3 for row in rows]
+            right = confidence_of(values, 4)
+            assert text.confidence is not None
+            assert right is not None
+            assert text.confidence.lowest == pytest.approx(right.lowest, rel=1e-4)
+            assert text.confidence.tail == pytest.approx(right.tail, rel=1e-4)
+    finally:
+        server.close()
+
+
+def test_a_backend_that_tells_none_refuses(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="fake: this backend tells no confidence"):
+        list(FakeLanguageModel(tokenizer).generate([PROMPT], SAMPLING))
+
+
+@pytest.mark.slow
+def test_candidates_carry_it_and_reports_choose_by_it(
+    run: Run, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    size = ("--num-problems", "2", "--samples", "2", "--max-tokens", "20")
+    models = ("--forward", checkpoints["forward"], "--reverse", "none")
+    assert run("rerank", *size, *models, "--confidence", "5", "--out", tmp_path)[0] == 0
+    drawn = read_records(tmp_path / "candidates.jsonl", Candidate)
+    for candidate in drawn:
+        mean, tail, lowest = (candidate.external_score(name) for name in CONFIDENCE)
+        assert lowest <= min(mean, tail) + 1e-4
+    report = (tmp_path / "report.md").read_text()
+    assert all(name in report for name in CONFIDENCE)
