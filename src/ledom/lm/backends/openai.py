@@ -207,8 +207,8 @@ class OpenAILanguageModel(LanguageModel):
             if not isinstance(choice.text, str):
                 raise ServerError(f"{self.name}: the server returned a choice without text")
             text = choice.text.encode(errors="replace").decode()  # half a surrogate pair is no text
-            ids = self.tokenizer.encode(text).ids
-            return Generation(text, ids, reason, confidence=confidence)
+            known = self.tokenizer.encode(text).ids
+            return Generation(text, known, reason, confidence=confidence)
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             raise ServerError(
