@@ -47,10 +47,9 @@ from ledom.data.problems import GENERATOR
 
 if TYPE_CHECKING:
     from ledom.core.records import Candidate, Problem
-    from ledom.rerank.fit import TunedWeights
     from ledom.rerank.pipeline import Job
 
-__all__ = ["COMMANDS", "Lambda", "MaskCopies", "WeightsFile", "choose_weights"]
+__all__ = ["COMMANDS", "Lambda", "MaskCopies", "WeightsFile"]
 
 _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
@@ -199,7 +198,7 @@ def rerank(
     """
     from ledom.lm.confidence import ConfidenceSettings
     from ledom.lm.language_model import Sampling
-    from ledom.rerank.pipeline import Job
+    from ledom.rerank.pipeline import Job, choose_weights
     from ledom.rerank.stages import Scoring
 
     refuse_unused(
@@ -265,20 +264,6 @@ def _solved_problems(file: Path | None) -> Sequence[Problem]:
     from ledom.core.records import Problem, read_records
 
     return () if file is None else read_records(file, Problem, Problem.require_solution)
-
-
-def choose_weights(
-    lam: float | None, file: Path | None, forward: str, reverse: str
-) -> TunedWeights:
-    """The weights that the user gave, else those of the models, else the two plain terms."""
-    from ledom.rerank.fit import TunedWeights
-    from ledom.rerank.pipeline import default_weights, embedded_weights
-
-    if lam is not None:
-        return default_weights(lam)
-    if file is not None:
-        return TunedWeights.load(file)
-    return embedded_weights(forward, reverse) or default_weights()
 
 
 def tune(

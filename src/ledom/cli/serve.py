@@ -18,7 +18,7 @@ from ledom.cli.options import (
     unused_by_models,
     use_threads,
 )
-from ledom.cli.rerank import Lambda, MaskCopies, WeightsFile, choose_weights
+from ledom.cli.rerank import Lambda, MaskCopies, WeightsFile
 from ledom.core.errors import InputError
 
 __all__ = ["COMMANDS"]
@@ -97,6 +97,7 @@ def serve(
     )
     if upstream is not None and upstream_model is None:
         raise InputError("--upstream needs --upstream-model: the model to ask it for")
+    from ledom.rerank.pipeline import choose_weights
     from ledom.serve.judge import Judge
     from ledom.serve.server import Server, require_extra
     from ledom.serve.settings import Limits, Settings

@@ -53,6 +53,7 @@ from ledom.text.answers import extract_answer
 __all__ = [
     "Job",
     "Selection",
+    "choose_weights",
     "default_weights",
     "embedded_weights",
     "preferred_strategy",
@@ -138,6 +139,17 @@ def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
     if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
         return None
     return TunedWeights.load(file)
+
+
+def choose_weights(
+    lam: float | None, file: str | Path | None, forward: str, reverse: str
+) -> TunedWeights:
+    """The weights that someone gave, else those of the models, else the two plain terms."""
+    if lam is not None:
+        return default_weights(lam)
+    if file is not None:
+        return TunedWeights.load(file)
+    return embedded_weights(forward, reverse) or default_weights()
 
 
 def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:

@@ -42,6 +42,7 @@ class Server:
         from ledom.serve.app import make_app
 
         settings.check()
+        self.service = service
         self._socket = _listen(settings.host, settings.port)
         self.port: int = self._socket.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -91,9 +92,12 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class BoundedHead(HttpToolsProtocol):
-        """Ends a connection whose next request's head is too slow or too long."""
+        """Ends a connection whose next request's head is too slow or too long, and one whose
+        client does not read.
+        """
 
         _timer: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
         _head_bytes = 0
 
         def connection_made(self, transport: Any) -> None:
@@ -102,6 +106,7 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop()
+            self._stop_watching()
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
@@ -117,6 +122,30 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
             super().data_received(data)
             if self._timer and self._head_bytes > _HEAD_BYTES:
                 self.transport.abort()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch(self.transport.get_write_buffer_size())
+
+        def resume_writing(self) -> None:
+            self._stop_watching()
+            super().resume_writing()
+
+        def _watch(self, size: int) -> None:
+            self._stop_watching()
+            self._unread = self.loop.call_later(limits.write_seconds, self._end_unread, size)
+
+        def _end_unread(self, before: int) -> None:
+            size = self.transport.get_write_buffer_size()
+            if size < before:
+                self._watch(size)
+            else:
+                self.transport.abort()
+
+        def _stop_watching(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
 
         def _start(self) -> None:
             if self._timer is None:

@@ -1,0 +1,224 @@
+"""Reverse Reward inside of trainers: TRL's GRPOTrainer, and verl's reward loop.
+
+    from ledom.rewards import trl_reward
+    GRPOTrainer(model, reward_funcs=[trl_reward(forward="my-forward", reverse="my-reverse")], ...)
+
+    verl: reward.custom_reward_function.path=pkg://ledom.rewards name=compute_score
+
+Models are loaded on first use, once per process, so that everything here pickles. Trainers that ask
+over HTTP find the same numbers behind `ledom serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ledom.core.errors import InputError
+from ledom.lm import EMBEDDED, load
+from ledom.rerank.pipeline import choose_weights
+from ledom.serve.batching import Batcher
+from ledom.serve.chat_text import answer_of, question_of
+from ledom.serve.judge import MASK_COPIES, Judge, Judgement, Pair
+from ledom.text.copies import copied_passages
+
+__all__ = ["ReverseRewardManager", "compute_score", "copied_share", "trl_reward"]
+
+_BATCH_SECONDS = 0.25  # that a batch of calls that wait for their rewards should take
+_WAITING = 1 << 20
+_NAME = "reverse_reward"  # as trainers log it
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Which reward; see `trl_reward`."""
+
+    forward: str = EMBEDDED
+    reverse: str = EMBEDDED
+    strategy: str | None = None
+    lam: float | None = None
+    weights: str | None = None
+    mask_copies: int = MASK_COPIES
+    device: str | None = None
+    dtype: str = "auto"
+
+    @functools.cache  # noqa: B019 (equal settings share the models, for as long as the process)
+    def judge(self) -> Judge:
+        """The judge, whose models are loaded once."""
+        models = [
+            None if name == "none" else load(name, direction, device=self.device, dtype=self.dtype)
+            for name, direction in ((self.forward, "forward"), (self.reverse, "reverse"))
+        ]
+        weights = choose_weights(self.lam, self.weights, self.forward, self.reverse)
+        return Judge(models[0], models[1], self.strategy, weights, self.mask_copies)
+
+
+def trl_reward(
+    *, asynchronous: bool = False, question: str | None = None, **settings: Any
+) -> Callable[..., Any]:
+    """A reward function for TRL's GRPOTrainer, as an `async def` where `asynchronous`.
+
+    `forward` and `reverse` are models as `ledom.load` takes them (default: the embedded pair), or
+    "none"; `strategy`, `lam` (lambda), `weights` (a file of `ledom tune`), `mask_copies`, `device`
+    and `dtype` are those of `ledom serve`. The question is the prompt's last message of the user;
+    `question` names a column of the dataset in its place.
+
+    The log-probabilities appear beside the completions (`log_p_xy` ...), and the share of each
+    answer that is copied from its question as the metric `copied_share`. A question that leaves no
+    room for an answer has no reward (None).
+    """
+    reward = _TRLReward(_Settings(**settings), question)
+    if not asynchronous:
+        return reward
+    found: Any = functools.partial(reverse_reward, reward)  # a coroutine function to `inspect`
+    found.__name__ = _NAME
+    return found  # type: ignore[no-any-return]
+
+
+@dataclass
+class _TRLReward:
+    settings: _Settings
+    question: str | None
+
+    def __post_init__(self) -> None:
+        self.__name__ = _NAME
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        asked = prompts if self.question is None else columns[self.question]
+        pairs = [
+            Pair(question_of(prompt), answer_of(completion))
+            for prompt, completion in zip(asked, completions, strict=True)
+        ]
+        judged = _judge(self.settings.judge(), pairs)
+        if log_extra is not None:
+            for name in _log_names(judged):
+                log_extra(name, [None if j is None else j.logprobs[name] for j in judged])
+        if log_metric is not None and pairs:
+            log_metric("copied_share", sum(map(copied_share, pairs)) / len(pairs))
+        return [None if judgement is None else judgement.reward for judgement in judged]
+
+
+async def reverse_reward(reward: _TRLReward, **given: Any) -> list[float | None]:
+    """The reward off the event loop; TRL logs it under this function's name."""
+    return await asyncio.to_thread(reward, **given)
+
+
+def _judge(judge: Judge, pairs: Sequence[Pair]) -> list[Judgement | None]:
+    """The judgements; None where the question leaves no room, so that a run does not end."""
+    fit: list[Pair] = []
+    for pair in pairs:
+        try:
+            judge.check([pair])
+            fit.append(pair)
+        except InputError as error:
+            logging.getLogger("ledom").warning("no reward for a completion: %s", error)
+    judged = dict(zip(fit, judge.judge(fit), strict=True))
+    return [judged.get(pair) for pair in pairs]
+
+
+def _log_names(judged: Sequence[Judgement | None]) -> list[str]:
+    first = next((judgement for judgement in judged if judgement is not None), None)
+    return [] if first is None else list(first.logprobs)
+
+
+def copied_share(pair: Pair) -> float:
+    """The share of an answer's characters in passages of `MASK_COPIES` words from its question.
+
+    >>> copied_share(Pair("One two three four five six seven eight?", "It is 8."))
+    0.0
+    """
+    passages = copied_passages(pair.answer, pair.question, MASK_COPIES)
+    return sum(end - start for start, end in passages) / max(1, len(pair.answer))
+
+
+async def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any = None,
+    extra_info: dict[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, float]:
+    """The reward as verl's `reward.custom_reward_function` calls it, batched across calls.
+
+    verl passes no prompt: the question is `extra_info["question"]`, which the dataset must have
+    (else use `ReverseRewardManager`). `settings` are those of `trl_reward`, from `reward_kwargs`.
+    Raises `InputError` without a question.
+    """
+    asked = (extra_info or {}).get("question")
+    if not isinstance(asked, str):
+        raise InputError(
+            "extra_info has no question; add the column to the dataset, or use "
+            "ledom.rewards.ReverseRewardManager, which reads the prompt"
+        )
+    for key in ("reward_router_address", "reward_model_tokenizer"):  # verl's own
+        settings.pop(key, None)
+    judgement = await _submit(_Settings(**settings), Pair(asked, answer_of(solution_str)))
+    return {"score": judgement.reward, **judgement.logprobs}
+
+
+class ReverseRewardManager:
+    """A reward manager for verl, which sees the prompt: `reward.reward_manager.module`.
+
+    It takes verl's arguments; further ones are settings of `trl_reward`.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: Any,
+        compute_score: Any = None,
+        reward_router_address: str | None = None,
+        reward_model_tokenizer: Any = None,
+        **settings: Any,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.settings = _Settings(**settings)
+
+    async def run_single(self, data: Any) -> dict[str, Any]:
+        """The reward of one sample: its last sequence, given the prompt's last user message."""
+        item = data[-1:][0]
+        responses = item.batch["responses"]
+        length = int(item.batch["attention_mask"][-responses.shape[-1] :].sum())
+        response = self.tokenizer.decode(responses[:length], skip_special_tokens=True)
+        question = question_of(list(item.non_tensor_batch["raw_prompt"]))
+        judgement = await _submit(self.settings, Pair(question, answer_of(response)))
+        info = {"acc": judgement.reward, **judgement.logprobs}
+        return {"reward_score": judgement.reward, "reward_extra_info": info}
+
+
+_batchers: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, dict[_Settings, Batcher[Pair, Judgement]]
+] = WeakKeyDictionary()
+
+
+def _submit(settings: _Settings, pair: Pair) -> Awaitable[Judgement]:
+    """Judge a pair in a batch with the other calls that wait in this event loop."""
+    known = _batchers.setdefault(asyncio.get_running_loop(), {})
+    if settings not in known:
+        known[settings] = Batcher(
+            lambda pairs: settings.judge().judge(pairs),
+            lambda pair: 1.0 + len(pair.question) + len(pair.answer),
+            _BATCH_SECONDS,
+            _WAITING,
+        )
+
+    async def one() -> Judgement:
+        settings_judge = await asyncio.to_thread(settings.judge)
+        settings_judge.check([pair])
+        (judgement,) = await known[settings].submit([pair])
+        return judgement
+
+    return one()

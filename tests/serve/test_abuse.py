@@ -1,0 +1,290 @@
+"""Whatever comes in is answered by a status and one line, and the server goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.serve.app import make_app
+from ledom.serve.judge import Judge, Judgement, Pair
+from ledom.serve.server import Server
+from ledom.serve.service import Service
+from ledom.serve.settings import Limits, Settings
+from serving import running
+
+Models = tuple[FakeLanguageModel, FakeLanguageModel]
+JSON = {"Content-Type": "application/json"}
+QUESTION = '"question": "How many?"'
+
+
+def nested(depth: int) -> bytes:
+    return b'{"question": "a", "answers": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+BODIES: dict[str, tuple[bytes, int, str]] = {
+    "not json": (b"{", 400, "not JSON"),
+    "empty": (b"", 422, "required"),
+    "a list": (b"[1]", 400, "expected a JSON object"),
+    "null": (b"null", 400, "expected a JSON object"),
+    "wrong type": (b'{"question": 7, "answers": ["a"]}', 422, "question: "),
+    "wrong list": (b'{"question": "a", "answers": "b"}', 422, "answers: "),
+    "missing": (f"{{{QUESTION}}}".encode(), 422, "answers: "),
+    "no answers": (f'{{{QUESTION}, "answers": []}}'.encode(), 422, "answers: "),
+    "empty question": (b'{"question": " \\n", "answers": ["a"]}', 400, "question is empty"),
+    "nan": (f'{{{QUESTION}, "answers": ["a"], "x": NaN}}'.encode(), 400, "NaN"),
+    "infinity": (f'{{{QUESTION}, "answers": ["a"], "x": 1e999}}'.encode(), 400, "too large"),
+    "digits": (f'{{{QUESTION}, "answers": [{"9" * 5000}]}}'.encode(), 400, "digits"),
+    "deep": (nested(5000), 400, "deep"),
+    "deeper": (nested(20000), 400, "deep"),
+    "bytes": (b'{"question": "\xff\xfe", "answers": ["a"]}', 400, "not UTF-8"),
+    "surrogate": (b'{"question": "\\ud800", "answers": ["a"]}', 400, "surrogate"),
+    "twice": (f'{{{QUESTION}, {QUESTION}, "answers": ["a"]}}'.encode(), 400, "twice"),
+    "large": (b'{"question": "' + b"a" * 60_000 + b'"}', 413, "larger than 50000 bytes"),
+    "many": (json.dumps({"question": "a", "answers": ["b"] * 10_000}).encode(), 413, "50"),
+    "long": (json.dumps({"question": "a", "answers": ["b c " * 9000]}).encode(), 413, "tokens"),
+    "long question": (json.dumps({"question": "b " * 4500, "answers": ["a"]}).encode(), 400, ""),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_bad_bodies(client: TestClient, name: str) -> None:
+    body, status, message = BODIES[name]
+    answer = client.post("/ledom/score", content=body, headers=JSON)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert message in error["message"]
+    assert error["code"] == status
+    assert len(error["message"]) < 500
+    assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/reward", "/get_reward", "/rerank", "/v1/chat/completions"])
+def test_bad_bodies_are_the_same_everywhere(client: TestClient, path: str) -> None:
+    for name in ("not json", "deep", "bytes", "large", "nan"):
+        body, status, _ = BODIES[name]
+        assert client.post(path, content=body, headers=JSON).status_code == status
+
+
+def test_odd_answers_are_scored(client: TestClient) -> None:
+    answers = ["", " ", "\x00", "\u202e", "<script>alert(1)</script>", "😀" * 50, "<|end|>" * 9]
+    body = {"question": "<script>", "answers": answers, "tokens": True}
+    answer = client.post("/ledom/score", json=body)
+    assert answer.status_code == 200
+    assert len(answer.json()["results"]) == len(answers)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/\\etc"],
+)
+def test_paths_lead_nowhere(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "root:" not in answer.text
+
+
+def test_a_wrong_method_is_405(client: TestClient) -> None:
+    assert client.get("/reward").status_code == 405
+    assert client.get("/reward").json()["error"]["type"] == "method_not_allowed"
+
+
+def test_other_hosts_are_refused_without_a_token(client: TestClient) -> None:
+    for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:8000", ""):
+        answer = client.get("/healthz", headers={"Host": host})
+        assert answer.status_code == 403
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:80"):
+        assert client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_a_token_is_asked_for(pair: Models) -> None:
+    app = make_app(Service(Judge(*pair), Settings(token="secret")))
+    body = {"queries": "a", "documents": ["b"]}
+    with TestClient(app, base_url="http://any.example") as client:
+        assert client.get("/healthz").status_code == 200
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+            answer = client.post("/score", json=body, headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert client.get("/metrics").status_code == 401
+        right = {"Authorization": "Bearer secret"}
+        assert client.post("/score", json=body, headers=right).status_code == 200
+
+
+def test_a_defect_says_nothing_of_itself(pair: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Judge, pairs: Any) -> Any:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(Judge, "judge", broken)
+    app = make_app(Service(Judge(*pair), Settings()))
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        answer = client.post("/score", json={"queries": "a", "documents": ["b"]})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert answer.json()["error"]["message"].startswith("internal error")
+
+
+class Gate:
+    """A judge that waits until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open, self.entered = threading.Event(), threading.Event()
+        judge: Callable[[Judge, Any], list[Judgement]] = Judge.judge
+
+        def wait(this: Judge, pairs: list[Pair]) -> list[Judgement]:
+            self.entered.set()
+            assert self.open.wait(20)
+            return judge(this, pairs)
+
+        monkeypatch.setattr(Judge, "judge", wait)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.open.set()
+
+
+def post(server: Server, answers: list[str]) -> httpx.Response:
+    body = {"question": "How many?", "answers": answers, "tokens": True}
+    return httpx.post(f"{server.url}/ledom/score", json=body, timeout=20)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def waiting(server: Server) -> float:
+    (line,) = [
+        line
+        for line in server.service.metrics.text().decode().splitlines()
+        if line.startswith("ledom_waiting_items ")
+    ]
+    return float(line.split()[1])
+
+
+def test_a_full_queue_is_429(pair: Models, gate: Gate) -> None:
+    with running(Judge(*pair), Limits(max_waiting=2)) as server, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(post, server, ["a"])
+        assert gate.entered.wait(20)
+        second = pool.submit(post, server, ["a", "b"])
+        until(lambda: waiting(server) == 2)
+        refused = post(server, ["c"])
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        gate.open.set()
+        assert first.result(20).status_code == second.result(20).status_code == 200
+        assert post(server, ["c"]).status_code == 200
+
+
+def test_work_of_a_client_that_has_gone_is_dropped(pair: Models, gate: Gate) -> None:
+    with running(Judge(*pair), Limits()) as server, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(post, server, ["a"])
+        assert gate.entered.wait(20)
+        body = json.dumps({"question": "How many?", "answers": ["a", "b", "c"]}).encode()
+        head = f"POST /ledom/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+        head += "Content-Type: application/json\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+            client.sendall(head.encode() + body)
+            until(lambda: waiting(server) == 3)
+        until(lambda: waiting(server) == 0)
+        gate.open.set()
+        assert first.result(20).status_code == 200
+
+
+def test_a_request_that_takes_too_long_is_504(pair: Models, gate: Gate) -> None:
+    with running(Judge(*pair), Limits(seconds=0.2)) as server:
+        answer = post(server, ["a"])
+        assert answer.status_code == 504
+        assert "0.2 s" in answer.json()["error"]["message"]
+        gate.open.set()
+
+
+def test_what_was_taken_is_finished_before_the_end(pair: Models, gate: Gate) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        with running(Judge(*pair), Limits()) as server:
+            taken = pool.submit(post, server, ["a", "b"])
+            assert gate.entered.wait(20)
+            server.stop()
+            threading.Timer(0.3, gate.open.set).start()
+        answer = taken.result(20)
+    assert answer.status_code == 200
+    assert len(answer.json()["results"]) == 2
+
+
+def test_a_client_that_does_not_read_is_dropped(pair: Models) -> None:
+    limits = Limits(write_seconds=0.3)
+    body = json.dumps({"question": "How many?", "answers": ["3 + 4 = 7 " * 50] * 200}).encode()
+    head = f"POST /ledom/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/json\r\n\r\n"
+    with running(Judge(*pair), limits) as server:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(20)
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(head.encode() + body)
+            connections = server._server.server_state.connections
+            until(lambda: len(connections) == 1)
+            until(lambda: len(connections) == 0)
+        assert post(server, ["a"]).status_code == 200
+
+
+def test_more_connections_than_allowed_are_503(pair: Models, gate: Gate) -> None:
+    with running(Judge(*pair), Limits(max_connections=3)) as server, ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(post, server, ["a"]) for _ in range(6)]
+        until(lambda: any(job.done() for job in jobs))
+        gate.open.set()
+        statuses = sorted(job.result(20).status_code for job in jobs)
+    assert statuses[0] == 200
+    assert statuses[-1] == 503
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_schemathesis_finds_no_5xx_and_no_undocumented_status(pair: Models) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, given, settings
+
+    limits = Limits(max_new_tokens=4, max_candidates=20)
+    app = make_app(Service(Judge(*pair), Settings(token="secret", limits=limits)))
+    schema = schemathesis.openapi.from_dict(app.openapi())
+    headers = {"Authorization": "Bearer secret"}
+    tried, paths = set(), app.openapi()["paths"]
+    with TestClient(app, raise_server_exceptions=False, headers=headers) as client:
+        for result in schema.get_all_operations():
+            operation = result.ok()
+            tried.add(operation.path)
+
+            def check(case: Any) -> None:
+                sent = case.as_transport_kwargs(base_url="http://testserver")
+                sent.pop("cookies", None)
+                sent["headers"] = {**(sent.get("headers") or {}), **headers}
+                answer = client.request(**sent)
+                known = paths[case.path][case.method.lower()]["responses"]
+                assert answer.status_code < 500, (case.path, sent, answer.text)
+                assert str(answer.status_code) in known, (case.path, sent, answer.status_code)
+
+            few = settings(
+                max_examples=15,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            few(given(case=operation.as_strategy())(check))()
+    assert {"/ledom/score", "/rerank", "/v1/completions", "/get_reward", "/classify"} <= tried

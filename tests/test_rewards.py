@@ -1,0 +1,221 @@
+"""Rewards inside of trainers: what TRL and verl call, as they call it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ledom
+from ledom import rewards
+from ledom.core.errors import InputError
+from ledom.rewards import ReverseRewardManager, compute_score, copied_share, trl_reward
+from ledom.serve.judge import Judge, Pair
+
+QUESTION, ANSWERS = "Ava has 3 pens.", ["it is 12", "3 + 4 = 7", ""]
+
+
+@pytest.fixture
+def models(checkpoints: dict[str, Path]) -> dict[str, str]:
+    return {name: str(folder) for name, folder in checkpoints.items()}
+
+
+@pytest.fixture
+def expected(models: dict[str, str]) -> list[float]:
+    """The judge's rewards."""
+    pair = (ledom.load(models["forward"], "forward"), ledom.load(models["reverse"], "reverse"))
+    return [j.reward for j in Judge(*pair).judge([Pair(QUESTION, a) for a in ANSWERS])]
+
+
+class Log:
+    """What TRL hands to reward functions for logging."""
+
+    def __init__(self) -> None:
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, float] = {}
+
+
+def call(reward: Any, prompts: list[Any], completions: list[Any], **columns: Any) -> Any:
+    """As TRL does, with everything that it passes; returns rewards and what was logged."""
+    log = Log()
+    found = reward(
+        prompts=prompts,
+        completions=completions,
+        completion_ids=[[1]] * len(prompts),
+        trainer_state=None,
+        log_extra=log.extra.__setitem__,
+        log_metric=log.metrics.__setitem__,
+        **columns,
+    )
+    return (asyncio.run(found) if inspect.isawaitable(found) else found), log
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_trl(models: dict[str, str], expected: list[float], asynchronous: bool) -> None:
+    reward = trl_reward(asynchronous=asynchronous, **models)
+    assert inspect.iscoroutinefunction(reward) == asynchronous
+    assert reward.__name__ == "reverse_reward"
+    found, log = call(reward, [QUESTION] * 3, ANSWERS)
+    assert found == pytest.approx(expected)
+    assert set(log.extra) == {"log_p_yx", "log_p_xy", "log_p_y"}
+    sums = zip(log.extra["log_p_yx"], log.extra["log_p_xy"], strict=True)
+    assert found == pytest.approx([(a + b) / 2 for a, b in sums])  # lambda 0.5, untuned
+    assert log.metrics == {"copied_share": 0.0}
+    again, _ = call(pickle.loads(pickle.dumps(reward)), [QUESTION] * 3, ANSWERS)
+    assert again == found
+
+
+def test_trl_sends_messages_for_conversations(
+    models: dict[str, str], expected: list[float]
+) -> None:
+    prompts = [[{"role": "user", "content": QUESTION}]] * 3
+    completions = [[{"role": "assistant", "content": answer}] for answer in ANSWERS]
+    assert call(trl_reward(**models), prompts, completions)[0] == pytest.approx(expected)
+    reward = trl_reward(question="asked", **models)
+    found, _ = call(reward, ["other"] * 3, ANSWERS, asked=[QUESTION] * 3)
+    assert found == pytest.approx(expected)
+
+
+def test_a_question_without_room_has_no_reward(
+    models: dict[str, str], expected: list[float]
+) -> None:
+    long = "pens " * 5000
+    found, log = call(trl_reward(**models), [QUESTION, long], ANSWERS[:2])
+    assert found == [pytest.approx(expected[0]), None]
+    assert log.extra["log_p_xy"][1] is None
+
+
+def test_who_restates_the_question_is_not_rewarded_for_it(models: dict[str, str]) -> None:
+    question = "Ava has three red pens and buys four blue pens from Bo. How many?"
+    restated = [question, f"{question} 7"]
+    reward = trl_reward(forward="none", reverse=models["reverse"])
+    guarded, log = call(reward, [question] * 2, restated)
+    # Without the copied passage, which ends before the question mark.
+    nothing, _ = call(reward, [question] * 2, ["?", "? 7"])
+    assert guarded == pytest.approx(nothing)  # what was copied is not there
+    assert log.metrics["copied_share"] > 0.9
+
+
+def test_the_copied_share_counts_characters_of_long_passages() -> None:
+    question = "one two three four five six seven eight nine"
+    assert copied_share(Pair(question, question)) == 1.0
+    assert copied_share(Pair(question, "one two three four five six seven")) == 0.0
+    assert copied_share(Pair(question, "")) == 0.0
+    answer = "one two three four five six seven eight ... and so on and on and on"
+    assert copied_share(Pair(question, answer)) == pytest.approx(39 / len(answer))
+
+
+def test_verl_calls_are_batched(
+    models: dict[str, str], expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    judge = Judge.judge
+
+    def watch(self: Judge, pairs: Any) -> Any:
+        sizes.append(len(pairs))
+        return judge(self, pairs)
+
+    monkeypatch.setattr(Judge, "judge", watch)
+
+    async def all_calls() -> list[dict[str, float]]:
+        return await asyncio.gather(
+            *(
+                compute_score("gsm8k", answer, "7", {"question": QUESTION, "index": 1}, **models)
+                for answer in ANSWERS
+            )
+        )
+
+    found = asyncio.run(all_calls())
+    assert [row["score"] for row in found] == pytest.approx(expected)
+    assert set(found[0]) == {"score", "log_p_yx", "log_p_xy", "log_p_y"}
+    assert inspect.iscoroutinefunction(compute_score)
+    assert sum(sizes) == 3
+    assert len(sizes) < 3
+
+
+def test_verl_without_a_question_says_what_to_do() -> None:
+    with pytest.raises(InputError, match="ReverseRewardManager"):
+        asyncio.run(compute_score("gsm8k", "7", "7", {}))
+
+
+class _Item:
+    """One sample as verl's DataProto gives it, and a slice of one."""
+
+    def __init__(self, tokenizer: Any, answer: str) -> None:
+        ids = tokenizer.encode(answer).ids
+        self.batch = {
+            "responses": torch.tensor([*ids, 0, 0]),
+            "attention_mask": torch.tensor([1, 1, *[1] * len(ids), 0, 0]),
+        }
+        messages = [{"role": "system", "content": "x"}, {"role": "user", "content": QUESTION}]
+        self.non_tensor_batch = {"raw_prompt": messages, "data_source": "any"}
+
+    def __getitem__(self, key: Any) -> _Item:
+        return self
+
+
+class _Tokenizer:
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def decode(self, ids: Any, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return str(self.tokenizer.decode(ids.tolist()))
+
+
+def test_verls_manager_reads_the_prompt(
+    models: dict[str, str], expected: list[float], tokenizer: Any
+) -> None:
+    manager = ReverseRewardManager(
+        config=None, tokenizer=_Tokenizer(tokenizer), compute_score=None, **models
+    )
+
+    async def both() -> list[dict[str, Any]]:
+        items = [_Item(tokenizer, answer) for answer in ANSWERS[:2]]
+        return await asyncio.gather(*(manager.run_single(item) for item in items))
+
+    found = asyncio.run(both())
+    assert [row["reward_score"] for row in found] == pytest.approx(expected[:2])
+    assert found[0]["reward_extra_info"]["acc"] == pytest.approx(expected[0])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_grpo_trains_on_it(models: dict[str, str], tmp_path: Path, asynchronous: bool) -> None:
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"prompt": [f"{QUESTION} {i}\n\n" for i in range(8)]})
+    settings = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        num_generations=2,
+        max_completion_length=6,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+    )
+    trainer = trl.GRPOTrainer(
+        model=models["forward"],
+        reward_funcs=[trl_reward(asynchronous=asynchronous, **models)],
+        args=settings,
+        train_dataset=rows,
+    )
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "rewards/reverse_reward/mean" in row]
+    assert len(logged) == 2
+    assert all(row["rewards/reverse_reward/mean"] < 0 for row in logged)
+    assert any("copied_share" in key for row in logged for key in row)
+
+
+def test_equal_settings_share_the_models(models: dict[str, str]) -> None:
+    first, second = rewards._Settings(**models), rewards._Settings(**models)
+    assert first.judge() is second.judge()
