@@ -201,3 +201,21 @@ def test_lm_evals_client_gets_what_the_harness_gets_in_process(
         assert sent == pytest.approx(value, abs=1e-4)
     if direction == "forward":
         assert [greedy for _, greedy in over_http] == [greedy for _, greedy in in_process]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_coheres_client_ranks(server: Server) -> None:
+    cohere = pytest.importorskip("cohere")
+    documents = ["it is 12", "3 + 4 = 7", "7"]
+    asked: dict[str, Any] = {"model": "ledom", "query": "Ava has 3 pens.", "documents": documents}
+    own = post(server, "/rerank", **asked)["results"]
+    with httpx.Client() as one, httpx.Client() as two:
+        newer = cohere.ClientV2(api_key="none", base_url=server.url, httpx_client=one)
+        older = cohere.Client(api_key="none", base_url=server.url, httpx_client=two)
+        for found in (newer.rerank(**asked), older.rerank(**asked, return_documents=True)):
+            assert [row.index for row in found.results] == [row["index"] for row in own]
+            assert [row.relevance_score for row in found.results] == pytest.approx(
+                [row["relevance_score"] for row in own]
+            )
+        assert len(newer.rerank(**asked, top_n=1).results) == 1
