@@ -282,6 +282,8 @@ def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Pat
     sources, notes = find_suite("ledom", Options(data=tmp_path))
     assert [source.name for source in sources] == ["boolq", "arc_easy"]
     assert sources[0].published[0].reverse == 37.77
+    assert "not the very task that figures were published for" in sources[0].notes[0]
+    assert sources[1].notes == ()
     assert any("winogrande is left out" in note for note in notes)
     (tmp_path / "arc_easy.jsonl").unlink()
     with pytest.raises(InputError, match="holds no task of the suite 'r2l'; logiqa is left out"):

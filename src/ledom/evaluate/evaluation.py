@@ -73,7 +73,7 @@ def evaluate_models(job: Job, track: Track) -> Evaluation:
 def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
     """All rows of one benchmark."""
     measured: list[Measured] = []
-    notes: list[str] = []
+    notes = list(source.notes)
     chance = None
     for model in job.models:
         lm = KeptLM(model, source.name, job.out, track, job.add_bos_token)

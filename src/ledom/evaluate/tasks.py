@@ -64,6 +64,7 @@ class Source:
     name: str
     load: Callable[[Direction], Sequence[Any]]
     published: tuple[Published, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
@@ -121,7 +122,9 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
         load = partial(_problems, name, name, options)
     else:
         load = partial(_from_harness, name, options)
-    return Source(name, load, task.published)
+    other = file is not None and file.stem in task.files
+    notes = (f"from {file}: not the very task that figures were published for",) if other else ()
+    return Source(name, load, task.published, notes)
 
 
 def _from_file(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
