@@ -83,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lm = load(arguments.model, "forward")
-    model = AutoModelForCausalLM.from_pretrained(lm.path, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
     eos = lm.tokenizer.eos_id
     problems = list(generate_problems("valid", BATCH, seed=3))
     texts = [lm.pair_format.before_solution(problem.question) for problem in problems]

@@ -152,9 +152,9 @@ def compare(case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int)
     from lm_eval.models.huggingface import HFLM
 
     asked = targets(lm, pairs, shots)
-    plain = AutoModelForCausalLM.from_pretrained(lm.path, dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
     plain.config.max_position_embeddings = lm.context
-    backend = AutoTokenizer.from_pretrained(lm.path)
+    backend = AutoTokenizer.from_pretrained(lm.name)
     few = asked[:: max(1, len(asked) // sample)]
     requests = peer_requests(lm, few)
 

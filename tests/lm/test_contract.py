@@ -265,3 +265,11 @@ def test_sampling_settings_are_checked() -> None:
         Sampling(temperature=float("nan"))
     with pytest.raises(InputError, match=r"stop_pattern '\(' is not a regular expression"):
         Sampling(stop_pattern="(")
+
+
+def test_the_number_of_parameters_is_the_models_or_unknown(
+    lm: LanguageModel, backend: tuple[str, ledom.Direction], plain: PlainModel
+) -> None:
+    count = sum(weight.numel() for weight in plain.model.parameters())  # tied ones once
+    expected = {"hf": count, "vllm": count, "openai": None, "fake": 0}
+    assert lm.num_parameters == expected[backend[0]]

@@ -112,17 +112,6 @@ class Generation:
 class LanguageModel(ABC):
     """A model with a direction, a tokenizer and the pair format that it was trained on."""
 
-    name: str
-    direction: Direction
-    tokenizer: Tokenizer
-    pair_format: PairFormat
-    fingerprint: str
-    """Changes when the model does: what was computed with another one is not reused."""
-    context: int
-    """Longest text in tokens, special ones included."""
-    bos_ids: list[int]
-    """The special tokens that the model reads first, in its own order: its tokenizer's BOS, or the
-    EOS that ends the document before; none where it was trained with none."""
     batches_requests: ClassVar[bool] = True
     """Whether requests of one call are computed together, so that the last bits of a result may
     depend on the others. To repeat a result to the bit, the whole call is repeated."""
@@ -134,6 +123,32 @@ class LanguageModel(ABC):
     """Whether `generate` takes `Sampling.confidence`."""
     tells_hits: ClassVar[bool] = False
     """Whether it has `logprobs_and_hits`."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        direction: Direction,
+        tokenizer: Tokenizer,
+        pair_format: PairFormat,
+        bos_ids: list[int],
+        context: int,
+        fingerprint: str,
+        num_parameters: int | None = None,
+    ) -> None:
+        self.name = name
+        self.direction = direction
+        self.tokenizer = tokenizer
+        self.pair_format = pair_format
+        self.bos_ids = bos_ids
+        """The special tokens that the model reads first, in its own order: its tokenizer's BOS, or
+        the EOS that ends the document before; none where it was trained with none."""
+        self.context = context
+        """Longest text in tokens, special ones included."""
+        self.fingerprint = fingerprint
+        """Changes when the model does: what was computed with another one is not reused."""
+        self.num_parameters = num_parameters
+        """Parameters, tied ones counted once; None where nobody says, as for a server's model."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -188,6 +203,17 @@ class LanguageModel(ABC):
                 f"{self.name}: this backend cannot stop at a pattern; give the model's folder, "
                 "which runs in this process"
             )
+
+    def text_prompts(
+        self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
+    ) -> tuple[list[str], list[list[int]]]:
+        """The prompts of a backend that takes texts alone, and their ids in model order.
+
+        Raises `InputError` like `check_request`, and for a prompt that leaves no room to write.
+        """
+        self.check_request(prompts, sampling, num_samples)
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        return texts, [self.prompt_ids(text, sampling.max_tokens) for text in texts]
 
     def prompt_ids(self, prompt: str, max_tokens: int) -> list[int]:
         """A prompt's ids in model order, as the model reads them; see `check_room`."""

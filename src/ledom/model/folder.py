@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from ledom.core.files import write_atomically
 from ledom.core.reading import check_regular, read_json, read_json_object, real_path
 from ledom.model.foreign.aliases import what_to_run
 
-__all__ = ["file_digest", "hash_files", "loaded_files", "weight_files"]
+__all__ = ["count_parameters", "file_digest", "hash_files", "loaded_files", "weight_files"]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # as transformers looks for them
 _SMALL_FILES = (
@@ -68,6 +69,26 @@ def loaded_files(folder: Path) -> list[Path]:
     config = read_json_object(folder / "config.json")
     small = [_regular(folder / name) for name in _SMALL_FILES if (folder / name).exists()]
     return small + weight_files(folder, config)
+
+
+def count_parameters(folder: Path) -> int:
+    """The numbers in the tensors that a model folder stores, without reading them.
+
+    Raises `CheckpointError` for a damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    total = 0
+    for file in weight_files(folder, read_json_object(folder / "config.json")):
+        if file.suffix != ".safetensors":  # their index
+            continue
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                    total += math.prod(tensors.get_slice(name).get_shape())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: damaged ({error}); save the model again") from None
+    return total
 
 
 def hash_files(files: Sequence[Path]) -> str:

@@ -107,7 +107,7 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
 
 def model_info(lm: LanguageModel) -> ModelInfo:
     """What a report says of a model."""
-    return ModelInfo(name=lm.name, parameters=getattr(lm, "num_parameters", None))
+    return ModelInfo(name=lm.name, parameters=lm.num_parameters)
 
 
 def worked_cases(

@@ -7,7 +7,6 @@ generation config, and a model card that says how the model came about and how t
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from ledom.core.files import write_folder
 from ledom.core.hub import render_card
 from ledom.core.reading import check_regular, read_json_object
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
+from ledom.model.folder import count_parameters
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.run_folder import Run
 
@@ -110,7 +110,7 @@ def model_card(
 def _facts(run: Run, config: dict[str, Any], tokenizer: Tokenizer) -> list[tuple[str, str]]:
     facts = [
         ("direction", config[DIRECTION_KEY]),
-        ("parameters", f"{_num_parameters(run.model):,}"),
+        ("parameters", f"{count_parameters(run.model):,}"),
         ("width, layers", f"{config.get('hidden_size')}, {config.get('num_hidden_layers')}"),
         ("vocabulary", f"{tokenizer.vocab_size:,}; end token {_code(tokenizer.eos_token)}"),
         ("context", f"{config.get('max_position_embeddings')} tokens"),
@@ -126,21 +126,6 @@ def _facts(run: Run, config: dict[str, Any], tokenizer: Tokenizer) -> list[tuple
 def _code(text: str) -> str:
     """A text as it is, in a cell of a Markdown table."""
     return "`" + text.replace("|", "\\|") + "`"
-
-
-def _num_parameters(folder: Path) -> int:
-    """Of the stored tensors, without reading them."""
-    from safetensors import SafetensorError, safe_open
-
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    total += math.prod(tensors.get_slice(name).get_shape())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: damaged ({error}); save the model again") from None
-    return total
 
 
 def _losses(run: Run) -> Sequence[dict[str, float]]:

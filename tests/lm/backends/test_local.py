@@ -35,7 +35,7 @@ def lm(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> HFLangua
 @pytest.fixture(scope="module")
 def plain(lm: HFLanguageModel) -> PreTrainedModel:
     """The same weights as transformers loads them."""
-    return AutoModelForCausalLM.from_pretrained(lm.path, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
 
 
 def whole(lm: HFLanguageModel, text: str) -> TokenSpan:

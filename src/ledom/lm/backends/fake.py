@@ -37,13 +37,16 @@ class FakeLanguageModel(LanguageModel):
         answers: Sequence[str] = ("1 + 1 = 2\n#### 2", "1 + 1 = 3\n#### 3"),
         context: int = 4096,
     ) -> None:
-        self.name = "fake"
-        self.direction = Direction(direction)
-        self.tokenizer = tokenizer
-        self.pair_format = PairFormat()
-        self.bos_ids = [tokenizer.eos_id]
-        self.fingerprint = f"fake-{self.direction}"
-        self.context = context
+        super().__init__(
+            name="fake",
+            direction=Direction(direction),
+            tokenizer=tokenizer,
+            pair_format=PairFormat(),
+            bos_ids=[tokenizer.eos_id],
+            context=context,
+            fingerprint=f"fake-{Direction(direction)}",
+            num_parameters=0,
+        )
         self.answers = list(answers)
         self.num_scored = 0
         """Targets scored so far: tests read it to see that nothing is scored twice."""
@@ -67,10 +70,7 @@ class FakeLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        self.check_request(prompts, sampling, num_samples)
-        for prompt in prompts:
-            if isinstance(prompt, str):
-                self.prompt_ids(prompt, sampling.max_tokens)
+        self.text_prompts(prompts, sampling, num_samples)
         for place, prompt in enumerate(prompts):
             numbers = range(first_sample, first_sample + num_samples)
             yield place, [self._draw(prompt, sampling, number) for number in numbers]

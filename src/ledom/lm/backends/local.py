@@ -76,13 +76,19 @@ class HFLanguageModel(LanguageModel):
         checkpoint = load_checkpoint(
             path, direction, _torch_dtype(dtype, place), eos_token, bos_token=bos_token
         )
-        self.name = str(path)
-        self.path = Path(path)
-        self.direction = checkpoint.direction
-        self.tokenizer = checkpoint.tokenizer
-        self.pair_format = checkpoint.pair_format
-        self.bos_ids = checkpoint.bos_ids
-        self.context = checkpoint.context
+        fingerprint = checkpoint.fingerprint
+        if checkpoint.model.dtype != torch.float32:  # other numbers: not to be mixed
+            fingerprint += f"-{str(checkpoint.model.dtype).removeprefix('torch.')}"
+        super().__init__(
+            name=str(path),
+            direction=checkpoint.direction,
+            tokenizer=checkpoint.tokenizer,
+            pair_format=checkpoint.pair_format,
+            bos_ids=checkpoint.bos_ids,
+            context=checkpoint.context,
+            fingerprint=fingerprint,
+            num_parameters=sum(p.numel() for p in checkpoint.model.parameters()),
+        )
         self.model = checkpoint.model
         self.model.to(place)  # type: ignore[arg-type]
         self._own = OwnForward(self.model)
@@ -90,16 +96,8 @@ class HFLanguageModel(LanguageModel):
         eos_id = self.tokenizer.eos_id
         self._reach = packing_reach(self.model, self._trunk.packed, eos_id, self.context)
         self._said = False
-        self.fingerprint = checkpoint.fingerprint
-        if self.model.dtype != torch.float32:  # other numbers: not to be mixed
-            self.fingerprint += f"-{str(self.model.dtype).removeprefix('torch.')}"
         self.tokens_per_batch = tokens_per_batch
         self.rows = rows
-
-    @property
-    def num_parameters(self) -> int:
-        """Parameters, tied ones counted once."""
-        return sum(p.numel() for p in self.model.parameters())
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         return self._read_off(targets, _logprobs)

@@ -27,6 +27,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError, MissingExtraError, ServerError
 from ledom.lm.confidence import Confidence, of_alternatives
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
+from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -74,9 +75,7 @@ class OpenAILanguageModel(LanguageModel):
             )
         if concurrency < 1:
             raise InputError(f"concurrency is {concurrency}; it must be at least 1")
-        self.name = model
-        self._read(tokenizer, direction, eos_token, bos_token)
-        self.context = context or self.context
+        info = _model_info(model, tokenizer, direction, eos_token, bos_token)
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         try:
             self._client = openai.OpenAI(
@@ -84,42 +83,18 @@ class OpenAILanguageModel(LanguageModel):
             )
         except openai.OpenAIError as error:
             raise InputError(f"{model}: {error}") from None
-        self.fingerprint = self._identity()
+        context = context or info.context
+        super().__init__(
+            name=model,
+            direction=info.direction,
+            tokenizer=info.tokenizer,
+            pair_format=info.pair_format,
+            bos_ids=info.bos_ids,
+            context=context,
+            fingerprint=_identity(str(self._client.base_url), model, info, context),
+        )
         self._concurrency = concurrency
         self._limit = _RateLimit(requests_per_second)
-
-    def _identity(self) -> str:
-        """A hash of all that is known of the model; what weights the server has is not."""
-        use = (self.pair_format.template, self.pair_format.style, self.context)
-        special = (self.tokenizer.fingerprint, self.tokenizer.eos_id, self.bos_ids)
-        known = [str(self._client.base_url), self.name, str(self.direction), *special, *use]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-
-    def _read(
-        self,
-        source: str | Path,
-        direction: Direction | str | None,
-        eos_token: str | None,
-        bos_token: str | None,
-    ) -> None:
-        """Take tokenizer and, from a model folder, all that it says besides the weights."""
-        from ledom.model.checkpoint import bos_ids, read_checkpoint_info
-
-        if (Path(source) / "config.json").is_file():
-            info = read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
-            self.direction, self.bos_ids = info.direction, info.bos_ids
-            self.tokenizer, self.pair_format = info.tokenizer, info.pair_format
-            self.context = info.context
-            return
-        if direction is None:
-            raise DirectionError(
-                f"{self.name}: a server records no direction; say direction='forward' or 'reverse'"
-            )
-        self.direction = Direction(direction)
-        self.tokenizer = Tokenizer.load(source, eos_token)
-        self.bos_ids = bos_ids(self.tokenizer, self.direction, asked=bos_token)
-        self.pair_format = PairFormat()
-        self.context = _CONTEXT
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         for target in targets:
@@ -163,9 +138,7 @@ class OpenAILanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        self.check_request(prompts, sampling, num_samples)
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        contexts = [self.prompt_ids(text, sampling.max_tokens) for text in texts]
+        texts, contexts = self.text_prompts(prompts, sampling, num_samples)
         # A server of text adds what its tokenizer does, and cannot flip a reverse model's text.
         own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
         reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE
@@ -281,6 +254,34 @@ class OpenAILanguageModel(LanguageModel):
             raise ServerError(
                 f"{self.name}: the server's answer makes no sense: {error}"
             ) from error
+
+
+def _model_info(
+    model: str,
+    source: str | Path,
+    direction: Direction | str | None,
+    eos_token: str | None,
+    bos_token: str | None,
+) -> CheckpointInfo:
+    """What a model folder says besides its weights; of a tokenizer alone, what follows from it."""
+    if (Path(source) / "config.json").is_file():
+        return read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
+    if direction is None:
+        raise DirectionError(
+            f"{model}: a server records no direction; say direction='forward' or 'reverse'"
+        )
+    direction = Direction(direction)
+    tokenizer = Tokenizer.load(source, eos_token)
+    first = bos_ids(tokenizer, direction, asked=bos_token)
+    return CheckpointInfo(Path(source), tokenizer, direction, PairFormat(), first, _CONTEXT)
+
+
+def _identity(base_url: str, model: str, info: CheckpointInfo, context: int) -> str:
+    """A hash of all that is known of the model; what weights the server has is not."""
+    use = (info.pair_format.template, info.pair_format.style, context)
+    special = (info.tokenizer.fingerprint, info.tokenizer.eos_id, info.bos_ids)
+    known = [base_url, model, str(info.direction), *special, *use]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def _prompt_logprobs(answer: Any) -> list[float | None] | None:

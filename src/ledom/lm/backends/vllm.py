@@ -21,6 +21,7 @@ from ledom.core.errors import CheckpointError, InputError, MissingExtraError
 from ledom.lm.confidence import of_alternatives
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.model.checkpoint import read_checkpoint_info
+from ledom.model.folder import count_parameters
 
 __all__ = ["VLLMLanguageModel"]
 
@@ -66,14 +67,19 @@ class VLLMLanguageModel(LanguageModel):
                 f"and give vllm:{path},tensor_parallel_size=N"
             )
         info = read_checkpoint_info(path, direction, eos_token, bos_token=bos_token)
-        self.name = str(path)
-        self.direction, self.bos_ids = info.direction, info.bos_ids
-        self.tokenizer, self.pair_format = info.tokenizer, info.pair_format
         longest = int(engine.setdefault("max_model_len", info.context))
         decisive = {key: engine[key] for key in sorted(engine) if key not in _RESOURCES}
-        self.fingerprint = f"{info.fingerprint}-vllm-{dtype}-{digest(repr(decisive)):x}"
-        # A scored text is all prompt, and vLLM wants room for one token more.
-        self.context = longest - 2
+        super().__init__(
+            name=str(path),
+            direction=info.direction,
+            tokenizer=info.tokenizer,
+            pair_format=info.pair_format,
+            bos_ids=info.bos_ids,
+            # A scored text is all prompt, and vLLM wants room for one token more.
+            context=longest - 2,
+            fingerprint=f"{info.fingerprint}-vllm-{dtype}-{digest(repr(decisive)):x}",
+            num_parameters=count_parameters(info.folder),
+        )
         try:
             self._llm = vllm.LLM(
                 model=str(path),
@@ -112,9 +118,7 @@ class VLLMLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        self.check_request(prompts, sampling, num_samples)
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        contexts = [self.prompt_ids(text, sampling.max_tokens) for text in texts]
+        texts, contexts = self.text_prompts(prompts, sampling, num_samples)
         numbers = range(first_sample, first_sample + num_samples)
         together = max(1, _TOGETHER // num_samples)
         for first in range(0, len(texts), together):
