@@ -7,7 +7,7 @@ Needs `pip install ledom[bench]`. Both score the same spans with the same weight
 threads: log P(x|y) reverse, log P(y|x) forward. The peer runs at each of its batch sizes and its
 best is compared; every sum must agree to 1e-3. Without files, generated problems and samples of
 the embedded model stand in for them. The shares of the rates of a plain product, torch's own and
-oneDNN's (`ledom.lm.engine.kernels`), count only work that must be done (`needed_flops`).
+oneDNN's (`ledom.model.kernels`), count only work that must be done (`needed_flops`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
 from ledom.lm import embedded_folder, load
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.engine.kernels import linear
 from ledom.lm.engine.prefix_tree import PrefixTree
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
+from ledom.model.kernels import linear
 from ledom.rerank.sample import sample_candidates
 
 NUM_QUESTIONS, NUM_CANDIDATES, NUM_SHOTS = 64, 16, 8

@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ledom.core.errors import CheckpointError
+from ledom.model.kernels import causal_attention, causal_attention_backward, has_normalizers
 
 __all__ = ["IMPLEMENTATION", "Attend", "packed_attention"]
 
@@ -53,13 +54,7 @@ def packed_attention(
     is a document. Raises `ValueError` for boundaries that do not end at T, `CheckpointError` for an
     architecture whose attention is another.
     """
-    for name, what in _OTHER_ATTENTION.items():
-        if kwargs.get(name) is not None:
-            kind = type(module).__name__
-            raise CheckpointError(f"{kind}: ledom does not compute {what}; use another model")
-    if attention_mask is not None:  # such as ALiBi, or a choice of keys
-        kind = type(module).__name__
-        raise CheckpointError(f"{kind}: ledom does not read masks; use another model")
+    _refuse_other_attention(module, attention_mask, kwargs)
     if attend is not None:
         if scaling is not None:  # `attend` divides by the root of the head's width
             query = query * (scaling * query.shape[-1] ** 0.5)
@@ -71,23 +66,40 @@ def packed_attention(
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if cu_seq_lens_q is None:
-        out = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, dropout_p=dropout
-        )
-        return out.transpose(1, 2), None
-    if query.device.type == "cpu" and not dropout:
+    return _documents(query, key, value, cu_seq_lens_q, scale, dropout).transpose(1, 2), None
+
+
+def _refuse_other_attention(
+    module: torch.nn.Module, mask: Tensor | None, arguments: dict[str, Any]
+) -> None:
+    kind = type(module).__name__
+    for name, what in _OTHER_ATTENTION.items():
+        if arguments.get(name) is not None:
+            raise CheckpointError(f"{kind}: ledom does not compute {what}; use another model")
+    if mask is not None:  # such as ALiBi, or a choice of keys
+        raise CheckpointError(f"{kind}: ledom does not read masks; use another model")
+
+
+def _documents(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    boundaries: Tensor | None,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """[batch, H, T, D] each -> [batch, H, T, D], the fastest way on the device."""
+    if boundaries is not None and query.device.type == "cpu" and not dropout:
         dtype = value.dtype  # under autocast rotary positions leave queries and keys in fp32
-        q, k = query.to(dtype), key.to(dtype)
-        attended: Tensor = _packed_cpu(q, k, value, cu_seq_lens_q, scale)[0]
-        return attended.transpose(1, 2), None
-    sizes = cu_seq_lens_q.diff().tolist()
+        found: Tensor = _packed_cpu(query.to(dtype), key.to(dtype), value, boundaries, scale)[0]
+        return found
+    sizes = [query.shape[2]] if boundaries is None else boundaries.diff().tolist()
     documents = zip(*(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
     parts = [
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
         for q, k, v in documents
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2)
 
 
 def _runs(boundaries: Tensor) -> Iterator[tuple[int, int, int]]:
@@ -109,31 +121,21 @@ def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
 
 
 # Operations of our own are opaque to the compiler, which would otherwise compile anew for every
-# number of documents. In fp32 they call the kernel of scaled_dot_product_attention and its
-# derivative. In bf16 that kernel is slow (its backward pass four times, for heads of 32): plain
-# products, a block of queries against the keys that they may see, take half the time, and nothing
-# but inputs and output is kept.
-_KERNEL = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_KERNEL_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-_BLOCK = 128  # queries at a time
-
-
+# number of documents. Nothing but inputs, output and normalizers is kept.
 @torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
 def _packed_cpu(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """[1, H, T, D] each -> [1, H, T, D] and in fp32 the logarithms of the normalizers [H, T]."""
+    """[1, H, T, D] each -> [1, H, T, D] and the logarithms of the normalizers, see `_outputs`."""
     if boundaries[-1] != query.shape[2]:
         raise ValueError(f"the boundaries end at {boundaries[-1]}, the row at {query.shape[2]}")
     out, normalizers = _outputs(query)
     for start, end, documents in _runs(boundaries):
         q, k, v = (_rows(x, start, end, documents) for x in (query, key, value))
-        if query.dtype == torch.float32:
-            part, logs = _KERNEL(q, k, v, is_causal=True, scale=scale)
-            normalizers[:, start:end].unflatten(1, (documents, -1)).copy_(logs.transpose(0, 1))
-        else:
-            part = _attend(q, k, v, scale)
+        part, logs = causal_attention(q, k, v, scale)
         _rows(out, start, end, documents).copy_(part)
+        if logs is not None:
+            normalizers[:, start:end].unflatten(1, (documents, -1)).copy_(logs.transpose(0, 1))
     return out, normalizers
 
 
@@ -145,31 +147,12 @@ def _(
 
 
 def _outputs(query: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the result [1, H, T, D] and, where there are any, the normalizers [H, T]."""
     # Laid out as [T, H, D], which is how the next product reads it.
     _, heads, length, width = query.shape
     out = query.new_empty(1, length, heads, width).transpose(1, 2)
-    kept = (heads, length) if query.dtype == torch.float32 else (0, 0)
+    kept = (heads, length) if has_normalizers(query.dtype) else (0, 0)
     return out, query.new_empty(kept, dtype=torch.float32)
-
-
-def _weights(query: Tensor, key: Tensor, start: int) -> Tensor:
-    """Attention weights of the scaled queries [N, block, D] that begin at `start`."""
-    scores = torch.bmm(query, key.mT)
-    block = query.shape[1]
-    later = torch.full((block, block), -torch.inf, dtype=scores.dtype).triu_(1)
-    scores[:, :, start:].add_(later)  # half the time of masked_fill
-    return torch.softmax(scores, dim=-1)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Causal attention of documents [documents, H, L, D] by plain products."""
-    shape = query.shape
-    q, k, v = (x.reshape(-1, *shape[2:]) for x in (query * scale, key, value))
-    out = torch.empty_like(q)
-    for start in range(0, shape[2], _BLOCK):
-        end = min(start + _BLOCK, shape[2])
-        out[:, start:end] = torch.bmm(_weights(q[:, start:end], k[:, :end], start), v[:, :end])
-    return out.view(shape)
 
 
 @torch.library.custom_op("ledom::packed_attention_backward", mutates_args=(), device_types="cpu")
@@ -186,11 +169,10 @@ def _packed_cpu_backward(
     gradients = tuple(torch.empty_like(x) for x in (query, key, value))
     for start, end, documents in _runs(boundaries):
         g, q, k, v, o = (_rows(x, start, end, documents) for x in (grad, query, key, value, out))
-        if query.dtype == torch.float32:
+        logs = None
+        if has_normalizers(query.dtype):
             logs = normalizers[:, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
-            found = _KERNEL_BACKWARD(g, q, k, v, o, logs, 0.0, True, scale=scale)
-        else:
-            found = _attend_backward(g, q, k, v, o, scale)
+        found = causal_attention_backward(g, q, k, v, o, logs, scale)
         for whole, part in zip(gradients, found, strict=True):
             _rows(whole, start, end, documents).copy_(part)
     return gradients  # type: ignore[return-value]
@@ -208,27 +190,6 @@ def _(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-def _attend_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivatives of `_attend`, whose weights are computed again; sums are in fp32."""
-    shape = query.shape
-    g, q, k, v, o = (x.reshape(-1, *shape[2:]) for x in (grad, query * scale, key, value, out))
-    of_query = torch.empty_like(q)
-    of_key, of_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
-    means = (g * o).sum(-1, keepdim=True)
-    for start in range(0, shape[2], _BLOCK):
-        end = min(start + _BLOCK, shape[2])
-        block = slice(start, end)
-        weights = _weights(q[:, block], k[:, :end], start)
-        of_value[:, :end] += torch.bmm(weights.mT, g[:, block])
-        slopes = torch.bmm(g[:, block], v[:, :end].mT).sub_(means[:, block]).mul_(weights)
-        of_query[:, block] = torch.bmm(slopes, k[:, :end]).mul_(scale)
-        of_key[:, :end] += torch.bmm(slopes.mT, q[:, block])
-    of_key, of_value = of_key.to(k.dtype), of_value.to(v.dtype)
-    return of_query.view(shape), of_key.view(shape), of_value.view(shape)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

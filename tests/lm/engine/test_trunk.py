@@ -115,20 +115,3 @@ def test_joined_weights_take_no_more_memory():
         assert module.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
     for name, parameter in ours.named_parameters():
         assert torch.equal(parameter, before[name])
-
-
-@pytest.mark.parametrize("heads", [2, 6])
-def test_attention_without_the_fused_kernel_is_the_same(heads, monkeypatch):
-    """What devices without it run, a few queries at a time."""
-    from ledom.lm.engine import tree_attention
-
-    torch.manual_seed(0)
-    q = torch.randn(1, heads, 50, 16)
-    k, v = torch.randn(2, 1, 2, 70, 16)
-    mask = torch.full((50, 70), -torch.inf).triu(21)
-    monkeypatch.setattr(tree_attention, "_SCORES_BYTES", 4 * heads * 70 * 7)
-    for given in (None, mask):
-        fused = tree_attention._fused(q, k, v, given)
-        written_out = tree_attention._written_out(q, k, v, given)
-        for a, b in zip(fused, written_out, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ledom.lm.engine.prefix_tree import PrefixTree
+from ledom.model.kernels import attention
 
 __all__ = ["TreeAttention"]
 
 _QUERIES = 64  # queries of one segment that go to the kernel together
-_SCORES_BYTES = 64 * 2**20  # most memory that attention weights take where they are written out
 
 _Span = tuple[int, int]
 
@@ -50,14 +50,14 @@ class TreeAttention:
         plan = self._plans[len(q)]
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         own = [
-            _attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end], self._masks(seen))
+            attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end], self._masks(seen))
             for (a, b), (start, end), seen in plan.own
         ]
         out = torch.cat([part for part, _ in own], dim=2)
         if plan.shared:
             normalizers = torch.cat([part for _, part in own], dim=2)
             for (a, b), (start, end) in plan.shared:
-                more, theirs = _attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end])
+                more, theirs = attention(q[:, :, a:b], k[:, :, start:end], v[:, :, start:end])
                 ours = normalizers[:, :, a:b]
                 share = torch.sigmoid(theirs - ours)[..., None].to(out.dtype)
                 out[:, :, a:b].lerp_(more, share)
@@ -108,32 +108,3 @@ class _Masks:
         hidden = np.arange(last + 1) > seen[:, None]
         mask = self._strip.new_zeros(hidden.shape)
         return mask.masked_fill_(torch.from_numpy(hidden).to(mask.device), -torch.inf)
-
-
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Results [1, H, Q, D] and the logarithms of their normalizers [1, H, Q]."""
-    return (_fused if q.device.type == "cpu" else _written_out)(q, k, v, mask)
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    # Private to torch, but what scaled_dot_product_attention calls; only it tells normalizers.
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, normalizers = kernel(q, k, v, attn_mask=mask)
-    return out, normalizers
-
-
-def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    rows = max(1, _SCORES_BYTES // (4 * q.shape[1] * k.shape[2]))
-    results, normalizers = [], []
-    for start in range(0, q.shape[2], rows):
-        part = q[:, :, start : start + rows].float() * q.shape[-1] ** -0.5
-        scores = part @ k.float().transpose(-1, -2)
-        if mask is not None:
-            scores = scores + mask[start : start + rows]
-        normalizers.append(scores.logsumexp(-1))
-        results.append(scores.softmax(-1).to(v.dtype) @ v)
-    return torch.cat(results, dim=2), torch.cat(normalizers, dim=2)

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, rms_norm, silu
 from transformers import PreTrainedModel
 
-from ledom.lm.engine.kernels import add_linear, linear
 from ledom.lm.engine.prefix_tree import PrefixTree
 from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.model.attention import Attend
+from ledom.model.kernels import add_linear, linear
 from ledom.model.logits import finish_logits
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk"]

@@ -1,0 +1,195 @@
+"""The products and the attention that are fastest on a CPU: torch's private operations.
+
+Every private operation of torch that ledom calls is called here. Each has a public way to the same
+result beside it, which is taken on other devices, in other precisions, and by a torch that lacks
+the operation.
+
+- Torch gives products in fp32 to MKL, which on processors that are not Intel's reaches half of
+  what they can. oneDNN reaches all of it, and also sums in fp32.
+- Only the kernel below `scaled_dot_product_attention` returns the normalizers, by which attention
+  over parts of the keys can be joined.
+
+Shapes: T tokens, N documents, H query heads, K key-value heads, Q queries, L keys, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = [
+    "add_linear",
+    "attention",
+    "causal_attention",
+    "causal_attention_backward",
+    "has_normalizers",
+    "linear",
+]
+
+_ROWS = 32  # for fewer rows, oneDNN's calls cost more than they save
+_QUERIES = 128  # taken at a time by plain products, against the keys that they may see
+_SCORES_BYTES = 64 * 2**20  # most memory that attention weights take where they are written out
+
+# What torch's compiler writes for a linear layer, what scaled_dot_product_attention calls, and its
+# derivative. None where this torch has no such operation.
+_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_FLASH_BACKWARD: Any = getattr(
+    torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
+)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [T, in], weight [out, in] and bias [out] -> [T, out].
+
+    >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]))
+    tensor([[16.]])
+    """
+    if not _for_onednn(x):
+        return functional.linear(x, weight, bias)
+    out: Tensor = _LINEAR(x, weight, bias, "none", [], "")
+    return out
+
+
+def add_linear(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`total` [T, out] plus `linear`; `total` may be overwritten.
+
+    >>> add_linear(torch.tensor([[1.0]]), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([[12.]])
+    """
+    if not _for_onednn(x):
+        total.addmm_(x, weight.t())
+        return total if bias is None else total.add_(bias)
+    out: Tensor = _LINEAR.binary(x, total, weight, bias, "add")
+    return out
+
+
+def _for_onednn(x: Tensor) -> bool:
+    return (
+        _LINEAR is not None
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and len(x) >= _ROWS
+    )
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention results [1, H, Q, D] and the logarithms of their normalizers [1, H, Q] in fp32.
+
+    q [1, H, Q, D], k and v [1, K, L, D]; the mask [Q, L] is added to the scores.
+
+    >>> one = torch.ones(1, 1, 1, 4)
+    >>> attention(one, one, 3 * one)
+    (tensor([[[[3., 3., 3., 3.]]]]), tensor([[[2.]]]))
+    """
+    if q.device.type != "cpu" or _FLASH is None:
+        return _attention_written_out(q, k, v, mask)
+    out, normalizers = _FLASH(q, k, v, attn_mask=mask)
+    return out, normalizers
+
+
+def _attention_written_out(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    rows = max(1, _SCORES_BYTES // (4 * q.shape[1] * k.shape[2]))
+    results, normalizers = [], []
+    for start in range(0, q.shape[2], rows):
+        part = q[:, :, start : start + rows].float() * q.shape[-1] ** -0.5
+        scores = part @ k.float().transpose(-1, -2)
+        if mask is not None:
+            scores = scores + mask[start : start + rows]
+        normalizers.append(scores.logsumexp(-1))
+        results.append(scores.softmax(-1).to(v.dtype) @ v)
+    return torch.cat(results, dim=2), torch.cat(normalizers, dim=2)
+
+
+def has_normalizers(dtype: torch.dtype) -> bool:
+    """Whether `causal_attention` returns normalizers.
+
+    The private kernel is slow in bf16 (its backward pass takes four times as long, for heads of
+    width 32): plain products take half the time, and compute the normalizers again.
+
+    >>> has_normalizers(torch.bfloat16)
+    False
+    """
+    return _FLASH is not None and _FLASH_BACKWARD is not None and dtype == torch.float32
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+    """Causal attention in each of some documents on a CPU, all shapes [N, H, L, D].
+
+    Also returns the logarithms of the normalizers [N, H, L], where `has_normalizers`.
+
+    >>> one = torch.ones(1, 1, 2, 4)
+    >>> causal_attention(one, one, one, 0.5)[0].shape
+    torch.Size([1, 1, 2, 4])
+    """
+    if has_normalizers(q.dtype):
+        out, normalizers = _FLASH(q, k, v, is_causal=True, scale=scale)
+        return out, normalizers
+    shape = q.shape
+    q, k, v = (x.reshape(-1, *shape[2:]) for x in (q * scale, k, v))
+    found = torch.empty_like(q)
+    for start in range(0, shape[2], _QUERIES):
+        end = min(start + _QUERIES, shape[2])
+        found[:, start:end] = torch.bmm(_weights(q[:, start:end], k[:, :end], start), v[:, :end])
+    return found.view(shape), None
+
+
+def causal_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    normalizers: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of `causal_attention` by q, k and v, from what it took and returned.
+
+    >>> one = torch.ones(1, 1, 2, 4)
+    >>> out, normalizers = causal_attention(one, one, one, 0.5)
+    >>> causal_attention_backward(one, one, one, one, out, normalizers, 0.5)[2][0, 0, :, 0]
+    tensor([1.5000, 0.5000])
+    """
+    if normalizers is not None:
+        found: tuple[Tensor, Tensor, Tensor] = _FLASH_BACKWARD(
+            grad, q, k, v, out, normalizers, 0.0, True, scale=scale
+        )
+        return found
+    return _backward_by_plain_products(grad, q, k, v, out, scale)
+
+
+def _backward_by_plain_products(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights are computed again; sums are in fp32."""
+    shape = query.shape
+    g, q, k, v, o = (x.reshape(-1, *shape[2:]) for x in (grad, query * scale, key, value, out))
+    of_query = torch.empty_like(q)
+    of_key, of_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
+    means = (g * o).sum(-1, keepdim=True)
+    for start in range(0, shape[2], _QUERIES):
+        end = min(start + _QUERIES, shape[2])
+        block = slice(start, end)
+        weights = _weights(q[:, block], k[:, :end], start)
+        of_value[:, :end] += torch.bmm(weights.mT, g[:, block])
+        slopes = torch.bmm(g[:, block], v[:, :end].mT).sub_(means[:, block]).mul_(weights)
+        of_query[:, block] = torch.bmm(slopes, k[:, :end]).mul_(scale)
+        of_key[:, :end] += torch.bmm(slopes.mT, q[:, block])
+    of_key, of_value = of_key.to(k.dtype), of_value.to(v.dtype)
+    return of_query.view(shape), of_key.view(shape), of_value.view(shape)
+
+
+def _weights(query: Tensor, key: Tensor, start: int) -> Tensor:
+    """Attention weights of the scaled queries [N, block, D] that begin at `start`."""
+    scores = torch.bmm(query, key.mT)
+    block = query.shape[1]
+    later = torch.full((block, block), -torch.inf, dtype=scores.dtype).triu_(1)
+    scores[:, :, start:].add_(later)  # half the time of masked_fill
+    return torch.softmax(scores, dim=-1)

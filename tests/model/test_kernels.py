@@ -1,0 +1,122 @@
+"""The fastest products and attention, against plain torch in doubles and their public fallbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ledom.model import kernels
+from ledom.model.checkpoint import build_model
+from ledom.model.kernels import add_linear, linear
+from ledom.model.presets import ModelConfig
+from ledom.text.tokenizer import Tokenizer
+from ledom.train.losses import token_losses
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_are_those_of_plain_torch(rows: int, dtype: torch.dtype, has_bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, total = (
+        torch.randn(size, dtype=dtype) for size in ((rows, 48), (80, 48), (rows, 80))
+    )
+    bias = torch.randn(80, dtype=dtype) if has_bias else None
+    expected = torch.nn.functional.linear(x.double(), weight.double())
+    if bias is not None:
+        expected += bias
+    tolerance = 1e-4 if dtype == torch.float32 else 0.5
+    with torch.inference_mode():
+        found = linear(x, weight, bias)
+        added = add_linear(total.clone(), x, weight, bias)
+    assert found.dtype == added.dtype == dtype
+    assert (found - expected).abs().max() < tolerance
+    assert (added - expected - total).abs().max() < tolerance
+
+
+def test_the_inputs_may_be_views() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 96), torch.randn(160, 48)
+    with torch.inference_mode():
+        found = linear(x[:, ::2], weight[::2])
+    assert torch.allclose(found, x[:, ::2] @ weight[::2].t(), atol=1e-4)
+
+
+PRIVATE = ("_LINEAR", "_FLASH", "_FLASH_BACKWARD")
+
+
+@pytest.fixture
+def public(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs a function as a torch without the private operations would."""
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            for name in PRIVATE:
+                patch.setattr(kernels, name, None)
+            return function(*arguments)
+
+    return run
+
+
+def test_this_torch_has_the_private_operations() -> None:
+    """Otherwise the comparisons below compare nothing."""
+    assert all(getattr(kernels, name) is not None for name in PRIVATE)
+
+
+def test_without_onednn_it_is_plain_torch(public: Callable[..., Any]) -> None:
+    x, weight = torch.randn(64, 48), torch.randn(80, 48)
+    assert torch.equal(public(linear, x, weight), torch.nn.functional.linear(x, weight))
+    added = public(add_linear, torch.zeros(64, 80), x, weight)
+    assert torch.equal(added, torch.zeros(64, 80).addmm_(x, weight.t()))
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_and_its_normalizers_without_the_kernel(
+    public: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, heads: int, masked: bool
+) -> None:
+    """What other devices run too, a few queries at a time."""
+    torch.manual_seed(0)
+    q = torch.randn(1, heads, 50, 16)
+    k, v = torch.randn(2, 1, 2, 70, 16)
+    mask = torch.full((50, 70), -torch.inf).triu(21) if masked else None
+    monkeypatch.setattr(kernels, "_SCORES_BYTES", 4 * heads * 70 * 7)
+    for ours, theirs in zip(
+        kernels.attention(q, k, v, mask), public(kernels.attention, q, k, v, mask), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [3, 300])
+def test_causal_attention_and_its_derivatives_without_the_kernels(
+    public: Callable[..., Any], length: int
+) -> None:
+    torch.manual_seed(0)
+    q, k, v, grad = torch.randn(4, 2, 3, length, 8)
+
+    def values_and_derivatives() -> tuple[Tensor, ...]:
+        out, normalizers = kernels.causal_attention(q, k, v, 0.3)
+        return out, *kernels.causal_attention_backward(grad, q, k, v, out, normalizers, 0.3)
+
+    assert kernels.has_normalizers(torch.float32)
+    for ours, theirs in zip(values_and_derivatives(), public(values_and_derivatives), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_a_models_losses_and_gradients_without_the_kernels(
+    public: Callable[..., Any], tokenizer: Tokenizer, tiny_config: ModelConfig
+) -> None:
+    model = build_model(tiny_config, tokenizer, 0)
+    ids = torch.randint(tokenizer.vocab_size, (41,), generator=torch.Generator().manual_seed(0))
+
+    def losses_and_gradients() -> tuple[Tensor, ...]:
+        places = torch.arange(40)
+        losses = token_losses(model, ids[:-1], places % 20, torch.tensor([0, 20, 40]), ids[1:])
+        return losses, *torch.autograd.grad(losses.sum(), [*model.parameters()])
+
+    for ours, theirs in zip(losses_and_gradients(), public(losses_and_gradients), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
