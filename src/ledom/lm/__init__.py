@@ -16,12 +16,13 @@ __all__ = ["EMBEDDED", "LanguageModel", "load"]
 EMBEDDED = "tiny"
 """The name of the pair that comes with the package."""
 
-_BACKENDS = {
-    "": ("ledom.lm.backends.local", "HFLanguageModel"),
-    "vllm": ("ledom.lm.backends.vllm", "VLLMLanguageModel"),
-    "openai": ("ledom.lm.backends.openai", "OpenAILanguageModel"),
+_BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "": ("ledom.lm.backends.local", "HFLanguageModel", ("device", "dtype")),
+    "vllm": ("ledom.lm.backends.vllm", "VLLMLanguageModel", ("dtype",)),
+    "openai": ("ledom.lm.backends.openai", "OpenAILanguageModel", ()),
 }
-"""By the prefix of a model's name: where the backend lives. Each imports what it alone needs."""
+"""By the prefix of a model's name: the backend's module, imported only for it, its class, and which
+options of `load` it takes."""
 
 
 def load(
@@ -48,10 +49,9 @@ def load(
         >>> reverse = ledom.load("tiny", direction="reverse")
     """
     prefix, name, written = _split(str(model))
-    module, class_name = _BACKENDS[prefix]
+    module, class_name, taken = _BACKENDS[prefix]
     backend = getattr(import_module(module), class_name)
     defaults = {"device": device, "dtype": dtype}
-    taken = {"": ("device", "dtype"), "vllm": ("dtype",), "openai": ()}[prefix]
     options = {key: defaults[key] for key in taken} | options
     if written:
         from ledom.lm.options import read_options

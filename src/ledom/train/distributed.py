@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -144,21 +144,29 @@ def distribute(
     """
     layers = decoder_layers(model)
     if config.activation_checkpointing:
-        with warnings.catch_warnings():  # newer versions of transformers give it another name
-            warnings.simplefilter("ignore", FutureWarning)
-            try:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
-            except ValueError:
-                kind = type(model).__name__
-                raise RecipeError(
-                    f"key parallel.activation_checkpointing: {kind} lacks it; leave it out"
-                ) from None
+        _checkpoint_activations(model)
     if config.compile:
         for layer in layers:
             layer.compile()
-    if world.size == 1:
-        model.to(world.device)  # type: ignore[arg-type]
-        return
+    if world.size > 1:
+        _shard(model, layers, _mesh(world, config), dtype)
+    model.to(world.device)  # type: ignore[arg-type]
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    with warnings.catch_warnings():  # newer versions of transformers give it another name
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError:
+            kind = type(model).__name__
+            raise RecipeError(
+                f"key parallel.activation_checkpointing: {kind} lacks it; leave it out"
+            ) from None
+
+
+def _mesh(world: ProcessGroup, config: ParallelConfig) -> DeviceMesh:
+    """The processes as shards, and as replicas of these where `shard_size` says so."""
     shard_size = config.shard_size or world.size
     if world.size % shard_size:
         raise RecipeError(
@@ -169,17 +177,20 @@ def distribute(
     names: tuple[str, ...] = ("shard",)
     if shard_size < world.size:
         shape, names = (world.size // shard_size, shard_size), ("replicate", "shard")
-    options: dict[str, Any] = {
-        "mesh": init_device_mesh(world.device.type, shape, mesh_dim_names=names),
-        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
-    }
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+
+
+def _shard(
+    model: PreTrainedModel, layers: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype
+) -> None:
+    """Shard each layer and the rest, with products in `dtype` and sums in fp32."""
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in [*layers, model]:
-        sharded = fully_shard(module, **options)
+        sharded = fully_shard(module, mesh=mesh, mp_policy=precision)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
     setattr(model, _LOSSES, MethodType(token_losses, model))
     register_fsdp_forward_method(model, _LOSSES)
-    model.to(world.device)  # type: ignore[arg-type]
 
 
 def losses_of(model: PreTrainedModel) -> Callable[..., Tensor]:

@@ -200,7 +200,7 @@ def memory(
     if shards > 1:
         copies = size * (2 * layer + rest)
     else:
-        copies = 0 if precision == "float32" else size * count.total
+        copies = 0 if size == _FP32 else size * count.total
     weights = _FP32 * count.total / shards + copies
     gradients = _FP32 * count.total / shards + (size * layer if shards > 1 else 0)
     state = count.layer_matrices * (1 if matrix_optimizer == "muon" else 2) + 2 * rest
@@ -262,49 +262,100 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     round, and for adapters (`lora`), whose small needs are not worked out; `CheckpointError` where
     the recipe's `init_from` or tokenizer is missing.
     """
+    _check(recipe, setup)
+    return _Planner(recipe, setup, *_shape(recipe)).plan()
+
+
+def _check(recipe: Recipe, setup: Setup) -> None:
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
-    shape, vocab_size = _shape(recipe)
-    count = count_parameters(shape, vocab_size)
-    gpu, train = GPUS[setup.gpu], recipe.train
-    if train.batch_size < setup.gpus:
+    if recipe.train.batch_size < setup.gpus:
         raise InputError(
-            f"train.batch_size is {train.batch_size}: fewer windows than the {setup.gpus} GPUs "
-            "that are to read them"
+            f"train.batch_size is {recipe.train.batch_size}: fewer windows than the {setup.gpus} "
+            "GPUs that are to read them"
         )
     shards = recipe.parallel.shard_size or setup.gpus
     if setup.gpus % shards:
         raise InputError(
             f"parallel.shard_size is {shards}, which does not divide the {setup.gpus} GPUs"
         )
-    share = -(-train.batch_size // setup.gpus) * train.seq_len
-    at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
-    needs = _memory_of(
-        recipe, setup, shape, vocab_size, at_once, recipe.parallel.activation_checkpointing
-    )
-    tokens = recipe.optim.steps * train.batch_size * train.seq_len
-    rate = setup.utilization * setup.gpus * gpu.flops / training_flops(count.total, 1)
-    usable = _USABLE * gpu.memory
-    return Plan(
-        name=recipe.name,
-        gpu=setup.gpu,
-        gpus=setup.gpus,
-        parameters=count,
-        steps=recipe.optim.steps,
-        tokens=tokens,
-        passes=-(-share // at_once),
-        tokens_per_pass=at_once,
-        memory=needs,
-        usable=usable,
-        flops=training_flops(count.total, tokens),
-        utilization=setup.utilization,
-        tokens_per_second=rate,
-        hours=tokens / rate / 3600,
-        checkpoint=needs.checkpoint * shards,
-        model=_BF16 * count.total,
-        data=tokens * (2 if vocab_size <= 2**16 else 4),
-        advice=None if needs.peak <= usable else _advice(recipe, setup, shape, vocab_size, usable),
-    )
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """A recipe on some GPUs, its model's shape and its vocabulary."""
+
+    recipe: Recipe
+    setup: Setup
+    shape: ModelConfig
+    vocab_size: int
+
+    def plan(self) -> Plan:
+        recipe, setup, train = self.recipe, self.setup, self.recipe.train
+        count = count_parameters(self.shape, self.vocab_size)
+        share = -(-train.batch_size // setup.gpus) * train.seq_len
+        at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
+        needs = self.memory(at_once, recipe.parallel.activation_checkpointing)
+        tokens = recipe.optim.steps * train.batch_size * train.seq_len
+        flops = setup.utilization * setup.gpus * GPUS[setup.gpu].flops
+        rate = flops / training_flops(count.total, 1)
+        return Plan(
+            name=recipe.name,
+            gpu=setup.gpu,
+            gpus=setup.gpus,
+            parameters=count,
+            steps=recipe.optim.steps,
+            tokens=tokens,
+            passes=-(-share // at_once),
+            tokens_per_pass=at_once,
+            memory=needs,
+            usable=self.usable,
+            flops=training_flops(count.total, tokens),
+            utilization=setup.utilization,
+            tokens_per_second=rate,
+            hours=tokens / rate / 3600,
+            checkpoint=needs.checkpoint * self.shards,
+            model=_BF16 * count.total,
+            data=tokens * (2 if self.vocab_size <= 2**16 else 4),
+            advice=None if needs.peak <= self.usable else self.advice(),
+        )
+
+    @property
+    def shards(self) -> int:
+        return self.recipe.parallel.shard_size or self.setup.gpus
+
+    @property
+    def usable(self) -> float:
+        """Bytes of a GPU's memory that tensors can have."""
+        return _USABLE * GPUS[self.setup.gpu].memory
+
+    def memory(self, tokens: int, activation_checkpointing: bool) -> Memory:
+        """Of a GPU that takes so many tokens at a time."""
+        train = self.recipe.train
+        return memory(
+            self.shape,
+            self.vocab_size,
+            tokens,
+            precision="float32" if train.precision == "float32" else "bfloat16",
+            shards=self.shards,
+            activation_checkpointing=activation_checkpointing,
+            accumulate=tokens < train.batch_size / self.setup.gpus * train.seq_len,
+            matrix_optimizer=self.recipe.optim.matrix_optimizer,
+        )
+
+    def advice(self) -> str:
+        """The least change that fits: smaller passes, then checkpointed activations, then GPUs."""
+        seq_len = self.recipe.train.seq_len
+        choices = (True,) if self.recipe.parallel.activation_checkpointing else (False, True)
+        for checkpointing in choices:
+            one, two = (self.memory(count * seq_len, checkpointing) for count in (1, 2))
+            free = self.usable - one.peak
+            if free >= 0:
+                windows = 1 + int(free / (two.activations - one.activations))
+                keys = f"parallel.tokens_per_microbatch={windows * seq_len}"
+                also = " parallel.activation_checkpointing=true" if checkpointing else ""
+                return f"does not fit; give {keys}{also}"
+        return "does not fit with one window at a time and recomputed layers; shard over more GPUs"
 
 
 @dataclass(frozen=True)
@@ -348,47 +399,3 @@ def _vocab_size(data: DataConfig) -> int:
     if named is None and data.sources and Path(data.sources[0].path).exists():
         named = data.sources[0].path
     return data.vocab_size if named is None else Tokenizer.load(named, data.eos_token).vocab_size
-
-
-def _memory_of(
-    recipe: Recipe,
-    setup: Setup,
-    shape: ModelConfig,
-    vocab_size: int,
-    tokens: int,
-    activation_checkpointing: bool,
-) -> Memory:
-    share = recipe.train.batch_size / setup.gpus * recipe.train.seq_len
-    return memory(
-        shape,
-        vocab_size,
-        tokens,
-        precision="float32" if recipe.train.precision == "float32" else "bfloat16",
-        shards=recipe.parallel.shard_size or setup.gpus,
-        activation_checkpointing=activation_checkpointing,
-        accumulate=tokens < share,
-        matrix_optimizer=recipe.optim.matrix_optimizer,
-    )
-
-
-def _advice(
-    recipe: Recipe, setup: Setup, shape: ModelConfig, vocab_size: int, usable: float
-) -> str:
-    """The least change that makes it fit: smaller passes, layers computed again, or other GPUs."""
-    seq_len = recipe.train.seq_len
-    for activation_checkpointing in (
-        (False, True) if not recipe.parallel.activation_checkpointing else (True,)
-    ):
-        one, two = (
-            _memory_of(recipe, setup, shape, vocab_size, count * seq_len, activation_checkpointing)
-            for count in (1, 2)
-        )
-        free = usable - one.peak
-        if free < 0:
-            continue
-        windows = 1 + int(free / (two.activations - one.activations))
-        keys = f"parallel.tokens_per_microbatch={windows * seq_len}"
-        return f"does not fit; give {keys}" + (
-            " parallel.activation_checkpointing=true" if activation_checkpointing else ""
-        )
-    return "does not fit with one window at a time and recomputed layers; shard over more GPUs"

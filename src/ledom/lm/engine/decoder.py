@@ -53,16 +53,22 @@ class Job:
     """Keys and values [layers, K, T, D] of all of the prompt but its last token, where known;
     once the job stopped at the pattern, those of the prompt and of what was written."""
     at_pattern: bool = False
+    ended: bool = False
     certainty: float = 0.0
     """Sum of `_divergence_from_uniform` over the tokens drawn."""
     confidences: list[float] = field(default_factory=list)
     """Of the tokens drawn, where they are asked for; see `lm.confidence`."""
 
 
-class _RowCache:
-    """Keys and values of every row, [layers][R, K, C, D]; as wide as those first placed in it."""
+class _Rows:
+    """The batch: each row's job, newest token [R], and keys and values [layers][R, K, C, D].
 
-    def __init__(self, model: PreTrainedModel, rows: int) -> None:
+    The cache is as wide as the keys that are placed in it first.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, token: int) -> None:
+        self.jobs: list[Job | None] = [None] * rows
+        self.tokens = torch.full((rows,), token, device=model.device)
         self.keys = torch.empty((0, rows, 0, 0, 0), dtype=model.dtype, device=model.device)
         self.values = torch.empty_like(self.keys)
         self._neighbors: list[tuple[slice, int, Tensor]] = []
@@ -70,6 +76,16 @@ class _RowCache:
         scores [rows, 1, 1, columns]: 0 where a row has written."""
         self.index = torch.arange(rows, device=model.device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)
+
+    @property
+    def free(self) -> list[int]:
+        """The rows without a job."""
+        return [i for i, job in enumerate(self.jobs) if job is None]
+
+    @property
+    def active(self) -> list[tuple[int, Job]]:
+        """The other rows, each with its job."""
+        return [(i, job) for i, job in enumerate(self.jobs) if job is not None]
 
     def place(self, row: int, keys: Tensor, values: Tensor) -> None:
         """Give a row the keys and values [layers, K, T, D] of the tokens that it has read."""
@@ -100,7 +116,16 @@ class _RowCache:
             new[:, :, :, :have] = old
             setattr(self, name, new)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def shrink(self) -> None:
+        """Drop the free rows; the last ones move to the free places before them."""
+        count = len(self.active)
+        behind = (i for i, _ in self.active if i >= count)
+        kept = [i if self.jobs[i] is not None else next(behind) for i in range(count)]
+        self._keep(kept)
+        self.jobs = [self.jobs[i] for i in kept]
+        self.tokens = self.tokens[torch.tensor(kept, device=self.tokens.device)]
+
+    def _keep(self, rows: Sequence[int]) -> None:
         """Keep only some rows, in the given order; those that stay in place are not copied."""
         moved = [(new, old) for new, old in enumerate(rows) if new != old]
         if moved:
@@ -118,6 +143,9 @@ class _RowCache:
 
     def look_back(self) -> None:
         """Let each row attend, until the next call, to the columns up to its position."""
+        # Free rows are computed too; where they stopped may lie behind the last column.
+        self.positions[self.free] = 0
+        self.reserve(int(self.positions.max()) + 1)
         ends = self.positions.cpu().numpy() + 1
         self._neighbors = []
         for start in range(0, len(ends), _NEIGHBOURS):
@@ -163,39 +191,25 @@ class Writer:
         if self.sampling.temperature > 0:
             job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
 
-    def _take(
-        self,
-        logits: Tensor,
-        at: Sequence[int],
-        rows: list[Job | None],
-        cache: _RowCache | None,
-        tokens: Tensor,
-    ) -> Iterator[Job]:
-        """Draw a token for each of some rows; yields the jobs that this ends."""
-        jobs = [rows[i] for i in at]
+    def _take(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
+        """Draw a token for each job from its logits [jobs, V]; returns the tokens [jobs]."""
         logits = logits.float()
-        drawn = self._draw(logits, [job for job in jobs if job is not None])
+        drawn = self._draw(logits, jobs)
         certainties = _divergence_from_uniform(logits).tolist()
-        tokens[torch.as_tensor(at, device=tokens.device)] = drawn
         if (asked := self.sampling.confidence) is not None:
             confidences = _confidences(logits, asked.top_k).tolist()
             for job, confidence in zip(jobs, confidences, strict=True):
-                assert job is not None
                 job.confidences.append(confidence)
-        for i, job, token, certainty in zip(at, jobs, drawn.tolist(), certainties, strict=True):
-            assert job is not None
+        for job, token, certainty in zip(jobs, drawn.tolist(), certainties, strict=True):
             job.certainty += certainty
             if token == self.eos_id:
                 job.stopped = True
             else:
                 job.ids.append(token)
-                if self.ends_at_pattern is not None and self.ends_at_pattern(job.ids):
-                    job.at_pattern = True
-                    length = len(job.prompt) + len(job.ids) - 1  # the last token was not fed yet
-                    job.kv_cache = None if cache is None else cache.copy(i, length)
-            if job.stopped or job.at_pattern or len(job.ids) == self.sampling.max_tokens:
-                rows[i] = None
-                yield job
+                job.at_pattern = self.ends_at_pattern is not None and self.ends_at_pattern(job.ids)
+            at_limit = len(job.ids) == self.sampling.max_tokens
+            job.ended = job.stopped or job.at_pattern or at_limit
+        return drawn
 
     def _draw(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
         """A token for each row of logits [rows, V], by the inverse of the cumulative probability.
@@ -235,45 +249,44 @@ class Decoder(Writer):
         """Yield the jobs as they end. Jobs with the same prompt share its prefill."""
         # Taken from the end: the longest prompts first, else in the order given.
         waiting = sorted(jobs, key=lambda job: len(job.prompt), reverse=True)[::-1]
-        rows: list[Job | None] = [None] * min(self.max_rows, len(jobs))
-        cache = _RowCache(self.model, len(rows))
-        tokens = torch.full((len(rows),), self.eos_id, device=self.model.device)
-        while waiting or any(rows):
-            num_free = rows.count(None)
-            if waiting and num_free >= _ADMIT_AT * len(rows):
-                yield from self._admit(waiting, rows, cache, tokens)
-            elif not waiting and num_free > _SHRINK_AT * len(rows):
-                tokens = self._shrink(rows, cache, tokens)
-            if any(rows):
-                yield from self._advance(rows, cache, tokens)
+        rows = _Rows(self.model, min(self.max_rows, len(jobs)), self.eos_id)
+        while waiting or rows.active:
+            num_rows, num_free = len(rows.jobs), len(rows.free)
+            if waiting and num_free >= _ADMIT_AT * num_rows:
+                yield from self._admit(waiting, rows)
+            elif not waiting and num_free > _SHRINK_AT * num_rows:
+                rows.shrink()
+            if rows.active:
+                yield from self._advance(rows)
 
-    def _admit(
-        self, waiting: list[Job], rows: list[Job | None], cache: _RowCache, tokens: Tensor
-    ) -> Iterator[Job]:
-        """Prefill prompts for the free rows and draw the first token of each."""
-        free = [i for i, row in enumerate(rows) if row is None]
-        admitted = [waiting.pop() for _ in range(min(len(free), len(waiting)))]
-        cache.reserve(max(len(job.prompt) for job in admitted) + 1)
-        for i, job in zip(free, admitted, strict=False):
-            rows[i] = job
+    def _admit(self, waiting: list[Job], rows: _Rows) -> Iterator[Job]:
+        """Give waiting jobs the free rows, and draw the first token of those with a new prompt."""
+        admitted = [(i, waiting.pop()) for i in rows.free[: len(waiting)]]
+        rows.reserve(max(len(job.prompt) for _, job in admitted) + 1)
+        fresh = []
+        for i, job in admitted:
+            rows.jobs[i] = job
             self._seed(job)
-            if job.kv_cache is not None:  # it is fed its last token with the other rows
-                cache.place(i, *job.kv_cache)
-                tokens[i] = job.prompt[-1]
-        fresh = [(i, job) for i, job in zip(free, admitted, strict=False) if job.kv_cache is None]
-        if not fresh:
-            return
-        free = [i for i, _ in fresh]
+            if job.kv_cache is None:
+                fresh.append((i, job))
+            else:  # it is fed its last token with the other rows
+                rows.place(i, *job.kv_cache)
+                rows.tokens[i] = job.prompt[-1]
+        if fresh:
+            logits = self._read_prompts(fresh, rows)
+            following = tuple(waiting[-1].prompt) if waiting else None
+            self._prefilled = {p: kept for p, kept in self._prefilled.items() if p == following}
+            yield from self._write(rows, fresh, logits)
+
+    def _read_prompts(self, fresh: Sequence[tuple[int, Job]], rows: _Rows) -> Tensor:
+        """Fill rows with their jobs' prompts, each read once; returns the last logits [jobs, V]."""
         prompts = [tuple(job.prompt) for _, job in fresh]
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._prefilled]
         if new:
             self._prefilled.update(zip(new, self._prefill(new), strict=True))
-        for i, prompt in zip(free, prompts, strict=True):
-            cache.place(i, *self._prefilled[prompt][1:])
-        logits = torch.stack([self._prefilled[prompt][0] for prompt in prompts])
-        following = tuple(waiting[-1].prompt) if waiting else None
-        self._prefilled = {p: kept for p, kept in self._prefilled.items() if p == following}
-        yield from self._take(logits, free, rows, cache, tokens)
+        for (i, _), prompt in zip(fresh, prompts, strict=True):
+            rows.place(i, *self._prefilled[prompt][1:])
+        return torch.stack([self._prefilled[prompt][0] for prompt in prompts])
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[_Prefilled]:
         """Last logits [V], keys and values [layers, K, T, D] of each of some packed prompts."""
@@ -305,28 +318,29 @@ class Decoder(Writer):
             found[place] = (logits[at], all_keys[:, :, columns], all_values[:, :, columns])
         return [found[place] for place in range(len(prompts))]
 
-    def _advance(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Iterator[Job]:
+    def _advance(self, rows: _Rows) -> Iterator[Job]:
         """Feed every row its last token and draw the next."""
-        active = [i for i, row in enumerate(rows) if row is not None]
-        if len(active) < len(rows):
-            # Free rows are computed too; where they stopped may lie behind the last column.
-            cache.positions[[i for i, row in enumerate(rows) if row is None]] = 0
-        cache.reserve(int(cache.positions.max()) + 1)
-        cache.look_back()
-        hidden = self.trunk(tokens, cache.positions, cache.attend)
-        cache.positions[active] += 1
-        if len(active) < len(rows):
-            hidden = hidden[active]
-        yield from self._take(self.trunk.logits(hidden), active, rows, cache, tokens)
+        rows.look_back()
+        hidden = self.trunk(rows.tokens, rows.positions, rows.attend)
+        active = rows.active
+        at = [i for i, _ in active]
+        rows.positions[at] += 1
+        if len(active) < len(rows.jobs):
+            hidden = hidden[at]
+        yield from self._write(rows, active, self.trunk.logits(hidden))
 
-    def _shrink(self, rows: list[Job | None], cache: _RowCache, tokens: Tensor) -> Tensor:
-        """Drop the free rows; the last ones move to the free places before them."""
-        count = len(rows) - rows.count(None)
-        behind = (i for i in range(count, len(rows)) if rows[i] is not None)
-        kept = [i if rows[i] is not None else next(behind) for i in range(count)]
-        cache.keep(kept)
-        rows[:] = [rows[i] for i in kept]
-        return tokens[torch.tensor(kept, device=tokens.device)]
+    def _write(
+        self, rows: _Rows, active: Sequence[tuple[int, Job]], logits: Tensor
+    ) -> Iterator[Job]:
+        """Draw a token for some rows from their logits; yields the jobs that this ends."""
+        at = torch.tensor([i for i, _ in active], device=logits.device)
+        rows.tokens[at] = self._take(logits, [job for _, job in active])
+        for i, job in active:
+            if job.ended:
+                rows.jobs[i] = None
+                if job.at_pattern:  # the last token was not fed yet
+                    job.kv_cache = rows.copy(i, len(job.prompt) + len(job.ids) - 1)
+                yield job
 
 
 def _divergence_from_uniform(logits: Tensor) -> Tensor:

@@ -51,17 +51,16 @@ class LoneDecoder(Writer):
                 prompt = list(job.prompt)
                 reader = _Reader(self.own, self.keeps)
                 first = reader(prompt)
-            yield from self._write(job, deepcopy(reader), first)
+            yield self._write(job, deepcopy(reader), first)
 
-    def _write(self, job: Job, reader: _Reader, logits: Tensor) -> Iterator[Job]:
+    def _write(self, job: Job, reader: _Reader, logits: Tensor) -> Job:
+        """Write one text, whose prompt has been read."""
         self._seed(job)
-        rows: list[Job | None] = [job]
-        token = torch.zeros(1, dtype=torch.long, device=logits.device)
-        while True:
-            yield from self._take(logits[None], [0], rows, None, token)
-            if rows[0] is None:
-                return
-            logits = reader([*job.prompt, *job.ids])
+        self._take(logits[None], [job])
+        while not job.ended:
+            self._take(reader([*job.prompt, *job.ids])[None], [job])
+        job.kv_cache = None
+        return job
 
 
 class _Reader:

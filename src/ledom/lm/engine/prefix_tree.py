@@ -38,54 +38,66 @@ class PrefixTree:
     """For each segment the segments before it, outermost first."""
     places: list[NDArray[np.int64]] = field(default_factory=list)
     """For each text, in the order given, the row's columns that hold its tokens."""
-    _paths: list[list[int]] = field(default_factory=list, repr=False)
 
     @classmethod
     def build(cls, texts: Sequence[Sequence[int]]) -> PrefixTree:
-        """The tree of texts that are sorted."""
-        tree = cls()
-        shared = [shared_length(a, b) for a, b in pairwise(texts)]
-        tree._grow(texts, shared, 0, len(texts), 0, [])
+        """The tree of texts that are sorted.
+
+        >>> tree = PrefixTree.build([[1, 2], [1, 2]])
+        >>> tree.ids, tree.sizes
+        ([1, 2], [2])
+        """
+        builder = _Builder(cls(), texts)
+        builder.grow(0, len(texts), 0, [])
+        tree = builder.tree
         boundaries = [0, *accumulate(tree.sizes)]
         tree.places = [
             np.concatenate([np.arange(boundaries[s], boundaries[s + 1]) for s in path])
-            for path in tree._paths
+            for path in builder.paths
         ]
         return tree
 
-    def _grow(
-        self,
-        texts: Sequence[Sequence[int]],
-        shared: Sequence[int],
-        first: int,
-        end: int,
-        depth: int,
-        above: list[int],
-    ) -> None:
+
+class _Builder:
+    """A tree being built from sorted texts."""
+
+    def __init__(self, tree: PrefixTree, texts: Sequence[Sequence[int]]) -> None:
+        self.tree, self.texts = tree, texts
+        self.shared = [shared_length(a, b) for a, b in pairwise(texts)]
+        """How many tokens each text shares with the next."""
+        self.paths: list[list[int]] = []
+        """For each text so far, its segments."""
+
+    def grow(self, first: int, end: int, depth: int, above: list[int]) -> None:
         """Add texts[first:end], whose first `depth` tokens lie in the segments `above`."""
-        while first < end and len(texts[first]) == depth:  # nothing of its own
-            self._paths.append(above)
+        while first < end and len(self.texts[first]) == depth:  # nothing of its own
+            self.paths.append(above)
             first += 1
         while first < end:
-            last = first
-            while last + 1 < end and _worth_sharing(shared[last], depth, texts[last]):
-                last += 1
+            last = self._last_sharer(first, end, depth)
             if last == first:
-                self._paths.append(above + self._segment(texts[first][depth:], depth, above))
+                self.paths.append(self._extend(above, first, depth, len(self.texts[first])))
             else:
-                common = min(shared[first:last])
-                below = above + self._segment(texts[first][depth:common], depth, above)
-                self._grow(texts, shared, first, last + 1, common, below)
+                common = min(self.shared[first:last])
+                self.grow(first, last + 1, common, self._extend(above, first, depth, common))
             first = last + 1
 
-    def _segment(self, ids: Sequence[int], depth: int, above: list[int]) -> list[int]:
-        if not ids:
-            return []
-        self.ids.extend(ids)
-        self.positions.extend(range(depth, depth + len(ids)))
-        self.sizes.append(len(ids))
-        self.ancestors.append(list(above))
-        return [len(self.sizes) - 1]
+    def _last_sharer(self, first: int, end: int, depth: int) -> int:
+        """The last of texts[first:end] up to which neighbors share enough beyond `depth`."""
+        last = first
+        while last + 1 < end and _worth_sharing(self.shared[last], depth, self.texts[last]):
+            last += 1
+        return last
+
+    def _extend(self, above: list[int], text: int, depth: int, end: int) -> list[int]:
+        """A path with a new segment for a text's tokens [depth, end), if there are any."""
+        if depth == end:
+            return above
+        self.tree.ids.extend(self.texts[text][depth:end])
+        self.tree.positions.extend(range(depth, end))
+        self.tree.sizes.append(end - depth)
+        self.tree.ancestors.append(list(above))
+        return [*above, len(self.tree.sizes) - 1]
 
 
 def _worth_sharing(shared: int, depth: int, text: Sequence[int]) -> bool:

@@ -7,9 +7,8 @@ that a model larger than the memory is checked too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer as RustTokenizer
@@ -64,9 +63,6 @@ class SelfCheck:
                 f"{direction} and {loss:.2f} {other}; give --direction {other}, or --no-check to "
                 "import it as it is"
             )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @torch.inference_mode()

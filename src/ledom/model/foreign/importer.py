@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,7 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     model = _read(found, options)
     direction = _direction(found, model, options)
     config = _checked_config(model.config, found.path)
-    try:
-        tensors = fit_tensors(model.tensors, build_skeleton(config), model.vocab_rows)
-    except CheckpointError as error:
-        raise CheckpointError(f"{found.name}: {error}") from None
+    tensors = _fitting_tensors(found, model, config)
     _check_vocabulary(found, config, model.tokenizer)
     hashes = _hash(found, model, tensors, options.progress)
     shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
@@ -136,16 +133,32 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         written = {**model.config, DIRECTION_KEY: str(direction), "eos_token_id": eos_id}
         written["architectures"] = [type(build_skeleton(config)).__name__]
         _write_json(folder / "config.json", written)
-        record = {
-            "source": found.name,
-            "commit": found.commit,
-            "sha256": hashes,
-            "notes": model.notes,
-            "self_check": check and check.to_json(),
-            "ledom_version": ledom.__version__,
-        }
-        _write_json(folder / RECORD, record)
+        _write_json(folder / RECORD, _record(found, hashes, model.notes, check))
     return Imported(out, direction, eos, model.notes, check)
+
+
+def _fitting_tensors(
+    source: _Source, model: _Model, config: PretrainedConfig
+) -> dict[str, StoredTensor]:
+    """The tensors that the model needs; see `fit_tensors`."""
+    try:
+        return fit_tensors(model.tensors, build_skeleton(config), model.vocab_rows)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source.name}: {error}") from None
+
+
+def _record(
+    source: _Source, hashes: dict[str, str], notes: list[str], check: SelfCheck | None
+) -> dict[str, Any]:
+    """The contents of `RECORD`."""
+    return {
+        "source": source.name,
+        "commit": source.commit,
+        "sha256": hashes,
+        "notes": notes,
+        "self_check": check and asdict(check),
+        "ledom_version": ledom.__version__,
+    }
 
 
 def _find(source: str, revision: str | None) -> _Source:

@@ -78,8 +78,7 @@ class NanochatConfig(PretrainedConfig):
         self.rope_bfloat16 = rope_bfloat16
         self.final_logit_softcapping = final_logit_softcapping
         self.initializer_range = initializer_range
-        kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
+        super().__init__(**{"tie_word_embeddings": False} | kwargs)
 
     def has_value_embedding(self, layer: int) -> bool:
         """Every second layer has one, the last always, in versions that have any."""

@@ -93,12 +93,7 @@ def infer_config(
     """
     names = [name.removeprefix("_orig_mod.") for name in tensors]
     _refuse(tensors)
-    gates = {t.shape[-1] for name, t in tensors.items() if name.endswith(".attn.ve_gate.weight")}
-    if gates - {12, 32} or len(gates) > 1:
-        raise CheckpointError(
-            f"nanochat's value gate reads {sorted(gates)} inputs here; known versions have 32 or 12"
-        )
-    gate = gates.pop() if gates else 0
+    gate = _gate_inputs(tensors)
     if softcap is not None and (softcap not in _CAPS or gate != 32):
         raise InputError(
             f"--softcap {softcap:g}: give 15 or 20, for a model whose ve_gate has 32 inputs; the "
@@ -125,6 +120,16 @@ def infer_config(
         final_logit_softcapping=softcap or 15.0,
     )
     return config, _describe(config, softcap)
+
+
+def _gate_inputs(tensors: Mapping[str, StoredTensor]) -> int:
+    """How many inputs the gate of the value embeddings reads; 0 in versions without any."""
+    gates = {t.shape[-1] for name, t in tensors.items() if name.endswith(".attn.ve_gate.weight")}
+    if gates - {12, 32} or len(gates) > 1:
+        raise CheckpointError(
+            f"nanochat's value gate reads {sorted(gates)} inputs here; known versions have 32 or 12"
+        )
+    return gates.pop() if gates else 0
 
 
 def _refuse(tensors: Mapping[str, StoredTensor]) -> None:
