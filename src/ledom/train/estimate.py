@@ -197,10 +197,8 @@ def memory(
     rest = count.total - count.layer_matrices
     size = _FP32 if precision == "float32" else _BF16
     layer = count.layer_matrices / model.num_hidden_layers
-    if shards > 1:
-        copies = size * (2 * layer + rest)
-    else:
-        copies = 0 if size == _FP32 else size * count.total
+    unsharded = 0 if size == _FP32 else size * count.total
+    copies = size * (2 * layer + rest) if shards > 1 else unsharded
     weights = _FP32 * count.total / shards + copies
     gradients = _FP32 * count.total / shards + (size * layer if shards > 1 else 0)
     state = count.layer_matrices * (1 if matrix_optimizer == "muon" else 2) + 2 * rest
