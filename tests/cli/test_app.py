@@ -258,7 +258,10 @@ def test_ctrl_c_keeps_finished_work(
         ("{nonsense\n", ("problems.jsonl:1", "not JSON")),
         ('{"id": "a", "question": "q"}\n\n[1]\n', ("problems.jsonl:3", "expected a JSON object")),
         ('{"id": "a"}\n', ("problems.jsonl:1", "missing key 'question'")),
-        ('{"id": "a", "question": 3}\n', ("problems.jsonl:1", "'question' is 3, expected str")),
+        (
+            '{"id": "a", "question": 3}\n',
+            ("problems.jsonl:1: key question: ", "string, found 3"),
+        ),
         ('{"id": "a", "question": "q"}\n' * 2, ("problems.jsonl:2: two problems have the id 'a'",)),
         (
             '{"id": "a", "question": "q", "k": NaN}\n',

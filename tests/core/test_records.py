@@ -63,18 +63,24 @@ def test_line_ends_and_blank_lines(tmp_path, line_end):
         ('"text"', "expected a JSON object, found str"),
         ("null", "expected a JSON object, found NoneType"),
         ({"problem_id": "p", "index": 1}, "missing key 'text'"),
-        ({**GOOD, "index": "1"}, "'index' is '1', expected int"),
-        ({**GOOD, "index": 1.0}, "'index' is 1.0, expected int"),
-        ({**GOOD, "index": True}, "'index' is True, expected int"),
-        ({**GOOD, "text": None}, "'text' is None, expected str"),
-        ({**GOOD, "text": 7}, "'text' is 7, expected str"),
+        ({**GOOD, "index": "1"}, "key index: Input should be a valid integer, found '1'"),
+        ({**GOOD, "index": 1.0}, "key index: Input should be a valid integer, found 1.0"),
+        ({**GOOD, "index": True}, "key index: Input should be a valid integer, found True"),
+        ({**GOOD, "text": None}, "key text: Input should be a valid string, found None"),
+        ({**GOOD, "text": 7}, "key text: Input should be a valid string, found 7"),
         ({**GOOD, "text": "\ud83d"}, "half of a surrogate pair"),
-        ({**GOOD, "greedy": 1}, "'greedy' is 1, expected bool"),
-        ({**GOOD, "sampling": []}, "'sampling' is [], expected dict"),
-        ({**GOOD, "finish_reason": "eos"}, "'finish_reason' is 'eos', expected stop or length"),
+        ({**GOOD, "greedy": 1}, "key greedy: Input should be a valid boolean, found 1"),
+        ({**GOOD, "sampling": []}, "key sampling: Input should be a valid dictionary, found []"),
+        (
+            {**GOOD, "finish_reason": "eos"},
+            "key finish_reason: Input should be 'stop' or 'length', found 'eos'",
+        ),
         # A reason that is not known must not be read as the default, stop.
-        ({**GOOD, "finish_reason": None}, "'finish_reason' is None, expected str"),
-        ({**GOOD, "greedy": None}, "'greedy' is None, expected bool"),
+        (
+            {**GOOD, "finish_reason": None},
+            "key finish_reason: Input should be 'stop' or 'length', found None",
+        ),
+        ({**GOOD, "greedy": None}, "key greedy: Input should be a valid boolean, found None"),
     ],
 )
 def test_a_bad_line_is_refused_by_file_and_line(tmp_path, line, expected):
@@ -114,7 +120,7 @@ def test_numbers_of_a_score(tmp_path):
     assert read_records(write_lines(tmp_path / "s.jsonl", row), Score)[0].logprob == -3
     for key, value in (("target", "y|z"), ("direction", "back"), ("logprob", True)):
         file = write_lines(tmp_path / "bad.jsonl", {**row, key: value})
-        with pytest.raises(InputError, match=f"bad.jsonl:1: key '{key}' is "):
+        with pytest.raises(InputError, match=f"bad.jsonl:1: key {key}: "):
             read_records(file, Score)
 
 

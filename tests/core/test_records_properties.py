@@ -17,7 +17,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-OWN_KEYS = {*vars(Candidate(problem_id="", index=0, text="")), *Problem.types, *Document.types}
+OWN_KEYS = {"extra"}.union(*(kind.own_keys() for kind in (Candidate, Problem, Document)))
 EXTRA = st.dictionaries(TEXT.filter(lambda key: key not in OWN_KEYS), JSON, max_size=3)
 RECORDS = [
     st.builds(Document, id=TEXT, text=TEXT, source=st.none() | TEXT, extra=EXTRA),

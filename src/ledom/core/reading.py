@@ -23,6 +23,7 @@ __all__ = [
     "as_type",
     "check_regular",
     "exists",
+    "first_problem",
     "parse_json",
     "parse_yaml",
     "read_json",
@@ -103,10 +104,15 @@ def as_type(data: dict[str, Any], kind: type[T], path: str | Path) -> T:
     try:
         return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
-        raise InputError(f"{key}{first['msg']}{found}", path=path) from None
+        raise InputError(first_problem(error), path=path) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """What pydantic found wrong first, in one line: the key, what is allowed, and the value."""
+    first = error.errors()[0]
+    key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+    found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
+    return f"{key}{first['msg']}{found}"
 
 
 def parse_json(text: bytes, non_finite: bool = False) -> dict[str, Any]:

@@ -12,12 +12,15 @@ import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from ledom.core.errors import InputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import check_regular, parse_json
+from ledom.core.reading import check_regular, first_problem, parse_json
 
 __all__ = [
     "CONFIDENCE",
@@ -49,52 +52,56 @@ Target = Literal["y|x", "x|y", "y", "x'|y"]
 class Record:
     """Base of the record types; `extra` holds the keys that the type does not know."""
 
-    types: ClassVar[dict[str, tuple[type, ...]]] = {}
-    one_of: ClassVar[dict[str, tuple[str, ...]]] = {}
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls: type[RecordT], data: dict[str, Any]) -> RecordT:
-        """Build a record from a parsed JSON object; raises `InputError` on a missing or bad key."""
-        known = {f.name: f for f in fields(cls) if f.name != "extra"}
-        for name, known_field in known.items():
-            required = known_field.default is MISSING and known_field.default_factory is MISSING
-            if name not in data:
-                if required:
-                    raise InputError(
-                        f"missing key {name!r}; a {cls.__name__} needs: "
-                        + ", ".join(n for n, f in known.items() if f.default is MISSING)
-                    )
-                continue
-            cls._check(name, data[name], nullable=known_field.default is None)
-        extra = {key: value for key, value in data.items() if key not in known}
-        return cls(**{n: data[n] for n in known if n in data}, extra=extra)
+        """Build a record from a parsed JSON object; raises `InputError` on a missing or bad key.
+
+        >>> Document.from_json({"id": "a", "text": "Hello.", "language": "en"})
+        Document(extra={'language': 'en'}, id='a', text='Hello.', source=None)
+        """
+        try:
+            checked = _schema(cls).model_validate(data)
+        except ValidationError as error:
+            missing = next((e["loc"][0] for e in error.errors() if e["type"] == "missing"), None)
+            if missing is None:
+                raise InputError(first_problem(error)) from None
+            needed = ", ".join(f.name for f in fields(cls) if f.default is MISSING)
+            raise InputError(f"missing key {missing!r}; a {cls.__name__} needs: {needed}") from None
+        return cls(**vars(checked), extra=checked.model_extra or {})
 
     @classmethod
-    def _check(cls, name: str, value: Any, nullable: bool) -> None:
-        if value is None and nullable:
-            return
-        expected = cls.types[name]
-        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-            names = " or ".join(t.__name__ for t in expected)
-            raise InputError(f"key {name!r} is {value!r:.80}, expected {names}")
-        if name in cls.one_of and value not in cls.one_of[name]:
-            raise InputError(f"key {name!r} is {value!r}, expected {' or '.join(cls.one_of[name])}")
+    def own_keys(cls) -> set[str]:
+        """The keys that the type knows."""
+        return {f.name for f in fields(cls)} - {"extra"}
 
     def to_json(self) -> dict[str, Any]:
         """The record as a JSON object: its own keys (without those that are None), then `extra`."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        own = {key: value for key, value in vars(self).items() if key != "extra"}
         return {**{k: v for k, v in own.items() if v is not None}, **self.extra}
 
 
 RecordT = TypeVar("RecordT", bound=Record)
 
 
+@lru_cache
+def _schema(record_type: type[Record]) -> type[BaseModel]:
+    """What pydantic checks of a record type: nothing is converted, other keys are kept."""
+    hints = get_type_hints(record_type)
+    known: dict[str, Any] = {
+        f.name: (hints[f.name], ... if f.default is MISSING else f.default)
+        for f in fields(record_type)
+        if f.name != "extra"
+    }
+    config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    return create_model(record_type.__name__, __config__=config, **known)
+
+
 @dataclass(kw_only=True)
 class Document(Record):
     """A text to train on."""
 
-    types = {"id": (str,), "text": (str,), "source": (str,)}
     id: str
     text: str
     source: str | None = None
@@ -104,7 +111,6 @@ class Document(Record):
 class Problem(Record):
     """A question x, with its final answer and a worked solution where known."""
 
-    types = {"id": (str,), "question": (str,), "answer": (str,), "solution": (str,)}
     id: str
     question: str
     answer: str | None = None
@@ -125,17 +131,6 @@ class Candidate(Record):
     candidate's answer with the problem's.
     """
 
-    types = {
-        "problem_id": (str,),
-        "index": (int,),
-        "text": (str,),
-        "model": (str,),
-        "finish_reason": (str,),
-        "greedy": (bool,),
-        "sampling": (dict,),
-        "correct": (bool,),
-    }
-    one_of = {"finish_reason": get_args(FinishReason)}
     problem_id: str
     index: int
     text: str
@@ -173,19 +168,6 @@ class Score(Record):
     log of the mean over changed questions, `copies` lists those, and there are no tokens.
     """
 
-    types = {
-        "problem_id": (str,),
-        "index": (int,),
-        "model": (str,),
-        "direction": (str,),
-        "target": (str,),
-        "logprob": (int, float),
-        "num_tokens": (int,),
-        "token_logprobs": (list,),
-        "token_spans": (list,),
-        "text": (str,),
-    }
-    one_of = {"direction": ("forward", "reverse"), "target": get_args(Target)}
     problem_id: str
     index: int
     model: str

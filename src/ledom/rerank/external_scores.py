@@ -70,7 +70,7 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if name in FEATURES or name in STRATEGIES:
             raise InputError(f"a score field cannot be called {name!r}: ledom computes that itself")
-        if name in Candidate.types:
+        if name in Candidate.own_keys():
             raise InputError(f"{name!r} is a key of every candidate, not an extra score field")
         if not _NAME.fullmatch(name):
             raise InputError(

@@ -34,11 +34,6 @@ class Run:
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of the token stores, by the part that they are: train, valid; see `read_manifests`."""
 
-    def curve(self, key: str) -> tuple[list[int], list[float]]:
-        """Steps and values of the rows that have `key`."""
-        rows = [(int(row["step"]), row[key]) for row in self.metrics if key in row]
-        return [step for step, _ in rows], [value for _, value in rows]
-
 
 def find_run(path: str | Path) -> Run:
     """The run that a model folder, or the folder it was trained in, belongs to.

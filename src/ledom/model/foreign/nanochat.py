@@ -31,7 +31,6 @@ from ledom.core.errors import CheckpointError
 __all__ = ["NanochatConfig", "NanochatForCausalLM", "NanochatModel"]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-_PACKING = ("attend", "cu_seq_lens_q")  # how texts share a row: see `model.attention`
 
 
 class NanochatConfig(PretrainedConfig):
