@@ -60,7 +60,7 @@ def opening(folder: Path) -> dict[str, Any]:
     batches = Batches([(Windows(store, SEQ_LEN, "fixed"), 1.0)], BATCH, seed=0)
     list(batches[12_345].windows)
     return {
-        "tokens": store.manifest["num_tokens"],
+        "tokens": store.manifest.num_tokens,
         "shards": len(store.shards),
         "open_s": opened,
         "first_batch_s": time.perf_counter() - start,

@@ -66,7 +66,7 @@ def test_from_documents_to_a_trained_model(
     assert [d.tolist() for d in store.documents()] == [
         d.tolist() for d in encode_documents(TEXTS, tokenizer)
     ]
-    assert f"60 documents, {store.manifest['num_tokens']:,} tokens in 2 shards" in text
+    assert f"60 documents, {store.manifest.num_tokens:,} tokens in 2 shards" in text
     assert run("tokenize", corpus / "a.jsonl", *options, "--out", valid)[0] == 0
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -215,7 +215,7 @@ def test_ctrl_c_keeps_finished_shards(tokenizer_folder: Path, tmp_path: Path) ->
     assert again.returncode == 0, again.stderr
     store = TokenStore(out)
     store.verify()
-    assert store.manifest["num_documents"] == 60 * 200
+    assert store.manifest.num_documents == 60 * 200
     assert all(file.stat().st_mtime_ns == when for file, when in finished.items())
 
 

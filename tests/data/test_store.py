@@ -23,8 +23,8 @@ def test_a_store_is_the_documents_each_ended_by_eos(tmp_path, words):
     assert shard.tokens.tolist() == [5, 6, 7, 0, 0, 8, 0]
     assert shard.ends.tolist() == [4, 5, 7]
     assert [document.tolist() for document in store.documents()] == [[5, 6, 7, 0], [0], [8, 0]]
-    assert store.manifest["num_documents"] == 3
-    assert store.manifest["num_tokens"] == 7
+    assert store.manifest.num_documents == 3
+    assert store.manifest.num_tokens == 7
     raw = (tmp_path / "s" / "tokens.ds").read_bytes()
     assert raw == bytes([5, 0, 6, 0, 7, 0, 0, 0, 0, 0, 8, 0, 0, 0])  # little-endian, two bytes
 
@@ -37,7 +37,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path, word_tokenizer):
 
 def test_notes_and_many_documents(tmp_path, words):
     store = write_store(tmp_path / "s", (str(1 + i % 900) for i in range(2500)), words, source="x")
-    assert store.manifest["source"] == "x"
+    assert store.manifest.source == "x"
     tokens = store.shards[0].tokens
     assert tokens[::2].tolist() == [1 + i % 900 for i in range(2500)]
     assert tokens[1::2].tolist() == [0] * 2500

@@ -27,21 +27,21 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "message"),
     [
-        '{"step": 2, "lo',
-        "[1, 2]",
-        "7",
-        '{"step": 2}',
-        '{"step": 2, "loss": "x", "tokens": 1}',
-        "",
-        "[" * 9000,
+        ('{"step": 2, "lo', "not JSON"),
+        ("[1, 2]", "expected a JSON object, found list"),
+        ("7", "expected a JSON object, found int"),
+        ('{"step": 2}', "not a row with the numbers step"),
+        ('{"step": 2, "loss": "x", "tokens": 1}', "not a row with the numbers step"),
+        ("", "not JSON"),
+        ("[" * 9000, "groups more than 64 deep"),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path, line):
+def test_a_damaged_line_is_named(tmp_path, line, message):
     file = tmp_path / "metrics.jsonl"
     file.write_text(f"{json.dumps(ROW)}\n{line}\n{json.dumps(ROW | {'step': 3})}\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not a row with the numbers step"):
+    with pytest.raises(InputError, match=rf"metrics\.jsonl:2: {message}"):
         read_metrics(file)
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_line_is_not_taken_for_the_end_when_a_run_resumes(tmp_path):
     file = tmp_path / "metrics.jsonl"
     rows = f"{json.dumps(ROW)}\n{{\n{json.dumps(ROW | {'step': 3})}\n"
     file.write_text(rows)
-    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not a row"), open_metrics(tmp_path, 3):
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2: not JSON"), open_metrics(tmp_path, 3):
         pass
     assert file.read_text() == rows
 

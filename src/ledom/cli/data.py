@@ -134,7 +134,7 @@ def tokenize(
         return
     counts = store.manifest
     say(
-        f"{counts['num_documents']:,} documents, {counts['num_tokens']:,} tokens in "
+        f"{counts.num_documents:,} documents, {counts.num_tokens:,} tokens in "
         f"{len(store.shards)} shards: {out}"
     )
 

@@ -48,6 +48,7 @@ class InputError(LedomError, ValueError):
     ) -> None:
         where = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
         super().__init__(where + message)
+        self.reason, self.line = message, line
 
 
 class RecipeError(LedomError, ValueError):

@@ -30,13 +30,16 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_settings(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+def check_settings(
+    found: dict[str, Any],
+    wanted: dict[str, Any],
+    path: Path,
+    remedy: str = "give another output folder, or remove it",
+) -> None:
     """Raise `InputError` naming what differs between the settings that made `path` and today's."""
     if different := list(differences(found, wanted)):
         raise InputError(
-            f"was made with other settings ({'; '.join(different[:3])}); give another output "
-            "folder, or remove it",
-            path=path,
+            f"was made with other settings ({'; '.join(different[:3])}); {remedy}", path=path
         )
 
 

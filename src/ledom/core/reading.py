@@ -11,6 +11,8 @@ import math
 import os
 import re
 import stat
+from codecs import BOM_UTF8
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Never, TypeVar
 
@@ -28,6 +30,7 @@ __all__ = [
     "parse_yaml",
     "read_json",
     "read_json_object",
+    "read_jsonl",
     "read_text",
     "read_yaml",
     "real_path",
@@ -96,7 +99,32 @@ def read_json(path: str | Path, non_finite: bool = False) -> dict[str, Any]:
         raise InputError(str(error), path=path) from None
 
 
-def as_type(data: dict[str, Any], kind: type[T], path: str | Path) -> T:
+def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects in a JSONL file, each with the number of its line; blank lines are skipped.
+
+    In an `unfinished` file, which a program appends to, a last line without a line end is left out
+    (a kill or a full disk cut it short), and a blank line is an error. Raises `InputError` that
+    names the file and the line.
+    """
+    check_regular(path)
+    try:
+        with Path(path).open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                line = line.removeprefix(BOM_UTF8) if number == 1 else line
+                if unfinished and not line.endswith(b"\n"):
+                    return
+                if not unfinished and not line.strip():
+                    continue
+                try:
+                    data = parse_json(line)
+                except InputError as error:
+                    raise InputError(error.reason, path=path, line=number) from None
+                yield number, data
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def as_type(data: dict[str, Any], kind: type[T], path: str | Path | None = None) -> T:
     """A JSON or YAML object as a dataclass; nothing is converted, unknown keys are left out.
 
     Raises `InputError` that names the file, the key and the value.

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from ledom.core.errors import InputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import check_regular, first_problem, parse_json
+from ledom.core.reading import first_problem, read_jsonl
 
 __all__ = [
     "CONFIDENCE",
@@ -193,7 +192,7 @@ def read_records(
     """
     path = Path(path)
     records = []
-    for number, data in _read_lines(path):
+    for number, data in read_jsonl(path):
         try:
             record = record_type.from_json(data)
             if check is not None:
@@ -216,23 +215,6 @@ def unique_ids() -> Callable[[Problem | Document], None]:
         seen.add(problem.id)
 
     return check
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    check_regular(path)
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                line = line.removeprefix(BOM_UTF8) if number == 1 else line
-                if not line.strip():
-                    continue
-                try:
-                    data = parse_json(line)
-                except InputError as error:
-                    raise InputError(str(error), path=path, line=number) from None
-                yield number, data
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path) from None
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:

@@ -26,7 +26,7 @@ from ledom.core import processes as parallel
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import write_atomically
 from ledom.core.provenance import check_settings, file_hash
-from ledom.core.reading import check_regular, exists, parse_json
+from ledom.core.reading import as_type, exists, read_json, read_jsonl
 from ledom.core.records import Record, read_records, write_records
 
 __all__ = [
@@ -78,6 +78,13 @@ class Work(Generic[ItemT, RecordT]):
     """Sorts the records of one item."""
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """A line of a part."""
+
+    chunk: list[dict[str, Any]]
+
+
 class Stage(Generic[RecordT]):
     """A file of records being made; `records` are those that are there already.
 
@@ -123,37 +130,35 @@ class Stage(Generic[RecordT]):
         records: list[RecordT] = []
         check = self._check()
         for part in self._parts():
-            check_regular(part)
-            lines = part.read_bytes().splitlines(keepends=True)
-            if lines and not lines[-1].endswith(b"\n"):
-                lines.pop()  # cut short by a kill or a full disk
             if part == self._part:
-                self._kept = sum(map(len, lines))
-            for number, line in enumerate(lines, start=1):
-                try:
+                self._kept = part.read_bytes().rfind(b"\n") + 1
+            number, settings = 0, self.settings
+            try:
+                for number, row in read_jsonl(part, unfinished=True):
                     if number == 1:
-                        settings = parse_json(line)
+                        settings = row
                     else:
-                        records += self._chunk(line, check)
-                except InputError as error:
-                    raise _damaged(str(error), part, number) from None
-            if lines:
-                check_settings(settings, self.settings, part)
+                        records += self._chunk(row, check)
+            except InputError as error:
+                raise InputError(
+                    f"damaged ({error.reason}); remove it to start again",
+                    path=part,
+                    line=error.line or number,
+                ) from None
+            check_settings(settings, self.settings, part)
         return records
 
-    def _chunk(self, line: bytes, check: Callable[[RecordT], object]) -> list[RecordT]:
+    def _chunk(self, row: dict[str, Any], check: Callable[[RecordT], object]) -> list[RecordT]:
         """The records in a line of a part; raises `InputError`, without a place, for bad ones."""
-        rows = parse_json(b'{"chunk": %s}' % line)["chunk"]
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError("expected a list of JSON objects")
-        records = [self._type.from_json(row) for row in rows]
+        records = [self._type.from_json(record) for record in as_type(row, _Chunk).chunk]
         for record in records:
             check(record)
         return records
 
     def append(self, records: Sequence[RecordT]) -> None:
         """Keep a chunk of finished records, all or none, on disk before this returns."""
-        chunk = json.dumps([record.to_json() for record in records], ensure_ascii=False)
+        rows = {"chunk": [record.to_json() for record in records]}
+        chunk = json.dumps(rows, ensure_ascii=False)
         header = "" if self._kept else json.dumps(self.settings) + "\n"
         added = f"{header}{chunk}\n".encode()
 
@@ -277,10 +282,9 @@ def read_settings(path: Path) -> dict[str, Any]:
             path=path,
         )
     try:
-        check_regular(file)
-        settings = parse_json(file.read_bytes())
-    except (InputError, OSError) as error:
-        raise InputError(f"damaged ({error}); {remedy}", path=file) from None
+        settings = read_json(file)
+    except InputError as error:
+        raise InputError(f"damaged ({error.reason}); {remedy}", path=file) from None
     if not isinstance(settings.get(_HASH), str):
         raise InputError(f"damaged (no {_HASH} of {path.name}); {remedy}", path=file)
     return settings
@@ -306,7 +310,3 @@ def read_finished(
 
 def _settings_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.settings.json")
-
-
-def _damaged(reason: str, path: Path, line: int) -> InputError:
-    return InputError(f"damaged ({reason}); remove it to start again", path=path, line=line)

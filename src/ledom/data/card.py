@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from ledom.core.files import write_atomically
@@ -17,9 +18,9 @@ def write_dataset_card(folder: Path, name: str | None = None, license: str | Non
     if not stores:
         return False
     files = [
-        {**file, "path": str(Path(part) / file["file"])}
+        {**asdict(shard), "path": str(Path(part) / shard.file)}
         for part, store in stores.items()
-        for file in store["shards"]
+        for shard in store.shards
     ]
     card = render_card(
         Path(__file__).with_name("dataset_card.md"),

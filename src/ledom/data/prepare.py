@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from filelock import FileLock
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -22,7 +21,8 @@ from ledom.core import processes
 from ledom.core.config import Config
 from ledom.core.errors import InputError, OutputError, RecipeError
 from ledom.core.files import write_atomically
-from ledom.core.provenance import file_hash
+from ledom.core.provenance import check_settings, file_hash
+from ledom.core.reading import read_json
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, generate_problems
@@ -135,7 +135,7 @@ class PreparedData:
                     "data.eos_token, or tokenize again",
                     path=store.folder,
                 )
-            if store.manifest["tokenizer"] != self.tokenizer.fingerprint:
+            if store.manifest.tokenizer != self.tokenizer.fingerprint:
                 raise InputError(
                     "was made with another tokenizer than the run's; tokenize again, with the "
                     "tokenizer.json of the other stores",
@@ -168,9 +168,9 @@ def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
     if config.sources:
         return []
     lines = []
-    found = data.sources[0].store.manifest["num_documents"]
+    found = data.sources[0].store.manifest.num_documents
     if config.valid is None:
-        found += data.valid.manifest["num_documents"]  # held out from the same file
+        found += data.valid.manifest.num_documents  # held out from the same file
     wanted = config.num_documents
     if config.train != GENERATOR and wanted is not None and found < wanted:
         lines.append(f"data.num_documents is {wanted}; {config.train} holds {found}")
@@ -197,33 +197,31 @@ def _check_sources(config: DataConfig) -> None:
 
 def _prepare(config: DataConfig, folder: Path) -> None:
     reading = {"sources", "packing", "mask_across_documents", "reset_position_ids", "verify"}
-    settings = json.dumps(config.model_dump(exclude=reading) | {"files": _file_hashes(config)})
+    settings = config.model_dump(mode="json", exclude=reading) | {"files": _file_hashes(config)}
     marker = folder / "data.json"
     if marker.is_file():
-        if marker.read_text() != settings:
-            raise InputError(
-                "was prepared with other data settings, or from files that have changed since; "
-                "give the run another name, or remove this folder",
-                path=folder,
-            )
+        remedy = "give the run another name, or remove this folder"
+        check_settings(read_json(marker), settings, folder, remedy)
         return
     train, valid, origins = _sources(config)
-    if config.tokenizer is None:
-        if config.eos_token is not None:
-            raise RecipeError(
-                f"key data.eos_token is {config.eos_token!r} without data.tokenizer; a tokenizer "
-                "that is trained here has its own"
-            )
-        sample = (text for _, text in zip(range(_TOKENIZER_SAMPLE), train(), strict=False))
-        tokenizer = train_tokenizer(sample, config.vocab_size)
-    else:
-        tokenizer = Tokenizer.load(config.tokenizer, config.eos_token)
+    tokenizer = _tokenizer(config, train)
     tokenizer.save(folder)
-    write_store(folder / "train", train(), tokenizer, source=config.train)
-    notes = {"source": config.valid or config.train, **origins}
-    write_store(folder / "valid", valid(), tokenizer, **notes)
+    write_store(folder / "train", train(), tokenizer, config.train)
+    write_store(folder / "valid", valid(), tokenizer, config.valid or config.train, origins)
     with write_atomically(marker) as out:  # last: its existence means all of it is there
-        out.write(settings)
+        json.dump(settings, out)
+
+
+def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    """The tokenizer that is named, or one trained on the first of the texts."""
+    if config.tokenizer is not None:
+        return Tokenizer.load(config.tokenizer, config.eos_token)
+    if config.eos_token is not None:
+        raise RecipeError(
+            f"key data.eos_token is {config.eos_token!r} without data.tokenizer; a tokenizer "
+            "that is trained here has its own"
+        )
+    return train_tokenizer(islice(texts(), _TOKENIZER_SAMPLE), config.vocab_size)
 
 
 def _file_hashes(config: DataConfig) -> dict[str, str]:
@@ -236,7 +234,7 @@ def _file_hashes(config: DataConfig) -> dict[str, str]:
 
 def _sources(
     config: DataConfig,
-) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]], dict[str, Any]]:
+) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]], list[tuple[str, int]]]:
     """Functions that start the training and the validation texts afresh, and what the validation
     store's manifest says of where its texts came from."""
     if config.train == GENERATOR:
@@ -246,19 +244,19 @@ def _sources(
         return (
             lambda: _generated(count, config),
             lambda: _render(generate_problems("valid", config.num_valid, config.seed), config),
-            {},
+            [],
         )
     records, held_out = read_split(config)
     return lambda: _render(records, config), lambda: _render(held_out, config), _origins(held_out)
 
 
-def _origins(records: Sequence[Document | Problem]) -> dict[str, Any]:
+def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
     """The records' `source`, in runs of records; nothing where no record has any."""
     named = [r.source if isinstance(r, Document) else r.extra.get("source") for r in records]
     if not any(named):
-        return {}
+        return []
     runs = groupby(str(name) if name else "no source" for name in named)
-    return {"sources": [[name, sum(1 for _ in run)] for name, run in runs]}
+    return [(name, sum(1 for _ in run)) for name, run in runs]
 
 
 def read_split(

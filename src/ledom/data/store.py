@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import write_atomically
+from ledom.core.provenance import file_hash
 from ledom.core.reading import as_type, exists, read_json
 from ledom.text.tokenizer import Tokenizer
 
 __all__ = [
     "MANIFEST",
+    "Manifest",
     "ShardEntry",
     "TokenStore",
     "encode_documents",
@@ -58,8 +60,8 @@ class ShardEntry:
 
 
 @dataclass(frozen=True)
-class _Manifest:
-    """What a store needs of its manifest."""
+class Manifest:
+    """What a store says of itself."""
 
     num_documents: int
     num_tokens: int
@@ -68,7 +70,12 @@ class _Manifest:
     vocab_size: int
     tokenizer: str
     shards: list[ShardEntry]
+    source: str | None = None
+    """What it was made from, by name."""
     sources: list[tuple[str, int]] = field(default_factory=list)
+    """Runs of documents by where they came from: name and number of documents."""
+    manifest_sha256: str = ""
+    """Of the manifest's file, which holds the shards' checksums: it stands for all of the store."""
 
 
 class Shard:
@@ -125,11 +132,12 @@ class TokenStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
-        manifest = as_type(self.manifest, _Manifest, self.folder / MANIFEST)
-        dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        self.shards = tuple(Shard(self.folder, entry, dtype) for entry in manifest.shards)
-        vocab_size = manifest.vocab_size
+        if not exists(self.folder / MANIFEST):
+            raise InputError(f"no {MANIFEST}: not a finished token store", path=self.folder)
+        self.manifest = _read_manifest(self.folder / MANIFEST)
+        dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+        self.shards = tuple(Shard(self.folder, entry, dtype) for entry in self.manifest.shards)
+        vocab_size = self.manifest.vocab_size
         for shard in self.shards:
             if shard.entry.max_id >= vocab_size:
                 raise InputError(
@@ -146,7 +154,7 @@ class TokenStore:
     @property
     def eos_id(self) -> int:
         """The document-end token."""
-        return int(self.manifest["eos_id"])
+        return self.manifest.eos_id
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
         """Compare every `world_size`-th shard with its checksum, so that ranks can share them."""
@@ -154,12 +162,8 @@ class TokenStore:
             shard.verify()
 
     def document_sources(self) -> list[str]:
-        """Where each document came from, by name; empty where the manifest does not say.
-
-        The manifest's `sources` are runs of documents, [name, number of documents] each.
-        """
-        runs = self.manifest.get("sources", [])
-        return [name for name, count in runs for _ in range(count)]
+        """Where each document came from, by name; empty where the manifest does not say."""
+        return [name for name, count in self.manifest.sources for _ in range(count)]
 
     def documents(self) -> Iterator[NDArray[Any]]:
         """The ids of each document in turn, EOS included."""
@@ -170,16 +174,19 @@ class TokenStore:
                 start = end
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not exists(folder / MANIFEST):
-        raise InputError(f"no {MANIFEST}: not a finished token store", path=folder)
-    return read_json(folder / MANIFEST)
+def _read_manifest(file: Path) -> Manifest:
+    contents = read_json(file) | {"manifest_sha256": file_hash(file)}
+    return as_type(contents, Manifest, file)
 
 
 def write_store(
-    folder: str | Path, texts: Iterable[str], tokenizer: Tokenizer, **notes: Any
+    folder: str | Path,
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    source: str | None = None,
+    sources: Iterable[tuple[str, int]] = (),
 ) -> TokenStore:
-    """Tokenize texts into a new store of one shard; `notes` are kept in its manifest.
+    """Tokenize texts into a new store of one shard; `source` and `sources` are its manifest's.
 
     Raises `OutputError` when the place cannot be written or the disk is full, and `InputError`
     when there are no texts.
@@ -199,29 +206,36 @@ def write_store(
         np.array(ends, "<u8").tofile(f"{file}.index")
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
-    return write_manifest(
-        folder, [finalize_shard(file, token_dtype(tokenizer))], tokenizer, **notes
-    )
+    shard = finalize_shard(file, token_dtype(tokenizer))
+    return write_manifest(folder, [shard], tokenizer, source, sources)
 
 
 def write_manifest(
-    folder: Path, shards: Iterable[ShardEntry], tokenizer: Tokenizer, **notes: Any
+    folder: Path,
+    shards: Iterable[ShardEntry],
+    tokenizer: Tokenizer,
+    source: str | None = None,
+    sources: Iterable[tuple[str, int]] = (),
 ) -> TokenStore:
     """Finish a store whose shards are all there; those without documents are left out."""
     kept = [shard for shard in shards if shard.num_documents]
     if not kept:
         raise InputError("there are no documents to tokenize", path=folder)
-    manifest = {
-        "num_documents": sum(shard.num_documents for shard in kept),
-        "num_tokens": sum(shard.num_tokens for shard in kept),
-        "dtype": token_dtype(tokenizer).name,
-        "eos_id": tokenizer.eos_id,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.fingerprint,
-        "shards": [asdict(shard) for shard in kept],
-    }
+    manifest = Manifest(
+        num_documents=sum(shard.num_documents for shard in kept),
+        num_tokens=sum(shard.num_tokens for shard in kept),
+        dtype="uint16" if token_dtype(tokenizer).itemsize == 2 else "uint32",
+        eos_id=tokenizer.eos_id,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer.fingerprint,
+        shards=kept,
+        source=source,
+        sources=list(sources),
+    )
+    unsaid = (None, "", [])
+    known = {key: value for key, value in asdict(manifest).items() if value not in unsaid}
     with write_atomically(folder / MANIFEST) as out:
-        json.dump({**manifest, **notes}, out, indent=1)
+        json.dump(known, out, indent=1)
     return TokenStore(folder)
 
 
@@ -281,16 +295,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def read_manifests(folder: Path) -> dict[str, dict[str, Any]]:
-    """The manifests of the token stores in a folder, by the folder of each (`.` for itself).
-
-    To each is added `manifest_sha256`: it stands for all of the store, whose own checksums are in
-    the manifest.
-    """
-    found = {}
-    for file in sorted([*folder.glob("manifest.json"), *folder.glob("*/manifest.json")]):
-        contents = read_json(file)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        name = str(file.parent.relative_to(folder))
-        found[name] = contents | {"manifest_sha256": digest}
-    return found
+def read_manifests(folder: Path) -> dict[str, Manifest]:
+    """The manifests of the token stores in a folder, by the folder of each (`.` for itself)."""
+    files = sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
+    return {str(file.parent.relative_to(folder)): _read_manifest(file) for file in files}

@@ -59,7 +59,7 @@ def content_hash(path: Path) -> str:
     digest = hashlib.sha256()
     if (path / MANIFEST).is_file():
         store = TokenStore(path)
-        digest.update(f"{store.manifest['tokenizer']} {store.eos_id}".encode())
+        digest.update(f"{store.manifest.tokenizer} {store.eos_id}".encode())
         for shard in store.shards:
             digest.update(f"\n{shard.entry.sha256} {shard.entry.index_sha256}".encode())
         return digest.hexdigest()

@@ -15,7 +15,7 @@ from typing import Any
 
 from ledom.core.errors import InputError, MissingExtraError, OutputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import parse_json, read_text
+from ledom.core.reading import read_jsonl
 
 __all__ = ["Row", "open_metrics", "read_metrics"]
 
@@ -66,24 +66,6 @@ def read_metrics(file: Path) -> list[Row]:
     if not rows:
         raise InputError("no rows yet: the first step has not finished", path=file)
     return rows
-
-
-def _checked(line: str, file: Path, number: int) -> Row:
-    try:
-        row: Row = parse_json(line.encode())
-        numbers = [row["step"], row["loss"], row["tokens"], row.get("valid_loss", 0.0)]
-        # What does not fit 64 bits is no count of a run's, and no array takes it.
-        whole = all(isinstance(n, (int, float)) and not abs(n) > 2**62 for n in numbers)
-        whole = whole and row["step"] >= 0 and row["tokens"] >= 0
-    except (InputError, TypeError, KeyError):
-        whole = False
-    if not whole:
-        raise InputError(
-            "not a row with the numbers step, loss and tokens; remove the line to read the rest",
-            path=file,
-            line=number,
-        )
-    return row
 
 
 def _scalars(row: Row) -> dict[str, float]:
@@ -140,10 +122,15 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 
 def _rows(metrics: Path) -> Iterator[Row]:
-    *lines, _ = read_text(metrics).split("\n")  # the last one is empty, or cut short by a kill
     last = -1
-    for number, line in enumerate(lines, start=1):
-        row = _checked(line, metrics, number)
+    for number, row in read_jsonl(metrics, unfinished=True):
+        if not _is_row(row):
+            raise InputError(
+                "not a row with the numbers step, loss and tokens; remove the line to read the "
+                "rest",
+                path=metrics,
+                line=number,
+            )
         if row["step"] <= last:
             raise InputError(
                 f"step {row['step']} comes after step {last}; remove the rows that do not belong",
@@ -152,3 +139,11 @@ def _rows(metrics: Path) -> Iterator[Row]:
             )
         last = row["step"]
         yield row
+
+
+def _is_row(row: Row) -> bool:
+    numbers = [row.get("step"), row.get("loss"), row.get("tokens"), row.get("valid_loss", 0.0)]
+    # A count of a run's fits 64 bits, and no array holds a larger one.
+    if not all(isinstance(n, (int, float)) and not abs(n) > 2**62 for n in numbers):
+        return False
+    return bool(row["step"] >= 0 and row["tokens"] >= 0)

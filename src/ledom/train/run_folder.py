@@ -16,7 +16,7 @@ from typing import Any
 
 from ledom.core.errors import CheckpointError
 from ledom.core.reading import as_type, exists, read_yaml
-from ledom.data.store import read_manifests
+from ledom.data.store import Manifest, read_manifests
 from ledom.train.metrics import read_metrics
 
 __all__ = ["Run", "find_run"]
@@ -31,7 +31,7 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl."""
     recipe: dict[str, Any] | None = None
-    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    manifests: dict[str, Manifest] = field(default_factory=dict)
     """Of the token stores, by the part that they are: train, valid; see `read_manifests`."""
 
 
@@ -79,7 +79,7 @@ class _Recipe:
     data: _Data = _Data()
 
 
-def _read_sources(recipe: dict[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+def _read_sources(recipe: dict[str, Any], file: Path) -> dict[str, Manifest]:
     """The manifests of the stores that a recipe mixes, as far as they still lie where it says."""
     data = as_type(recipe, _Recipe, file).data
     parts = {source.path: source.path for source in data.sources or ()}
