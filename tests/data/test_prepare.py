@@ -105,9 +105,7 @@ def test_other_settings_are_refused(tmp_path):
     write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     prepare_data(config, tmp_path / "data")
-    with pytest.raises(
-        InputError, match="other settings .vocab_size: 300 there, 301 now."
-    ):
+    with pytest.raises(InputError, match="other settings .vocab_size: 300 there, 301 now."):
         prepare_data(config.model_copy(update={"vocab_size": 301}), tmp_path / "data")
 
 
@@ -116,9 +114,7 @@ def test_a_file_that_changed_is_noticed(tmp_path):
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     prepare_data(config, tmp_path / "data")
     write_documents(tmp_path / "d.jsonl", 21)
-    with pytest.raises(
-        InputError, match=r"data: .* settings .files\..*d\.jsonl: .*another name"
-    ):
+    with pytest.raises(InputError, match=r"data: .* settings .files\..*d\.jsonl: .*another name"):
         prepare_data(config, tmp_path / "data")
 
 
