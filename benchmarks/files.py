@@ -9,6 +9,7 @@ not count). The fewer files, the less a reader must open to follow a command.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import sys
 import tempfile
@@ -40,7 +41,8 @@ def files_touched(arguments: list[str]) -> list[str]:
     seen: set[str] = set()
 
     def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_name not in ("<module>", "<lambda>"):
+        # The bodies of modules and classes run at import; they have no optimized locals.
+        if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             seen.add(frame.f_code.co_filename)
 
     threading.setprofile(note)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ledom.core.errors import InputError
-from ledom.core.provenance import check_settings, differences, file_hash, fingerprint
+from ledom.core.files import check_settings, differences, file_hash, fingerprint
 
 
 def test_nested_keys_are_named_by_their_path():

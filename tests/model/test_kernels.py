@@ -14,7 +14,7 @@ from ledom.model.checkpoint import build_model
 from ledom.model.kernels import add_linear, linear
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
-from ledom.train.losses import token_losses
+from ledom.train.objective import token_losses
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 500])

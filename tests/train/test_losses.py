@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy
 from transformers import CohereConfig, CohereForCausalLM
 
 from ledom.model.checkpoint import build_model
-from ledom.train import losses as module
-from ledom.train.losses import token_losses, working_bytes
+from ledom.train import objective as module
+from ledom.train.objective import token_losses, working_bytes
 
 NUM_TOKENS = 45
 

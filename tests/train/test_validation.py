@@ -15,7 +15,7 @@ from ledom.data.store import write_store
 from ledom.model.checkpoint import build_model
 from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import validate
-from ledom.train.validation import ValidationStats
+from ledom.train.metrics import ValidationStats
 
 TEXTS = [
     "Ava has three pens and buys four more at the shop on the corner.",

@@ -235,8 +235,7 @@ def choose_problems(
 
     Raises `InputError` if there are fewer than `count`, or if an option has no effect.
     """
-    from ledom.data.benchmarks import load_problems
-    from ledom.data.problems import GENERATOR
+    from ledom.data.problems import GENERATOR, load_problems
 
     given = source != GENERATOR
     reason = f"the problems are those of {source}, and"

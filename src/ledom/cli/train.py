@@ -41,13 +41,12 @@ def train(
     """
     from ledom.cli.packaged import find_recipe
     from ledom.core.direction import Direction
+    from ledom.core.processes import default_device, torch_device
     from ledom.data.prepare import prepare_data, shortfalls
-    from ledom.lm.backends.local import default_device, torch_device
     from ledom.train.distributed import connect
-    from ledom.train.inputs import check_inputs
     from ledom.train.loop import train as run
     from ledom.train.recipe import load_recipe, save_recipe
-    from ledom.train.start import check_lengths
+    from ledom.train.start import check_inputs, check_lengths
 
     plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=_note)
     if direction not in ("forward", "reverse", "both"):

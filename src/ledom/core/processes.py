@@ -15,12 +15,16 @@ from datetime import timedelta
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ledom.core.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
     "available_cpus",
+    "default_device",
     "default_threads",
     "is_first",
     "is_first_failure",
@@ -30,6 +34,7 @@ __all__ = [
     "set_threads",
     "share",
     "size",
+    "torch_device",
     "wait",
 ]
 
@@ -105,6 +110,34 @@ def _store() -> Any:
 def _number(name: str, default: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdecimal() else default
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_device(name: str) -> torch.device:
+    """A device by name; of several GPUs each process takes its own.
+
+    Raises `InputError` for one that is not there.
+
+    >>> torch_device("cpu")
+    device(type='cpu')
+    """
+    import torch
+
+    try:
+        device = torch.device(f"cuda:{local_rank()}" if name == "cuda" else name)
+        torch.zeros(1, device=device).item()  # of a device that only has shapes, too
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"device {name!r} cannot be used ({reason}); give cpu, cuda, cuda:1 ..."
+        ) from None
+    return device
 
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

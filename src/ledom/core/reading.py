@@ -1,5 +1,5 @@
-"""Files and texts that people give, read with care: only regular files, JSON and YAML that are
-small to hold, and nothing taken for something else in silence.
+"""Strict reading of what people give: only regular files, JSON and YAML of bounded size, and
+settings whose keys are known. Nothing is silently taken for something else.
 
 Every refusal is an `InputError` of one line. This module knows nothing of records or recipes.
 """
@@ -17,11 +17,19 @@ from pathlib import Path
 from typing import Any, Never, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ledom.core.errors import CheckpointError, InputError
 
 __all__ = [
+    "Config",
     "as_type",
     "check_regular",
     "exists",
@@ -42,6 +50,7 @@ _DEEPEST = 64  # groups within groups; a reader that calls itself fails at about
 _LONGEST_NUMBER = 309  # digits of the largest float
 _MOST_BYTES = 1 << 20  # of a YAML file
 _MOST_VALUES = 10_000  # of a YAML text, its aliases written out
+_LARGEST = 2**63 - 1  # that torch and numpy hold
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -341,3 +350,25 @@ def read_json_object(file: Path) -> dict[str, Any]:
         return read_json(file, non_finite=True)  # some models have NaN and infinities
     except InputError as error:
         raise CheckpointError(str(error)) from None
+
+
+class Config(BaseModel):
+    """A part of a recipe: an unknown key is an error, never silently a default.
+
+    >>> class Speed(Config):
+    ...     rate: float = 1.0
+    >>> Speed(rate=2)
+    Speed(rate=2.0)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError(f"a number beyond {_LARGEST}")
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("expected a number or text, got true or false")  # true would be 1
+        return value

@@ -61,7 +61,7 @@ class Record:
         Document(extra={'language': 'en'}, id='a', text='Hello.', source=None)
         """
         try:
-            checked = _schema(cls).model_validate(data)
+            checked = _schema(cls).model_validate(data)  # type: ignore[arg-type]
         except ValidationError as error:
             missing = next((e["loc"][0] for e in error.errors() if e["type"] == "missing"), None)
             if missing is None:

@@ -22,10 +22,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ledom.core import processes as parallel
+from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import write_atomically
-from ledom.core.provenance import check_settings, file_hash
+from ledom.core.files import check_settings, file_hash, write_atomically
 from ledom.core.reading import as_type, exists, read_json, read_jsonl
 from ledom.core.records import Record, read_records, write_records
 
@@ -104,7 +103,7 @@ class Stage(Generic[RecordT]):
         self.settings = json.loads(json.dumps(settings))
         self._type = record_type
         self._check = check or (lambda: lambda record: None)
-        own = f".{parallel.rank()}" if parallel.rank() else ""
+        own = f".{processes.rank()}" if processes.rank() else ""
         self._part = path.with_name(f"{path.name}.part{own}")
         self._kept = 0  # bytes of whole lines in it
         parts = self._parts()
@@ -116,8 +115,8 @@ class Stage(Generic[RecordT]):
             self.records = read_finished(path, record_type, self._check)
         else:
             self.records = self._read_parts()
-        parallel.wait()  # all have read before one writes
-        if self.complete and parallel.is_first():
+        processes.wait()  # all have read before one writes
+        if self.complete and processes.is_first():
             self._remove(parts)
 
     def _parts(self) -> list[Path]:
@@ -174,17 +173,17 @@ class Stage(Generic[RecordT]):
 
     def finish(self, key: Callable[[RecordT], Any]) -> None:
         """All records are there: put them, sorted by `key`, in their final place."""
-        parallel.wait()  # for the other processes' parts
-        if parallel.is_first():
-            if parallel.size() > 1:
+        processes.wait()  # for the other processes' parts
+        if processes.is_first():
+            if processes.size() > 1:
                 self.records = self._read_parts()
             self.records.sort(key=key)
             write_records(self.path, self.records)
             with write_atomically(_settings_file(self.path)) as out:
                 json.dump({**self.settings, _HASH: file_hash(self.path)}, out, indent=1)
             self._remove(self._parts())
-        parallel.wait()  # for the file
-        if not parallel.is_first():
+        processes.wait()  # for the file
+        if not processes.is_first():
             self.records = read_records(self.path, self._type)
         self.complete = True
 
@@ -214,7 +213,7 @@ class Stage(Generic[RecordT]):
 
         if not work.together:
             missing = [item for item in work.items if not is_done(item)]
-            return [*work.groups(parallel.share(missing, lambda item: work.item_key(item)[0]))]
+            return [*work.groups(processes.share(missing, lambda item: work.item_key(item)[0]))]
         open_groups = []
         for number, group in enumerate(work.groups(work.items)):
             if any(have[work.item_key(item)] for item in group):
@@ -226,7 +225,7 @@ class Stage(Generic[RecordT]):
                     path=self._parts()[0],
                 )
             open_groups.append((number, group))
-        return [group for _, group in parallel.share(open_groups, lambda pair: pair[0])]
+        return [group for _, group in processes.share(open_groups, lambda pair: pair[0])]
 
     def _made(
         self,

@@ -18,11 +18,9 @@ from filelock import FileLock
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ledom.core import processes
-from ledom.core.config import Config
 from ledom.core.errors import InputError, OutputError, RecipeError
-from ledom.core.files import write_atomically
-from ledom.core.provenance import check_settings, file_hash
-from ledom.core.reading import read_json
+from ledom.core.files import check_settings, file_hash, write_atomically
+from ledom.core.reading import Config, read_json
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, generate_problems

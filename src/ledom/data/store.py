@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import write_atomically
-from ledom.core.provenance import file_hash
+from ledom.core.files import file_hash, write_atomically
 from ledom.core.reading import as_type, exists, read_json
 from ledom.text.tokenizer import Tokenizer
 
@@ -232,7 +231,7 @@ def write_manifest(
         source=source,
         sources=list(sources),
     )
-    unsaid = (None, "", [])
+    unsaid: tuple[Any, ...] = (None, "", [])
     known = {key: value for key, value in asdict(manifest).items() if value not in unsaid}
     with write_atomically(folder / MANIFEST) as out:
         json.dump(known, out, indent=1)

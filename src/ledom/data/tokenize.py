@@ -29,9 +29,8 @@ from filelock import FileLock, Timeout
 from pydantic import PositiveInt
 
 from ledom.core.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
-from ledom.core.files import write_atomically
+from ledom.core.files import check_settings, write_atomically
 from ledom.core.processes import available_cpus
-from ledom.core.provenance import check_settings
 from ledom.core.reading import as_type, read_json
 from ledom.data.documents import Documents
 from ledom.data.store import (

@@ -31,14 +31,6 @@ _SENTENCE = re.compile(r'(?<=[.!?]["\u201d\u2019\'])\s+|(?<=[.!?])\s+')
 class ChoiceQuestion(Record):
     """A text, and what may stand behind it (`place` is after) or in front of it (before)."""
 
-    types = {
-        "id": (str,),
-        "question": (str,),
-        "choices": (list,),
-        "answer_index": (int,),
-        "place": (str,),
-    }
-    one_of = {"place": ("after", "before")}
     id: str
     question: str
     choices: list[str]

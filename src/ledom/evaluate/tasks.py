@@ -23,7 +23,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError, LedomError, MissingExtraError
 from ledom.core.reading import check_regular, exists, parse_json
 from ledom.core.records import Document, Problem, read_records, unique_ids
-from ledom.data.benchmarks import BENCHMARKS, load_problems
+from ledom.data.problems import BENCHMARKS, load_problems
 from ledom.evaluate.choices import (
     ChoiceQuestion,
     check_choices,

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import PositiveInt, model_validator
 
-from ledom.core.config import Config
+from ledom.core.reading import Config
 
 __all__ = ["PRESETS", "ModelConfig"]
 

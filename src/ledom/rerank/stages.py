@@ -16,7 +16,7 @@ from typing import Any
 from ledom.core import processes as parallel
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.provenance import check_settings, fingerprint
+from ledom.core.files import check_settings, fingerprint
 from ledom.core.records import Candidate, Problem, Score, read_records, write_records
 from ledom.core.stage import Stage, Track, Work, read_finished, read_settings
 from ledom.lm.language_model import LanguageModel

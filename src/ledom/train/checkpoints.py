@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.provenance import differences
+from ledom.core.files import differences
 from ledom.core.reading import read_json
 from ledom.train.distributed import ProcessGroup
 from ledom.train.recipe import Recipe

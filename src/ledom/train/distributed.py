@@ -30,11 +30,10 @@ from torch.distributed.fsdp import (
 from transformers import PreTrainedModel
 
 from ledom.core import processes
-from ledom.core.config import Config
 from ledom.core.errors import RecipeError, WorkerError
-from ledom.lm.backends.local import torch_device
-from ledom.model.layers import decoder_layers
-from ledom.train.losses import token_losses
+from ledom.core.reading import Config
+from ledom.model.architectures import decoder_layers
+from ledom.train.objective import token_losses
 
 __all__ = [
     "ParallelConfig",
@@ -107,7 +106,7 @@ def connect(device: str = "cpu") -> Iterator[ProcessGroup]:
     device that is not there, `WorkerError` when another process is lost.
     """
     size, rank = processes.size(), processes.rank()
-    place = torch_device(device)
+    place = processes.torch_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:

@@ -21,7 +21,7 @@ from ledom.core.reading import as_type, read_json_object
 from ledom.data.prepare import DataConfig
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
-from ledom.train.losses import working_bytes
+from ledom.train.objective import working_bytes
 from ledom.train.recipe import Recipe
 
 __all__ = [

@@ -3,17 +3,22 @@
 It reads batches of windows in reading order, turns them into the model's order, and steps. What a
 step does depends only on the recipe and the step's number, never on how many processes share it:
 forward and reverse twins see the same documents in the same order, and a run killed at any moment
-resumes from its last checkpoint as if it had never stopped.
+resumes from its last checkpoint as if it had never stopped. Requests to stop wait until the step is
+done: a run saved between the optimizers' updates, or before its row of metrics, could not resume
+exactly.
 """
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,10 +43,9 @@ from ledom.train.distributed import (
     whole_weights,
 )
 from ledom.train.lora import Adapters
-from ledom.train.metrics import Row, open_metrics
+from ledom.train.metrics import Row, ValidationStats, open_metrics
 from ledom.train.optim import build_optimizers, schedule
 from ledom.train.recipe import Recipe
-from ledom.train.signals import StopRequest, stop_requests
 from ledom.train.start import (
     check_lengths,
     check_shareable,
@@ -49,12 +53,17 @@ from ledom.train.start import (
     initial_model,
     training_batches,
 )
-from ledom.train.validation import ValidationStats
 
-__all__ = ["Progress", "TrainingRun", "train"]
+__all__ = ["Progress", "StopRequest", "TrainingRun", "stop_requests", "train"]
 
 _MAX_VALIDATION_BATCHES = 16
 _ALONE = ProcessGroup(torch.device("cpu"))
+
+
+_OURS: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
 
 
 @dataclass(frozen=True)
@@ -335,3 +344,35 @@ def fast_bfloat16(device: torch.device) -> bool:
         return True
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+class StopRequest:
+    """What was asked for meanwhile."""
+
+    interrupted = False
+    """Ctrl-C (SIGINT)."""
+    terminated = False
+    """SIGTERM, from a job scheduler or a system that shuts down."""
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Hold SIGINT and SIGTERM back, unless someone else handles them."""
+    held = StopRequest()
+
+    def hold(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            held.interrupted = True
+        else:
+            held.terminated = True
+
+    taken: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [number for number, usual in _OURS.items() if signal.getsignal(number) is usual]
+    for number in taken:
+        signal.signal(number, hold)
+    try:
+        yield held
+    finally:
+        for number in taken:
+            signal.signal(number, _OURS[number])

@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from transformers import PreTrainedModel
 
-from ledom.core.config import Config
 from ledom.core.errors import MissingExtraError, RecipeError
+from ledom.core.reading import Config
 
 __all__ = ["Adapters", "LoraConfig"]
 

@@ -30,8 +30,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ledom.core.config import Config
-from ledom.model.layers import layer_matrices
+from ledom.core.reading import Config
+from ledom.model.architectures import layer_matrices
 
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]
 

@@ -23,11 +23,10 @@ from pydantic import (
     model_validator,
 )
 
-from ledom.core.config import Config
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, RecipeError
 from ledom.core.files import write_atomically
-from ledom.core.reading import exists, parse_yaml, read_text
+from ledom.core.reading import Config, exists, parse_yaml, read_text
 from ledom.data.prepare import DataConfig
 from ledom.data.problems import GENERATOR
 from ledom.model.presets import ModelConfig

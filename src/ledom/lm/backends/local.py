@@ -1,9 +1,9 @@
 """A model folder on this machine as a `LanguageModel`: plain torch on transformers' modules.
 
-Texts are packed end to end into rows of bounded size, without padding, what they share at their
-start only once (`prefix`); the vocabulary projection is done only where a log-probability is
-wanted, in chunks. Sampling is in `decode`. Where a trial at load shows that this is not exact
-(`model.packing`), each text goes through the model's own forward pass alone.
+Texts are packed end to end into rows of bounded size, without padding; what they share at their
+start is computed once (`prefix_tree`). The vocabulary projection is computed only where a
+log-probability is wanted, in chunks. Sampling is in `decoder`. Where a trial at load shows that
+this is not exact (`model.exactness`), each text runs alone through the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from ledom.core import processes as parallel
+from ledom.core import processes
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.lm.confidence import confidence_of
@@ -33,10 +33,9 @@ from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trunk import build_trunk
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.model.checkpoint import load_checkpoint
-from ledom.model.exactness import packing_reach, vocab_size
-from ledom.model.own_forward import OwnForward
+from ledom.model.exactness import OwnForward, packing_reach, vocab_size
 
-__all__ = ["HFLanguageModel", "default_device", "torch_device"]
+__all__ = ["HFLanguageModel"]
 
 _PATTERN_TOKENS = 12  # newest tokens searched for the stop pattern
 _LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
@@ -72,7 +71,7 @@ class HFLanguageModel(LanguageModel):
         tokens_per_batch: int = 4096,
         rows: int = 128,
     ) -> None:
-        place = torch_device(device or default_device())
+        place = processes.torch_device(device or processes.default_device())
         checkpoint = load_checkpoint(
             path, direction, _torch_dtype(dtype, place), eos_token, bos_token=bos_token
         )
@@ -343,27 +342,6 @@ def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np
         return np.empty((2, 0), np.float32)
     hits = (logits.argmax(-1) == labels).float().cpu().numpy()
     return np.stack([_logprobs(logits, labels), hits])
-
-
-def default_device() -> str:
-    """The accelerator if there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def torch_device(name: str) -> torch.device:
-    """A device by name; of several GPUs each process takes its own.
-
-    Raises `InputError` for one that is not there.
-    """
-    try:
-        device = torch.device(f"cuda:{parallel.local_rank()}" if name == "cuda" else name)
-        torch.zeros(1, device=device).item()  # of a device that only has shapes, too
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"device {name!r} cannot be used ({reason}); give cpu, cuda, cuda:1 ..."
-        ) from None
-    return device
 
 
 def _torch_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype | Literal["auto"]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.core import processes as parallel
+from ledom.core import processes
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, MissingExtraError
 from ledom.lm.confidence import of_alternatives
@@ -61,7 +61,7 @@ class VLLMLanguageModel(LanguageModel):
             import vllm
         except ImportError:
             raise MissingExtraError("vllm", "vllm") from None
-        if parallel.size() > 1:
+        if processes.size() > 1:
             raise InputError(
                 f"{path}: vLLM spreads a model over GPUs by itself; start ledom without torchrun "
                 f"and give vllm:{path},tensor_parallel_size=N"

@@ -157,7 +157,7 @@ class _Rows:
             self._neighbors.append((rows, columns, mask[:, None, None]))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One token a row, an `Attend` of `lm.trunk`: writes a column, reads the row's own.
+        """One token a row, an `Attend` of `model.attention`: writes a column, reads the row's own.
 
         The query heads that share a key-value head stand as its queries, so no key is repeated.
         With so few queries plain products take half the time of the fused kernel on a CPU.

@@ -1,6 +1,6 @@
 """Sampling by a model's own forward pass, one text after the other.
 
-For architectures that `decode` does not compute exactly. What the model keeps of the tokens read
+For architectures that `decoder` does not compute exactly. What the model keeps of the tokens read
 (keys and values, or a state) is used where a trial shows that it changes nothing; elsewhere the
 text is read again for each token. Everything here is in model order.
 
@@ -19,8 +19,7 @@ from torch import Tensor
 from ledom.lm.engine.decoder import Decoder, Job, Writer
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling
-from ledom.model.exactness import tolerance, vocab_size
-from ledom.model.own_forward import OwnForward, scales_with_length
+from ledom.model.exactness import OwnForward, scales_with_length, tolerance, vocab_size
 
 __all__ = ["LoneDecoder", "decodes_exactly", "keeps_exactly"]
 

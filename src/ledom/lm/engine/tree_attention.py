@@ -31,7 +31,7 @@ _Span = tuple[int, int]
 class TreeAttention:
     """How the tokens of a tree's row attend, and those at some `wanted` places (ascending).
 
-    Call it as an `Attend` of `lm.trunk`.
+    Call it as an `Attend` of `model.attention`.
     """
 
     def __init__(

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from ledom.lm.engine.prefix_tree import PrefixTree
 from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.model.architectures import finish_logits
 from ledom.model.attention import Attend
 from ledom.model.kernels import add_linear, linear
-from ledom.model.logits import finish_logits
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
 
@@ -56,7 +56,7 @@ class Trunk:
         return finish_logits(projected, self.model.config.get_text_config())
 
     def packed(self, ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
-        """log P of `targets` [T] in a row of documents: what `model.packing` tries."""
+        """log P of `targets` [T] in a row of documents: see `model.exactness`."""
         sizes = boundaries.diff().tolist()
         tree = PrefixTree(ids.tolist(), positions.tolist(), sizes, [[] for _ in sizes])
         attention = TreeAttention(tree, None, ids.device, self.model.dtype)

@@ -14,8 +14,8 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError
 from ledom.data.store import write_store
 from ledom.text.tokenizer import Tokenizer
-from ledom.train.inputs import check_inputs, content_hash
 from ledom.train.recipe import Recipe
+from ledom.train.start import check_inputs, content_hash
 
 BOTH = list(Direction)
 

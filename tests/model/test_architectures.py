@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from ledom.model.logits import finish_logits, has_plain_logits
+from ledom.model.architectures import finish_logits, has_plain_logits
 
 SETTINGS = {
     "cohere": "logit_scale",
