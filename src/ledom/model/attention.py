@@ -2,9 +2,9 @@
 
 Registered with transformers as the attention implementation `ledom`. The documents of a batch lie
 in one row, without padding; `cu_seq_lens_q` (the name that flash attention uses) says where each
-begins. Each attends only to itself, causally. On a CPU one call of the fused kernel a document is
-faster than any mask, documents of one length are one call, and the whole is one operation to
-torch.compile, however many documents there are. Where `attend` is given (`lm.engine.trunk`), it says
+begins. Each attends only to itself, causally. On a CPU, one call of the fused kernel per document
+is faster than any mask, and documents of one length share a call; to torch.compile the whole is one
+operation, however many documents there are. Where `attend` is given (`lm.engine.trunk`), it says
 instead what each token sees.
 
 Shapes: T tokens of the row, H query heads, K key-value heads, D head width.
