@@ -6,8 +6,8 @@ from ipaddress import ip_address
 
 from pydantic import Field
 
-from ledom.core.config import Config
 from ledom.core.errors import InputError
+from ledom.core.reading import Config
 
 __all__ = ["Limits", "Settings", "is_loopback"]
 

@@ -59,7 +59,7 @@ async def models(service: ServiceOf) -> dict[str, Any]:
                 "direction": str(lm.direction),
                 "fingerprint": lm.fingerprint,
                 "context": lm.context,
-                "parameters": getattr(lm, "num_parameters", None),
+                "parameters": lm.num_parameters,
                 "template": lm.pair_format.template,
             }
             for name, lm in service.models.items()
