@@ -75,9 +75,6 @@ class TokenizeProgress:
     """Written so far, by unfinished tasks too."""
 
 
-OnProgress = Callable[[TokenizeProgress], None]
-
-
 @dataclass(frozen=True)
 class Execution:
     """Where tasks run, and how many at a time."""
@@ -90,7 +87,7 @@ class Execution:
     """How many tasks there are; None goes by the documents' size."""
     slurm: Mapping[str, str] = field(default_factory=dict)
     """Options of sbatch without their dashes; `partition` is needed, `time` is 24 hours."""
-    on_progress: OnProgress = lambda progress: None
+    on_progress: Callable[[TokenizeProgress], None] = lambda progress: None
 
 
 class ReadDocuments(PipelineStep):  # type: ignore[misc]
@@ -179,7 +176,8 @@ def _tokenize(
     steps = [ReadDocuments(documents), WriteShard(out)]
     logger.disable("datatrove")
     try:
-        EXECUTORS[execution.executor](steps, tasks, out, execution).run()
+        options = {"tasks": tasks, "logging_dir": str(out / TASKS)}
+        EXECUTORS[execution.executor](steps, execution, out, options).run()
     except subprocess.CalledProcessError as error:
         raise InputError(f"sbatch refused the job (exit code {error.returncode})") from error
     finally:
@@ -202,7 +200,9 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
         raise InputError(
             "holds a store that was not made by ledom tokenize; give another folder", path=out
         )
-    tasks = execution.tasks or (found["tasks"] if found else _count_tasks(documents, execution))
+    by_size = -(-(documents.num_bytes or 0) // _BYTES_A_TASK)
+    fitting = max(by_size, execution.workers or available_cpus(), 1)
+    tasks = execution.tasks or (found["tasks"] if found else fitting)
     settings = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id, "tasks": tasks}
     settings |= documents.settings() | {"source": documents.source}
     if found is None:
@@ -215,11 +215,6 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     else:
         check_settings(found, settings, out)
     return tasks
-
-
-def _count_tasks(documents: Documents, execution: Execution) -> int:
-    by_size = -(-(documents.num_bytes or 0) // _BYTES_A_TASK)
-    return max(by_size, execution.workers or available_cpus(), 1)
 
 
 def _settings_file(out: Path) -> Path:
@@ -255,17 +250,15 @@ def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
     """Tasks without a whole shard are to be done again, whatever datatrove's markers say."""
     for task in range(tasks):
         entry = _read_entry(out, task)
-        if entry is None or not (
-            _has_size(out / entry.file, token_bytes * entry.num_tokens)
-            and _has_size(out / f"{entry.file}.index", 8 * entry.num_documents)
-        ):
+        if entry is None or not _is_whole(out / entry.file, entry, token_bytes):
             (out / MANIFEST).unlink(missing_ok=True)
             _entry_file(out, task).unlink(missing_ok=True)
             (out / TASKS / "completions" / f"{task:05d}").unlink(missing_ok=True)
 
 
-def _has_size(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
+def _is_whole(shard: Path, entry: ShardEntry, token_bytes: int) -> bool:
+    sizes = {shard: token_bytes * entry.num_tokens, Path(f"{shard}.index"): 8 * entry.num_documents}
+    return all(file.is_file() and file.stat().st_size == size for file, size in sizes.items())
 
 
 def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
@@ -370,44 +363,35 @@ def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
         errors.send(OutputError(f"{executor.out}: cannot be written: {error}"))
 
 
-def _local(steps: list[Any], tasks: int, out: Path, execution: Execution) -> LocalExecutor:
+Options = dict[str, Any]
+"""Of any of datatrove's executors."""
+
+
+def _local(steps: list[Any], execution: Execution, out: Path, options: Options) -> LocalExecutor:
     workers = execution.workers or available_cpus()
-    logging_dir = str(out / TASKS)
-    return LocalExecutor(
-        steps, out, execution, tasks=tasks, workers=workers, logging_dir=logging_dir
-    )
+    return LocalExecutor(steps, out, execution, workers=workers, **options)
 
 
-def _slurm(steps: list[Any], tasks: int, out: Path, execution: Execution) -> Any:
+def _slurm(steps: list[Any], execution: Execution, out: Path, options: Options) -> Any:
     if shutil.which("sbatch") is None:
         raise InputError("executor slurm: there is no sbatch here; start it where Slurm is")
-    options = {"time": "24:00:00", **execution.slurm}
-    if "partition" not in options:
+    sbatch = {"time": "24:00:00", **execution.slurm}
+    if "partition" not in sbatch:
         raise InputError("executor slurm: give its partition, as --slurm partition=NAME")
-    return SlurmPipelineExecutor(
-        steps,
-        tasks=tasks,
-        workers=execution.workers or -1,
-        time=options.pop("time"),
-        partition=options.pop("partition"),
-        qos="",
-        job_name="ledom-tokenize",
-        sbatch_args=options,
-        logging_dir=str(out / TASKS),
-    )
+    options |= {"time": sbatch.pop("time"), "partition": sbatch.pop("partition"), "qos": ""}
+    options |= {"job_name": "ledom-tokenize", "sbatch_args": sbatch}
+    return SlurmPipelineExecutor(steps, workers=execution.workers or -1, **options)
 
 
-def _ray(steps: list[Any], tasks: int, out: Path, execution: Execution) -> Any:
+def _ray(steps: list[Any], execution: Execution, out: Path, options: Options) -> Any:
     try:
         import ray  # noqa: F401
     except ImportError:
         raise MissingExtraError("ray", "ray") from None
-    workers = execution.workers or -1
-    logging_dir = str(out / TASKS)
-    return RayPipelineExecutor(steps, tasks=tasks, workers=workers, logging_dir=logging_dir)
+    return RayPipelineExecutor(steps, workers=execution.workers or -1, **options)
 
 
-EXECUTORS: dict[str, Callable[[list[Any], int, Path, Execution], Any]] = {
+EXECUTORS: dict[str, Callable[[list[Any], Execution, Path, Options], Any]] = {
     "local": _local,
     "slurm": _slurm,
     "ray": _ray,

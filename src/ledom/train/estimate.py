@@ -185,13 +185,11 @@ def memory(
 ) -> Memory:
     """Bytes that a step over `tokens` tokens at a time needs on one GPU.
 
-    Weights, gradients and state are fp32 and spread over `shards` GPUs (Rajbhandari et al. 2020,
-    stage 3): AdamW keeps two numbers per parameter; Muon, where it moves the layers' matrices as
-    `matrix_optimizer` says, one for these.
-    Beside them stand copies for the products: in bf16 of all weights without sharding (autocast
-    keeps them), else of two layers (one in use, one on its way) and of embedding and head.
-    Gradients grow while activations are given back, so that without accumulation the peak has the
-    larger of the two.
+    Weights, gradients and state are in fp32, spread over `shards` GPUs (Rajbhandari et al. 2020,
+    stage 3). AdamW keeps two numbers per parameter, Muon one per parameter of the layers' matrices.
+    There are also copies for the products. Without sharding, autocast keeps all weights in bf16;
+    with it, two layers (one in use, one on its way), the embedding and the head are gathered.
+    Without accumulation, gradients grow while activations are freed: the larger of the two counts.
     """
     count = count_parameters(model, vocab_size)
     rest = count.total - count.layer_matrices

@@ -80,17 +80,7 @@ class VLLMLanguageModel(LanguageModel):
             fingerprint=f"{info.fingerprint}-vllm-{dtype}-{digest(repr(decisive)):x}",
             num_parameters=count_parameters(info.folder),
         )
-        try:
-            self._llm = vllm.LLM(
-                model=str(path),
-                dtype=dtype,
-                skip_tokenizer_init=True,
-                enable_prefix_caching=False,
-                **engine,
-            )
-        except (TypeError, ValueError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{path}: vLLM cannot load this: {reason}") from error
+        self._llm = _start(vllm, str(path), dtype=dtype, **engine)
         self._params = vllm.SamplingParams
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
@@ -168,3 +158,14 @@ class VLLMLanguageModel(LanguageModel):
             reason,  # type: ignore[arg-type]
             confidence=confidence,
         )
+
+
+def _start(vllm: Any, path: str, **options: Any) -> Any:
+    """vLLM's engine for a model folder, without its tokenizer and its cache of prefixes."""
+    try:
+        return vllm.LLM(
+            model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **options
+        )
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: vLLM cannot load this: {reason}") from error
