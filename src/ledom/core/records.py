@@ -60,14 +60,17 @@ class Record:
         >>> Document.from_json({"id": "a", "text": "Hello.", "language": "en"})
         Document(extra={'language': 'en'}, id='a', text='Hello.', source=None)
         """
+        schema = _schema(cls)  # type: ignore[arg-type]
         try:
-            checked = _schema(cls).model_validate(data)  # type: ignore[arg-type]
+            checked = schema.model_validate(data)
         except ValidationError as error:
             missing = next((e["loc"][0] for e in error.errors() if e["type"] == "missing"), None)
             if missing is None:
                 raise InputError(first_problem(error)) from None
-            needed = ", ".join(f.name for f in fields(cls) if f.default is MISSING)
-            raise InputError(f"missing key {missing!r}; a {cls.__name__} needs: {needed}") from None
+            needed = [name for name, known in schema.model_fields.items() if known.is_required()]
+            raise InputError(
+                f"missing key {missing!r}; a {cls.__name__} needs: {', '.join(needed)}"
+            ) from None
         return cls(**vars(checked), extra=checked.model_extra or {})
 
     @classmethod
