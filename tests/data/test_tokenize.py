@@ -84,9 +84,9 @@ def test_the_store_is_the_documents_in_order(
     index = np.fromfile(tmp_path / "s" / "00000_unshuffled.ds.index", "<u8")
     assert index.tolist() == [3 * (n + 1) for n in range(len(index))]
     assert Tokenizer.load(tmp_path / "s").fingerprint == words.fingerprint
-    assert store.manifest["num_documents"] == 40
-    assert store.manifest["num_tokens"] == 120
-    assert store.manifest["source"] == "documents.jsonl"
+    assert store.manifest.num_documents == 40
+    assert store.manifest.num_tokens == 120
+    assert store.manifest.source == "documents.jsonl"
 
 
 def test_datatrove_reads_the_store(
