@@ -265,7 +265,7 @@ def test_ctrl_c_keeps_finished_work(
         ('{"id": "a", "question": "q"}\n' * 2, ("problems.jsonl:2: two problems have the id 'a'",)),
         (
             '{"id": "a", "question": "q", "k": NaN}\n',
-            ("problems.jsonl:1: not JSON: NaN is no num",),
+            ("problems.jsonl:1: not JSON: NaN is not a num",),
         ),
     ],
 )

@@ -37,8 +37,8 @@ BAD_JSON = {
     b'{"a": ' + b"1" * 5000 + b"}": "a number of 5000 digits (111111111111...) is too large",
     b'{"a": 1e999}': "the number 1e999 is too large",
     b'{"a": [-1E+400]}': "the number -1E+400 is too large",
-    b'{"a": NaN}': "NaN is no number",
-    b'{"a": -Infinity}': "-Infinity is no number",
+    b'{"a": NaN}': "NaN is not a number",
+    b'{"a": -Infinity}': "-Infinity is not a number",
     b'{"a": 1, "b": {"c": 1, "c": 2}}': "key 'c' stands twice in one object",
     b'{"a": "\\ud83d"}': "key 'a' is '\\ud83d': it holds one half of a surrogate pair",
     b'{"a": {"\\udc00": 1}}': "key 'a' is {'\\udc00': 1}: it holds one half of a surrogate pair",
@@ -221,7 +221,7 @@ def test_numbers_that_are_not_finite_only_where_asked_for(tmp_path: Path) -> Non
     file = tmp_path / "config.json"
     file.write_text('{"limit": Infinity}')
     assert read_json(file, non_finite=True) == {"limit": float("inf")}
-    with pytest.raises(InputError, match="Infinity is no number"):
+    with pytest.raises(InputError, match="Infinity is not a number"):
         read_json(file)
 
 

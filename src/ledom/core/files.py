@@ -105,7 +105,13 @@ def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    """SHA-256 of a file's bytes, as hexadecimal digits.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as empty:
+    ...     file_hash(Path(empty.name))[:8]
+    'e3b0c442'
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -116,7 +122,12 @@ def check_settings(
     path: Path,
     remedy: str = "give another output folder, or remove it",
 ) -> None:
-    """Raise `InputError` naming what differs between the settings that made `path` and today's."""
+    """Raise `InputError` naming what differs between the settings that made `path` and today's.
+
+    >>> check_settings({"seed": 1}, {"seed": 2}, Path("out"), "choose")
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: out: was made with other settings (seed: 1 there, 2 now); choose
+    """
     if different := list(differences(found, wanted)):
         raise InputError(
             f"was made with other settings ({'; '.join(different[:3])}); {remedy}", path=path

@@ -44,32 +44,56 @@ _meetings = count()
 
 
 def rank() -> int:
-    """This process's number."""
+    """This process's number.
+
+    >>> rank()
+    0
+    """
     return _number("RANK", 0)
 
 
 def size() -> int:
-    """How many processes share the job."""
+    """How many processes share the job.
+
+    >>> size()
+    1
+    """
     return _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
-    """This process's number on its machine: its GPU."""
+    """This process's number on its machine: its GPU.
+
+    >>> local_rank()
+    0
+    """
     return _number("LOCAL_RANK", 0)
 
 
 def local_size() -> int:
-    """How many of the processes run on this machine."""
+    """How many of the processes run on this machine.
+
+    >>> local_size()
+    1
+    """
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints, and writes the results."""
+    """Whether this is the process that prints, and writes the results.
+
+    >>> is_first()
+    True
+    """
     return rank() == 0
 
 
 def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
-    """This process's share: groups are dealt in turn, items of one group stay together."""
+    """This process's share: groups are dealt in turn, items of one group stay together.
+
+    >>> share(["a1", "a2", "b1"], lambda name: name[0])  # alone
+    ['a1', 'a2', 'b1']
+    """
     dealt = {key: turn % size() for turn, key in enumerate(dict.fromkeys(map(group, items)))}
     return [item for item in items if dealt[group(item)] == rank()]
 
@@ -88,6 +112,9 @@ def is_first_failure() -> bool:
     """Whether this process is the first to fail: the one that says why, since all fail alike.
 
     torchrun ends the others as soon as one has ended with an error.
+
+    >>> is_first_failure()  # alone
+    True
     """
     return size() == 1 or _store().add("ledom-failures", 1) == 1
 
@@ -149,6 +176,9 @@ def default_threads() -> int:
 
     `OMP_NUM_THREADS` decides, then `MKL_NUM_THREADS`. torchrun itself sets `OMP_NUM_THREADS=1` for
     several processes; that is nobody's choice, and each takes an equal share instead.
+
+    >>> default_threads() >= 1
+    True
     """
     for name in _THREAD_VARIABLES:
         value = os.environ.get(name, "").partition(",")[0].strip()  # of nested levels the first
@@ -162,6 +192,9 @@ def available_cpus(root: Path = Path("/")) -> int:
     """CPUs that this process may use: by its affinity, and by its control groups' quotas.
 
     `root` is where /proc and /sys lie.
+
+    >>> available_cpus() >= 1
+    True
     """
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))

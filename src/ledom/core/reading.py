@@ -59,7 +59,11 @@ _OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 
 
 def exists(path: str | Path) -> bool:
     """Whether there is anything, a link to nowhere included; a path that no file can have names
-    nothing."""
+    nothing.
+
+    >>> exists("/"), exists("/no such file")
+    (True, False)
+    """
     try:
         return os.path.lexists(path)
     except ValueError:  # a NUL
@@ -67,13 +71,22 @@ def exists(path: str | Path) -> bool:
 
 
 def real_path(path: str | Path) -> Path:
-    """Where a path leads, links followed; `Path.resolve` raises for a link to itself."""
+    """Where a path leads, links followed; `Path.resolve` raises for a link to itself.
+
+    >>> real_path("/")
+    PosixPath('/')
+    """
     return Path(os.path.realpath(path))
 
 
 def check_regular(path: str | Path) -> None:
     """Raise `InputError` for what is not a regular file: opening a pipe would wait for ever, and a
-    device may have no end."""
+    device may have no end.
+
+    >>> check_regular("/dev")
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: /dev: this is a directory, expected a file
+    """
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -114,6 +127,12 @@ def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int
     In an `unfinished` file, which a program appends to, a last line without a line end is left out
     (a kill or a full disk cut it short), and a blank line is an error. Raises `InputError` that
     names the file and the line.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = Path(file.name).write_bytes(b'{"a": 1}%c%c{"a": 2}' % (10, 10))
+    ...     list(read_jsonl(file.name))
+    [(1, {'a': 1}), (3, {'a': 2})]
     """
     check_regular(path)
     try:
@@ -157,6 +176,12 @@ def parse_json(text: bytes, non_finite: bool = False) -> dict[str, Any]:
 
     Refused besides what is not JSON: NaN, infinities and numbers beyond a float's range (unless
     `non_finite`), a key that stands twice, half a surrogate pair, and groups more than 64 deep.
+
+    >>> parse_json(b'{"a": 1}')
+    {'a': 1}
+    >>> parse_json(b'{"a": NaN}')
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: not JSON: NaN is not a number
     """
     try:
         data = json.loads(
@@ -185,7 +210,7 @@ def parse_json(text: bytes, non_finite: bool = False) -> dict[str, Any]:
 
 def _no_number(name: str) -> Never:
     """Python's JSON reads NaN and Infinity, which no score may be and no other reader takes."""
-    raise InputError(f"not JSON: {name} is no number")
+    raise InputError(f"not JSON: {name} is not a number")
 
 
 def _integer(digits: str) -> int:
@@ -258,6 +283,9 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
     Raises `InputError` that names `path`, the file it was read from, and the line. Refused besides
     what is not YAML: tags, keys that are not text or stand twice, groups more than 64 deep, numbers
     that are not decimal, and aliases that contain themselves or stand for too much.
+
+    >>> parse_yaml("a: 1")[0]
+    {'a': 1}
     """
     try:
         if len(text) > _MOST_BYTES:

@@ -192,6 +192,12 @@ def read_records(
     `check` is called with each record, and raises `InputError` for one that will not do. Raises
     `InputError` with file and line for that, for a missing or empty file, a directory, a line that
     is not a JSON object, or a record with a missing or mistyped key.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     write_records(file.name, [Document(id="a", text="Hello.")])
+    ...     read_records(file.name, Document)
+    [Document(extra={}, id='a', text='Hello.', source=None)]
     """
     path = Path(path)
     records = []
@@ -209,7 +215,14 @@ def read_records(
 
 
 def unique_ids() -> Callable[[Problem | Document], None]:
-    """Checks records one by one: raises `InputError` for an id that was there already."""
+    """Checks records one by one: raises `InputError` for an id that was there already.
+
+    >>> check = unique_ids()
+    >>> check(Problem(id="a", question="?"))
+    >>> check(Problem(id="a", question="!"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: two problems have the id 'a'; ids must be unique
+    """
     seen = set()
 
     def check(problem: Problem | Document) -> None:

@@ -261,7 +261,11 @@ class Stage(Generic[RecordT]):
 
 
 def even_groups(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
-    """As few runs of at most `size` neighbors as there can be, as even as can be."""
+    """As few runs of at most `size` neighbors as there can be, as even as can be.
+
+    >>> even_groups("abcdefg", 3)
+    ['ab', 'cd', 'efg']
+    """
     count = -(-len(items) // size)
     boundaries = [len(items) * i // count for i in range(count + 1)] if count else [0]
     return [items[start:end] for start, end in pairwise(boundaries)]

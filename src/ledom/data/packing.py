@@ -209,6 +209,9 @@ def source_counts(weights: Sequence[int], count: int) -> list[int]:
 
     Each source gets its share of what those before it left, rounded. As `count` grows by one, one
     source grows by one.
+
+    >>> source_counts([3, 1], 8)
+    [6, 2]
     """
     rest, total = count, sum(weights)
     counts = []
@@ -224,6 +227,9 @@ def permute(numbers: NDArray[np.int64], size: int, key: tuple[int, ...]) -> NDAr
 
     A Feistel network over the next power of 4, walked until the value is in range (Black and
     Rogaway 2002, cycle-walking): no table, however many numbers there are.
+
+    >>> sorted(permute(np.arange(5), 5, (1,)).tolist())
+    [0, 1, 2, 3, 4]
     """
     half = np.uint64((max(size - 1, 0).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)
@@ -271,6 +277,9 @@ def pack(
 
     In either model order EOS stands in front of a document, so a document starts wherever EOS is
     read. There attention stops and positions restart, unless switched off; between windows always.
+
+    >>> pack([np.array([0, 5, 6, 0])], Direction.REVERSE, eos_id=0).inputs.tolist()
+    [0, 6, 5]
     """
     ordered = [direction.to_model_order(window) for window in windows]
     inputs = np.concatenate([window[:-1] for window in ordered])

@@ -56,7 +56,11 @@ _LONG_DECIMAL = re.compile(r"\.\d{4,}")
 
 
 def split_of(question: str) -> str:
-    """The split that a question belongs to, from the hash of its text alone."""
+    """The split that a question belongs to, from the hash of its text alone.
+
+    >>> split_of("How many apples?") in SPLITS
+    True
+    """
     share = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
     return next(split for split, upper in SPLITS.items() if share < upper)
 
@@ -68,6 +72,9 @@ def generate_problems(
 
     `held_out` draws from the templates that no model was trained on instead of the trained ones.
     Ids are `<split>-<seed>-<number>`; the template's number is kept under the key `template`.
+
+    >>> [problem.id for problem in generate_problems("test", 2)]
+    ['test-0-0', 'test-0-1']
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
@@ -171,6 +178,9 @@ def load_problems(
     """The first `count` problems of the generator, a benchmark by name, or a JSONL file.
 
     Split, seed and held-out templates are the generator's: see `generate_problems`.
+
+    >>> len(load_problems("gsm_symbolic", 2))
+    2
     """
     if source == GENERATOR:
         return list(generate_problems(split, count or _NUM_GENERATED, seed, held_out))

@@ -304,5 +304,9 @@ class LanguageModel(ABC):
 
 
 def digest(text: str) -> int:
-    """64 bits that stand for a text, in a seed."""
+    """64 bits that stand for a text, in a seed.
+
+    >>> hex(digest(""))
+    '0xe3b0c44298fc1c14'
+    """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

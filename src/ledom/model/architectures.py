@@ -44,12 +44,20 @@ _FINISH: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def has_plain_logits(config: PretrainedConfig) -> bool:
-    """Whether the logits are the projection alone."""
+    """Whether the logits are the projection alone.
+
+    >>> has_plain_logits(PretrainedConfig())
+    True
+    """
     return not any(getattr(config, name, None) for name in _FINISH)
 
 
 def finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
-    """The model's logits [T, vocabulary] from its projections."""
+    """The model's logits [T, vocabulary] from its projections.
+
+    >>> finish_logits(torch.ones(1, 2), PretrainedConfig(logit_scale=2.0))
+    tensor([[2., 2.]])
+    """
     for name, finish in _FINISH.items():
         if value := getattr(config, name, None):
             logits = finish(logits, value)

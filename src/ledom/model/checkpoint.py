@@ -334,7 +334,11 @@ def quiet() -> Iterator[None]:
 
 
 def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None) -> Direction:
-    """The direction of a model folder; raises `DirectionError` where it is unknown or another."""
+    """The direction of a model folder; raises `DirectionError` where it is unknown or another.
+
+    >>> str(choose_direction(Path("folder"), "reverse", None))
+    'reverse'
+    """
     asked = None if asked is None else Direction(asked)
     if recorded is None and asked is None:
         raise DirectionError(

@@ -180,6 +180,9 @@ def tolerance(dtype: torch.dtype) -> float:
     In fp32 another order of sums changes some 1e-6, and a leak far more. Half precision rounds
     each layer's output to 8 or 11 bits: of log-probabilities near 10 the second decimal. What that
     hides of a leak, the comparison of two neighbors shows.
+
+    >>> tolerance(torch.float32)
+    0.0001
     """
     return {torch.bfloat16: 0.25, torch.float16: 0.03}.get(dtype, 1e-4)
 

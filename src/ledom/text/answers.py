@@ -102,7 +102,11 @@ def extract_answer(text: str) -> str | None:
 
 
 def is_correct(candidate_text: str, answer: str) -> bool:
-    """Whether a solution text ends in an answer that equals `answer` by value."""
+    """Whether a solution text ends in an answer that equals `answer` by value.
+
+    >>> is_correct("2 + 2 = 4. The answer is 4.", "4.0")
+    True
+    """
     return equal_answers(extract_answer(candidate_text), answer)
 
 

@@ -18,7 +18,11 @@ _OPERATOR = re.compile(r" ?([-+*/]) ?")
 
 
 def is_true(equation: str) -> bool:
-    """Whether all sides of `a + b = c + d = e` have the same value, exactly."""
+    """Whether all sides of `a + b = c + d = e` have the same value, exactly.
+
+    >>> is_true("2 + 3 = 5"), is_true("2 + 3 = 6")
+    (True, False)
+    """
     try:
         first, *others = (value_of(side) for side in equation.split("="))
     except (ValueError, ZeroDivisionError):
@@ -31,6 +35,9 @@ def show_work(expression: str, result: str) -> str:
 
     An expression with products and others is divided: `2 * 14 - 5` into `2 * 14 = 28, 28 - 5 = 23`.
     What is false, negative on the way, a percentage or no finite decimal stays as it is.
+
+    >>> show_work("57 + 48", "105")
+    '57 + 48 = 97 + 8 = 105'
     """
     plain = f"{expression} = {result}"
     if "%" in plain or not is_true(plain):
@@ -137,6 +144,9 @@ def value_of(side: str) -> Fraction:
     """A sum of products, * and / from left to right, before + and -.
 
     Raises `ValueError` for what is no sum of numbers, `ZeroDivisionError`.
+
+    >>> value_of("2 * 3 + 1 / 2")
+    Fraction(13, 2)
     """
     total, product, sign = Fraction(0), Fraction(1), 1
     operator = "+"

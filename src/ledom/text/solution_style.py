@@ -71,7 +71,11 @@ _ANSWER_LINE = re.compile(
 
 
 def normalize_numbers(text: str) -> str:
-    """One way to write numbers: 350,000 -> 350000, 38.0 -> 38."""
+    """One way to write numbers: 350,000 -> 350000, 38.0 -> 38.
+
+    >>> normalize_numbers("350,000 and 38.0")
+    '350000 and 38'
+    """
     return _TRAILING_ZEROS.sub(r"\1", _THOUSANDS.sub("", text)).translate(_SYMBOLS)
 
 
@@ -88,17 +92,29 @@ def normalize_solution(solution: str) -> str:
 
     "$57/hour * 7 hours = $399" becomes "57 * 7 = 350 + 49 = 399": every template then states its
     arithmetic alike, so a small model learns it from all of them.
+
+    >>> normalize_solution("$57/hour * 7 hours = $399")
+    '57 * 7 = 350 + 49 = 399'
     """
     return _STATED.sub(lambda match: show_work(match[1], match[2]), _bare_steps(solution))
 
 
 def equations(solution: str) -> list[str]:
-    """The bare equations of a normalized solution, in order."""
+    """The bare equations of a normalized solution, in order.
+
+    >>> equations("2 + 3 = 5, so 5 * 2 = 10")
+    ['2 + 3 = 5', '5 * 2 = 10']
+    """
     return _STEP.findall(solution)
 
 
 def restyle(solution: str, style: Style, answer: str | None = None) -> str:
-    """A solution in one of `STYLES`; `answer` stands for the one that the text itself states."""
+    """A solution in one of `STYLES`; `answer` stands for the one that the text itself states.
+
+    >>> print(restyle("He has 2 + 3 = 5 apples.", "equations", "5"))
+    2 + 3 = 5
+    #### 5
+    """
     return STYLES[style](solution, answer)
 
 

@@ -188,6 +188,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
     """Train a byte-level BPE tokenizer; with `split_digits` every digit is a token of its own.
 
     Every byte is in its vocabulary, so any text round-trips. `vocab_size` must be at least 257.
+
+    >>> tokenizer = train_tokenizer(["one two"], 260)
+    >>> tokenizer.decode(tokenizer.encode("two").ids)
+    'two'
     """
     if vocab_size < 257:
         raise InputError(f"vocab_size is {vocab_size}; 256 bytes and EOS need at least 257")

@@ -217,6 +217,9 @@ def share_out(
     `tokens_per_microbatch` of them. Every process gets the same number of micro-batches, of nearly
     equal size, as processes wait for each other in each. Raises `RecipeError` when there are fewer
     windows than processes.
+
+    >>> share_out([5, 3, 2], ProcessGroup(torch.device("cpu")), tokens_per_microbatch=5)
+    [[0], [1, 2]]
     """
     if len(sizes) < world.size:
         raise RecipeError(

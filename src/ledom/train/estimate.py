@@ -107,7 +107,11 @@ class ParameterCount:
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
-    """Parameters of a shape: without biases, with a gate in the feed-forward layer."""
+    """Parameters of a shape: without biases, with a gate in the feed-forward layer.
+
+    >>> count_parameters(ModelConfig.model_validate("tiny"), vocab_size=2048).total
+    2755008
+    """
     width, layers = model.hidden_size, model.num_hidden_layers
     kv_width = width // model.num_attention_heads * model.num_key_value_heads
     attention = 2 * width * width + 2 * width * kv_width
@@ -124,6 +128,9 @@ def training_flops(num_parameters: float, num_tokens: float) -> float:
 
     Left out are attention's own products, about 6 L h times the tokens seen; the look-up of an
     embedding is counted as a product. Recomputed layers do not count.
+
+    >>> training_flops(1e9, 1e9)
+    6e+18
     """
     return 6 * num_parameters * num_tokens
 
@@ -131,7 +138,11 @@ def training_flops(num_parameters: float, num_tokens: float) -> float:
 def utilization(
     num_parameters: float, num_tokens: float, hours: float, gpus: int, gpu: Gpu
 ) -> float:
-    """Model FLOPs utilization: 6PD as a share of the peak (Chowdhery et al. 2022, appendix B)."""
+    """Model FLOPs utilization: 6PD as a share of the peak (Chowdhery et al. 2022, appendix B).
+
+    >>> round(utilization(7e9, 1e12, hours=1000, gpus=64, gpu=GPUS["h100"]), 3)
+    0.184
+    """
     return training_flops(num_parameters, num_tokens) / (hours * 3600 * gpus * gpu.flops)
 
 

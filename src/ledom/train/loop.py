@@ -357,7 +357,12 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Hold SIGINT and SIGTERM back, unless someone else handles them."""
+    """Hold SIGINT and SIGTERM back, unless someone else handles them.
+
+    >>> with stop_requests() as requested:
+    ...     requested.interrupted
+    False
+    """
     held = StopRequest()
 
     def hold(number: int, _: object) -> None:

@@ -259,6 +259,9 @@ def working_bytes(num_tokens: int, vocab_size: int, width: int, size: int) -> in
     `size` is that of a number in the products' precision. A chunk of logits stands in fp32, twice
     where its exponentials are summed up; in the backward pass beside its derivative in the
     products' precision, the weight's gradient and what a chunk adds to it.
+
+    >>> working_bytes(8, vocab_size=100, width=4, size=4)
+    6400
     """
     logits = min(num_tokens, _rows(vocab_size)) * vocab_size
     derivative = 0 if size == 4 else size * logits  # in fp32 it takes the logits' place

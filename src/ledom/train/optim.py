@@ -231,7 +231,11 @@ def _by_layout(model: PreTrainedModel, matrices: list[Tensor]) -> list[dict[str,
 
 
 def schedule(config: OptimConfig, step: int) -> float:
-    """The share of the peak rate at a step."""
+    """The share of the peak rate at a step.
+
+    >>> schedule(OptimConfig(steps=10, warmup_steps=2, decay_steps=4), step=0)
+    0.5
+    """
     rising = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
     if config.schedule == "cosine":
         done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)

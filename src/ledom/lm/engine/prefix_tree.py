@@ -106,7 +106,11 @@ def _worth_sharing(shared: int, depth: int, text: Sequence[int]) -> bool:
 
 
 def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts share at their start."""
+    """How many tokens two texts share at their start.
+
+    >>> shared_length([1, 2, 3], [1, 2, 4])
+    2
+    """
     for i, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return i
@@ -119,6 +123,9 @@ def batches(texts: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
     Whole groups of sharers would fill a batch unevenly; a group that is cut computes its shared
     part once in each batch. So that this stays a small part of the work, a batch whose texts all
     share a long start may hold `_SHARED_TIMES` as many new tokens as they share.
+
+    >>> list(batches([[5], [1, 2], [1, 2]], budget=4))
+    [[1, 2, 0]]
     """
     order = sorted(range(len(texts)), key=lambda place: list(texts[place]))
     batch: list[int] = []

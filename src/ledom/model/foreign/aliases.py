@@ -36,12 +36,20 @@ ALIASES = {
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name has the form USER/NAME."""
+    """Whether a name has the form USER/NAME.
+
+    >>> is_hub_name("Corning/LEDOM-2B"), is_hub_name("./folder")
+    (True, False)
+    """
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
 
 
 def what_to_run(model: str) -> str | None:
-    """How a model that `ledom.load` cannot read is imported; None for any other name."""
+    """How a model that `ledom.load` cannot read is imported; None for any other name.
+
+    >>> what_to_run("ledom-2b")
+    'ledom import ledom-2b --out ledom-2b'
+    """
     path = Path(model)
     folder: str | None = None
     if model in ALIASES:

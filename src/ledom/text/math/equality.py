@@ -62,12 +62,20 @@ def equal_answers(first: str | None, second: str | None) -> bool:
 
 
 def has_content(answer: str) -> bool:
-    """Whether there is more than punctuation in an answer."""
+    """Whether there is more than punctuation in an answer.
+
+    >>> has_content("..."), has_content("x.")
+    (False, True)
+    """
     return bool(_CONTENT.search(answer))
 
 
 def is_number(answer: str) -> bool:
-    """Whether all of an answer is one number, with what may stand beside it."""
+    """Whether all of an answer is one number, with what may stand beside it.
+
+    >>> is_number("5 km"), is_number("x + 1")
+    (True, False)
+    """
     node = read(answer)
     while node is not None and node.kind in ("choice", "named", "quantity", "time"):
         node = node.parts[0]

@@ -67,7 +67,11 @@ _OVER = frozenset(["/", r"\div"])
 
 @lru_cache(maxsize=2**16)
 def read(answer: str) -> Node | None:
-    """The tree of an answer; None unless all of it is understood."""
+    """The tree of an answer; None unless all of it is understood.
+
+    >>> read("1/2").value, read("1/")
+    (Fraction(1, 2), None)
+    """
     if len(answer) > MAX_CHARS:
         return None
     text = plain_text(answer)

@@ -74,7 +74,11 @@ class Node:
 
 
 def number(value: Fraction | int) -> Node:
-    """An exact number."""
+    """An exact number.
+
+    >>> number(2).value
+    Fraction(2, 1)
+    """
     value = Fraction(value)
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
         raise NotUnderstood("a number too large")
@@ -82,7 +86,11 @@ def number(value: Fraction | int) -> Node:
 
 
 def numeral(text: str) -> Node:
-    r"""The number that a numeral writes: 1,200.5, 0.\overline{36}, 2e-3, 4210_{5}."""
+    r"""The number that a numeral writes: 1,200.5, 0.\overline{36}, 2e-3, 4210_{5}.
+
+    >>> numeral("1,200.5").value
+    Fraction(2401, 2)
+    """
     digits, _, base = text.partition("_")
     if base:
         return _based(digits.strip(), int(base.strip(" {}")))
@@ -116,13 +124,21 @@ def _operands(parts: tuple[Node, ...]) -> list[Fraction] | None:
 
 
 def total(*parts: Node) -> Node:
-    """A sum."""
+    """A sum.
+
+    >>> total(number(1), number(2)).value
+    Fraction(3, 1)
+    """
     values = _operands(parts)
     return Node("+", parts=parts) if values is None else number(sum(values, Fraction(0)))
 
 
 def product(*parts: Node) -> Node:
-    """A product."""
+    """A product.
+
+    >>> product(number(2), number(3)).value
+    Fraction(6, 1)
+    """
     values = _operands(parts)
     if values is not None:
         return number(math.prod(values))
@@ -131,7 +147,11 @@ def product(*parts: Node) -> Node:
 
 
 def quotient(over: Node, under: Node) -> Node:
-    """A fraction."""
+    """A fraction.
+
+    >>> quotient(number(1), number(2)).value
+    Fraction(1, 2)
+    """
     if under.value == 0:
         raise NotUnderstood("a division by zero")
     if under.kind == "*" and _begins_with_d(under) and _begins_with_d(over):
@@ -148,7 +168,11 @@ def _begins_with_d(node: Node) -> bool:
 
 
 def power(base: Node, exponent: Node) -> Node:
-    """A power; one of a number with a whole exponent is computed."""
+    """A power; one of a number with a whole exponent is computed.
+
+    >>> power(number(2), number(10)).value
+    Fraction(1024, 1)
+    """
     values = _operands((base, exponent))
     if values is None or exponent.value is None or exponent.value.denominator != 1:
         return Node("^", parts=(base, exponent))
@@ -164,7 +188,11 @@ def power(base: Node, exponent: Node) -> Node:
 
 
 def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
-    """A node made again of other parts."""
+    """A node made again of other parts.
+
+    >>> with_parts(total(Node("symbol", "x"), number(1)), (number(2), number(1))).value
+    Fraction(3, 1)
+    """
     if node.kind == "+":
         return total(*parts)
     if node.kind == "*":
@@ -175,7 +203,11 @@ def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
 
 
 def call(name: str, *parts: Node) -> Node:
-    """A function's value; a square root or a factorial of a number is computed."""
+    """A function's value; a square root or a factorial of a number is computed.
+
+    >>> call("sqrt", number(9)).value
+    Fraction(3, 1)
+    """
     values = _operands(parts)
     if values is None:
         return Node("call", name, parts)

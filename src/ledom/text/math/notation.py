@@ -36,7 +36,11 @@ class NotUnderstood(Exception):  # noqa: N818  (no error: such a text is compare
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text, as a set."""
+    """The words of a text, as a set.
+
+    >>> sorted(words("b a b"))
+    ['a', 'b']
+    """
     return frozenset(text.split())
 
 
@@ -137,7 +141,11 @@ _LETTER_NAMES = {"π": r"\pi", "pi": r"\pi"}
 
 
 def bare(answer: str) -> str:
-    """An answer without the quotes, emphasis, maths delimiters and full stop around it."""
+    """An answer without the quotes, emphasis, maths delimiters and full stop around it.
+
+    >>> bare("**$5$**.")
+    '5'
+    """
     answer = answer.strip(MARKUP).removesuffix(".").strip(MARKUP)
     for opening, closing in _DELIMITERS:
         inner = answer.removeprefix(opening).removesuffix(closing)
@@ -163,14 +171,22 @@ def plain_text(answer: str) -> str:
 
 
 def text_key(answer: str) -> str:
-    """What two answers share that are one text but for case, white space and LaTeX's fonts."""
+    """What two answers share that are one text but for case, white space and LaTeX's fonts.
+
+    >>> text_key("Twelve  Apples")
+    'twelve apples'
+    """
     text = _QUOTED.sub(r" \2 ", plain_text(answer)) if len(answer) <= MAX_CHARS else bare(answer)
     text = _LETTERS.sub(lambda letters: letters[0].lower(), " ".join(text.split()))
     return _IDLE_SPACE.sub("", text)
 
 
 def tokens(text: str) -> list[Token]:
-    """The tokens of a `plain_text`; raises `NotUnderstood` unless they cover it."""
+    """The tokens of a `plain_text`; raises `NotUnderstood` unless they cover it.
+
+    >>> [token.text for token in tokens("3 + x")]
+    ['3', '+', 'x']
+    """
     found: list[Token] = []
     commas_are_spaced = ", " in text
     depth = place = 0

@@ -133,7 +133,11 @@ class Label:
 
 
 def is_unit(word: str) -> bool:
-    """Whether a word is the name of a unit, a scale, or half of a day."""
+    """Whether a word is the name of a unit, a scale, or half of a day.
+
+    >>> is_unit("km"), is_unit("apples")
+    (True, False)
+    """
     word = word.lower()
     return bool(_unit(word)) or bool(_scale(word)) or word in _POWERS or word in ("am", "pm")
 
@@ -153,6 +157,9 @@ def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
     """The factor and the label that words after a number, and a currency before it, stand for.
 
     Raises `NotUnderstood` for words that are no label.
+
+    >>> read_label(["km"])[1].units
+    frozenset({('kilometer', 1)})
     """
     rest = [piece.lower().strip(".'’") or piece for piece in pieces]
     scale = 1
