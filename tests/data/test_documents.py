@@ -261,7 +261,7 @@ def test_bad_rows_and_an_unreachable_hub_are_one_line(hub: list[Any]) -> None:
         list(documents.texts())
     with pytest.raises(InputError, match="'cfg=x' is not an option; .* config, split, revision"):
         open_documents(["hub:a/b,cfg=x"])
-    with pytest.raises(InputError, match="hub:NAME stands alone"):
+    with pytest.raises(InputError, match="hub:NAME must be the only source"):
         open_documents(["hub:a/b", "more.jsonl"])
 
 

@@ -362,7 +362,7 @@ def test_slurm_needs_its_programs_and_a_partition(
     with pytest.raises(InputError, match=r"sbatch refused the job \(exit code 3\)"):
         tokenize(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="there is no sbatch here; start it where Slurm is"):
+    with pytest.raises(InputError, match="sbatch was not found; run this on a machine with Slurm"):
         tokenize(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
 
 

@@ -99,8 +99,11 @@ def test_a_key_of_an_earlier_recipe_names_the_new_one(recipe, old, new):
         ("seed=-1", "key seed is -1"),
         ("train.precision=fp8", "key train.precision is 'fp8'"),
         ("train=3", "key train is 3"),
-        ("model.hidden_size=33", "hidden_size 33 is no even multiple of num_attention_heads 2"),
-        ("optim.steps=true", "key optim.steps is True: expected a number or text, got true or false"),
+        ("model.hidden_size=33", "hidden_size 33 is not an even multiple of num_attention_heads 2"),
+        (
+            "optim.steps=true",
+            "key optim.steps is True: expected a number or text, got true or false",
+        ),
         ("lora.ranks=3", "unknown key lora.ranks; valid here: rank, alpha, dropout"),
         (
             "objective.target=1",

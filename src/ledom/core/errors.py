@@ -1,7 +1,7 @@
-"""The errors ledom raises for things a user can mend.
+"""The errors ledom raises for things a user can fix.
 
-Every message says what is wrong, the offending value, where it stands (file and line, where there
-is one) and the remedy. The command line prints the message alone and exits with code 2; anything
+Every message says what is wrong, the offending value, where it is (file and line, if any) and the
+remedy. The command line prints the message alone and exits with code 2; anything
 that is not a `LedomError` is a defect of ledom and shows its traceback.
 
     LedomError
@@ -10,7 +10,7 @@ that is not a `LedomError` is a defect of ledom and shows its traceback.
     |- CheckpointError   a model folder that is missing, damaged or does not fit
     |  `- DirectionError a model used in the direction it was not trained for
     |- OutputError       a place that cannot be written
-    |- TrainingError     a run that cannot go on by itself
+    |- TrainingError     a run that cannot continue by itself
     |  `- WorkerError    another process of the run was lost
     |- ServerError       a server that does not answer, or not as it should
     `- MissingExtraError an optional dependency that is not installed
@@ -37,11 +37,11 @@ __all__ = [
 
 
 class LedomError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can fix."""
 
 
 class InputError(LedomError, ValueError):
-    """A bad record, file or argument; `path` and `line` (1-based) are put in front where known."""
+    """A bad record, file or argument; `path` and `line` (1-based) are prepended where known."""
 
     def __init__(
         self, message: str, *, path: str | Path | None = None, line: int | None = None

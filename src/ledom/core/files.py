@@ -39,7 +39,7 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # renaming over /dev/null would replace it for all
-        raise OutputError(f"{path}: cannot be written: this is no regular file")
+        raise OutputError(f"{path}: cannot be written: not a regular file")
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

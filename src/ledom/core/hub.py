@@ -24,7 +24,7 @@ def render_card(template: Path, **values: Any) -> str:
         autoescape=False,  # Markdown
     )
     environment.filters["commas"] = "{:,}".format
-    # Where a file lay on this machine is nobody's business.
+    # Paths on this machine stay private.
     environment.filters["last_part"] = lambda path: Path(path).name if path[0] == "/" else path
     text = template.read_text(encoding="utf-8")
     return environment.from_string(text).render(version=ledom.__version__, **values)
@@ -40,7 +40,7 @@ def push(
     from huggingface_hub import HfApi
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        raise InputError(f"the hub's name {repo!r} is none of the form USER/NAME")
+        raise InputError(f"the hub's name {repo!r} is not of the form USER/NAME")
     api = HfApi()
     try:
         address = api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)

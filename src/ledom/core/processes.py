@@ -99,7 +99,7 @@ def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
 
 
 def wait() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has arrived here."""
     if size() == 1:
         return
     name = f"ledom-meeting-{next(_meetings)}"
@@ -172,10 +172,10 @@ _MOST_THREADS = 1024
 
 
 def default_threads() -> int:
-    """Threads that a process takes where nobody says: the environment's, else its share of CPUs.
+    """Threads that a process uses by default: the environment's, else its share of CPUs.
 
     `OMP_NUM_THREADS` decides, then `MKL_NUM_THREADS`. torchrun itself sets `OMP_NUM_THREADS=1` for
-    several processes; that is nobody's choice, and each takes an equal share instead.
+    several processes; nobody chose that, so each takes an equal share instead.
 
     >>> default_threads() >= 1
     True

@@ -80,7 +80,7 @@ def real_path(path: str | Path) -> Path:
 
 
 def check_regular(path: str | Path) -> None:
-    """Raise `InputError` for what is not a regular file: opening a pipe would wait for ever, and a
+    """Raise `InputError` for anything but a regular file: opening a pipe could block forever, and a
     device may have no end.
 
     >>> check_regular("/dev")
@@ -175,7 +175,7 @@ def parse_json(text: bytes, non_finite: bool = False) -> dict[str, Any]:
     """A JSON object; raises `InputError`, without a place.
 
     Refused besides what is not JSON: NaN, infinities and numbers beyond a float's range (unless
-    `non_finite`), a key that stands twice, half a surrogate pair, and groups more than 64 deep.
+    `non_finite`), a duplicate key, half a surrogate pair, and groups more than 64 deep.
 
     >>> parse_json(b'{"a": 1}')
     {'a': 1}
@@ -231,7 +231,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise InputError(f"key {twice!r} stands twice in one object")
+        raise InputError(f"key {twice!r} occurs twice in one object")
     return made
 
 
@@ -270,7 +270,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _RefusedError(Exception):
-    """Why a YAML text will not do, and where."""
+    """Why a YAML text is refused, and where."""
 
     def __init__(self, message: str, mark: Any = None) -> None:
         super().__init__(message)
@@ -281,8 +281,8 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
     """A YAML text's value, and its nodes, which know their lines.
 
     Raises `InputError` that names `path`, the file it was read from, and the line. Refused besides
-    what is not YAML: tags, keys that are not text or stand twice, groups more than 64 deep, numbers
-    that are not decimal, and aliases that contain themselves or stand for too much.
+    what is not YAML: tags, keys that are not text or occur twice, groups more than 64 deep, numbers
+    that are not decimal, and aliases that contain themselves or expand to too much.
 
     >>> parse_yaml("a: 1")[0]
     {'a': 1}
@@ -331,7 +331,7 @@ def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
     count = 1 + sum(_count_values(part, known) for part in _parts(node))
     if count > _MOST_VALUES:
         raise _RefusedError(
-            f"its aliases (*) stand for over {_MOST_VALUES} values", node.start_mark
+            f"its aliases (*) expand to over {_MOST_VALUES} values", node.start_mark
         )
     known[place] = count
     return count
@@ -367,7 +367,7 @@ def _check_keys(keys: list[yaml.Node]) -> None:
             raise _RefusedError(f"the key {shown} is not text; put it in quotes", key.start_mark)
         if key.value in lines:
             raise _RefusedError(
-                f"key {key.value} stands in line {lines[key.value]} already", key.start_mark
+                f"key {key.value} is in line {lines[key.value]} already", key.start_mark
             )
         lines[key.value] = key.start_mark.line + 1
 

@@ -189,7 +189,7 @@ def read_records(
 ) -> list[RecordT]:
     """Read a JSONL file of one record type; blank lines are skipped.
 
-    `check` is called with each record, and raises `InputError` for one that will not do. Raises
+    `check` is called with each record, and raises `InputError` for an unsuitable one. Raises
     `InputError` with file and line for that, for a missing or empty file, a directory, a line that
     is not a JSON object, or a record with a missing or mistyped key.
 

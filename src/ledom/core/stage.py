@@ -280,7 +280,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     remedy = f"remove {path.name} and {file.name} to make them again"
     if not exists(file):
         raise InputError(
-            f"its settings are missing ({file.name}), so nobody knows how it was made; move it "
+            f"its settings are missing ({file.name}), so it is unknown how it was made; move it "
             "away, or give another output folder",
             path=path,
         )

@@ -1,4 +1,4 @@
-"""More training pairs out of worked problems: other numbers, and solutions gone wrong.
+"""More training pairs from worked problems: other numbers, and wrong solutions.
 
 A solution in the `equations` style is a small program: each equation takes numbers of the question,
 constants and earlier results. `renumber` gives the question other numbers and computes the program
@@ -81,8 +81,8 @@ def augment(
 ) -> tuple[list[Problem], list[Candidate]]:
     """Each problem and up to `num_variants` with other numbers, in the `equations` style.
 
-    The candidates are wrong solutions, up to `num_wrong` for each. Fewer come out where a solution
-    is no chain of true equations, or where nothing sensible was found.
+    The candidates are wrong solutions, up to `num_wrong` for each. There are fewer where a solution
+    is not a chain of true equations, or where nothing sensible was found.
     """
     varied: list[Problem] = []
     wrong: list[Candidate] = []

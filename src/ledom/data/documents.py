@@ -74,7 +74,9 @@ def open_documents(
         raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
     if any(name.startswith(HUB) for name in named):
         if len(named) > 1:
-            raise InputError(f"{HUB}NAME stands alone; tokenize other documents to another folder")
+            raise InputError(
+                f"{HUB}NAME must be the only source; tokenize other documents to another folder"
+            )
         if format is not None:
             raise InputError(f"format {format!r}: a dataset on the hub has its own; leave it out")
         return HubDocuments.parse(named[0], text_key)
@@ -306,7 +308,7 @@ FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[str]]] = {
     "lines": _read_lines,
 }
 """How the documents of a file that begin in [start, end) of its bytes are read: a JSON object a
-line, a row of Parquet, a whole file of text, or a line of text each. Blank lines are none."""
+line, a row of Parquet, a whole file of text, or a line of text each. Blank lines are skipped."""
 
 
 class _Lines:

@@ -60,7 +60,7 @@ class FileFinder:
                 self.skip("{} no regular file, or a link to nothing: not read", entry.name)
 
     def skip(self, reason: str, example: str) -> None:
-        """Count something that is left out; `{}` in the reason stands for how many."""
+        """Count something that is left out; `{}` in the reason becomes the count."""
         self._skipped.setdefault(reason, Counter())[example] += 1
 
     @property

@@ -53,8 +53,8 @@ class Windows(Sequence[NDArray[np.int64]]):
     `fixed`: `seq_len` tokens of a shard after the other, whatever documents they belong to; what is
     left at a shard's end is not used. It reads no index and takes no memory.
 
-    In either packing the id before the first predicted one stands in front, or EOS where a shard
-    begins; so every token is predicted once in both directions.
+    In either packing a window begins with the id before the first predicted one, or with EOS at the
+    start of a shard; so every token is predicted once in both directions.
     """
 
     def __init__(self, store: TokenStore, seq_len: int, packing: Packing = "documents") -> None:
@@ -275,7 +275,7 @@ def pack(
 ) -> PackedBatch:
     """What a model of this direction is fed for some windows.
 
-    In either model order EOS stands in front of a document, so a document starts wherever EOS is
+    In either model order EOS precedes a document, so a document starts wherever EOS is
     read. There attention stops and positions restart, unless switched off; between windows always.
 
     >>> pack([np.array([0, 5, 6, 0])], Direction.REVERSE, eos_id=0).inputs.tolist()

@@ -47,7 +47,7 @@ SPLITS: dict[str, float] = {"train": 0.90, "valid": 0.92, "tune": 0.96, "test": 
 """Upper end of each split's share of the hash range, in order."""
 
 GENERATOR = "gsm_symbolic"
-"""The name that stands for the embedded generator where a file of problems could stand."""
+"""The name of the embedded generator, where a file of problems could be given."""
 
 HELD_OUT_TEMPLATES = (5, 14, 22, 30, 41, 56, 67, 72, 81, 95)
 """Templates of `gsm_symbolic` that no training document comes from."""
@@ -169,7 +169,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 """Every problem set that is known by name, besides the generator."""
 
 
-_NUM_GENERATED = 40  # where nobody says how many: the generator never ends
+_NUM_GENERATED = 40  # by default: the generator never ends
 
 
 def load_problems(

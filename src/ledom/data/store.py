@@ -74,7 +74,7 @@ class Manifest:
     sources: list[tuple[str, int]] = field(default_factory=list)
     """Runs of documents by where they came from: name and number of documents."""
     manifest_sha256: str = ""
-    """Of the manifest's file, which holds the shards' checksums: it stands for all of the store."""
+    """Of the manifest's file, which holds the shards' checksums: it represents the whole store."""
 
 
 class Shard:

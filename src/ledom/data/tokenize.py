@@ -272,7 +272,7 @@ def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
     """datatrove's tasks in processes of this machine, a task each.
 
-    Its own pool would wait for ever for a process that was killed, and cannot say how far it is.
+    datatrove's own pool waits forever for a process that was killed, and reports no progress.
     """
 
     def __init__(self, steps: list[Any], out: Path, execution: Execution, **options: Any) -> None:
@@ -374,7 +374,7 @@ def _local(steps: list[Any], execution: Execution, out: Path, options: Options) 
 
 def _slurm(steps: list[Any], execution: Execution, out: Path, options: Options) -> Any:
     if shutil.which("sbatch") is None:
-        raise InputError("executor slurm: there is no sbatch here; start it where Slurm is")
+        raise InputError("executor slurm: sbatch was not found; run this on a machine with Slurm")
     sbatch = {"time": "24:00:00", **execution.slurm}
     if "partition" not in sbatch:
         raise InputError("executor slurm: give its partition, as --slurm partition=NAME")

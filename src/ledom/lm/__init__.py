@@ -43,7 +43,7 @@ def load(
     `direction` may be left out where the checkpoint records it; a checkpoint made elsewhere needs
     it. `device` (cpu, cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16) are for
     models that run here: vLLM chooses its devices, a server both. Raises `CheckpointError`,
-    `DirectionError`, and `InputError` for an option that is none.
+    `DirectionError`, and `InputError` for an unknown option.
 
         >>> import ledom
         >>> reverse = ledom.load("tiny", direction="reverse")

@@ -148,7 +148,7 @@ class LanguageModel(ABC):
         self.fingerprint = fingerprint
         """Changes when the model does: what was computed with another one is not reused."""
         self.num_parameters = num_parameters
-        """Parameters, tied ones counted once; None where nobody says, as for a server's model."""
+        """Parameters, tied ones counted once; None where unknown, as for a server's model."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -304,7 +304,7 @@ class LanguageModel(ABC):
 
 
 def digest(text: str) -> int:
-    """64 bits that stand for a text, in a seed.
+    """64 bits that represent a text, in a seed.
 
     >>> hex(digest(""))
     '0xe3b0c44298fc1c14'

@@ -25,7 +25,7 @@ def read_options(
 ) -> dict[str, Any]:
     """`key=value` texts as arguments of the backend's class.
 
-    Raises `InputError` for what is no option of it, or has the wrong type.
+    Raises `InputError` for an unknown option, or a value of the wrong type.
     """
     parameters = list(signature(backend).parameters.values())[1:]
     takes_more = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
@@ -38,7 +38,7 @@ def read_options(
             raise InputError(f"{model!r}: {key} cannot be given here; {_ELSEWHERE[key]}")
         if not equals or not (key in known or takes_more):
             raise InputError(
-                f"{model!r}: {text!r} is no option; write key=value, with one of "
+                f"{model!r}: {text!r} is not an option; write key=value, with one of "
                 f"{', '.join(sorted(known))}"
             )
         try:

@@ -120,7 +120,7 @@ def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
     return parts.transpose(0, 1)
 
 
-# Operations of our own are opaque to the compiler, which would otherwise compile anew for every
+# Operations of our own are opaque to the compiler, which would otherwise compile again for every
 # number of documents. Nothing but inputs, output and normalizers is kept.
 @torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
 def _packed_cpu(

@@ -275,7 +275,7 @@ def load_checkpoint(
     other direction is taken too, to be trained in the given one.
     """
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token)
-    loaded_files(info.folder)  # refuses what cannot be read, or is no whole model
+    loaded_files(info.folder)  # refuses unreadable files and incomplete models
     with _readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             info.folder,

@@ -316,7 +316,7 @@ def scales_with_length(model: PreTrainedModel) -> bool:
 
 
 def reset_length(model: PreTrainedModel) -> None:
-    """Forget the texts read before: dynamic NTK goes on with the longest one's frequencies."""
+    """Forget the texts read before: dynamic NTK keeps the frequencies of the longest one."""
     for module in _scaling_modules(model):
         kinds = module.rope_type
         prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]

@@ -2,7 +2,7 @@
 
 A file is hashed once: its digest is kept in the user's cache folder (`XDG_CACHE_HOME`, else
 `~/.cache`) for as long as the file's place, size, inode and times stay as they were. Where that
-folder cannot be written, files are hashed anew each time. This module knows nothing of models.
+folder cannot be written, files are hashed again each time. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _cache_entry(place: str) -> Path | None:
     """Where the digest of the file at `place` is kept; None without a cache folder."""
     try:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # there is no home
+    except RuntimeError:  # no home folder
         return None
     name = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()
     return Path(root) / "ledom" / "digests" / f"{name}.json"

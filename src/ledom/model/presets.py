@@ -95,10 +95,11 @@ class ModelConfig(Config):
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if self.hidden_size % (2 * heads):
             raise ValueError(
-                f"hidden_size {self.hidden_size} is no even multiple of num_attention_heads {heads}"
+                f"hidden_size {self.hidden_size} is not an even multiple of num_attention_heads "
+                f"{heads}"
             )
         if heads % kv_heads:
             raise ValueError(
-                f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
             )
         return self

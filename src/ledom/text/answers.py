@@ -72,18 +72,18 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The final answer that a solution text states, or None where there is none.
+    r"""The final answer that a solution text states, or None.
 
     The first of these that the text has, each time the last one in it:
 
     1. `#### answer`, to the end of the line (a `####` heading in mid-text does not count);
     2. `\boxed{answer}`, braces nested;
     3. the key "answer" of a JSON text, "answer is", "correct option is", "Answer:", or a last line
-       "A: answer"; of a sentence there what stands before "because" or "rather than", else the last
+       "A: answer"; of a sentence there, the part before "because" or "rather than", else the last
        number, of a chain of sums what follows the last "=";
     4. the last number, with the formula, pair or list of values that it is a part of.
 
-    What stands before `</think>` does not count where an answer follows; `<answer>` tags are a box.
+    Text before `</think>` does not count where an answer follows; `<answer>` tags are a box.
 
     >>> extract_answer("So 16 - 3 = 13, and the answer is 6 rather than 5.")
     '6'
@@ -175,7 +175,7 @@ def _after_mark(text: str) -> str | None:
 
 
 def _stated(line: str, *, is_last: bool) -> str | None:
-    """The answer that a line gives; one that is no number counts only `is_last` in its text."""
+    """The answer that a line gives; only the last line of a text may give one without a number."""
     line = _OPTION.sub("", bare(_ARROW.split(_CALCULATOR.sub("", line))[-1]), count=1)
     before, _, after = line.rpartition("=")
     sums = [] if _VARIABLE.search(before) else [after, _first_sentence(after)]

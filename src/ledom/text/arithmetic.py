@@ -3,7 +3,7 @@
 `57 + 48 = 105` becomes `57 + 48 = 97 + 8 = 105`: every step changes few digits, with at most one
 carry to look ahead for. A model of a few million parameters learns such steps from tens of
 thousands of equations, the bare results not from ten times as many (docs/log.md).
-Only what is exactly true is written out; everything else is left as it stands.
+Only what is exactly true is written out; everything else is left as it is.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _sums(numbers: list[Fraction], operators: list[str]) -> list[str]:
 
 
 def _easy(total: Fraction, operator: str, number: Fraction) -> bool:
-    """Whether a sum can be written down at sight: digits meet in one place at most."""
+    """Whether a sum is easy: digits of both numbers share at most one place."""
     places = _places(number)
     if operator == "-" or len(places) < 2:
         return len(places) < 2
@@ -106,7 +106,7 @@ def _quotients(first: Fraction, second: Fraction) -> list[str]:
 
 
 def _places(number: Fraction) -> list[Fraction]:
-    """1705 -> 1000, 700, 5. A number that is no short decimal has no places."""
+    """1705 -> 1000, 700, 5. A number that is not a short decimal has no places."""
     digits, _, decimals = _text(number).partition(".")
     scale = 10 ** len(decimals)
     written = digits + decimals
@@ -118,7 +118,7 @@ def _places(number: Fraction) -> list[Fraction]:
 
 
 def _place(part: Fraction) -> int:
-    """The power of ten that a single non-zero digit stands for."""
+    """The power of ten of the single non-zero digit."""
     return len(str(int(part * 1000))) - 4
 
 
@@ -143,7 +143,7 @@ def _join(sides: list[str]) -> str:
 def value_of(side: str) -> Fraction:
     """A sum of products, * and / from left to right, before + and -.
 
-    Raises `ValueError` for what is no sum of numbers, `ZeroDivisionError`.
+    Raises `ValueError` for anything but a sum of numbers, and `ZeroDivisionError`.
 
     >>> value_of("2 * 3 + 1 / 2")
     Fraction(13, 2)
@@ -156,7 +156,7 @@ def value_of(side: str) -> Fraction:
             continue
         match = _TERM.fullmatch(part)
         if match is None:
-            raise ValueError(f"{part!r} is no number")
+            raise ValueError(f"{part!r} is not a number")
         number = Fraction(match[1]) / (100 if match[2] else 1)
         if operator == "*":
             product *= number

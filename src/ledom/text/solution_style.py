@@ -29,7 +29,7 @@ __all__ = [
 Style = Literal["as written", "plain", "numbers", "equations"]
 
 ANSWER_MARK = "####"
-"""Stands before a solution's final answer."""
+"""Precedes a solution's final answer."""
 
 _STATED = re.compile(
     r"(?<![\w.%)(])(?<![-+*/=] )(\d{1,15}(?:\.\d{1,9})?(?: [-+*/] \d{1,15}(?:\.\d{1,9})?){1,20}) = "
@@ -80,7 +80,7 @@ def normalize_numbers(text: str) -> str:
 
 
 def _bare_steps(solution: str) -> str:
-    """A step a line without bullets and blank lines, its equations bare."""
+    """One step per line without bullets and blank lines, its equations bare."""
     solution = _DIVIDED_BY_FRACTION.sub(r"*\2/\1", solution)  # 12÷2/3 is 12 divided by 2/3
     text = re.sub(r" +", " ", _TIMES.sub(" * ", normalize_numbers(solution)))
     lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
@@ -88,7 +88,7 @@ def _bare_steps(solution: str) -> str:
 
 
 def normalize_solution(solution: str) -> str:
-    """A generated solution: a step a line, bare equations written out, `#### answer` at the end.
+    """A generated solution: one step per line, bare equations, `#### answer` at the end.
 
     "$57/hour * 7 hours = $399" becomes "57 * 7 = 350 + 49 = 399": every template then states its
     arithmetic alike, so a small model learns it from all of them.
@@ -109,7 +109,7 @@ def equations(solution: str) -> list[str]:
 
 
 def restyle(solution: str, style: Style, answer: str | None = None) -> str:
-    """A solution in one of `STYLES`; `answer` stands for the one that the text itself states.
+    """A solution in one of `STYLES`; `answer` replaces the one that the text states.
 
     >>> print(restyle("He has 2 + 3 = 5 apples.", "equations", "5"))
     2 + 3 = 5
@@ -134,7 +134,7 @@ def _numbers(solution: str, answer: str | None) -> str:
 
 
 def _equations(solution: str, answer: str | None) -> str:
-    """Its equations alone, one a line, and the answer; all numbers where there are no equations."""
+    """Its equations alone, one per line, and the answer; without equations, all numbers."""
     numbers = _numbers(solution, answer)
     steps, mark, final = numbers.rpartition(ANSWER_MARK)
     found = _EXPRESSION.findall(steps if mark else numbers)

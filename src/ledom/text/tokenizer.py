@@ -2,7 +2,7 @@
 
 A `Tokenizer` wraps a Hugging Face `tokenizers.Tokenizer` (the file tokenizer.json) and knows two
 kinds of special tokens: EOS, which ends every document, and what it puts in front of a text itself.
-It knows nothing of directions: a reverse model uses the very tokenizer of its forward twin.
+It knows nothing of directions: a reverse model uses its forward twin's tokenizer.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Tokenizer:
         return int(found)
 
     def encode_inside(self, text: str) -> list[int]:
-        """Ids of a text that stands inside of a document, not at its start.
+        """Ids of a text inside a document, not at its start.
 
         Tokenizers like sentencepiece's put a blank in front of a text (a dummy prefix), which is
         not there where a text is cut: ids(a) + encode_inside(b) are ids(ab) where a token ends.
@@ -158,7 +158,7 @@ class Tokenizer:
         return [e.ids for e in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids that stand in reading order; special tokens are left out."""
+        """Decode ids in reading order; special tokens are left out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
@@ -272,5 +272,5 @@ def _token(file: Path, key: str) -> str | None:
     value = read_json_object(file).get(key)
     token = value.get("content") if isinstance(value, dict) else value
     if token is not None and not isinstance(token, str):
-        raise CheckpointError(f"{file}: {key} is {value!r}; it must be a token's text")
+        raise CheckpointError(f"{file}: {key} is {value!r}; it must be the text of a token")
     return token

@@ -38,7 +38,7 @@ _RUN = "run.json"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 
-# A run of one process is no mistake.
+# A run of one process is intended.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
@@ -66,7 +66,7 @@ class Checkpoints:
     def save(self, step: int) -> OutputError | None:
         """Begin to write a checkpoint; training continues meanwhile.
 
-        Waits for the one before, and returns its failure if nobody asked for it yet.
+        Waits for the one before, and returns its failure if it was not reported yet.
         """
         failure = self.failure(wait=True)
         if self._saved == step:
@@ -190,7 +190,7 @@ def _reason(error: BaseException, folder: Path) -> str:
     """The first process's own words, not the trace of all."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
-    if "inline_container" in str(error):  # torch's writer does not hand on the system's reason
+    if "inline_container" in str(error):  # torch's writer hides the system's reason
         free = shutil.disk_usage(folder).free / 1e6
         return f"a file was cut short, with {free:.1f} MB free on the disk; make room there"
     return str(error)

@@ -1,6 +1,6 @@
 """What a run will need, worked out before it is started: memory, time, sizes.
 
-Pure arithmetic on a recipe; nothing is built, nothing measured. Sizes are bytes, rates a second.
+Pure arithmetic on a recipe; nothing is built or measured. Sizes are in bytes, rates per second.
 Shape legend: P parameters, D tokens, L layers, h width, f feed-forward width, V vocabulary.
 
 The step described is that of `ledom.train`: fp32 weights and optimizer state, products in bf16 (or
@@ -124,7 +124,7 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
 
 
 def training_flops(num_parameters: float, num_tokens: float) -> float:
-    """6PD: 2 FLOPs a parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1).
+    """6PD: 2 FLOPs per parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1).
 
     Left out are attention's own products, about 6 L h times the tokens seen; the look-up of an
     embedding is counted as a product. Recomputed layers do not count.
@@ -165,7 +165,7 @@ class Memory:
 def activation_bytes(
     model: ModelConfig, precision: Precision, activation_checkpointing: bool
 ) -> tuple[float, float]:
-    """Bytes a token that are kept for the backward pass: by all layers, and by the loss.
+    """Bytes per token kept for the backward pass: by all layers, and by the loss.
 
     Counted from what autograd keeps (after Korthikanti et al. 2022, section 4.1, for this shape). A
     layer: each of two norms its input, the normalized input and the scaled one, of which only the

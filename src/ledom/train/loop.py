@@ -347,7 +347,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 class StopRequest:
-    """What was asked for meanwhile."""
+    """What was requested meanwhile."""
 
     interrupted = False
     """Ctrl-C (SIGINT)."""

@@ -83,7 +83,7 @@ class ObjectiveConfig(Config):
 @dataclass(frozen=True)
 class _Example:
     """A pair between EOS and EOS in reading order, and its target's [start, end) among the
-    predicted tokens, which stand in model order."""
+    predicted tokens, which are in model order."""
 
     ids: NDArray[np.int64]
     target: slice
@@ -256,8 +256,8 @@ def token_losses(
 def working_bytes(num_tokens: int, vocab_size: int, width: int, size: int) -> int:
     """Bytes, at most, that working out the losses of T tokens takes beside their inputs.
 
-    `size` is that of a number in the products' precision. A chunk of logits stands in fp32, twice
-    where its exponentials are summed up; in the backward pass beside its derivative in the
+    `size` is that of a number in the products' precision. A chunk of logits is in fp32, and held
+    twice while its exponentials are summed. The backward pass also holds its derivative in the
     products' precision, the weight's gradient and what a chunk adds to it.
 
     >>> working_bytes(8, vocab_size=100, width=4, size=4)

@@ -1,7 +1,7 @@
 """Recipes: one YAML file says everything about a training run.
 
 Defaults < file < command-line overrides (`key.key=value`). Strict: an unknown key is an error that
-lists the valid ones, never a default in silence. Each part's config stands beside its owner.
+lists the valid ones, never silently a default. Each part's config is defined where it is used.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Recipe(Config):
     seed: NonNegativeInt = 0
     """Seed of weights and data order."""
     init_from: str | None = None
-    """A model folder to start from instead of random weights; `{direction}` stands for its own. A
-    model of the other direction is turned round: trained on in the one that is asked for."""
+    """A model folder to start from instead of random weights; `{direction}` becomes the run's.
+    A model of the other direction can be given: it is trained further in the run's direction."""
     data: DataConfig
     model: ModelConfig | None = None
     """The shape; that of `init_from` where this is left out."""
@@ -180,13 +180,13 @@ class _Origin:
     overrides: Sequence[str]
 
     def override(self, location: Sequence[int | str]) -> str | None:
-        """The last override that set the key there, or what it stands in."""
+        """The last override that set the key there, or a group around it."""
         key = ".".join(map(str, location))
         setting = (o for o in reversed(self.overrides) if f"{key}.".startswith(_key(o)))
         return next(setting, None)
 
     def place(self, location: Sequence[int | str]) -> str:
-        """`recipe.yaml:7` for the key there, or what it stands in; or the override that set it."""
+        """`recipe.yaml:7` for the key there or the group around it, or the override that set it."""
         if override := self.override(location):
             return f"override {override!r:.200}"
         node, line = self.root, None

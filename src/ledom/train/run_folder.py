@@ -1,11 +1,11 @@
-"""The folder of a training run: what lies where, found from any part of it.
+"""The folder of a training run: what is where, found from any part of it.
 
     runs/<name>/recipe.yaml                 the settings, all of them
     runs/<name>/data/train, data/valid      token stores
-    runs/<name>/<direction>/metrics.jsonl   a row a step
+    runs/<name>/<direction>/metrics.jsonl   a row per step
     runs/<name>/<direction>/model           the finished model
 
-A model folder that stands alone is a run of which nothing else is known.
+A model folder by itself is a run of which nothing else is known.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A deterministic language model without weights, for tests, docs and trying things out.
 
 Every token's log-probability is a fixed function of the token and of its neighbor in model order,
-so results can be worked out by hand; generation goes on from the prompt by a seeded draw.
+so results can be worked out by hand; generation is a seeded draw.
 """
 
 from __future__ import annotations

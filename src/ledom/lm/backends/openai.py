@@ -5,7 +5,7 @@ so a server that holds a reverse model scores in reverse. vLLM must run without 
 that. Sampling sends text where the server's own tokenizer makes the same ids of it, special tokens
 included, else ids; a reverse model's text needs its ids back, which vLLM returns
 (`return_token_ids`). The client retries what may pass (429, 5xx, a broken connection) with growing
-pauses; what does not pass is a `ServerError`, and the stage that asked keeps what is finished.
+pauses; what does not is a `ServerError`, and the stage that asked keeps what is finished.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAILanguageModel"]
 
-_CONTEXT = 4096  # tokens, where nobody says
+_CONTEXT = 4096  # tokens, unless given
 _T = TypeVar("_T")
 
 
@@ -46,7 +46,7 @@ class OpenAILanguageModel(LanguageModel):
     `tokenizer` is the model's own: its folder, or its tokenizer.json. From a whole model folder,
     direction, pair format and context are read too. `requests_per_second` limits the rate at which
     requests start; `concurrency` how many run at once. The key is `OPENAI_API_KEY` of the
-    environment; a server of one's own (`base_url`) may need none.
+    environment; your own server (`base_url`) may not need one.
     """
 
     batches_requests = False
@@ -120,7 +120,7 @@ class OpenAILanguageModel(LanguageModel):
         scores = np.array(values[start:end], np.float32)
         if not np.isfinite(scores).all():
             raise ServerError(
-                f"{self.name}: the server returned log-probabilities that are no number"
+                f"{self.name}: the server returned log-probabilities that are not finite"
             )
         return self.direction.to_reading_order(scores)
 
@@ -172,14 +172,14 @@ class OpenAILanguageModel(LanguageModel):
         if self.direction is Direction.FORWARD:
             if not isinstance(choice.text, str):
                 raise ServerError(f"{self.name}: the server returned a choice without text")
-            text = choice.text.encode(errors="replace").decode()  # half a surrogate pair is no text
+            text = choice.text.encode(errors="replace").decode()  # not half a surrogate
             known = self.tokenizer.encode(text).ids
             return Generation(text, known, reason, confidence=confidence)
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             raise ServerError(
                 f"{self.name}: the server returned no token ids (it must take return_token_ids), "
-                "and a reverse model's tokens are no text before they are turned round; give the "
+                "and a reverse model's tokens must be flipped before they are decoded; give the "
                 "model's folder"
             )
         ids = self.direction.to_reading_order([i for i in ids if i != self.tokenizer.eos_id])

@@ -1,11 +1,11 @@
 """Sampling on one device: many texts at once, the batch kept full.
 
 Every text has a row in a preallocated cache of keys and values. A step feeds each row its last
-token at the row's own position, writes one column a row in place, and attends over the columns
-written so far; a row that has ended is given to the next text that waits. Neighbouring rows attend
+token at the row's own position, writes one column per row in place, and attends over the columns
+written so far; a row that has ended is given to the next text in the queue. Neighboring rows attend
 together, over no more columns than the longest of them has; texts with prompts of like length are
-therefore neighbors. Nothing is copied but when the queue is empty and the batch is made smaller.
-Everything here is in model order; the caller turns it round.
+therefore neighbors. Nothing is copied, except when the queue is empty and the batch shrinks.
+Everything here is in model order; the caller flips it.
 
 Shapes: R rows, K key-value heads, D head width, C columns, V vocabulary.
 """
@@ -32,7 +32,7 @@ __all__ = ["Decoder", "Job", "Writer"]
 _COLUMN_STEP = 256  # columns by which the cache grows
 _ADMIT_AT = 1 / 16  # share of rows that must be free before new texts are let in together
 _SHRINK_AT = 1 / 4  # share of free rows above which a batch with nothing waiting is made smaller
-_NEIGHBOURS = 32  # rows that attend together
+_NEIGHBORS = 32  # rows that attend together
 
 _Prefilled = tuple[Tensor, Tensor, Tensor]
 
@@ -148,8 +148,8 @@ class _Rows:
         self.reserve(int(self.positions.max()) + 1)
         ends = self.positions.cpu().numpy() + 1
         self._neighbors = []
-        for start in range(0, len(ends), _NEIGHBOURS):
-            rows = slice(start, start + _NEIGHBOURS)
+        for start in range(0, len(ends), _NEIGHBORS):
+            rows = slice(start, start + _NEIGHBORS)
             columns = int(ends[rows].max())
             hidden = torch.arange(columns, device=self.keys.device) > self.positions[rows, None]
             mask = torch.zeros(hidden.shape, dtype=self.keys.dtype, device=hidden.device)
@@ -157,9 +157,9 @@ class _Rows:
             self._neighbors.append((rows, columns, mask[:, None, None]))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One token a row, an `Attend` of `model.attention`: writes a column, reads the row's own.
+        """One token per row, an `Attend` of `model.attention`: writes a column, reads its row.
 
-        The query heads that share a key-value head stand as its queries, so no key is repeated.
+        The query heads that share a key-value head are its queries, so no key is repeated.
         With so few queries plain products take half the time of the fused kernel on a CPU.
         """
         keys, values = self.keys[layer], self.values[layer]
@@ -214,7 +214,7 @@ class Writer:
     def _draw(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
         """A token for each row of logits [rows, V], by the inverse of the cumulative probability.
 
-        One uniform number a token, fixed by the job's key: a draw does not depend on the batch.
+        One uniform number per token, fixed by the job's key: a draw does not depend on the batch.
         """
         if self.sampling.temperature == 0:
             return logits.argmax(-1)

@@ -79,7 +79,7 @@ def check_model(
     rows = [d.to_model_order(row) for d in Direction for row in ids]
     batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
-        batch[place, : len(row)] = torch.tensor(row)  # what stands behind a text it cannot see
+        batch[place, : len(row)] = torch.tensor(row)  # a text cannot see what follows it
     model = build_skeleton(config)
     with streamed(model, folder):
         logits = model(input_ids=batch, use_cache=False).logits.float()

@@ -52,7 +52,7 @@ Progress = Callable[..., Iterable[str]]
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What cannot be read from a source, or shall be other than there."""
+    """What a source does not say, or what overrides it."""
 
     direction: Direction | str | None = None
     tokenizer: Path | None = None
@@ -107,7 +107,7 @@ class _Model:
 def import_model(source: str, out: Path, options: ImportOptions | None = None) -> Imported:
     """Write the model `source` (an alias, USER/NAME on the hub, a folder, a GGUF file) to `out`.
 
-    Raises `InputError` for a name that is none of these, `CheckpointError` for files that are
+    Raises `InputError` for any other name, `CheckpointError` for files that are
     missing, damaged or of a kind that ledom does not compute, `DirectionError` where no
     direction is known, `OutputError` where `out` exists or cannot be written. Nothing is left
     behind then.

@@ -1,6 +1,6 @@
 """A model without its weights: which tensors it needs, and a pass that reads them one by one.
 
-Parameters stand on the meta device, which takes no memory. `streamed` gives each module its
+Parameters are on the meta device, which takes no memory. `streamed` gives each module its
 weights when it is called and takes them away afterwards, so a model of any size runs in the memory
 of its largest matrix.
 """

@@ -1,7 +1,7 @@
 """A pickled `tiktoken.Encoding` (tokenizer.pkl) as a `tokenizers` tokenizer, without unpickling.
 
 The pickle's opcodes are read, and only those that build plain data are known; the one global that
-may be named is `tiktoken.core.Encoding`, which stands for its state. So nothing is imported or
+may be named is `tiktoken.core.Encoding`, which becomes its state. So nothing is imported or
 called, whatever the file says.
 """
 

@@ -21,7 +21,7 @@ def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokeni
 
     In this order: tokenizer.json, tokenizer.model, vocab.json with merges.txt, tokenizer.pkl (there
     or in tokenizer/). `added` are tokens behind those of tokenizer.model, where no other file names
-    any. Raises `CheckpointError` where there is none, or it is damaged.
+    any. Raises `CheckpointError` if it is missing or damaged.
     """
     if place.is_file():
         return _read_file(place), [place]
@@ -112,5 +112,5 @@ def recorded_eos(folder: Path, backend: RustTokenizer, config: dict[str, Any]) -
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, an empty one where there is no such file."""
+    """The object in a JSON file; empty if the file is missing."""
     return read_json_object(file) if file.exists() else {}

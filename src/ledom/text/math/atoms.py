@@ -38,7 +38,7 @@ _MATRICES = {"pmatrix": "()", "bmatrix": "()", "matrix": "()", "vmatrix": "||", 
 
 
 class Atoms(ABC):
-    """A place among tokens, and the readers of what can stand at it."""
+    """A place among tokens, and the readers of what can be there."""
 
     def __init__(self, found: list[Token]) -> None:
         self.tokens = found
@@ -113,7 +113,7 @@ class Atoms(ABC):
         if len(parts) == 1:
             return parts[0]
         if not all(part.kind in ("bracket", "set") for part in parts):
-            raise NotUnderstood("a union of what are no sets")
+            raise NotUnderstood("a union of things that are not sets")
         return Node("union", parts=tuple(parts))
 
     def _bracket(self, opening: str) -> Node:
@@ -244,7 +244,7 @@ class Atoms(ABC):
         return self.peek_text(-2 - signed) in ("^", r"\sqrt", "sqrt")
 
     def _proper_fraction(self) -> Node | None:
-        r"""The fraction of a mixed number, 2 1/2 or 2\frac{1}{2}; None where there is none."""
+        r"""The fraction of a mixed number, 2 1/2 or 2\frac{1}{2}; None without one."""
         start = self.place
         kinds = [self.peek_kind(ahead) for ahead in range(3)]
         texts = [self.peek_text(ahead) for ahead in range(3)]

@@ -71,7 +71,7 @@ def has_content(answer: str) -> bool:
 
 
 def is_number(answer: str) -> bool:
-    """Whether all of an answer is one number, with what may stand beside it.
+    """Whether the whole answer is one number, with a unit or a name perhaps.
 
     >>> is_number("5 km"), is_number("x + 1")
     (True, False)
@@ -83,7 +83,7 @@ def is_number(answer: str) -> bool:
 
 
 class Algebra(Protocol):
-    """What compares expressions that are no plain numbers."""
+    """Compares expressions that are not plain numbers."""
 
     def same(self, first: Node, second: Node) -> bool:
         """Whether two scalars have one value."""
@@ -92,7 +92,7 @@ class Algebra(Protocol):
         """Whether one scalar is a constant, other than 0, times the other."""
 
 
-class _NeedsAlgebra(Exception):  # noqa: N818  (no error: the comparison goes on elsewhere)
+class _NeedsAlgebra(Exception):  # noqa: N818  (not an error: the comparison continues elsewhere)
     pass
 
 
@@ -115,7 +115,7 @@ class Comparison:
     algebra: Algebra
 
     def same(self, first: Node, second: Node) -> bool:
-        """Whether two trees stand for one answer."""
+        """Whether two trees mean the same answer."""
         kinds = {first.kind, second.kind}
         if first == second:
             return True
@@ -253,7 +253,7 @@ def _is_variable(node: Node) -> bool:
 
 
 def _interval(node: Node) -> Node | None:
-    """The interval that a chain of inequalities about one variable stands for."""
+    """The interval that a chain of inequalities about one variable describes."""
     if node.kind != "relation":
         return node
     signs = node.name.split()

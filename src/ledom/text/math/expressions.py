@@ -310,7 +310,7 @@ def _with_sign(sign: str, node: Node) -> Node:
 
 
 def _both_signs(node: Node) -> list[Node]:
-    r"""What a tree with \pm stands for: + in all places, - in all places."""
+    r"""What a tree with \pm means: + in all places, - in all places."""
     has_both = any(part.kind == "pm" for part in node.walk())
     return [_signed(node, sign) for sign in (1, -1)] if has_both else [node]
 

@@ -69,7 +69,7 @@ class Node:
 
     @property
     def is_scalar(self) -> bool:
-        """Whether it stands for one number or expression."""
+        """Whether it is one number or expression."""
         return self.kind in ("number", "symbol", "+", "*", "/", "^", "pm", "call")
 
 
@@ -115,7 +115,7 @@ def _based(digits: str, base: int) -> Node:
 
 
 def _operands(parts: tuple[Node, ...]) -> list[Fraction] | None:
-    """The values of parts that are all numbers; raises for a part that is no scalar."""
+    """The values of parts that are all numbers; raises for a part that is not a scalar."""
     for part in parts:
         if not part.is_scalar:
             raise NotUnderstood(part.kind)
@@ -142,7 +142,9 @@ def product(*parts: Node) -> Node:
     values = _operands(parts)
     if values is not None:
         return number(math.prod(values))
-    first = parts[0].parts if parts[0].kind == "*" else parts[:1]  # a long product is no deep one
+    first = (
+        parts[0].parts if parts[0].kind == "*" else parts[:1]
+    )  # a long product is not a deep one
     return Node("*", parts=(*first, *parts[1:]))
 
 

@@ -52,9 +52,9 @@ class Token:
     r"""number, name (one letter or a Greek one), word, command ("\frac", "sin") or sign."""
     text: str
     spaced: bool = False
-    """Whether white space stands before it."""
+    """Whether white space precedes it."""
     quoted: bool = False
-    r"""Whether it stands in \text{...}."""
+    r"""Whether it is inside \text{...}."""
 
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
@@ -150,7 +150,7 @@ def bare(answer: str) -> str:
     for opening, closing in _DELIMITERS:
         inner = answer.removeprefix(opening).removesuffix(closing)
         if len(inner) == len(answer) - len(opening) - len(closing):
-            # "$5$, $6$" is no formula as a whole
+            # "$5$, $6$" is not one formula
             return answer if opening[-1] in "$" and "$" in inner else inner.strip(MARKUP)
     return answer
 

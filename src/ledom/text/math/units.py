@@ -104,7 +104,7 @@ _EXPONENT = re.compile(r"\^(\d)")
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What stands beside a number."""
+    """What is written with a number."""
 
     units: frozenset[tuple[str, int]] = frozenset()
     """Each with its power: km/h is kilometer 1, hour -1."""
@@ -123,12 +123,12 @@ class Label:
 
     @property
     def half_of_day(self) -> str:
-        """am, pm, or "" for what is no time."""
+        """am, pm, or "" for anything else."""
         return next((name for name, _ in self.units if name in ("am", "pm")), "")
 
     @property
     def is_percent(self) -> bool:
-        """Whether the number stands for its hundredth."""
+        """Whether the number means hundredths."""
         return self.units == frozenset({("%", 1)})
 
 
@@ -156,7 +156,7 @@ def _scale(word: str) -> int | None:
 def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
     """The factor and the label that words after a number, and a currency before it, stand for.
 
-    Raises `NotUnderstood` for words that are no label.
+    Raises `NotUnderstood` for words that are not a label.
 
     >>> read_label(["km"])[1].units
     frozenset({('kilometer', 1)})
