@@ -1,4 +1,4 @@
-"""The record types that every stage reads and writes, one JSON object a line.
+"""The record types that every stage reads and writes, one JSON object per line.
 
 documents -> token shards -> checkpoint -> candidates -> scores -> report: each arrow is a file of
 these records. Unknown keys are kept (`extra`) and written back; a missing or mistyped key is an

@@ -28,7 +28,7 @@ __all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tok
 EOS_TOKEN = "<|end|>"
 
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
-# One digit a token (with the space before it, if any): arithmetic needs digits to be visible.
+# One digit per token (with the space before it, if any): arithmetic needs digits to be visible.
 _PIECES_OF_DIGITS = _PIECES.replace(r"\p{N}+", r"\p{N}", 1)
 
 
