@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ __all__ = [
     "fingerprint",
     "write_atomically",
     "write_folder",
+    "write_json",
 ]
 
 
@@ -56,6 +58,13 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = False) -> None:
+    """Write a JSON object to a file, atomically; see `write_atomically`."""
+    with write_atomically(path) as out:
+        json.dump(contents, out, indent=1, sort_keys=sort_keys)
+        out.write("\n")
 
 
 @contextmanager

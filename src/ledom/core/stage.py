@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import check_settings, file_hash, write_atomically
+from ledom.core.files import check_settings, file_hash, write_json
 from ledom.core.reading import as_type, exists, read_json, read_jsonl
 from ledom.core.records import Record, read_records, write_records
 
@@ -179,8 +179,8 @@ class Stage(Generic[RecordT]):
                 self.records = self._read_parts()
             self.records.sort(key=key)
             write_records(self.path, self.records)
-            with write_atomically(_settings_file(self.path)) as out:
-                json.dump({**self.settings, _HASH: file_hash(self.path)}, out, indent=1)
+            digest = file_hash(self.path)
+            write_json(_settings_file(self.path), {**self.settings, _HASH: digest})
             self._remove(self._parts())
         processes.wait()  # for the file
         if not processes.is_first():

@@ -7,7 +7,6 @@ or of documents (`data.train`). A problem becomes the document that its pair for
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -19,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError, RecipeError
-from ledom.core.files import check_settings, file_hash, write_atomically
+from ledom.core.files import check_settings, file_hash, write_json
 from ledom.core.reading import Config, read_json
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
@@ -206,8 +205,7 @@ def _prepare(config: DataConfig, folder: Path) -> None:
     tokenizer.save(folder)
     write_store(folder / "train", train(), tokenizer, config.train)
     write_store(folder / "valid", valid(), tokenizer, config.valid or config.train, origins)
-    with write_atomically(marker) as out:  # last: its existence means all of it is there
-        json.dump(settings, out)
+    write_json(marker, settings)  # last: its existence means all of it is there
 
 
 def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:

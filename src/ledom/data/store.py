@@ -11,7 +11,6 @@ store is in reading order and knows nothing of windows, directions or models.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import file_hash, write_atomically
+from ledom.core.files import file_hash, write_json
 from ledom.core.reading import as_type, exists, read_json
 from ledom.text.tokenizer import Tokenizer
 
@@ -233,8 +232,7 @@ def write_manifest(
     )
     unsaid: tuple[Any, ...] = (None, "", [])
     known = {key: value for key, value in asdict(manifest).items() if value not in unsaid}
-    with write_atomically(folder / MANIFEST) as out:
-        json.dump(known, out, indent=1)
+    write_json(folder / MANIFEST, known)
     return TokenStore(folder)
 
 

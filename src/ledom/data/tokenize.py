@@ -11,7 +11,6 @@ divided: the store's documents are in the order of their files, however many tas
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -29,7 +28,7 @@ from filelock import FileLock, Timeout
 from pydantic import PositiveInt
 
 from ledom.core.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
-from ledom.core.files import check_settings, write_atomically
+from ledom.core.files import check_settings, write_json
 from ledom.core.processes import available_cpus
 from ledom.core.reading import as_type, read_json
 from ledom.data.documents import Documents
@@ -136,8 +135,7 @@ class WriteShard(DocumentTokenizer):  # type: ignore[misc]
         os.replace(self.out / f"{part}.index", self.out / f"{filename}.index")
         os.replace(self.out / part, self.out / filename)
         entry = finalize_shard(self.out / filename, dtype)
-        with write_atomically(_entry_file(self.out, int(filename.split("_")[0]))) as out:
-            json.dump(asdict(entry), out)
+        write_json(_entry_file(self.out, int(filename.split("_")[0])), asdict(entry))
         return shard
 
 
@@ -210,8 +208,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
             left.unlink(missing_ok=True)
         refuse_to_replace(out)
         tokenizer.save(out)
-        with write_atomically(file) as target:
-            json.dump(settings, target, indent=1)
+        write_json(file, settings)
     else:
         check_settings(found, settings, out)
     return tasks

@@ -10,7 +10,6 @@ This module knows nothing of training or scoring.
 from __future__ import annotations
 
 import hashlib
-import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
-from ledom.core.files import write_folder
+from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
 from ledom.model.folder import hash_files, loaded_files
@@ -155,7 +154,7 @@ def _patch_config(file: Path, dtype: torch.dtype | None) -> None:
     config = read_json_object(file)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
-    file.write_text(json.dumps(config, indent=1, sort_keys=True))
+    write_json(file, config, sort_keys=True)
 
 
 def read_checkpoint_info(

@@ -8,7 +8,6 @@ folder cannot be written, files are hashed again each time. This module knows no
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import write_atomically
+from ledom.core.files import write_json
 from ledom.core.reading import check_regular, read_json, read_json_object, real_path
 from ledom.model.foreign.aliases import what_to_run
 
@@ -117,8 +116,8 @@ def file_digest(file: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
     if entry is not None and began - max(changed) / 1e9 > _SETTLED_SECONDS:
-        with suppress(OutputError, OSError), write_atomically(entry) as out:
-            json.dump({"state": state, "digest": digest}, out)
+        with suppress(OutputError, OSError):
+            write_json(entry, {"state": state, "digest": digest})
     return digest
 
 

@@ -8,7 +8,6 @@ drawn until they have cost what the search cost there, and chosen by the same sc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from ledom import __version__
 from ledom.core import processes as parallel
-from ledom.core.files import write_atomically
+from ledom.core.files import write_json
 from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import Track
 from ledom.lm.language_model import LanguageModel
@@ -100,8 +99,7 @@ def search_job(job: SearchJob, track: Track) -> SearchReport | None:
     if not parallel.is_first():
         return None
     report = _report(job, searched, rivals)
-    with write_atomically(job.out / "search.json") as out:
-        json.dump(to_json(report), out, indent=1)
+    write_json(job.out / "search.json", to_json(report))
     return report
 
 

@@ -20,7 +20,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import CheckpointError, InputError
-from ledom.core.files import write_atomically
+from ledom.core.files import write_atomically, write_json
 from ledom.core.reading import check_regular, read_json_object
 
 __all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tokenizer"]
@@ -95,8 +95,7 @@ class Tokenizer:
             "pad_token": self.eos_token,
             "clean_up_tokenization_spaces": False,
         }
-        with write_atomically(folder / "tokenizer_config.json") as out:
-            json.dump(config, out, indent=1)
+        write_json(folder / "tokenizer_config.json", config)
         with write_atomically(folder / "tokenizer.json") as out:
             out.write(self.backend.to_str(pretty=True))
 

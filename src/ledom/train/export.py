@@ -16,7 +16,7 @@ import yaml
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError
-from ledom.core.files import write_folder
+from ledom.core.files import write_folder, write_json
 from ledom.core.hub import render_card
 from ledom.core.reading import check_regular, read_json_object
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
@@ -61,15 +61,11 @@ def export_model(
         for file in weights:
             shutil.copyfile(file, folder / file.name)
         tokenizer.save(folder)
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "generation_config.json", _generation_config(tokenizer))
+        write_json(folder / "config.json", config, sort_keys=True)
+        write_json(folder / "generation_config.json", _generation_config(tokenizer))
         card = model_card(run, config, tokenizer, name or out.name, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
-
-
-def _write_json(file: Path, contents: dict[str, Any]) -> None:
-    file.write_text(json.dumps(contents, indent=1, sort_keys=True) + "\n")
 
 
 def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -11,7 +11,6 @@ or optimizers.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
-from ledom.core.files import file_hash, write_atomically
+from ledom.core.files import file_hash, write_json
 from ledom.core.reading import check_regular, read_json
 from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows
@@ -169,8 +168,7 @@ def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) 
                 f"{folder}: {key} ({name}) has changed since this run began; put back what was "
                 "there, or give this run another name"
             )
-    with write_atomically(file) as out:
-        json.dump(known | {key: digest for key, (_, digest) in found.items()}, out, indent=1)
+    write_json(file, known | {key: digest for key, (_, digest) in found.items()})
 
 
 def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[str, str]]:

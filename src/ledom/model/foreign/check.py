@@ -59,9 +59,9 @@ class SelfCheck:
         ((other, loss),) = losses.items()
         if not claimed < loss:
             raise CheckpointError(
-                f"this does not look like a {direction} model: its loss is {claimed:.2f} nats per token "
-                f"{direction} and {loss:.2f} {other}; give --direction {other}, or --no-check to "
-                "import it as it is"
+                f"this does not look like a {direction} model: its loss is {claimed:.2f} nats per "
+                f"token {direction} and {loss:.2f} {other}; give --direction {other}, or "
+                "--no-check to import it as it is"
             )
 
 

@@ -7,7 +7,6 @@ not at all, tensor by tensor, so that any size fits in little memory.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 import ledom
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
-from ledom.core.files import write_folder
+from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
 from ledom.model.folder import file_digest
@@ -132,8 +131,8 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         eos_id = model.tokenizer.token_to_id(eos)
         written = {**model.config, DIRECTION_KEY: str(direction), "eos_token_id": eos_id}
         written["architectures"] = [type(build_skeleton(config)).__name__]
-        _write_json(folder / "config.json", written)
-        _write_json(folder / RECORD, _record(found, hashes, model.notes, check))
+        write_json(folder / "config.json", written, sort_keys=True)
+        write_json(folder / RECORD, _record(found, hashes, model.notes, check), sort_keys=True)
     return Imported(out, direction, eos, model.notes, check)
 
 
@@ -326,7 +325,3 @@ def _require_space(out: Path, num_bytes: int) -> None:
             f"{out}: needs {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; give a "
             "folder on another disk"
         )
-
-
-def _write_json(file: Path, contents: dict[str, Any]) -> None:
-    file.write_text(json.dumps(contents, indent=1, sort_keys=True) + "\n", encoding="utf-8")
