@@ -151,7 +151,7 @@ def test_bad_input_is_one_clear_line(
     refused("train-tokenizer", corpus, "--vocab-size", 256, says="greater than or equal to 257")
     refused("train-tokenizer", corpus, "--num-documents", 0, says="greater than or equal to 1")
     monkeypatch.setenv("PATH", str(tmp_path))
-    refused("tokenize", corpus, *good, "--executor", "slurm", says="there is no sbatch here")
+    refused("tokenize", corpus, *good, "--executor", "slurm", says="sbatch was not found")
 
 
 def test_places_that_cannot_be_written(run: Run, corpus: Path, tokenizer_folder: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
 
 def test_a_device_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="no regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         write_records(tmp_path / "pipe", [Document(id="1", text="x")])
     assert (tmp_path / "pipe").is_fifo()
 

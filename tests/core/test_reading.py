@@ -39,7 +39,7 @@ BAD_JSON = {
     b'{"a": [-1E+400]}': "the number -1E+400 is too large",
     b'{"a": NaN}': "NaN is not a number",
     b'{"a": -Infinity}': "-Infinity is not a number",
-    b'{"a": 1, "b": {"c": 1, "c": 2}}': "key 'c' stands twice in one object",
+    b'{"a": 1, "b": {"c": 1, "c": 2}}': "key 'c' occurs twice in one object",
     b'{"a": "\\ud83d"}': "key 'a' is '\\ud83d': it holds one half of a surrogate pair",
     b'{"a": {"\\udc00": 1}}': "key 'a' is {'\\udc00': 1}: it holds one half of a surrogate pair",
     b'{"a": 1}\r{"a": 2}': "end its lines with LF, not CR alone",
@@ -79,15 +79,15 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 BAD_YAML = {
-    LAUGHS: "f:4: its aliases (*) stand for over 10000 values",
+    LAUGHS: "f:4: its aliases (*) expand to over 10000 values",
     "a: 1\nb: &b {<<: *b}": "f:2: an alias (*) contains itself",
     "a: &a [*a]": "f:1: an alias (*) contains itself",
     "a: 1\nb: !!python/object:os.system x": "f:2: the tag tag:yaml.org,2002:python/object:os.sys",
     "a: !mine 3": "f:1: the tag !mine has no meaning here",
     "a: " + "[" * 100_000: "f:1: groups more than 64 deep",
     "a:\n" + "".join(" " * i + "b:\n" for i in range(1, 70)): "groups more than 64 deep",
-    "a: 1\nb: 2\na: 3": "f:3: key a stands in line 1 already",
-    "a: {b: 1,\n b: 2}": "f:2: key b stands in line 1 already",
+    "a: 1\nb: 2\na: 3": "f:3: key a is in line 1 already",
+    "a: {b: 1,\n b: 2}": "f:2: key b is in line 1 already",
     "1: x": "f:1: the key '1' is not text; put it in quotes",
     "a: 1\nyes: x": "f:2: the key 'yes' is not text",
     "? [a, b]\n: x": "f:1: the key of several values is not text",
