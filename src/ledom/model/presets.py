@@ -14,7 +14,7 @@ from ledom.core.reading import Config
 
 __all__ = ["PRESETS", "ModelConfig"]
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, int]] = {
     "tiny": {  # the embedded pair; 2.8M parameters with a vocabulary of 2,048
         "hidden_size": 192,
         "intermediate_size": 512,

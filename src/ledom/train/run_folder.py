@@ -17,7 +17,7 @@ from typing import Any
 from ledom.core.errors import CheckpointError
 from ledom.core.reading import as_type, exists, read_yaml
 from ledom.data.store import Manifest, read_manifests
-from ledom.train.metrics import read_metrics
+from ledom.train.metrics import Row, read_metrics
 
 __all__ = ["Run", "find_run"]
 
@@ -28,7 +28,7 @@ class Run:
 
     model: Path
     """The finished model's folder."""
-    metrics: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[Row] = field(default_factory=list)
     """Rows of metrics.jsonl."""
     recipe: dict[str, Any] | None = None
     manifests: dict[str, Manifest] = field(default_factory=dict)
