@@ -5,8 +5,7 @@ import pytest
 from ledom.core.records import Problem, read_records, write_records
 from ledom.data.augment import augment, corrupt, renumber
 from ledom.text.answers import extract_answer
-from ledom.text.arithmetic import is_true
-from ledom.text.solution_style import restyle
+from ledom.text.solution_style import is_true, restyle
 
 CLIPS = Problem(
     id="clips",

@@ -14,8 +14,7 @@ from ledom.data.problems import (
     generate_problems,
     split_of,
 )
-from ledom.text.arithmetic import is_true
-from ledom.text.solution_style import equations
+from ledom.text.solution_style import equations, is_true
 
 SEEDS = (0, 1, 77)
 COUNTS = {"train": 1000, "valid": 30, "tune": 60, "test": 60}

@@ -53,7 +53,10 @@ def test_options_behind_a_name(checkpoints: dict[str, Path]) -> None:
     ("written", "message"),
     [
         ("rows=many", "rows=many: .*valid integer"),
-        ("row=7", "'row=7' is not an option; write key=value, with one of bos_token, device, dtype"),
+        (
+            "row=7",
+            "'row=7' is not an option; write key=value, with one of bos_token, device, dtype",
+        ),
         ("fast", "'fast' is not an option"),
         ("direction=forward", "the command has its own option"),
     ],

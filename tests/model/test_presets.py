@@ -24,7 +24,10 @@ def test_a_shape_that_fits():
     ("change", "message"),
     [
         ({"hidden_size": 30}, "hidden_size 30 is not an even multiple of num_attention_heads 4"),
-        ({"hidden_size": 12}, "hidden_size 12 is not an even multiple"),  # 3 a head: RoPE needs pairs
+        (
+            {"hidden_size": 12},
+            "hidden_size 12 is not an even multiple",
+        ),  # 3 a head: RoPE needs pairs
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_va"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
     ],

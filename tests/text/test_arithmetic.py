@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from ledom.text.arithmetic import is_true, show_work
+from ledom.text.solution_style import is_true, show_work
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from fractions import Fraction
 from random import Random
 
 from ledom.core.records import Candidate, Problem
-from ledom.text.arithmetic import value_of
-from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle
+from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle, value_of
 
 __all__ = ["augment", "corrupt", "numbers_in_words", "other_number", "renumber"]
 

@@ -25,8 +25,13 @@ from typing import Any, Literal
 
 from ledom.core.errors import InputError, MissingExtraError
 from ledom.core.records import Problem, read_records, unique_ids
-from ledom.text.arithmetic import is_true
-from ledom.text.solution_style import ANSWER_MARK, equations, normalize_numbers, normalize_solution
+from ledom.text.solution_style import (
+    ANSWER_MARK,
+    equations,
+    is_true,
+    normalize_numbers,
+    normalize_solution,
+)
 
 __all__ = [
     "BENCHMARKS",

@@ -3,8 +3,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ledom.lm.engine.prefix_tree import PrefixTree
-from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
 from ledom.model import attention
 

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ledom.lm.engine.prefix_tree import PrefixTree
-from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling
 
