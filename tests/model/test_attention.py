@@ -107,7 +107,7 @@ def test_attention_by_hand(heads, kv_heads, boundaries):
     )
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 @pytest.mark.parametrize("last", [12, 300])
 def test_values_and_derivatives_are_those_of_a_mask(compiled, dtype, tolerance, last):

@@ -292,6 +292,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, tokenizer, 
         )
 
 
+@pytest.mark.slow
 def test_transformers_alone_loads_it(checkpoints, tmp_path, tokenizer):
     """Without ledom: the same logits from the same ids, and the same tokens and EOS."""
     code = f"""
