@@ -59,6 +59,7 @@ except ImportError:
 __all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
 
 TASKS = "tasks"  # the folder of what is known of each task
+_SETTINGS = f"{TASKS}/settings.json"
 _BYTES_A_TASK = 1 << 28  # some minutes' work for a core
 _POLL_SECONDS = 0.5
 _SECONDS_TO_STOP = 10.0  # which a process has from being asked to being killed
@@ -191,16 +192,14 @@ def _tokenize(
 
 def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution) -> int:
     """Write down what the store is made from, or compare; the number of tasks."""
-    file = _settings_file(out)
+    file = out / _SETTINGS
     has_shards = any((out / TASKS / "shards").glob("*.json"))
     found = _read_settings(out) if file.is_file() and has_shards else None
     if found is None and TokenStore.exists(out):
         raise InputError(
             "holds a store that was not made by ledom tokenize; give another folder", path=out
         )
-    by_size = -(-(documents.num_bytes or 0) // _BYTES_A_TASK)
-    fitting = max(by_size, execution.workers or available_cpus(), 1)
-    tasks = execution.tasks or (found["tasks"] if found else fitting)
+    tasks = execution.tasks or (found["tasks"] if found else _count_tasks(documents, execution))
     settings = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id, "tasks": tasks}
     settings |= documents.settings() | {"source": documents.source}
     if found is None:
@@ -214,8 +213,9 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     return tasks
 
 
-def _settings_file(out: Path) -> Path:
-    return out / TASKS / "settings.json"
+def _count_tasks(documents: Documents, execution: Execution) -> int:
+    by_size = -(-(documents.num_bytes or 0) // _BYTES_A_TASK)
+    return max(by_size, execution.workers or available_cpus(), 1)
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class _Settings:
 
 
 def _read_settings(out: Path) -> dict[str, Any]:
-    file = _settings_file(out)
+    file = out / _SETTINGS
     settings = read_json(file)
     as_type(settings, _Settings, file)
     return settings
@@ -360,8 +360,7 @@ def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
         errors.send(OutputError(f"{executor.out}: cannot be written: {error}"))
 
 
-Options = dict[str, Any]
-"""Of any of datatrove's executors."""
+Options = dict[str, Any]  # of any of datatrove's executors
 
 
 def _local(steps: list[Any], execution: Execution, out: Path, options: Options) -> LocalExecutor:

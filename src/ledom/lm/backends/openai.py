@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event, Lock
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,6 @@ from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSp
 from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    import openai
 
 __all__ = ["OpenAILanguageModel"]
 
@@ -67,6 +64,7 @@ class OpenAILanguageModel(LanguageModel):
         concurrency: int = 8,
         requests_per_second: float | None = None,
     ) -> None:
+        openai = _import_openai()
         if tokenizer is None:
             raise InputError(
                 f"{model}: a server does not say how its model cuts text into tokens; give the "
@@ -74,7 +72,12 @@ class OpenAILanguageModel(LanguageModel):
             )
         if concurrency < 1:
             raise InputError(f"concurrency is {concurrency}; it must be at least 1")
-        self._client = _client(model, base_url, api_key, max_retries, timeout)
+        key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
+        options = {"base_url": base_url, "max_retries": max_retries, "timeout": timeout}
+        try:
+            self._client = openai.OpenAI(api_key=key, **options)
+        except openai.OpenAIError as error:
+            raise InputError(f"{model}: {error}") from None
         info = _model_info(model, tokenizer, direction, eos_token, bos_token)
         context = context or info.context
         super().__init__(
@@ -249,20 +252,12 @@ class OpenAILanguageModel(LanguageModel):
             ) from error
 
 
-def _client(
-    model: str, base_url: str | None, api_key: str | None, max_retries: int, timeout: float
-) -> openai.OpenAI:
+def _import_openai() -> Any:
     try:
         import openai
     except ImportError:
         raise MissingExtraError("openai", "openai") from None
-    key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
-    try:
-        return openai.OpenAI(
-            base_url=base_url, api_key=key, max_retries=max_retries, timeout=timeout
-        )
-    except openai.OpenAIError as error:
-        raise InputError(f"{model}: {error}") from None
+    return openai
 
 
 def _model_info(
