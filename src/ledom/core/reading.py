@@ -71,11 +71,7 @@ def exists(path: str | Path) -> bool:
 
 
 def real_path(path: str | Path) -> Path:
-    """Where a path leads, links followed; `Path.resolve` raises for a link to itself.
-
-    >>> real_path("/")
-    PosixPath('/')
-    """
+    """Where a path leads, links followed; `Path.resolve` raises for a link to itself."""
     return Path(os.path.realpath(path))
 
 

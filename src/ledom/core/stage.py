@@ -129,8 +129,6 @@ class Stage(Generic[RecordT]):
         records: list[RecordT] = []
         check = self._check()
         for part in self._parts():
-            if part == self._part:
-                self._kept = part.read_bytes().rfind(b"\n") + 1
             number, settings = 0, self.settings
             try:
                 for number, row in read_jsonl(part, unfinished=True):
@@ -145,6 +143,8 @@ class Stage(Generic[RecordT]):
                     line=error.line or number,
                 ) from None
             check_settings(settings, self.settings, part)
+            if part == self._part:
+                self._kept = part.read_bytes().rfind(b"\n") + 1
         return records
 
     def _chunk(self, row: dict[str, Any], check: Callable[[RecordT], object]) -> list[RecordT]:

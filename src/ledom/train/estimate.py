@@ -51,10 +51,8 @@ _USABLE = 0.92
 class Gpu:
     """One accelerator, from its vendor's data sheet."""
 
-    flops: float
-    """Peak of dense bf16 products, FLOP/s."""
-    memory: float
-    """Bytes."""
+    flops: float  # peak of dense bf16 products, FLOP/s
+    memory: float  # bytes
 
 
 GPUS = {
@@ -265,9 +263,8 @@ class Plan:
 def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     """Work out a recipe's needs.
 
-    Raises `InputError` for GPUs that the windows of a batch or `parallel.shard_size` do not go
-    round, and for adapters (`lora`), whose small needs are not worked out; `CheckpointError` where
-    the recipe's `init_from` or tokenizer is missing.
+    Raises `InputError` for GPUs that do not divide evenly, and for adapters (`lora`), which it does
+    not cover; `CheckpointError` where the recipe's `init_from` or tokenizer is missing.
     """
     _check(recipe, setup)
     return _Planner(recipe, setup, *_shape(recipe)).plan()
@@ -281,11 +278,14 @@ def _check(recipe: Recipe, setup: Setup) -> None:
             f"train.batch_size is {recipe.train.batch_size}: fewer windows than the {setup.gpus} "
             "GPUs that are to read them"
         )
-    shards = recipe.parallel.shard_size or setup.gpus
-    if setup.gpus % shards:
+    if setup.gpus % (shards := _shards(recipe, setup)):
         raise InputError(
             f"parallel.shard_size is {shards}, which does not divide the {setup.gpus} GPUs"
         )
+
+
+def _shards(recipe: Recipe, setup: Setup) -> int:
+    return recipe.parallel.shard_size or setup.gpus
 
 
 @dataclass(frozen=True)
@@ -306,6 +306,7 @@ class _Planner:
         tokens = recipe.optim.steps * train.batch_size * train.seq_len
         flops = setup.utilization * setup.gpus * GPUS[setup.gpu].flops
         rate = flops / training_flops(count.total, 1)
+        usable = _USABLE * GPUS[setup.gpu].memory
         return Plan(
             name=recipe.name,
             gpu=setup.gpu,
@@ -316,25 +317,16 @@ class _Planner:
             passes=-(-share // at_once),
             tokens_per_pass=at_once,
             memory=needs,
-            usable=self.usable,
+            usable=usable,
             flops=training_flops(count.total, tokens),
             utilization=setup.utilization,
             tokens_per_second=rate,
             hours=tokens / rate / 3600,
-            checkpoint=needs.checkpoint * self.shards,
+            checkpoint=needs.checkpoint * _shards(recipe, setup),
             model=_BF16 * count.total,
             data=tokens * (2 if self.vocab_size <= 2**16 else 4),
-            advice=None if needs.peak <= self.usable else self.advice(),
+            advice=None if needs.peak <= usable else self.advice(usable),
         )
-
-    @property
-    def shards(self) -> int:
-        return self.recipe.parallel.shard_size or self.setup.gpus
-
-    @property
-    def usable(self) -> float:
-        """Bytes of a GPU's memory that tensors can have."""
-        return _USABLE * GPUS[self.setup.gpu].memory
 
     def memory(self, tokens: int, activation_checkpointing: bool) -> Memory:
         """Of a GPU that takes so many tokens at a time."""
@@ -344,19 +336,19 @@ class _Planner:
             self.vocab_size,
             tokens,
             precision="float32" if train.precision == "float32" else "bfloat16",
-            shards=self.shards,
+            shards=_shards(self.recipe, self.setup),
             activation_checkpointing=activation_checkpointing,
             accumulate=tokens < train.batch_size / self.setup.gpus * train.seq_len,
             matrix_optimizer=self.recipe.optim.matrix_optimizer,
         )
 
-    def advice(self) -> str:
+    def advice(self, usable: float) -> str:
         """The least change that fits: smaller passes, then checkpointed activations, then GPUs."""
         seq_len = self.recipe.train.seq_len
         choices = (True,) if self.recipe.parallel.activation_checkpointing else (False, True)
         for checkpointing in choices:
             one, two = (self.memory(count * seq_len, checkpointing) for count in (1, 2))
-            free = self.usable - one.peak
+            free = usable - one.peak
             if free >= 0:
                 windows = 1 + int(free / (two.activations - one.activations))
                 keys = f"parallel.tokens_per_microbatch={windows * seq_len}"

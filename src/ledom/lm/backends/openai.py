@@ -65,20 +65,15 @@ class OpenAILanguageModel(LanguageModel):
         requests_per_second: float | None = None,
     ) -> None:
         openai = _import_openai()
-        if tokenizer is None:
-            raise InputError(
-                f"{model}: a server does not say how its model cuts text into tokens; give the "
-                f"model's folder or tokenizer.json: openai:{model},tokenizer=FOLDER"
-            )
         if concurrency < 1:
             raise InputError(f"concurrency is {concurrency}; it must be at least 1")
+        info = _model_info(model, tokenizer, direction, eos_token, bos_token)
         key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if base_url else None)
         options = {"base_url": base_url, "max_retries": max_retries, "timeout": timeout}
         try:
             self._client = openai.OpenAI(api_key=key, **options)
         except openai.OpenAIError as error:
             raise InputError(f"{model}: {error}") from None
-        info = _model_info(model, tokenizer, direction, eos_token, bos_token)
         context = context or info.context
         super().__init__(
             name=model,
@@ -262,12 +257,17 @@ def _import_openai() -> Any:
 
 def _model_info(
     model: str,
-    source: str | Path,
+    source: str | Path | None,
     direction: Direction | str | None,
     eos_token: str | None,
     bos_token: str | None,
 ) -> CheckpointInfo:
     """What a model folder says besides its weights; of a tokenizer alone, what follows from it."""
+    if source is None:
+        raise InputError(
+            f"{model}: a server does not say how its model cuts text into tokens; give the "
+            f"model's folder or tokenizer.json: openai:{model},tokenizer=FOLDER"
+        )
     if (Path(source) / "config.json").is_file():
         return read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
     if direction is None:
