@@ -24,6 +24,7 @@ def tuned(recipe, data, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_a_plain_model(tuned, data, tmp_path):
     """The finished folder, read by transformers alone, is better than the given one."""
 

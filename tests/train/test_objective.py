@@ -127,6 +127,7 @@ def test_a_contrast_teaches_to_prefer_the_right_solution(trained, tokenizer):
     assert values[-1] < values[0]
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_a_checkpoint_and_resumes_exactly(recipe, data, tmp_path):
     problems = read_split(recipe.data)[0]
     solutions = [problem.solution for problem in problems]
