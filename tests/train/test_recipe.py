@@ -219,7 +219,7 @@ optim:
         ("steps: 7", "steps: 7\n  stesp: 7", ":13: unknown key optim.stesp; valid here: steps,"),
         ("steps: 7", "steps: seven", ":12: key optim.steps is 'seven': "),
         ("steps: 7", "clip: 1", ":11: key optim.steps is missing"),
-        ("hidden_size: 32", "hidden_size: 33", ":5: key model: hidden_size 33 is no even"),
+        ("hidden_size: 32", "hidden_size: 33", ":5: key model: hidden_size 33 is not"),
         ("name: test", "nam: test", ":1: unknown key nam; valid here: name,"),
         ("hidden_size: 32", "hidden_size: [32", ":7: not YAML: "),
         ("steps: 7", "steps: 7\n  steps: 8", ":13: key steps is in line 12 already"),
