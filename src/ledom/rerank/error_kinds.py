@@ -21,9 +21,8 @@ from fractions import Fraction
 
 from ledom.data.augment import numbers_in_words
 from ledom.text.answers import extract_answer
-from ledom.text.arithmetic import value_of
 from ledom.text.math.equality import equal_answers
-from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle
+from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle, value_of
 
 __all__ = ["ERROR_KINDS", "error_kind"]
 

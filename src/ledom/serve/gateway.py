@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from ledom.core.config import Config
 from ledom.core.errors import InputError
+from ledom.core.reading import Config
 from ledom.core.records import Candidate, Problem
 from ledom.lm.language_model import Sampling
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
