@@ -15,7 +15,7 @@ import pytest
 from command_line import Run
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.data.benchmarks import BENCHMARKS
+from ledom.data.problems import BENCHMARKS
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.results import to_json
 from ledom.text.tokenizer import Tokenizer

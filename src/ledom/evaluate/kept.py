@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.core.provenance import fingerprint
+from ledom.core.files import fingerprint
 from ledom.core.records import Record
 from ledom.core.stage import Stage, Track, Work, even_groups
 from ledom.evaluate.harness import LedomLM, document_batches
