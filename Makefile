@@ -8,7 +8,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 # Two threads share the work of two cores; more processes than cores slow every one of them.
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo picture test quick lint env clean
+.PHONY: demo picture examples test quick lint env clean
 demo: $(VENV)/.installed
 	$(BIN)/ledom demo --out out/demo
 
@@ -18,6 +18,10 @@ picture: demo
 
 test: lint
 	$(PYTEST)
+
+# The recorded examples of the page of ledom serve, made by the embedded pair.
+examples: $(VENV)/.installed-dev
+	$(BIN)/python docs/record_examples.py src/ledom/serve/page/examples.json
 
 # What most changes need: no lint of types, and no test that takes long.
 quick: $(VENV)/.installed-dev

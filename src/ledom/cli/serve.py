@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,6 +73,10 @@ def serve(
         ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    reports: Annotated[
+        Path | None,
+        typer.Option(help="Folder of reports, such as out/: the page at / lists its HTML files."),
+    ] = None,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Texts that may wait for a model; then 429.")
     ] = 4096,
@@ -108,7 +113,7 @@ def serve(
 
     limits = Limits(max_waiting=max_waiting, max_candidates=max_candidates, seconds=max_seconds)
     token = os.environ.get(TOKEN_VARIABLE)
-    settings = Settings(host=host, port=port, token=token, limits=limits)
+    settings = Settings(host=host, port=port, token=token, reports=reports, limits=limits)
     settings.check()
     use_threads(threads)
     tuned = choose_weights(lam, weights, forward, reverse)

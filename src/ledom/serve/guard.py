@@ -7,6 +7,8 @@ away or its time is over, and drops a client that does not read. It knows nothin
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hmac
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -88,11 +90,10 @@ class Guard:
             return
         if scope["path"] in _OPEN:
             return
-        given = headers.get(b"authorization", b"")
-        if not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            raise Refusal(
-                401, "send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
-            )
+        if not hmac.compare_digest(_credential(headers.get(b"authorization", b"")), token.encode()):
+            # A browser asks for a name and a password on its own, which serves the page.
+            ways = {"WWW-Authenticate": 'Bearer, Basic realm="ledom: the token is the password"'}
+            raise Refusal(401, "send the header Authorization: Bearer TOKEN", ways)
 
     async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
         """The whole body; raises `Refusal` for one that is too large or too slow, or not JSON."""
@@ -164,6 +165,15 @@ class Guard:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
+
+
+def _credential(header: bytes) -> bytes:
+    """The token that a header of authorization carries: as such, or as a password."""
+    scheme, _, value = header.partition(b" ")
+    if scheme.lower() == b"basic":
+        with suppress(binascii.Error):
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+    return value if scheme.lower() == b"bearer" else b""
 
 
 class _Exchange:

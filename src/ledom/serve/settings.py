@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from pathlib import Path
 
 from pydantic import Field
 
@@ -44,13 +45,17 @@ class Settings(Config):
     port: int = Field(default=8000, ge=0, le=65535)
     """0 takes a free one."""
     token: str | None = None
-    """What a client must send as `Authorization: Bearer TOKEN`."""
+    """What a client must send as `Authorization: Bearer TOKEN`, or a browser as the password."""
+    reports: Path | None = None
+    """A folder whose HTML files the page shows."""
     limits: Limits = Limits()
 
     def check(self) -> None:
         """Raise `InputError` for a server that anyone could use from elsewhere."""
         if self.token == "":
             raise InputError("the token is empty; give one, or leave it out")
+        if self.reports is not None and not self.reports.is_dir():
+            raise InputError("is not a folder; give one with reports", path=self.reports)
         if self.token is None and not is_loopback(self.host):
             raise InputError(
                 f"host is {self.host!r}, and without a token anyone who reaches it could use the "

@@ -1,7 +1,8 @@
 """The routes, one file per protocol."""
 
-from ledom.serve.routes import completions, gateway, own, reranking, rewards
+from ledom.serve.routes import completions, gateway, own, page, reranking, rewards
 
 __all__ = ["ROUTERS"]
 
-ROUTERS = (own.router, rewards.router, reranking.router, completions.router, gateway.router)
+_MODULES = (page, own, rewards, reranking, completions, gateway)
+ROUTERS = tuple(module.router for module in _MODULES)

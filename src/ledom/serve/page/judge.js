@@ -1,0 +1,184 @@
+// Judge: answers to a question by both models' log-probabilities. Lambda re-ranks without asking a model.
+import { $, api, el, fillSelect, nats } from "./lib.js";
+
+const WORST = -6; // nats: a word at or below this gets the strongest color
+const UNEXPLAINED = -1; // nats: a word above this is explained
+const SAMPLES = 4;
+const BARS = [["forward", "answer given question"], ["reverse", "question given answer"], ["prior", "answer alone"]];
+
+export class Judge {
+  constructor(recorded, server) {
+    this.recorded = recorded;
+    this.server = server;
+    fillSelect($("judge-example"), recorded, (example) => this.show(example));
+    $("judge-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.run();
+    });
+    $("answer-add").addEventListener("click", () => this.add("").focus());
+    $("answer-sample").addEventListener("click", () => this.sample());
+    $("lambda").addEventListener("input", () => this.rank());
+    $("per-token").addEventListener("change", () => this.rank());
+    this.show(recorded.examples[0]);
+  }
+
+  /** Show a recorded verdict. */
+  show(example) {
+    $("judge-example").value = this.recorded.examples.indexOf(example);
+    this.fill(example.question, example.answers);
+    this.verdict(example.answers, example.judge);
+  }
+
+  fill(question, answers) {
+    $("question").value = question;
+    $("answers").replaceChildren();
+    for (const answer of answers) this.add(answer);
+    $("verdict").hidden = true;
+    this.say("");
+  }
+
+  add(text) {
+    const area = el("textarea", { rows: 3, spellcheck: "false" });
+    area.value = text;
+    const label = el("label", { class: "given" }, el("span"), area);
+    const remove = el("button", { type: "button", class: "remove", onclick: () => (row.remove(), this.number()) }, "✕");
+    const row = el("div", { class: "answer" }, label, remove);
+    $("answers").append(row);
+    this.number();
+    return area;
+  }
+
+  number() {
+    [...$("answers").children].forEach((row, index) => {
+      row.querySelector("span").textContent = `Answer ${index + 1}`;
+      row.querySelector("button").setAttribute("aria-label", `Remove answer ${index + 1}`);
+    });
+  }
+
+  /** The answers as they stand in the form, those pasted together apart. */
+  answers() {
+    const areas = [...$("answers").querySelectorAll("textarea")];
+    return areas.flatMap((area) => area.value.split(/^---$/m)).map((text) => text.replace(/^\n+|\n+$/g, "")).filter(Boolean);
+  }
+
+  async run() {
+    const question = $("question").value;
+    const answers = this.answers();
+    if (!answers.length) return this.say("Give an answer first.");
+    return this.work("Judging …", async () => {
+      const found = await api("/ledom/score", { question, answers });
+      this.fill(question, answers);
+      this.verdict(answers, found);
+    });
+  }
+
+  async sample() {
+    const question = $("question").value;
+    if (!question.trim()) return this.say("Type a question first.");
+    return this.work("Sampling …", async () => {
+      this.seed = (this.seed ?? 0) + 1;
+      const prompt = this.server.template.split("{solution}")[0].replace("{question}", () => question);
+      const body = { model: "forward", prompt, n: SAMPLES, max_tokens: 256, temperature: 0.8, seed: this.seed };
+      const { choices } = await api("/v1/completions", body);
+      for (const area of $("answers").querySelectorAll("textarea")) if (!area.value.trim()) area.closest(".answer").remove();
+      for (const choice of choices) this.add(choice.text);
+    });
+  }
+
+  async work(message, job) {
+    const buttons = $("judge-form").querySelectorAll("button");
+    for (const button of buttons) button.disabled = true;
+    this.say(message);
+    try {
+      await job();
+      this.say("");
+    } catch (error) {
+      this.say(error.message);
+    }
+    for (const button of buttons) button.disabled = false;
+  }
+
+  say(text) {
+    $("judge-status").textContent = text;
+  }
+
+  /** Take what the models said of the answers; lambda starts where the server's reward has it. */
+  verdict(answers, found) {
+    const { weights } = found;
+    const perToken = "forward_mean" in weights || "reverse_mean" in weights;
+    const [forward, reverse] = perToken ? [weights.forward_mean, weights.reverse_mean] : [weights.forward, weights.reverse];
+    const total = (forward ?? 0) + (reverse ?? 0);
+    $("per-token").checked = perToken;
+    $("lambda").value = total ? (reverse ?? 0) / total : 0.5;
+    $("mix").hidden = !["forward", "reverse"].every((name) => name in found.results[0].features);
+    $("warning").textContent = found.warning ?? "";
+    $("warning").hidden = !found.warning;
+    this.cards = found.results.map((result) => new Card(answers[result.index], result, found.results));
+    $("verdict").hidden = false;
+    this.rank();
+  }
+
+  rank() {
+    const lambda = Number($("lambda").value);
+    const perToken = $("per-token").checked;
+    $("lambda-value").textContent = lambda.toFixed(3).replace(/0+$/, "").replace(/\.$/, "");
+    const scores = this.cards.map((card) => card.score(lambda, perToken));
+    const worst = Math.min(...scores);
+    this.cards.forEach((card, i) => card.update(scores[i], worst, perToken));
+    const order = this.cards.map((_, i) => i).sort((a, b) => scores[b] - scores[a] || a - b);
+    $("ranking").replaceChildren(...order.map((i) => this.cards[i].root));
+  }
+}
+
+class Card {
+  constructor(answer, result, results) {
+    this.features = result.features;
+    this.results = results;
+    const words = result.scores["x|y"]?.words ?? [];
+    this.bars = el("div", { class: "bars" });
+    this.root = el("li", { class: "card" },
+      el("div", {}, el("h3", {}, `Answer ${result.index + 1}`), el("p", { class: "solution" }, answer), this.bars),
+      words.length ? el("div", {}, el("h4", {}, "The question, explained by it"),
+        el("p", { class: "question" }, ...words.map(colored)), unexplained(words)) : null);
+  }
+
+  /** (1 - lambda) log P(answer | question) + lambda log P(question | answer), or of one model alone. */
+  score(lambda, perToken) {
+    const of = (name) => this.features[perToken ? `${name}_mean` : name];
+    if (of("forward") === undefined || of("reverse") === undefined) return of("forward") ?? of("reverse");
+    return (1 - lambda) * of("forward") + lambda * of("reverse");
+  }
+
+  update(score, worst, perToken) {
+    const rows = [bar("score", score, worst, "total")];
+    for (const [name, label] of BARS) {
+      const key = perToken ? `${name}_mean` : name;
+      if (!(key in this.features)) continue;
+      rows.push(bar(label, this.features[key], Math.min(...this.results.map((one) => one.features[key])), name));
+    }
+    this.bars.replaceChildren(...rows.flat());
+  }
+}
+
+function bar(label, value, worst, kind) {
+  const length = worst < 0 ? Math.min(1, value / worst) : 0;
+  return [
+    el("span", { class: "label" }, label),
+    el("span", { class: `bar ${kind}`, "aria-hidden": "true", style: { "--p": Math.max(0, length).toFixed(4) } }),
+    el("span", { class: "value" }, Math.abs(value) < 1 ? value.toFixed(3).replace("-", "−") : nats(value)),
+  ];
+}
+
+function colored(word) {
+  if (word.logprob === null) return word.text;
+  const heat = Math.min(Math.max(word.logprob / WORST, 0), 1);
+  return el("span", { class: "w", style: { "--h": heat.toFixed(3) }, title: `log P = ${nats(word.logprob)}` }, word.text);
+}
+
+function unexplained(words) {
+  const worst = words.filter((word) => word.logprob !== null && word.logprob <= UNEXPLAINED);
+  worst.sort((a, b) => a.logprob - b.logprob);
+  const items = worst.slice(0, 5).map((word) => el("li", {}, word.text, el("span", { class: "muted" }, ` ${nats(word.logprob)}`)));
+  if (!items.length) return el("p", { class: "muted small" }, "Every word is explained.");
+  return el("div", {}, el("h4", {}, "Least explained"), el("ul", { class: "least" }, ...items));
+}

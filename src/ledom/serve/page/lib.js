@@ -1,0 +1,50 @@
+// What the views share: elements, requests, numbers. Texts become text nodes, never markup.
+
+export const $ = (id) => document.getElementById(id);
+
+/** An element. `on...` are listeners, `style` an object of properties, null and false leave an attribute out. */
+export function el(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (name === "style") for (const [key, set] of Object.entries(value)) made.style.setProperty(key, set);
+    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+/** Ask the server; throws an Error with the server's own line. */
+export async function api(path, body, signal) {
+  let answer;
+  try {
+    answer = await fetch(path, body === undefined ? { signal } : {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the server does not answer; start it with: ledom serve");
+  }
+  const data = await answer.json().catch(() => null);
+  if (!answer.ok) throw new Error(data?.error?.message ?? `the server answered ${answer.status}`);
+  return data;
+}
+
+export function percent(logprob) {
+  const share = 100 * Math.exp(logprob);
+  return share >= 99.95 ? "100%" : share >= 10 ? `${share.toFixed(0)}%` : share >= 0.1 ? `${share.toFixed(1)}%` : "<0.1%";
+}
+
+export const nats = (value) => (Math.abs(value) < 0.05 ? "0.0" : value.toFixed(1).replace("-", "−"));
+
+/** A token's text where white space must be seen. */
+export const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
+
+export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+const title = ({ question }, i) => `${i + 1}. ${question.slice(0, 32).replace(/\W*\w*$/, "")} …`;
+
+export function fillSelect(select, data, choose) {
+  select.append(...data.examples.map((example, i) => el("option", { value: i }, title(example, i))));
+  select.addEventListener("change", () => choose(data.examples[select.value]));
+}

@@ -1,0 +1,304 @@
+// Write backwards: two panes, each with a model that writes on, token by token, and branches that it has written.
+import { $, api, calm, el, fillSelect, nats, percent, visible } from "./lib.js";
+import { Alternatives } from "./alternatives.js";
+
+const CHUNK = 12; // tokens per request: the next are computed while these are shown
+const MOST = 400; // tokens of a branch
+const PACE = 40; // milliseconds per token
+
+const pause = (ms, signal) => new Promise((resolve, reject) => {
+  const timer = setTimeout(resolve, ms);
+  signal.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+});
+
+/**
+ * One model's side. A branch is {given, steps, next, end, done, number}: `steps` are the tokens in the order in which
+ * the model wrote them, each {text, logprob, alternatives}; `next` is what may follow, where the name `end` stands for
+ * the end of the text.
+ */
+class Pane {
+  constructor(direction, popover, settings) {
+    this.direction = direction;
+    this.backwards = direction === "reverse";
+    this.settings = settings;
+    this.popover = popover;
+    this.root = $(`${direction}-pane`);
+    this.part = Object.fromEntries([...this.root.querySelectorAll("[data-part]")].map((e) => [e.dataset.part, e]));
+    this.branches = [];
+    this.part.write.addEventListener("click", () => (this.job ? this.stop() : this.write()));
+    this.part.resume.addEventListener("click", () => this.grow(this.branch));
+    this.part.text.addEventListener("keydown", (event) => this.move(event));
+    for (const kind of ["focusin", "mouseover", "click"]) {
+      this.part.text.addEventListener(kind, (event) => this.open(event.target.closest(".token")));
+    }
+  }
+
+  /** Show what was recorded, in place of all branches. */
+  load(recorded) {
+    this.stop();
+    this.branches = [];
+    this.add({ given: recorded.given, end: recorded.end, ...this.read(recorded) });
+  }
+
+  /** Begin a branch with the text that was given. */
+  write() {
+    const given = this.part.given.value;
+    if (!given) return this.say(`Type ${this.backwards ? "an ending" : "a beginning"} first.`);
+    const branch = { given, steps: [], next: [], end: "", done: false };
+    this.add(branch);
+    return this.grow(branch);
+  }
+
+  /** Begin a branch that is the shown one up to a token, and takes another there. */
+  fork(index, choice) {
+    const { given, steps, next, end } = this.branch;
+    const alternatives = steps[index]?.alternatives ?? next;
+    const done = choice.text === end;
+    const kept = steps.slice(0, index);
+    if (!done) kept.push({ ...choice, alternatives });
+    this.stop();
+    const branch = { given, steps: kept, next: done ? alternatives : [], end, done };
+    this.add(branch);
+    this.focus(index);
+    if (!done) this.grow(branch);
+  }
+
+  add(branch) {
+    branch.number = this.branches.push(branch);
+    this.select(branch);
+  }
+
+  select(branch) {
+    if (branch !== this.branch) this.stop();
+    this.popover.close();
+    this.branch = branch;
+    this.part.given.value = branch.given;
+    this.say("");
+    this.render();
+  }
+
+  stop() {
+    this.job?.abort(new DOMException("stopped", "AbortError"));
+    this.job = null;
+  }
+
+  /** Let the model write on to the end of the text, showing each token. */
+  async grow(branch) {
+    this.stop();
+    const job = (this.job = new AbortController());
+    this.render();
+    try {
+      let made = await this.ask(branch, [], job.signal);
+      for (;;) {
+        const isLast = made.done || branch.steps.length + made.steps.length >= MOST;
+        const more = isLast ? null : this.ask(branch, made.steps, job.signal);
+        more?.catch(() => {}); // it is awaited below
+        for (const step of made.steps) {
+          if (!calm()) await pause(PACE, job.signal);
+          this.append(branch.steps.push(step) - 1);
+        }
+        Object.assign(branch, { next: made.next, done: made.done });
+        if (more === null) break;
+        made = await more;
+      }
+      this.say(branch.done ? "" : "Paused.");
+    } catch (error) {
+      if (this.job === job) this.say(error.message);
+    }
+    if (this.job === job) this.job = null;
+    if (this.branch === branch && !this.job) this.render();
+  }
+
+  async ask(branch, pending, signal) {
+    const [temperature, seed] = this.settings();
+    const made = await api("/ledom/generate", {
+      model: this.direction, prompt: this.whole(branch, pending), max_tokens: CHUNK, temperature, seed, alternatives: 6,
+    }, signal);
+    branch.end = made.end;
+    return this.read(made);
+  }
+
+  /** An answer of the server, its tokens in the order of writing. */
+  read(made) {
+    const steps = this.backwards ? made.tokens.toReversed() : [...made.tokens];
+    const done = made.finish_reason === "stop";
+    // A character that is not complete yet cannot be part of a prompt; the model writes it again.
+    let whole = steps.length;
+    while (!done && whole && steps[whole - 1].text.includes("\ufffd")) whole -= 1;
+    return { steps: whole ? steps.slice(0, whole) : steps, next: made.next, done };
+  }
+
+  written(branch, pending = []) {
+    const texts = [...branch.steps, ...pending].map((step) => step.text);
+    return (this.backwards ? texts.reverse() : texts).join("");
+  }
+
+  whole(branch, pending = []) {
+    const written = this.written(branch, pending);
+    return this.backwards ? written + branch.given : branch.given + written;
+  }
+
+  say(text) {
+    this.part.status.textContent = text;
+  }
+
+  // What is shown ------------------------------------------------------------------------------
+
+  render() {
+    const { text, write, resume } = this.part;
+    const { steps, done, next, end } = this.branch;
+    const isGrowing = Boolean(this.job);
+    const focused = text.contains(document.activeElement) ? document.activeElement.dataset.index : undefined;
+    text.setAttribute("aria-busy", isGrowing);
+    text.classList.toggle("leftward", isGrowing && this.backwards);
+    text.classList.toggle("growing", isGrowing);
+    text.replaceChildren();
+    this.word = null;
+    if (text.classList.contains("leftward")) {
+      steps.forEach((_, index) => this.append(index));
+    } else {
+      const shown = steps.map((_, index) => this.token(index));
+      if (done) shown.push(this.token(steps.length, { text: "∎", ...next.find((one) => one.text === end), name: "end" }));
+      text.append(...(this.backwards ? shown.reverse() : shown));
+      if (!shown.length) text.append(el("span", { class: "muted" }, "Nothing is written yet."));
+    }
+    write.textContent = isGrowing ? "Stop" : this.backwards ? "Write to the left" : "Write to the right";
+    resume.hidden = isGrowing || done;
+    this.part.pass.hidden = isGrowing || !done || !this.canPass();
+    this.renderBranches();
+    this.settle();
+    if (focused !== undefined) this.focus(focused);
+  }
+
+  /** Put the focus on a token without opening its alternatives. */
+  focus(index) {
+    this.isQuiet = true;
+    this.part.text.querySelector(`[data-index="${index}"]`)?.focus({ preventScroll: true });
+    this.isQuiet = false;
+  }
+
+  /** One token of the tab order; the rest by arrow keys. */
+  settle() {
+    const first = this.part.text.querySelector(".token");
+    if (first && !this.part.text.querySelector('.token[tabindex="0"]')) first.tabIndex = 0;
+  }
+
+  token(index, step = this.branch.steps[index]) {
+    const text = step.name === "end" ? "∎" : step.text.replaceAll("\n", "↵\n");
+    const chance = step.logprob === undefined ? "" : `, ${percent(step.logprob)}`;
+    return el("span", {
+      class: "token", role: "button", tabindex: "-1", "data-index": index, "aria-haspopup": "true",
+      "aria-label": (step.name === "end" ? "end of the text" : visible(step.text)) + chance,
+      style: { "--h": step.logprob === undefined ? 0 : (1 - Math.exp(step.logprob)).toFixed(3) },
+    }, text);
+  }
+
+  /** Show one more token: to the right in a line of text, to the left in boxes that fill lines from the bottom. */
+  append(index) {
+    const { text } = this.part;
+    const made = this.token(index);
+    if (!text.classList.contains("leftward")) {
+      if (!text.querySelector(".token")) text.replaceChildren();
+      text.append(made);
+      return this.settle();
+    }
+    const written = this.branch.steps[index].text;
+    const lines = written.split("\n").length - 1;
+    const turn = () => {
+      text.append(...Array.from({ length: lines }, () => el("span", { class: "turn" }, "\u200b")));
+      this.word = null;
+    };
+    if (written.endsWith("\n")) turn();
+    if (!this.word) text.append((this.word = el("span", { class: "word" })));
+    made.textContent = made.textContent.replaceAll("\n", "");
+    this.word.prepend(made); // in front of the rest of its word
+    if (/^\s/.test(written)) this.word = null;
+    if (lines && !written.endsWith("\n")) turn();
+    return this.settle();
+  }
+
+  renderBranches() {
+    const rows = this.branches.map((branch) => {
+      const isShown = branch === this.branch;
+      const sum = branch.steps.reduce((total, step) => total + step.logprob, 0);
+      const count = branch.steps.length;
+      const facts = `${branch.done ? "" : "unfinished, "}${count} token${count === 1 ? "" : "s"}, log P ${nats(sum)}`;
+      return el("button", {
+        type: "button", class: "branch", "aria-pressed": String(isShown), onclick: () => this.select(branch),
+      }, el("strong", {}, `Branch ${branch.number}`), el("span", { class: "muted" }, facts), this.excerpt(branch));
+    });
+    this.part.branches.replaceChildren(...(rows.length > 1 ? rows : []));
+  }
+
+  /** A branch's text; what it shares with the shown branch is faint. */
+  excerpt(branch) {
+    const other = this.branch;
+    let same = 0;
+    while (branch.given === other.given && same < branch.steps.length
+      && branch.steps[same].text === other.steps[same]?.text) same += 1;
+    if (branch === other) same = 0;
+    const parts = [[0, same, "faint"], [same, branch.steps.length, ""]].map(([from, to, kind]) =>
+      el("span", { class: kind }, this.written({ steps: branch.steps.slice(from, to) })));
+    return el("span", { class: "excerpt" }, ...(this.backwards ? parts.reverse() : parts));
+  }
+
+  // Alternatives ---------------------------------------------------------------------------------
+
+  open(token) {
+    if (!token || this.isQuiet) return;
+    const index = Number(token.dataset.index);
+    const { steps, next, end } = this.branch;
+    for (const other of this.part.text.querySelectorAll(".token")) other.tabIndex = other === token ? 0 : -1;
+    this.popover.open(token, steps[index]?.alternatives ?? next, {
+      chosen: steps[index]?.text ?? end, end, choose: (choice) => this.fork(index, choice),
+    });
+  }
+
+  move(event) {
+    const tokens = [...this.part.text.querySelectorAll(".token")];
+    const here = tokens.indexOf(document.activeElement);
+    if (here < 0) return;
+    const flipped = this.part.text.classList.contains("leftward") ? -1 : 1;
+    const to = { ArrowLeft: here - flipped, ArrowRight: here + flipped, Home: 0, End: tokens.length - 1 }[event.key];
+    if (["ArrowDown", "Enter", " "].includes(event.key)) this.popover.enter();
+    else if (event.key === "Escape") this.popover.close();
+    else if (to !== undefined) tokens[Math.min(Math.max(to, 0), tokens.length - 1)].focus();
+    else return;
+    event.preventDefault();
+  }
+}
+
+/** The view; `judge` takes a question and answers. Returns what shows an example. */
+export function setUpWrite(recorded, server, judge) {
+  const popover = new Alternatives($("alternatives"));
+  const settings = () => [Number($("temperature").value), Math.max(0, Math.trunc(Number($("seed").value)) || 0)];
+  const reverse = new Pane("reverse", popover, settings);
+  const forward = new Pane("forward", popover, settings);
+  const between = () => server.template.split("{question}")[1].split("{solution}")[0];
+  const questionOf = (text) => (text.includes(between()) ? text.slice(0, text.indexOf(between())) : "");
+  reverse.canPass = () => questionOf(reverse.whole(reverse.branch)) !== "";
+  forward.canPass = () => questionOf(forward.branch.given) !== "";
+  reverse.part.pass.addEventListener("click", () => {
+    forward.part.given.value = questionOf(reverse.whole(reverse.branch)) + between();
+    forward.write();
+  });
+  forward.part.pass.addEventListener("click", () => {
+    const { given } = forward.branch;
+    const same = forward.branches.filter((branch) => branch.given === given && branch.done);
+    judge(questionOf(given), [...new Set(same.map((branch) => forward.whole(branch).slice(questionOf(given).length + between().length)))]);
+  });
+  const show = (example) => {
+    $("write-example").value = recorded.examples.indexOf(example);
+    reverse.load({ ...example.write.reverse, end: recorded.end });
+    forward.load({ ...example.write.forward, end: recorded.end });
+  };
+  fillSelect($("write-example"), recorded, show);
+  $("temperature").addEventListener("input", () => ($("temperature-value").textContent = $("temperature").value));
+  $("write-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    reverse.write();
+    forward.write();
+  });
+  show(recorded.examples[0]);
+  return show;
+}

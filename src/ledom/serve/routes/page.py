@@ -1,0 +1,109 @@
+"""The page at `/`, and reports out of one folder.
+
+Both serve only files that a listing found, never a path made of what was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from ledom.serve.refusals import Refusal, describe
+from ledom.serve.routes.shared import ServiceOf
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["page"])
+
+_TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# A report is written with its style inside, and has no script.
+_REPORT_POLICY = (
+    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+)
+_DEEPEST = 3  # folders below the one given
+
+
+@cache
+def _assets() -> dict[str, bytes]:
+    """The page's files by name."""
+    folder = files("ledom") / "serve" / "page"
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def _asset(name: str) -> Response:
+    if name not in _assets():
+        raise Refusal(404, f"no file {name!r:.60} of the page")
+    return _file(_assets()[name], Path(name).suffix, _PAGE_POLICY)
+
+
+def _file(content: bytes, suffix: str, policy: str) -> Response:
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-cache"}
+    return Response(content, media_type=_TYPES[suffix], headers=headers)
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    """The page."""
+    return _asset("index.html")
+
+
+@router.get("/page/{name}", include_in_schema=False)
+async def asset(name: str) -> Response:
+    """A file that the page loads."""
+    return _asset(name)
+
+
+@router.get("/ledom/reports", responses=describe())
+async def reports(service: ServiceOf) -> dict[str, Any]:
+    """The reports in the folder that the server was started with, the latest first.
+
+    Each is at `/ledom/reports/NAME`.
+    """
+    found = _reports(service.settings.reports)
+    latest = sorted(found.items(), key=lambda item: (-item[1].stat().st_mtime, item[0]))
+    return {"reports": [{"name": name, "written": file.stat().st_mtime} for name, file in latest]}
+
+
+@router.get("/ledom/reports/{name:path}", include_in_schema=False)
+async def report(name: str, service: ServiceOf) -> Response:
+    """One of them, as a page without scripts."""
+    file = _reports(service.settings.reports).get(name)
+    if file is None:
+        raise Refusal(404, f"no report {name!r:.60}; GET /ledom/reports lists them")
+    return _file(file.read_bytes(), ".html", _REPORT_POLICY)
+
+
+def _reports(folder: Path | None) -> dict[str, Path]:
+    """HTML files below a folder by their relative path; nothing hidden, no links."""
+    if folder is None:
+        return {}
+    found: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder):
+        here = Path(place).relative_to(folder)
+        open_ = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = open_ if len(here.parts) < _DEEPEST else []
+        for name in sorted(names):
+            file = folder / here / name
+            if name.endswith(".html") and not name.startswith(".") and _is_regular(file):
+                found[(here / name).as_posix()] = file
+    return found
+
+
+def _is_regular(file: Path) -> bool:
+    return file.is_file() and not file.is_symlink()

@@ -1,0 +1,201 @@
+"""The page without a browser: what it may load, what it is made of, and what the server shows."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+import ledom
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.serve.app import make_app
+from ledom.serve.judge import Judge
+from ledom.serve.service import Service
+from ledom.serve.settings import Settings
+
+PAGE = Path(ledom.__file__).parent / "serve" / "page"
+CODE = sorted(file for file in PAGE.iterdir() if file.suffix in (".html", ".css", ".js", ".svg"))
+SCRIPTS = [file for file in CODE if file.suffix == ".js"]
+Pair = tuple[FakeLanguageModel, FakeLanguageModel]
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    """A folder with two reports, and beside it a file that no request may reach."""
+    folder = tmp_path / "out"
+    for name in ("demo/report.html", "compare/compare.html", "a/b/c/d/deep.html", ".git/x.html"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"<p>{name}</p>")
+    (folder / "demo" / "scores.jsonl").write_text("{}")
+    (tmp_path / "secret.html").write_text("not for others")
+    (folder / "link.html").symlink_to(tmp_path / "secret.html")
+    (folder / "linked").symlink_to(tmp_path)
+    return folder
+
+
+def client_of(pair: Pair, **settings: object) -> TestClient:
+    """A client of a server with these settings."""
+    app = make_app(Service(Judge(*pair), Settings.model_validate(settings)))
+    return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+
+
+def test_the_page_may_load_only_what_the_server_has(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = dict(
+        part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; ")
+    )
+    assert policy["default-src"] == "'none'"
+    for kind in ("script-src", "style-src", "connect-src", "img-src"):
+        assert policy[kind] == "'self'"
+    for kind in ("base-uri", "form-action", "frame-ancestors"):
+        assert policy[kind] == "'none'"
+    for file in CODE:
+        answer = client.get(f"/page/{file.name}")
+        assert answer.content == file.read_bytes()
+        assert "content-security-policy" in answer.headers
+
+
+def test_the_page_is_small_and_has_no_outside_address() -> None:
+    assert sum(len(file.read_text().splitlines()) for file in CODE) <= 1200
+    for file in CODE:
+        text = file.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert "//" not in re.sub(r"^\s*//.*|[;{,] // .*$", "", text, flags=re.MULTILINE), file.name
+        assert "innerHTML" not in text
+        assert "insertAdjacentHTML" not in text
+
+
+def test_nothing_stands_inline() -> None:
+    page = (PAGE / "index.html").read_text()
+    assert "<style" not in page
+    assert not re.search(r"\s(style|on[a-z]+)=", page)
+    assert re.findall(r"<script(.*?)>(.*?)</script>", page) == [
+        (' type="module" src="/page/app.js"', "")
+    ]
+
+
+def test_what_scripts_look_for_is_there() -> None:
+    page = (PAGE / "index.html").read_text()
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    code = "\n".join(file.read_text() for file in SCRIPTS)
+    wanted = set(re.findall(r'\$\("([^"]+)"\)', code))
+    assert len(wanted) > 20
+    assert wanted <= set(ids)
+    for attribute in ("aria-labelledby", "for"):
+        assert set(re.findall(rf'{attribute}="([^"]+)"', page)) <= set(ids)
+    parts = set(re.findall(r'data-part="([^"]+)"', page))
+    assert set(re.findall(r"\bpart\.(\w+)", code)) <= parts
+    for names, module in re.findall(r'import \{ (.+?) \} from "\./(\w+\.js)"', code):
+        source = (PAGE / module).read_text()
+        for name in names.split(", "):
+            kind = "export (const|class|(async )?function)"
+            assert re.search(rf"{kind} {re.escape(name)}(?!\w)", source)
+
+
+def test_every_control_has_a_name() -> None:
+    page = (PAGE / "index.html").read_text()
+    for label in re.findall(r"<label.*?</label>", page, re.DOTALL):
+        assert re.sub(r"<.*?>|\s", "", label), label
+        page = page.replace(label, "")
+    assert not re.search(r"<(input|select|textarea)\b", page)  # each stands in its label
+    for text in re.findall(r"<button[^>]*>(.*?)</button>", page):
+        assert text.strip()
+
+
+@pytest.mark.parametrize(
+    "path", ["/page/../app.py", "/page/%2e%2e%2fapp.py", "/page/__init__.py", "/page/", "/page/x/y"]
+)
+def test_no_other_file_is_served(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == 404
+
+
+def test_reports_are_listed_and_served_without_scripts(pair: Pair, reports: Path) -> None:
+    with client_of(pair, reports=reports) as web:
+        listed = web.get("/ledom/reports").json()["reports"]
+        assert {report["name"] for report in listed} == {"demo/report.html", "compare/compare.html"}
+        answer = web.get("/ledom/reports/demo/report.html")
+        assert answer.text == "<p>demo/report.html</p>"
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("sandbox; default-src 'none'")
+        assert "script-src" not in policy
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.html",
+        "%2e%2e/secret.html",
+        "demo/../../secret.html",
+        "demo/%2e%2e/%2e%2e/secret.html",
+        "/etc/passwd",
+        "link.html",
+        "linked/secret.html",
+        ".git/x.html",
+        "a/b/c/d/deep.html",
+        "demo/scores.jsonl",
+        "demo",
+    ],
+)
+def test_nothing_else_in_the_folder_or_beside_it_is_served(
+    pair: Pair, reports: Path, name: str
+) -> None:
+    with client_of(pair, reports=reports) as web:
+        answer = web.get(f"/ledom/reports/{name}")
+        assert answer.status_code == 404
+        assert "not for others" not in answer.text
+
+
+def test_without_a_folder_there_are_no_reports(client: TestClient) -> None:
+    assert client.get("/ledom/reports").json() == {"reports": []}
+    assert client.get("/ledom/reports/report.html").status_code == 404
+
+
+def test_a_folder_of_reports_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ledom.LedomError, match=r"none: is not a folder"):
+        Settings(reports=tmp_path / "none").check()
+
+
+def test_a_browser_gives_the_token_as_its_password(pair: Pair) -> None:
+    with client_of(pair, token="secret") as web:
+        refused = web.get("/")
+        assert refused.status_code == 401
+        assert "Basic" in refused.headers["www-authenticate"]
+        for password, status in (("secret", 200), ("wrong", 401)):
+            value = base64.b64encode(f"me:{password}".encode()).decode()
+            assert web.get("/", headers={"Authorization": f"Basic {value}"}).status_code == status
+        for header in ("Basic !", "Basic", "Basic c2VjcmV0", "secret", "Bearer"):
+            assert web.get("/", headers={"Authorization": header}).status_code == 401
+        assert web.get("/", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+@pytest.mark.slow
+def test_the_recorded_examples_are_those_of_the_embedded_pair() -> None:
+    """By the library instead of the server, for the first of them."""
+    recorded = json.loads((PAGE / "examples.json").read_text())
+    example = recorded["examples"][0]
+    for name in ("forward", "reverse"):
+        lm = ledom.load("tiny", name)
+        assert lm.fingerprint == recorded["fingerprints"][name], "the pair changed: make examples"
+        made = example["write"][name]
+        ((_, (again,)),) = lm.generate([made["given"]], ledom.Sampling(temperature=0))
+        assert "".join(token["text"] for token in made["tokens"]) == again.text
+        target = {"forward": "y|x", "reverse": "x|y"}[name]
+        features = example["judge"]["results"][0]["features"]
+        pair = lm.pair_format.encode(
+            lm.tokenizer, [(example["question"], example["answers"][0])], *lm.special_ids
+        )[0]
+        question, solution = pair.question, pair.solution
+        span = {
+            "y|x": (solution[0], solution[1] + 1),  # with the end token behind it
+            "x|y": (question[0] - 1, question[1]),  # with the end token in front of it
+        }[target]
+        (values,) = lm.logprobs([ledom.TokenSpan(pair.ids, *span)])
+        assert features[name] == pytest.approx(float(values.sum()), abs=2e-3)
