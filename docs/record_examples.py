@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 import ledom
 from ledom.core.records import Problem
 from ledom.data.problems import generate_problems
+from ledom.rerank.pipeline import embedded_weights
 from ledom.serve.app import make_app
 from ledom.serve.judge import Judge
 from ledom.serve.service import Service
@@ -36,7 +37,8 @@ DIGITS = 4  # of a log-probability, behind the point
 @contextmanager
 def embedded_server() -> Iterator[TestClient]:
     """A server of the embedded pair, in this process."""
-    judge = Judge(ledom.load("tiny", "forward"), ledom.load("tiny", "reverse"))
+    models = [ledom.load("tiny", direction) for direction in ("forward", "reverse")]
+    judge = Judge(*models, weights=embedded_weights("tiny", "tiny"))  # as ledom serve
     with TestClient(make_app(Service(judge, Settings())), base_url="http://127.0.0.1") as client:
         yield client
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ledom.serve.judge import Judge
 from ledom.serve.server import Server
@@ -14,9 +15,9 @@ from ledom.serve.settings import Limits, Settings
 
 
 @contextmanager
-def running(judge: Judge, limits: Limits) -> Iterator[Server]:
+def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterator[Server]:
     """A server on a free port, in a thread; it must end when it is told to."""
-    settings = Settings(port=0, limits=limits)
+    settings = Settings(port=0, limits=limits, reports=reports)
     server = Server(Service(judge, settings), settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+import ledom
 from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.serve.app import make_app
+from ledom.serve.judge import Judge
+from ledom.serve.service import Service
+from ledom.serve.settings import Settings
 from ledom.text.tokenizer import Tokenizer
 
+PAGE = Path(ledom.__file__).parent / "serve" / "page"
 QUESTION, ANSWERS = "Ava has 3 pens.", ["3 + 4 = 7", "it is 12"]
 
 
@@ -123,3 +131,14 @@ def test_vllms_score_is_the_probability(client: TestClient) -> None:
                 result["scores"]["x|y"]["num_tokens"] + result["scores"]["y"]["num_tokens"]
                 for result in own["results"]
             )
+
+
+@pytest.mark.slow
+def test_a_text_that_the_embedded_pair_does_not_know_has_a_warning() -> None:
+    recorded = json.loads((PAGE / "examples.json").read_text())["examples"][0]
+    known = {"question": recorded["question"], "answers": recorded["answers"]}
+    foreign = {"question": "Which treaty ended the war?", "answers": ["That of Vienna, in 1815."]}
+    app = make_app(Service(Judge(None, ledom.load("tiny", "reverse")), Settings()))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        assert client.post("/ledom/score", json=known).json()["warning"] is None
+        assert "means nothing" in client.post("/ledom/score", json=foreign).json()["warning"]

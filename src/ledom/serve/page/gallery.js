@@ -1,11 +1,19 @@
 // The recorded examples, and the reports that the server has.
 import { $, api, el } from "./lib.js";
 
+/** What was written up to the solution. */
+function writtenQuestion({ tokens }, template) {
+  const between = template.split("{question}")[1].split("{solution}")[0];
+  return tokens.map((token) => token.text).join("").split(between)[0];
+}
+
 export async function setUpGallery(recorded, write, judge) {
   $("recorded").textContent = `Recorded by ${recorded.command}.`;
   $("cards").append(...recorded.examples.map((example, i) => el("article", { class: "card" },
     el("h2", {}, `Problem ${i + 1}`),
     el("p", {}, example.question),
+    el("h3", {}, "Written backwards from the last two lines of the solution"),
+    el("p", {}, writtenQuestion(example.write.reverse, recorded.template)),
     el("div", { class: "row" },
       el("button", { type: "button", "aria-label": `Problem ${i + 1}: see it written`, onclick: () => write(example) }, "See it written"),
       el("button", { type: "button", "aria-label": `Problem ${i + 1}: see it judged`, onclick: () => judge(example) }, "See it judged")))));

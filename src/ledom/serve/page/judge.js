@@ -137,9 +137,10 @@ class Card {
     const words = result.scores["x|y"]?.words ?? [];
     this.bars = el("div", { class: "bars" });
     this.root = el("li", { class: "card" },
-      el("div", {}, el("h3", {}, `Answer ${result.index + 1}`), el("p", { class: "solution" }, answer), this.bars),
+      el("div", {}, el("h3", {}, `Answer ${result.index + 1}`), el("p", { class: "solution" }, answer)),
       words.length ? el("div", {}, el("h4", {}, "The question, explained by it"),
-        el("p", { class: "question" }, ...words.map(colored)), unexplained(words)) : null);
+        el("p", { class: "question" }, ...words.map(colored)), unexplained(words)) : null,
+      this.bars);
   }
 
   /** (1 - lambda) log P(answer | question) + lambda log P(question | answer), or of one model alone. */
@@ -150,22 +151,23 @@ class Card {
   }
 
   update(score, worst, perToken) {
-    const rows = [bar("score", score, worst, "total")];
+    const digits = perToken ? 3 : 1;
+    const rows = [bar("score", score, worst, "total", digits)];
     for (const [name, label] of BARS) {
       const key = perToken ? `${name}_mean` : name;
       if (!(key in this.features)) continue;
-      rows.push(bar(label, this.features[key], Math.min(...this.results.map((one) => one.features[key])), name));
+      rows.push(bar(label, this.features[key], Math.min(...this.results.map((one) => one.features[key])), name, digits));
     }
     this.bars.replaceChildren(...rows.flat());
   }
 }
 
-function bar(label, value, worst, kind) {
+function bar(label, value, worst, kind, digits) {
   const length = worst < 0 ? Math.min(1, value / worst) : 0;
   return [
     el("span", { class: "label" }, label),
     el("span", { class: `bar ${kind}`, "aria-hidden": "true", style: { "--p": Math.max(0, length).toFixed(4) } }),
-    el("span", { class: "value" }, Math.abs(value) < 1 ? value.toFixed(3).replace("-", "−") : nats(value)),
+    el("span", { class: "value" }, nats(value, digits)),
   ];
 }
 

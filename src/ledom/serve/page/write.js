@@ -5,6 +5,7 @@ import { Alternatives } from "./alternatives.js";
 const CHUNK = 12; // tokens per request: the next are computed while these are shown
 const MOST = 400; // tokens of a branch
 const PACE = 40; // milliseconds per token
+const SHARED = 80; // characters shown of what two branches share
 
 const pause = (ms, signal) => new Promise((resolve, reject) => {
   const timer = setTimeout(resolve, ms);
@@ -230,15 +231,16 @@ class Pane {
     this.part.branches.replaceChildren(...(rows.length > 1 ? rows : []));
   }
 
-  /** A branch's text; what it shares with the shown branch is faint. */
+  /** The text of another branch; the part that the shown one has too is faint, and cut where it is long. */
   excerpt(branch) {
-    const other = this.branch;
+    const shown = this.branch;
+    if (branch === shown) return null;
     let same = 0;
-    while (branch.given === other.given && same < branch.steps.length
-      && branch.steps[same].text === other.steps[same]?.text) same += 1;
-    if (branch === other) same = 0;
-    const parts = [[0, same, "faint"], [same, branch.steps.length, ""]].map(([from, to, kind]) =>
-      el("span", { class: kind }, this.written({ steps: branch.steps.slice(from, to) })));
+    while (branch.given === shown.given && same < branch.steps.length
+      && branch.steps[same].text === shown.steps[same]?.text) same += 1;
+    let shared = this.written({ steps: branch.steps.slice(0, same) });
+    if (shared.length > SHARED) shared = this.backwards ? `${shared.slice(0, SHARED)} …` : `… ${shared.slice(-SHARED)}`;
+    const parts = [el("span", { class: "faint" }, shared), this.written({ steps: branch.steps.slice(same) })];
     return el("span", { class: "excerpt" }, ...(this.backwards ? parts.reverse() : parts));
   }
 

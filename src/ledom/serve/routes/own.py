@@ -13,6 +13,7 @@ from ledom.core.records import Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.report.results import QuestionToken
 from ledom.report.words import question_words
+from ledom.rerank.explain import unfamiliar
 from ledom.serve import writing
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
@@ -72,7 +73,8 @@ async def score(body: ScoreBody, service: ServiceOf) -> dict[str, Any]:
     """Every log-probability of answers to a question: in sum, per token and per word (nats).
 
     `y|x` is log P(answer | question) of the forward model, `x|y` log P(question | answer) and `y`
-    log P(answer) of the reverse model. `rank` 1 has the largest reward.
+    log P(answer) of the reverse model. `rank` 1 has the largest reward. `warning` says where the
+    embedded models know nothing of such a text.
     """
     start = time.perf_counter()
     judged = await service.judge_pairs([Pair(body.question, answer) for answer in body.answers])
@@ -81,6 +83,7 @@ async def score(body: ScoreBody, service: ServiceOf) -> dict[str, Any]:
     return {
         "strategy": service.judge.strategy,
         "weights": service.judge.strategy_weights,
+        "warning": unfamiliar(service.judge.reverse, _of_question(judged)),
         "results": [
             {"index": index, "rank": ranks[index], **_details(body, index, judgement)}
             for index, judgement in enumerate(judged)
@@ -147,6 +150,11 @@ def _named(lm: LanguageModel, alternatives: list[tuple[int, float]]) -> list[dic
         {"id": token_id, "text": writing.token_text(lm, token_id), "logprob": logprob}
         for token_id, logprob in alternatives
     ]
+
+
+def _of_question(judged: list[Judgement]) -> list[Score]:
+    """The scores log P(question | answer)."""
+    return [j.scores["x|y"] for j in judged if "x|y" in j.scores]
 
 
 def _details(body: ScoreBody, index: int, judgement: Judgement) -> dict[str, Any]:
