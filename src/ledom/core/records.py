@@ -24,6 +24,7 @@ from ledom.core.reading import first_problem, read_jsonl
 __all__ = [
     "CONFIDENCE",
     "EARLY_STOP",
+    "NUM_TOKENS",
     "SELF_CERTAINTY",
     "Candidate",
     "Document",
@@ -40,6 +41,8 @@ SELF_CERTAINTY = "self_certainty"
 """Key of a candidate under which sampling keeps how sure the model was."""
 CONFIDENCE = ("confidence_mean", "confidence_tail", "confidence_lowest")
 """Keys of a candidate under which sampling keeps the confidence of its tokens."""
+NUM_TOKENS = "num_tokens"
+"""Key of a candidate under which sampling keeps how many tokens were written, its end included."""
 EARLY_STOP = "early_stop_of"
 """Key of a candidate's `sampling`: how many its problem would have without an early stop."""
 

@@ -108,6 +108,16 @@ class Needed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a strategy takes per problem; see `ledom.rerank.cost`."""
+
+    generated_tokens: float
+    scored_tokens: float
+    flops: float | None
+    """None if a model's size is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StrategyResult:
     """A strategy's accuracy."""
 
@@ -122,6 +132,7 @@ class StrategyResult:
     versus: Mapping[str, Interval] = field(default_factory=dict)
     """Paired differences, by the id of the strategy that it is compared with."""
     needed: Needed | None = None
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ def render_markdown(report: SelectionReport) -> str:
             [_markdown_claims([(row.claim, row.difference) for row in report.headline])],
         ),
         _table("## Telling right answers from wrong ones", [["score", "pairwise AUC"], *aucs]),
+        _table("## What each strategy costs", view.cost_table),
         _table("## Accuracy by group, %", view.group_table),
         _headed("## More cases", list(map(_markdown_case, view.other_cases))),
         _table("## How this was made", [["what", "value"], *view.facts]),
@@ -112,6 +113,7 @@ class _View:
     baselines: list[str]
     """The strategies that others are compared with."""
     group_table: list[list[str]]
+    cost_table: list[list[str]]
     first_case: _CaseView | None
     other_cases: list[_CaseView]
     facts: list[list[str]]
@@ -133,6 +135,7 @@ def _view(report: SelectionReport) -> _View:
         summary=summarize(report),
         groups={heading: group for heading, group in by_kind.items() if group},
         baselines=[name for name in _BASELINES if name in versus],
+        cost_table=_cost_table(ranked),
         group_table=_group_table(report.by_group, {s.id: s.label for s in ranked}),
         first_case=first,
         other_cases=[case for case in cases if case is not first],
@@ -145,6 +148,22 @@ def _is_telling(case: Case) -> bool:
     """Whether its rejected answer is wrong and its picked one right."""
     verdicts = {c.role: c.correct for c in case.candidates}
     return verdicts.get("picked") is True and verdicts.get("rejected") is False
+
+
+def _cost_table(ranked: Sequence[StrategyResult]) -> list[list[str]]:
+    """Accuracy beside cost, each per problem; only the head where no cost is known."""
+    rows = [
+        [
+            s.label,
+            accuracy(s.accuracy),
+            count(s.cost.generated_tokens),
+            count(s.cost.scored_tokens),
+            count(s.cost.flops),
+        ]
+        for s in ranked
+        if s.cost is not None
+    ]
+    return [["strategy", "accuracy, %", "generated tokens", "scored tokens", "FLOPs"], *rows]
 
 
 def _group_table(by_group: Sequence[GroupResult], labels: Mapping[str, str]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.results import ChosenAnswer, Measurement, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
+from ledom.rerank.cost import Costs
 from ledom.rerank.explain import model_info, unfamiliar, worked_cases
 from ledom.rerank.external_scores import check_names, choose_external_scores
 from ledom.rerank.fit import TunedWeights, check_folds, cross_fit, tune_labeled
@@ -186,6 +187,8 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     measured = Measurement(num_labeled=0)
     if labeled.any():
         measured = measure(table, job.weights, folds, labeled)
+        costs = Costs.count(table, candidates, scores, _parameters(job))
+        measured = replace(measured, strategies=costs.added_to(measured.strategies, table))
     report = SelectionReport(
         **vars(measured),
         title=job.title,
@@ -220,6 +223,12 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
     _check_sampling(job, external_scores)
     for lm in _models(job):
         check_room(job.problems, lm, job.scoring.demonstrations)
+
+
+def _parameters(job: Job) -> dict[str, int | None]:
+    """See `Costs.parameters`."""
+    sizes = {str(lm.direction): model_info(lm).parameters for lm in _models(job)}
+    return sizes | {"writer": 0 if job.candidates is not None else sizes["forward"]}
 
 
 def _models(job: Job) -> list[LanguageModel]:

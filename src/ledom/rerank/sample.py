@@ -13,7 +13,14 @@ from itertools import pairwise
 
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
-from ledom.core.records import CONFIDENCE, EARLY_STOP, SELF_CERTAINTY, Candidate, Problem
+from ledom.core.records import (
+    CONFIDENCE,
+    EARLY_STOP,
+    NUM_TOKENS,
+    SELF_CERTAINTY,
+    Candidate,
+    Problem,
+)
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.candidate_table import AnswerClasses
@@ -189,6 +196,7 @@ def _candidate(
         greedy=sampling.temperature == 0,
         sampling=asdict(sampling) | planned,
     )
+    candidate.extra[NUM_TOKENS] = len(text.ids) + (text.finish_reason == "stop")
     if text.self_certainty is not None:
         candidate.extra[SELF_CERTAINTY] = round(text.self_certainty, 5)
     if (found := text.confidence) is not None:

@@ -1,0 +1,115 @@
+"""What a strategy costs: tokens written, tokens scored, and the arithmetic for them.
+
+A strategy needs the stages that make its features: candidates always; a model's scores where it
+weighs them. Tokens are counted in the files of the stages: a candidate's own (`num_tokens`, or
+those of its score), and those of the scores of distinct texts. A token that a model writes or
+scores takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020).
+Prompts, which are shared, and attention are left out; so is what external scores cost, and what it
+took others to write candidates that were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ledom.core.records import NUM_TOKENS, Candidate, Score
+from ledom.report.results import Cost, StrategyResult
+from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
+from ledom.rerank.early_stop import needed_candidates
+from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, strategies
+
+__all__ = ["Costs"]
+
+_STAGES = {"y|x": ("forward",), "x|y": ("reverse",), "y": ("reverse",)}
+_STAGES["x'|y"] = ("reverse", "contrast")
+_MODELS = {"forward": "forward", "reverse": "reverse", "contrast": "reverse"}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What candidates and scores took, and so what each strategy takes."""
+
+    written: FloatArray
+    """[P, N]: tokens of each candidate of the pool; 0 where there is none."""
+    greedy: float
+    """Tokens of the greedy candidates, per problem."""
+    scored: Mapping[str, float]
+    """Tokens scored, per problem: `forward`, `reverse`, `contrast`."""
+    parameters: Mapping[str, int | None]
+    """Of the models that score, by direction, and of the `writer`; 0 where it is not counted."""
+
+    @classmethod
+    def count(
+        cls,
+        table: CandidateTable,
+        candidates: Sequence[Candidate],
+        scores: Iterable[Score],
+        parameters: Mapping[str, int | None],
+    ) -> Costs:
+        """From the records that the table was built of."""
+        row_of = {problem_id: row for row, problem_id in enumerate(table.problem_ids)}
+        scored = dict.fromkeys(_MODELS, 0.0)
+        length: dict[tuple[str, int], int] = {}
+        for score in scores:
+            scored[_STAGES[score.target][-1]] += score.num_tokens
+            if score.target == "y|x":
+                length[score.problem_id, score.index] = score.num_tokens
+            elif score.target == "y":
+                length.setdefault((score.problem_id, score.index), score.num_tokens)
+        first: dict[tuple[str, str], int] = {}
+        written, greedy = np.zeros(table.mask.shape), 0.0
+        column = dict.fromkeys(row_of, 0)
+        for candidate in candidates:
+            index = first.setdefault((candidate.problem_id, candidate.text), candidate.index)
+            known = candidate.extra.get(NUM_TOKENS)
+            tokens = known if isinstance(known, int) else length[candidate.problem_id, index]
+            if candidate.greedy:
+                greedy += tokens
+                continue
+            written[row_of[candidate.problem_id], column[candidate.problem_id]] = tokens
+            column[candidate.problem_id] += 1
+        num = len(row_of)
+        per_problem = {stage: tokens / num for stage, tokens in scored.items()}
+        return cls(written, greedy / num, per_problem, parameters)
+
+    def of(self, strategy: Strategy, table: CandidateTable) -> Cost:
+        """Means per problem."""
+        written = self._written(strategy, table)
+        targets = {FEATURES[name][0] for name in strategy.features if name in FEATURES}
+        if "worst_step" in strategy.features and self.scored["forward"]:
+            targets.add("y|x")
+        stages = {stage for target in targets for stage in _STAGES[target]}
+        parts = {"writer": written}
+        for stage in stages:
+            model = _MODELS[stage]
+            parts[model] = parts.get(model, 0.0) + self.scored[stage]
+        flops: float | None = 0.0
+        for model, tokens in parts.items():
+            size = self.parameters.get(model)
+            flops = None if flops is None or size is None else flops + 2.0 * size * tokens
+        return Cost(
+            generated_tokens=written,
+            scored_tokens=sum(self.scored[stage] for stage in stages),
+            flops=flops,
+        )
+
+    def added_to(
+        self, results: Sequence[StrategyResult], table: CandidateTable
+    ) -> list[StrategyResult]:
+        """The results with their costs."""
+        known = strategies(table.external_scores)
+        return [replace(found, cost=self.of(known[found.id], table)) for found in results]
+
+    def _written(self, strategy: Strategy, table: CandidateTable) -> float:
+        if isinstance(strategy, Greedy):
+            return self.greedy
+        totals = self.written.sum(axis=1)
+        if isinstance(strategy, Random):
+            return float((totals / table.mask.sum(axis=1)).mean())
+        if isinstance(strategy, EarlyVote):
+            drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
+            return float((self.written * drawn).sum(axis=1).mean())
+        return float(totals.mean())

@@ -1,0 +1,118 @@
+"""What strategies cost, on two problems worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ledom.core.records import Candidate, Problem, Score
+from ledom.report.results import Cost
+from ledom.rerank.candidate_table import build_candidate_table
+from ledom.rerank.cost import Costs
+from ledom.rerank.strategies import STRATEGIES, strategies
+
+PROBLEMS = [
+    Problem(id="p", question="1 + 1?", answer="2"),
+    Problem(id="q", question="?", answer="2"),
+]
+
+
+def candidate(problem: str, index: int, text: str, tokens: int, greedy: bool = False) -> Candidate:
+    return Candidate(
+        problem_id=problem, index=index, text=text, greedy=greedy, extra={"num_tokens": tokens}
+    )
+
+
+# 10, 20, 10 and greedily 12; 40 and greedily 8
+CANDIDATES = [
+    candidate("p", 0, "#### 2", 10),
+    candidate("p", 1, "so #### 3", 20),
+    candidate("p", 2, "#### 2", 10),
+    candidate("p", 3, "## 2", 12, greedy=True),
+    candidate("q", 0, "#### 7", 40),
+    candidate("q", 1, "#### 2", 8, greedy=True),
+]
+DISTINCT = [("p", 0), ("p", 1), ("p", 3), ("q", 0), ("q", 1)]
+TOKENS = {"y|x": 10, "y": 9, "x|y": 5, "x'|y": 30}
+SCORES = [
+    Score(
+        problem_id=problem,
+        index=index,
+        model="m",
+        direction="forward" if target == "y|x" else "reverse",
+        target=target,  # type: ignore[arg-type]
+        logprob=-1.0,
+        num_tokens=tokens,
+    )
+    for problem, index in DISTINCT
+    for target, tokens in TOKENS.items()
+]
+TABLE = build_candidate_table(PROBLEMS, CANDIDATES, SCORES)
+
+
+def costs(**parameters: int | None) -> Costs:
+    sizes = {"writer": 100, "forward": 100, "reverse": 1000} | parameters
+    return Costs.count(TABLE, CANDIDATES, SCORES, sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "generated", "scored", "flops"),
+    [
+        # Written: (40 + 40) / 2. Scored: 5 texts of 10, 14 and 30 tokens, of 2 problems.
+        ("majority", 40, 0, 200 * 40),
+        ("oracle", 40, 0, 200 * 40),
+        ("greedy", (12 + 8) / 2, 0, 200 * 10),
+        ("random", (40 / 3 + 40) / 2, 0, 200 * (40 / 3 + 40) / 2),
+        ("forward", 40, 25, 200 * 40 + 200 * 25),
+        ("reverse_only", 40, 35, 200 * 40 + 2000 * 35),
+        ("noisy_channel", 40, 60, 200 * 40 + 200 * 25 + 2000 * 35),
+        ("contrast", 40, 110, 200 * 40 + 2000 * (35 + 75)),
+        ("worst_step", 40, 60, 200 * 40 + 200 * 25 + 2000 * 35),
+    ],
+)
+def test_costs_by_hand(name: str, generated: float, scored: float, flops: float) -> None:
+    found = costs().of(STRATEGIES[name], TABLE)
+    assert found.generated_tokens == pytest.approx(generated)
+    assert found.scored_tokens == pytest.approx(scored)
+    assert found.flops == pytest.approx(flops)
+
+
+def test_a_stopped_vote_writes_what_it_draws() -> None:
+    # Two of p's three answers agree, but only after the third; q has one candidate.
+    assert costs().of(STRATEGIES["majority_stopped"], TABLE).generated_tokens == 40
+    three = [candidate("p", i, text, 10) for i, text in enumerate(["#### 2", "a #### 2", "#### 3"])]
+    scores = [
+        Score(
+            problem_id="p",
+            index=c.index,
+            model="m",
+            direction="forward",
+            target="y|x",
+            logprob=-1.0,
+            num_tokens=9,
+        )
+        for c in three
+    ]
+    table = build_candidate_table(PROBLEMS[:1], three, scores)
+    found = Costs.count(table, three, scores, {"writer": 1, "forward": 1})
+    assert found.of(STRATEGIES["majority_stopped"], table).generated_tokens == 20
+
+
+def test_unknown_sizes_and_lengths() -> None:
+    assert costs(reverse=None).of(STRATEGIES["reverse_only"], TABLE).flops is None
+    assert costs(reverse=None).of(STRATEGIES["forward"], TABLE).flops is not None
+    given = [
+        Candidate(problem_id=c.problem_id, index=c.index, text=c.text, greedy=c.greedy)
+        for c in CANDIDATES
+    ]
+    # Without counts of their own a candidate has the tokens of its text's score: 3 x 10 and 10.
+    found = Costs.count(TABLE, given, SCORES, {"writer": 0, "forward": 100, "reverse": 1000})
+    np.testing.assert_array_equal(found.written, [[10, 10, 10], [10, 0, 0]])
+    assert found.of(STRATEGIES["forward"], TABLE) == Cost(
+        generated_tokens=20, scored_tokens=25, flops=200 * 25
+    )
+
+
+def test_external_scores_cost_nothing_here() -> None:
+    known = strategies(("verifier",))
+    assert costs().of(known["external:verifier"], TABLE).scored_tokens == 0
