@@ -23,8 +23,12 @@ from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, strateg
 
 __all__ = ["Costs"]
 
-_STAGES = {"y|x": ("forward",), "x|y": ("reverse",), "y": ("reverse",)}
-_STAGES["x'|y"] = ("reverse", "contrast")
+_STAGES: dict[str, tuple[str, ...]] = {
+    "y|x": ("forward",),
+    "x|y": ("reverse",),
+    "y": ("reverse",),
+    "x'|y": ("reverse", "contrast"),
+}
 _MODELS = {"forward": "forward", "reverse": "reverse", "contrast": "reverse"}
 
 
