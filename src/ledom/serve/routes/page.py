@@ -63,6 +63,12 @@ async def index() -> Response:
     return _asset("index.html")
 
 
+@router.get("/docs", include_in_schema=False)
+async def api() -> Response:
+    """Every route, with an example that runs."""
+    return _asset("api.html")
+
+
 @router.get("/page/{name}", include_in_schema=False)
 async def asset(name: str) -> Response:
     """A file that the page loads."""

@@ -1,0 +1,261 @@
+"""`ledom serve` under load, against the same judge without a server.
+
+    python benchmarks/serving.py [--rounds 5] [--posts 256] [--minutes 10] [--threads 1]
+
+Throughput: `posts` one-sample requests at once, in turn with the same pairs judged in this process,
+so that whatever else the machine does meets both; the ratio is of the medians. Latency: one small
+request at a time, alone and beside clients that send 200 answers each. Memory: the server's
+resident memory from the second minute of full load to the last. Kill: the server is killed under
+load and started again; every client sees a broken connection or a right answer, never a wrong one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+LARGE = 200  # answers of a large request
+
+
+def pairs(count: int) -> list[tuple[str, str]]:
+    """Questions and solutions of the embedded pair's kind."""
+    from ledom.data.problems import generate_problems
+
+    problems = generate_problems("test", count, seed=11)
+    return [(problem.question, problem.solution or "") for problem in problems]
+
+
+@contextmanager
+def serving(threads: int, port: int = 0) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """A server in a process of its own; its port and the process."""
+    command = [sys.executable, "-m", "ledom", "serve", "--port", str(port)]
+    command += ["--threads", str(threads)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.search(r":(\d+): ", line)
+        if found is None:
+            raise SystemExit(f"the server did not start: {line}")
+        yield int(found[1]), process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+class Client:
+    """A kept connection that posts JSON: as little work beside the server as can be."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, path: str, body: Any) -> tuple[int, Any]:
+        """Status and answer; raises `ConnectionError` where the server is gone."""
+        if self.streams is None:
+            self.streams = await asyncio.open_connection(HOST, self.port)
+        reader, writer = self.streams
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        try:
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = int(answer.lower().split("content-length: ")[1].split("\r\n")[0])
+            return int(answer.split()[1]), json.loads(await reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.close()
+            raise ConnectionError from None
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self.streams is not None:
+            self.streams[1].close()
+            self.streams = None
+
+
+def small(pair: tuple[str, str]) -> dict[str, Any]:
+    return {"prompt": pair[0], "response": pair[1]}
+
+
+async def all_at_once(clients: list[Client], given: list[tuple[str, str]]) -> float:
+    """Seconds for one request of each client, all at once."""
+    start = time.perf_counter()
+    answers = await asyncio.gather(
+        *(c.post("/reward", small(pair)) for c, pair in zip(clients, given, strict=True))
+    )
+    assert all(status == 200 for status, _ in answers)
+    return time.perf_counter() - start
+
+
+async def throughput(port: int, given: list[tuple[str, str]], rounds: int) -> dict[str, Any]:
+    """Pairs per second over HTTP and in this process, measured in turn."""
+    from ledom.lm import load
+    from ledom.rerank.pipeline import choose_weights
+    from ledom.serve.judge import Judge, Pair
+
+    weights = choose_weights(None, None, "tiny", "tiny")
+    judge = Judge(load("tiny", "forward"), load("tiny", "reverse"), None, weights)
+    clients = [Client(port) for _ in given]
+    await all_at_once(clients, given)  # connects, and warms up
+    judge.judge([Pair(*pair) for pair in given[:8]])
+    served, offline = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        judge.judge([Pair(*pair) for pair in given])
+        offline.append(time.perf_counter() - start)
+        served.append(await all_at_once(clients, given))
+    for client in clients:
+        client.close()
+    ratio = statistics.median(offline) / statistics.median(served)
+    return {
+        "offline, pairs/s": round(len(given) / statistics.median(offline), 1),
+        "served, pairs/s": round(len(given) / statistics.median(served), 1),
+        "ratio": round(ratio, 3),
+    }
+
+
+async def timed(client: Client, given: list[tuple[str, str]], count: int) -> list[float]:
+    """Seconds of so many small requests, one after the other."""
+    times = []
+    for number in range(count):
+        start = time.perf_counter()
+        status, _ = await client.post("/reward", small(given[number % len(given)]))
+        assert status == 200
+        times.append(time.perf_counter() - start)
+    return sorted(times)
+
+
+async def latency(port: int, given: list[tuple[str, str]], count: int) -> dict[str, Any]:
+    """p50 of small requests alone, p99 beside large ones."""
+    client = Client(port)
+    await timed(client, given, 20)
+    alone = await timed(client, given, count)
+    question = given[0][0]
+    body = {"query": question, "documents": [answer for _, answer in (given * 2)[:LARGE]]}
+
+    async def large(client: Client) -> None:
+        while True:
+            await client.post("/rerank", body)
+
+    crowd = [asyncio.create_task(large(Client(port))) for _ in range(4)]
+    await asyncio.sleep(2)
+    beside = await timed(client, given, count)
+    for task in crowd:
+        task.cancel()
+    p50, p99 = alone[len(alone) // 2], beside[int(0.99 * (len(beside) - 1))]
+    return {
+        "p50 alone, ms": round(1e3 * p50, 1),
+        "p99 beside large ones, ms": round(1e3 * p99, 1),
+        "ratio": round(p99 / p50, 2),
+    }
+
+
+def resident(process: subprocess.Popen[str]) -> float:
+    """MB of memory."""
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0]) / 1e3
+
+
+async def memory(
+    port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], minutes: float
+) -> dict[str, Any]:
+    """Resident memory under full load, after a fifth of the time and at the end."""
+    clients = [Client(port) for _ in given]
+    sizes: list[tuple[float, float]] = []
+    start = time.monotonic()
+    while (passed := time.monotonic() - start) < 60 * minutes:
+        await all_at_once(clients, given)
+        sizes.append((passed, resident(process)))
+    kept = [size for passed, size in sizes if passed >= 12 * minutes]
+    for client in clients:
+        client.close()
+    return {
+        "first, MB": round(kept[0], 1),
+        "last, MB": round(kept[-1], 1),
+        "most over first": round(max(kept) / kept[0], 3),
+    }
+
+
+async def killed(threads: int, given: list[tuple[str, str]]) -> dict[str, Any]:
+    """What clients see when the server is killed under load and started again."""
+    errors = wrong = right = 0
+    stack: list[Any] = [serving(threads)]
+    port, process = stack[0].__enter__()
+    client = Client(port)
+    expected = [(await client.post("/reward", small(pair)))[1] for pair in given]
+    client.close()
+
+    async def ask(number: int) -> None:
+        nonlocal errors, wrong, right
+        client = Client(port)
+        for _ in range(600):
+            try:
+                status, value = await client.post("/reward", small(given[number]))
+            except OSError:
+                errors += 1
+                await asyncio.sleep(0.2)
+                continue
+            if status != 200 or abs(value - expected[number]) > 1e-3:
+                wrong += 1
+            else:
+                right += 1
+            break
+        client.close()
+
+    jobs = [asyncio.create_task(ask(number)) for number in range(len(given))]
+    await asyncio.sleep(0.3)
+    process.kill()
+    process.wait(60)
+    await asyncio.sleep(0.5)
+    stack.append(serving(threads, port))
+    await asyncio.to_thread(stack[1].__enter__)
+    await asyncio.gather(*jobs)
+    for server in stack[::-1]:
+        server.__exit__(None, None, None)
+    return {"broken connections": errors, "right": right, "wrong": wrong}
+
+
+def main() -> None:
+    """Measure, and print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--posts", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=200, help="for the latency")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of full load; 0 skips it")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    from ledom.core.processes import set_threads
+
+    set_threads(given.threads)
+    texts = pairs(given.posts)
+    with serving(given.threads) as (port, process):
+        parts: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
+            "throughput": lambda: throughput(port, texts, given.rounds),
+            "latency": lambda: latency(port, texts, given.requests),
+        }
+        if given.minutes:
+            parts["memory"] = lambda: memory(port, process, texts, given.minutes)
+        for name, part in parts.items():
+            print(name, json.dumps(asyncio.run(_awaited(part))), flush=True)
+    print("killed", json.dumps(asyncio.run(killed(given.threads, texts))), flush=True)
+
+
+async def _awaited(part: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    return await part()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+// Lists the routes of openapi.json, each with its example, which can be changed and sent.
+
+const element = (name, text, properties = {}) =>
+  Object.assign(document.createElement(name), { textContent: text }, properties);
+
+// The body that the examples of a schema's fields make.
+function example(schema, description) {
+  const name = schema.$ref.split("/").pop();
+  const fields = Object.entries(description.components.schemas[name].properties);
+  const given = fields.filter(([, field]) => field.examples);
+  return Object.fromEntries(given.map(([key, field]) => [key, field.examples[0]]));
+}
+
+async function send(method, path, body, output) {
+  const token = document.getElementById("token").value;
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  output.textContent = "...";
+  try {
+    const answer = await fetch(path, { method, headers, body });
+    const text = await answer.text();
+    const isJson = (answer.headers.get("content-type") ?? "").includes("json");
+    const shown = isJson ? JSON.stringify(JSON.parse(text), null, 2) : text;
+    output.textContent = `${answer.status}\n${shown}`;
+  } catch (error) {
+    output.textContent = `The request failed: ${error.message}`;
+  }
+}
+
+function route(method, path, operation, description) {
+  const box = document.createElement("details");
+  const head = element("summary", "");
+  head.append(element("code", `${method.toUpperCase()} ${path}`), ` ${operation.summary}`);
+  box.append(head, element("p", operation.description ?? ""));
+  const schema = operation.requestBody?.content["application/json"].schema;
+  let input;
+  if (schema) {
+    const body = JSON.stringify(example(schema, description), null, 2);
+    input = element("textarea", "", { value: body, spellcheck: false });
+    input.setAttribute("aria-label", `Body of ${path}`);
+    box.append(input);
+  }
+  const output = element("pre", "", { tabIndex: 0 });
+  output.setAttribute("aria-label", `Answer of ${path}`);
+  output.setAttribute("role", "log");
+  const button = element("button", "Send", { type: "button" });
+  button.setAttribute("aria-label", `Send to ${path}`);
+  button.addEventListener("click", () => send(method.toUpperCase(), path, input?.value, output));
+  box.append(button, output);
+  return box;
+}
+
+const routes = document.getElementById("routes");
+const answer = await fetch("/openapi.json");
+if (answer.ok) {
+  const description = await answer.json();
+  for (const [path, operations] of Object.entries(description.paths))
+    for (const [method, operation] of Object.entries(operations))
+      if (!path.includes("{")) routes.append(route(method, path, operation, description));
+} else {
+  routes.append(element("p", `The description is not to be had: ${answer.status}`));
+}

@@ -1,0 +1,47 @@
+"""The API's description and its page: every example runs, and nothing comes from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+
+from ledom.serve.server import Server
+
+
+def example(schema: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+    """The body that the page shows: the first example of each field that has some."""
+    fields = description["components"]["schemas"][schema["$ref"].split("/")[-1]]["properties"]
+    return {key: field["examples"][0] for key, field in fields.items() if "examples" in field}
+
+
+def test_every_example_runs(server: Server) -> None:
+    description = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
+    ran = set()
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            if "{" in path:
+                continue
+            body = operation.get("requestBody")
+            sent = None
+            if body is not None:
+                sent = example(body["content"]["application/json"]["schema"], description)
+                assert sent, path
+            answer = httpx.request(method.upper(), server.url + path, json=sent, timeout=60)
+            assert answer.status_code == 200, (path, sent, answer.text)
+            assert operation["description"]
+            ran.add(path)
+    assert {"/score", "/rerank", "/reward", "/v1/chat/completions", "/ledom/generate"} <= ran
+
+
+def test_the_page_asks_nobody_else(server: Server) -> None:
+    page = httpx.get(f"{server.url}/docs", timeout=60)
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    texts = [page.text]
+    for name in ("api.css", "api.js"):
+        assert f"/page/{name}" in page.text
+        file = httpx.get(f"{server.url}/page/{name}", timeout=60)
+        assert file.status_code == 200
+        texts.append(file.text)
+    assert not any(re.search(r"https?:", text) for text in texts)
