@@ -4,7 +4,7 @@ Registered with transformers as the attention implementation `ledom`. The docume
 in one row, without padding; `cu_seq_lens_q` (the name that flash attention uses) says where each
 begins. Each attends only to itself, causally. On a CPU, one call of the fused kernel per document
 is faster than any mask, and documents of one length share a call; to torch.compile the whole is one
-operation, however many documents there are. Where `attend` is given (`lm.engine.trunk`), it says
+operation, however many documents there are. Inside `attending` (`lm.engine.trunk`) a function says
 instead what each token sees.
 
 Shapes: T tokens of the row, H query heads, K key-value heads, D head width.
@@ -13,6 +13,8 @@ Shapes: T tokens of the row, H query heads, K key-value heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -24,15 +26,30 @@ from transformers import AttentionInterface
 from ledom.core.errors import CheckpointError
 from ledom.model.kernels import causal_attention, causal_attention_backward, has_normalizers
 
-__all__ = ["IMPLEMENTATION", "Attend", "packed_attention"]
+__all__ = ["IMPLEMENTATION", "Attend", "attending", "packed_attention"]
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. There are as many
 queries as tokens, or in the last layer as many as outputs are wanted."""
 
+_ATTEND: ContextVar[Attend | None] = ContextVar("attend", default=None)
+
 IMPLEMENTATION = "ledom"
 _OTHER_ATTENTION = {"softcap": "soft-capped attention", "s_aux": "attention sinks"}
 """What some architectures ask of attention, by transformers' name for the argument."""
+
+
+@contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """Let `attend` compute every attention of a pass without boundaries until the block ends.
+
+    Not an argument of the pass: the layers of some architectures (Nemotron) hand none on.
+    """
+    token = _ATTEND.set(attend)
+    try:
+        yield
+    finally:
+        _ATTEND.reset(token)
 
 
 def packed_attention(
@@ -44,7 +61,6 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
-    attend: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document of a packed row.
@@ -55,6 +71,8 @@ def packed_attention(
     architecture whose attention is another.
     """
     _refuse_other_attention(module, attention_mask, kwargs)
+    # With boundaries it is not asked for, as the compiler would not see through it.
+    attend = _ATTEND.get() if cu_seq_lens_q is None else None
     if attend is not None:
         if scaling is not None:  # `attend` divides by the root of the head's width
             query = query * (scaling * query.shape[-1] ** 0.5)

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.model.architectures import finish_logits
-from ledom.model.attention import Attend
+from ledom.model.attention import Attend, attending
 from ledom.model.kernels import add_linear, linear
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
@@ -43,9 +43,10 @@ class Trunk:
 
         With `wanted`, places in the row in ascending order, only theirs: [len(wanted), width].
         """
-        hidden: Tensor = self.model.base_model(
-            input_ids=ids[None], position_ids=positions[None], use_cache=False, attend=attend
-        ).last_hidden_state[0]
+        with attending(attend):
+            hidden: Tensor = self.model.base_model(
+                input_ids=ids[None], position_ids=positions[None], use_cache=False
+            ).last_hidden_state[0]
         return hidden if wanted is None else hidden[wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ class _Reader(Atoms):
         if token.kind != "word":
             return False
         word = token.text.lower()
-        if token.quoted or is_unit(word) or word in NOT_UNITS or len(word) > 3:
+        if token.quoted or is_unit(token.text) or word in NOT_UNITS or len(word) > 3:
             return True
         if not token.spaced or not self._rest_is_label():
             return False

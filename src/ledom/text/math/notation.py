@@ -18,6 +18,7 @@ __all__ = [
     "NotUnderstood",
     "Token",
     "bare",
+    "fold_case",
     "plain_text",
     "text_key",
     "tokens",
@@ -108,7 +109,13 @@ _QUOTED = re.compile(
 )
 
 _LETTERS = re.compile(r"(?<![A-Za-z\\])[^\W\d_]+")  # of no command: \Delta is not \delta
-_IDLE_SPACE = re.compile(r"(?<![^\W_])(?<!\d,) | (?![^\W_])|(?<=\d) (?=[^\W\d_])")  # 5 m is 5m
+# 5 m is 5m, x dx is xdx
+_IDLE_SPACE = re.compile(
+    r"(?<![^\W_])(?<!\d,) | (?![^\W_])|(?<=\d) (?=[^\W\d_])| (?=d[a-z](?![^\W\d_]))"
+)
+_CASED_UNIT = re.compile(
+    r"[mM](?:[WVAJN]|Hz|Pa|eV|Wh)|M[gmsLl]|[KMGT]b(?:ps)?|[MGSH]"  # mega is not milli, nor bit byte
+)
 
 # ---- tokens ----
 
@@ -170,6 +177,15 @@ def plain_text(answer: str) -> str:
     return bare(text) + (primed[1].translate(_PRIMES) if primed else "")
 
 
+def fold_case(unit: str) -> str:
+    """The word after a number in lower case, unless its case says which unit it is.
+
+    >>> fold_case("mW"), fold_case("MW"), fold_case("KM"), fold_case("Mb"), fold_case("MB")
+    ('mW', 'MW', 'km', 'Mb', 'mb')
+    """
+    return unit if _CASED_UNIT.fullmatch(unit) else unit.lower()
+
+
 def text_key(answer: str) -> str:
     """What two answers share that are one text but for case, white space and LaTeX's fonts.
 
@@ -177,8 +193,14 @@ def text_key(answer: str) -> str:
     'twelve apples'
     """
     text = _QUOTED.sub(r" \2 ", plain_text(answer)) if len(answer) <= MAX_CHARS else bare(answer)
-    text = _LETTERS.sub(lambda letters: letters[0].lower(), " ".join(text.split()))
+    text = _LETTERS.sub(_in_one_case, " ".join(text.split()))
     return _IDLE_SPACE.sub("", text)
+
+
+def _in_one_case(letters: re.Match[str]) -> str:
+    start = letters.start()
+    is_unit = letters.string[max(0, start - 2) : start].rstrip()[-1:].isdigit()
+    return fold_case(letters[0]) if is_unit else letters[0].lower()
 
 
 def tokens(text: str) -> list[Token]:

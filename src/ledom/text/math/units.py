@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ledom.text.math.notation import NotUnderstood, words
+from ledom.text.math.notation import NotUnderstood, fold_case, words
 
 __all__ = ["MONEY_SCALES", "NOT_UNITS", "ONE_LETTER_UNITS", "Label", "is_unit", "read_label"]
 
@@ -58,10 +58,25 @@ dozen
 ordinal th
 bit
 byte
+kilobit Kb
+megabit Mb
+gigabit Gb
 kilobyte kb
 megabyte mb
 gigabyte gb
 terabyte tb
+milliwatt mW
+kilowatt kw
+megawatt MW
+gigawatt gw
+hertz hz
+kilohertz khz
+megahertz MHz mhz
+gigahertz ghz
+millivolt mV
+kilovolt kv
+megavolt MV
+milliamp mA milliampere
 degree ° deg
 celsius °c
 fahrenheit °f
@@ -138,7 +153,9 @@ def is_unit(word: str) -> bool:
     >>> is_unit("km"), is_unit("apples")
     (True, False)
     """
-    word = word.lower()
+    word, lower = fold_case(word), word.lower()
+    if len(word) > 1 and word != lower:  # MJ
+        return True
     return bool(_unit(word)) or bool(_scale(word)) or word in _POWERS or word in ("am", "pm")
 
 
@@ -161,10 +178,10 @@ def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
     >>> read_label(["km"])[1].units
     frozenset({('kilometer', 1)})
     """
-    rest = [piece.lower().strip(".'’") or piece for piece in pieces]
+    rest = [fold_case(piece.strip(".'’")) or piece for piece in pieces]
     scale = 1
-    if rest and currency and rest[0] in MONEY_SCALES:
-        scale = MONEY_SCALES[rest.pop(0)]
+    if rest and currency and rest[0].lower() in MONEY_SCALES:
+        scale = MONEY_SCALES[rest.pop(0).lower()]
     while rest and (factor := _scale(rest[0])):
         scale *= factor
         rest.pop(0)
