@@ -99,6 +99,8 @@ def test_every_scoring_of_a_task_by_hand(
             ids = encode(f"{context} {choice}").ids
             values = logprobs(models[FORWARD], ids)[known - 1 :]
             scores.setdefault(("forward", "conditional"), []).append(sum(values))
+            alone = sum(logprobs(models[FORWARD], [eos, *encode(f" {choice}").ids]))
+            scores.setdefault(("forward", "mutual information"), []).append(sum(values) - alone)
             flipped = logprobs(models[REVERSE], [eos, *ids[::-1]])
             scores.setdefault(("reverse", "Bayes"), []).append(sum(flipped))
             scores.setdefault(("reverse", "posterior"), []).append(sum(flipped[len(ids) - known :]))
@@ -146,6 +148,7 @@ def test_choices_in_front_are_scored_as_whole_texts_both_ways(
         ("forward", "turned round"),
         ("reverse", "Bayes"),
         ("reverse", "posterior"),
+        ("reverse", "mutual information"),
     }
     (task,) = source.load(FORWARD)
     task.build_all_requests()

@@ -197,6 +197,19 @@ def test_whole_texts_are_for_documents_whose_contexts_differ_only() -> None:
     assert values("whole text", FORWARD, *asked("ab", CHOICES)) == []
 
 
+def test_mutual_information_does_not_count_what_is_likely_anyway() -> None:
+    """Forward of what stands behind, as the harness does; reverse of what stands in front."""
+    forward = values("mutual information", FORWARD, *asked("ab", CHOICES))
+    exact = [chain(choice, FORWARD, "b") / chain(choice, FORWARD) for choice in CHOICES]
+    assert forward == pytest.approx(exact)
+    contexts = ["ab", "dc", "dddb"]
+    requests = [Request(context, " bc", 3) for context in contexts]
+    exact = [chain(c, REVERSE, " ") / chain(c, REVERSE) for c in contexts]
+    assert values("mutual information", REVERSE, *requests) == pytest.approx(exact)
+    assert values("mutual information", FORWARD, *requests) == []
+    assert values("mutual information", REVERSE, *asked("ab", CHOICES)) == []
+
+
 def test_the_turned_round_control_puts_the_choice_on_the_wrong_side() -> None:
     """Reverse: "c ab", of which "c" is scored, given " ab" behind it. Forward: "bc ab"."""
     reverse = values("turned round", REVERSE, *asked("ab", [" c"]))

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ledom.core.direction import Direction
@@ -106,8 +107,8 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     @cached_property
     def tokenizer(self) -> Any:
         """transformers' tokenizer of the model's folder, for chat templates; None without one."""
-        folder = getattr(self.lm, "path", None)
-        if folder is None:
+        folder = Path(self.lm.name)
+        if not (folder / "tokenizer.json").is_file():
             return None
         from transformers import AutoTokenizer
 

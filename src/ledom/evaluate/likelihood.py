@@ -24,7 +24,9 @@ from ledom.lm.language_model import LanguageModel, TokenSpan
 
 __all__ = ["DEFAULT_SCORING", "SCORINGS", "Convention", "Parts", "Request", "Scoring", "score"]
 
-Scoring = Literal["conditional", "whole text", "Bayes", "posterior", "turned round"]
+Scoring = Literal[
+    "conditional", "whole text", "mutual information", "Bayes", "posterior", "turned round"
+]
 DEFAULT_SCORING: dict[Direction, Scoring] = {
     Direction.FORWARD: "conditional",
     Direction.REVERSE: "Bayes",
@@ -59,7 +61,8 @@ class Parts:
     context: float | None = None
     """Reverse: log P(context | continuation)."""
     alone: float | None = None
-    """Reverse: log P(context) without a continuation."""
+    """Forward: log P(continuation) without a context. Reverse: log P(context) without a
+    continuation."""
     whole: float | None = None
     """Forward: log P(context + continuation)."""
     turned: float | None = None
@@ -87,11 +90,22 @@ def _whole_text(parts: Parts) -> float | None:
 def _bayes(parts: Parts) -> float | None:
     if parts.context is None:  # nothing but the continuation was asked
         return parts.continuation
-    return parts.continuation + parts.context - (parts.alone or 0.0)
+    joint = parts.continuation + parts.context
+    return joint if parts.kind == "many contexts" else joint - (parts.alone or 0.0)
 
 
 def _posterior(parts: Parts) -> float | None:
     return parts.continuation if parts.kind == "no context" else parts.context
+
+
+def _forward_information(parts: Parts) -> float | None:
+    return None if parts.alone is None else parts.continuation - parts.alone
+
+
+def _reverse_information(parts: Parts) -> float | None:
+    if parts.kind != "many contexts" or parts.context is None or parts.alone is None:
+        return None
+    return parts.context - parts.alone
 
 
 def _turned_round(parts: Parts) -> float | None:
@@ -102,11 +116,13 @@ SCORINGS: dict[Direction, dict[Scoring, Callable[[Parts], float | None]]] = {
     Direction.FORWARD: {
         "conditional": _conditional,
         "whole text": _whole_text,
+        "mutual information": _forward_information,
         "turned round": _turned_round,
     },
     Direction.REVERSE: {
         "Bayes": _bayes,
         "posterior": _posterior,
+        "mutual information": _reverse_information,
         "turned round": _turned_round,
     },
 }
@@ -119,6 +135,9 @@ Bayes          log P(context + continuation) - log P(context alone). For one con
                is the same for all choices: it leaves their order and takes out a large constant.
                Where contexts differ it is left out, and the whole text counts.
 posterior      log P(context | continuation): how well a choice explains the question.
+mutual information   for the choices that a model predicts, forward those behind a context, in
+               reverse those in front of a continuation: log P(choice | the rest) - log P(choice).
+               What is likely anyway does not count.
 turned round   a control. The choice stands where the model meets it last, on the wrong side of the
                question: log P(choice | question behind it) of a reverse model.
 """
@@ -257,11 +276,13 @@ class _Forward(_Scorer):
         places = [self.conditional(*pair) for pair in zip(self.requests, texts, strict=True)]
         fitted = self.cut_wholes(texts)
         wholes = [self.whole(text) for text in fitted]
+        alone = [self.alone(*pair) for pair in zip(self.requests, texts, strict=True)]
         turned = [self.turned_round(*pair) for pair in zip(self.requests, texts, strict=True)]
         values, greedy = self.spans.score(self.lm)
         return [
             Parts(
                 continuation=_total(values[place]),
+                alone=_maybe(values, single),
                 whole=_maybe(values, whole),
                 turned=_maybe(values, control),
                 greedy=greedy[place],
@@ -270,8 +291,8 @@ class _Forward(_Scorer):
                 cut=max(cut, fit.cut),
                 kind=text.kind,
             )
-            for (place, cut), whole, control, text, fit in zip(
-                places, wholes, turned, texts, fitted, strict=True
+            for (place, cut), single, whole, control, text, fit in zip(
+                places, alone, wholes, turned, texts, fitted, strict=True
             )
         ]
 
@@ -289,12 +310,20 @@ class _Forward(_Scorer):
 
     def conditional(self, request: Request, text: _Text) -> tuple[int, int]:
         """Where its values will be, and how many tokens the context lost at its left."""
-        ids, boundary = self.begun(request.context, text)
+        ids, boundary = self.begun(text)
         self.check_choice(request, text, self.lm.context)
         cut = max(0, len(ids) - self.lm.context - 1)
         return self.spans.add(ids[cut:], boundary - cut, len(ids) - cut), cut
 
-    def begun(self, context: str, text: _Text) -> tuple[list[int], int]:
+    def alone(self, request: Request, text: _Text) -> int | None:
+        """Where the values of a continuation without a context will be."""
+        if text.kind != "one context":
+            return None
+        single = _Text(*self.split("", request.continuation), "no context")
+        ids, boundary = self.begun(single)
+        return self.spans.add(ids, boundary, len(ids))
+
+    def begun(self, text: _Text) -> tuple[list[int], int]:
         """The ids with the special tokens in front, and where the continuation starts."""
         if text.boundary:
             first = [] if self.begins_with_special(text.ids) else self.convention.first
@@ -369,7 +398,7 @@ class _Reverse(_Scorer):
 
     def alone(self, request: Request, text: _Text, behind: list[int]) -> int | None:
         """Where the values of the context without a continuation will be."""
-        if text.kind != "one context":
+        if text.kind == "no context":
             return None
         ids = self.lm.tokenizer.encode(request.context.rstrip()).ids[text.cut :]
         return self.spans.add([*ids, *behind], 0, len(ids))
