@@ -282,7 +282,7 @@ def _written(value: Fraction, exact: bool) -> str | None:
 
 
 def numbers_in_words(question: str) -> set[str]:
-    """The numbers that a word of the question stands for, or may: a dozen, twice, weekly.
+    """The numbers that a word of the question means, or may mean: a dozen, twice, weekly.
 
     >>> sorted(numbers_in_words("She buys a dozen."))
     ['1', '12']

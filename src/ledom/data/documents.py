@@ -349,7 +349,7 @@ class _Lines:
             yield line
 
     def number(self) -> int:
-        """Where in the file the last line stands, counted when somebody asks."""
+        """The number of the last line in the file, counted on demand."""
         before, rest = 0, self._skipped
         with self._file.open("rb") as source:
             while rest and (block := source.read(min(rest, _BLOCK_BYTES))):

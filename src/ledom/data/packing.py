@@ -169,7 +169,7 @@ class Batches:
     """The global batches of a run: windows of several sources in the share of their weights.
 
     Among the first n windows, those of a source differ from its exact share by less than the
-    number of sources, for every n. Each source is read in an order shuffled anew in every pass, all
+    number of sources, for every n. Each source is read in an order shuffled again in every pass, all
     of its windows once per pass. A rank reads its own part of a batch alone.
     """
 

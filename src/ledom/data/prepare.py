@@ -181,7 +181,7 @@ def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
 
 
 def _check_sources(config: DataConfig) -> None:
-    """Keys that only pydantic would let stand together."""
+    """Keys that contradict each other."""
     if config.valid is None:
         raise RecipeError(
             "key data.valid is missing: with data.sources, name a token store of other documents"

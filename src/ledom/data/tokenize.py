@@ -67,7 +67,7 @@ _SECONDS_TO_STOP = 10.0  # which a process has from being asked to being killed
 
 @dataclass(frozen=True)
 class TokenizeProgress:
-    """Where a run on this machine stands."""
+    """How far a run on this machine is."""
 
     tasks_done: int
     num_tasks: int

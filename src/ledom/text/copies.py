@@ -1,8 +1,8 @@
 """Passages that a solution copies from its question.
 
 A solution that repeats the question explains it by copying: log P(question | solution) is then near
-0, whatever was solved. Without the copied passages a reverse model has to explain the question by
-what is left. This module knows nothing of models or scores.
+0, whatever was solved. Without the copied passages, a reverse model has to explain the question by
+the rest. This module knows nothing of models or scores.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _WORD = re.compile(r"\w+")
 
 
 def copied_passages(solution: str, question: str, num_words: int) -> list[tuple[int, int]]:
-    """The [start, end) characters of the passages that stand in the question word for word.
+    """The [start, end) characters of the passages that are in the question word for word.
 
-    A passage has `num_words` words or more; letter case and what stands between words do not count.
+    A passage has `num_words` words or more; letter case and what separates words do not count.
 
     >>> copied_passages("Ava has 3 red pens, so 3.", "AVA HAS 3 red pens and a cat", 4)
     [(0, 18)]

@@ -68,7 +68,7 @@ _OURS: dict[signal.Signals, Any] = {
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after a step."""
+    """How far a run is after a step."""
 
     step: int
     steps: int

@@ -58,7 +58,7 @@ class Atoms(ABC):
 
     @abstractmethod
     def power(self) -> Node:
-        """An atom with what stands above it."""
+        """An atom with its exponent."""
 
     def peek(self, ahead: int = 0) -> Token | None:
         """A token that is still to be read; None past the end."""
@@ -312,7 +312,7 @@ class Atoms(ABC):
         return "".join(texts)
 
     def _letters(self, token: Token) -> Node:
-        """A product of variables that stand together, as in 2xy; a word is not understood."""
+        """A product of adjacent variables, as in 2xy; a word is not understood."""
         word = token.text
         is_short = len(word) <= 3 and word.isalpha() and word.isascii()
         is_alone = {self.peek_text(-2), self.peek_text()} <= _BETWEEN_ITEMS

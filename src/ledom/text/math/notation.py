@@ -29,7 +29,7 @@ MAX_CHARS = 400
 """A longer answer is not read as mathematics, so that reading and exact arithmetic stay cheap."""
 
 MARKUP = " \t\r\n*_`\"'"
-"""What may stand around an answer."""
+"""What may surround an answer."""
 
 
 class NotUnderstood(Exception):  # noqa: N818  (no error: such a text is compared as text)

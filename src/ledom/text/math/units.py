@@ -171,7 +171,7 @@ def _scale(word: str) -> int | None:
 
 
 def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
-    """The factor and the label that words after a number, and a currency before it, stand for.
+    """The factor and the label that words after a number, and a currency before it, mean.
 
     Raises `NotUnderstood` for words that are not a label.
 
