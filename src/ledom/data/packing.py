@@ -169,8 +169,8 @@ class Batches:
     """The global batches of a run: windows of several sources in the share of their weights.
 
     Among the first n windows, those of a source differ from its exact share by less than the
-    number of sources, for every n. Each source is read in an order shuffled again in every pass, all
-    of its windows once per pass. A rank reads its own part of a batch alone.
+    number of sources, for every n. Each source is shuffled again in every pass, and all of its
+    windows are read once per pass. A rank reads its own part of a batch alone.
     """
 
     def __init__(
