@@ -436,8 +436,9 @@ def test_a_trained_pair_has_a_gap(uninterrupted, tmp_path):
     """Of the two means over all tokens, whatever the windows' lengths."""
     for direction, (folder, _, _) in uninterrupted.items():
         shutil.copytree(folder, tmp_path / str(direction), ignore=lambda *_: ["checkpoints"])
-    (run,) = compare_runs([tmp_path])["runs"]
+    (run,) = compare_runs([tmp_path]).runs
+    assert run.final_gap is not None
     last = [metrics_of(uninterrupted[direction][0])[-1]["valid_loss"] for direction in Direction]
-    assert run["final_gap"]["mean"] == pytest.approx(last[1] - last[0], abs=1e-5)
-    assert run["final_gap"]["low"] < run["final_gap"]["mean"] < run["final_gap"]["high"]
-    assert [gap["step"] for gap in run["gap"]] == [10, 20, 30]
+    assert run.final_gap.mean == pytest.approx(last[1] - last[0], abs=1e-5)
+    assert run.final_gap.low < run.final_gap.mean < run.final_gap.high
+    assert [gap.step for gap in run.gap] == [10, 20, 30]
