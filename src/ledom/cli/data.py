@@ -16,6 +16,7 @@ from ledom.core.reading import real_path
 
 if TYPE_CHECKING:
     from ledom.data.documents import Documents
+    from ledom.data.store import TokenStore
 
 __all__ = ["COMMANDS"]
 
@@ -64,10 +65,7 @@ def train_tokenizer(
     first = [*islice(texts, 1)]
     if not first:
         raise InputError(f"{', '.join(documents)}: there are no documents to train on")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+    _make_folder(out)
     counted = track(chain(first, texts), "documents", 0, num_documents)
     read = count()
     seen = (text for text, _ in zip(counted, read, strict=False))
@@ -79,6 +77,13 @@ def train_tokenizer(
     if made.vocab_size < vocab_size:
         say(f"note: --vocab-size is {vocab_size}; these documents have no more pairs to merge")
     say(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
 
 
 def tokenize(
@@ -128,9 +133,13 @@ def tokenize(
     with track_tokenizing() as on_progress:
         execution = Execution(executor, workers, tasks, sbatch, on_progress)
         store = tokenize(given, Tokenizer.load(tokenizer, eos_token), out, execution)
+    _say_store(store, out)
+
+
+def _say_store(store: TokenStore | None, out: Path) -> None:
     if store is None:
         say(f"submitted; the last job to finish writes {out / 'manifest.json'}")
-        say("jobs that fail are done again by the same command")
+        say("run the same command again to repeat jobs that failed")
         return
     counts = store.manifest
     say(

@@ -246,8 +246,8 @@ def _run(job: Job) -> None:
 
 def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candidate] | None:
     """The candidates in a file; unless `is_all`, only those of the job's problems."""
+    from ledom.rerank.candidates import candidate_check
     from ledom.rerank.external_scores import read_candidates
-    from ledom.rerank.score import candidate_check
 
     if file is None:
         return None

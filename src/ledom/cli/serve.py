@@ -38,7 +38,7 @@ def serve(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="The reward: a strategy that scores each answer alone. Default: reverse reward, "
+            help="The reward: a strategy that scores each answer alone. Default: reverse_reward, "
             "with one model log P(question | answer) or log P(answer | question)."
         ),
     ] = None,

@@ -61,19 +61,15 @@ def explain(
     from_files = any(is_candidates_file(solution) for solution in solutions)
     refuse_unused(
         context,
-        (
-            not from_files,
-            "it selects candidates from files, and none is given",
-            ["problem_id"],
-        ),
+        (not from_files, "it selects candidates from files, and none is given", ["problem_id"]),
         *unused_by_models(reverse),
     )
     text = read_text(question, "question")
     text = text.strip() if question == "-" else text
     written = read_solutions(
         [
-            given if is_candidates_file(given) else decode_text(os.fsencode(given), "solution")
-            for given in solutions
+            s if is_candidates_file(s) else decode_text(os.fsencode(s), "solution")
+            for s in solutions
         ],
         problem_id,
     )

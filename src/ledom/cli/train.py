@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,12 @@ from ledom.cli.display import say, show_plan
 from ledom.cli.options import Device, Threads, command_line, refuse_unused, use_threads
 from ledom.cli.progress import Progress, track_training
 from ledom.core.errors import InputError
+
+if TYPE_CHECKING:
+    from ledom.core.direction import Direction
+    from ledom.data.prepare import DataConfig, PreparedData
+    from ledom.train.distributed import ProcessGroup
+    from ledom.train.recipe import Recipe
 
 __all__ = ["COMMANDS"]
 
@@ -42,9 +48,7 @@ def train(
     from ledom.cli.packaged import find_recipe
     from ledom.core.direction import Direction
     from ledom.core.processes import default_device, torch_device
-    from ledom.data.prepare import prepare_data, shortfalls
     from ledom.train.distributed import connect
-    from ledom.train.loop import train as run
     from ledom.train.recipe import load_recipe, save_recipe
     from ledom.train.start import check_inputs, check_lengths
 
@@ -58,28 +62,44 @@ def train(
     torch_device(device)  # before the data are prepared
     use_threads(threads)
     folder = out / plan.name
-    say(f"preparing the data in {folder / 'data'}")
-    with Progress("preparing the data"):
-        data = prepare_data(plan.data_of(directions[0]), folder / "data")
-    for line in shortfalls(plan.data_of(directions[0]), data):
-        _note(line)
+    data = _prepare(plan.data_of(directions[0]), folder / "data")
     with connect(device) as world:
         if world.is_first:
             check_inputs(plan, directions, folder)
-        saved = folder / "recipe.yaml"
-        if world.is_first and not saved.exists():  # of a run that is there, until it takes this one
-            save_recipe(plan, saved)
+            if not (folder / "recipe.yaml").exists():  # a run that is there keeps its own until
+                save_recipe(plan, folder / "recipe.yaml")  # it accepts this one
         for way in directions:
-            try:
-                with track_training(str(way), plan.optim.steps) as on_progress:
-                    finished = run(plan, way, data, folder / str(way), on_progress, world)
-            except SystemExit:  # SIGTERM: not an error
-                if world.is_first:
-                    say("stopped; every step is saved: run the same command again to resume")
-                raise
-            if world.is_first:
-                save_recipe(plan, saved)
-                say(f"{way} model: {finished}")
+            _train_one(plan, way, data, folder, world)
+
+
+def _prepare(config: DataConfig, folder: Path) -> PreparedData:
+    from ledom.data.prepare import prepare_data, shortfalls
+
+    say(f"preparing the data in {folder}")
+    with Progress("preparing the data"):
+        data = prepare_data(config, folder)
+    for line in shortfalls(config, data):
+        _note(line)
+    return data
+
+
+def _train_one(
+    plan: Recipe, way: Direction, data: PreparedData, folder: Path, world: ProcessGroup
+) -> None:
+    """Train one direction of a run."""
+    from ledom.train.loop import train
+    from ledom.train.recipe import save_recipe
+
+    try:
+        with track_training(str(way), plan.optim.steps) as on_progress:
+            finished = train(plan, way, data, folder / str(way), on_progress, world)
+    except SystemExit:  # SIGTERM: not an error
+        if world.is_first:
+            say("stopped; every step is saved: run the same command again to resume")
+        raise
+    if world.is_first:
+        save_recipe(plan, folder / "recipe.yaml")
+        say(f"{way} model: {finished}")
 
 
 def compare(

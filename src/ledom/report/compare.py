@@ -24,13 +24,13 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import exists, read_yaml, real_path
 from ledom.report.intervals import paired_interval
-from ledom.report.results import (
+from ledom.report.results import Interval
+from ledom.report.training_results import (
     Comparison,
     Crossing,
     DirectionResult,
     FinalGap,
     Gap,
-    Interval,
     LossCurve,
     PartGap,
     RunComparison,

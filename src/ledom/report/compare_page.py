@@ -12,7 +12,7 @@ from pathlib import Path
 from ledom.report import curves
 from ledom.report.numbers import MISSING, count, interval, number
 from ledom.report.page import clean, escape, markdown_table, render_template, write_pages
-from ledom.report.results import (
+from ledom.report.training_results import (
     Comparison,
     Crossing,
     DirectionResult,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ledom.report.figures import COLORS, HALF, WIDE, draw_svg, label_ends
 from ledom.report.numbers import count
-from ledom.report.results import DirectionResult, RunComparison
+from ledom.report.training_results import DirectionResult, RunComparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

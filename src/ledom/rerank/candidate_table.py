@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.core.records import EARLY_STOP, Candidate, Problem, Score
+from ledom.rerank.candidates import SharedScores, pools
 from ledom.rerank.steps import worst_step
 from ledom.text.answers import extract_answer
 from ledom.text.math.equality import equal_answers, has_content
@@ -123,7 +124,7 @@ def build_candidate_table(
     scores: Sequence[Score],
     external_scores: Sequence[str] = (),
 ) -> CandidateTable:
-    """Arrays from records. Greedy candidates stand apart; the others form the pool.
+    """Arrays from records. Greedy candidates are kept apart; the others form the pool.
 
     Candidates of several models differ in style more than in truth, so features are then taken
     relative to the mean of the model that wrote them, without a look at any label; see
@@ -132,54 +133,77 @@ def build_candidate_table(
     `external_scores` name numbers that come with the candidates (see the module of that name).
     Raises `InputError` for a candidate without scores, or without one of them.
     """
-    by_key: dict[tuple[str, int, str], Score] = {
-        (s.problem_id, s.index, s.target): s for s in scores
-    }
-    targets: set[str] = {s.target for s in scores}
+    shared = SharedScores(candidates, scores)
+    cells = _Cells(
+        pools([problem.id for problem in problems], candidates),
+        [*_available(shared.targets), *external_scores],
+    )
     contrasted = {s.problem_id for s in scores if s.target == "x'|y"}
-    index_of = _shared_index(candidates)
-    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
-    for candidate in candidates:
-        if not candidate.greedy:
-            groups[candidate.problem_id].append(candidate)
-    shape = (len(problems), max(len(group) for group in groups.values()))
-    features = {name: np.zeros(shape) for name in [*_available(targets), *external_scores]}
-    answers = np.full(shape, -1, np.int64)
-    correct = np.zeros(shape, bool)
-    mask = np.zeros(shape, bool)
-    writers = np.full(shape, -1)
-    number_of: dict[str | None, int] = {}
     for row, problem in enumerate(problems):
+        targets = shared.targets - (set() if problem.id in contrasted else {"x'|y"})
         classes = AnswerClasses()
-        for column, candidate in enumerate(groups[problem.id]):
-            answer = extract_answer(candidate.text)
-            mask[row, column] = True
-            writers[row, column] = number_of.setdefault(candidate.model, len(number_of))
-            answers[row, column] = classes.number(answer)
-            correct[row, column] = _is_right(candidate, answer, problem)
-            index = index_of[problem.id, candidate.text]
-            found = {target: by_key.get((problem.id, index, target)) for target in targets}
-            if problem.id not in contrasted:  # without numbers there are no copies
-                found.pop("x'|y", None)
+        for column, candidate in enumerate(cells.pools[problem.id]):
+            found = {target: shared.find(candidate, target) for target in targets}
+            # A question without numbers has no copies to contrast it with.
             values = {"contrast": 0.0} | candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}
-            for name in features:
-                features[name][row, column] = values[name]
-    by_model = len(number_of) > 1 and np.bincount(writers[mask]).min() >= _MIN_PER_MODEL
-    if by_model:
-        features = {n: _relative_to_models(v, mask, writers) for n, v in features.items()}
+            cells.fill((row, column), problem, candidate, classes, values)
+    by_model = cells.has_models_to_compare()
     return CandidateTable(
         problem_ids=[problem.id for problem in problems],
-        features=features,
-        answers=answers,
-        correct=correct,
-        mask=mask,
+        features=cells.relative_features() if by_model else cells.features,
+        answers=cells.answers,
+        correct=cells.correct,
+        mask=cells.mask,
         greedy=_greedy_right(problems, candidates),
         groups=[str(problem.extra.get("group", "")) for problem in problems],
         by_model=by_model,
         external_scores=tuple(external_scores),
         num_planned=max(_planned(candidate) for candidate in candidates),
     )
+
+
+class _Cells:
+    """A table's arrays, each [P, N], filled candidate by candidate."""
+
+    def __init__(self, pools: dict[str, list[Candidate]], features: Sequence[str]) -> None:
+        shape = (len(pools), max(map(len, pools.values())))
+        self.pools = pools
+        self.features = {name: np.zeros(shape) for name in features}
+        self.answers = np.full(shape, -1, np.int64)
+        self.correct = np.zeros(shape, bool)
+        self.mask = np.zeros(shape, bool)
+        self._writers = np.full(shape, -1)
+        self._number_of: dict[str | None, int] = {}
+
+    def fill(
+        self,
+        cell: tuple[int, int],
+        problem: Problem,
+        candidate: Candidate,
+        classes: AnswerClasses,
+        values: Mapping[str, float],
+    ) -> None:
+        """Enter a candidate at (row, column)."""
+        answer = extract_answer(candidate.text)
+        self.mask[cell] = True
+        self._writers[cell] = self._number_of.setdefault(candidate.model, len(self._number_of))
+        self.answers[cell] = classes.number(answer)
+        self.correct[cell] = _is_right(candidate, answer, problem)
+        for name, array in self.features.items():
+            array[cell] = values[name]
+
+    def has_models_to_compare(self) -> bool:
+        """Whether several models wrote candidates, enough of them to know each model's mean."""
+        counts = np.bincount(self._writers[self.mask])
+        return len(counts) > 1 and bool(counts.min() >= _MIN_PER_MODEL)
+
+    def relative_features(self) -> dict[str, FloatArray]:
+        """The features less the mean of the model that wrote the candidate."""
+        return {
+            name: _relative_to_models(values, self.mask, self._writers)
+            for name, values in self.features.items()
+        }
 
 
 def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
@@ -202,7 +226,7 @@ def _planned(candidate: Candidate) -> int:
 
 
 def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
-    """Values [P, N] less their problem's mean, then less their model's mean of what is left."""
+    """Values [P, N] less their problem's mean, then less their model's mean of these."""
     counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     relative = np.where(mask, values - (values * mask).sum(axis=1, keepdims=True) / counts, 0.0)
     for writer in np.unique(writers[mask]):
@@ -210,14 +234,6 @@ def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[An
         relative[its] -= relative[its].mean()
     result: FloatArray = relative
     return result
-
-
-def _shared_index(candidates: Sequence[Candidate]) -> dict[tuple[str, str], int]:
-    """The index under which each distinct text of a problem was scored."""
-    first: dict[tuple[str, str], int] = {}
-    for candidate in candidates:
-        first.setdefault((candidate.problem_id, candidate.text), candidate.index)
-    return first
 
 
 class AnswerClasses:

@@ -6,7 +6,7 @@ judges given solutions of one problem; `unfamiliar` says when nothing of this me
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -25,6 +25,7 @@ from ledom.rerank.candidate_table import (
     FloatArray,
     build_candidate_table,
 )
+from ledom.rerank.candidates import SharedScores, pools
 from ledom.rerank.fit import TunedWeights
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import STRATEGIES
@@ -48,8 +49,6 @@ templates none is above 0.49; of 60 of other templates none is below 7.8, of 60 
 _CASES = 3
 _CANDIDATES = 6  # shown in a case
 _TARGETS = {"forward": "y|x", "reverse": "x|y", "prior": "y"}  # of the scores shown
-
-ScoreKey = tuple[str, int, str]
 
 
 def is_candidates_file(source: str) -> bool:
@@ -96,7 +95,8 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
     scores = [s for chunk in score_candidates([problem], candidates, lm) for s in chunk]
     table = build_candidate_table([problem], candidates, scores)
     judged = table.features["reverse"][0]
-    pool = _Pool(problem, candidates, table.correct[0], _by_key(scores))
+    shared = SharedScores(candidates, scores)
+    pool = _Pool(problem, candidates, table.correct[0], shared)
     return SelectionReport(
         title="What each answer explains",
         warning=unfamiliar(lm, scores),
@@ -130,13 +130,10 @@ def worked_cases(
     reverse = table.features["reverse"]
     gap = reverse[rows, picked] - reverse[rows, rejected]
     better = table.correct[rows, picked] & ~table.correct[rows, rejected]
-    by_problem: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
-    for candidate in candidates:
-        if not candidate.greedy:
-            by_problem[candidate.problem_id].append(candidate)
-    by_key = _by_key(scores)
+    candidates_of = pools([problem.id for problem in problems], candidates)
+    shared = SharedScores(candidates, scores)
     return [
-        _Pool(problems[i], by_problem[problems[i].id], table.correct[i], by_key).case(
+        _Pool(problems[i], candidates_of[problems[i].id], table.correct[i], shared).case(
             judged[i], int(rejected[i])
         )
         for i in np.lexsort((-gap, ~better))[:_CASES]
@@ -157,10 +154,6 @@ def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDAr
     return score, STRATEGIES["forward"].score(table, None).argmax(axis=1)
 
 
-def _by_key(scores: Sequence[Score]) -> dict[ScoreKey, Score]:
-    return {(s.problem_id, s.index, s.target): s for s in scores}
-
-
 @dataclass(frozen=True)
 class _Pool:
     """One problem's candidates, and the scores of all."""
@@ -169,7 +162,7 @@ class _Pool:
     candidates: Sequence[Candidate]
     correct: BoolArray
     """[N]"""
-    scores: Mapping[ScoreKey, Score]
+    scores: SharedScores
 
     def case(self, judged: FloatArray, rejected: int, limit: int = _CANDIDATES) -> Case:
         """Its best distinct candidates by `judged` [N], and the rejected one in any case."""
@@ -193,7 +186,7 @@ class _Pool:
     def _candidate(self, column: int, rank: int, role: str | None) -> CaseCandidate:
         candidate = self.candidates[column]
         is_known = self.problem.answer is not None or candidate.correct is not None
-        scores = {name: self._score(candidate, target) for name, target in _TARGETS.items()}
+        scores = {n: self.scores.find(candidate, target) for n, target in _TARGETS.items()}
         return CaseCandidate(
             index=candidate.index,
             text=candidate.text,
@@ -205,15 +198,6 @@ class _Pool:
             scores={name: round(s.logprob, 2) for name, s in scores.items() if s is not None},
             question_tokens=_question_tokens(scores["reverse"]),
         )
-
-    def _score(self, candidate: Candidate, target: str) -> Score | None:
-        """A candidate's score: the record of the first candidate with its text."""
-        records = (
-            self.scores.get((twin.problem_id, twin.index, target))
-            for twin in self.candidates
-            if twin.text == candidate.text
-        )
-        return next((record for record in records if record is not None), None)
 
 
 def _question_tokens(score: Score | None) -> list[QuestionToken]:

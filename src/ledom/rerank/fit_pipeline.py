@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.rerank.candidate_table import build_candidate_table
+from ledom.rerank.candidates import match_candidates
 from ledom.rerank.external_scores import choose_external_scores, read_candidates
 from ledom.rerank.fit import TunedWeights, tune_labeled
 from ledom.rerank.measure import labeled_problems
-from ledom.rerank.score import match_candidates
 from ledom.rerank.stages import read_scores, scored_problems
 
 __all__ = ["tune_folder"]

@@ -34,10 +34,11 @@ from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.results import ChosenAnswer, Measurement, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
+from ledom.rerank.candidates import check_problems, match_candidates, pools
 from ledom.rerank.cost import Costs
 from ledom.rerank.explain import model_info, unfamiliar, worked_cases
 from ledom.rerank.external_scores import check_names, choose_external_scores
-from ledom.rerank.fit import TunedWeights, check_folds, cross_fit, tune_labeled
+from ledom.rerank.fit import Folds, TunedWeights, check_folds, cross_fit, tune_labeled
 from ledom.rerank.measure import labeled_problems, measure
 from ledom.rerank.sample import (
     check_prompts,
@@ -46,7 +47,7 @@ from ledom.rerank.sample import (
     sample_until_decided,
     sampling_groups,
 )
-from ledom.rerank.score import check_problems, check_room, match_candidates
+from ledom.rerank.score import check_room
 from ledom.rerank.stages import Scoring, fill_candidates, fill_scores
 from ledom.rerank.strategies import STRATEGIES, Vote, strategies
 from ledom.text.answers import extract_answer
@@ -174,19 +175,11 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         return None
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     labeled = labeled_problems(job.problems, candidates)
-    folds = cross_fit(table, job.problems, job.folds, labeled) if job.folds else ()
-    if folds:
-        job.weights = tune_labeled(table, job.problems, labeled)
-        job.notes.append(
-            f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
-            "of the problems, measured on the last"
-        )
+    measured = _measured(job, table, labeled)
     chosen = preferred_strategy(table, job.weights)
     selections = select(table, candidates, chosen, job.weights)
     write_records(job.out / "selected.jsonl", selections)
-    measured = Measurement(num_labeled=0)
     if labeled.any():
-        measured = measure(table, job.weights, folds, labeled)
         costs = Costs.count(table, candidates, scores, _parameters(job))
         measured = replace(measured, strategies=costs.added_to(measured.strategies, table))
     report = SelectionReport(
@@ -204,6 +197,21 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         answers=[] if labeled.any() else _shown_answers(job.problems, selections),
     )
     return report, write_report(job.out, report)
+
+
+def _measured(job: Job, table: CandidateTable, labeled: BoolArray) -> Measurement:
+    """What the labeled problems show; with folds, the job's weights are first fitted on them."""
+    folds: Folds = ()
+    if job.folds:
+        folds = cross_fit(table, job.problems, job.folds, labeled)
+        job.weights = tune_labeled(table, job.problems, labeled)
+        job.notes.append(
+            f"accuracies are cross-fitted: weights fitted on {job.folds - 1} of {job.folds} folds "
+            "of the problems, measured on the last"
+        )
+    if not labeled.any():
+        return Measurement(num_labeled=0)
+    return measure(table, job.weights, folds, labeled)
 
 
 def _check(job: Job, external_scores: Sequence[str]) -> None:
@@ -314,16 +322,12 @@ def select(
     shares = strategy.shares(table, own)
     score = strategy.score(table, own) if strategy.features else np.zeros(shares.shape)
     votes = isinstance(strategy, Vote)
-    groups: dict[str, list[Candidate]] = {problem_id: [] for problem_id in table.problem_ids}
-    for candidate in candidates:
-        if not candidate.greedy:
-            groups[candidate.problem_id].append(candidate)
     selections = []
-    for row, problem_id in enumerate(table.problem_ids):
+    for row, (problem_id, pool) in enumerate(pools(table.problem_ids, candidates).items()):
         leading = np.isclose(shares[row], shares[row].max()) if votes else True
         eligible = np.flatnonzero(leading & table.mask[row])
         column = int(eligible[score[row, eligible].argmax()])
-        chosen = groups[problem_id][column]
+        chosen = pool[column]
         selections.append(
             Selection(
                 problem_id=problem_id,

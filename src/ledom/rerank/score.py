@@ -7,7 +7,7 @@ nothing of strategies, and nothing of how a model computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,19 +15,16 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError
-from ledom.core.records import Candidate, Problem, Score, unique_ids
+from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import LanguageModel, TokenSpan
+from ledom.rerank.candidates import distinct_candidates
 from ledom.text.copies import without_copies
 from ledom.text.pair_format import EncodedPair
 
 __all__ = [
     "ScoredPair",
-    "candidate_check",
-    "check_problems",
     "check_room",
-    "distinct_candidates",
-    "match_candidates",
     "read_solution",
     "score_candidates",
     "score_groups",
@@ -35,19 +32,7 @@ __all__ = [
 ]
 
 _TOGETHER = 256  # candidates whose scores are made, and can be lost, together
-_MAX_INDEX = 2**63  # what other readers of JSON take for a whole number
 _ROUNDING = 1e-3  # nats by which a certain token's log-probability may come out above 0
-
-
-def check_problems(problems: Sequence[Problem]) -> None:
-    """Raise `InputError` for no problems, an id that occurs twice, or a question of nothing."""
-    if not problems:
-        raise InputError("there are no problems")
-    check = unique_ids()
-    for problem in problems:
-        check(problem)
-        if not problem.question.strip():
-            raise InputError(f"problem {problem.id!r} has an empty question; remove the problem")
 
 
 def check_room(
@@ -75,72 +60,6 @@ def check_room(
             f"in the {room} tokens of the model's context, the first is that of problem "
             f"{problems[first].id!r} with {lengths[first]} tokens; remove these problems"
         )
-
-
-def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
-    """Checks candidates of these problems one by one, as `read_records` reads them.
-
-    It raises `InputError` for one of an unknown problem, or with an index that was there already
-    or is no count.
-    """
-    known = {problem.id for problem in problems}
-    seen: set[tuple[str, int]] = set()
-
-    def check(candidate: Candidate) -> None:
-        problem_id, index = candidate.problem_id, candidate.index
-        if problem_id not in known:
-            raise InputError(
-                f"a candidate belongs to the problem {problem_id!r}, which is not among "
-                f"the {len(known)} problems; give the problems file that it was made from"
-            )
-        if not 0 <= index < _MAX_INDEX:
-            raise InputError(
-                f"a candidate of problem {problem_id!r} has the index {index!r:.40}, expected a "
-                "number from 0 on; number the candidates of each problem"
-            )
-        if (problem_id, index) in seen:
-            raise InputError(f"problem {problem_id!r} has two candidates with index {index}")
-        seen.add((problem_id, index))
-
-    return check
-
-
-def match_candidates(
-    problems: Sequence[Problem], candidates: Sequence[Candidate]
-) -> dict[str, list[Candidate]]:
-    """Candidates by problem id, in the problems' order.
-
-    Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem without
-    candidates, or with greedy ones alone, which are no choice.
-    """
-    check_problems(problems)
-    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
-    check = candidate_check(problems)
-    for candidate in candidates:
-        check(candidate)
-        groups[candidate.problem_id].append(candidate)
-    empty = [problem_id for problem_id, group in groups.items() if not group]
-    if empty:
-        raise InputError(
-            f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
-            f"{empty[0]!r}; remove them from the problems or make candidates for them"
-        )
-    greedy = [problem_id for problem_id, group in groups.items() if all(c.greedy for c in group)]
-    if greedy:
-        raise InputError(
-            f"{len(greedy)} of {len(groups)} problems have greedy candidates alone, the first is "
-            f"{greedy[0]!r}: there is nothing to choose from; add sampled candidates, or leave out "
-            "the key 'greedy'"
-        )
-    return groups
-
-
-def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The first candidate of each distinct text of a problem; the others share its scores."""
-    first: dict[tuple[str, str], Candidate] = {}
-    for candidate in candidates:
-        first.setdefault((candidate.problem_id, candidate.text), candidate)
-    return list(first.values())
 
 
 def score_groups(

@@ -23,9 +23,10 @@ from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval
 from ledom.report.results import Interval, to_json
 from ledom.rerank.candidate_table import FloatArray, build_candidate_table
+from ledom.rerank.candidates import check_problems
 from ledom.rerank.fit import interpolation
 from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
-from ledom.rerank.score import check_problems, check_room, score_candidates
+from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.stages import fill_candidates
 from ledom.rerank.step_search import SearchConfig, check_models, search, search_groups
 from ledom.rerank.strategies import STRATEGIES

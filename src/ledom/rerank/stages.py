@@ -20,13 +20,9 @@ from ledom.core.files import check_settings, fingerprint
 from ledom.core.records import Candidate, Problem, Score, read_records, write_records
 from ledom.core.stage import Stage, Track, Work, read_finished, read_settings
 from ledom.lm.language_model import LanguageModel
+from ledom.rerank.candidates import candidate_check, distinct_candidates
 from ledom.rerank.contrast import ChangedNumber, change_numbers, contrast_candidates
-from ledom.rerank.score import (
-    candidate_check,
-    distinct_candidates,
-    score_candidates,
-    score_groups,
-)
+from ledom.rerank.score import score_candidates, score_groups
 
 __all__ = [
     "Scoring",
@@ -129,48 +125,56 @@ def fill_scores(
     With `how.contrast`, those of a reverse model's changed questions too, in
     `scores.contrast.jsonl`.
     """
+    files = _ScoreFiles(folder, problems, candidates, lm, track)
+    settings = {"model": lm.identity, **_text_hashes(problems, candidates), **how.settings(lm)}
     distinct = distinct_candidates(candidates)
-    settings = {
-        "model": lm.identity,
-        **_text_hashes(problems, candidates),
-        **how.settings(lm),
-    }
+    read = (how.demonstrations, how.mask_copies)
+    scores = files.fill(
+        str(lm.direction),
+        distinct,
+        settings,
+        lambda some: score_candidates(problems, some, lm, *read),
+    )
+    if how.contrast and lm.direction is Direction.REVERSE:
+        changes = {p.id: change_numbers(p.question, how.contrast) for p in problems}
+        scores += files.fill(
+            CONTRAST,
+            [candidate for candidate in distinct if changes[candidate.problem_id]],
+            settings | {"contrast": how.contrast, "copies": _fingerprint_of(changes)},
+            lambda some: contrast_candidates(problems, some, lm, changes, *read),
+        )
+    return scores
+
+
+@dataclass(frozen=True)
+class _ScoreFiles:
+    """The files of one model's scores in a folder."""
+
+    folder: Path
+    problems: Sequence[Problem]
+    candidates: Sequence[Candidate]
+    lm: LanguageModel
+    track: Track
 
     def fill(
+        self,
         name: str,
         items: Sequence[Candidate],
         settings: dict[str, Any],
         make: Callable[[Sequence[Candidate]], Iterable[list[Score]]],
     ) -> list[Score]:
-        file = folder / f"scores.{name}.jsonl"
-        stage = Stage(file, Score, settings, lambda: score_check(problems, candidates, name))
+        """The scores of `items` in the file of this name; those that it lacks are made."""
+        check = partial(score_check, self.problems, self.candidates, name)
+        stage = Stage(self.folder / f"scores.{name}.jsonl", Score, settings, check)
         work: Work[Candidate, Score] = Work(
             items=items,
             item_key=lambda candidate: (candidate.problem_id, candidate.index),
             record_key=lambda score: (score.problem_id, score.index),
             make=lambda some, _: ((scores, True) for scores in make(some)),
             groups=score_groups,
-            together=lm.batches_requests,
+            together=self.lm.batches_requests,
         )
-        return stage.fill(work, track, f"scoring, {name}")
-
-    scores = fill(
-        str(lm.direction),
-        distinct,
-        settings,
-        lambda some: score_candidates(problems, some, lm, how.demonstrations, how.mask_copies),
-    )
-    if how.contrast and lm.direction is Direction.REVERSE:
-        changes = {p.id: change_numbers(p.question, how.contrast) for p in problems}
-        scores += fill(
-            CONTRAST,
-            [candidate for candidate in distinct if changes[candidate.problem_id]],
-            settings | {"contrast": how.contrast, "copies": _fingerprint_of(changes)},
-            lambda some: contrast_candidates(
-                problems, some, lm, changes, how.demonstrations, how.mask_copies
-            ),
-        )
-    return scores
+        return stage.fill(work, self.track, f"scoring, {name}")
 
 
 def _fingerprint_of(changes: Mapping[str, Sequence[ChangedNumber]]) -> str:

@@ -1,0 +1,132 @@
+"""Candidates as they come: whose they are, which of them count, and the scores that they share.
+
+Candidates of one problem with the same text are scored once: `distinct_candidates` are the first of
+each text, and `SharedScores` finds their scores for all. Greedy candidates are kept apart: the
+others are a problem's pool, which strategies choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate, Problem, Score, unique_ids
+
+__all__ = [
+    "SharedScores",
+    "candidate_check",
+    "check_problems",
+    "distinct_candidates",
+    "match_candidates",
+    "pools",
+]
+
+_MAX_INDEX = 2**63  # what other readers of JSON take for an integer
+
+
+def check_problems(problems: Sequence[Problem]) -> None:
+    """Raise `InputError` for no problems, an id that occurs twice, or an empty question."""
+    if not problems:
+        raise InputError("there are no problems")
+    check = unique_ids()
+    for problem in problems:
+        check(problem)
+        if not problem.question.strip():
+            raise InputError(f"problem {problem.id!r} has an empty question; remove the problem")
+
+
+def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
+    """Checks candidates of these problems one by one, as `read_records` reads them.
+
+    It raises `InputError` for an unknown problem, and for an index that is used twice or is not
+    from 0 to 2^63.
+    """
+    known = {problem.id for problem in problems}
+    seen: set[tuple[str, int]] = set()
+
+    def check(candidate: Candidate) -> None:
+        problem_id, index = candidate.problem_id, candidate.index
+        if problem_id not in known:
+            raise InputError(
+                f"a candidate belongs to the problem {problem_id!r}, which is not among "
+                f"the {len(known)} problems; give the problems file that it was made from"
+            )
+        if not 0 <= index < _MAX_INDEX:
+            raise InputError(
+                f"a candidate of problem {problem_id!r} has the index {index!r:.40}, expected a "
+                "number from 0 on; number the candidates of each problem"
+            )
+        if (problem_id, index) in seen:
+            raise InputError(f"problem {problem_id!r} has two candidates with index {index}")
+        seen.add((problem_id, index))
+
+    return check
+
+
+def match_candidates(
+    problems: Sequence[Problem], candidates: Sequence[Candidate]
+) -> dict[str, list[Candidate]]:
+    """Candidates by problem id, in the problems' order.
+
+    Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem without
+    candidates, or with greedy ones alone, which are no choice.
+    """
+    check_problems(problems)
+    groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
+    check = candidate_check(problems)
+    for candidate in candidates:
+        check(candidate)
+        groups[candidate.problem_id].append(candidate)
+    empty = [problem_id for problem_id, group in groups.items() if not group]
+    if empty:
+        raise InputError(
+            f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
+            f"{empty[0]!r}; remove them from the problems or make candidates for them"
+        )
+    greedy = [problem_id for problem_id, group in groups.items() if all(c.greedy for c in group)]
+    if greedy:
+        raise InputError(
+            f"{len(greedy)} of {len(groups)} problems have greedy candidates alone, the first is "
+            f"{greedy[0]!r}: there is nothing to choose from; add sampled candidates, or leave out "
+            "the key 'greedy'"
+        )
+    return groups
+
+
+def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The first candidate of each distinct text of a problem; the others share its scores."""
+    first: dict[tuple[str, str], Candidate] = {}
+    for candidate in candidates:
+        first.setdefault((candidate.problem_id, candidate.text), candidate)
+    return list(first.values())
+
+
+def pools(
+    problem_ids: Iterable[str], candidates: Iterable[Candidate]
+) -> dict[str, list[Candidate]]:
+    """The candidates to choose from, by problem id: all but the greedy ones.
+
+    >>> drawn = [Candidate(problem_id="p", index=i, text="2", greedy=i > 0) for i in (0, 1)]
+    >>> [c.index for c in pools(["p"], drawn)["p"]]
+    [0]
+    """
+    found: dict[str, list[Candidate]] = {problem_id: [] for problem_id in problem_ids}
+    for candidate in candidates:
+        if not candidate.greedy:
+            found[candidate.problem_id].append(candidate)
+    return found
+
+
+class SharedScores:
+    """The scores of candidates: those of the first candidate with the same text."""
+
+    def __init__(self, candidates: Iterable[Candidate], scores: Iterable[Score]) -> None:
+        self._scores = {(s.problem_id, s.index, s.target): s for s in scores}
+        self._first = {
+            (c.problem_id, c.text): (c.problem_id, c.index) for c in distinct_candidates(candidates)
+        }
+        self.targets = {target for _, _, target in self._scores}
+
+    def find(self, candidate: Candidate, target: str) -> Score | None:
+        """A candidate's score for a target, if there is one."""
+        return self._scores.get((*self._first[candidate.problem_id, candidate.text], target))
