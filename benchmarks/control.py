@@ -28,9 +28,9 @@ from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.report.intervals import Interval, bootstrap_interval, paired_interval, pairwise_auc
 from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
+from ledom.rerank.candidates import match_candidates
 from ledom.rerank.error_kinds import ERROR_KINDS, error_kind
 from ledom.rerank.fit import fit_sum
-from ledom.rerank.score import match_candidates
 from ledom.rerank.stages import Scoring, fill_scores
 from ledom.rerank.strategies import Pick
 

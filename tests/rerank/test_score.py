@@ -15,7 +15,8 @@ from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import TokenSpan
-from ledom.rerank.score import distinct_candidates, match_candidates, score_candidates
+from ledom.rerank.candidates import distinct_candidates, match_candidates
+from ledom.rerank.score import score_candidates
 from ledom.text.tokenizer import Tokenizer
 
 PROBLEM = Problem(id="p", question="Ava has 2 pens. How many?", answer="2")

@@ -121,11 +121,13 @@ class SharedScores:
     """The scores of candidates: those of the first candidate with the same text."""
 
     def __init__(self, candidates: Iterable[Candidate], scores: Iterable[Score]) -> None:
-        self._scores = {(s.problem_id, s.index, s.target): s for s in scores}
+        self._scores: dict[tuple[str, int, str], Score] = {
+            (s.problem_id, s.index, s.target): s for s in scores
+        }
         self._first = {
             (c.problem_id, c.text): (c.problem_id, c.index) for c in distinct_candidates(candidates)
         }
-        self.targets = {target for _, _, target in self._scores}
+        self.targets: set[str] = {target for _, _, target in self._scores}
 
     def find(self, candidate: Candidate, target: str) -> Score | None:
         """A candidate's score for a target, if there is one."""
