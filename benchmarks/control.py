@@ -36,7 +36,7 @@ from ledom.rerank.strategies import Pick
 
 FOLDS = 5
 REFERENCE = "forward + second forward"
-_PARTS = ("", "_mean", "_numbers", "_min_digit_logprob")
+PARTS = ("", "_mean", "_numbers", "_min_digit_logprob")
 ARMS: dict[str, tuple[str, ...]] = {
     "forward": ("forward",),
     "forward + reverse": ("forward", "question", "prior"),
@@ -70,8 +70,8 @@ def renamed(table: CandidateTable, names: Mapping[str, str]) -> dict[str, FloatA
     own = {"forward": "forward", "question": "reverse", "prior": "prior"}
     found = {}
     for score, new in names.items():
-        for part in _PARTS:
-            of_question = score == "question" and part in _PARTS[2:]
+        for part in PARTS:
+            of_question = score == "question" and part in PARTS[2:]
             feature = f"question{part}" if of_question else f"{own[score]}{part}"
             found[f"{new}{part}"] = table.features[feature]
     return found
@@ -135,7 +135,7 @@ def _by_problem(
 def print_arms(table: CandidateTable) -> None:
     """Accuracy of the pick and AUC of each arm, and against the second forward model."""
     results = {
-        name: cross_fitted(table, tuple(f"{s}{part}" for s in scores for part in _PARTS))
+        name: cross_fitted(table, tuple(f"{s}{part}" for s in scores for part in PARTS))
         for name, scores in ARMS.items()
         if all(score in table.features for score in scores)
     }

@@ -1,0 +1,118 @@
+"""Reverse Reward beside a trained verifier: what it adds, and what it reaches without one.
+
+    python benchmarks/verifiers.py --problems math/math500.jsonl \
+        --candidates math/math500_candidates.jsonl --fields prm_last prm_min \
+        --forward FOLDER --reverse FOLDER --out out/verifiers
+
+The fields are the verifier's scores, which come with the candidates. Each arm is a sum of scores
+with weights cross-fitted in five folds of the problems; its intervals are paired over problems.
+Without models, only the verifier's own arms are measured. Scores are kept in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from control import PARTS, Result, cross_fitted, renamed, scored, show
+
+from ledom.core.processes import set_threads
+from ledom.core.records import Candidate, Problem, read_records, unique_ids
+from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
+from ledom.rerank.score import match_candidates
+from ledom.rerank.strategies import STRATEGIES
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "forward": ("forward",),
+    "reverse": ("question", "prior"),
+    "forward + reverse": ("forward", "question", "prior"),
+    "verifier": ("verifier",),
+    "verifier + forward": ("verifier", "forward"),
+    "verifier + reverse": ("verifier", "question", "prior"),
+    "verifier + forward + reverse": ("verifier", "forward", "question", "prior"),
+}
+"""The scores of each arm; those of the verifier stand for its fields."""
+
+
+def gather(arguments: argparse.Namespace) -> CandidateTable:
+    """One table with the verifier's fields and the scores of the models that are given."""
+    candidates = read_records(arguments.candidates, Candidate)
+    wanted = {candidate.problem_id for candidate in candidates}
+    every = read_records(arguments.problems, Problem, unique_ids())
+    problems = [problem for problem in every if problem.id in wanted]
+    match_candidates(problems, candidates)
+    table = build_candidate_table(problems, candidates, [], arguments.fields)
+    features = dict(table.features)
+    for direction, names in (
+        ("forward", {"forward": "forward"}),
+        ("reverse", {"question": "question", "prior": "prior"}),
+    ):
+        if model := getattr(arguments, direction):
+            out = Path(arguments.out)
+            part = scored(out, direction, model, direction, problems, candidates)
+            features |= renamed(part, names)
+    return replace(table, features=features)
+
+
+def features_of(scores: Sequence[str], fields: Sequence[str]) -> tuple[str, ...]:
+    """The features of an arm."""
+    found: list[str] = []
+    for score in scores:
+        found += fields if score == "verifier" else [f"{score}{part}" for part in PARTS]
+    return tuple(found)
+
+
+def report(table: CandidateTable, fields: Sequence[str]) -> None:
+    """Pick accuracy and AUC of each arm, against the verifier and the majority."""
+    results: dict[str, Result] = {name: cross_fitted(table, (name,)) for name in fields}
+    for name, scores in ARMS.items():
+        features = features_of(scores, fields)
+        if set(features) <= set(table.features):
+            results[name] = cross_fitted(table, features)
+    verifier = results["verifier"]
+    majority = STRATEGIES["majority"].accuracy(table, None)
+    for name in ("random", "majority", "oracle"):
+        right = STRATEGIES[name].accuracy(table, None)
+        print(f"{name}: {show(bootstrap_interval(100 * right), 1)} %")
+    print(
+        "\n| arm | AUC | against the verifier | pick, % | against the verifier | against majority |"
+    )
+    print("|---|---|---|---|---|---|")
+    known = ~np.isnan(verifier.auc)
+    for name, result in results.items():
+        gains = (
+            paired_interval(result.auc[known], verifier.auc[known]),
+            paired_interval(100 * result.pick, 100 * verifier.pick),
+            paired_interval(100 * result.pick, 100 * majority),
+        )
+        print(
+            f"| {name} | {show(bootstrap_interval(result.auc[known]), 3)} "
+            f"| {show(gains[0], 3, True)} | {show(bootstrap_interval(100 * result.pick), 1)} "
+            f"| {show(gains[1], 1, True)} | {show(gains[2], 1, True)} |"
+        )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", required=True)
+    parser.add_argument("--candidates", required=True)
+    parser.add_argument("--fields", nargs="+", default=["prm_last", "prm_min"])
+    parser.add_argument("--forward")
+    parser.add_argument("--reverse")
+    parser.add_argument("--out", default="out/verifiers")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    set_threads(arguments.threads)
+    table = gather(arguments)
+    right = (table.correct & table.mask).sum()
+    print(f"{len(table.problem_ids)} problems, {table.mask.sum()} answers, {right} right")
+    report(table, arguments.fields)
+
+
+if __name__ == "__main__":
+    main()
