@@ -26,6 +26,7 @@ import ledom
 from ledom.cli.progress import track
 from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
+from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import Interval, bootstrap_interval, paired_interval, pairwise_auc
 from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
 from ledom.rerank.candidates import match_candidates
@@ -54,13 +55,11 @@ ARMS: dict[str, tuple[str, ...]] = {
 def scored(
     out: Path,
     name: str,
-    model: str,
-    direction: str,
+    lm: LanguageModel,
     problems: Sequence[Problem],
     candidates: Sequence[Candidate],
 ) -> CandidateTable:
     """The table of one model's scores, kept in the folder `name`."""
-    lm = ledom.load(model, direction=direction)
     scores = fill_scores(out / name, problems, candidates, lm, Scoring(), track)
     return build_candidate_table(problems, candidates, scores)
 
@@ -82,20 +81,22 @@ def all_scores(
 ) -> CandidateTable:
     """One table with the features of every model that is given."""
     out = Path(arguments.out)
-    table = scored(out, "forward", arguments.forward, "forward", problems, candidates)
+    forward = ledom.load(arguments.forward, "forward")
+    reverse = ledom.load(arguments.reverse, "reverse")
+    table = scored(out, "forward", forward, problems, candidates)
     features = renamed(table, {"forward": "forward"})
     alone = [replace(problem, question="") for problem in problems]
-    part = scored(out, "alone", arguments.forward, "forward", alone, candidates)
+    part = scored(out, "alone", forward, alone, candidates)
     features |= renamed(part, {"forward": "alone"})
-    part = scored(out, "reverse", arguments.reverse, "reverse", problems, candidates)
+    part = scored(out, "reverse", reverse, problems, candidates)
     features |= renamed(part, {"question": "question", "prior": "prior"})
     if arguments.second_forward:
-        name = arguments.second_forward
-        part = scored(out, "second-forward", name, "forward", problems, candidates)
+        lm = ledom.load(arguments.second_forward, "forward")
+        part = scored(out, "second-forward", lm, problems, candidates)
         features |= renamed(part, {"forward": "second_forward"})
     if arguments.second_reverse:
-        name = arguments.second_reverse
-        part = scored(out, "second-reverse", name, "reverse", problems, candidates)
+        lm = ledom.load(arguments.second_reverse, "reverse")
+        part = scored(out, "second-reverse", lm, problems, candidates)
         features |= renamed(part, {"question": "second_question", "prior": "second_prior"})
     return replace(table, features=features)
 

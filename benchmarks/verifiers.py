@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 from control import PARTS, Result, cross_fitted, renamed, scored, show
 
+import ledom
 from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
+from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.score import match_candidates
@@ -44,18 +46,34 @@ def gather(arguments: argparse.Namespace) -> CandidateTable:
     wanted = {candidate.problem_id for candidate in candidates}
     every = read_records(arguments.problems, Problem, unique_ids())
     problems = [problem for problem in every if problem.id in wanted]
+    models = {
+        direction: ledom.load(model, direction)
+        for direction in ("forward", "reverse")
+        if (model := getattr(arguments, direction))
+    }
+    for lm in models.values():
+        problems = [problem for problem in problems if has_room(problem, lm)]
+    left = {problem.id for problem in problems}
+    candidates = [candidate for candidate in candidates if candidate.problem_id in left]
+    print(f"{len(wanted) - len(left)} problems left out: too long for a model's context")
     match_candidates(problems, candidates)
     table = build_candidate_table(problems, candidates, [], arguments.fields)
     features = dict(table.features)
-    for direction, names in (
-        ("forward", {"forward": "forward"}),
-        ("reverse", {"question": "question", "prior": "prior"}),
-    ):
-        if model := getattr(arguments, direction):
-            out = Path(arguments.out)
-            part = scored(out, direction, model, direction, problems, candidates)
-            features |= renamed(part, names)
+    names = {
+        "forward": {"forward": "forward"},
+        "reverse": {"question": "question", "prior": "prior"},
+    }
+    for direction, lm in models.items():
+        part = scored(Path(arguments.out), direction, lm, problems, candidates)
+        features |= renamed(part, names[direction])
     return replace(table, features=features)
+
+
+def has_room(problem: Problem, lm: LanguageModel) -> bool:
+    """Whether the question takes at most half of the model's context."""
+    texts = [(problem.question, "")]
+    (pair,) = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
+    return len(pair.ids) <= lm.context // 2
 
 
 def features_of(scores: Sequence[str], fields: Sequence[str]) -> tuple[str, ...]:
