@@ -38,6 +38,7 @@ DRAWS += "--max-tokens 4 --out"
 SEARCH = "search --problems problems.jsonl --forward forward --reverse model --width 1 "
 SEARCH += "--expansions 1 --max-steps 1 --max-tokens 4"
 IMPORT = "import model --direction reverse --no-check"
+EVAL = "eval choices.jsonl --forward none --reverse model"
 COMMANDS: dict[str, list[str]] = {
     "problems.jsonl": [
         f"{RERANK} --out out",
@@ -80,6 +81,7 @@ COMMANDS: dict[str, list[str]] = {
     "done/scores.reverse.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
     "done/scores.reverse.jsonl.settings.json": ["tune done --out out.yaml", f"{DRAWS} done"],
     "done/problems.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
+    "choices.jsonl": [f"{EVAL} --out out"],
     "weights.yaml": [f"{RERANK} --weights weights.yaml --out out"],
     "recipe.yaml": ["train recipe.yaml --direction reverse --out out", "plan recipe.yaml"],
     "docs.jsonl": [
@@ -124,6 +126,7 @@ OPTIONS = {
     "tune": ["--problems", "--candidates", "--score-field", "--out"],
     "explain": ["--id", "--reverse", "--out", "--device", "--dtype"],
     "generate": ["--model", "--direction", "--samples", "--temperature", "--top-p", "--dtype"],
+    "eval": ["--suite", "--data", "--limit", "--num-fewshot", "--reverse", "--out", "--seed"],
     "train": ["--direction", "--out", "--device", "--threads"],
     "compare": ["--out"],
     "plan": ["--gpus", "--gpu", "--utilization"],
@@ -141,6 +144,7 @@ ARGUMENTS = {
     "tune": "tune done --out out.yaml",
     "explain": "explain Why? because --reverse model",
     "generate": "generate abc --model model --max-tokens 3",
+    "eval": f"{EVAL} --out out",
     "train": "train recipe.yaml --direction reverse --out out",
     "compare": "compare run --out out",
     "plan": "plan recipe.yaml",

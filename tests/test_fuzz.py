@@ -53,6 +53,11 @@ def good(
     texts = ["3 + 4 = 7\n#### 7", "#### 2", "no idea"]
     rows = [Candidate(problem_id=p.id, index=i, text=t) for p in few for i, t in enumerate(texts)]
     write_records(root / "candidates.jsonl", rows)
+    choices = [
+        {"id": p.id, "question": p.question, "choices": ["1", "2"], "answer_index": 0} for p in few
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in choices)
+    (root / "choices.jsonl").write_text(lines)
     for name, way in (("model", "reverse"), ("forward", "forward")):
         shutil.copytree(checkpoints[way], root / name)
     data = "train: problems.jsonl, num_valid: 1, vocab_size: 300"
