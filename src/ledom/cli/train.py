@@ -66,8 +66,8 @@ def train(
     with connect(device) as world:
         if world.is_first:
             check_inputs(plan, directions, folder)
-            if not (folder / "recipe.yaml").exists():  # a run that is there keeps its own until
-                save_recipe(plan, folder / "recipe.yaml")  # it accepts this one
+            if not (folder / "recipe.yaml").exists():  # an earlier run keeps its own for now
+                save_recipe(plan, folder / "recipe.yaml")
         for way in directions:
             _train_one(plan, way, data, folder, world)
 

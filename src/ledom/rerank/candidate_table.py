@@ -1,9 +1,9 @@
 """The candidates of many problems as arrays: what every strategy reads.
 
 Features are computed here from scores, and copied from the candidates' external scores. This module
-loads no model and knows nothing of strategies.
+loads no model.
 
-Shapes: P problems, N candidates (padded; `mask` says which are there).
+Shapes: P problems, N candidates (padded; `mask` marks real candidates).
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ def _needed(answers: NDArray[np.int64], planned: int) -> int:
 
 
 def rounds(num_samples: int) -> list[int]:
-    """How many candidates are there after each round of sampling; the last number is all.
+    """The number of candidates after each round of sampling; the last number is all.
 
-    No vote can be decided before more than half of the candidates are there, so they come first;
+    No vote can be decided by half of the candidates or fewer, so more than half come first;
     then an eighth at a time: rounds of single samples would leave a batch empty.
     """
     step = max(1, num_samples // 8)

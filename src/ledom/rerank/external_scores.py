@@ -3,7 +3,7 @@
 An external score is an extra field of candidates.jsonl that holds a finite number, the larger the
 better, for every candidate but the greedy ones. Under its own name it is a feature like any other.
 `self_certainty`, which sampling writes where the backend sees whole distributions, is one. This
-module says which fields are used and checks them; it knows nothing of how they are weighed.
+module says which fields are used and checks them.
 """
 
 from __future__ import annotations

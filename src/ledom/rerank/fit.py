@@ -157,7 +157,7 @@ def question_hash(question: str) -> str:
 
 
 def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
-    """Fit every strategy that has weights and whose scores are there.
+    """Fit every strategy that has weights and whose features are in the table.
 
     Raises `InputError` when no problem has both right and wrong candidates.
     """

@@ -169,7 +169,7 @@ def _only_labeled(
 
 
 def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatArray]:
-    """[P] for each strategy whose scores and weights are there."""
+    """[P] for each strategy whose scores and weights exist."""
     rights = {}
     for name in strategies(table.external_scores):
         if not _weighted(name, table, weighing.tuned):
@@ -181,7 +181,7 @@ def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatAr
 
 
 def _weighted(name: str, table: CandidateTable, tuned: TunedWeights) -> bool:
-    """Whether a strategy's scores are there, and weights for them where there are several."""
+    """Whether a strategy's scores exist, and weights for them if there are several."""
     strategy = strategies(table.external_scores).get(name)
     if strategy is None:
         return False

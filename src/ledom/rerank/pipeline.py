@@ -3,7 +3,7 @@
     out/problems.jsonl  candidates.jsonl  scores.forward.jsonl  scores.reverse.jsonl
         selected.jsonl  report.html  report.json  report.md
 
-Every stage can be stopped and goes on where it was; with equal settings, finished ones are reused.
+Every stage resumes if it was stopped; with equal settings, finished stages are reused.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
 def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
     """The strategy that chooses the answers: the first of a fixed list that can.
 
-    Nothing is looked at but which scores and weights are there, so it is named before any result.
+    It depends only on which scores and weights exist, so it is named before any result.
     """
     known = strategies(table.external_scores)
     return next(

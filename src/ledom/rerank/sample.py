@@ -1,7 +1,7 @@
 """Candidates from a forward model: the arrow from problems to candidates.jsonl.
 
 All of a problem's candidates at once, or by rounds until its vote is decided; the candidates are
-the same as far as they go. This module knows nothing of files.
+the same as far as they go.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def sample_until_decided(
     Yields (new candidates of a problem, whether they are its last). A problem's greedy candidate
     comes first; the others are the first of those that `sample_candidates` draws, and their
     `sampling` says of how many (`early_stop_of`). `have` holds what was yielded before, by the
-    problem's id: sampling goes on from there. Raises `DirectionError` as `sample_candidates` does.
+    problem's id: sampling resumes there. Raises `DirectionError` as `sample_candidates` does.
     """
     _require_forward(lm)
     for together in sampling_groups(problems, num_samples):

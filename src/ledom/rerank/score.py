@@ -226,7 +226,7 @@ def _checked(
     if not np.isfinite(values).all():
         raise InputError(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
-            "log-probability that is no number; try --dtype float32"
+            "log-probability that is not finite; try --dtype float32"
         )
     if (values > _ROUNDING).any():
         raise InputError(

@@ -1,7 +1,7 @@
 """The files that models fill, candidates and scores: how they are made, and checked on return.
 
-Every record that is read back is looked at: it must belong to a problem or a candidate that is
-there, once, and its numbers must fit each other. This module knows nothing of how a model computes.
+Every record that is read back is checked: it must belong to a known problem or candidate, occur
+once, and have numbers that agree with each other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Make = Callable[
     [Sequence[Problem], Mapping[str, Sequence[Candidate]]],
     Iterable[tuple[Sequence[Candidate], bool]],
 ]
-"""Takes problems, and the candidates that are there by problem id; yields (new candidates of one
+"""Takes problems, and the candidates made so far by problem id; yields (new candidates of one
 problem, whether they are its last)."""
 
 CONTRAST = "contrast"
@@ -208,7 +208,7 @@ def scored_problems(folder: Path) -> set[str]:
 
 
 def _score_files(folder: Path) -> dict[str, Path]:
-    """Those that are there, by what they hold; raises `InputError` where none is."""
+    """The files that exist, by what they hold; raises `InputError` if there is none."""
     files = {name: folder / f"scores.{name}.jsonl" for name in _CONTENTS}
     found = {name: file for name, file in files.items() if file.is_file()}
     if not found.keys() & {*Direction}:
@@ -243,14 +243,14 @@ def score_check(
         whose = f"the score of candidate {score.index} of problem {score.problem_id!r}"
         key = (score.problem_id, score.index)
         if key not in texts:
-            raise InputError(f"{whose} belongs to no candidate that is there")
+            raise InputError(f"{whose} belongs to no known candidate")
         if score.direction != direction or score.target not in targets:
             raise InputError(
                 f"{whose} is of log P({score.target}), {score.direction}, in a file of a "
                 f"{direction} model"
             )
         if (*key, score.target) in seen:
-            raise InputError(f"{whose} for {score.target} is there twice")
+            raise InputError(f"{whose} for {score.target} occurs twice")
         seen.add((*key, score.target))
         text = score.text if score.text is not None else texts[key]
         _check_numbers(score, whose, questions[key[0]] if score.target == "x|y" else text)
@@ -269,7 +269,7 @@ def _check_numbers(score: Score, whose: str, text: str) -> None:
         bad = next((value for value in values if not _is_logprob(value)), None)
         if bad is not None or None in values:
             raise InputError(
-                f"{whose}: a token's logprob is {bad!r:.40}, expected a number up to 0"
+                f"{whose}: the logprob of a token is {bad!r:.40}, expected a number up to 0"
             )
         if len(values) != count:
             raise InputError(f"{whose}: num_tokens is {count}, but it has {len(values)} tokens")

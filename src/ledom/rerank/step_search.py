@@ -5,7 +5,7 @@ parts and keeps the k best, until all of them are finished. Scores are means per
 short and long parts, finished or not, compete fairly:
 (1 - lambda) log P(y|x) / |y| + lambda log P(x|y) / |x|.
 A part that ran out of tokens is never taken for finished: it is kept only where nothing better is,
-and says so. This module knows nothing of how a model computes.
+and says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SearchConfig:
     width: int = 4
     """k, partial solutions kept in a round."""
     expansions: int = 3
-    """n, ways in which each is gone on with."""
+    """n, continuations drawn of each."""
     lam: float = 0.5
     """Weight of the reverse term; 0 searches by the forward model alone."""
     step_end: str = "line"
@@ -74,7 +74,7 @@ class Beam:
     """Tokens of the text."""
     score: float = 0.0
     last: Generation | None = None
-    """Where it is gone on from."""
+    """What the next step continues."""
 
 
 def search(
@@ -132,7 +132,7 @@ class _Search:
         return any(beam.finish_reason == "pattern" for beam in self.beams)
 
     def keep(self, width: int) -> None:
-        """Keep the best. What ran out of tokens cannot be gone on with: it fills free places."""
+        """Keep the best. What ran out of tokens cannot be continued: it fills free places."""
         order = sorted(self.beams, key=lambda beam: (beam.finish_reason == "length", -beam.score))
         self.beams = order[:width]
 
@@ -175,7 +175,7 @@ def _expand(
 def _score(
     active: Sequence[_Search], forward: LanguageModel, reverse: LanguageModel | None, lam: float
 ) -> None:
-    """Give each beam its score: means a token of log P(part|x) and log P(x|part)."""
+    """Give each beam its score: the means per token of log P(part|x) and log P(x|part)."""
     problems = [one.problem for one in active]
     # A part is scored without the white space at its end: no document ends in it.
     candidates = [
