@@ -167,3 +167,38 @@ def test_no_items_are_no_work() -> None:
         await queue.close()
 
     run(test)
+
+
+def test_many_small_requests_share_a_batch_larger_than_that_of_a_large_one() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work, cost=500.0)  # four items of a large request per batch
+        work.gate.clear()
+        busy = asyncio.create_task(queue.submit([0]))
+        await until(lambda: len(work.batches) == 1)
+        small = [asyncio.create_task(queue.submit([n])) for n in range(1, 21)]
+        await until(lambda: queue.waiting == 20)
+        work.gate.set()
+        assert await asyncio.gather(*small) == [[2 * n] for n in range(1, 21)]
+        await busy
+        assert work.batches == [[0], list(range(1, 21))]
+        await queue.close()
+
+    run(test)
+
+
+def test_small_requests_do_not_starve_a_large_one() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work, cost=1e6)  # one item per batch
+        large = asyncio.create_task(queue.submit([100, 101, 102]))
+        count = 0
+        while not large.done():  # there is always a small one waiting
+            first, second = await asyncio.gather(queue.submit([1]), queue.submit([2]))
+            assert (first, second) == ([2], [4])
+            count += 1
+            assert count < 50
+        assert await large == [200, 202, 204]
+        await queue.close()
+
+    run(test)

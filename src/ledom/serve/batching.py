@@ -1,10 +1,12 @@
 """Batches across requests: one worker computes, requests wait, none starves another.
 
-A request is a list of items. A batch takes one item of each waiting request in turn, so a small
-request is in the next batch however many items a large one has left. A batch is bounded by the
-time that it should take, which the worker learns from the batches before. It starts as soon as the
-worker is free: under load batches fill by themselves, and an idle server adds no delay.
-It knows nothing of models or protocols.
+A request is a list of items. A batch first takes one item of each request that has had none, so a
+small request is in the next batch however many items large ones have left; then further items of
+the others in turn, as long as the batch stays short. How long it takes the worker learns from the
+batches before. Many small requests thus share a large batch, which is the fastest way to do all of
+them, and large ones are done in short batches, behind which a small one need not wait. A batch
+starts as soon as the worker is free: batches fill by themselves under load, and an idle server adds
+no delay. It knows nothing of models or protocols.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 _FIRST_COST = 2000.0  # of a batch before any speed is known
 _MEMORY = 0.8  # weight of the past in the speed
+_WIDE = 16  # times the usual cost: a batch of requests that have had nothing yet
+_FAIR = 4  # every so many batches, those that have waited longest go first
 
 
 class Overloaded(Exception):  # noqa: N818 (a state of the server)
@@ -55,8 +59,8 @@ class Batcher(Generic[_T, _R]):
     """A queue in front of `work`, which runs in one thread of its own.
 
     `cost` says how long an item takes beside others, in any unit. `seconds` is the time that a
-    batch should take, `capacity` the number of items that may wait. `observe` is told (items,
-    seconds) of every batch. Items of a request are worked on in order.
+    batch of large requests should take, `capacity` the number of items that may wait. `observe` is
+    told (items, seconds) of every batch. Items of a request are worked on in order.
     """
 
     def __init__(
@@ -69,8 +73,9 @@ class Batcher(Generic[_T, _R]):
     ) -> None:
         self._work, self._cost, self._observe = work, cost, observe
         self._seconds, self._capacity = seconds, capacity
-        self._queue: deque[_Request[_T, _R]] = deque()
-        self._waiting = 0
+        self._fresh: deque[_Request[_T, _R]] = deque()  # nothing of them was taken yet
+        self._begun: deque[_Request[_T, _R]] = deque()
+        self._waiting = self._num_batches = 0
         self._speed: float | None = None
         self._last_items = 1.0
         self._wake = asyncio.Event()
@@ -97,15 +102,13 @@ class Batcher(Generic[_T, _R]):
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         request: _Request[_T, _R] = _Request(items, asyncio.get_running_loop().create_future())
-        self._queue.append(request)
+        self._fresh.append(request)
         self._waiting += len(items)
         self._wake.set()
         try:
             return await request.done
         finally:
-            if request in self._queue:
-                self._queue.remove(request)
-                self._waiting -= len(items) - request.taken
+            self._drop(request)
 
     async def close(self) -> None:
         """Finish what was taken, then stop."""
@@ -131,23 +134,42 @@ class Batcher(Generic[_T, _R]):
                 self._wake.clear()
 
     def _take(self) -> list[tuple[_Request[_T, _R], _T]]:
-        """The next batch: an item of each request in turn, up to the cost of a batch."""
-        limit = _FIRST_COST if self._speed is None else self._speed * self._seconds
+        """The next batch."""
+        usual = _FIRST_COST if self._speed is None else self._speed * self._seconds
         batch: list[tuple[_Request[_T, _R], _T]] = []
         cost = 0.0
-        while self._queue:
-            request = self._queue[0]
-            item = request.items[request.taken]
-            cost += self._cost(item)
-            if batch and cost > limit:
-                break
-            batch.append((request, item))
-            request.taken += 1
-            self._waiting -= 1
-            self._queue.popleft()
-            if request.taken < len(request.items):
-                self._queue.append(request)
+        self._num_batches += 1
+        if self._begun and self._num_batches % _FAIR == 0:
+            cost += self._take_one(self._begun, batch)
+        while self._fresh and (not batch or cost + self._next_cost(self._fresh) <= _WIDE * usual):
+            cost += self._take_one(self._fresh, batch)
+        while self._begun and (not batch or cost + self._next_cost(self._begun) <= usual):
+            cost += self._take_one(self._begun, batch)
         return batch
+
+    def _next_cost(self, queue: deque[_Request[_T, _R]]) -> float:
+        return self._cost(queue[0].items[queue[0].taken])
+
+    def _take_one(
+        self, queue: deque[_Request[_T, _R]], batch: list[tuple[_Request[_T, _R], _T]]
+    ) -> float:
+        """Take an item of the first request, which goes to the end of those begun."""
+        cost = self._next_cost(queue)
+        request = queue.popleft()
+        batch.append((request, request.items[request.taken]))
+        request.taken += 1
+        self._waiting -= 1
+        if request.taken < len(request.items):
+            self._begun.append(request)
+        return cost
+
+    def _drop(self, request: _Request[_T, _R]) -> None:
+        """Take what is left of a request off the queue."""
+        for queue in (self._fresh, self._begun):
+            if request in queue:
+                queue.remove(request)
+                self._waiting -= len(request.items) - request.taken
+                request.taken = len(request.items)
 
     async def _do(self, batch: list[tuple[_Request[_T, _R], _T]]) -> None:
         """Work on a batch; where it fails, on each request's items alone, so that one that cannot
@@ -173,10 +195,7 @@ class Batcher(Generic[_T, _R]):
     def _fail(self, request: _Request[_T, _R], error: Exception) -> None:
         if not request.is_over:
             request.done.set_exception(error)
-        if request in self._queue:
-            self._queue.remove(request)
-            self._waiting -= len(request.items) - request.taken
-            request.taken = len(request.items)
+        self._drop(request)
 
     async def _compute(self, items: list[_T]) -> list[_R]:
         start = time.perf_counter()
