@@ -37,8 +37,9 @@ DIGITS = 4  # of a log-probability, behind the point
 @contextmanager
 def embedded_server() -> Iterator[TestClient]:
     """A server of the embedded pair, in this process."""
-    models = [ledom.load("tiny", direction) for direction in ("forward", "reverse")]
-    judge = Judge(*models, weights=embedded_weights("tiny", "tiny"))  # as ledom serve
+    forward, reverse = ledom.load("tiny", "forward"), ledom.load("tiny", "reverse")
+    weights = embedded_weights("tiny", "tiny")  # as ledom serve
+    judge = Judge(forward, reverse, weights=weights)
     with TestClient(make_app(Service(judge, Settings())), base_url="http://127.0.0.1") as client:
         yield client
 
