@@ -31,6 +31,7 @@ __all__ = ["ReverseRewardManager", "compute_score", "copied_share", "trl_reward"
 
 _BATCH_SECONDS = 0.25  # that a batch of calls that wait for their rewards should take
 _WAITING = 1 << 20
+_TOGETHER = 16  # calls that share a batch however long it takes
 _NAME = "reverse_reward"  # as trainers log it
 
 
@@ -213,6 +214,7 @@ def _submit(settings: _Settings, pair: Pair) -> Awaitable[Judgement]:
             lambda pair: 1.0 + len(pair.question) + len(pair.answer),
             _BATCH_SECONDS,
             _WAITING,
+            least=_TOGETHER,
         )
 
     async def one() -> Judgement:

@@ -202,3 +202,15 @@ def test_small_requests_do_not_starve_a_large_one() -> None:
         await queue.close()
 
     run(test)
+
+
+def test_so_many_requests_share_a_batch_however_long_it_takes() -> None:
+    async def test() -> None:
+        work = Work()
+        queue: Batcher[int, int] = Batcher(work, lambda item: 1e9, 1e-9, 100, least=3)
+        answers = await asyncio.gather(*(queue.submit([n]) for n in range(7)))
+        assert answers == [[2 * n] for n in range(7)]
+        assert [len(batch) for batch in work.batches] == [3, 3, 1]
+        await queue.close()
+
+    run(test)

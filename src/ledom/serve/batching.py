@@ -59,7 +59,8 @@ class Batcher(Generic[_T, _R]):
     """A queue in front of `work`, which runs in one thread of its own.
 
     `cost` says how long an item takes beside others, in any unit. `seconds` is the time that a
-    batch of large requests should take, `capacity` the number of items that may wait. `observe` is
+    batch of large requests should take, `capacity` the number of items that may wait, `least` how
+    many requests may share a batch however long it takes. `observe` is
     told (items, seconds) of every batch. Items of a request are worked on in order.
     """
 
@@ -69,10 +70,11 @@ class Batcher(Generic[_T, _R]):
         cost: Callable[[_T], float],
         seconds: float,
         capacity: int,
+        least: int = 1,
         observe: Callable[[int, float], None] = lambda items, seconds: None,
     ) -> None:
         self._work, self._cost, self._observe = work, cost, observe
-        self._seconds, self._capacity = seconds, capacity
+        self._seconds, self._capacity, self._least = seconds, capacity, least
         self._fresh: deque[_Request[_T, _R]] = deque()  # nothing of them was taken yet
         self._begun: deque[_Request[_T, _R]] = deque()
         self._waiting = self._num_batches = 0
@@ -141,7 +143,9 @@ class Batcher(Generic[_T, _R]):
         self._num_batches += 1
         if self._begun and self._num_batches % _FAIR == 0:
             cost += self._take_one(self._begun, batch)
-        while self._fresh and (not batch or cost + self._next_cost(self._fresh) <= _WIDE * usual):
+        while self._fresh and (
+            len(batch) < self._least or cost + self._next_cost(self._fresh) <= _WIDE * usual
+        ):
             cost += self._take_one(self._fresh, batch)
         while self._begun and (not batch or cost + self._next_cost(self._begun) <= usual):
             cost += self._take_one(self._begun, batch)

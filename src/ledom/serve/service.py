@@ -19,6 +19,7 @@ from ledom.serve.upstream import Upstream
 __all__ = ["REWARD", "Service"]
 
 _T = TypeVar("_T")
+_TOGETHER = 16  # small requests that share a batch on the slowest machine: far faster than alone
 
 REWARD = "ledom"
 """The name under which protocols know the reward."""
@@ -33,7 +34,12 @@ class Service:
         self.started = int(time.time())
         limits = settings.limits
         self._batcher: Batcher[Pair, Judgement] = Batcher(
-            judge.judge, _cost, limits.batch_seconds, limits.max_waiting, self.metrics.batch
+            judge.judge,
+            _cost,
+            limits.batch_seconds,
+            limits.max_waiting,
+            least=_TOGETHER,
+            observe=self.metrics.batch,
         )
         # Jobs of different settings cannot share a batch: one at a time, in turn.
         self._jobs: Batcher[Callable[[], Any], Any] = Batcher(
