@@ -32,6 +32,7 @@ from ledom.cli.options import (
     Threads,
     TopK,
     TopP,
+    Unused,
     choose_problems,
     command_line,
     load_model,
@@ -203,13 +204,8 @@ def rerank(
 
     refuse_unused(
         context,
-        (candidates, f"the candidates are those of {candidates}", _SAMPLING),
-        (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
-        (weights, f"the weights are those of {weights}", ["lam"]),
-        ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
-        (reverse == "none", "only a reverse model uses it", ["contrast", "mask_copies"]),
         unused_when_greedy(temperature),
-        *unused_by_models(forward, reverse),
+        *_without_effect(candidates, weights, folds, forward, reverse),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, command_line()
@@ -225,6 +221,20 @@ def rerank(
     job.forward = model_or_none(forward, "forward", device, dtype)
     job.reverse = model_or_none(reverse, "reverse", device, dtype)
     _run(job)
+
+
+def _without_effect(
+    candidates: Path | None, weights: Path | None, folds: int, forward: str, reverse: str
+) -> tuple[Unused, ...]:
+    """The rules for options of ledom rerank that others make useless."""
+    return (
+        (candidates, f"the candidates are those of {candidates}", _SAMPLING),
+        (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
+        (weights, f"the weights are those of {weights}", ["lam"]),
+        ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
+        (reverse == "none", "only a reverse model uses it", ["contrast", "mask_copies"]),
+        *unused_by_models(forward, reverse),
+    )
 
 
 def _run(job: Job) -> None:
