@@ -89,6 +89,18 @@ def test_the_store_is_the_documents_in_order(
     assert store.manifest.source == "documents.jsonl"
 
 
+def test_another_tokenizer_is_not_replaced(
+    tmp_path: Path, words: Tokenizer, tokenizer: Tokenizer, file: Path, here: list[int]
+) -> None:
+    tokenizer.save(tmp_path / "s")
+    with pytest.raises(InputError, match=r"s: holds another tokenizer.json, which would be replac"):
+        tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=1))
+    assert Tokenizer.load(tmp_path / "s").fingerprint == tokenizer.fingerprint
+    words.save(tmp_path / "own")
+    store = tokenize(open_documents([str(file)]), words, tmp_path / "own", Execution(tasks=1))
+    assert ids_of(store) == EXPECTED
+
+
 def test_datatrove_reads_the_store(
     tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
 ) -> None:

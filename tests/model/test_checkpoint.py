@@ -206,6 +206,7 @@ def test_a_damaged_config_is_refused(folder, content):
     ("key", "value", "message"),
     [
         ("num_attention_heads", 0, "is 0; it must be a whole number above 0"),
+        ("num_hidden_layers", 10**9, "is 1000000000; at most 10000 are loaded"),
         ("num_hidden_layers", -1, "is -1; it must be a whole number above 0"),
         ("hidden_size", "32", "is '32'; it must be"),
         ("vocab_size", 400.5, "is 400.5; it must be"),
@@ -221,6 +222,20 @@ def test_a_bad_value_in_the_config_is_named(folder, key, value, message):
         load_checkpoint(folder)
     prefix = "" if "style '" in message or "pair format '" in message else f"{key} "
     assert str(caught.value).startswith(f"{folder / 'config.json'}: {prefix}{message}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_hidden_layers", 9999, "1.0e+07 weights (9999 layers of width 32, 400 tokens)"),
+        ("vocab_size", 10**9, "3.2e+10 weights (2 layers of width 32, 1000000000 tokens)"),
+    ],
+)
+def test_a_config_of_another_size_than_the_weights_is_refused_unbuilt(folder, key, value, message):
+    change_config(folder, **{key: value})
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    assert f"describes at least {message}; the folder holds 0." in str(caught.value)
 
 
 class Opens:

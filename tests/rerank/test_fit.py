@@ -134,6 +134,10 @@ HEAD = "{format: 2, num_problems: 1, num_candidates: 2, problems: '', "
             "strategy 'noisy_channel': unknown feature 'forwards'; it uses: forward, rev",
         ),
         (
+            HEAD + "weights: {reverse_reward: {forward: 0.5, reverse_mean: 0.5}}}",
+            r"strategy 'reverse_reward' mixes sums and means per token \(forward, reverse_mean\)",
+        ),
+        (
             HEAD + "weights: {majority: {forward: 1}}}",
             "strategy 'majority': unknown feature 'forward'; it has no weights",
         ),

@@ -198,3 +198,5 @@ def test_who_says_what_is_right() -> None:
     ]
     # An answer; a label on every candidate; a label on some only; none at all.
     assert labeled_problems(problems, candidates).tolist() == [True, True, False, False]
+    blank = [Problem(id=p.id, question="?", answer=" ") for p in problems]  # says nothing either
+    assert labeled_problems(blank, candidates).tolist() == [False, True, False, False]

@@ -121,6 +121,11 @@ class Problem(Record):
     answer: str | None = None
     solution: str | None = None
 
+    @property
+    def is_labeled(self) -> bool:
+        """Whether it says what is right; a blank answer does not."""
+        return bool(self.answer and self.answer.strip())
+
     def require_solution(self) -> str:
         """The worked solution; raises `InputError` where there is none."""
         if self.solution is None:

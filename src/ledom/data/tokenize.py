@@ -206,11 +206,22 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
         for left in out.glob("*.part*"):  # of tasks of other settings
             left.unlink(missing_ok=True)
         refuse_to_replace(out)
+        _refuse_other_tokenizer(out, tokenizer)
         tokenizer.save(out)
         write_json(file, settings)
     else:
         check_settings(found, settings, out)
     return tasks
+
+
+def _refuse_other_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
+    """Raise `InputError` for a folder whose own tokenizer would be lost."""
+    if (out / TASKS).exists() or not (out / "tokenizer.json").exists():
+        return
+    if Tokenizer.load(out, tokenizer.eos_token).fingerprint != tokenizer.fingerprint:
+        raise InputError(
+            "holds another tokenizer.json, which would be replaced; give another folder", path=out
+        )
 
 
 def _count_tasks(documents: Documents, execution: Execution) -> int:

@@ -58,12 +58,15 @@ __all__ = [
 
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _SIZES = (  # of a model, as the architectures call them
-    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    *_LAYERS,
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
 )
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+_WEIGHTS_PER_BYTE = 8  # quantized models have 2, and some architectures share weights
+_MOST_LAYERS = 10_000  # transformers lists them all as it reads a config
 NO_LIMIT = 2**31 - 1
 """The context of a recurrent model, whose config names none."""
 
@@ -223,6 +226,28 @@ def _check_sizes(folder: Path, config: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"{folder / 'config.json'}: {key} is {size!r}; it must be a whole number above 0"
             )
+        if key in _LAYERS and isinstance(size, int) and size > _MOST_LAYERS:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {key} is {size}; at most {_MOST_LAYERS} are loaded"
+            )
+
+
+def _check_size(folder: Path, num_bytes: int) -> None:
+    """Raise `CheckpointError` for a config.json that asks for far more than the folder holds.
+
+    It would fill the memory before the first weight is found missing. Counted are the table of
+    embeddings and one square matrix per layer: less than any model has.
+    """
+    config = _read_config(folder).get_text_config()
+    layers, width = (
+        getattr(config, key, None) or 1 for key in ("num_hidden_layers", "hidden_size")
+    )
+    least = max(layers * width * width, config.vocab_size * width)
+    if least > _WEIGHTS_PER_BYTE * num_bytes:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: describes at least {least:.1e} weights ({layers} layers of "
+            f"width {width}, {config.vocab_size} tokens); the folder holds {num_bytes / 1e6:.1f} MB"
+        )
 
 
 def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
@@ -274,7 +299,8 @@ def load_checkpoint(
     other direction is taken too, to be trained in the given one.
     """
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token)
-    loaded_files(info.folder)  # refuses unreadable files and incomplete models
+    # Refuses unreadable files and incomplete models.
+    _check_size(info.folder, sum(file.stat().st_size for file in loaded_files(info.folder)))
     with _readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             info.folder,

@@ -185,7 +185,7 @@ class _Pool:
 
     def _candidate(self, column: int, rank: int, role: str | None) -> CaseCandidate:
         candidate = self.candidates[column]
-        is_known = self.problem.answer is not None or candidate.correct is not None
+        is_known = self.problem.is_labeled or candidate.correct is not None
         scores = {n: self.scores.find(candidate, target) for n, target in _TARGETS.items()}
         return CaseCandidate(
             index=candidate.index,

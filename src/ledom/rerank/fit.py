@@ -149,6 +149,12 @@ def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, 
             raise InputError(f"strategy {name!r}: unknown feature {unknown[0]!r:.60}; {uses}")
         if features and not row:
             raise InputError(f"strategy {name!r} has no weights; it uses: {', '.join(features)}")
+        sums, means = ([f for f in part if f in row] for part in (features[:2], features[2:]))
+        if known[name].interpolated and sums and means:
+            raise InputError(
+                f"strategy {name!r} mixes sums and means per token ({sums[0]}, {means[0]}); give "
+                "two of one kind"
+            )
 
 
 def question_hash(question: str) -> str:

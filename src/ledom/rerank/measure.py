@@ -119,7 +119,7 @@ def labeled_problems(problems: Sequence[Problem], candidates: Sequence[Candidate
             if candidate.correct is None:
                 unlabeled.add(candidate.problem_id)
     by_candidate = has_pool - unlabeled
-    return np.array([p.answer is not None or p.id in by_candidate for p in problems], bool)
+    return np.array([p.is_labeled or p.id in by_candidate for p in problems], bool)
 
 
 def measure(

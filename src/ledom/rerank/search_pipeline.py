@@ -95,7 +95,7 @@ def search_job(job: SearchJob, track: Track) -> SearchReport | None:
         track=track,
         name="searching",
     )
-    is_labeled = any(problem.answer for problem in job.problems)
+    is_labeled = any(problem.is_labeled for problem in job.problems)
     rivals = _equal_cost(job, searched, track) if is_labeled else []
     if not parallel.is_first():
         return None
@@ -122,7 +122,7 @@ def _searched(job: SearchJob, problems: Sequence[Problem]) -> Iterator[list[Cand
 def _report(
     job: SearchJob, searched: Sequence[Candidate], drawn: Sequence[Candidate]
 ) -> SearchReport:
-    labeled = [problem for problem in job.problems if problem.answer]
+    labeled = [problem for problem in job.problems if problem.is_labeled]
     report = SearchReport(
         command=job.command,
         ledom_version=__version__,

@@ -399,9 +399,12 @@ def test_an_alias_is_fetched_at_one_commit(run: Run, hub: Hub, tmp_path: Path) -
     assert ledom.load(tmp_path / "out").direction is ledom.Direction.REVERSE
 
 
-def test_a_revision_is_asked_for(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_a_revision_is_asked_for(
+    run: Run, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     given = ("--direction", "reverse", "--no-check", "--out", tmp_path / "out")
     assert run("import", "some/model", "--revision", "refs/pr/2", *given)[0] == 0
+    assert "some/model: no such folder or file here; looking for it on the" in caplog.text
     assert hub.asked[0] == ("some/model", "refs/pr/2")
 
 

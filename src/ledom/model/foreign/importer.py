@@ -7,6 +7,7 @@ not at all, tensor by tensor, so that any size fits in little memory.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -175,6 +176,9 @@ def _find(source: str, revision: str | None) -> _Source:
         )
     known = known or next((entry for entry in ALIASES.values() if entry.repo == source), None)
     repo = known.repo if known else source
+    if source not in ALIASES:  # it may be a mistyped path
+        note = "%s: no such folder or file here; looking for it on the Hugging Face hub"
+        logging.getLogger("ledom").warning(note, source)
     got = download(repo, revision)
     direction, added = (known.direction, known.added_tokens) if known else (None, ())
     return _Source(got.folder, repo, direction, added, got.commit, got.sha256)
