@@ -1,0 +1,43 @@
+"""Ask the gateway of `ledom serve` by OpenAI's own client: the best of n answers.
+
+    ledom serve &
+    python examples/gateway_openai.py
+
+With `ledom serve --upstream URL --upstream-model NAME` another server's model answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import openai
+
+QUESTION = "Ava has 12 apples and gives 5 to Noah. How many apples does Ava have left?"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--url", default="http://127.0.0.1:8000/v1")
+    parser.add_argument("--question", default=QUESTION)
+    parser.add_argument("--samples", type=int, default=8)
+    options = parser.parse_args()
+
+    key = os.environ.get("LEDOM_TOKEN", "none")
+    client = openai.OpenAI(base_url=options.url, api_key=key)
+    answer = client.chat.completions.create(
+        model=f"ledom/auto,n={options.samples}",
+        messages=[{"role": "user", "content": options.question}],
+        max_tokens=128,
+        temperature=0.8,
+        seed=0,
+    )
+    print(answer.choices[0].message.content)
+    assert answer.usage is not None
+    told = answer.model_extra["ledom"] if answer.model_extra else {}
+    print(f"\nchosen by {told['strategy']!r} among {len(told['candidates'])} candidates, ", end="")
+    print(f"{answer.usage.completion_tokens} tokens in all")
+
+
+if __name__ == "__main__":
+    main()
