@@ -8,13 +8,14 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 # Two threads share the work of two cores; more processes than cores slow every one of them.
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo picture examples test quick lint env clean
+.PHONY: demo pictures examples test quick lint env clean
 demo: $(VENV)/.installed
 	$(BIN)/ledom demo --out out/demo
 
-# The README's picture, of the version at hand: the demo's report as a browser shows it.
-picture: demo
+# The README's pictures, of the version at hand: the demo's report and the page of ledom serve.
+pictures: demo $(VENV)/.installed-dev
 	$(BIN)/python docs/picture.py out/demo/report.html docs/report.png
+	$(BIN)/python docs/picture.py serve docs/page.png
 
 test: lint
 	$(PYTEST)

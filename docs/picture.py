@@ -1,8 +1,9 @@
-"""Take a picture of a report with a browser without a window.
+"""Take a picture of a report, or of the page of `ledom serve`, with a browser without a window.
 
     python docs/picture.py out/demo/report.html docs/report.png
+    python docs/picture.py serve docs/page.png
 
-Needs Chromium or Chrome. `make picture` runs the demo first.
+Needs Chromium or Chrome. `make pictures` runs the demo first.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-WIDTH, HEIGHT = 1080, 1000
+WIDTH, REPORT_HEIGHT, PAGE_HEIGHT = 1080, 1000, 940
 FLAGS = (
     "--headless",
     "--disable-gpu",
     "--disable-background-networking",
     "--no-first-run",
     "--hide-scrollbars",
-    f"--window-size={WIDTH},{HEIGHT}",
+    "--virtual-time-budget=10000",  # milliseconds for scripts to end
 )
 
 
@@ -35,15 +40,35 @@ def find_browser() -> str:
     sys.exit("error: no Chromium or Chrome found; install one (apt-get install chromium)")
 
 
-def take_picture(page: Path, picture: Path) -> None:
-    """Show `page` and write what the window shows to `picture`, a PNG."""
-    if not page.is_file():
-        sys.exit(f"error: {page} is not there; make it with: make demo")
+@contextmanager
+def served_page() -> Iterator[str]:
+    """The address of the page, served by the embedded pair."""
+    import ledom
+    from ledom.serve.judge import Judge
+    from ledom.serve.server import Server
+    from ledom.serve.service import Service
+    from ledom.serve.settings import Settings
+
+    judge = Judge(ledom.load("tiny", "forward"), ledom.load("tiny", "reverse"))
+    settings = Settings(port=0)
+    server = Server(Service(judge, settings), settings)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while thread.is_alive() and not server.started:
+        time.sleep(0.01)
+    yield server.url
+    server.stop()
+    thread.join(30)
+
+
+def take_picture(address: str, picture: Path, height: int) -> None:
+    """Show what is at an address and write what the window shows to `picture`, a PNG."""
     # A browser's sandbox does not start for root, as in a container.
     as_root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory() as profile:
         command = [find_browser(), *FLAGS, *as_root, f"--user-data-dir={profile}"]
-        command += [f"--screenshot={picture.resolve()}", page.resolve().as_uri()]
+        command += [f"--window-size={WIDTH},{height}"]
+        command += [f"--screenshot={picture.resolve()}", address]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not picture.is_file():
         sys.exit(f"error: the browser took no picture: {done.stderr.strip()[-300:]}")
@@ -51,7 +76,14 @@ def take_picture(page: Path, picture: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("page", type=Path)
+    parser.add_argument("page", help="a report, or serve")
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
-    take_picture(options.page, options.picture)
+    if options.page == "serve":
+        with served_page() as url:
+            take_picture(url, options.picture, PAGE_HEIGHT)
+    elif Path(options.page).is_file():
+        address = Path(options.page).resolve().as_uri()
+        take_picture(address, options.picture, REPORT_HEIGHT)
+    else:
+        sys.exit(f"error: {options.page} is not there; make it with: make demo")
