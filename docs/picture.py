@@ -20,7 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+COLORS = 128  # of a picture: smooth text, in a third of the bytes
 WIDTH, REPORT_HEIGHT, PAGE_HEIGHT = 1080, 1000, 940
 FLAGS = (
     "--headless",
@@ -72,6 +75,9 @@ def take_picture(address: str, picture: Path, height: int) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not picture.is_file():
         sys.exit(f"error: the browser took no picture: {done.stderr.strip()[-300:]}")
+    with Image.open(picture) as image:
+        small = image.convert("RGB").quantize(COLORS)
+    small.save(picture, optimize=True)
 
 
 if __name__ == "__main__":
