@@ -174,6 +174,16 @@ def test_models_that_pack_rows_are_known(tmp_path: Path, tokenizer: Tokenizer) -
         assert load(tiny(kind, tokenizer), tokenizer, tmp_path / kind)._reach == 128
 
 
+def test_large_logits_round_more_and_still_pack(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A trained model gives random tokens log-probabilities of -30, where fp32 is off by 2e-4."""
+    model = tiny("llama", tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20_000)
+    lm = load(model, tokenizer, tmp_path / "model")
+    assert min(lm.logprobs([whole(lm, "7 of 5")])[0]) < -500
+    assert lm._reach == 128
+
+
 LONG = "Ava has 12 pens. 12 + 3 = 15\n#### 15 so it is 4 of 5 " * 2
 COMPANY = ["7 of 5", LONG, "Ava has 12"]
 _LONGROPE = {

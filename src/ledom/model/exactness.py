@@ -195,7 +195,12 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def _close(found: Tensor, expected: Tensor, limit: float) -> bool:
-    return bool((found - expected).abs().max() <= limit)  # NaN is not
+    """Within the limit, or in proportion to the largest value where that is above 10.
+
+    Rounding grows with the logits: a trained model gives random tokens log-probabilities of -30.
+    """
+    largest = float(expected.abs().max())
+    return bool((found - expected).abs().max() <= limit * max(1.0, largest / 10))  # NaN is not
 
 
 def _mask_reach(model: PreTrainedModel, ids: Tensor, context: int) -> int:
