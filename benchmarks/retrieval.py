@@ -1,0 +1,140 @@
+"""Which solution belongs to a question? Retrieval by the embedded pair, against BM25.
+
+    python benchmarks/retrieval.py --problems 24
+
+Needs `pip install 'ledom[bench]'`. The queries are questions that no model was trained on, the
+passages their solutions, in three pools:
+
+copies      every fourth problem is new, and the three behind it are the same text with other
+            numbers; solutions are bare equations, so that only numbers tell them apart
+held-out    problems of the ten kinds held out of training
+trained     problems of the kinds that the pair was trained on
+
+Printed are MRR and its paired difference from BM25, with 95% intervals over queries, and the share
+of queries whose own solution comes first. BM25 is that of the library bm25s with its defaults, on
+words and numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import bm25s
+import numpy as np
+from numpy.typing import NDArray
+
+import ledom
+from ledom.core.direction import Direction
+from ledom.core.processes import set_threads
+from ledom.core.records import Document, Problem, read_records
+from ledom.data.augment import renumber
+from ledom.data.problems import generate_problems
+from ledom.evaluate.retrieval import (
+    Query,
+    Ranked,
+    Relevance,
+    order_passages,
+    rank_passages,
+    reciprocal_ranks,
+)
+from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.numbers import interval, percent
+from ledom.text.solution_style import restyle
+
+_COPIES = 4  # problems of one text, the first included
+_WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
+
+
+def copies(count: int, seed: int) -> Iterator[Problem]:
+    """Problems with three copies each that have other numbers; solutions are bare equations."""
+    rng, made = Random(seed), 0
+    for problem in generate_problems("test", 4 * count, seed):
+        solution = restyle(problem.require_solution(), "equations", problem.answer)
+        found = [replace(problem, solution=solution)]
+        for number in range(1, _COPIES):
+            copy = renumber(problem, rng)
+            if copy is not None and copy.question not in {other.question for other in found}:
+                found.append(replace(copy, id=f"{problem.id}-{number}"))
+        if len(found) == _COPIES and made < count:
+            made += _COPIES
+            yield from found
+
+
+POOLS: dict[str, Callable[[int, int], Iterator[Problem]]] = {
+    "copies": copies,
+    "held-out": lambda count, seed: generate_problems("test", count, seed, held_out=True),
+    "trained": lambda count, seed: generate_problems("test", count, seed),
+}
+
+
+def pool(problems: Iterable[Problem]) -> tuple[list[Query], list[Document]]:
+    """Questions, and the solutions as passages."""
+    problems = list(problems)
+    queries = [Query(id=p.id, text=p.question, relevant=[p.id]) for p in problems]
+    return queries, [Document(id=p.id, text=p.require_solution()) for p in problems]
+
+
+def by_words(queries: Sequence[Query], passages: Sequence[Document]) -> list[Ranked]:
+    """The ranking of BM25."""
+    index = bm25s.BM25()
+    index.index([_WORD.findall(p.text.lower()) for p in passages], show_progress=False)
+    scores = [
+        Relevance(query_id=query.id, passage_id=passage.id, logprob=float(score), prior=0.0)
+        for query in queries
+        for passage, score in zip(
+            passages, index.get_scores(_WORD.findall(query.text.lower())), strict=True
+        )
+    ]
+    return order_passages(Direction.REVERSE, queries, passages, scores)
+
+
+def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+    yield from chunks
+
+
+def rankings(
+    queries: Sequence[Query], passages: Sequence[Document]
+) -> Iterator[tuple[str, list[Ranked]]]:
+    """By BM25, and by each model with and without the prior."""
+    yield "BM25", by_words(queries, passages)
+    for direction in (Direction.REVERSE, Direction.FORWARD):
+        lm = ledom.load("tiny", direction)
+        with TemporaryDirectory() as folder:
+            rank_passages(lm, queries, passages, Path(folder), silent)
+            scores = read_records(Path(folder) / "scores.jsonl", Relevance)
+        for prior in (False, True):
+            name = f"{direction}, {'with' if prior else 'without'} the prior"
+            yield name, order_passages(direction, queries, passages, scores, prior)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pools", nargs="+", choices=POOLS, default=[*POOLS])
+    parser.add_argument("--problems", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    set_threads(1)
+    for pool_name in options.pools:
+        queries, passages = pool(POOLS[pool_name](options.problems, options.seed))
+        print(f"{pool_name}: {len(queries)} queries and passages", flush=True)
+        words: NDArray[np.float64] | None = None
+        for name, ranking in rankings(queries, passages):
+            values = reciprocal_ranks(queries, ranking)
+            words = values if words is None else words
+            less = interval(paired_interval(values, words), sign="+")
+            first = percent(float((values == 1).mean()))
+            print(
+                f"| {name} | {interval(bootstrap_interval(values))} | {less} | {first} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

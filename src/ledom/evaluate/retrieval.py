@@ -1,0 +1,282 @@
+"""Passages ordered by how likely they make a query: log P(query | passage).
+
+A reverse model reads the passage first and the query, which stands before it, afterwards, so one
+pass tells log P(query | passage) and log P(passage). A forward model tells log P(passage | query)
+instead; what is left of it without log P(passage) orders passages alike, by Bayes' rule. So either
+model can order them with or without the prior, and the two orders have the same meaning in both:
+
+                 without the prior                             with the prior
+    reverse      log P(query | passage)                        + log P(passage)
+    forward      log P(passage | query) - log P(passage)       log P(passage | query)
+
+See Samineni et al., Time-Reversal Provides Unsupervised Feedback to LLMs (NeurIPS 2024), for search
+and citation by a reverse model.
+
+    out/scores.jsonl    every pair of query and passage
+    out/ranking.jsonl   the best passages of each query
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.core.files import fingerprint
+from ledom.core.records import Candidate, Document, Problem, Record, read_records, write_records
+from ledom.core.stage import Stage, Track, Work
+from ledom.lm.language_model import LanguageModel
+from ledom.rerank.score import score_candidates
+
+__all__ = [
+    "Query",
+    "Ranked",
+    "Relevance",
+    "order_passages",
+    "rank_passages",
+    "read_passages",
+    "read_queries",
+    "reciprocal_ranks",
+]
+
+_TILE = (15, 16)  # queries and passages that are scored together: each is read once per tile
+_PRIOR = ""  # id of the empty query, given which a forward model tells log P(passage)
+
+
+@dataclass(kw_only=True)
+class Query(Record):
+    """What passages are sought for; `relevant` are the ids of the right ones, where known."""
+
+    id: str
+    text: str
+    relevant: list[str] | None = None
+
+
+@dataclass(kw_only=True)
+class Relevance(Record):
+    """What a model says of a query and a passage, in nats.
+
+    `logprob` is log P(query | passage) of a reverse model, log P(passage | query) of a forward one;
+    `prior` is log P(passage).
+    """
+
+    query_id: str
+    passage_id: str
+    logprob: float
+    prior: float
+
+
+@dataclass(kw_only=True)
+class Ranked(Record):
+    """A passage's place among those of a query, from 1 on, and the score that it has it by."""
+
+    query_id: str
+    rank: int
+    passage_id: str
+    score: float
+
+
+def read_passages(path: Path) -> list[Document]:
+    """Read a JSONL file of passages; raises `InputError` by line for a bad or repeated one."""
+    return read_records(path, Document, _check())
+
+
+def read_queries(path: Path, passages: Sequence[Document]) -> list[Query]:
+    """Read a JSONL file of queries.
+
+    Raises `InputError` by line for a bad or repeated one, or one whose relevant passages are
+    unknown.
+    """
+    known = {passage.id for passage in passages}
+    check = _check()
+
+    def check_query(query: Query) -> None:
+        check(query)
+        if query.relevant == []:
+            raise InputError(f"query {query.id!r} has no relevant passages; leave the key out")
+        for passage_id in query.relevant or ():
+            if passage_id not in known:
+                raise InputError(
+                    f"query {query.id!r} names the relevant passage {passage_id!r}, which is not "
+                    f"among the {len(known)} passages"
+                )
+
+    return read_records(path, Query, check_query)
+
+
+def _check() -> Callable[[Query | Document], None]:
+    """Checks queries or passages one by one for ids and texts."""
+    seen: set[str] = set()
+
+    def check(record: Query | Document) -> None:
+        name = "query" if isinstance(record, Query) else "passage"
+        if not record.id:
+            raise InputError("the id is empty")
+        if record.id in seen:
+            raise InputError(f"the id {record.id!r} was there already; ids must be unique")
+        if not record.text.strip():
+            raise InputError(f"{name} {record.id!r} has an empty text; remove it")
+        seen.add(record.id)
+
+    return check
+
+
+def rank_passages(
+    lm: LanguageModel,
+    queries: Sequence[Query],
+    passages: Sequence[Document],
+    out: Path,
+    track: Track,
+    prior: bool = False,
+    top: int | None = None,
+) -> list[Ranked]:
+    """Score every pair and order the passages of each query, best first.
+
+    Returns the whole ranking and writes the `top` of each query. A passage that is too long loses
+    its end (see `score_candidates`). Passages of equal scores stay in the order given. Raises
+    `InputError` for a query that leaves no room for a passage.
+    """
+    _check_room(lm, queries)
+    settings = {
+        "model": lm.identity,
+        "queries": fingerprint((query.id, query.text) for query in queries),
+        "passages": fingerprint((passage.id, passage.text) for passage in passages),
+    }
+    scores = Stage(out / "scores.jsonl", Relevance, settings).fill(
+        _work(lm, queries, passages), track, "scoring passages"
+    )
+    ranking = order_passages(lm.direction, queries, passages, scores, prior)
+    write_records(out / "ranking.jsonl", (one for one in ranking if top is None or one.rank <= top))
+    return ranking
+
+
+def order_passages(
+    direction: Direction,
+    queries: Sequence[Query],
+    passages: Sequence[Document],
+    scores: Sequence[Relevance],
+    prior: bool = False,
+) -> list[Ranked]:
+    """The passages of each query, best first, from the scores of all pairs."""
+    found = {(one.query_id, one.passage_id): _score(direction, one, prior) for one in scores}
+    ranking = []
+    for query in queries:
+        values = [(found[query.id, passage.id], passage.id) for passage in passages]
+        best = sorted(values, key=lambda pair: -pair[0])
+        ranking += [
+            Ranked(query_id=query.id, rank=rank, passage_id=passage_id, score=round(score, 5))
+            for rank, (score, passage_id) in enumerate(best, start=1)
+        ]
+    return ranking
+
+
+def _score(direction: Direction, one: Relevance, prior: bool) -> float:
+    """See the table above; forward, log P(passage | query) has the prior in it."""
+    if direction is Direction.REVERSE:
+        return one.logprob + one.prior if prior else one.logprob
+    return one.logprob if prior else one.logprob - one.prior
+
+
+def reciprocal_ranks(queries: Sequence[Query], ranking: Sequence[Ranked]) -> NDArray[np.float64]:
+    """1 / (rank of the best relevant passage) of each query that has `relevant`; their mean is MRR.
+
+    It is 0 where none was ranked.
+
+    >>> ranking = [Ranked(query_id="q", rank=i + 1, passage_id=p, score=0.0)
+    ...            for i, p in enumerate("abc")]
+    >>> reciprocal_ranks([Query(id="q", text="?", relevant=["c", "b"])], ranking)
+    array([0.5])
+    """
+    ranks = {(one.query_id, one.passage_id): one.rank for one in ranking}
+    return np.array(
+        [
+            max(1 / ranks.get((query.id, wanted), np.inf) for wanted in query.relevant)
+            for query in queries
+            if query.relevant
+        ]
+    )
+
+
+def _check_room(lm: LanguageModel, queries: Sequence[Query]) -> None:
+    """Raise `InputError` for a query that fills the model's context by itself."""
+    pairs = lm.pair_format.encode(lm.tokenizer, [(q.text, "") for q in queries], *lm.special_ids)
+    for query, pair in zip(queries, pairs, strict=True):
+        if len(pair.ids) - 1 >= lm.context:
+            raise InputError(
+                f"{lm.name}: query {query.id!r} has {len(pair.ids) - 1} tokens, which leave no "
+                f"room for a passage in the model's context of {lm.context}; shorten it"
+            )
+
+
+Pair = tuple[Query, Document]
+
+
+def _work(
+    lm: LanguageModel, queries: Sequence[Query], passages: Sequence[Document]
+) -> Work[Pair, Relevance]:
+    """All pairs, tile by tile."""
+    wide, high = _TILE
+    high = high if len(queries) > 1 else high * wide
+    tiles = {
+        (queries[i].id, passages[j].id): (i // wide, j // high)
+        for i in range(len(queries))
+        for j in range(len(passages))
+    }
+    pairs = [(query, passage) for query in queries for passage in passages]
+
+    def key(pair: Pair) -> tuple[str, str]:
+        return pair[0].id, pair[1].id
+
+    def make(some: Sequence[Pair], _: Mapping[Any, Any]) -> Iterator[tuple[list[Relevance], bool]]:
+        return (([found], True) for found in _relevances(lm, some))
+
+    return Work(
+        items=sorted(pairs, key=lambda pair: tiles[key(pair)]),
+        item_key=key,
+        record_key=lambda record: (record.query_id, record.passage_id),
+        make=make,
+        groups=lambda some: [[*tile] for _, tile in groupby(some, lambda p: tiles[key(p)])],
+        together=lm.batches_requests,
+    )
+
+
+def _relevances(lm: LanguageModel, pairs: Sequence[Pair]) -> Iterator[Relevance]:
+    """Score some pairs together; forward, what each passage is worth without a query comes first.
+
+    Equal passages are scored once.
+    """
+    asked: dict[tuple[str, str], list[Pair]] = {}
+    if lm.direction is Direction.FORWARD:
+        asked = {(_PRIOR, passage.text): [] for _, passage in pairs}
+    for query, passage in pairs:
+        asked.setdefault((query.id, passage.text), []).append((query, passage))
+    keys = [*asked]
+    texts = {_PRIOR: ""} | {query.id: query.text for query, _ in pairs}
+    problems = [Problem(id=query_id, question=text) for query_id, text in texts.items()]
+    candidates = [
+        Candidate(problem_id=query_id, index=index, text=text)
+        for index, (query_id, text) in enumerate(keys)
+    ]
+    priors: dict[str, float] = {}
+    for scores in score_candidates(problems, candidates, lm):
+        query_id, text = keys[scores[0].index]
+        values = {score.target: score.logprob for score in scores}
+        extra = {"truncated": True} if scores[0].extra.get("truncated") else {}
+        if lm.direction is Direction.FORWARD and query_id == _PRIOR:
+            priors[text] = values["y|x"]
+            continue
+        prior = values["y"] if lm.direction is Direction.REVERSE else priors.get(text)
+        if prior is None:  # a server failed on it, which is raised in the end
+            continue
+        logprob = values["x|y" if lm.direction is Direction.REVERSE else "y|x"]
+        for query, passage in asked[query_id, text]:
+            yield Relevance(
+                query_id=query.id, passage_id=passage.id, logprob=logprob, prior=prior, extra=extra
+            )

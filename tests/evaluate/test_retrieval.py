@@ -1,0 +1,284 @@
+"""Passages by log P(query | passage): scores by hand, the order, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from command_line import Run, check_refused
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.core.records import Document, read_records, write_records
+from ledom.evaluate.retrieval import (
+    Query,
+    Ranked,
+    Relevance,
+    order_passages,
+    rank_passages,
+    reciprocal_ranks,
+)
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.text.tokenizer import Tokenizer
+
+FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
+QUERIES = [
+    Query(id=f"q{i}", text=f"What is {i} + 3?", relevant=[f"p{i}"] if i < 18 else None)
+    for i in range(20)
+]
+PASSAGES = [Document(id=f"p{i}", text=f"{i} + 3 = {i + 3}") for i in range(18)]
+Fakes = dict[str, FakeLanguageModel]
+
+
+def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+    yield from chunks
+
+
+def values(ids: Sequence[int]) -> list[float]:
+    """The fake's log P of each id but the first, ids in the order fed."""
+    return [-math.log1p((a + b) % 7) for a, b in pairwise(ids)]
+
+
+def by_hand(
+    tokenizer: Tokenizer, direction: Direction, query: str, passage: str
+) -> tuple[float, float]:
+    """logprob and prior, from the ids that the model is fed for this pair alone.
+
+    The tokens of a query and a passage do not straddle the empty line between them.
+    """
+    encode, eos = tokenizer.encode, tokenizer.eos_id
+    passage_ids, literal = encode(passage).ids, encode(f"{query}\n\n{passage}").ids
+    count = len(passage_ids)
+    assert literal[-count:] == passage_ids
+    if direction is FORWARD:
+        alone = encode(f"\n\n{passage}").ids
+        given = values([eos, *literal, eos])[-count - 1 :]
+        return sum(given), sum(values([eos, *alone, eos])[-count - 1 :])
+    query_count = len(encode(query).ids)
+    fed = values([eos, *literal[::-1], eos])
+    return sum(fed[-query_count - 1 :]), sum(fed[:count])
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_the_scores_of_every_pair_by_hand(
+    tokenizer: Tokenizer, direction: Direction, tmp_path: Path
+) -> None:
+    """Several tiles; scored here one pair at a time."""
+    lm = FakeLanguageModel(tokenizer, direction)
+    rank_passages(lm, QUERIES, PASSAGES, tmp_path, silent)
+    scores = read_records(tmp_path / "scores.jsonl", Relevance)
+    assert len(scores) == len(QUERIES) * len(PASSAGES)
+    texts = {record.id: record.text for record in (*QUERIES, *PASSAGES)}
+    for one in scores:
+        expected = by_hand(tokenizer, direction, texts[one.query_id], texts[one.passage_id])
+        assert (one.logprob, one.prior) == pytest.approx(expected, abs=1e-4)
+
+
+SCORES = [
+    Relevance(query_id="q", passage_id="a", logprob=-5.0, prior=-1.0),
+    Relevance(query_id="q", passage_id="b", logprob=-4.0, prior=-3.0),
+    Relevance(query_id="q", passage_id="c", logprob=-9.0, prior=-7.5),
+]
+
+
+@pytest.mark.parametrize(
+    ("direction", "prior", "expected"),
+    [
+        (REVERSE, False, [("b", -4.0), ("a", -5.0), ("c", -9.0)]),
+        (REVERSE, True, [("a", -6.0), ("b", -7.0), ("c", -16.5)]),
+        (FORWARD, True, [("b", -4.0), ("a", -5.0), ("c", -9.0)]),
+        (FORWARD, False, [("b", -1.0), ("c", -1.5), ("a", -4.0)]),
+    ],
+)
+def test_the_prior_is_added_in_reverse_and_taken_out_forward(
+    direction: Direction, prior: bool, expected: list[tuple[str, float]]
+) -> None:
+    passages = [Document(id=name, text=name) for name in "abc"]
+    ranking = order_passages(direction, [Query(id="q", text="?")], passages, SCORES, prior)
+    assert [(one.passage_id, one.score) for one in ranking] == expected
+    assert [one.rank for one in ranking] == [1, 2, 3]
+
+
+def test_equal_scores_stay_in_the_order_given() -> None:
+    passages = [Document(id=name, text="same") for name in "cab"]
+    scores = [Relevance(query_id="q", passage_id=name, logprob=-1.0, prior=0.0) for name in "abc"]
+    ranking = order_passages(REVERSE, [Query(id="q", text="?")], passages, scores)
+    assert [one.passage_id for one in ranking] == ["c", "a", "b"]
+
+
+def test_the_reciprocal_rank_is_that_of_the_best_relevant_passage() -> None:
+    """Ranks 3 and 2 of two relevant ones: 1/2; none ranked: 0; unlabeled: left out."""
+    ranking = [
+        Ranked(query_id="q", rank=rank, passage_id=name, score=-rank)
+        for rank, name in enumerate("abcd", start=1)
+    ]
+    queries = [
+        Query(id="q", text="?", relevant=["c", "b"]),
+        Query(id="other", text="?", relevant=["a"]),
+        Query(id="unlabeled", text="?"),
+    ]
+    assert reciprocal_ranks(queries, ranking).tolist() == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_passages_of_one_text_share_their_scores(
+    tokenizer: Tokenizer, direction: Direction, tmp_path: Path
+) -> None:
+    lm = FakeLanguageModel(tokenizer, direction)
+    twins = [*PASSAGES[:2], Document(id="twin", text=PASSAGES[0].text)]
+    ranking = rank_passages(lm, QUERIES[:1], twins, tmp_path, silent)
+    score = {one.passage_id: one.score for one in ranking}
+    assert score["twin"] == score["p0"]
+    assert lm.num_scored == (2 if direction is REVERSE else 4)  # forward: the priors too
+
+
+def test_a_long_passage_loses_its_end_and_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lm = FakeLanguageModel(tokenizer, REVERSE, context=30)
+    passages = [PASSAGES[0], Document(id="long", text="1 + 1 = 2\n" * 20)]
+    rank_passages(lm, QUERIES[:1], passages, tmp_path, silent)
+    scores = read_records(tmp_path / "scores.jsonl", Relevance)
+    assert [one.extra for one in scores] == [{}, {"truncated": True}]
+
+
+def test_a_query_that_fills_the_context_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lm = FakeLanguageModel(tokenizer, REVERSE, context=30)
+    long = Query(id="long", text="1 + 1 = 2 " * 20)
+    with pytest.raises(InputError, match="query 'long' has .* tokens, which leave no room"):
+        rank_passages(lm, [long], PASSAGES, tmp_path, silent)
+    assert lm.num_scored == 0
+
+
+def test_a_stopped_run_resumes_with_the_same_bytes(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second of four tiles; the first is not scored again."""
+    lm = FakeLanguageModel(tokenizer, FORWARD)
+    monkeypatch.setattr(FakeLanguageModel, "batches_requests", True)
+    rank_passages(lm, QUERIES, PASSAGES, tmp_path / "whole", silent)
+    whole, logprobs = lm.num_scored, FakeLanguageModel.logprobs
+    calls = []
+
+    def stops(self: FakeLanguageModel, targets: Sequence[Any]) -> list[Any]:
+        calls.append(len(targets))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return logprobs(self, targets)
+
+    monkeypatch.setattr(FakeLanguageModel, "logprobs", stops)
+    with pytest.raises(KeyboardInterrupt):
+        rank_passages(lm, QUERIES, PASSAGES, tmp_path / "cut", silent)
+    rank_passages(lm, QUERIES, PASSAGES, tmp_path / "cut", silent)
+    assert calls[0] == 16 * 15 + 16  # and the priors of 16 passages
+    assert sum(calls) - calls[1] == whole
+    for name in ("scores.jsonl", "ranking.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.fixture
+def passage_file(tmp_path: Path) -> Path:
+    write_records(tmp_path / "passages.jsonl", PASSAGES)
+    return tmp_path / "passages.jsonl"
+
+
+def test_a_query_on_the_command_line(run: Run, fakes: Fakes, passage_file: Path) -> None:
+    """The passages printed are the best three, by hand."""
+    code, text = run("rank", "What is 2 + 3?", passage_file, "--top", 3)
+    assert code == 0, text
+    scores = {
+        p.id: by_hand(fakes["reverse"].tokenizer, REVERSE, "What is 2 + 3?", p.text)[0]
+        for p in PASSAGES
+    }
+    best = sorted(scores, key=lambda name: -scores[name])[:3]
+    for place, name in enumerate(best, start=1):
+        assert f"{place}. {name}  {scores[name]:.1f}" in text
+    assert "4. " not in text
+    assert "MRR" not in text
+
+
+def test_a_file_of_queries_with_relevant_passages(
+    run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path
+) -> None:
+    write_records(tmp_path / "queries.jsonl", QUERIES)
+    out = tmp_path / "out"
+    code, text = run("rank", tmp_path / "queries.jsonl", passage_file, "--top", 2, "--out", out)
+    assert code == 0, text
+    rows = [json.loads(line) for line in (out / "ranking.jsonl").read_text().splitlines()]
+    assert [(row["query_id"], row["rank"]) for row in rows] == [
+        (query.id, rank) for query in QUERIES for rank in (1, 2)
+    ]
+    places = []
+    for i, query in enumerate(QUERIES[:18]):
+        encoder = fakes["reverse"].tokenizer
+        scores = np.array([by_hand(encoder, REVERSE, query.text, p.text)[0] for p in PASSAGES])
+        scores = scores.round(4)
+        places.append(1 + (scores > scores[i]).sum() + (scores[:i] == scores[i]).sum())
+    assert f"MRR {np.mean(1 / np.array(places)):.3f} [" in text
+    assert "18 of 20 queries have relevant passages" in text
+
+
+@pytest.mark.parametrize(
+    ("queries", "passages", "parts"),
+    [
+        ([{"id": "q", "text": " "}], None, ["queries.jsonl:1", "query 'q' has an empty text"]),
+        ([{"id": "q", "text": "a"}] * 2, None, ["queries.jsonl:2", "'q' was there already"]),
+        ([{"id": "q", "text": "a", "relevant": ["z"]}], None, ["passage 'z'", "18 passages"]),
+        ([{"id": "q", "text": "a", "relevant": []}], None, ["has no relevant passages"]),
+        ([{"id": "", "text": "a"}], None, ["queries.jsonl:1", "the id is empty"]),
+        ([{"id": "Q"}], None, ["queries.jsonl:1", "missing key 'text'"]),
+        (None, [{"id": "P", "text": ""}], ["passages.jsonl:1", "passage 'P' has an empty text"]),
+        (None, [{"id": "P", "text": "a"}] * 2, ["passages.jsonl:2", "'P' was there already"]),
+        (None, [], ["passages.jsonl", "no Document records"]),
+    ],
+)
+def test_bad_files_are_refused_by_line(
+    run: Run,
+    fakes: Fakes,
+    passage_file: Path,
+    tmp_path: Path,
+    queries: list[dict[str, Any]] | None,
+    passages: list[dict[str, Any]] | None,
+    parts: list[str],
+) -> None:
+    asked = tmp_path / "queries.jsonl"
+    write_records(asked, QUERIES)
+    for path, rows in ((asked, queries), (passage_file, passages)):
+        if rows is not None:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_refused(run("rank", asked, passage_file, "--out", tmp_path / "out"), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_else_is_refused(run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path) -> None:
+    asked = tmp_path / "queries.jsonl"
+    write_records(asked, QUERIES)
+    check_refused(run("rank", asked, passage_file), "give --out FOLDER")
+    check_refused(run("rank", " ", passage_file), "the query is empty")
+    check_refused(run("rank", "a", tmp_path / "none.jsonl"), "no such file")
+    check_refused(run("rank", "a", passage_file, "--model", "none"), "needs a reverse model")
+    code, text = run("rank", "a", passage_file, "--out", tmp_path / "out")
+    assert code == 0, text
+    check_refused(
+        run("rank", "b", passage_file, "--out", tmp_path / "out"), "was made with other settings"
+    )
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/abilities.md shows what the embedded pair prints."""
+    page = (Path(__file__).parents[2] / "docs" / "abilities.md").read_text(encoding="utf-8")
+    block = page.split("```\n$ cat passages.jsonl\n")[1].split("```")[0]
+    file, rest = block.split("$ ledom ")
+    command, *shown = rest.splitlines()
+    (tmp_path / "passages.jsonl").write_text(file, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code, text = run(*shlex.split(command))
+    assert code == 0, text
+    for line in shown:
+        assert line == "..." or line in text.splitlines(), (line, text)
