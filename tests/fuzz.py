@@ -38,6 +38,7 @@ DRAWS += "--max-tokens 4 --out"
 SEARCH = "search --problems problems.jsonl --forward forward --reverse model --width 1 "
 SEARCH += "--expansions 1 --max-steps 1 --max-tokens 4"
 IMPORT = "import model --direction reverse --no-check"
+RANK = "rank queries.jsonl passages.jsonl --model model"
 EVAL = "eval choices.jsonl --forward none --reverse model"
 COMMANDS: dict[str, list[str]] = {
     "problems.jsonl": [
@@ -82,6 +83,8 @@ COMMANDS: dict[str, list[str]] = {
     "done/scores.reverse.jsonl.settings.json": ["tune done --out out.yaml", f"{DRAWS} done"],
     "done/problems.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
     "choices.jsonl": [f"{EVAL} --out out"],
+    "queries.jsonl": [f"{RANK} --out out"],
+    "passages.jsonl": [f"{RANK} --out out", "rank Why? passages.jsonl --model model"],
     "weights.yaml": [f"{RERANK} --weights weights.yaml --out out"],
     "recipe.yaml": ["train recipe.yaml --direction reverse --out out", "plan recipe.yaml"],
     "docs.jsonl": [
@@ -127,6 +130,7 @@ OPTIONS = {
     "explain": ["--id", "--reverse", "--out", "--device", "--dtype"],
     "generate": ["--model", "--direction", "--samples", "--temperature", "--top-p", "--dtype"],
     "eval": ["--suite", "--data", "--limit", "--num-fewshot", "--reverse", "--out", "--seed"],
+    "rank": ["--model", "--direction", "--top", "--out", "--dtype", "--threads"],
     "train": ["--direction", "--out", "--device", "--threads"],
     "compare": ["--out"],
     "plan": ["--gpus", "--gpu", "--utilization"],
@@ -145,6 +149,7 @@ ARGUMENTS = {
     "explain": "explain Why? because --reverse model",
     "generate": "generate abc --model model --max-tokens 3",
     "eval": f"{EVAL} --out out",
+    "rank": f"{RANK} --out out",
     "train": "train recipe.yaml --direction reverse --out out",
     "compare": "compare run --out out",
     "plan": "plan recipe.yaml",

@@ -12,8 +12,9 @@ import pytest
 
 from fuzz import ARGUMENTS, COMMANDS, OPTIONS, Worker, cases
 from ledom.cli.app import app
-from ledom.core.records import Candidate, Problem, write_records
+from ledom.core.records import Candidate, Document, Problem, write_records
 from ledom.data.store import write_store
+from ledom.evaluate.retrieval import Query
 from ledom.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,11 @@ def good(
     ]
     lines = "".join(json.dumps(row) + "\n" for row in choices)
     (root / "choices.jsonl").write_text(lines)
+    passages = [Document(id=p.id, text=p.require_solution()) for p in few]
+    write_records(root / "passages.jsonl", passages)
+    write_records(
+        root / "queries.jsonl", [Query(id=p.id, text=p.question, relevant=[p.id]) for p in few]
+    )
     for name, way in (("model", "reverse"), ("forward", "forward")):
         shutil.copytree(checkpoints[way], root / name)
     data = "train: problems.jsonl, num_valid: 1, vocab_size: 300"

@@ -44,6 +44,6 @@ def test_the_command_lists_and_prints(run: Run) -> None:
     code, text = run("docs", "formats")
     assert code == 0
     assert text.startswith("# File formats\n")
-    check_refused(run("docs", "format"), "no page 'format'; the pages are architecture, con")
+    check_refused(run("docs", "format"), "no page 'format'; the pages are abilities, arch")
     check_refused(run("docs", "../README"), "no page '../README'")
     assert "7.79B" in run("plan", "7b", "--gpus", 64)[1]
