@@ -24,9 +24,11 @@ from ledom.cli.options import (
     use_threads,
 )
 from ledom.cli.progress import track
+from ledom.core.errors import InputError
 
 if TYPE_CHECKING:
     from ledom.evaluate.results import Evaluation, Row, TaskResult
+    from ledom.evaluate.tasks import Options, Source
 
 __all__ = ["COMMANDS"]
 
@@ -34,57 +36,58 @@ TASKS = "Tasks"
 _WIDTH = 100  # columns that the table needs
 
 
+Tasks = Annotated[
+    list[str] | None,
+    typer.Argument(help="Task files (.jsonl, .yaml), or tasks of lm-evaluation-harness by name."),
+]
+Suite = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=TASKS, help="ledom, r2l, or problems (the default)."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=TASKS, help="Folder of task files, for use without a network."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=MOST_PROBLEMS, rich_help_panel=TASKS, help="Documents per task, from its start."
+    ),
+]
+NumFewshot = Annotated[
+    int, typer.Option(min=0, max=1000, rich_help_panel=TASKS, help="Solved examples to show.")
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        rich_help_panel=TASKS,
+        help="Run the programs that a model writes (HumanEval): in a process of their own with "
+        "limits of time and memory, but not in a sandbox.",
+    ),
+]
+Chat = Annotated[bool, typer.Option(rich_help_panel=MODELS, help="Use the models' chat templates.")]
+AddBos = Annotated[
+    bool,
+    typer.Option(
+        rich_help_panel=MODELS,
+        help="Start every text of the forward model with what it was trained to read first. "
+        "By default only with what its tokenizer adds, as lm-evaluation-harness does.",
+    ),
+]
+
+
 def evaluate(
     context: typer.Context,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Task files (.jsonl, .yaml), or tasks of lm-evaluation-harness by name."
-        ),
-    ] = None,
-    suite: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=TASKS, help="ledom, r2l, or problems (the default)."),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=TASKS, help="Folder of task files, for use without a network."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MOST_PROBLEMS,
-            rich_help_panel=TASKS,
-            help="Documents per task, from its start.",
-        ),
-    ] = None,
-    num_fewshot: Annotated[
-        int, typer.Option(min=0, max=1000, rich_help_panel=TASKS, help="Solved examples to show.")
-    ] = 0,
-    allow_code: Annotated[
-        bool,
-        typer.Option(
-            rich_help_panel=TASKS,
-            help="Run the programs that a model writes (HumanEval): in a process of their own with "
-            "limits of time and memory, but not in a sandbox.",
-        ),
-    ] = False,
+    tasks: Tasks = None,
+    suite: Suite = None,
+    data: Data = None,
+    limit: Limit = None,
+    num_fewshot: NumFewshot = 0,
+    allow_code: AllowCode = False,
     forward: Model = "tiny",
     reverse: Model = "tiny",
-    chat: Annotated[
-        bool, typer.Option(rich_help_panel=MODELS, help="Use the models' chat templates.")
-    ] = False,
-    add_bos: Annotated[
-        bool,
-        typer.Option(
-            rich_help_panel=MODELS,
-            help="Start every text of the forward model with what it was trained to read first. "
-            "By default only with what its tokenizer adds, as lm-evaluation-harness does.",
-        ),
-    ] = False,
+    chat: Chat = False,
+    add_bos: AddBos = False,
     out: Out = Path("out/eval"),
     device: Device = None,
     dtype: Dtype = "auto",
@@ -95,25 +98,17 @@ def evaluate(
 
     Example: ledom eval arc_easy openbookqa --data FOLDER --forward MODEL --reverse MODEL
     """
-    from ledom.core.errors import InputError
-    from ledom.evaluate.suites import suite_tasks
-    from ledom.evaluate.tasks import Options, find_source, find_suite
+    from ledom.evaluate.tasks import Options
 
     refuse_unused(
         context,
         (forward == "none", "there is no forward model", ["add_bos"]),
         *unused_by_models(forward, reverse),
     )
-    if tasks and suite:
-        raise InputError("give tasks or --suite, not both")
     if forward == reverse == "none":
         raise InputError("give a forward or a reverse model, or both")
     options = Options(data, limit, num_fewshot, seed, allow_code)
-    name = suite or "problems"
-    suite_tasks(name)
-    sources, notes = (
-        ([find_source(task, options) for task in tasks], []) if tasks else find_suite(name, options)
-    )
+    sources, notes = _sources(tasks, suite, options)
     use_threads(threads)
     from ledom.evaluate.evaluation import Job, evaluate_models
 
@@ -133,6 +128,19 @@ def evaluate(
     )
     show_results(evaluate_models(job, track))
     say(f"results: {out / 'results.json'}")
+
+
+def _sources(
+    tasks: list[str] | None, suite: str | None, options: Options
+) -> tuple[list[Source], list[str]]:
+    """The tasks to measure, and what to say of those that are left out."""
+    from ledom.evaluate.tasks import find_source, find_suite
+
+    if tasks and suite:
+        raise InputError("give tasks or --suite, not both")
+    if tasks:
+        return [find_source(task, options) for task in tasks], []
+    return find_suite(suite or "problems", options)
 
 
 def show_results(found: Evaluation) -> None:
