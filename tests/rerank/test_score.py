@@ -142,5 +142,5 @@ def test_a_score_that_is_no_number_is_refused(
         return [np.where(np.arange(len(v)) == 1, np.float32(value), v) for v in real(targets)]
 
     monkeypatch.setattr(lm, "logprobs", overflown)
-    with pytest.raises(InputError, match=r"fake: candidate 0 of problem 'p' .* no number"):
+    with pytest.raises(InputError, match=r"fake: candidate 0 of problem 'p' .* not finite"):
         list(score_candidates([PROBLEM], [candidate(0, "a")], lm))

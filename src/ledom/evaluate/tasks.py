@@ -268,7 +268,8 @@ def _written_task(
 def _judge(
     kind: str, direction: Direction, doc: Mapping[str, Any], results: Sequence[str]
 ) -> dict[str, float]:
-    return {"exact_match": float(is_right(kind, direction, json.loads(doc["problem"]), results[0]))}
+    problem = json.loads(doc["problem"])  # no file
+    return {"exact_match": float(is_right(kind, direction, problem, results[0]))}
 
 
 def _text(doc: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from transformers import AttentionInterface
 from ledom.core.errors import CheckpointError
 from ledom.model.kernels import causal_attention, causal_attention_backward, has_normalizers
 
-__all__ = ["IMPLEMENTATION", "Attend", "attending", "packed_attention"]
+__all__ = ["IMPLEMENTATION", "Attend", "attending", "is_attending", "packed_attention"]
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. There are as many
@@ -50,6 +50,16 @@ def attending(attend: Attend) -> Iterator[None]:
         yield
     finally:
         _ATTEND.reset(token)
+
+
+def is_attending() -> bool:
+    """Whether a function computes the attention now: for models that make masks of their own.
+
+    >>> with attending(lambda layer, queries, keys, values: queries):
+    ...     is_attending()
+    True
+    """
+    return _ATTEND.get() is not None
 
 
 def packed_attention(

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from ledom.core.errors import CheckpointError
+from ledom.model.attention import is_attending
 
 __all__ = ["NanochatConfig", "NanochatForCausalLM", "NanochatModel"]
 
@@ -209,14 +210,12 @@ class NanochatModel(_Pretrained):
     ) -> BaseModelOutputWithPast:
         """Outputs [B, T, C] for ids [B, T]; every row is a text from its start to its end.
 
-        `attend` and `cu_seq_lens_q` (see `model.attention`) pack texts into a row. Raises
+        `attending` and `cu_seq_lens_q` (see `model.attention`) pack texts into a row. Raises
         `CheckpointError` for what this model does not compute: padding in front, and packed texts
         longer than its window.
         """
         config, length = self.config, input_ids.shape[1]
-        packing: dict[str, Any] = {
-            key: kwargs[key] for key in ("attend", "cu_seq_lens_q") if key in kwargs
-        }
+        packing = {key: kwargs[key] for key in ("cu_seq_lens_q",) if key in kwargs}
         attention_mask = kwargs.get("attention_mask")
         if attention_mask is not None and not bool(attention_mask.all()):
             raise CheckpointError("a nanochat model takes no padding; run texts one at a time")
@@ -224,9 +223,9 @@ class NanochatModel(_Pretrained):
             position_ids = torch.arange(length, device=input_ids.device)[None]
         x = x0 = _norm(self.wte(input_ids))
         rotation = self._rotation(position_ids, x.dtype)
-        if "attend" in packing and int(position_ids.max()) >= (config.sliding_window or math.inf):
+        if is_attending() and int(position_ids.max()) >= (config.sliding_window or math.inf):
             raise CheckpointError("packed texts are longer than this nanochat model's window")
-        window = None if "attend" in packing else self._window(length, x.device, packing)
+        window = None if is_attending() else self._window(length, x.device, packing)
         for layer, block in enumerate(self.h):
             if config.residual_lambdas:
                 x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
