@@ -268,10 +268,13 @@ def test_bad_rows_and_an_unreachable_hub_are_one_line(hub: list[Any]) -> None:
 def test_a_local_folder_through_datasets_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "train.jsonl").write_bytes(jsonl(TEXTS))
-    documents = open_documents([f"hub:{tmp_path}"])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")  # not in HOME
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(jsonl(TEXTS))
+    documents = open_documents([f"hub:{folder}"])
     assert list(documents.texts()) == TEXTS
     assert sorted(text for part in parts(documents, 2) for text in part) == sorted(TEXTS)
 
