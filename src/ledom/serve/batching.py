@@ -91,7 +91,7 @@ class Batcher(Generic[_T, _R]):
         return self._waiting
 
     async def submit(self, items: Sequence[_T]) -> list[_R]:
-        """The results of the items, in order. Cancelled, it takes what is left off the queue.
+        """The results of the items, in order. If cancelled, it drops the remaining items.
 
         Raises `Overloaded` or `Closing` at once, and what the work raises for these very items.
         """
@@ -168,7 +168,7 @@ class Batcher(Generic[_T, _R]):
         return cost
 
     def _drop(self, request: _Request[_T, _R]) -> None:
-        """Take what is left of a request off the queue."""
+        """Remove the remaining items of a request from the queue."""
         for queue in (self._fresh, self._begun):
             if request in queue:
                 queue.remove(request)

@@ -56,7 +56,7 @@ class Options(Config):
         for text in written:
             key, equals, value = text.partition("=")
             if not equals:
-                raise Refusal(400, f"model: {text!r:.60} is no option; write key=value")
+                raise Refusal(400, f"model: {text!r:.60} is not an option; write key=value")
             options[key] = value
         try:
             return cls(**(options | dict(given or {})))
