@@ -104,10 +104,10 @@ def test_every_scoring_of_a_task_by_hand(
             flipped = logprobs(models[REVERSE], [eos, *ids[::-1]])
             scores.setdefault(("reverse", "Bayes"), []).append(sum(flipped))
             scores.setdefault(("reverse", "posterior"), []).append(sum(flipped[len(ids) - known :]))
-            turned = encode(f"{choice} {context}").ids
-            values = logprobs(models[REVERSE], [eos, *turned[::-1]])
+            swapped = encode(f"{choice} {context}").ids
+            values = logprobs(models[REVERSE], [eos, *swapped[::-1]])
             count = len(encode(choice).ids)
-            scores.setdefault(("reverse", "turned round"), []).append(sum(values[-count:]))
+            scores.setdefault(("reverse", "reversed prompt"), []).append(sum(values[-count:]))
         for key, one in scores.items():
             right.setdefault(key, []).append(int(np.argmax(one)) == row["answer_index"])
     rows = found_rows(found, "acc")
@@ -117,8 +117,10 @@ def test_every_scoring_of_a_task_by_hand(
     posterior = rows["reverse", "posterior"]
     difference = np.mean(right["reverse", "posterior"]) - np.mean(right["forward", "conditional"])
     assert posterior["less_forward"]["mean"] == pytest.approx(difference)
-    difference = np.mean(right["reverse", "posterior"]) - np.mean(right["reverse", "turned round"])
-    assert posterior["less_turned"]["mean"] == pytest.approx(difference)
+    difference = np.mean(right["reverse", "posterior"]) - np.mean(
+        right["reverse", "reversed prompt"]
+    )
+    assert posterior["less_reversed"]["mean"] == pytest.approx(difference)
     assert found["tasks"][0]["chance"] == 0.25
     assert found["tasks"][0]["num_documents"] == 12
 
@@ -145,7 +147,7 @@ def test_choices_in_front_are_scored_as_whole_texts_both_ways(
     assert {*found_rows(found, "acc")} == {
         ("forward", "conditional"),
         ("forward", "whole text"),
-        ("forward", "turned round"),
+        ("forward", "reversed prompt"),
         ("reverse", "Bayes"),
         ("reverse", "posterior"),
         ("reverse", "mutual information"),

@@ -29,7 +29,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from ledom.evaluate.harness import LedomLM, document_batches
-from ledom.evaluate.likelihood import Request
+from ledom.evaluate.scorings import Request
 
 CONTEXT = 48
 PAIRS = [

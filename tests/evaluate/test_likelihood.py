@@ -18,7 +18,8 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.evaluate.likelihood import SCORINGS, Convention, Parts, Request, Scoring, score
+from ledom.evaluate.likelihood import Convention, score
+from ledom.evaluate.scorings import SCORINGS, Parts, Request, Scoring
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
@@ -87,9 +88,9 @@ CONVENTION = {
 
 
 def parts_of(
-    direction: Direction, *requests: Request, context: int = 100, turned: bool = True
+    direction: Direction, *requests: Request, context: int = 100, control: bool = True
 ) -> list[Parts]:
-    return score(TableModel(direction, context), requests, CONVENTION[direction], turned)
+    return score(TableModel(direction, context), requests, CONVENTION[direction], control)
 
 
 def values(scoring: Scoring, direction: Direction, *requests: Request) -> list[float]:
@@ -210,15 +211,15 @@ def test_mutual_information_does_not_count_what_is_likely_anyway() -> None:
     assert values("mutual information", REVERSE, *asked("ab", CHOICES)) == []
 
 
-def test_the_turned_round_control_puts_the_choice_on_the_wrong_side() -> None:
+def test_the_reversed_prompt_control_puts_the_choice_on_the_wrong_side() -> None:
     """Reverse: "c ab", of which "c" is scored, given " ab" behind it. Forward: "bc ab"."""
-    reverse = values("turned round", REVERSE, *asked("ab", [" c"]))
+    reverse = values("reversed prompt", REVERSE, *asked("ab", [" c"]))
     assert reverse == pytest.approx([TABLE[" "]["c"]])
     contexts = [Request(context, " bc", 3) for context in ("ab", "ac")]
-    forward = values("turned round", FORWARD, *contexts)
+    forward = values("reversed prompt", FORWARD, *contexts)
     assert forward == pytest.approx([0.2 * 0.4 * 0.5, 0.2 * 0.4 * 0.1])
-    assert values("turned round", FORWARD, *asked("ab", CHOICES)) == []
-    assert values("turned round", REVERSE, *contexts) == []
+    assert values("reversed prompt", FORWARD, *asked("ab", CHOICES)) == []
+    assert values("reversed prompt", REVERSE, *contexts) == []
 
 
 def test_greedy_has_no_meaning_in_reverse() -> None:

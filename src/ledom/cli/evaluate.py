@@ -154,7 +154,7 @@ def show_results(found: Evaluation) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in ("metric", "model, scoring"):
         table.add_column(name, no_wrap=True)
-    for name in ("value", "less forward", "less turned round"):
+    for name in ("value", "less forward", "less reversed prompt"):
         table.add_column(name, justify="right", no_wrap=True)
     for task in found.tasks:
         table.add_row(Text(task.task, "bold"))
@@ -185,7 +185,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     value += " *" if row.note.startswith("approximate") else ""
     less = [
         "" if found is None else numbers.difference(found)
-        for found in (row.less_forward, row.less_turned)
+        for found in (row.less_forward, row.less_reversed)
     ]
     return (f"  {row.metric}", f"{row.model} {row.scoring}".strip(), value, *less)
 

@@ -42,7 +42,7 @@ def check_choices() -> Callable[[ChoiceQuestion], None]:
     """Checks questions one by one, as `read_records` reads them.
 
     It raises `InputError` for an id that was there, an empty question, fewer than two choices, an
-    empty or repeated one, and an answer that is none of them.
+    empty or repeated choice, and an answer_index out of range.
     """
     seen: set[str] = set()
 

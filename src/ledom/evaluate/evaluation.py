@@ -3,7 +3,7 @@
     out/forward/TASK.loglikelihood.jsonl   out/reverse/TASK.generate_until.jsonl   out/results.json
 
 An answer is kept when it is made, so a run that is stopped resumes. Every scoring of a task is
-arithmetic on the same answers (`ledom.evaluate.likelihood`).
+arithmetic on the same answers (`ledom.evaluate.scorings`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ledom.core.files import write_atomically
 from ledom.core.stage import Track
 from ledom.evaluate.harness import run_tasks
 from ledom.evaluate.kept import KeptLM
-from ledom.evaluate.likelihood import SCORINGS, Scoring
 from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, compare
+from ledom.evaluate.scorings import SCORINGS, Scoring
 from ledom.evaluate.tasks import Source
 from ledom.lm.language_model import LanguageModel
 from ledom.report.results import to_json

@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, MissingExtraError
-from ledom.evaluate.likelihood import (
-    DEFAULT_SCORING,
-    SCORINGS,
-    Convention,
-    Parts,
-    Request,
-    Scoring,
-    score,
-)
+from ledom.evaluate.likelihood import Convention, score
+from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 
@@ -206,7 +199,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         """The parts of every request; those of a document go to the model together."""
         found: list[Parts] = []
         for batch in document_batches(asked):
-            found += score(self.lm, batch, self.convention, self.scoring == "turned round")
+            found += score(self.lm, batch, self.convention, self.scoring == "reversed prompt")
         return found
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> list[tuple[float, bool]]:

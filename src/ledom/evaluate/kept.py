@@ -15,12 +15,14 @@ from ledom.core.files import fingerprint
 from ledom.core.records import Record
 from ledom.core.stage import Stage, Track, Work, even_groups
 from ledom.evaluate.harness import LedomLM, document_batches
-from ledom.evaluate.likelihood import Parts, Request, score
+from ledom.evaluate.likelihood import score
+from ledom.evaluate.scorings import Parts, Request
 from ledom.lm.language_model import LanguageModel
 
 __all__ = ["Answer", "KeptLM"]
 
 _TEXTS_TOGETHER = 32  # written texts that are made, and can be lost, together
+_FORMAT = 2  # of an answer
 _NOT_A_NAME = re.compile(r"[^\w.-]+")
 
 
@@ -112,6 +114,7 @@ class KeptLM(LedomLM):
         """The answers to all requests; those that the file lacks are made."""
         path = self._folder / f"{_NOT_A_NAME.sub('-', self._name)}.{kind}.jsonl"
         settings = {
+            "format": _FORMAT,
             "model": self.lm.identity,
             "requests": fingerprint(asked),
             "special_tokens": [list(self.convention.first), list(self.convention.prefix)],
@@ -138,7 +141,7 @@ class KeptLM(LedomLM):
 
 def _score(lm: LedomLM, asked: Sequence[Request]) -> list[dict[str, Any]]:
     """Parts as JSON objects."""
-    return [asdict(parts) for parts in score(lm.lm, asked, lm.convention, turned=True)]
+    return [asdict(parts) for parts in score(lm.lm, asked, lm.convention, control=True)]
 
 
 def _batches(asked: Sequence[Request], numbers: Sequence[int]) -> list[list[int]]:

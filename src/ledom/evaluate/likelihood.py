@@ -3,7 +3,8 @@
 A benchmark asks how likely a continuation is after a context. A forward model reads the context and
 answers directly. A reverse model reads the continuation first: one pass over the text gives
 log P(continuation) and log P(context | continuation), whose sum is the joint; a pass over the
-context alone gives log P(context). `SCORINGS` names what is made of these parts.
+context alone gives log P(context). `ledom.evaluate.scorings` makes scores of
+these parts.
 
 Requests of one document are compared with each other, so a text that is too long loses the same
 tokens in all of them. This module knows nothing of tasks, metrics or files.
@@ -11,7 +12,7 @@ tokens in all of them. This module knows nothing of tasks, metrics or files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,26 +21,10 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.evaluate.scorings import Kind, Parts, Request
 from ledom.lm.language_model import LanguageModel, TokenSpan
 
-__all__ = ["DEFAULT_SCORING", "SCORINGS", "Convention", "Parts", "Request", "Scoring", "score"]
-
-Scoring = Literal[
-    "conditional", "whole text", "mutual information", "Bayes", "posterior", "turned round"
-]
-DEFAULT_SCORING: dict[Direction, Scoring] = {
-    Direction.FORWARD: "conditional",
-    Direction.REVERSE: "Bayes",
-}
-
-
-@dataclass(frozen=True)
-class Request:
-    """A context and a continuation; `group` is the same for those of one document."""
-
-    context: str
-    continuation: str
-    group: Hashable = None
+__all__ = ["Convention", "score"]
 
 
 @dataclass(frozen=True)
@@ -50,97 +35,6 @@ class Convention:
     """Before a text."""
     prefix: tuple[int, ...]
     """Before a text whose first token is to be predicted too."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Log-probabilities in nats that belong to one request; None where there is no use for one."""
-
-    continuation: float
-    """Forward: log P(continuation | context). Reverse: log P(continuation)."""
-    context: float | None = None
-    """Reverse: log P(context | continuation)."""
-    alone: float | None = None
-    """Forward: log P(continuation) without a context. Reverse: log P(context) without a
-    continuation."""
-    whole: float | None = None
-    """Forward: log P(context + continuation)."""
-    turned: float | None = None
-    """log P of the part that differs between the choices, written on the wrong side of the rest."""
-    greedy: bool = False
-    """Forward: whether the continuation is what greedy decoding writes."""
-    num_tokens: int = 0
-    """Tokens of the continuation."""
-    num_context_tokens: int = 0
-    """Tokens of the context that were read."""
-    cut: int = 0
-    """Tokens that the context lost, at its far end, to fit the model's context."""
-    kind: Literal["one context", "many contexts", "no context"] = "one context"
-    """Whether the choices of the document differ in the continuation or in the context."""
-
-
-def _conditional(parts: Parts) -> float:
-    return parts.continuation
-
-
-def _whole_text(parts: Parts) -> float | None:
-    return parts.whole
-
-
-def _bayes(parts: Parts) -> float | None:
-    if parts.context is None:  # nothing but the continuation was asked
-        return parts.continuation
-    joint = parts.continuation + parts.context
-    return joint if parts.kind == "many contexts" else joint - (parts.alone or 0.0)
-
-
-def _posterior(parts: Parts) -> float | None:
-    return parts.continuation if parts.kind == "no context" else parts.context
-
-
-def _forward_information(parts: Parts) -> float | None:
-    return None if parts.alone is None else parts.continuation - parts.alone
-
-
-def _reverse_information(parts: Parts) -> float | None:
-    if parts.kind != "many contexts" or parts.context is None or parts.alone is None:
-        return None
-    return parts.context - parts.alone
-
-
-def _turned_round(parts: Parts) -> float | None:
-    return parts.turned
-
-
-SCORINGS: dict[Direction, dict[Scoring, Callable[[Parts], float | None]]] = {
-    Direction.FORWARD: {
-        "conditional": _conditional,
-        "whole text": _whole_text,
-        "mutual information": _forward_information,
-        "turned round": _turned_round,
-    },
-    Direction.REVERSE: {
-        "Bayes": _bayes,
-        "posterior": _posterior,
-        "mutual information": _reverse_information,
-        "turned round": _turned_round,
-    },
-}
-"""What a request is scored by, for each direction. A score is None where it does not apply.
-
-conditional    log P(continuation | context): the harness's own number.
-whole text     log P(context + continuation), for documents whose contexts differ: all of a sentence
-               counts, where the conditional only counts what follows the gap.
-Bayes          log P(context + continuation) - log P(context alone). For one context the last term
-               is the same for all choices: it leaves their order and takes out a large constant.
-               Where contexts differ it is left out, and the whole text counts.
-posterior      log P(context | continuation): how well a choice explains the question.
-mutual information   for the choices that a model predicts, forward those behind a context, in
-               reverse those in front of a continuation: log P(choice | the rest) - log P(choice).
-               What is likely anyway does not count.
-turned round   a control. The choice stands where the model meets it last, on the wrong side of the
-               question: log P(choice | question behind it) of a reverse model.
-"""
 
 
 class _Spans:
@@ -169,14 +63,14 @@ class _Text:
 
     ids: list[int]
     boundary: int
-    kind: Literal["one context", "many contexts", "no context"]
+    kind: Kind
     cut: int = 0
 
 
 def score(
-    lm: LanguageModel, requests: Sequence[Request], convention: Convention, turned: bool = False
+    lm: LanguageModel, requests: Sequence[Request], convention: Convention, control: bool = False
 ) -> list[Parts]:
-    """The parts of every request; `turned` adds those of the turned-round control.
+    """The parts of every request; `control` adds those of the reversed prompt.
 
     Raises `InputError` for an empty continuation, for one that is longer than the model's context,
     and for contexts that cannot be cut alike.
@@ -187,16 +81,16 @@ def score(
                 f"document {_named(request)} has an empty choice; remove the document or the choice"
             )
     scorer = _Forward if lm.direction is Direction.FORWARD else _Reverse
-    return scorer(lm, requests, convention, turned).run()
+    return scorer(lm, requests, convention, control).run()
 
 
 class _Scorer:
     """What both directions share: texts as tokens, cut alike within a document."""
 
     def __init__(
-        self, lm: LanguageModel, requests: Sequence[Request], convention: Convention, turned: bool
+        self, lm: LanguageModel, requests: Sequence[Request], convention: Convention, control: bool
     ) -> None:
-        self.lm, self.requests, self.convention, self.turned = lm, requests, convention, turned
+        self.lm, self.requests, self.convention, self.control = lm, requests, convention, control
         self.groups: dict[Hashable, list[int]] = {}
         for place, request in enumerate(requests):
             own: Hashable = ("context", request.context)
@@ -277,14 +171,14 @@ class _Forward(_Scorer):
         fitted = self.cut_wholes(texts)
         wholes = [self.whole(text) for text in fitted]
         alone = [self.alone(*pair) for pair in zip(self.requests, texts, strict=True)]
-        turned = [self.turned_round(*pair) for pair in zip(self.requests, texts, strict=True)]
+        controls = [self.reversed_prompt(*pair) for pair in zip(self.requests, texts, strict=True)]
         values, greedy = self.spans.score(self.lm)
         return [
             Parts(
                 continuation=_total(values[place]),
                 alone=_maybe(values, single),
                 whole=_maybe(values, whole),
-                turned=_maybe(values, control),
+                reversed_prompt=_maybe(values, control),
                 greedy=greedy[place],
                 num_tokens=len(values[place]),
                 num_context_tokens=text.boundary - cut,
@@ -292,7 +186,7 @@ class _Forward(_Scorer):
                 kind=text.kind,
             )
             for (place, cut), single, whole, control, text, fit in zip(
-                places, alone, wholes, turned, texts, fitted, strict=True
+                places, alone, wholes, controls, texts, fitted, strict=True
             )
         ]
 
@@ -338,9 +232,9 @@ class _Forward(_Scorer):
         first = self.convention.prefix
         return bool(first) and tuple(ids[: len(first)]) == first
 
-    def turned_round(self, request: Request, text: _Text) -> int | None:
+    def reversed_prompt(self, request: Request, text: _Text) -> int | None:
         """Where the values of a context will be that is written behind the continuation."""
-        if not self.turned or text.kind != "many contexts":
+        if not self.control or text.kind != "many contexts":
             return None
         ids, boundary = self.split(*_swapped(request))
         ids = [*self.convention.first, *ids]
@@ -358,14 +252,16 @@ class _Reverse(_Scorer):
         texts = self.cut_alike(self.texts(), self.lm.context + 1 - len(behind))
         wholes = [self.spans.add([*t.ids, *behind], 0, len(t.ids)) for t in texts]
         alone = [self.alone(*pair, behind) for pair in zip(self.requests, texts, strict=True)]
-        turned = [self.turned_round(*p, behind) for p in zip(self.requests, texts, strict=True)]
+        controls = [
+            self.reversed_prompt(*p, behind) for p in zip(self.requests, texts, strict=True)
+        ]
         values, _ = self.spans.score(self.lm)
         return [
             Parts(
                 continuation=_total(values[source][start:]),
                 context=None if text.kind == "no context" else _total(values[whole][:boundary]),
                 alone=_maybe(values, context),
-                turned=_maybe(values, control),
+                reversed_prompt=_maybe(values, control),
                 num_tokens=len(values[source]) - start,
                 num_context_tokens=boundary,
                 cut=text.cut,
@@ -375,7 +271,7 @@ class _Reverse(_Scorer):
                 self.sources(wholes, texts),
                 wholes,
                 alone,
-                turned,
+                controls,
                 texts,
                 (text.boundary for text in texts),
                 strict=True,
@@ -403,9 +299,9 @@ class _Reverse(_Scorer):
         ids = self.lm.tokenizer.encode(request.context.rstrip()).ids[text.cut :]
         return self.spans.add([*ids, *behind], 0, len(ids))
 
-    def turned_round(self, request: Request, text: _Text, behind: list[int]) -> int | None:
+    def reversed_prompt(self, request: Request, text: _Text, behind: list[int]) -> int | None:
         """Where the values of a choice will be that is written in front of the context."""
-        if not self.turned or text.kind != "one context":
+        if not self.control or text.kind != "one context":
             return None
         ids, boundary = self.split(*_swapped(request))
         room = self.lm.context + 1 - len(behind)  # what lies far behind the choice is cut

@@ -58,8 +58,8 @@ class Row:
     interval: Interval | None = None
     less_forward: Interval | None = None
     """Paired difference to the forward model's own scoring."""
-    less_turned: Interval | None = None
-    """Paired difference to the same model's turned-round control."""
+    less_reversed: Interval | None = None
+    """Paired difference to the same model's reversed-prompt control."""
     note: str = ""
 
 
@@ -97,12 +97,12 @@ def _row(one: Measured, measured: Sequence[Measured]) -> Row:
     if not one.values:
         return Row(one.metric, str(one.direction), one.scoring, one.total, note=one.note)
     interval = bootstrap_interval(_array(one.values))
-    forward = turned = None
+    forward = control = None
     if one.metric in MAIN_METRICS and not one.note:
         if one.direction is Direction.REVERSE:
             forward = _paired(one, _find(measured, one.metric, Direction.FORWARD, None))
-        if one.scoring != "turned round":
-            turned = _paired(one, _find(measured, one.metric, one.direction, "turned round"))
+        if one.scoring != "reversed prompt":
+            control = _paired(one, _find(measured, one.metric, one.direction, "reversed prompt"))
     return Row(
         one.metric,
         str(one.direction),
@@ -110,7 +110,7 @@ def _row(one: Measured, measured: Sequence[Measured]) -> Row:
         interval.mean,
         interval,
         forward,
-        turned,
+        control,
         one.note,
     )
 

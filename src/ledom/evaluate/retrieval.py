@@ -1,9 +1,9 @@
 """Passages ordered by how likely they make a query: log P(query | passage).
 
 A reverse model reads the passage first and the query, which stands before it, afterwards, so one
-pass tells log P(query | passage) and log P(passage). A forward model tells log P(passage | query)
-instead; what is left of it without log P(passage) orders passages alike, by Bayes' rule. So either
-model can order them with or without the prior, and the two orders have the same meaning in both:
+pass gives log P(query | passage) and log P(passage). A forward model gives log P(passage | query).
+By Bayes' rule, log P(passage | query) - log P(passage) equals log P(query | passage) up to a
+constant per query. So a model of either direction can rank with or without the prior:
 
                  without the prior                             with the prior
     reverse      log P(query | passage)                        + log P(passage)

@@ -1,0 +1,126 @@
+"""Requests of a benchmark, the log-probabilities in their answers, and the scores made of these.
+
+    Request -> (likelihood.score) -> Parts -> SCORINGS -> a number per choice
+
+This module is arithmetic: it knows nothing of models or tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+from ledom.core.direction import Direction
+
+__all__ = ["DEFAULT_SCORING", "SCORINGS", "Kind", "Parts", "Request", "Scoring"]
+
+Scoring = Literal[
+    "conditional", "whole text", "mutual information", "Bayes", "posterior", "reversed prompt"
+]
+Kind = Literal["one context", "many contexts", "no context"]
+"""Whether the choices of a document differ in the continuation, in the context, or have none."""
+DEFAULT_SCORING: dict[Direction, Scoring] = {
+    Direction.FORWARD: "conditional",
+    Direction.REVERSE: "Bayes",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A context and a continuation; `group` is the same for those of one document."""
+
+    context: str
+    continuation: str
+    group: Hashable = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Log-probabilities in nats that belong to one request; None where there is no use for one."""
+
+    continuation: float
+    """Forward: log P(continuation | context). Reverse: log P(continuation)."""
+    context: float | None = None
+    """Reverse: log P(context | continuation)."""
+    alone: float | None = None
+    """Forward: log P(continuation) without a context. Reverse: log P(context) without a
+    continuation."""
+    whole: float | None = None
+    """Forward: log P(context + continuation)."""
+    reversed_prompt: float | None = None
+    """log P of the part that differs between the choices, written on the wrong side of the rest."""
+    greedy: bool = False
+    """Forward: whether the continuation is what greedy decoding writes."""
+    num_tokens: int = 0
+    """Tokens of the continuation."""
+    num_context_tokens: int = 0
+    """Tokens of the context that were read."""
+    cut: int = 0
+    """Tokens that the context lost, at its far end, to fit the model's context."""
+    kind: Kind = "one context"
+    """Whether the choices of the document differ in the continuation or in the context."""
+
+
+def _conditional(parts: Parts) -> float:
+    return parts.continuation
+
+
+def _whole_text(parts: Parts) -> float | None:
+    return parts.whole
+
+
+def _bayes(parts: Parts) -> float | None:
+    if parts.context is None:  # nothing but the continuation was asked
+        return parts.continuation
+    joint = parts.continuation + parts.context
+    return joint if parts.kind == "many contexts" else joint - (parts.alone or 0.0)
+
+
+def _posterior(parts: Parts) -> float | None:
+    return parts.continuation if parts.kind == "no context" else parts.context
+
+
+def _forward_information(parts: Parts) -> float | None:
+    return None if parts.alone is None else parts.continuation - parts.alone
+
+
+def _reverse_information(parts: Parts) -> float | None:
+    if parts.kind != "many contexts" or parts.context is None or parts.alone is None:
+        return None
+    return parts.context - parts.alone
+
+
+def _reversed_prompt(parts: Parts) -> float | None:
+    return parts.reversed_prompt
+
+
+SCORINGS: dict[Direction, dict[Scoring, Callable[[Parts], float | None]]] = {
+    Direction.FORWARD: {
+        "conditional": _conditional,
+        "whole text": _whole_text,
+        "mutual information": _forward_information,
+        "reversed prompt": _reversed_prompt,
+    },
+    Direction.REVERSE: {
+        "Bayes": _bayes,
+        "posterior": _posterior,
+        "mutual information": _reverse_information,
+        "reversed prompt": _reversed_prompt,
+    },
+}
+"""What a request is scored by, for each direction. A score is None where it does not apply.
+
+conditional    log P(continuation | context): the harness's own number.
+whole text     log P(context + continuation), for documents whose contexts differ: all of a sentence
+               counts, where the conditional only counts what follows the gap.
+Bayes          log P(context + continuation) - log P(context alone). For one context the last term
+               is the same for all choices: it leaves their order and takes out a large constant.
+               Where contexts differ it is left out, and the whole text counts.
+posterior      log P(context | continuation): how well a choice explains the question.
+mutual information   for the choices that a model predicts, forward those behind a context, in
+               reverse those in front of a continuation: log P(choice | the rest) - log P(choice).
+               What is likely anyway does not count.
+reversed prompt   a control: the prompt in the order of the other direction, so that the model reads
+               the choice last. Reverse: log P(choice | the question behind it).
+"""
