@@ -3,10 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A process per core, each with one thread: the models of the tests are small.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# A process per core, each with one thread: the models of the tests are small. A process that has
+# nothing left takes tests from another, whatever their file.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 # Two threads share the work of two cores; more processes than cores slow every one of them.
 export TOKENIZERS_PARALLELISM ?= true
+# Many tests start processes: compiled once, even where containers turn that off.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo pictures examples test quick lint env clean
 demo: $(VENV)/.installed

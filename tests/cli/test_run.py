@@ -91,7 +91,7 @@ def test_completion() -> None:
 def test_a_full_disk_behind_standard_output_is_one_line() -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here")
-    with open("/dev/full", "w") as full, start("plan", RECIPE, stdout=full) as process:
+    with open("/dev/full", "w") as full, start("docs", "formats", stdout=full) as process:
         said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 2
     assert said.splitlines() == [
@@ -103,7 +103,7 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with start("plan", RECIPE, stdout=writer) as process:
+    with start("docs", "formats", stdout=writer) as process:
         os.close(writer)
         said = process.communicate(timeout=60)[1]
     assert (process.returncode, said) == (141, b"")
