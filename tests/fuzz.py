@@ -39,6 +39,8 @@ SEARCH = "search --problems problems.jsonl --forward forward --reverse model --w
 SEARCH += "--expansions 1 --max-steps 1 --max-tokens 4"
 IMPORT = "import model --direction reverse --no-check"
 RANK = "rank queries.jsonl passages.jsonl --model model"
+SYNTHESIZE = "synthesize seeds.jsonl --forward forward --reverse model --samples 1 --answers 1 "
+SYNTHESIZE += "--max-tokens 4"
 EVAL = "eval choices.jsonl --forward none --reverse model"
 COMMANDS: dict[str, list[str]] = {
     "problems.jsonl": [
@@ -85,6 +87,7 @@ COMMANDS: dict[str, list[str]] = {
     "choices.jsonl": [f"{EVAL} --out out"],
     "queries.jsonl": [f"{RANK} --out out"],
     "passages.jsonl": [f"{RANK} --out out", "rank Why? passages.jsonl --model model"],
+    "seeds.jsonl": [f"{SYNTHESIZE} --out out"],
     "weights.yaml": [f"{RERANK} --weights weights.yaml --out out"],
     "recipe.yaml": ["train recipe.yaml --direction reverse --out out", "plan recipe.yaml"],
     "docs.jsonl": [
@@ -131,6 +134,7 @@ OPTIONS = {
     "generate": ["--model", "--direction", "--samples", "--temperature", "--top-p", "--dtype"],
     "eval": ["--suite", "--data", "--limit", "--num-fewshot", "--reverse", "--out", "--seed"],
     "rank": ["--model", "--direction", "--top", "--out", "--dtype", "--threads"],
+    "synthesize": ["--num-seeds", "--known", "--agreement", "--similarity", "--answers", "--out"],
     "serve": [
         "--strategy",
         "--weights",
@@ -166,6 +170,7 @@ ARGUMENTS = {
     "generate": "generate abc --model model --max-tokens 3",
     "eval": f"{EVAL} --out out",
     "rank": f"{RANK} --out out",
+    "synthesize": f"{SYNTHESIZE} --out out",
     "serve": "serve --forward none --reverse none",  # with a model it would not end
     "train": "train recipe.yaml --direction reverse --out out",
     "compare": "compare run --out out",

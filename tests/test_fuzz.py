@@ -15,6 +15,7 @@ from ledom.cli.app import app
 from ledom.core.records import Candidate, Document, Problem, write_records
 from ledom.data.store import write_store
 from ledom.evaluate.retrieval import Query
+from ledom.evaluate.synthesis import Seed
 from ledom.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -64,6 +65,7 @@ def good(
     write_records(
         root / "queries.jsonl", [Query(id=p.id, text=p.question, relevant=[p.id]) for p in few]
     )
+    write_records(root / "seeds.jsonl", [Seed(id=p.id, solution=p.solution) for p in few])
     for name, way in (("model", "reverse"), ("forward", "forward")):
         shutil.copytree(checkpoints[way], root / name)
     data = "train: problems.jsonl, num_valid: 1, vocab_size: 300"

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ledom.cli import data, docs, evaluate, importing, rerank, retrieval, serve, text, train
+from ledom.cli import abilities, data, docs, evaluate, importing, rerank, serve, text, train
 from ledom.cli.run import DEBUG_VARIABLE, prepare_process, run
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
@@ -27,10 +27,10 @@ app = typer.Typer(
 _GROUPS = {
     "Main job": rerank.COMMANDS,
     "Models": (*text.COMMANDS, *importing.COMMANDS),
-    "Evaluation": (*evaluate.COMMANDS, *retrieval.COMMANDS),
+    "Evaluation": (*evaluate.COMMANDS, *abilities.RANKING),
     "Serving": serve.COMMANDS,
     "Training": train.COMMANDS,
-    "Data": data.COMMANDS,
+    "Data": (*data.COMMANDS, *abilities.SYNTHESIS),
     "Documentation": docs.COMMANDS,
 }
 _SHARED = {"demo", "rerank", "search", "train"}  # commands that several processes can share

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
+from typing import TypeVar
 
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
@@ -35,12 +36,14 @@ __all__ = [
     "sampling_groups",
 ]
 
+ItemT = TypeVar("ItemT")
+
 _TOGETHER = 1024  # texts that are drawn together, and can be lost together
 
 
-def sampling_groups(problems: Sequence[Problem], num_samples: int) -> list[Sequence[Problem]]:
-    """The problems whose candidates are drawn together: decided by these arguments alone."""
-    return even_groups(problems, max(1, _TOGETHER // num_samples))
+def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[ItemT]]:
+    """The problems or prompts whose texts are drawn together: decided by these arguments alone."""
+    return even_groups(items, max(1, _TOGETHER // num_samples))
 
 
 def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Sampling) -> None:

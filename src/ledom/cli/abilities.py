@@ -1,0 +1,265 @@
+"""Commands for what a reverse model can do: rank passages, synthesize problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ledom.cli.display import say, show_ranking
+from ledom.cli.options import (
+    MOST_PROBLEMS,
+    MOST_SAMPLES,
+    PROBLEMS,
+    SAMPLING,
+    SELECTION,
+    Device,
+    Dtype,
+    MaxTokens,
+    Model,
+    Out,
+    Seed,
+    Split,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    choose_problems,
+    load_model,
+    read_text,
+    refuse_unused,
+    unused_by_models,
+    unused_when_greedy,
+    use_threads,
+)
+from ledom.cli.progress import track
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ledom.core.records import Document
+    from ledom.evaluate.retrieval import Query
+    from ledom.evaluate.synthesis import Seed as SynthesisSeed
+    from ledom.evaluate.synthesis import Synthesized
+
+__all__ = ["RANKING", "SYNTHESIS"]
+
+
+def rank(
+    context: typer.Context,
+    query: Annotated[
+        str,
+        typer.Argument(help="The query, - for standard input, or a JSONL file of queries."),
+    ],
+    passages: Annotated[Path, typer.Argument(help="A JSONL file of passages (id, text).")],
+    model: Model = "tiny",
+    direction: Annotated[
+        str, typer.Option(help="reverse or forward: the direction of the model.")
+    ] = "reverse",
+    prior: Annotated[
+        bool,
+        typer.Option(help="Also count how likely each passage is by itself, log P(passage)."),
+    ] = False,
+    top: Annotated[
+        int, typer.Option(min=1, max=MOST_PROBLEMS, help="Passages to keep per query.")
+    ] = 10,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; a file of queries needs it. Finished work is reused."
+        ),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+) -> None:
+    """Order passages by log P(query | passage), most likely first.
+
+    Example: ledom rank "Ava has 3 pens and buys 4. How many?" passages.jsonl
+    """
+    from ledom.core.errors import InputError
+    from ledom.evaluate.retrieval import rank_passages, read_passages, reciprocal_ranks
+
+    refuse_unused(context, *unused_by_models(model))
+    from_file = query.endswith(".jsonl")
+    if from_file and out is None:
+        raise InputError("a file of queries needs a folder for the ranking; give --out FOLDER")
+    found = read_passages(passages)
+    queries = _queries(query, found, from_file)
+    use_threads(threads)
+    lm = load_model(model, direction, device, dtype)
+    with TemporaryDirectory() as unnamed:
+        ranking = rank_passages(lm, queries, found, out or Path(unnamed), track, prior, top)
+    if not from_file:
+        show_ranking(ranking[:top], {passage.id: passage.text for passage in found})
+    _show_mean(reciprocal_ranks(queries, ranking), len(queries))
+    if out is not None:
+        say(f"ranking: {out / 'ranking.jsonl'}")
+
+
+def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[Query]:
+    """The queries of a file, or the text given as the only one."""
+    from ledom.core.errors import InputError
+    from ledom.evaluate.retrieval import Query, read_queries
+
+    if from_file:
+        return read_queries(Path(query), passages)
+    text = read_text(query, "query").strip()
+    if not text:
+        raise InputError("the query is empty; give a text")
+    return [Query(id="query", text=text)]
+
+
+def _show_mean(values: NDArray[np.float64], num_queries: int) -> None:
+    """Print the mean reciprocal rank, where relevant passages are known."""
+    from ledom.report.intervals import bootstrap_interval
+    from ledom.report.numbers import interval
+
+    if len(values):
+        mean = interval(bootstrap_interval(values))
+        typer.echo(f"MRR {mean}, {len(values):,} of {num_queries:,} queries have relevant passages")
+
+
+def synthesize(
+    context: typer.Context,
+    seeds: Annotated[
+        str,
+        typer.Argument(
+            help="A JSONL file of solutions or answers (id, solution?, answer?), or gsm_symbolic "
+            "(generated), gsm8k ..."
+        ),
+    ] = "gsm_symbolic",
+    num_seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_PROBLEMS,
+            rich_help_panel=PROBLEMS,
+            help="Number of seeds, from the start of a file. Default: all of a file, 40 generated.",
+        ),
+    ] = None,
+    split: Split = "tune",
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(
+            rich_help_panel=PROBLEMS,
+            help="A JSONL file of problems whose questions must not come back, such as training "
+            "data (repeatable). The seeds' own questions never do.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Questions per seed."),
+    ] = 4,
+    answers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_SAMPLES,
+            rich_help_panel=SAMPLING,
+            help="Answers of the forward model per question.",
+        ),
+    ] = 4,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    max_tokens: MaxTokens = 256,
+    agreement: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=SELECTION,
+            help="Least share of the forward model's answers that must equal the seed's.",
+        ),
+    ] = 0.5,
+    similarity: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=SELECTION,
+            help="Jaccard similarity of 5-word n-grams from which on two questions are near "
+            "duplicates.",
+        ),
+    ] = 0.8,
+    forward: Model = "tiny",
+    reverse: Model = "tiny",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    out: Out = Path("ledom-synthesize"),
+    seed: Seed = 0,
+) -> None:
+    """Write questions for solutions or bare answers; keep those that a forward model answers alike.
+
+    The new problems are for ledom train and ledom rerank.
+
+    Example: ledom synthesize solutions.jsonl --known train.jsonl --out out/new
+    """
+    from ledom.evaluate.synthesis import SynthesisSettings
+    from ledom.evaluate.synthesis import synthesize as run
+    from ledom.lm.language_model import Sampling
+
+    refuse_unused(
+        context,
+        unused_when_greedy(temperature),
+        (temperature == 0, "at temperature 0 there is only one text", ["samples", "answers"]),
+        *unused_by_models(forward, reverse),
+    )
+    sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
+    counts = (1, 1) if temperature == 0 else (samples, answers)
+    how = SynthesisSettings(sampling, *counts, agreement, similarity)
+    found = _seeds(context, seeds, num_seeds, split, seed, temperature > 0)
+    questions = _questions(known or ())
+    use_threads(threads)
+    writer = load_model(reverse, "reverse", device, dtype)
+    judge = load_model(forward, "forward", device, dtype)
+    say(f"{len(found)} seeds, results in {out}/")
+    _show_synthesized(run(found, writer, judge, how, questions, out, track), out)
+
+
+def _seeds(
+    context: typer.Context, source: str, count: int | None, split: str, seed: int, draws: bool
+) -> list[SynthesisSeed]:
+    """The seeds of a file, or the problems of a benchmark or of the generator."""
+    from ledom.data.problems import BENCHMARKS, GENERATOR
+    from ledom.evaluate.synthesis import Seed as SynthesisSeed
+    from ledom.evaluate.synthesis import check_seed, read_seeds
+
+    if source != GENERATOR and source not in BENCHMARKS:
+        refuse_unused(context, (True, f"only {GENERATOR} has splits", ["split"]))
+        return read_seeds(Path(source))[:count]
+    problems = choose_problems(context, source, count, draws, split, seed)
+    found = [
+        SynthesisSeed(id=p.id, solution=p.solution, answer=p.answer, question=p.question)
+        for p in problems
+    ]
+    for one in found:
+        check_seed(one)
+    return found
+
+
+def _questions(files: Sequence[Path]) -> list[str]:
+    """The questions of files of problems."""
+    from ledom.core.records import Problem, read_records
+
+    return [problem.question for file in files for problem in read_records(file, Problem)]
+
+
+def _show_synthesized(found: Synthesized, out: Path) -> None:
+    """Print what came of it, on one line each."""
+    from ledom.report.intervals import bootstrap_interval
+    from ledom.report.numbers import accuracy
+
+    total = len(found.problems) + len(found.removed)
+    reasons = ", ".join(f"{number} {reason}" for reason, number in found.reasons.items())
+    typer.echo(f"{len(found.problems)} of {total} questions stay; removed: {reasons or 'none'}")
+    if len(agreements := found.agreements):
+        share = accuracy(bootstrap_interval(agreements))
+        typer.echo(f"the forward model's answer agrees: {share}%")
+    say(f"problems: {out / 'problems.jsonl'}, the others in removed.jsonl")
+
+
+RANKING = (rank,)
+SYNTHESIS = (synthesize,)

@@ -1,0 +1,163 @@
+"""One model proposes, another verifies: what the abilities of a reverse model are made of.
+
+A model of one direction samples texts (`propose`), and a model of either direction tells how likely
+each of them is where it would stand (`verify`). Both fill a file that resumes. See
+`ledom.evaluate.synthesis`, `infilling` and `inversion` for what is proposed and how it is verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ledom.core.errors import InputError
+from ledom.core.files import fingerprint
+from ledom.core.records import Record
+from ledom.core.stage import Stage, Track, Work, even_groups
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.rerank.sample import sampling_groups
+
+__all__ = ["Likelihood", "Prompt", "Proposal", "check_prompts", "propose", "verify"]
+
+_TOGETHER = 256  # texts that are scored together, and can be lost together
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads before it writes, and whose it is."""
+
+    id: str
+    text: str
+
+
+@dataclass(kw_only=True)
+class Proposal(Record):
+    """A text that a model wrote to the prompt with the id `item_id`; `index` numbers its texts."""
+
+    item_id: str
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"] = "stop"
+
+
+@dataclass(kw_only=True)
+class Likelihood(Record):
+    """How likely a model finds a proposal: the sum over `num_tokens` tokens, in nats."""
+
+    item_id: str
+    index: int
+    logprob: float
+    num_tokens: int
+
+
+def check_prompts(prompts: Sequence[Prompt], lm: LanguageModel, sampling: Sampling) -> None:
+    """Raise `InputError` for a prompt that leaves no room to write, before any work."""
+    for prompt in prompts:
+        try:
+            lm.prompt_ids(prompt.text, sampling.max_tokens)
+        except InputError as error:
+            raise InputError(f"{prompt.id!r}: {error}; lower --max-tokens, or remove it") from None
+
+
+def propose(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    num_samples: int,
+    path: Path,
+    track: Track,
+    name: str,
+) -> list[Proposal]:
+    """`num_samples` texts to each prompt, in the prompts' order, kept in the file `path`.
+
+    Equal prompts get equal texts, since a draw depends on the prompt's text. Ids must be unique.
+    """
+    settings = {
+        "model": lm.identity,
+        "sampling": asdict(sampling),
+        "num_samples": num_samples,
+        "prompts": fingerprint((prompt.id, prompt.text) for prompt in prompts),
+    }
+
+    def make(some: Sequence[Prompt], _: Mapping[Any, Any]) -> Iterator[tuple[list[Proposal], bool]]:
+        texts = [prompt.text for prompt in some]
+        for place, made in lm.generate(texts, sampling, num_samples):
+            yield (
+                [
+                    Proposal(
+                        item_id=some[place].id,
+                        index=index,
+                        text=one.text,
+                        finish_reason="stop" if one.finish_reason == "stop" else "length",
+                    )
+                    for index, one in enumerate(made)
+                ],
+                True,
+            )
+
+    work = Work(
+        items=prompts,
+        item_key=lambda prompt: (prompt.id,),
+        record_key=lambda proposal: (proposal.item_id,),
+        make=make,
+        groups=lambda some: sampling_groups(some, num_samples),
+        together=lm.batches_requests,
+        order=lambda proposal: proposal.index,
+    )
+    return Stage(path, Proposal, settings).fill(work, track, name)
+
+
+def verify(
+    lm: LanguageModel,
+    proposals: Sequence[Proposal],
+    spans: Callable[[Sequence[Proposal]], Iterable[TokenSpan]],
+    context: Iterable[tuple[str, ...]],
+    path: Path,
+    track: Track,
+    name: str,
+) -> list[Likelihood]:
+    """How likely the model finds each proposal, in their order, kept in the file `path`.
+
+    `spans` puts proposals where they stand, and says which tokens count; `context` are the texts
+    that it puts them between. Raises `InputError` for one that does not fit the model's context.
+    """
+    settings = {
+        "model": lm.identity,
+        "proposals": fingerprint((p.item_id, str(p.index), p.text) for p in proposals),
+        "context": fingerprint(context),
+    }
+
+    def make(
+        some: Sequence[Proposal], _: Mapping[Any, Any]
+    ) -> Iterator[tuple[list[Likelihood], bool]]:
+        values = lm.logprobs([*spans(some)])
+        for proposal, found in zip(some, values, strict=True):
+            yield [_likelihood(lm, proposal, found)], True
+
+    work = Work(
+        items=proposals,
+        item_key=lambda proposal: (proposal.item_id, proposal.index),
+        record_key=lambda record: (record.item_id, record.index),
+        make=make,
+        groups=lambda some: even_groups(some, _TOGETHER),
+        together=lm.batches_requests,
+    )
+    return Stage(path, Likelihood, settings).fill(work, track, name)
+
+
+def _likelihood(lm: LanguageModel, proposal: Proposal, values: np.ndarray) -> Likelihood:
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"{lm.name}: text {proposal.index} of {proposal.item_id!r} has a log-probability that "
+            "is not finite; try --dtype float32"
+        )
+    return Likelihood(
+        item_id=proposal.item_id,
+        index=proposal.index,
+        logprob=round(float(values.sum(dtype=np.float64)), 5),
+        num_tokens=len(values),
+    )

@@ -1,0 +1,309 @@
+"""New problems from solutions or bare answers: a reverse model writes the question.
+
+    out/proposals.jsonl    what the reverse model wrote before each seed
+    out/answers.jsonl      what the forward model answered to each question
+    out/problems.jsonl     the problems that are left
+    out/removed.jsonl      the others, each with its `reason`
+
+A question stays if the forward model answers it as the seed does (a round trip), and if it is no
+near duplicate of a known question or of another one (`ledom.text.duplicates`). What can be seen
+without an answer is removed before one is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.files import write_json
+from ledom.core.records import Problem, Record, read_records, write_records
+from ledom.core.stage import Track
+from ledom.evaluate.proposals import Prompt, Proposal, check_prompts, propose
+from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.report.intervals import bootstrap_interval
+from ledom.text.answers import extract_answer, is_correct
+from ledom.text.duplicates import NearDuplicates
+from ledom.text.pair_format import PairFormat
+from ledom.text.solution_style import ANSWER_MARK, equations, is_true
+
+__all__ = [
+    "AGREEMENT",
+    "REASON",
+    "Seed",
+    "SynthesisSettings",
+    "Synthesized",
+    "check_seed",
+    "read_seeds",
+    "seed_prompt",
+    "synthesize",
+]
+
+AGREEMENT = "agreement"
+"""Key of a synthesized problem: the share of the forward model's answers that equal its answer."""
+REASON = "reason"
+"""Key of a removed problem: why it was."""
+
+
+@dataclass(kw_only=True)
+class Seed(Record):
+    """What a question is written for: a solution, or an answer alone. A problem is one too."""
+
+    id: str
+    solution: str | None = None
+    answer: str | None = None
+    question: str | None = None
+
+    @property
+    def final_answer(self) -> str:
+        """The answer, given or stated by the solution; the empty text where there is none."""
+        return (self.answer or extract_answer(self.solution or "") or "").strip()
+
+
+@dataclass(frozen=True)
+class SynthesisSettings:
+    """How questions are drawn and which of them stay."""
+
+    sampling: Sampling
+    """How the reverse model writes questions, and the forward model answers them."""
+    num_samples: int = 4
+    """Questions per seed."""
+    num_answers: int = 4
+    """Answers per question."""
+    min_agreement: float = 0.5
+    """Least share of the answers that must equal the seed's."""
+    similarity: float = 0.8
+    """Jaccard similarity from which on two questions are near duplicates."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_agreement <= 1:
+            raise InputError(f"the agreement is {self.min_agreement}; it must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """What came of some seeds."""
+
+    problems: list[Problem]
+    removed: list[Problem]
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were removed for each reason."""
+        reasons = [problem.extra[REASON] for problem in self.removed]
+        return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+
+    @property
+    def agreements(self) -> NDArray[np.float64]:
+        """For each seed with a question that was answered, the mean agreement of its questions."""
+        answered = [p for p in (*self.problems, *self.removed) if AGREEMENT in p.extra]
+        by_seed = groupby(sorted(answered, key=_seed_of), _seed_of)
+        return np.array([np.mean([p.extra[AGREEMENT] for p in own]) for _, own in by_seed])
+
+
+def _seed_of(problem: Problem) -> str:
+    return str(problem.extra["seed"])
+
+
+def read_seeds(path: Path) -> list[Seed]:
+    """Read a JSONL file of seeds.
+
+    Raises `InputError` by line for a repeated id, or one with neither solution nor answer.
+    """
+    seen: set[str] = set()
+
+    def check(seed: Seed) -> None:
+        if seed.id in seen:
+            raise InputError(f"the id {seed.id!r} was there already; ids must be unique")
+        seen.add(seed.id)
+        check_seed(seed)
+
+    return read_records(path, Seed, check)
+
+
+def check_seed(seed: Seed) -> None:
+    """Raise `InputError` for one that states no answer."""
+    if not seed.final_answer:
+        what = "a solution that states no answer" if seed.solution else "no solution and no answer"
+        raise InputError(f"seed {seed.id!r} has {what}; add the key 'answer'")
+
+
+def synthesize(
+    seeds: Sequence[Seed],
+    reverse: LanguageModel,
+    forward: LanguageModel,
+    how: SynthesisSettings,
+    known: Sequence[str],
+    out: Path,
+    track: Track,
+) -> Synthesized:
+    """Write questions for the seeds and keep those that pass; see above.
+
+    `known` are questions that must not come back, such as those trained on; the seeds' own
+    questions are too. Raises `InputError` for a seed that leaves no room, and `DirectionError` for
+    models of the wrong direction, before any work.
+    """
+    _check_directions(reverse, forward)
+    seen = NearDuplicates(how.similarity)
+    prompts = [Prompt(seed.id, seed_prompt(seed, reverse.pair_format)) for seed in seeds]
+    check_prompts(prompts, reverse, how.sampling)
+    written = propose(
+        reverse,
+        prompts,
+        how.sampling,
+        how.num_samples,
+        out / "proposals.jsonl",
+        track,
+        "writing questions",
+    )
+    for question in (*known, *(seed.question for seed in seeds)):
+        if question:
+            seen.add(question)
+    by_id = {seed.id: seed for seed in seeds}
+    read = [_read(by_id[one.item_id], one, reverse.pair_format) for one in written]
+    first = _screened(read, seen)
+    asked = [problem for problem in first if REASON not in problem.extra]
+    answered = _answered(asked, forward, how, out, track)
+    found = _sorted_out(first, answered, seen, how.min_agreement)
+    write_records(out / "problems.jsonl", found.problems)
+    write_records(out / "removed.jsonl", found.removed)
+    _write_summary(found, len(seeds), out)
+    return found
+
+
+def _check_directions(reverse: LanguageModel, forward: LanguageModel) -> None:
+    for lm, direction in ((reverse, Direction.REVERSE), (forward, Direction.FORWARD)):
+        if lm.direction is not direction:
+            raise DirectionError(f"{lm.name}: a {direction} model is needed here")
+
+
+def seed_prompt(seed: Seed, pair_format: PairFormat) -> str:
+    """What the reverse model reads before it writes: a whole solution, or its last line alone.
+
+    >>> seed_prompt(Seed(id="a", answer="7"), PairFormat())
+    '#### 7'
+    """
+    if seed.solution is not None:
+        return pair_format.after_question(pair_format.restyle(seed.solution, seed.answer))
+    return f"{ANSWER_MARK} {seed.answer}{pair_format.literals[2]}"
+
+
+def _read(seed: Seed, proposal: Proposal, pair_format: PairFormat) -> Problem:
+    """The problem that was written for a seed; with a reason where it is none."""
+    before, between, _ = pair_format.literals
+    text = proposal.text.removeprefix(before)
+    question, mark, steps = text.partition(between) if between else (text, "", "")
+    if seed.solution is not None:
+        solution, whole = seed.solution, not mark
+    else:
+        solution, whole = f"{steps}{ANSWER_MARK} {seed.answer}", bool(mark and steps.strip())
+    problem = Problem(
+        id=f"{proposal.item_id}/{proposal.index}",
+        question=question.strip(),
+        answer=seed.final_answer,
+        solution=solution,
+        extra={"seed": seed.id},
+    )
+    if proposal.finish_reason != "stop":
+        problem.extra[REASON] = "unfinished"
+    elif not whole or not problem.question:
+        problem.extra[REASON] = "not one question"
+    elif seed.solution is None and not all(map(is_true, equations(steps))):
+        problem.extra[REASON] = "false equation"
+    return problem
+
+
+def _screened(problems: Sequence[Problem], known: NearDuplicates) -> list[Problem]:
+    """The problems; those that come too often or are known get a reason."""
+    asked: set[str] = set()
+    return [_screen(problem, asked, known) for problem in problems]
+
+
+def _screen(problem: Problem, asked: set[str], known: NearDuplicates) -> Problem:
+    if REASON in problem.extra:
+        return problem
+    if problem.question in asked:
+        return _removed(problem, "duplicate")
+    asked.add(problem.question)
+    return _removed(problem, "known") if known.find(problem.question) else problem
+
+
+def _removed(problem: Problem, reason: str) -> Problem:
+    return replace(problem, extra=problem.extra | {REASON: reason})
+
+
+def _answered(
+    problems: Sequence[Problem],
+    forward: LanguageModel,
+    how: SynthesisSettings,
+    out: Path,
+    track: Track,
+) -> dict[str, Problem]:
+    """The problems by id, each with the share of the forward model's answers that agree."""
+    if not problems:
+        return {}
+    prompts = [Prompt(p.id, forward.pair_format.before_solution(p.question)) for p in problems]
+    check_prompts(prompts, forward, how.sampling)
+    answers = propose(
+        forward,
+        prompts,
+        how.sampling,
+        how.num_answers,
+        out / "answers.jsonl",
+        track,
+        "answering them",
+    )
+    right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
+    expected = {problem.id: problem.answer or "" for problem in problems}
+    for one in answers:
+        right[one.item_id].append(is_correct(one.text, expected[one.item_id]))
+    return {
+        p.id: replace(p, extra=p.extra | {AGREEMENT: round(float(np.mean(right[p.id])), 5)})
+        for p in problems
+    }
+
+
+def _sorted_out(
+    problems: Sequence[Problem],
+    answered: dict[str, Problem],
+    seen: NearDuplicates,
+    min_agreement: float,
+) -> Synthesized:
+    """Which problems stay; of near duplicates the first of those with the best agreement."""
+    final: dict[str, Problem] = {}
+    for problem in sorted(answered.values(), key=lambda p: -p.extra[AGREEMENT]):
+        if problem.extra[AGREEMENT] < min_agreement:
+            final[problem.id] = _removed(problem, "other answer")
+        elif seen.find(problem.question):
+            final[problem.id] = _removed(problem, "near duplicate")
+        else:
+            final[problem.id] = problem
+            seen.add(problem.question)
+    whole = [final.get(problem.id, problem) for problem in problems]
+    return Synthesized(
+        [problem for problem in whole if REASON not in problem.extra],
+        [problem for problem in whole if REASON in problem.extra],
+    )
+
+
+def _write_summary(found: Synthesized, num_seeds: int, out: Path) -> None:
+    agreements = found.agreements
+    interval = bootstrap_interval(agreements) if len(agreements) else None
+    write_json(
+        out / "synthesis.json",
+        {
+            "num_seeds": num_seeds,
+            "num_questions": len(found.problems) + len(found.removed),
+            "num_problems": len(found.problems),
+            "removed": found.reasons,
+            "agreement": None
+            if interval is None
+            else {"mean": interval.mean, "low": interval.low, "high": interval.high},
+        },
+    )

@@ -1,0 +1,84 @@
+"""Near duplicates among short texts, by their word n-grams.
+
+Two texts are near duplicates if the sets of their 5-word n-grams have a Jaccard similarity of 0.8
+or more, as in Lee et al., Deduplicating Training Data Makes Language Models Better (ACL 2022).
+MinHash signatures in a locality-sensitive index (datasketch) find which texts to compare; the
+comparison itself is exact. This module knows nothing of models or records.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ledom.core.errors import InputError, MissingExtraError
+
+__all__ = ["NearDuplicates"]
+
+_WORDS = 5  # in an n-gram
+_PERMUTATIONS = 128  # of a signature
+_WORD = re.compile(r"\w+(?:\.\d+)?")
+_SUREST = 0.9  # threshold above which the index would miss pairs
+_MISSED = 0.9  # weight of a missed pair; the rest is that of a needless comparison
+
+
+class NearDuplicates:
+    """Texts so far; letter case and what separates words do not count.
+
+    Raises `MissingExtraError` without datasketch, and `InputError` for a similarity out of (0, 1].
+
+    >>> seen = NearDuplicates()
+    >>> seen.add("Ava has 3 red pens and buys 4 more. How many has she?")
+    >>> seen.find("Ava has 3 red pens, and buys 4 more; how many has she")
+    'Ava has 3 red pens and buys 4 more. How many has she?'
+    >>> seen.find("Ava has 5 red pens and buys 4 more. How many has she?") is None
+    True
+    """
+
+    def __init__(self, similarity: float = 0.8) -> None:
+        if not 0 < similarity <= 1:
+            raise InputError(f"similarity is {similarity}; it must lie in (0, 1]")
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError:
+            raise MissingExtraError("datasketch", "data", "near duplicates") from None
+        self._similarity = similarity
+        self._empty = MinHash(_PERMUTATIONS)
+        threshold = min(similarity, _SUREST)
+        self._index: Any = MinHashLSH(threshold, _PERMUTATIONS, weights=(1 - _MISSED, _MISSED))
+        self._texts: list[str] = []
+        self._n_grams: list[frozenset[str]] = []
+
+    def add(self, text: str) -> None:
+        """Texts that come later are compared with this one too."""
+        n_grams = _n_grams(text)
+        self._index.insert(len(self._texts), self._signature(n_grams))
+        self._texts.append(text)
+        self._n_grams.append(n_grams)
+
+    def find(self, text: str) -> str | None:
+        """The most similar near duplicate among the texts added, the first of equals; or None."""
+        n_grams = _n_grams(text)
+        near = {
+            number: _similarity(n_grams, self._n_grams[number])
+            for number in sorted(self._index.query(self._signature(n_grams)))
+        }
+        found = max(near, key=near.__getitem__, default=None)
+        return self._texts[found] if found is not None and near[found] >= self._similarity else None
+
+    def _signature(self, n_grams: frozenset[str]) -> Any:
+        signature = self._empty.copy()  # with its permutations
+        signature.update_batch([n_gram.encode() for n_gram in sorted(n_grams)])
+        return signature
+
+
+def _n_grams(text: str) -> frozenset[str]:
+    """A text's word n-grams; one of all its words where it has fewer than `_WORDS`."""
+    words = _WORD.findall(text.casefold())
+    count = max(1, len(words) - _WORDS + 1)
+    return frozenset(" ".join(words[i : i + _WORDS]) for i in range(count))
+
+
+def _similarity(first: frozenset[str], second: frozenset[str]) -> float:
+    """Jaccard's: the share of all n-grams that both have."""
+    return len(first & second) / len(first | second)

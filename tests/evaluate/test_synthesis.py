@@ -1,0 +1,221 @@
+"""Questions for solutions and answers: what stays and why, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import Run, check_refused
+from kills import contents, run_through_kills
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.records import Problem, read_records, write_records
+from ledom.evaluate.synthesis import (
+    Seed,
+    SynthesisSettings,
+    Synthesized,
+    read_seeds,
+    synthesize,
+)
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import Sampling
+from ledom.text.tokenizer import Tokenizer
+from stand_in_models import ScriptedLanguageModel
+
+pytest.importorskip("datasketch")
+
+Fakes = dict[str, FakeLanguageModel]
+PENS = "Ava has 3 pens and buys 4 more. How many?"
+HENS = "Ava has 3 hens and buys 4 more. How many?"
+SOLVED = Seed(id="s", solution="3 + 4 = 7\n#### 7")
+BARE = Seed(id="b", answer="7")
+READ = {"s": "\n\n3 + 4 = 7\n#### 7", "b": "#### 7"}
+RIGHT, WRONG = "so 7\n#### 7", "so 8\n#### 8"
+
+
+def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+    yield from chunks
+
+
+def made(
+    tokenizer: Tokenizer,
+    out: Path,
+    seed: Seed,
+    texts: Sequence[str],
+    answers: dict[str, list[str]],
+    known: Sequence[str] = (),
+    **settings: float,
+) -> Synthesized:
+    """What comes of one seed where the models write these texts and answers."""
+    reverse = ScriptedLanguageModel(tokenizer, "reverse", {READ[seed.id]: texts})
+    script = {f"{question}\n\n": own for question, own in answers.items()}
+    forward = ScriptedLanguageModel(tokenizer, "forward", script)
+    num_answers = len(next(iter(answers.values()), [""]))
+    how = SynthesisSettings(Sampling(), len(texts), num_answers, **settings)
+    return synthesize([seed], reverse, forward, how, known, out, silent)
+
+
+def reasons(found: Synthesized) -> dict[str, str]:
+    return {problem.question: problem.extra["reason"] for problem in found.removed}
+
+
+def test_a_question_that_is_answered_alike_stays(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Two of three answers equal the seed's: 0.66667; one of three is too few."""
+    answers = {PENS: [RIGHT, WRONG, "7"], "Why?": [RIGHT, WRONG, WRONG]}
+    found = made(tokenizer, tmp_path, SOLVED, [PENS, "Why?"], answers)
+    expected = Problem(
+        id="s/0",
+        question=PENS,
+        answer="7",
+        solution=SOLVED.solution,
+        extra={"seed": "s", "agreement": 0.66667},
+    )
+    assert found.problems == read_records(tmp_path / "problems.jsonl", Problem) == [expected]
+    assert reasons(found) == {"Why?": "other answer"}
+    assert found.agreements.tolist() == pytest.approx([0.5], abs=1e-5)  # (2/3 + 1/3) / 2
+    summary = json.loads((tmp_path / "synthesis.json").read_text())
+    assert summary["removed"] == {"other answer": 1}
+    assert summary["agreement"]["mean"] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_an_answer_gets_a_question_and_the_steps_between(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    texts = [f"{PENS}\n\n3 + 4 = 7\n", "No steps?\n\n", "No line", f"{HENS}\n\n3 + 4 = 8\n"]
+    found = made(tokenizer, tmp_path, BARE, texts, {PENS: [RIGHT]})
+    assert [(p.question, p.solution) for p in found.problems] == [(PENS, "3 + 4 = 7\n#### 7")]
+    assert list(reasons(found).values()) == ["not one question"] * 2 + ["false equation"]
+
+
+def test_what_is_no_question_is_not_answered(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The models are asked for no answer: the script has none."""
+    texts = ["... she buys 4. How many?", f"Yes.\n\n{PENS}", " ", PENS, "Known?", "Known?"]
+    found = made(tokenizer, tmp_path, SOLVED, texts, {}, known=[PENS, "known"])
+    assert found.problems == []
+    assert [p.extra["reason"] for p in found.removed] == [
+        "unfinished",
+        "not one question",
+        "not one question",
+        "known",
+        "known",
+        "duplicate",
+    ]
+    assert len(found.agreements) == 0
+
+
+def test_the_seeds_own_question_is_known(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    seed = Seed(id="s", solution=SOLVED.solution, question=PENS)
+    found = made(tokenizer, tmp_path, seed, [PENS.upper()], {})
+    assert list(reasons(found).values()) == ["known"]
+
+
+def test_of_near_duplicates_the_best_answered_stays(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """10 words, 6 n-grams each; `pens` is in 4 of them, so 2 / 10 are shared."""
+    answers = {PENS: [RIGHT, WRONG], HENS: [RIGHT, RIGHT]}
+    found = made(tokenizer, tmp_path / "a", SOLVED, [PENS, HENS], answers, similarity=0.2)
+    assert [p.question for p in found.problems] == [HENS]
+    assert reasons(found) == {PENS: "near duplicate"}
+    found = made(tokenizer, tmp_path / "b", SOLVED, [PENS, HENS], answers, similarity=0.21)
+    assert [p.question for p in found.problems] == [PENS, HENS]
+
+
+SEEDS = [Seed(id=f"s{i}", solution=f"1 + 1 = 2\n#### {i}") for i in range(4)]
+HOW = SynthesisSettings(Sampling(), 3, 2)
+
+
+def written_by_fakes(tokenizer: Tokenizer, out: Path) -> None:
+    questions = [f"What is {i} and 1?" for i in range(9)]
+    reverse = FakeLanguageModel(tokenizer, "reverse", questions)
+    synthesize(SEEDS, reverse, FakeLanguageModel(tokenizer), HOW, (), out, silent)
+
+
+@pytest.mark.slow
+def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def work(out: Path) -> None:
+        written_by_fakes(tokenizer, out)
+
+    assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=3) > 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_finished_folder_is_not_made_again(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written_by_fakes(tokenizer, tmp_path)
+    before = contents(tmp_path)
+    monkeypatch.setattr(FakeLanguageModel, "generate", None)
+    written_by_fakes(tokenizer, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_models_of_the_wrong_direction(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    forward = FakeLanguageModel(tokenizer)
+    with pytest.raises(DirectionError, match="fake: a reverse model is needed"):
+        synthesize(SEEDS, forward, forward, HOW, (), tmp_path, silent)
+
+
+def test_a_seed_without_room_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    reverse = FakeLanguageModel(tokenizer, "reverse", context=20)
+    with pytest.raises(InputError, match="'s0': the prompt .* lower --max-tokens"):
+        synthesize(SEEDS, reverse, FakeLanguageModel(tokenizer), HOW, (), tmp_path, silent)
+    assert contents(tmp_path) == {}
+
+
+def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    """The fake forward model answers 2 or 3 to every question."""
+    fakes["reverse"].answers = ["Who?", "Which?", "Whose hat is it?"]
+    seeds = tmp_path / "seeds.jsonl"
+    write_records(seeds, [Seed(id="a", answer="2"), Seed(id="b", solution="#### 2")])
+    write_records(tmp_path / "known.jsonl", [Problem(id="k", question="who")])
+    known = ["--known", tmp_path / "known.jsonl", "--agreement", 0]
+    out = tmp_path / "out"
+    code, text = run("synthesize", seeds, *known, "--samples", 20, "--out", out)
+    assert code == 0, text
+    assert "2 of 40 questions stay; removed: 20 not one question, " in text
+    kept = read_records(out / "problems.jsonl", Problem)
+    assert sorted(problem.question for problem in kept) == ["Which?", "Whose hat is it?"]
+    assert "agrees: " in text
+
+
+def test_problems_of_the_generator_are_seeds(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    fakes["reverse"].answers = [f"Number {i}?" for i in range(50)]
+    out = tmp_path / "out"
+    code, text = run("synthesize", "--num-seeds", 3, "--temperature", 0, "--out", out)
+    assert code == 0, text
+    assert "of 3 questions stay" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ([{"id": "a"}], ["seeds.jsonl:1", "no solution and no answer"]),
+        ([{"id": "a", "answer": " "}], ["seeds.jsonl:1", "add the key 'answer'"]),
+        ([{"id": "a", "solution": "Why not."}], ["a solution that states no answer"]),
+        ([{"id": "a", "answer": "1"}] * 2, ["seeds.jsonl:2", "'a' was there already"]),
+        ([{"answer": "1"}], ["seeds.jsonl:1", "missing key 'id'"]),
+        ([{"id": "a", "answer": 1}], ["seeds.jsonl:1", "answer"]),
+        ([], ["no Seed records"]),
+    ],
+)
+def test_bad_seeds_are_refused_by_line(
+    run: Run, fakes: Fakes, tmp_path: Path, rows: list[dict[str, Any]], parts: list[str]
+) -> None:
+    path = tmp_path / "seeds.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_refused(run("synthesize", path, "--out", tmp_path / "out"), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    path, out = tmp_path / "seeds.jsonl", tmp_path / "out"
+    write_records(path, SEEDS)
+    check_refused(run("synthesize", path, "--agreement", 2, "--out", out), "agreement is 2", "[0,")
+    check_refused(run("synthesize", path, "--similarity", 0, "--out", out), "similarity is 0")
+    check_refused(run("synthesize", path, "--split", "test"), "--split would have no effect")
+    check_refused(run("synthesize", path, "--forward", "none"), "needs a forward model")
+    check_refused(run("synthesize", path, "--known", tmp_path / "no.jsonl"), "no such file")
+    assert not out.exists()
+    assert read_seeds(path) == SEEDS

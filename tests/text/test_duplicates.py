@@ -1,0 +1,69 @@
+"""Near duplicates: the similarity by hand, what does not count, and the index against all pairs."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import pytest
+
+from ledom.core.errors import InputError, MissingExtraError
+from ledom.text.duplicates import NearDuplicates
+
+pytest.importorskip("datasketch")
+WORDS = [f"w{i}" for i in range(40)]
+TEXT = " ".join(WORDS)  # 36 n-grams of five words
+
+
+@pytest.mark.parametrize(("similarity", "is_found"), [(0.84, True), (0.85, False)])
+def test_one_other_word_among_forty(similarity: float, is_found: bool) -> None:
+    """The third word from the end is part of three n-grams: 33 shared of 36 + 3, which is 0.846."""
+    seen = NearDuplicates(similarity)
+    seen.add(TEXT)
+    other = " ".join([*WORDS[:37], "x", *WORDS[38:]])
+    assert (seen.find(other) is not None) is is_found
+
+
+def test_letter_case_and_punctuation_do_not_count() -> None:
+    seen = NearDuplicates(1.0)
+    seen.add("Ava has 3 pens, and 2.5 liters of ink. How much?")
+    assert seen.find("ava HAS 3 pens and 2.5 liters of ink; how much")
+    assert seen.find("Ava has 3 pens, and 2.6 liters of ink. How much?") is None
+
+
+def test_texts_of_fewer_words_than_an_n_gram_are_compared_whole() -> None:
+    seen = NearDuplicates(0.5)
+    seen.add("What is 2?")
+    assert seen.find("what is 2") == "What is 2?"
+    assert seen.find("What is 3?") is None
+    assert seen.find("") is None
+
+
+def test_the_most_similar_is_found_and_the_first_of_equals() -> None:
+    near, nearer = f"x {' '.join(WORDS[1:])}", f"{' '.join(WORDS)} y"
+    seen = NearDuplicates(0.8)
+    for text in (near, nearer, nearer.upper()):
+        seen.add(text)
+    assert seen.find(TEXT) == nearer
+
+
+def test_the_index_finds_what_all_pairs_give() -> None:
+    """Texts of a similarity of 0.95 (a word more at the end) among many others."""
+    rng = random.Random(1)
+    texts = [" ".join(str(rng.randrange(1000)) for _ in range(30)) for _ in range(60)]
+    seen = NearDuplicates(0.8)
+    for text in texts:
+        seen.add(text)
+    assert [seen.find(f"{text} more") for text in texts] == texts
+
+
+@pytest.mark.parametrize("similarity", [0, -1, 1.01, float("nan")])
+def test_a_similarity_out_of_range(similarity: float) -> None:
+    with pytest.raises(InputError, match=r"similarity is .*; it must lie in \(0, 1\]"):
+        NearDuplicates(similarity)
+
+
+def test_without_datasketch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(MissingExtraError, match=r"datasketch .*ledom\[data\]"):
+        NearDuplicates()
