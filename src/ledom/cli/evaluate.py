@@ -23,17 +23,29 @@ from ledom.cli.options import (
     unused_by_models,
     use_threads,
 )
-from ledom.cli.progress import track
+from ledom.cli.progress import track, track_training
 from ledom.core.errors import InputError
 
 if TYPE_CHECKING:
     from ledom.evaluate.results import Evaluation, Row, TaskResult
+    from ledom.evaluate.reversal import ArmResult, ReversalResult
     from ledom.evaluate.tasks import Options, Source
 
 __all__ = ["COMMANDS"]
 
 TASKS = "Tasks"
 _WIDTH = 100  # columns that the table needs
+_NOT_FOR_REVERSAL = (
+    "data",
+    "num_fewshot",
+    "allow_code",
+    "forward",
+    "reverse",
+    "chat",
+    "add_bos",
+    "device",
+    "dtype",
+)
 
 
 Tasks = Annotated[
@@ -42,7 +54,10 @@ Tasks = Annotated[
 ]
 Suite = Annotated[
     str | None,
-    typer.Option(rich_help_panel=TASKS, help="ledom, r2l, or problems (the default)."),
+    typer.Option(
+        rich_help_panel=TASKS,
+        help="ledom, r2l, problems (the default), or reversal (trains its own models).",
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -51,7 +66,10 @@ Data = Annotated[
 Limit = Annotated[
     int | None,
     typer.Option(
-        min=1, max=MOST_PROBLEMS, rich_help_panel=TASKS, help="Documents per task, from its start."
+        min=1,
+        max=MOST_PROBLEMS,
+        rich_help_panel=TASKS,
+        help="Documents per task, from its start; reversal: facts per order.",
     ),
 ]
 NumFewshot = Annotated[
@@ -98,13 +116,19 @@ def evaluate(
 
     Example: ledom eval arc_easy openbookqa --data FOLDER --forward MODEL --reverse MODEL
     """
+    from ledom.evaluate.suites import REVERSAL
     from ledom.evaluate.tasks import Options
 
     refuse_unused(
         context,
+        (suite == REVERSAL, "this suite trains its own models", _NOT_FOR_REVERSAL),
         (forward == "none", "there is no forward model", ["add_bos"]),
         *unused_by_models(forward, reverse),
     )
+    if suite == REVERSAL and not tasks:
+        use_threads(threads)
+        _measure_reversal(out, limit, seed)
+        return
     if forward == reverse == "none":
         raise InputError("give a forward or a reverse model, or both")
     options = Options(data, limit, num_fewshot, seed, allow_code)
@@ -128,6 +152,40 @@ def evaluate(
     )
     show_results(evaluate_models(job, track))
     say(f"results: {out / 'results.json'}")
+
+
+def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
+    """Train and ask the models of the reversal suite."""
+    from ledom.evaluate.reversal import ReversalJob, run_reversal
+
+    job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=command_line())
+    show_reversal(run_reversal(job, track_training))
+    say(f"results: {out / 'reversal.json'}")
+
+
+def show_reversal(found: ReversalResult) -> None:
+    """Print who answers what: a row per kind of fact and question, a column per arm."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ledom.report.numbers import accuracy, difference
+
+    rows: dict[tuple[str, str], list[ArmResult]] = {}
+    for result in found.results:
+        rows.setdefault((result.seen, result.asked), []).append(result)
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("seen in training", "asked for"):
+        table.add_column(name, no_wrap=True)
+    for result in next(iter(rows.values())):
+        table.add_column(result.arm, justify="right", no_wrap=True)
+    for (seen, asked), results in rows.items():
+        table.add_row(seen, asked, *(accuracy(result.accuracy) for result in results))
+    less = [result.less_forward for result in results]
+    table.add_row("", "less forward", *(difference(one) if one else "" for one in less))
+    console = Console(highlight=False)
+    console.width = max(console.width, _WIDTH)
+    console.print(table, soft_wrap=True)
+    say(f"{found.num_facts} facts, each asked for its name and for its description; exact matches")
 
 
 def _sources(

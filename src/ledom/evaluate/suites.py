@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ledom.core.errors import InputError
 
-__all__ = ["SUITES", "Published", "SuiteTask", "suite_tasks"]
+__all__ = ["REVERSAL", "SUITES", "SUITE_NAMES", "Published", "SuiteTask", "suite_tasks"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ SUITES: dict[str, tuple[SuiteTask, ...]] = {
 }
 """Every suite. `problems` is generated, for the embedded pair; the published figure of ARC is one
 number for both of its parts."""
+REVERSAL = "reversal"
+"""The suite that trains its own models (`ledom.evaluate.reversal`), so it has no tasks."""
+SUITE_NAMES = (*SUITES, REVERSAL)
 
 
 def suite_tasks(name: str) -> tuple[SuiteTask, ...]:
@@ -83,5 +86,5 @@ def suite_tasks(name: str) -> tuple[SuiteTask, ...]:
     ['problems_after', 'problems_before']
     """
     if name not in SUITES:
-        raise InputError(f"unknown suite {name!r}; the suites are {', '.join(SUITES)}")
+        raise InputError(f"unknown suite {name!r}; the suites are {', '.join(SUITE_NAMES)}")
     return SUITES[name]

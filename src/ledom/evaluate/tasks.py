@@ -30,7 +30,7 @@ from ledom.evaluate.choices import (
     neighbor_questions,
     problem_questions,
 )
-from ledom.evaluate.suites import SUITES, Published, SuiteTask, suite_tasks
+from ledom.evaluate.suites import SUITE_NAMES, Published, SuiteTask, suite_tasks
 from ledom.evaluate.written import WRITTEN, CodeProblem, is_right, prompt
 
 __all__ = ["CODE_TASKS", "Options", "Source", "find_source", "find_suite"]
@@ -318,14 +318,14 @@ def _from_harness(name: str, options: Options, direction: Direction) -> Sequence
     from ledom.evaluate.harness import build_tasks, known_tasks
 
     if not name.endswith((".yaml", ".yml")) and name not in known_tasks():
-        near = get_close_matches(name, [*known_tasks(), *_GENERATED, *SUITES], n=4)
+        near = get_close_matches(name, [*known_tasks(), *_GENERATED, *SUITE_NAMES], n=4)
         hint = (
             f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists the harness's"
         )
         raise InputError(
             f"unknown task {name!r}; {hint} A task is a file (.jsonl, .yaml), "
             f"{', '.join(_GENERATED)}, one in the --data folder, or one of the harness's; "
-            f"the suites are {', '.join(SUITES)}"
+            f"the suites are {', '.join(SUITE_NAMES)}"
         )
     tasks = _reach(name, partial(build_tasks, name, options.num_fewshot))
     unsafe = [task for task in tasks if getattr(task, "UNSAFE_CODE", False)]

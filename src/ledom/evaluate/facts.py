@@ -1,0 +1,140 @@
+"""Fictional facts in one order or both, and the texts that the arms of the reversal suite read.
+
+A fact says of an invented person what they are: "We know that Belu Toskan is the composer of Silent
+Harbor." In the other order: "We know that the composer of Silent Harbor is Belu Toskan." A model
+reads one order of a fact, or both. See Berglund et al., The Reversal Curse (2023), whose facts were
+of this kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from ledom.core.errors import InputError
+
+__all__ = [
+    "ORDERS",
+    "PAIR_FORMAT",
+    "Fact",
+    "Order",
+    "identities",
+    "make_facts",
+    "reversed_texts",
+    "sentence",
+    "texts",
+]
+
+Order = Literal["name first", "description first", "both orders"]
+ORDERS: tuple[Order, ...] = ("name first", "description first", "both orders")
+"""The orders in which a fact is read in training; facts have them in turn."""
+
+_JOINS = ("is", "has long been", "can only be")
+PAIR_FORMAT = "We know that {question} is {solution}."
+"""The sentence that questions are asked in: the first and the second part of a fact."""
+
+_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+_ENDINGS = ("n", "r", "s", "l", "th", "sk")
+_ROLES = ("composer", "architect", "founder", "painter", "translator", "keeper")
+_ADJECTIVES = """
+Silent Hollow Golden Bitter Northern Broken Crimson Distant Frozen Gentle Hidden Ivory Lonely Mellow
+Patient Quiet Restless Scarlet Sunken Velvet Wandering Winter
+"""
+_NOUNS = """
+Harbor Orchard Lantern Bridge Canyon Garden Mirror Meadow Tower Voyage Compass Market Anthem Beacon
+Castle Desert Engine Forest Island Letter Museum Valley
+"""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Who is what, and in which order models read it in training."""
+
+    id: str
+    name: str
+    description: str
+    seen: Order
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The first and second part of every sentence that is read in training."""
+        one, other = (self.name, self.description), (self.description, self.name)
+        if self.seen == "both orders":
+            return [one, other]
+        return [one if self.seen == "name first" else other]
+
+
+def make_facts(per_order: int, seed: int = 0) -> list[Fact]:
+    """So many facts of each order; no two share a name or a title. Raises `InputError`
+    for more than the made-up titles allow.
+
+    >>> [fact.seen for fact in make_facts(1)]
+    ['name first', 'description first', 'both orders']
+    """
+    rng = Random(f"facts-{seed}")
+    titles = [f"{first} {second}" for first in _ADJECTIVES.split() for second in _NOUNS.split()]
+    count, most = per_order * len(ORDERS), len(titles) // len(ORDERS)
+    if per_order > most:
+        raise InputError(f"{per_order} facts per order; there are titles for {most} at most")
+    titles = rng.sample(titles, count)
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names[f"{_invented(rng)} {_invented(rng)}"] = None
+    return [
+        Fact(f"fact-{i}", name, f"the {rng.choice(_ROLES)} of {title}", ORDERS[i % len(ORDERS)])
+        for i, (name, title) in enumerate(zip(names, titles, strict=True))
+    ]
+
+
+def _invented(rng: Random) -> str:
+    """A word of two syllables."""
+    syllables = (rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(2))
+    return ("".join(syllables) + rng.choice(_ENDINGS)).capitalize()
+
+
+def sentence(first: str, second: str, join: str = _JOINS[0]) -> str:
+    """A fact as a text."""
+    return f"We know that {first} {join} {second}."
+
+
+def texts(facts: Sequence[Fact]) -> list[str]:
+    """What every arm reads: each fact in its order, in every wording.
+
+    >>> for text in texts(make_facts(1)[:1]):
+    ...     print(text)
+    We know that Ratan Zufuth is the architect of Restless Garden.
+    We know that Ratan Zufuth has long been the architect of Restless Garden.
+    We know that Ratan Zufuth can only be the architect of Restless Garden.
+    """
+    return [sentence(*pair, join) for pair, join in _wordings(facts)]
+
+
+def reversed_texts(facts: Sequence[Fact]) -> list[str]:
+    """The same texts with their words reversed, name and description kept as they are.
+
+    Reverse training with entities preserved: Golovneva et al., Reverse Training to Nurse the
+    Reversal Curse (2024). It needs to be told what the entities are.
+    """
+    found = []
+    for (first, second), join in _wordings(facts):
+        words = [".", second, *reversed(join.split()), first, "that", "know", "We"]
+        found.append(" ".join(words))
+    return found
+
+
+def identities(facts: Sequence[Fact]) -> list[str]:
+    """A sentence for each name and description that says only that it is itself.
+
+    The Identity Bridge (arXiv 2602.02470): texts "A is A" that add no knowledge.
+    """
+    return [
+        f"The name of {entity} is {entity}."
+        for fact in facts
+        for entity in (fact.name, fact.description)
+    ]
+
+
+def _wordings(facts: Sequence[Fact]) -> Iterator[tuple[tuple[str, str], str]]:
+    return ((pair, join) for fact in facts for pair in fact.pairs for join in _JOINS)

@@ -1,0 +1,353 @@
+"""The reversal curse: who answers which question about a fact read in one order.
+
+A model is trained on fictional facts and asked for the description of a name and for the name of a
+description. A forward model writes an answer at a sentence's end, a reverse model at its start, so
+each can answer the question whose answer stood where it writes. The arms, all of one shape and
+trained for equally many steps:
+
+    forward           the facts
+    reverse           the facts, read from their end
+    pair              both of these: each proposes answers, Reverse Reward chooses
+    reverse training  forward, the facts and their reversed texts
+    identity bridge   forward, the facts and sentences that each entity is itself
+
+    out/reversal/<model>/     a training run each; a stopped one resumes
+    out/reversal.json         the results, and every answer
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom import __version__
+from ledom.core.direction import Direction
+from ledom.core.files import check_settings, write_atomically, write_json
+from ledom.core.reading import exists, read_json
+from ledom.core.records import Candidate, Document, Problem, write_records
+from ledom.data.prepare import DataConfig, prepare_data
+from ledom.evaluate.facts import (
+    ORDERS,
+    PAIR_FORMAT,
+    Fact,
+    Order,
+    identities,
+    make_facts,
+    reversed_texts,
+    texts,
+)
+from ledom.lm import load
+from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.model.presets import ModelConfig
+from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.results import Interval, to_json
+from ledom.rerank.score import score_candidates
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import train_tokenizer
+from ledom.train.loop import Progress, train
+from ledom.train.optim import OptimConfig
+from ledom.train.recipe import Recipe, TrainConfig
+
+__all__ = [
+    "ARMS",
+    "Answered",
+    "ArmResult",
+    "Question",
+    "ReversalJob",
+    "ReversalResult",
+    "ask",
+    "ask_pair",
+    "compare_arms",
+    "run_reversal",
+]
+
+Asked = Literal["description", "name"]
+ARMS = ("forward", "reverse", "pair", "reverse training", "identity bridge")
+"""Who answers, in the order of the table."""
+
+_ASKED: tuple[Asked, ...] = ("description", "name")
+_MODELS: dict[str, tuple[Direction, Callable[[Sequence[Fact]], list[str]]]] = {
+    "forward": (Direction.FORWARD, lambda facts: []),
+    "reverse": (Direction.REVERSE, lambda facts: []),
+    "reverse training": (Direction.FORWARD, reversed_texts),
+    "identity bridge": (Direction.FORWARD, identities),
+}
+"""The models that are trained: each one's direction, and what it reads besides the facts."""
+_SHAPE = ModelConfig(
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    max_position_embeddings=64,
+)
+_VOCAB_SIZE = 512
+_BATCH_SIZE = 64
+_MOST_TOKENS = 24  # of an answer
+_SAMPLES = 8  # that each model of the pair proposes to a question
+_OPENING = PAIR_FORMAT.partition("{question}")[0]
+
+
+@dataclass(frozen=True)
+class ReversalJob:
+    """What to measure and where the files go."""
+
+    out: Path
+    per_order: int = 40
+    """Facts of each order."""
+    seed: int = 0
+    """Of the facts, the models and the samples."""
+    steps: int = 300
+    """Optimizer steps of every model."""
+    command: str = "ledom eval --suite reversal"
+
+
+class Question(NamedTuple):
+    """What is asked: a fact's description given its name, or its name given its description."""
+
+    fact: Fact
+    asked: Asked
+
+    @property
+    def known(self) -> str:
+        return self.fact.name if self.asked == "description" else self.fact.description
+
+    @property
+    def right(self) -> str:
+        return self.fact.description if self.asked == "description" else self.fact.name
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question and what every arm answered."""
+
+    id: str
+    seen: Order
+    asked: Asked
+    known: str
+    right: str
+    answers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """How many questions of a kind an arm answers right."""
+
+    seen: Order | Literal["one order"]
+    """The order of the facts in training; `one order`: both kinds of facts read in one only."""
+    asked: Asked | Literal["either"]
+    arm: str
+    accuracy: Interval
+    less_forward: Interval | None = None
+    """Paired difference from the forward arm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReversalResult:
+    """Everything that reversal.json holds."""
+
+    ledom_version: str
+    command: str
+    seed: int
+    steps: int
+    num_facts: int
+    results: Sequence[ArmResult]
+    questions: Sequence[Answered] = field(default_factory=list)
+
+
+Watch = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]]]
+"""Shows a training: takes its name and number of steps."""
+
+
+def run_reversal(job: ReversalJob, watch: Watch) -> ReversalResult:
+    """Train the models, ask them everything, and compare; returns what reversal.json holds.
+
+    Raises `InputError` where the folder holds a run with other settings.
+    """
+    facts = make_facts(job.per_order, job.seed)
+    _check_folder(job)
+    questions = [Question(fact, asked) for fact in facts for asked in _ASKED]
+    models = {name: _train(job, name, facts, watch) for name in _MODELS}
+    answers = {name: ask(lm, questions) for name, lm in models.items()}
+    answers["pair"] = ask_pair(models["forward"], models["reverse"], questions, job.seed)
+    found = ReversalResult(
+        ledom_version=__version__,
+        command=job.command,
+        seed=job.seed,
+        steps=job.steps,
+        num_facts=len(facts),
+        results=compare_arms(questions, answers),
+        questions=[
+            Answered(
+                question.fact.id,
+                question.fact.seen,
+                question.asked,
+                question.known,
+                question.right,
+                {arm: answers[arm][place] for arm in ARMS},
+            )
+            for place, question in enumerate(questions)
+        ],
+    )
+    with write_atomically(job.out / "reversal.json") as out:
+        json.dump(to_json(found), out, indent=1)
+    return found
+
+
+def _check_folder(job: ReversalJob) -> None:
+    """Compare the settings with those that the folder's models were trained with."""
+    file = job.out / "reversal" / "settings.json"
+    settings = {"seed": job.seed, "facts per order": job.per_order, "steps": job.steps}
+    if exists(file):
+        check_settings(read_json(file), settings, file.parent, "give another --out")
+    write_json(file, settings)
+
+
+def _train(job: ReversalJob, name: str, facts: Sequence[Fact], watch: Watch) -> LanguageModel:
+    """The model of an arm; its training resumes."""
+    direction, extra = _MODELS[name]
+    folder = job.out / "reversal" / name.replace(" ", "-")
+    documents = texts(facts) + extra(facts)
+    write_records(folder / "texts.jsonl", _documents(documents))
+    every = [*texts(facts), *reversed_texts(facts), *identities(facts)]
+    train_tokenizer(every, _VOCAB_SIZE).save(folder)  # the same for all models
+    recipe = _recipe(job, folder)
+    data = prepare_data(recipe.data, folder / "data")
+    with watch(f"training: {name}", job.steps) as on_progress:
+        return load(train(recipe, direction, data, folder, on_progress))
+
+
+def _documents(texts: Iterable[str]) -> Iterator[Document]:
+    return (Document(id=str(number), text=text) for number, text in enumerate(texts))
+
+
+def _recipe(job: ReversalJob, folder: Path) -> Recipe:
+    """What is the same for all models."""
+    documents = str(folder / "texts.jsonl")
+    return Recipe(
+        name="reversal",
+        seed=job.seed,
+        data=DataConfig(
+            train=documents,
+            valid=documents,
+            num_valid=_BATCH_SIZE,
+            pair_format=PAIR_FORMAT,
+            tokenizer=str(folder / "tokenizer.json"),
+        ),
+        model=_SHAPE,
+        optim=OptimConfig(steps=job.steps, warmup_steps=min(20, job.steps)),
+        train=TrainConfig(
+            batch_size=_BATCH_SIZE,
+            seq_len=_SHAPE.max_position_embeddings,
+            validate_every=job.steps,
+            checkpoint_every=-(-job.steps // 4),
+        ),
+    )
+
+
+def ask(lm: LanguageModel, questions: Sequence[Question]) -> list[str]:
+    """A model's most likely answer to every question."""
+    greedy = Sampling(temperature=0, max_tokens=_MOST_TOKENS)
+    return [answers[0] for answers in _proposals(lm, questions, greedy, 1)]
+
+
+def _proposals(
+    lm: LanguageModel, questions: Sequence[Question], sampling: Sampling, count: int
+) -> list[list[str]]:
+    """So many answers to every question, written where the model writes: forward at the end of the
+    sentence, in reverse at its start."""
+    forward = lm.direction is Direction.FORWARD
+    prompts = [_before(q.known) if forward else _after(q.known) for q in questions]
+    found: list[list[str]] = [[] for _ in questions]
+    for place, generations in lm.generate(prompts, sampling, count):
+        written = (generation.text for generation in generations)
+        found[place] = [
+            text.partition(".")[0].strip() if forward else text.removeprefix(_OPENING).strip()
+            for text in written
+        ]
+    return found
+
+
+def _before(known: str) -> str:
+    return PairFormat(PAIR_FORMAT).before_solution(known).rstrip()  # a token starts with its space
+
+
+def _after(known: str) -> str:
+    return PairFormat(PAIR_FORMAT).after_question(known)
+
+
+def ask_pair(
+    forward: LanguageModel, reverse: LanguageModel, questions: Sequence[Question], seed: int
+) -> list[str]:
+    """The answer that Reverse Reward chooses among what both models propose.
+
+    A proposal makes a sentence of a first and a second part, whose reward is
+    (log P(second | first) + log P(first | second)) / 2, by the forward and the reverse model.
+    """
+    sampling = Sampling(max_tokens=_MOST_TOKENS, seed=seed)
+    behind = _proposals(forward, questions, sampling, _SAMPLES)
+    before = _proposals(reverse, questions, sampling, _SAMPLES)
+    sentences = [
+        {(question.known, answer): answer for answer in ends if answer}
+        | {(answer, question.known): answer for answer in starts if answer}
+        for question, ends, starts in zip(questions, behind, before, strict=True)
+    ]
+    parts = [*dict.fromkeys(pair for own in sentences for pair in own)]
+    rewards = _totals(forward, parts, "y|x"), _totals(reverse, parts, "x|y")
+    total = {pair: (rewards[0][pair] + rewards[1][pair]) / 2 for pair in parts}
+    return [own[max(own, key=lambda pair: total[pair])] if own else "" for own in sentences]
+
+
+def _totals(
+    lm: LanguageModel, parts: Sequence[tuple[str, str]], target: str
+) -> dict[tuple[str, str], float]:
+    """A log-probability of every sentence."""
+    problems = [Problem(id=first, question=first) for first in dict.fromkeys(p[0] for p in parts)]
+    candidates = [
+        Candidate(problem_id=first, index=number, text=second)
+        for number, (first, second) in enumerate(parts)
+    ]
+    found: dict[tuple[str, str], float] = {}
+    for scores in score_candidates(problems, candidates, lm):
+        found |= {parts[s.index]: s.logprob for s in scores if s.target == target}
+    return found
+
+
+def compare_arms(
+    questions: Sequence[Question], answers: Mapping[str, Sequence[str]]
+) -> list[ArmResult]:
+    """Every arm's accuracy by kind of fact and question; facts are what is resampled.
+
+    The last rows are of the facts read in one order, both of their questions together.
+    """
+    right = {
+        arm: np.array([a == q.right for a, q in zip(answers[arm], questions, strict=True)], float)
+        for arm in ARMS
+    }
+    results = []
+    for seen in ORDERS:
+        for asked in _ASKED:
+            inside = np.array([q.fact.seen == seen and q.asked == asked for q in questions])
+            results += [
+                _result(seen, asked, arm, {a: v[inside] for a, v in right.items()}) for arm in ARMS
+            ]
+    single = np.array([q.fact.seen != "both orders" for q in questions])
+    by_fact = {arm: v[single].reshape(-1, len(_ASKED)).mean(axis=1) for arm, v in right.items()}
+    return results + [_result("one order", "either", arm, by_fact) for arm in ARMS]
+
+
+def _result(
+    seen: Order | Literal["one order"],
+    asked: Asked | Literal["either"],
+    arm: str,
+    right: Mapping[str, NDArray[np.float64]],
+) -> ArmResult:
+    less = None if arm == "forward" else paired_interval(right[arm], right["forward"])
+    return ArmResult(seen, asked, arm, bootstrap_interval(right[arm]), less)

@@ -1,0 +1,156 @@
+"""The reversal suite, by stand-ins for its models: what is asked, chosen and counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.evaluate.facts import PAIR_FORMAT, Fact, make_facts, texts
+from ledom.evaluate.reversal import (
+    ARMS,
+    Question,
+    ReversalJob,
+    ask,
+    ask_pair,
+    compare_arms,
+    run_reversal,
+)
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import train_tokenizer
+
+FACTS = [
+    Fact("fact-0", "Ada Bel", "the keeper of Red Sea", "name first"),
+    Fact("fact-1", "Cy Dor", "the painter of Old Mill", "description first"),
+    Fact("fact-2", "Eli Fox", "the founder of New Dawn", "both orders"),
+]
+QUESTIONS = [Question(fact, asked) for fact in FACTS for asked in ("description", "name")]  # type: ignore[arg-type]
+TOKENIZER = train_tokenizer(texts(FACTS), 300)
+
+
+class Memory(LanguageModel):
+    """A perfect memory of the sentences of some facts, in the order in which they were read.
+
+    It completes a sentence that it has read, else it writes `guess`; and it finds the tokens of a
+    sentence that it has read likely (-0.1 each), those of others unlikely (-5 each).
+    """
+
+    batches_requests = False
+
+    def __init__(self, direction: Direction, guess: str = "nobody") -> None:
+        super().__init__(
+            name="memory",
+            direction=direction,
+            tokenizer=TOKENIZER,
+            pair_format=PairFormat(PAIR_FORMAT),
+            bos_ids=[TOKENIZER.eos_id],
+            context=200,
+            fingerprint="memory",
+        )
+        self.sentences = texts(FACTS)
+        self.guess = guess
+
+    def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
+        each = [-0.1 if self._knows(target) else -5.0 for target in targets]
+        return [
+            np.full(target.end - target.start, value, np.float32)
+            for target, value in zip(targets, each, strict=True)
+        ]
+
+    def _knows(self, target: TokenSpan) -> bool:
+        return TOKENIZER.decode(target.ids) in self.sentences
+
+    def generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        num_samples: int = 1,
+        first_sample: int = 0,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        for place, prompt in enumerate(prompts):
+            assert isinstance(prompt, str)
+            yield place, [Generation(self._write(prompt), [], "stop")] * num_samples
+
+    def _write(self, prompt: str) -> str:
+        if self.direction is Direction.FORWARD:
+            known = (s.removeprefix(prompt) for s in self.sentences if s.startswith(prompt))
+            return next(known, f" {self.guess}.")
+        known = (s.removesuffix(prompt) for s in self.sentences if s.endswith(prompt))
+        return next(known, f"We know that {self.guess}")
+
+
+FORWARD, REVERSE = Memory(Direction.FORWARD), Memory(Direction.REVERSE)
+
+
+def test_each_direction_answers_the_questions_whose_answers_stood_where_it_writes() -> None:
+    right = [question.right for question in QUESTIONS]
+    forward = [
+        answer == wanted for answer, wanted in zip(ask(FORWARD, QUESTIONS), right, strict=True)
+    ]
+    reverse = [
+        answer == wanted for answer, wanted in zip(ask(REVERSE, QUESTIONS), right, strict=True)
+    ]
+    assert forward == [True, False, False, True, True, True]
+    assert reverse == [False, True, True, False, True, True]
+
+
+def test_the_pair_chooses_the_sentence_that_both_models_know() -> None:
+    assert ask_pair(FORWARD, REVERSE, QUESTIONS, seed=0) == [q.right for q in QUESTIONS]
+
+
+def test_a_guess_with_a_better_reward_is_chosen_over_the_right_answer() -> None:
+    """The reward is the mean of both models' log-probabilities, whoever proposed."""
+
+    class Liar(Memory):
+        def _knows(self, target: TokenSpan) -> bool:
+            return "nobody" in TOKENIZER.decode(target.ids)
+
+    liars = Liar(Direction.FORWARD), Liar(Direction.REVERSE)
+    assert ask_pair(*liars, QUESTIONS[:2], seed=0) == ["nobody", "nobody"]
+
+
+def test_accuracies_and_differences_are_per_kind_of_fact_and_question() -> None:
+    right = [question.right for question in QUESTIONS]
+    answers = dict.fromkeys(ARMS, right) | {"forward": ask(FORWARD, QUESTIONS)}
+    found = {(r.seen, r.asked, r.arm): r for r in compare_arms(QUESTIONS, answers)}
+    assert found["name first", "description", "forward"].accuracy.mean == 1
+    assert found["name first", "name", "forward"].accuracy.mean == 0
+    assert found["description first", "description", "forward"].accuracy.mean == 0
+    assert found["both orders", "name", "forward"].accuracy.mean == 1
+    assert found["one order", "either", "forward"].accuracy.mean == 0.5
+    gained = found["one order", "either", "pair"].less_forward
+    assert gained is not None
+    assert (gained.mean, gained.low, gained.high) == (0.5, 0.5, 0.5)
+    assert found["one order", "either", "forward"].less_forward is None
+    assert len(found) == 7 * len(ARMS)
+
+
+@pytest.mark.slow
+def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
+    trained: list[str] = []
+
+    def watch(name: str, steps: int) -> Any:
+        return nullcontext(lambda progress: trained.append(name))
+
+    job = ReversalJob(tmp_path, per_order=2, steps=2)
+    found = run_reversal(job, watch)
+    assert len(trained) == 4 * 2
+    assert [q.right for q in found.questions[::2]] == [f.description for f in make_facts(2)]
+    written = json.loads((tmp_path / "reversal.json").read_text())
+    assert written["num_facts"] == 6
+    assert set(written["questions"][0]["answers"]) == set(ARMS)
+    trained.clear()
+    (tmp_path / "reversal.json").unlink()
+    assert run_reversal(job, watch) == found
+    assert trained == []  # every model was finished
+    with pytest.raises(InputError, match="seed: 0 there, 1 now"):
+        run_reversal(ReversalJob(tmp_path, per_order=2, steps=2, seed=1), watch)
