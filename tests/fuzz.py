@@ -134,6 +134,7 @@ OPTIONS = {
     "generate": ["--model", "--direction", "--samples", "--temperature", "--top-p", "--dtype"],
     "eval": ["--suite", "--data", "--limit", "--num-fewshot", "--reverse", "--out", "--seed"],
     "rank": ["--model", "--direction", "--top", "--out", "--dtype", "--threads"],
+    "gallery": ["--examples", "--reverse", "--out", "--dtype", "--seed", "--threads"],
     "synthesize": ["--num-seeds", "--known", "--agreement", "--similarity", "--answers", "--out"],
     "serve": [
         "--strategy",
@@ -170,6 +171,7 @@ ARGUMENTS = {
     "generate": "generate abc --model model --max-tokens 3",
     "eval": f"{EVAL} --out out",
     "rank": f"{RANK} --out out",
+    "gallery": "gallery --reverse model --out out.html",
     "synthesize": f"{SYNTHESIZE} --out out",
     "serve": "serve --forward none --reverse none",  # with a model it would not end
     "train": "train recipe.yaml --direction reverse --out out",

@@ -12,7 +12,18 @@ from typing import Annotated
 
 import typer
 
-from ledom.cli import abilities, data, docs, evaluate, importing, rerank, serve, text, train
+from ledom.cli import (
+    abilities,
+    data,
+    docs,
+    evaluate,
+    gallery,
+    importing,
+    rerank,
+    serve,
+    text,
+    train,
+)
 from ledom.cli.run import DEBUG_VARIABLE, prepare_process, run
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
@@ -27,7 +38,7 @@ app = typer.Typer(
 _GROUPS = {
     "Main job": rerank.COMMANDS,
     "Models": (*text.COMMANDS, *importing.COMMANDS),
-    "Evaluation": (*evaluate.COMMANDS, *abilities.RANKING),
+    "Evaluation": (*evaluate.COMMANDS, *abilities.RANKING, *gallery.COMMANDS),
     "Serving": serve.COMMANDS,
     "Training": train.COMMANDS,
     "Data": (*data.COMMANDS, *abilities.SYNTHESIS),

@@ -160,6 +160,19 @@ class Tokenizer:
         """Decode ids in reading order; special tokens are left out."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, in reading order; together they are the text of all.
+
+        Of tokens that share a character, the last has it and the others are empty.
+        """
+        found, known = [], ""
+        for end in range(1, len(ids) + 1):
+            text = self.decode(ids[:end])
+            whole = end == len(ids) or not text.endswith("\ufffd")  # a character may go on
+            found.append(text[len(known) :] if whole else "")
+            known = text if whole else known
+        return found
+
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """What `ids` add to the text of the ids in front of them: decoded together, less those.
 

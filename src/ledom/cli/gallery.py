@@ -1,0 +1,59 @@
+"""ledom gallery: one page of what a reverse model writes, and of finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ledom.cli.display import say
+from ledom.cli.options import (
+    Device,
+    Dtype,
+    Model,
+    Seed,
+    Threads,
+    command_line,
+    load_model,
+    refuse_unused,
+    unused_by_models,
+    use_threads,
+)
+
+__all__ = ["COMMANDS"]
+
+_MOST_EXAMPLES = 100
+
+
+def gallery(
+    context: typer.Context,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of eval, rank or synthesize to show as well."),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Examples per section: the first ones.")
+    ] = 3,
+    reverse: Model = "tiny",
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("out/gallery.html"),
+    device: Device = None,
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Show on one page what a reverse model writes from the end, token by token.
+
+    Example: ledom gallery out/eval --out gallery.html
+    """
+    from ledom.evaluate.gallery import collect
+    from ledom.report.gallery_page import write_gallery
+
+    refuse_unused(context, *unused_by_models(reverse))
+    use_threads(threads)
+    lm = load_model(reverse, "reverse", device, dtype)
+    page = collect(lm, runs or [], examples, seed, reverse, command_line())
+    say(f"page: {write_gallery(out, page)}")
+
+
+COMMANDS = (gallery,)

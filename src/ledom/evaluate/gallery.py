@@ -1,0 +1,204 @@
+"""What `ledom gallery` shows: texts that a reverse model writes, and the results of finished runs.
+
+The first section is made here. Every other one is read from the plain files of a run; a section
+whose run is not given is named with the command that makes it. Always the first items by index are
+shown. This module knows nothing of the page (`ledom.report.gallery_page`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from ledom import __version__
+from ledom.core.direction import Direction
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.reading import as_type, exists, read_json
+from ledom.core.records import Problem, read_records
+from ledom.data.problems import generate_problems
+from ledom.evaluate.results import MAIN_METRICS, Evaluation
+from ledom.evaluate.retrieval import Ranked
+from ledom.evaluate.reversal import ARMS, ReversalResult
+from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.report import numbers
+from ledom.report.gallery_page import Example, Gallery, Missing, Section, Table
+
+__all__ = ["RUNS", "collect", "written_backwards"]
+
+_TEMPERATURE, _MOST_TOKENS = 0.7, 160  # of the texts that are written here
+_BEST = 3  # passages per query
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """A kind of run that has a section."""
+
+    heading: str
+    command: str
+    """What makes one."""
+    file: str
+    """The file in its folder that tells the kind."""
+    read: Callable[[Path, LanguageModel, int], Section]
+    """The section, from that file, a model for its tokens, and how many items to show."""
+
+
+def collect(
+    lm: LanguageModel,
+    runs: Sequence[Path],
+    count: int,
+    seed: int,
+    name: str = "tiny",
+    command: str = "ledom gallery",
+) -> Gallery:
+    """All sections: what the model, called `name`, writes now, then a section per run.
+
+    Raises `DirectionError` for a forward model, and `InputError` for a folder that holds no run of
+    a known kind.
+    """
+    found = [(kind, folder / kind.file) for folder in runs for kind in _kinds(folder)]
+    sections = [written_backwards(lm, name, count, seed)]
+    sections += [kind.read(file, lm, count) for kind, file in found]
+    shown = {kind.heading for kind, _ in found}
+    return Gallery(
+        title="Written from the end",
+        ledom_version=__version__,
+        command=command,
+        sections=sections,
+        missing=[Missing(k.heading, k.command) for k in RUNS if k.heading not in shown],
+    )
+
+
+def _kinds(folder: Path) -> list[RunKind]:
+    kinds = [kind for kind in RUNS if exists(folder / kind.file)]
+    if not kinds:
+        files = ", ".join(kind.file for kind in RUNS)
+        raise InputError(f"holds no run that can be shown (none of {files})", path=folder)
+    return kinds
+
+
+def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Section:
+    """The questions that a model writes in front of the solutions of unseen problems."""
+    if lm.direction is not Direction.REVERSE:
+        raise DirectionError(f"{lm.name} is a forward model; give a reverse one")
+    problems = [*generate_problems("test", count, seed)]
+    prompts = [
+        lm.pair_format.after_question(lm.pair_format.restyle(problem.require_solution()))
+        for problem in problems
+    ]
+    sampling = Sampling(temperature=_TEMPERATURE, max_tokens=_MOST_TOKENS, seed=seed)
+    texts = {place: made[0] for place, made in lm.generate(prompts, sampling)}
+    return Section(
+        heading="Questions from solutions",
+        lead=f"{name}, a reverse model, is given the solution of a generated problem that it "
+        "has not seen, and writes the question in front of it.",
+        rule=f"the first {count} problems of the test split with seed {seed}, one text each "
+        f"(sample 0, temperature {_TEMPERATURE}, seed {seed}).",
+        examples=[
+            example(lm, problem.id, texts[place].ids, lm.tokenizer.encode_inside(prompt))
+            for place, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
+        ],
+    )
+
+
+def example(lm: LanguageModel, label: str, written: Sequence[int], after: Sequence[int]) -> Example:
+    """What a reverse model wrote in front of a prompt, as ids in reading order."""
+    pieces = lm.tokenizer.pieces([*written, *after])
+    return Example(label, "reverse", [], pieces[: len(written)], pieces[len(written) :])
+
+
+def _synthesized(file: Path, lm: LanguageModel, count: int) -> Section:
+    problems = read_records(file.with_name("problems.jsonl"), Problem, Problem.require_solution)
+    examples = []
+    for problem in problems[:count]:
+        prompt = lm.pair_format.after_question(lm.pair_format.restyle(problem.require_solution()))
+        written = lm.tokenizer.encode(problem.question).ids
+        examples.append(example(lm, problem.id, written, lm.tokenizer.encode_inside(prompt)))
+    return Section(
+        heading="Synthesized problems",
+        lead="A reverse model wrote a question for a solution; it stayed because a forward model "
+        "answers it alike. The tokens are those of this page's model.",
+        rule=f"the first {len(examples)} of {len(problems):,} problems that stayed.",
+        source=str(file.with_name("problems.jsonl")),
+        examples=examples,
+    )
+
+
+def _benchmarks(file: Path, lm: LanguageModel, count: int) -> Section:
+    found = as_type(read_json(file), Evaluation, file)
+    rows = [["task", "documents", "model, scoring", "accuracy, %", "less forward"]]
+    for task in found.tasks:
+        for row in task.rows:
+            if row.metric in MAIN_METRICS and row.interval is not None and not row.note:
+                less = "" if row.less_forward is None else numbers.difference(row.less_forward)
+                name = f"{row.model} {row.scoring}".strip()
+                value = numbers.accuracy(row.interval)
+                rows.append([task.task, f"{task.num_documents:,}", name, value, less])
+    return Section(
+        heading="Benchmarks in either direction",
+        lead="What a forward and a reverse model know, each scored correctly for its direction.",
+        rule=f"all tasks of the run, made by {found.command}.",
+        source=str(file),
+        tables=[Table("Accuracy by task, model and scoring", rows)],
+    )
+
+
+def _reversal(file: Path, lm: LanguageModel, count: int) -> Section:
+    found = as_type(read_json(file), ReversalResult, file)
+    rows = [["seen in training", "asked for", *ARMS]]
+    kinds = groupby(found.results, lambda result: (result.seen, result.asked))
+    rows += [[*kind, *(numbers.accuracy(one.accuracy) for one in own)] for kind, own in kinds]
+    asked = [["question", "seen in training", *ARMS]]
+    for question in found.questions[:count]:
+        answers = [question.answers.get(arm, "") for arm in ARMS]
+        marked = [f"{'✓' if answer == question.right else '✗'} {answer}" for answer in answers]
+        asked.append([f"{question.asked} of {question.known}", question.seen, *marked])
+    return Section(
+        heading="The reversal curse",
+        lead="Models read fictional facts in one order and are asked for the name or the "
+        "description. A model answers where it wrote in training; the pair does both.",
+        rule=f"all {found.num_facts} facts with seed {found.seed} in percent of exact matches, "
+        f"then the first {len(asked) - 1} questions.",
+        source=str(file),
+        tables=[Table("Right answers by kind of question", rows), Table("Answers", asked)],
+    )
+
+
+def _ranked(file: Path, lm: LanguageModel, count: int) -> Section:
+    ranking = read_records(file, Ranked)
+    queries = [[*own] for _, own in groupby(ranking, lambda one: one.query_id)][:count]
+    rows = [["query", "rank", "passage", "score, nats"]]
+    rows += [
+        [one.query_id, str(one.rank), one.passage_id, numbers.number(one.score, 1)]
+        for own in queries
+        for one in own[:_BEST]
+    ]
+    return Section(
+        heading="Passages for a query",
+        lead="Passages by how likely they make a query that stands in front of them.",
+        rule=f"the first {len(queries)} queries, the best {_BEST} passages of each.",
+        source=str(file),
+        tables=[Table("The best passages of each query", rows)],
+    )
+
+
+RUNS = (
+    RunKind("Benchmarks in either direction", "ledom eval --out RUN", "results.json", _benchmarks),
+    RunKind(
+        "The reversal curse", "ledom eval --suite reversal --out RUN", "reversal.json", _reversal
+    ),
+    RunKind(
+        "Passages for a query",
+        "ledom rank queries.jsonl passages.jsonl --out RUN",
+        "ranking.jsonl",
+        _ranked,
+    ),
+    RunKind(
+        "Synthesized problems",
+        "ledom synthesize solutions.jsonl --out RUN",
+        "removed.jsonl",
+        _synthesized,
+    ),
+)
+"""Every kind of run with a section, in the page's order."""

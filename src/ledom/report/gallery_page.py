@@ -1,0 +1,111 @@
+"""The page of `ledom gallery`: texts that models wrote, in reading order and in the model's order.
+
+The page is a pure function of the `Gallery`. Its one script steps through the tokens; the page's
+policy lets no other run, and without it everything is there as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ledom.core.direction import Direction
+from ledom.core.files import write_atomically
+from ledom.report.page import clean, render_template
+
+__all__ = ["Example", "Gallery", "Missing", "Section", "Table", "render_gallery", "write_gallery"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text that a model wrote, with its prompt in place; tokens are in reading order."""
+
+    label: str
+    direction: str
+    before: Sequence[str]
+    """Tokens in front of what was written."""
+    written: Sequence[str]
+    after: Sequence[str]
+    """Tokens behind it."""
+
+    @property
+    def read(self) -> list[str]:
+        """The prompt in the order in which the model read it."""
+        direction = Direction(self.direction)
+        near = self.before if direction is Direction.FORWARD else self.after
+        return direction.to_model_order(list(near))
+
+    @property
+    def in_model_order(self) -> list[str]:
+        """What was written, in the order of writing."""
+        return Direction(self.direction).to_model_order(list(self.written))
+
+    @property
+    def steps(self) -> list[int]:
+        """When each token of `written` was written, from 1 on."""
+        return Direction(self.direction).to_model_order([*range(1, len(self.written) + 1)])
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, the head first."""
+
+    caption: str
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one run shows."""
+
+    heading: str
+    lead: str
+    rule: str
+    """How what is shown was chosen, with the seeds."""
+    source: str = ""
+    """The run's file."""
+    examples: Sequence[Example] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A section without a run, and the command that makes one."""
+
+    heading: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Everything that the page shows."""
+
+    title: str
+    ledom_version: str
+    command: str
+    sections: Sequence[Section]
+    missing: Sequence[Missing] = field(default_factory=list)
+
+
+def write_gallery(path: Path, gallery: Gallery) -> Path:
+    """Write the page; raises `OutputError` where it cannot be written."""
+    with write_atomically(path) as out:
+        out.write(render_gallery(gallery))
+    return path
+
+
+def render_gallery(gallery: Gallery) -> str:
+    """The gallery as one page that needs no network; scripts in its texts are shown, not run."""
+    from markupsafe import Markup
+
+    script = Path(__file__).with_name("templates").joinpath("gallery.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    view = {
+        "report": clean(gallery),
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",
+    }
+    return render_template("gallery.html", view, {})

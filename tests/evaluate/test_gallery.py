@@ -1,0 +1,143 @@
+"""What the gallery collects: the model's own tokens, and the plain files of runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import Run
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.records import write_records
+from ledom.data.problems import generate_problems
+from ledom.evaluate.gallery import RUNS, collect, written_backwards
+from ledom.evaluate.results import Evaluation, Row, TaskResult
+from ledom.evaluate.retrieval import Ranked
+from ledom.evaluate.reversal import Answered, ArmResult, ReversalResult
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.report.results import Interval, to_json
+from ledom.text.tokenizer import Tokenizer
+
+SURE = Interval(1.0, 1.0, 1.0)
+
+
+@pytest.fixture
+def lm(tokenizer: Tokenizer) -> FakeLanguageModel:
+    return FakeLanguageModel(tokenizer, "reverse", answers=["How many pens – 2 or 3?"])
+
+
+def test_the_first_problems_are_shown_with_the_tokens_that_were_written(
+    lm: FakeLanguageModel,
+) -> None:
+    section = written_backwards(lm, "tiny", 2, seed=7)
+    problems = [*generate_problems("test", 2, 7)]
+    assert [example.label for example in section.examples] == [p.id for p in problems]
+    for example, problem in zip(section.examples, problems, strict=True):
+        assert "".join(example.written) == "How many pens – 2 or 3?"
+        assert "".join(example.after) == f"\n\n{problem.solution}"
+        assert len(example.written) == len(lm.tokenizer.encode("How many pens – 2 or 3?").ids)
+    assert "seed 7" in section.rule
+
+
+def test_without_runs_every_section_is_named_with_its_command(lm: FakeLanguageModel) -> None:
+    gallery = collect(lm, [], 1, seed=0)
+    assert len(gallery.sections) == 1
+    assert [m.command.split()[1] for m in gallery.missing] == ["eval", "eval", "rank", "synthesize"]
+
+
+def test_a_forward_model_and_a_folder_without_a_run_are_refused(
+    lm: FakeLanguageModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    with pytest.raises(DirectionError, match="forward model; give a reverse one"):
+        collect(FakeLanguageModel(tokenizer), [], 1, seed=0)
+    with pytest.raises(InputError, match=r"no run that can be shown \(none of results.json"):
+        collect(lm, [tmp_path], 1, seed=0)
+
+
+def test_the_reversal_run_shows_its_table_and_the_first_questions(
+    lm: FakeLanguageModel, tmp_path: Path
+) -> None:
+    arms = ("forward", "reverse", "pair", "reverse training", "identity bridge")
+    answers = dict.fromkeys(arms, "Ada Bel") | {"forward": "nobody"}
+    found = ReversalResult(
+        ledom_version="1",
+        command="ledom eval --suite reversal",
+        seed=5,
+        steps=1,
+        num_facts=3,
+        results=[ArmResult("name first", "name", arm, SURE) for arm in arms],
+        questions=[
+            Answered(f"fact-{i}", "name first", "name", f"the keeper of {i}", "Ada Bel", answers)
+            for i in range(4)
+        ],
+    )
+    (tmp_path / "reversal.json").write_text(json.dumps(to_json(found)))
+    _, section = collect(lm, [tmp_path], 2, seed=0).sections
+    table, asked = section.tables
+    assert table.rows[1] == ["name first", "name", *["100.0 ± 0.0"] * 5]
+    assert [row[0] for row in asked.rows[1:]] == [
+        "name of the keeper of 0",
+        "name of the keeper of 1",
+    ]
+    assert asked.rows[1][2:4] == ["✗ nobody", "✓ Ada Bel"]
+
+
+def test_benchmarks_and_rankings_are_shown(lm: FakeLanguageModel, tmp_path: Path) -> None:
+    rows = [
+        Row("acc", "forward", "conditional", 1.0, SURE),
+        Row("acc", "reverse", "posterior", 1.0, SURE, less_forward=Interval(0.1, 0.0, 0.2)),
+        Row("acc_norm", "reverse", "Bayes", 1.0, SURE),
+    ]
+    found = Evaluation(
+        ledom_version="1",
+        command="ledom eval pens",
+        limit=None,
+        models={},
+        tasks=[TaskResult("pens", 4, 0.25, rows)],
+        notes=[],
+    )
+    (tmp_path / "results.json").write_text(json.dumps(to_json(found)))
+    ranking = [
+        Ranked(query_id=query, rank=rank, passage_id=f"p{rank}", score=-rank)
+        for query in ("a", "b")
+        for rank in range(1, 6)
+    ]
+    write_records(tmp_path / "ranking.jsonl", ranking)
+    _, benchmarks, passages = collect(lm, [tmp_path], 1, seed=0).sections
+    assert benchmarks.tables[0].rows[1:] == [
+        ["pens", "4", "forward conditional", "100.0 ± 0.0", ""],
+        ["pens", "4", "reverse posterior", "100.0 ± 0.0", "+10.0 [0.0, +20.0]"],
+    ]
+    assert [row[:3] for row in passages.tables[0].rows[1:]] == [
+        ["a", "1", "p1"],
+        ["a", "2", "p2"],
+        ["a", "3", "p3"],
+    ]
+
+
+def test_synthesized_problems_are_shown_token_by_token(
+    lm: FakeLanguageModel, tmp_path: Path
+) -> None:
+    problems = [*generate_problems("test", 3, 0)]
+    write_records(tmp_path / "problems.jsonl", problems)
+    (tmp_path / "removed.jsonl").write_text("")
+    _, section = collect(lm, [tmp_path], 2, seed=0).sections
+    assert ["".join(example.written) for example in section.examples] == [
+        problem.question for problem in problems[:2]
+    ]
+    assert section.rule == "the first 2 of 3 problems that stayed."
+
+
+def test_every_command_of_a_section_exists(run: Run) -> None:
+    for kind in RUNS:
+        code, _ = run(kind.command.split()[1], "--help")
+        assert code == 0
+
+
+@pytest.mark.usefixtures("fakes")
+def test_the_command_writes_the_page(run: Run, tmp_path: Path) -> None:
+    code, text = run("gallery", "--out", tmp_path / "page.html", "--examples", 1)
+    assert code == 0
+    assert f"page: {tmp_path / 'page.html'}" in text
+    assert "tiny, a reverse model" in (tmp_path / "page.html").read_text()
