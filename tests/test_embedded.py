@@ -17,7 +17,7 @@ from ledom.lm import embedded_folder
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.checkpoint import load_checkpoint
-from ledom.rerank.explain import explain
+from ledom.rerank.explain import explain, unfamiliar_texts
 from ledom.rerank.fit import TunedWeights
 
 pytestmark = pytest.mark.slow
@@ -153,3 +153,17 @@ def test_a_text_unlike_its_training_is_said_to_be(
     assert "unlike anything that the embedded model was trained on (loss 8." in warning
     for problem in generate_problems("test", 4, seed=3, held_out=True):
         assert explain(problem, [problem.solution or ""], reverse).warning
+
+
+def test_a_prompt_unlike_its_training_is_said_to_be(
+    pair: dict[str, HFLanguageModel], unseen: list[Problem]
+) -> None:
+    for problem in unseen[:8]:
+        half = problem.question[: len(problem.question) // 2]
+        assert unfamiliar_texts(pair["forward"], [half, problem.question]) is None
+        assert unfamiliar_texts(pair["reverse"], [f"\n\n{problem.solution}"]) is None
+    for text in ("The weather is fine today.", "It was the best of times, it was the worst"):
+        for lm in pair.values():
+            warning = unfamiliar_texts(lm, [text]) or ""
+            assert warning.startswith("unlike anything that the embedded model was trained on")
+    assert unfamiliar_texts(pair["reverse"], ["", "#### 42"]) is None  # too short to tell

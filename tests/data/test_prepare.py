@@ -1,5 +1,9 @@
 import json
+import os
 import re
+import signal
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,6 +146,30 @@ def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch):
         twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
     assert written == ["train", "valid"]
     assert twins[0].sources[0].store.manifest == twins[1].sources[0].store.manifest
+
+
+def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    """The holder is another process: it holds the lock until it is killed."""
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+    monkeypatch.setattr(prepare, "_UNTIL_LINES", (0.01, 0.01))
+    ready, said = os.pipe()
+    child = os.fork()
+    if child == 0:
+        (tmp_path / "data").mkdir()
+        with prepare._alone_in(tmp_path / "data"):
+            os.write(said, b"!")
+            time.sleep(60)
+        os._exit(1)
+    assert os.read(ready, 1) == b"!"
+    timer = threading.Timer(0.2, os.kill, (child, signal.SIGKILL))
+    timer.start()
+    prepare_data(config, tmp_path / "data")
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    who = f"{tmp_path / 'data'}: waiting for process {child} on {socket.gethostname()}, which"
+    assert who in caplog.messages[0]
+    assert "stop it or give this run another name" in caplog.messages[0]
+    assert not (tmp_path / "data" / ".lock.holder").exists()
 
 
 def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from stand_ins import sentencepiece_like
 QUESTION, SOLUTION = "Once upon", "a time it is so"
 
 
-def foreign(folder: Path, tokenizer: Tokenizer, bos: bool, **config: Any) -> Path:
+def foreign(
+    folder: Path,
+    tokenizer: Tokenizer,
+    bos: bool,
+    more: Mapping[str, Any] | None = None,
+    **config: Any,
+) -> Path:
     """A random Llama as transformers saves it, whose tokenizer puts `<s>` in front or nothing."""
     torch.manual_seed(1)
     size = tokenizer.vocab_size
@@ -38,13 +45,18 @@ def foreign(folder: Path, tokenizer: Tokenizer, bos: bool, **config: Any) -> Pat
     tokenizer.save(folder)
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.eos_token}
     settings |= {"bos_token": "<s>"} if bos else {}
+    settings |= more or {}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 
-@pytest.fixture
-def llama(tmp_path: Path) -> Path:
-    return foreign(tmp_path / "llama", sentencepiece_like(), bos=True)
+_SAYS_NOT = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+"""What transformers 5 ignores where the post-processor adds BOS."""
+
+
+@pytest.fixture(params=[{}, _SAYS_NOT], ids=["plain", "add_bos_token false"])
+def llama(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return foreign(tmp_path / "llama", sentencepiece_like(), bos=True, more=request.param)
 
 
 def plain_logprobs(folder: Path, ids: list[int]) -> list[float]:

@@ -267,7 +267,10 @@ def test_options_that_make_no_sense_are_refused(
     with gateway(models, honest) as client:
         answer = chat(client, model=model, ledom=given)
     assert answer.status_code == 400, answer.text
-    assert message in answer.json()["error"]["message"]
+    said = answer.json()["error"]["message"]
+    assert message in said
+    # Where the option itself is wrong, the right ones are named.
+    assert ("the options are strategy, n, lambda, model" in said) == ("strategy" not in message)
 
 
 def test_options_of_the_body_count_more_than_those_of_the_name() -> None:

@@ -178,21 +178,24 @@ def test_bytes_that_spoil_the_text_before_them_leave_it_out(llama_like):
 
 @pytest.mark.parametrize("adds", [None, True, False])
 @pytest.mark.parametrize("processed", [True, False])
-def test_bos_is_what_transformers_puts_in_front(tmp_path, adds, processed):
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizer"])
+def test_bos_is_what_transformers_puts_in_front(tmp_path, kind, adds, processed):
     one = sentencepiece_like("prepend")
     if processed:
         start = ("<s>", one.token_id("<s>"))
         one.backend.post_processor = TemplateProcessing("<s> $A", special_tokens=[start])
     one.save(tmp_path)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    config = {"tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>"}
     config |= {} if adds is None else {"add_bos_token": adds}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     loaded = Tokenizer.load(tmp_path)
-    assert loaded.bos_tokens == (["<s>"] if adds or (adds is None and processed) else [])
-    if adds is None:  # which transformers 5 does not look at
-        bos = [loaded.token_id(token) for token in loaded.bos_tokens]
-        found = AutoTokenizer.from_pretrained(tmp_path)("a time").input_ids
-        assert bos + loaded.encode("a time").ids == found
+    # transformers 5 ignores `add_bos_token` beside a tokenizer.json.
+    assert loaded.bos_tokens == (["<s>"] if processed else [])
+    bos = [loaded.token_id(token) for token in loaded.bos_tokens]
+    found = AutoTokenizer.from_pretrained(tmp_path)("a time").input_ids
+    assert bos + loaded.encode("a time").ids == found
+    loaded.save(tmp_path / "exported")
+    assert AutoTokenizer.from_pretrained(tmp_path / "exported")("a time").input_ids == found
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path, tokenizer):

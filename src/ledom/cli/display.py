@@ -46,10 +46,10 @@ def say(line: str) -> None:
         typer.echo(line, err=True)
 
 
-def warn(report: SelectionReport) -> None:
-    """Print the report's warning, if it has one."""
-    if report.warning:
-        say(f"warning: {report.warning}")
+def warn(warning: str | None) -> None:
+    """Print a report's warning, if it has one."""
+    if warning:
+        say(f"warning: {warning}")
 
 
 def show_summary(report: SelectionReport) -> None:
@@ -62,7 +62,7 @@ def show_summary(report: SelectionReport) -> None:
     console = Console(highlight=False)
     if sentence := summarize(report).sentence:
         console.print(Text(sentence, "bold"), soft_wrap=True)
-    warn(report)
+    warn(report.warning)
     table = _table("strategy", "accuracy, %", "against greedy", "against majority")
     for row in report.strategies:
         versus = (row.versus.get(other) for other in ("greedy", "majority"))
@@ -175,6 +175,7 @@ def show_search(report: SearchReport) -> None:
     )
     if report.note:
         say(report.note)
+    warn(report.warning)
 
 
 def show_plan(plan: Plan) -> None:

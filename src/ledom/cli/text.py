@@ -78,7 +78,7 @@ def explain(
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
     page = None if out is None else write_report(out, report)  # first: the terminal may be gone
     show_case(report.cases[0])
-    warn(report)
+    warn(report.warning)
     if page is not None:
         say(f"page: {page}")
 
@@ -105,6 +105,7 @@ def generate(
     Example: ledom generate "#### 42" --samples 3
     """
     from ledom.lm.language_model import Sampling
+    from ledom.rerank.explain import unfamiliar_texts
 
     refuse_unused(
         context,
@@ -121,6 +122,7 @@ def generate(
             if number:
                 typer.echo("\n" + "-" * 40 + "\n")
             typer.echo(text + made.text if str(lm.direction) == "forward" else made.text + text)
+    warn(unfamiliar_texts(lm, [text]))
 
 
 COMMANDS = (explain, generate)

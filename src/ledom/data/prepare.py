@@ -7,13 +7,17 @@ or of documents (`data.train`). A problem becomes the document that its pair for
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, repeat
 from pathlib import Path
 from random import Random
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ledom.core import processes
@@ -40,6 +44,7 @@ __all__ = [
 
 _HELD_OUT_EVERY = 50
 _PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
+_UNTIL_LINES = (5.0, 30.0)  # seconds of waiting until the first line about it, and each further one
 _TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
 
 
@@ -145,7 +150,8 @@ class PreparedData:
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     """Make tokenizer and stores under `folder`, unless an earlier call with `config` did.
 
-    Of two processes that start together, such as twins, one prepares and the other waits for it.
+    Of two processes that start together, such as twins, one prepares and the other waits for it,
+    saying so now and then.
     Sources are token stores already; nothing is made then.
     """
     if config.sources:
@@ -153,11 +159,43 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
         return PreparedData(folder, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with _alone_in(folder):
             _prepare(config, folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     return PreparedData(folder, config)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system releases when its holder ends, however it ends."""
+    lock, holder = FileLock(folder / ".lock"), folder / ".lock.holder"
+    for seconds in chain(_UNTIL_LINES, repeat(_UNTIL_LINES[-1])):
+        try:
+            lock.acquire(timeout=seconds)
+            break
+        except Timeout:
+            logging.getLogger("ledom").warning(
+                "%s: waiting for %s, which prepares the data there; to go without it, stop it or "
+                "give this run another name",
+                folder,
+                _holder(holder),
+            )
+    try:
+        write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(file: Path) -> str:
+    """Who wrote this file, which may be gone by now."""
+    try:
+        known = read_json(file)
+        return f"process {known['process']} on {known['host']}"
+    except (InputError, KeyError):
+        return "another process"
 
 
 def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:

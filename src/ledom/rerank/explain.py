@@ -17,7 +17,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.lm import embedded_folder
-from ledom.lm.language_model import LanguageModel
+from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.report.results import Case, CaseCandidate, ModelInfo, QuestionToken, SelectionReport
 from ledom.rerank.candidate_table import (
     BoolArray,
@@ -38,6 +38,7 @@ __all__ = [
     "model_info",
     "read_solutions",
     "unfamiliar",
+    "unfamiliar_texts",
     "worked_cases",
 ]
 
@@ -45,6 +46,11 @@ FAMILIAR_LOSS = 1.0
 """Nats per token of a question, given the best of its answers. Of 480 unseen problems of the
 templates none is above 0.49; of 60 of other templates none is below 7.8, of 60 of GSM8K none below
 1.5."""
+
+_UNLIKELY_LOSS = 6.0
+"""Nats per token of a text by itself. Of 40 unseen questions of the templates none is above 0.8, of
+their second halves none above 2.8; of other texts in plain English few are below 8."""
+_FEW_TOKENS = 8  # that say too little of a text: "A baker" may start anything
 
 _CASES = 3
 _CANDIDATES = 6  # shown in a case
@@ -218,7 +224,7 @@ def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
     still prefers one answer, confidently, and that means nothing. None for other models, and
     without scores log P(x|y).
     """
-    if lm is None or lm.name != str(embedded_folder(lm.direction)):
+    if lm is None or not _is_embedded(lm):
         return None
     losses: dict[str, float] = {}
     for score in scores:
@@ -227,8 +233,36 @@ def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
             losses[score.problem_id] = min(loss, losses.get(score.problem_id, loss))
     if not losses or (loss := median(losses.values())) <= FAMILIAR_LOSS:
         return None
+    limit = f"of the question; at most {FAMILIAR_LOSS:.1f} on its kind of problem"
+    return _warning(loss, limit, "its preference")
+
+
+def unfamiliar_texts(lm: LanguageModel, texts: Sequence[str]) -> str | None:
+    """A warning if at least half of these starts (forward) or ends of documents are unlike the
+    embedded model's training.
+
+    None for other models; texts of a few tokens are not judged.
+    """
+    if not _is_embedded(lm):
+        return None
+    losses = []
+    for text in texts:
+        read = lm.prompt_ids(text, 1)
+        ids, first = lm.direction.to_reading_order(read), len(lm.bos_ids)
+        if len(ids) - first >= _FEW_TOKENS:
+            span = lm.direction.span_to_model_order(first, len(ids), len(ids))
+            losses.append(-float(lm.logprobs([TokenSpan(ids, *span)])[0].mean()))
+    if not losses or (loss := median(losses)) <= _UNLIKELY_LOSS:
+        return None
+    return _warning(loss, "of this text; under 3 on its kind of problem", "what it writes")
+
+
+def _is_embedded(lm: LanguageModel) -> bool:
+    return lm.name == str(embedded_folder(lm.direction))
+
+
+def _warning(loss: float, per_token: str, what: str) -> str:
     return (
         f"unlike anything that the embedded model was trained on (loss {loss:.1f} nats per token "
-        f"of the question; at most {FAMILIAR_LOSS:.1f} on its kind of problem): its preference "
-        "means nothing here; use a model of your own"
+        f"{per_token}): {what} means nothing here; use a model of your own"
     )

@@ -24,6 +24,7 @@ from ledom.report.intervals import bootstrap_interval, paired_interval
 from ledom.report.results import Interval, to_json
 from ledom.rerank.candidate_table import FloatArray, build_candidate_table
 from ledom.rerank.candidates import check_problems
+from ledom.rerank.explain import unfamiliar_texts
 from ledom.rerank.fit import interpolation
 from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
 from ledom.rerank.score import check_room, score_candidates
@@ -33,6 +34,8 @@ from ledom.rerank.strategies import STRATEGIES
 from ledom.text.answers import is_correct
 
 __all__ = ["SearchJob", "SearchReport", "search_job"]
+
+_JUDGED = 64  # problems that tell whether the model knows their kind
 
 
 @dataclass
@@ -59,6 +62,8 @@ class SearchReport:
     unfinished: int
     """Searches that ended without a finished solution."""
     note: str = ""
+    warning: str | None = None
+    """Where the embedded pair knows nothing of such problems."""
     candidates_at_equal_cost: float | None = None
     accuracy: Mapping[str, Interval] = field(default_factory=dict)
     search_against: Mapping[str, Interval] = field(default_factory=dict)
@@ -130,6 +135,7 @@ def _report(
         num_labeled=len(labeled),
         tokens_per_problem=round(sum(map(_cost, searched)) / len(searched), 1),
         unfinished=sum(c.finish_reason != "stop" for c in searched),
+        warning=unfamiliar_texts(job.forward, [p.question for p in job.problems[:_JUDGED]]),
     )
     if not drawn:
         return replace(report, note="the problems have no answers, so nothing could be measured")

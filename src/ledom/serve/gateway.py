@@ -56,13 +56,20 @@ class Options(Config):
         for text in written:
             key, equals, value = text.partition("=")
             if not equals:
-                raise Refusal(400, f"model: {text!r:.60} is not an option; write key=value")
+                raise Refusal(
+                    400, f"model: {text!r:.60} is not an option; write key=value; {cls._known()}"
+                )
             options[key] = value
         try:
             return cls(**(options | dict(given or {})))
         except ValidationError as error:
             problem = validation_message([dict(found) for found in error.errors()])
-            raise Refusal(400, f"options of the gateway: {problem}") from None
+            raise Refusal(400, f"options of the gateway: {problem}; {cls._known()}") from None
+
+    @classmethod
+    def _known(cls) -> str:
+        names = [field.alias or name for name, field in cls.model_fields.items()]
+        return f"the options are {', '.join(names)}"
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,13 @@ class Tokenizer:
         self,
         backend: RustTokenizer,
         eos_token: str = EOS_TOKEN,
-        bos_tokens: Sequence[str] | None = None,
     ) -> None:
-        """`bos_tokens` default to those that the backend's post-processor adds."""
         self.backend = backend
         self.eos_token = eos_token
-        self.bos_tokens = _added_in_front(backend) if bos_tokens is None else list(bos_tokens)
-        """What it puts in front of a text, such as `<s>`; none for GPT-2's and ours."""
+        self.bos_tokens = _added_in_front(backend)
+        """What its post-processor puts in front of a text, such as `<s>`; none for GPT-2's and
+        ours. As in transformers 5, `add_bos_token` of tokenizer_config.json says nothing beside a
+        tokenizer.json."""
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
             raise CheckpointError(
@@ -84,7 +84,7 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         eos_token = eos_token or _configured_eos(file.parent) or EOS_TOKEN
-        return cls(backend, eos_token, _configured_bos(file.parent))
+        return cls(backend, eos_token)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json, and tokenizer_config.json with the name of EOS, into a folder."""
@@ -234,22 +234,6 @@ def _added_in_front(backend: RustTokenizer) -> list[str]:
             lambda pair: pair[1], zip(encoded.tokens, encoded.special_tokens_mask, strict=True)
         )
     ]
-
-
-def _configured_bos(folder: Path) -> list[str] | None:
-    """What tokenizer_config.json says to put in front of a text; None where it does not say.
-
-    `add_bos_token` prevails over tokenizer.json, as in transformers 4, for which it was written;
-    transformers 5 ignores it beside a tokenizer.json.
-    """
-    file = folder / "tokenizer_config.json"
-    if not file.exists():
-        return None
-    adds = read_json_object(file).get("add_bos_token")
-    if adds is None:
-        return None
-    token = _token(file, "bos_token")
-    return [token] if adds and token is not None else []
 
 
 def _inside(part: Any) -> Any:
