@@ -33,7 +33,7 @@ CANDIDATES = [
     candidate("q", 1, "#### 2", 8, greedy=True),
 ]
 DISTINCT = [("p", 0), ("p", 1), ("p", 3), ("q", 0), ("q", 1)]
-TOKENS = {"y|x": 10, "y": 9, "x|y": 5, "x'|y": 30}
+TOKENS = {"y|x": 10, "y": 9, "x|y": 5, "x'|y": 30, "x~|y": 50}
 SCORES = [
     Score(
         problem_id=problem,
@@ -67,6 +67,7 @@ def costs(**parameters: int | None) -> Costs:
         ("reverse_only", 40, 35, 200 * 40 + 2000 * 35),
         ("noisy_channel", 40, 60, 200 * 40 + 200 * 25 + 2000 * 35),
         ("contrast", 40, 110, 200 * 40 + 2000 * (35 + 75)),
+        ("flip", 40 + 125, 0, 200 * 40 + 2000 * 125),  # it writes 5 times 50 tokens, and reads none
         ("worst_step", 40, 60, 200 * 40 + 200 * 25 + 2000 * 35),
     ],
 )

@@ -40,7 +40,7 @@ def table(
     scores = [score(i, "y|x", [value], [[0, 4]]) for i, value in enumerate(forward)]
     for i, value in enumerate(reverse or []):
         scores += [score(i, "x|y", [value], [[0, 4]]), score(i, "y", [0.0], [[0, 4]])]
-        scores += [score(i, "x'|y", [-1.0], [[0, 4]])]
+        scores += [score(i, target, [-1.0], [[0, 4]]) for target in ("x'|y", "x~|y")]
     return build_candidate_table([PROBLEM], candidates, scores)
 
 

@@ -123,6 +123,16 @@ Contrast = Annotated[
         "read once more, and about half of the question K times.",
     ),
 ]
+Flip = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MOST_COPIES,
+        rich_help_panel=SCORING,
+        help="Also write K questions backwards from each answer, and compare them with the real "
+        "one (FLIP). Cost: K questions per answer.",
+    ),
+]
 MaskCopies = Annotated[
     int,
     typer.Option(
@@ -186,6 +196,7 @@ def rerank(
     reverse: Model = "tiny",
     demonstrations: Demonstrations = None,
     contrast: Contrast = 0,
+    flip: Flip = 0,
     mask_copies: MaskCopies = 0,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -199,6 +210,7 @@ def rerank(
     """
     from ledom.lm.confidence import ConfidenceSettings
     from ledom.lm.language_model import Sampling
+    from ledom.rerank.flip import FlipSettings
     from ledom.rerank.pipeline import Job, choose_weights
     from ledom.rerank.stages import Scoring
 
@@ -216,7 +228,8 @@ def rerank(
     draws = candidates is None and temperature > 0
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
-    job.scoring = Scoring(_solved_problems(demonstrations), mask_copies, contrast)
+    backwards = FlipSettings(flip, seed=seed) if flip else None
+    job.scoring = Scoring(_solved_problems(demonstrations), mask_copies, contrast, backwards)
     use_threads(threads)
     job.forward = model_or_none(forward, "forward", device, dtype)
     job.reverse = model_or_none(reverse, "reverse", device, dtype)
@@ -232,7 +245,7 @@ def _without_effect(
         (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
         (weights, f"the weights are those of {weights}", ["lam"]),
         ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
-        (reverse == "none", "only a reverse model uses it", ["contrast", "mask_copies"]),
+        (reverse == "none", "only a reverse model uses it", ["contrast", "flip", "mask_copies"]),
         *unused_by_models(forward, reverse),
     )
 

@@ -47,7 +47,7 @@ EARLY_STOP = "early_stop_of"
 """Key of a candidate's `sampling`: how many its problem would have without an early stop."""
 
 FinishReason = Literal["stop", "length"]
-Target = Literal["y|x", "x|y", "y", "x'|y"]
+Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
 
 
 @dataclass(kw_only=True)
@@ -175,7 +175,8 @@ class Score(Record):
     `token_spans` are [start, end) character offsets into the question (`x|y`) or the solution
     (`y|x`, `y`); the document-end or -start token, where it counts, has an empty span. `text` is
     the solution as the model read it, where that is not the candidate's own text. Of `x'|y`, the
-    log of the mean over changed questions, `copies` lists those, and there are no tokens.
+    log of the mean over changed questions, `copies` lists those, and there are no tokens; of
+    `x~|y` it is the log of the mean overlap of questions written backwards with the real one.
     """
 
     problem_id: str

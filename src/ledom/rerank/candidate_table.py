@@ -47,6 +47,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "question_min_digit_logprob": ("x|y", "log P(x|y) of the question's least likely digit"),
     "worst_step": ("y", "log P of the least likely token of the least likely step, both models"),
     "contrast": ("x'|y", "log P(x|y) less that of copies of x with a number changed"),
+    "overlap": ("x~|y", "log overlap of x with questions written backwards from y"),
     "prior": ("y", "log P(y), reverse model"),
     "prior_mean": ("y", "log P(y) per token, reverse model"),
     "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
@@ -289,7 +290,7 @@ def candidate_features(
                 f"candidate {candidate.index} of problem {problem.id!r} has no score for {target}; "
                 "score the candidates again"
             )
-        if target == "x'|y":
+        if target in ("x'|y", "x~|y"):
             continue
         prefix = _PREFIXES[target]
         text = problem.question if target == "x|y" else score.text or candidate.text
@@ -302,6 +303,8 @@ def candidate_features(
     given, changed = scores.get("x|y"), scores.get("x'|y")
     if given and changed:
         values["contrast"] = given.logprob - changed.logprob
+    if written := scores.get("x~|y"):
+        values["overlap"] = written.logprob
     if prior := scores.get("y"):
         values["worst_step"] = worst_step(prior, scores.get("y|x"), candidate.text)
     return values

@@ -28,8 +28,11 @@ _STAGES: dict[str, tuple[str, ...]] = {
     "x|y": ("reverse",),
     "y": ("reverse",),
     "x'|y": ("reverse", "contrast"),
+    "x~|y": ("flip",),
 }
-_MODELS = {"forward": "forward", "reverse": "reverse", "contrast": "reverse"}
+_MODELS = {"forward": "forward", "reverse": "reverse", "contrast": "reverse", "flip": "reverse"}
+_WRITES = {"flip"}
+"""Stages whose tokens are generated, not scored."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Costs:
     greedy: float
     """Tokens of the greedy candidates, per problem."""
     scored: Mapping[str, float]
-    """Tokens scored, per problem: `forward`, `reverse`, `contrast`."""
+    """Tokens of each stage of scoring, per problem: `forward`, `reverse`, `contrast`, `flip`."""
     parameters: Mapping[str, int | None]
     """Of the models that score, by direction, and of the `writer`; 0 where it is not counted."""
 
@@ -95,8 +98,8 @@ class Costs:
             size = self.parameters.get(model)
             flops = None if flops is None or size is None else flops + 2.0 * size * tokens
         return Cost(
-            generated_tokens=written,
-            scored_tokens=sum(self.scored[stage] for stage in stages),
+            generated_tokens=written + sum(self.scored[stage] for stage in stages & _WRITES),
+            scored_tokens=sum(self.scored[stage] for stage in stages - _WRITES),
             flops=flops,
         )
 

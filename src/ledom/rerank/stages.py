@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ledom.core.stage import Stage, Track, Work, read_finished, read_settings
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidates import candidate_check, distinct_candidates
 from ledom.rerank.contrast import ChangedNumber, change_numbers, contrast_candidates
+from ledom.rerank.flip import FlipSettings, flip_candidates, longest_question
 from ledom.rerank.score import score_candidates, score_groups
 
 __all__ = [
@@ -40,11 +41,12 @@ Make = Callable[
 """Takes problems, and the candidates made so far by problem id; yields (new candidates of one
 problem, whether they are its last)."""
 
-CONTRAST = "contrast"
+CONTRAST, FLIP = "contrast", "flip"
 _CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
     "forward": (Direction.FORWARD, ("y|x",)),
     "reverse": (Direction.REVERSE, ("x|y", "y")),
     CONTRAST: (Direction.REVERSE, ("x'|y",)),
+    FLIP: (Direction.REVERSE, ("x~|y",)),
 }
 """Files of scores by name: whose they are, and of what."""
 _ROUNDING = 5e-6  # of each number in a score, nats
@@ -99,6 +101,8 @@ class Scoring:
     reads everything."""
     contrast: int = 0
     """Copies of each question with one number changed; see `ledom.rerank.contrast`."""
+    flip: FlipSettings | None = None
+    """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
 
     def settings(self, lm: LanguageModel) -> dict[str, Any]:
         """What of this decides a model's scores, for their file's settings."""
@@ -123,7 +127,7 @@ def fill_scores(
     """The model's scores of all distinct candidates, in `scores.<direction>.jsonl`.
 
     With `how.contrast`, those of a reverse model's changed questions too, in
-    `scores.contrast.jsonl`.
+    `scores.contrast.jsonl`; with `how.flip`, what it writes backwards in `scores.flip.jsonl`.
     """
     files = _ScoreFiles(folder, problems, candidates, lm, track)
     settings = {"model": lm.identity, **_text_hashes(problems, candidates), **how.settings(lm)}
@@ -142,6 +146,14 @@ def fill_scores(
             [candidate for candidate in distinct if changes[candidate.problem_id]],
             settings | {"contrast": how.contrast, "copies": _fingerprint_of(changes)},
             lambda some: contrast_candidates(problems, some, lm, changes, *read),
+        )
+    if (flip := how.flip) and lm.direction is Direction.REVERSE:
+        longest = longest_question(problems, lm)
+        scores += files.fill(
+            FLIP,
+            distinct,
+            settings | {"flip": asdict(flip), "longest": longest},
+            lambda some: flip_candidates(problems, some, lm, flip, longest, how.mask_copies),
         )
     return scores
 

@@ -199,6 +199,12 @@ STRATEGIES: dict[str, Strategy] = {
     "all_terms_contrast": Pick(
         "all terms + contrast", "every score and the contrast, weighted", (*_ALL, "contrast")
     ),
+    "flip": Pick(
+        "FLIP", "questions written backwards overlap most with the real one", ("overlap",)
+    ),
+    "all_terms_flip": Pick(
+        "all terms + FLIP", "every score and the overlap, weighted", (*_ALL, "overlap")
+    ),
     "majority": Vote("majority", "the most frequent answer"),
     "majority_stopped": EarlyVote("majority, stopped", "drawing stops when the lead cannot change"),
     "vote_forward": Vote("vote, forward", "by exp(log P(y|x) / temperature)", ("forward",)),
@@ -235,6 +241,12 @@ STRATEGIES: dict[str, Strategy] = {
         "vote, all terms + contrast",
         "by every score and the contrast / temperature",
         (*_ALL, "contrast"),
+    ),
+    "vote_flip": Vote("vote, FLIP", "by overlap ** (1 / temperature)", ("overlap",)),
+    "vote_all_terms_flip": Vote(
+        "vote, all terms + FLIP",
+        "by every score and the overlap / temperature",
+        (*_ALL, "overlap"),
     ),
     "oracle": Bound("oracle", "right if any candidate is"),
 }

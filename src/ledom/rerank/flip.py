@@ -1,0 +1,120 @@
+"""FLIP: questions written backwards from a solution, and how much they overlap with the real one.
+
+The reverse model reads y and writes some questions to it; the score is the F1 of their words with
+those of x (FLIP, 2026, which takes it as a reward). It asks what log P(x|y) asks, by samples in
+place of likelihood: it needs no log-probabilities, and sees no more than the samples show.
+
+What is drawn depends on the solution's text and the seed, not on the question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import log
+
+from ledom.core.records import Candidate, Problem, Score
+from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.rerank.score import read_solution
+
+__all__ = ["FlipSettings", "flip_candidates", "longest_question", "word_overlap"]
+
+_WORD = re.compile(r"\w+")
+_LEAST = 0.01
+"""The overlap of a solution from which nothing of the question came back: its log is finite."""
+_ROOM = 16  # tokens that a written question may have beyond the longest real one
+
+
+@dataclass(frozen=True)
+class FlipSettings:
+    """How questions are written."""
+
+    questions: int
+    """How many per solution."""
+    temperature: float = 1.0
+    seed: int = 0
+
+
+def word_overlap(written: str, real: str) -> float:
+    """F1 of the words of two texts, each word as often as it occurs; letter case does not count.
+
+    >>> word_overlap("Ava has 3 pens", "ava has 4 red pens")
+    0.6666666666666666
+    """
+    one, other = _words(written), _words(real)
+    return 2 * (one & other).total() / max(1, one.total() + other.total())
+
+
+def _words(text: str) -> Counter[str]:
+    return Counter(word.casefold() for word in _WORD.findall(text))
+
+
+def flip_candidates(
+    problems: Sequence[Problem],
+    candidates: Sequence[Candidate],
+    lm: LanguageModel,
+    settings: FlipSettings,
+    longest: int,
+    mask_copies: int = 0,
+) -> Iterator[list[Score]]:
+    """Yield one record per candidate; the candidates are distinct.
+
+    A record's `logprob` is the log of the mean overlap, `questions` lists what was written, each
+    with its `overlap`, and `num_tokens` is how many tokens that took. Questions end after `longest`
+    tokens; a solution that leaves no room for so many loses its end (`truncated`).
+    """
+    real = {problem.id: problem.question for problem in problems}
+    sampling = Sampling(settings.temperature, max_tokens=longest, seed=settings.seed)
+    prompts = []
+    for candidate in candidates:
+        solution = read_solution(candidate, real[candidate.problem_id], lm, mask_copies)
+        prompts.append(_prompt(lm, solution, longest))
+    texts = [prompt for prompt, _ in prompts]
+    for place, written in lm.generate(texts, sampling, settings.questions):
+        candidate, truncated = candidates[place], prompts[place][1]
+        yield [_record(candidate, real[candidate.problem_id], written, lm, truncated)]
+
+
+def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
+    """The tokens that a written question may have: decided by all of the real ones."""
+    encoded = lm.tokenizer.encode_batch([problem.question for problem in problems])
+    return max(len(one.ids) for one in encoded) + _ROOM
+
+
+def _prompt(lm: LanguageModel, solution: str, longest: int) -> tuple[str, bool]:
+    """What a reverse model reads before it writes a question; whether the solution was cut."""
+    prompt = lm.pair_format.after_question(solution)
+    ids = lm.tokenizer.encode_inside(prompt)
+    room = lm.context - longest - len(lm.bos_ids)
+    if len(ids) <= room:
+        return prompt, False
+    whole, kept = ids, max(0, room)
+    while len(ids) > max(0, room):  # a text that is cut may be encoded otherwise
+        prompt = lm.tokenizer.decode(whole[:kept])
+        ids, kept = lm.tokenizer.encode_inside(prompt), kept - 1
+    return prompt, True
+
+
+def _record(
+    candidate: Candidate,
+    question: str,
+    written: Sequence[Generation],
+    lm: LanguageModel,
+    truncated: bool,
+) -> Score:
+    questions = [
+        {"text": one.text, "overlap": round(word_overlap(one.text, question), 5)} for one in written
+    ]
+    mean = sum(float(one["overlap"]) for one in questions) / len(questions)
+    return Score(
+        problem_id=candidate.problem_id,
+        index=candidate.index,
+        model=lm.name,
+        direction=str(lm.direction),  # type: ignore[arg-type]
+        target="x~|y",
+        logprob=round(log(max(mean, _LEAST)), 5),
+        num_tokens=sum(len(one.ids) + (one.finish_reason == "stop") for one in written),
+        extra={"questions": questions} | ({"truncated": True} if truncated else {}),
+    )

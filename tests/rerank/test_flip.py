@@ -1,0 +1,89 @@
+"""FLIP: what overlap is, what is written backwards, and its stage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+import ledom
+from command_line import Run
+from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import Sampling
+from ledom.rerank.flip import FlipSettings, flip_candidates, longest_question, word_overlap
+from ledom.text.tokenizer import Tokenizer
+
+QUESTION = "Ava has 3 pens. How many has Ava?"  # 8 words: ava twice, has twice
+
+
+@pytest.mark.parametrize(
+    ("written", "overlap"),
+    [
+        (QUESTION, 1.0),
+        ("ava HAS 3 pens how many has ava", 1.0),
+        ("Ava has pens", 6 / 11),  # 3 words, all shared: 2 * 3 / (3 + 8)
+        ("Ava Ava Ava Ava", 4 / 12),  # two of four are shared
+        ("Bo sold 4 hats", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_overlap_is_f1_of_words(written: str, overlap: float) -> None:
+    assert word_overlap(written, QUESTION) == pytest.approx(overlap)
+
+
+def test_the_score_is_the_log_of_the_mean(tokenizer: Tokenizer) -> None:
+    """A model that writes one of two texts: 1 or 6 / 11 of the question, or nothing of it."""
+    lm = FakeLanguageModel(tokenizer, "reverse", [QUESTION, "Ava has pens", "Bo sold 4 hats"])
+    problem = Problem(id="p", question=QUESTION)
+    candidates = [Candidate(problem_id="p", index=i, text=f"{i} + 1\n#### {i}") for i in range(9)]
+    made = [
+        score
+        for part in flip_candidates([problem], candidates, lm, FlipSettings(4), 40)
+        for score in part
+    ]
+    known = {QUESTION: 1.0, "Ava has pens": 6 / 11, "Bo sold 4 hats": 0.0}
+    assert [score.index for score in made] == list(range(9))
+    for score in made:
+        questions = score.extra["questions"]
+        assert len(questions) == 4
+        mean = sum(known[one["text"]] for one in questions) / 4
+        assert score.logprob == pytest.approx(math.log(max(mean, 0.01)), abs=1e-4)
+        lengths = [len(tokenizer.encode(one["text"]).ids) + 1 for one in questions]
+        assert score.num_tokens == sum(lengths)
+    assert len({score.logprob for score in made}) > 1
+
+
+def test_it_writes_what_the_model_writes_before_the_solution(checkpoints: dict[str, Path]) -> None:
+    lm = ledom.load(checkpoints["reverse"])
+    problem = Problem(id="p", question=QUESTION)
+    candidate = Candidate(problem_id="p", index=0, text="3 + 0 = 3\n#### 3")
+    longest = longest_question([problem], lm)
+    assert longest == len(lm.tokenizer.encode(QUESTION).ids) + 16
+    ((score,),) = flip_candidates([problem], [candidate], lm, FlipSettings(2, seed=5), longest)
+    prompt = lm.pair_format.after_question(candidate.text)
+    ((_, texts),) = lm.generate([prompt], Sampling(1.0, max_tokens=longest, seed=5), 2)
+    assert [one["text"] for one in score.extra["questions"]] == [one.text for one in texts]
+
+
+def test_a_solution_without_room_loses_its_end(checkpoints: dict[str, Path]) -> None:
+    lm = ledom.load(checkpoints["reverse"])
+    problem = Problem(id="p", question=QUESTION)
+    candidate = Candidate(problem_id="p", index=0, text="1 + 1 = 2\n" * lm.context)
+    ((score,),) = flip_candidates([problem], [candidate], lm, FlipSettings(1), 20)
+    assert score.extra["truncated"] is True
+
+
+def test_it_is_a_stage_of_its_own(
+    run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
+) -> None:
+    files = ("--problems", problem_file, "--candidates", candidate_file)
+    command = ("rerank", *files, "--forward", "none", "--out", tmp_path)
+    assert run(*command, "--flip", "2")[0] == 0
+    made = read_records(tmp_path / "scores.flip.jsonl", Score)
+    assert {score.target for score in made} == {"x~|y"}
+    assert "| FLIP |" in (tmp_path / "report.md").read_text()
+    code, text = run(*command, "--flip", "3")
+    assert code == 2
+    assert "flip.questions: 2 there, 3 now" in " ".join(text.split())
