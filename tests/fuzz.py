@@ -41,6 +41,7 @@ IMPORT = "import model --direction reverse --no-check"
 RANK = "rank queries.jsonl passages.jsonl --model model"
 SYNTHESIZE = "synthesize seeds.jsonl --forward forward --reverse model --samples 1 --answers 1 "
 SYNTHESIZE += "--max-tokens 4"
+INVERT = "invert outputs.jsonl --forward forward --reverse model --samples 2 --max-tokens 4"
 EVAL = "eval choices.jsonl --forward none --reverse model"
 COMMANDS: dict[str, list[str]] = {
     "problems.jsonl": [
@@ -58,7 +59,7 @@ COMMANDS: dict[str, list[str]] = {
         "explain Why? candidates.jsonl --reverse model --id p1 --out out",
     ],
     "model/config.json": [
-        "generate abc --model model --max-tokens 3",
+        "generate --before abc --reverse model --max-tokens 3",
         "explain Why? because --reverse model",
         f"{RERANK} --out out",
         f"{IMPORT} --out out",
@@ -66,18 +67,18 @@ COMMANDS: dict[str, list[str]] = {
         "train init.yaml --direction reverse --out out",
     ],
     "model/tokenizer.json": [
-        "generate abc --model model --max-tokens 3",
+        "generate --before abc --reverse model --max-tokens 3",
         "tokenize docs.jsonl --tokenizer model --workers 1 --out out",
         "export model --out out",
         f"{IMPORT} --out out",
     ],
     "model/model.safetensors": [
         f"{IMPORT} --out out",
-        "generate abc --model model --max-tokens 3",
+        "generate --before abc --reverse model --max-tokens 3",
         f"{RERANK} --out out",
         "export model --out out",
     ],
-    "model": ["generate abc --model model --max-tokens 3", "export model --out out"],
+    "model": ["generate --before abc --reverse model --max-tokens 3", "export model --out out"],
     "done/candidates.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
     "done/candidates.jsonl.settings.json": ["tune done --out out.yaml", f"{DRAWS} done"],
     "done/scores.forward.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
@@ -86,6 +87,7 @@ COMMANDS: dict[str, list[str]] = {
     "done/problems.jsonl": ["tune done --out out.yaml", f"{DRAWS} done"],
     "choices.jsonl": [f"{EVAL} --out out"],
     "queries.jsonl": [f"{RANK} --out out"],
+    "outputs.jsonl": [f"{INVERT} --out out"],
     "passages.jsonl": [f"{RANK} --out out", "rank Why? passages.jsonl --model model"],
     "seeds.jsonl": [f"{SYNTHESIZE} --out out"],
     "weights.yaml": [f"{RERANK} --weights weights.yaml --out out"],
@@ -131,11 +133,12 @@ OPTIONS = {
     "search": ["--problems", "--border", "--width", "--expansions", "--lambda", "--temperature"],
     "tune": ["--problems", "--candidates", "--score-field", "--out"],
     "explain": ["--id", "--reverse", "--out", "--device", "--dtype"],
-    "generate": ["--model", "--direction", "--samples", "--temperature", "--top-p", "--dtype"],
+    "generate": ["--reverse", "--after", "--samples", "--temperature", "--top-p", "--dtype"],
     "eval": ["--suite", "--data", "--limit", "--num-fewshot", "--reverse", "--out", "--seed"],
     "rank": ["--model", "--direction", "--top", "--out", "--dtype", "--threads"],
     "gallery": ["--examples", "--reverse", "--out", "--dtype", "--seed", "--threads"],
     "synthesize": ["--num-seeds", "--known", "--agreement", "--similarity", "--answers", "--out"],
+    "invert": ["--samples", "--top-p", "--seed", "--forward", "--reverse", "--out"],
     "serve": [
         "--strategy",
         "--weights",
@@ -168,11 +171,12 @@ ARGUMENTS = {
     "search": f"{SEARCH} --out out",
     "tune": "tune done --out out.yaml",
     "explain": "explain Why? because --reverse model",
-    "generate": "generate abc --model model --max-tokens 3",
+    "generate": "generate --before abc --reverse model --max-tokens 3",
     "eval": f"{EVAL} --out out",
     "rank": f"{RANK} --out out",
     "gallery": "gallery --reverse model --out out.html",
     "synthesize": f"{SYNTHESIZE} --out out",
+    "invert": f"{INVERT} --out out",
     "serve": "serve --forward none --reverse none",  # with a model it would not end
     "train": "train recipe.yaml --direction reverse --out out",
     "compare": "compare run --out out",

@@ -77,6 +77,31 @@ def test_a_forward_model_becomes_its_reverse_twin(run_example: RunExample, tmp_p
         ledom.load(match[3], "forward")
 
 
+def log_p_of_both(question: str, answer: str) -> float:
+    """By the embedded forward model, from its log-probabilities of tokens alone."""
+    lm = ledom.load("tiny", "forward")
+    ids = lm.add_special_tokens(lm.tokenizer.encode(f"{question}\n\n{answer}").ids)
+    (values,) = lm.logprobs([ledom.TokenSpan(ids, 1, len(ids))])
+    return float(values.sum())
+
+
+@pytest.mark.parametrize("training", [(), ("--pairs", 6, "--steps", 1)], ids=["as-is", "trained"])
+def test_prompts_are_found_for_an_output(
+    run_example: RunExample, tmp_path: Path, training: tuple[object, ...]
+) -> None:
+    out = tmp_path / "out"
+    printed = run_example("invert_prompt.py", "--samples", 4, "--out", out, *training)
+    line = r"\d\. log P\(prompt, output\) = (-[\d.]+)\n"
+    _, *found = re.split(line, printed)
+    scores = [float(score) for score in found[::2]]
+    assert 1 <= len(scores) <= 3
+    assert scores == sorted(scores, reverse=True)
+    answer = runpy.run_path(str(EXAMPLES / "invert_prompt.py"))["OUTPUT"]
+    for score, prompt in zip(scores, found[1::2], strict=True):
+        assert score == pytest.approx(log_p_of_both(prompt.strip(), answer), abs=0.06)
+    assert (out / "inverter").is_dir() is bool(training)
+
+
 def test_openais_client_gets_the_chosen_answer(run_example: RunExample) -> None:
     pytest.importorskip("openai")
     judge = Judge(ledom.load("tiny", "forward"), ledom.load("tiny", "reverse"))

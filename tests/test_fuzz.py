@@ -14,6 +14,7 @@ from fuzz import ARGUMENTS, COMMANDS, OPTIONS, Worker, cases
 from ledom.cli.app import app
 from ledom.core.records import Candidate, Document, Problem, write_records
 from ledom.data.store import write_store
+from ledom.evaluate.inversion import Output
 from ledom.evaluate.retrieval import Query
 from ledom.evaluate.synthesis import Seed
 from ledom.text.tokenizer import Tokenizer
@@ -65,6 +66,8 @@ def good(
     write_records(
         root / "queries.jsonl", [Query(id=p.id, text=p.question, relevant=[p.id]) for p in few]
     )
+    outputs = [Output(id=p.id, text=p.require_solution(), prompt=p.question) for p in few]
+    write_records(root / "outputs.jsonl", outputs)
     write_records(root / "seeds.jsonl", [Seed(id=p.id, solution=p.solution) for p in few])
     for name, way in (("model", "reverse"), ("forward", "forward")):
         shutil.copytree(checkpoints[way], root / name)

@@ -40,10 +40,13 @@ IGNORED = [
     ("search --forward openai:a --reverse none --device cpu", "--device would have no effect"),
     ("explain Q S --id p0", "--id would have no effect: it selects candidates from files"),
     ("explain Q S --reverse openai:a --dtype bfloat16", "--dtype would have no effect"),
-    ("generate Q --temperature 0 --samples 2", "--samples would have no effect"),
-    ("generate Q --temperature 0 --seed 2", "--seed would have no effect"),
-    ("generate Q --temperature 0 --top-k 2", "--top-k would have no effect"),
-    ("generate Q --model openai:a --device cpu", "--device would have no effect"),
+    ("generate --before Q --temperature 0 --samples 2", "--samples would have no effect"),
+    ("generate --before Q --proposals 2", "--proposals would have no effect"),
+    ("generate --before Q --forward x", "--forward would have no effect"),
+    ("generate --after Q --reverse x", "--reverse would have no effect"),
+    ("generate --before Q --temperature 0 --seed 2", "--seed would have no effect"),
+    ("generate --before Q --temperature 0 --top-k 2", "--top-k would have no effect"),
+    ("generate --before Q --reverse openai:a --device cpu", "--device would have no effect"),
 ]
 ABSURD = [
     (f"rerank --samples {HUGE}", "'--samples'", "100000"),
@@ -56,14 +59,14 @@ ABSURD = [
     (f"search --width {HUGE}", "'--width'", "1000"),
     (f"search --expansions {HUGE}", "'--expansions'", "1000"),
     (f"search --max-steps {HUGE}", "'--max-steps'", "100000"),
-    (f"generate Q --samples {HUGE}", "'--samples'", "100000"),
-    ("generate Q --temperature inf", "temperature is inf", "0, or from 0.001 to 1000"),
-    ("generate Q --temperature nan", "temperature is nan", "0, or from 0.001 to 1000"),
-    ("generate Q --temperature 1e-30", "temperature is 1e-30", "0, or from 0.001 to 1000"),
+    (f"generate --before Q --samples {HUGE}", "'--samples'", "100000"),
+    ("generate --before Q --temperature inf", "temperature is inf", "0, or from 0.001 to 1000"),
+    ("generate --before Q --temperature nan", "temperature is nan", "0, or from 0.001 to 1000"),
+    ("generate --before Q --temperature 1e-30", "temperature is 1e-30", "0, or from 0.001 to 1000"),
     ("search --temperature inf", "temperature is inf", "0, or from 0.001 to 1000"),
     ("rerank --temperature nan", "temperature is nan", "0, or from 0.001 to 1000"),
     ("search --lambda nan", "lambda is nan", "[0, 1]"),
-    ("generate Q --top-p nan", "top_p is nan", "(0, 1]"),
+    ("generate --before Q --top-p nan", "top_p is nan", "(0, 1]"),
 ]
 
 
@@ -114,26 +117,32 @@ def test_defaults_are_never_refused(
     given = ("--problems", problem_file, "--candidates", candidate_file, "--num-problems", 6)
     code, text = run("rerank", *given, "--out", tmp_path / "out")
     assert code == 0, text
-    assert run("generate", "#### 2", "--temperature", 0)[0] == 0
+    assert run("generate", "--before", "#### 2", "--temperature", 0)[0] == 0
 
 
 def test_texts_that_are_not_utf_8(
     run: Run, fakes: dict[str, FakeLanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = os.fsdecode(b"ab\xffc")
-    check_refused(run("generate", bad), "the prompt is not UTF-8: byte 0xff at position 2", "iconv")
+    check_refused(
+        run("generate", "--before", bad),
+        "the ending is not UTF-8: byte 0xff at position 2",
+        "iconv",
+    )
     check_refused(run("explain", bad, "x"), "the question is not UTF-8")
     check_refused(run("explain", "x", "y", bad), "the solution is not UTF-8")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xc3("), encoding="ascii"))
-    check_refused(run("generate", "-"), "the prompt on standard input is not UTF-8: byte 0xc3")
+    check_refused(
+        run("generate", "--before", "-"), "the ending on standard input is not UTF-8: byte 0xc3"
+    )
     # UTF-8 is read as such whatever encoding the locale gave standard input.
     good = io.TextIOWrapper(io.BytesIO("é\r\nb".encode()), encoding="ascii")
     monkeypatch.setattr(sys, "stdin", good)
-    code, text = run("generate", "-", "--direction", "forward")
+    code, text = run("generate", "--after", "-")
     assert code == 0, text
     assert text.startswith("é\nb")
     monkeypatch.setattr(sys, "stdin", None)
-    check_refused(run("generate", "-"), "standard input is closed")
+    check_refused(run("generate", "--after", "-"), "standard input is closed")
 
 
 def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -267,18 +266,3 @@ def test_what_else_is_refused(run: Run, fakes: Fakes, passage_file: Path, tmp_pa
     check_refused(
         run("rank", "b", passage_file, "--out", tmp_path / "out"), "was made with other settings"
     )
-
-
-@pytest.mark.slow
-def test_the_example_of_the_docs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/abilities.md shows what the embedded pair prints."""
-    page = (Path(__file__).parents[2] / "docs" / "abilities.md").read_text(encoding="utf-8")
-    block = page.split("```\n$ cat passages.jsonl\n")[1].split("```")[0]
-    file, rest = block.split("$ ledom ")
-    command, *shown = rest.splitlines()
-    (tmp_path / "passages.jsonl").write_text(file, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    code, text = run(*shlex.split(command))
-    assert code == 0, text
-    for line in shown:
-        assert line == "..." or line in text.splitlines(), (line, text)

@@ -1,4 +1,4 @@
-"""Commands for what a reverse model can do: rank passages, synthesize problems."""
+"""Commands for what a reverse model can do: rank passages, invert outputs, synthesize."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ from ledom.cli.options import (
     use_threads,
 )
 from ledom.cli.progress import track
+from ledom.core.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from ledom.core.records import Document
+    from ledom.evaluate.inversion import Output
     from ledom.evaluate.retrieval import Query
     from ledom.evaluate.synthesis import Seed as SynthesisSeed
     from ledom.evaluate.synthesis import Synthesized
@@ -81,7 +83,6 @@ def rank(
 
     Example: ledom rank "Ava has 3 pens and buys 4. How many?" passages.jsonl
     """
-    from ledom.core.errors import InputError
     from ledom.evaluate.retrieval import rank_passages, read_passages, reciprocal_ranks
 
     refuse_unused(context, *unused_by_models(model))
@@ -95,15 +96,15 @@ def rank(
     with TemporaryDirectory() as unnamed:
         ranking = rank_passages(lm, queries, found, out or Path(unnamed), track, prior, top)
     if not from_file:
-        show_ranking(ranking[:top], {passage.id: passage.text for passage in found})
-    _show_mean(reciprocal_ranks(queries, ranking), len(queries))
+        texts = {passage.id: passage.text for passage in found}
+        show_ranking((one.passage_id, texts[one.passage_id], one.score) for one in ranking[:top])
+    _show_mean(reciprocal_ranks(queries, ranking), len(queries), "queries have relevant passages")
     if out is not None:
         say(f"ranking: {out / 'ranking.jsonl'}")
 
 
 def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[Query]:
     """The queries of a file, or the text given as the only one."""
-    from ledom.core.errors import InputError
     from ledom.evaluate.retrieval import Query, read_queries
 
     if from_file:
@@ -114,14 +115,14 @@ def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[
     return [Query(id="query", text=text)]
 
 
-def _show_mean(values: NDArray[np.float64], num_queries: int) -> None:
-    """Print the mean reciprocal rank, where relevant passages are known."""
+def _show_mean(values: NDArray[np.float64], total: int, known: str) -> None:
+    """Print the mean reciprocal rank over those whose right result is known."""
     from ledom.report.intervals import bootstrap_interval
     from ledom.report.numbers import interval
 
     if len(values):
         mean = interval(bootstrap_interval(values))
-        typer.echo(f"MRR {mean}, {len(values):,} of {num_queries:,} queries have relevant passages")
+        typer.echo(f"MRR {mean}, {len(values):,} of {total:,} {known}")
 
 
 def synthesize(
@@ -261,5 +262,88 @@ def _show_synthesized(found: Synthesized, out: Path) -> None:
     say(f"problems: {out / 'problems.jsonl'}, the others in removed.jsonl")
 
 
-RANKING = (rank,)
+def invert(
+    context: typer.Context,
+    output: Annotated[
+        str,
+        typer.Argument(
+            help="What a model wrote, - for standard input, or a JSONL file (id, text, prompt?)."
+        ),
+    ],
+    samples: Annotated[
+        int,
+        typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Prompts to propose."),
+    ] = 32,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    max_tokens: MaxTokens = 256,
+    prior: Annotated[
+        bool,
+        typer.Option(help="Also count how likely each prompt is by itself, log P(prompt)."),
+    ] = True,
+    top: Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Prompts to print.")] = 3,
+    forward: Model = "tiny",
+    reverse: Model = "tiny",
+    device: Device = None,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results; a file of outputs needs it. Finished work is reused."
+        ),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Find the prompts that are likely to have produced an output.
+
+    The reverse model proposes them, the forward model says how likely each is.
+
+    Example: ledom invert "So, a pizza will last for 24 / 12 = 2 days."
+    """
+    from ledom.evaluate.inversion import invert as run
+    from ledom.evaluate.inversion import reciprocal_ranks
+    from ledom.lm.language_model import Sampling
+
+    from_file = output.endswith(".jsonl")
+    refuse_unused(
+        context,
+        unused_when_greedy(temperature),
+        (temperature == 0, "at temperature 0 there is only one text", ["samples", "seed"]),
+        (from_file, "the prompts of a file's outputs are not printed", ["top"]),
+        *unused_by_models(forward, reverse),
+    )
+    if from_file and out is None:
+        raise InputError("a file of outputs needs a folder for the ranking; give --out FOLDER")
+    outputs = _outputs(output, from_file)
+    sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
+    count = 1 if temperature == 0 else samples
+    use_threads(threads)
+    models = (
+        load_model(reverse, "reverse", device, dtype),
+        load_model(forward, "forward", device, dtype),
+    )
+    with TemporaryDirectory() as unnamed:
+        found = run(outputs, *models, sampling, count, out or Path(unnamed), track, prior)
+    if not from_file:
+        show_ranking(("", one.prompt, one.score) for one in found[:top])
+    _show_mean(reciprocal_ranks(outputs, found), len(outputs), "outputs have a known prompt")
+    if out is not None:
+        say(f"ranking: {out / 'ranking.jsonl'}")
+
+
+def _outputs(output: str, from_file: bool) -> list[Output]:
+    """The outputs of a file, or the text given as the only one."""
+    from ledom.evaluate.inversion import Output, read_outputs
+
+    if from_file:
+        return read_outputs(Path(output))
+    text = read_text(output, "output").rstrip("\n")
+    if not text.strip():
+        raise InputError("the output is empty; give a text")
+    return [Output(id="output", text=text)]
+
+
+RANKING = (rank, invert)
 SYNTHESIS = (synthesize,)

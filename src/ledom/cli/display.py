@@ -6,7 +6,7 @@ Results go to standard output, everything else to standard error.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import typer
@@ -17,7 +17,6 @@ from ledom.report.numbers import accuracy, byte_count, count, difference
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ledom.evaluate.retrieval import Ranked
     from ledom.report.results import Case, SelectionReport
     from ledom.rerank.search_pipeline import SearchReport
     from ledom.train.estimate import Plan
@@ -137,16 +136,16 @@ def _shortened(text: str) -> str:
     return text if more <= 0 else f"{text[:_LONGEST]} ... ({more:,} characters more)"
 
 
-def show_ranking(ranking: Sequence[Ranked], texts: Mapping[str, str]) -> None:
-    """Print passages, best first, each behind its place, its id and its score in nats."""
+def show_ranking(found: Iterable[tuple[str, str, float]]) -> None:
+    """Print texts, best first: (name, text, score in nats), the name where there is one."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
-    for one in ranking:
-        head = Text.assemble((f"{one.rank}. ", "bold"), _printable(one.passage_id))
-        console.print(head.append(f"  {one.score + 0.0:.1f}"))
-        console.print(Text(_printable(_shortened(texts[one.passage_id])), "dim"))
+    for rank, (name, text, score) in enumerate(found, start=1):
+        head = Text.assemble((f"{rank}. ", "bold"), _printable(f"{name}  " if name else ""))
+        console.print(head.append(f"{score + 0.0:.1f}"))
+        console.print(Text(_printable(_shortened(text)), "dim"))
 
 
 def show_weights(weights: Mapping[str, Mapping[str, float]]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ledom.cli.display import say, show_case, warn
 from ledom.cli.options import (
     MOST_SAMPLES,
+    SAMPLING,
     Device,
     Dtype,
     MaxTokens,
@@ -28,6 +31,12 @@ from ledom.cli.options import (
     unused_when_greedy,
     use_threads,
 )
+from ledom.cli.progress import track
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+
+if TYPE_CHECKING:
+    from ledom.lm.language_model import LanguageModel, Sampling
 
 __all__ = ["COMMANDS"]
 
@@ -85,44 +94,102 @@ def explain(
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="The text to continue, or - for standard input.")],
-    model: Model = "tiny",
-    direction: Annotated[
-        str, typer.Option(help="forward: write what follows. reverse: write what comes before.")
-    ] = "reverse",
+    before: Annotated[
+        str | None,
+        typer.Option(help="An ending, or - for standard input: write what comes before it."),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            help="A beginning, or - for standard input: write what comes after it. With --before: "
+            "write what stands between, by the reverse model; the forward model chooses."
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Number of texts.")] = 1,
+    proposals: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_SAMPLES,
+            rich_help_panel=SAMPLING,
+            help="Texts to choose from, between a beginning and an ending.",
+        ),
+    ] = 16,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     max_tokens: MaxTokens = 256,
     seed: Seed = 0,
+    forward: Model = "tiny",
+    reverse: Model = "tiny",
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what is written between two texts. Finished work is reused."),
+    ] = None,
 ) -> None:
-    """Write what comes before a text, or what follows it.
+    """Write what comes before a text, after it, or between two.
 
-    Example: ledom generate "#### 42" --samples 3
+    Example: ledom generate --before "#### 42" --samples 3
     """
+    from ledom.evaluate.infilling import Gap, infill
     from ledom.lm.language_model import Sampling
     from ledom.rerank.explain import unfamiliar_texts
 
+    names = [name for name, text in ((reverse, before), (forward, after)) if text is not None]
+    one_end = before is None or after is None
+    reason = "only what stands between a beginning and an ending is chosen from proposals"
     refuse_unused(
         context,
         unused_when_greedy(temperature),
-        (temperature == 0, "at temperature 0 there is only one text", ["samples", "seed"]),
-        *unused_by_models(model),
+        (temperature == 0, "at temperature 0 there is only one text", ["proposals", "seed"]),
+        (temperature == 0 and one_end, "at temperature 0 there is only one text", ["samples"]),
+        (one_end, reason, ["proposals", "out"]),
+        (before is None, "only --before needs a reverse model", ["reverse"]),
+        (after is None, "only --after needs a forward model", ["forward"]),
+        *unused_by_models(*names),
     )
+    if not names or before == after == "-":
+        raise InputError(
+            "there is one standard input; give a text for --before or --after"
+            if names
+            else "nothing to write from; give --before ENDING, --after BEGINNING or both"
+        )
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
-    text = read_text(prompt, "prompt")
+    beginning = None if after is None else read_text(after, "beginning")
+    ending = None if before is None else read_text(before, "ending")
     use_threads(threads)
-    lm = load_model(model, direction, device, dtype)
-    for _, generations in lm.generate([text], sampling, samples):
-        for number, made in enumerate(generations):
-            if number:
-                typer.echo("\n" + "-" * 40 + "\n")
-            typer.echo(text + made.text if str(lm.direction) == "forward" else made.text + text)
-    warn(unfamiliar_texts(lm, [text]))
+    if beginning is None or ending is None:
+        name, direction = (forward, "forward") if ending is None else (reverse, "reverse")
+        lm = load_model(name, direction, device, dtype)
+        given = beginning or ending or ""
+        _show(_written(lm, given, sampling, samples))
+        warn(unfamiliar_texts(lm, [given]))
+        return
+    writer = load_model(reverse, "reverse", device, dtype)
+    judge = load_model(forward, "forward", device, dtype)
+    count = 1 if temperature == 0 else proposals
+    with TemporaryDirectory() as unnamed:
+        gap = Gap("gap", beginning, ending)
+        found = infill([gap], writer, judge, sampling, count, out or Path(unnamed), track)
+    _show(f"{beginning}{middle.text}{ending}" for middle in found[gap.id][:samples])
+    warn(unfamiliar_texts(writer, [ending]))
+
+
+def _written(lm: LanguageModel, text: str, sampling: Sampling, samples: int) -> list[str]:
+    """What a model writes after a text, or before it, with the text."""
+    ((_, generations),) = lm.generate([text], sampling, samples)
+    is_forward = lm.direction is Direction.FORWARD
+    return [text + made.text if is_forward else made.text + text for made in generations]
+
+
+def _show(texts: Iterable[str]) -> None:
+    for number, text in enumerate(texts):
+        if number:
+            typer.echo("\n" + "-" * 40 + "\n")
+        typer.echo(text)
 
 
 COMMANDS = (explain, generate)

@@ -14,14 +14,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ledom.core.errors import InputError
+from ledom.core.direction import Direction
+from ledom.core.errors import DirectionError, InputError
 from ledom.core.files import fingerprint
 from ledom.core.records import Record
 from ledom.core.stage import Stage, Track, Work, even_groups
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.rerank.sample import sampling_groups
 
-__all__ = ["Likelihood", "Prompt", "Proposal", "check_prompts", "propose", "verify"]
+__all__ = [
+    "Likelihood",
+    "Prompt",
+    "Proposal",
+    "check_directions",
+    "check_prompts",
+    "propose",
+    "verify",
+]
 
 _TOGETHER = 256  # texts that are scored together, and can be lost together
 
@@ -52,6 +61,13 @@ class Likelihood(Record):
     index: int
     logprob: float
     num_tokens: int
+
+
+def check_directions(reverse: LanguageModel, forward: LanguageModel) -> None:
+    """Raise `DirectionError` unless the first model is a reverse one and the second a forward."""
+    for lm, direction in ((reverse, Direction.REVERSE), (forward, Direction.FORWARD)):
+        if lm.direction is not direction:
+            raise DirectionError(f"{lm.name}: a {direction} model is needed here")
 
 
 def check_prompts(prompts: Sequence[Prompt], lm: LanguageModel, sampling: Sampling) -> None:

@@ -20,12 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError
+from ledom.core.errors import InputError
 from ledom.core.files import write_json
 from ledom.core.records import Problem, Record, read_records, write_records
 from ledom.core.stage import Track
-from ledom.evaluate.proposals import Prompt, Proposal, check_prompts, propose
+from ledom.evaluate.proposals import Prompt, Proposal, check_directions, check_prompts, propose
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.intervals import bootstrap_interval
 from ledom.text.answers import extract_answer, is_correct
@@ -42,6 +41,7 @@ __all__ = [
     "check_seed",
     "read_seeds",
     "seed_prompt",
+    "sift",
     "synthesize",
 ]
 
@@ -149,38 +149,39 @@ def synthesize(
     questions are too. Raises `InputError` for a seed that leaves no room, and `DirectionError` for
     models of the wrong direction, before any work.
     """
-    _check_directions(reverse, forward)
-    seen = NearDuplicates(how.similarity)
+    check_directions(reverse, forward)
+    NearDuplicates(how.similarity)  # raises what it lacks before any work
     prompts = [Prompt(seed.id, seed_prompt(seed, reverse.pair_format)) for seed in seeds]
     check_prompts(prompts, reverse, how.sampling)
-    written = propose(
-        reverse,
-        prompts,
-        how.sampling,
-        how.num_samples,
-        out / "proposals.jsonl",
-        track,
-        "writing questions",
-    )
-    for question in (*known, *(seed.question for seed in seeds)):
-        if question:
-            seen.add(question)
+    path = out / "proposals.jsonl"
+    samples = how.num_samples
+    written = propose(reverse, prompts, how.sampling, samples, path, track, "writing questions")
     by_id = {seed.id: seed for seed in seeds}
     read = [_read(by_id[one.item_id], one, reverse.pair_format) for one in written]
-    first = _screened(read, seen)
+    own = [seed.question for seed in seeds if seed.question]
+    return sift(read, forward, how, [*known, *own], out, track)
+
+
+def sift(
+    problems: Sequence[Problem],
+    forward: LanguageModel,
+    how: SynthesisSettings,
+    known: Sequence[str],
+    out: Path,
+    track: Track,
+) -> Synthesized:
+    """Which problems stay, whoever wrote them; those that have a reason already do not."""
+    seen = NearDuplicates(how.similarity)
+    for question in known:
+        seen.add(question)
+    first = _screened(problems, seen)
     asked = [problem for problem in first if REASON not in problem.extra]
     answered = _answered(asked, forward, how, out, track)
     found = _sorted_out(first, answered, seen, how.min_agreement)
     write_records(out / "problems.jsonl", found.problems)
     write_records(out / "removed.jsonl", found.removed)
-    _write_summary(found, len(seeds), out)
+    _write_summary(found, out)
     return found
-
-
-def _check_directions(reverse: LanguageModel, forward: LanguageModel) -> None:
-    for lm, direction in ((reverse, Direction.REVERSE), (forward, Direction.FORWARD)):
-        if lm.direction is not direction:
-            raise DirectionError(f"{lm.name}: a {direction} model is needed here")
 
 
 def seed_prompt(seed: Seed, pair_format: PairFormat) -> str:
@@ -292,13 +293,12 @@ def _sorted_out(
     )
 
 
-def _write_summary(found: Synthesized, num_seeds: int, out: Path) -> None:
+def _write_summary(found: Synthesized, out: Path) -> None:
     agreements = found.agreements
     interval = bootstrap_interval(agreements) if len(agreements) else None
     write_json(
         out / "synthesis.json",
         {
-            "num_seeds": num_seeds,
             "num_questions": len(found.problems) + len(found.removed),
             "num_problems": len(found.problems),
             "removed": found.reasons,

@@ -1,0 +1,134 @@
+"""Is a text between two others better written from its end? Perplexity under the forward model.
+
+    python benchmarks/infilling.py --out out/infilling
+    python benchmarks/infilling.py --novels valid.jsonl --forward FOLDER --reverse FOLDER
+
+Between the beginning and the ending of a held-out text something is left out: the middle steps of a
+generated problem's solution, or a dozen words of a novel. It is written by the reverse model (which
+reads the ending) or by the forward model (which reads the beginning); of equally many proposals the
+forward model chooses. Perplexity per token is that of middle and ending given the beginning, and of
+the ending alone given all before it; differences are of mean log-probabilities in nats per token,
+paired over texts, with 95% intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ledom
+from ledom.core.processes import set_threads
+from ledom.core.records import Document, read_records
+from ledom.data.problems import generate_problems
+from ledom.evaluate.infilling import Gap, infill, middle_spans
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.report.intervals import paired_interval
+from ledom.report.numbers import interval
+
+BEGINNING, MIDDLE, ENDING = 60, 14, 40  # words of a novel
+Values = dict[str, NDArray[np.float64]]
+
+
+def quiet(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
+    """No progress."""
+    yield from chunks
+
+
+def of_problems(count: int, seed: int) -> Iterator[tuple[Gap, str]]:
+    """Question and first step; last step and answer; the true steps between."""
+    for problem in generate_problems("test", 20 * count, seed):
+        lines = problem.require_solution().split("\n")
+        if len(lines) < 5:
+            continue
+        beginning = f"{problem.question}\n\n{lines[0]}"
+        ending = "\n" + "\n".join(lines[-2:])
+        yield Gap(problem.id, beginning, ending), "\n" + "\n".join(lines[1:-2])
+
+
+def of_novels(path: Path, seed: int) -> Iterator[tuple[Gap, str]]:
+    """Stretches of words at random places."""
+    rng, number = Random(seed), 0
+    texts = [document.text.split(" ") for document in read_records(path, Document)]
+    length = BEGINNING + MIDDLE + ENDING
+    texts = [words for words in texts if len(words) >= length]
+    while True:
+        words = rng.choice(texts)
+        start = rng.randrange(len(words) - length + 1)
+        first, second = start + BEGINNING, start + BEGINNING + MIDDLE
+        parts = (words[start:first], words[first:second], words[second : start + length])
+        beginning, middle, ending = (" ".join(part) for part in parts)
+        yield Gap(f"novel-{number}", beginning, f" {ending}"), f" {middle}"
+        number += 1
+
+
+def nats_per_token(
+    lm: LanguageModel, gaps: Sequence[Gap], middles: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean log-probabilities [gap]: of middle and ending, and of the ending alone."""
+    both = [*middle_spans(lm, list(zip(gaps, middles, strict=True)))]
+    joined = [Gap(g.id, g.beginning + m, g.ending) for g, m in zip(gaps, middles, strict=True)]
+    alone: list[TokenSpan] = [*middle_spans(lm, [(gap, "") for gap in joined])]
+    first, second = ([float(v.mean()) for v in lm.logprobs(spans)] for spans in (both, alone))
+    return np.array(first), np.array(second)
+
+
+def show(arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> None:
+    """The table; the baseline is the forward model that writes and chooses."""
+    print("| middle | perplexity, middle and ending | less forward | ending alone | less forward |")
+    print("|---|---|---|---|---|")
+    for name, values in arms.items():
+        cells = [name]
+        for value, base in zip(values, arms["forward"], strict=True):
+            versus = interval(paired_interval(value, base), sign="+")
+            cells += [f"{np.exp(-value.mean()):.2f}", "–" if name == "forward" else versus]
+        print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--novels", type=Path, help="a JSONL file of documents; problems without")
+    parser.add_argument("--forward", default="tiny")
+    parser.add_argument("--reverse", default="tiny")
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--proposals", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("out/infilling"))
+    options = parser.parse_args()
+    set_threads(options.threads)
+    source = (
+        of_problems(options.count, options.seed)
+        if options.novels is None
+        else of_novels(options.novels, options.seed)
+    )
+    cases = [case for case, _ in zip(source, range(options.count), strict=False)]
+    gaps = [gap for gap, _ in cases]
+    models = {
+        "reverse": ledom.load(options.reverse, "reverse"),
+        "forward": ledom.load(options.forward, "forward"),
+    }
+    forward = models["forward"]
+    sampling = Sampling(temperature=0.7, max_tokens=options.max_tokens)
+    arms = {"true": nats_per_token(forward, gaps, [middle for _, middle in cases])}
+    arms["none"] = nats_per_token(forward, gaps, [""] * len(gaps))
+    for name, proposer in models.items():
+        for count in (1, options.proposals):
+            out = options.out / f"{name}-{count}"
+            found = infill(gaps, proposer, forward, sampling, count, out, quiet)
+            label = name if count > 1 else f"{name}, one proposal"
+            best = [found[gap.id][0].text for gap in gaps]
+            arms[label] = nats_per_token(forward, gaps, best)
+            print(label, repr(gaps[0].beginning[-80:]), repr(best[0]), repr(gaps[0].ending[:80]))
+    print(f"{len(gaps)} texts, {options.proposals} proposals each")
+    show(arms)
+
+
+if __name__ == "__main__":
+    main()

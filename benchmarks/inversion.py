@@ -1,0 +1,152 @@
+"""Can the prompt of an output be found? Two inverters of the embedded forward model.
+
+    python benchmarks/inversion.py --num-outputs 100 --out out/inversion
+
+The forward model answers questions that no model was trained on, once each. A reverse model then
+proposes questions for each answer, and the forward model says how likely each is. The arms:
+
+embedded    the embedded reverse model as it is
+trained     the same, trained further on questions and what the forward model answered to them
+
+Printed, for both orders of `ledom invert`, with 95% intervals over outputs: the share of outputs
+whose question comes first (exact match) and its mean reciprocal rank (0 where it was not proposed).
+`drawn` orders proposals by how often they were drawn, without the forward model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ledom
+from ledom.core.direction import Direction
+from ledom.core.processes import set_threads
+from ledom.core.records import Problem, read_records, write_records
+from ledom.data.prepare import DataConfig, prepare_data
+from ledom.data.problems import generate_problems
+from ledom.evaluate.inversion import (
+    InvertedPrompt,
+    Output,
+    invert,
+    reciprocal_ranks,
+    sample_pairs,
+)
+from ledom.evaluate.proposals import Prompt, Proposal
+from ledom.lm import embedded_folder
+from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.numbers import accuracy, difference, interval
+from ledom.train.loop import train
+from ledom.train.optim import OptimConfig
+from ledom.train.recipe import Recipe, TrainConfig
+
+SAMPLING = Sampling(temperature=0.7)
+Arms = dict[str, NDArray[np.float64]]
+
+
+def quiet(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
+    """No progress."""
+    yield from chunks
+
+
+def pairs(forward: LanguageModel, split: str, count: int, seed: int, out: Path) -> list[Problem]:
+    """Questions of a split, each with what the forward model answered."""
+    problems = generate_problems(split, count, seed)
+    prompts = [Prompt(problem.id, problem.question) for problem in problems]
+    return sample_pairs(forward, prompts, SAMPLING, out / f"outputs.{split}.jsonl", quiet)
+
+
+def trained_inverter(found: Sequence[Problem], steps: int, out: Path) -> Path:
+    """The embedded reverse model, trained further on pairs."""
+    write_records(out / "pairs.jsonl", found)
+    recipe = Recipe(
+        name="inverter",
+        init_from=str(embedded_folder("reverse")),
+        data=DataConfig(train=str(out / "pairs.jsonl")),
+        optim=OptimConfig(
+            steps=steps, warmup_steps=10, decay_steps=steps * 4 // 5, muon_lr=0.002, adamw_lr=3e-4
+        ),
+        train=TrainConfig(batch_size=16),
+    )
+    data = prepare_data(recipe.data_of(Direction.REVERSE), out / "data")
+    return train(recipe, Direction.REVERSE, data, out / "inverter", lambda _: None)
+
+
+def by_count(out: Path) -> list[InvertedPrompt]:
+    """The proposals in a folder, the most often drawn first."""
+    drawn: dict[str, Counter[str]] = {}
+    for one in read_records(out / "proposals.jsonl", Proposal):
+        if one.finish_reason == "stop":
+            drawn.setdefault(one.item_id, Counter())[one.text] += 1
+    return [
+        InvertedPrompt(output_id=output_id, rank=rank, prompt=prompt, score=count)
+        for output_id, counts in drawn.items()
+        for rank, (prompt, count) in enumerate(counts.most_common(), start=1)
+    ]
+
+
+def measure(
+    name: str, folder: str, forward: LanguageModel, outputs: list[Output], samples: int, out: Path
+) -> Arms:
+    """The reciprocal ranks of one arm in every order."""
+    reverse, found = ledom.load(folder, "reverse"), {}
+    for prior in (True, False):
+        place = out / f"{name}-{'prior' if prior else 'no-prior'}"
+        ranking = invert(outputs, reverse, forward, SAMPLING, samples, place, quiet, prior)
+        order = "log P(prompt, output)" if prior else "log P(output | prompt)"
+        found[f"{name}, {order}"] = reciprocal_ranks(outputs, ranking)
+    return found | {f"{name}, drawn": reciprocal_ranks(outputs, by_count(place))}
+
+
+def show(arms: Arms) -> None:
+    """The table, with the trained arm's paired difference from the embedded one."""
+    print("| arm, ordered by | proposed, % | exact match, % | MRR | exact match less embedded |")
+    print("|---|---|---|---|---|")
+    for name, ranks in arms.items():
+        exact, arm = (ranks == 1).astype(float), name.partition(",")[0]
+        other = arms[name.replace(arm, "embedded", 1)] == 1
+        cells = [
+            name,
+            accuracy(bootstrap_interval((ranks > 0).astype(float))),
+            accuracy(bootstrap_interval(exact)),
+            interval(bootstrap_interval(ranks)),
+            "–" if arm == "embedded" else difference(paired_interval(exact, other.astype(float))),
+        ]
+        print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--num-outputs", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--num-pairs", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("out/inversion"))
+    options = parser.parse_args()
+    set_threads(options.threads)
+    forward = ledom.load("tiny", "forward")
+    outputs = [
+        Output(id=pair.id, text=pair.require_solution(), prompt=pair.question)
+        for pair in pairs(forward, "test", options.num_outputs, 7, options.out)
+    ]
+    train_pairs = pairs(forward, "train", options.num_pairs, 7, options.out)
+    folders = {
+        "embedded": "tiny",
+        "trained": str(trained_inverter(train_pairs, options.steps, options.out)),
+    }
+    arms: Arms = {}
+    for name, folder in folders.items():
+        arms |= measure(name, folder, forward, outputs, options.samples, options.out)
+    print(f"{len(outputs)} outputs, {options.samples} proposals each")
+    show(arms)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Which prompt made a model write this? A reverse model proposes, the model itself verifies.
+
+    python examples/invert_prompt.py
+    python examples/invert_prompt.py --pairs 1000 --steps 100
+    python examples/invert_prompt.py --output "..." --forward FOLDER --reverse FOLDER
+
+With --steps the reverse model is first trained on outputs of the very model that is inverted.
+`ledom invert` does the rest from the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import ledom
+from ledom.data.prepare import DataConfig, prepare_data
+from ledom.data.problems import generate_problems
+from ledom.evaluate.inversion import Output, invert, sample_pairs
+from ledom.evaluate.proposals import Prompt
+from ledom.lm import embedded_folder
+from ledom.train.loop import train
+from ledom.train.optim import OptimConfig
+from ledom.train.recipe import Recipe, TrainConfig
+
+OUTPUT = """Noah can eat 4 * 2 = 8 pieces a day.
+Together, Ava and Noah can eat 4 + 8 = 12 pieces a day.
+So, a pizza will last for 24 / 12 = 2 days.
+#### 2"""
+
+
+def quiet(chunks: Iterable[object], name: str, done: int, total: int) -> Iterator[object]:
+    """No progress."""
+    yield from chunks
+
+
+def train_inverter(
+    forward: ledom.LanguageModel, reverse: str, num_pairs: int, steps: int, out: Path
+) -> str:
+    """A reverse model trained further on (question, what the forward model answered)."""
+    problems = generate_problems("train", num_pairs, seed=1)
+    prompts = [Prompt(problem.id, problem.question) for problem in problems]
+    sampling = ledom.Sampling(temperature=0.7)
+    pairs = sample_pairs(forward, prompts, sampling, out / "outputs.jsonl", quiet)
+    ledom.write_records(out / "pairs.jsonl", pairs)
+    recipe = Recipe(
+        name="inverter",
+        init_from=reverse,
+        data=DataConfig(train=str(out / "pairs.jsonl")),
+        optim=OptimConfig(steps=steps, warmup_steps=0, decay_steps=steps, muon_lr=0.002),
+        train=TrainConfig(batch_size=16),
+    )
+    data = prepare_data(recipe.data_of(ledom.Direction.REVERSE), out / "data")
+    return str(train(recipe, ledom.Direction.REVERSE, data, out / "inverter", lambda _: None))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", default=OUTPUT, help="what the model wrote")
+    parser.add_argument("--forward", default="tiny", help="the model that wrote it, a folder")
+    parser.add_argument("--reverse", default=str(embedded_folder("reverse")), help="a folder")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=1000, help="pairs to train on")
+    parser.add_argument("--steps", type=int, default=0, help="training steps; 0: none")
+    parser.add_argument("--out", type=Path, default=Path("out/invert"))
+    options = parser.parse_args()
+
+    forward = ledom.load(options.forward, "forward")
+    folder = options.reverse
+    if options.steps:
+        folder = train_inverter(forward, folder, options.pairs, options.steps, options.out)
+    reverse = ledom.load(folder, "reverse")
+    outputs = [Output(id="output", text=options.output)]
+    sampling = ledom.Sampling(temperature=0.7)
+    found = invert(
+        outputs, reverse, forward, sampling, options.samples, options.out / "found", quiet
+    )
+    for one in found[:3]:
+        print(f"{one.rank}. log P(prompt, output) = {one.score:.1f}\n{one.prompt}\n")
+
+
+if __name__ == "__main__":
+    main()

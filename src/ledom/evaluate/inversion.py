@@ -1,0 +1,188 @@
+"""The prompts likely to have produced an output: a reverse model proposes, a forward verifies.
+
+    out/proposals.jsonl    what the reverse model wrote before each output
+    out/scores.jsonl       how likely the forward model finds each distinct prompt
+    out/ranking.jsonl      the best prompts of each output
+
+By Bayes' rule P(prompt | output) is proportional to P(prompt, output), which the forward model
+tells. Without the prior, prompts are ordered by P(output | prompt) alone. The reverse model may be
+any: one trained further on outputs of the very model that is inverted proposes better
+(examples/invert_prompt.py). Compare Morris et al., Language Model Inversion (ICLR 2024), who invert
+probabilities, and Zhang et al., Extracting Prompts by Inverting LLM Outputs (EMNLP 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.core.records import Problem, Record, read_records, write_records
+from ledom.core.stage import Track
+from ledom.evaluate.proposals import (
+    Prompt,
+    Proposal,
+    check_directions,
+    check_prompts,
+    propose,
+    verify,
+)
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+
+__all__ = ["InvertedPrompt", "Output", "invert", "read_outputs", "reciprocal_ranks", "sample_pairs"]
+
+
+@dataclass(kw_only=True)
+class Output(Record):
+    """A text that a model wrote; `prompt` is what it was written to, where that is known."""
+
+    id: str
+    text: str
+    prompt: str | None = None
+
+
+@dataclass(kw_only=True)
+class InvertedPrompt(Record):
+    """A prompt's place among those proposed for an output, from 1 on, and its score in nats."""
+
+    output_id: str
+    rank: int
+    prompt: str
+    score: float
+
+
+def read_outputs(path: Path) -> list[Output]:
+    """Read a JSONL file of outputs; raises `InputError` by line for a bad or repeated one."""
+    seen: set[str] = set()
+
+    def check(output: Output) -> None:
+        if output.id in seen:
+            raise InputError(f"the id {output.id!r} was there already; ids must be unique")
+        if not output.text.strip():
+            raise InputError(f"output {output.id!r} has an empty text; remove it")
+        seen.add(output.id)
+
+    return read_records(path, Output, check)
+
+
+def invert(
+    outputs: Sequence[Output],
+    reverse: LanguageModel,
+    forward: LanguageModel,
+    sampling: Sampling,
+    num_samples: int,
+    out: Path,
+    track: Track,
+    prior: bool = True,
+) -> list[InvertedPrompt]:
+    """The prompts proposed for each output, best first; prompts of equal scores as drawn.
+
+    A proposal that reached `max_tokens` lacks its beginning and is left out. Raises `InputError`
+    for an output that leaves no room for a prompt, and `DirectionError` for models of the wrong
+    direction, before any work.
+    """
+    check_directions(reverse, forward)
+    pair_format = reverse.pair_format
+    prompts = [Prompt(one.id, pair_format.after_question(one.text)) for one in outputs]
+    check_prompts(prompts, reverse, sampling)
+    path = out / "proposals.jsonl"
+    drawn = propose(reverse, prompts, sampling, num_samples, path, track, "proposing prompts")
+    proposals = _distinct(drawn, pair_format.literals[0])
+    texts = {output.id: output.text for output in outputs}
+    scores = verify(
+        forward,
+        proposals,
+        lambda some: pair_spans(forward, [(p.text, texts[p.item_id]) for p in some], prior),
+        [*texts.items(), ("prior", str(prior))],
+        out / "scores.jsonl",
+        track,
+        "verifying them",
+    )
+    ranking = [
+        InvertedPrompt(output_id=output_id, rank=rank, prompt=proposal.text, score=score)
+        for output_id, own in groupby(
+            zip(proposals, scores, strict=True), lambda pair: pair[0].item_id
+        )
+        for rank, (score, proposal) in enumerate(
+            sorted(((s.logprob, p) for p, s in own), key=lambda one: -one[0]), start=1
+        )
+    ]
+    write_records(out / "ranking.jsonl", ranking)
+    return ranking
+
+
+def sample_pairs(
+    forward: LanguageModel,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    path: Path,
+    track: Track,
+) -> list[Problem]:
+    """One output to each prompt as a Problem, to train an inverter of this very model.
+
+    The question is the prompt and the solution the output. An output that reached `max_tokens` is
+    left out.
+    """
+    asked = [Prompt(p.id, forward.pair_format.before_solution(p.text)) for p in prompts]
+    check_prompts(asked, forward, sampling)
+    written = propose(forward, asked, sampling, 1, path, track, "sampling outputs")
+    texts = {prompt.id: prompt.text for prompt in prompts}
+    return [
+        Problem(id=one.item_id, question=texts[one.item_id], solution=one.text)
+        for one in written
+        if one.finish_reason == "stop" and one.text.strip()
+    ]
+
+
+def _distinct(proposals: Sequence[Proposal], opening: str) -> list[Proposal]:
+    """Each finished prompt once per output, without the text that stands before every question."""
+    found: dict[tuple[str, str], Proposal] = {}
+    for one in proposals:
+        text = one.text.removeprefix(opening)
+        if one.finish_reason == "stop" and text.strip():
+            found.setdefault(
+                (one.item_id, text), Proposal(item_id=one.item_id, index=one.index, text=text)
+            )
+    return [*found.values()]
+
+
+def pair_spans(
+    lm: LanguageModel, pairs: Sequence[tuple[str, str]], prior: bool
+) -> Iterator[TokenSpan]:
+    """For each question and solution the tokens that tell log P(question, solution).
+
+    Without the prior those of log P(solution | question). The document's end counts.
+    """
+    if lm.direction is not Direction.FORWARD:
+        raise InputError(f"{lm.name}: a forward model tells how likely an output is")
+    for pair in lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids):
+        start = max(1, len(lm.bos_ids)) if prior else pair.solution[0]  # the first has no context
+        yield TokenSpan(pair.ids, start, len(pair.ids))
+
+
+def reciprocal_ranks(
+    outputs: Sequence[Output], ranking: Sequence[InvertedPrompt]
+) -> NDArray[np.float64]:
+    """1 / (rank of the true prompt) of each output that has one, 0 where it was not proposed.
+
+    A share of ones is the share of exact matches.
+
+    >>> ranking = [InvertedPrompt(output_id="a", rank=i, prompt=p, score=0.0)
+    ...            for i, p in enumerate("xy", start=1)]
+    >>> reciprocal_ranks([Output(id="a", text="?", prompt="y")], ranking)
+    array([0.5])
+    """
+    ranks = {(one.output_id, one.prompt.strip()): one.rank for one in reversed(ranking)}
+    return np.array(
+        [
+            1 / ranks.get((output.id, output.prompt.strip()), np.inf)
+            for output in outputs
+            if output.prompt is not None
+        ]
+    )

@@ -1,0 +1,62 @@
+"""docs/abilities.md shows what the embedded pair prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from command_line import Run
+
+PAGE = (Path(__file__).parents[2] / "docs" / "abilities.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```\n(\$ .*?)```", PAGE, re.DOTALL)
+
+
+def name_of(block: str) -> str:
+    match = re.search(r"\$ ledom (\w+)", block)
+    assert match is not None
+    return match[1]
+
+
+def test_every_ability_is_shown() -> None:
+    assert [name_of(block) for block in BLOCKS] == ["rank", "synthesize", "generate", "invert"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS, ids=name_of)
+def test_the_examples_of_the_docs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str
+) -> None:
+    """Files are those that `cat` shows; what the other commands print is all there, by line."""
+    monkeypatch.chdir(tmp_path)
+    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        typed, shown = _typed(part)
+        if typed.startswith("cat "):
+            Path(typed.removeprefix("cat ")).write_text(shown, encoding="utf-8")
+            continue
+        printed = [line.rstrip() for line in _printed(run, typed).splitlines()]
+        for line in shown.splitlines():
+            assert line == "..." or line in printed, (line, printed)
+
+
+def _printed(run: Run, typed: str) -> str:
+    """What a command prints, of ledom's in this process, of others' in a shell."""
+    if typed.startswith("ledom "):
+        code, text = run(*shlex.split(typed)[1:])
+        assert code == 0, text
+        return text
+    done = subprocess.run(typed, shell=True, capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout
+
+
+def _typed(block: str) -> tuple[str, str]:
+    """The command, which ends where a line ends outside of quotes, and what it prints."""
+    is_quoted = False
+    for place, character in enumerate(block):
+        is_quoted ^= character == '"'
+        if character == "\n" and not is_quoted:
+            return block[:place], block[place + 1 :]
+    return block, ""

@@ -1,0 +1,131 @@
+"""Texts between two others: where proposals are cut, scores by hand, resuming, what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import Run, check_refused
+from kills import contents, run_through_kills
+from ledom.core.direction import Direction
+from ledom.core.errors import DirectionError, InputError
+from ledom.evaluate.infilling import Gap, cuts, infill, middle_spans
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import Sampling
+from ledom.text.tokenizer import Tokenizer
+from stand_in_models import ScriptedLanguageModel
+
+Fakes = dict[str, FakeLanguageModel]
+FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
+GAP = Gap("g", "Ava has", " 7 pens.")
+
+
+def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+    yield from chunks
+
+
+@pytest.mark.parametrize(
+    ("direction", "beginning", "ending", "expected"),
+    [
+        (REVERSE, "We", " run", [" a b c d", " b c d"]),
+        (REVERSE, "We ", " run", [" a b c d", "a b c d", "b c d"]),
+        (REVERSE, "", " run", [" a b c d", "a b c d", "b c d"]),
+        (FORWARD, "We", "run", [" a b c d", " a b ", " a b c "]),
+        (FORWARD, "We", " run", [" a b c d", " a b", " a b c"]),
+    ],
+)
+def test_a_proposal_is_cut_at_the_words_far_from_its_prompt(
+    direction: Direction, beginning: str, ending: str, expected: list[str]
+) -> None:
+    assert cuts(" a b c d", Gap("g", beginning, ending), direction) == expected
+
+
+def mean_by_hand(tokenizer: Tokenizer, middle: str) -> float:
+    """The fake's mean log P of the tokens that reach beyond the beginning; no end token counts."""
+    encoding = tokenizer.encode(f"{GAP.beginning}{middle}{GAP.ending}")
+    values = [-math.log1p((a + b) % 7) for a, b in pairwise([tokenizer.eos_id, *encoding.ids])]
+    inside = [
+        value
+        for value, (_, end) in zip(values, encoding.offsets, strict=True)
+        if end > len(GAP.beginning)
+    ]
+    return sum(inside) / len(inside)
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_the_forward_model_chooses_by_the_mean_per_token(
+    tokenizer: Tokenizer, tmp_path: Path, direction: Direction
+) -> None:
+    drawn = [" 3 pens and buys 4, so she has", " 9 and gives 2 away:", " 9 and gives 2 away:"]
+    prompt = GAP.beginning if direction is FORWARD else GAP.ending
+    proposer = ScriptedLanguageModel(tokenizer, str(direction), {prompt: drawn})
+    forward = FakeLanguageModel(tokenizer)
+    found = infill([GAP], proposer, forward, Sampling(), 3, tmp_path, silent)["g"]
+    texts = {text for one in drawn for text in cuts(one, GAP, direction)}
+    expected = sorted(((mean_by_hand(tokenizer, text), text) for text in texts), reverse=True)
+    assert [one.score for one in found] == pytest.approx([s for s, _ in expected], abs=1e-4)
+    assert {one.text for one in found} == texts
+    assert mean_by_hand(tokenizer, found[0].text) == pytest.approx(expected[0][0], abs=1e-4)
+
+
+def test_a_token_that_straddles_the_beginnings_end_counts(tokenizer: Tokenizer) -> None:
+    """`nes` of `problems` may be one token with what stands before it; the count is by offsets."""
+    forward = FakeLanguageModel(tokenizer)
+    text = "How many"
+    whole = tokenizer.encode(text)
+    cut = whole.offsets[0][1] - 1  # inside the first token
+    (span,) = middle_spans(forward, [(Gap("g", text[:cut], text[cut + 1 :]), text[cut])])
+    assert span.ids == [tokenizer.eos_id, *whole.ids, tokenizer.eos_id]
+    assert (span.start, span.end) == (1, 1 + len(whole.ids))
+
+
+@pytest.mark.slow
+def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    gaps = [Gap(f"g{i}", "Ava has", f" {i} pens.") for i in range(4)]
+
+    def work(out: Path) -> None:
+        reverse = FakeLanguageModel(tokenizer, "reverse", [" 3 and 4, so", " 5 less 2 are"])
+        infill(gaps, reverse, FakeLanguageModel(tokenizer), Sampling(), 6, out, silent)
+
+    assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=5) > 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_models_and_texts_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
+    with pytest.raises(DirectionError, match="a forward model is needed"):
+        infill([GAP], reverse, reverse, Sampling(), 1, tmp_path, silent)
+    small = FakeLanguageModel(tokenizer, "reverse", context=12)
+    with pytest.raises(InputError, match="'g': the prompt .* lower --max-tokens"):
+        infill([GAP], small, forward, Sampling(max_tokens=12), 1, tmp_path, silent)
+    assert contents(tmp_path) == {}
+
+
+def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    """The best of all middles is printed, between beginning and ending."""
+    fakes["reverse"].answers = [" 3 pens and buys 4, so she has", " 9 and gives 2 away:"]
+    texts = {text for one in fakes["reverse"].answers for text in cuts(one, GAP, REVERSE)}
+    best = max(texts, key=lambda text: mean_by_hand(fakes["forward"].tokenizer, text))
+    ends = ["--after", GAP.beginning, "--before", GAP.ending]
+    out = tmp_path / "out"
+    code, text = run("generate", *ends, "--proposals", 20, "--out", out)
+    assert code == 0, text
+    assert text == f"{GAP.beginning}{best}{GAP.ending}\n"
+    assert {*contents(out)} >= {"proposals.jsonl", "scores.jsonl"}
+    code, text = run("generate", *ends, "--samples", 3, "--temperature", 0)
+    assert code == 0, text
+    assert text.count(GAP.ending) == 3
+
+
+def test_what_is_refused(run: Run, fakes: Fakes) -> None:
+    check_refused(run("generate"), "nothing to write from", "--before ENDING")
+    check_refused(run("generate", "--before", "-", "--after", "-"), "one standard input")
+    ends = ["--after", "a", "--before", "b"]
+    check_refused(run("generate", *ends, "--forward", "none"), "needs a forward model")
+    refused = run("generate", *ends, "--temperature", 0, "--proposals", 2)
+    check_refused(refused, "--proposals would have no effect", "leave it out")

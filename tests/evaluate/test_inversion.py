@@ -1,0 +1,173 @@
+"""Prompts for an output: scores by hand, the order, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import Run, check_refused
+from kills import contents, run_through_kills
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.records import write_records
+from ledom.evaluate.inversion import (
+    InvertedPrompt,
+    Output,
+    invert,
+    pair_spans,
+    reciprocal_ranks,
+)
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import Sampling
+from ledom.text.tokenizer import Tokenizer
+from stand_in_models import ScriptedLanguageModel
+
+Fakes = dict[str, FakeLanguageModel]
+ANSWER = "1 + 1 = 2\n#### 2"
+QUESTIONS = ["What is 1 + 1?", "How many are 1 and 1?", "What is 2 + 2?"]
+
+
+def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
+    yield from chunks
+
+
+def by_hand(tokenizer: Tokenizer, question: str, prior: bool) -> float:
+    """The fake's log P of all tokens behind the first, or of those behind the empty line alone."""
+    encode, eos = tokenizer.encode, tokenizer.eos_id
+    fed = [eos, *encode(f"{question}\n\n{ANSWER}").ids, eos]
+    values = [-math.log1p((a + b) % 7) for a, b in pairwise(fed)]
+    return sum(values if prior else values[-len(encode(ANSWER).ids) - 1 :])
+
+
+def inverted(
+    tokenizer: Tokenizer, out: Path, drawn: list[str], prior: bool
+) -> list[InvertedPrompt]:
+    reverse = ScriptedLanguageModel(tokenizer, "reverse", {f"\n\n{ANSWER}": drawn})
+    outputs = [Output(id="o", text=ANSWER)]
+    forward = FakeLanguageModel(tokenizer)
+    return invert(outputs, reverse, forward, Sampling(), len(drawn), out, silent, prior)
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_prompts_are_ordered_by_what_the_forward_model_says(
+    tokenizer: Tokenizer, tmp_path: Path, prior: bool
+) -> None:
+    """Each is scored once; one without its beginning and an empty one are left out.
+
+    The fake sees one token back, so without the prior all are equal and stay as drawn.
+    """
+    drawn = [*QUESTIONS, QUESTIONS[0], "... many?", " "]
+    found = inverted(tokenizer, tmp_path, drawn, prior)
+    scored = [(by_hand(tokenizer, question, prior), question) for question in QUESTIONS]
+    assert (len({score for score, _ in scored}) == 1) is not prior
+    expected = sorted(scored, key=lambda pair: -pair[0])
+    assert [one.prompt for one in found] == [question for _, question in expected]
+    assert [one.score for one in found] == pytest.approx([s for s, _ in expected], abs=1e-4)
+    assert [one.rank for one in found] == [1, 2, 3]
+
+
+def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> None:
+    """The first token then has no log-probability and is not asked for."""
+    forward = FakeLanguageModel(tokenizer)
+    forward.bos_ids = []
+    for span in pair_spans(forward, [("What?", ANSWER)], True):
+        assert span.start == 1
+        forward.check_target(span)
+
+
+def test_the_reciprocal_rank_of_the_true_prompt() -> None:
+    """Second of two; not proposed; unknown."""
+    ranking = [
+        InvertedPrompt(output_id="a", rank=rank, prompt=prompt, score=-rank)
+        for rank, prompt in enumerate(["x", "y"], start=1)
+    ]
+    outputs = [
+        Output(id="a", text="?", prompt=" y\n"),
+        Output(id="b", text="?", prompt="x"),
+        Output(id="c", text="?"),
+    ]
+    assert reciprocal_ranks(outputs, ranking).tolist() == [0.5, 0.0]
+
+
+@pytest.mark.slow
+def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    outputs = [Output(id=f"o{i}", text=f"{i} + 1 = {i + 1}") for i in range(4)]
+
+    def work(out: Path) -> None:
+        reverse = FakeLanguageModel(tokenizer, "reverse", QUESTIONS)
+        invert(outputs, reverse, FakeLanguageModel(tokenizer), Sampling(), 6, out, silent)
+
+    assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=4) > 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    outputs, how = [Output(id="o", text=ANSWER)], (Sampling(max_tokens=8), 2, tmp_path, silent)
+    forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
+    with pytest.raises(DirectionError, match="a reverse model is needed"):
+        invert(outputs, forward, reverse, *how)
+    small = FakeLanguageModel(tokenizer, "reverse", context=12)
+    with pytest.raises(InputError, match="'o': the prompt .* lower --max-tokens"):
+        invert(outputs, small, forward, *how)
+    assert contents(tmp_path) == {}
+
+
+def test_an_output_on_the_command_line(run: Run, fakes: Fakes) -> None:
+    fakes["reverse"].answers = QUESTIONS
+    code, text = run("invert", f"{ANSWER}\n", "--samples", 40, "--top", 2)
+    assert code == 0, text
+    tokenizer = fakes["forward"].tokenizer
+    best = sorted(((by_hand(tokenizer, q, True), q) for q in QUESTIONS), reverse=True)
+    for rank, (score, question) in enumerate(best[:2], start=1):
+        assert f"{rank}. {score:.1f}\n{question}\n" in text
+    assert "3. " not in text
+    assert "MRR" not in text
+
+
+def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    """The true prompt of the first is the best of all; that of the second is not proposed."""
+    fakes["reverse"].answers = QUESTIONS
+    best = max(QUESTIONS, key=lambda q: by_hand(fakes["forward"].tokenizer, q, True))
+    outputs = [Output(id="a", text=ANSWER, prompt=best), Output(id="b", text="2", prompt="Why?")]
+    write_records(tmp_path / "outputs.jsonl", outputs)
+    out = tmp_path / "out"
+    code, text = run("invert", tmp_path / "outputs.jsonl", "--samples", 40, "--out", out)
+    assert code == 0, text
+    assert "MRR 0.500 [" in text
+    assert "2 of 2 outputs have a known prompt" in text
+    rows = [json.loads(line) for line in (out / "ranking.jsonl").read_text().splitlines()]
+    assert [(row["output_id"], row["rank"]) for row in rows] == [
+        (name, rank) for name in "ab" for rank in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ([{"id": "a", "text": " "}], ["outputs.jsonl:1", "output 'a' has an empty text"]),
+        ([{"id": "a", "text": "x"}] * 2, ["outputs.jsonl:2", "'a' was there already"]),
+        ([{"id": "a"}], ["outputs.jsonl:1", "missing key 'text'"]),
+        ([{"id": "a", "text": "x", "prompt": 1}], ["outputs.jsonl:1", "prompt"]),
+        ([], ["no Output records"]),
+    ],
+)
+def test_bad_outputs_are_refused_by_line(
+    run: Run, fakes: Fakes, tmp_path: Path, rows: list[dict[str, Any]], parts: list[str]
+) -> None:
+    path = tmp_path / "outputs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_refused(run("invert", path, "--out", tmp_path / "out"), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
+    write_records(tmp_path / "outputs.jsonl", [Output(id="a", text="x")])
+    check_refused(run("invert", tmp_path / "outputs.jsonl"), "give --out FOLDER")
+    check_refused(run("invert", " \n"), "the output is empty")
+    check_refused(run("invert", "x", "--forward", "none"), "needs a forward model")
+    check_refused(run("invert", tmp_path / "none.jsonl", "--out", tmp_path), "no such file")
