@@ -157,7 +157,23 @@ def test_models_of_the_wrong_direction(tokenizer: Tokenizer, tmp_path: Path) -> 
         synthesize(SEEDS, forward, forward, HOW, (), tmp_path, silent)
 
 
-def test_a_seed_without_room_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_what_leaves_no_room_is_removed(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A seed of many tokens in the reverse model, a question of many in the forward one."""
+    long = Seed(id="long", solution="1 + 1 = 2\n" * 40 + "#### 2")
+    script = {READ["s"]: [f"{PENS} " * 9, PENS]}
+    reverse = ScriptedLanguageModel(tokenizer, "reverse", script)
+    forward = ScriptedLanguageModel(tokenizer, "forward", {f"{PENS}\n\n": [RIGHT]})
+    reverse.context = forward.context = 120
+    how = SynthesisSettings(Sampling(max_tokens=60), 2, 1)
+    found = synthesize([long, SOLVED], reverse, forward, how, (), tmp_path, silent)
+    assert [problem.id for problem in found.problems] == ["s/1"]
+    assert {p.id: p.extra["reason"] for p in found.removed} == {
+        "s/0": "too long",
+        "long": "too long",
+    }
+
+
+def test_seeds_without_room_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     reverse = FakeLanguageModel(tokenizer, "reverse", context=20)
     with pytest.raises(InputError, match="'s0': the prompt .* lower --max-tokens"):
         synthesize(SEEDS, reverse, FakeLanguageModel(tokenizer), HOW, (), tmp_path, silent)

@@ -28,6 +28,7 @@ __all__ = [
     "Proposal",
     "check_directions",
     "check_prompts",
+    "has_room",
     "propose",
     "verify",
 ]
@@ -77,6 +78,15 @@ def check_prompts(prompts: Sequence[Prompt], lm: LanguageModel, sampling: Sampli
             lm.prompt_ids(prompt.text, sampling.max_tokens)
         except InputError as error:
             raise InputError(f"{prompt.id!r}: {error}; lower --max-tokens, or remove it") from None
+
+
+def has_room(prompt: Prompt, lm: LanguageModel, sampling: Sampling) -> bool:
+    """Whether the prompt leaves room to write in the model's context."""
+    try:
+        lm.prompt_ids(prompt.text, sampling.max_tokens)
+    except InputError:
+        return False
+    return True
 
 
 def propose(

@@ -12,7 +12,7 @@ without an answer is removed before one is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,14 @@ from ledom.core.errors import InputError
 from ledom.core.files import write_json
 from ledom.core.records import Problem, Record, read_records, write_records
 from ledom.core.stage import Track
-from ledom.evaluate.proposals import Prompt, Proposal, check_directions, check_prompts, propose
+from ledom.evaluate.proposals import (
+    Prompt,
+    Proposal,
+    check_directions,
+    check_prompts,
+    has_room,
+    propose,
+)
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.intervals import bootstrap_interval
 from ledom.text.answers import extract_answer, is_correct
@@ -146,18 +153,23 @@ def synthesize(
     """Write questions for the seeds and keep those that pass; see above.
 
     `known` are questions that must not come back, such as those trained on; the seeds' own
-    questions are too. Raises `InputError` for a seed that leaves no room, and `DirectionError` for
-    models of the wrong direction, before any work.
+    questions are too. A seed that leaves no room for a question counts as one removed. Raises
+    `InputError` where no seed leaves room, and `DirectionError` for models of the wrong direction,
+    before any work.
     """
     check_directions(reverse, forward)
     NearDuplicates(how.similarity)  # raises what it lacks before any work
     prompts = [Prompt(seed.id, seed_prompt(seed, reverse.pair_format)) for seed in seeds]
-    check_prompts(prompts, reverse, how.sampling)
+    fitting = [prompt for prompt in prompts if has_room(prompt, reverse, how.sampling)]
+    if not fitting:
+        check_prompts(prompts, reverse, how.sampling)  # raises
+    kept = {*fitting}
     path = out / "proposals.jsonl"
     samples = how.num_samples
-    written = propose(reverse, prompts, how.sampling, samples, path, track, "writing questions")
+    written = propose(reverse, fitting, how.sampling, samples, path, track, "writing questions")
     by_id = {seed.id: seed for seed in seeds}
     read = [_read(by_id[one.item_id], one, reverse.pair_format) for one in written]
+    read += [_too_long(by_id[prompt.id]) for prompt in prompts if prompt not in kept]
     own = [seed.question for seed in seeds if seed.question]
     return sift(read, forward, how, [*known, *own], out, track)
 
@@ -174,7 +186,9 @@ def sift(
     seen = NearDuplicates(how.similarity)
     for question in known:
         seen.add(question)
-    first = _screened(problems, seen)
+    first = _screened(
+        problems, seen, lambda p: has_room(_answer_prompt(p, forward), forward, how.sampling)
+    )
     asked = [problem for problem in first if REASON not in problem.extra]
     answered = _answered(asked, forward, how, out, track)
     found = _sorted_out(first, answered, seen, how.min_agreement)
@@ -220,23 +234,45 @@ def _read(seed: Seed, proposal: Proposal, pair_format: PairFormat) -> Problem:
     return problem
 
 
-def _screened(problems: Sequence[Problem], known: NearDuplicates) -> list[Problem]:
-    """The problems; those that come too often or are known get a reason."""
+def _too_long(seed: Seed) -> Problem:
+    return Problem(
+        id=seed.id,
+        question=seed.question or "",
+        answer=seed.final_answer,
+        solution=seed.solution,
+        extra={"seed": seed.id, REASON: "too long"},
+    )
+
+
+def _screened(
+    problems: Sequence[Problem], known: NearDuplicates, fits: Callable[[Problem], bool]
+) -> list[Problem]:
+    """The problems; what comes twice, is known or leaves no room for an answer gets a reason."""
     asked: set[str] = set()
-    return [_screen(problem, asked, known) for problem in problems]
+    screened = []
+    for problem in problems:
+        if REASON not in problem.extra:
+            reason = _reason(problem.question, asked, known)
+            if reason is None and not fits(problem):
+                reason = "too long"
+            asked.add(problem.question)
+            problem = problem if reason is None else _removed(problem, reason)
+        screened.append(problem)
+    return screened
 
 
-def _screen(problem: Problem, asked: set[str], known: NearDuplicates) -> Problem:
-    if REASON in problem.extra:
-        return problem
-    if problem.question in asked:
-        return _removed(problem, "duplicate")
-    asked.add(problem.question)
-    return _removed(problem, "known") if known.find(problem.question) else problem
+def _reason(question: str, asked: set[str], known: NearDuplicates) -> str | None:
+    if question in asked:
+        return "duplicate"
+    return "known" if known.find(question) else None
 
 
 def _removed(problem: Problem, reason: str) -> Problem:
     return replace(problem, extra=problem.extra | {REASON: reason})
+
+
+def _answer_prompt(problem: Problem, forward: LanguageModel) -> Prompt:
+    return Prompt(problem.id, forward.pair_format.before_solution(problem.question))
 
 
 def _answered(
@@ -249,8 +285,7 @@ def _answered(
     """The problems by id, each with the share of the forward model's answers that agree."""
     if not problems:
         return {}
-    prompts = [Prompt(p.id, forward.pair_format.before_solution(p.question)) for p in problems]
-    check_prompts(prompts, forward, how.sampling)
+    prompts = [_answer_prompt(problem, forward) for problem in problems]
     answers = propose(
         forward,
         prompts,
