@@ -89,7 +89,7 @@ _SHAPE = ModelConfig(
     max_position_embeddings=64,
 )
 _VOCAB_SIZE = 512
-_BATCH_SIZE = 64
+_BATCH_SIZE = 48
 _MOST_TOKENS = 24  # of an answer
 _SAMPLES = 8  # that each model of the pair proposes to a question
 _OPENING = PAIR_FORMAT.partition("{question}")[0]
@@ -100,11 +100,11 @@ class ReversalJob:
     """What to measure and where the files go."""
 
     out: Path
-    per_order: int = 40
+    per_order: int = 30
     """Facts of each order."""
     seed: int = 0
     """Of the facts, the models and the samples."""
-    steps: int = 300
+    steps: int = 150
     """Optimizer steps of every model."""
     command: str = "ledom eval --suite reversal"
 
