@@ -12,6 +12,8 @@ from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import write_records
 from ledom.data.problems import generate_problems
 from ledom.evaluate.gallery import RUNS, collect, written_backwards
+from ledom.evaluate.inversion import InvertedPrompt
+from ledom.evaluate.proposals import Proposal
 from ledom.evaluate.results import Evaluation, Row, TaskResult
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import Answered, ArmResult, ReversalResult
@@ -43,7 +45,8 @@ def test_the_first_problems_are_shown_with_the_tokens_that_were_written(
 def test_without_runs_every_section_is_named_with_its_command(lm: FakeLanguageModel) -> None:
     gallery = collect(lm, [], 1, seed=0)
     assert len(gallery.sections) == 1
-    assert [m.command.split()[1] for m in gallery.missing] == ["eval", "eval", "rank", "synthesize"]
+    commands = [missing.command.split()[1] for missing in gallery.missing]
+    assert commands == ["eval", "eval", "rank", "synthesize", "generate", "invert"]
 
 
 def test_a_forward_model_and_a_folder_without_a_run_are_refused(
@@ -104,6 +107,7 @@ def test_benchmarks_and_rankings_are_shown(lm: FakeLanguageModel, tmp_path: Path
         for rank in range(1, 6)
     ]
     write_records(tmp_path / "ranking.jsonl", ranking)
+    (tmp_path / "scores.jsonl").write_text("")
     _, benchmarks, passages = collect(lm, [tmp_path], 1, seed=0).sections
     assert benchmarks.tables[0].rows[1:] == [
         ["pens", "4", "forward conditional", "100.0 ± 0.0", ""],
@@ -127,6 +131,23 @@ def test_synthesized_problems_are_shown_token_by_token(
         problem.question for problem in problems[:2]
     ]
     assert section.rule == "the first 2 of 3 problems that stayed."
+
+
+def test_inverted_prompts_and_middles_are_told_from_rankings(
+    lm: FakeLanguageModel, tmp_path: Path
+) -> None:
+    """The three kinds share the names of their files."""
+    proposals = [Proposal(item_id="gap", index=i, text=f" and {i} then") for i in range(3)]
+    inverted, middles = tmp_path / "inverted", tmp_path / "middles"
+    for folder in (inverted, middles):
+        write_records(folder / "proposals.jsonl", proposals)
+        (folder / "scores.jsonl").write_text("")
+    ranking = [InvertedPrompt(output_id="o", rank=1, prompt="Why?", score=-2.0)]
+    write_records(inverted / "ranking.jsonl", ranking)
+    _, first, second = collect(lm, [inverted, middles], 2, seed=0).sections
+    assert first.tables[0].rows[1] == ["o", "1", "Why?", "\N{MINUS SIGN}2.0"]
+    assert [one.label for one in second.examples] == ["gap/0", "gap/1"]
+    assert ["".join(one.written) for one in second.examples] == [" and 0 then", " and 1 then"]
 
 
 def test_every_command_of_a_section_exists(run: Run) -> None:

@@ -18,6 +18,8 @@ from ledom.core.errors import DirectionError, InputError
 from ledom.core.reading import as_type, exists, read_json
 from ledom.core.records import Problem, read_records
 from ledom.data.problems import generate_problems
+from ledom.evaluate.inversion import InvertedPrompt
+from ledom.evaluate.proposals import Proposal
 from ledom.evaluate.results import MAIN_METRICS, Evaluation
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import ARMS, ReversalResult
@@ -38,10 +40,17 @@ class RunKind:
     heading: str
     command: str
     """What makes one."""
-    file: str
-    """The file in its folder that tells the kind."""
+    files: tuple[str, ...]
+    """The files that tell the kind; the first is read."""
     read: Callable[[Path, LanguageModel, int], Section]
     """The section, from that file, a model for its tokens, and how many items to show."""
+    without: tuple[str, ...] = ()
+    """Files that folders of this kind do not hold."""
+
+    def matches(self, folder: Path) -> bool:
+        """Whether a folder holds a run of this kind."""
+        there = all(exists(folder / name) for name in self.files)
+        return there and not any(exists(folder / name) for name in self.without)
 
 
 def collect(
@@ -57,7 +66,7 @@ def collect(
     Raises `DirectionError` for a forward model, and `InputError` for a folder that holds no run of
     a known kind.
     """
-    found = [(kind, folder / kind.file) for folder in runs for kind in _kinds(folder)]
+    found = [(kind, folder / kind.files[0]) for folder in runs for kind in _kinds(folder)]
     sections = [written_backwards(lm, name, count, seed)]
     sections += [kind.read(file, lm, count) for kind, file in found]
     shown = {kind.heading for kind, _ in found}
@@ -71,9 +80,9 @@ def collect(
 
 
 def _kinds(folder: Path) -> list[RunKind]:
-    kinds = [kind for kind in RUNS if exists(folder / kind.file)]
+    kinds = [kind for kind in RUNS if kind.matches(folder)]
     if not kinds:
-        files = ", ".join(kind.file for kind in RUNS)
+        files = ", ".join(dict.fromkeys(kind.files[0] for kind in RUNS))
         raise InputError(f"holds no run that can be shown (none of {files})", path=folder)
     return kinds
 
@@ -109,7 +118,7 @@ def example(lm: LanguageModel, label: str, written: Sequence[int], after: Sequen
 
 
 def _synthesized(file: Path, lm: LanguageModel, count: int) -> Section:
-    problems = read_records(file.with_name("problems.jsonl"), Problem, Problem.require_solution)
+    problems = read_records(file, Problem, Problem.require_solution)
     examples = []
     for problem in problems[:count]:
         prompt = lm.pair_format.after_question(lm.pair_format.restyle(problem.require_solution()))
@@ -120,7 +129,7 @@ def _synthesized(file: Path, lm: LanguageModel, count: int) -> Section:
         lead="A reverse model wrote a question for a solution; it stayed because a forward model "
         "answers it alike. The tokens are those of this page's model.",
         rule=f"the first {len(examples)} of {len(problems):,} problems that stayed.",
-        source=str(file.with_name("problems.jsonl")),
+        source=str(file),
         examples=examples,
     )
 
@@ -183,22 +192,75 @@ def _ranked(file: Path, lm: LanguageModel, count: int) -> Section:
     )
 
 
+def _inverted(file: Path, lm: LanguageModel, count: int) -> Section:
+    ranking = read_records(file, InvertedPrompt)
+    outputs = [[*own] for _, own in groupby(ranking, lambda one: one.output_id)][:count]
+    rows = [["output", "rank", "prompt", "score, nats"]]
+    rows += [
+        [one.output_id, str(one.rank), one.prompt, numbers.number(one.score, 1)]
+        for own in outputs
+        for one in own[:_BEST]
+    ]
+    return Section(
+        heading="Prompts of an output",
+        lead="A reverse model proposes the prompts that an output may answer, a forward model "
+        "orders them.",
+        rule=f"the first {len(outputs)} outputs, the best {_BEST} prompts of each.",
+        source=str(file),
+        tables=[Table("The best prompts of each output", rows)],
+    )
+
+
+def _infilled(file: Path, lm: LanguageModel, count: int) -> Section:
+    proposals = read_records(file, Proposal)
+    return Section(
+        heading="Between a beginning and an ending",
+        lead="What a reverse model wrote in front of an ending, before the forward model cut and "
+        "chose. The run keeps only what was written, not the texts around it.",
+        rule=f"the first {min(count, len(proposals))} of {len(proposals):,} proposals.",
+        source=str(file),
+        examples=[
+            example(lm, f"{one.item_id}/{one.index}", lm.tokenizer.encode_inside(one.text), [])
+            for one in proposals[:count]
+        ],
+    )
+
+
 RUNS = (
-    RunKind("Benchmarks in either direction", "ledom eval --out RUN", "results.json", _benchmarks),
     RunKind(
-        "The reversal curse", "ledom eval --suite reversal --out RUN", "reversal.json", _reversal
+        "Benchmarks in either direction", "ledom eval --out RUN", ("results.json",), _benchmarks
+    ),
+    RunKind(
+        "The reversal curse",
+        "ledom eval --suite reversal --out RUN",
+        ("reversal.json",),
+        _reversal,
     ),
     RunKind(
         "Passages for a query",
         "ledom rank queries.jsonl passages.jsonl --out RUN",
-        "ranking.jsonl",
+        ("ranking.jsonl", "scores.jsonl"),
         _ranked,
+        without=("proposals.jsonl",),
     ),
     RunKind(
         "Synthesized problems",
         "ledom synthesize solutions.jsonl --out RUN",
-        "removed.jsonl",
+        ("problems.jsonl", "removed.jsonl"),
         _synthesized,
+    ),
+    RunKind(
+        "Between a beginning and an ending",
+        'ledom generate --before "..." --after "..." --out RUN',
+        ("proposals.jsonl", "scores.jsonl"),
+        _infilled,
+        without=("ranking.jsonl", "removed.jsonl"),
+    ),
+    RunKind(
+        "Prompts of an output",
+        "ledom invert outputs.jsonl --out RUN",
+        ("ranking.jsonl", "proposals.jsonl"),
+        _inverted,
     ),
 )
 """Every kind of run with a section, in the page's order."""
