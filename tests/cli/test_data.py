@@ -182,13 +182,13 @@ def test_without_datatrove_the_command_says_what_to_install(
     )
 
 
-def test_ctrl_c_keeps_finished_shards(tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path: Path) -> None:
     documents, out = tmp_path / "d.jsonl", tmp_path / "out"
     write(documents, TEXTS * 200)
-    command = [sys.executable, "-m", "ledom", "tokenize", str(documents), "--out", str(out)]
-    command += ["--tokenizer", str(tokenizer_folder), "--workers", "2", "--tasks", "6"]
+    command = ["tokenize", str(documents), "--out", str(out)]
+    command += ["--tokenizer", str(tokenizer_folder), "--workers", "2", "--tasks", "4"]
     started = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "ledom", *command],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -209,10 +209,10 @@ def test_ctrl_c_keeps_finished_shards(tokenizer_folder: Path, tmp_path: Path) ->
         for task in out.glob("tasks/completions/*")
         for shard in out.glob(f"{task.name}_*.ds")
     }
-    assert 0 < len(finished) < 6
+    assert 0 < len(finished) < 4
     assert not (out / "manifest.json").exists()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert again.returncode == 0, again.stderr
+    code, said = run(*command)
+    assert code == 0, said
     store = TokenStore(out)
     store.verify()
     assert store.manifest.num_documents == 60 * 200

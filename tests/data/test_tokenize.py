@@ -299,7 +299,13 @@ def test_a_killed_task_leaves_nothing_that_counts(
     ],
 )
 def test_damaged_notes_on_what_is_finished_are_refused(
-    tmp_path: Path, words: Tokenizer, file: Path, name: str, contents: str, message: str
+    tmp_path: Path,
+    words: Tokenizer,
+    file: Path,
+    here: list[int],
+    name: str,
+    contents: str,
+    message: str,
 ) -> None:
     documents, out = open_documents([str(file)]), tmp_path / "s"
     execution = Execution(workers=1, tasks=2)

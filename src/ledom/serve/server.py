@@ -5,19 +5,17 @@ On SIGTERM or Ctrl-C it takes no new requests, finishes those that it has, and e
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ledom.core.errors import InputError, MissingExtraError
-from ledom.serve.settings import Limits, Settings
+from ledom.serve.settings import Settings
 
 if TYPE_CHECKING:
     from ledom.serve.service import Service
 
 __all__ = ["Server", "require_extra"]
 
-_HEAD_BYTES = 64 * 2**10  # most bytes of a request's head
 _BACKLOG = 2048
 _GRACE_SECONDS = 30
 
@@ -40,6 +38,7 @@ class Server:
         import uvicorn
 
         from ledom.serve.app import make_app
+        from ledom.serve.protocol import bounded
 
         settings.check()
         self.service = service
@@ -50,7 +49,7 @@ class Server:
         limits = settings.limits
         config = uvicorn.Config(
             make_app(service),
-            http=_protocol(limits),
+            http=bounded(limits),
             ws="none",
             log_level="warning",
             access_log=False,
@@ -85,76 +84,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port or "
             "--host"
         ) from None
-
-
-def _protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which by itself waits forever for a request's head."""
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    class BoundedHead(HttpToolsProtocol):
-        """Ends a connection whose next request's head is too slow or too long, and one whose
-        client does not read.
-        """
-
-        _timer: asyncio.TimerHandle | None = None
-        _unread: asyncio.TimerHandle | None = None
-        _head_bytes = 0
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._start()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop()
-            self._stop_watching()
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._start()
-
-        def on_headers_complete(self) -> None:
-            self._stop()
-            super().on_headers_complete()
-
-        def data_received(self, data: bytes) -> None:
-            self._head_bytes += len(data) if self._timer else 0
-            super().data_received(data)
-            if self._timer and self._head_bytes > _HEAD_BYTES:
-                self.transport.abort()
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._watch(self.transport.get_write_buffer_size())
-
-        def resume_writing(self) -> None:
-            self._stop_watching()
-            super().resume_writing()
-
-        def _watch(self, size: int) -> None:
-            self._stop_watching()
-            self._unread = self.loop.call_later(limits.write_seconds, self._end_unread, size)
-
-        def _end_unread(self, before: int) -> None:
-            size = self.transport.get_write_buffer_size()
-            if size < before:
-                self._watch(size)
-            else:
-                self.transport.abort()
-
-        def _stop_watching(self) -> None:
-            if self._unread is not None:
-                self._unread.cancel()
-                self._unread = None
-
-        def _start(self) -> None:
-            if self._timer is None:
-                self._head_bytes = 0
-                self._timer = self.loop.call_later(limits.read_seconds, self.transport.abort)
-
-        def _stop(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return BoundedHead
