@@ -147,7 +147,7 @@ def write_rate_store(folder: Path) -> None:
     from ledom.data.store import write_store
     from ledom.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(Path(ledom.__file__).parent / "assets" / "forward")
+    tokenizer = Tokenizer.load(Path(ledom.__file__).parent / "lm" / "embedded" / "forward")
     rng = Random(0)
     texts = (
         " ".join(str(rng.randrange(1000)) for _ in range(rng.randint(20, 80)))

@@ -138,7 +138,7 @@ def test_the_package_ships_it() -> None:
         assert {f"{direction}/config.json", f"{direction}/tokenizer.json"} <= names
         assert f"{direction}/model.safetensors" in names
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert '"assets/**/*"' in text
+    assert '"lm/embedded/**/*"' in text
 
 
 def test_a_text_unlike_its_training_is_said_to_be(

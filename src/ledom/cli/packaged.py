@@ -13,7 +13,7 @@ from ledom.core.reading import exists
 
 __all__ = ["docs_page", "find_recipe", "page_titles", "recipe_names"]
 
-_ROOT = Path(__file__).parents[1] / "assets"
+_ROOT = Path(__file__).parent / "files"
 
 
 def _names(folder: str, suffix: str) -> list[str]:

@@ -91,4 +91,4 @@ def embedded_folder(direction: Direction | str | None) -> Path:
         raise DirectionError(
             "the embedded pair has two models: say direction='forward' or 'reverse'"
         )
-    return Path(__file__).parents[1] / "assets" / str(Direction(direction))
+    return Path(__file__).parent / "embedded" / str(Direction(direction))
