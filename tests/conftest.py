@@ -21,6 +21,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import LanguageModel
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.model.presets import ModelConfig
+from ledom.report import curves, plots
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -99,6 +100,13 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> dict[str, Fa
 
     monkeypatch.setattr(ledom.lm, "load", load)
     return models
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without what takes most of a small job's time; tests/report/ looks at pictures."""
+    for module in (plots, curves):
+        monkeypatch.setattr(module, "draw_svg", lambda *_: "<svg></svg>")
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ def test_rerank_from_problems_to_report(
     check_refused(run(*arguments, "--seed", 5), "candidates.jsonl", "seed: 0 there, 5 now")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_tune_then_rerank_on_other_problems(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def judged(path: Path, problems: Sequence[Problem], **changes: object) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     assert [model.num_scored for model in fakes.values()] == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_bad_score_fields(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +134,7 @@ def test_bad_score_fields(
         assert ("external:self_certainty" in {row["id"] for row in rows}) is expected
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_early_stop_draws_a_part_of_the_same_candidates(
     run: Run,
     fakes: dict[str, FakeLanguageModel],
@@ -192,6 +196,7 @@ def test_an_early_stop_draws_a_part_of_the_same_candidates(
     check_refused(run(*arguments, out), "early_stop: True there, None now")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_given_candidates_need_no_forward_model(
     run: Run,
     fakes: dict[str, FakeLanguageModel],
@@ -207,6 +212,7 @@ def test_given_candidates_need_no_forward_model(
     assert "forward" not in {row["id"] for row in names}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_ctrl_c_keeps_finished_work(
     run: Run,
     fakes: dict[str, FakeLanguageModel],
@@ -288,6 +294,7 @@ def test_a_directory_is_no_problem_file(
     check_refused(run("rerank", "--problems", tmp_path), str(tmp_path), "directory")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_refused_run_leaves_the_folder_as_it_was(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +311,7 @@ def test_a_refused_run_leaves_the_folder_as_it_was(
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_scores_of_another_question_are_not_reused(
     run: Run,
     fakes: dict[str, FakeLanguageModel],
@@ -320,6 +328,7 @@ def test_scores_of_another_question_are_not_reused(
     )
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_scores_of_another_model_are_refused_by_name_and_hash(
     run: Run,
     fakes: dict[str, FakeLanguageModel],
@@ -403,6 +412,7 @@ def notes_of(run: Run, problems: Path, candidates: Path, out: Path) -> list[str]
     return notes
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_answers_no_one_can_parse_are_counted_not_fatal(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
@@ -413,7 +423,7 @@ def test_answers_no_one_can_parse_are_counted_not_fatal(
         for p in QUESTIONS
         for i, text in enumerate(texts)
     ]
-    rows.append(Candidate(problem_id="p0", index=len(texts), text="1 + x" * 200_000))
+    rows.append(Candidate(problem_id="p0", index=len(texts), text="1 + x" * 120_000))
     write_records(path, rows)
     notes = notes_of(run, problem_file, path, tmp_path / "out")
     assert any("give no answer that could be read" in note for note in notes)
@@ -422,6 +432,7 @@ def test_answers_no_one_can_parse_are_counted_not_fatal(
     assert len(kept) < 500_000
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_solution_longer_than_the_context_is_cut_and_said(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
@@ -548,6 +559,7 @@ def answered(path: Path, answers: Sequence[str | None]) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_only_labeled_problems_count(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path
 ) -> None:
@@ -614,6 +626,7 @@ def test_explain_shows_no_control_characters(
     assert len(output) < 10_000
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_is_shown_fits_80_columns(
     run: Run,
     fakes: dict[str, FakeLanguageModel],
@@ -703,6 +716,7 @@ def test_export_a_model_and_the_card_of_data(
     assert "| train | texts | 1 |" in (tmp_path / "data" / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_compare_of_a_run(run: Run, tmp_path: Path) -> None:
     for way, loss in (("forward", 3.0), ("reverse", 3.25)):
         row = {"step": 1, "loss": 4.0, "tokens": 100, "valid_loss": loss, "valid_data": "ab"}

@@ -23,7 +23,7 @@ from ledom.core.records import Problem, write_records
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, Reply
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer=str(i % 3)) for i in range(12)]
 

@@ -119,6 +119,7 @@ def _texts(svg: str) -> list[str]:
     return [" ".join("".join(element.itertext()).split()) for element in elements]
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
@@ -147,6 +148,7 @@ def test_the_claim_in_full(report: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_claim_of_several_seeds(report: dict[str, Any]) -> None:
     group = {"runs": ["a", "b"], "mean": 0.02, "deviation": 0.005, "lowest": 0.01, "highest": 0.03}
     report["seeds"] = [group]
@@ -222,6 +224,7 @@ def test_nothing_to_draw_gives_nothing() -> None:
     assert set(figures.values()) == {""}
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_three_files_are_written(tmp_path: Path, report: dict[str, Any]) -> None:
     page = compare_page.write_comparison(tmp_path, from_json(Comparison, report))
     assert page == tmp_path / "compare.html"
