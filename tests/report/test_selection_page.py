@@ -225,6 +225,7 @@ def test_words_are_marked_beyond_one_nat() -> None:
 # --- the page ---
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str, Any]) -> None:
     report["strategies"][2] |= {
         "needed": {
@@ -298,6 +299,7 @@ def test_page_shows_every_strategy_and_number(report: dict[str, Any]) -> None:
     assert "Majority voting is right on 50.0 % of the 500 problems" in text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_headline_says_what_was_shown(report: dict[str, Any]) -> None:
     report["headline"].append({"claim": "Third", "difference": _bounds(-0.2, -0.3, -0.1)})
     items = re.findall(r'<li class="(\w+)">(.*?)</li>', render_html(report), re.DOTALL)
@@ -307,6 +309,7 @@ def test_headline_says_what_was_shown(report: dict[str, Any]) -> None:
     assert ["not shown" in item for _, item in items] == [False, False, True, False]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_all_but_the_first_screen_is_folded(report: dict[str, Any]) -> None:
     page = render_html(report)
     first, folded = page.split('<section class="folded">')
@@ -322,6 +325,7 @@ def test_all_but_the_first_screen_is_folded(report: dict[str, Any]) -> None:
         assert text.lower() in folded.lower()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_first_case_is_a_wrong_answer_rejected_for_a_right_one(report: dict[str, Any]) -> None:
     report["cases"].insert(0, json.loads(json.dumps(report["cases"][0])))
     report["cases"][0]["problem_id"] = "both-right"
@@ -334,6 +338,7 @@ def test_first_case_is_a_wrong_answer_rejected_for_a_right_one(report: dict[str,
     assert "Where it helps" not in render_html(report)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_without_labels_the_chosen_answers_are_shown(report: dict[str, Any]) -> None:
     answers = [{"problem_id": "p-1", "question": QUESTION, "answer": "41", "share": 0.75}]
     unlabeled = {"title": "T", "warning": None, "num_problems": 1, "num_labeled": 0}
@@ -344,11 +349,13 @@ def test_without_labels_the_chosen_answers_are_shown(report: dict[str, Any]) -> 
         assert "75.0" in rendering
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_question_is_shown_whole_under_both_answers(report: dict[str, Any]) -> None:
     questions = re.findall(r'<p class="question">(.*?)</p>', render_html(report), re.DOTALL)
     assert [_Page(question).text for question in questions] == [QUESTION] * 2
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_badly_explained_words_are_stronger_and_marked(report: dict[str, Any]) -> None:
     words = _words(render_html(report))
     picked, rejected = words[: len(words) // 2], words[len(words) // 2 :]
@@ -367,12 +374,14 @@ def test_badly_explained_words_are_stronger_and_marked(report: dict[str, Any]) -
     assert titles["red"] == f"log P = {MINUS}5.00 nats; picked minus rejected +4.00"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_gap_is_told_in_words(report: dict[str, Any]) -> None:
     text = " ".join(_Page(render_html(report)).text.split())
     assert "explains the question 4.0 nats better than the rejected one" in text
     assert "falls short most on red (4.0)." in text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_huge_texts_are_clipped(report: dict[str, Any]) -> None:
     case = report["cases"][0]
     case["question"] = "q" * 1_000_000
@@ -398,6 +407,7 @@ def test_missing_sections_render(report: dict[str, Any]) -> None:
         assert render_markdown(less)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_missing_parts_of_a_case_render(report: dict[str, Any]) -> None:
     case = report["cases"][0]
     case["candidates"][1]["role"] = None
@@ -440,6 +450,7 @@ def test_markdown_texts_are_shown_as_they_are(report: dict[str, Any]) -> None:
     assert line in render_markdown(report).splitlines()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_many_groups_go_down_the_table(report: dict[str, Any]) -> None:
     report["by_group"] = [
         {"group": f"g{number}", "num_problems": 1, "accuracy": {"greedy": 0.5}}
@@ -496,6 +507,7 @@ def test_numpy_numbers_are_written(tmp_path: Path, report: dict[str, Any]) -> No
     assert written["accuracy_by_n"]["strategies"]["greedy"] == [0.5, None]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_place_that_cannot_be_written_is_an_output_error(
     tmp_path: Path, report: dict[str, Any]
 ) -> None:
@@ -517,6 +529,7 @@ def test_importing_is_cheap() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_case_states_the_score_that_the_table_states(
     report: dict[str, Any], tmp_path: Path
 ) -> None:
