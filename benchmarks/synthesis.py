@@ -35,7 +35,7 @@ from ledom.core.records import Problem, read_records, write_records
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.problems import generate_problems
 from ledom.evaluate.proposals import Prompt, propose
-from ledom.evaluate.synthesis import REASON, Seed, SynthesisSettings, sift, synthesize
+from ledom.evaluate.synthesis import REASON, Seed, SynthesisSettings, Synthesized, sift, synthesize
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.intervals import bootstrap_interval, paired_interval
@@ -68,24 +68,33 @@ def measure_agreement(options: argparse.Namespace) -> None:
     if options.problems is not None:
         given = read_records(options.problems, Problem)[: options.num_seeds]
         sources["given"] = [as_generated(problem) for problem in given]
-    print("| questions for | written | answered | forward answer agrees, % | stay |")
+    print("| questions for | written | seeds | forward answer agrees, % | stay |")
     print("|---|---|---|---|---|")
     for name, own in sources.items():
         solutions = [Seed(id=p.id, solution=p.solution, answer=p.answer) for p in own]
         bare = distinct_answers(Seed(id=p.id, answer=p.answer) for p in own)
+        shares = {}
         for kind, some in (("solutions", solutions), ("bare answers", bare)):
             out = options.out / f"{name}-{kind.replace(' ', '-')}"
             found = synthesize(some, reverse, forward, HOW, (), out, quiet)
-            total = len(found.problems) + len(found.removed)
-            shares = found.agreements
-            share = accuracy(bootstrap_interval(shares)) if len(shares) else "–"
-            row = [f"{kind}, {name}", total, len(shares), share, len(found.problems)]
-            print(f"| {' | '.join(map(str, row))} |", found.reasons)
+            shares[kind] = found.by_seed
+            show_agreement(f"{kind}, {name}", found)
+            print(found.reasons)
         true = [replace(problem, extra={"seed": problem.id}) for problem in own]
         found = sift(true, forward, HOW, (), options.out / f"{name}-true", quiet)
-        share = accuracy(bootstrap_interval(found.agreements))
-        row = [f"(their true questions, {name})", len(true), len(found.agreements), share, "–"]
-        print(f"| {' | '.join(map(str, row))} |")
+        show_agreement(f"(their true questions, {name})", found)
+        both = [seed for seed in shares["solutions"] if seed in found.by_seed]
+        pair = [
+            np.array([some[seed] for seed in both]) for some in (shares["solutions"], found.by_seed)
+        ]
+        print("solutions less true questions:", difference(paired_interval(*pair)))
+
+
+def show_agreement(name: str, found: Synthesized) -> None:
+    """A row of the table; seeds whose questions were all removed unanswered have no share."""
+    total, shares = len(found.problems) + len(found.removed), found.agreements
+    share = accuracy(bootstrap_interval(shares)) if len(shares) else "–"
+    print(f"| {name} | {total} | {len(shares)} | {share} | {len(found.problems)} |", flush=True)
 
 
 def distinct_answers(seeds: Iterable[Seed]) -> list[Seed]:

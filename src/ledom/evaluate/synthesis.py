@@ -107,11 +107,16 @@ class Synthesized:
         return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
 
     @property
-    def agreements(self) -> NDArray[np.float64]:
+    def by_seed(self) -> dict[str, float]:
         """For each seed with a question that was answered, the mean agreement of its questions."""
         answered = [p for p in (*self.problems, *self.removed) if AGREEMENT in p.extra]
-        by_seed = groupby(sorted(answered, key=_seed_of), _seed_of)
-        return np.array([np.mean([p.extra[AGREEMENT] for p in own]) for _, own in by_seed])
+        groups = groupby(sorted(answered, key=_seed_of), _seed_of)
+        return {seed: float(np.mean([p.extra[AGREEMENT] for p in own])) for seed, own in groups}
+
+    @property
+    def agreements(self) -> NDArray[np.float64]:
+        """The values of `by_seed`."""
+        return np.array([*self.by_seed.values()])
 
 
 def _seed_of(problem: Problem) -> str:
