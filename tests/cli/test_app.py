@@ -38,6 +38,7 @@ def test_rerank_from_problems_to_report(
     check_refused(run(*arguments, "--seed", 5), "candidates.jsonl", "seed: 0 there, 5 now")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_tune_then_rerank_on_other_problems(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
@@ -74,6 +75,7 @@ def judged(path: Path, problems: Sequence[Problem], **changes: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
@@ -134,6 +136,7 @@ def test_bad_score_fields(
         assert ("external:self_certainty" in {row["id"] for row in rows}) is expected
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_an_early_stop_draws_a_part_of_the_same_candidates(
     run: Run,
@@ -412,6 +415,7 @@ def notes_of(run: Run, problems: Path, candidates: Path, out: Path) -> list[str]
     return notes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_answers_no_one_can_parse_are_counted_not_fatal(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path

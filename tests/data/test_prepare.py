@@ -39,6 +39,7 @@ def write_documents(path: Path, count: int) -> list[str]:
     return [d.text for d in documents]
 
 
+@pytest.mark.slow
 def test_the_generator_gives_disjoint_parts(tmp_path):
     config = DataConfig(num_documents=200, num_valid=20, vocab_size=400)
     data = prepare_data(config, tmp_path)

@@ -16,6 +16,8 @@ from ledom.data.problems import (
 )
 from ledom.text.solution_style import equations, is_true
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (0, 1, 77)
 COUNTS = {"train": 300, "valid": 8, "tune": 16, "test": 16}
 
@@ -83,7 +85,6 @@ def test_a_question_drawn_twice_is_given_once(monkeypatch):
     assert sorted(p.question for p in drawn) == sorted(possible)
 
 
-@pytest.mark.slow
 def test_another_process_draws_the_same_problems():
     """Hash randomization must not reach the generator through the order of a set."""
     code = (

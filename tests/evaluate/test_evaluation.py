@@ -162,6 +162,7 @@ def test_choices_in_front_are_scored_as_whole_texts_both_ways(
     assert [i.args for i in task.instances[:4]] == [(c, continuation) for c in first["choices"]]
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_harness_itself(
     after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:

@@ -177,6 +177,7 @@ def test_tables(report: dict[str, Any]) -> None:
     assert settings.index("optim.steps") < settings.index("seed")  # what differs comes first
 
 
+@pytest.mark.slow
 def test_figures_name_their_lines(report: dict[str, Any]) -> None:
     figures = _figures(report["runs"])
     assert {"scratch forward 3.000", "scratch reverse 3.012", "adapted reverse 3.100"} <= set(

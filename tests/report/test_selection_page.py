@@ -394,6 +394,7 @@ def test_huge_texts_are_clipped(report: dict[str, Any]) -> None:
     assert "t" * 4001 not in page
 
 
+@pytest.mark.slow
 def test_missing_sections_render(report: dict[str, Any]) -> None:
     smallest = {"title": "T", "warning": None}
     assert "T" in _Page(render_html(smallest)).text
@@ -419,6 +420,7 @@ def test_missing_parts_of_a_case_render(report: dict[str, Any]) -> None:
     assert render_markdown(report)
 
 
+@pytest.mark.slow
 def test_rendering_is_pure(report: dict[str, Any]) -> None:
     before = json.dumps(report)
     assert render_html(report) == render_html(json.loads(before))
@@ -479,6 +481,7 @@ def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_not_finite_become_null(
     tmp_path: Path, report: dict[str, Any], bad: float

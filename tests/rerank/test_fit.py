@@ -76,6 +76,7 @@ def with_external_score(table: CandidateTable, unit: float) -> CandidateTable:
     )
 
 
+@pytest.mark.slow
 def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
     for unit in (1e-3, 1.0, 1e4):
         table = with_external_score(made_pools(), unit)
@@ -104,7 +105,7 @@ def test_weights_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_weights_refuse_the_problems_they_were_tuned_on() -> None:
-    tuned = tune(made_pools(50), problems(50))
+    tuned = tune(with_few_terms(made_pools(50)), problems(50))
     tuned.refuse_overlap([Problem(id="x", question="a new one")])
     with pytest.raises(InputError, match="problem 'y' is one of those that the weights were tuned"):
         tuned.refuse_overlap([Problem(id="y", question="question 7")])

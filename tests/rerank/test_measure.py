@@ -121,6 +121,7 @@ def test_a_stopped_vote_says_what_it_needed(report: Measurement, table: Candidat
     assert (needed.of, needed.candidates.mean) == (10, 6.0)
 
 
+@pytest.mark.slow
 def test_external_scores_are_measured_alone_and_joined(table: CandidateTable) -> None:
     features = table.features | {"verifier": np.where(table.correct, 0.9, 0.1)}
     noise = table.features | {"reverse": table.features["forward"]}
@@ -150,6 +151,7 @@ def test_strategies_without_weights_are_left_out(table: CandidateTable) -> None:
     assert report.accuracy_by_lambda is None
 
 
+@pytest.mark.slow
 def test_each_fold_uses_its_own_weights(table: CandidateTable) -> None:
     """Weights that are turned round in one fold choose wrongly there, and only there."""
 

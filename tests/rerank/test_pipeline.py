@@ -41,6 +41,7 @@ def fine_tuned(tmp_path: Path, tokenizer: Tokenizer) -> tuple[Path, Path]:
     return tmp_path / "lora1", tmp_path / "lora2"
 
 
+@pytest.mark.slow
 def test_two_fine_tunes_of_a_model_are_two_models(
     run: Run,
     fine_tuned: tuple[Path, Path],

@@ -99,6 +99,7 @@ def test_greedy_equals_generate(
         assert made[place][0].text == lm.tokenizer.decode(made[place][0].ids)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_self_certainty_is_the_distance_from_knowing_nothing(
     lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
