@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ledom.core.records import Candidate, Score
+from ledom.core.records import Candidate
 from ledom.rerank.candidates import SharedScores, pools
+from made import made_score
 
 
 def candidate(problem: str, index: int, text: str, greedy: bool = False) -> Candidate:
@@ -14,15 +15,7 @@ def test_equal_texts_of_one_problem_share_the_first_ones_scores() -> None:
     greedy = candidate("a", 0, "2", greedy=True)
     twin, other = candidate("a", 1, "2"), candidate("a", 2, "3")
     elsewhere = candidate("b", 0, "2")
-    score = Score(
-        problem_id="a",
-        index=0,
-        model="m",
-        direction="reverse",
-        target="x|y",
-        logprob=-1.5,
-        num_tokens=1,
-    )
+    score = made_score("x|y", problem_id="a")
     shared = SharedScores([greedy, twin, other, elsewhere], [score])
     assert shared.targets == {"x|y"}
     assert shared.find(greedy, "x|y") is score

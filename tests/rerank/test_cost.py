@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ledom.core.records import Candidate, Problem, Score
+from ledom.core.records import Candidate, Problem
 from ledom.report.results import Cost
 from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.cost import Costs
 from ledom.rerank.strategies import STRATEGIES, strategies
+from made import made_score
 
 PROBLEMS = [
     Problem(id="p", question="1 + 1?", answer="2"),
@@ -35,15 +36,7 @@ CANDIDATES = [
 DISTINCT = [("p", 0), ("p", 1), ("p", 3), ("q", 0), ("q", 1)]
 TOKENS = {"y|x": 10, "y": 9, "x|y": 5, "x'|y": 30, "x~|y": 50}
 SCORES = [
-    Score(
-        problem_id=problem,
-        index=index,
-        model="m",
-        direction="forward" if target == "y|x" else "reverse",
-        target=target,  # type: ignore[arg-type]
-        logprob=-1.0,
-        num_tokens=tokens,
-    )
+    made_score(target, num_tokens=tokens, problem_id=problem, index=index)
     for problem, index in DISTINCT
     for target, tokens in TOKENS.items()
 ]
@@ -82,18 +75,7 @@ def test_a_stopped_vote_writes_what_it_draws() -> None:
     # Two of p's three answers agree, but only after the third; q has one candidate.
     assert costs().of(STRATEGIES["majority_stopped"], TABLE).generated_tokens == 40
     three = [candidate("p", i, text, 10) for i, text in enumerate(["#### 2", "a #### 2", "#### 3"])]
-    scores = [
-        Score(
-            problem_id="p",
-            index=c.index,
-            model="m",
-            direction="forward",
-            target="y|x",
-            logprob=-1.0,
-            num_tokens=9,
-        )
-        for c in three
-    ]
+    scores = [made_score("y|x", num_tokens=9, index=c.index) for c in three]
     table = build_candidate_table(PROBLEMS[:1], three, scores)
     found = Costs.count(table, three, scores, {"writer": 1, "forward": 1})
     assert found.of(STRATEGIES["majority_stopped"], table).generated_tokens == 20

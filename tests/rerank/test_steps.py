@@ -9,6 +9,7 @@ import pytest
 from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import build_candidate_table
 from ledom.rerank.steps import least_likely_step, split_steps, worst_step
+from made import made_score, token_score
 
 TEXT = "2 + 3 = 5\n\n5 * 2 = 11\n#### 11"
 #       tokens:     "2 +"   " 3 = 5"  "\n\n"   "5 * 2" " = 11"   "\n####"  " 11"
@@ -16,20 +17,8 @@ SPANS = [[0, 3], [3, 9], [9, 11], [11, 16], [16, 21], [21, 26], [26, 29]]
 
 
 def score(target: str, values: list[float], **more: Any) -> Score:
-    direction: Any = "forward" if target == "y|x" else "reverse"
     spans = [*SPANS, [0, 0]][: len(values)]  # forward the document's end comes last
-    return Score(
-        problem_id="p",
-        index=0,
-        model="m",
-        direction=direction,
-        target=target,  # type: ignore[arg-type]
-        logprob=sum(values),
-        num_tokens=len(values),
-        token_logprobs=values,
-        token_spans=spans,
-        **more,
-    )
+    return token_score(target, values, spans, **more)
 
 
 REVERSE = score("y", [-0.5, -0.25, -9.0, -0.5, -4.0, -1.0, -2.0])
@@ -58,29 +47,12 @@ def test_the_worst_step_averages_readings_of_one_text() -> None:
     assert worst_step(REVERSE, FORWARD, TEXT) == -2.5
     other = score("y|x", [-50.0], text="2 + 3")
     assert worst_step(REVERSE, other, TEXT) == -4.0
-    bare = Score(
-        problem_id="p",
-        index=0,
-        model="m",
-        direction="reverse",
-        target="y",
-        logprob=-1,
-        num_tokens=1,
-    )
-    assert worst_step(bare, None, TEXT) == 0.0
+    assert worst_step(made_score("y"), None, TEXT) == 0.0
 
 
 def test_it_is_a_feature() -> None:
     problem = Problem(id="p", question="How many?", answer="10")
     candidate = Candidate(problem_id="p", index=0, text=TEXT)
-    given = Score(
-        problem_id="p",
-        index=0,
-        model="m",
-        direction="reverse",
-        target="x|y",
-        logprob=-1,
-        num_tokens=1,
-    )
-    table = build_candidate_table([problem], [candidate], [FORWARD, given, REVERSE])
+    scores = [FORWARD, made_score("x|y"), REVERSE]
+    table = build_candidate_table([problem], [candidate], scores)
     assert table.features["worst_step"][0, 0] == pytest.approx(-2.5)

@@ -11,22 +11,13 @@ from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.strategies import STRATEGIES, strategies
+from made import made_score, token_score
 
 PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")
 
 
 def score(index: int, target: str, values: list[float], spans: list[list[int]]) -> Score:
-    return Score(
-        problem_id="p",
-        index=index,
-        model="m",
-        direction="forward" if target == "y|x" else "reverse",  # type: ignore[arg-type]
-        target=target,  # type: ignore[arg-type]
-        logprob=sum(values),
-        num_tokens=len(values),
-        token_logprobs=values,
-        token_spans=spans,
-    )
+    return token_score(target, values, spans, index=index)
 
 
 def table(
@@ -221,17 +212,7 @@ def test_scores_are_relative_to_the_model_that_wrote() -> None:
             text = f"{model} {index}\n#### {1 if right else 2}"
             candidates.append(Candidate(problem_id=problem.id, index=index, text=text, model=model))
             value = (0.0 if model == "terse" else -100.0) + (5.0 if right else 0.0) + number
-            scores.append(
-                Score(
-                    problem_id=problem.id,
-                    index=index,
-                    model="m",
-                    direction="reverse",
-                    target="x|y",
-                    logprob=value,
-                    num_tokens=1,
-                )
-            )
+            scores.append(made_score("x|y", value, problem_id=problem.id, index=index))
     table = build_candidate_table(problems, candidates, scores)
     assert table.by_model
     values = table.features["reverse"]

@@ -45,11 +45,7 @@ from ledom.text.tokenizer import Tokenizer, refuse_to_replace
 
 try:
     from datatrove.data import Document
-    from datatrove.executor import (
-        LocalPipelineExecutor,
-        RayPipelineExecutor,
-        SlurmPipelineExecutor,
-    )
+    from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
     from datatrove.pipeline.base import PipelineStep
     from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
     from datatrove.utils.logging import logger
@@ -398,9 +394,6 @@ def _ray(steps: list[Any], execution: Execution, out: Path, options: Options) ->
     return RayPipelineExecutor(steps, workers=execution.workers or -1, **options)
 
 
-EXECUTORS: dict[str, Callable[[list[Any], Execution, Path, Options], Any]] = {
-    "local": _local,
-    "slurm": _slurm,
-    "ray": _ray,
-}
+_Make = Callable[[list[Any], Execution, Path, Options], Any]
+EXECUTORS: dict[str, _Make] = {"local": _local, "slurm": _slurm, "ray": _ray}
 """Who runs the tasks: processes here, Slurm, or a Ray cluster."""

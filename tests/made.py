@@ -1,0 +1,38 @@
+"""Scores with the fields that a test cares about; the others are made up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ledom.core.records import Score
+
+__all__ = ["made_score", "token_score"]
+
+
+def made_score(
+    target: str,
+    logprob: float = -1.0,
+    num_tokens: int = 1,
+    problem_id: str = "p",
+    index: int = 0,
+    **more: Any,
+) -> Score:
+    """A score by the model that scores this target: y|x forward, the others reverse."""
+    direction: Any = "forward" if target == "y|x" else "reverse"
+    return Score(
+        problem_id=problem_id,
+        index=index,
+        model="m",
+        direction=direction,
+        target=target,  # type: ignore[arg-type]
+        logprob=logprob,
+        num_tokens=num_tokens,
+        **more,
+    )
+
+
+def token_score(target: str, values: list[float], spans: list[list[int]], **more: Any) -> Score:
+    """A score with its tokens' log-probabilities and places in the text."""
+    return made_score(
+        target, sum(values), len(values), token_logprobs=values, token_spans=spans, **more
+    )
