@@ -582,6 +582,7 @@ def test_only_labeled_problems_count(
     assert len((tmp_path / "out" / "selected.jsonl").read_text().splitlines()) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [["2"], ["2", "3"], [None], [None, None]])
 def test_one_or_two_problems_make_a_report(
     run: Run, fakes: dict[str, FakeLanguageModel], tmp_path: Path, answers: list[str | None]
@@ -630,6 +631,7 @@ def test_explain_shows_no_control_characters(
     assert len(output) < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_what_is_shown_fits_80_columns(
     run: Run,

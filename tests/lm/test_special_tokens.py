@@ -189,6 +189,7 @@ def pieces(lm: LanguageModel, prompt: str, seed: int) -> tuple[str, list[int]]:
     return text, ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_parts_between_patterns_are_the_whole_text(tmp_path: Path, direction: str) -> None:
     tokenizer = sentencepiece_like(byte_fallback=False)

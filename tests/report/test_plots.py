@@ -87,6 +87,7 @@ def test_ids_are_unique_across_figures_and_references_resolve() -> None:
     assert set(references) <= set(ids)
 
 
+@pytest.mark.slow
 def test_figures_are_deterministic() -> None:
     assert _all_figures() == _all_figures()
 

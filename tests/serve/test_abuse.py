@@ -227,6 +227,7 @@ def test_what_was_taken_is_finished_before_the_end(pair: Models, gate: Gate) -> 
     assert len(answer.json()["results"]) == 2
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_dropped(pair: Models) -> None:
     limits = Limits(write_seconds=0.3)
     body = json.dumps({"question": "How many?", "answers": ["3 + 4 = 7 " * 50] * 200}).encode()

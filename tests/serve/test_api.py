@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import httpx
+import pytest
 
 from ledom.serve.server import Server
 
@@ -16,6 +17,7 @@ def example(schema: dict[str, Any], description: dict[str, Any]) -> dict[str, An
     return {key: field["examples"][0] for key, field in fields.items() if "examples" in field}
 
 
+@pytest.mark.slow
 def test_every_example_runs(server: Server) -> None:
     description = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
     ran = set()

@@ -219,6 +219,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data):
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(tmp_path, uninterrupted, recipe, data):
     def interrupt(progress):
         if progress.step == 7:
@@ -231,6 +232,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, uninterrupted, recipe, data):
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["between the optimizers", "in validation"])
 def test_ctrl_c_waits_for_the_end_of_the_step(
     tmp_path, uninterrupted, recipe, data, monkeypatch, place
@@ -263,6 +265,7 @@ def test_ctrl_c_waits_for_the_end_of_the_step(
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_with_code_0(tmp_path, uninterrupted, recipe, data):
     def terminate(progress):
         if progress.step == 7:
@@ -277,6 +280,7 @@ def test_sigterm_saves_and_ends_with_code_0(tmp_path, uninterrupted, recipe, dat
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
+@pytest.mark.slow
 def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path, uninterrupted, recipe, data):
     def interrupt(progress):
         if progress.step == 12:
@@ -329,6 +333,7 @@ def test_a_run_shorter_than_its_checkpoints_are_apart_is_known_too(tmp_path, rec
     assert (finished / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_leads_to_the_same_end(
     tmp_path, uninterrupted, recipe, data
 ):
@@ -359,6 +364,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, recipe, data):
     assert all(math.isfinite(row["loss"] + row["gradient_norm"]) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_run_goes_on(
     tmp_path, uninterrupted, recipe, data, monkeypatch
 ):
