@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ledom.cli.evaluate import show_reversal
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.evaluate.facts import PAIR_FORMAT, Fact, make_facts, texts
@@ -19,6 +20,7 @@ from ledom.evaluate.reversal import (
     ARMS,
     Question,
     ReversalJob,
+    ReversalResult,
     ask,
     ask_pair,
     compare_arms,
@@ -154,3 +156,21 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     assert trained == []  # every model was finished
     with pytest.raises(InputError, match="seed: 0 there, 1 now"):
         run_reversal(ReversalJob(tmp_path, per_order=2, steps=2, seed=1), watch)
+
+
+def test_the_table_is_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    answers = {key: [question.right for question in QUESTIONS] for key in ARMS}
+    results = compare_arms(QUESTIONS, answers | {"forward": [""] * len(QUESTIONS)})
+    show_reversal(
+        ReversalResult(ledom_version="1", command="", seed=0, steps=1, num_facts=3, results=results)
+    )
+    printed = capsys.readouterr()
+    head, *rows = printed.out.splitlines()
+    assert " ".join(head.split()) == " ".join(["seen in training asked for", *ARMS])
+    assert " ".join(rows[2].split()) == " ".join(
+        ["description first description 0.0 ± 0.0", *["100.0 ± 0.0"] * 4]
+    )
+    assert "  pair: +100.0 [+100.0, +100.0] points" in printed.err

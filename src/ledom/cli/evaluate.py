@@ -180,12 +180,14 @@ def show_reversal(found: ReversalResult) -> None:
         table.add_column(result.arm, justify="right", no_wrap=True)
     for (seen, asked), results in rows.items():
         table.add_row(seen, asked, *(accuracy(result.accuracy) for result in results))
-    less = [result.less_forward for result in results]
-    table.add_row("", "less forward", *(difference(one) if one else "" for one in less))
     console = Console(highlight=False)
     console.width = max(console.width, _WIDTH)
     console.print(table, soft_wrap=True)
     say(f"{found.num_facts} facts, each asked for its name and for its description; exact matches")
+    say("less forward, over both questions of the facts seen in one order:")
+    for result in results:
+        if result.less_forward is not None:
+            say(f"  {result.arm}: {difference(result.less_forward)} points")
 
 
 def _sources(
