@@ -1,13 +1,14 @@
-"""Log-probabilities a second: ledom against lm-evaluation-harness's HFLM, in one run.
+"""Log-probabilities a second: ledom against HFLM (lm-evaluation-harness) and CTranslate2.
 
     python benchmarks/scoring.py [--problems test.jsonl --candidates candidates.jsonl]
-        [--demonstrations train.jsonl] [--cases pair forward shots wide memory]
+        [--demonstrations train.jsonl] [--cases pair forward shots smollm2 wide memory]
 
-Needs `pip install ledom[bench]`. Both score the same spans with the same weights, dtype (fp32) and
-threads: log P(x|y) reverse, log P(y|x) forward. The peer runs at each of its batch sizes and its
-best is compared; every sum must agree to 1e-3. Without files, generated problems and samples of
-the embedded model stand in for them. The shares of the rates of a plain product, torch's own and
-oneDNN's (`ledom.model.kernels`), count only work that must be done (`needed_flops`).
+Needs `pip install ledom[bench]`. In one run all score the same spans with the same weights and
+threads: log P(x|y) reverse, log P(y|x) forward; in fp32, CTranslate2 also in int8. A peer runs at
+each of its batch sizes and its best is compared; every sum must agree to 1e-3 (int8: its error is
+printed). Without files, generated problems and samples of the embedded model stand in for them. The
+shares of the rates of plain products (`rates.py`) count only work that must be done
+(`needed_flops`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import argparse
 import multiprocessing
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from ctranslate import CTranslate2
 from memory import resident
+from rates import print_rates, seconds
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from ledom.core.records import Candidate, Problem, read_records
@@ -33,14 +36,12 @@ from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.prefix_tree import PrefixTree
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
-from ledom.model.kernels import linear
 from ledom.rerank.sample import sample_candidates
 
 NUM_QUESTIONS, NUM_CANDIDATES, NUM_SHOTS = 64, 16, 8
-CASES = ("pair", "forward", "shots", "wide", "memory")
+CASES = ("pair", "forward", "shots", "smollm2", "wide", "memory")
 ROUNDS = 5
-PRODUCTS = 20
-PEER_BATCHES = (8, 32, 128)
+BATCHES = (8, 32, 128)  # of the peers
 
 
 def real_pairs(problems: Path, candidates: Path) -> tuple[list[Problem], list[Candidate]]:
@@ -79,22 +80,6 @@ def targets(
     return [target for target in made if len(target.ids) - 1 <= lm.context]
 
 
-def peer_requests(lm: LanguageModel, asked: list[TokenSpan]) -> list[Any]:
-    """The same spans as HFLM takes them: a key, the ids to condition on, the ids to score."""
-    requests = []
-    for target in asked:
-        ids = lm.direction.to_model_order(list(target.ids))
-        start, end = lm.direction.span_to_model_order(target.start, target.end, len(ids))
-        requests.append((("", ""), ids[:start], ids[start:end]))
-    return requests
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
     """Products that no scorer can leave out, each token that texts share at their start once.
 
@@ -122,63 +107,98 @@ def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
     return 2.0 * (total + labels * lm.model.get_output_embeddings().weight.numel())
 
 
-def products(lm: HFLanguageModel) -> tuple[Callable[[], object], Callable[[], object], float]:
-    """Two ways to the products of the feed-forward's shape on rows of the scorer's batches, torch's
-    own and the scorer's, and how many FLOP either does."""
-    config = lm.model.config
-    x = torch.randn(lm.tokens_per_batch, config.hidden_size)
-    weight = torch.randn(config.intermediate_size, config.hidden_size)
-    flop = 2.0 * x.shape[0] * weight.numel() * PRODUCTS
+@dataclass
+class Peer:
+    """Another scorer: the sum of each span's log-probabilities, in batches of some size."""
 
-    @torch.inference_mode()
-    def plain() -> None:
-        for _ in range(PRODUCTS):
-            x @ weight.t()
+    name: str
+    sums: Callable[[int], list[float]]
+    batch: int = 0
+    """The size at which it is fastest."""
 
-    @torch.inference_mode()
-    def fastest() -> None:
-        for _ in range(PRODUCTS):
-            linear(x, weight)
-
-    return plain, fastest, flop
+    def warm_up(self) -> None:
+        """Run once, and find the batch size."""
+        self.sums(BATCHES[0])
+        self.batch = min(BATCHES, key=lambda size: seconds(lambda: self.sums(size)))
 
 
-def compare(case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int) -> None:
-    """One row: seconds of both; the peer is timed on about `sample` of the spans, evenly taken.
-
-    It shares nothing between texts, so its time is in proportion to their number. All take turns,
-    after a warm round in which the peer's best batch size is found: medians over the rounds.
-    """
+def peers(lm: HFLanguageModel, asked: list[TokenSpan], folder: Path) -> list[Peer]:
+    """HFLM, and CTranslate2 in fp32 and int8, whose converted weights `folder` keeps."""
     from lm_eval.models.huggingface import HFLM
 
-    asked = targets(lm, pairs, shots)
     plain = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
     plain.config.max_position_embeddings = lm.context
     backend = AutoTokenizer.from_pretrained(lm.name)
-    few = asked[:: max(1, len(asked) // sample)]
-    requests = peer_requests(lm, few)
+    texts = [lm.direction.to_model_order(list(target.ids)) for target in asked]
+    spans = [lm.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in asked]
+    # As HFLM takes them: a key, the ids to condition on, the ids to score.
+    requests: list[Any] = [
+        (("", ""), ids[:start], ids[start:end])
+        for ids, (start, end) in zip(texts, spans, strict=True)
+    ]
 
-    def peer(size: int) -> list[Any]:
+    def harness(size: int) -> list[float]:
         hflm = HFLM(pretrained=plain, tokenizer=backend, batch_size=size, max_length=lm.context)
-        found: list[Any] = hflm._loglikelihood_tokens(requests, disable_tqdm=True)
-        return found
+        return [total for total, _ in hflm._loglikelihood_tokens(requests, disable_tqdm=True)]
 
-    peer(PEER_BATCHES[0])
-    best = min(PEER_BATCHES, key=lambda size: seconds(lambda: peer(size)))
-    own_product, fastest_product, flop = products(lm)
-    works = [lambda: peer(best), lambda: lm.logprobs(asked), own_product, fastest_product]
-    for work in works:
-        work()
+    def ctranslate(precision: str) -> Callable[[int], list[float]]:
+        model = CTranslate2(lm, folder, precision)
+
+        def sums(size: int) -> list[float]:
+            found = model.logprobs(texts, size)
+            return [
+                sum(values[start - 1 : end - 1])
+                for values, (start, end) in zip(found, spans, strict=True)
+            ]
+
+        return sums
+
+    return [
+        Peer("HFLM", harness),
+        Peer("CTranslate2", ctranslate("float32")),
+        Peer("CTranslate2 int8", ctranslate("int8")),
+    ]
+
+
+def compare(
+    case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int, folder: Path
+) -> None:
+    """A table: seconds of all; the peers are timed on about `sample` of the spans, evenly taken.
+
+    They share nothing between texts, so their time is in proportion to their number. All take
+    turns, after a warm round: medians over the rounds.
+    """
+    asked = targets(lm, pairs, shots)
+    few = asked[:: max(1, len(asked) // sample)]
+    others = peers(lm, few, folder)
+    works: list[Callable[[], object]] = [lambda: lm.logprobs(asked)]
+    for other in others:
+        other.warm_up()
+        works.append(lambda other=other: other.sums(other.batch))
+    works[0]()
     rounds = [[seconds(work) for work in works] for _ in range(ROUNDS)]
-    theirs, ours, own, fastest = (statistics.median(column) for column in zip(*rounds, strict=True))
-    theirs *= len(asked) / len(few)
-    sums = [total for total, _ in peer(best)]
-    found = [float(values.sum()) for values in lm.logprobs(few)]
-    worst = max(abs(a - b) for a, b in zip(found, sums, strict=True))
-    rate = needed_flops(lm, asked) / ours
+    ours, *theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
+    rates = print_rates(lm, lm.tokens_per_batch)
+    needed = needed_flops(lm, asked)
+    shares = ", ".join(f"{needed / ours / rate:.0%} of {way}" for way, rate in rates.items())
     print(
-        f"| {case} | {len(asked)} | {theirs:.2f} ({best}) | {ours:.2f} | {theirs / ours:.2f}x "
-        f"| {rate / (flop / own):.0%} | {rate / (flop / fastest):.0%} | {worst:.1e} |",
+        f"| {case}, {len(asked)} pairs | s | ledom's advantage (rounds) | difference of a sum, "
+        "median and largest |\n|---|---|---|---|"
+    )
+    print(f"| ledom, {needed / ours / 1e9:.0f} GFLOP/s: {shares} | {ours:.2f} | | |")
+    found = [float(values.sum()) for values in lm.logprobs(few)]
+    scale = len(asked) / len(few)
+    for place, (other, taken) in enumerate(zip(others, theirs, strict=True), start=1):
+        print_peer(other, taken * scale, [scale * r[place] / r[0] for r in rounds], found)
+
+
+def print_peer(peer: Peer, taken: float, ratios: Sequence[float], found: list[float]) -> None:
+    """Its row of the table."""
+    differences = [abs(a - b) for a, b in zip(found, peer.sums(peer.batch), strict=True)]
+    print(
+        f"| {peer.name}, batches of {peer.batch} | {taken:.2f} "
+        f"| **{statistics.median(ratios):.2f}x** ({min(ratios):.2f} to {max(ratios):.2f}) "
+        f"| {statistics.median(differences):.1e}, {max(differences):.1e} |",
         flush=True,
     )
 
@@ -208,16 +228,24 @@ def score_long_texts(num_candidates: int) -> tuple[float, float]:
         return before, resident("VmHWM")
 
 
-def random_model(folder: Path, width: int, inner: int, layers: int, heads: int) -> HFLanguageModel:
-    """A reverse model of random weights with Qwen2.5's vocabulary."""
+def random_model(
+    folder: Path,
+    width: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    kv_heads: int = 2,
+    vocab_size: int = 151_936,
+) -> HFLanguageModel:
+    """A reverse model of random weights, by default with Qwen2.5's vocabulary."""
     small = load("tiny", "reverse")
     config = LlamaConfig(
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=2,
-        vocab_size=151_936,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocab_size,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         eos_token_id=small.tokenizer.eos_id,
@@ -250,27 +278,30 @@ def main() -> None:
     shots = [(p.question, p.solution or "") for p in solved[:NUM_SHOTS]]
     questions = {problem.id: problem.question for problem in problems}
     pairs = [(questions[c.problem_id], c.text) for c in candidates]
-    print(
-        "| case | pairs | HFLM, s (batch) | ledom, s | ratio | of torch's product "
-        "| of oneDNN's product | largest difference |\n|---|---|---|---|---|---|---|---|"
-    )
     with tempfile.TemporaryDirectory() as folder:
         for case in args.cases:
-            if case == "pair":
-                compare("reverse, embedded pair", _tiny("reverse"), pairs, [], 256)
-            elif case == "forward":
-                compare("forward, embedded pair", _tiny("forward"), pairs, [], 256)
-            elif case == "shots":
-                for direction in ("reverse", "forward"):
-                    name = f"{direction}, {NUM_SHOTS} demonstrations"
-                    compare(name, _tiny(direction, 4096), pairs, shots, 32)
-            elif case == "memory":
-                for num_candidates in (16, 64):
-                    memory(num_candidates)
-            else:
-                # Qwen2.5-0.5B's width and heads, 6 of its 24 layers.
-                lm = random_model(Path(folder) / "wide", 896, 4864, layers=6, heads=14)
-                compare("reverse, wide", lm, pairs[:64], [], 16)
+            run_case(case, pairs, shots, Path(folder))
+
+
+def run_case(case: str, pairs: Any, shots: Any, folder: Path) -> None:
+    """One of `CASES`; `folder` is for models."""
+    if case == "pair":
+        compare("reverse, embedded pair", _tiny("reverse"), pairs, [], 256, folder / "reverse")
+    elif case == "forward":
+        compare("forward, embedded pair", _tiny("forward"), pairs, [], 256, folder / "forward")
+    elif case == "shots":
+        for direction in ("reverse", "forward"):
+            name = f"{direction}, {NUM_SHOTS} demonstrations"
+            compare(name, _tiny(direction, 4096), pairs, shots, 32, folder / f"shots-{direction}")
+    elif case == "smollm2":  # SmolLM2-135M's shape
+        lm = random_model(folder / case, 576, 1536, 30, heads=9, kv_heads=3, vocab_size=49_152)
+        compare("reverse, SmolLM2-135M's shape", lm, pairs[:64], [], 16, folder / "peer-smollm2")
+    elif case == "wide":  # Qwen2.5-0.5B's width and heads, 6 of its 24 layers
+        lm = random_model(folder / case, 896, 4864, layers=6, heads=14)
+        compare("reverse, wide", lm, pairs[:64], [], 16, folder / "peer-wide")
+    else:
+        for num_candidates in (16, 64):
+            memory(num_candidates)
 
 
 def _tiny(direction: str, context: int = 0) -> HFLanguageModel:

@@ -20,7 +20,12 @@ from ledom.train.objective import token_losses
 @pytest.mark.parametrize("rows", [1, 31, 32, 500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_products_are_those_of_plain_torch(rows: int, dtype: torch.dtype, has_bias: bool) -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_products_are_those_of_plain_torch(
+    rows: int, dtype: torch.dtype, has_bias: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On processors with and without AVX-512."""
+    monkeypatch.setattr(kernels, "_WIDE", wide)
     torch.manual_seed(0)
     x, weight, total = (
         torch.randn(size, dtype=dtype) for size in ((rows, 48), (80, 48), (rows, 80))

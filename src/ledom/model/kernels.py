@@ -4,8 +4,8 @@ Every private operation of torch that ledom calls is called here. Each has a pub
 result beside it, which is taken on other devices, in other precisions, and by a torch that lacks
 the operation.
 
-- Torch gives products in fp32 to MKL, which on processors that are not Intel's reaches half of
-  what they can. oneDNN reaches all of it, and also sums in fp32.
+- Torch gives products in fp32 to MKL, which on AMD's processors with AVX-512 reaches half of what
+  they can. oneDNN reaches all of it, and also sums in fp32. Without AVX-512 MKL is the faster.
 - Only the kernel below `scaled_dot_product_attention` returns the normalizers, by which attention
   over parts of the keys can be joined.
 
@@ -27,11 +27,13 @@ __all__ = [
     "causal_attention_backward",
     "has_normalizers",
     "linear",
+    "onednn_linear",
 ]
 
 _ROWS = 32  # for fewer rows, oneDNN's calls cost more than they save
 _QUERIES = 128  # taken at a time by plain products, against the keys that they may see
 _SCORES_BYTES = 64 * 2**20  # most memory that attention weights take where they are written out
+_WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 # What torch's compiler writes for a linear layer, what scaled_dot_product_attention calls, and its
 # derivative. None where this torch has no such operation.
@@ -48,7 +50,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]))
     tensor([[16.]])
     """
-    if not _for_onednn(x):
+    return onednn_linear(x, weight, bias) if _for_onednn(x) else functional.linear(x, weight, bias)
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` by oneDNN in any case, for measurements; plain where this torch lacks the operation.
+
+    >>> onednn_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+    tensor([[11.]])
+    """
+    if _LINEAR is None:
         return functional.linear(x, weight, bias)
     out: Tensor = _LINEAR(x, weight, bias, "none", [], "")
     return out
@@ -69,7 +80,8 @@ def add_linear(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = N
 
 def _for_onednn(x: Tensor) -> bool:
     return (
-        _LINEAR is not None
+        _WIDE
+        and _LINEAR is not None
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and len(x) >= _ROWS

@@ -126,16 +126,35 @@ def test_self_certainty_is_the_distance_from_knowing_nothing(
     assert endings == {"stop", "length"}
 
 
-def test_a_row_may_end_at_the_caches_last_column(lm: HFLanguageModel) -> None:
-    """Eight rows end together, one of them at the last column; seven texts follow in the others."""
+def test_rows_that_end_together_are_refilled(lm: HFLanguageModel) -> None:
+    """Eight rows end together, one of them behind a long prompt; seven texts follow."""
     eos = lm.tokenizer.eos_id
-    long = "7" * 55  # 56 ids with EOS: the ninth token is written to column 64, the last
+    long = "7" * 55
     assert len(lm.tokenizer.encode(long).ids) == 55
     texts = ["7"] * 7 + [long] + ["8"] * 7
     made = dict(lm.generate(texts, Sampling(temperature=0, max_tokens=9)))
     assert len(made) == len(texts)
     assert all(made[i][0].ids == made[8][0].ids for i in range(8, 15))
     assert eos not in made[7][0].ids
+
+
+@pytest.mark.parametrize("rows", [2, 5, 64])
+def test_a_draw_does_not_depend_on_the_batch(lm: HFLanguageModel, rows: int) -> None:
+    """Prompts of any length whose samples are torn apart, and texts longer than a block's step."""
+    prompts = ["7", TEXTS[0], "Ava has", TEXTS[0]]
+    sampling = Sampling(temperature=0.9, max_tokens=70, seed=5)
+    lm.rows = rows
+    found = dict(lm.generate(prompts, sampling, 3))
+    lm.rows = 1  # one by one: no prompt is shared and nothing is padded
+    for place, prompt in enumerate(prompts):
+        for number in range(3):
+            alone = dict(lm.generate([prompt], sampling, 1, first_sample=number))[0][0]
+            assert found[place][number].ids == alone.ids
+            assert found[place][number].self_certainty == pytest.approx(
+                alone.self_certainty, abs=1e-5
+            )
+    lm.rows = 8
+    assert max(len(text.ids) for texts in found.values() for text in texts) > 32
 
 
 def test_samples_follow_the_models_distribution(

@@ -26,7 +26,8 @@ from ledom.core import processes
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.lm.confidence import confidence_of
-from ledom.lm.engine.decoder import Decoder, Job
+from ledom.lm.engine.block import Job
+from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.own_decoder import LoneDecoder, decodes_exactly, keeps_exactly
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention, batches
 from ledom.lm.engine.trunk import build_trunk

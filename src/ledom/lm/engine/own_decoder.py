@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ledom.lm.engine.decoder import Decoder, Job, Writer
+from ledom.lm.engine.block import Job
+from ledom.lm.engine.decoder import Decoder, Writer
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling
 from ledom.model.exactness import OwnForward, scales_with_length, tolerance, vocab_size

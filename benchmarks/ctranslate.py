@@ -1,0 +1,77 @@
+"""CTranslate2 with the weights of one of ledom's models: the peer of scoring.py and sampling.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ctranslate2
+import torch
+from ctranslate2.converters import TransformersConverter
+
+from ledom.lm.backends.local import HFLanguageModel
+
+__all__ = ["CTranslate2"]
+
+
+class CTranslate2:
+    """A generator on as many threads as torch uses.
+
+    `folder` keeps the converted weights, in the precision of the checkpoint; `precision`, float32
+    or int8, is what it computes in. Everything is in model order.
+    """
+
+    def __init__(self, lm: HFLanguageModel, folder: Path, precision: str = "float32") -> None:
+        if not folder.exists():
+            TransformersConverter(lm.name).convert(str(folder))
+            self._name_special_tokens(folder / "config.json")
+        self.words: list[str] = json.loads((folder / "vocabulary.json").read_text())
+        self.eos_id = lm.tokenizer.eos_id
+        self.generator = ctranslate2.Generator(
+            str(folder),
+            device="cpu",
+            compute_type=precision,
+            intra_threads=torch.get_num_threads(),
+            inter_threads=1,
+        )
+
+    @staticmethod
+    def _name_special_tokens(config: Path) -> None:
+        """Call the tokens that the model lacks, which are null, like one that it has."""
+        settings = json.loads(config.read_text())
+        names = [name for name in settings if name.endswith("_token")]
+        known = next(settings[name] for name in names if settings[name])
+        config.write_text(json.dumps(settings | {n: settings[n] or known for n in names}))
+
+    def logprobs(self, texts: list[list[int]], batch_size: int) -> list[list[float]]:
+        """log P of each token of some texts but the first."""
+        found = self.generator.score_batch(
+            self._words(texts), max_batch_size=batch_size, max_input_length=0
+        )
+        return [result.log_probs for result in found]
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        batch_size: int,
+        max_tokens: int,
+        temperature: float,
+        num_samples: int = 1,
+    ) -> list[list[int]]:
+        """What it writes behind each prompt, without the end; the likeliest at temperature 0."""
+        found = self.generator.generate_batch(
+            self._words(prompts),
+            max_batch_size=batch_size,
+            max_length=max_tokens,
+            min_length=0,
+            beam_size=1,
+            num_hypotheses=num_samples,
+            sampling_topk=1 if temperature == 0 else 0,
+            sampling_temperature=temperature or 1.0,
+            include_prompt_in_result=False,
+            end_token=[self.eos_id],
+        )
+        return [ids for result in found for ids in result.sequences_ids]
+
+    def _words(self, texts: list[list[int]]) -> list[list[str]]:
+        return [[self.words[i] for i in ids] for ids in texts]

@@ -1,0 +1,80 @@
+"""How time and memory of `ledom rerank` grow with the number of problems.
+
+    python benchmarks/growth.py [--sizes 100 400 1600] [--samples 8] [--threads 2]
+
+Each size is one process of the whole command, with equal settings, on the embedded pair. A process
+takes some seconds to start whatever its size, so that the time per problem is also given for the
+problems that a size has more than the one before. CPU seconds are the process's own: they tell
+growth from other work on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+SIZES = (100, 400, 1600)
+
+
+@dataclass
+class Run:
+    """What one command took."""
+
+    problems: int
+    seconds: float
+    cpu_seconds: float
+    megabytes: float
+    """Resident memory at its peak."""
+
+
+def run(problems: int, samples: int, threads: int) -> Run:
+    """Run the command, to its report."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "ledom", "rerank", "--num-problems", str(problems)]
+        command += ["--samples", str(samples), "--threads", str(threads), "--out", folder]
+        started = time.perf_counter()
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - started
+    if code := os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"{' '.join(command)} ended with exit code {code}")
+    return Run(problems, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3)
+
+
+def rows(runs: list[Run]) -> list[str]:
+    """The table's rows: per problem of all, and per problem more than in the run before."""
+    made = []
+    for before, now in zip([None, *runs], runs, strict=False):
+        each = f"{now.seconds / now.problems:.3f} ({now.cpu_seconds / now.problems:.3f})"
+        more = "–"
+        if before is not None:
+            added = now.problems - before.problems
+            more = f"{(now.seconds - before.seconds) / added:.3f} "
+            more += f"({(now.cpu_seconds - before.cpu_seconds) / added:.3f})"
+        made.append(
+            f"| {now.problems} | {now.seconds:.0f} | {each} | {more} | {now.megabytes:.0f} |"
+        )
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    print("| problems | s | s per problem (CPU) | per added problem (CPU) | peak, MB |")
+    print("|---|---|---|---|---|", flush=True)
+    runs: list[Run] = []
+    for size in sorted(args.sizes):
+        runs.append(run(size, args.samples, args.threads))
+        print(rows(runs)[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Draws by the inverse of the cumulative probability."""
+
+import numpy as np
+import pytest
+import torch
+
+from ledom.lm.engine.decoder import _at_level
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 40, 2048])
+def test_a_level_is_found_as_by_a_plain_cumulative_sum(size):
+    rng = np.random.default_rng(size)
+    weights = rng.random((50, size)).astype(np.float32) ** 8
+    weights[rng.random(weights.shape) < 0.5] = 0  # as truncation leaves them
+    weights[:, rng.integers(size)] += 0.01
+    levels = rng.random(50)
+    found = _at_level(torch.from_numpy(weights), torch.from_numpy(levels)).tolist()
+    cumulative = weights.astype(np.float64).cumsum(-1)
+    for row, token in enumerate(found):
+        wanted = levels[row] * cumulative[row, -1]
+        assert weights[row, token] > 0
+        # Sums in fp32 place a border within 1e-6 of where it is.
+        assert cumulative[row, token] > wanted - 1e-6 * cumulative[row, -1]
+        assert cumulative[row, token] - weights[row, token] <= wanted + 1e-6 * cumulative[row, -1]
+
+
+def test_levels_by_hand():
+    weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]).expand(5, 5)
+    levels = torch.tensor([0.0, 0.2, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
+    assert _at_level(weights, levels).tolist() == [1, 1, 3, 3, 3]
