@@ -79,12 +79,20 @@ def _split(model: str) -> tuple[str, str, list[str]]:
 
 
 def backend_of(model: str) -> str:
-    """Which backend runs a model of this name: vllm, openai, or the empty text for our own."""
+    """Which backend runs a model of this name: vllm, openai, or the empty text for our own.
+
+    >>> backend_of("vllm:FOLDER"), backend_of("FOLDER")
+    ('vllm', '')
+    """
     return _split(model)[0]
 
 
 def embedded_folder(direction: Direction | str | None) -> Path:
-    """Where the embedded model of a direction lies."""
+    """Where the embedded model of a direction lies.
+
+    >>> embedded_folder("reverse").name
+    'reverse'
+    """
     from ledom.core.errors import DirectionError
 
     if direction is None:

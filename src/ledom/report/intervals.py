@@ -74,6 +74,9 @@ def pairwise_auc(
 
     Raises `InputError` for no problems, for scores and labels that do not match in number or shape,
     for a score that is NaN (infinite ones are allowed) and for labels that are not booleans.
+
+    >>> pairwise_auc([np.array([3.0, 1.0, 2.0])], [np.array([True, False, False])])
+    array([1.])
     """
     if len(scores) == 0 or len(scores) != len(correct):
         raise InputError(

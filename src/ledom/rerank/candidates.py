@@ -94,7 +94,12 @@ def match_candidates(
 
 
 def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The first candidate of each distinct text of a problem; the others share its scores."""
+    """The first candidate of each distinct text of a problem; the others share its scores.
+
+    >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
+    >>> [candidate.index for candidate in distinct_candidates(twins)]
+    [0]
+    """
     first: dict[tuple[str, str], Candidate] = {}
     for candidate in candidates:
         first.setdefault((candidate.problem_id, candidate.text), candidate)

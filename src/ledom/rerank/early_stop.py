@@ -27,6 +27,9 @@ def is_decided(votes: Iterable[int], remaining: int) -> bool:
     """Whether `remaining` more votes, whoever gets them, leave the same single winner.
 
     `votes` are those of each answer so far.
+
+    >>> is_decided([5, 2], remaining=2), is_decided([5, 2], remaining=3)
+    (True, False)
     """
     first, second = [*heapq.nlargest(2, votes), 0, 0][:2]
     return first - second > remaining
@@ -58,6 +61,9 @@ def rounds(num_samples: int) -> list[int]:
 
     No vote can be decided by half of the candidates or fewer, so more than half come first;
     then an eighth at a time: rounds of single samples would leave a batch empty.
+
+    >>> rounds(16)
+    [9, 11, 13, 15, 16]
     """
     step = max(1, num_samples // 8)
     return [*range(num_samples // 2 + 1, num_samples, step), num_samples]

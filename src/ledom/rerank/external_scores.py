@@ -66,7 +66,12 @@ def choose_external_scores(
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise `InputError` for a name that no external score can have."""
+    """Raise `InputError` for a name that no external score can have.
+
+    >>> check_names(["text"])
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: 'text' is a key of every candidate, not an extra score field
+    """
     for name in names:
         if name in FEATURES or name in STRATEGIES:
             raise InputError(f"a score field cannot be called {name!r}: ledom computes that itself")

@@ -247,7 +247,12 @@ def check_folds(num_folds: int, num_problems: int) -> None:
 
 
 def interpolation(strategy: Strategy, lam: float, mean: bool) -> dict[str, float]:
-    """The weights (1 - lambda) and lambda on a strategy's two terms, as sums or as means."""
+    """The weights (1 - lambda) and lambda on a strategy's two terms, as sums or as means.
+
+    >>> from ledom.rerank.strategies import STRATEGIES
+    >>> interpolation(STRATEGIES["reverse_reward"], 0.25, mean=False)
+    {'forward': 0.75, 'reverse': 0.25}
+    """
     first, second = strategy.features[2:] if mean else strategy.features[:2]
     return {first: 1 - lam, second: lam}
 

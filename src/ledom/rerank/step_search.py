@@ -105,7 +105,12 @@ def search(
 
 
 def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
-    """The problems that are searched side by side: decided by their number alone."""
+    """The problems that are searched side by side: decided by their number alone.
+
+    >>> few = [Problem(id=str(i), question="How many?") for i in range(3)]
+    >>> [len(group) for group in search_groups(few)]
+    [3]
+    """
     return even_groups(problems, _TOGETHER)
 
 

@@ -246,7 +246,11 @@ def completion_events(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def pieces(text: str) -> list[str]:
-    """A text in words, each with the blanks in front of it."""
+    """A text in words, each with the blanks in front of it.
+
+    >>> pieces("What is  it?")
+    ['What', ' is', '  it?']
+    """
     words: list[str] = []
     for character in text:
         if not words or (character.isspace() and not words[-1][-1].isspace()):

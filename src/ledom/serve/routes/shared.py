@@ -40,7 +40,11 @@ def now() -> int:
 
 
 def usage(num_tokens: int, written: int = 0) -> dict[str, Any]:
-    """Token counts as OpenAI's clients read them."""
+    """Token counts as OpenAI's clients read them.
+
+    >>> usage(5, written=2)["total_tokens"]
+    7
+    """
     return {
         "prompt_tokens": num_tokens,
         "completion_tokens": written,
