@@ -16,6 +16,7 @@ whose question comes first (exact match) and its mean reciprocal rank (0 where i
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -98,6 +99,10 @@ def measure(
     reverse, found = ledom.load(folder, "reverse"), {}
     for prior in (True, False):
         place = out / f"{name}-{'prior' if prior else 'no-prior'}"
+        if not prior:  # the same proposals
+            place.mkdir(parents=True, exist_ok=True)
+            for file in (out / f"{name}-prior").glob("proposals.jsonl*"):
+                shutil.copy(file, place)
         ranking = invert(outputs, reverse, forward, SAMPLING, samples, place, quiet, prior)
         order = "log P(prompt, output)" if prior else "log P(output | prompt)"
         found[f"{name}, {order}"] = reciprocal_ranks(outputs, ranking)

@@ -155,7 +155,7 @@ def synthesize(
     samples: Annotated[
         int,
         typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Questions per seed."),
-    ] = 4,
+    ] = 2,
     answers: Annotated[
         int,
         typer.Option(

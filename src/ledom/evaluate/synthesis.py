@@ -79,7 +79,7 @@ class SynthesisSettings:
 
     sampling: Sampling
     """How the reverse model writes questions, and the forward model answers them."""
-    num_samples: int = 4
+    num_samples: int = 2
     """Questions per seed."""
     num_answers: int = 4
     """Answers per question."""
