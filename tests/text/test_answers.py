@@ -136,6 +136,7 @@ def test_is_correct_compares_by_value() -> None:
     assert not is_correct("no number", "3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     [
@@ -188,6 +189,7 @@ def _lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_agrees_with_the_labels_of_real_candidates() -> None:
     """Labels by the authors of four data sets, who read the answers in ways of their own.
 

@@ -56,6 +56,7 @@ def test_what_is_false_or_no_plain_equation_is_left(equation):
     assert normalize_solution(f"so {equation} pens\n#### 1") == f"so {equation} pens\n#### 1"
 
 
+@pytest.mark.slow
 def test_normalizing_again_changes_nothing():
     for problem in generate_problems("valid", 300, seed=8):
         assert normalize_solution(problem.solution) == problem.solution
