@@ -13,8 +13,10 @@ import pytest
 import kills
 from kills import contents, in_a_child, run_through_kills
 from ledom.cli import app
+from ledom.core import stage
 from ledom.core.records import Problem, write_records
 from ledom.data import tokenize
+from ledom.rerank import sample, score
 from ledom.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -24,7 +26,9 @@ COMMANDS = {
     "tokenize": "tokenize docs.jsonl --tokenizer tokenizer --tasks 3 --workers 1",
     "augment": "augment problems.jsonl --variants 2",
     "train": "train recipe.yaml --direction reverse",
+    "rerank": "rerank --num-problems 6 --samples 3 --max-tokens 96 --flip 1 --seed 4",
 }
+"""The last with the embedded pair: real weights, real log-probabilities."""
 RECIPE = """name: test
 data: {train: problems.jsonl, vocab_size: 300}
 model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
@@ -55,6 +59,9 @@ def folder(
             self._run_for_rank(rank)
 
     monkeypatch.setattr(tokenize.LocalExecutor, "run", run)
+    monkeypatch.setattr(stage, "monotonic", lambda: 0.0)  # seconds are no part of the result
+    monkeypatch.setattr(sample, "_TOGETHER", 6)  # three groups of candidates
+    monkeypatch.setattr(score, "_TOGETHER", 6)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -69,6 +76,9 @@ def results(out: Path) -> dict[str, Any]:
         if name.endswith("metrics.jsonl"):
             rows = [json.loads(line) for line in found[name].splitlines()]
             found[name] = [{**row, "tokens_per_second": None} for row in rows]
+        elif Path(name).stem == "report":
+            folder = str(out).encode()
+            found[name] = found[name].replace(folder, b"OUT")  # in the command
     return found
 
 

@@ -119,6 +119,8 @@ def results(out: Path) -> dict[str, Any]:
     names = ("candidates.jsonl", "scores.forward.jsonl", "scores.reverse.jsonl", "selected.jsonl")
     found: dict[str, Any] = {name: (out / name).read_text() for name in names}
     found["strategies"] = json.loads((out / "report.json").read_text())["strategies"]
+    for row in found["strategies"]:
+        assert row["cost"].pop("seconds") >= 0
     return found
 
 

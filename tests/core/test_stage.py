@@ -10,7 +10,7 @@ import pytest
 
 from ledom.core.errors import InputError, OutputError
 from ledom.core.records import Document, read_records
-from ledom.core.stage import Stage, even_groups, read_settings
+from ledom.core.stage import Stage, Work, even_groups, read_settings, read_timings
 
 
 def document(number: int, size: int = 1) -> Document:
@@ -37,6 +37,28 @@ def test_finished_work_is_reused(tmp_path: Path) -> None:
         "out.jsonl",
         "out.jsonl.settings.json",
     ]
+
+
+def test_its_seconds_survive_a_stop_and_stay_out_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of 2 and 3 s; a stop of 1,000 s between them does not count."""
+    path, clock = tmp_path / "out.jsonl", iter([0.0, 2.0, 1002.0, 1002.0, 1005.0])
+    monkeypatch.setattr("ledom.core.stage.monotonic", lambda: next(clock))
+    Stage(path, Document, {}).append([document(1)])
+    work: Work[int, Document] = Work(
+        items=[1, 2],
+        item_key=lambda item: (str(item),),
+        record_key=lambda record: (record.id,),
+        make=lambda items, have: (([document(item)], True) for item in items),
+        groups=lambda items: [items],
+        together=False,
+    )
+    timings = tmp_path / "timings.json"
+    timings.write_text('{"other.jsonl": 7}')
+    Stage(path, Document, {}).fill(work, lambda items, *_: iter(items), "", timings)
+    assert read_timings(timings) == {"other.jsonl": 7.0, "out.jsonl": 5.0}
+    assert "seconds" not in path.read_text()
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])

@@ -92,8 +92,26 @@ def test_unknown_sizes_and_lengths() -> None:
     found = Costs.count(TABLE, given, SCORES, {"writer": 0, "forward": 100, "reverse": 1000})
     np.testing.assert_array_equal(found.written, [[10, 10, 10], [10, 0, 0]])
     assert found.of(STRATEGIES["forward"], TABLE) == Cost(
-        generated_tokens=20, scored_tokens=25, flops=200 * 25
+        generated_tokens=20, scored_tokens=25, flops=200 * 25, seconds=None
     )
+
+
+def test_seconds_are_those_of_the_files_that_a_strategy_needs() -> None:
+    """Two problems; candidates.jsonl holds 80 sampled and 20 greedy tokens, and took 10 s."""
+    timings = {"candidates.jsonl": 10.0, "scores.forward.jsonl": 3.0, "scores.reverse.jsonl": 5.0}
+    sizes = {"writer": 1, "forward": 1, "reverse": 1}
+    found = Costs.count(TABLE, CANDIDATES, SCORES, sizes, timings)
+
+    def seconds(name: str) -> float | None:
+        return found.of(STRATEGIES[name], TABLE).seconds
+
+    assert seconds("greedy") == pytest.approx(10 * 0.2 / 2)
+    assert seconds("majority") == pytest.approx(10 * 0.8 / 2)
+    assert seconds("forward") == pytest.approx((8 + 3) / 2)
+    assert seconds("noisy_channel") == pytest.approx((8 + 3 + 5) / 2)
+    assert seconds("flip") is None  # its file's are not known
+    given = Costs.count(TABLE, CANDIDATES, SCORES, sizes | {"writer": 0}, timings)
+    assert given.of(STRATEGIES["forward"], TABLE).seconds == pytest.approx(3 / 2)
 
 
 def test_external_scores_cost_nothing_here() -> None:

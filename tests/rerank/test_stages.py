@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kills import in_a_child
 from ledom.core import processes as parallel
+from ledom.core import stage
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.lm.backends.fake import FakeLanguageModel
@@ -90,6 +91,12 @@ def searched(tokenizer: Tokenizer, out: Path, track: Any = plain) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".html"}
+
+
+@pytest.fixture(autouse=True)
+def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only seconds may differ between equal runs."""
+    monkeypatch.setattr(stage, "monotonic", lambda: 0.0)
 
 
 def killed_after(count: int) -> Any:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from ledom.core import processes
@@ -36,6 +37,7 @@ __all__ = [
     "even_groups",
     "read_finished",
     "read_settings",
+    "read_timings",
 ]
 
 ItemT = TypeVar("ItemT")
@@ -82,6 +84,8 @@ class _Chunk:
     """A line of a part."""
 
     chunk: list[dict[str, Any]]
+    seconds: float = 0.0
+    """What making it took; the finished file, which is the same to the byte, has no times."""
 
 
 class Stage(Generic[RecordT]):
@@ -106,6 +110,9 @@ class Stage(Generic[RecordT]):
         own = f".{processes.rank()}" if processes.rank() else ""
         self._part = path.with_name(f"{path.name}.part{own}")
         self._kept = 0  # bytes of whole lines in it
+        self.seconds = 0.0
+        """What making the records took, by the wall clock; of several processes the sum."""
+        self._since = monotonic()
         parts = self._parts()
         self.complete = path.is_file() and (_settings_file(path).is_file() or not parts)
         if self.complete:
@@ -127,6 +134,7 @@ class Stage(Generic[RecordT]):
 
     def _read_parts(self) -> list[RecordT]:
         records: list[RecordT] = []
+        self.seconds = 0.0
         check = self._check()
         for part in self._parts():
             number, settings = 0, self.settings
@@ -149,14 +157,18 @@ class Stage(Generic[RecordT]):
 
     def _chunk(self, row: dict[str, Any], check: Callable[[RecordT], object]) -> list[RecordT]:
         """The records in a line of a part; raises `InputError`, without a place, for bad ones."""
-        records = [self._type.from_json(record) for record in as_type(row, _Chunk).chunk]
+        read = as_type(row, _Chunk)
+        self.seconds += read.seconds
+        records = [self._type.from_json(record) for record in read.chunk]
         for record in records:
             check(record)
         return records
 
     def append(self, records: Sequence[RecordT]) -> None:
         """Keep a chunk of finished records, all or none, on disk before this returns."""
-        rows = {"chunk": [record.to_json() for record in records]}
+        now = monotonic()
+        seconds, self._since = round(now - self._since, 3), now
+        rows = {"chunk": [record.to_json() for record in records], "seconds": seconds}
         chunk = json.dumps(rows, ensure_ascii=False)
         header = "" if self._kept else json.dumps(self.settings) + "\n"
         added = f"{header}{chunk}\n".encode()
@@ -169,6 +181,7 @@ class Stage(Generic[RecordT]):
 
         self._write(write)
         self._kept += len(added)
+        self.seconds += seconds
         self.records.extend(records)
 
     def finish(self, key: Callable[[RecordT], Any]) -> None:
@@ -187,10 +200,16 @@ class Stage(Generic[RecordT]):
             self.records = read_records(self.path, self._type)
         self.complete = True
 
-    def fill(self, work: Work[ItemT, RecordT], track: Track, name: str) -> list[RecordT]:
-        """All items' records, in the items' order; those that are missing are made by groups."""
+    def fill(
+        self, work: Work[ItemT, RecordT], track: Track, name: str, timings: Path | None = None
+    ) -> list[RecordT]:
+        """All items' records, in the items' order; those that are missing are made by groups.
+
+        What that took is added to `timings`, a JSON file of seconds by file name.
+        """
         if self.complete:
             return self.records
+        self._since = monotonic()
         have: dict[Key, list[RecordT]] = {work.item_key(item): [] for item in work.items}
         for record in self.records:
             have[work.record_key(record)].append(record)
@@ -201,6 +220,9 @@ class Stage(Generic[RecordT]):
             pass
         place = {key: i for i, key in enumerate(have)}
         self.finish(lambda record: (place[work.record_key(record)], work.order(record)))
+        if timings is not None and processes.is_first():
+            known = read_timings(timings) | {self.path.name: round(self.seconds, 2)}
+            write_json(timings, known)
         return self.records
 
     def _share(
@@ -258,6 +280,19 @@ class Stage(Generic[RecordT]):
                 f"{self._part}: cannot be written: {error.strerror}; what was written before is "
                 "kept, run the same command again to resume"
             ) from error
+
+
+def read_timings(path: Path) -> dict[str, float]:
+    """The seconds in a file of timings; nothing where it is missing or damaged."""
+    try:
+        known = read_json(path)
+    except InputError:
+        return {}
+    return {
+        name: float(value)
+        for name, value in known.items()
+        if isinstance(value, int | float) and value >= 0
+    }
 
 
 def even_groups(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:

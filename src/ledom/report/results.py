@@ -102,6 +102,8 @@ class Cost:
     scored_tokens: float
     flops: float | None
     """None if a model's size is not known."""
+    seconds: float | None = None
+    """None if the folder does not say what a file took."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,11 +159,15 @@ def _cost_table(ranked: Sequence[StrategyResult]) -> list[list[str]]:
             count(s.cost.generated_tokens),
             count(s.cost.scored_tokens),
             count(s.cost.flops),
+            number(s.cost.seconds, 3),
         ]
         for s in ranked
         if s.cost is not None
     ]
-    return [["strategy", "accuracy, %", "generated tokens", "scored tokens", "FLOPs"], *rows]
+    return [
+        ["strategy", "accuracy, %", "generated tokens", "scored tokens", "FLOPs", "seconds"],
+        *rows,
+    ]
 
 
 def _group_table(by_group: Sequence[GroupResult], labels: Mapping[str, str]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What a strategy costs: tokens written, tokens scored, and the arithmetic for them.
+"""What a strategy costs: tokens written, tokens scored, the arithmetic for them, and seconds.
 
 A strategy needs the stages that make its features: candidates always; a model's scores where it
 weighs them. Tokens are counted in the files of the stages: a candidate's own (`num_tokens`, or
@@ -6,12 +6,17 @@ those of its score), and those of the scores of distinct texts. A token that a m
 scores takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020).
 Prompts, which are shared, and attention are left out; so is what external scores cost, and what it
 took others to write candidates that were given.
+
+Seconds are those of making the files of these stages, by the wall clock, as they were made: model
+calls, and keeping the records; not loading models, choosing and reporting. Processes that share the
+work add up. Those of candidates.jsonl, which holds the greedy candidates too, are shared out by the
+tokens written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -47,6 +52,8 @@ class Costs:
     """Tokens of each stage of scoring, per problem: `forward`, `reverse`, `contrast`, `flip`."""
     parameters: Mapping[str, int | None]
     """Of the models that score, by direction, and of the `writer`; 0 where it is not counted."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Per problem, by stage, and of the `writer`; without those that are not known."""
 
     @classmethod
     def count(
@@ -55,8 +62,9 @@ class Costs:
         candidates: Sequence[Candidate],
         scores: Iterable[Score],
         parameters: Mapping[str, int | None],
+        timings: Mapping[str, float] | None = None,
     ) -> Costs:
-        """From the records that the table was built of."""
+        """From the records that the table was built of, and the seconds that each file took."""
         row_of = {problem_id: row for row, problem_id in enumerate(table.problem_ids)}
         scored = dict.fromkeys(_MODELS, 0.0)
         length: dict[tuple[str, int], int] = {}
@@ -80,7 +88,13 @@ class Costs:
             column[candidate.problem_id] += 1
         num = len(row_of)
         per_problem = {stage: tokens / num for stage, tokens in scored.items()}
-        return cls(written, greedy / num, per_problem, parameters)
+        files = {stage: f"scores.{stage}.jsonl" for stage in _MODELS}
+        files["writer"] = "candidates.jsonl"
+        took = timings or {}
+        seconds = {stage: took[name] / num for stage, name in files.items() if name in took}
+        if parameters.get("writer") == 0:  # others wrote the candidates
+            seconds["writer"] = 0.0
+        return cls(written, greedy / num, per_problem, parameters, seconds)
 
     def of(self, strategy: Strategy, table: CandidateTable) -> Cost:
         """Means per problem."""
@@ -101,7 +115,16 @@ class Costs:
             generated_tokens=written + sum(self.scored[stage] for stage in stages & _WRITES),
             scored_tokens=sum(self.scored[stage] for stage in stages - _WRITES),
             flops=flops,
+            seconds=self._seconds(written, stages),
         )
+
+    def _seconds(self, written: float, stages: set[str]) -> float | None:
+        """Per problem; None where a stage's are not known."""
+        if not {"writer", *stages} <= self.seconds.keys():
+            return None
+        every = self.greedy + float(self.written.sum()) / len(self.written)
+        share = written / every if every else 0.0
+        return self.seconds["writer"] * share + sum(self.seconds[stage] for stage in stages)
 
     def added_to(
         self, results: Sequence[StrategyResult], table: CandidateTable

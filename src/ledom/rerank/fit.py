@@ -46,7 +46,9 @@ LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
 
 _INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
-_PENALTIES = (1e-3, 1e-2, 1e-1)  # of the squared weights, in units of each feature's spread
+_PENALTIES = (0.3, 3.0, 30.0)
+"""Of the squared weights, in units of each feature's spread, against the sum of the losses: the
+more problems there are, the less a penalty shrinks the weights."""
 _FOLDS = 5
 _FORMAT = 2  # of the weights file
 _HASH_LENGTH = 12
@@ -317,7 +319,7 @@ def _fit_pairs(
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = _pairwise_loss(x @ weights, pairs) + penalty * (weights**2).sum()
+        value = _pairwise_loss(x @ weights, pairs) + penalty / len(rows) * (weights**2).sum()
         value.backward()
         return value
 

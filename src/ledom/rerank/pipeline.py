@@ -28,7 +28,7 @@ from ledom.core.records import (
     Score,
     write_records,
 )
-from ledom.core.stage import Track
+from ledom.core.stage import Track, read_timings
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.results import ChosenAnswer, Measurement, SelectionReport
@@ -48,7 +48,7 @@ from ledom.rerank.sample import (
     sampling_groups,
 )
 from ledom.rerank.score import check_room
-from ledom.rerank.stages import Scoring, fill_candidates, fill_scores
+from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores
 from ledom.rerank.strategies import STRATEGIES, Vote, strategies
 from ledom.text.answers import extract_answer
 
@@ -180,7 +180,8 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     selections = select(table, candidates, chosen, job.weights)
     write_records(job.out / "selected.jsonl", selections)
     if labeled.any():
-        costs = Costs.count(table, candidates, scores, _parameters(job))
+        timings = read_timings(job.out / TIMINGS)
+        costs = Costs.count(table, candidates, scores, _parameters(job), timings)
         measured = replace(measured, strategies=costs.added_to(measured.strategies, table))
     report = SelectionReport(
         **vars(measured),

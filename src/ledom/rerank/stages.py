@@ -26,6 +26,7 @@ from ledom.rerank.flip import FlipSettings, flip_candidates, longest_question
 from ledom.rerank.score import score_candidates, score_groups
 
 __all__ = [
+    "TIMINGS",
     "Scoring",
     "fill_candidates",
     "fill_scores",
@@ -41,6 +42,9 @@ Make = Callable[
 """Takes problems, and the candidates made so far by problem id; yields (new candidates of one
 problem, whether they are its last)."""
 
+TIMINGS = "timings.json"
+"""How many seconds each file took. It is the only file in a folder that differs between equal
+runs, with what the report shows of it."""
 CONTRAST, FLIP = "contrast", "flip"
 _CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
     "forward": (Direction.FORWARD, ("y|x",)),
@@ -87,7 +91,7 @@ def fill_candidates(
         is_done=is_done,
         order=lambda candidate: candidate.index,
     )
-    return stage.fill(work, track, name)
+    return stage.fill(work, track, name, path.with_name(TIMINGS))
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class _ScoreFiles:
             groups=score_groups,
             together=self.lm.batches_requests,
         )
-        return stage.fill(work, self.track, f"scoring, {name}")
+        return stage.fill(work, self.track, f"scoring, {name}", self.folder / TIMINGS)
 
 
 def _fingerprint_of(changes: Mapping[str, Sequence[ChangedNumber]]) -> str:

@@ -1,0 +1,81 @@
+"""Does copying the question pay, and does the guard stop it?
+
+    python benchmarks/copies.py --problems gsm8k/test.jsonl --reverse FOLDER
+    python benchmarks/copies.py
+
+Each reference solution stands beside a planted answer: the question itself and a wrong number. Of
+both, log P(x|y) is taken as the model reads all of them, and with the guard, `ledom rerank
+--mask-copies N`. A problem whose planted answer is preferred is one that a writer who knows the
+reward wins without solving it. Without --problems, those of the embedded generator are taken; of a
+file, the shortest questions that have a solution.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+import ledom
+from ledom.core.processes import set_threads
+from ledom.core.records import Candidate, Problem, read_records
+from ledom.data.problems import generate_problems
+from ledom.lm.language_model import LanguageModel
+from ledom.rerank.candidate_table import FloatArray
+from ledom.rerank.score import score_candidates
+
+
+def planted(problem: Problem) -> str:
+    """An answer that repeats the question and is wrong."""
+    wrong = "1" if (problem.answer or "").strip() != "1" else "2"
+    return f"{problem.question}\n#### {wrong}"
+
+
+def question_logprobs(
+    problems: Sequence[Problem], lm: LanguageModel, mask_copies: int
+) -> FloatArray:
+    """log P(x|y) of the reference and of the planted answer, [problems, 2]."""
+    candidates = [
+        Candidate(problem_id=problem.id, index=index, text=text)
+        for problem in problems
+        for index, text in enumerate((problem.require_solution(), planted(problem)))
+    ]
+    found = {
+        (score.problem_id, score.index): score.logprob
+        for part in score_candidates(problems, candidates, lm, mask_copies=mask_copies)
+        for score in part
+        if score.target == "x|y"
+    }
+    return np.array([[found[problem.id, index] for index in (0, 1)] for problem in problems])
+
+
+def main() -> None:
+    """Print a row without the guard and one with it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--problems", help="a JSONL file of problems with solutions")
+    parser.add_argument("--reverse", default="tiny", help="the model that scores")
+    parser.add_argument("--num-problems", type=int, default=100)
+    parser.add_argument("--mask-copies", type=int, default=12, help="words of a passage")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    set_threads(arguments.threads)
+    count = arguments.num_problems
+    if arguments.problems is None:
+        problems = list(generate_problems("test", count, seed=0))
+    else:
+        solved = [p for p in read_records(arguments.problems, Problem) if p.solution]
+        problems = sorted(solved, key=lambda problem: len(problem.question))[:count]
+    lm = ledom.load(arguments.reverse, "reverse")
+    print("| the scorer reads | median log P(x|y), reference | planted | planted one preferred |")
+    print("|---|---|---|---|")
+    for words in (0, arguments.mask_copies):
+        values = question_logprobs(problems, lm, words)
+        reads = f"no copies of {words} words or more" if words else "everything"
+        medians = " | ".join(f"{value:.1f}" for value in np.median(values, axis=0))
+        won = int((values[:, 1] > values[:, 0]).sum())
+        print(f"| {reads} | {medians} | {won} of {len(problems)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
