@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,9 +103,69 @@ def test_server(checkpoints: dict[str, Path]) -> None:
         server.close()
 
 
+def test_a_text_ends_where_its_newest_window_is_unsure(checkpoints: dict[str, Path]) -> None:
+    """The same draws as without a threshold, cut after the first window whose mean is below it."""
+    lm, plain = ledom.load(checkpoints["forward"]), PlainModel(checkpoints["forward"])
+    prompt = lm.prompt_ids(PROMPT, SAMPLING.max_tokens)
+    ((_, whole),) = lm.generate([PROMPT], SAMPLING, num_samples=6)
+    least = sorted(text.confidence.lowest for text in whole if text.confidence)[3]
+    assert SAMPLING.confidence is not None
+    strict = replace(SAMPLING, confidence=replace(SAMPLING.confidence, least=least + 1e-4))
+    ((_, stopped),) = lm.generate([PROMPT], strict, num_samples=6)
+    ends = 0
+    for text, full in zip(stopped, whole, strict=True):
+        ids = [*full.ids, *[lm.tokenizer.eos_id] * (full.finish_reason == "stop")]
+        rows = plain.alternatives(prompt, ids, 3)
+        values = [-sum(sorted(row.values())[-3:]) / 3 for row in rows]
+        means = [sum(values[i : i + 4]) / 4 for i in range(len(values) - 3)]
+        below = [i + 4 for i, mean in enumerate(means) if mean < least + 1e-4]
+        assert text.ids == (full.ids[: below[0]] if below else full.ids)
+        if below and below[0] <= len(full.ids):
+            assert text.finish_reason == "unsure"
+            ends += 1
+    assert 0 < ends < 6
+
+
+def test_a_server_cannot_stop_a_text(tokenizer: Tokenizer) -> None:
+    lm = FakeLanguageModel(tokenizer)
+    lm.tells_confidence = True  # type: ignore[misc]
+    strict = Sampling(confidence=ConfidenceSettings(least=1.0))
+    with pytest.raises(InputError, match="fake: this backend cannot stop a text"):
+        list(lm.generate([PROMPT], strict))
+
+
 def test_a_backend_that_tells_none_refuses(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="fake: this backend tells no confidence"):
         list(FakeLanguageModel(tokenizer).generate([PROMPT], SAMPLING))
+
+
+@pytest.mark.slow
+def test_later_samples_are_broken_off_below_the_first_quarters_threshold(
+    run: Run, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Eight samples: two decide, and of the others those of the full run whose lowest is less."""
+    size = ("--num-problems", "2", "--samples", "8", "--max-tokens", "20")
+    models = ("--forward", checkpoints["forward"], "--reverse", "none")
+    command = ("rerank", *size, *models, "--confidence", "5", "--confidence-window", "4")
+    assert run(*command, "--out", tmp_path / "whole")[0] == 0
+    assert run(*command, "--stop-unsure", "1", "--out", tmp_path / "out")[0] == 0
+    whole, found = (
+        read_records(tmp_path / name / "candidates.jsonl", Candidate) for name in ("whole", "out")
+    )
+    broken = 0
+    for problem_id in {c.problem_id for c in whole}:
+        own = [c for c in whole if c.problem_id == problem_id and not c.greedy]
+        least = min(c.external_score(CONFIDENCE[2]) for c in own[:2])
+        cut = [c for c in found if c.problem_id == problem_id and not c.greedy]
+        for full, one in zip(own, cut, strict=True):
+            below = full.index >= 2 and full.external_score(CONFIDENCE[2]) < least - 1e-4
+            assert (one.finish_reason == "unsure") == below
+            if below:
+                assert full.text.startswith(one.text)
+            broken += below
+    assert broken
+    notes = (tmp_path / "out" / "report.md").read_text()
+    assert f"{broken} candidates were broken off" in notes
 
 
 @pytest.mark.slow

@@ -64,6 +64,8 @@ _SAMPLING = (
     "top_p",
     "max_tokens",
     "confidence",
+    "confidence_window",
+    "stop_unsure",
 )
 
 CandidateFile = Annotated[
@@ -111,6 +113,26 @@ ConfidenceOption = Annotated[
         rich_help_panel=SAMPLING,
         help="Keep how sure the model was while it wrote, from the K most likely tokens (20; "
         "servers of OpenAI's own allow 5), and choose by it. Cost: almost none.",
+    ),
+]
+ConfidenceWindow = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=100_000,
+        rich_help_panel=SAMPLING,
+        help="Tokens of the stretch that --confidence and --stop-unsure judge.",
+    ),
+]
+StopUnsure = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        rich_help_panel=SAMPLING,
+        help="Break off a sample where it is less sure than this share of the problem's first "
+        "quarter of samples ever were, such as 0.9 (DeepConf's online stop). Needs --confidence; "
+        "0: never.",
     ),
 ]
 Contrast = Annotated[
@@ -188,6 +210,8 @@ def rerank(
     top_p: TopP = 1.0,
     max_tokens: MaxTokens = 256,
     confidence: ConfidenceOption = 0,
+    confidence_window: ConfidenceWindow = 64,
+    stop_unsure: StopUnsure = 0.0,
     weights: WeightsFile = None,
     lam: Lambda = None,
     folds: Folds = 0,
@@ -217,14 +241,16 @@ def rerank(
     refuse_unused(
         context,
         unused_when_greedy(temperature),
+        (not confidence, "it needs --confidence", ["confidence_window", "stop_unsure"]),
+        (early_stop, "--early-stop stops already", ["stop_unsure"]),
         *_without_effect(candidates, weights, folds, forward, reverse),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, command_line()
     job.external_scores = named_score_fields(score_field)
-    asked = ConfidenceSettings(confidence) if confidence else None
+    asked = ConfidenceSettings(confidence, confidence_window) if confidence else None
     job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed, confidence=asked)
-    job.num_samples, job.early_stop = samples, early_stop
+    job.num_samples, job.early_stop, job.stop_unsure = samples, early_stop, stop_unsure
     draws = candidates is None and temperature > 0
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)

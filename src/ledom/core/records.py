@@ -46,7 +46,7 @@ NUM_TOKENS = "num_tokens"
 EARLY_STOP = "early_stop_of"
 """Key of a candidate's `sampling`: how many its problem would have without an early stop."""
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "unsure"]
 Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
 
 
@@ -137,7 +137,8 @@ class Problem(Record):
 class Candidate(Record):
     """A solution y that some model proposes for a problem.
 
-    `correct` is a label that came with the file; without it correctness is judged by comparing the
+    One that sampling broke off (`unsure`) is no choice; it only counts as cost. `correct` is a
+    label that came with the file; without it correctness is judged by comparing the
     candidate's answer with the problem's.
     """
 

@@ -20,6 +20,7 @@ __all__ = [
     "Confidence",
     "ConfidenceSettings",
     "confidence_of",
+    "is_unsure",
     "of_alternatives",
     "token_confidence",
 ]
@@ -33,6 +34,8 @@ class ConfidenceSettings:
     """How many of the most likely tokens; servers allow 5 (OpenAI) or 20 (vLLM)."""
     window: int = 64
     """Tokens of a stretch. The paper's 2,048 are for reasoning of tens of thousands."""
+    least: float | None = None
+    """A text ends (`unsure`) as soon as the mean of its newest full window is below this."""
 
     def __post_init__(self) -> None:
         for name, value in (("top_k", self.top_k), ("window", self.window)):
@@ -49,6 +52,18 @@ class Confidence:
     """The mean of its last window."""
     lowest: float
     """The mean of its least sure window."""
+
+
+def is_unsure(tokens: Sequence[float], settings: ConfidenceSettings) -> bool:
+    """Whether a text whose tokens so far have these confidences is to end.
+
+    >>> settings = ConfidenceSettings(window=2, least=1.0)
+    >>> is_unsure([4.0, 0.5], settings), is_unsure([4.0, 0.5, 1.0], settings)
+    (False, True)
+    """
+    if settings.least is None or len(tokens) < settings.window:
+        return False
+    return float(np.mean(tokens[-settings.window :])) < settings.least
 
 
 def token_confidence(logprobs: Sequence[float]) -> float:

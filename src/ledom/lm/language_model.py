@@ -95,8 +95,9 @@ class Generation:
 
     text: str
     ids: list[int]
-    finish_reason: Literal["stop", "length", "pattern"]
-    """`stop`: the model ended its document; `length`: it reached `max_tokens`; `pattern`: it
+    finish_reason: Literal["stop", "length", "pattern", "unsure"]
+    """`stop`: the model ended its document; `length`: it reached `max_tokens`; `unsure`: its
+    confidence fell below `ConfidenceSettings.least`; `pattern`: it
     matched `stop_pattern`, and `generate` continues it when given as a prompt."""
     state: Any = field(default=None, compare=False, repr=False)
     """What the backend needs to continue without reading the text again."""
@@ -121,6 +122,8 @@ class LanguageModel(ABC):
     """Whether what it generates carries its `self_certainty`."""
     tells_confidence: ClassVar[bool] = False
     """Whether `generate` takes `Sampling.confidence`."""
+    stops_when_unsure: ClassVar[bool] = False
+    """Whether `generate` takes `ConfidenceSettings.least`."""
     tells_hits: ClassVar[bool] = False
     """Whether it has `logprobs_and_hits`."""
 
@@ -197,6 +200,12 @@ class LanguageModel(ABC):
             raise InputError(f"num_samples is {num_samples}; it must be at least 1")
         if sampling.confidence is not None and not self.tells_confidence:
             raise InputError(f"{self.name}: this backend tells no confidence; leave it out")
+        least = sampling.confidence and sampling.confidence.least
+        if least is not None and not self.stops_when_unsure:
+            raise InputError(
+                f"{self.name}: this backend cannot stop a text while it is written; give the "
+                "model's folder, which runs in this process"
+            )
         continues = any(isinstance(prompt, Generation) for prompt in prompts)
         if (continues or sampling.stop_pattern is not None) and not self.stops_at_patterns:
             raise InputError(

@@ -83,10 +83,11 @@ def match_candidates(
             f"{len(empty)} of {len(groups)} problems have no candidates, the first is "
             f"{empty[0]!r}; remove them from the problems or make candidates for them"
         )
-    greedy = [problem_id for problem_id, group in groups.items() if all(c.greedy for c in group)]
+    greedy = [problem_id for problem_id, group in groups.items() if not any(map(_is_choice, group))]
     if greedy:
+        kind = "greedy" if all(c.greedy for c in groups[greedy[0]]) else "greedy or broken off"
         raise InputError(
-            f"{len(greedy)} of {len(groups)} problems have greedy candidates alone, the first is "
+            f"{len(greedy)} of {len(groups)} problems have {kind} candidates alone, the first is "
             f"{greedy[0]!r}: there is nothing to choose from; add sampled candidates, or leave out "
             "the key 'greedy'"
         )
@@ -96,20 +97,28 @@ def match_candidates(
 def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
     """The first candidate of each distinct text of a problem; the others share its scores.
 
+    Those that sampling broke off are left out.
+
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> [candidate.index for candidate in distinct_candidates(twins)]
     [0]
     """
     first: dict[tuple[str, str], Candidate] = {}
     for candidate in candidates:
-        first.setdefault((candidate.problem_id, candidate.text), candidate)
+        if candidate.finish_reason != "unsure":
+            first.setdefault((candidate.problem_id, candidate.text), candidate)
     return list(first.values())
+
+
+def _is_choice(candidate: Candidate) -> bool:
+    return not candidate.greedy and candidate.finish_reason != "unsure"
 
 
 def pools(
     problem_ids: Iterable[str], candidates: Iterable[Candidate]
 ) -> dict[str, list[Candidate]]:
-    """The candidates to choose from, by problem id: all but the greedy ones.
+    """The candidates to choose from, by problem id: all but the greedy ones and those that
+    sampling broke off.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text="2", greedy=i > 0) for i in (0, 1)]
     >>> [c.index for c in pools(["p"], drawn)["p"]]
@@ -117,7 +126,7 @@ def pools(
     """
     found: dict[str, list[Candidate]] = {problem_id: [] for problem_id in problem_ids}
     for candidate in candidates:
-        if not candidate.greedy:
+        if _is_choice(candidate):
             found[candidate.problem_id].append(candidate)
     return found
 

@@ -54,6 +54,8 @@ class Costs:
     """Of the models that score, by direction, and of the `writer`; 0 where it is not counted."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Per problem, by stage, and of the `writer`; without those that are not known."""
+    broken_off: float = 0.0
+    """Tokens of the candidates that sampling broke off, per problem."""
 
     @classmethod
     def count(
@@ -75,7 +77,7 @@ class Costs:
             elif score.target == "y":
                 length.setdefault((score.problem_id, score.index), score.num_tokens)
         first: dict[tuple[str, str], int] = {}
-        written, greedy = np.zeros(table.mask.shape), 0.0
+        written, greedy, broken_off = np.zeros(table.mask.shape), 0.0, 0.0
         column = dict.fromkeys(row_of, 0)
         for candidate in candidates:
             index = first.setdefault((candidate.problem_id, candidate.text), candidate.index)
@@ -83,6 +85,9 @@ class Costs:
             tokens = known if isinstance(known, int) else length[candidate.problem_id, index]
             if candidate.greedy:
                 greedy += tokens
+                continue
+            if candidate.finish_reason == "unsure":
+                broken_off += tokens
                 continue
             written[row_of[candidate.problem_id], column[candidate.problem_id]] = tokens
             column[candidate.problem_id] += 1
@@ -94,7 +99,7 @@ class Costs:
         seconds = {stage: took[name] / num for stage, name in files.items() if name in took}
         if parameters.get("writer") == 0:  # others wrote the candidates
             seconds["writer"] = 0.0
-        return cls(written, greedy / num, per_problem, parameters, seconds)
+        return cls(written, greedy / num, per_problem, parameters, seconds, broken_off / num)
 
     def of(self, strategy: Strategy, table: CandidateTable) -> Cost:
         """Means per problem."""
@@ -122,7 +127,7 @@ class Costs:
         """Per problem; None where a stage's are not known."""
         if not {"writer", *stages} <= self.seconds.keys():
             return None
-        every = self.greedy + float(self.written.sum()) / len(self.written)
+        every = self.greedy + self.broken_off + float(self.written.sum()) / len(self.written)
         share = written / every if every else 0.0
         return self.seconds["writer"] * share + sum(self.seconds[stage] for stage in stages)
 
@@ -142,4 +147,4 @@ class Costs:
         if isinstance(strategy, EarlyVote):
             drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
             return float((self.written * drawn).sum(axis=1).mean())
-        return float(totals.mean())
+        return float(totals.mean()) + self.broken_off

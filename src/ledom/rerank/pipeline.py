@@ -21,6 +21,7 @@ from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 from ledom.core.records import (
     CONFIDENCE,
+    NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
     Problem,
@@ -111,6 +112,9 @@ class Job:
     num_samples: int = 32
     early_stop: bool = False
     """Draw no more candidates of a problem once its majority vote is decided."""
+    stop_unsure: float = 0.0
+    """Break off samples that are less sure than this share of a problem's first quarter; 0: none.
+    Needs `sampling.confidence`."""
     external_scores: Sequence[str] | None = None
     """Extra score fields of the candidates; see `choose_external_scores`."""
     scoring: Scoring = field(default_factory=Scoring)
@@ -276,13 +280,15 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
     }
     if job.early_stop:
         settings["early_stop"] = True
+    if job.stop_unsure:
+        settings["stop_unsure"] = job.stop_unsure
 
     def make(
         waiting: Sequence[Problem], have: Mapping[str, Sequence[Candidate]]
     ) -> Iterable[tuple[Sequence[Candidate], bool]]:
         if job.early_stop:
             return sample_until_decided(waiting, lm, job.sampling, job.num_samples, have)
-        drawn = sample_candidates(waiting, lm, job.sampling, job.num_samples)
+        drawn = sample_candidates(waiting, lm, job.sampling, job.num_samples, job.stop_unsure)
         return ((candidates, True) for candidates in drawn)
 
     return fill_candidates(
@@ -365,6 +371,7 @@ def _notes(
     drawn, planned = int(table.mask.sum()), table.num_planned * len(table.problem_ids)
     unreadable = int(((table.answers < 0) & table.mask).sum())
     empty = sum(not candidate.text.strip() for candidate in candidates)
+    broken_off = [c for c in candidates if c.finish_reason == "unsure"]
     truncated = sum(bool(score.extra.get("truncated")) for score in scores)
     cut = sum(candidate.finish_reason == "length" for candidate in candidates)
     notes = {
@@ -379,6 +386,9 @@ def _notes(
         f"sampling stopped where the majority was decided: {drawn:,} of {planned:,} candidates "
         f"were drawn ({1 - drawn / max(planned, 1):.1%} saved); the majority's answers are those "
         "of all, the other strategies choose among what was drawn": table.num_planned,
+        f"{len(broken_off)} candidates were broken off where the model became unsure, after "
+        f"{sum(int(c.extra.get(NUM_TOKENS, 0)) for c in broken_off):,} tokens in all; no strategy "
+        "chooses them": broken_off,
         f"{truncated} scores are of solutions cut to the model's context": truncated,
         f"{cut} candidates ran out of tokens before they ended": cut,
     }

@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import TypeVar
 
+import numpy as np
+
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import (
@@ -38,6 +40,7 @@ __all__ = [
 
 ItemT = TypeVar("ItemT")
 
+_WARM_UP = 4  # one of so many samples is written to its end before any is broken off
 _TOGETHER = 1024  # texts that are drawn together, and can be lost together
 
 
@@ -73,25 +76,53 @@ def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Samp
 
 
 def sample_candidates(
-    problems: Sequence[Problem], lm: LanguageModel, sampling: Sampling, num_samples: int
+    problems: Sequence[Problem],
+    lm: LanguageModel,
+    sampling: Sampling,
+    num_samples: int,
+    stop_unsure: float = 0.0,
 ) -> Iterator[list[Candidate]]:
     """Yield each problem's candidates as they are ready: `num_samples` drawn, then the greedy one.
 
     The greedy candidate has the index `num_samples` and `greedy`: true. Raises `DirectionError`
     for a reverse model, which writes questions, not answers.
+
+    With `stop_unsure` the first quarter of the samples is written to its end. Of their lowest
+    confidences a threshold is taken that this share of them reaches, and each later sample is
+    broken off where its confidence falls below (DeepConf's online stop).
     """
     _require_forward(lm)
     greedy_sampling = _greedy(sampling)
     for together in sampling_groups(problems, num_samples):
         prompts = _prompts(together, lm)
         greedy = {place: texts[0] for place, texts in lm.generate(prompts, greedy_sampling)}
-        for place, texts in lm.generate(prompts, sampling, num_samples):
+        if stop_unsure:
+            written = _stopped_samples(prompts, lm, sampling, num_samples, stop_unsure)
+        else:
+            written = lm.generate(prompts, sampling, num_samples)
+        for place, texts in written:
             problem_id = together[place].id
             drawn = [(index, text, sampling) for index, text in enumerate(texts)]
             yield [
                 _candidate(problem_id, index, text, lm, how)
                 for index, text, how in [*drawn, (num_samples, greedy[place], greedy_sampling)]
             ]
+
+
+def _stopped_samples(
+    prompts: Sequence[str], lm: LanguageModel, sampling: Sampling, num_samples: int, share: float
+) -> Iterator[tuple[int, list[Generation]]]:
+    """The samples of each prompt, the later ones broken off where they are unsure."""
+    assert sampling.confidence is not None
+    first = max(1, num_samples // _WARM_UP)
+    for place, texts in list(lm.generate(prompts, sampling, first)):
+        lowest = [text.confidence.lowest for text in texts if text.confidence is not None]
+        least = float(np.quantile(lowest, 1 - share, method="lower"))
+        strict = replace(sampling, confidence=replace(sampling.confidence, least=least))
+        if num_samples > first:
+            later = lm.generate([prompts[place]], strict, num_samples - first, first_sample=first)
+            texts = [*texts, *next(iter(later))[1]]
+        yield place, texts
 
 
 def sample_until_decided(
@@ -195,7 +226,7 @@ def _candidate(
         index=index,
         text=text.text,
         model=lm.name,
-        finish_reason="stop" if text.finish_reason == "stop" else "length",
+        finish_reason="length" if text.finish_reason == "pattern" else text.finish_reason,
         greedy=sampling.temperature == 0,
         sampling=asdict(sampling) | planned,
     )

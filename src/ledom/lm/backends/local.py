@@ -58,6 +58,7 @@ class HFLanguageModel(LanguageModel):
     stops_at_patterns = True
     tells_certainty = True
     tells_confidence = True
+    stops_when_unsure = True
     tells_hits = True
 
     def __init__(
@@ -304,7 +305,8 @@ class HFLanguageModel(LanguageModel):
         asked = sampling.confidence
         confidence = confidence_of(job.confidences, asked.window) if asked else None
         if not job.at_pattern:
-            reason: Literal["stop", "length"] = "stop" if job.stopped else "length"
+            cut: Literal["unsure", "length"] = "unsure" if job.unsure else "length"
+            reason: Literal["stop", "unsure", "length"] = "stop" if job.stopped else cut
             return Generation(text, ids, reason, None, certainty, confidence)
         key = digest(f"{start.key} {text}")
         context = [*job.prompt, *job.ids]

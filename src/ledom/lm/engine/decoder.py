@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import Trunk
@@ -54,6 +55,7 @@ class Writer:
             confidences = _confidences(logits, asked.top_k).tolist()
             for job, confidence in zip(jobs, confidences, strict=True):
                 job.confidences.append(confidence)
+                job.unsure = is_unsure(job.confidences, asked)
         for job, token, certainty in zip(jobs, drawn.tolist(), certainties, strict=True):
             job.certainty += certainty
             if token == self.eos_id:
@@ -62,7 +64,7 @@ class Writer:
                 job.ids.append(token)
                 job.at_pattern = self.ends_at_pattern is not None and self.ends_at_pattern(job.ids)
             at_limit = len(job.ids) == self.sampling.max_tokens
-            job.ended = job.stopped or job.at_pattern or at_limit
+            job.ended = job.stopped or job.at_pattern or at_limit or job.unsure
 
     def _draw(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
         """A token for each row of logits [rows, V], by the inverse of the cumulative probability.
