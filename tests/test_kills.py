@@ -26,7 +26,7 @@ COMMANDS = {
     "tokenize": "tokenize docs.jsonl --tokenizer tokenizer --tasks 3 --workers 1",
     "augment": "augment problems.jsonl --variants 2",
     "train": "train recipe.yaml --direction reverse",
-    "rerank": "rerank --num-problems 6 --samples 3 --max-tokens 96 --flip 1 --seed 4",
+    "rerank": "rerank --num-problems 4 --samples 2 --max-tokens 96 --flip 1 --seed 4",
 }
 """The last with the embedded pair: real weights, real log-probabilities."""
 RECIPE = """name: test
@@ -60,8 +60,8 @@ def folder(
 
     monkeypatch.setattr(tokenize.LocalExecutor, "run", run)
     monkeypatch.setattr(stage, "monotonic", lambda: 0.0)  # seconds are no part of the result
-    monkeypatch.setattr(sample, "_TOGETHER", 6)  # three groups of candidates
-    monkeypatch.setattr(score, "_TOGETHER", 6)
+    monkeypatch.setattr(sample, "_TOGETHER", 4)  # two groups of candidates
+    monkeypatch.setattr(score, "_TOGETHER", 4)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

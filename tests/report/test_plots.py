@@ -155,3 +155,15 @@ def test_drawing_leaves_matplotlib_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
     _all_figures()
     assert dict(matplotlib.rcParams) == before
+
+
+def test_many_lines_with_one_end_leave_the_axes_their_room() -> None:
+    """Forty names piled up at the bottom; a warning is an error here."""
+    many = [_strategy(f"strategy {i}", "vote", 0.5) for i in range(40)]
+    shares = {s.id: [0.5, 0.0] for s in many} | {many[0].id: [0.5, 1.0]}
+    assert plots.by_n_figure(AccuracyByN(n=[1, 8], strategies=shares), many)
+
+
+def test_names_keep_their_order_and_distance_inside_the_bounds() -> None:
+    assert spread([0.0, 0.0, 5.0], 1.0, (0.0, 5.0)) == [0.0, 1.0, 5.0]
+    assert spread([5.0, 5.0, 0.0], 2.0, (0.0, 5.0)) == [3.0, 5.0, 0.0]

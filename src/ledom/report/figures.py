@@ -9,6 +9,7 @@ has a global state, is not used.
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -118,8 +119,11 @@ def label_ends(
     gap: float,
     digits: int = 1,
 ) -> None:
-    """Name each line at x = `right`, at its last value or as near as the other names allow."""
-    heights = spread([value for _, value in ends.values()], gap)
+    """Name each line at x = `right`, at its last value or as near as the other names allow.
+
+    The names stay beside the axes: a pile of them would leave the axes no room.
+    """
+    heights = spread([value for _, value in ends.values()], gap, axes.get_ylim())
     last = max(n for n, _ in ends.values())
     for (name, (n, value)), y, color in zip(ends.items(), heights, colors, strict=True):
         dashes = "-" if n == last else ":"  # a line that ends early is far from its name
@@ -135,11 +139,16 @@ def label_ends(
         )
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions as near as possible to those wanted, in the same order, at least `gap` apart.
+def spread(
+    wanted: Sequence[float], gap: float, within: tuple[float, float] = (-math.inf, math.inf)
+) -> list[float]:
+    """Positions as near as possible to those wanted, in the same order, at least `gap` apart, and
+    `within` two bounds where these leave room.
 
     >>> spread([3.0, 3.0], gap=2.0)
     [2.0, 4.0]
+    >>> spread([3.0, 3.0], gap=2.0, within=(3.0, 9.0))
+    [3.0, 5.0]
     """
     clusters: list[list[int]] = []
 
@@ -157,6 +166,12 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     for cluster in clusters:
         for place, index in enumerate(cluster):
             placed[index] = center(cluster) + gap * (place - (len(cluster) - 1) / 2)
+    order = [index for cluster in clusters for index in cluster]
+    low, high = within
+    for rank, index in enumerate(order):
+        placed[index] = max(placed[index], low + gap * rank)
+    for rank, index in enumerate(reversed(order)):
+        placed[index] = min(placed[index], high - gap * rank)
     return placed
 
 

@@ -104,10 +104,12 @@ def _record(
     lm: LanguageModel,
     truncated: bool,
 ) -> Score:
+    overlaps = [round(word_overlap(one.text, question), 5) for one in written]
+    mean = sum(overlaps) / len(overlaps)
     questions = [
-        {"text": one.text, "overlap": round(word_overlap(one.text, question), 5)} for one in written
+        {"text": one.text, "overlap": overlap}
+        for one, overlap in zip(written, overlaps, strict=True)
     ]
-    mean = sum(float(one["overlap"]) for one in questions) / len(questions)
     return Score(
         problem_id=candidate.problem_id,
         index=candidate.index,
