@@ -157,10 +157,11 @@ def test_drawing_leaves_matplotlib_settings_alone() -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_many_lines_with_one_end_leave_the_axes_their_room() -> None:
-    """Forty names piled up at the bottom; a warning is an error here."""
+@pytest.mark.parametrize("first", [0.0, 1.0])
+def test_many_lines_with_one_end_leave_the_axes_their_room(first: float) -> None:
+    """Forty names piled up, alone or below another; a warning is an error here."""
     many = [_strategy(f"strategy {i}", "vote", 0.5) for i in range(40)]
-    shares = {s.id: [0.5, 0.0] for s in many} | {many[0].id: [0.5, 1.0]}
+    shares = {s.id: [0.0, 0.0] for s in many} | {many[0].id: [0.0, first]}
     assert plots.by_n_figure(AccuracyByN(n=[1, 8], strategies=shares), many)
 
 

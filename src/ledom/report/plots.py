@@ -179,8 +179,11 @@ def _draw_by_n(
     octaves = max(math.log2(ticks[-1] / ticks[0]), 1.0)
     axes.set_xlim(ticks[-1] / 2 ** (1.02 * octaves), ticks[-1])
     values = [value for points in lines.values() for _, value in points]
-    span = max(values) - min(values) or 1.0
-    axes.set_ylim(min(values) - 0.06 * span, max(values) + 0.06 * span)
+    low, high = min(values), max(values)
+    if low == high:  # the names need a height to spread over
+        low, high = low - 0.5, high + 0.5
+    span = high - low
+    axes.set_ylim(low - 0.06 * span, high + 0.06 * span)
     label = 1.12 * span * (10 / 72) / (0.78 * height)  # 10 points; the axes are 0.78 of the figure
     ends = {name: points[-1] for name, points in lines.items()}
     right = ticks[-1] * 2 ** (0.025 * octaves)
