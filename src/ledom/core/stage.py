@@ -184,12 +184,15 @@ class Stage(Generic[RecordT]):
         self.seconds += seconds
         self.records.extend(records)
 
-    def finish(self, key: Callable[[RecordT], Any]) -> None:
+    def finish(self, key: Callable[[RecordT], Any], timings: Path | None = None) -> None:
         """All records are there: put them, sorted by `key`, in their final place."""
         processes.wait()  # for the other processes' parts
         if processes.is_first():
             if processes.size() > 1:
                 self.records = self._read_parts()
+            if timings is not None:  # first: once the file is finished, no part has its seconds
+                known = read_timings(timings) | {self.path.name: round(self.seconds, 2)}
+                write_json(timings, known)
             self.records.sort(key=key)
             write_records(self.path, self.records)
             digest = file_hash(self.path)
@@ -219,10 +222,7 @@ class Stage(Generic[RecordT]):
         for _ in track(self._made(work, mine, have), name, done, total):
             pass
         place = {key: i for i, key in enumerate(have)}
-        self.finish(lambda record: (place[work.record_key(record)], work.order(record)))
-        if timings is not None and processes.is_first():
-            known = read_timings(timings) | {self.path.name: round(self.seconds, 2)}
-            write_json(timings, known)
+        self.finish(lambda record: (place[work.record_key(record)], work.order(record)), timings)
         return self.records
 
     def _share(
