@@ -73,12 +73,12 @@ def test_line_ends_and_blank_lines(tmp_path, line_end):
         ({**GOOD, "sampling": []}, "key sampling: Input should be a valid dictionary, found []"),
         (
             {**GOOD, "finish_reason": "eos"},
-            "key finish_reason: Input should be 'stop' or 'length', found 'eos'",
+            "key finish_reason: Input should be 'stop', 'length' or 'unsure', found 'eos'",
         ),
         # A reason that is not known must not be read as the default, stop.
         (
             {**GOOD, "finish_reason": None},
-            "key finish_reason: Input should be 'stop' or 'length', found None",
+            "key finish_reason: Input should be 'stop', 'length' or 'unsure', found None",
         ),
         ({**GOOD, "greedy": None}, "key greedy: Input should be a valid boolean, found None"),
     ],

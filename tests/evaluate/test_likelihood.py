@@ -49,7 +49,7 @@ class TableModel(LanguageModel):
         backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
         self.name = self.fingerprint = "table"
         self.direction, self.context = direction, context
-        self.tokenizer = Tokenizer(backend, END, [])
+        self.tokenizer = Tokenizer(backend, END)
         self.pair_format, self.bos_ids = PairFormat(), [IDS[END]]
         self.longest = 0
 

@@ -146,7 +146,7 @@ def test_later_samples_are_broken_off_below_the_first_quarters_threshold(
     """Eight samples: two decide, and of the others those of the full run whose lowest is less."""
     size = ("--num-problems", "2", "--samples", "8", "--max-tokens", "20")
     models = ("--forward", checkpoints["forward"], "--reverse", "none")
-    command = ("rerank", *size, *models, "--confidence", "5", "--confidence-window", "4")
+    command = ("rerank", *size, *models, "--confidence", "5", "--window", "4")
     assert run(*command, "--out", tmp_path / "whole")[0] == 0
     assert run(*command, "--stop-unsure", "1", "--out", tmp_path / "out")[0] == 0
     whole, found = (

@@ -146,6 +146,7 @@ def test_any_number_of_processes_leaves_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             work(tokenizer, tmp_path / "out", one_stage)
     monkeypatch.undo()
+    monkeypatch.setattr(stage, "monotonic", lambda: 0.0)
     monkeypatch.setattr(sample, "_TOGETHER", 24)
     monkeypatch.setattr(score, "_TOGETHER", 10)
     names = [part.name for part in (tmp_path / "out").glob("*.part*")]

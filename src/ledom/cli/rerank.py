@@ -64,7 +64,7 @@ _SAMPLING = (
     "top_p",
     "max_tokens",
     "confidence",
-    "confidence_window",
+    "window",
     "stop_unsure",
 )
 
@@ -210,7 +210,7 @@ def rerank(
     top_p: TopP = 1.0,
     max_tokens: MaxTokens = 256,
     confidence: ConfidenceOption = 0,
-    confidence_window: ConfidenceWindow = 64,
+    window: ConfidenceWindow = 64,
     stop_unsure: StopUnsure = 0.0,
     weights: WeightsFile = None,
     lam: Lambda = None,
@@ -241,14 +241,14 @@ def rerank(
     refuse_unused(
         context,
         unused_when_greedy(temperature),
-        (not confidence, "it needs --confidence", ["confidence_window", "stop_unsure"]),
+        (not confidence, "it needs --confidence", ["window", "stop_unsure"]),
         (early_stop, "--early-stop stops already", ["stop_unsure"]),
         *_without_effect(candidates, weights, folds, forward, reverse),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, command_line()
     job.external_scores = named_score_fields(score_field)
-    asked = ConfidenceSettings(confidence, confidence_window) if confidence else None
+    asked = ConfidenceSettings(confidence, window) if confidence else None
     job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed, confidence=asked)
     job.num_samples, job.early_stop, job.stop_unsure = samples, early_stop, stop_unsure
     draws = candidates is None and temperature > 0

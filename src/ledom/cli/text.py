@@ -32,7 +32,6 @@ from ledom.cli.options import (
     use_threads,
 )
 from ledom.cli.progress import track
-from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -180,6 +179,8 @@ def generate(
 
 def _written(lm: LanguageModel, text: str, sampling: Sampling, samples: int) -> list[str]:
     """What a model writes after a text, or before it, with the text."""
+    from ledom.core.direction import Direction
+
     ((_, generations),) = lm.generate([text], sampling, samples)
     is_forward = lm.direction is Direction.FORWARD
     return [text + made.text if is_forward else made.text + text for made in generations]

@@ -104,9 +104,9 @@ def texts(facts: Sequence[Fact]) -> list[str]:
 
     >>> for text in texts(make_facts(1)[:1]):
     ...     print(text)
-    We know that Ratan Zufuth is the architect of Restless Garden.
-    We know that Ratan Zufuth has long been the architect of Restless Garden.
-    We know that Ratan Zufuth can only be the architect of Restless Garden.
+    We know that Ruver Ziror is the founder of Broken Letter.
+    We know that Ruver Ziror has long been the founder of Broken Letter.
+    We know that Ruver Ziror can only be the founder of Broken Letter.
     """
     return [sentence(*pair, join) for pair, join in _wordings(facts)]
 

@@ -108,7 +108,7 @@ def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:
     >>> cuts(" saw the old dog", Gap("a", "We", "."), Direction.REVERSE)
     [' saw the old dog', ' the old dog']
     >>> cuts(" saw the old dog", Gap("a", "We", " run."), Direction.FORWARD)
-    [' saw the old dog', ' saw the old']
+    [' saw the old dog', ' saw the', ' saw the old']
     """
     half = len(text) / 2
     forward = direction is Direction.FORWARD

@@ -87,7 +87,7 @@ def bounded(limits: Limits) -> type[BoundedHead]:
     """The protocol with these limits, as the class that uvicorn asks for.
 
     >>> bounded(Limits(read_seconds=3)).limits.read_seconds
-    3
+    3.0
     """
 
     class Limited(BoundedHead):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ledom.lm.engine.decoder import _at_level
+from ledom.lm.engine.decoder import _at_level, _truncate
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 40, 2048])
@@ -28,3 +28,8 @@ def test_levels_by_hand():
     weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]]).expand(5, 5)
     levels = torch.tensor([0.0, 0.2, 0.25, 0.9, 1 - 2**-53], dtype=torch.float64)
     assert _at_level(weights, levels).tolist() == [1, 1, 3, 3, 3]
+
+
+def test_a_share_that_rounds_to_zero_keeps_the_likeliest_token() -> None:
+    kept = _truncate(torch.tensor([[0.2, 0.5, 0.3]]), 0, 1e-320)
+    assert kept.tolist() == [[0.0, 0.5, 0.0]]

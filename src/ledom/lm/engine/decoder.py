@@ -258,6 +258,8 @@ def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered
-        ordered = ordered * (before < top_p * ordered.sum(-1, keepdim=True))
+        left = before < top_p * ordered.sum(-1, keepdim=True)
+        left[:, 0] = True  # the likeliest stays, also where the share rounds to 0
+        ordered = ordered * left
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return probabilities
