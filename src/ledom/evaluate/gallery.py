@@ -7,7 +7,7 @@ shown. This module knows nothing of the page (`ledom.report.gallery_page`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -174,19 +174,29 @@ def _reversal(file: Path, lm: LanguageModel, count: int) -> Section:
     )
 
 
+def _best(
+    ranking: Iterable[tuple[str, int, str, float]], count: int
+) -> tuple[list[list[str]], int]:
+    """Rows of the best of the first `count` lists (id, rank, item, score), and how many lists."""
+    lists = [[*own] for _, own in groupby(ranking, lambda one: one[0])][:count]
+    rows = [
+        [of, str(rank), item, numbers.number(score, 1)]
+        for own in lists
+        for of, rank, item, score in own[:_BEST]
+    ]
+    return rows, len(lists)
+
+
 def _ranked(file: Path, lm: LanguageModel, count: int) -> Section:
     ranking = read_records(file, Ranked)
-    queries = [[*own] for _, own in groupby(ranking, lambda one: one.query_id)][:count]
-    rows = [["query", "rank", "passage", "score, nats"]]
-    rows += [
-        [one.query_id, str(one.rank), one.passage_id, numbers.number(one.score, 1)]
-        for own in queries
-        for one in own[:_BEST]
-    ]
+    best, shown = _best(
+        ((one.query_id, one.rank, one.passage_id, one.score) for one in ranking), count
+    )
+    rows = [["query", "rank", "passage", "score, nats"], *best]
     return Section(
         heading="Passages for a query",
         lead="Passages by how likely they make a query that stands in front of them.",
-        rule=f"the first {len(queries)} queries, the best {_BEST} passages of each.",
+        rule=f"the first {shown} queries, the best {_BEST} passages of each.",
         source=str(file),
         tables=[Table("The best passages of each query", rows)],
     )
@@ -194,18 +204,15 @@ def _ranked(file: Path, lm: LanguageModel, count: int) -> Section:
 
 def _inverted(file: Path, lm: LanguageModel, count: int) -> Section:
     ranking = read_records(file, InvertedPrompt)
-    outputs = [[*own] for _, own in groupby(ranking, lambda one: one.output_id)][:count]
-    rows = [["output", "rank", "prompt", "score, nats"]]
-    rows += [
-        [one.output_id, str(one.rank), one.prompt, numbers.number(one.score, 1)]
-        for own in outputs
-        for one in own[:_BEST]
-    ]
+    best, shown = _best(
+        ((one.output_id, one.rank, one.prompt, one.score) for one in ranking), count
+    )
+    rows = [["output", "rank", "prompt", "score, nats"], *best]
     return Section(
         heading="Prompts of an output",
         lead="A reverse model proposes the prompts that an output may answer, a forward model "
         "orders them.",
-        rule=f"the first {len(outputs)} outputs, the best {_BEST} prompts of each.",
+        rule=f"the first {shown} outputs, the best {_BEST} prompts of each.",
         source=str(file),
         tables=[Table("The best prompts of each output", rows)],
     )
