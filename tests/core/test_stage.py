@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ledom.core.errors import InputError, OutputError
-from ledom.core.records import Document, read_records
+from ledom.core.records import Document, Problem, read_records
 from ledom.core.stage import Stage, Work, even_groups, read_settings, read_timings
 
 
@@ -46,11 +46,9 @@ def test_its_seconds_survive_a_stop_and_stay_out_of_the_file(
     path, clock = tmp_path / "out.jsonl", iter([0.0, 2.0, 1002.0, 1002.0, 1005.0])
     monkeypatch.setattr("ledom.core.stage.monotonic", lambda: next(clock))
     Stage(path, Document, {}).append([document(1)])
-    work: Work[int, Document] = Work(
-        items=[1, 2],
-        item_key=lambda item: (str(item),),
-        record_key=lambda record: (record.id,),
-        make=lambda items, have: (([document(item)], True) for item in items),
+    work: Work[Problem, Document] = Work(
+        items=[Problem(id=number, question="") for number in "12"],
+        make=lambda items, have: (([document(int(item.id))], True) for item in items),
         groups=lambda items: [items],
         together=False,
     )

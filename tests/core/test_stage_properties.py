@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledom.core.records import Candidate
+from ledom.core.records import Candidate, Key, Problem
 from ledom.core.stage import Stage, Work, even_groups
 
 
@@ -18,28 +18,25 @@ class StoppedError(Exception):
     """Takes the process's place: nothing after it is done."""
 
 
-def work(names: Sequence[str], size: int, together: bool) -> Work[str, Candidate]:
+def work(names: Sequence[str], size: int, together: bool) -> Work[Problem, Candidate]:
     """Two records of each name, made in groups of at most `size`."""
 
     def make(
-        waiting: Sequence[str], have: Mapping[Any, Sequence[Candidate]]
+        waiting: Sequence[Problem], have: Mapping[Key, Sequence[Candidate]]
     ) -> Iterable[tuple[Sequence[Candidate], bool]]:
-        for name in waiting:
-            done = len(have[name,])
+        for problem in waiting:
+            done = len(have[problem.key])
             for index in range(done, 2):
                 # Where a result depends on its company, the group is part of the text.
-                text = f"é{name} {index} " + "".join(waiting) * together
-                yield [Candidate(problem_id=name, index=index, text=text)], index == 1
+                text = f"é{problem.id} {index} " + "".join(p.id for p in waiting) * together
+                yield [Candidate(problem_id=problem.id, index=index, text=text)], index == 1
 
     return Work(
-        items=names,
-        item_key=lambda name: (name,),
-        record_key=lambda record: (record.problem_id,),
+        items=[Problem(id=name, question="") for name in names],
         make=make,
         groups=lambda items: even_groups(items, size),
         together=together,
         is_done=lambda records: len(records) == 2,
-        order=lambda record: record.index,
     )
 
 

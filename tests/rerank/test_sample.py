@@ -8,7 +8,7 @@ import pytest
 
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError
-from ledom.core.records import Candidate, Problem
+from ledom.core.records import Candidate, Key, Problem
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.rerank.sample import is_finished, sample_candidates, sample_until_decided
@@ -25,16 +25,16 @@ def lm(tokenizer: Tokenizer) -> FakeLanguageModel:
     return FakeLanguageModel(tokenizer, answers=[f"#### {n}" for n in (1, 1, 1, 1, 1, 1, 2, 3, 4)])
 
 
-def drawn_early(lm: FakeLanguageModel, have: dict[str, list[Candidate]]) -> list[list[Candidate]]:
+def drawn_early(lm: FakeLanguageModel, have: dict[Key, list[Candidate]]) -> list[list[Candidate]]:
     return [chunk for chunk, _ in sample_until_decided(PROBLEMS, lm, SAMPLING, N, have)]
 
 
-def by_problem(chunks: list[list[Candidate]]) -> dict[str, list[Candidate]]:
+def by_problem(chunks: list[list[Candidate]]) -> dict[Key, list[Candidate]]:
     """Each problem's candidates by index."""
-    found: dict[str, list[Candidate]] = {problem.id: [] for problem in PROBLEMS}
+    found: dict[Key, list[Candidate]] = {problem.key: [] for problem in PROBLEMS}
     for candidate in (candidate for chunk in chunks for candidate in chunk):
-        found[candidate.problem_id].append(candidate)
-    return {name: sorted(group, key=lambda c: c.index) for name, group in found.items()}
+        found[candidate.key[:1]].append(candidate)
+    return {key: sorted(group, key=lambda c: c.index) for key, group in found.items()}
 
 
 def winner(candidates: list[Candidate]) -> list[str]:
@@ -57,7 +57,7 @@ def test_what_is_drawn_early_is_the_beginning_of_all(lm: FakeLanguageModel) -> N
         assert all(c.sampling is not None and c.sampling["early_stop_of"] == N for c in drawn)
     assert counts <= {9, 11, 13, 15, 16}
     assert len(counts) > 2
-    assert all("early_stop_of" not in (c.sampling or {}) for c in full["p0"])
+    assert all("early_stop_of" not in (c.sampling or {}) for c in full["p0",])
 
 
 def test_sampling_goes_on_from_what_is_there(lm: FakeLanguageModel) -> None:
@@ -68,7 +68,7 @@ def test_sampling_goes_on_from_what_is_there(lm: FakeLanguageModel) -> None:
         rest = [
             chunk
             for chunk, _ in sample_until_decided(
-                [p for p in PROBLEMS if not is_finished(have[p.id], N)], lm, SAMPLING, N, have
+                [p for p in PROBLEMS if not is_finished(have[p.key], N)], lm, SAMPLING, N, have
             )
         ]
         assert len(rest) == len(chunks) - cut  # nothing twice

@@ -30,6 +30,7 @@ from ledom.core.errors import CheckpointError, InputError
 
 __all__ = [
     "Config",
+    "JsonObject",
     "as_type",
     "check_regular",
     "exists",
@@ -46,6 +47,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+JsonObject = dict[str, Any]
+"""A JSON object at the edge: as it was read or is to be written, with whatever keys it has."""
+
 _DEEPEST = 64  # groups within groups; a reader that calls itself fails at about a thousand
 _LONGEST_NUMBER = 309  # digits of the largest float
 _MOST_BYTES = 1 << 20  # of a YAML file
@@ -58,8 +62,7 @@ _OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is anything, a link to nowhere included; a path that no file can have names
-    nothing.
+    """Whether anything is there, a broken link included; a path that no file can have is nothing.
 
     >>> exists("/"), exists("/no such file")
     (True, False)
@@ -76,8 +79,7 @@ def real_path(path: str | Path) -> Path:
 
 
 def check_regular(path: str | Path) -> None:
-    """Raise `InputError` for anything but a regular file: opening a pipe could block forever, and a
-    device may have no end.
+    """Raise `InputError` for anything but a regular file: a pipe may block, a device may not end.
 
     >>> check_regular("/dev")
     Traceback (most recent call last):
@@ -108,7 +110,7 @@ def read_text(path: str | Path) -> str:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
 
 
-def read_json(path: str | Path, non_finite: bool = False) -> dict[str, Any]:
+def read_json(path: str | Path, non_finite: bool = False) -> JsonObject:
     """The JSON object in a file; raises `InputError` that names it. See `parse_json`."""
     text = read_text(path)
     try:
@@ -117,7 +119,7 @@ def read_json(path: str | Path, non_finite: bool = False) -> dict[str, Any]:
         raise InputError(str(error), path=path) from None
 
 
-def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int, JsonObject]]:
     """The objects in a JSONL file, each with the number of its line; blank lines are skipped.
 
     In an `unfinished` file, which a program appends to, a last line without a line end is left out
@@ -148,7 +150,7 @@ def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
 
 
-def as_type(data: dict[str, Any], kind: type[T], path: str | Path | None = None) -> T:
+def as_type(data: JsonObject, kind: type[T], path: str | Path | None = None) -> T:
     """A JSON or YAML object as a dataclass; nothing is converted, unknown keys are left out.
 
     Raises `InputError` that names the file, the key and the value.
@@ -167,7 +169,7 @@ def first_problem(error: ValidationError) -> str:
     return f"{key}{first['msg']}{found}"
 
 
-def parse_json(text: bytes, non_finite: bool = False) -> dict[str, Any]:
+def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     """A JSON object; raises `InputError`, without a place.
 
     Refused besides what is not JSON: NaN, infinities and numbers beyond a float's range (unless
@@ -222,7 +224,7 @@ def _float(digits: str) -> float:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     made = dict(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
@@ -247,7 +249,7 @@ def _check_depth(text: bytes, data: Any) -> None:
     raise InputError(f"groups more than {_DEEPEST} deep")
 
 
-def _check_surrogates(data: dict[str, Any]) -> None:
+def _check_surrogates(data: JsonObject) -> None:
     for key, value in data.items():
         try:
             json.dumps([key, value], ensure_ascii=False).encode()
@@ -257,7 +259,7 @@ def _check_surrogates(data: dict[str, Any]) -> None:
             ) from None
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> JsonObject:
     """The YAML mapping in a file, empty for an empty file; raises `InputError` that names it."""
     data, _ = parse_yaml(read_text(path), path)
     if data is not None and not isinstance(data, dict):
@@ -296,9 +298,8 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
     except _RefusedError as error:
         raise InputError(str(error), path=path, line=error.line) from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = None if mark is None else mark.line + 1
-        raise InputError(f"not YAML: {error.problem}", path=path, line=line) from None
+        refused = _RefusedError(f"not YAML: {error.problem}", error.problem_mark)
+        raise InputError(str(refused), path=path, line=refused.line) from None
     except (yaml.YAMLError, ValueError) as error:  # such as a day 45
         raise InputError(f"not YAML: {' '.join(str(error).split())}", path=path) from None
 
@@ -368,7 +369,7 @@ def _check_keys(keys: list[yaml.Node]) -> None:
         lines[key.value] = key.start_mark.line + 1
 
 
-def read_json_object(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> JsonObject:
     """The object in a JSON file; raises `CheckpointError` for anything else there."""
     try:
         return read_json(file, non_finite=True)  # some models have NaN and infinities

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -28,6 +28,7 @@ __all__ = [
     "SELF_CERTAINTY",
     "Candidate",
     "Document",
+    "Key",
     "Problem",
     "Record",
     "Score",
@@ -46,6 +47,9 @@ NUM_TOKENS = "num_tokens"
 EARLY_STOP = "early_stop_of"
 """Key of a candidate's `sampling`: how many its problem would have without an early stop."""
 
+Key = tuple[Any, ...]
+"""What tells a record from the others of its file: ids, then what stands below them."""
+
 FinishReason = Literal["stop", "length", "unsure"]
 Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
 
@@ -54,7 +58,19 @@ Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
 class Record:
     """Base of the record types; `extra` holds the keys that the type does not know."""
 
+    KEY: ClassVar[tuple[str, ...]] = ("id",)
+    """The fields that make up the key."""
+
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """Tells the record from others; it starts with the key of the record it belongs to.
+
+        >>> Candidate(problem_id="a", index=3, text="7").key
+        ('a', 3)
+        """
+        return tuple([getattr(self, name) for name in self.KEY])
 
     @classmethod
     def from_json(cls: type[RecordT], data: dict[str, Any]) -> RecordT:
@@ -142,6 +158,8 @@ class Candidate(Record):
     candidate's answer with the problem's.
     """
 
+    KEY = ("problem_id", "index")
+
     problem_id: str
     index: int
     text: str
@@ -179,6 +197,8 @@ class Score(Record):
     log of the mean over changed questions, `copies` lists those, and there are no tokens; of
     `x~|y` it is the log of the mean overlap of questions written backwards with the real one.
     """
+
+    KEY = ("problem_id", "index", "target")
 
     problem_id: str
     index: int

@@ -21,16 +21,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import check_settings, file_hash, write_json
 from ledom.core.reading import as_type, exists, read_json, read_jsonl
-from ledom.core.records import Record, read_records, write_records
+from ledom.core.records import Key, Record, read_records, write_records
 
 __all__ = [
     "Check",
+    "Keyed",
     "Stage",
     "Track",
     "Work",
@@ -40,13 +41,20 @@ __all__ = [
     "read_timings",
 ]
 
-ItemT = TypeVar("ItemT")
+
+class Keyed(Protocol):
+    """What a stage makes records of: it has a key, whose first part is the problem's id."""
+
+    @property
+    def key(self) -> Key: ...
+
+
+ItemT = TypeVar("ItemT", bound=Keyed)
+T = TypeVar("T")
 RecordT = TypeVar("RecordT", bound=Record)
 
 Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
 """Wraps a stage's chunks to show progress: (chunks, name, done already, in all)."""
-
-Key = tuple[Any, ...]
 
 Check = Callable[[], Callable[[RecordT], object]]
 """Starts a reading: gives what is called with each record and raises `InputError` if it is bad."""
@@ -58,12 +66,10 @@ _HASH = "sha256"  # key of the settings file: of the finished file
 class Work(Generic[ItemT, RecordT]):
     """The items whose records a stage makes, and how.
 
-    Records belong to the item with their key, whose first part is the problem's id.
+    A record's key starts with that of its item; what follows sorts the records of one item.
     """
 
     items: Sequence[ItemT]
-    item_key: Callable[[ItemT], Key]
-    record_key: Callable[[RecordT], Key]
     make: Callable[
         [Sequence[ItemT], Mapping[Key, Sequence[RecordT]]], Iterable[tuple[Sequence[RecordT], bool]]
     ]
@@ -75,8 +81,6 @@ class Work(Generic[ItemT, RecordT]):
     """Whether a result may depend on the others of its group: groups are then made whole."""
     is_done: Callable[[Sequence[RecordT]], bool] = bool
     """Whether these are all the records of an item."""
-    order: Callable[[RecordT], Any] = lambda record: 0
-    """Sorts the records of one item."""
 
 
 @dataclass(frozen=True)
@@ -213,16 +217,17 @@ class Stage(Generic[RecordT]):
         if self.complete:
             return self.records
         self._since = monotonic()
-        have: dict[Key, list[RecordT]] = {work.item_key(item): [] for item in work.items}
+        have: dict[Key, list[RecordT]] = {item.key: [] for item in work.items}
+        length = len(next(iter(have), ()))
         for record in self.records:
-            have[work.record_key(record)].append(record)
+            have[record.key[:length]].append(record)
         mine = self._share(work, have)
         done = sum(map(work.is_done, have.values()))
         total = done + sum(map(len, mine))
         for _ in track(self._made(work, mine, have), name, done, total):
             pass
         place = {key: i for i, key in enumerate(have)}
-        self.finish(lambda record: (place[work.record_key(record)], work.order(record)), timings)
+        self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timings)
         return self.records
 
     def _share(
@@ -231,14 +236,14 @@ class Stage(Generic[RecordT]):
         """The groups of items that this process still has to make."""
 
         def is_done(item: ItemT) -> bool:
-            return work.is_done(have[work.item_key(item)])
+            return work.is_done(have[item.key])
 
         if not work.together:
             missing = [item for item in work.items if not is_done(item)]
-            return [*work.groups(processes.share(missing, lambda item: work.item_key(item)[0]))]
+            return [*work.groups(processes.share(missing, lambda item: item.key[0]))]
         open_groups = []
         for number, group in enumerate(work.groups(work.items)):
-            if any(have[work.item_key(item)] for item in group):
+            if any(have[item.key] for item in group):
                 if all(map(is_done, group)):
                     continue
                 raise InputError(
@@ -295,7 +300,7 @@ def read_timings(path: Path) -> dict[str, float]:
     }
 
 
-def even_groups(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
+def even_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """As few runs of at most `size` neighbors as there can be, as even as can be.
 
     >>> even_groups("abcdefg", 3)

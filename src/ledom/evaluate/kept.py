@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ledom.core.files import fingerprint
-from ledom.core.records import Record
+from ledom.core.reading import JsonObject
+from ledom.core.records import Key, Record
 from ledom.core.stage import Stage, Track, Work, even_groups
 from ledom.evaluate.harness import LedomLM, document_batches
 from ledom.evaluate.likelihood import score
@@ -23,6 +25,8 @@ __all__ = ["Answer", "KeptLM"]
 
 _TEXTS_TOGETHER = 32  # written texts that are made, and can be lost, together
 _FORMAT = 2  # of an answer
+RequestT = TypeVar("RequestT")
+
 _NOT_A_NAME = re.compile(r"[^\w.-]+")
 
 
@@ -30,9 +34,22 @@ _NOT_A_NAME = re.compile(r"[^\w.-]+")
 class Answer(Record):
     """What a model answers to one request of a task."""
 
-    types = {"number": (int,), "value": (dict,)}
+    KEY = ("number",)
+
     number: int
-    value: dict[str, Any]
+    value: JsonObject
+
+
+@dataclass(frozen=True)
+class _Asked(Generic[RequestT]):
+    """A request of a task, by its place among them."""
+
+    number: int
+    request: RequestT
+
+    @property
+    def key(self) -> Key:
+        return (self.number,)
 
 
 class KeptLM(LedomLM):
@@ -55,9 +72,10 @@ class KeptLM(LedomLM):
         if not self.known:
             answers = self._fill(
                 "loglikelihood",
+                asked,
                 [(r.context, r.continuation, str(r.group)) for r in asked],
-                lambda some: _score(self, [asked[number] for number in some]),
-                lambda numbers: _batches(asked, numbers),
+                lambda some: _score(self, some),
+                document_batches,
             )
             self.known = [
                 (request, Parts(**answer)) for request, answer in zip(asked, answers, strict=True)
@@ -83,69 +101,71 @@ class KeptLM(LedomLM):
         texts = [str(instance.args[0]) for instance in requests]
         answers = self._fill(
             "loglikelihood_rolling",
+            texts,
             [(text,) for text in texts],
-            lambda some: [{"logprob": self.rolling(texts[number])} for number in some],
-            lambda numbers: even_groups(numbers, 1),
+            lambda some: [{"logprob": self.rolling(text)} for text in some],
+            lambda some: even_groups(some, 1),
         )
         return [answer["logprob"] for answer in answers]
 
     def write(self, requests: Sequence[Any]) -> list[tuple[str, int]]:
         write = super().write
 
-        def texts(some: Sequence[int]) -> list[dict[str, Any]]:
-            made = write([requests[number] for number in some])
-            return [{"text": text, "cut": cut} for text, cut in made]
+        def texts(some: Sequence[Any]) -> list[JsonObject]:
+            return [{"text": text, "cut": cut} for text, cut in write(some)]
 
         answers = self._fill(
             "generate_until",
+            requests,
             [(str(r.args[0]), repr(r.args[1])) for r in requests],
             texts,
-            lambda numbers: even_groups(numbers, _TEXTS_TOGETHER),
+            lambda some: even_groups(some, _TEXTS_TOGETHER),
         )
         return [(answer["text"], answer["cut"]) for answer in answers]
 
     def _fill(
         self,
         kind: str,
-        asked: Sequence[tuple[str, ...]],
-        make: Callable[[Sequence[int]], Sequence[dict[str, Any]]],
-        groups: Callable[[Sequence[int]], Sequence[Sequence[int]]],
-    ) -> list[dict[str, Any]]:
-        """The answers to all requests; those that the file lacks are made."""
+        requests: Sequence[RequestT],
+        texts: Sequence[tuple[str, ...]],
+        make: Callable[[Sequence[RequestT]], Sequence[JsonObject]],
+        groups: Callable[[Sequence[RequestT]], Sequence[Sequence[RequestT]]],
+    ) -> list[JsonObject]:
+        """The answers to all requests; those that the file lacks are made.
+
+        `texts` stand for the requests in the file's settings.
+        """
         path = self._folder / f"{_NOT_A_NAME.sub('-', self._name)}.{kind}.jsonl"
         settings = {
             "format": _FORMAT,
             "model": self.lm.identity,
-            "requests": fingerprint(asked),
+            "requests": fingerprint(texts),
             "special_tokens": [list(self.convention.first), list(self.convention.prefix)],
         }
         stage = Stage(path, Answer, settings)
 
         def answers(
-            some: Sequence[int], have: Mapping[Any, Sequence[Answer]]
+            some: Sequence[_Asked[RequestT]], have: Mapping[Key, Sequence[Answer]]
         ) -> Iterator[tuple[list[Answer], bool]]:
-            for number, value in zip(some, make(some), strict=True):
-                yield [Answer(number=number, value=value)], True
+            values = make([asked.request for asked in some])
+            for asked, value in zip(some, values, strict=True):
+                yield [Answer(number=asked.number, value=value)], True
 
-        work: Work[int, Answer] = Work(
-            items=range(len(asked)),
-            item_key=lambda number: (number,),
-            record_key=lambda answer: (answer.number,),
+        def cut(some: Sequence[_Asked[RequestT]]) -> list[list[_Asked[RequestT]]]:
+            remaining = iter(some)
+            sizes = map(len, groups([asked.request for asked in some]))
+            return [[*islice(remaining, size)] for size in sizes]
+
+        work: Work[_Asked[RequestT], Answer] = Work(
+            items=[_Asked(*pair) for pair in enumerate(requests)],
             make=answers,
-            groups=groups,
+            groups=cut,
             together=self.lm.batches_requests,
         )
         name = f"{self._name}, {self.direction}"
         return [answer.value for answer in stage.fill(work, self._track, name)]
 
 
-def _score(lm: LedomLM, asked: Sequence[Request]) -> list[dict[str, Any]]:
+def _score(lm: LedomLM, asked: Sequence[Request]) -> list[JsonObject]:
     """Parts as JSON objects."""
     return [asdict(parts) for parts in score(lm.lm, asked, lm.convention, control=True)]
-
-
-def _batches(asked: Sequence[Request], numbers: Sequence[int]) -> list[list[int]]:
-    """Numbers of requests in runs that do not divide a document."""
-    batches = document_batches([asked[number] for number in numbers])
-    remaining = iter(numbers)
-    return [[next(remaining) for _ in batch] for batch in batches]

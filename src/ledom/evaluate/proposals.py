@@ -17,7 +17,7 @@ import numpy as np
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.files import fingerprint
-from ledom.core.records import Record
+from ledom.core.records import Key, Record
 from ledom.core.stage import Stage, Track, Work, even_groups
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.rerank.sample import sampling_groups
@@ -43,10 +43,16 @@ class Prompt:
     id: str
     text: str
 
+    @property
+    def key(self) -> Key:
+        return (self.id,)
+
 
 @dataclass(kw_only=True)
 class Proposal(Record):
     """A text that a model wrote to the prompt with the id `item_id`; `index` numbers its texts."""
+
+    KEY = ("item_id", "index")
 
     item_id: str
     index: int
@@ -57,6 +63,8 @@ class Proposal(Record):
 @dataclass(kw_only=True)
 class Likelihood(Record):
     """How likely a model finds a proposal: the sum over `num_tokens` tokens, in nats."""
+
+    KEY = ("item_id", "index")
 
     item_id: str
     index: int
@@ -127,12 +135,9 @@ def propose(
 
     work = Work(
         items=prompts,
-        item_key=lambda prompt: (prompt.id,),
-        record_key=lambda proposal: (proposal.item_id,),
         make=make,
         groups=lambda some: sampling_groups(some, num_samples),
         together=lm.batches_requests,
-        order=lambda proposal: proposal.index,
     )
     return Stage(path, Proposal, settings).fill(work, track, name)
 
@@ -166,8 +171,6 @@ def verify(
 
     work = Work(
         items=proposals,
-        item_key=lambda proposal: (proposal.item_id, proposal.index),
-        record_key=lambda record: (record.item_id, record.index),
         make=make,
         groups=lambda some: even_groups(some, _TOGETHER),
         together=lm.batches_requests,

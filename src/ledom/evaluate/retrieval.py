@@ -30,7 +30,15 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import fingerprint
-from ledom.core.records import Candidate, Document, Problem, Record, read_records, write_records
+from ledom.core.records import (
+    Candidate,
+    Document,
+    Key,
+    Problem,
+    Record,
+    read_records,
+    write_records,
+)
 from ledom.core.stage import Stage, Track, Work
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.score import score_candidates
@@ -67,6 +75,8 @@ class Relevance(Record):
     `prior` is log P(passage).
     """
 
+    KEY = ("query_id", "passage_id")
+
     query_id: str
     passage_id: str
     logprob: float
@@ -76,6 +86,8 @@ class Relevance(Record):
 @dataclass(kw_only=True)
 class Ranked(Record):
     """A passage's place among those of a query, from 1 on, and the score that it has it by."""
+
+    KEY = ("query_id", "passage_id")
 
     query_id: str
     rank: int
@@ -165,7 +177,7 @@ def order_passages(
     prior: bool = False,
 ) -> list[Ranked]:
     """The passages of each query, best first, from the scores of all pairs."""
-    found = {(one.query_id, one.passage_id): _score(direction, one, prior) for one in scores}
+    found = {one.key: _score(direction, one, prior) for one in scores}
     ranking = []
     for query in queries:
         values = [(found[query.id, passage.id], passage.id) for passage in passages]
@@ -194,7 +206,7 @@ def reciprocal_ranks(queries: Sequence[Query], ranking: Sequence[Ranked]) -> NDA
     >>> reciprocal_ranks([Query(id="q", text="?", relevant=["c", "b"])], ranking)
     array([0.5])
     """
-    ranks = {(one.query_id, one.passage_id): one.rank for one in ranking}
+    ranks = {one.key: one.rank for one in ranking}
     return np.array(
         [
             max(1 / ranks.get((query.id, wanted), np.inf) for wanted in query.relevant)
@@ -215,50 +227,54 @@ def _check_room(lm: LanguageModel, queries: Sequence[Query]) -> None:
             )
 
 
-Pair = tuple[Query, Document]
+@dataclass(frozen=True)
+class _Pair:
+    """A query and a passage to score."""
+
+    query: Query
+    passage: Document
+
+    @property
+    def key(self) -> Key:
+        return self.query.id, self.passage.id
 
 
 def _work(
     lm: LanguageModel, queries: Sequence[Query], passages: Sequence[Document]
-) -> Work[Pair, Relevance]:
+) -> Work[_Pair, Relevance]:
     """All pairs, tile by tile."""
     wide, high = _TILE
     high = high if len(queries) > 1 else high * wide
-    tiles = {
+    tiles: dict[Key, tuple[int, int]] = {
         (queries[i].id, passages[j].id): (i // wide, j // high)
         for i in range(len(queries))
         for j in range(len(passages))
     }
-    pairs = [(query, passage) for query in queries for passage in passages]
+    pairs = [_Pair(query, passage) for query in queries for passage in passages]
 
-    def key(pair: Pair) -> tuple[str, str]:
-        return pair[0].id, pair[1].id
-
-    def make(some: Sequence[Pair], _: Mapping[Any, Any]) -> Iterator[tuple[list[Relevance], bool]]:
+    def make(some: Sequence[_Pair], _: Mapping[Any, Any]) -> Iterator[tuple[list[Relevance], bool]]:
         return (([found], True) for found in _relevances(lm, some))
 
     return Work(
-        items=sorted(pairs, key=lambda pair: tiles[key(pair)]),
-        item_key=key,
-        record_key=lambda record: (record.query_id, record.passage_id),
+        items=sorted(pairs, key=lambda pair: tiles[pair.key]),
         make=make,
-        groups=lambda some: [[*tile] for _, tile in groupby(some, lambda p: tiles[key(p)])],
+        groups=lambda some: [[*tile] for _, tile in groupby(some, lambda pair: tiles[pair.key])],
         together=lm.batches_requests,
     )
 
 
-def _relevances(lm: LanguageModel, pairs: Sequence[Pair]) -> Iterator[Relevance]:
+def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance]:
     """Score some pairs together; forward, what each passage is worth without a query comes first.
 
     Equal passages are scored once.
     """
-    asked: dict[tuple[str, str], list[Pair]] = {}
+    asked: dict[tuple[str, str], list[_Pair]] = {}
     if lm.direction is Direction.FORWARD:
-        asked = {(_PRIOR, passage.text): [] for _, passage in pairs}
-    for query, passage in pairs:
-        asked.setdefault((query.id, passage.text), []).append((query, passage))
+        asked = {(_PRIOR, pair.passage.text): [] for pair in pairs}
+    for pair in pairs:
+        asked.setdefault((pair.query.id, pair.passage.text), []).append(pair)
     keys = [*asked]
-    texts = {_PRIOR: ""} | {query.id: query.text for query, _ in pairs}
+    texts = {_PRIOR: ""} | {pair.query.id: pair.query.text for pair in pairs}
     problems = [Problem(id=query_id, question=text) for query_id, text in texts.items()]
     candidates = [
         Candidate(problem_id=query_id, index=index, text=text)
@@ -276,7 +292,11 @@ def _relevances(lm: LanguageModel, pairs: Sequence[Pair]) -> Iterator[Relevance]
         if prior is None:  # a server failed on it, which is raised in the end
             continue
         logprob = values["x|y" if lm.direction is Direction.REVERSE else "y|x"]
-        for query, passage in asked[query_id, text]:
+        for pair in asked[query_id, text]:
             yield Relevance(
-                query_id=query.id, passage_id=passage.id, logprob=logprob, prior=prior, extra=extra
+                query_id=query_id,
+                passage_id=pair.passage.id,
+                logprob=logprob,
+                prior=prior,
+                extra=extra,
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ledom.core.errors import InputError
-from ledom.core.records import Candidate, Problem, Score, unique_ids
+from ledom.core.records import Candidate, Key, Problem, Score, unique_ids
 
 __all__ = [
     "SharedScores",
@@ -42,7 +42,7 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
     from 0 to 2^63.
     """
     known = {problem.id for problem in problems}
-    seen: set[tuple[str, int]] = set()
+    seen: set[Key] = set()
 
     def check(candidate: Candidate) -> None:
         problem_id, index = candidate.problem_id, candidate.index
@@ -56,9 +56,9 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
                 f"a candidate of problem {problem_id!r} has the index {index!r:.40}, expected a "
                 "number from 0 on; number the candidates of each problem"
             )
-        if (problem_id, index) in seen:
+        if candidate.key in seen:
             raise InputError(f"problem {problem_id!r} has two candidates with index {index}")
-        seen.add((problem_id, index))
+        seen.add(candidate.key)
 
     return check
 
@@ -135,13 +135,9 @@ class SharedScores:
     """The scores of candidates: those of the first candidate with the same text."""
 
     def __init__(self, candidates: Iterable[Candidate], scores: Iterable[Score]) -> None:
-        self._scores: dict[tuple[str, int, str], Score] = {
-            (s.problem_id, s.index, s.target): s for s in scores
-        }
-        self._first = {
-            (c.problem_id, c.text): (c.problem_id, c.index) for c in distinct_candidates(candidates)
-        }
-        self.targets: set[str] = {target for _, _, target in self._scores}
+        self._scores = {score.key: score for score in scores}
+        self._first = {(c.problem_id, c.text): c.key for c in distinct_candidates(candidates)}
+        self.targets: set[str] = {score.target for score in self._scores.values()}
 
     def find(self, candidate: Candidate, target: str) -> Score | None:
         """A candidate's score for a target, if there is one."""

@@ -24,6 +24,7 @@ from ledom.core.records import (
     NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
+    Key,
     Problem,
     Record,
     Score,
@@ -284,7 +285,7 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         settings["stop_unsure"] = job.stop_unsure
 
     def make(
-        waiting: Sequence[Problem], have: Mapping[str, Sequence[Candidate]]
+        waiting: Sequence[Problem], have: Mapping[Key, Sequence[Candidate]]
     ) -> Iterable[tuple[Sequence[Candidate], bool]]:
         if job.early_stop:
             return sample_until_decided(waiting, lm, job.sampling, job.num_samples, have)

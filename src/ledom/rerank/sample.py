@@ -22,6 +22,7 @@ from ledom.core.records import (
     NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
+    Key,
     Problem,
 )
 from ledom.core.stage import even_groups
@@ -130,7 +131,7 @@ def sample_until_decided(
     lm: LanguageModel,
     sampling: Sampling,
     num_samples: int,
-    have: Mapping[str, Sequence[Candidate]],
+    have: Mapping[Key, Sequence[Candidate]],
 ) -> Iterator[tuple[list[Candidate], bool]]:
     """Draw each problem's candidates by rounds, and no more once its majority vote is decided.
 
@@ -141,7 +142,7 @@ def sample_until_decided(
     """
     _require_forward(lm)
     for together in sampling_groups(problems, num_samples):
-        votes = {problem.id: _Votes(have.get(problem.id, ())) for problem in together}
+        votes = {problem.id: _Votes(have.get(problem.key, ())) for problem in together}
         waiting = [problem for problem in together if not votes[problem.id].has_greedy]
         for place, texts in lm.generate(_prompts(waiting, lm), _greedy(sampling)):
             problem_id = waiting[place].id

@@ -17,7 +17,7 @@ from ledom.core import processes as parallel
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import check_settings, fingerprint
-from ledom.core.records import Candidate, Problem, Score, read_records, write_records
+from ledom.core.records import Candidate, Key, Problem, Score, read_records, write_records
 from ledom.core.stage import Stage, Track, Work, read_finished, read_settings
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidates import candidate_check, distinct_candidates
@@ -36,11 +36,11 @@ __all__ = [
 ]
 
 Make = Callable[
-    [Sequence[Problem], Mapping[str, Sequence[Candidate]]],
+    [Sequence[Problem], Mapping[Key, Sequence[Candidate]]],
     Iterable[tuple[Sequence[Candidate], bool]],
 ]
-"""Takes problems, and the candidates made so far by problem id; yields (new candidates of one
-problem, whether they are its last)."""
+"""Takes problems, and the candidates made so far by the problem's key; yields (new candidates of
+one problem, whether they are its last)."""
 
 TIMINGS = "timings.json"
 """How many seconds each file took. It is the only file in a folder that differs between equal
@@ -83,13 +83,10 @@ def fill_candidates(
         write_records(path.with_name("problems.jsonl"), problems)
     work = Work(
         items=problems,
-        item_key=lambda problem: (problem.id,),
-        record_key=lambda candidate: (candidate.problem_id,),
-        make=lambda some, have: make(some, {p.id: have[p.id,] for p in some}),
+        make=make,
         groups=groups,
         together=together,
         is_done=is_done,
-        order=lambda candidate: candidate.index,
     )
     return stage.fill(work, track, name, path.with_name(TIMINGS))
 
@@ -184,8 +181,6 @@ class _ScoreFiles:
         stage = Stage(self.folder / f"scores.{name}.jsonl", Score, settings, check)
         work: Work[Candidate, Score] = Work(
             items=items,
-            item_key=lambda candidate: (candidate.problem_id, candidate.index),
-            record_key=lambda score: (score.problem_id, score.index),
             make=lambda some, _: ((scores, True) for scores in make(some)),
             groups=score_groups,
             together=self.lm.batches_requests,
@@ -252,24 +247,24 @@ def score_check(
     """
     direction, targets = _CONTENTS[name]
     questions = {problem.id: problem.question for problem in problems}
-    texts = {(c.problem_id, c.index): c.text for c in distinct_candidates(candidates)}
-    seen: set[tuple[str, int, str]] = set()
+    texts = {c.key: c.text for c in distinct_candidates(candidates)}
+    seen: set[Key] = set()
 
     def check(score: Score) -> None:
         whose = f"the score of candidate {score.index} of problem {score.problem_id!r}"
-        key = (score.problem_id, score.index)
-        if key not in texts:
+        own = score.problem_id, score.index
+        if own not in texts:
             raise InputError(f"{whose} belongs to no known candidate")
         if score.direction != direction or score.target not in targets:
             raise InputError(
                 f"{whose} is of log P({score.target}), {score.direction}, in a file of a "
                 f"{direction} model"
             )
-        if (*key, score.target) in seen:
+        if score.key in seen:
             raise InputError(f"{whose} for {score.target} occurs twice")
-        seen.add((*key, score.target))
-        text = score.text if score.text is not None else texts[key]
-        _check_numbers(score, whose, questions[key[0]] if score.target == "x|y" else text)
+        seen.add(score.key)
+        text = score.text if score.text is not None else texts[own]
+        _check_numbers(score, whose, questions[score.problem_id] if score.target == "x|y" else text)
 
     return check
 

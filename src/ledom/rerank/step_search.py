@@ -189,7 +189,7 @@ def _score(
         for index, beam in enumerate(one.beams)
     ]
     means: dict[tuple[str, str, str], tuple[float, float]] = {}
-    text_of = {(c.problem_id, c.index): c.text for c in candidates}
+    text_of = {c.key: c.text for c in candidates}
     for lm in (forward, reverse) if lam > 0 else (forward,):
         chunks = score_candidates(problems, candidates, lm) if lm is not None else ()
         for score in (score for chunk in chunks for score in chunk):
