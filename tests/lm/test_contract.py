@@ -212,6 +212,16 @@ def test_samples_can_be_drawn_in_parts(lm: LanguageModel) -> None:
     assert [rest[place] for place in range(2)] == [five[2:] for five in together]
 
 
+def test_greedy_text_stands_behind_the_samples(lm: LanguageModel) -> None:
+    prompts = ["Ava has 12", "What is 3 + 4?"]
+    sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)
+    samples, greedy = made(lm, prompts, sampling, 2), made(lm, prompts, sampling.greedy)
+    found = dict(lm.generate_with_greedy(prompts, sampling, 2))
+    assert [found[place] for place in range(2)] == [
+        [*two, *one] for two, one in zip(samples, greedy, strict=True)
+    ]
+
+
 def test_self_certainty_is_told_or_left_out(lm: LanguageModel) -> None:
     ((one,),) = made(lm, ["12 + 3"], Sampling(max_tokens=6))
     assert (one.self_certainty is not None) is lm.tells_certainty

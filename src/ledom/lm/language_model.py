@@ -16,7 +16,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from textwrap import shorten
 from typing import Any, ClassVar, Literal
 
@@ -87,6 +87,15 @@ class Sampling:
             raise InputError(
                 f"stop_pattern {self.stop_pattern!r} is not a regular expression: {error}"
             ) from None
+
+    @property
+    def greedy(self) -> Sampling:
+        """The same, but the most likely token each time.
+
+        >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
+        True
+        """
+        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
 
 
 @dataclass(frozen=True)
@@ -310,6 +319,14 @@ class LanguageModel(ABC):
         the seed, the prompt's text and the sample's number, so a job cut in two draws the same
         samples. Raises `InputError` for a prompt that leaves no room in the model's context.
         """
+
+    def generate_with_greedy(
+        self, prompts: Sequence[str], sampling: Sampling, num_samples: int
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        """As `generate`; behind each prompt's samples stands its greedy text."""
+        greedy = dict(self.generate(prompts, sampling.greedy))
+        for place, texts in self.generate(prompts, sampling, num_samples):
+            yield place, [*texts, *greedy[place]]
 
 
 def digest(text: str) -> int:

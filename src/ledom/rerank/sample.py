@@ -42,7 +42,7 @@ __all__ = [
 ItemT = TypeVar("ItemT")
 
 _WARM_UP = 4  # one of so many samples is written to its end before any is broken off
-_TOGETHER = 1024  # texts that are drawn together, and can be lost together
+_TOGETHER = 2048  # texts that are drawn together, and can be lost together
 
 
 def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[ItemT]]:
@@ -93,37 +93,35 @@ def sample_candidates(
     broken off where its confidence falls below (DeepConf's online stop).
     """
     _require_forward(lm)
-    greedy_sampling = _greedy(sampling)
+    greedy = sampling.greedy
     for together in sampling_groups(problems, num_samples):
         prompts = _prompts(together, lm)
-        greedy = {place: texts[0] for place, texts in lm.generate(prompts, greedy_sampling)}
         if stop_unsure:
             written = _stopped_samples(prompts, lm, sampling, num_samples, stop_unsure)
         else:
-            written = lm.generate(prompts, sampling, num_samples)
+            written = lm.generate_with_greedy(prompts, sampling, num_samples)
         for place, texts in written:
             problem_id = together[place].id
-            drawn = [(index, text, sampling) for index, text in enumerate(texts)]
             yield [
-                _candidate(problem_id, index, text, lm, how)
-                for index, text, how in [*drawn, (num_samples, greedy[place], greedy_sampling)]
+                _candidate(problem_id, index, text, lm, sampling if index < num_samples else greedy)
+                for index, text in enumerate(texts)
             ]
 
 
 def _stopped_samples(
     prompts: Sequence[str], lm: LanguageModel, sampling: Sampling, num_samples: int, share: float
 ) -> Iterator[tuple[int, list[Generation]]]:
-    """The samples of each prompt, the later ones broken off where they are unsure."""
+    """Each prompt's samples, the later ones broken off where they are unsure; its greedy text."""
     assert sampling.confidence is not None
     first = max(1, num_samples // _WARM_UP)
-    for place, texts in list(lm.generate(prompts, sampling, first)):
+    for place, (*texts, greedy) in list(lm.generate_with_greedy(prompts, sampling, first)):
         lowest = [text.confidence.lowest for text in texts if text.confidence is not None]
         least = float(np.quantile(lowest, 1 - share, method="lower"))
         strict = replace(sampling, confidence=replace(sampling.confidence, least=least))
         if num_samples > first:
             later = lm.generate([prompts[place]], strict, num_samples - first, first_sample=first)
-            texts = [*texts, *next(iter(later))[1]]
-        yield place, texts
+            texts += next(iter(later))[1]
+        yield place, [*texts, greedy]
 
 
 def sample_until_decided(
@@ -144,9 +142,9 @@ def sample_until_decided(
     for together in sampling_groups(problems, num_samples):
         votes = {problem.id: _Votes(have.get(problem.key, ())) for problem in together}
         waiting = [problem for problem in together if not votes[problem.id].has_greedy]
-        for place, texts in lm.generate(_prompts(waiting, lm), _greedy(sampling)):
+        for place, texts in lm.generate(_prompts(waiting, lm), sampling.greedy):
             problem_id = waiting[place].id
-            yield [_candidate(problem_id, num_samples, texts[0], lm, _greedy(sampling))], False
+            yield [_candidate(problem_id, num_samples, texts[0], lm, sampling.greedy)], False
         for before, total in pairwise([0, *rounds(num_samples)]):
             waiting = [
                 problem for problem in together if votes[problem.id].waits(before, num_samples)
@@ -203,10 +201,6 @@ class _Votes:
 def _require_forward(lm: LanguageModel) -> None:
     if lm.direction is not Direction.FORWARD:
         raise DirectionError(f"{lm.name}: solutions are sampled from a forward model")
-
-
-def _greedy(sampling: Sampling) -> Sampling:
-    return replace(sampling, temperature=0.0, top_k=0, top_p=1.0)
 
 
 def _prompts(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:

@@ -218,7 +218,24 @@ class HFLanguageModel(LanguageModel):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        self.check_request(prompts, sampling, num_samples)
+        numbers = range(first_sample, first_sample + num_samples)
+        return self._generate(prompts, sampling, numbers, with_greedy=False)
+
+    def generate_with_greedy(
+        self, prompts: Sequence[str], sampling: Sampling, num_samples: int
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        # In one batch: of the greedy texts alone, few are left while the longest is written.
+        return self._generate(prompts, sampling, range(num_samples), with_greedy=True)
+
+    def _generate(
+        self,
+        prompts: Sequence[str | Generation],
+        sampling: Sampling,
+        numbers: range,
+        with_greedy: bool,
+    ) -> Iterator[tuple[int, list[Generation]]]:
+        """The samples of these numbers, and perhaps the greedy text, of each prompt."""
+        self.check_request(prompts, sampling, len(numbers))
         starts = [self._start(prompt, sampling) for prompt in prompts]
         jobs = [
             Job(
@@ -226,10 +243,11 @@ class HFLanguageModel(LanguageModel):
                 place,
                 sample,
                 (sampling.seed, start.key, sample),
+                greedy=sample not in numbers,
                 kv_cache=start.kv_cache,
             )
             for place, start in enumerate(starts)
-            for sample in range(first_sample, first_sample + num_samples)
+            for sample in [*numbers, numbers.stop][: len(numbers) + with_greedy]
         ]
         pattern = sampling.stop_pattern
         ends_at_pattern = None if pattern is None else self._pattern_finder(pattern)
@@ -238,7 +256,7 @@ class HFLanguageModel(LanguageModel):
             done.setdefault(job.place, {})[job.sample] = self._generation(
                 job, starts[job.place], sampling
             )
-            if len(done[job.place]) == num_samples:
+            if len(done[job.place]) == len(numbers) + with_greedy:
                 finished = done.pop(job.place)
                 yield job.place, [finished[sample] for sample in sorted(finished)]
 

@@ -37,6 +37,8 @@ class Job:
     sample: int
     key: tuple[int, ...]
     """Seeds its draws."""
+    greedy: bool = False
+    """Whether it takes the most likely token each time, whatever the others of its batch do."""
     ids: list[int] = field(default_factory=list)
     stopped: bool = False
     uniforms: NDArray[np.float64] | None = None

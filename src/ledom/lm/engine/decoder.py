@@ -43,7 +43,7 @@ class Writer:
         self.sampling = sampling
 
     def _seed(self, job: Job) -> None:
-        if self.sampling.temperature > 0:
+        if self.sampling.temperature > 0 and not job.greedy:
             job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
 
     def _take(self, logits: Tensor, jobs: Sequence[Job]) -> None:
@@ -75,8 +75,12 @@ class Writer:
             return logits.argmax(-1)
         probabilities = torch.softmax(logits / self.sampling.temperature, dim=-1)
         probabilities = _truncate(probabilities, self.sampling.top_k, self.sampling.top_p)
-        uniforms = [job.uniforms[len(job.ids)] for job in jobs if job.uniforms is not None]
-        return _at_level(probabilities, torch.tensor(uniforms, device=logits.device))
+        uniforms = [0.0 if job.uniforms is None else job.uniforms[len(job.ids)] for job in jobs]
+        drawn = _at_level(probabilities, torch.tensor(uniforms, device=logits.device))
+        greedy = [row for row, job in enumerate(jobs) if job.greedy]
+        if greedy:
+            drawn[greedy] = logits[greedy].argmax(-1)
+        return drawn
 
 
 class Decoder(Writer):
