@@ -20,6 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ledom.core.errors import InputError
+from ledom.core.reading import JsonObject
 from ledom.lm import EMBEDDED, load
 from ledom.rerank.pipeline import choose_weights
 from ledom.serve.batching import Batcher
@@ -149,7 +150,7 @@ async def compute_score(
     data_source: str,
     solution_str: str,
     ground_truth: Any = None,
-    extra_info: dict[str, Any] | None = None,
+    extra_info: JsonObject | None = None,
     **settings: Any,
 ) -> dict[str, float]:
     """The reward as verl's `reward.custom_reward_function` calls it, batched across calls.
@@ -188,7 +189,7 @@ class ReverseRewardManager:
         self.tokenizer = tokenizer
         self.settings = _Settings(**settings)
 
-    async def run_single(self, data: Any) -> dict[str, Any]:
+    async def run_single(self, data: Any) -> JsonObject:
         """The reward of one sample: its last sequence, given the prompt's last user message."""
         item = data[-1:][0]
         responses = item.batch["responses"]

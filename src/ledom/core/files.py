@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ledom.core.errors import InputError, OutputError
+from ledom.core.reading import JsonObject
 
 __all__ = [
     "check_settings",
@@ -126,8 +127,8 @@ def file_hash(path: Path) -> str:
 
 
 def check_settings(
-    found: dict[str, Any],
-    wanted: dict[str, Any],
+    found: JsonObject,
+    wanted: JsonObject,
     path: Path,
     remedy: str = "give another output folder, or remove it",
 ) -> None:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from ledom.core.errors import InputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import first_problem, read_jsonl
+from ledom.core.reading import JsonObject, first_problem, read_jsonl
 
 __all__ = [
     "CONFIDENCE",
@@ -61,7 +61,7 @@ class Record:
     KEY: ClassVar[tuple[str, ...]] = ("id",)
     """The fields that make up the key."""
 
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
 
     @property
     def key(self) -> Key:
@@ -73,7 +73,7 @@ class Record:
         return tuple([getattr(self, name) for name in self.KEY])
 
     @classmethod
-    def from_json(cls: type[RecordT], data: dict[str, Any]) -> RecordT:
+    def from_json(cls: type[RecordT], data: JsonObject) -> RecordT:
         """Build a record from a parsed JSON object; raises `InputError` on a missing or bad key.
 
         >>> Document.from_json({"id": "a", "text": "Hello.", "language": "en"})
@@ -97,7 +97,7 @@ class Record:
         """The keys that the type knows."""
         return {f.name for f in fields(cls)} - {"extra"}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The record as a JSON object: its own keys (without those that are None), then `extra`."""
         own = {key: value for key, value in vars(self).items() if key != "extra"}
         return {**{k: v for k, v in own.items() if v is not None}, **self.extra}
@@ -166,7 +166,7 @@ class Candidate(Record):
     model: str | None = None
     finish_reason: FinishReason = "stop"
     greedy: bool = False
-    sampling: dict[str, Any] | None = None
+    sampling: JsonObject | None = None
     correct: bool | None = None
 
     def external_score(self, name: str) -> float:

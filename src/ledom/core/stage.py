@@ -26,7 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import check_settings, file_hash, write_json
-from ledom.core.reading import as_type, exists, read_json, read_jsonl
+from ledom.core.reading import JsonObject, as_type, exists, read_json, read_jsonl
 from ledom.core.records import Key, Record, read_records, write_records
 
 __all__ = [
@@ -87,7 +87,7 @@ class Work(Generic[ItemT, RecordT]):
 class _Chunk:
     """A line of a part."""
 
-    chunk: list[dict[str, Any]]
+    chunk: list[JsonObject]
     seconds: float = 0.0
     """What making it took; the finished file, which is the same to the byte, has no times."""
 
@@ -104,7 +104,7 @@ class Stage(Generic[RecordT]):
         self,
         path: Path,
         record_type: type[RecordT],
-        settings: dict[str, Any],
+        settings: JsonObject,
         check: Check[RecordT] | None = None,
     ) -> None:
         self.path = path
@@ -159,7 +159,7 @@ class Stage(Generic[RecordT]):
                 self._kept = part.read_bytes().rfind(b"\n") + 1
         return records
 
-    def _chunk(self, row: dict[str, Any], check: Callable[[RecordT], object]) -> list[RecordT]:
+    def _chunk(self, row: JsonObject, check: Callable[[RecordT], object]) -> list[RecordT]:
         """The records in a line of a part; raises `InputError`, without a place, for bad ones."""
         read = as_type(row, _Chunk)
         self.seconds += read.seconds
@@ -311,7 +311,7 @@ def even_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start:end] for start, end in pairwise(boundaries)]
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> JsonObject:
     """The settings that a finished file was made with.
 
     Raises `InputError` where they are missing or damaged.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ledom.core.errors import InputError, MissingExtraError
-from ledom.core.reading import check_regular, parse_json
+from ledom.core.reading import JsonObject, check_regular, parse_json
 from ledom.data.folders import FileFinder
 
 __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_documents"]
@@ -55,7 +55,7 @@ class Documents(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What was found and is not read, a line each."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What tells these documents from others, for a run that is resumed."""
 
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
@@ -144,7 +144,7 @@ class FileDocuments:
             return files[0].name
         return f"{Path(os.path.commonpath(files)).name} ({len(files)} files)"
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """Names, sizes, times and samples of the files, by one hash; formats and key."""
         digest = hashlib.sha256()
         for file, format in self.files:
@@ -212,7 +212,7 @@ class HubDocuments:
     def source(self) -> str:
         return HUB + self.name
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         return {"documents": self.source, **vars(self)}
 
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:

@@ -24,6 +24,7 @@ from random import Random
 from typing import Any, Literal
 
 from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.reading import JsonObject
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.text.solution_style import (
     ANSWER_MARK,
@@ -149,12 +150,12 @@ def _amc(row: Mapping[str, Any]) -> dict[str, str]:
     return {"question": row["question"], "answer": str(row["answer"]).removesuffix(".0")}
 
 
-def _trivia(row: Mapping[str, Any]) -> dict[str, Any]:
+def _trivia(row: Mapping[str, Any]) -> JsonObject:
     answer = row["answer"]
     return {"question": row["question"], "answer": answer["value"], "aliases": answer["aliases"]}
 
 
-def _nq_open(row: Mapping[str, Any]) -> dict[str, Any]:
+def _nq_open(row: Mapping[str, Any]) -> JsonObject:
     answer, *others = row["answer"]
     return {"question": f"{row['question']}?", "answer": answer, "aliases": others}
 

@@ -30,7 +30,7 @@ from pydantic import PositiveInt
 from ledom.core.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
 from ledom.core.files import check_settings, write_json
 from ledom.core.processes import available_cpus
-from ledom.core.reading import as_type, read_json
+from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
 from ledom.data.store import (
     MANIFEST,
@@ -233,7 +233,7 @@ class _Settings:
     source: str
 
 
-def _read_settings(out: Path) -> dict[str, Any]:
+def _read_settings(out: Path) -> JsonObject:
     file = out / _SETTINGS
     settings = read_json(file)
     as_type(settings, _Settings, file)

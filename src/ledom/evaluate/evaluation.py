@@ -21,6 +21,7 @@ from ledom import __version__
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import write_atomically
+from ledom.core.reading import JsonObject
 from ledom.core.stage import Track
 from ledom.evaluate.harness import run_tasks
 from ledom.evaluate.kept import KeptLM
@@ -114,7 +115,7 @@ def _kinds(tasks: Sequence[Any]) -> set[str]:
 
 
 def _measured(
-    direction: Direction, scoring: str, found: dict[str, Any], kinds: set[str]
+    direction: Direction, scoring: str, found: JsonObject, kinds: set[str]
 ) -> Iterator[Measured]:
     """The metrics of all tasks of a benchmark, their documents pooled."""
     by_metric: dict[tuple[str, str], dict[tuple[str, int], float]] = {}

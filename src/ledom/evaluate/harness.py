@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.reading import JsonObject
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
 from ledom.lm import load
@@ -338,7 +339,7 @@ def _pattern(until: Sequence[str]) -> str | None:
     return "|".join(map(re.escape, until)) or None
 
 
-def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> dict[str, Any]:
+def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:
     """The harness's results and samples of some tasks."""
     for task in tasks:
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
@@ -351,7 +352,7 @@ def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) 
         fewshot_as_multiturn=chat,
         confirm_run_unsafe_code=True,  # `ledom.evaluate.tasks` asked
     )
-    return cast(dict[str, Any], found)
+    return cast(JsonObject, found)
 
 
 def known_tasks() -> list[str]:
@@ -359,7 +360,7 @@ def known_tasks() -> list[str]:
     return list(_task_manager().all_tasks)
 
 
-def build_task(config: dict[str, Any]) -> Any:
+def build_task(config: JsonObject) -> Any:
     """One task from a configuration, nothing of which is looked up."""
     return ConfigurableTask(config=config)
 

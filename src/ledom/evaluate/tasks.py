@@ -21,7 +21,7 @@ from typing import Any
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, LedomError, MissingExtraError
-from ledom.core.reading import check_regular, exists, parse_json
+from ledom.core.reading import JsonObject, check_regular, exists, parse_json
 from ledom.core.records import Document, Problem, read_records, unique_ids
 from ledom.data.problems import BENCHMARKS, load_problems
 from ledom.evaluate.choices import (
@@ -151,7 +151,7 @@ def _from_file(name: str, file: Path, options: Options, direction: Direction) ->
     )
 
 
-def _first_record(file: Path) -> dict[str, Any]:
+def _first_record(file: Path) -> JsonObject:
     check_regular(file)
     try:
         with file.open("rb") as lines:
@@ -292,11 +292,11 @@ def _nothing(doc: Mapping[str, Any]) -> str:
     return ""
 
 
-def _mean(metric: str) -> dict[str, Any]:
+def _mean(metric: str) -> JsonObject:
     return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
 
 
-def _make(name: str, rows: Sequence[dict[str, Any]], **config: Any) -> Any:
+def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
     """A task of the harness over rows in memory."""
     from datasets import Dataset
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ledom.core.direction import Direction
+from ledom.core.reading import JsonObject
 from ledom.core.records import Problem, Record
 from ledom.evaluate.programs import runs_to_its_end
 from ledom.text.answers import extract_answer
@@ -114,7 +115,7 @@ def answer_of(direction: Direction, text: str) -> str | None:
     return answer.strip() if found else None
 
 
-def is_right(kind: str, direction: Direction, problem: dict[str, Any], text: str) -> bool:
+def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) -> bool:
     """Whether a written text answers a problem, given as a JSON object."""
     if kind == "code":
         body = text if direction is Direction.REVERSE else problem["prompt"] + text

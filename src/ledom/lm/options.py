@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ledom.core.errors import InputError
-from ledom.core.reading import parse_yaml
+from ledom.core.reading import JsonObject, parse_yaml
 from ledom.lm.language_model import LanguageModel
 
 __all__ = ["read_options"]
@@ -20,9 +20,7 @@ _ELSEWHERE = {
 }
 
 
-def read_options(
-    backend: type[LanguageModel], written: Sequence[str], model: str
-) -> dict[str, Any]:
+def read_options(backend: type[LanguageModel], written: Sequence[str], model: str) -> JsonObject:
     """`key=value` texts as arguments of the backend's class.
 
     Raises `InputError` for an unknown option, or a value of the wrong type.
@@ -31,7 +29,7 @@ def read_options(
     takes_more = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
     known = {p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD} - {*_ELSEWHERE}
     hints = get_type_hints(backend.__init__)
-    options: dict[str, Any] = {}
+    options: JsonObject = {}
     for text in written:
         key, equals, value = text.partition("=")
         if key in _ELSEWHERE:

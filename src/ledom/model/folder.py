@@ -19,7 +19,7 @@ from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
 from ledom.core.files import write_json
-from ledom.core.reading import check_regular, read_json, read_json_object, real_path
+from ledom.core.reading import JsonObject, check_regular, read_json, read_json_object, real_path
 from ledom.model.foreign.aliases import what_to_run
 
 __all__ = ["count_parameters", "file_digest", "hash_files", "loaded_files", "weight_files"]
@@ -36,7 +36,7 @@ _CACHED_BYTES = 2**20  # from which a digest is worth keeping
 _SETTLED_SECONDS = 2.0  # a file changed again sooner may keep its times
 
 
-def weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
+def weight_files(folder: Path, config: JsonObject) -> list[Path]:
     """The files that hold a model's weights, an index of them first.
 
     Raises `CheckpointError` for an adapter, and where a file is missing or not a regular one.

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import exists, read_yaml, real_path
+from ledom.core.reading import JsonObject, exists, read_yaml, real_path
 from ledom.report.intervals import paired_interval
 from ledom.report.results import Interval
 from ledom.report.training_results import (
@@ -160,7 +160,7 @@ def _run_report(name: str, curves: dict[str, TrainingCurve], folder: Path) -> Ru
     return _with_gap(report, curves[_FORWARD], curves[_REVERSE])
 
 
-def _settings(recipe: Path) -> dict[str, Any]:
+def _settings(recipe: Path) -> JsonObject:
     """The recipe's keys with dots, such as optim.steps."""
     if not exists(recipe):
         return {}

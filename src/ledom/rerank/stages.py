@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ledom.core import processes as parallel
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import check_settings, fingerprint
+from ledom.core.reading import JsonObject
 from ledom.core.records import Candidate, Key, Problem, Score, read_records, write_records
 from ledom.core.stage import Stage, Track, Work, read_finished, read_settings
 from ledom.lm.language_model import LanguageModel
@@ -59,7 +59,7 @@ _ROUNDING = 5e-6  # of each number in a score, nats
 def fill_candidates(
     path: Path,
     problems: Sequence[Problem],
-    settings: dict[str, Any],
+    settings: JsonObject,
     make: Make,
     groups: Callable[[Sequence[Problem]], Sequence[Sequence[Problem]]],
     together: bool,
@@ -105,9 +105,9 @@ class Scoring:
     flip: FlipSettings | None = None
     """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
 
-    def settings(self, lm: LanguageModel) -> dict[str, Any]:
+    def settings(self, lm: LanguageModel) -> JsonObject:
         """What of this decides a model's scores, for their file's settings."""
-        settings: dict[str, Any] = {}
+        settings: JsonObject = {}
         if self.demonstrations:
             settings["demonstrations"] = fingerprint(
                 (d.question, d.solution or "", d.answer or "") for d in self.demonstrations
@@ -173,7 +173,7 @@ class _ScoreFiles:
         self,
         name: str,
         items: Sequence[Candidate],
-        settings: dict[str, Any],
+        settings: JsonObject,
         make: Callable[[Sequence[Candidate]], Iterable[list[Score]]],
     ) -> list[Score]:
         """The scores of `items` in the file of this name; those that it lacks are made."""
@@ -227,7 +227,7 @@ def _score_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> dict[str, Any]:
+def _text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> JsonObject:
     """What stands for the texts in the settings of scores."""
     distinct = distinct_candidates(candidates)
     return {

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from ledom.core.errors import InputError
-from ledom.core.reading import Config
+from ledom.core.reading import Config, JsonObject
 from ledom.core.records import Candidate, Problem
 from ledom.lm.language_model import Sampling
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
@@ -49,7 +49,7 @@ class Options(Config):
     def read(cls, model: str, given: Mapping[str, Any] | None, n: int | None) -> Options:
         """From a model's name, the body's key `ledom` (which counts more) and its `n`."""
         name, *written = model.split(",")
-        options: dict[str, Any] = {} if n is None else {"n": n}
+        options: JsonObject = {} if n is None else {"n": n}
         slug = name.removeprefix(REWARD).removeprefix("/")
         if slug and slug != "auto":
             options["strategy"] = slug
@@ -76,11 +76,11 @@ class Options(Config):
 class Chosen:
     """The choice, and what to tell of it."""
 
-    choice: dict[str, Any]
+    choice: JsonObject
     text: str
     tokens: tuple[int, int] | None
     """Read and written for all candidates; None where the upstream does not say."""
-    details: dict[str, Any]
+    details: JsonObject
 
 
 def strategy_slugs() -> dict[str, str]:
@@ -146,7 +146,7 @@ async def _draw(
     prompt = lm.pair_format.before_solution(question)
     made = await service.compute(lambda: dict(lm.generate([prompt], sampling, options.n))[0])
     chat = path.startswith("chat")
-    choices: list[dict[str, Any]] = [
+    choices: list[JsonObject] = [
         {"finish_reason": "stop" if g.finish_reason == "stop" else "length"}
         | ({"message": {"role": "assistant", "content": g.text}} if chat else {"text": g.text})
         for g in made
@@ -161,7 +161,7 @@ def _select(
     options: Options,
     candidates: Sequence[Candidate],
     judged: Sequence[Judgement],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Choose as `ledom rerank` does; what to tell of the choice."""
     weights = service.judge.weights if options.lam is None else default_weights(options.lam)
     scores = [
@@ -214,7 +214,7 @@ def _strategy(asked: str | None, table: CandidateTable, weights: TunedWeights) -
     return able[slug]
 
 
-def _answers(table: CandidateTable, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+def _answers(table: CandidateTable, candidates: Sequence[Candidate]) -> list[JsonObject]:
     """Distinct answers, and how many candidates give each, the most frequent first."""
     groups: dict[int, list[Candidate]] = {}
     for number, candidate in zip(table.answers[0], candidates, strict=True):

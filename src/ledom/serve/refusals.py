@@ -10,6 +10,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from ledom.core.errors import InputError, LedomError, ServerError
+from ledom.core.reading import JsonObject
 from ledom.serve.batching import Closing, Overloaded
 
 __all__ = ["Refusal", "describe", "refusal_of", "validation_message"]
@@ -27,7 +28,7 @@ class Refusal(Exception):  # noqa: N818 (an answer)
         return JSONResponse({"error": self.detail}, self.status, self.headers)
 
     @property
-    def detail(self) -> dict[str, Any]:
+    def detail(self) -> JsonObject:
         """What stands under `error`."""
         kind = HTTPStatus(self.status).name.lower()
         return {"message": self.message, "type": kind, "code": self.status}

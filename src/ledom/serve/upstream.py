@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from ledom.core.errors import InputError
-from ledom.core.reading import parse_json
+from ledom.core.reading import JsonObject, parse_json
 from ledom.serve.refusals import Refusal
 
 __all__ = ["Drawn", "Upstream"]
@@ -28,7 +28,7 @@ _TOGETHER = 8  # requests at a time, for an upstream that sends one choice each
 class Drawn:
     """Candidates: an upstream's choices, their texts, and the tokens that they took."""
 
-    choices: list[dict[str, Any]]
+    choices: list[JsonObject]
     texts: list[str]
     prompt_tokens: int | None = 0
     """None where the upstream does not say."""
@@ -70,7 +70,7 @@ class Upstream:
                 lacking = count - len(answers[0]["choices"])
                 limit = asyncio.Semaphore(_TOGETHER)
 
-                async def one() -> dict[str, Any]:
+                async def one() -> JsonObject:
                     async with limit:
                         return await self._ask(path, {**body, "n": 1})
 
@@ -101,7 +101,7 @@ class Upstream:
         """Close the connections."""
         await self.client.aclose()
 
-    async def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ask(self, path: str, body: Mapping[str, Any]) -> JsonObject:
         """The upstream's answer, tried again where that may help."""
         url = f"{self.base_url.rstrip('/')}/{path}"
         for pause in (*_PAUSES, None):
@@ -113,7 +113,7 @@ class Upstream:
             await asyncio.sleep(pause)
         raise AssertionError
 
-    async def _post(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _post(self, url: str, body: Mapping[str, Any]) -> JsonObject:
         content = bytearray()
         async with self.client.stream("POST", url, json=dict(body)) as answer:
             async for part in answer.aiter_bytes():
@@ -156,13 +156,13 @@ def _is_choice(choice: Any) -> bool:
     return isinstance(choice, dict) and isinstance(choice.get("message", choice), dict)
 
 
-def _text(choice: dict[str, Any]) -> str:
+def _text(choice: JsonObject) -> str:
     """What a choice says; nothing for one that calls a tool."""
     content = choice["message"].get("content") if "message" in choice else choice.get("text")
     return content if isinstance(content, str) else ""
 
 
-def _sum(answers: list[dict[str, Any]], key: str) -> int | None:
+def _sum(answers: list[JsonObject], key: str) -> int | None:
     counts = [
         usage.get(key) if isinstance(usage := answer.get("usage"), dict) else None
         for answer in answers

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import PositiveInt
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError
-from ledom.core.reading import as_type, read_json_object
+from ledom.core.reading import JsonObject, as_type, read_json_object
 from ledom.data.prepare import DataConfig
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
@@ -376,7 +376,7 @@ def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
     return recipe.model, _vocab_size(recipe.data)
 
 
-def _check_architecture(config: dict[str, Any], file: Path) -> None:
+def _check_architecture(config: JsonObject, file: Path) -> None:
     """Raise `InputError` for a model whose parameters `count_parameters` would count wrong."""
     kind = config.get("model_type", "llama")
     unusual = [key for key in ("attention_bias", "mlp_bias") if config.get(key)]

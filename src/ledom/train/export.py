@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -18,7 +17,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError
 from ledom.core.files import write_folder, write_json
 from ledom.core.hub import render_card
-from ledom.core.reading import check_regular, read_json_object
+from ledom.core.reading import JsonObject, check_regular, read_json_object
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
 from ledom.model.folder import count_parameters
 from ledom.text.tokenizer import Tokenizer
@@ -68,7 +67,7 @@ def export_model(
     return out
 
 
-def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+def _generation_config(tokenizer: Tokenizer) -> JsonObject:
     """How `generate` writes when it is told nothing; ledom's own default temperature."""
     return {
         "do_sample": True,
@@ -80,7 +79,7 @@ def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def model_card(
-    run: Run, config: dict[str, Any], tokenizer: Tokenizer, name: str, license: str | None = None
+    run: Run, config: JsonObject, tokenizer: Tokenizer, name: str, license: str | None = None
 ) -> str:
     """The model card as Markdown with the hub's front matter."""
     reverse = config[DIRECTION_KEY] == Direction.REVERSE
@@ -103,7 +102,7 @@ def model_card(
     )
 
 
-def _facts(run: Run, config: dict[str, Any], tokenizer: Tokenizer) -> list[tuple[str, str]]:
+def _facts(run: Run, config: JsonObject, tokenizer: Tokenizer) -> list[tuple[str, str]]:
     facts = [
         ("direction", config[DIRECTION_KEY]),
         ("parameters", f"{count_parameters(run.model):,}"),

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, MissingExtraError, OutputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import read_jsonl
+from ledom.core.reading import JsonObject, read_jsonl
 from ledom.data.packing import PackedBatch, Windows
 
 __all__ = ["Row", "ValidationStats", "open_metrics", "read_metrics"]
@@ -37,13 +37,13 @@ _OTHERS = "other sources"
 _DIGITS = 6  # of losses: far finer than any difference that is shown
 
 
-Row = dict[str, Any]  # numbers; at validations also text, and numbers by name or in a list
+Row = JsonObject  # numbers; at validations also text, and numbers by name or in a list
 Log = Callable[[Row], None]
 
 
 @contextmanager
 def open_metrics(
-    folder: Path, step: int, trackers: Iterable[str] = (), settings: dict[str, Any] | None = None
+    folder: Path, step: int, trackers: Iterable[str] = (), settings: JsonObject | None = None
 ) -> Iterator[Log]:
     """A function that writes rows (each with its `step`) of a run that resumes at `step`.
 
@@ -98,7 +98,7 @@ def _scalars(row: Row) -> dict[str, float]:
 
 
 @contextmanager
-def _tensorboard(name: str, folder: Path, step: int, settings: dict[str, Any]) -> Iterator[Log]:
+def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
     try:
         module = import_module("torch.utils.tensorboard")
     except ImportError:
@@ -114,7 +114,7 @@ def _tensorboard(name: str, folder: Path, step: int, settings: dict[str, Any]) -
 
 
 @contextmanager
-def _hosted(name: str, folder: Path, step: int, settings: dict[str, Any]) -> Iterator[Log]:
+def _hosted(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
     """Weights & Biases, or trackio, which speaks its language."""
     try:
         module = import_module(name)
@@ -218,7 +218,7 @@ class ValidationStats:
             self._sums[0] += np.bincount(group, losses, size)
             self._sums[1] += np.bincount(group, minlength=size)
 
-    def row(self, total: Callable[..., list[float]]) -> dict[str, Any]:
+    def row(self, total: Callable[..., list[float]]) -> JsonObject:
         """The keys of a row of metrics; `total` adds numbers up over the processes of a run.
 
         Losses are in nats per token. See docs/formats.md.
@@ -232,7 +232,7 @@ class ValidationStats:
         # Every token is in one bin.
         position_tokens = tokens[: self._num_positions].sum()
         starts = [str((1 << bits) >> 1) for bits in range(self._num_positions)]
-        row: dict[str, Any] = {
+        row: JsonObject = {
             "valid_loss": float(losses[: self._num_positions].sum() / position_tokens),
             "valid_tokens": int(position_tokens),
             "valid_data": self._digest.hexdigest()[:16],

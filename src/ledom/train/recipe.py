@@ -26,7 +26,7 @@ from pydantic import (
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, RecipeError
 from ledom.core.files import write_atomically
-from ledom.core.reading import Config, exists, parse_yaml, read_text
+from ledom.core.reading import Config, JsonObject, exists, parse_yaml, read_text
 from ledom.data.prepare import DataConfig
 from ledom.data.problems import GENERATOR
 from ledom.model.presets import ModelConfig
@@ -211,7 +211,7 @@ def _items(node: yaml.Node) -> Iterator[tuple[int | str, tuple[yaml.Node, yaml.N
         yield from ((number, (item, item)) for number, item in enumerate(node.value))
 
 
-def _read(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], _Origin]:
+def _read(path: Path, overrides: Sequence[str]) -> tuple[JsonObject, _Origin]:
     """A recipe's tree of values, and where they come from."""
     try:
         tree, root = parse_yaml(read_text(path), path)
@@ -277,7 +277,7 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
                 yield (group, key), reason
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: JsonObject, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
         raise RecipeError(f"override {override!r}: write it as key.key=value")

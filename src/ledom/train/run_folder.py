@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import as_type, exists, read_yaml
+from ledom.core.reading import JsonObject, as_type, exists, read_yaml
 from ledom.data.store import Manifest, read_manifests
 from ledom.train.metrics import Row, read_metrics
 
@@ -30,7 +29,7 @@ class Run:
     """The finished model's folder."""
     metrics: list[Row] = field(default_factory=list)
     """Rows of metrics.jsonl."""
-    recipe: dict[str, Any] | None = None
+    recipe: JsonObject | None = None
     manifests: dict[str, Manifest] = field(default_factory=dict)
     """Of the token stores, by the part that they are: train, valid; see `read_manifests`."""
 
@@ -79,7 +78,7 @@ class _Recipe:
     data: _Data = _Data()
 
 
-def _read_sources(recipe: dict[str, Any], file: Path) -> dict[str, Manifest]:
+def _read_sources(recipe: JsonObject, file: Path) -> dict[str, Manifest]:
     """The manifests of the stores that a recipe mixes, as far as they still lie where it says."""
     data = as_type(recipe, _Recipe, file).data
     parts = {source.path: source.path for source in data.sources or ()}

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ledom.core.errors import CheckpointError, MissingExtraError
+from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import quiet
 from ledom.model.foreign.tensors import StoredTensor, from_torch
 
@@ -24,7 +25,7 @@ __all__ = ["GGUF", "read_gguf"]
 class GGUF:
     """What a GGUF file holds."""
 
-    config: dict[str, Any]
+    config: JsonObject
     tensors: dict[str, StoredTensor]
     tokenizer: RustTokenizer
     eos_token: str | None

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoConfig, PretrainedConfig
@@ -22,7 +21,7 @@ import ledom
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.core.files import write_folder, write_json
-from ledom.core.reading import read_json_object
+from ledom.core.reading import JsonObject, read_json_object
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
 from ledom.model.folder import file_digest
 from ledom.model.foreign import nanochat_import
@@ -94,7 +93,7 @@ class _Source:
 class _Model:
     """What a source holds."""
 
-    config: dict[str, Any]
+    config: JsonObject
     tensors: dict[str, StoredTensor]
     tokenizer: RustTokenizer
     eos_token: str | None
@@ -149,7 +148,7 @@ def _fitting_tensors(
 
 def _record(
     source: _Source, hashes: dict[str, str], notes: list[str], check: SelfCheck | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """The contents of `RECORD`."""
     return {
         "source": source.name,
@@ -243,7 +242,7 @@ def _direction(source: _Source, model: _Model, options: ImportOptions) -> Direct
         raise error
 
 
-def _checked_config(config: dict[str, Any], path: Path) -> PretrainedConfig:
+def _checked_config(config: JsonObject, path: Path) -> PretrainedConfig:
     """The config as transformers understands it, without code of the model's own."""
     if config.get("quantization_config"):
         raise CheckpointError(f"{path}: the weights are quantized; give plain ones, or a GGUF file")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError
-from ledom.core.reading import read_json_object
+from ledom.core.reading import JsonObject, read_json_object
 from ledom.model.foreign.nanochat import FULL, SLIDING, NanochatConfig
 from ledom.model.foreign.tensors import StoredTensor
 
@@ -58,7 +58,7 @@ def _step(file: Path) -> int:
     return int(digits[1]) if digits else -1
 
 
-def read_model_config(meta: Path) -> dict[str, Any]:
+def read_model_config(meta: Path) -> JsonObject:
     """The shape in a meta file (`model_config`) or a config.json with nanochat's own keys."""
     try:
         contents = read_json_object(meta)

@@ -14,13 +14,13 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import check_regular, parse_json, read_json_object
+from ledom.core.reading import JsonObject, check_regular, parse_json, read_json_object
 
 __all__ = ["StoredTensor", "from_torch", "read_folder", "read_torch_file", "write_safetensors"]
 
@@ -281,7 +281,7 @@ def _write_shards(
 def _write_shard(out: IO[bytes], tensors: dict[str, StoredTensor]) -> Iterator[str]:
     # The largest elements first, so that every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name].dtype], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: JsonObject = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
         tensor, start = tensors[name], end

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import check_regular, read_json_object
+from ledom.core.reading import JsonObject, check_regular, read_json_object
 from ledom.model.foreign.sentencepiece import read_sentencepiece
 from ledom.model.foreign.tiktoken import read_tiktoken_pickle
 
@@ -75,7 +74,7 @@ def _read_byte_level(file: Path) -> RustTokenizer:
 def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) -> None:
     """Add the tokens that tokenizer_config.json or added_tokens.json list, under their ids."""
     first = backend.get_vocab_size(with_added_tokens=True)
-    listed: dict[str, Any] = _read_json(folder / "tokenizer_config.json").get(
+    listed: JsonObject = _read_json(folder / "tokenizer_config.json").get(
         "added_tokens_decoder", {}
     )
     tokens = {int(number): entry for number, entry in listed.items()}
@@ -97,7 +96,7 @@ def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) ->
             )
 
 
-def recorded_eos(folder: Path, backend: RustTokenizer, config: dict[str, Any]) -> str | None:
+def recorded_eos(folder: Path, backend: RustTokenizer, config: JsonObject) -> str | None:
     """The document-end token that a folder records, if it does and the tokenizer has it."""
     token = _read_json(folder / "tokenizer_config.json").get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
@@ -111,6 +110,6 @@ def recorded_eos(folder: Path, backend: RustTokenizer, config: dict[str, Any]) -
     return None
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> JsonObject:
     """The object in a JSON file; empty if the file is missing."""
     return read_json_object(file) if file.exists() else {}

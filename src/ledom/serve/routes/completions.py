@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from ledom.core.direction import Direction
+from ledom.core.reading import JsonObject
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.serve import writing
 from ledom.serve.refusals import Refusal, describe
@@ -44,7 +45,7 @@ class CompletionBody(Body):
     logprobs: Annotated[int | None, Field(ge=0, le=_MOST_LOGPROBS)] = None
     echo: bool | None = None
     stream: bool | None = None
-    ledom: dict[str, Any] | None = None
+    ledom: JsonObject | None = None
     """Options of the gateway; see there."""
 
     def prompts(self) -> list[str | list[int]]:
@@ -87,7 +88,7 @@ class DetokenizeBody(Body):
     model: str | None = None
 
 
-async def complete(body: CompletionBody, service: Service) -> dict[str, Any]:
+async def complete(body: CompletionBody, service: Service) -> JsonObject:
     """Complete by a model of this server, or score the prompt (`echo`)."""
     lm = service.model(body.model)
     prompts, count = body.prompts(), body.n or 1
@@ -109,7 +110,7 @@ async def complete(body: CompletionBody, service: Service) -> dict[str, Any]:
     }
 
 
-Choices = tuple[list[dict[str, Any]], tuple[int, int]]
+Choices = tuple[list[JsonObject], tuple[int, int]]
 
 
 def _write(lm: LanguageModel, body: CompletionBody, prompts: Sequence[str | list[int]]) -> Choices:
@@ -133,7 +134,7 @@ def _write(lm: LanguageModel, body: CompletionBody, prompts: Sequence[str | list
 
 def _choice(
     lm: LanguageModel, body: CompletionBody, generation: Generation, tokens: list[Token] | None
-) -> dict[str, Any]:
+) -> JsonObject:
     text, stopped = _cut(generation.text, body.stops, lm.direction)
     reason = "stop" if stopped or generation.finish_reason == "stop" else "length"
     return {
@@ -199,7 +200,7 @@ def _following(lm: LanguageModel, ids: Sequence[int], count: int) -> Token:
     return Token(best[0][0], best[0][1], best)
 
 
-def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> dict[str, Any]:
+def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
     """OpenAI's object. `top_logprobs` has the alternatives and the token itself."""
     texts = [token_text(lm, token.id) for token in tokens]
     offsets = [0]
@@ -221,7 +222,7 @@ def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> dict[str, Any]:
     }
 
 
-def stream(events: Sequence[dict[str, Any]]) -> StreamingResponse:
+def stream(events: Sequence[JsonObject]) -> StreamingResponse:
     """Server-sent events, and the mark of their end."""
 
     async def lines() -> AsyncIterator[bytes]:
@@ -232,10 +233,10 @@ def stream(events: Sequence[dict[str, Any]]) -> StreamingResponse:
     return StreamingResponse(lines(), media_type="text/event-stream")
 
 
-def completion_events(answer: dict[str, Any]) -> list[dict[str, Any]]:
+def completion_events(answer: JsonObject) -> list[JsonObject]:
     """A completion in pieces, as OpenAI streams it."""
     head = {key: answer[key] for key in ("id", "object", "created", "model")}
-    events: list[dict[str, Any]] = []
+    events: list[JsonObject] = []
     for choice in answer["choices"]:
         for piece in pieces(choice["text"]):
             part = {"index": choice["index"], "text": piece, "finish_reason": None}
@@ -260,7 +261,7 @@ def pieces(text: str) -> list[str]:
 
 
 @router.post("/tokenize", responses=describe(404))
-async def tokenize(body: TokenizeBody, service: ServiceOf) -> dict[str, Any]:
+async def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
     """The ids of a text. The name of a special token, alone, is that token."""
     lm = service.model(body.model or service.default_model)
     special = lm.tokenizer.backend.token_to_id(body.prompt)
@@ -273,7 +274,7 @@ async def tokenize(body: TokenizeBody, service: ServiceOf) -> dict[str, Any]:
 
 
 @router.post("/detokenize", responses=describe(404))
-async def detokenize(body: DetokenizeBody, service: ServiceOf) -> dict[str, Any]:
+async def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
     """The text of ids in reading order; special tokens are left out."""
     lm = service.model(body.model or service.default_model)
     writing.check_ids(lm, body.tokens)
@@ -281,7 +282,7 @@ async def detokenize(body: DetokenizeBody, service: ServiceOf) -> dict[str, Any]
 
 
 @router.get("/tokenizer_info", responses=describe(404))
-async def tokenizer_info(service: ServiceOf, model: str | None = None) -> dict[str, Any]:
+async def tokenizer_info(service: ServiceOf, model: str | None = None) -> JsonObject:
     """What a client must know of the tokenizer."""
     lm = service.model(model or service.default_model)
     tokenizer = lm.tokenizer
@@ -296,7 +297,7 @@ async def tokenizer_info(service: ServiceOf, model: str | None = None) -> dict[s
 
 
 @router.get("/v1/models", responses=describe())
-async def models(service: ServiceOf) -> dict[str, Any]:
+async def models(service: ServiceOf) -> JsonObject:
     """The names that `model` takes."""
     data = [
         {"id": name, "object": "model", "created": service.started, "owned_by": "ledom"}

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 
+from ledom.core.reading import JsonObject
 from ledom.serve.chat_text import question_of
 from ledom.serve.gateway import Chosen, Options, choose
 from ledom.serve.refusals import Refusal, describe
@@ -37,7 +38,7 @@ class Message(Body):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[JsonObject] | None = None
 
 
 class ChatBody(Body):
@@ -62,8 +63,8 @@ class ChatBody(Body):
     n: Annotated[int | None, Field(ge=1)] = None
     """Candidates to draw; one is returned."""
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
-    ledom: dict[str, Any] | None = None
+    stream_options: JsonObject | None = None
+    ledom: JsonObject | None = None
     """Options: strategy, n, lambda, model (the upstream's). They count more than the name's."""
 
 
@@ -90,7 +91,7 @@ async def chat(body: ChatBody, service: ServiceOf) -> Any:
     }
 
 
-def _usage(chosen: Chosen) -> dict[str, Any] | None:
+def _usage(chosen: Chosen) -> JsonObject | None:
     return usage(*chosen.tokens) if chosen.tokens else None
 
 
@@ -102,11 +103,11 @@ def _check_name(model: str) -> None:
         )
 
 
-def _chat_events(head: dict[str, Any], chosen: Chosen, wants_usage: bool) -> list[dict[str, Any]]:
+def _chat_events(head: JsonObject, chosen: Chosen, wants_usage: bool) -> list[JsonObject]:
     """The chosen answer in pieces, as OpenAI streams it; the last one says how it was chosen."""
     head = head | {"object": "chat.completion.chunk"}
 
-    def event(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    def event(delta: JsonObject, reason: str | None = None) -> JsonObject:
         return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
 
     events = [event({"role": "assistant", "content": ""})]
@@ -119,7 +120,7 @@ def _chat_events(head: dict[str, Any], chosen: Chosen, wants_usage: bool) -> lis
     return events
 
 
-async def complete_by_choice(body: CompletionBody, service: Service) -> dict[str, Any]:
+async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObject:
     """The same for completions of one prompt in text."""
     prompts = body.prompts()
     if len(prompts) != 1 or not isinstance(prompts[0], str):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
 
+from ledom.core.reading import JsonObject
 from ledom.core.records import Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.report.results import QuestionToken
@@ -36,7 +37,7 @@ class ScoreBody(Body):
 
 
 @router.get("/healthz", responses=describe())
-async def healthz(service: ServiceOf) -> dict[str, Any]:
+async def healthz(service: ServiceOf) -> JsonObject:
     """Whether the server answers, and what it answers with."""
     return {"status": "ok", "models": {name: lm.name for name, lm in service.models.items()}}
 
@@ -48,7 +49,7 @@ async def metrics(service: ServiceOf) -> Response:
 
 
 @router.get("/ledom/models", responses=describe())
-async def models(service: ServiceOf) -> dict[str, Any]:
+async def models(service: ServiceOf) -> JsonObject:
     """The models, and how their scores become a reward."""
     judge = service.judge
     return {
@@ -69,7 +70,7 @@ async def models(service: ServiceOf) -> dict[str, Any]:
 
 
 @router.post("/ledom/score", responses=describe())
-async def score(body: ScoreBody, service: ServiceOf) -> dict[str, Any]:
+async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     """Every log-probability of answers to a question: in sum, per token and per word (nats).
 
     `y|x` is log P(answer | question) of the forward model, `x|y` log P(question | answer) and `y`
@@ -109,7 +110,7 @@ class GenerateBody(Body):
 
 
 @router.post("/ledom/generate", responses=describe(404))
-async def generate(body: GenerateBody, service: ServiceOf) -> dict[str, Any]:
+async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     """Write on, with the log-probability of each token and the alternatives to it (nats).
 
     `tokens` are in reading order. `next` is what may be written then; the name of the end token
@@ -121,7 +122,7 @@ async def generate(body: GenerateBody, service: ServiceOf) -> dict[str, Any]:
     return await service.compute(lambda: _generate(lm, body))
 
 
-def _generate(lm: LanguageModel, body: GenerateBody) -> dict[str, Any]:
+def _generate(lm: LanguageModel, body: GenerateBody) -> JsonObject:
     made = Generation("", [], "length")
     if body.max_tokens:
         settings = (body.temperature, body.top_k, body.top_p, body.max_tokens, body.seed)
@@ -145,7 +146,7 @@ def _generate(lm: LanguageModel, body: GenerateBody) -> dict[str, Any]:
     }
 
 
-def _named(lm: LanguageModel, alternatives: list[tuple[int, float]]) -> list[dict[str, Any]]:
+def _named(lm: LanguageModel, alternatives: list[tuple[int, float]]) -> list[JsonObject]:
     return [
         {"id": token_id, "text": writing.token_text(lm, token_id), "logprob": logprob}
         for token_id, logprob in alternatives
@@ -157,7 +158,7 @@ def _of_question(judged: list[Judgement]) -> list[Score]:
     return [j.scores["x|y"] for j in judged if "x|y" in j.scores]
 
 
-def _details(body: ScoreBody, index: int, judgement: Judgement) -> dict[str, Any]:
+def _details(body: ScoreBody, index: int, judgement: Judgement) -> JsonObject:
     texts = {"x|y": body.question, "y|x": body.answers[index], "y": body.answers[index]}
     return {
         "reward": judgement.reward,
@@ -170,10 +171,10 @@ def _details(body: ScoreBody, index: int, judgement: Judgement) -> dict[str, Any
     }
 
 
-def _score(score: Score, text: str, with_tokens: bool) -> dict[str, Any]:
+def _score(score: Score, text: str, with_tokens: bool) -> JsonObject:
     """A score; offsets count the characters of `text`, in which the model read the answer."""
     text = score.text or text
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "logprob": score.logprob,
         "num_tokens": score.num_tokens,
         "truncated": bool(score.extra.get("truncated")),

@@ -9,11 +9,11 @@ import os
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from ledom.core.reading import JsonObject
 from ledom.serve.refusals import Refusal, describe
 from ledom.serve.routes.shared import ServiceOf
 
@@ -76,7 +76,7 @@ async def asset(name: str) -> Response:
 
 
 @router.get("/ledom/reports", responses=describe())
-async def reports(service: ServiceOf) -> dict[str, Any]:
+async def reports(service: ServiceOf) -> JsonObject:
     """The reports in the folder that the server was started with, the latest first.
 
     Each is at `/ledom/reports/NAME`.

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, Field
 
+from ledom.core.reading import JsonObject
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import Refusal, describe
 from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
@@ -90,7 +91,7 @@ class ScoreBody(Body):
 
 @router.post("/score", responses=describe())
 @router.post("/v1/score", responses=describe())
-async def score(body: ScoreBody, service: ServiceOf) -> dict[str, Any]:
+async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     """vLLM's score: how good each document is as an answer to its query."""
     judged = await service.judge_pairs(body.pairs())
     return {
@@ -137,7 +138,7 @@ async def rerank(body: RerankBody, service: ServiceOf) -> Any:
 
 def _tei(
     body: RerankBody, order: list[int], answers: list[str], judged: list[Judgement]
-) -> list[dict[str, Any]] | JSONResponse:
+) -> list[JsonObject] | JSONResponse:
     """TEI's answer, and its form of an error."""
     if not body.truncate and any(judgement.is_truncated for judgement in judged):
         message = "a text is longer than the model reads; shorten it, or send truncate: true"

@@ -5,12 +5,13 @@ Their trainers send one sample per request; the service puts those of many reque
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter
 from pydantic import Field
 
 from ledom.core.errors import InputError
+from ledom.core.reading import JsonObject
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
@@ -23,7 +24,7 @@ router = APIRouter(tags=["rewards"])
 
 _QUESTION = "Ava has 3 pens and buys 4. How many?"
 _ANSWER = "3 + 4 = 7\n#### 7"
-Message = dict[str, Any]
+Message = JsonObject
 
 
 class OpenRLHFBody(Body):
@@ -51,7 +52,7 @@ class ClassifyBody(Body):
 
 
 @router.post("/get_reward", responses=describe())
-async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> dict[str, Any]:
+async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
     """OpenRLHF's remote reward. `scores` lie in 0 to 1; `extra_logs` has the log-probabilities."""
     if len(body.query) != len(body.prompts):
         raise InputError(f"{len(body.query)} queries for {len(body.prompts)} prompts; send as many")
@@ -77,7 +78,7 @@ async def slime(body: SlimeBody, service: ServiceOf) -> float:
 
 
 @router.post("/classify", responses=describe())
-async def classify(body: ClassifyBody, service: ServiceOf) -> dict[str, Any]:
+async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
     """vLLM's classification as verl asks for it: the reward is the last of `probs`."""
     judged = await _judge_dialogs(body.input, service)
     return {
@@ -99,7 +100,7 @@ async def classify(body: ClassifyBody, service: ServiceOf) -> dict[str, Any]:
 
 
 @router.post("/v1/embeddings", responses=describe())
-async def embeddings(body: ClassifyBody, service: ServiceOf) -> dict[str, Any]:
+async def embeddings(body: ClassifyBody, service: ServiceOf) -> JsonObject:
     """sglang's embeddings as verl asks for them: the reward is the only number of each."""
     judged = await _judge_dialogs(body.input, service)
     return {

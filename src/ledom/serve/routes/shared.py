@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict
 
+from ledom.core.reading import JsonObject
 from ledom.serve.service import Service
 
 __all__ = ["Body", "ServiceOf", "new_id", "now", "usage"]
@@ -39,7 +40,7 @@ def now() -> int:
     return int(time.time())
 
 
-def usage(num_tokens: int, written: int = 0) -> dict[str, Any]:
+def usage(num_tokens: int, written: int = 0) -> JsonObject:
     """Token counts as OpenAI's clients read them.
 
     >>> usage(5, written=2)["total_tokens"]
