@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +20,7 @@ from ledom.cli.options import (
     MaxTokens,
     Model,
     Out,
+    OutForFile,
     Seed,
     Split,
     Temperature,
@@ -31,6 +31,7 @@ from ledom.cli.options import (
     load_model,
     read_text,
     refuse_unused,
+    results_folder,
     unused_by_models,
     unused_when_greedy,
     use_threads,
@@ -50,31 +51,97 @@ if TYPE_CHECKING:
 
 __all__ = ["RANKING", "SYNTHESIS"]
 
+QueryText = Annotated[
+    str,
+    typer.Argument(help="The query, - for standard input, or a JSONL file of queries."),
+]
+PassagePrior = Annotated[
+    bool,
+    typer.Option(help="Also count how likely each passage is by itself, log P(passage)."),
+]
+TopPassages = Annotated[
+    int, typer.Option(min=1, max=MOST_PROBLEMS, help="Passages to keep per query.")
+]
+Seeds = Annotated[
+    str,
+    typer.Argument(
+        help="A JSONL file of solutions or answers (id, solution?, answer?), or gsm_symbolic "
+        "(generated), gsm8k ..."
+    ),
+]
+NumSeeds = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MOST_PROBLEMS,
+        rich_help_panel=PROBLEMS,
+        help="Number of seeds, from the start of a file. Default: all of a file, 40 generated.",
+    ),
+]
+Known = Annotated[
+    list[Path] | None,
+    typer.Option(
+        rich_help_panel=PROBLEMS,
+        help="A JSONL file of problems whose questions must not come back, such as training "
+        "data (repeatable). The seeds' own questions never do.",
+    ),
+]
+Questions = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Questions per seed."),
+]
+Answers = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MOST_SAMPLES,
+        rich_help_panel=SAMPLING,
+        help="Answers of the forward model per question.",
+    ),
+]
+Agreement = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=SELECTION,
+        help="Least share of the forward model's answers that must equal the seed's.",
+    ),
+]
+Similarity = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=SELECTION,
+        help="Jaccard similarity of 5-word n-grams from which on two questions are near "
+        "duplicates.",
+    ),
+]
+OutputText = Annotated[
+    str,
+    typer.Argument(
+        help="What a model wrote, - for standard input, or a JSONL file (id, text, prompt?)."
+    ),
+]
+Prompts = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Prompts to propose."),
+]
+PromptPrior = Annotated[
+    bool,
+    typer.Option(help="Also count how likely each prompt is by itself, log P(prompt)."),
+]
+TopPrompts = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Prompts to print.")]
+
 
 def rank(
     context: typer.Context,
-    query: Annotated[
-        str,
-        typer.Argument(help="The query, - for standard input, or a JSONL file of queries."),
-    ],
+    query: QueryText,
     passages: Annotated[Path, typer.Argument(help="A JSONL file of passages (id, text).")],
     model: Model = "tiny",
     direction: Annotated[
         str, typer.Option(help="reverse or forward: the direction of the model.")
     ] = "reverse",
-    prior: Annotated[
-        bool,
-        typer.Option(help="Also count how likely each passage is by itself, log P(passage)."),
-    ] = False,
-    top: Annotated[
-        int, typer.Option(min=1, max=MOST_PROBLEMS, help="Passages to keep per query.")
-    ] = 10,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results; a file of queries needs it. Finished work is reused."
-        ),
-    ] = None,
+    prior: PassagePrior = False,
+    top: TopPassages = 10,
+    out: OutForFile = None,
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
@@ -93,8 +160,8 @@ def rank(
     queries = _queries(query, found, from_file)
     use_threads(threads)
     lm = load_model(model, direction, device, dtype)
-    with TemporaryDirectory() as unnamed:
-        ranking = rank_passages(lm, queries, found, out or Path(unnamed), track, prior, top)
+    with results_folder(out) as folder:
+        ranking = rank_passages(lm, queries, found, folder, track, prior, top)
     if not from_file:
         texts = {passage.id: passage.text for passage in found}
         show_ranking((one.passage_id, texts[one.passage_id], one.score) for one in ranking[:top])
@@ -127,63 +194,18 @@ def _show_mean(values: NDArray[np.float64], total: int, known: str) -> None:
 
 def synthesize(
     context: typer.Context,
-    seeds: Annotated[
-        str,
-        typer.Argument(
-            help="A JSONL file of solutions or answers (id, solution?, answer?), or gsm_symbolic "
-            "(generated), gsm8k ..."
-        ),
-    ] = "gsm_symbolic",
-    num_seeds: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MOST_PROBLEMS,
-            rich_help_panel=PROBLEMS,
-            help="Number of seeds, from the start of a file. Default: all of a file, 40 generated.",
-        ),
-    ] = None,
+    seeds: Seeds = "gsm_symbolic",
+    num_seeds: NumSeeds = None,
     split: Split = "tune",
-    known: Annotated[
-        list[Path] | None,
-        typer.Option(
-            rich_help_panel=PROBLEMS,
-            help="A JSONL file of problems whose questions must not come back, such as training "
-            "data (repeatable). The seeds' own questions never do.",
-        ),
-    ] = None,
-    samples: Annotated[
-        int,
-        typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Questions per seed."),
-    ] = 2,
-    answers: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MOST_SAMPLES,
-            rich_help_panel=SAMPLING,
-            help="Answers of the forward model per question.",
-        ),
-    ] = 4,
+    known: Known = None,
+    samples: Questions = 2,
+    answers: Answers = 4,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     max_tokens: MaxTokens = 256,
-    agreement: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=SELECTION,
-            help="Least share of the forward model's answers that must equal the seed's.",
-        ),
-    ] = 0.5,
-    similarity: Annotated[
-        float,
-        typer.Option(
-            rich_help_panel=SELECTION,
-            help="Jaccard similarity of 5-word n-grams from which on two questions are near "
-            "duplicates.",
-        ),
-    ] = 0.8,
+    agreement: Agreement = 0.5,
+    similarity: Similarity = 0.8,
     forward: Model = "tiny",
     reverse: Model = "tiny",
     device: Device = None,
@@ -204,8 +226,7 @@ def synthesize(
 
     refuse_unused(
         context,
-        unused_when_greedy(temperature),
-        (temperature == 0, "at temperature 0 there is only one text", ["samples", "answers"]),
+        *unused_when_greedy(temperature, "samples", "answers"),
         *unused_by_models(forward, reverse),
     )
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
@@ -264,36 +285,20 @@ def _show_synthesized(found: Synthesized, out: Path) -> None:
 
 def invert(
     context: typer.Context,
-    output: Annotated[
-        str,
-        typer.Argument(
-            help="What a model wrote, - for standard input, or a JSONL file (id, text, prompt?)."
-        ),
-    ],
-    samples: Annotated[
-        int,
-        typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Prompts to propose."),
-    ] = 32,
+    output: OutputText,
+    samples: Prompts = 32,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     max_tokens: MaxTokens = 256,
-    prior: Annotated[
-        bool,
-        typer.Option(help="Also count how likely each prompt is by itself, log P(prompt)."),
-    ] = True,
-    top: Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Prompts to print.")] = 3,
+    prior: PromptPrior = True,
+    top: TopPrompts = 3,
     forward: Model = "tiny",
     reverse: Model = "tiny",
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the results; a file of outputs needs it. Finished work is reused."
-        ),
-    ] = None,
+    out: OutForFile = None,
     seed: Seed = 0,
 ) -> None:
     """Find the prompts that are likely to have produced an output.
@@ -309,8 +314,7 @@ def invert(
     from_file = output.endswith(".jsonl")
     refuse_unused(
         context,
-        unused_when_greedy(temperature),
-        (temperature == 0, "at temperature 0 there is only one text", ["samples", "seed"]),
+        *unused_when_greedy(temperature, "samples", "seed"),
         (from_file, "the prompts of a file's outputs are not printed", ["top"]),
         *unused_by_models(forward, reverse),
     )
@@ -324,8 +328,8 @@ def invert(
         load_model(reverse, "reverse", device, dtype),
         load_model(forward, "forward", device, dtype),
     )
-    with TemporaryDirectory() as unnamed:
-        found = run(outputs, *models, sampling, count, out or Path(unnamed), track, prior)
+    with results_folder(out) as folder:
+        found = run(outputs, *models, sampling, count, folder, track, prior)
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])
     _show_mean(reciprocal_ranks(outputs, found), len(outputs), "outputs have a known prompt")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,10 +33,13 @@ __all__ = [
     "Dtype",
     "EarlyStop",
     "HeldOut",
+    "Lambda",
+    "MaskCopies",
     "MaxTokens",
     "Model",
     "NumProblems",
     "Out",
+    "OutForFile",
     "Problems",
     "Samples",
     "ScoreFields",
@@ -45,6 +50,7 @@ __all__ = [
     "TopK",
     "TopP",
     "Unused",
+    "WeightsFile",
     "choose_problems",
     "command_line",
     "decode_text",
@@ -53,6 +59,7 @@ __all__ = [
     "named_score_fields",
     "read_text",
     "refuse_unused",
+    "results_folder",
     "unused_by_models",
     "unused_when_greedy",
     "use_threads",
@@ -71,6 +78,10 @@ MODELS = "Models and hardware"
 
 Out = Annotated[
     Path, typer.Option(help="Folder for the results. Finished work found there is reused.")
+]
+OutForFile = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the results; a JSONL file needs it. Finished work is reused."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Random seed.")]
 
@@ -154,6 +165,33 @@ ScoreFields = Annotated[
     ),
 ]
 
+WeightsFile = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=SELECTION,
+        help="A weights file of ledom tune. Default: the embedded pair's own weights; for other "
+        "models lambda 0.5.",
+    ),
+]
+Lambda = Annotated[
+    float | None,
+    typer.Option(
+        "--lambda",
+        rich_help_panel=SELECTION,
+        help="Weight of the reverse term, from 0 to 1, in place of a weights file.",
+    ),
+]
+MaskCopies = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MOST_COPIES,
+        rich_help_panel=SCORING,
+        help="Hide from the reverse model what an answer copies from the question: passages of N "
+        "words or more. 0: hide nothing. Cost: none.",
+    ),
+]
+
 Model = Annotated[
     str,
     typer.Option(
@@ -216,10 +254,13 @@ def unused_by_models(*names: str) -> tuple[Unused, ...]:
     )
 
 
-def unused_when_greedy(temperature: float) -> Unused:
-    """The rule for options that only random sampling uses."""
+def unused_when_greedy(temperature: float, *names: str) -> tuple[Unused, ...]:
+    """The rules for options that only random sampling uses: `names` beside --top-k and --top-p."""
     reason = "at temperature 0 the most likely token is taken"
-    return (temperature == 0, reason, ["top_k", "top_p"])
+    return (
+        (temperature == 0, reason, ["top_k", "top_p"]),
+        (temperature == 0, "at temperature 0 there is only one text", names),
+    )
 
 
 def choose_problems(
@@ -277,6 +318,13 @@ def _read_input() -> bytes:
         raise InputError("- means standard input, but standard input is closed; give the text")
     data = sys.stdin.buffer.read()
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+@contextmanager
+def results_folder(out: Path | None) -> Iterator[Path]:
+    """The folder that the user named for the results, or one that is removed at the end."""
+    with TemporaryDirectory() as unnamed:
+        yield out or Path(unnamed)
 
 
 def command_line() -> str:

@@ -19,6 +19,8 @@ from ledom.cli.options import (
     Dtype,
     EarlyStop,
     HeldOut,
+    Lambda,
+    MaskCopies,
     MaxTokens,
     Model,
     NumProblems,
@@ -33,6 +35,7 @@ from ledom.cli.options import (
     TopK,
     TopP,
     Unused,
+    WeightsFile,
     choose_problems,
     command_line,
     load_model,
@@ -47,10 +50,12 @@ from ledom.cli.progress import Progress, track
 from ledom.data.problems import GENERATOR
 
 if TYPE_CHECKING:
-    from ledom.core.records import Candidate, Problem
+    from ledom.core.records import Candidate
+    from ledom.lm.language_model import Sampling
     from ledom.rerank.pipeline import Job
+    from ledom.rerank.stages import Scoring
 
-__all__ = ["COMMANDS", "Lambda", "MaskCopies", "WeightsFile"]
+__all__ = ["COMMANDS"]
 
 _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
@@ -73,22 +78,6 @@ CandidateFile = Annotated[
     typer.Option(
         rich_help_panel=SAMPLING,
         help="A JSONL file of candidates. Default: sample them from the forward model.",
-    ),
-]
-WeightsFile = Annotated[
-    Path | None,
-    typer.Option(
-        rich_help_panel=SELECTION,
-        help="A weights file of ledom tune. Default: the embedded pair's own weights; for other "
-        "models lambda 0.5.",
-    ),
-]
-Lambda = Annotated[
-    float | None,
-    typer.Option(
-        "--lambda",
-        rich_help_panel=SELECTION,
-        help="Weight of the reverse term, from 0 to 1, in place of a weights file.",
     ),
 ]
 Folds = Annotated[
@@ -153,16 +142,6 @@ Flip = Annotated[
         rich_help_panel=SCORING,
         help="Also write K questions backwards from each answer, and compare them with the real "
         "one (FLIP). Cost: K questions per answer.",
-    ),
-]
-MaskCopies = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        max=MOST_COPIES,
-        rich_help_panel=SCORING,
-        help="Hide from the reverse model what an answer copies from the question: passages of N "
-        "words or more. 0: hide nothing. Cost: none.",
     ),
 ]
 
@@ -232,15 +211,11 @@ def rerank(
 
     Example: ledom rerank --problems mine.jsonl --candidates theirs.jsonl --forward none
     """
-    from ledom.lm.confidence import ConfidenceSettings
-    from ledom.lm.language_model import Sampling
-    from ledom.rerank.flip import FlipSettings
     from ledom.rerank.pipeline import Job, choose_weights
-    from ledom.rerank.stages import Scoring
 
     refuse_unused(
         context,
-        unused_when_greedy(temperature),
+        *unused_when_greedy(temperature),
         (not confidence, "it needs --confidence", ["window", "stop_unsure"]),
         (early_stop, "--early-stop stops already", ["stop_unsure"]),
         *_without_effect(candidates, weights, folds, forward, reverse),
@@ -248,14 +223,12 @@ def rerank(
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
     job.folds, job.command = folds, command_line()
     job.external_scores = named_score_fields(score_field)
-    asked = ConfidenceSettings(confidence, window) if confidence else None
-    job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed, confidence=asked)
+    job.sampling = _sampling(temperature, top_k, top_p, max_tokens, seed, confidence, window)
     job.num_samples, job.early_stop, job.stop_unsure = samples, early_stop, stop_unsure
     draws = candidates is None and temperature > 0
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
-    backwards = FlipSettings(flip, seed=seed) if flip else None
-    job.scoring = Scoring(_solved_problems(demonstrations), mask_copies, contrast, backwards)
+    job.scoring = _scoring(demonstrations, mask_copies, contrast, flip, seed)
     use_threads(threads)
     job.forward = model_or_none(forward, "forward", device, dtype)
     job.reverse = model_or_none(reverse, "reverse", device, dtype)
@@ -309,10 +282,34 @@ def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candida
     return [candidate for candidate in found if candidate.problem_id in wanted]
 
 
-def _solved_problems(file: Path | None) -> Sequence[Problem]:
-    from ledom.core.records import Problem, read_records
+def _sampling(
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    max_tokens: int,
+    seed: int,
+    confidence: int,
+    window: int,
+) -> Sampling:
+    from ledom.lm.confidence import ConfidenceSettings
+    from ledom.lm.language_model import Sampling
 
-    return () if file is None else read_records(file, Problem, Problem.require_solution)
+    asked = ConfidenceSettings(confidence, window) if confidence else None
+    return Sampling(temperature, top_k, top_p, max_tokens, seed, confidence=asked)
+
+
+def _scoring(
+    demonstrations: Path | None, mask_copies: int, contrast: int, flip: int, seed: int
+) -> Scoring:
+    """How solutions are read; the demonstrations are read from their file."""
+    from ledom.core.records import Problem, read_records
+    from ledom.rerank.flip import FlipSettings
+    from ledom.rerank.stages import Scoring
+
+    shown: Sequence[Problem] = ()
+    if demonstrations is not None:
+        shown = read_records(demonstrations, Problem, Problem.require_solution)
+    return Scoring(shown, mask_copies, contrast, FlipSettings(flip, seed=seed) if flip else None)
 
 
 def tune(

@@ -12,14 +12,16 @@ from ledom.cli.display import say
 from ledom.cli.options import (
     Device,
     Dtype,
+    Lambda,
+    MaskCopies,
     Model,
     Threads,
+    WeightsFile,
     model_or_none,
     refuse_unused,
     unused_by_models,
     use_threads,
 )
-from ledom.cli.rerank import Lambda, MaskCopies, WeightsFile
 from ledom.core.errors import InputError
 
 if TYPE_CHECKING:

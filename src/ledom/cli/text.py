@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,10 +22,12 @@ from ledom.cli.options import (
     Threads,
     TopK,
     TopP,
+    Unused,
     decode_text,
     load_model,
     read_text,
     refuse_unused,
+    results_folder,
     unused_by_models,
     unused_when_greedy,
     use_threads,
@@ -38,6 +39,32 @@ if TYPE_CHECKING:
     from ledom.lm.language_model import LanguageModel, Sampling
 
 __all__ = ["COMMANDS"]
+
+Before = Annotated[
+    str | None,
+    typer.Option(help="An ending, or - for standard input: write what comes before it."),
+]
+After = Annotated[
+    str | None,
+    typer.Option(
+        help="A beginning, or - for standard input: write what comes after it. With --before: "
+        "write what stands between, by the reverse model; the forward model chooses."
+    ),
+]
+NumTexts = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Number of texts.")]
+Proposals = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MOST_SAMPLES,
+        rich_help_panel=SAMPLING,
+        help="Texts to choose from, between a beginning and an ending.",
+    ),
+]
+OutBetween = Annotated[
+    Path | None,
+    typer.Option(help="Folder for what is written between two texts. Finished work is reused."),
+]
 
 
 def explain(
@@ -93,27 +120,10 @@ def explain(
 
 def generate(
     context: typer.Context,
-    before: Annotated[
-        str | None,
-        typer.Option(help="An ending, or - for standard input: write what comes before it."),
-    ] = None,
-    after: Annotated[
-        str | None,
-        typer.Option(
-            help="A beginning, or - for standard input: write what comes after it. With --before: "
-            "write what stands between, by the reverse model; the forward model chooses."
-        ),
-    ] = None,
-    samples: Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Number of texts.")] = 1,
-    proposals: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MOST_SAMPLES,
-            rich_help_panel=SAMPLING,
-            help="Texts to choose from, between a beginning and an ending.",
-        ),
-    ] = 16,
+    before: Before = None,
+    after: After = None,
+    samples: NumTexts = 1,
+    proposals: Proposals = 16,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -124,10 +134,7 @@ def generate(
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for what is written between two texts. Finished work is reused."),
-    ] = None,
+    out: OutBetween = None,
 ) -> None:
     """Write what comes before a text, after it, or between two.
 
@@ -138,24 +145,11 @@ def generate(
     from ledom.rerank.explain import unfamiliar_texts
 
     names = [name for name, text in ((reverse, before), (forward, after)) if text is not None]
-    one_end = before is None or after is None
-    reason = "only what stands between a beginning and an ending is chosen from proposals"
-    refuse_unused(
-        context,
-        unused_when_greedy(temperature),
-        (temperature == 0, "at temperature 0 there is only one text", ["proposals", "seed"]),
-        (temperature == 0 and one_end, "at temperature 0 there is only one text", ["samples"]),
-        (one_end, reason, ["proposals", "out"]),
-        (before is None, "only --before needs a reverse model", ["reverse"]),
-        (after is None, "only --after needs a forward model", ["forward"]),
-        *unused_by_models(*names),
-    )
-    if not names or before == after == "-":
-        raise InputError(
-            "there is one standard input; give a text for --before or --after"
-            if names
-            else "nothing to write from; give --before ENDING, --after BEGINNING or both"
-        )
+    refuse_unused(context, *_without_effect(before, after, temperature), *unused_by_models(*names))
+    if not names:
+        raise InputError("nothing to write from; give --before ENDING, --after BEGINNING or both")
+    if before == after == "-":
+        raise InputError("there is one standard input; give a text for --before or --after")
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     beginning = None if after is None else read_text(after, "beginning")
     ending = None if before is None else read_text(before, "ending")
@@ -170,11 +164,25 @@ def generate(
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
     count = 1 if temperature == 0 else proposals
-    with TemporaryDirectory() as unnamed:
-        gap = Gap("gap", beginning, ending)
-        found = infill([gap], writer, judge, sampling, count, out or Path(unnamed), track)
+    gap = Gap("gap", beginning, ending)
+    with results_folder(out) as folder:
+        found = infill([gap], writer, judge, sampling, count, folder, track)
     _show(f"{beginning}{middle.text}{ending}" for middle in found[gap.id][:samples])
     warn(unfamiliar_texts(writer, [ending]))
+
+
+def _without_effect(
+    before: str | None, after: str | None, temperature: float
+) -> tuple[Unused, ...]:
+    """The rules for options of ledom generate that others make useless."""
+    one_end = before is None or after is None
+    chosen = "only what stands between a beginning and an ending is chosen from proposals"
+    return (
+        *unused_when_greedy(temperature, "proposals", "seed", *(["samples"] if one_end else [])),
+        (one_end, chosen, ["proposals", "out"]),
+        (before is None, "only --before needs a reverse model", ["reverse"]),
+        (after is None, "only --after needs a forward model", ["forward"]),
+    )
 
 
 def _written(lm: LanguageModel, text: str, sampling: Sampling, samples: int) -> list[str]:

@@ -151,19 +151,24 @@ class KeptLM(LedomLM):
             for asked, value in zip(some, values, strict=True):
                 yield [Answer(number=asked.number, value=value)], True
 
-        def cut(some: Sequence[_Asked[RequestT]]) -> list[list[_Asked[RequestT]]]:
-            remaining = iter(some)
-            sizes = map(len, groups([asked.request for asked in some]))
-            return [[*islice(remaining, size)] for size in sizes]
-
         work: Work[_Asked[RequestT], Answer] = Work(
             items=[_Asked(*pair) for pair in enumerate(requests)],
             make=answers,
-            groups=cut,
+            groups=lambda some: _cut(some, groups),
             together=self.lm.batches_requests,
         )
         name = f"{self._name}, {self.direction}"
         return [answer.value for answer in stage.fill(work, self._track, name)]
+
+
+def _cut(
+    asked: Sequence[_Asked[RequestT]],
+    groups: Callable[[Sequence[RequestT]], Sequence[Sequence[RequestT]]],
+) -> list[list[_Asked[RequestT]]]:
+    """Requests with their places, grouped as `groups` does without."""
+    remaining = iter(asked)
+    sizes = map(len, groups([one.request for one in asked]))
+    return [[*islice(remaining, size)] for size in sizes]
 
 
 def _score(lm: LedomLM, asked: Sequence[Request]) -> list[JsonObject]:
