@@ -1,4 +1,4 @@
-"""What the tests of the command line share; the fixtures stand in conftest.py."""
+"""What the tests of the command line share; the fixtures stand in shared_fixtures.py."""
 
 from __future__ import annotations
 

@@ -1,0 +1,128 @@
+"""What many tests share: a tiny tokenizer, a pair of tiny random models, and the command line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ledom.lm
+from command_line import QUESTIONS, Run
+from ledom.cli import app as cli
+from ledom.cli.run import DEBUG_VARIABLE
+from ledom.core import processes as parallel
+from ledom.core.direction import Direction
+from ledom.core.records import Candidate, Problem, write_records
+from ledom.data.problems import generate_problems
+from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.lm.language_model import LanguageModel
+from ledom.model.checkpoint import build_model, save_checkpoint
+from ledom.model.presets import ModelConfig
+from ledom.report import curves, plots
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer, train_tokenizer
+
+torch.set_num_threads(1)  # the models are so small that threads only cost
+# Tests of Ctrl-C need it, and what they start inherits it, even where a shell that runs the tests
+# in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def problems() -> list[Problem]:
+    """A hundred and twenty generated training problems."""
+    return list(generate_problems("train", 120, seed=5))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(problems: list[Problem]) -> Tokenizer:
+    """A tokenizer of 400 tokens, trained on the generated problems."""
+    return train_tokenizer((p.question + "\n\n" + (p.solution or "") for p in problems), 400)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Two layers, width 32, grouped-query attention; weights large enough for context to matter."""
+    return ModelConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.15,
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoints(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, tiny_config: ModelConfig
+) -> dict[str, Path]:
+    """Folders of two tiny random models, `forward` and `reverse`; copy before you write there."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for seed, direction in enumerate(Direction):
+        model = build_model(tiny_config, tokenizer, seed)
+        save_checkpoint(root / str(direction), model, tokenizer, direction, PairFormat())
+    return {str(direction): root / str(direction) for direction in Direction}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line; returns its exit code and what it printed."""
+
+    monkeypatch.setattr(parallel, "set_threads", lambda threads: None)  # later tests want one
+    monkeypatch.setattr(cli, "prepare_process", lambda: None)  # the streams are pytest's
+    monkeypatch.setenv(DEBUG_VARIABLE, "")  # and gone afterwards
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ledom", *map(str, arguments)])
+        code: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        assert isinstance(code, int | None)
+        return code or 0, captured.out + captured.err
+
+    return call
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> dict[str, FakeLanguageModel]:
+    """Fake models in place of every model folder."""
+    models = {str(d): FakeLanguageModel(tokenizer, d) for d in Direction}
+
+    def load(path: str, direction: str, **options: object) -> LanguageModel:
+        return models[direction]
+
+    monkeypatch.setattr(ledom.lm, "load", load)
+    return models
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without what takes most of a small job's time; tests/report/ looks at pictures."""
+    for module in (plots, curves):
+        monkeypatch.setattr(module, "draw_svg", lambda *_: "<svg></svg>")
+
+
+@pytest.fixture
+def problem_file(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    write_records(path, QUESTIONS)
+    return path
+
+
+@pytest.fixture
+def candidate_file(tmp_path: Path) -> Path:
+    path = tmp_path / "candidates.jsonl"
+    rows = [
+        Candidate(problem_id=p.id, index=i, text=f"so it is {i}\n#### {i}")
+        for p in QUESTIONS
+        for i in range(4)
+    ]
+    write_records(path, rows)
+    return path
