@@ -73,6 +73,10 @@ def trl_reward(
     The log-probabilities appear beside the completions (`log_p_xy` ...), and the share of each
     answer that is copied from its question as the metric `copied_share`. A question that leaves no
     room for an answer has no reward (None).
+
+    >>> reward = trl_reward(lam=0.5)  # models are loaded by the first call
+    >>> reward.__name__
+    'reverse_reward'
     """
     reward = _TRLReward(_Settings(**settings), question)
     if not asynchronous:
@@ -158,6 +162,10 @@ async def compute_score(
     verl passes no prompt: the question is `extra_info["question"]`, which the dataset must have
     (else use `ReverseRewardManager`). `settings` are those of `trl_reward`, from `reward_kwargs`.
     Raises `InputError` without a question.
+
+    >>> asyncio.run(compute_score("math", "#### 4"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: extra_info has no question; add the column to the dataset, ...
     """
     asked = (extra_info or {}).get("question")
     if not isinstance(asked, str):

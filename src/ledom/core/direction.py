@@ -33,15 +33,27 @@ class Direction(str, Enum):
         return self.value
 
     def to_model_order(self, sequence: SequenceT) -> SequenceT:
-        """Turn a sequence (its last axis, for arrays) from reading order into model order."""
+        """Turn a sequence (its last axis, for arrays) from reading order into model order.
+
+        >>> Direction.REVERSE.to_model_order([1, 2, 3]), Direction.FORWARD.to_model_order([1, 2, 3])
+        ([3, 2, 1], [1, 2, 3])
+        """
         if self is Direction.FORWARD:
             return sequence
         return sequence[..., ::-1] if isinstance(sequence, np.ndarray) else sequence[::-1]
 
     def to_reading_order(self, sequence: SequenceT) -> SequenceT:
-        """Turn a sequence (its last axis, for arrays) from model order into reading order."""
+        """Turn a sequence (its last axis, for arrays) from model order into reading order.
+
+        >>> Direction.REVERSE.to_reading_order(np.array([[3, 2, 1]]))
+        array([[1, 2, 3]])
+        """
         return self.to_model_order(sequence)  # a flip is its own inverse
 
     def span_to_model_order(self, start: int, end: int, length: int) -> tuple[int, int]:
-        """Where the reading-order span [start, end) of `length` items lies in model order."""
+        """Where the reading-order span [start, end) of `length` items lies in model order.
+
+        >>> Direction.REVERSE.span_to_model_order(0, 2, length=5)  # the first two are read last
+        (3, 5)
+        """
         return (start, end) if self is Direction.FORWARD else (length - end, length - start)

@@ -41,7 +41,12 @@ class LedomError(Exception):
 
 
 class InputError(LedomError, ValueError):
-    """A bad record, file or argument; `path` and `line` (1-based) are prepended where known."""
+    """A bad record, file or argument; `path` and `line` (1-based) are prepended where known.
+
+    >>> raise InputError("the file is empty", path="a.jsonl", line=3)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: a.jsonl:3: the file is empty
+    """
 
     def __init__(
         self, message: str, *, path: str | Path | None = None, line: int | None = None
@@ -90,6 +95,9 @@ class MissingExtraError(LedomError, ImportError):
     """An optional dependency that is not installed; the message names the pip command.
 
     `needed_by` says what needs it, `otherwise` what helps besides.
+
+    >>> str(MissingExtraError("vllm", extra="vllm", otherwise="or name a model folder"))
+    "vllm is not installed; run: pip install 'ledom[vllm]'; or name a model folder"
     """
 
     def __init__(self, package: str, extra: str, needed_by: str = "", otherwise: str = "") -> None:

@@ -62,7 +62,16 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
 
 
 def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = False) -> None:
-    """Write a JSON object to a file, atomically; see `write_atomically`."""
+    """Write a JSON object to a file, atomically; see `write_atomically`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(f"{folder}/new/a.json", {"seed": 1})
+    ...     print(Path(folder, "new", "a.json").read_text(), end="")
+    {
+     "seed": 1
+    }
+    """
     with write_atomically(path) as out:
         json.dump(contents, out, indent=1, sort_keys=sort_keys)
         out.write("\n")

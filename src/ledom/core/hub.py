@@ -13,7 +13,14 @@ __all__ = ["push", "render_card"]
 
 
 def render_card(template: Path, **values: Any) -> str:
-    """A card from a template, as Markdown with the hub's front matter."""
+    """A card from a template, as Markdown with the hub's front matter.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as template:
+    ...     _ = Path(template.name).write_text("# {{ name }}: {{ count | commas }} tokens")
+    ...     render_card(Path(template.name), name="stories", count=1234567)
+    '# stories: 1,234,567 tokens'
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -36,6 +43,10 @@ def push(
     """Upload a folder to the hub as `USER/NAME`, made if it is not there; returns its address.
 
     Raises `InputError` for a name of another form, `OutputError` when the hub refuses.
+
+    >>> push(Path("out"), "just-a-name")
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the hub's name 'just-a-name' is not of the form USER/NAME
     """
     from huggingface_hub import HfApi
 

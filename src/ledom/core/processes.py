@@ -99,7 +99,10 @@ def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
 
 
 def wait() -> None:
-    """Wait until every process has arrived here."""
+    """Wait until every process has arrived here.
+
+    >>> wait()  # alone: returns at once
+    """
     if size() == 1:
         return
     name = f"ledom-meeting-{next(_meetings)}"

@@ -94,11 +94,19 @@ class Record:
 
     @classmethod
     def own_keys(cls) -> set[str]:
-        """The keys that the type knows."""
+        """The keys that the type knows.
+
+        >>> sorted(Document.own_keys())
+        ['id', 'source', 'text']
+        """
         return {f.name for f in fields(cls)} - {"extra"}
 
     def to_json(self) -> JsonObject:
-        """The record as a JSON object: its own keys (without those that are None), then `extra`."""
+        """The record as a JSON object: its own keys (without those that are None), then `extra`.
+
+        >>> Problem(id="a", question="2 + 2?", extra={"level": 1}).to_json()
+        {'id': 'a', 'question': '2 + 2?', 'level': 1}
+        """
         own = {key: value for key, value in vars(self).items() if key != "extra"}
         return {**{k: v for k, v in own.items() if v is not None}, **self.extra}
 
@@ -139,11 +147,20 @@ class Problem(Record):
 
     @property
     def is_labeled(self) -> bool:
-        """Whether it says what is right; a blank answer does not."""
+        """Whether it says what is right; a blank answer does not.
+
+        >>> Problem(id="a", question="2 + 2?", answer=" ").is_labeled
+        False
+        """
         return bool(self.answer and self.answer.strip())
 
     def require_solution(self) -> str:
-        """The worked solution; raises `InputError` where there is none."""
+        """The worked solution; raises `InputError` where there is none.
+
+        >>> Problem(id="a", question="2 + 2?").require_solution()
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: problem 'a' has no solution; add the key 'solution'
+        """
         if self.solution is None:
             raise InputError(f"problem {self.id!r} has no solution; add the key 'solution'")
         return self.solution
@@ -170,7 +187,12 @@ class Candidate(Record):
     correct: bool | None = None
 
     def external_score(self, name: str) -> float:
-        """The number in an extra field; raises `InputError` where there is none."""
+        """The number in an extra field; raises `InputError` where there is none.
+
+        >>> judged = Candidate(problem_id="a", index=0, text="4", extra={"verifier": 1})
+        >>> judged.external_score("verifier")
+        1.0
+        """
         value = self.extra.get(name)
         if value is None:
             raise InputError(
@@ -264,7 +286,14 @@ def unique_ids() -> Callable[[Problem | Document], None]:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records as JSONL, atomically: the file is whole or it is not there."""
+    """Write records as JSONL, atomically: the file is whole or it is not there.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     write_records(file.name, [Problem(id="a", question="2 + 2?", answer="4")])
+    ...     print(Path(file.name).read_text(), end="")
+    {"id": "a", "question": "2 + 2?", "answer": "4"}
+    """
     with write_atomically(path) as out:
         for record in records:
             out.write(json.dumps(record.to_json(), ensure_ascii=False) + "\n")

@@ -169,7 +169,16 @@ class Stage(Generic[RecordT]):
         return records
 
     def append(self, records: Sequence[RecordT]) -> None:
-        """Keep a chunk of finished records, all or none, on disk before this returns."""
+        """Keep a chunk of finished records, all or none, on disk before this returns.
+
+        >>> import tempfile
+        >>> from ledom.core.records import Document
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "out.jsonl")
+        ...     Stage(path, Document, {"seed": 1}).append([Document(id="a", text="Hello.")])
+        ...     [record.id for record in Stage(path, Document, {"seed": 1}).records]  # after a stop
+        ['a']
+        """
         now = monotonic()
         seconds, self._since = round(now - self._since, 3), now
         rows = {"chunk": [record.to_json() for record in records], "seconds": seconds}
@@ -189,7 +198,17 @@ class Stage(Generic[RecordT]):
         self.records.extend(records)
 
     def finish(self, key: Callable[[RecordT], Any], timings: Path | None = None) -> None:
-        """All records are there: put them, sorted by `key`, in their final place."""
+        """All records are there: put them, sorted by `key`, in their final place.
+
+        >>> import tempfile
+        >>> from ledom.core.records import Document
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     stage = Stage(Path(folder, "out.jsonl"), Document, {"seed": 1})
+        ...     stage.append([Document(id="b", text=""), Document(id="a", text="")])
+        ...     stage.finish(key=lambda record: record.id)
+        ...     sorted(path.name for path in Path(folder).iterdir()), stage.records[0].id
+        (['out.jsonl', 'out.jsonl.settings.json'], 'a')
+        """
         processes.wait()  # for the other processes' parts
         if processes.is_first():
             if processes.size() > 1:
@@ -288,7 +307,11 @@ class Stage(Generic[RecordT]):
 
 
 def read_timings(path: Path) -> dict[str, float]:
-    """The seconds in a file of timings; nothing where it is missing or damaged."""
+    """The seconds in a file of timings; nothing where it is missing or damaged.
+
+    >>> read_timings(Path("no such file"))
+    {}
+    """
     try:
         known = read_json(path)
     except InputError:
@@ -315,6 +338,14 @@ def read_settings(path: Path) -> JsonObject:
     """The settings that a finished file was made with.
 
     Raises `InputError` where they are missing or damaged.
+
+    >>> import tempfile
+    >>> from ledom.core.records import Document
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "out.jsonl")
+    ...     Stage(path, Document, {"seed": 1}).finish(key=lambda record: record.id)
+    ...     sorted(read_settings(path))
+    ['seed', 'sha256']
     """
     file = _settings_file(path)
     remedy = f"remove {path.name} and {file.name} to make them again"

@@ -107,6 +107,13 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
     """The problem with other numbers in its question and all that follows from them.
 
     Results stay positive, and whole where they were whole. None where no such numbers were found.
+
+    >>> text = "Ava has 3 pens and buys 4. How many has she?"
+    >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
+    >>> varied = renumber(known, Random(0))
+    >>> equation, answer = varied.solution.splitlines()
+    >>> varied.question != text, answer == "#### " + equation.partition(" = ")[2]
+    (True, True)
     """
     program = _Program.read(problem)
     if program is None:
@@ -137,6 +144,12 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
     """A wrong solution of the problem: one thing changed, and all that follows from it.
 
     Its answer differs from the right one. None where nothing was found.
+
+    >>> text = "Ava has 3 pens and buys 4. How many has she?"
+    >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
+    >>> print(corrupt(known, Random(0)))
+    3 * 4 = 12
+    #### 12
     """
     program = _Program.read(problem)
     if program is None:
@@ -291,7 +304,12 @@ def numbers_in_words(question: str) -> set[str]:
 
 
 def other_number(number: str, question: str, rng: Random) -> str:
-    """A number of the same kind: as many decimals, as round, at most about twice as large."""
+    """A number of the same kind: as many decimals, as round, at most about twice as large.
+
+    >>> number = other_number("12.5", "Ava has 12.5 liters.", Random(0))
+    >>> number != "12.5", len(number.partition(".")[2])  # as many decimals
+    (True, 1)
+    """
     whole, _, decimals = number.partition(".")
     if f"{number}%" in question and not decimals:
         return str(5 * rng.randrange(1, 20))

@@ -69,6 +69,12 @@ def open_documents(
 
     `format` is one of `FORMATS`; None goes by the names of the files. Raises `InputError` for what
     is not there or has an unknown format.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+    ...     _ = Path(file.name).write_text('{"text": "Hello."}')
+    ...     list(open_documents([file.name]).texts())
+    ['Hello.']
     """
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")

@@ -21,7 +21,16 @@ _SHOWN = 3  # examples in a note
 
 
 class FileFinder:
-    """Finds files; `notes` says what it left out so far."""
+    """Finds files; `notes` says what it left out so far.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("b.txt", "a.txt", ".hidden"):
+    ...         _ = Path(folder, name).write_text("")
+    ...     finder = FileFinder()
+    ...     [file.name for file in finder.under(Path(folder))], finder.notes
+    (['a.txt', 'b.txt'], ('1 hidden: not read (.hidden)',))
+    """
 
     def __init__(self) -> None:
         self._seen: set[Path] = set()

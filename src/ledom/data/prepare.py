@@ -314,7 +314,14 @@ def read_split(
 
 
 def read_documents(path: str | Path) -> list[Document | Problem]:
-    """Read a JSONL file of documents (key `text`) or of problems with solutions."""
+    """Read a JSONL file of documents (key `text`) or of problems with solutions.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = Path(file.name).write_text('{"id": "a", "text": "Hello."}')
+    ...     read_documents(file.name)
+    [Document(extra={}, id='a', text='Hello.', source=None)]
+    """
     if "text" in read_records(path, Record)[0].extra:
         return list(read_records(path, Document))
     problems = read_records(path, Problem, Problem.require_solution)

@@ -188,6 +188,14 @@ def write_store(
 
     Raises `OutputError` when the place cannot be written or the disk is full, and `InputError`
     when there are no texts.
+
+    >>> import tempfile
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> tokenizer = train_tokenizer(["so"], 257)  # a token per byte, and EOS
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = write_store(f"{folder}/store", ["so", "ok"], tokenizer)
+    ...     [int(ids[-1]) == store.eos_id for ids in store.documents()], store.manifest.num_tokens
+    ([True, True], 6)
     """
     folder = Path(folder)
     file = folder / _SINGLE_SHARD
@@ -265,12 +273,23 @@ def _blocks(file: Path) -> Iterator[bytes]:
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """How the ids of a tokenizer are stored: two bytes where they fit."""
+    """How the ids of a tokenizer are stored: two bytes where they fit.
+
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> token_dtype(train_tokenizer(["so"], 257))
+    dtype('uint16')
+    """
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
 
 def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[Any]]:
-    """The ids of each text with EOS behind them."""
+    """The ids of each text with EOS behind them.
+
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> tokenizer = train_tokenizer(["so"], 258)
+    >>> [len(ids) for ids in encode_documents(["so", "so so"], tokenizer)]  # EOS included
+    [2, 4]
+    """
     dtype = token_dtype(tokenizer)
     for chunk in _chunks(texts):
         for ids in tokenizer.encode_ids(chunk):

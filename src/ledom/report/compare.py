@@ -53,7 +53,13 @@ _UNSAID = (
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """One training run: rows of metrics, and the tokens seen by the end of each."""
+    """One training run: rows of metrics, and the tokens seen by the end of each.
+
+    >>> rows = [{"tokens": 100}, {"tokens": 100, "valid_loss": 2.5}]
+    >>> curve = TrainingCurve("tiny", "forward", rows)
+    >>> curve.tokens, curve.validations
+    ([100, 200], [(200, {'tokens': 100, 'valid_loss': 2.5})])
+    """
 
     run: str
     direction: str
@@ -346,6 +352,10 @@ def tokens_to_reach(curve: TrainingCurve, loss: float) -> tuple[float | None, bo
 
     Interpolated linearly between validations. None where it never is; not exact where it is at the
     first validation already, so that it may have been before.
+
+    >>> rows = [{"tokens": 100, "valid_loss": 3.0}, {"tokens": 100, "valid_loss": 2.0}]
+    >>> tokens_to_reach(TrainingCurve("tiny", "forward", rows), loss=2.5)
+    (150.0, True)
     """
     points = [(seen, row[_LOSS]) for seen, row in curve.validations]
     if points and points[0][1] <= loss:

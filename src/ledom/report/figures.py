@@ -83,7 +83,12 @@ _STYLE: dict[str, Any] = {
 
 
 def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    """Let `draw` fill the axes of a new figure of `size` inches; the figure as an SVG element."""
+    """Let `draw` fill the axes of a new figure of `size` inches; the figure as an SVG element.
+
+    >>> svg = draw_svg("line", (2, 1), lambda axes: axes.plot([1, 2]))
+    >>> svg[:47]
+    '<svg class="figure" role="img" aria-label="Figu'
+    """
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -21,7 +21,12 @@ __all__ = ["Example", "Gallery", "Missing", "Section", "Table", "render_gallery"
 
 @dataclass(frozen=True)
 class Example:
-    """A text that a model wrote, with its prompt in place; tokens are in reading order."""
+    """A text that a model wrote, with its prompt in place; tokens are in reading order.
+
+    >>> example = Example("an ending", "reverse", [], ["2", " +", " 2"], [" =", " 4"])
+    >>> example.read, example.in_model_order, example.steps
+    ([' 4', ' ='], [' 2', ' +', '2'], [3, 2, 1])
+    """
 
     label: str
     direction: str

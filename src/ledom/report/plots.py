@@ -140,6 +140,9 @@ def by_n_figure(by_n: AccuracyByN | None, strategies: Sequence[StrategyResult]) 
     """Accuracy of strategies against the number of candidates N (log2 axis).
 
     Each line is labeled at its end.
+
+    >>> by_n_figure(None, [])  # nothing was measured
+    ''
     """
     if by_n is None:
         return ""

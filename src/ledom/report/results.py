@@ -80,7 +80,11 @@ class Interval:
 
     @property
     def margin(self) -> float:
-        """The wider side of the interval."""
+        """The wider side of the interval.
+
+        >>> round(Interval(mean=0.5, low=0.45, high=0.58).margin, 2)
+        0.08
+        """
         return max(self.high - self.mean, self.mean - self.low)
 
 

@@ -24,6 +24,10 @@ class Word:
     `logprob` (nats) sums log P(token | what follows it, the answer included) over the word's
     tokens, None for white space and words without a token; `gap` is the picked answer's logprob
     less the rejected one's, None where there is no pair to compare.
+
+    >>> word = Word("pens", logprob=-3.0, gap=1.5)
+    >>> word.heat, word.mark
+    (0.5, 'lost')
     """
 
     text: str

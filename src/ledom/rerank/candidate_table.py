@@ -133,6 +133,17 @@ def build_candidate_table(
 
     `external_scores` name numbers that come with the candidates (see the module of that name).
     Raises `InputError` for a candidate without scores, or without one of them.
+
+    >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in range(2)]
+    >>> scores = [
+    ...     Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
+    ...           logprob=-2.0 - i, num_tokens=2)
+    ...     for i in range(2)
+    ... ]
+    >>> problem = Problem(id="p", question="2 + 2?", answer="4")
+    >>> table = build_candidate_table([problem], drawn, scores)
+    >>> table.correct, table.features["forward"]
+    (array([[False,  True]]), array([[-2., -3.]]))
     """
     shared = SharedScores(candidates, scores)
     cells = _Cells(
@@ -242,6 +253,10 @@ class AnswerClasses:
 
     Answers of one class are all equal to each other: equality is not transitive ("5 cm" and "5 m"
     both equal "5"), so a new answer joins the first class of which it equals every member.
+
+    >>> classes = AnswerClasses()
+    >>> [classes.number(answer) for answer in ("1/2", "2", "0.5", None)]
+    [0, 1, 0, -1]
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,12 @@ _MAX_INDEX = 2**63  # what other readers of JSON take for an integer
 
 
 def check_problems(problems: Sequence[Problem]) -> None:
-    """Raise `InputError` for no problems, an id that occurs twice, or an empty question."""
+    """Raise `InputError` for no problems, an id that occurs twice, or an empty question.
+
+    >>> check_problems([Problem(id="a", question=" ")])
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: problem 'a' has an empty question; remove the problem
+    """
     if not problems:
         raise InputError("there are no problems")
     check = unique_ids()
@@ -40,6 +45,12 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
 
     It raises `InputError` for an unknown problem, and for an index that is used twice or is not
     from 0 to 2^63.
+
+    >>> check = candidate_check([Problem(id="a", question="2 + 2?")])
+    >>> check(Candidate(problem_id="a", index=0, text="4"))
+    >>> check(Candidate(problem_id="a", index=0, text="5"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: problem 'a' has two candidates with index 0
     """
     known = {problem.id for problem in problems}
     seen: set[Key] = set()
@@ -70,6 +81,11 @@ def match_candidates(
 
     Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem without
     candidates, or with greedy ones alone, which are no choice.
+
+    >>> problems = [Problem(id=id, question="?") for id in "ab"]
+    >>> drawn = [Candidate(problem_id=id, index=0, text="4") for id in "ba"]
+    >>> [(id, len(own)) for id, own in match_candidates(problems, drawn).items()]
+    [('a', 1), ('b', 1)]
     """
     check_problems(problems)
     groups: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
@@ -132,7 +148,14 @@ def pools(
 
 
 class SharedScores:
-    """The scores of candidates: those of the first candidate with the same text."""
+    """The scores of candidates: those of the first candidate with the same text.
+
+    >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
+    >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="x|y",
+    ...               logprob=-2.0, num_tokens=3)
+    >>> SharedScores(twins, [score]).find(twins[1], "x|y").logprob
+    -2.0
+    """
 
     def __init__(self, candidates: Iterable[Candidate], scores: Iterable[Score]) -> None:
         self._scores = {score.key: score for score in scores}

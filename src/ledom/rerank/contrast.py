@@ -40,7 +40,11 @@ class ChangedNumber:
     number: str
 
     def apply(self, question: str) -> str:
-        """The copy."""
+        """The copy.
+
+        >>> ChangedNumber(start=8, end=9, number="5").apply("Ava has 3 pens.")
+        'Ava has 5 pens.'
+        """
         return f"{question[: self.start]}{self.number}{question[self.end :]}"
 
 

@@ -85,6 +85,12 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
-    """Raise `InputError` where a candidate lacks one of these scores; greedy ones may."""
+    """Raise `InputError` where a candidate lacks one of these scores; greedy ones may.
+
+    >>> lacking = Candidate(problem_id="p", index=0, text="4")
+    >>> check_external_scores(lacking, ["verifier"])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: candidate 0 of problem 'p' has no 'verifier', a score field ...
+    """
     for name in () if candidate.greedy else names:
         candidate.external_score(name)

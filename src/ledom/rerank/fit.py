@@ -160,7 +160,11 @@ def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, 
 
 
 def question_hash(question: str) -> str:
-    """A short fingerprint of a question's text."""
+    """A short fingerprint of a question's text.
+
+    >>> question_hash("2 + 2?") == question_hash("2 + 2 ?"), len(question_hash("2 + 2?"))
+    (False, 12)
+    """
     return hashlib.sha256(question.encode()).hexdigest()[:_HASH_LENGTH]
 
 
@@ -240,7 +244,12 @@ def cross_fit(
 
 
 def check_folds(num_folds: int, num_problems: int) -> None:
-    """Raise `InputError` where each fold would not have a problem, and others to learn from."""
+    """Raise `InputError` where each fold would not have a problem, and others to learn from.
+
+    >>> check_folds(5, 4)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: 5 folds of 4 problems; give at least 2 folds, and at most ...
+    """
     if not 2 <= num_folds <= num_problems:
         raise InputError(
             f"{num_folds} folds of {num_problems} problems; give at least 2 folds, and at most as "

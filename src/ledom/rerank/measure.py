@@ -111,6 +111,10 @@ def labeled_problems(problems: Sequence[Problem], candidates: Sequence[Candidate
     """[P]: where somebody says what is right.
 
     That is the problem's answer, or else a label on every candidate of its pool.
+
+    >>> known = Problem(id="a", question="2 + 2?", answer="4")
+    >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])
+    array([ True, False])
     """
     has_pool, unlabeled = set(), set()
     for candidate in candidates:

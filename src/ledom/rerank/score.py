@@ -68,6 +68,10 @@ def score_groups(
     """Distinct candidates by problem, cut into those that are scored together.
 
     Candidates of one problem share its tokens, so they stay together where they are not too many.
+
+    >>> drawn = [Candidate(problem_id=p, index=i, text=str(i)) for p in "ab" for i in range(3)]
+    >>> [[c.key for c in group] for group in score_groups(drawn, together=4)]
+    [[('a', 0), ('a', 1), ('a', 2)], [('b', 0), ('b', 1), ('b', 2)]]
     """
     together = together or _TOGETHER
     by_problem: dict[str, list[Candidate]] = {}
@@ -99,6 +103,15 @@ def score_candidates(
     reverse. A pair that is longer than the model's context keeps its end nearest to the boundary
     between x and y: y loses its last tokens. Such records carry `truncated`: true.
     A `ServerError` comes after the scores that the server gave before it.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> lm = FakeLanguageModel(train_tokenizer(["2 + 2?"], 257), "reverse")
+    >>> texts = ["4", "5", "4"]
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate(texts)]
+    >>> scores = score_candidates([Problem(id="p", question="2 + 2?")], drawn, lm)
+    >>> [score.key for own in scores for score in own]  # equal texts are scored once
+    [('p', 0, 'x|y'), ('p', 0, 'y'), ('p', 1, 'x|y'), ('p', 1, 'y')]
     """
     questions = {problem.id: problem.question for problem in problems}
     for chunk in score_groups(distinct_candidates(candidates)):

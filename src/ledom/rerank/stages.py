@@ -213,7 +213,12 @@ def read_scores(
 
 
 def scored_problems(folder: Path) -> set[str]:
-    """The ids of the problems that have scores in a reranked folder."""
+    """The ids of the problems that have scores in a reranked folder.
+
+    >>> scored_problems(Path("no such folder"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no such folder: no scores here; make them with: ledom rerank
+    """
     files = _score_files(folder).values()
     return {score.problem_id for file in files for score in read_records(file, Score)}
 
@@ -244,6 +249,13 @@ def score_check(
 
     It raises `InputError` for one of an unknown candidate, of another model's direction, that was
     there already, or whose numbers contradict each other.
+
+    >>> drawn = [Candidate(problem_id="a", index=0, text="4")]
+    >>> check = score_check([Problem(id="a", question="2 + 2?")], drawn, "forward")
+    >>> check(Score(problem_id="a", index=1, model="m", direction="forward", target="y|x",
+    ...             logprob=-0.5, num_tokens=1))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the score of candidate 1 of problem 'a' belongs to no known ...
     """
     direction, targets = _CONTENTS[name]
     questions = {problem.id: problem.question for problem in problems}

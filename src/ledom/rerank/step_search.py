@@ -58,7 +58,12 @@ class SearchConfig:
         self.stepwise(0)  # refuses an invalid pattern at once
 
     def stepwise(self, step: int) -> Sampling:
-        """How the parts of a round are drawn."""
+        """How the parts of a round are drawn.
+
+        >>> config = SearchConfig(step_end="sentence")
+        >>> config.stepwise(3).seed, config.stepwise(3).stop_pattern == STEP_ENDS["sentence"]
+        (3, True)
+        """
         pattern = STEP_ENDS.get(self.step_end, self.step_end)
         return replace(self.sampling, stop_pattern=pattern, seed=self.sampling.seed + step)
 

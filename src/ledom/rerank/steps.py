@@ -64,6 +64,11 @@ def least_likely_step(*readings: Sequence[Step]) -> int | None:
 
     Several readings of one text, forward and reverse, are averaged step by step. The first of
     equals is taken.
+
+    >>> steps = [Step(0, 5, logprob=-3.0, least=-1.0, num_tokens=4),
+    ...          Step(5, 9, logprob=-2.5, least=-2.5, num_tokens=1)]
+    >>> least_likely_step(steps)
+    1
     """
     values = _averages(readings)
     return min(range(len(values)), key=values.__getitem__, default=None)
@@ -74,6 +79,12 @@ def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
 
     `reverse` is a score of `y`, `forward` of `y|x`; the latter counts where it is of the same text.
     0 where there are no token scores.
+
+    >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
+    ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],
+    ...               token_spans=[[0, 3], [3, 4], [4, 6]])
+    >>> worst_step(score, None, "1+1\\n#2")
+    -2.0
     """
     readings = [split_steps(reverse, text if reverse.text is None else reverse.text)]
     if forward is not None and forward.text == reverse.text:

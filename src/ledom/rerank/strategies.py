@@ -52,7 +52,12 @@ class Strategy(ABC):
         return np.where(table.mask, self.weigh(table.features, weights), -np.inf)
 
     def weigh(self, features: Mapping[str, Any], weights: Weights) -> Any:
-        """The weighted sum of its features, numbers or arrays."""
+        """The weighted sum of its features, numbers or arrays.
+
+        >>> pick = Pick("both", "by two terms", ("forward", "reverse"))
+        >>> pick.weigh({"forward": -2.0, "reverse": -4.0}, {"forward": 0.75, "reverse": 0.25})
+        -2.5
+        """
         return sum(
             (1.0 if weights is None else weights.get(name, 0.0)) * features[name]
             for name in self.features

@@ -36,7 +36,14 @@ class EncodedPair:
 
 @dataclass(frozen=True)
 class PairFormat:
-    """A template with the fields {question} and {solution}, in that order."""
+    """A template with the fields {question} and {solution}, in that order.
+
+    >>> prompted = PairFormat("Q: {question} A: {solution}.")
+    >>> prompted.render("2 + 2?", "4"), prompted.literals
+    ('Q: 2 + 2? A: 4.', ('Q: ', ' A: ', '.'))
+    >>> prompted.before_solution("2 + 2?"), prompted.after_question("4")
+    ('Q: 2 + 2? A: ', ' A: 4.')
+    """
 
     template: str = "{question}\n\n{solution}"
     style: Style = "as written"
@@ -61,7 +68,12 @@ class PairFormat:
         return literals
 
     def restyle(self, solution: str, answer: str | None = None) -> str:
-        """A solution in the style that the model reads; `answer` where it is known apart."""
+        """A solution in the style that the model reads; `answer` where it is known apart.
+
+        >>> print(PairFormat(style="equations").restyle("She has 3 + 4 = 7 pens."))
+        3 + 4 = 7
+        #### 7
+        """
         return restyle(solution, self.style, answer)
 
     def render(self, question: str, solution: str) -> str:
@@ -86,7 +98,15 @@ class PairFormat:
         before: Sequence[int],
         behind: Sequence[int],
     ) -> list[EncodedPair]:
-        """Encode many pairs, each with these special tokens before and behind it."""
+        """Encode many pairs, each with these special tokens before and behind it.
+
+        >>> from ledom.text.tokenizer import train_tokenizer
+        >>> tokenizer = train_tokenizer(["2 + 2?"], 257)  # a token per byte, and EOS
+        >>> eos = [tokenizer.eos_id]
+        >>> (pair,) = PairFormat().encode(tokenizer, [("2 + 2?", "4")], eos, eos)
+        >>> pair.question, pair.solution, len(pair.ids)  # EOS, 6 bytes, two line ends, 1 byte, EOS
+        ((1, 7), (9, 10), 11)
+        """
         encodings = tokenizer.encode_batch([self.render(q, s) for q, s in pairs])
         return [
             self._split(encoding, q, s, list(before), list(behind))

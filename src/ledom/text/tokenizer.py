@@ -41,7 +41,13 @@ class Encoding:
 
 
 class Tokenizer:
-    """A byte-level (or any other) subword tokenizer with a document-end token."""
+    """A byte-level (or any other) subword tokenizer with a document-end token.
+
+    >>> tokenizer = train_tokenizer(["so so so"], 260)
+    >>> encoding = tokenizer.encode("so so")
+    >>> encoding.offsets, tokenizer.pieces(encoding.ids), tokenizer.decode(encoding.ids)
+    ([(0, 2), (2, 5)], ['so', ' so'], 'so so')
+    """
 
     def __init__(
         self,

@@ -25,6 +25,13 @@ class FakeLanguageModel(LanguageModel):
     """A model whose log P(token | neighbor) is -log(1 + (token + neighbor) mod 7).
 
     Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number.
+
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> lm = FakeLanguageModel(train_tokenizer(["2 + 2?"], 257))
+    >>> lm.logprobs([TokenSpan([3, 1, 2], 1, 3)])  # -log(1 + 4), -log(1 + 3)
+    [array([-1.609438 , -1.3862944], dtype=float32)]
+    >>> [text.text[-1] for _, texts in lm.generate(["2 + 2?"], Sampling(), 2) for text in texts]
+    ['2', '3']
     """
 
     batches_requests = False

@@ -163,7 +163,11 @@ def bare(answer: str) -> str:
 
 
 def plain_text(answer: str) -> str:
-    """An answer in one spelling: ASCII signs, one command each, no maths delimiters."""
+    """An answer in one spelling: ASCII signs, one command each, no maths delimiters.
+
+    >>> plain_text("$½$"), plain_text("７ %")
+    ('1/2', '7 %')
+    """
     text = bare(answer.translate(_CHARACTERS))
     text = _SUPERSCRIPT_RUN.sub(lambda run: f"^{{{''.join(map(_SUPERSCRIPTS.get, run[0]))}}}", text)  # type: ignore[arg-type]
     if _CLOSING_DOLLAR.search(text) and len(_DOLLAR.findall(text)) % 2 == 0:
