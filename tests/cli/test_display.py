@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from ledom.cli.display import show_summary
+from ledom.cli.display import show_summary, show_weights
 from ledom.report.results import Interval, Needed, SelectionReport, StrategyResult
+from ledom.rerank.fit import TunedWeights
 from ledom.rerank.strategies import strategies
 
 
@@ -53,3 +54,15 @@ def test_what_the_majority_needed_is_said(capsys: pytest.CaptureFixture[str]) ->
 def test_nothing_measured_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     show_summary(report())
     assert capsys.readouterr().out == ""
+
+
+def test_weights_are_shown_by_the_strategies_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {
+        "reverse_reward": {"forward": 0.75, "reverse": 0.25, "forward_mean": 0.0},
+        "vote_external:self_certainty": {"self_certainty": 2.0},
+    }
+    show_weights(TunedWeights(rows, 10, 80, frozenset(), ("self_certainty",)))
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "reverse reward",
+        "vote, self-certainty",
+    ]

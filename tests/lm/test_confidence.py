@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from ledom.lm.confidence import (
     token_confidence,
 )
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.rerank.candidate_table import EXTERNAL_LABELS
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, PlainModel, vllm_module
 
@@ -56,27 +59,26 @@ def expected(plain: PlainModel, prompt: list[int], text: Generation) -> Confiden
     return confidence_of((-top.mean(-1)).tolist(), 4)
 
 
-def check(lm: LanguageModel, folder: Path) -> None:
-    plain = PlainModel(folder)
+def numbers(confidence: Confidence | None) -> tuple[float, float, float]:
+    assert confidence is not None
+    return confidence.mean, confidence.tail, confidence.lowest
+
+
+@pytest.mark.parametrize("backend", [ledom.load, VLLMLanguageModel])
+def test_equals_that_of_plain_transformers(
+    backend: Callable[[Path], LanguageModel],
+    checkpoints: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", vllm_module())
+    lm, plain = backend(checkpoints["forward"]), PlainModel(checkpoints["forward"])
     prompt = lm.prompt_ids(PROMPT, SAMPLING.max_tokens)
     ((_, texts),) = lm.generate([PROMPT], SAMPLING, num_samples=2)
     for text in texts:
-        found, right = text.confidence, expected(plain, prompt, text)
-        assert found is not None
-        assert right is not None
-        for name in ("mean", "tail", "lowest"):
-            assert getattr(found, name) == pytest.approx(getattr(right, name), rel=1e-4)
+        right = expected(plain, prompt, text)
+        assert numbers(text.confidence) == pytest.approx(numbers(right), rel=1e-4)
     ((_, (unasked,)),) = lm.generate([PROMPT], Sampling(max_tokens=4))
     assert unasked.confidence is None
-
-
-def test_local(checkpoints: dict[str, Path]) -> None:
-    check(ledom.load(checkpoints["forward"]), checkpoints["forward"])
-
-
-def test_vllm(checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "vllm", vllm_module())
-    check(VLLMLanguageModel(checkpoints["forward"]), checkpoints["forward"])
 
 
 def test_server(checkpoints: dict[str, Path]) -> None:
@@ -180,4 +182,5 @@ def test_candidates_carry_it_and_reports_choose_by_it(
         mean, tail, lowest = (candidate.external_score(name) for name in CONFIDENCE)
         assert lowest <= min(mean, tail) + 1e-4
     report = (tmp_path / "report.md").read_text()
-    assert all(name in report for name in CONFIDENCE)
+    assert all(EXTERNAL_LABELS[name] in report for name in CONFIDENCE)
+    assert not any(name in report for name in CONFIDENCE)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ledom.report.results import Case, SelectionReport
+    from ledom.rerank.fit import TunedWeights
     from ledom.rerank.search_pipeline import SearchReport
     from ledom.train.estimate import Plan
 
@@ -148,14 +149,16 @@ def show_ranking(found: Iterable[tuple[str, str, float]]) -> None:
         console.print(Text(_printable(_shortened(text)), "dim"))
 
 
-def show_weights(weights: Mapping[str, Mapping[str, float]]) -> None:
+def show_weights(tuned: TunedWeights) -> None:
     """Print the weights of every strategy, by feature."""
-    _print_pairs(
-        {
-            name: ", ".join(f"{value:+.3g} {key}" for key, value in row.items() if value)
-            for name, row in weights.items()
-        }
-    )
+    from ledom.rerank.strategies import strategies
+
+    known = strategies(tuned.external_scores)
+    terms = {
+        known[name].label: [f"{value:+.3g} {key}" for key, value in row.items() if value]
+        for name, row in tuned.weights.items()
+    }
+    _print_pairs({label: ", ".join(own) for label, own in terms.items()})
 
 
 def show_search(report: SearchReport) -> None:

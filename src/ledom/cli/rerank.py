@@ -338,7 +338,7 @@ def tune(
     with Progress("fitting the weights"):
         tuned = tune_folder(folder, problems, candidates, named_score_fields(score_field))
     tuned.save(out)
-    show_weights(tuned.weights)
+    show_weights(tuned)
     say(f"weights of {len(tuned.weights)} strategies: {out}")
 
 

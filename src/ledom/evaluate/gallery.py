@@ -42,8 +42,8 @@ class RunKind:
     """What makes one."""
     files: tuple[str, ...]
     """The files that tell the kind; the first is read."""
-    read: Callable[[Path, LanguageModel, int], Section]
-    """The section, from that file, a model for its tokens, and how many items to show."""
+    read: Callable[[str, Path, LanguageModel, int], Section]
+    """The section: its heading, that file, a model for its tokens, how many items to show."""
     without: tuple[str, ...] = ()
     """Files that folders of this kind do not hold."""
 
@@ -68,7 +68,7 @@ def collect(
     """
     found = [(kind, folder / kind.files[0]) for folder in runs for kind in _kinds(folder)]
     sections = [written_backwards(lm, name, count, seed)]
-    sections += [kind.read(file, lm, count) for kind, file in found]
+    sections += [kind.read(kind.heading, file, lm, count) for kind, file in found]
     shown = {kind.heading for kind, _ in found}
     return Gallery(
         title="Written from the end",
@@ -117,7 +117,7 @@ def example(lm: LanguageModel, label: str, written: Sequence[int], after: Sequen
     return Example(label, "reverse", [], pieces[: len(written)], pieces[len(written) :])
 
 
-def _synthesized(file: Path, lm: LanguageModel, count: int) -> Section:
+def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     problems = read_records(file, Problem, Problem.require_solution)
     examples = []
     for problem in problems[:count]:
@@ -125,7 +125,7 @@ def _synthesized(file: Path, lm: LanguageModel, count: int) -> Section:
         written = lm.tokenizer.encode(problem.question).ids
         examples.append(example(lm, problem.id, written, lm.tokenizer.encode_inside(prompt)))
     return Section(
-        heading="Synthesized problems",
+        heading=heading,
         lead="A reverse model wrote a question for a solution; it stayed because a forward model "
         "answers it alike. The tokens are those of this page's model.",
         rule=f"the first {len(examples)} of {len(problems):,} problems that stayed.",
@@ -134,7 +134,7 @@ def _synthesized(file: Path, lm: LanguageModel, count: int) -> Section:
     )
 
 
-def _benchmarks(file: Path, lm: LanguageModel, count: int) -> Section:
+def _benchmarks(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     found = as_type(read_json(file), Evaluation, file)
     rows = [["task", "documents", "model, scoring", "accuracy, %", "less forward"]]
     for task in found.tasks:
@@ -145,7 +145,7 @@ def _benchmarks(file: Path, lm: LanguageModel, count: int) -> Section:
                 value = numbers.accuracy(row.interval)
                 rows.append([task.task, f"{task.num_documents:,}", name, value, less])
     return Section(
-        heading="Benchmarks in either direction",
+        heading=heading,
         lead="What a forward and a reverse model know, each scored correctly for its direction.",
         rule=f"all tasks of the run, made by {found.command}.",
         source=str(file),
@@ -153,7 +153,7 @@ def _benchmarks(file: Path, lm: LanguageModel, count: int) -> Section:
     )
 
 
-def _reversal(file: Path, lm: LanguageModel, count: int) -> Section:
+def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     found = as_type(read_json(file), ReversalResult, file)
     rows = [["seen in training", "asked for", *ARMS]]
     kinds = groupby(found.results, lambda result: (result.seen, result.asked))
@@ -164,7 +164,7 @@ def _reversal(file: Path, lm: LanguageModel, count: int) -> Section:
         marked = [f"{'✓' if answer == question.right else '✗'} {answer}" for answer in answers]
         asked.append([f"{question.asked} of {question.known}", question.seen, *marked])
     return Section(
-        heading="The reversal curse",
+        heading=heading,
         lead="Models read fictional facts in one order and are asked for the name or the "
         "description. A model answers where it wrote in training; the pair does both.",
         rule=f"all {found.num_facts} facts with seed {found.seed} in percent of exact matches, "
@@ -187,14 +187,14 @@ def _best(
     return rows, len(lists)
 
 
-def _ranked(file: Path, lm: LanguageModel, count: int) -> Section:
+def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     ranking = read_records(file, Ranked)
     best, shown = _best(
         ((one.query_id, one.rank, one.passage_id, one.score) for one in ranking), count
     )
     rows = [["query", "rank", "passage", "score, nats"], *best]
     return Section(
-        heading="Passages for a query",
+        heading=heading,
         lead="Passages by how likely they make a query that stands in front of them.",
         rule=f"the first {shown} queries, the best {_BEST} passages of each.",
         source=str(file),
@@ -202,14 +202,14 @@ def _ranked(file: Path, lm: LanguageModel, count: int) -> Section:
     )
 
 
-def _inverted(file: Path, lm: LanguageModel, count: int) -> Section:
+def _inverted(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     ranking = read_records(file, InvertedPrompt)
     best, shown = _best(
         ((one.output_id, one.rank, one.prompt, one.score) for one in ranking), count
     )
     rows = [["output", "rank", "prompt", "score, nats"], *best]
     return Section(
-        heading="Prompts of an output",
+        heading=heading,
         lead="A reverse model proposes the prompts that an output may answer, a forward model "
         "orders them.",
         rule=f"the first {shown} outputs, the best {_BEST} prompts of each.",
@@ -218,10 +218,10 @@ def _inverted(file: Path, lm: LanguageModel, count: int) -> Section:
     )
 
 
-def _infilled(file: Path, lm: LanguageModel, count: int) -> Section:
+def _infilled(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     proposals = read_records(file, Proposal)
     return Section(
-        heading="Between a beginning and an ending",
+        heading=heading,
         lead="What a reverse model wrote in front of an ending, before the forward model cut and "
         "chose. The run keeps only what was written, not the texts around it.",
         rule=f"the first {min(count, len(proposals))} of {len(proposals):,} proposals.",

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
-from ledom.core.records import EARLY_STOP, Candidate, Problem, Score
+from ledom.core.records import CONFIDENCE, EARLY_STOP, SELF_CERTAINTY, Candidate, Problem, Score
 from ledom.rerank.candidates import SharedScores, pools
 from ledom.rerank.steps import worst_step
 from ledom.text.answers import extract_answer
 from ledom.text.math.equality import equal_answers, has_content
 
 __all__ = [
+    "EXTERNAL_LABELS",
     "FEATURES",
     "AnswerClasses",
     "BoolArray",
@@ -58,6 +59,12 @@ FEATURES: dict[str, tuple[str, str]] = {
 }
 """What scores tell of a candidate: the score's target, and what it is. All are in nats, the larger
 the better. External scores are features too, under their own names."""
+
+EXTERNAL_LABELS = {
+    SELF_CERTAINTY: "self-certainty",
+    **{name: f"{name.partition('_')[2]} confidence" for name in CONFIDENCE},
+}
+"""Labels of the external scores that sampling writes; those of others are their fields' names."""
 
 _MIN_PER_MODEL = 20  # candidates of each model from which its mean can be told
 _DIGIT = re.compile(r"\d")

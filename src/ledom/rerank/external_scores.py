@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ledom.core.errors import InputError
-from ledom.core.records import CONFIDENCE, SELF_CERTAINTY, Candidate, read_records
-from ledom.rerank.candidate_table import FEATURES
+from ledom.core.records import Candidate, read_records
+from ledom.rerank.candidate_table import EXTERNAL_LABELS, FEATURES
 from ledom.rerank.strategies import STRATEGIES
 
 __all__ = ["check_external_scores", "check_names", "choose_external_scores", "read_candidates"]
@@ -56,8 +56,7 @@ def choose_external_scores(
     """
     if asked is None:
         pool = [candidate for candidate in candidates if not candidate.greedy]
-        written = (SELF_CERTAINTY, *CONFIDENCE)
-        asked = [name for name in written if all(name in c.extra for c in pool)]
+        asked = [name for name in EXTERNAL_LABELS if all(name in c.extra for c in pool)]
     names = tuple(dict.fromkeys([*asked, *needed]))
     check_names(names)
     for candidate in candidates:

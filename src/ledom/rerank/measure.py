@@ -27,7 +27,13 @@ from ledom.report.results import (
     Reliability,
     StrategyResult,
 )
-from ledom.rerank.candidate_table import FEATURES, BoolArray, CandidateTable, FloatArray
+from ledom.rerank.candidate_table import (
+    EXTERNAL_LABELS,
+    FEATURES,
+    BoolArray,
+    CandidateTable,
+    FloatArray,
+)
 from ledom.rerank.early_stop import needed_candidates
 from ledom.rerank.fit import LAMBDAS, Folds, TunedWeights, interpolation
 from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, Strategy, strategies
@@ -315,7 +321,10 @@ def _aucs(table: CandidateTable, weighing: _Weighing) -> list[AucResult]:
         for name, (_, description) in FEATURES.items()
         if name in table.features
     ]
-    rows += [row(f"{name}, external score", table.features[name]) for name in table.external_scores]
+    rows += [
+        row(f"{EXTERNAL_LABELS.get(name, name)}, external score", table.features[name])
+        for name in table.external_scores
+    ]
     for name in weighing.tuned.weights:
         strategy = strategies(table.external_scores)[name]
         if isinstance(strategy, Pick) and len(strategy.features) > 1 and strategy.available(table):

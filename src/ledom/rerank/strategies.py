@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ledom.rerank.candidate_table import BoolArray, CandidateTable, FloatArray
+from ledom.rerank.candidate_table import EXTERNAL_LABELS, BoolArray, CandidateTable, FloatArray
 from ledom.rerank.early_stop import needed_candidates
 
 __all__ = ["STRATEGIES", "Bound", "EarlyVote", "Pick", "Strategy", "Vote", "Weights", "strategies"]
@@ -270,17 +270,20 @@ def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
 
     >>> list(strategies(["verifier"]))[-7:-5]
     ['external:verifier', 'vote_external:verifier']
+    >>> strategies(["self_certainty"])["vote_external:self_certainty"].label
+    'vote, self-certainty'
     """
     found = dict(STRATEGIES)
     oracle = found.pop("oracle")  # the bound stays last
-    for name in external_scores:
-        vote = Vote(f"vote, {name}", "by exp(score / temperature)", (name,))
-        found[f"external:{name}"] = Pick(name, "an external score", (name,))
+    labels = [EXTERNAL_LABELS.get(name, name) for name in external_scores]
+    for name, label in zip(external_scores, labels, strict=True):
+        vote = Vote(f"vote, {label}", "by exp(score / temperature)", (name,))
+        found[f"external:{name}"] = Pick(label, "an external score", (name,))
         found[f"vote_external:{name}"] = vote
     for name, features in {"all": _ALL, "reverse": _JOINT}.items() if external_scores else ():
         joint = (*features, *external_scores)
         scores = "every score" if name == "all" else "the reverse scores"
-        what = f"{scores} and {', '.join(external_scores)}"
+        what = f"{scores} and {', '.join(labels)}"
         label = f"{name} + external scores"
         found[f"{name}_external"] = Pick(label, f"{what}, weighted", joint)
         vote = Vote(f"vote, {label}", f"by {what} / temperature", joint)

@@ -151,7 +151,7 @@ class Judge:
     def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """The judgement of each pair. Equal pairs are computed once.
 
-        Raises `InputError` where a log-probability is no number.
+        Raises `InputError` where a log-probability is not finite.
         """
         problem_of: dict[str, Problem] = {}
         candidates: dict[Pair, Candidate] = {}
