@@ -46,7 +46,7 @@ ARMS = ("trainer", "trainer-16", "trainer-16-c", "plain", "plain-c", "ledom", "l
 Result = dict[str, Any]
 
 
-def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
+def make_recipe(shape: str, steps: int, compiled: bool) -> Any:
     """What all arms train: fixed windows, attention over all of a window as the peers do it."""
     from ledom.data.prepare import DataConfig
     from ledom.model.presets import ModelConfig
@@ -63,7 +63,7 @@ def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
             mask_across_documents=False,
             reset_position_ids=False,
         ),
-        model=ModelConfig.model_validate(SHAPES[shape]),
+        model=ModelConfig.model_validate(SHAPES.get(shape, shape)),
         optim=OptimConfig(
             steps=steps, matrix_optimizer="adamw", adamw_lr=RATE, warmup_steps=WARM, decay_steps=0
         ),
@@ -74,13 +74,15 @@ def make_recipe(folder: Path, shape: str, steps: int, compiled: bool) -> Any:
     )
 
 
-def run_ledom(recipe: Any, data: Any, folder: Path) -> Result:
+def run_ledom(recipe: Any, data: Any, folder: Path, device: str = "cpu") -> Result:
     """The loop itself; its rows say how long each step took."""
     from ledom.core.direction import Direction
+    from ledom.train.distributed import connect
     from ledom.train.loop import train
     from ledom.train.metrics import read_metrics
 
-    train(recipe, Direction.FORWARD, data, folder)
+    with connect(device) as world:
+        train(recipe, Direction.FORWARD, data, folder, world=world)
     rows = read_metrics(folder / "metrics.jsonl")
     seconds = [row["tokens"] / row["tokens_per_second"] for row in rows]
     return {"seconds": seconds, "losses": [row["loss"] for row in rows], "batch": BATCH}
@@ -110,15 +112,15 @@ def batches(recipe: Any, data: Any) -> Iterator[Any]:
 
     source = training_batches(recipe, Direction.FORWARD, data)
     for step in range(recipe.optim.steps):
-        yield torch.from_numpy(np.stack(source[step]))
+        yield torch.from_numpy(np.stack(source[step].windows))
 
 
-def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool) -> Result:
+def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool, device: str = "cpu") -> Result:
     """Whole batches, autocast, fused AdamW, clipping."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    model = plain_model(recipe, data).train()
+    model = plain_model(recipe, data).train().to(device)
     run = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RATE, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True
@@ -126,9 +128,10 @@ def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool) -> Result:
     seconds, losses = [], []
     for step, ids in enumerate(batches(recipe, data)):
         started = time.perf_counter()
+        ids = ids.to(device)
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARM)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
             logits = run(input_ids=ids[:, :-1], use_cache=False).logits
             loss = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
         loss.backward()
@@ -209,7 +212,7 @@ def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Res
     from ledom.train.loop import fast_bfloat16
 
     torch.set_num_threads(threads)
-    recipe = make_recipe(folder, shape, steps, arm.endswith("-c"))
+    recipe = make_recipe(shape, steps, arm.endswith("-c"))
     data = prepare_data(recipe.data, folder / "data")
     bf16 = fast_bfloat16(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as scratch:

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ledom.core.errors import CheckpointError
+from ledom.model import attention
 from ledom.model.attention import IMPLEMENTATION, packed_attention
 from ledom.model.checkpoint import build_model
 
@@ -87,7 +88,9 @@ def naive(query, key, value, boundaries, scale):
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("boundaries", [[0, 7], [0, 2, 3, 7], [0, 2, 4, 5, 6, 7]])
-def test_attention_by_hand(heads, kv_heads, boundaries):
+@pytest.mark.parametrize("in_one_call", [False, True], ids=["cpu", "gpu"])
+def test_attention_by_hand(heads, kv_heads, boundaries, in_one_call, monkeypatch):
+    monkeypatch.setattr(attention, "has_varlen", lambda device, dtype: in_one_call)
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(1, heads, 7, 8, generator=generator)
     key, value = torch.randn(2, 1, kv_heads, 7, 8, generator=generator)

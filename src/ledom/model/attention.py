@@ -2,10 +2,10 @@
 
 Registered with transformers as the attention implementation `ledom`. The documents of a batch lie
 in one row, without padding; `cu_seq_lens_q` (the name that flash attention uses) says where each
-begins. Each attends only to itself, causally. On a CPU, one call of the fused kernel per document
-is faster than any mask, and documents of one length share a call; to torch.compile the whole is one
-operation, however many documents there are. Inside `attending` (`lm.engine.trunk`) a function says
-instead what each token sees.
+begins. Each attends only to itself, causally. On a GPU one call takes all of them. On a CPU, one
+call of the fused kernel per document is faster than any mask, and documents of one length share a
+call; to torch.compile the whole is one operation, however many documents there are. Inside
+`attending` (`lm.engine.trunk`) a function says instead what each token sees.
 
 Shapes: T tokens of the row, H query heads, K key-value heads, D head width.
 """
@@ -24,7 +24,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ledom.core.errors import CheckpointError
-from ledom.model.kernels import causal_attention, causal_attention_backward, has_normalizers
+from ledom.model.kernels import (
+    causal_attention,
+    causal_attention_backward,
+    has_normalizers,
+    has_varlen,
+    varlen_attention,
+)
 
 __all__ = ["IMPLEMENTATION", "Attend", "attending", "is_attending", "packed_attention"]
 
@@ -89,11 +95,13 @@ def packed_attention(
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         out = attend(module.layer_idx, q, k, v)[None]  # type: ignore[arg-type]
         return out.contiguous(), None  # some architectures take a view of it
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if cu_seq_lens_q is not None and not dropout and has_varlen(value.device, value.dtype):
+        return _in_one_call(query, key, value, cu_seq_lens_q, scale), None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return _documents(query, key, value, cu_seq_lens_q, scale, dropout).transpose(1, 2), None
 
 
@@ -106,6 +114,18 @@ def _refuse_other_attention(
             raise CheckpointError(f"{kind}: ledom does not compute {what}; use another model")
     if mask is not None:  # such as ALiBi, or a choice of keys
         raise CheckpointError(f"{kind}: ledom does not read masks; use another model")
+
+
+def _in_one_call(
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
+) -> Tensor:
+    """All documents at once, on a GPU: [1, T, H, D]."""
+    _check_end(boundaries, query)
+    # Under autocast rotary positions leave queries and keys in fp32.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
+    starts = boundaries.to(query.device, torch.int32)
+    longest = int(boundaries.diff().max())
+    return varlen_attention(q, k, v, (starts, starts), (longest, longest), True, scale)[0][None]
 
 
 def _documents(
@@ -128,6 +148,11 @@ def _documents(
         for q, k, v in documents
     ]
     return torch.cat(parts, dim=2)
+
+
+def _check_end(boundaries: Tensor, query: Tensor) -> None:
+    if boundaries[-1] != query.shape[2]:
+        raise ValueError(f"the boundaries end at {boundaries[-1]}, the row at {query.shape[2]}")
 
 
 def _runs(boundaries: Tensor) -> Iterator[tuple[int, int, int]]:
@@ -155,8 +180,7 @@ def _packed_cpu(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """[1, H, T, D] each -> [1, H, T, D] and the logarithms of the normalizers, see `_outputs`."""
-    if boundaries[-1] != query.shape[2]:
-        raise ValueError(f"the boundaries end at {boundaries[-1]}, the row at {query.shape[2]}")
+    _check_end(boundaries, query)
     out, normalizers = _outputs(query)
     for start, end, documents in _runs(boundaries):
         q, k, v = (_rows(x, start, end, documents) for x in (query, key, value))

@@ -20,19 +20,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+try:
+    from torch.nn.attention import varlen as _varlen
+except ImportError:  # a torch before 2.10
+    _varlen = None  # type: ignore[assignment]
+
 __all__ = [
     "add_linear",
     "attention",
     "causal_attention",
     "causal_attention_backward",
     "has_normalizers",
+    "has_varlen",
     "linear",
     "onednn_linear",
+    "varlen_attention",
 ]
 
 _ROWS = 32  # for fewer rows, oneDNN's calls cost more than they save
 _QUERIES = 128  # taken at a time by plain products, against the keys that they may see
 _SCORES_BYTES = 64 * 2**20  # most memory that attention weights take where they are written out
+_HALF = (torch.float16, torch.bfloat16)
 _WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 # What torch's compiler writes for a linear layer, what scaled_dot_product_attention calls, and its
@@ -118,6 +126,77 @@ def _attention_written_out(
         normalizers.append(scores.logsumexp(-1))
         results.append(scores.softmax(-1).to(v.dtype) @ v)
     return torch.cat(results, dim=2), torch.cat(normalizers, dim=2)
+
+
+def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one call attends in many stretches of a row at once: flash attention on a GPU.
+
+    >>> has_varlen(torch.device("cpu"), torch.bfloat16)
+    False
+    """
+    return _varlen is not None and device.type == "cuda" and dtype in _HALF
+
+
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: tuple[Tensor, Tensor],
+    longest: tuple[int, int],
+    causal: bool,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention within stretches: results [Q, H, D], logarithms of the normalizers [Q, H] in fp32.
+
+    Stretch n of the queries [Q, H, D] sees stretch n of k and v [L, K, D]; with `causal` its last
+    query all of it, the query before that one key less, and so on. `starts` says where the
+    stretches of queries and of keys begin, and the last one ends, in int32; `longest` are the
+    longest of each. For where `has_varlen`; elsewhere by plain products, a stretch at a time.
+
+    >>> one, ends = torch.ones(2, 1, 4), torch.tensor([0, 2], dtype=torch.int32)
+    >>> varlen_attention(one, one, 3 * one, (ends, ends), (2, 2), causal=True)[0][:, 0, 0]
+    tensor([3., 3.])
+    """
+    if not has_varlen(q.device, q.dtype):
+        return _stretch_by_stretch(q, k, v, starts, causal, scale)
+    found: tuple[Tensor, Tensor] = _varlen.varlen_attn(  # type: ignore[assignment]
+        q,
+        k,
+        v,
+        *starts,
+        *longest,
+        return_aux=_varlen.AuxRequest(lse=True),
+        scale=scale,
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=True,
+    )
+    out, normalizers = found
+    # torch 2.13 documents [Q, H]; its flash attention gives [H, Q].
+    return out, normalizers.t() if len(normalizers) == q.shape[1] else normalizers
+
+
+def _stretch_by_stretch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: tuple[Tensor, Tensor],
+    causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    if scale is not None:  # what follows divides by the root of the head's width
+        q = q * (scale * q.shape[-1] ** 0.5)
+    results, normalizers = [], []
+    sizes = [part.diff().tolist() for part in starts]
+    for one, keys, values in zip(
+        q.split(sizes[0]), k.split(sizes[1]), v.split(sizes[1]), strict=True
+    ):
+        mask = torch.full((len(one), len(keys)), -torch.inf, device=q.device)
+        mask = mask.triu_(len(keys) - len(one) + 1) if causal else mask.zero_()
+        q_one, k_one, v_one = (x.transpose(0, 1)[None] for x in (one, keys, values))
+        out, logs = _attention_written_out(q_one, k_one, v_one, mask)
+        results.append(out[0].transpose(0, 1))
+        normalizers.append(logs[0].t())
+    return torch.cat(results), torch.cat(normalizers)
 
 
 def has_normalizers(dtype: torch.dtype) -> bool:

@@ -3,7 +3,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
+from ledom.lm.engine import tree_attention
+from ledom.lm.engine.prefix_tree import PrefixTree
+from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
 from ledom.model import attention
 
@@ -49,9 +51,11 @@ def some_texts():
     return sorted([[1, 2, 3], *(shots + q + tail for q in questions for tail in tails)])
 
 
+@pytest.mark.parametrize("in_few_calls", [False, True], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_outputs_equal_transformers_text_by_text(family):
+def test_outputs_equal_transformers_text_by_text(family, in_few_calls, monkeypatch):
+    monkeypatch.setattr(tree_attention, "has_varlen", lambda device, dtype: in_few_calls)
     plain, ours = pair_of_models(family)
     trunk = build_trunk(ours)
     assert type(trunk) is (Trunk if family == "qwen3" else LlamaTrunk)

@@ -29,7 +29,8 @@ from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.own_decoder import LoneDecoder, decodes_exactly, keeps_exactly
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention, batches
+from ledom.lm.engine.prefix_tree import PrefixTree, batches
+from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trunk import build_trunk
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.model.checkpoint import load_checkpoint

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, rms_norm, silu
 from transformers import PreTrainedModel
 
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
+from ledom.lm.engine.prefix_tree import PrefixTree
+from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.model.architectures import finish_logits
 from ledom.model.attention import Attend, attending
 from ledom.model.kernels import add_linear, linear
