@@ -128,6 +128,24 @@ def test_a_text_ends_where_its_newest_window_is_unsure(checkpoints: dict[str, Pa
     assert 0 < ends < 6
 
 
+def test_each_prompt_may_have_a_threshold_of_its_own(checkpoints: dict[str, Path]) -> None:
+    lm = ledom.load(checkpoints["forward"])
+    assert SAMPLING.confidence is not None
+    (unsure, sure), prompts = (1e6, 0.0), [PROMPT, "7"]
+
+    def made(which: list[str], least: float | tuple[float, ...]) -> list[list[Generation]]:
+        strict = replace(SAMPLING, confidence=replace(SAMPLING.confidence, least=least))
+        found = dict(lm.generate(which, strict, num_samples=3))
+        return [found[place] for place in range(len(which))]
+
+    together = made(prompts, (unsure, sure))
+    assert together == [*made(prompts[:1], unsure), *made(prompts[1:], sure)]
+    assert {text.finish_reason for text in together[0]} == {"unsure"}
+    assert "unsure" not in {text.finish_reason for text in together[1]}
+    with pytest.raises(InputError, match="least has 3 numbers for 2 prompts"):
+        made(prompts, (1.0, 1.0, 1.0))
+
+
 def test_a_server_cannot_stop_a_text(tokenizer: Tokenizer) -> None:
     lm = FakeLanguageModel(tokenizer)
     lm.tells_confidence = True  # type: ignore[misc]

@@ -34,13 +34,22 @@ class ConfidenceSettings:
     """How many of the most likely tokens; servers allow 5 (OpenAI) or 20 (vLLM)."""
     window: int = 64
     """Tokens of a stretch. The paper's 2,048 are for reasoning of tens of thousands."""
-    least: float | None = None
-    """A text ends (`unsure`) as soon as the mean of its newest full window is below this."""
+    least: float | tuple[float, ...] | None = None
+    """A text ends (`unsure`) as soon as the mean of its newest full window is below this: one
+    number for every prompt of a call of `generate`, or one for each."""
 
     def __post_init__(self) -> None:
         for name, value in (("top_k", self.top_k), ("window", self.window)):
             if value < 1:
                 raise InputError(f"confidence: {name} is {value}; it must be at least 1")
+
+    def least_of(self, place: int) -> float | None:
+        """That of the prompt at a place.
+
+        >>> ConfidenceSettings(least=(0.5, 2.0)).least_of(1)
+        2.0
+        """
+        return self.least[place] if isinstance(self.least, tuple) else self.least
 
 
 @dataclass(frozen=True)
@@ -54,16 +63,15 @@ class Confidence:
     """The mean of its least sure window."""
 
 
-def is_unsure(tokens: Sequence[float], settings: ConfidenceSettings) -> bool:
+def is_unsure(tokens: Sequence[float], window: int, least: float | None) -> bool:
     """Whether a text whose tokens so far have these confidences is to end.
 
-    >>> settings = ConfidenceSettings(window=2, least=1.0)
-    >>> is_unsure([4.0, 0.5], settings), is_unsure([4.0, 0.5, 1.0], settings)
+    >>> is_unsure([4.0, 0.5], 2, 1.0), is_unsure([4.0, 0.5, 1.0], 2, 1.0)
     (False, True)
     """
-    if settings.least is None or len(tokens) < settings.window:
+    if least is None or len(tokens) < window:
         return False
-    return float(np.mean(tokens[-settings.window :])) < settings.least
+    return float(np.mean(tokens[-window:])) < least
 
 
 def token_confidence(logprobs: Sequence[float]) -> float:

@@ -210,6 +210,11 @@ class LanguageModel(ABC):
         if sampling.confidence is not None and not self.tells_confidence:
             raise InputError(f"{self.name}: this backend tells no confidence; leave it out")
         least = sampling.confidence and sampling.confidence.least
+        if isinstance(least, tuple) and len(least) != len(prompts):
+            raise InputError(
+                f"confidence: least has {len(least)} numbers for {len(prompts)} prompts; give one "
+                "for each, or one for all"
+            )
         if least is not None and not self.stops_when_unsure:
             raise InputError(
                 f"{self.name}: this backend cannot stop a text while it is written; give the "

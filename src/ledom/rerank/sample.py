@@ -114,14 +114,20 @@ def _stopped_samples(
     """Each prompt's samples, the later ones broken off where they are unsure; its greedy text."""
     assert sampling.confidence is not None
     first = max(1, num_samples // _WARM_UP)
-    for place, (*texts, greedy) in list(lm.generate_with_greedy(prompts, sampling, first)):
-        lowest = [text.confidence.lowest for text in texts if text.confidence is not None]
-        least = float(np.quantile(lowest, 1 - share, method="lower"))
-        strict = replace(sampling, confidence=replace(sampling.confidence, least=least))
-        if num_samples > first:
-            later = lm.generate([prompts[place]], strict, num_samples - first, first_sample=first)
-            texts += next(iter(later))[1]
-        yield place, [*texts, greedy]
+    written = dict(lm.generate_with_greedy(prompts, sampling, first))
+    least = tuple(_threshold(written[place][:-1], share) for place in range(len(prompts)))
+    strict = replace(sampling, confidence=replace(sampling.confidence, least=least))
+    rest = num_samples - first
+    later = lm.generate(prompts, strict, rest, first_sample=first) if rest else ()
+    for place, texts in later or ((place, []) for place in written):
+        *drawn, greedy = written[place]
+        yield place, [*drawn, *texts, greedy]
+
+
+def _threshold(texts: Sequence[Generation], share: float) -> float:
+    """The lowest confidence that this share of the texts reaches."""
+    lowest = [text.confidence.lowest for text in texts if text.confidence is not None]
+    return float(np.quantile(lowest, 1 - share, method="lower"))
 
 
 def sample_until_decided(

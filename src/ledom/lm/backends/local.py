@@ -238,6 +238,7 @@ class HFLanguageModel(LanguageModel):
         """The samples of these numbers, and perhaps the greedy text, of each prompt."""
         self.check_request(prompts, sampling, len(numbers))
         starts = [self._start(prompt, sampling) for prompt in prompts]
+        asked = sampling.confidence
         jobs = [
             Job(
                 start.context,
@@ -245,6 +246,7 @@ class HFLanguageModel(LanguageModel):
                 sample,
                 (sampling.seed, start.key, sample),
                 greedy=sample not in numbers,
+                least=None if asked is None else asked.least_of(place),
                 kv_cache=start.kv_cache,
             )
             for place, start in enumerate(starts)

@@ -47,8 +47,10 @@ class Job:
     once the job stopped at the pattern, those of the prompt and of what was written."""
     at_pattern: bool = False
     ended: bool = False
+    least: float | None = None
+    """The confidence below which it ends; see `lm.confidence`."""
     unsure: bool = False
-    """Whether its confidence fell below the least; see `lm.confidence`."""
+    """Whether it ended so."""
     certainty: float = 0.0
     """Sum of `_divergence_from_uniform` over the tokens drawn."""
     confidences: list[float] = field(default_factory=list)

@@ -56,7 +56,7 @@ class Writer:
             confidences = _confidences(logits, asked.top_k).tolist()
             for job, confidence in zip(jobs, confidences, strict=True):
                 job.confidences.append(confidence)
-                job.unsure = is_unsure(job.confidences, asked)
+                job.unsure = is_unsure(job.confidences, asked.window, job.least)
         for job, token, certainty in zip(jobs, drawn.tolist(), certainties, strict=True):
             job.certainty += certainty
             if token == self.eos_id:
