@@ -271,7 +271,7 @@ def test_ctrl_c_keeps_finished_work(
             '{"id": "a", "question": 3}\n',
             ("problems.jsonl:1: key question: ", "string, found 3"),
         ),
-        ('{"id": "a", "question": "q"}\n' * 2, ("problems.jsonl:2: two problems have the id 'a'",)),
+        ('{"id": "a", "question": "q"}\n' * 2, ("problems.jsonl:2: the id 'a' occurs twice",)),
         (
             '{"id": "a", "question": "q", "k": NaN}\n',
             ("problems.jsonl:1: not JSON: NaN is not a num",),
@@ -525,7 +525,7 @@ def test_search_refuses_before_it_writes(
     )
     twice = tmp_path / "twice.jsonl"
     write_records(twice, [QUESTIONS[0], QUESTIONS[0]])
-    check_refused(run(*arguments, twice), "two problems have the id 'p0'")
+    check_refused(run(*arguments, twice), "the id 'p0' occurs twice")
     assert not out.exists()
 
 

@@ -77,7 +77,7 @@ GOOD = '{"id": "a", "question": "Which?", "choices": ["x", "y"], "answer_index":
         (('"y"', '"x"'), "has the choice 'x' twice"),
         (("0}", "2}"), "answer_index is 2, but the choices are numbered from 0 to 1"),
         (("0}", '0, "place": "beside"}'), "key place: .*found 'beside'"),
-        (('"a"', '"b"'), "two questions have the id 'b'"),
+        (('"a"', '"b"'), "the id 'b' occurs twice"),
     ],
 )
 def test_bad_questions_are_refused_by_line(

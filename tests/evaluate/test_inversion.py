@@ -150,7 +150,7 @@ def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     ("rows", "parts"),
     [
         ([{"id": "a", "text": " "}], ["outputs.jsonl:1", "output 'a' has an empty text"]),
-        ([{"id": "a", "text": "x"}] * 2, ["outputs.jsonl:2", "'a' was there already"]),
+        ([{"id": "a", "text": "x"}] * 2, ["outputs.jsonl:2", "'a' occurs twice"]),
         ([{"id": "a"}], ["outputs.jsonl:1", "missing key 'text'"]),
         ([{"id": "a", "text": "x", "prompt": 1}], ["outputs.jsonl:1", "prompt"]),
         ([], ["no Output records"]),

@@ -226,13 +226,13 @@ def test_a_file_of_queries_with_relevant_passages(
     ("queries", "passages", "parts"),
     [
         ([{"id": "q", "text": " "}], None, ["queries.jsonl:1", "query 'q' has an empty text"]),
-        ([{"id": "q", "text": "a"}] * 2, None, ["queries.jsonl:2", "'q' was there already"]),
+        ([{"id": "q", "text": "a"}] * 2, None, ["queries.jsonl:2", "'q' occurs twice"]),
         ([{"id": "q", "text": "a", "relevant": ["z"]}], None, ["passage 'z'", "18 passages"]),
         ([{"id": "q", "text": "a", "relevant": []}], None, ["has no relevant passages"]),
         ([{"id": "", "text": "a"}], None, ["queries.jsonl:1", "the id is empty"]),
         ([{"id": "Q"}], None, ["queries.jsonl:1", "missing key 'text'"]),
         (None, [{"id": "P", "text": ""}], ["passages.jsonl:1", "passage 'P' has an empty text"]),
-        (None, [{"id": "P", "text": "a"}] * 2, ["passages.jsonl:2", "'P' was there already"]),
+        (None, [{"id": "P", "text": "a"}] * 2, ["passages.jsonl:2", "'P' occurs twice"]),
         (None, [], ["passages.jsonl", "no Document records"]),
     ],
 )

@@ -210,7 +210,7 @@ def test_problems_of_the_generator_are_seeds(run: Run, fakes: Fakes, tmp_path: P
         ([{"id": "a"}], ["seeds.jsonl:1", "no solution and no answer"]),
         ([{"id": "a", "answer": " "}], ["seeds.jsonl:1", "add the key 'answer'"]),
         ([{"id": "a", "solution": "Why not."}], ["a solution that states no answer"]),
-        ([{"id": "a", "answer": "1"}] * 2, ["seeds.jsonl:2", "'a' was there already"]),
+        ([{"id": "a", "answer": "1"}] * 2, ["seeds.jsonl:2", "'a' occurs twice"]),
         ([{"answer": "1"}], ["seeds.jsonl:1", "missing key 'id'"]),
         ([{"id": "a", "answer": 1}], ["seeds.jsonl:1", "answer"]),
         ([], ["no Seed records"]),

@@ -101,7 +101,7 @@ def test_problems_and_candidates_must_fit(candidates: list[Candidate], message: 
 
 
 def test_problem_ids_are_unique() -> None:
-    with pytest.raises(InputError, match="two problems have the id 'p'"):
+    with pytest.raises(InputError, match="the id 'p' occurs twice"):
         match_candidates([PROBLEM, PROBLEM], [candidate(0, "a")])
 
 

@@ -61,6 +61,7 @@ __all__ = [
     "refuse_unused",
     "results_folder",
     "unused_by_models",
+    "unused_by_pair",
     "unused_when_greedy",
     "use_threads",
 ]
@@ -251,6 +252,18 @@ def unused_by_models(*names: str) -> tuple[Unused, ...]:
     return (
         (backends <= {"openai"}, "no model runs in this process", ["device", "dtype"]),
         (backends <= {"openai", "vllm"}, "vLLM chooses its devices itself", ["device"]),
+    )
+
+
+def unused_by_pair(
+    weights: Path | None, forward: str, reverse: str, *of_reverse: str
+) -> tuple[Unused, ...]:
+    """The rules of `unused_by_models`, for --lambda, and for what only a reverse model uses."""
+    return (
+        (weights, f"the weights are those of {weights}", ["lam"]),
+        ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
+        (reverse == "none", "only a reverse model uses it", of_reverse),
+        *unused_by_models(forward, reverse),
     )
 
 

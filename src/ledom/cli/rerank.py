@@ -43,6 +43,7 @@ from ledom.cli.options import (
     named_score_fields,
     refuse_unused,
     unused_by_models,
+    unused_by_pair,
     unused_when_greedy,
     use_threads,
 )
@@ -242,10 +243,7 @@ def _without_effect(
     return (
         (candidates, f"the candidates are those of {candidates}", _SAMPLING),
         (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
-        (weights, f"the weights are those of {weights}", ["lam"]),
-        ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
-        (reverse == "none", "only a reverse model uses it", ["contrast", "flip", "mask_copies"]),
-        *unused_by_models(forward, reverse),
+        *unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
 
 

@@ -19,7 +19,7 @@ from ledom.cli.options import (
     WeightsFile,
     model_or_none,
     refuse_unused,
-    unused_by_models,
+    unused_by_pair,
     use_threads,
 )
 from ledom.core.errors import InputError
@@ -110,11 +110,8 @@ def serve(
     """
     refuse_unused(
         context,
-        (weights, f"the weights are those of {weights}", ["lam"]),
-        ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
-        (reverse == "none", "only a reverse model uses it", ["mask_copies"]),
         (upstream is None, "there is no --upstream", list(_UPSTREAM)),
-        *unused_by_models(forward, reverse),
+        *unused_by_pair(weights, forward, reverse, "mask_copies"),
     )
     if upstream is not None and upstream_model is None:
         raise InputError("--upstream needs --upstream-model: the model to ask it for")

@@ -266,21 +266,21 @@ def read_records(
     return records
 
 
-def unique_ids() -> Callable[[Problem | Document], None]:
-    """Checks records one by one: raises `InputError` for an id that was there already.
+def unique_ids() -> Callable[[Record], None]:
+    """Checks records one by one: raises `InputError` for an id that occurred before.
 
     >>> check = unique_ids()
     >>> check(Problem(id="a", question="?"))
     >>> check(Problem(id="a", question="!"))
     Traceback (most recent call last):
-    ledom.core.errors.InputError: two problems have the id 'a'; ids must be unique
+    ledom.core.errors.InputError: the id 'a' occurs twice; ids must be unique
     """
-    seen = set()
+    seen: set[Key] = set()
 
-    def check(problem: Problem | Document) -> None:
-        if problem.id in seen:
-            raise InputError(f"two problems have the id {problem.id!r}; ids must be unique")
-        seen.add(problem.id)
+    def check(record: Record) -> None:
+        if record.key in seen:
+            raise InputError(f"the id {record.key[0]!r} occurs twice; ids must be unique")
+        seen.add(record.key)
 
     return check
 

@@ -13,7 +13,7 @@ from random import Random
 from typing import Literal
 
 from ledom.core.errors import InputError
-from ledom.core.records import Document, Record
+from ledom.core.records import Document, Record, unique_ids
 from ledom.data.problems import generate_problems
 from ledom.rerank.contrast import change_numbers
 
@@ -44,13 +44,11 @@ def check_choices() -> Callable[[ChoiceQuestion], None]:
     It raises `InputError` for an id that was there, an empty question, fewer than two choices, an
     empty or repeated choice, and an answer_index out of range.
     """
-    seen: set[str] = set()
+    check_id = unique_ids()
 
     def check(question: ChoiceQuestion) -> None:
         named = f"question {question.id!r}"
-        if question.id in seen:
-            raise InputError(f"two questions have the id {question.id!r}; ids must be unique")
-        seen.add(question.id)
+        check_id(question)
         texts = question.choices
         if not question.question.strip():
             raise InputError(f"{named} has an empty question; remove it")

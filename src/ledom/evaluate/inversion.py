@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.records import Problem, Record, read_records, write_records
+from ledom.core.records import Problem, Record, read_records, unique_ids, write_records
 from ledom.core.stage import Track
 from ledom.evaluate.proposals import (
     Prompt,
@@ -59,14 +59,12 @@ class InvertedPrompt(Record):
 
 def read_outputs(path: Path) -> list[Output]:
     """Read a JSONL file of outputs; raises `InputError` by line for a bad or repeated one."""
-    seen: set[str] = set()
+    check_id = unique_ids()
 
     def check(output: Output) -> None:
-        if output.id in seen:
-            raise InputError(f"the id {output.id!r} was there already; ids must be unique")
+        check_id(output)
         if not output.text.strip():
             raise InputError(f"output {output.id!r} has an empty text; remove it")
-        seen.add(output.id)
 
     return read_records(path, Output, check)
 

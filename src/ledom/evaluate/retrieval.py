@@ -37,6 +37,7 @@ from ledom.core.records import (
     Problem,
     Record,
     read_records,
+    unique_ids,
     write_records,
 )
 from ledom.core.stage import Stage, Track, Work
@@ -125,17 +126,15 @@ def read_queries(path: Path, passages: Sequence[Document]) -> list[Query]:
 
 def _check() -> Callable[[Query | Document], None]:
     """Checks queries or passages one by one for ids and texts."""
-    seen: set[str] = set()
+    check_id = unique_ids()
 
     def check(record: Query | Document) -> None:
         name = "query" if isinstance(record, Query) else "passage"
         if not record.id:
             raise InputError("the id is empty")
-        if record.id in seen:
-            raise InputError(f"the id {record.id!r} was there already; ids must be unique")
+        check_id(record)
         if not record.text.strip():
             raise InputError(f"{name} {record.id!r} has an empty text; remove it")
-        seen.add(record.id)
 
     return check
 

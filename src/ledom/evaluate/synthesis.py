@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.core.files import write_json
-from ledom.core.records import Problem, Record, read_records, write_records
+from ledom.core.records import Problem, Record, read_records, unique_ids, write_records
 from ledom.core.stage import Track
 from ledom.evaluate.proposals import (
     Prompt,
@@ -128,12 +128,10 @@ def read_seeds(path: Path) -> list[Seed]:
 
     Raises `InputError` by line for a repeated id, or one with neither solution nor answer.
     """
-    seen: set[str] = set()
+    check_id = unique_ids()
 
     def check(seed: Seed) -> None:
-        if seed.id in seen:
-            raise InputError(f"the id {seed.id!r} was there already; ids must be unique")
-        seen.add(seed.id)
+        check_id(seed)
         check_seed(seed)
 
     return read_records(path, Seed, check)

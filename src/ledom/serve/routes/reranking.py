@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field
 from ledom.core.reading import JsonObject
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import Refusal, describe
-from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
+from ledom.serve.routes.shared import Body, ServiceOf, listed, new_id, usage
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
@@ -94,21 +94,8 @@ class ScoreBody(Body):
 async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     """vLLM's score: how good each document is as an answer to its query."""
     judged = await service.judge_pairs(body.pairs())
-    return {
-        "id": new_id("score"),
-        "object": "list",
-        "created": now(),
-        "model": body.model or REWARD,
-        "data": [
-            {
-                "index": index,
-                "object": "score",
-                "score": judgement.value(body.use_activation),
-            }
-            for index, judgement in enumerate(judged)
-        ],
-        "usage": usage(sum(judgement.num_tokens for judgement in judged)),
-    }
+    data = ({"object": "score", "score": one.value(body.use_activation)} for one in judged)
+    return listed("score", body.model, judged, data)
 
 
 @router.post("/rerank", responses=describe())

@@ -15,7 +15,7 @@ from ledom.core.reading import JsonObject
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
-from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
+from ledom.serve.routes.shared import Body, ServiceOf, listed, usage
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
@@ -81,22 +81,11 @@ async def slime(body: SlimeBody, service: ServiceOf) -> float:
 async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
     """vLLM's classification as verl asks for it: the reward is the last of `probs`."""
     judged = await _judge_dialogs(body.input, service)
-    return {
-        "id": new_id("classify"),
-        "object": "list",
-        "created": now(),
-        "model": body.model or REWARD,
-        "data": [
-            {
-                "index": index,
-                "label": "reward",
-                "probs": [judgement.value(body.use_activation)],
-                "num_classes": 1,
-            }
-            for index, judgement in enumerate(judged)
-        ],
-        "usage": usage(sum(judgement.num_tokens for judgement in judged)),
-    }
+    data = (
+        {"label": "reward", "probs": [one.value(body.use_activation)], "num_classes": 1}
+        for one in judged
+    )
+    return listed("classify", body.model, judged, data)
 
 
 @router.post("/v1/embeddings", responses=describe())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict
 
 from ledom.core.reading import JsonObject
-from ledom.serve.service import Service
+from ledom.serve.judge import Judgement
+from ledom.serve.service import REWARD, Service
 
-__all__ = ["Body", "ServiceOf", "new_id", "now", "usage"]
+__all__ = ["Body", "ServiceOf", "listed", "new_id", "now", "usage"]
 
 
 class Body(BaseModel):
@@ -38,6 +40,20 @@ def new_id(kind: str) -> str:
 def now() -> int:
     """Seconds since 1970."""
     return int(time.time())
+
+
+def listed(
+    kind: str, model: str | None, judged: Sequence[Judgement], data: Iterable[JsonObject]
+) -> JsonObject:
+    """What vLLM's pooling routes answer: an item of `data` per judgement."""
+    return {
+        "id": new_id(kind),
+        "object": "list",
+        "created": now(),
+        "model": model or REWARD,
+        "data": [{"index": index, **item} for index, item in enumerate(data)],
+        "usage": usage(sum(judgement.num_tokens for judgement in judged)),
+    }
 
 
 def usage(num_tokens: int, written: int = 0) -> JsonObject:
