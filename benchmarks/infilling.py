@@ -48,7 +48,7 @@ def of_problems(count: int, seed: int) -> Iterator[tuple[Gap, str]]:
             continue
         beginning = f"{problem.question}\n\n{lines[0]}"
         ending = "\n" + "\n".join(lines[-2:])
-        yield Gap(problem.id, beginning, ending), "\n" + "\n".join(lines[1:-2])
+        yield Gap(id=problem.id, beginning=beginning, ending=ending), "\n" + "\n".join(lines[1:-2])
 
 
 def of_novels(path: Path, seed: int) -> Iterator[tuple[Gap, str]]:
@@ -63,7 +63,8 @@ def of_novels(path: Path, seed: int) -> Iterator[tuple[Gap, str]]:
         first, second = start + BEGINNING, start + BEGINNING + MIDDLE
         parts = (words[start:first], words[first:second], words[second : start + length])
         beginning, middle, ending = (" ".join(part) for part in parts)
-        yield Gap(f"novel-{number}", beginning, f" {ending}"), f" {middle}"
+        gap = Gap(id=f"novel-{number}", beginning=beginning, ending=f" {ending}")
+        yield gap, f" {middle}"
         number += 1
 
 
@@ -72,7 +73,10 @@ def nats_per_token(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean log-probabilities [gap]: of middle and ending, and of the ending alone."""
     both = [*middle_spans(lm, list(zip(gaps, middles, strict=True)))]
-    joined = [Gap(g.id, g.beginning + m, g.ending) for g, m in zip(gaps, middles, strict=True)]
+    joined = [
+        Gap(id=g.id, beginning=g.beginning + m, ending=g.ending)
+        for g, m in zip(gaps, middles, strict=True)
+    ]
     alone: list[TokenSpan] = [*middle_spans(lm, [(gap, "") for gap in joined])]
     first, second = ([float(v.mean()) for v in lm.logprobs(spans)] for spans in (both, alone))
     return np.array(first), np.array(second)

@@ -19,6 +19,7 @@ import resource
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ from typing import Any
 import ledom
 
 SECONDS = 20.0
-"""After which a command counts as hanging."""
+"""Of its own processor time, after which a command counts as hanging, whatever else runs on the
+machine. One that waits for something hangs after thrice as long by the clock."""
 _START_SECONDS = 100.0
 _MEMORY = 12 << 30  # bytes of data, so that an absurd shape is an error and not the machine's end
 
@@ -42,6 +44,7 @@ RANK = "rank queries.jsonl passages.jsonl --model model"
 SYNTHESIZE = "synthesize seeds.jsonl --forward forward --reverse model --samples 1 --answers 1 "
 SYNTHESIZE += "--max-tokens 4"
 INVERT = "invert outputs.jsonl --forward forward --reverse model --samples 2 --max-tokens 4"
+FILL = "generate --after a --before b --forward forward --reverse model --max-tokens 4"
 EVAL = "eval choices.jsonl --forward none --reverse model"
 COMMANDS: dict[str, list[str]] = {
     "problems.jsonl": [
@@ -90,6 +93,9 @@ COMMANDS: dict[str, list[str]] = {
     "outputs.jsonl": [f"{INVERT} --out out"],
     "passages.jsonl": [f"{RANK} --out out", "rank Why? passages.jsonl --model model"],
     "seeds.jsonl": [f"{SYNTHESIZE} --out out"],
+    "gaps/middles.jsonl": ["gallery gaps --reverse model --out out.html"],
+    "gaps/gaps.jsonl": ["gallery gaps --reverse model --out out.html", f"{FILL} --out gaps"],
+    "gaps/proposals.jsonl": [f"{FILL} --out gaps"],
     "weights.yaml": [f"{RERANK} --weights weights.yaml --out out"],
     "recipe.yaml": ["train recipe.yaml --direction reverse --out out", "plan recipe.yaml"],
     "docs.jsonl": [
@@ -129,11 +135,17 @@ OPTIONS = {
         "--threads",
         "--demonstrations",
         "--candidates",
+        "--flip",
+        "--contrast",
+        "--confidence",
+        "--window",
+        "--stop-unsure",
+        "--mask-copies",
     ],
     "search": ["--problems", "--border", "--width", "--expansions", "--lambda", "--temperature"],
     "tune": ["--problems", "--candidates", "--score-field", "--out"],
     "explain": ["--id", "--reverse", "--out", "--device", "--dtype"],
-    "generate": ["--reverse", "--after", "--samples", "--temperature", "--top-p", "--dtype"],
+    "generate": ["--reverse", "--after", "--samples", "--temperature", "--top-k", "--top-p"],
     "eval": ["--suite", "--data", "--limit", "--num-fewshot", "--reverse", "--out", "--seed"],
     "rank": ["--model", "--direction", "--top", "--out", "--dtype", "--threads"],
     "gallery": ["--examples", "--reverse", "--out", "--dtype", "--seed", "--threads"],
@@ -330,13 +342,22 @@ class Worker:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([str(folder), arguments]) + "\n")
         self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        ready = self._wait(self._process, seconds)
         line = self._process.stdout.readline() if ready else ""
         if not line:
             self.close()
             return None, "died" if ready else f"hung for {seconds:.0f} s"
         code, said = json.loads(line)
         return code, said
+
+    def _wait(self, process: subprocess.Popen[str], seconds: float) -> bool:
+        """Whether the process answers before it hangs; see `SECONDS`."""
+        began, used = time.monotonic(), _seconds_used(process.pid)
+        while not select.select([process.stdout], [], [], 1.0)[0]:
+            waited = time.monotonic() - began
+            if waited > 3 * seconds or waited > seconds < _seconds_used(process.pid) - used:
+                return False
+        return True
 
     def _start(self) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -358,6 +379,15 @@ class Worker:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+
+def _seconds_used(process: int) -> float:
+    """The processor time of a process so far; without Linux's /proc the time of day."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _serve() -> None:

@@ -91,6 +91,8 @@ def good(
     shutil.copyfile(root / "recipe.yaml", root / "run" / "recipe.yaml")
     rerank = COMMANDS["done/candidates.jsonl"][1].split()
     assert worker.run(root, rerank, seconds=300)[0] == 0  # it imports, too
+    filling = COMMANDS["gaps/proposals.jsonl"][0].split()
+    assert worker.run(root, filling)[0] == 0
     tuned = worker.run(root, ["tune", "done", "--out", "weights.yaml"])
     if tuned[0] != 0:  # the random models were never right
         (root / "weights.yaml").write_text(

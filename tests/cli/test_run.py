@@ -27,12 +27,17 @@ def fails(error: BaseException) -> Callable[..., Any]:
     return call
 
 
+class Panic(BaseException):
+    """As that of Rust code is no Exception."""
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
         (ZeroDivisionError("division\nby zero"), "ZeroDivisionError: division by zero"),
         (RecursionError("maximum recursion depth exceeded"), "internal error: RecursionError"),
         (AssertionError(), "internal error: AssertionError"),
+        (Panic("capacity overflow"), "internal error: Panic: capacity overflow"),
         (KeyError("x" * 5000), "internal error: KeyError"),
         (MemoryError(), "out of memory"),
         (
@@ -43,7 +48,7 @@ def fails(error: BaseException) -> Callable[..., Any]:
     ],
 )
 def test_an_unexpected_error_is_one_line(
-    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, says: str
 ) -> None:
     monkeypatch.setattr(plan, "make_plan", fails(error))
     code, text = run("plan", RECIPE)

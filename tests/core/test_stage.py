@@ -39,6 +39,14 @@ def test_finished_work_is_reused(tmp_path: Path) -> None:
     ]
 
 
+def test_a_stage_with_nothing_to_make_is_finished_too(tmp_path: Path) -> None:
+    """Such as the scores of prompts none of which was written to its end."""
+    Stage(tmp_path / "out.jsonl", Document, {"seed": 1}).finish(key=lambda record: 0)
+    again = Stage(tmp_path / "out.jsonl", Document, {"seed": 1})
+    assert again.complete
+    assert again.records == []
+
+
 def test_its_seconds_survive_a_stop_and_stay_out_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from filelock import FileLock
 from ledom.core.errors import InputError, MissingExtraError, OutputError, WorkerError
 from ledom.data import tokenize as module
 from ledom.data.documents import Documents, open_documents
+from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.store import TokenStore
 from ledom.data.tokenize import Execution, TokenizeProgress, tokenize
 from ledom.text.tokenizer import Tokenizer
@@ -426,3 +427,18 @@ def test_tasks_go_by_size_and_workers(tmp_path: Path, file: Path) -> None:
         large.truncate(5 * 2**28 + 1)
     documents = open_documents([str(tmp_path / "large.jsonl")])
     assert module._count_tasks(documents, Execution(workers=3)) == 6
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no flock")
+
+    monkeypatch.setattr(FileLock, "acquire", none)
+    with pytest.raises(OutputError, match="s: its file system has no file locks"):
+        tokenize(open_documents([str(file)]), words, tmp_path / "s")
+    documents = tmp_path / "d.jsonl"
+    documents.write_text('{"text": "one two"}\n' * 20)
+    with pytest.raises(OutputError, match="data: its file system has no file locks"):
+        prepare_data(DataConfig(train=str(documents), vocab_size=300), tmp_path / "data")

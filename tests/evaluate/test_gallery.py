@@ -12,8 +12,8 @@ from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import write_records
 from ledom.data.problems import generate_problems
 from ledom.evaluate.gallery import RUNS, collect, written_backwards
+from ledom.evaluate.infilling import Gap, Middle
 from ledom.evaluate.inversion import InvertedPrompt
-from ledom.evaluate.proposals import Proposal
 from ledom.evaluate.results import Evaluation, Row, TaskResult
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import Answered, ArmResult, ReversalResult
@@ -136,18 +136,55 @@ def test_synthesized_problems_are_shown_token_by_token(
 def test_inverted_prompts_and_middles_are_told_from_rankings(
     lm: FakeLanguageModel, tmp_path: Path
 ) -> None:
-    """The three kinds share the names of their files."""
-    proposals = [Proposal(item_id="gap", index=i, text=f" and {i} then") for i in range(3)]
+    """A middle is shown between its beginning and its ending."""
     inverted, middles = tmp_path / "inverted", tmp_path / "middles"
     for folder in (inverted, middles):
-        write_records(folder / "proposals.jsonl", proposals)
-        (folder / "scores.jsonl").write_text("")
+        for name in ("proposals.jsonl", "scores.jsonl"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("")
+    gaps = [Gap(id=f"g{i}", beginning="One", ending=f" of {i} – yes.") for i in range(3)]
+    write_records(middles / "gaps.jsonl", gaps)
+    write_records(
+        middles / "middles.jsonl",
+        [
+            Middle(gap_id=g.id, rank=r, text=f" and {r}", score=-r, direction="reverse")
+            for g in gaps
+            for r in (1, 2)
+        ],
+    )
     ranking = [InvertedPrompt(output_id="o", rank=1, prompt="Why?", score=-2.0)]
     write_records(inverted / "ranking.jsonl", ranking)
     _, first, second = collect(lm, [inverted, middles], 2, seed=0).sections
     assert first.tables[0].rows[1] == ["o", "1", "Why?", "\N{MINUS SIGN}2.0"]
-    assert [one.label for one in second.examples] == ["gap/0", "gap/1"]
-    assert ["".join(one.written) for one in second.examples] == [" and 0 then", " and 1 then"]
+    assert [one.label for one in second.examples] == ["g0", "g1"]
+    assert second.rule == "the best middle of the first 2 of 3 gaps."
+    for number, one in enumerate(second.examples):
+        parts = ["".join(part) for part in (one.before, one.written, one.after)]
+        assert parts == ["One", " and 1", f" of {number} – yes."]
+        assert one.read == one.after[::-1]
+
+
+def test_a_middle_of_another_gap_is_refused(lm: FakeLanguageModel, tmp_path: Path) -> None:
+    write_records(tmp_path / "gaps.jsonl", [Gap(id="g", beginning="One", ending=".")])
+    middle = Middle(gap_id="h", rank=1, text=" two", score=-1.0, direction="reverse")
+    write_records(tmp_path / "middles.jsonl", [middle])
+    with pytest.raises(InputError, match="middles.jsonl:1: names the gap 'h'"):
+        collect(lm, [tmp_path], 2, seed=0)
+
+
+def test_runs_in_which_nothing_stayed_are_shown(lm: FakeLanguageModel, tmp_path: Path) -> None:
+    for folder, names in (
+        ("synthesized", ("problems.jsonl", "removed.jsonl")),
+        ("inverted", ("ranking.jsonl", "proposals.jsonl")),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).write_text("")
+    found = collect(lm, [tmp_path / "synthesized", tmp_path / "inverted"], 2, seed=0)
+    _, synthesized, inverted = found.sections
+    assert synthesized.examples == []
+    assert synthesized.rule == "the first 0 of 0 problems that stayed."
+    assert len(inverted.tables[0].rows) == 1
 
 
 def test_every_command_of_a_section_exists(run: Run) -> None:

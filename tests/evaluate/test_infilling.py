@@ -14,7 +14,8 @@ from command_line import Run, check_refused
 from kills import contents, run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
-from ledom.evaluate.infilling import Gap, cuts, infill, middle_spans
+from ledom.core.records import read_records
+from ledom.evaluate.infilling import Gap, Middle, cuts, infill, middle_spans
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.text.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ from stand_in_models import ScriptedLanguageModel
 
 Fakes = dict[str, FakeLanguageModel]
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
-GAP = Gap("g", "Ava has", " 7 pens.")
+GAP = Gap(id="g", beginning="Ava has", ending=" 7 pens.")
 
 
 def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
@@ -42,7 +43,8 @@ def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> It
 def test_a_proposal_is_cut_at_the_words_far_from_its_prompt(
     direction: Direction, beginning: str, ending: str, expected: list[str]
 ) -> None:
-    assert cuts(" a b c d", Gap("g", beginning, ending), direction) == expected
+    gap = Gap(id="g", beginning=beginning, ending=ending)
+    assert cuts(" a b c d", gap, direction) == expected
 
 
 def mean_by_hand(tokenizer: Tokenizer, middle: str) -> float:
@@ -79,14 +81,26 @@ def test_a_token_that_straddles_the_beginnings_end_counts(tokenizer: Tokenizer) 
     text = "How many"
     whole = tokenizer.encode(text)
     cut = whole.offsets[0][1] - 1  # inside the first token
-    (span,) = middle_spans(forward, [(Gap("g", text[:cut], text[cut + 1 :]), text[cut])])
+    gap = Gap(id="g", beginning=text[:cut], ending=text[cut + 1 :])
+    (span,) = middle_spans(forward, [(gap, text[cut])])
     assert span.ids == [tokenizer.eos_id, *whole.ids, tokenizer.eos_id]
     assert (span.start, span.end) == (1, 1 + len(whole.ids))
 
 
+def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> None:
+    """The first token then has no log-probability and is not asked for."""
+    forward = FakeLanguageModel(tokenizer)
+    forward.bos_ids = []
+    gap = Gap(id="g", beginning="", ending="")
+    for middle, length in (("two pens", len(tokenizer.encode("two pens").ids)), ("", 1)):
+        (span,) = middle_spans(forward, [(gap, middle)])
+        assert (span.start, span.end) == (1, length)
+        forward.check_target(span)
+
+
 @pytest.mark.slow
 def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    gaps = [Gap(f"g{i}", "Ava has", f" {i} pens.") for i in range(4)]
+    gaps = [Gap(id=f"g{i}", beginning="Ava has", ending=f" {i} pens.") for i in range(4)]
 
     def work(out: Path) -> None:
         reverse = FakeLanguageModel(tokenizer, "reverse", [" 3 and 4, so", " 5 less 2 are"])
@@ -103,6 +117,10 @@ def test_models_and_texts_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) 
     small = FakeLanguageModel(tokenizer, "reverse", context=12)
     with pytest.raises(InputError, match="'g': the prompt .* lower --max-tokens"):
         infill([GAP], small, forward, Sampling(max_tokens=12), 1, tmp_path, silent)
+    long = Gap(id="l", beginning="one two " * 50, ending=" 7 pens.")
+    small = FakeLanguageModel(tokenizer, context=60)
+    with pytest.raises(InputError, match="'l': beginning and ending have .* the context of 60"):
+        infill([long], reverse, small, Sampling(max_tokens=12), 1, tmp_path, silent)
     assert contents(tmp_path) == {}
 
 
@@ -116,7 +134,12 @@ def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     code, text = run("generate", *ends, "--proposals", 20, "--out", out)
     assert code == 0, text
     assert text == f"{GAP.beginning}{best}{GAP.ending}\n"
-    assert {*contents(out)} >= {"proposals.jsonl", "scores.jsonl"}
+    middles = read_records(out / "middles.jsonl", Middle)
+    assert [one.rank for one in middles] == [*range(1, len(texts) + 1)]
+    assert {one.gap_id for one in middles} == {"gap"}
+    assert (middles[0].text, middles[0].direction) == (best, "reverse")
+    (gap,) = read_records(out / "gaps.jsonl", Gap)
+    assert (gap.beginning, gap.ending) == (GAP.beginning, GAP.ending)
     code, text = run("generate", *ends, "--samples", 3, "--temperature", 0)
     assert code == 0, text
     assert text.count(GAP.ending) == 3

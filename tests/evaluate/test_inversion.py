@@ -129,6 +129,17 @@ def test_an_output_on_the_command_line(run: Run, fakes: Fakes) -> None:
     assert "MRR" not in text
 
 
+def test_outputs_without_a_finished_prompt_are_counted(
+    run: Run, fakes: Fakes, tmp_path: Path
+) -> None:
+    """Every proposal is empty; the second run reads the folder of the first."""
+    fakes["reverse"].answers = [" "]
+    for _ in range(2):
+        code, text = run("invert", ANSWER, "--max-tokens", 9, "--out", tmp_path / "out")
+        assert code == 0, text
+        assert "1 of 1 outputs got no prompt that ended within 9 tokens; raise --max-tokens" in text
+
+
 def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     """The true prompt of the first is the best of all; that of the second is not proposed."""
     fakes["reverse"].answers = QUESTIONS

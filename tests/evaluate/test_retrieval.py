@@ -254,6 +254,15 @@ def test_bad_files_are_refused_by_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_passages_that_lose_their_end_are_counted(
+    run: Run, fakes: Fakes, passage_file: Path
+) -> None:
+    write_records(passage_file, [*PASSAGES, Document(id="long", text="1 + 1 = 2\n" * 900)])
+    code, text = run("rank", "How many?", passage_file)
+    assert code == 0, text
+    assert f"note: 1 of {len(PASSAGES) + 1} passages lost their end" in text
+
+
 def test_what_else_is_refused(run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path) -> None:
     asked = tmp_path / "queries.jsonl"
     write_records(asked, QUERIES)

@@ -169,8 +169,33 @@ def test_what_leaves_no_room_is_removed(tokenizer: Tokenizer, tmp_path: Path) ->
     assert [problem.id for problem in found.problems] == ["s/1"]
     assert {p.id: p.extra["reason"] for p in found.removed} == {
         "s/0": "too long",
-        "long": "too long",
+        "long/0": "too long",
     }
+
+
+def test_ids_stay_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The seed `s/0`, which is too long, is not the first question of the seed `s`."""
+    long = Seed(id="s/0", solution="1 + 1 = 2\n" * 40 + "#### 2")
+    reverse = ScriptedLanguageModel(tokenizer, "reverse", {READ["s"]: [PENS]})
+    forward = ScriptedLanguageModel(tokenizer, "forward", {f"{PENS}\n\n": [RIGHT]})
+    reverse.context = 120
+    how = SynthesisSettings(Sampling(max_tokens=60), 1, 1)
+    found = synthesize([long, SOLVED], reverse, forward, how, (), tmp_path, silent)
+    assert [problem.id for problem in found.problems] == ["s/0"]
+    assert [problem.id for problem in found.removed] == ["s/0/0"]
+
+
+@pytest.mark.parametrize("answer", [" 7\n", "7"])
+def test_blanks_around_an_answer_and_a_blank_solution_say_nothing(
+    tokenizer: Tokenizer, tmp_path: Path, answer: str
+) -> None:
+    seed = Seed(id="b", answer=answer, solution=" ")
+    found = made(tokenizer, tmp_path, seed, [f"{PENS}\n\n3 + 4 = 7\n"], {PENS: [RIGHT]})
+    assert [(p.answer, p.solution) for p in found.problems] == [("7", "3 + 4 = 7\n#### 7")]
+
+
+def test_a_blank_answer_leaves_that_of_the_solution() -> None:
+    assert Seed(id="s", answer=" ", solution=SOLVED.solution).final_answer == "7"
 
 
 def test_seeds_without_room_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -232,6 +257,11 @@ def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     check_refused(run("synthesize", path, "--similarity", 0, "--out", out), "similarity is 0")
     check_refused(run("synthesize", path, "--split", "test"), "--split would have no effect")
     check_refused(run("synthesize", path, "--forward", "none"), "needs a forward model")
+    greedy = ["--temperature", 0, "--out", out]
+    check_refused(run("synthesize", path, *greedy, "--seed", 3), "--seed would have no effect")
+    many = len(SEEDS) + 1
+    refused = run("synthesize", path, "--num-seeds", many)
+    check_refused(refused, f"--num-seeds is {many}, but {path} has {len(SEEDS)}; leave it out")
     check_refused(run("synthesize", path, "--known", tmp_path / "no.jsonl"), "no such file")
     assert not out.exists()
     assert read_seeds(path) == SEEDS

@@ -283,3 +283,18 @@ def test_the_number_of_parameters_is_the_models_or_unknown(
     count = sum(weight.numel() for weight in plain.model.parameters())  # tied ones once
     expected = {"hf": count, "vllm": count, "openai": None, "fake": 0}
     assert lm.num_parameters == expected[backend[0]]
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_a_shortened_prompt_fits_however_it_is_encoded(
+    tokenizer: Tokenizer, direction: str
+) -> None:
+    """A character of four tokens at the cut is whole or gone; the far end is what is lost."""
+    lm = FakeLanguageModel(tokenizer, direction)
+    text = "Ava has 12 \U0001f600 pens\n\nand é 345 more \U0001f680"
+    encode = lm.tokenizer.encode
+    for room in range(-1, len(encode(text).ids) + 2):
+        kept, lost = lm.shortened_prompt(text, room)
+        assert text.endswith(kept) if direction == "forward" else text.startswith(kept)
+        assert len(encode(kept).ids) == len(encode(text).ids) - lost <= max(0, room)
+    assert (kept, lost) == (text, 0)

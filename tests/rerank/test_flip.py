@@ -13,6 +13,7 @@ from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.rerank.flip import FlipSettings, flip_candidates, longest_question, word_overlap
+from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 QUESTION = "Ava has 3 pens. How many has Ava?"  # 8 words: ava twice, has twice
@@ -65,6 +66,16 @@ def test_it_writes_what_the_model_writes_before_the_solution(checkpoints: dict[s
     prompt = lm.pair_format.after_question(candidate.text)
     ((_, texts),) = lm.generate([prompt], Sampling(1.0, max_tokens=longest, seed=5), 2)
     assert [one["text"] for one in score.extra["questions"]] == [one.text for one in texts]
+
+
+def test_the_formats_own_words_are_no_part_of_a_question(tokenizer: Tokenizer) -> None:
+    """`Question:` stands before every question that the model writes."""
+    lm = FakeLanguageModel(tokenizer, "reverse", [f"Question: {QUESTION}"])
+    lm.pair_format = PairFormat("Question: {question}\nAnswer: {solution}")
+    problem = Problem(id="p", question=QUESTION)
+    candidate = Candidate(problem_id="p", index=0, text="#### 3")
+    ((score,),) = flip_candidates([problem], [candidate], lm, FlipSettings(1), 40)
+    assert score.extra["questions"] == [{"text": QUESTION, "overlap": 1.0}]
 
 
 def test_a_solution_without_room_loses_its_end(checkpoints: dict[str, Path]) -> None:

@@ -69,9 +69,9 @@ def test_eos_is_left_out_of_decoded_text(tokenizer):
     assert tokenizer.decode([tokenizer.eos_id, *ids, tokenizer.eos_id]) == "one"
 
 
-@pytest.mark.parametrize("size", [1, 256])
-def test_a_vocabulary_too_small_for_bytes_is_refused(size):
-    with pytest.raises(InputError, match=f"vocab_size is {size}; .* at least 257"):
+@pytest.mark.parametrize("size", [1, 256, 10**6 + 1, 2**63, 10**30])
+def test_a_vocabulary_too_small_for_bytes_or_too_large_for_memory_is_refused(size):
+    with pytest.raises(InputError, match=rf"vocab_size is {size}; give 257 .* to 1,000,000"):
         train_tokenizer(["a"], size)
 
 

@@ -27,6 +27,7 @@ from ledom.cli.options import (
     Threads,
     TopK,
     TopP,
+    check_count,
     choose_problems,
     load_model,
     read_text,
@@ -166,6 +167,8 @@ def rank(
         texts = {passage.id: passage.text for passage in found}
         show_ranking((one.passage_id, texts[one.passage_id], one.score) for one in ranking[:top])
     _show_mean(reciprocal_ranks(queries, ranking), len(queries), "queries have relevant passages")
+    if cut := {one.passage_id for one in ranking if one.extra.get("truncated")}:
+        say(f"note: {len(cut)} of {len(found)} passages lost their end to fit the model's context")
     if out is not None:
         say(f"ranking: {out / 'ranking.jsonl'}")
 
@@ -237,7 +240,7 @@ def synthesize(
     use_threads(threads)
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
-    say(f"{len(found)} seeds, results in {out}/")
+    say(f"seeds: {len(found)}; results in {out}/")
     _show_synthesized(run(found, writer, judge, how, questions, out, track), out)
 
 
@@ -250,9 +253,15 @@ def _seeds(
     from ledom.evaluate.synthesis import check_seed, read_seeds
 
     if source != GENERATOR and source not in BENCHMARKS:
-        refuse_unused(context, (True, f"only {GENERATOR} has splits", ["split"]))
-        return read_seeds(Path(source))[:count]
-    problems = choose_problems(context, source, count, draws, split, seed)
+        refuse_unused(
+            context,
+            (True, f"only {GENERATOR} has splits", ["split"]),
+            (not draws, "nothing is drawn at random", ["seed"]),
+        )
+        given = read_seeds(Path(source))
+        check_count(count, len(given), source, "--num-seeds")
+        return given[:count]
+    problems = choose_problems(context, source, count, draws, split, seed, option="--num-seeds")
     found = [
         SynthesisSeed(id=p.id, solution=p.solution, answer=p.answer, question=p.question)
         for p in problems
@@ -332,6 +341,11 @@ def invert(
         found = run(outputs, *models, sampling, count, folder, track, prior)
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])
+    if lacking := len(outputs) - len({one.output_id for one in found}):
+        say(
+            f"note: {lacking} of {len(outputs)} outputs got no prompt that ended within "
+            f"{max_tokens} tokens; raise --max-tokens"
+        )
     _show_mean(reciprocal_ranks(outputs, found), len(outputs), "outputs have a known prompt")
     if out is not None:
         say(f"ranking: {out / 'ranking.jsonl'}")

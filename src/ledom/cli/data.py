@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import say
-from ledom.cli.options import Out, Seed, Threads, refuse_unused, use_threads
+from ledom.cli.options import MOST_PROBLEMS, Out, Seed, Threads, refuse_unused, use_threads
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
 from ledom.core.reading import real_path
@@ -34,15 +34,17 @@ Format = Annotated[
 ]
 TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
 
+_MOST_TASKS = 100_000
 _VARIED = ("train", "wrong", "valid")  # the files of ledom augment
 
 
 def train_tokenizer(
     documents: Texts,
-    vocab_size: Annotated[int, typer.Option(min=257, help="How many tokens, EOS included.")] = 2048,
+    vocab_size: Annotated[int, typer.Option(help="How many tokens, EOS included.")] = 2048,
     split_digits: Annotated[bool, typer.Option(help="Every digit is a token of its own.")] = True,
     num_documents: Annotated[
-        int | None, typer.Option(min=1, help="The first so many only; all by default.")
+        int | None,
+        typer.Option(min=1, max=MOST_PROBLEMS, help="The first so many only; all by default."),
     ] = None,
     format: Format = None,
     text_key: TextKey = "text",
@@ -101,10 +103,15 @@ def tokenize(
     executor: Annotated[str, typer.Option(help="local, slurm or ray.")] = "local",
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Tasks at a time, a core each; every core here, all on clusters."),
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Tasks at a time, a core each; every core here, all on clusters.",
+        ),
     ] = None,
     tasks: Annotated[
-        int | None, typer.Option(min=1, help="Shards to make; by the documents' size.")
+        int | None,
+        typer.Option(min=1, max=_MOST_TASKS, help="Shards to make; by the documents' size."),
     ] = None,
     slurm: Annotated[
         list[str] | None,

@@ -51,6 +51,7 @@ __all__ = [
     "TopP",
     "Unused",
     "WeightsFile",
+    "check_count",
     "choose_problems",
     "command_line",
     "decode_text",
@@ -284,6 +285,7 @@ def choose_problems(
     split: str,
     seed: int,
     held_out: bool = False,
+    option: str = "--num-problems",
 ) -> list[Problem]:
     """The problems that the options name; `draws` says whether the command samples at random.
 
@@ -299,12 +301,16 @@ def choose_problems(
         (given and not draws, f"{reason} nothing is drawn at random", ["seed"]),
     )
     problems = load_problems(source, count, split, seed, held_out)
-    if count is not None and len(problems) < count:
-        raise InputError(
-            f"--num-problems is {count}, but {source} has {len(problems)}; "
-            "leave it out to take all of them"
-        )
+    check_count(count, len(problems), source, option)
     return problems
+
+
+def check_count(count: int | None, found: int, source: str, option: str) -> None:
+    """Raise `InputError` where `source` has fewer than the option asks for."""
+    if count is not None and found < count:
+        raise InputError(
+            f"{option} is {count}, but {source} has {found}; leave it out to take all of them"
+        )
 
 
 def read_text(argument: str, name: str) -> str:

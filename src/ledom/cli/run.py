@@ -121,14 +121,14 @@ def run(app: Callable[..., Any]) -> int:
         with suppress(_PipeClosed):
             sys.stdout.flush()
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of the tokenizers' Rust code is no Exception
         code = _failed(error)
     if code == _INTERRUPTED:
         say("interrupted; finished work is kept: run the same command again to resume")
     return int(code)
 
 
-def _failed(error: Exception) -> int:
+def _failed(error: BaseException) -> int:
     """Print the error in one line, once for all processes; returns the exit code."""
     if parallel.is_first_failure():
         if os.environ.get(DEBUG_VARIABLE):
@@ -137,7 +137,7 @@ def _failed(error: Exception) -> int:
     return _FAILED
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, LedomError):
         return _one_line(str(error))
     if hasattr(error, "format_message"):  # a usage error of typer

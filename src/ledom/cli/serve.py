@@ -10,6 +10,8 @@ import typer
 
 from ledom.cli.display import say
 from ledom.cli.options import (
+    MOST_PROBLEMS,
+    MOST_SAMPLES,
     Device,
     Dtype,
     Lambda,
@@ -59,11 +61,13 @@ UpstreamModel = Annotated[
 ]
 PromptPrice = Annotated[
     float | None,
-    typer.Option(min=0, rich_help_panel=GATEWAY, help="Price of a million prompt tokens."),
+    typer.Option(min=0, max=1e9, rich_help_panel=GATEWAY, help="Price of a million prompt tokens."),
 ]
 CompletionPrice = Annotated[
     float | None,
-    typer.Option(min=0, rich_help_panel=GATEWAY, help="Price of a million written tokens."),
+    typer.Option(
+        min=0, max=1e9, rich_help_panel=GATEWAY, help="Price of a million written tokens."
+    ),
 ]
 Host = Annotated[
     str,
@@ -77,8 +81,11 @@ Reports = Annotated[
     Path | None,
     typer.Option(help="Folder of reports, such as out/: the page at / lists its HTML files."),
 ]
-MaxWaiting = Annotated[int, typer.Option(min=1, help="Texts that may wait for a model; then 429.")]
-MaxCandidates = Annotated[int, typer.Option(min=1, help="Texts per request.")]
+MaxWaiting = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_PROBLEMS, help="Texts that may wait for a model; then 429."),
+]
+MaxCandidates = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Texts per request.")]
 MaxSeconds = Annotated[float, typer.Option(min=1, max=86400, help="Seconds per request.")]
 
 

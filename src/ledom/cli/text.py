@@ -164,7 +164,7 @@ def generate(
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
     count = 1 if temperature == 0 else proposals
-    gap = Gap("gap", beginning, ending)
+    gap = Gap(id="gap", beginning=beginning, ending=ending)
     with results_folder(out) as folder:
         found = infill([gap], writer, judge, sampling, count, folder, track)
     _show(f"{beginning}{middle.text}{ending}" for middle in found[gap.id][:samples])

@@ -20,6 +20,7 @@ __all__ = [
     "differences",
     "file_hash",
     "fingerprint",
+    "no_locks",
     "write_atomically",
     "write_folder",
     "write_json",
@@ -109,6 +110,14 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def no_locks(folder: Path) -> OutputError:
+    """The error of a folder where a lock raised `NotImplementedError`, as some file systems do."""
+    return OutputError(
+        f"{folder}: its file system has no file locks (flock), without which two runs could write "
+        "there at once; give a folder on another one"
+    )
 
 
 def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:

@@ -238,12 +238,14 @@ def read_records(
     path: str | Path,
     record_type: type[RecordT],
     check: Callable[[RecordT], object] | None = None,
+    allow_none: bool = False,
 ) -> list[RecordT]:
     """Read a JSONL file of one record type; blank lines are skipped.
 
     `check` is called with each record, and raises `InputError` for an unsuitable one. Raises
-    `InputError` with file and line for that, for a missing or empty file, a directory, a line that
-    is not a JSON object, or a record with a missing or mistyped key.
+    `InputError` with file and line for that, for a missing file, one without records (unless
+    `allow_none`), a directory, a line that is not a JSON object, or a record with a missing or
+    mistyped key.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -261,7 +263,7 @@ def read_records(
             records.append(record)
         except InputError as error:
             raise InputError(str(error), path=path, line=number) from None
-    if not records:
+    if not records and not allow_none:
         raise InputError(f"the file has no {record_type.__name__} records", path=path)
     return records
 

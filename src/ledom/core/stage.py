@@ -223,7 +223,7 @@ class Stage(Generic[RecordT]):
             self._remove(self._parts())
         processes.wait()  # for the file
         if not processes.is_first():
-            self.records = read_records(self.path, self._type)
+            self.records = read_records(self.path, self._type, allow_none=True)
         self.complete = True
 
     def fill(
@@ -367,12 +367,12 @@ def read_settings(path: Path) -> JsonObject:
 def read_finished(
     path: Path, record_type: type[RecordT], check: Check[RecordT] | None = None
 ) -> list[RecordT]:
-    """The records of a finished file.
+    """The records of a finished file; none where there was nothing to make.
 
     Raises `InputError` for a bad one, by line, and for a file that was changed since it was made.
     """
     expected = read_settings(path)[_HASH]
-    records = read_records(path, record_type, check() if check else None)
+    records = read_records(path, record_type, check() if check else None, allow_none=True)
     if file_hash(path) != expected:
         raise InputError(
             f"was changed after it was finished (its {_HASH} is not that in "

@@ -22,7 +22,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError, RecipeError
-from ledom.core.files import check_settings, file_hash, write_json
+from ledom.core.files import check_settings, file_hash, no_locks, write_json
 from ledom.core.reading import Config, read_json
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
@@ -161,6 +161,8 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone_in(folder):
             _prepare(config, folder)
+    except NotImplementedError:
+        raise no_locks(folder) from None
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     return PreparedData(folder, config)

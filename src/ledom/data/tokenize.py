@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from pydantic import PositiveInt
 
 from ledom.core.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
-from ledom.core.files import check_settings, write_json
+from ledom.core.files import check_settings, no_locks, write_json
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
@@ -157,6 +157,8 @@ def tokenize(
             return _tokenize(documents, tokenizer, out, execution)
     except Timeout:
         raise OutputError(f"{out}: another ledom tokenize is at work there") from None
+    except NotImplementedError:
+        raise no_locks(out) from None
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error
 

@@ -18,8 +18,8 @@ from ledom.core.errors import DirectionError, InputError
 from ledom.core.reading import as_type, exists, read_json
 from ledom.core.records import Problem, read_records
 from ledom.data.problems import generate_problems
+from ledom.evaluate.infilling import Gap, Middle
 from ledom.evaluate.inversion import InvertedPrompt
-from ledom.evaluate.proposals import Proposal
 from ledom.evaluate.results import MAIN_METRICS, Evaluation
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import ARMS, ReversalResult
@@ -111,14 +111,22 @@ def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Se
     )
 
 
-def example(lm: LanguageModel, label: str, written: Sequence[int], after: Sequence[int]) -> Example:
-    """What a reverse model wrote in front of a prompt, as ids in reading order."""
-    pieces = lm.tokenizer.pieces([*written, *after])
-    return Example(label, "reverse", [], pieces[: len(written)], pieces[len(written) :])
+def example(
+    lm: LanguageModel,
+    label: str,
+    written: Sequence[int],
+    after: Sequence[int],
+    before: Sequence[int] = (),
+    direction: str = "reverse",
+) -> Example:
+    """What a model wrote between two texts, as ids in reading order."""
+    pieces = lm.tokenizer.pieces([*before, *written, *after])
+    start, end = len(before), len(before) + len(written)
+    return Example(label, direction, pieces[:start], pieces[start:end], pieces[end:])
 
 
 def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    problems = read_records(file, Problem, Problem.require_solution)
+    problems = read_records(file, Problem, Problem.require_solution, allow_none=True)
     examples = []
     for problem in problems[:count]:
         prompt = lm.pair_format.after_question(lm.pair_format.restyle(problem.require_solution()))
@@ -188,7 +196,7 @@ def _best(
 
 
 def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    ranking = read_records(file, Ranked)
+    ranking = read_records(file, Ranked, allow_none=True)
     best, shown = _best(
         ((one.query_id, one.rank, one.passage_id, one.score) for one in ranking), count
     )
@@ -203,7 +211,7 @@ def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
 
 
 def _inverted(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    ranking = read_records(file, InvertedPrompt)
+    ranking = read_records(file, InvertedPrompt, allow_none=True)
     best, shown = _best(
         ((one.output_id, one.rank, one.prompt, one.score) for one in ranking), count
     )
@@ -219,17 +227,30 @@ def _inverted(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
 
 
 def _infilled(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    proposals = read_records(file, Proposal)
+    gaps = {gap.id: gap for gap in read_records(file.with_name("gaps.jsonl"), Gap)}
+
+    def check(middle: Middle) -> None:
+        if middle.gap_id not in gaps:
+            raise InputError(f"names the gap {middle.gap_id!r}, which gaps.jsonl has not")
+
+    middles = read_records(file, Middle, check)
+    best = [middle for middle in middles if middle.rank == 1]
     return Section(
         heading=heading,
-        lead="What a reverse model wrote in front of an ending, before the forward model cut and "
-        "chose. The run keeps only what was written, not the texts around it.",
-        rule=f"the first {min(count, len(proposals))} of {len(proposals):,} proposals.",
+        lead="A reverse model wrote texts in front of an ending, without seeing the beginning; the "
+        "forward model cut and chose. The tokens are those of this page's model.",
+        rule=f"the best middle of the first {min(count, len(best))} of {len(best):,} gaps.",
         source=str(file),
-        examples=[
-            example(lm, f"{one.item_id}/{one.index}", lm.tokenizer.encode_inside(one.text), [])
-            for one in proposals[:count]
-        ],
+        examples=[_in_gap(lm, gaps[middle.gap_id], middle) for middle in best[:count]],
+    )
+
+
+def _in_gap(lm: LanguageModel, gap: Gap, middle: Middle) -> Example:
+    """A middle in its place; a model reads only the text on the side that it starts from."""
+    inside = lm.tokenizer.encode_inside
+    before = lm.tokenizer.encode(gap.beginning).ids
+    return example(
+        lm, gap.id, inside(middle.text), inside(gap.ending), before, direction=middle.direction
     )
 
 
@@ -259,9 +280,8 @@ RUNS = (
     RunKind(
         "Between a beginning and an ending",
         'ledom generate --before "..." --after "..." --out RUN',
-        ("proposals.jsonl", "scores.jsonl"),
+        ("middles.jsonl", "gaps.jsonl"),
         _infilled,
-        without=("ranking.jsonl", "removed.jsonl"),
     ),
     RunKind(
         "Prompts of an output",

@@ -271,7 +271,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
                 f"{self.lm.name}: {max_tokens} new tokens leave no room for a prompt in a context "
                 f"of {self.lm.context}; lower the task's max_gen_toks"
             )
-        fitted = [self._fit(context, room) for context in contexts]
+        fitted = [self.lm.shortened_prompt(context, room) for context in contexts]
         sampling = Sampling(
             temperature=settings.get("temperature", 1.0) if settings["do_sample"] else 0,
             top_k=settings.get("top_k", 0),
@@ -291,16 +291,6 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         writer = copy.copy(self.lm)
         writer.bos_ids = list(self.convention.first)
         return writer
-
-    def _fit(self, context: str, room: int) -> Written:
-        """A prompt without the tokens that do not fit, at its end far from what is written."""
-        encoding = self.lm.tokenizer.encode(context)
-        cut = len(encoding.ids) - room
-        if cut <= 0:
-            return context, 0
-        if self.direction is Direction.FORWARD:
-            return context[encoding.offsets[cut][0] :], cut
-        return context[: encoding.offsets[-cut - 1][1]], cut
 
     def _cut_at(self, text: str, until: Sequence[str]) -> str:
         """The part of a text that was written before the first stop string."""

@@ -1,7 +1,9 @@
 """The text between a beginning and an ending: one model proposes, the forward model chooses.
 
+    out/gaps.jsonl         the texts around each gap
     out/proposals.jsonl    what was written
     out/scores.jsonl       how well each middle fits
+    out/middles.jsonl      the middles of each gap, best first
 
 A reverse model writes what stands before the ending; it does not see the beginning. So each
 proposal is cut where a word starts, at every word of its first half, and the forward model chooses
@@ -16,9 +18,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError
+from ledom.core.errors import DirectionError, InputError
+from ledom.core.records import Record, write_records
 from ledom.core.stage import Track
 from ledom.evaluate.proposals import Prompt, Proposal, check_prompts, propose, verify
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
@@ -28,8 +32,8 @@ __all__ = ["Gap", "Middle", "infill", "middle_spans"]
 _GAP = re.compile(r"\s+")
 
 
-@dataclass(frozen=True)
-class Gap:
+@dataclass(kw_only=True)
+class Gap(Record):
     """Two texts between which something is missing."""
 
     id: str
@@ -37,13 +41,20 @@ class Gap:
     ending: str
 
 
-@dataclass(frozen=True)
-class Middle:
-    """A text for a gap; `score` is in nats per token."""
+@dataclass(kw_only=True)
+class Middle(Record):
+    """A text's place among those for a gap, from 1 on, and its score in nats per token.
+
+    `direction` is that of the model that wrote it.
+    """
+
+    KEY = ("gap_id", "rank")
 
     gap_id: str
+    rank: int
     text: str
     score: float
+    direction: Literal["forward", "reverse"]
 
 
 def infill(
@@ -65,6 +76,7 @@ def infill(
     known = {gap.id: gap for gap in gaps}
     prompts = [Prompt(gap.id, _prompt(gap, proposer.direction)) for gap in gaps]
     check_prompts(prompts, proposer, sampling)
+    _check_room(gaps, forward, sampling)
     path = out / "proposals.jsonl"
     drawn = propose(proposer, prompts, sampling, num_samples, path, track, "writing middles")
     middles = _numbered(
@@ -81,11 +93,40 @@ def infill(
         track,
         "choosing",
     )
-    found: dict[str, list[Middle]] = {gap.id: [] for gap in gaps}
+    means: dict[str, list[tuple[float, str]]] = {gap.id: [] for gap in gaps}
     for middle, score in zip(middles, scores, strict=True):
-        mean = score.logprob / max(1, score.num_tokens)
-        found[middle.item_id].append(Middle(middle.item_id, middle.text, mean))
-    return {id_: sorted(own, key=lambda middle: -middle.score) for id_, own in found.items()}
+        means[middle.item_id].append((score.logprob / max(1, score.num_tokens), middle.text))
+    found = {gap.id: _ranked(gap.id, means[gap.id], proposer.direction) for gap in gaps}
+    write_records(out / "gaps.jsonl", gaps)
+    write_records(out / "middles.jsonl", (middle for own in found.values() for middle in own))
+    return found
+
+
+def _ranked(gap_id: str, means: list[tuple[float, str]], direction: Direction) -> list[Middle]:
+    """The middles of a gap, best first; those of equal scores as they were drawn."""
+    ordered = sorted(means, key=lambda pair: -pair[0])
+    return [
+        Middle(
+            gap_id=gap_id,
+            rank=rank,
+            text=text,
+            score=round(mean, 5),
+            direction=direction.value,
+        )
+        for rank, (mean, text) in enumerate(ordered, start=1)
+    ]
+
+
+def _check_room(gaps: Sequence[Gap], forward: LanguageModel, sampling: Sampling) -> None:
+    """Raise `InputError` for a gap whose texts leave the model that chooses no room between."""
+    for gap in gaps:
+        ids = forward.add_special_tokens(forward.tokenizer.encode(gap.beginning + gap.ending).ids)
+        if len(ids) - 1 + sampling.max_tokens > forward.context:
+            raise InputError(
+                f"{gap.id!r}: beginning and ending have {len(ids) - 1} tokens; with "
+                f"max_tokens={sampling.max_tokens} between them they do not fit the context of "
+                f"{forward.context} of {forward.name}; lower --max-tokens, or shorten them"
+            )
 
 
 def _prompt(gap: Gap, direction: Direction) -> str:
@@ -105,9 +146,11 @@ def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:
 
     White space stays at the cut unless the text on its other side has some.
 
-    >>> cuts(" saw the old dog", Gap("a", "We", "."), Direction.REVERSE)
+    >>> gap = Gap(id="a", beginning="We", ending=".")
+    >>> cuts(" saw the old dog", gap, Direction.REVERSE)
     [' saw the old dog', ' the old dog']
-    >>> cuts(" saw the old dog", Gap("a", "We", " run."), Direction.FORWARD)
+    >>> gap = Gap(id="a", beginning="We", ending=" run.")
+    >>> cuts(" saw the old dog", gap, Direction.FORWARD)
     [' saw the old dog', ' saw the', ' saw the old']
     """
     half = len(text) / 2
@@ -126,7 +169,8 @@ def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:
 def middle_spans(lm: LanguageModel, middles: Sequence[tuple[Gap, str]]) -> Iterator[TokenSpan]:
     """For each middle in its gap the tokens of middle and ending, as a forward model reads them.
 
-    A token that straddles the beginning's end belongs to the middle.
+    A token that straddles the beginning's end belongs to the middle. The first token that the
+    model reads has no probability and is left out.
     """
     texts = [f"{gap.beginning}{text}{gap.ending}" for gap, text in middles]
     encodings = lm.tokenizer.encode_batch(texts)
@@ -134,4 +178,5 @@ def middle_spans(lm: LanguageModel, middles: Sequence[tuple[Gap, str]]) -> Itera
         ids = lm.add_special_tokens(encoding.ids)
         first = sum(1 for _, end in encoding.offsets if end <= len(gap.beginning))
         opening = len(lm.bos_ids)
-        yield TokenSpan(ids, opening + first, opening + len(encoding.ids))
+        start = max(1, opening + first)
+        yield TokenSpan(ids, start, max(start, opening + len(encoding.ids)))

@@ -86,7 +86,10 @@ class Relevance(Record):
 
 @dataclass(kw_only=True)
 class Ranked(Record):
-    """A passage's place among those of a query, from 1 on, and the score that it has it by."""
+    """A passage's place among those of a query, from 1 on, and the score that it has it by.
+
+    One that lost its end has `truncated` (extra).
+    """
 
     KEY = ("query_id", "passage_id")
 
@@ -176,14 +179,21 @@ def order_passages(
     prior: bool = False,
 ) -> list[Ranked]:
     """The passages of each query, best first, from the scores of all pairs."""
-    found = {one.key: _score(direction, one, prior) for one in scores}
+    found = {one.key: one for one in scores}
     ranking = []
     for query in queries:
-        values = [(found[query.id, passage.id], passage.id) for passage in passages]
+        own = [found[query.id, passage.id] for passage in passages]
+        values = [(_score(direction, one, prior), one) for one in own]
         best = sorted(values, key=lambda pair: -pair[0])
         ranking += [
-            Ranked(query_id=query.id, rank=rank, passage_id=passage_id, score=round(score, 5))
-            for rank, (score, passage_id) in enumerate(best, start=1)
+            Ranked(
+                query_id=query.id,
+                rank=rank,
+                passage_id=one.passage_id,
+                score=round(score, 5),
+                extra=one.extra,
+            )
+            for rank, (score, one) in enumerate(best, start=1)
         ]
     return ranking
 

@@ -60,12 +60,19 @@ REASON = "reason"
 
 @dataclass(kw_only=True)
 class Seed(Record):
-    """What a question is written for: a solution, or an answer alone. A problem is one too."""
+    """What a question is written for: a solution, or an answer alone. A problem is one too.
+
+    A blank solution or answer is none.
+    """
 
     id: str
     solution: str | None = None
     answer: str | None = None
     question: str | None = None
+
+    def __post_init__(self) -> None:
+        self.answer = (self.answer or "").strip() or None
+        self.solution = self.solution if (self.solution or "").strip() else None
 
     @property
     def final_answer(self) -> str:
@@ -91,6 +98,7 @@ class SynthesisSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.min_agreement <= 1:
             raise InputError(f"the agreement is {self.min_agreement}; it must lie in [0, 1]")
+        NearDuplicates(self.similarity)  # raises what it lacks, before any work
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,6 @@ def synthesize(
     before any work.
     """
     check_directions(reverse, forward)
-    NearDuplicates(how.similarity)  # raises what it lacks before any work
     prompts = [Prompt(seed.id, seed_prompt(seed, reverse.pair_format)) for seed in seeds]
     fitting = [prompt for prompt in prompts if has_room(prompt, reverse, how.sampling)]
     if not fitting:
@@ -239,7 +246,7 @@ def _read(seed: Seed, proposal: Proposal, pair_format: PairFormat) -> Problem:
 
 def _too_long(seed: Seed) -> Problem:
     return Problem(
-        id=seed.id,
+        id=f"{seed.id}/0",
         question=seed.question or "",
         answer=seed.final_answer,
         solution=seed.solution,

@@ -244,6 +244,21 @@ class LanguageModel(ABC):
         self.check_room(prompt, len(context), max_tokens)
         return context
 
+    def shortened_prompt(self, prompt: str, room: int) -> tuple[str, int]:
+        """A prompt of at most `room` tokens, special ones aside, and how many tokens it lost.
+
+        They are lost at its end far from what is written.
+        """
+        forward = self.direction is Direction.FORWARD
+        num_tokens, kept, text = len(self._ids_of(prompt)), room, prompt
+        offsets = self.tokenizer.encode(prompt).offsets if num_tokens > room else []
+        while (left := len(self._ids_of(text))) > max(0, room):  # cut, it may be encoded otherwise
+            if kept <= 0:
+                return "", num_tokens
+            text = prompt[offsets[-kept][0] :] if forward else prompt[: offsets[kept - 1][1]]
+            kept -= 1
+        return text, num_tokens - left
+
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
         """The text of ids that the model wrote to a prompt, all in reading order.
 

@@ -67,14 +67,15 @@ def flip_candidates(
     """
     real = {problem.id: problem.question for problem in problems}
     sampling = Sampling(settings.temperature, max_tokens=longest, seed=settings.seed)
+    room = lm.context - longest - len(lm.bos_ids)
     prompts = []
     for candidate in candidates:
         solution = read_solution(candidate, real[candidate.problem_id], lm, mask_copies)
-        prompts.append(_prompt(lm, solution, longest))
+        prompts.append(lm.shortened_prompt(lm.pair_format.after_question(solution), room))
     texts = [prompt for prompt, _ in prompts]
     for place, written in lm.generate(texts, sampling, settings.questions):
-        candidate, truncated = candidates[place], prompts[place][1]
-        yield [_record(candidate, real[candidate.problem_id], written, lm, truncated)]
+        candidate, num_lost = candidates[place], prompts[place][1]
+        yield [_record(candidate, real[candidate.problem_id], written, lm, num_lost > 0)]
 
 
 def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
@@ -90,20 +91,6 @@ def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
     return max(len(one.ids) for one in encoded) + _ROOM
 
 
-def _prompt(lm: LanguageModel, solution: str, longest: int) -> tuple[str, bool]:
-    """What a reverse model reads before it writes a question; whether the solution was cut."""
-    prompt = lm.pair_format.after_question(solution)
-    ids = lm.tokenizer.encode_inside(prompt)
-    room = lm.context - longest - len(lm.bos_ids)
-    if len(ids) <= room:
-        return prompt, False
-    whole, kept = ids, max(0, room)
-    while len(ids) > max(0, room):  # a text that is cut may be encoded otherwise
-        prompt = lm.tokenizer.decode(whole[:kept])
-        ids, kept = lm.tokenizer.encode_inside(prompt), kept - 1
-    return prompt, True
-
-
 def _record(
     candidate: Candidate,
     question: str,
@@ -111,11 +98,11 @@ def _record(
     lm: LanguageModel,
     truncated: bool,
 ) -> Score:
-    overlaps = [round(word_overlap(one.text, question), 5) for one in written]
+    texts = [one.text.removeprefix(lm.pair_format.literals[0]) for one in written]
+    overlaps = [round(word_overlap(text, question), 5) for text in texts]
     mean = sum(overlaps) / len(overlaps)
     questions = [
-        {"text": one.text, "overlap": overlap}
-        for one, overlap in zip(written, overlaps, strict=True)
+        {"text": text, "overlap": overlap} for text, overlap in zip(texts, overlaps, strict=True)
     ]
     return Score(
         problem_id=candidate.problem_id,

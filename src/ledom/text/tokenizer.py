@@ -27,6 +27,8 @@ __all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tok
 
 EOS_TOKEN = "<|end|>"
 
+_FEWEST, _MOST = 257, 1_000_000  # tokens of a vocabulary; its table is made for all of them
+
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
 # One digit per token (with the space before it, if any): arithmetic needs digits to be visible.
 _PIECES_OF_DIGITS = _PIECES.replace(r"\p{N}+", r"\p{N}", 1)
@@ -205,14 +207,17 @@ def refuse_to_replace(folder: Path) -> None:
 def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = True) -> Tokenizer:
     """Train a byte-level BPE tokenizer; with `split_digits` every digit is a token of its own.
 
-    Every byte is in its vocabulary, so any text round-trips. `vocab_size` must be at least 257.
+    Every byte is in its vocabulary, so any text round-trips. Raises `InputError` for a `vocab_size`
+    below 257 or above a million.
 
     >>> tokenizer = train_tokenizer(["one two"], 260)
     >>> tokenizer.decode(tokenizer.encode("two").ids)
     'two'
     """
-    if vocab_size < 257:
-        raise InputError(f"vocab_size is {vocab_size}; 256 bytes and EOS need at least 257")
+    if not _FEWEST <= vocab_size <= _MOST:
+        raise InputError(
+            f"vocab_size is {vocab_size}; give {_FEWEST} (256 bytes and EOS) to {_MOST:,}"
+        )
     backend = RustTokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
