@@ -205,7 +205,7 @@ def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]
     benchmark = BENCHMARKS[name]
     folder = folder or os.environ.get(FOLDER_VARIABLE)
     if folder:
-        return read_records(Path(folder) / benchmark.file, Problem)
+        return read_records(Path(folder) / benchmark.file, Problem, unique_ids())
     rows = _from_hub(name, benchmark)
     return [_problem(name, number, benchmark.read(row)) for number, row in enumerate(rows)]
 
