@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from itertools import count
@@ -21,6 +20,7 @@ from ledom.data.problems import generate_problems
 from ledom.data.store import TokenStore, encode_documents, write_store
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import loop
+from started import started
 
 pytestmark = pytest.mark.slow
 
@@ -187,21 +187,13 @@ def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path
     write(documents, TEXTS * 200)
     command = ["tokenize", str(documents), "--out", str(out)]
     command += ["--tokenizer", str(tokenizer_folder), "--workers", "2", "--tasks", "4"]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "ledom", *command],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
+    with started(tmp_path / "said", *command) as process:
         deadline = time.monotonic() + 60
         while not [*out.glob("tasks/completions/*")] and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.killpg(started.pid, signal.SIGINT)  # as a terminal does: every process gets it
-        _, said = started.communicate(timeout=60)
-    finally:
-        started.kill()
-    assert started.returncode == 130, said
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process gets it
+        assert process.wait() == 130
+    said = process.said()
     assert "interrupted; finished work is kept" in said
     assert "Traceback" not in said
     finished = {

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from command_line import Run
 from ledom.lm.backends.fake import FakeLanguageModel
+from started import started
 
 
 @pytest.mark.parametrize(
@@ -51,13 +52,10 @@ def test_a_missing_package_names_the_extra(run: Run, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_it_is_told_to_stop(signal_number: int) -> None:
-    command = [sys.executable, "-m", "ledom", "serve", "--port", "0", "--threads", "1"]
-    environment = {**os.environ, "LEDOM_TOKEN": "secret"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stderr is not None
-        said = process.stderr.readline()
+def test_it_serves_until_it_is_told_to_stop(signal_number: int, tmp_path: Path) -> None:
+    command = ("serve", "--port", 0, "--threads", 1)
+    with started(tmp_path / "said", *command, environment={"LEDOM_TOKEN": "secret"}) as process:
+        said = process.first_line()
         found = re.search(r"serving on (http://127\.0\.0\.1:\d+): clients send the token", said)
         assert found is not None, said
         body = {"queries": "How many?", "documents": ["7", "8"]}
@@ -73,9 +71,5 @@ def test_it_serves_until_it_is_told_to_stop(signal_number: int) -> None:
         headers = {"Authorization": "Bearer secret"}
         answer = httpx.post(f"{found[1]}/score", json=body, headers=headers, timeout=30)
         assert len(answer.json()["data"]) == 2
-        process.send_signal(signal_number)
-        process.communicate(timeout=60)
-        assert process.returncode == (0 if signal_number == signal.SIGINT else -signal.SIGTERM)
-    finally:
-        process.kill()
-        process.wait(30)
+        os.kill(process.pid, signal_number)
+        assert process.wait() == (0 if signal_number == signal.SIGINT else -signal.SIGTERM)

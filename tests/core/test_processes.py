@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import run as launcher
 
 from command_line import Run
 from ledom.core import processes as parallel
@@ -22,6 +23,7 @@ from ledom.core.errors import InputError
 from ledom.core.records import Problem, write_records
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, Reply
+from started import Started, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
@@ -124,16 +126,29 @@ def results(out: Path) -> dict[str, Any]:
     return found
 
 
-def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.Popen(
-        [*launcher, "-m", "ledom", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+def torchrun(*arguments: str) -> None:
+    launcher.main(["--standalone", "--nproc-per-node=2", "-m", "ledom", *arguments])
+
+
+@contextmanager
+def two_processes(folder: Path, arguments: list[str]) -> Iterator[list[Started]]:
+    """A command in two processes, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                started(
+                    folder / f"said.{rank}",
+                    *arguments,
+                    environment=job | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                )
+            )
+            for rank in range(2)
+        ]
 
 
 def ask_twice(requests: list[dict[str, Any]]) -> int:
@@ -152,27 +167,32 @@ def test_two_processes_give_what_one_gives_through_any_stop(
 
     # The server dies while the candidates are sampled: one clear line, and what is finished kept.
     server.live(20)
-    process = torchrun(*command, str(out))
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    with started(tmp_path / "said", *command, out, run=torchrun) as process:
+        assert process.wait(120) != 0
+    text = process.said()
     assert text.count("error: ") == 1, text
     assert "error: m: no usable answer from the server" in text
     assert text.count("12 problems, results in") == 1
 
-    # It is back, and both processes are killed while they score.
-    server.live(40, lambda: os.killpg(process.pid, signal.SIGKILL))
-    process = torchrun(*command, str(out))
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
     assert len([part for part in out.iterdir() if ".part" in part.name]) == 2
+
+    # It is back, and both processes are killed while they score.
+    server.live(30, lambda: [os.kill(process.pid, signal.SIGKILL) for process in processes])
+    with two_processes(tmp_path, [*command, str(out)]) as processes:
+        assert [process.wait(120) for process in processes] == [-signal.SIGKILL] * 2
+    assert (out / "candidates.jsonl").is_file()
+    assert not (out / "scores.forward.jsonl").exists()
+    scored = sum(bool(body.get("echo")) for body in server.answered)
 
     # One process alone goes on, and the files are those of one process that never stopped.
     server.live(10**9)
     assert run(*command, out)[0] == 0
     assert results(out) == results(whole)
     assert not [part for part in out.iterdir() if ".part" in part.name]
-    # Asked again: greedy answers of problems that were not finished, and what was on its way.
-    assert len(server.answered) - expected == ask_twice(server.answered) <= 12 + 2 * 4
+    # Asked again: greedy answers of problems that were not finished, what was on its way, and the
+    # scores that a kill found unwritten.
+    again = len(server.answered) - expected
+    assert again == ask_twice(server.answered) <= 12 + 2 * 4 + scored
 
 
 @pytest.mark.parametrize("alive", [5, 50])

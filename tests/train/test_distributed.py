@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import time
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -26,15 +25,9 @@ from ledom.train.loop import train, validate
 from ledom.train.lora import LoraConfig
 from ledom.train.optim import Muon
 from ledom.train.recipe import Recipe
+from started import PROCESSES
 
 pytestmark = pytest.mark.slow
-
-# One process imports everything once; the ranks are forks of it.
-PROCESSES = get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["ledom.train.loop", "transformers.models.llama.modeling_llama", "torch.distributed.fsdp"]
-)
-
 
 WORKER_LOST = 3  # exit code
 

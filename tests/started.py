@@ -1,0 +1,99 @@
+"""`ledom` in a process of its own, started in milliseconds.
+
+It is a fork of a process that has imported what commands import and has run nothing: no thread of
+its parent's is missing, and signals, exit codes and what it prints are those of any process.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+__all__ = ["PROCESSES", "Started", "ledom", "started"]
+
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "ledom.cli.app",
+        "ledom.train.loop",
+        "ledom.rerank.pipeline",
+        "ledom.serve.server",
+        "openai",
+        "transformers.models.llama.modeling_llama",
+        "torch.distributed.fsdp",
+    ]
+)
+
+
+class Started:
+    """A process that may still run; what it prints on both streams is in a file."""
+
+    def __init__(self, process: BaseProcess, output: Path) -> None:
+        self._process, self._output = process, output
+
+    @property
+    def pid(self) -> int:
+        """Also the id of its group, to which what it starts belongs."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def said(self) -> str:
+        return self._output.read_text()
+
+    def first_line(self, seconds: float = 60) -> str:
+        """Waits for it."""
+        deadline = time.monotonic() + seconds
+        while "\n" not in self.said():
+            assert time.monotonic() < deadline, self.said()
+            assert self._process.is_alive(), self.said()
+            time.sleep(0.01)
+        return self.said().splitlines()[0]
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit code, or minus the signal that ended it."""
+        self._process.join(seconds)
+        assert self._process.exitcode is not None, f"still running: {self.said()}"
+        return self._process.exitcode
+
+
+def ledom(*arguments: str) -> None:
+    """Run a command of ledom."""
+    sys.argv = ["ledom", *arguments]
+    runpy.run_module("ledom", run_name="__main__")
+
+
+@contextmanager
+def started(
+    output: Path,
+    *arguments: object,
+    run: Callable[..., object] = ledom,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Started]:
+    """A process that runs a command, killed at the end if it still runs."""
+    output.touch()
+    given = [*map(str, arguments)], dict(environment or {})
+    process = PROCESSES.Process(target=_run, args=(run, *given, output))
+    process.start()
+    try:
+        yield Started(process, output)
+    finally:
+        process.kill()
+        process.join(30)
+
+
+def _run(
+    run: Callable[..., object], arguments: list[str], environment: dict[str, str], output: Path
+) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    printed = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    run(*arguments)
