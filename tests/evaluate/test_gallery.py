@@ -130,7 +130,7 @@ def test_synthesized_problems_are_shown_token_by_token(
     assert ["".join(example.written) for example in section.examples] == [
         problem.question for problem in problems[:2]
     ]
-    assert section.rule == "the first 2 of 3 problems that stayed."
+    assert section.rule == "the first 2 of 3 problems that were kept."
 
 
 def test_inverted_prompts_and_middles_are_told_from_rankings(

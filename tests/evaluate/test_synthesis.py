@@ -215,7 +215,7 @@ def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, text = run("synthesize", seeds, *known, "--samples", 20, "--out", out)
     assert code == 0, text
-    assert "2 of 40 questions stay; removed: 20 not one question, " in text
+    assert "2 of 40 questions kept; removed: 20 not one question, " in text
     kept = read_records(out / "problems.jsonl", Problem)
     assert sorted(problem.question for problem in kept) == ["Which?", "Whose hat is it?"]
     assert "agrees: " in text
@@ -226,7 +226,7 @@ def test_problems_of_the_generator_are_seeds(run: Run, fakes: Fakes, tmp_path: P
     out = tmp_path / "out"
     code, text = run("synthesize", "--num-seeds", 3, "--temperature", 0, "--out", out)
     assert code == 0, text
-    assert "of 3 questions stay" in text
+    assert "of 3 questions kept" in text
 
 
 @pytest.mark.parametrize(

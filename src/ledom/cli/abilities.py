@@ -83,8 +83,8 @@ Known = Annotated[
     list[Path] | None,
     typer.Option(
         rich_help_panel=PROBLEMS,
-        help="A JSONL file of problems whose questions must not come back, such as training "
-        "data (repeatable). The seeds' own questions never do.",
+        help="A JSONL file of problems whose questions are not to be written again, such as "
+        "training data (repeatable). The seeds' own questions never are.",
     ),
 ]
 Questions = Annotated[
@@ -97,22 +97,21 @@ Answers = Annotated[
         min=1,
         max=MOST_SAMPLES,
         rich_help_panel=SAMPLING,
-        help="Answers of the forward model per question.",
+        help="Answers sampled from the forward model per question.",
     ),
 ]
 Agreement = Annotated[
     float,
     typer.Option(
         rich_help_panel=SELECTION,
-        help="Least share of the forward model's answers that must equal the seed's.",
+        help="Minimum share of the forward model's answers that equal the seed's.",
     ),
 ]
 Similarity = Annotated[
     float,
     typer.Option(
         rich_help_panel=SELECTION,
-        help="Jaccard similarity of 5-word n-grams from which on two questions are near "
-        "duplicates.",
+        help="Jaccard similarity of 5-word n-grams at which two questions are near duplicates.",
     ),
 ]
 OutputText = Annotated[
@@ -217,7 +216,7 @@ def synthesize(
     out: Out = Path("ledom-synthesize"),
     seed: Seed = 0,
 ) -> None:
-    """Write questions for solutions or bare answers; keep those that a forward model answers alike.
+    """Write questions for solutions or bare answers; keep those that a forward model confirms.
 
     The new problems are for ledom train and ledom rerank.
 
@@ -285,7 +284,7 @@ def _show_synthesized(found: Synthesized, out: Path) -> None:
 
     total = len(found.problems) + len(found.removed)
     reasons = ", ".join(f"{number} {reason}" for reason, number in found.reasons.items())
-    typer.echo(f"{len(found.problems)} of {total} questions stay; removed: {reasons or 'none'}")
+    typer.echo(f"{len(found.problems)} of {total} questions kept; removed: {reasons or 'none'}")
     if len(agreements := found.agreements):
         share = accuracy(bootstrap_interval(agreements))
         typer.echo(f"the forward model's answer agrees: {share}%")

@@ -30,7 +30,9 @@ Texts = Annotated[
 ]
 Format = Annotated[
     str | None,
-    typer.Option(help="jsonl, parquet, text (a file is a document) or lines; by name otherwise."),
+    typer.Option(
+        help="jsonl, parquet, text (one document per file) or lines. Default: by file name."
+    ),
 ]
 TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
 
@@ -40,11 +42,13 @@ _VARIED = ("train", "wrong", "valid")  # the files of ledom augment
 
 def train_tokenizer(
     documents: Texts,
-    vocab_size: Annotated[int, typer.Option(help="How many tokens, EOS included.")] = 2048,
-    split_digits: Annotated[bool, typer.Option(help="Every digit is a token of its own.")] = True,
+    vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary, EOS included.")] = 2048,
+    split_digits: Annotated[bool, typer.Option(help="Make every digit a token.")] = True,
     num_documents: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_PROBLEMS, help="The first so many only; all by default."),
+        typer.Option(
+            min=1, max=MOST_PROBLEMS, help="Read only the first N documents. Default: all."
+        ),
     ] = None,
     format: Format = None,
     text_key: TextKey = "text",
@@ -93,10 +97,11 @@ def tokenize(
     documents: Texts,
     tokenizer: Annotated[
         Path,
-        typer.Option(help="A tokenizer.json, or the folder of one; see ledom train-tokenizer."),
+        typer.Option(help="A tokenizer.json, or its folder; see ledom train-tokenizer."),
     ],
     eos_token: Annotated[
-        str | None, typer.Option(help="The token behind each document; the tokenizer's own.")
+        str | None,
+        typer.Option(help="The token after each document. Default: the tokenizer's own."),
     ] = None,
     format: Format = None,
     text_key: TextKey = "text",
@@ -106,16 +111,18 @@ def tokenize(
         typer.Option(
             min=1,
             max=1024,
-            help="Tasks at a time, a core each; every core here, all on clusters.",
+            help="Tasks at a time, one core each. Default: all cores; on a cluster, all tasks.",
         ),
     ] = None,
     tasks: Annotated[
         int | None,
-        typer.Option(min=1, max=_MOST_TASKS, help="Shards to make; by the documents' size."),
+        typer.Option(
+            min=1, max=_MOST_TASKS, help="Shards to make. Default: by the documents' size."
+        ),
     ] = None,
     slurm: Annotated[
         list[str] | None,
-        typer.Option(help="An option of sbatch, as partition=cpu; may be given again."),
+        typer.Option(help="An option of sbatch, such as partition=cpu (repeatable)."),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder of the store; finished shards there are kept.")
@@ -170,14 +177,22 @@ def _key_and_value(option: str) -> tuple[str, str]:
 def augment(
     problems: Annotated[Path, typer.Argument(help="A JSONL file of problems with solutions.")],
     variants: Annotated[
-        int, typer.Option(min=0, max=1000, help="Most with other numbers, a problem.")
+        int,
+        typer.Option(
+            min=0, max=1000, help="Maximum number of variants with other numbers per problem."
+        ),
     ] = 6,
-    wrong: Annotated[int, typer.Option(min=0, max=1000, help="Most wrong solutions of each.")] = 4,
+    wrong: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1000, help="Maximum number of wrong solutions per problem or variant."
+        ),
+    ] = 4,
     out: Out = Path("ledom-augment"),
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """More training pairs out of worked problems: other numbers, and solutions gone wrong.
+    """Make more training pairs from worked problems: other numbers, and wrong solutions.
 
     Example: ledom augment gsm8k/train.jsonl --out varied
     """

@@ -30,7 +30,9 @@ def gallery(
     context: typer.Context,
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of eval, rank, synthesize, generate or invert to show too."),
+        typer.Argument(
+            help="Folders made by eval, rank, synthesize, generate or invert, to show too."
+        ),
     ] = None,
     examples: Annotated[
         int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Examples per section: the first ones.")

@@ -101,8 +101,8 @@ ConfidenceOption = Annotated[
         min=0,
         max=MOST_COPIES,
         rich_help_panel=SAMPLING,
-        help="Keep how sure the model was while it wrote, from the K most likely tokens (20; "
-        "servers of OpenAI's own allow 5), and choose by it. Cost: almost none.",
+        help="Record how sure the model was, from the K most likely tokens at each position, and "
+        "choose by it. DeepConf uses 20; OpenAI's own servers allow 5. Cost: almost none.",
     ),
 ]
 ConfidenceWindow = Annotated[
@@ -111,7 +111,7 @@ ConfidenceWindow = Annotated[
         min=1,
         max=100_000,
         rich_help_panel=SAMPLING,
-        help="Tokens of the stretch that --confidence and --stop-unsure judge.",
+        help="Tokens per window for --confidence and --stop-unsure.",
     ),
 ]
 StopUnsure = Annotated[
@@ -120,9 +120,9 @@ StopUnsure = Annotated[
         min=0,
         max=1,
         rich_help_panel=SAMPLING,
-        help="Break off a sample where it is less sure than this share of the problem's first "
-        "quarter of samples ever were, such as 0.9 (DeepConf's online stop). Needs --confidence; "
-        "0: never.",
+        help="Stop a sample where its confidence falls below a threshold that this share of the "
+        "problem's first samples (a quarter of all) never fall below, such as 0.9 (DeepConf's "
+        "online stop). Needs --confidence. 0: never.",
     ),
 ]
 Contrast = Annotated[

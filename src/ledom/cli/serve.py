@@ -83,10 +83,14 @@ Reports = Annotated[
 ]
 MaxWaiting = Annotated[
     int,
-    typer.Option(min=1, max=MOST_PROBLEMS, help="Texts that may wait for a model; then 429."),
+    typer.Option(
+        min=1, max=MOST_PROBLEMS, help="Maximum number of texts waiting for a model; then 429."
+    ),
 ]
-MaxCandidates = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Texts per request.")]
-MaxSeconds = Annotated[float, typer.Option(min=1, max=86400, help="Seconds per request.")]
+MaxCandidates = Annotated[
+    int, typer.Option(min=1, max=MOST_SAMPLES, help="Maximum number of texts per request.")
+]
+MaxSeconds = Annotated[float, typer.Option(min=1, max=86400, help="Maximum seconds per request.")]
 
 
 def serve(

@@ -33,7 +33,7 @@ def train(
         list[str] | None, typer.Argument(help="Changes such as optim.steps=100.")
     ] = None,
     direction: Annotated[
-        str, typer.Option(help="forward, reverse or both, one after the other.")
+        str, typer.Option(help="forward, reverse, or both (one after the other).")
     ] = "both",
     out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     device: Device = None,
@@ -103,7 +103,9 @@ def _train_one(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of ledom train, as runs/NAME.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders made by ledom train, such as runs/NAME.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("ledom-compare"),
     threads: Threads = None,
 ) -> None:
@@ -137,7 +139,7 @@ def plan(
     ] = 0.4,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, in bytes.")] = False,
 ) -> None:
-    """Work out a run's parameters, memory by part, FLOPs, hours and sizes, before it is started.
+    """Estimate a run's parameters, memory by part, FLOPs, hours and disk space before it starts.
 
     Example: ledom plan 7b parallel.activation_checkpointing=true --gpus 64 --gpu h100
     """
@@ -162,13 +164,15 @@ def export(
         Path, typer.Option(help="Folder of the released model; data gets its card where it is.")
     ] = Path("ledom-export"),
     direction: Annotated[
-        str | None, typer.Option(help="Of a model whose config.json records none.")
+        str | None, typer.Option(help="Direction of a model whose config.json records none.")
     ] = None,
-    license: Annotated[str | None, typer.Option(help="For the card, as apache-2.0.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="License for the card, such as apache-2.0.")
+    ] = None,
     push: Annotated[str | None, typer.Option(help="Upload to the hub as USER/NAME.")] = None,
-    private: Annotated[bool, typer.Option(help="Make it private there.")] = False,
+    private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
 ) -> None:
-    """Write a model for others to use with plain transformers, its card included.
+    """Write a model, with its card, for others to use with plain transformers.
 
     Example: ledom export runs/tiny/reverse --out tiny-reverse --push me/tiny-reverse
     """

@@ -134,9 +134,9 @@ def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Sec
         examples.append(example(lm, problem.id, written, lm.tokenizer.encode_inside(prompt)))
     return Section(
         heading=heading,
-        lead="A reverse model wrote a question for a solution; it stayed because a forward model "
-        "answers it alike. The tokens are those of this page's model.",
-        rule=f"the first {len(examples)} of {len(problems):,} problems that stayed.",
+        lead="A reverse model wrote a question for a solution; it was kept because a forward model "
+        "gives it the same answer. The tokens are those of this page's model.",
+        rule=f"the first {len(examples)} of {len(problems):,} problems that were kept.",
         source=str(file),
         examples=examples,
     )
