@@ -172,7 +172,7 @@ def test_a_middle_of_another_gap_is_refused(lm: FakeLanguageModel, tmp_path: Pat
         collect(lm, [tmp_path], 2, seed=0)
 
 
-def test_runs_in_which_nothing_stayed_are_shown(lm: FakeLanguageModel, tmp_path: Path) -> None:
+def test_runs_in_which_nothing_was_kept_are_shown(lm: FakeLanguageModel, tmp_path: Path) -> None:
     for folder, names in (
         ("synthesized", ("problems.jsonl", "removed.jsonl")),
         ("inverted", ("ranking.jsonl", "proposals.jsonl")),
@@ -183,7 +183,7 @@ def test_runs_in_which_nothing_stayed_are_shown(lm: FakeLanguageModel, tmp_path:
     found = collect(lm, [tmp_path / "synthesized", tmp_path / "inverted"], 2, seed=0)
     _, synthesized, inverted = found.sections
     assert synthesized.examples == []
-    assert synthesized.rule == "the first 0 of 0 problems that stayed."
+    assert synthesized.rule == "the first 0 of 0 problems that were kept."
     assert len(inverted.tables[0].rows) == 1
 
 

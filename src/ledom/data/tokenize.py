@@ -4,9 +4,9 @@
     the last task to finish -> manifest.json
 
 The work is divided into tasks, each of which makes one shard from one part of the documents, on one
-core. Which machine runs them is datatrove's executors' affair: processes here, Slurm, or Ray. A
-shard gets its name when it is whole; a task that has finished is never done again. Only bytes are
-divided: the store's documents are in the order of their files, however many tasks there were.
+core. datatrove's executors run them: processes here, Slurm, or Ray. A shard gets its name when it
+is whole; a finished task is never repeated. Only bytes are divided: the documents in the store are
+in the order of their files, however many tasks there were.
 """
 
 from __future__ import annotations
