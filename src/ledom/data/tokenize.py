@@ -56,7 +56,7 @@ __all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
 
 TASKS = "tasks"  # the folder of what is known of each task
 _SETTINGS = f"{TASKS}/settings.json"
-_BYTES_A_TASK = 1 << 28  # some minutes' work for a core
+_BYTES_PER_TASK = 1 << 28  # some minutes' work for a core
 _POLL_SECONDS = 0.5
 _SECONDS_TO_STOP = 10.0  # which a process has from being asked to being killed
 
@@ -102,8 +102,7 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
 
 
 class WriteShard(DocumentTokenizer):  # type: ignore[misc]
-    """datatrove's tokenizer with the ids that ledom makes of a text, and a shard that is whole
-    before it has its name; the last of all tasks also writes the manifest."""
+    """datatrove's tokenizer with ledom's ids; the last of all tasks also writes the manifest."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(str(out), str(out / "tokenizer.json"), shuffle_documents=False)
@@ -223,7 +222,7 @@ def _refuse_other_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
 
 
 def _count_tasks(documents: Documents, execution: Execution) -> int:
-    by_size = -(-(documents.num_bytes or 0) // _BYTES_A_TASK)
+    by_size = -(-(documents.num_bytes or 0) // _BYTES_PER_TASK)
     return max(by_size, execution.workers or available_cpus(), 1)
 
 
