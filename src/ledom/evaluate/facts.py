@@ -95,7 +95,11 @@ def _invented(rng: Random) -> str:
 
 
 def sentence(first: str, second: str, join: str = _JOINS[0]) -> str:
-    """A fact as a text."""
+    """A fact as a text.
+
+    >>> sentence("Tuver Ziror", "the keeper of Broken Letter")
+    'We know that Tuver Ziror is the keeper of Broken Letter.'
+    """
     return f"We know that {first} {join} {second}."
 
 

@@ -302,7 +302,12 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
 
 def document_batches(requests: Sequence[Request]) -> list[list[Request]]:
-    """Runs of requests, about `_TOGETHER` each, that do not divide a document."""
+    """Runs of requests, about `_TOGETHER` each, that do not divide a document.
+
+    >>> asked = [Request("2 + 2 =", choice, ("task", 0)) for choice in (" 3", " 4")]
+    >>> [len(batch) for batch in document_batches(asked)]  # a document's choices stay together
+    [2]
+    """
     batches: list[list[Request]] = []
     for request in requests:
         last = batches[-1][-1] if batches else None

@@ -171,6 +171,12 @@ def middle_spans(lm: LanguageModel, middles: Sequence[tuple[Gap, str]]) -> Itera
 
     A token that straddles the beginning's end belongs to the middle. The first token that the
     model reads has no probability and is left out.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> [span] = middle_spans(lm, [(Gap(id="g", beginning="ab", ending="yz"), "m")])
+    >>> span.end - span.start  # m, y and z
+    3
     """
     texts = [f"{gap.beginning}{text}{gap.ending}" for gap, text in middles]
     encodings = lm.tokenizer.encode_batch(texts)

@@ -58,7 +58,14 @@ class InvertedPrompt(Record):
 
 
 def read_outputs(path: Path) -> list[Output]:
-    """Read a JSONL file of outputs; raises `InputError` by line for a bad or repeated one."""
+    """Read a JSONL file of outputs; raises `InputError` by line for a bad or repeated one.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = Path(file.name).write_text('{"id": "a", "text": "4", "prompt": "2 + 2?"}')
+    ...     read_outputs(Path(file.name))[0].prompt
+    '2 + 2?'
+    """
     check_id = unique_ids()
 
     def check(output: Output) -> None:
@@ -156,6 +163,14 @@ def pair_spans(
     """For each question and solution the tokens that tell log P(question, solution).
 
     Without the prior those of log P(solution | question). The document's end counts.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> for prior in (False, True):
+    ...     [span] = pair_spans(lm, [("2 + 2?", "4")], prior)
+    ...     print(span.end - span.start)  # bytes and EOS; with the prior the question too
+    2
+    10
     """
     if lm.direction is not Direction.FORWARD:
         raise InputError(f"{lm.name}: a forward model tells how likely an output is")

@@ -73,7 +73,13 @@ class Likelihood(Record):
 
 
 def check_directions(reverse: LanguageModel, forward: LanguageModel) -> None:
-    """Raise `DirectionError` unless the first model is a reverse one and the second a forward."""
+    """Raise `DirectionError` unless the first model is a reverse one and the second a forward.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> check_directions(FakeLanguageModel(), FakeLanguageModel())
+    Traceback (most recent call last):
+    ledom.core.errors.DirectionError: fake: a reverse model is needed here
+    """
     for lm, direction in ((reverse, Direction.REVERSE), (forward, Direction.FORWARD)):
         if lm.direction is not direction:
             raise DirectionError(f"{lm.name}: a {direction} model is needed here")
@@ -89,7 +95,12 @@ def check_prompts(prompts: Sequence[Prompt], lm: LanguageModel, sampling: Sampli
 
 
 def has_room(prompt: Prompt, lm: LanguageModel, sampling: Sampling) -> bool:
-    """Whether the prompt leaves room to write in the model's context."""
+    """Whether the prompt leaves room to write in the model's context.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> has_room(Prompt("p", "2 + 2?"), FakeLanguageModel(context=8), Sampling(max_tokens=2))
+    False
+    """
     try:
         lm.prompt_ids(prompt.text, sampling.max_tokens)
     except InputError:
@@ -109,6 +120,15 @@ def propose(
     """`num_samples` texts to each prompt, in the prompts' order, kept in the file `path`.
 
     Equal prompts get equal texts, since a draw depends on the prompt's text. Ids must be unique.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = propose(lm, [Prompt("p", "2 + 2?")], Sampling(), 3, Path(folder, "p.jsonl"),
+    ...                     lambda chunks, *_: iter(chunks), "")
+    >>> [proposal.key for proposal in found]
+    [('p', 0), ('p', 1), ('p', 2)]
     """
     settings = {
         "model": lm.identity,

@@ -100,7 +100,15 @@ class Ranked(Record):
 
 
 def read_passages(path: Path) -> list[Document]:
-    """Read a JSONL file of passages; raises `InputError` by line for a bad or repeated one."""
+    """Read a JSONL file of passages; raises `InputError` by line for a bad or repeated one.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+    ...     _ = Path(file.name).write_text('{"id": "a", "text": " "}')
+    ...     read_passages(Path(file.name))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: ...:1: passage 'a' has an empty text; remove it
+    """
     return read_records(path, Document, _check())
 
 
@@ -178,7 +186,15 @@ def order_passages(
     scores: Sequence[Relevance],
     prior: bool = False,
 ) -> list[Ranked]:
-    """The passages of each query, best first, from the scores of all pairs."""
+    """The passages of each query, best first, from the scores of all pairs.
+
+    >>> scores = [Relevance(query_id="q", passage_id=id, logprob=logprob, prior=prior)
+    ...           for id, logprob, prior in (("a", -3.0, -1.0), ("b", -2.0, -4.0))]
+    >>> passages = [Document(id=id, text=id) for id in "ab"]
+    >>> asked = Direction.REVERSE, [Query(id="q", text="?")], passages, scores
+    >>> [[one.passage_id for one in order_passages(*asked, prior=prior)] for prior in (False, True)]
+    [['b', 'a'], ['a', 'b']]
+    """
     found = {one.key: one for one in scores}
     ranking = []
     for query in queries:

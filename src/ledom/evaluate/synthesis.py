@@ -76,7 +76,11 @@ class Seed(Record):
 
     @property
     def final_answer(self) -> str:
-        """The answer, given or stated by the solution; the empty text where there is none."""
+        """The answer, given or stated by the solution; the empty text where there is none.
+
+        >>> Seed(id="a", solution="3 + 4 = 7\\n#### 7").final_answer
+        '7'
+        """
         return (self.answer or extract_answer(self.solution or "") or "").strip()
 
 
@@ -146,7 +150,12 @@ def read_seeds(path: Path) -> list[Seed]:
 
 
 def check_seed(seed: Seed) -> None:
-    """Raise `InputError` for one that states no answer."""
+    """Raise `InputError` for one that states no answer.
+
+    >>> check_seed(Seed(id="a"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: seed 'a' has no solution and no answer; add the key 'answer'
+    """
     if not seed.final_answer:
         what = "a solution that states no answer" if seed.solution else "no solution and no answer"
         raise InputError(f"seed {seed.id!r} has {what}; add the key 'answer'")

@@ -105,7 +105,13 @@ def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any
 
 
 def answer_of(direction: Direction, text: str) -> str | None:
-    """The answer in what a model wrote: at the front in reverse, else at the end."""
+    """The answer in what a model wrote: at the front in reverse, else at the end.
+
+    >>> answer_of(Direction.FORWARD, "3 + 4 = 7. The answer is 7.")
+    '7'
+    >>> answer_of(Direction.REVERSE, "7 is the answer of the following question.")
+    '7'
+    """
     if direction is Direction.FORWARD:
         _, found, answer = text.rpartition("The answer is ")
         if found:

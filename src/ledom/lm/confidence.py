@@ -105,6 +105,9 @@ def of_alternatives(
     """The confidence of a text for whose tokens a server gave log-probabilities by alternative.
 
     The most likely `top_k` of each are taken: some servers add the token drawn.
+
+    >>> of_alternatives([{"a": -1.0, "b": -3.0, "drawn": -9.0}], ConfidenceSettings(top_k=2)).mean
+    2.0
     """
     tokens = [
         token_confidence(sorted(found.values(), reverse=True)[: settings.top_k])

@@ -51,7 +51,12 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw the next token."""
+    """How to draw the next token.
+
+    >>> Sampling(temperature=0.7, top_p=2)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
+    """
 
     temperature: float = 1.0
     """Divides the logits; 0 takes the most likely token."""
@@ -179,13 +184,25 @@ class LanguageModel(ABC):
         return last, self.direction.to_reading_order(first)
 
     def add_special_tokens(self, ids: Sequence[int]) -> list[int]:
-        """A document's ids as the model was trained to see them, in reading order."""
+        """A document's ids as the model was trained to see them, in reading order.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> lm = FakeLanguageModel()
+        >>> lm.add_special_tokens([5, 6]) == [lm.tokenizer.eos_id, 5, 6, lm.tokenizer.eos_id]
+        True
+        """
         before, behind = self.special_ids
         return [*before, *ids, *behind]
 
     def check_target(self, target: TokenSpan) -> None:
         """Raise `InputError` for a span that has no context or lies beyond the text, or a text
         longer than the model's context.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> lm = FakeLanguageModel()
+        >>> lm.check_target(TokenSpan([5, 6], 0, 3))
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: no span [0, 3) in 2 tokens
         """
         length = len(target.ids)
         if length - 1 > self.context:
@@ -239,7 +256,13 @@ class LanguageModel(ABC):
         return texts, [self.prompt_ids(text, sampling.max_tokens) for text in texts]
 
     def prompt_ids(self, prompt: str, max_tokens: int) -> list[int]:
-        """A prompt's ids in model order, as the model reads them; see `check_room`."""
+        """A prompt's ids in model order, as the model reads them; see `check_room`.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> lm = FakeLanguageModel(direction="reverse")
+        >>> lm.tokenizer.decode(lm.prompt_ids("abc", max_tokens=8)[1:])  # after EOS, from its end
+        'cba'
+        """
         context = self.bos_ids + self.direction.to_model_order(self._ids_of(prompt))
         self.check_room(prompt, len(context), max_tokens)
         return context
@@ -248,6 +271,11 @@ class LanguageModel(ABC):
         """A prompt of at most `room` tokens, special ones aside, and how many tokens it lost.
 
         They are lost at its end far from what is written.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> lm = FakeLanguageModel()
+        >>> lm.shortened_prompt("abcdef", room=4)  # a forward model writes behind the prompt
+        ('cdef', 2)
         """
         forward = self.direction is Direction.FORWARD
         num_tokens, kept, text = len(self._ids_of(prompt)), room, prompt
@@ -264,6 +292,11 @@ class LanguageModel(ABC):
 
         Decoded together with the prompt, less the prompt, so that prompt and text are the text of
         all ids.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> lm = FakeLanguageModel()
+        >>> lm.written_text("2 + 2 =", lm.tokenizer.encode(" 4").ids)
+        ' 4'
         """
         known = self._ids_of(prompt)
         if self.direction is Direction.FORWARD:
@@ -296,6 +329,11 @@ class LanguageModel(ABC):
         A forward model conditions each token on those before it, a reverse model on those after.
         Raises `InputError` for a span that is empty of context or beyond the text, or a text
         longer than the model's context.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> lm = FakeLanguageModel()
+        >>> [values.shape for values in lm.logprobs([TokenSpan([0, 5, 6], 1, 3)])]
+        [(2,)]
         """
 
     def logprobs_and_hits(

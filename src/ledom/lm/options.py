@@ -24,6 +24,10 @@ def read_options(backend: type[LanguageModel], written: Sequence[str], model: st
     """`key=value` texts as arguments of the backend's class.
 
     Raises `InputError` for an unknown option, or a value of the wrong type.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> read_options(FakeLanguageModel, ["context=64"], "fake")
+    {'context': 64}
     """
     parameters = list(signature(backend).parameters.values())[1:]
     takes_more = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)

@@ -91,6 +91,12 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
     """A report with one case: each distinct solution, by log P(x|y).
 
     Raises `DirectionError` for a forward model.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(direction="reverse")
+    >>> report = explain(Problem(id="p", question="2 + 2?"), ["4", "5"], lm)
+    >>> [candidate.rank for candidate in report.cases[0].candidates]
+    [1, 2]
     """
     if lm.direction is not Direction.REVERSE:
         raise DirectionError(f"{lm.name}: questions are explained by a reverse model")
@@ -112,7 +118,13 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
 
 
 def model_info(lm: LanguageModel) -> ModelInfo:
-    """What a report says of a model."""
+    """What a report says of a model.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> model_info(lm).parameters
+    0
+    """
     return ModelInfo(name=lm.name, parameters=lm.num_parameters)
 
 

@@ -82,8 +82,7 @@ def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
     """The tokens that a written question may have: decided by all of the real ones.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> from ledom.text.tokenizer import train_tokenizer
-    >>> lm = FakeLanguageModel(train_tokenizer(["2 + 2?"], 257), "reverse")
+    >>> lm = FakeLanguageModel(direction="reverse")
     >>> longest_question([Problem(id="a", question="2 + 2?")], lm)  # 6 bytes, and some room
     22
     """

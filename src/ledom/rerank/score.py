@@ -41,6 +41,12 @@ def check_room(
     """Raise `InputError` where questions or demonstrations leave no room in the model's context.
 
     A solution that does not fit is cut (see `score_candidates`), a question never.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(context=8)
+    >>> check_room([Problem(id="p", question="2 + 2?")], lm)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: fake: 1 of 1 questions leave no room for a solution in the 8 ...
     """
     shown = len(_demonstration_ids(demonstrations, lm))
     room = lm.context - shown
@@ -105,8 +111,7 @@ def score_candidates(
     A `ServerError` comes after the scores that the server gave before it.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> from ledom.text.tokenizer import train_tokenizer
-    >>> lm = FakeLanguageModel(train_tokenizer(["2 + 2?"], 257), "reverse")
+    >>> lm = FakeLanguageModel(direction="reverse")
     >>> texts = ["4", "5", "4"]
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate(texts)]
     >>> scores = score_candidates([Problem(id="p", question="2 + 2?")], drawn, lm)
@@ -134,7 +139,14 @@ def score_candidates(
 def read_solution(
     candidate: Candidate, question: str, lm: LanguageModel, mask_copies: int = 0
 ) -> str:
-    """The candidate's text as the model reads it: in its style, copies masked; see `score`."""
+    """The candidate's text as the model reads it: in its style, copies masked; see `score`.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(direction="reverse")
+    >>> candidate = Candidate(problem_id="p", index=0, text="Ava has 3 pens: 3 + 4 = 7")
+    >>> read_solution(candidate, "Ava has 3 pens and buys 4.", lm, mask_copies=4)
+    ': 3 + 4 = 7'
+    """
     text = candidate.text
     if mask_copies and lm.direction is Direction.REVERSE:
         text = without_copies(text, question, mask_copies)

@@ -106,7 +106,13 @@ class Scoring:
     """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
 
     def settings(self, lm: LanguageModel) -> JsonObject:
-        """What of this decides a model's scores, for their file's settings."""
+        """What of this decides a model's scores, for their file's settings.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> lm = FakeLanguageModel(direction="reverse")
+        >>> Scoring(mask_copies=8).settings(lm), Scoring().settings(lm)
+        ({'mask_copies': 8}, {})
+        """
         settings: JsonObject = {}
         if self.demonstrations:
             settings["demonstrations"] = fingerprint(

@@ -122,7 +122,14 @@ def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
 def check_models(
     forward: LanguageModel, reverse: LanguageModel | None, config: SearchConfig
 ) -> None:
-    """Raise `DirectionError` or `InputError` for models that cannot search so; see `search`."""
+    """Raise `DirectionError` or `InputError` for models that cannot search so; see `search`.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> check_models(lm, None, SearchConfig(lam=0.5))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: lambda is 0.5 without a reverse model; give one, or lambda 0
+    """
     if forward.direction is not Direction.FORWARD:
         raise DirectionError(f"{forward.name}: steps are sampled from a forward model")
     if reverse is None and config.lam > 0:

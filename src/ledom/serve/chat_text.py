@@ -76,6 +76,11 @@ def split_dialog(text: str, between: str) -> tuple[str, str]:
     """Question and answer of a whole dialog: by its chat markup, else at the first `between`.
 
     Raises `InputError` where there is neither.
+
+    >>> split_dialog("2 + 2?|4", between="|")
+    ('2 + 2?', '4')
+    >>> split_dialog("<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello", between="|")
+    ('Hi', 'Hello')
     """
     turns = _turns(text)
     answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]

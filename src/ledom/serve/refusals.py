@@ -35,7 +35,11 @@ class Refusal(Exception):  # noqa: N818 (an answer)
 
 
 def refusal_of(error: Exception) -> Refusal | None:
-    """The answer to an error of the work; None for a defect."""
+    """The answer to an error of the work; None for a defect.
+
+    >>> refusal_of(InputError("the question is empty")).status, refusal_of(ZeroDivisionError())
+    (400, None)
+    """
     match error:
         case Refusal():
             return error

@@ -51,7 +51,12 @@ class Settings(Config):
     limits: Limits = Limits()
 
     def check(self) -> None:
-        """Raise `InputError` for a server that anyone could use from elsewhere."""
+        """Raise `InputError` for a server that anyone could use from elsewhere.
+
+        >>> Settings(host="0.0.0.0").check()  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: host is '0.0.0.0', and without a token anyone who reaches ...
+        """
         if self.token == "":
             raise InputError("the token is empty; give one, or leave it out")
         if self.reports is not None and not self.reports.is_dir():

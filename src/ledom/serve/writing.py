@@ -29,7 +29,13 @@ class Token:
 
 
 def token_text(lm: LanguageModel, token_id: int) -> str:
-    """A token's text; the name of a special one. Part of a character is shown as U+FFFD."""
+    """A token's text; the name of a special one. Part of a character is shown as U+FFFD.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> token_text(lm, lm.tokenizer.token_id("4")), token_text(lm, lm.tokenizer.eos_id)
+    ('4', '<|end|>')
+    """
     text = lm.tokenizer.decode([token_id])
     return text or lm.tokenizer.backend.id_to_token(token_id) or ""
 
@@ -38,6 +44,11 @@ def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
     """A prompt as the text that `generate` takes.
 
     Raises `InputError` for ids that are not those of their own text.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> prompt_text(lm, [lm.tokenizer.eos_id, *lm.tokenizer.encode("2 + 2?").ids])
+    '2 + 2?'
     """
     if isinstance(prompt, str):
         return prompt
@@ -50,14 +61,27 @@ def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
 
 
 def check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
-    """Raise `InputError` for an id that is no token."""
+    """Raise `InputError` for an id that is no token.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> check_ids(lm, [1, 300])
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no token has the id 300; there are 257
+    """
     bad = next((i for i in ids if not 0 <= i < lm.tokenizer.vocab_size), None)
     if bad is not None:
         raise InputError(f"no token has the id {bad}; there are {lm.tokenizer.vocab_size}")
 
 
 def strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
-    """Ids without the special tokens that the model reads first, where they are written out."""
+    """Ids without the special tokens that the model reads first, where they are written out.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> strip_special(lm, [*lm.bos_ids, 5, 6])
+    [5, 6]
+    """
     first = lm.bos_ids
     if first and list(ids[: len(first)]) == first:
         return list(ids[len(first) :])
@@ -117,6 +141,12 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
     ends there. So for either direction the values of a continuation sum up to
     log P(continuation | context). Reverse, that takes a pass for every start of the text, and a
     special token in front has log-probability None.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> tokens = score_ids(lm, [3, 1, 2], count=0)
+    >>> [token.logprob and round(token.logprob, 3) for token in tokens]  # none for the first
+    [None, -1.609, -1.386]
     """
     check_ids(lm, ids)
     if lm.direction is Direction.FORWARD:

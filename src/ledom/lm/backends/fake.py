@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.text.pair_format import PairFormat
-from ledom.text.tokenizer import Tokenizer
+from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = ["FakeLanguageModel"]
 
@@ -24,10 +24,10 @@ __all__ = ["FakeLanguageModel"]
 class FakeLanguageModel(LanguageModel):
     """A model whose log P(token | neighbor) is -log(1 + (token + neighbor) mod 7).
 
-    Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number.
+    Generated texts are drawn from `answers`, by the prompt, the seed and the sample's number. The
+    default tokenizer has a token for each byte, and EOS.
 
-    >>> from ledom.text.tokenizer import train_tokenizer
-    >>> lm = FakeLanguageModel(train_tokenizer(["2 + 2?"], 257))
+    >>> lm = FakeLanguageModel()
     >>> lm.logprobs([TokenSpan([3, 1, 2], 1, 3)])  # -log(1 + 4), -log(1 + 3)
     [array([-1.609438 , -1.3862944], dtype=float32)]
     >>> [text.text[-1] for _, texts in lm.generate(["2 + 2?"], Sampling(), 2) for text in texts]
@@ -39,11 +39,12 @@ class FakeLanguageModel(LanguageModel):
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None = None,
         direction: Direction | str = Direction.FORWARD,
         answers: Sequence[str] = ("1 + 1 = 2\n#### 2", "1 + 1 = 3\n#### 3"),
         context: int = 4096,
     ) -> None:
+        tokenizer = tokenizer or train_tokenizer([], 257)
         super().__init__(
             name="fake",
             direction=Direction(direction),
