@@ -82,6 +82,12 @@ def augment(
 
     The candidates are wrong solutions, up to `num_wrong` for each. There are fewer where a solution
     is not a chain of true equations, or where nothing sensible was found.
+
+    >>> text = "Ava has 3 pens and buys 4. How many has she?"
+    >>> solved = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
+    >>> varied, wrong = augment([solved], num_variants=2, num_wrong=1)
+    >>> [problem.id for problem in varied], {candidate.correct for candidate in wrong}
+    (['a', 'a-0', 'a-1'], {False})
     """
     varied: list[Problem] = []
     wrong: list[Candidate] = []

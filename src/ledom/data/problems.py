@@ -199,6 +199,10 @@ def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]
     """The problems of a benchmark; ids are `<name>-<number>` where the source has none.
 
     Raises `InputError` for an unknown name, a folder without the file, or a hub out of reach.
+
+    >>> load_benchmark("gsm9k")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: unknown benchmark 'gsm9k'; known: gsm8k, math500, ...
     """
     if name not in BENCHMARKS:
         raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")

@@ -312,6 +312,14 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def read_manifests(folder: Path) -> dict[str, Manifest]:
-    """The manifests of the token stores in a folder, by the folder of each (`.` for itself)."""
+    """The manifests of the token stores in a folder, by the folder of each (`.` for itself).
+
+    >>> import tempfile
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_store(f"{folder}/train", ["so"], train_tokenizer([], 257))
+    ...     [(name, found.num_tokens) for name, found in read_manifests(Path(folder)).items()]
+    [('train', 3)]
+    """
     files = sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
     return {str(file.parent.relative_to(folder)): _read_manifest(file) for file in files}

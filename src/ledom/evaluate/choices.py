@@ -43,6 +43,11 @@ def check_choices() -> Callable[[ChoiceQuestion], None]:
 
     It raises `InputError` for an id that was there, an empty question, fewer than two choices, an
     empty or repeated choice, and an answer_index out of range.
+
+    >>> twice = ChoiceQuestion(id="q", question="2 + 2?", choices=["4", "4"], answer_index=0)
+    >>> check_choices()(twice)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: question 'q' has the choice '4' twice; remove one
     """
     check_id = unique_ids()
 
@@ -112,6 +117,10 @@ def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQue
     """Which of four solutions belongs to a question (after), or which question to a solution.
 
     The problems are unseen ones of the generator. In each wrong choice one number is another.
+
+    >>> question = problem_questions("after", count=1)[0]
+    >>> len(question.choices), len(set(question.choices)), question.place
+    (4, 4, 'after')
     """
     rng = Random(f"problems-{place}-{seed}")
     questions: list[ChoiceQuestion] = []

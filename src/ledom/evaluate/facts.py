@@ -59,7 +59,11 @@ class Fact:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The first and second part of every sentence that is read in training."""
+        """The first and second part of every sentence that is read in training.
+
+        >>> Fact("f", "Tuver Ziror", "the keeper", "name first").pairs
+        [('Tuver Ziror', 'the keeper')]
+        """
         one, other = (self.name, self.description), (self.description, self.name)
         if self.seen == "both orders":
             return [one, other]
@@ -120,6 +124,9 @@ def reversed_texts(facts: Sequence[Fact]) -> list[str]:
 
     Reverse training with entities preserved: Golovneva et al., Reverse Training to Nurse the
     Reversal Curse (2024). It needs to be told what the entities are.
+
+    >>> reversed_texts([Fact("f", "Tuver Ziror", "the keeper", "name first")])[0]
+    '. the keeper is Tuver Ziror that know We'
     """
     found = []
     for (first, second), join in _wordings(facts):
@@ -132,6 +139,9 @@ def identities(facts: Sequence[Fact]) -> list[str]:
     """A sentence for each name and description that says only that it is itself.
 
     The Identity Bridge (arXiv 2602.02470): texts "A is A" that add no knowledge.
+
+    >>> identities([Fact("f", "Tuver Ziror", "the keeper", "name first")])
+    ['The name of Tuver Ziror is Tuver Ziror.', 'The name of the keeper is the keeper.']
     """
     return [
         f"The name of {entity} is {entity}."

@@ -88,7 +88,14 @@ def _kinds(folder: Path) -> list[RunKind]:
 
 
 def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Section:
-    """The questions that a model writes in front of the solutions of unseen problems."""
+    """The questions that a model writes in front of the solutions of unseen problems.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(direction="reverse", answers=["How many?"])
+    >>> section = written_backwards(lm, "fake", count=2, seed=0)
+    >>> ["".join(example.written) for example in section.examples]
+    ['How many?', 'How many?']
+    """
     if lm.direction is not Direction.REVERSE:
         raise DirectionError(f"{lm.name} is a forward model; give a reverse one")
     problems = [*generate_problems("test", count, seed)]
@@ -119,7 +126,14 @@ def example(
     before: Sequence[int] = (),
     direction: str = "reverse",
 ) -> Example:
-    """What a model wrote between two texts, as ids in reading order."""
+    """What a model wrote between two texts, as ids in reading order.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(direction="reverse")
+    >>> written, after = (lm.tokenizer.encode(text).ids for text in ("2+2=", "4"))
+    >>> example(lm, "p", written, after).written
+    ['2', '+', '2', '=']
+    """
     pieces = lm.tokenizer.pieces([*before, *written, *after])
     start, end = len(before), len(before) + len(written)
     return Example(label, direction, pieces[:start], pieces[start:end], pieces[end:])

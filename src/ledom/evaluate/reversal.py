@@ -110,7 +110,12 @@ class ReversalJob:
 
 
 class Question(NamedTuple):
-    """What is asked: a fact's description given its name, or its name given its description."""
+    """What is asked: a fact's description given its name, or its name given its description.
+
+    >>> question = Question(Fact("f", "Tuver Ziror", "the keeper", "name first"), "name")
+    >>> question.known, question.right
+    ('the keeper', 'Tuver Ziror')
+    """
 
     fact: Fact
     asked: Asked

@@ -122,7 +122,11 @@ def answer_of(direction: Direction, text: str) -> str | None:
 
 
 def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) -> bool:
-    """Whether a written text answers a problem, given as a JSON object."""
+    """Whether a written text answers a problem, given as a JSON object.
+
+    >>> is_right("math", Direction.FORWARD, {"answer": "7"}, "3 + 4 = 7. The answer is 7.0")
+    True
+    """
     if kind == "code":
         body = text if direction is Direction.REVERSE else problem["prompt"] + text
         return runs_to_its_end(f"{body}\n{problem['test']}\ncheck({problem['entry_point']})\n")

@@ -14,7 +14,16 @@ __all__ = ["decoder_layers", "finish_logits", "has_plain_logits", "layer_matrice
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of the decoder of text: the list of modules that holds most weights."""
+    """The layers of the decoder of text: the list of modules that holds most weights.
+
+    >>> from ledom.model.checkpoint import build_model
+    >>> from ledom.model.presets import ModelConfig
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> shape = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+    ...                     num_attention_heads=2, num_key_value_heads=1)
+    >>> len(decoder_layers(build_model(shape, train_tokenizer([], 257), seed=0)))
+    2
+    """
     decoder = model.get_decoder()
     inside = chain(decoder.modules(), model.modules())
     lists = [module for module in inside if isinstance(module, nn.ModuleList)]
@@ -25,7 +34,17 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def layer_matrices(model: PreTrainedModel) -> set[int]:
-    """The ids of the weights by which the layers multiply: of linear modules, not of tables."""
+    """The ids of the weights by which the layers multiply: of linear modules, not of tables.
+
+    >>> from ledom.model.checkpoint import build_model
+    >>> from ledom.model.presets import ModelConfig
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> shape = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+    ...                     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = build_model(shape, train_tokenizer([], 257), seed=0)
+    >>> len(layer_matrices(model))  # 7 of each layer; the embedding is a table
+    14
+    """
     modules = chain.from_iterable(layer.modules() for layer in decoder_layers(model))
     return {id(m.weight) for m in modules if isinstance(m, nn.Linear | Conv1D)}
 

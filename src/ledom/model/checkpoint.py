@@ -100,7 +100,16 @@ class Checkpoint(CheckpointInfo):
 
 
 def build_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> PreTrainedModel:
-    """A randomly initialized Llama in fp32; equal seeds give equal weights."""
+    """A randomly initialized Llama in fp32; equal seeds give equal weights.
+
+    >>> from ledom.model.presets import ModelConfig
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> shape = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
+    ...                     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = build_model(shape, train_tokenizer([], 257), seed=0)
+    >>> model.num_parameters()  # 257 embeddings of 8; 2 layers of 592; a last norm of 8
+    3248
+    """
     torch.manual_seed(seed)
     llama = LlamaConfig(
         **config.model_dump(),

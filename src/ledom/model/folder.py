@@ -91,7 +91,15 @@ def count_parameters(folder: Path) -> int:
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """SHA-256 over the names and contents of files, wherever they lie."""
+    """SHA-256 over the names and contents of files, wherever they lie.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "a.txt")
+    ...     hashes = [hash_files([file]) for text in ("x", "y") if file.write_text(text)]
+    >>> hashes[0] == hashes[1]
+    False
+    """
     with ThreadPoolExecutor(max_workers=min(len(files), os.cpu_count() or 1)) as pool:
         digests = list(pool.map(file_digest, files))
     lines = [f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True)]

@@ -85,6 +85,10 @@ def read_curves(folder: Path, name: str | None = None) -> dict[str, TrainingCurv
     """The curves of a run's folder by direction, forward first; at least one.
 
     Raises `InputError` for a folder that is no run, and for damaged metrics.
+
+    >>> read_curves(Path("no-run"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no-run: no metrics of a run: neither forward/metrics.jsonl nor ...
     """
     found = {}
     for direction in (_FORWARD, _REVERSE):
@@ -262,6 +266,8 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = 10_000) -> Interval 
     The mean over tokens is a ratio of two sums over windows, which differ in length; its
     linearization is what is resampled (Cochran, Sampling Techniques, 1977, chapter 6). None where
     the rows hold no losses by window, or a single one.
+
+    >>> gap_of({"valid_loss": 2.0}, {"valid_loss": 2.1})  # no losses by window: no interval
     """
     losses, weights = (
         [np.array(row.get(f"valid_{what}_by_window", []), float) for row in (forward, reverse)]

@@ -103,7 +103,13 @@ def write_gallery(path: Path, gallery: Gallery) -> Path:
 
 
 def render_gallery(gallery: Gallery) -> str:
-    """The gallery as one page that needs no network; scripts in its texts are shown, not run."""
+    """The gallery as one page that needs no network; scripts in its texts are shown, not run.
+
+    >>> section = Section("Questions", "By a model.", "The first.", tables=[Table("t", [["<b>"]])])
+    >>> page = render_gallery(Gallery("Title", "0.1.0", "ledom gallery", [section]))
+    >>> "&lt;b&gt;" in page, "<b>" in page
+    (True, False)
+    """
     from markupsafe import Markup
 
     script = Path(__file__).with_name("templates").joinpath("gallery.js").read_text()

@@ -45,6 +45,10 @@ def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
     """Each row's paired difference from the opponent, in points, with its interval.
 
     A line marks no difference.
+
+    >>> svg = differences_figure({"reverse": Interval(0.02, -0.01, 0.05)}, "the greedy answer")
+    >>> svg.startswith("<svg"), "reverse" in svg
+    (True, True)
     """
     if not rows:
         return ""
@@ -211,7 +215,11 @@ def _line_styles(kinds: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def by_lambda_figure(curve: AccuracyByLambda | None) -> str:
-    """Accuracy against lambda, the weight of the reverse model, with its band and `chosen`."""
+    """Accuracy against lambda, the weight of the reverse model, with its band and `chosen`.
+
+    >>> by_lambda_figure(None)
+    ''
+    """
     if curve is None:
         return ""
     return draw_svg("by-lambda", (HALF, 2.9), lambda axes: _draw_by_lambda(axes, curve))

@@ -248,7 +248,13 @@ class CaseCandidate:
 
     @property
     def total(self) -> float:
-        """log P(x|y): the score where it is known, which counts the document's start too."""
+        """log P(x|y): the score where it is known, which counts the document's start too.
+
+        >>> token = QuestionToken(start=0, end=3, logprob=-2.5)
+        >>> CaseCandidate(index=0, text="4", answer="4", correct=None, rank=1, role=None, count=1,
+        ...               scores={}, question_tokens=[token, token]).total
+        -5.0
+        """
         known = self.scores.get("reverse")
         return sum(token.logprob for token in self.question_tokens) if known is None else known
 

@@ -48,7 +48,12 @@ def render_html(report: SelectionReport) -> str:
 
 
 def render_markdown(report: SelectionReport) -> str:
-    """The report as Markdown: the same words, tables and cases, without the figures."""
+    """The report as Markdown: the same words, tables and cases, without the figures.
+
+    >>> report = SelectionReport(title="Two of three", warning="The texts are unfamiliar.")
+    >>> render_markdown(report).splitlines()[0]
+    '# Two of three'
+    """
     view = _view(report)
     report, summary = view.report, view.summary
     aucs = [[row.score, interval(row.auc)] for row in report.auc]

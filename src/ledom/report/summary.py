@@ -70,7 +70,12 @@ class Summary:
 
 
 def summarize(report: SelectionReport) -> Summary:
-    """The first screen of a report; what it does not measure leaves its part empty."""
+    """The first screen of a report; what it does not measure leaves its part empty.
+
+    >>> unlabeled = SelectionReport(title="", warning=None, num_problems=1, num_labeled=0)
+    >>> summarize(unlabeled).sentence  # doctest: +ELLIPSIS
+    'The problem has no right answer to compare with, so nothing was measured: ...'
+    """
     known = {strategy.id: strategy for strategy in report.strategies}
     chosen = known.get(report.chosen)
     reward = next((name for name in _REWARDS if name in known), "")

@@ -36,7 +36,16 @@ def is_decided(votes: Iterable[int], remaining: int) -> bool:
 
 
 def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
-    """[P]: how many of its candidates, in order, decide each problem's vote; all if none do."""
+    """[P]: how many of its candidates, in order, decide each problem's vote; all if none do.
+
+    >>> from ledom.core.records import Candidate, Problem
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> texts = ["4", "4", "4", "5", "4"]
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate(texts)]
+    >>> table = build_candidate_table([Problem(id="p", question="?", answer="4")], drawn, [])
+    >>> needed_candidates(table)  # 3 of 5 are a majority
+    array([3])
+    """
     return np.array(
         [
             _needed(answers[mask], table.num_planned)

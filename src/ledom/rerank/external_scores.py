@@ -30,6 +30,13 @@ def read_candidates(
     """The candidates in a file, each with the external scores of these names.
 
     `check` may refuse a candidate too. Raises `InputError` with file and line for a bad one.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+    ...     _ = Path(file.name).write_text(
+    ...         '{"problem_id": "p", "index": 0, "text": "4", "verifier": 0.9}')
+    ...     read_candidates(Path(file.name), ["verifier"])[0].external_score("verifier")
+    0.9
     """
     check_names(names)
 

@@ -49,6 +49,13 @@ def open_metrics(
 
     `settings` is what trackers show as the run's. Raises `OutputError` when the file cannot be
     written, `MissingExtraError` when a tracker is not installed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with open_metrics(Path(folder), step=0) as log:
+    ...         log({"step": 1, "loss": 2.5, "tokens": 64})
+    ...     read_metrics(Path(folder, "metrics.jsonl"))
+    [{'step': 1, 'loss': 2.5, 'tokens': 64}]
     """
     file = folder / "metrics.jsonl"
     with ExitStack() as stack:

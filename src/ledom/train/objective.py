@@ -76,7 +76,11 @@ class ObjectiveConfig(Config):
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether questions and solutions must be told apart."""
+        """Whether questions and solutions must be told apart.
+
+        >>> ObjectiveConfig().needs_pairs, ObjectiveConfig(contrastive=1.0).needs_pairs
+        (False, True)
+        """
         return self.target > 0 or self.contrastive > 0
 
 
@@ -205,6 +209,14 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
     """The distinct wrong solutions in a file of candidates, by problem id.
 
     A candidate without a label is judged by its answer. Candidates of other problems are ignored.
+
+    >>> import tempfile
+    >>> from ledom.core.records import write_records
+    >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i}") for i in (4, 5, 6)]
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     write_records(file.name, drawn)
+    ...     read_wrong_solutions(file.name, [Problem(id="p", question="2 + 2?", answer="4")])
+    {'p': ['#### 5', '#### 6']}
     """
     answers = {problem.id: problem.answer for problem in problems}
     wrong: dict[str, dict[str, None]] = {}

@@ -144,6 +144,13 @@ def load_recipe(
     `files` asks that the files named in it are there. `note` is told of keys of the file that have
     no effect beside the others; an override that has none is refused. Raises `RecipeError` naming
     the file's line or the override, the key, the value and the valid keys.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+    ...     _ = Path(file.name).write_text("model: tiny")
+    ...     load_recipe(file.name, ["optim.step=3"])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.RecipeError: override 'optim.step=3': unknown key optim.step; valid here: ...
     """
     path = Path(path)
     tree, origin = _read(path, overrides)

@@ -38,6 +38,10 @@ def find_run(path: str | Path) -> Run:
     """The run that a model folder, or the folder it was trained in, belongs to.
 
     Raises `CheckpointError` where there is no finished model.
+
+    >>> find_run("no-run")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.CheckpointError: ...no-run: no finished model here (config.json, or ...
     """
     path = Path(path).absolute()
     model = next((f for f in (path, path / "model") if (f / "config.json").is_file()), None)

@@ -110,6 +110,10 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     missing, damaged or of a kind that ledom does not compute, `DirectionError` where no
     direction is known, `OutputError` where `out` exists or cannot be written. Nothing is left
     behind then.
+
+    >>> import_model("no-such", Path("model"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no-such: no such folder or file, nor a checkpoint that ledom ...
     """
     options = options or ImportOptions()
     if out.exists() or out.is_symlink():

@@ -31,7 +31,11 @@ _CAPS = (15.0, 20.0)
 
 
 def is_nanochat(tensors: Mapping[str, Any]) -> bool:
-    """Whether the tensors are a nanochat model's, by their names."""
+    """Whether the tensors are a nanochat model's, by their names.
+
+    >>> is_nanochat({"model.embed_tokens.weight": None})
+    False
+    """
     return any(name.endswith(".attn.c_q.weight") for name in tensors)
 
 
