@@ -31,7 +31,7 @@ SEED = 0
 NUM_PROBLEMS, NUM_ANSWERS, NUM_SAMPLES = 4, 4, 16
 GIVEN_LINES = 2  # of a solution: the last step and the answer
 ALTERNATIVES = 5
-DIGITS = 4  # of a log-probability, behind the point
+DIGITS = 4  # of a log-probability, after the point
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What models and data share on their way out: cards from templates, and the upload to the hub."""
+"""Publishing models and data: cards from templates, and the upload to the hub."""
 
 from __future__ import annotations
 

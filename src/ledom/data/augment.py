@@ -290,7 +290,7 @@ def _replacing(values: dict[str, str]) -> Callable[[re.Match[str]], str]:
 
 
 def _written(value: Fraction, exact: bool) -> str | None:
-    """A positive number below a thousand millions, of at most two decimals."""
+    """A positive number below a billion, with at most two decimals."""
     if not exact:
         value = Fraction(round(value * 100), 100)
     if not 0 < value < 10**9 or (value * 100).denominator != 1:

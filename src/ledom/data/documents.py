@@ -41,7 +41,7 @@ _ROWS = 256  # of Parquet, held at a time
 
 
 class Documents(Protocol):
-    """Texts in an order of their own."""
+    """Texts in a fixed order."""
 
     @property
     def num_bytes(self) -> int | None:

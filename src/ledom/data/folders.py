@@ -1,6 +1,6 @@
-"""The files under a folder, each once, and a word on everything that is left out.
+"""The files under a folder, each once, and a note on everything that is left out.
 
-Hidden files and folders (`.git`, `.ipynb_checkpoints`, `.DS_Store`) are other programs' affair.
+Hidden files and folders (`.git`, `.ipynb_checkpoints`, `.DS_Store`) belong to other programs.
 Links are followed; one that leads back to where it lies is not, and what several links lead to is
 taken once. This module knows nothing of formats.
 """

@@ -48,7 +48,7 @@ class ShardEntry:
     """What the manifest says of a shard."""
 
     file: str
-    """Its name in the store's folder; the index has `.index` behind it."""
+    """Its name in the store's folder; the index has `.index` after it."""
     num_documents: int
     num_tokens: int
     max_id: int
@@ -283,7 +283,7 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
 
 
 def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDArray[Any]]:
-    """The ids of each text with EOS behind them.
+    """The ids of each text, followed by EOS.
 
     >>> from ledom.text.tokenizer import train_tokenizer
     >>> tokenizer = train_tokenizer(["so"], 258)

@@ -141,7 +141,7 @@ def tokenize(
     out: str | Path,
     execution: Execution = Execution(),
 ) -> TokenStore | None:
-    """Tokenize documents into the store `out`, or resume it; None while other machines do.
+    """Tokenize documents into the store `out`, or resume it; None while other machines work on it.
 
     Raises `InputError` for a folder that was begun with other documents or another tokenizer, or a
     bad document; `OutputError` for a place that cannot be written; `WorkerError` for a task that

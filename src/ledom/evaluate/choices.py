@@ -1,6 +1,6 @@
 """Multiple-choice questions: their record, and questions made from documents and from problems.
 
-A question asks what stands behind a text (`after`) or in front of it (`before`). Forward models
+A question asks what comes after a text (`after`) or before it (`before`). Forward models
 read the one, reverse models the other; a benchmark of both kinds favors neither.
 """
 
@@ -29,7 +29,7 @@ _SENTENCE = re.compile(r'(?<=[.!?]["\u201d\u2019\'])\s+|(?<=[.!?])\s+')
 
 @dataclass(kw_only=True)
 class ChoiceQuestion(Record):
-    """A text, and what may stand behind it (`place` is after) or in front of it (before)."""
+    """A text, and what may come after it (`place` is after) or before it (before)."""
 
     id: str
     question: str
@@ -76,7 +76,7 @@ def check_choices() -> Callable[[ChoiceQuestion], None]:
 def neighbor_questions(
     documents: Sequence[Document], place: Place, seed: int = 0
 ) -> list[ChoiceQuestion]:
-    """Which of four sentences comes behind, or in front of, a sentence of a document.
+    """Which of four sentences comes after, or before, a sentence of a document.
 
     The three others are sentences of other documents. Raises `InputError` for too few documents.
     """

@@ -1,4 +1,4 @@
-"""A model of ledom's as lm-evaluation-harness takes one, in either direction.
+"""A ledom model of either direction as a model of lm-evaluation-harness.
 
 The only place that imports the harness (its core install has no torch). `LedomLM` answers its three
 kinds of request: log-likelihoods (`ledom.evaluate.likelihood`), rolling log-likelihoods, and texts.
@@ -66,7 +66,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     `scoring` is what log-likelihood requests are answered by: see `SCORINGS`. `add_bos_token` puts
     what the model was trained to read first in front of every context; the default is HFLM's, which
-    adds only what the tokenizer adds by itself. A reverse model always reads it, behind the text.
+    adds only what the tokenizer adds by itself. A reverse model always reads it, after the text.
 
     `cut` counts, by task, the requests whose context was cut to fit the model's.
     """
@@ -238,7 +238,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         """What follows (reverse: precedes) each context, up to the first stop string met.
 
         Everything is in reading order. Reverse, a text is written from its end, so what is kept is
-        what stands behind the last occurrence of a stop string.
+        what comes after the last occurrence of a stop string.
         """
         texts = []
         for instance, (text, cut) in zip(requests, self.write(requests), strict=True):
@@ -356,7 +356,7 @@ def known_tasks() -> list[str]:
 
 
 def build_task(config: JsonObject) -> Any:
-    """One task from a configuration, nothing of which is looked up."""
+    """One task from a configuration alone, without the harness's registry."""
     return ConfigurableTask(config=config)
 
 

@@ -5,7 +5,7 @@
     out/ranking.jsonl      the best prompts of each output
 
 By Bayes' rule P(prompt | output) is proportional to P(prompt, output), which the forward model
-tells. Without the prior, prompts are ordered by P(output | prompt) alone. The reverse model may be
+gives. Without the prior, prompts are ordered by P(output | prompt) alone. The reverse model may be
 any, and can be trained further on outputs of the very model that is inverted
 (examples/invert_prompt.py). Compare Morris et al., Language Model Inversion (ICLR 2024), who invert
 probabilities, and Zhang et al., Extracting Prompts by Inverting LLM Outputs (EMNLP 2024).

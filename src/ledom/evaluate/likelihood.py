@@ -233,7 +233,7 @@ class _Forward(_Scorer):
         return bool(first) and tuple(ids[: len(first)]) == first
 
     def reversed_prompt(self, request: Request, text: _Text) -> int | None:
-        """Where the values of a context will be that is written behind the continuation."""
+        """Where the values of a context written after the continuation will be."""
         if not self.control or text.kind != "many contexts":
             return None
         ids, boundary = self.split(*_swapped(request))
@@ -248,13 +248,11 @@ class _Reverse(_Scorer):
     does not count the end of a document forward."""
 
     def run(self) -> list[Parts]:
-        behind = self.lm.direction.to_reading_order(list(self.convention.prefix))
-        texts = self.cut_alike(self.texts(), self.lm.context + 1 - len(behind))
-        wholes = [self.spans.add([*t.ids, *behind], 0, len(t.ids)) for t in texts]
-        alone = [self.alone(*pair, behind) for pair in zip(self.requests, texts, strict=True)]
-        controls = [
-            self.reversed_prompt(*p, behind) for p in zip(self.requests, texts, strict=True)
-        ]
+        after = self.lm.direction.to_reading_order(list(self.convention.prefix))
+        texts = self.cut_alike(self.texts(), self.lm.context + 1 - len(after))
+        wholes = [self.spans.add([*t.ids, *after], 0, len(t.ids)) for t in texts]
+        alone = [self.alone(*pair, after) for pair in zip(self.requests, texts, strict=True)]
+        controls = [self.reversed_prompt(*p, after) for p in zip(self.requests, texts, strict=True)]
         values, _ = self.spans.score(self.lm)
         return [
             Parts(
@@ -292,24 +290,24 @@ class _Reverse(_Scorer):
                     result[place] = asked.get(self.requests[place].continuation, result[place])
         return result
 
-    def alone(self, request: Request, text: _Text, behind: list[int]) -> int | None:
+    def alone(self, request: Request, text: _Text, after: list[int]) -> int | None:
         """Where the values of the context without a continuation will be."""
         if text.kind == "no context":
             return None
         ids = self.lm.tokenizer.encode(request.context.rstrip()).ids[text.cut :]
-        return self.spans.add([*ids, *behind], 0, len(ids))
+        return self.spans.add([*ids, *after], 0, len(ids))
 
-    def reversed_prompt(self, request: Request, text: _Text, behind: list[int]) -> int | None:
+    def reversed_prompt(self, request: Request, text: _Text, after: list[int]) -> int | None:
         """Where the values of a choice will be that is written in front of the context."""
         if not self.control or text.kind != "one context":
             return None
         ids, boundary = self.split(*_swapped(request))
-        room = self.lm.context + 1 - len(behind)  # what lies far behind the choice is cut
-        return self.spans.add([*ids[:room], *behind], 0, boundary)
+        room = self.lm.context + 1 - len(after)  # what lies far after the choice is cut
+        return self.spans.add([*ids[:room], *after], 0, boundary)
 
 
 def _swapped(request: Request) -> tuple[str, str]:
-    """The continuation, and behind it the context, with the blanks that stood between the two."""
+    """The continuation, then the context, with the spaces that were between the two."""
     text = request.continuation.lstrip()
     blank = request.continuation[: len(request.continuation) - len(text)]
     return text, (blank or " ") + request.context.strip()

@@ -1,7 +1,7 @@
 """One model proposes, another verifies: what the abilities of a reverse model are made of.
 
-A model of one direction samples texts (`propose`), and a model of either direction tells how likely
-each of them is where it would stand (`verify`). Both fill a file that resumes. See
+A model of one direction samples texts (`propose`), and a model of either direction says how likely
+each of them is in its place (`verify`). Both fill a file that resumes. See
 `ledom.evaluate.synthesis`, `infilling` and `inversion` for what is proposed and how it is verified.
 """
 

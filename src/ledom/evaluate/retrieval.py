@@ -61,7 +61,7 @@ _PRIOR = ""  # id of the empty query, given which a forward model tells log P(pa
 
 @dataclass(kw_only=True)
 class Query(Record):
-    """What passages are sought for; `relevant` are the ids of the right ones, where known."""
+    """What to find passages for; `relevant` are the ids of the right ones, where known."""
 
     id: str
     text: str
@@ -86,7 +86,7 @@ class Relevance(Record):
 
 @dataclass(kw_only=True)
 class Ranked(Record):
-    """A passage's place among those of a query, from 1 on, and the score that it has it by.
+    """A passage's place among those of a query, from 1 on, and its score.
 
     One that lost its end has `truncated` (extra).
     """

@@ -1,4 +1,4 @@
-"""The reversal curse: who answers which question about a fact read in one order.
+"""The reversal curse: which model answers which question about a fact read in one order.
 
 A model is trained on fictional facts and asked for the description of a name and for the name of a
 description. A forward model writes an answer at a sentence's end, a reverse model at its start, so
@@ -297,12 +297,12 @@ def ask_pair(
     (log P(second | first) + log P(first | second)) / 2, by the forward and the reverse model.
     """
     sampling = Sampling(max_tokens=_MOST_TOKENS, seed=seed)
-    behind = _proposals(forward, questions, sampling, _SAMPLES)
+    after = _proposals(forward, questions, sampling, _SAMPLES)
     before = _proposals(reverse, questions, sampling, _SAMPLES)
     sentences = [
         {(question.known, answer): answer for answer in ends if answer}
         | {(answer, question.known): answer for answer in starts if answer}
-        for question, ends, starts in zip(questions, behind, before, strict=True)
+        for question, ends, starts in zip(questions, after, before, strict=True)
     ]
     parts = [*dict.fromkeys(pair for own in sentences for pair in own)]
     rewards = _totals(forward, parts, "y|x"), _totals(reverse, parts, "x|y")

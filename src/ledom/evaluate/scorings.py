@@ -118,9 +118,9 @@ Bayes          log P(context + continuation) - log P(context alone). For one con
                is the same for all choices: it leaves their order and takes out a large constant.
                Where contexts differ it is left out, and the whole text counts.
 posterior      log P(context | continuation): how well a choice explains the question.
-mutual information   for the choices that a model predicts, forward those behind a context, in
+mutual information   for the choices that a model predicts, forward those after a context, in
                reverse those in front of a continuation: log P(choice | the rest) - log P(choice).
                What is likely anyway does not count.
 reversed prompt   a control: the prompt in the order of the other direction, so that the model reads
-               the choice last. Reverse: log P(choice | the question behind it).
+               the choice last. Reverse: log P(choice | the question after it).
 """

@@ -1,4 +1,4 @@
-"""Language models behind two methods; `load` is the way in."""
+"""Language models behind one interface of two methods; `load` opens one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load(
     `FOLDER` runs it in this process (`HFLanguageModel`), `tiny` is the embedded one of the given
     direction; `vllm:FOLDER` runs it by vLLM (`VLLMLanguageModel`); `openai:NAME` is the model NAME
     behind a server of OpenAI's completions protocol (`OpenAILanguageModel`). Options of these
-    classes are given here, or as text behind the name: `openai:NAME,base_url=...,tokenizer=FOLDER`.
+    classes are given here, or as text after the name: `openai:NAME,base_url=...,tokenizer=FOLDER`.
 
     `direction` may be left out where the checkpoint records it; a checkpoint made elsewhere needs
     it. `device` (cpu, cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16) are for

@@ -174,7 +174,7 @@ class LanguageModel(ABC):
 
     @property
     def special_ids(self) -> tuple[list[int], list[int]]:
-        """The special tokens before and behind a document, in reading order.
+        """The special tokens before and after a document, in reading order.
 
         In model order it is BOS that is read first and EOS that is predicted last.
         """
@@ -191,8 +191,8 @@ class LanguageModel(ABC):
         >>> lm.add_special_tokens([5, 6]) == [lm.tokenizer.eos_id, 5, 6, lm.tokenizer.eos_id]
         True
         """
-        before, behind = self.special_ids
-        return [*before, *ids, *behind]
+        before, after = self.special_ids
+        return [*before, *ids, *after]
 
     def check_target(self, target: TokenSpan) -> None:
         """Raise `InputError` for a span that has no context or lies beyond the text, or a text
@@ -274,7 +274,7 @@ class LanguageModel(ABC):
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
-        >>> lm.shortened_prompt("abcdef", room=4)  # a forward model writes behind the prompt
+        >>> lm.shortened_prompt("abcdef", room=4)  # a forward model writes after the prompt
         ('cdef', 2)
         """
         forward = self.direction is Direction.FORWARD
@@ -381,7 +381,7 @@ class LanguageModel(ABC):
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
-        """As `generate`; behind each prompt's samples stands its greedy text."""
+        """As `generate`; each prompt's samples are followed by its greedy text."""
         greedy = dict(self.generate(prompts, sampling.greedy))
         for place, texts in self.generate(prompts, sampling, num_samples):
             yield place, [*texts, *greedy[place]]

@@ -1,4 +1,4 @@
-"""A backend's options as they are written behind a model's name: `key=value`, checked by type."""
+"""A backend's options as they are written after a model's name: `key=value`, checked by type."""
 
 from __future__ import annotations
 

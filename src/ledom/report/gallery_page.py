@@ -34,7 +34,7 @@ class Example:
     """Tokens in front of what was written."""
     written: Sequence[str]
     after: Sequence[str]
-    """Tokens behind it."""
+    """Tokens after it."""
 
     @property
     def read(self) -> list[str]:

@@ -1,7 +1,7 @@
 """What reports share on their way to a page: cleaning, Markdown, templates, the files.
 
-The renderings of a report are pure functions of it. The texts in it were written by models and
-strangers: they are cleaned of control characters, clipped and escaped here.
+The renderings of a report are pure functions of it. The texts in it are untrusted: they are cleaned
+of control characters, clipped and escaped here.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def contrast_candidates(
 
     `changes` are those of `change_numbers`, by problem. A record's `logprob` is the log of the mean
     P(copy|y) over the copies; `copies` lists them with their own. What the copies share, all of y
-    and the question behind the number, is computed once. See `score_candidates` for the rest.
+    and the question after the number, is computed once. See `score_candidates` for the rest.
     """
     questions = {problem.id: problem.question for problem in problems}
     most = max(map(len, changes.values()), default=1)

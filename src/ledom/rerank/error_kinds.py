@@ -1,4 +1,4 @@
-"""What is wrong with a wrong solution, told from its own equations.
+"""What is wrong with a wrong solution, judged by its own equations.
 
 A solution in the `equations` style is a chain: each equation takes numbers of the question and
 earlier results. The first of these that holds is the kind of error:

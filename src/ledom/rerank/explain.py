@@ -1,7 +1,7 @@
 """How well a candidate explains the words of its question: cases for a report.
 
 `worked_cases` finds problems where the reverse model changed the choice for the better; `explain`
-judges given solutions of one problem; `unfamiliar` says when nothing of this means anything.
+judges given solutions of one problem; `unfamiliar` says when none of this means anything.
 """
 
 from __future__ import annotations

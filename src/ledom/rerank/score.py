@@ -102,7 +102,7 @@ def score_candidates(
     """Yield the scores of each distinct candidate, by problem: one record forward, two reverse.
 
     `demonstrations` are problems with solutions that the model reads first, each a document of its
-    own: before the pair forward, behind it reverse. With `mask_copies` a reverse model reads
+    own: before the pair forward, after it reverse. With `mask_copies` a reverse model reads
     solutions without the passages of so many words or more that they copy from the question.
 
     The document-end token counts as part of y forward, and the document-start token as part of x
@@ -159,7 +159,7 @@ class ScoredPair:
 
     pair: EncodedPair
     logprobs: NDArray[np.float32]
-    """Forward: of y and the EOS behind it. Reverse: of all from the EOS before x to y's end."""
+    """Forward: of y and the EOS after it. Reverse: of all from the EOS before x to y's end."""
     truncated: bool
 
 
@@ -196,16 +196,16 @@ def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> 
 
     Where BOS and EOS are one token, one of it separates two documents; else each has both.
     """
-    before, behind = lm.special_ids
-    opening = [] if before == behind else before
+    before, after = lm.special_ids
+    opening = [] if before == after else before
     texts = [
         (problem.question, lm.pair_format.restyle(problem.solution or "", problem.answer))
         for problem in demonstrations
     ]
     pairs = lm.pair_format.encode(lm.tokenizer, texts, [], [])
     if lm.direction is Direction.FORWARD:
-        return [i for pair in pairs for i in (*pair.ids, *behind, *opening)]
-    return [i for pair in pairs for i in (*opening, *pair.ids, *behind)]
+        return [i for pair in pairs for i in (*pair.ids, *after, *opening)]
+    return [i for pair in pairs for i in (*opening, *pair.ids, *after)]
 
 
 def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPair, bool]:
@@ -233,9 +233,9 @@ def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPai
 
 
 def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan:
-    """Forward: y and the EOS behind it. Reverse: all from the EOS in front of x to the end of y.
+    """Forward: y and the EOS after it. Reverse: all from the EOS in front of x to the end of y.
 
-    The demonstrations stand where the model reads them first, behind the first special tokens.
+    The demonstrations stand where the model reads them first, after the first special tokens.
     """
     if lm.direction is Direction.FORWARD:
         first = len(lm.bos_ids)
@@ -265,7 +265,7 @@ def _records(
     candidate: Candidate, pair: EncodedPair, values: NDArray[np.float32], lm: LanguageModel
 ) -> list[Score]:
     if lm.direction is Direction.FORWARD:
-        # From y on; literals behind y are certain to a trained model, and part of its end.
+        # From y on; literals after y are certain to a trained model, and part of its end.
         return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], lm)]
     question_end = pair.question[1]
     return [

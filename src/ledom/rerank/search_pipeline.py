@@ -182,7 +182,7 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
                 cheap.add(pool[0].problem_id)
             else:
                 yield pool[: max(1, int((costs <= limit).sum()))]
-        if cheap:  # drawn again, with more behind them
+        if cheap:  # drawn again, with more after them
             yield from affordable([p for p in waiting if p.id in cheap], 2 * drawn)
 
     settings = {

@@ -113,7 +113,7 @@ def _all_ids(lm: LanguageModel, prompt: str, generation: Generation) -> tuple[li
 
 
 def _score(lm: LanguageModel, context: list[int], ids: list[int], count: int) -> list[Token]:
-    """Tokens behind a context in model order; ids in reading order."""
+    """Tokens after a context in model order; ids in reading order."""
     whole = lm.direction.to_reading_order(context + lm.direction.to_model_order(ids))
     span = lm.direction.span_to_model_order(len(context), len(whole), len(whole))
     return _tokens(lm, TokenSpan(whole, *span), count)
@@ -156,8 +156,8 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
         return [first, *_tokens(lm, TokenSpan(list(ids), 1, len(ids)), count)]
     known = strip_special(lm, ids)
     special = [Token(i, None) for i in ids[: len(ids) - len(known)]]
-    behind = lm.special_ids[1]
-    starts = [TokenSpan([*known[:n], *behind], 0, n) for n in range(1, len(known) + 1)]
+    ending = lm.special_ids[1]
+    starts = [TokenSpan([*known[:n], *ending], 0, n) for n in range(1, len(known) + 1)]
     totals = [0.0, *(float(values.sum(dtype=float)) for values in lm.logprobs(starts))]
     values = [after - before for before, after in pairwise(totals)]
     return [*special, *(Token(i, v) for i, v in zip(known, values, strict=True))]

@@ -1,4 +1,4 @@
-"""Final answers out of solutions.
+"""Finds the final answer of a solution.
 
 Texts come from models: nothing here raises on any string, and everything takes time linear in its
 length. This module knows nothing of models, records or files, nor of what is done with an answer.

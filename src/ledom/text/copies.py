@@ -1,7 +1,7 @@
 """Passages that a solution copies from its question.
 
 A solution that repeats the question explains it by copying: log P(question | solution) is then near
-0, whatever was solved. Without the copied passages, a reverse model has to explain the question by
+0, whatever was solved. Without the copied passages, a reverse model must explain the question from
 the rest. This module knows nothing of models or scores.
 """
 

@@ -96,9 +96,9 @@ class PairFormat:
         tokenizer: Tokenizer,
         pairs: Sequence[tuple[str, str]],
         before: Sequence[int],
-        behind: Sequence[int],
+        after: Sequence[int],
     ) -> list[EncodedPair]:
-        """Encode many pairs, each with these special tokens before and behind it.
+        """Encode many pairs, each with these special tokens before and after it.
 
         >>> from ledom.text.tokenizer import train_tokenizer
         >>> tokenizer = train_tokenizer(["2 + 2?"], 257)  # a token per byte, and EOS
@@ -109,7 +109,7 @@ class PairFormat:
         """
         encodings = tokenizer.encode_batch([self.render(q, s) for q, s in pairs])
         return [
-            self._split(encoding, q, s, list(before), list(behind))
+            self._split(encoding, q, s, list(before), list(after))
             for encoding, (q, s) in zip(encodings, pairs, strict=True)
         ]
 
@@ -119,7 +119,7 @@ class PairFormat:
         question: str,
         solution: str,
         before: list[int],
-        behind: list[int],
+        after: list[int],
     ) -> EncodedPair:
         opening, between, _ = self.literals
         question_chars = (len(opening), len(opening) + len(question))
@@ -138,10 +138,10 @@ class PairFormat:
                 offsets[i] = (max(token_start, start) - start, min(token_end, end) - start)
         shift = len(before)
         return EncodedPair(
-            ids=before + encoding.ids + behind,
+            ids=before + encoding.ids + after,
             question=(question_tokens[0] + shift, question_tokens[1] + shift),
             solution=(solution_tokens[0] + shift, solution_tokens[1] + shift),
-            offsets=[(0, 0)] * shift + offsets + [(0, 0)] * len(behind),
+            offsets=[(0, 0)] * shift + offsets + [(0, 0)] * len(after),
         )
 
 

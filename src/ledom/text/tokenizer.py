@@ -121,7 +121,7 @@ class Tokenizer:
     def spell_out_special_tokens(self) -> None:
         """From now on read the name of a special token in a text as the text that it is.
 
-        For texts of strangers: `<|end|>` in one would otherwise end the document.
+        For untrusted texts: `<|end|>` in one would otherwise end the document.
         """
         for backend in (self.backend, self._without_prefix):
             backend.encode_special_tokens = True
@@ -189,7 +189,7 @@ class Tokenizer:
         alone, together = self.decode(before), self.decode([*before, *ids])
         if together.startswith(alone):
             return together[len(alone) :]
-        # Bytes that do not fit together spoil the text before them: read behind another one.
+        # Bytes that do not fit together spoil the text before them: read after another one.
         other = self.encode("a").ids
         return self.decode([*other, *ids])[len(self.decode(other)) :]
 

@@ -111,7 +111,7 @@ class TrainingRun:
         self.step = self.checkpoints.restore()
 
     def run(self, on_progress: Callable[[Progress], None]) -> None:
-        """Take the remaining steps; a stop request is met after the step in hand."""
+        """Take the remaining steps; a stop request takes effect after the current step."""
         steps, trackers = self.recipe.optim.steps, self.recipe.train.trackers
         settings = {"direction": str(self.direction), **self.recipe.model_dump(mode="json")}
         metrics = open_metrics(self.folder, self.step, trackers, settings)

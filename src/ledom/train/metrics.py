@@ -122,7 +122,7 @@ def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> It
 
 @contextmanager
 def _hosted(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
-    """Weights & Biases, or trackio, which speaks its language."""
+    """Weights & Biases, or trackio, which has the same interface."""
     try:
         module = import_module(name)
     except ImportError:
@@ -177,7 +177,7 @@ def _is_row(row: Row) -> bool:
 class ValidationStats:
     """Losses added up over validation windows: in all, by position, by source and by window.
 
-    Position is how many tokens the model has read behind the first, since attention last stopped,
+    Position is how many tokens the model has read after the first, since attention last stopped,
     in the order in which it reads; binned in powers of two: 0, 1, 2-3, 4-7 and so on.
     """
 

@@ -197,7 +197,7 @@ class _Encoder:
         num_ids = len(pair.ids)
         if num_ids - 1 > self.seq_len:
             return None
-        # As `score_candidates` counts: x with the EOS before it, y with the EOS behind it.
+        # As `score_candidates` counts: x with the EOS before it, y with the EOS after it.
         reverse = self.direction is Direction.REVERSE
         span = (0, pair.question[1]) if reverse else (pair.solution[0], num_ids)
         start, end = self.direction.span_to_model_order(*span, num_ids)

@@ -1,6 +1,6 @@
 """Texts that are written in step: the keys of their prompts once, and as many of their own each.
 
-The texts of a block were let in together, so each has read its prompt and equally many tokens
+The texts of a block were admitted together, so each has read its prompt and equally many tokens
 since. A step attends to two things: the keys of the prompts, each read once for all samples of its
 prompt, and the texts' own keys, which need neither padding nor a mask.
 
@@ -58,7 +58,7 @@ class Job:
 
 
 class Block:
-    """Texts that were let in together: each has read its prompt and `age` tokens since."""
+    """Texts that were admitted together: each has read its prompt and `age` tokens since."""
 
     def __init__(self, jobs: list[Job], prompts: Sequence[Prefilled], prompt_of: list[int]) -> None:
         self.jobs = jobs

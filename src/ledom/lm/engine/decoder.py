@@ -1,6 +1,6 @@
 """Sampling on one device: many texts at once, the batch kept full.
 
-Texts are let in by blocks (`block`), whenever a quarter of the rows is free. A step attends block
+Texts are admitted in blocks (`block`), whenever a quarter of the rows is free. A step attends block
 by block; the layers' products take the rows of all blocks together. A text that ends gives its row
 to the last of its block; nothing is computed for it any more. Everything here is in model order;
 the caller flips it.
@@ -129,8 +129,8 @@ class Decoder(Writer):
         prompts, prompt_of = self._read_prompts(jobs)
         fresh = [place for place, which in enumerate(prompt_of) if prompts[which][0] is not None]
         if fresh:
-            behind = [prompts[prompt_of[place]][0] for place in fresh]
-            logits = torch.stack([one for one in behind if one is not None])
+            known = [prompts[prompt_of[place]][0] for place in fresh]
+            logits = torch.stack([one for one in known if one is not None])
             self._take(logits, [jobs[place] for place in fresh])
         block = Block(jobs, prompts, prompt_of)
         blocks.append(block)

@@ -78,7 +78,7 @@ class _Reader:
         return other
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
-        """Logits [V] behind the last of `ids`, which begin with those of the call before."""
+        """Logits [V] after the last of `ids`, which begin with those of the call before."""
         device = self.own.model.device
         if not self.keeps:
             last = torch.tensor([len(ids) - 1], device=device)

@@ -18,7 +18,7 @@ class Published:
     repo: str
     direction: Direction
     added_tokens: tuple[str, ...] = ()
-    """Tokens that its tokenizer class adds behind those of tokenizer.model, where no file of the
+    """Tokens that its tokenizer class adds after those of tokenizer.model, where no file of the
     repository lists them."""
 
 

@@ -1,7 +1,7 @@
 """A sentencepiece model (tokenizer.model) as a `tokenizers` tokenizer, without sentencepiece.
 
 The file is a protobuf (sentencepiece_model.proto). What is read: the pieces (field 1: text, score,
-type); of the trainer's settings (2) the kind of model (3), blanks behind words (24) and byte
+type); of the trainer's settings (2) the kind of model (3), spaces after words (24) and byte
 fallback (35); of the normalizer's (3) its rules (2), dummy prefix (3), removal of white space (4)
 and escaping (5).
 """
@@ -120,7 +120,7 @@ def _check(
         "its normalizer rewrites characters": bool(normalizer.get(2)),
         "it removes blanks": bool(normalizer.get(4, 1)),
         "it keeps blanks as they are": not normalizer.get(5, 1),
-        "it writes blanks behind words": bool(trainer.get(24, 0)),
+        "it writes spaces after words": bool(trainer.get(24, 0)),
     }
     for fault, is_so in faults.items():
         if is_so:

@@ -19,7 +19,7 @@ def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokeni
     """The tokenizer in a folder, or of a file, and the files that it was read from.
 
     In this order: tokenizer.json, tokenizer.model, vocab.json with merges.txt, tokenizer.pkl (there
-    or in tokenizer/). `added` are tokens behind those of tokenizer.model, where no other file names
+    or in tokenizer/). `added` are tokens after those of tokenizer.model, where no other file names
     any. Raises `CheckpointError` if it is missing or damaged.
     """
     if place.is_file():

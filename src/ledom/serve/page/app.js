@@ -26,7 +26,7 @@ async function start() {
   showView();
   addEventListener("hashchange", showView);
   const recorded = await api("/page/examples.json");
-  // Between question and solution, and behind it, until the server tells how its models were trained.
+  // Between question and solution, and after it, until the server tells how its models were trained.
   const server = { template: recorded.template, models: null };
   const judge = new Judge(recorded, server);
   const show = setUpWrite(recorded, server, (question, answers) => {

@@ -190,7 +190,7 @@ def _echo(
 
 
 def _following(lm: LanguageModel, ids: Sequence[int], count: int) -> Token:
-    """The token behind a scored prompt."""
+    """The token after a scored prompt."""
     if lm.direction is Direction.REVERSE:
         return Token(lm.tokenizer.eos_id, 0.0)
     if len(ids) >= lm.context:

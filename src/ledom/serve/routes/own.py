@@ -115,7 +115,7 @@ async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
 
     `tokens` are in reading order. `next` is what may be written then; the name of the end token
     there means that the text may be complete. To take an alternative, send the prompt with its
-    text, in front of it (reverse) or behind (forward).
+    text, in front of it (reverse) or after (forward).
     """
     lm = service.model(body.model)
     service.check_writing(1, max(1, body.max_tokens))

@@ -1,6 +1,6 @@
 """Expressions compared by sympy: a difference that can be shown to be zero.
 
-Imported only by the process of `maths`, which ends what takes too long. An expression differs where
+Only the worker of `process` imports it, which ends what takes too long. An expression differs where
 its numeric value does; it is equal only where simplification proves it.
 """
 

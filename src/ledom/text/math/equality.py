@@ -6,7 +6,7 @@ What one answer leaves out does not count, what both say must agree: "5 cm", "x 
 equal, "5 cm" and "5 m" are not. So equality is symmetric, but not transitive.
 
 Numbers are compared here, exactly. Where it takes algebra, a process with a time limit compares the
-two answers (see `maths`), by the same rules.
+two answers (see `process`), by the same rules.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ _LETTER_NAMES = {"π": r"\pi", "pi": r"\pi"}
 
 
 def bare(answer: str) -> str:
-    """An answer without the quotes, emphasis, maths delimiters and full stop around it.
+    """An answer without the quotes, emphasis, math delimiters and full stop around it.
 
     >>> bare("**$5$**.")
     '5'
@@ -163,7 +163,7 @@ def bare(answer: str) -> str:
 
 
 def plain_text(answer: str) -> str:
-    """An answer in one spelling: ASCII signs, one command each, no maths delimiters.
+    """An answer in one spelling: ASCII signs, one command each, no math delimiters.
 
     >>> plain_text("$½$"), plain_text("７ %")
     ('1/2', '7 %')

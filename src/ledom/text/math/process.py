@@ -96,7 +96,7 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
 def serve(seconds: float) -> None:
     """The worker: a JSON pair per line in, `true` or `false` per line out.
 
-    It dies of a pair that takes more than `seconds` of CPU time, even if nothing waits for it.
+    It exits at a pair that takes more than `seconds` of CPU time, even if nothing waits for it.
     """
     import resource
 
