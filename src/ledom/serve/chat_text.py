@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ledom.core.errors import InputError
 
-__all__ = ["answer_of", "question_of", "response_in", "split_dialog"]
+__all__ = ["answer_of", "content_of", "question_of", "response_in", "split_dialog"]
 
 Messages = Sequence[dict[str, object]]
 
@@ -36,7 +36,7 @@ def question_of(prompt: str | Messages) -> str:
     'How many?'
     """
     if not isinstance(prompt, str):
-        said = [_content(message) for message in prompt if message.get("role") == "user"]
+        said = [content_of(message) for message in prompt if message.get("role") == "user"]
         if not said:
             raise InputError("the prompt has no message of the user")
         return said[-1].strip()
@@ -51,7 +51,7 @@ def answer_of(response: str | Messages) -> str:
     'It is 7.'
     """
     if not isinstance(response, str):
-        said = [_content(m) for m in response if m.get("role") in ("assistant", None)]
+        said = [content_of(m) for m in response if m.get("role") in ("assistant", None)]
         return said[-1].strip() if said else ""
     return _plain(response)
 
@@ -117,7 +117,7 @@ def _plain(text: str) -> str:
     return _SPECIAL.split(text, maxsplit=1)[0].strip()
 
 
-def _content(message: dict[str, object]) -> str:
+def content_of(message: dict[str, object]) -> str:
     """The text of a message, whose content may come in parts."""
     content = message.get("content")
     if isinstance(content, str):

@@ -104,7 +104,9 @@ async def choose(
     Raises `Refusal` and `InputError`.
     """
     start = time.perf_counter()
-    service.check_writing(options.n, int(body.get("max_tokens") or 1))
+    # How much an upstream writes is between it and its client.
+    written = 1 if service.upstream else int(body.get("max_tokens") or 1)
+    service.check_writing(options.n, written)
     drawn = await _draw(service, question, options, path, body)
     known = [place for place, text in enumerate(drawn.texts) if text.strip()]
     if not known:

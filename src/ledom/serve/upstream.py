@@ -1,7 +1,8 @@
 """Where the gateway's candidates come from: a server of OpenAI's protocol, named at the start.
 
 Whatever the upstream does - hang, refuse, send garbage, die in the middle - becomes one clear
-refusal. Requests that may pass (429, 5xx, a broken connection) are tried again.
+refusal. Requests that may pass (429, 5xx, a broken connection) are tried again. An upstream that
+ignores or refuses `n` is asked once for each candidate.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import httpx
 
 from ledom.core.errors import InputError
 from ledom.core.reading import JsonObject, parse_json
+from ledom.serve.chat_text import content_of
 from ledom.serve.refusals import Refusal
 
 __all__ = ["Drawn", "Upstream"]
 
 _PAUSES = (0.5, 2.0)  # seconds before another try
 _MOST_BYTES = 64 * 2**20  # of one answer
+_DECLINES = (400, 404, 413, 422)  # statuses that say that the client's request is wrong
 _TOGETHER = 8  # requests at a time, for an upstream that sends one choice each
 
 
@@ -50,7 +53,7 @@ class Upstream:
     client: httpx.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
+        if not _is_address(self.base_url):
             raise InputError(
                 f"upstream is {self.base_url!r}; give its address, such as http://127.0.0.1:8001/v1"
             )
@@ -62,20 +65,11 @@ class Upstream:
     async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:
         """So many choices for a body; `path` is `chat/completions` or `completions`.
 
-        An upstream that ignores `n` is asked once for each. Raises `Refusal`.
+        Raises `Refusal`.
         """
         try:
             async with asyncio.timeout(self.seconds):
-                answers = [await self._ask(path, {**body, "n": count})]
-                lacking = count - len(answers[0]["choices"])
-                limit = asyncio.Semaphore(_TOGETHER)
-
-                async def one() -> JsonObject:
-                    async with limit:
-                        return await self._ask(path, {**body, "n": 1})
-
-                if lacking > 0:
-                    answers += await asyncio.gather(*(one() for _ in range(lacking)))
+                answers = await self._ask_for(path, body, count)
         except TimeoutError:
             raise Refusal(
                 504, f"the upstream did not answer within {self.seconds:g} s; ask for less"
@@ -101,13 +95,43 @@ class Upstream:
         """Close the connections."""
         await self.client.aclose()
 
+    async def _ask_for(self, path: str, body: Mapping[str, Any], count: int) -> list[JsonObject]:
+        """Answers that have so many choices together."""
+        single = {**body, "n": 1}
+        try:
+            answers = [await self._ask(path, {**body, "n": count})]
+        except _Declined as declined:
+            if count == 1:
+                raise
+            single = dict(body)  # it may not know the key n at all
+            try:
+                answers = [await self._ask(path, single)]
+            except _Declined:
+                raise declined from None
+        limit = asyncio.Semaphore(_TOGETHER)
+
+        async def one(number: int) -> JsonObject:
+            # The same seed would draw the same text each time.
+            seed = single.get("seed")
+            seeded = {"seed": seed + number} if isinstance(seed, int) else {}
+            async with limit:
+                return await self._ask(path, single | seeded)
+
+        lacking = count - len(answers[0]["choices"])
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(number)) for number in range(1, lacking + 1)]
+        except ExceptionGroup as errors:  # the first of them has ended the others
+            raise errors.exceptions[0] from None
+        return answers + [task.result() for task in tasks]
+
     async def _ask(self, path: str, body: Mapping[str, Any]) -> JsonObject:
         """The upstream's answer, tried again where that may help."""
         url = f"{self.base_url.rstrip('/')}/{path}"
         for pause in (*_PAUSES, None):
             try:
                 return await self._post(url, body)
-            except (httpx.TransportError, _Passing) as error:
+            except (httpx.RequestError, _Passing) as error:
                 if pause is None or isinstance(error, httpx.TimeoutException):
                     raise _refusal(error, self.seconds) from None
             await asyncio.sleep(pause)
@@ -121,10 +145,13 @@ class Upstream:
                 if len(content) > _MOST_BYTES:
                     raise Refusal(502, "the upstream's answer is too large")
         if answer.status_code == 429 or answer.status_code >= 500:
-            raise _Passing(answer.status_code)
+            raise _Passing(answer.status_code, answer.headers.get("Retry-After", ""))
         if answer.status_code != 200:
-            said = content[:300].decode("utf-8", "replace")
-            raise Refusal(400, f"the upstream answered {answer.status_code}: {said}")
+            said = " ".join(content[:300].decode("utf-8", "replace").split())
+            message = f"the upstream answered {answer.status_code}: {said}"
+            if answer.status_code in _DECLINES:
+                raise _Declined(400, message)
+            raise Refusal(502, message)
         try:
             data = parse_json(bytes(content))
         except InputError as error:
@@ -138,18 +165,31 @@ class Upstream:
 class _Passing(Exception):  # noqa: N818
     """An answer that another try may change."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, wait: str) -> None:
         super().__init__(f"the upstream answered {status}")
         self.status = status
+        self.wait = wait if wait.isdigit() else "5"
+
+
+class _Declined(Refusal):
+    """The upstream says that the request is wrong; another request may be right."""
 
 
 def _refusal(error: Exception, seconds: float) -> Refusal:
     if isinstance(error, httpx.TimeoutException):
         return Refusal(504, f"the upstream did not answer within {seconds:g} s")
     if isinstance(error, _Passing):
-        headers = {"Retry-After": "5"} if error.status == 429 else None
+        headers = {"Retry-After": error.wait} if error.status == 429 else None
         return Refusal(429 if error.status == 429 else 502, str(error), headers)
     return Refusal(502, f"the upstream cannot be reached, or broke off: {error}")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 def _is_choice(choice: Any) -> bool:
@@ -158,8 +198,10 @@ def _is_choice(choice: Any) -> bool:
 
 def _text(choice: JsonObject) -> str:
     """What a choice says; nothing for one that calls a tool."""
-    content = choice["message"].get("content") if "message" in choice else choice.get("text")
-    return content if isinstance(content, str) else ""
+    if "message" in choice:
+        return content_of(choice["message"])
+    text = choice.get("text")
+    return text if isinstance(text, str) else ""
 
 
 def _sum(answers: list[JsonObject], key: str) -> int | None:
@@ -167,6 +209,5 @@ def _sum(answers: list[JsonObject], key: str) -> int | None:
         usage.get(key) if isinstance(usage := answer.get("usage"), dict) else None
         for answer in answers
     ]
-    if not all(isinstance(count, int) for count in counts):
-        return None
-    return sum(counts)  # type: ignore[arg-type]
+    known = [count for count in counts if type(count) is int and count >= 0]
+    return sum(known) if len(known) == len(counts) else None
