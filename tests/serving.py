@@ -1,17 +1,39 @@
-"""A server on a real port, for tests of clients."""
+"""A server on a real port, for tests of clients, and a gateway in front of a made-up upstream."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
+from fastapi.testclient import TestClient
+
+from ledom.lm.language_model import LanguageModel
+from ledom.rerank.fit import TunedWeights
+from ledom.serve.app import make_app
 from ledom.serve.judge import Judge
 from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
+from ledom.serve.upstream import Upstream
+
+Handler = Callable[[httpx.Request], Any]
+Models = tuple[LanguageModel, LanguageModel]
+
+ANSWERS = [
+    "3 + 4 = 7\n#### 7",
+    "3 * 4 = 12\n#### 12",
+    "4 + 3 = 7\n#### 7",
+    "it is unclear",
+    "7 - 3 = 4\n#### 4",
+    "3 + 4 = 8\n#### 8",
+]
+QUESTIONS = ["Ava has 3 pens and buys 4.", "Bo had 4 cats, then 3 came.", "How many is 12 less 3?"]
 
 
 @contextmanager
@@ -30,3 +52,45 @@ def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterat
         server.stop()
         thread.join(30)
         assert not thread.is_alive()
+
+
+def choices(count: int, first: int = 0) -> list[dict[str, Any]]:
+    """So many choices of an upstream's chat, from the first of `ANSWERS` on."""
+    return [
+        {
+            "index": i,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": ANSWERS[(first + i) % len(ANSWERS)]},
+        }
+        for i in range(count)
+    ]
+
+
+def honest(request: httpx.Request) -> httpx.Response:
+    """An upstream that does as it is asked."""
+    body = json.loads(request.content)
+    usage = {"prompt_tokens": 11, "completion_tokens": 5 * body["n"], "total_tokens": 0}
+    return httpx.Response(200, json={"choices": choices(body["n"]), "usage": usage})
+
+
+@contextmanager
+def gateway(
+    models: Models,
+    handler: Handler | None,
+    seconds: float = 20,
+    weights: TunedWeights | None = None,
+) -> Iterator[TestClient]:
+    """A client of a gateway whose upstream is `handler`; without one the forward model answers."""
+    upstream = None
+    if handler is not None:
+        transport = httpx.MockTransport(handler)
+        upstream = Upstream("http://up/v1", "big", "key", seconds, 1.0, 2.0, transport)
+    app = make_app(Service(Judge(*models, weights=weights), Settings(), upstream))
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        yield client
+
+
+def chat(client: TestClient, **more: Any) -> httpx.Response:
+    """The gateway's answer to the first of `QUESTIONS`."""
+    body = {"model": "ledom/auto,n=6", "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+    return client.post("/v1/chat/completions", json=body | more)

@@ -17,7 +17,7 @@ from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
 from ledom.text.tokenizer import Tokenizer
-from serving import running
+from serving import Models, running
 
 
 @pytest.fixture
@@ -53,3 +53,11 @@ def server(checkpoints: dict[str, Path]) -> Iterator[Server]:
     models = {name: ledom.load(folder, name) for name, folder in checkpoints.items()}
     with running(Judge(models["forward"], models["reverse"]), Limits()) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def models(checkpoints: dict[str, Path]) -> Models:
+    """Tiny random models of both directions."""
+    return ledom.load(checkpoints["forward"], "forward"), ledom.load(
+        checkpoints["reverse"], "reverse"
+    )

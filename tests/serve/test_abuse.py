@@ -14,12 +14,14 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.serve.app import make_app
 from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
+from ledom.text.tokenizer import Tokenizer
 from serving import running
 
 Models = tuple[FakeLanguageModel, FakeLanguageModel]
@@ -205,6 +207,92 @@ def test_work_of_a_client_that_has_gone_is_dropped(pair: Models, gate: Gate) -> 
         until(lambda: waiting(server) == 0)
         gate.open.set()
         assert first.result(20).status_code == 200
+
+
+_LONG = "3 + 4 = 7\n\n" * 2000
+_PIECES = {"question": "How many?", "answers": ["3 + 4 = 7 "] * 500}
+SLOW: dict[str, tuple[str, Any, str]] = {
+    "openrlhf": ("/get_reward", {"query": [_LONG], "prompts": ["a"]}, "routes.rewards.response_in"),
+    "slime": ("/reward", {"prompt": _LONG, "response": "7"}, "routes.rewards.question_of"),
+    "verl": ("/classify", {"input": _LONG}, "routes.rewards.split_dialog"),
+    "score": ("/score", {"queries": "a", "documents": [_LONG]}, "judge.Judge.check"),
+    "rerank": (
+        "/rerank",
+        {"query": "a", "documents": [_LONG], "max_tokens_per_doc": 2},
+        "routes.reranking._cut",
+    ),
+    "details": ("/ledom/score", _PIECES, "routes.own.question_words"),
+    "tokenize": ("/tokenize", {"prompt": _LONG}, "service.Service.model"),
+    "detokenize": ("/detokenize", {"tokens": [1] * 9000}, "writing.check_ids"),
+    "gateway": (
+        "/v1/completions",
+        {"model": "ledom/majority", "prompt": _LONG, "max_tokens": 1},
+        "routes.gateway.question_of",
+    ),
+    "body": ("/score", {"queries": "a", "documents": [_LONG]}, "guard.parse_json"),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_nobody_waits_for_the_reading_of_a_long_text(
+    pair: Models, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path, body, place = SLOW[name]
+    entered, let_go = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        entered.set()
+        assert let_go.wait(20)
+        raise InputError("it was too long")
+
+    monkeypatch.setattr(f"ledom.serve.{place}", slow)
+    with running(Judge(*pair), Limits()) as server, ThreadPoolExecutor(1) as pool:
+        url = f"{server.url}{path}"
+        answer = pool.submit(httpx.post, url, json=body, timeout=20)
+        try:
+            assert entered.wait(20)
+            assert httpx.get(f"{server.url}/healthz", timeout=5).status_code == 200
+        finally:
+            let_go.set()
+        assert "it was too long" in answer.result(20).json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/score", {"queries": "a" * 40_000, "documents": ["b"]}),
+        ("/v1/completions", {"model": "reverse", "prompt": "a" * 40_000}),
+        ("/v1/completions", {"model": "reverse", "prompt": [1] * 1000}),
+        ("/ledom/generate", {"model": "forward", "prompt": "a" * 40_000}),
+        ("/v1/completions", {"model": "ledom/majority", "prompt": "a" * 40_000}),
+    ],
+)
+def test_a_prompt_that_no_model_reads_is_refused_unread(
+    client: TestClient, pair: Models, monkeypatch: pytest.MonkeyPatch, path: str, body: Any
+) -> None:
+    for lm in pair:
+        lm.context = 512
+
+    def read(*arguments: Any) -> Any:
+        raise AssertionError
+
+    for name in ("encode", "encode_batch", "encode_inside"):
+        monkeypatch.setattr(Tokenizer, name, read)
+    answer = client.post(path, json=body)
+    assert answer.status_code == 413
+    assert "the model reads 512 tokens" in answer.json()["error"]["message"]
+
+
+def test_a_question_without_room_for_an_answer_is_one_clear_line(
+    client: TestClient, pair: Models
+) -> None:
+    pair[0].context = 512
+    answer = client.post("/score", json={"queries": "a " * 600, "documents": ["b"]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == (
+        "the question leaves no room for an answer in the 512 tokens that the forward model reads; "
+        "shorten it"
+    )
 
 
 def test_a_request_that_takes_too_long_is_504(pair: Models, gate: Gate) -> None:

@@ -32,10 +32,10 @@ def log_p(tokenizer: Tokenizer, text: str) -> list[float]:
     return [-math.log1p((a + b) % 7) for a, b in pairwise(ids)]
 
 
-def test_health_names_the_models(client: TestClient) -> None:
+def test_health_names_the_directions_and_no_folder(client: TestClient) -> None:
     answer = client.get("/healthz")
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ok", "models": {"forward": "fake", "reverse": "fake"}}
+    assert answer.json() == {"status": "ok", "models": ["forward", "reverse"]}
 
 
 def test_scores_are_those_of_the_rule(client: TestClient, tokenizer: Tokenizer) -> None:

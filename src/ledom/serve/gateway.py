@@ -105,8 +105,8 @@ async def choose(
     """
     start = time.perf_counter()
     # How much an upstream writes is between it and its client.
-    written = 1 if service.upstream else int(body.get("max_tokens") or 1)
-    service.check_writing(options.n, written)
+    asked = 1 if service.upstream else int(body.get("max_tokens") or 1)
+    service.check_writing(options.n, asked)
     drawn = await _draw(service, question, options, path, body)
     known = [place for place, text in enumerate(drawn.texts) if text.strip()]
     if not known:
@@ -138,6 +138,7 @@ async def _draw(
     if options.model is not None:
         raise Refusal(400, "this server has no upstream, so there are no models to name")
     lm = service.model("forward")
+    service.check_prompts(lm, [question])
     asked = body.get("temperature")
     sampling = Sampling(
         temperature=_TEMPERATURE if asked is None else asked,

@@ -17,6 +17,7 @@ from typing import Any
 
 from ledom.core.errors import InputError
 from ledom.core.reading import parse_json
+from ledom.serve.apart import apart
 from ledom.serve.metrics import Metrics
 from ledom.serve.refusals import Refusal, refusal_of
 from ledom.serve.settings import Settings
@@ -119,7 +120,7 @@ class Guard:
             raise Refusal(408, f"the body took more than {limits.read_seconds:g} s") from None
         if body:
             try:
-                parse_json(bytes(body))
+                await apart(len(body), lambda: parse_json(bytes(body)))
             except InputError as error:
                 raise Refusal(400, f"the body: {error}") from None
         return bytes(body)

@@ -146,7 +146,13 @@ class Judge:
             # A token has a byte or more: most questions need not be encoded to see that they fit.
             long = [q for q in questions if 4 * len(q) + _MARGIN > lm.context]
             if long:
-                check_room([Problem(id=shorten(q, 40), question=q) for q in long], lm)
+                try:
+                    check_room([Problem(id=shorten(q, 40), question=q) for q in long], lm)
+                except InputError:  # which speaks of files of problems
+                    raise InputError(
+                        "the question leaves no room for an answer in the "
+                        f"{lm.context} tokens that the {lm.direction} model reads; shorten it"
+                    ) from None
 
     def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """The judgement of each pair. Equal pairs are computed once.

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ledom.core.direction import Direction
 from ledom.lm.language_model import LanguageModel
+from ledom.serve.apart import apart
 from ledom.serve.batching import Batcher
 from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.metrics import Metrics
@@ -19,6 +20,7 @@ from ledom.serve.upstream import Upstream
 __all__ = ["REWARD", "Service"]
 
 _T = TypeVar("_T")
+_LONGEST_TOKEN = 64  # characters, on average over a whole text
 _TOGETHER = 16  # small requests that share a batch on the slowest machine: far faster than alone
 
 REWARD = "ledom"
@@ -82,8 +84,8 @@ class Service:
             raise Refusal(
                 413, f"{len(pairs)} texts; {limits.max_candidates} are the most in one request"
             )
-        self._check_tokens(pairs)
-        self.judge.check(pairs)
+        size = sum(len(pair.question) + len(pair.answer) for pair in pairs)
+        await apart(size, lambda: self._check(pairs, size))
         judged = await self._batcher.submit(pairs)
         self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
         return judged
@@ -110,11 +112,30 @@ class Service:
         if work > self.settings.limits.max_tokens:
             raise Refusal(413, f"scoring {tokens} tokens in reverse takes too long; send less")
 
-    def _check_tokens(self, pairs: Sequence[Pair]) -> None:
+    def check_prompts(self, lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> None:
+        """Raise `Refusal` for a prompt that is too long for the model whatever its tokens are.
+
+        The others are found when they are read, which takes long for these.
+        """
+        for prompt in prompts:
+            unit, most = "tokens", lm.context
+            if isinstance(prompt, str):
+                unit, most = "characters", _LONGEST_TOKEN * lm.context
+            if len(prompt) > most:
+                raise Refusal(
+                    413,
+                    f"a prompt of {len(prompt)} {unit}; the model reads {lm.context} tokens",
+                )
+
+    def _check(self, pairs: Sequence[Pair], size: int) -> None:
+        """Raise `Refusal` or `InputError` for pairs, of so many characters, that are too long."""
         most = self.settings.limits.max_tokens
-        texts = [text for pair in pairs for text in (pair.question, pair.answer)]
-        if sum(map(len, texts)) <= most // 4:  # a character is at most four tokens, one per byte
+        for lm in self.judge.models:
+            self.check_prompts(lm, list(dict.fromkeys(pair.question for pair in pairs)))
+        self.judge.check(pairs)
+        if size <= most // 4:  # a character is at most four tokens, one per byte
             return
+        texts = [text for pair in pairs for text in (pair.question, pair.answer)]
         count = sum(len(ids) for ids in self.judge.models[0].tokenizer.encode_ids(texts))
         if count > most:
             raise Refusal(413, f"{count} tokens; {most} are the most in one request")

@@ -148,7 +148,9 @@ class Tokenizer:
         Tokenizers like sentencepiece's put a blank in front of a text (a dummy prefix), which is
         not there where a text is cut: ids(a) + encode_inside(b) are ids(ab) where a token ends.
         """
-        return list(self._without_prefix.encode(text, add_special_tokens=False).ids)
+        # Unlike `encode`, the batch lets other threads run.
+        (found,) = self._without_prefix.encode_batch_fast([text], add_special_tokens=False)
+        return list(found.ids)
 
     @cached_property
     def _without_prefix(self) -> RustTokenizer:

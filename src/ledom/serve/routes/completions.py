@@ -95,6 +95,7 @@ async def complete(body: CompletionBody, service: Service) -> JsonObject:
     if not prompts:
         raise Refusal(422, "prompt: there is none")
     service.check_writing(len(prompts) * count, body.sampling().max_tokens)
+    service.check_prompts(lm, prompts)
     if body.echo:
         choices, counts = await service.compute(lambda: _echo(lm, body, prompts, service))
     else:
@@ -261,7 +262,7 @@ def pieces(text: str) -> list[str]:
 
 
 @router.post("/tokenize", responses=describe(404))
-async def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
+def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
     """The ids of a text. The name of a special token, alone, is that token."""
     lm = service.model(body.model or service.default_model)
     special = lm.tokenizer.backend.token_to_id(body.prompt)
@@ -274,7 +275,7 @@ async def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
 
 
 @router.post("/detokenize", responses=describe(404))
-async def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
+def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
     """The text of ids in reading order; special tokens are left out."""
     lm = service.model(body.model or service.default_model)
     writing.check_ids(lm, body.tokens)

@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 
 from ledom.core.reading import JsonObject
+from ledom.serve.apart import apart
 from ledom.serve.chat_text import question_of
 from ledom.serve.gateway import Chosen, Options, choose
 from ledom.serve.refusals import Refusal, describe
@@ -129,7 +130,9 @@ async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObje
         raise Refusal(400, "the gateway has no log-probabilities of tokens; see its key ledom")
     options = Options.read(body.model, body.ledom, body.n)
     sent = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in _OURS}
-    chosen = await choose(service, question_of(prompts[0]), options, "completions", sent)
+    prompt = prompts[0]
+    question = await apart(len(prompt), lambda: question_of(prompt))
+    chosen = await choose(service, question, options, "completions", sent)
     reason = chosen.choice.get("finish_reason")
     return {
         "id": new_id("cmpl"),

@@ -16,6 +16,7 @@ from ledom.report.results import QuestionToken
 from ledom.report.words import question_words
 from ledom.rerank.explain import unfamiliar
 from ledom.serve import writing
+from ledom.serve.apart import apart
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import Body, ServiceOf
@@ -23,6 +24,8 @@ from ledom.serve.routes.shared import Body, ServiceOf
 __all__ = ["router"]
 
 router = APIRouter(tags=["ledom"])
+
+_CHARACTERS = 10  # that take as long to read as the details of a token take to write
 
 
 class ScoreBody(Body):
@@ -38,8 +41,8 @@ class ScoreBody(Body):
 
 @router.get("/healthz", responses=describe())
 async def healthz(service: ServiceOf) -> JsonObject:
-    """Whether the server answers, and what it answers with."""
-    return {"status": "ok", "models": {name: lm.name for name, lm in service.models.items()}}
+    """Whether the server answers, and by which directions."""
+    return {"status": "ok", "models": list(service.models)}
 
 
 @router.get("/metrics", responses=describe(), response_class=Response)
@@ -81,14 +84,18 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     judged = await service.judge_pairs([Pair(body.question, answer) for answer in body.answers])
     order = sorted(range(len(judged)), key=lambda i: -judged[i].reward)
     ranks = {index: rank for rank, index in enumerate(order, start=1)}
+    results = await apart(
+        sum(judgement.num_tokens for judgement in judged) * _CHARACTERS,
+        lambda: [
+            {"index": index, "rank": ranks[index], **_details(body, index, judgement)}
+            for index, judgement in enumerate(judged)
+        ],
+    )
     return {
         "strategy": service.judge.strategy,
         "weights": service.judge.strategy_weights,
         "warning": unfamiliar(service.judge.reverse, _of_question(judged)),
-        "results": [
-            {"index": index, "rank": ranks[index], **_details(body, index, judgement)}
-            for index, judgement in enumerate(judged)
-        ],
+        "results": results,
         "seconds": time.perf_counter() - start,
     }
 
@@ -119,6 +126,7 @@ async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     """
     lm = service.model(body.model)
     service.check_writing(1, max(1, body.max_tokens))
+    service.check_prompts(lm, [body.prompt])
     return await service.compute(lambda: _generate(lm, body))
 
 

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, Field
 
 from ledom.core.reading import JsonObject
+from ledom.serve.apart import apart
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import Refusal, describe
 from ledom.serve.routes.shared import Body, ServiceOf, listed, new_id, usage
@@ -104,8 +105,9 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
 async def rerank(body: RerankBody, service: ServiceOf) -> Any:
     """Rank answers to a question, best first."""
     answers = body.answers()
-    if body.max_tokens_per_doc:
-        answers = [_cut(answer, body.max_tokens_per_doc, service) for answer in answers]
+    if body.max_tokens_per_doc is not None:
+        size, most = sum(map(len, answers)), body.max_tokens_per_doc
+        answers = await apart(size, lambda: _cut(answers, most, service))
     judged = await service.judge_pairs([Pair(body.query, answer) for answer in answers])
     order = sorted(range(len(judged)), key=lambda i: -judged[i].reward)
     if body.texts is not None:
@@ -137,7 +139,10 @@ def _tei(
     ]
 
 
-def _cut(text: str, num_tokens: int, service: Service) -> str:
-    """The first tokens of a text."""
-    offsets = service.judge.models[0].tokenizer.encode(text).offsets
-    return text if len(offsets) <= num_tokens else text[: offsets[num_tokens - 1][1]]
+def _cut(texts: list[str], num_tokens: int, service: Service) -> list[str]:
+    """The first tokens of each text."""
+    encodings = service.judge.models[0].tokenizer.encode_batch(texts)
+    return [
+        text if len(offsets) <= num_tokens else text[: offsets[num_tokens - 1][1]]
+        for text, offsets in zip(texts, (e.offsets for e in encodings), strict=True)
+    ]

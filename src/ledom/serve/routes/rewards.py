@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ledom.core.errors import InputError
 from ledom.core.reading import JsonObject
+from ledom.serve.apart import apart
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
@@ -56,10 +57,14 @@ async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
     """OpenRLHF's remote reward. `scores` lie in 0 to 1; `extra_logs` has the log-probabilities."""
     if len(body.query) != len(body.prompts):
         raise InputError(f"{len(body.query)} queries for {len(body.prompts)} prompts; send as many")
-    pairs = [
-        Pair(question_of(prompt), answer_of(response_in(query, prompt)))
-        for query, prompt in zip(body.query, body.prompts, strict=True)
-    ]
+    size = sum(map(len, [*body.query, *body.prompts]))
+    pairs = await apart(
+        size,
+        lambda: [
+            Pair(question_of(prompt), answer_of(response_in(query, prompt)))
+            for query, prompt in zip(body.query, body.prompts, strict=True)
+        ],
+    )
     judged = await service.judge_pairs(pairs)
     logs = [judgement.logprobs for judgement in judged]
     return {
@@ -72,7 +77,8 @@ async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
 @router.post("/reward", responses=describe())
 async def slime(body: SlimeBody, service: ServiceOf) -> float:
     """slime's remote reward: the answer is the number."""
-    pair = Pair(question_of(body.prompt), answer_of(body.response))
+    size = len(body.response) + len(body.prompt if isinstance(body.prompt, str) else "")
+    pair = await apart(size, lambda: Pair(question_of(body.prompt), answer_of(body.response)))
     (judgement,) = await service.judge_pairs([pair])
     return judgement.reward
 
@@ -106,4 +112,6 @@ async def embeddings(body: ClassifyBody, service: ServiceOf) -> JsonObject:
 async def _judge_dialogs(texts: str | list[str], service: Service) -> list[Judgement]:
     between = service.judge.models[0].pair_format.literals[1]
     given = [texts] if isinstance(texts, str) else texts
-    return await service.judge_pairs([Pair(*split_dialog(text, between)) for text in given])
+    size = sum(map(len, given))
+    pairs = await apart(size, lambda: [Pair(*split_dialog(text, between)) for text in given])
+    return await service.judge_pairs(pairs)

@@ -1,0 +1,210 @@
+"""The gateway's upstream: what it is sent, and one clear line whatever it does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from ledom.core.errors import InputError
+from ledom.serve.upstream import Upstream
+from serving import ANSWERS, QUESTIONS, Handler, Models, chat, choices, gateway, honest
+
+
+def test_the_upstream_gets_the_body_without_our_keys(
+    models: Models,
+) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    def watch(request: httpx.Request) -> httpx.Response:
+        seen.append((json.loads(request.content), request.headers["authorization"]))
+        return honest(request)
+
+    with gateway(models, watch) as client:
+        chat(client, temperature=0.5, presence_penalty=1, ledom={"n": 3, "model": "other"})
+    ((body, key),) = seen
+    assert key == "Bearer key"
+    assert body == {
+        "model": "other",
+        "n": 3,
+        "temperature": 0.5,
+        "presence_penalty": 1,
+        "messages": [{"role": "user", "content": QUESTIONS[0]}],
+    }
+
+
+def test_an_upstream_that_sends_one_choice_is_asked_again(
+    models: Models,
+) -> None:
+    calls = iter(range(100))
+
+    def one(request: httpx.Request) -> httpx.Response:
+        usage = {"prompt_tokens": 10, "completion_tokens": 4}
+        return httpx.Response(200, json={"choices": choices(1, next(calls)), "usage": usage})
+
+    with gateway(models, one) as client:
+        answer = chat(client, ledom={"n": 4}).json()
+    texts = {row["text"] for row in answer["ledom"]["candidates"]}
+    assert texts == set(ANSWERS[:4])
+    assert answer["usage"] == {"prompt_tokens": 40, "completion_tokens": 16, "total_tokens": 56}
+
+
+def _only_one(request: httpx.Request) -> httpx.Response:
+    """An upstream that refuses n, as several do."""
+    body = json.loads(request.content)
+    if "n" in body:
+        return httpx.Response(400, json={"error": {"message": "n is not supported"}})
+    usage = {"prompt_tokens": 10, "completion_tokens": 4}
+    return httpx.Response(200, json={"choices": choices(1, body["seed"]), "usage": usage})
+
+
+def test_an_upstream_that_refuses_n_is_asked_for_each_candidate(
+    models: Models,
+) -> None:
+    with gateway(models, _only_one) as client:
+        answer = chat(client, ledom={"n": 4}, seed=1).json()
+    # Each with a seed of its own: the same one would draw the same text.
+    texts = [row["text"] for row in answer["ledom"]["candidates"]]
+    assert sorted(texts) == sorted(ANSWERS[1:5])
+    assert answer["usage"] == {"prompt_tokens": 40, "completion_tokens": 16, "total_tokens": 56}
+
+
+def test_when_one_of_many_requests_fails_the_others_are_ended(
+    models: Models,
+) -> None:
+    ended = []
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        number = json.loads(request.content)["seed"]
+        if number == 0:
+            return httpx.Response(200, json={"choices": choices(1)})
+        if number == 1:
+            return httpx.Response(403, text="no more\nfor you")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(number)
+        raise AssertionError
+
+    with gateway(models, slow) as client:
+        answer = chat(client, ledom={"n": 4}, seed=0)
+    assert answer.status_code == 502
+    assert answer.json()["error"]["message"] == "the upstream answered 403: no more for you"
+    assert sorted(ended) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": "x", "completion_tokens": -5}, {"prompt_tokens": True}]
+)
+def test_counts_that_make_no_sense_are_unknown(models: Models, usage: Any) -> None:
+    sent = {"choices": choices(2), "usage": usage}
+    with gateway(models, lambda request: httpx.Response(200, json=sent)) as client:
+        answer = chat(client, ledom={"n": 2})
+    assert answer.status_code == 200
+    assert answer.json()["usage"] is answer.json()["ledom"]["cost"] is None
+
+
+def test_an_answer_in_parts_is_read(models: Models) -> None:
+    parts = [{"type": "text", "text": "3 + 4 = 7"}, {"type": "text", "text": "\n#### 7"}]
+    sent = {"choices": [{"message": {"role": "assistant", "content": parts}}]}
+    with gateway(models, lambda request: httpx.Response(200, json=sent)) as client:
+        answer = chat(client, ledom={"n": 1}).json()
+    assert answer["ledom"]["candidates"][0]["text"] == "3 + 4 = 7\n#### 7"
+    assert answer["choices"][0]["message"]["content"] == parts
+
+
+def test_an_upstreams_model_writes_as_much_as_its_client_asks_for(
+    models: Models,
+) -> None:
+    with gateway(models, honest) as client:
+        assert chat(client, max_tokens=100_000).status_code == 200
+    with gateway(models, None) as client:
+        assert chat(client, max_tokens=100_000).status_code == 413
+
+
+@pytest.mark.parametrize("address", ["", "up/v1", "ftp://up/v1", "http://", "http://up:port/v1"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="give its address"):
+        Upstream(address, "big")
+
+
+def _hangs(request: httpx.Request) -> Any:
+    async def wait() -> httpx.Response:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    return wait()
+
+
+def _dies(request: httpx.Request) -> httpx.Response:
+    raise httpx.RemoteProtocolError("peer closed connection without complete body")
+
+
+class _Garbled(httpx.AsyncByteStream):
+    """Bytes that are not what the head says."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"not gzip"
+
+
+FAILURES: dict[str, tuple[Handler, int, str]] = {
+    "hangs": (_hangs, 504, "did not answer within"),
+    "dies": (_dies, 502, "broke off"),
+    "html": (lambda r: httpx.Response(200, html="<p>no"), 502, "makes no sense"),
+    "no choices": (lambda r: httpx.Response(200, json={"choices": []}), 502, "no choices"),
+    "strange": (lambda r: httpx.Response(200, json={"choices": [7]}), 502, "no choices"),
+    "deep": (lambda r: httpx.Response(200, content=b"[" * 10**5), 502, "makes no sense"),
+    "no text": (
+        lambda r: httpx.Response(200, json={"choices": [{"message": {"content": None}}] * 6}),
+        502,
+        "no text",
+    ),
+    "refuses": (lambda r: httpx.Response(400, text="bad model"), 400, "answered 400: bad model"),
+    "broken": (lambda r: httpx.Response(500), 502, "answered 500"),
+    "busy": (lambda r: httpx.Response(429), 429, "answered 429"),
+    "not its format": (
+        lambda r: httpx.Response(200, stream=_Garbled(), headers={"Content-Encoding": "gzip"}),
+        502,
+        "broke off",
+    ),
+    "elsewhere": (
+        lambda r: httpx.Response(302, headers={"Location": "http://127.0.0.1/metrics"}),
+        502,
+        "answered 302",
+    ),
+    "no key": (lambda r: httpx.Response(401, text="bad key"), 502, "answered 401: bad key"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failing_upstream_is_one_clear_line(
+    models: Models, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledom.serve.upstream._PAUSES", (0.0, 0.0))
+    handler, status, message = FAILURES[name]
+    with gateway(models, handler, seconds=0.3) as client:
+        answer = chat(client)
+        assert answer.status_code == status, answer.text
+        assert message in answer.json()["error"]["message"]
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_busy_upstream_says_when_to_try_again(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledom.serve.upstream._PAUSES", ())
+    for given, passed in (({"Retry-After": "33"}, "33"), ({"Retry-After": "soon"}, "5"), ({}, "5")):
+        busy = httpx.Response(429, headers=given)
+        with gateway(models, lambda request, busy=busy: busy) as client:
+            assert chat(client).headers["retry-after"] == passed
+
+
+def test_an_upstream_that_recovers_is_used(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ledom.serve.upstream._PAUSES", (0.0, 0.0))
+    answers: Iterator[Handler] = iter([_dies, lambda r: httpx.Response(503), honest])
+    with gateway(models, lambda request: next(answers)(request)) as client:
+        assert chat(client).status_code == 200
