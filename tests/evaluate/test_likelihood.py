@@ -199,7 +199,7 @@ def test_whole_texts_are_for_documents_whose_contexts_differ_only() -> None:
 
 
 def test_mutual_information_does_not_count_what_is_likely_anyway() -> None:
-    """Forward of what stands behind, as the harness does; reverse of what stands in front."""
+    """Forward of what comes after, as the harness does; reverse of what comes before."""
     forward = values("mutual information", FORWARD, *asked("ab", CHOICES))
     exact = [chain(choice, FORWARD, "b") / chain(choice, FORWARD) for choice in CHOICES]
     assert forward == pytest.approx(exact)

@@ -148,14 +148,14 @@ def test_each_prompt_may_have_a_threshold_of_its_own(checkpoints: dict[str, Path
 
 def test_a_server_cannot_stop_a_text(tokenizer: Tokenizer) -> None:
     lm = FakeLanguageModel(tokenizer)
-    lm.tells_confidence = True  # type: ignore[misc]
+    lm.reports_confidence = True  # type: ignore[misc]
     strict = Sampling(confidence=ConfidenceSettings(least=1.0))
     with pytest.raises(InputError, match="fake: this backend cannot stop a text"):
         list(lm.generate([PROMPT], strict))
 
 
-def test_a_backend_that_tells_none_refuses(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match="fake: this backend tells no confidence"):
+def test_a_backend_that_reports_none_refuses(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="fake: this backend does not report confidence"):
         list(FakeLanguageModel(tokenizer).generate([PROMPT], SAMPLING))
 
 

@@ -101,7 +101,7 @@ def test_logprobs_are_the_models_own_in_reading_order(lm: LanguageModel, plain: 
 
 def test_hits_are_the_models_most_likely_tokens(lm: LanguageModel, plain: PlainModel) -> None:
     """What greedy decoding writes is hit all along, and another text is not."""
-    if not lm.tells_hits:
+    if not lm.reports_hits:
         with pytest.raises(InputError, match="does not say which token is the most likely"):
             lm.logprobs_and_hits([whole(lm, TEXTS[0])])
         return
@@ -224,7 +224,7 @@ def test_greedy_text_stands_behind_the_samples(lm: LanguageModel) -> None:
 
 def test_self_certainty_is_told_or_left_out(lm: LanguageModel) -> None:
     ((one,),) = made(lm, ["12 + 3"], Sampling(max_tokens=6))
-    assert (one.self_certainty is not None) is lm.tells_certainty
+    assert (one.self_certainty is not None) is lm.reports_certainty
     assert one.self_certainty is None or one.self_certainty > 0
 
 

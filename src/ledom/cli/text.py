@@ -48,7 +48,7 @@ After = Annotated[
     str | None,
     typer.Option(
         help="A beginning, or - for standard input: write what comes after it. With --before: "
-        "write what stands between, by the reverse model; the forward model chooses."
+        "write what comes between, by the reverse model; the forward model chooses."
     ),
 ]
 NumTexts = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Number of texts.")]
@@ -176,7 +176,7 @@ def _without_effect(
 ) -> tuple[Unused, ...]:
     """The rules for options of ledom generate that others make useless."""
     one_end = before is None or after is None
-    chosen = "only what stands between a beginning and an ending is chosen from proposals"
+    chosen = "only what comes between a beginning and an ending is chosen from proposals"
     return (
         *unused_when_greedy(temperature, "proposals", "seed", *(["samples"] if one_end else [])),
         (one_end, chosen, ["proposals", "out"]),

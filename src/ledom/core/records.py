@@ -48,7 +48,7 @@ EARLY_STOP = "early_stop_of"
 """Key of a candidate's `sampling`: how many its problem would have without an early stop."""
 
 Key = tuple[Any, ...]
-"""What tells a record from the others of its file: ids, then what stands below them."""
+"""What identifies a record in its file: ids, then numbers or names below them."""
 
 FinishReason = Literal["stop", "length", "unsure"]
 Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
@@ -65,7 +65,7 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """Tells the record from others; it starts with the key of the record it belongs to.
+        """Identifies the record; it starts with the key of the record that it belongs to.
 
         >>> Candidate(problem_id="a", index=3, text="7").key
         ('a', 3)

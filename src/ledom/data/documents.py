@@ -56,7 +56,7 @@ class Documents(Protocol):
         """What was found and is not read, a line each."""
 
     def settings(self) -> JsonObject:
-        """What tells these documents from others, for a run that is resumed."""
+        """What distinguishes these documents from others, for a run that is resumed."""
 
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
         """The documents of one part."""

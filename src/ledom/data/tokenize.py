@@ -179,7 +179,7 @@ def _tokenize(
     finally:
         logger.enable("datatrove")
     store = finish(out, tasks, tokenizer)
-    if store is None and execution.executor != "slurm":  # which has only just been told
+    if store is None and execution.executor != "slurm":  # where the jobs have only been submitted
         raise WorkerError(
             f"{out}: not all of the {tasks} tasks have finished, see {out / TASKS / 'logs'}; "
             "run the same command again to resume"

@@ -41,7 +41,7 @@ class RunKind:
     command: str
     """What makes one."""
     files: tuple[str, ...]
-    """The files that tell the kind; the first is read."""
+    """The files that identify the kind; the first is read."""
     read: Callable[[str, Path, LanguageModel, int], Section]
     """The section: its heading, that file, a model for its tokens, how many items to show."""
     without: tuple[str, ...] = ()
@@ -217,7 +217,7 @@ def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     rows = [["query", "rank", "passage", "score, nats"], *best]
     return Section(
         heading=heading,
-        lead="Passages by how likely they make a query that stands in front of them.",
+        lead="Passages by how likely they make a query that comes before them.",
         rule=f"the first {shown} queries, the best {_BEST} passages of each.",
         source=str(file),
         tables=[Table("The best passages of each query", rows)],

@@ -5,7 +5,7 @@
     out/scores.jsonl       how well each middle fits
     out/middles.jsonl      the middles of each gap, best first
 
-A reverse model writes what stands before the ending; it does not see the beginning. So each
+A reverse model writes what comes before the ending; it does not see the beginning. So each
 proposal is cut where a word starts, at every word of its first half, and the forward model chooses
 the middle with the highest mean log-probability per token of middle and ending, given the
 beginning. A forward model can propose as well, for comparison: it does not see the ending, and its

@@ -146,7 +146,7 @@ def sample_pairs(
 
 
 def _distinct(proposals: Sequence[Proposal], opening: str) -> list[Proposal]:
-    """Each finished prompt once per output, without the text that stands before every question."""
+    """Each finished prompt once per output, without the text that comes before every question."""
     found: dict[tuple[str, str], Proposal] = {}
     for one in proposals:
         text = one.text.removeprefix(opening)
@@ -160,7 +160,7 @@ def _distinct(proposals: Sequence[Proposal], opening: str) -> list[Proposal]:
 def pair_spans(
     lm: LanguageModel, pairs: Sequence[tuple[str, str]], prior: bool
 ) -> Iterator[TokenSpan]:
-    """For each question and solution the tokens that tell log P(question, solution).
+    """For each question and solution the tokens that give log P(question, solution).
 
     Without the prior those of log P(solution | question). The document's end counts.
 
@@ -173,7 +173,9 @@ def pair_spans(
     10
     """
     if lm.direction is not Direction.FORWARD:
-        raise InputError(f"{lm.name}: a forward model tells how likely an output is")
+        raise InputError(
+            f"{lm.name}: a forward model is needed here, to say how likely an output is"
+        )
     for pair in lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids):
         start = max(1, len(lm.bos_ids)) if prior else pair.solution[0]  # the first has no context
         yield TokenSpan(pair.ids, start, len(pair.ids))

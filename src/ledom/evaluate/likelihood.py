@@ -50,7 +50,7 @@ class _Spans:
     def score(self, lm: LanguageModel) -> tuple[list[NDArray[np.float32]], list[bool]]:
         """The log-probabilities of every span, and whether each holds greedy choices alone."""
         targets = [TokenSpan(ids, start, end) for ids, start, end in self.spans]
-        if lm.direction is Direction.FORWARD and lm.tells_hits:
+        if lm.direction is Direction.FORWARD and lm.reports_hits:
             both = lm.logprobs_and_hits(targets)
             greedy = [bool(hits.all()) for _, hits in both]
             return _finite(lm, [values for values, _ in both]), greedy

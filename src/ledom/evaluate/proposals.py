@@ -173,7 +173,7 @@ def verify(
 ) -> list[Likelihood]:
     """How likely the model finds each proposal, in their order, kept in the file `path`.
 
-    `spans` puts proposals where they stand, and says which tokens count; `context` are the texts
+    `spans` puts proposals in their places, and says which tokens count; `context` are the texts
     that it puts them between. Raises `InputError` for one that does not fit the model's context.
     """
     settings = {

@@ -1,6 +1,6 @@
 """Passages ordered by how likely they make a query: log P(query | passage).
 
-A reverse model reads the passage first and the query, which stands before it, afterwards, so one
+A reverse model reads the passage first and the query, which comes before it, afterwards, so one
 pass gives log P(query | passage) and log P(passage). A forward model gives log P(passage | query).
 By Bayes' rule, log P(passage | query) - log P(passage) equals log P(query | passage) up to a
 constant per query. So a model of either direction can rank with or without the prior:
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 _TILE = (15, 16)  # queries and passages that are scored together: each is read once per tile
-_PRIOR = ""  # id of the empty query, given which a forward model tells log P(passage)
+_PRIOR = ""  # id of the empty query, given which a forward model gives log P(passage)
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 A model is trained on fictional facts and asked for the description of a name and for the name of a
 description. A forward model writes an answer at a sentence's end, a reverse model at its start, so
-each can answer the question whose answer stood where it writes. The arms, all of one shape and
+each can answer the question whose answer was where it writes. The arms, all of one shape and
 trained for equally many steps:
 
     forward           the facts

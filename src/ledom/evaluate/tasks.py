@@ -212,7 +212,7 @@ def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequenc
 def _choice_task(
     name: str, questions: Sequence[ChoiceQuestion], options: Options, text: str, delimiter: str
 ) -> Any:
-    """A multiple-choice task. Where the choices stand in front, they are the contexts."""
+    """A multiple-choice task. Where the choices come first, they are the contexts."""
     places = {question.place for question in questions}
     if len(places) > 1:
         raise InputError(f"task {name!r} mixes questions with place after and before; split it")

@@ -96,7 +96,7 @@ WRITTEN: dict[str, dict[Direction, Form]] = {
 
 
 def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any] = ()) -> str:
-    """All that the model reads: the examples stand where it reads them first."""
+    """All that the model reads: the examples are where it reads them first."""
     form = WRITTEN[kind][direction]
     shown = [form.example(example) for example in examples]
     if direction is Direction.FORWARD:

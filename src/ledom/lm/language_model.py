@@ -132,13 +132,13 @@ class LanguageModel(ABC):
     depend on the others. To repeat a result to the bit, the whole call is repeated."""
     stops_at_patterns: ClassVar[bool] = False
     """Whether `generate` stops at `Sampling.stop_pattern` and can continue from there."""
-    tells_certainty: ClassVar[bool] = False
+    reports_certainty: ClassVar[bool] = False
     """Whether what it generates carries its `self_certainty`."""
-    tells_confidence: ClassVar[bool] = False
+    reports_confidence: ClassVar[bool] = False
     """Whether `generate` takes `Sampling.confidence`."""
     stops_when_unsure: ClassVar[bool] = False
     """Whether `generate` takes `ConfidenceSettings.least`."""
-    tells_hits: ClassVar[bool] = False
+    reports_hits: ClassVar[bool] = False
     """Whether it has `logprobs_and_hits`."""
 
     def __init__(
@@ -224,8 +224,8 @@ class LanguageModel(ABC):
         """Raise `InputError` for fewer than one sample, or a stop pattern that is not supported."""
         if num_samples < 1:
             raise InputError(f"num_samples is {num_samples}; it must be at least 1")
-        if sampling.confidence is not None and not self.tells_confidence:
-            raise InputError(f"{self.name}: this backend tells no confidence; leave it out")
+        if sampling.confidence is not None and not self.reports_confidence:
+            raise InputError(f"{self.name}: this backend does not report confidence; leave it out")
         least = sampling.confidence and sampling.confidence.least
         if isinstance(least, tuple) and len(least) != len(prompts):
             raise InputError(
@@ -341,7 +341,7 @@ class LanguageModel(ABC):
     ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         """As `logprobs`, and whether each token is the one that the model finds most likely.
 
-        Raises `InputError` for a backend without it (`tells_hits`).
+        Raises `InputError` for a backend without it (`reports_hits`).
         """
         raise InputError(
             f"{self.name}: this backend does not say which token is the most likely; give the "

@@ -57,7 +57,7 @@ FEATURES: dict[str, tuple[str, str]] = {
         "log P(y) of the solution's least likely digit, reverse model",
     ),
 }
-"""What scores tell of a candidate: the score's target, and what it is. All are in nats, the larger
+"""What scores say of a candidate: the score's target, and what it is. All are in nats, the larger
 the better. External scores are features too, under their own names."""
 
 EXTERNAL_LABELS = {
@@ -66,7 +66,7 @@ EXTERNAL_LABELS = {
 }
 """Labels of the external scores that sampling writes; those of others are their fields' names."""
 
-_MIN_PER_MODEL = 20  # candidates of each model from which its mean can be told
+_MIN_PER_MODEL = 20  # candidates of each model from which its mean is known
 _DIGIT = re.compile(r"\d")
 _PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
 
@@ -301,7 +301,7 @@ def _available(targets: set[str]) -> list[str]:
 def candidate_features(
     scores: Mapping[str, Score | None], problem: Problem, candidate: Candidate
 ) -> dict[str, float]:
-    """What a candidate's scores, by target, tell of it: its share of `FEATURES`.
+    """What a candidate's scores, by target, say of it: its share of `FEATURES`.
 
     Raises `InputError` for a score that is None.
     """

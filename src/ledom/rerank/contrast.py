@@ -7,7 +7,7 @@ else. After DuPO (2025), FOBAR and RCoT, which rebuild a hidden part of the ques
 here it is a likelihood. A question without numbers has no copies, and a score of 0 for every
 solution.
 
-The copies depend on the question and on a fixed seed; what was chosen stands in every record.
+The copies depend on the question and on a fixed seed; every record holds what was chosen.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
         if job.early_stop:
             raise InputError("the candidates are given: there is no sampling to stop early")
         return
-    known = {SELF_CERTAINTY} if job.forward is not None and job.forward.tells_certainty else set()
+    known = {SELF_CERTAINTY} if job.forward is not None and job.forward.reports_certainty else set()
     if job.sampling.confidence is not None:
         known |= {*CONFIDENCE}
     lacking = set(external_scores) - known

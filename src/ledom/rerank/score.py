@@ -235,7 +235,7 @@ def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPai
 def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan:
     """Forward: y and the EOS after it. Reverse: all from the EOS in front of x to the end of y.
 
-    The demonstrations stand where the model reads them first, after the first special tokens.
+    The demonstrations are where the model reads them first, after the first special tokens.
     """
     if lm.direction is Direction.FORWARD:
         first = len(lm.bos_ids)

@@ -35,7 +35,7 @@ from ledom.text.answers import is_correct
 
 __all__ = ["SearchJob", "SearchReport", "search_job"]
 
-_JUDGED = 64  # problems that tell whether the model knows their kind
+_JUDGED = 64  # problems that show whether the model knows their kind
 
 
 @dataclass

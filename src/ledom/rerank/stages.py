@@ -69,7 +69,7 @@ def fill_candidates(
 ) -> list[Candidate]:
     """The candidates in `path`; those of problems that it lacks are made, group by group.
 
-    They stand in the problems' order, whatever order they were made in. The problems go to
+    They are in the problems' order, whatever order they were made in. The problems go to
     problems.jsonl beside them, once it is sure that the folder is theirs. See
     `ledom.core.stage.Work`.
     """

@@ -90,7 +90,7 @@ def search(
 ) -> Iterator[tuple[str, list[Beam], int]]:
     """Yield (problem id, its beams with the best first, tokens generated) for each problem.
 
-    A finished beam stands before every unfinished one. All that a problem's search generates
+    A finished beam comes before every unfinished one. All that a problem's search generates
     counts, thrown away or not. Raises `DirectionError` for models the wrong way round, and
     `InputError` where there is no reverse model and lambda is not 0.
     """

@@ -74,7 +74,7 @@ class Options(Config):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The choice, and what to tell of it."""
+    """The choice, and what to report of it."""
 
     choice: JsonObject
     text: str
@@ -165,7 +165,7 @@ def _select(
     candidates: Sequence[Candidate],
     judged: Sequence[Judgement],
 ) -> JsonObject:
-    """Choose as `ledom rerank` does; what to tell of the choice."""
+    """Choose as `ledom rerank` does; what to report of the choice."""
     weights = service.judge.weights if options.lam is None else default_weights(options.lam)
     scores = [
         score

@@ -1,4 +1,4 @@
-"""What stands in front of every route: who may ask, how much, and for how long.
+"""What runs before every route: who may ask, how much, and for how long.
 
 The guard reads a whole body within its limits, passes it on, ends the work when the client goes
 away or its time is over, and drops a client that does not read. It knows nothing of the routes.

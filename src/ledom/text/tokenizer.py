@@ -145,7 +145,7 @@ class Tokenizer:
     def encode_inside(self, text: str) -> list[int]:
         """Ids of a text inside a document, not at its start.
 
-        Tokenizers like sentencepiece's put a blank in front of a text (a dummy prefix), which is
+        Tokenizers like sentencepiece's put a space in front of a text (a dummy prefix), which is
         not there where a text is cut: ids(a) + encode_inside(b) are ids(ab) where a token ends.
         """
         # Unlike `encode`, the batch lets other threads run.
@@ -186,7 +186,7 @@ class Tokenizer:
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """What `ids` add to the text of the ids in front of them: decoded together, less those.
 
-        Alone they could lose the blank that they begin with.
+        Alone they could lose the space that they begin with.
         """
         alone, together = self.decode(before), self.decode([*before, *ids])
         if together.startswith(alone):

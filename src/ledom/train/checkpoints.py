@@ -101,7 +101,7 @@ class Checkpoints:
             raise OutputError(f"{file}: cannot be written: {reason}") from error
 
     def failure(self, wait: bool = False) -> OutputError | None:
-        """What became of the last write, if it is done and failed; told once."""
+        """What became of the last write, if it is done and failed; reported once."""
         if self._writing is None or not (wait or self._writing.done()):
             return None
         error = self._writing.exception()

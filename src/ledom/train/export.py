@@ -68,7 +68,7 @@ def export_model(
 
 
 def _generation_config(tokenizer: Tokenizer) -> JsonObject:
-    """How `generate` writes when it is told nothing; ledom's own default temperature."""
+    """How `generate` writes by default; ledom's own default temperature."""
     return {
         "do_sample": True,
         "temperature": 0.7,

@@ -76,7 +76,7 @@ class ObjectiveConfig(Config):
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether questions and solutions must be told apart.
+        """Whether questions and solutions must be separated.
 
         >>> ObjectiveConfig().needs_pairs, ObjectiveConfig(contrastive=1.0).needs_pairs
         (False, True)

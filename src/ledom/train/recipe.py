@@ -141,7 +141,7 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe and apply overrides such as `optim.steps=100`.
 
-    `files` asks that the files named in it are there. `note` is told of keys of the file that have
+    With `files`, the files named in it must exist. `note` is called with keys of the file that have
     no effect beside the others; an override that has none is refused. Raises `RecipeError` naming
     the file's line or the override, the key, the value and the valid keys.
 

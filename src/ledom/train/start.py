@@ -129,7 +129,7 @@ def check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
 def training_batches(
     recipe: Recipe, direction: Direction, data: PreparedData
 ) -> Batches | PairBatches:
-    """Documents of the token store; pairs where the objective tells question from solution."""
+    """Documents of the token store; pairs where the objective separates question from solution."""
     if not recipe.objective.needs_pairs:
         sources = [
             (Windows(source.store, recipe.train.seq_len, recipe.data.packing), source.weight)

@@ -102,8 +102,8 @@ def test_sentencepiece_without_dummy_prefix(spm: Path) -> None:
         (model()[:-20], "not a sentencepiece model|kind is not BPE"),
         (model(trainer=field(3, 1)), "kind is not BPE"),
         (model(normalizer=field(2, b"rules")), "rewrites characters"),
-        (model(normalizer=field(4, 1)), "removes blanks"),
-        (model(normalizer=field(5, 0)), "keeps blanks"),
+        (model(normalizer=field(4, 1)), "removes spaces"),
+        (model(normalizer=field(5, 0)), "keeps spaces"),
         (model(pieces=[*PIECES, ("a", NORMAL)]), "two pieces are the same"),
     ],
 )

@@ -57,10 +57,10 @@ class HFLanguageModel(LanguageModel):
     """
 
     stops_at_patterns = True
-    tells_certainty = True
-    tells_confidence = True
+    reports_certainty = True
+    reports_confidence = True
     stops_when_unsure = True
-    tells_hits = True
+    reports_hits = True
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class OpenAILanguageModel(LanguageModel):
     """
 
     batches_requests = False
-    tells_confidence = True
+    reports_confidence = True
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ class OpenAILanguageModel(LanguageModel):
         if not isinstance(found, list) or not all(isinstance(row, dict) and row for row in found):
             raise ServerError(
                 f"{self.name}: the server returned no log-probabilities of the most likely tokens "
-                "(it must take logprobs), so it tells no confidence"
+                "(it must take logprobs), so it cannot report confidence"
             )
         return of_alternatives(found, sampling.confidence)
 

@@ -46,7 +46,7 @@ class VLLMLanguageModel(LanguageModel):
     `max_model_len` ...). Raises `CheckpointError` for what vLLM does not load.
     """
 
-    tells_confidence = True
+    reports_confidence = True
 
     def __init__(
         self,

@@ -61,14 +61,14 @@ class ImportOptions:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     softcap: float | None = None
-    """Of nanochat's logits, where no sign in the file tells."""
+    """Of nanochat's logits, where nothing in the file says so."""
     check: bool = True
     progress: Progress = lambda names, name, done, total: names
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A written folder, and what is to be told about it."""
+    """A written folder, and notes for the user."""
 
     folder: Path
     direction: Direction

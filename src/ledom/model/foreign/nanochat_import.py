@@ -1,4 +1,4 @@
-"""Which version of nanochat a checkpoint is of, told by its tensors' names and shapes.
+"""Which version of nanochat made a checkpoint, by its tensors' names and shapes.
 
 | since | sign | what it computes |
 |---|---|---|
@@ -92,7 +92,7 @@ def infer_config(
 ) -> tuple[NanochatConfig, list[str]]:
     """The config of a nanochat model, and what was inferred, in words.
 
-    `softcap` says at which value the logits are capped where no sign tells (15 by default). Raises
+    `softcap` is the cap of the logits where nothing in the file says it (15 by default). Raises
     `CheckpointError` for a version that ledom does not compute.
     """
     names = [name.removeprefix("_orig_mod.") for name in tensors]
@@ -172,7 +172,7 @@ def _describe(config: NanochatConfig, softcap: float | None) -> list[str]:
     lines = ["; ".join(words)]
     if gate == 32 and softcap is None:
         lines.append(
-            "no sign tells a model of 2 to 9 March 2026, whose cap is 20: then "
+            "nothing marks a model of 2 to 9 March 2026, whose cap is 20: then "
             "import it with --softcap 20"
         )
     return lines

@@ -28,7 +28,7 @@ def read_sentencepiece(file: Path) -> Tokenizer:
     """The tokenizer of a file of the BPE kind, ids as in the file.
 
     Raises `CheckpointError` for a damaged file, another kind, or a normalizer that changes more
-    than blanks.
+    than spaces.
     """
     try:
         pieces, trainer, normalizer = _read(file.read_bytes())
@@ -118,8 +118,8 @@ def _check(
         "its kind is not BPE": trainer.get(3, 1) != _BPE,
         "two pieces are the same": len({text for text, _, _ in pieces}) != len(pieces),
         "its normalizer rewrites characters": bool(normalizer.get(2)),
-        "it removes blanks": bool(normalizer.get(4, 1)),
-        "it keeps blanks as they are": not normalizer.get(5, 1),
+        "it removes spaces": bool(normalizer.get(4, 1)),
+        "it keeps spaces as they are": not normalizer.get(5, 1),
         "it writes spaces after words": bool(trainer.get(24, 0)),
     }
     for fault, is_so in faults.items():

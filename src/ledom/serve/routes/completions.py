@@ -248,7 +248,7 @@ def completion_events(answer: JsonObject) -> list[JsonObject]:
 
 
 def pieces(text: str) -> list[str]:
-    """A text in words, each with the blanks in front of it.
+    """A text in words, each with the spaces before it.
 
     >>> pieces("What is  it?")
     ['What', ' is', '  it?']
