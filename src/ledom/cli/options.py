@@ -321,7 +321,11 @@ def read_text(argument: str, name: str) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode UTF-8, whatever the locale; raises `InputError` for other bytes."""
+    """Decode UTF-8, whatever the locale; raises `InputError` for other bytes.
+
+    >>> decode_text("4 €".encode(), "query")
+    '4 €'
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -341,7 +345,14 @@ def _read_input() -> bytes:
 
 @contextmanager
 def results_folder(out: Path | None) -> Iterator[Path]:
-    """The folder that the user named for the results, or one that is removed at the end."""
+    """The folder that the user named for the results, or one that is removed at the end.
+
+    >>> with results_folder(Path("out")) as named, results_folder(None) as unnamed:
+    ...     named, unnamed.is_dir()
+    (PosixPath('out'), True)
+    >>> unnamed.exists()
+    False
+    """
     with TemporaryDirectory() as unnamed:
         yield out or Path(unnamed)
 
@@ -353,7 +364,11 @@ def command_line() -> str:
 
 
 def named_score_fields(names: list[str] | None) -> list[str] | None:
-    """The score fields that the user named; None if they named none, and [] for `none`."""
+    """The score fields that the user named; None if they named none, and [] for `none`.
+
+    >>> named_score_fields(["verifier"]), named_score_fields(["none"]), named_score_fields([])
+    (['verifier'], [], None)
+    """
     return [] if names == ["none"] else names or None
 
 

@@ -21,7 +21,11 @@ def _names(folder: str, suffix: str) -> list[str]:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with ledom, as in `ledom train NAME`."""
+    """The recipes that come with ledom, as in `ledom train NAME`.
+
+    >>> "tiny" in recipe_names()
+    True
+    """
     return _names("recipes", ".yaml")
 
 
@@ -40,7 +44,11 @@ def find_recipe(path: Path) -> Path:
 
 
 def page_titles() -> dict[str, str]:
-    """The name and the title of each documentation page."""
+    """The name and the title of each documentation page.
+
+    >>> page_titles()["concepts"]
+    'Concepts'
+    """
     return {name: docs_page(name).split("\n", 1)[0].lstrip("# ") for name in _names("docs", ".md")}
 
 

@@ -70,6 +70,15 @@ def infill(
 
     Raises `DirectionError` where the model that chooses is a reverse one, and `InputError` for a
     text that leaves no room, before any work.
+
+    >>> import tempfile
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> reverse, forward = FakeLanguageModel(direction="reverse"), FakeLanguageModel()
+    >>> gap = Gap(id="g", beginning="2 + 2", ending="= 4")
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     found = infill([gap], reverse, forward, Sampling(), 2, Path(out), lambda c, *_: iter(c))
+    >>> [middle.rank for middle in found["g"]][:2]
+    [1, 2]
     """
     if forward.direction is not Direction.FORWARD:
         raise DirectionError(f"{forward.name}: a forward model is needed to choose")

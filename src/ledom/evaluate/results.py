@@ -89,7 +89,13 @@ class Evaluation:
 
 
 def compare(measured: Sequence[Measured]) -> list[Row]:
-    """A row per metric, model and scoring, with what it differs from."""
+    """A row per metric, model and scoring, with what it differs from.
+
+    >>> right = {("task", 0): 1.0, ("task", 1): 0.0}
+    >>> row, = compare([Measured(Direction.FORWARD, "conditional", "acc", right)])
+    >>> row.model, row.value
+    ('forward', 0.5)
+    """
     return [_row(one, measured) for one in measured]
 
 

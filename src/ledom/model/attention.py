@@ -85,6 +85,14 @@ def packed_attention(
     `cu_seq_lens_q` holds the document boundaries 0 .. T, on the CPU; without it each row of a batch
     is a document. Raises `ValueError` for boundaries that do not end at T, `CheckpointError` for an
     architecture whose attention is another.
+
+    >>> x = torch.randn(1, 2, 5, 4)  # two documents, of two and of three tokens
+    >>> boundaries = torch.tensor([0, 2, 5], dtype=torch.int32)
+    >>> packed, _ = packed_attention(torch.nn.Module(), x, x, x, None, cu_seq_lens_q=boundaries)
+    >>> second = x[:, :, 2:]
+    >>> alone, _ = packed_attention(torch.nn.Module(), second, second, second, None)
+    >>> torch.allclose(packed[:, 2:], alone, atol=1e-6)
+    True
     """
     _refuse_other_attention(module, attention_mask, kwargs)
     # With boundaries it is not asked for, as the compiler would not see through it.

@@ -82,7 +82,11 @@ def render_markdown(report: Comparison) -> str:
 
 
 def claims(report: Comparison) -> list[str]:
-    """A line for each run with both directions, and for runs of several seeds: what the gap is."""
+    """A line for each run with both directions, and for runs of several seeds: what the gap is.
+
+    >>> claims(Comparison(title="", runs=[]))
+    []
+    """
     return [f"{c.claim}: {c.value}; {c.verdict}" for c in _claims(clean(report))]
 
 

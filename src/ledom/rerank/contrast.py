@@ -96,6 +96,15 @@ def contrast_candidates(
     `changes` are those of `change_numbers`, by problem. A record's `logprob` is the log of the mean
     P(copy|y) over the copies; `copies` lists them with their own. What the copies share, all of y
     and the question after the number, is computed once. See `score_candidates` for the rest.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(direction="reverse")
+    >>> problem, answer = Problem(id="p", question="2 + 2?"), "4"
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+    >>> changes = {"p": change_numbers("2 + 2?", 3)}
+    >>> ((score,),) = contrast_candidates([problem], drawn, lm, changes)
+    >>> score.target, len(score.extra["copies"])
+    ("x'|y", 3)
     """
     questions = {problem.id: problem.question for problem in problems}
     most = max(map(len, changes.values()), default=1)

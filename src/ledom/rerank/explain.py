@@ -254,6 +254,11 @@ def unfamiliar_texts(lm: LanguageModel, texts: Sequence[str]) -> str | None:
     embedded model's training.
 
     None for other models; texts of a few tokens are not judged.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> unfamiliar_texts(lm, ["Call me Ishmael."]) is None  # not an embedded model
+    True
     """
     if not _is_embedded(lm):
         return None

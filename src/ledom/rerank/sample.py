@@ -91,6 +91,12 @@ def sample_candidates(
     With `stop_unsure` the first quarter of the samples is written to its end. Of their lowest
     confidences a threshold is taken that this share of them reaches, and each later sample is
     broken off where its confidence falls below (DeepConf's online stop).
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> drawn = sample_candidates([Problem(id="p", question="2 + 2?")], lm, Sampling(), 2)
+    >>> [(candidate.index, candidate.greedy) for own in drawn for candidate in own]
+    [(0, False), (1, False), (2, True)]
     """
     _require_forward(lm)
     greedy = sampling.greedy

@@ -172,6 +172,12 @@ def score_pairs(
 
     All are scored together, so what they share is computed once. See `score_candidates` for
     demonstrations, truncation and `ServerError`.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> asked = [(Candidate(problem_id="p", index=0, text="4"), "2 + 2?", "4")]
+    >>> [(place, len(found.logprobs)) for place, found in score_pairs(lm, asked)]  # 4 and EOS
+    [(0, 2)]
     """
     shown = _demonstration_ids(demonstrations, lm)
     texts = [(question, solution) for _, question, solution in asked]

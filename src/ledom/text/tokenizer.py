@@ -197,7 +197,10 @@ class Tokenizer:
 
 
 def refuse_to_replace(folder: Path) -> None:
-    """Raise `InputError` for a folder whose tokenizer.json a model or a token store depends on."""
+    """Raise `InputError` for a folder whose tokenizer.json a model or a token store depends on.
+
+    >>> refuse_to_replace(Path("no-such-folder"))  # nothing there depends on a tokenizer
+    """
     for name, owner in (("config.json", "a model"), ("manifest.json", "a token store")):
         if (folder / name).exists():
             raise InputError(

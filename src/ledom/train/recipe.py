@@ -173,7 +173,16 @@ def load_recipe(
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe with every setting spelled out, so that `load_recipe` gives it again."""
+    """Write a recipe with every setting spelled out, so that `load_recipe` gives it again.
+
+    >>> import tempfile
+    >>> parts = {"name": "a", "model": "tiny", "data": {}, "optim": {"steps": 1}}
+    >>> recipe = Recipe.model_validate(parts)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_recipe(recipe, f"{folder}/recipe.yaml")
+    ...     load_recipe(f"{folder}/recipe.yaml") == recipe
+    True
+    """
     with write_atomically(path) as out:
         yaml.safe_dump(recipe.model_dump(mode="json"), out, sort_keys=False)
 
@@ -230,7 +239,13 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[JsonObject, _Origin]:
 
 
 def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """The files and folders that a recipe reads, by the key that names each."""
+    """The files and folders that a recipe reads, by the key that names each.
+
+    >>> recipe = Recipe.model_validate({"name": "a", "model": "tiny", "optim": {"steps": 1},
+    ...                                 "data": {"train": "problems.jsonl"}})
+    >>> list(named_files(recipe))
+    [(('data', 'train'), 'problems.jsonl')]
+    """
     data = recipe.data
     if recipe.init_from is not None and "{direction}" not in recipe.init_from:
         yield ("init_from",), recipe.init_from

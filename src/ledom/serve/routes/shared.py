@@ -33,7 +33,11 @@ ServiceOf = Annotated[Service, Depends(_service)]
 
 
 def new_id(kind: str) -> str:
-    """An id for an answer, such as `score-...`."""
+    """An id for an answer, such as `score-...`.
+
+    >>> new_id("score").partition("-")[0], len(new_id("score"))
+    ('score', 38)
+    """
     return f"{kind}-{uuid.uuid4().hex}"
 
 
