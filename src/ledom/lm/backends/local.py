@@ -9,7 +9,9 @@ this is not exact (`model.exactness`), each text runs alone through the model's 
 from __future__ import annotations
 
 import logging
+import math
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,11 +27,13 @@ from torch.nn.functional import cross_entropy
 from ledom.core import processes
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.core.stage import even_groups
 from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.own_decoder import LoneDecoder, decodes_exactly, keeps_exactly
 from ledom.lm.engine.prefix_tree import PrefixTree, batches
+from ledom.lm.engine.threads import merged, num_workers
 from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trunk import build_trunk
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
@@ -40,6 +44,7 @@ __all__ = ["HFLanguageModel"]
 
 _PATTERN_TOKENS = 12  # newest tokens searched for the stop pattern
 _LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
+_FEWEST_JOBS = 16  # of a thread: fewer take as long, as each step reads all weights
 _LOGITS_ROWS = 512  # most rows of one, so that with a small vocabulary it stays in cache
 _Reader = Callable[[torch.Tensor, torch.Tensor], NDArray[np.float32]]
 """Takes logits [T, V] and the labels [T] that they predict; gives numbers [..., T]."""
@@ -117,11 +122,21 @@ class HFLanguageModel(LanguageModel):
         ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
         # The last token is only predicted, never read.
         packed = [place for place, ids in enumerate(ordered) if len(ids) - 1 <= self._reach]
-        for batch in batches([ordered[place][:-1] for place in packed], self.tokens_per_batch):
-            places = [packed[i] for i in batch]
-            some = self._score([targets[i] for i in places], [ordered[i] for i in places], read)
-            for place, values in zip(places, some, strict=True):
-                results[place] = values
+        together = deque(batches([ordered[place][:-1] for place in packed], self.tokens_per_batch))
+
+        def scored() -> Iterator[tuple[int, NDArray[np.float32]]]:
+            while together:
+                try:
+                    places = [packed[i] for i in together.popleft()]
+                except IndexError:  # another thread took the last
+                    return
+                some = [targets[place] for place in places]
+                values = self._score(some, [ordered[place] for place in places], read)
+                yield from zip(places, values, strict=True)
+
+        workers = min(num_workers(self._trunk), len(together))
+        for place, values in merged([scored() for _ in range(workers)]):
+            results[place] = values
         for place in sorted({*range(len(targets))}.difference(packed)):
             results[place] = self._score_alone(targets[place], ordered[place], read)
         return results
@@ -273,12 +288,18 @@ class HFLanguageModel(LanguageModel):
         eos_id, reach = self.tokenizer.eos_id, self._reach if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
-        decoder = Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern)
+        workers = max(1, min(num_workers(self._trunk), len(together) // _FEWEST_JOBS))
+        written = merged(
+            [
+                Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern).run(share)
+                for share in even_groups(together, math.ceil(len(together) / workers))
+            ]
+        )
         if not alone:
-            return decoder.run(together)
+            return written
         self._say_alone()
         lone = LoneDecoder(self._own, self._keeps, eos_id, sampling, ends_at_pattern)
-        return chain(decoder.run(together), lone.run(alone))
+        return chain(written, lone.run(alone))
 
     @cached_property
     def _decodes(self) -> bool:

@@ -1,0 +1,109 @@
+"""Threads that each do whole pieces of work, for models too narrow for several threads per product.
+
+A product of a narrow model takes microseconds: to share it among threads costs as much as it saves.
+So each thread takes texts of its own, and torch uses one thread inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from ledom.lm.engine.trunk import LlamaTrunk, Trunk
+
+__all__ = ["merged", "num_workers"]
+
+_T = TypeVar("_T")
+_NARROW = 512  # widest model whose products one thread does as fast as several
+
+
+def num_workers(trunk: Trunk) -> int:
+    """How many threads should take pieces of this model's work."""
+    model: PreTrainedModel = trunk.model
+    config = model.config.get_text_config()
+    narrow = model.device.type == "cpu" and config.hidden_size <= _NARROW
+    # transformers' own modules may keep what one pass computes for the next.
+    return _OneThread.available() if narrow and isinstance(trunk, LlamaTrunk) else 1
+
+
+def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
+    """What all streams yield, as it comes; each runs in a thread of its own, if there are several.
+
+    An error in one ends all. When the caller stops listening, each stream ends at its next item.
+
+    >>> sorted(merged([iter("ab"), iter("c")]))
+    ['a', 'b', 'c']
+    """
+    if len(streams) < 2:
+        yield from chain(*streams)
+        return
+    queue: SimpleQueue[_T | BaseException | None] = SimpleQueue()
+    stopped = Event()
+
+    def run(stream: Iterator[_T]) -> None:
+        try:
+            for item in stream:
+                queue.put(item)
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # raised again where the items are taken
+            queue.put(error)
+        finally:
+            queue.put(None)
+
+    threads = [Thread(target=run, args=(stream,), daemon=True) for stream in streams]
+    with _OneThread.inside():
+        try:
+            for thread in threads:
+                thread.start()
+            running = len(threads)
+            while running:
+                item = queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            stopped.set()
+            for thread in threads:
+                thread.join()
+
+
+class _OneThread:
+    """torch's number of threads, which is 1 while any `merged` runs: it counts for the process."""
+
+    _lock = Lock()
+    _running = 0
+    _before = 1
+
+    @classmethod
+    def available(cls) -> int:
+        """The number that was set."""
+        with cls._lock:
+            return cls._before if cls._running else torch.get_num_threads()
+
+    @classmethod
+    @contextmanager
+    def inside(cls) -> Iterator[None]:
+        """Use one thread inside each operation."""
+        with cls._lock:
+            if not cls._running:
+                cls._before = torch.get_num_threads()
+                torch.set_num_threads(1)
+            cls._running += 1
+        try:
+            yield
+        finally:
+            with cls._lock:
+                cls._running -= 1
+                if not cls._running:
+                    torch.set_num_threads(cls._before)

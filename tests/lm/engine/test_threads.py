@@ -1,0 +1,110 @@
+"""Work dealt to threads: nothing is lost, an error ends all, torch's own number returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ledom
+from ledom.core.direction import Direction
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.engine.threads import merged, num_workers
+from ledom.lm.engine.trunk import Trunk
+from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+
+
+@pytest.fixture(autouse=True)
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(before)
+
+
+def counting(start: int, seen: list[int]) -> Iterator[int]:
+    for number in range(start, start + 100):
+        seen.append(torch.get_num_threads())
+        yield number
+
+
+def test_all_items_come_and_each_thread_computes_with_one() -> None:
+    seen: list[int] = []
+    found = sorted(merged([counting(start, seen) for start in (0, 100, 200)]))
+    assert found == list(range(300))
+    assert set(seen) == {1}
+    assert list(merged([counting(0, [])])) == list(range(100))
+    assert list(merged([])) == []
+
+
+def test_an_error_in_one_ends_all() -> None:
+    def fails() -> Iterator[int]:
+        yield 1
+        raise ZeroDivisionError("here")
+
+    with pytest.raises(ZeroDivisionError, match="here"):
+        list(merged([fails(), counting(0, [])]))
+
+
+def test_a_listener_that_leaves_ends_them() -> None:
+    ended: list[int] = []
+
+    def endless(number: int) -> Iterator[int]:
+        try:
+            while True:
+                time.sleep(0.001)
+                yield number
+        finally:
+            ended.append(number)
+
+    both = merged([endless(1), endless(2)])
+    next(both)
+    assert torch.get_num_threads() == 1
+    both.close()  # type: ignore[attr-defined]
+    assert sorted(ended) == [1, 2]
+
+
+def test_two_at_once_leave_the_number_of_threads_as_it_was() -> None:
+    first, second = (merged([counting(0, []), counting(0, [])]) for _ in range(2))
+    next(first), next(second)
+    first.close()  # type: ignore[attr-defined]
+    assert torch.get_num_threads() == 1, "the other still runs"
+    second.close()  # type: ignore[attr-defined]
+
+
+def test_narrow_models_of_our_own_trunk_are_dealt_out(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = HFLanguageModel(checkpoints["forward"])
+    assert num_workers(lm._trunk) == 4
+    assert num_workers(Trunk(lm.model)) == 1, "transformers' modules may keep state"
+    monkeypatch.setattr(lm.model.config, "hidden_size", 513)
+    assert num_workers(lm._trunk) == 1
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_results_are_those_of_one_thread(
+    direction: Direction, checkpoints: dict[str, Path]
+) -> None:
+    lm = HFLanguageModel(checkpoints[str(direction)], tokens_per_batch=40)
+    texts = [f"Ava has {n} pens and {n + 1} cups." for n in range(40)]
+    spans = [whole(lm, text) for text in texts]
+    sampling = Sampling(max_tokens=12, seed=3)
+    together = lm.logprobs(spans), dict(lm.generate(texts, sampling, 2))
+    torch.set_num_threads(1)
+    alone = lm.logprobs(spans), dict(lm.generate(texts, sampling, 2))
+    torch.set_num_threads(4)
+    for one, other in zip(together[0], alone[0], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert together[1] == alone[1]
+
+
+def whole(lm: LanguageModel, text: str) -> TokenSpan:
+    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
+    reverse = lm.direction is ledom.Direction.REVERSE
+    return TokenSpan(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
