@@ -93,12 +93,11 @@ def generate_problems(
         template = rng.choice(templates)
         made = generators[template](Random(rng.getrandbits(64)), 1.0)
         question = normalize_numbers(made["question"])
+        if split_of(question) != split or question in seen:
+            continue
         solution = normalize_solution(made["metadata"]["answer_cot"])
-        if (
-            split_of(question) != split
-            or question in seen
-            or _LONG_DECIMAL.search(question + solution)
-            or not all(is_true(equation) for equation in equations(solution))  # rounded in silence
+        if _LONG_DECIMAL.search(question + solution) or not all(
+            is_true(equation) for equation in equations(solution)  # rounded in silence
         ):
             continue
         answer = solution.rsplit(ANSWER_MARK, 1)[1].strip()
