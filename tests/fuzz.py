@@ -16,16 +16,17 @@ import pkgutil
 import random
 import re
 import resource
-import select
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import ledom
+from started import PROCESSES
 
 SECONDS = 20.0
 """Of its own processor time, after which a command counts as hanging, whatever else runs on the
@@ -330,7 +331,7 @@ class Worker:
     """A process that runs command lines; see `run`."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._process: BaseProcess | None = None
 
     def run(
         self, folder: Path, arguments: list[str], seconds: float = SECONDS
@@ -338,46 +339,42 @@ class Worker:
         """Exit code (None: it hung, or the process died) and standard error."""
         if self._process is None:
             self._process = self._start()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([str(folder), arguments]) + "\n")
-        self._process.stdin.flush()
-        ready = self._wait(self._process, seconds)
-        line = self._process.stdout.readline() if ready else ""
-        if not line:
+        self._pipe.send((str(folder), arguments))
+        if not self._answers(self._process, seconds):
             self.close()
-            return None, "died" if ready else f"hung for {seconds:.0f} s"
-        code, said = json.loads(line)
+            return None, f"hung for {seconds:.0f} s"
+        try:
+            code, said = self._pipe.recv()
+        except EOFError:
+            self.close()
+            return None, "died"
         return code, said
 
-    def _wait(self, process: subprocess.Popen[str], seconds: float) -> bool:
-        """Whether the process answers before it hangs; see `SECONDS`."""
+    def _answers(self, process: BaseProcess, seconds: float) -> bool:
+        """Whether the process answers, or dies, before it hangs; see `SECONDS`."""
+        assert process.pid is not None
         began, used = time.monotonic(), _seconds_used(process.pid)
-        while not select.select([process.stdout], [], [], 1.0)[0]:
+        while not self._pipe.poll(1.0):
             waited = time.monotonic() - began
             if waited > 3 * seconds or waited > seconds < _seconds_used(process.pid) - used:
                 return False
         return True
 
-    def _start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert process.stdout is not None
-        if not select.select([process.stdout], [], [], _START_SECONDS)[0]:
+    def _start(self) -> BaseProcess:
+        self._pipe, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=_serve, args=(theirs,))
+        process.start()
+        theirs.close()
+        if not self._pipe.poll(_START_SECONDS):
             process.kill()
             raise TimeoutError("the process that runs the commands did not start")
-        process.stdout.readline()  # it has imported what it needs
+        self._pipe.recv()  # it has imported what it needs
         return process
 
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            self._process.join(30)
             self._process = None
 
 
@@ -390,8 +387,8 @@ def _seconds_used(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _serve() -> None:
-    """Command lines from standard input, `[folder, arguments]` a line; answers `[code, stderr]`."""
+def _serve(pipe: Connection) -> None:
+    """Run command lines, (folder, arguments) from the pipe; answers (exit code, standard error)."""
     from ledom.cli import app, run
 
     for module in pkgutil.walk_packages(ledom.__path__, "ledom."):  # so that no case pays for it
@@ -399,11 +396,10 @@ def _serve() -> None:
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-    requests, replies = sys.stdin, os.fdopen(os.dup(1), "w")
     sys.stdin = io.TextIOWrapper(io.BytesIO(b""))
-    print("ready", file=replies, flush=True)
-    for line in requests:
-        folder, arguments = json.loads(line)
+    pipe.send("ready")
+    while True:
+        folder, arguments = pipe.recv()
         os.chdir(folder)
         sys.argv = ["ledom", *arguments]
         out, err = io.StringIO(), io.StringIO()
@@ -414,8 +410,4 @@ def _serve() -> None:
                 code = stop.code or 0
             except BaseException as error:  # what a user would see as a traceback
                 code = f"{type(error).__name__}: {error}"
-        print(json.dumps([code, err.getvalue()]), file=replies, flush=True)
-
-
-if __name__ == "__main__":
-    _serve()
+        pipe.send((code, err.getvalue()))

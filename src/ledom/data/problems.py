@@ -97,7 +97,8 @@ def generate_problems(
             continue
         solution = normalize_solution(made["metadata"]["answer_cot"])
         if _LONG_DECIMAL.search(question + solution) or not all(
-            is_true(equation) for equation in equations(solution)  # rounded in silence
+            is_true(equation)
+            for equation in equations(solution)  # rounded in silence
         ):
             continue
         answer = solution.rsplit(ANSWER_MARK, 1)[1].strip()
