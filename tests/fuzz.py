@@ -405,7 +405,7 @@ def _serve(pipe: Connection) -> None:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                code: Any = run.run(app.app)
+                code: Any = run.run(app.all_commands())
             except SystemExit as stop:
                 code = stop.code or 0
             except BaseException as error:  # what a user would see as a traceback

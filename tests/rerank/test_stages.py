@@ -32,7 +32,7 @@ from ledom.rerank.search_pipeline import SearchJob, search_job
 from ledom.rerank.step_search import SearchConfig
 from ledom.text.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(11)]
 ANSWERS = [f"1 + 1 = {n}\nso\n#### {n}" for n in (2, 2, 2, 3, 4, 5, 6)]

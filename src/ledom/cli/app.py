@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +30,7 @@ from ledom.cli.run import DEBUG_VARIABLE, prepare_process, run
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 
-__all__ = ["app", "main"]
+__all__ = ["all_commands", "app", "main"]
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -50,7 +52,13 @@ _SHARED = {"demo", "rerank", "search", "train"}  # commands that several process
 def main() -> None:
     """Run the command line; the `ledom` program."""
     prepare_process()
-    sys.exit(run(app))
+    sys.exit(run(all_commands()))
+
+
+@cache
+def all_commands() -> Callable[..., Any]:
+    """All commands, ready to run. Reading their signatures takes longer than a quick command."""
+    return typer.main.get_command(app)
 
 
 def _show_version(wanted: bool) -> None:
