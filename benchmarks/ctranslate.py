@@ -15,13 +15,16 @@ __all__ = ["CTranslate2"]
 
 
 class CTranslate2:
-    """A generator on as many threads as torch uses.
+    """A generator on as many threads as torch uses: all in each product, or (`apart`) each with
+    batches of its own.
 
     `folder` keeps the converted weights, in the precision of the checkpoint; `precision`, float32
     or int8, is what it computes in. Everything is in model order.
     """
 
-    def __init__(self, lm: HFLanguageModel, folder: Path, precision: str = "float32") -> None:
+    def __init__(
+        self, lm: HFLanguageModel, folder: Path, precision: str = "float32", apart: bool = False
+    ) -> None:
         if not folder.exists():
             TransformersConverter(lm.name).convert(str(folder))
             self._name_special_tokens(folder / "config.json")
@@ -31,8 +34,8 @@ class CTranslate2:
             str(folder),
             device="cpu",
             compute_type=precision,
-            intra_threads=torch.get_num_threads(),
-            inter_threads=1,
+            intra_threads=1 if apart else torch.get_num_threads(),
+            inter_threads=torch.get_num_threads() if apart else 1,
         )
 
     @staticmethod

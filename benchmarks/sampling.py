@@ -4,8 +4,9 @@
 
 Needs `pip install ledom[bench]`. All draw from the same forward model and the same prompts, batch
 128, fp32, warm. Only tokens that count are counted: those up to and with a text's end. `generate`
-runs with each of its cache settings and CTranslate2 with each of some batch sizes; the best of each
-is compared. Also checked: greedy output is the same, token for token.
+runs with each of its cache settings and CTranslate2 with each of some batch sizes, its threads in
+each product or with batches of their own; the best of each is compared. Also checked: greedy output
+is the same, token for token.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -27,7 +29,7 @@ from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling
 
 BATCH = 128
-PEER_BATCHES = (32, 128, 512)
+PEER_BATCHES = (32, 64, 128, 512)
 ROUNDS = 5
 MAX_TOKENS = 160
 TEMPERATURE = 0.7
@@ -91,7 +93,7 @@ def ways(
 ) -> tuple[dict[str, Callable[[bool], Written]], dict[str, Callable[[], Written]]]:
     """By name: what writes one text to each prompt, greedy if asked, and what draws four."""
     model = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
-    peer = CTranslate2(lm, folder)
+    together, apart = (CTranslate2(lm, folder, apart=apart) for apart in (False, True))
     eos = lm.tokenizer.eos_id
     prompts = [[eos, *lm.tokenizer.encode(text).ids] for text in texts]
     one: dict[str, Callable[[bool], Written]] = {"ledom": lambda greedy: ours(lm, texts, greedy)}
@@ -100,17 +102,18 @@ def ways(
         one[f"generate, {cache} cache"] = lambda greedy, cache=cache: transformers_generate(
             model, eos, prompts, cache, greedy
         )
-    for batch in PEER_BATCHES:
-        name = f"CTranslate2, batches of {batch}"
+    arranged = {"": together, ", each thread its own": apart}
+    for (how, peer), batch in product(arranged.items(), PEER_BATCHES):
+        name = f"CTranslate2, batches of {batch}{how}"
         if batch <= BATCH:
-            one[name] = lambda greedy, batch=batch: ctranslate2_generate(
+            one[name] = lambda greedy, peer=peer, batch=batch: ctranslate2_generate(
                 peer, prompts, batch, greedy
             )
-        four[name] = lambda batch=batch: ctranslate2_generate(
+        four[name] = lambda peer=peer, batch=batch: ctranslate2_generate(
             peer, [p for p in prompts for _ in range(4)], batch, False
         )
     four["CTranslate2, four at once"] = lambda: ctranslate2_generate(
-        peer, prompts, BATCH // 4, False, 4
+        together, prompts, BATCH // 4, False, 4
     )
     return one, four
 
