@@ -81,15 +81,16 @@ def all_scores(
 ) -> CandidateTable:
     """One table with the features of every model that is given."""
     out = Path(arguments.out)
-    forward = ledom.load(arguments.forward, "forward")
     reverse = ledom.load(arguments.reverse, "reverse")
-    table = scored(out, "forward", forward, problems, candidates)
-    features = renamed(table, {"forward": "forward"})
-    alone = [replace(problem, question="") for problem in problems]
-    part = scored(out, "alone", forward, alone, candidates)
-    features |= renamed(part, {"forward": "alone"})
-    part = scored(out, "reverse", reverse, problems, candidates)
-    features |= renamed(part, {"question": "question", "prior": "prior"})
+    table = scored(out, "reverse", reverse, problems, candidates)
+    features = renamed(table, {"question": "question", "prior": "prior"})
+    if arguments.forward != "none":
+        forward = ledom.load(arguments.forward, "forward")
+        part = scored(out, "forward", forward, problems, candidates)
+        features |= renamed(part, {"forward": "forward"})
+        alone = [replace(problem, question="") for problem in problems]
+        part = scored(out, "alone", forward, alone, candidates)
+        features |= renamed(part, {"forward": "alone"})
     if arguments.second_forward:
         lm = ledom.load(arguments.second_forward, "forward")
         part = scored(out, "second-forward", lm, problems, candidates)
@@ -140,7 +141,7 @@ def print_arms(table: CandidateTable) -> None:
         for name, scores in ARMS.items()
         if all(score in table.features for score in scores)
     }
-    against = REFERENCE if REFERENCE in results else "forward"
+    against = next(name for name in (REFERENCE, "forward", "reverse") if name in results)
     print(f"\n| arm | AUC | against {against} | pick, % | against {against}, points |")
     print("|---|---|---|---|---|")
     for name, result in results.items():
@@ -195,7 +196,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", required=True)
     parser.add_argument("--candidates", required=True)
-    parser.add_argument("--forward", default="tiny")
+    parser.add_argument("--num-problems", type=int, help="the first so many; default: all")
+    parser.add_argument("--forward", default="tiny", help="none: the reverse model's arms alone")
     parser.add_argument("--reverse", default="tiny")
     parser.add_argument("--second-forward")
     parser.add_argument("--second-reverse")
@@ -203,8 +205,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     set_threads(arguments.threads)
-    problems = read_records(arguments.problems, Problem, unique_ids())
+    problems = read_records(arguments.problems, Problem, unique_ids())[: arguments.num_problems]
+    wanted = {problem.id for problem in problems}
     candidates = read_records(arguments.candidates, Candidate)
+    candidates = [candidate for candidate in candidates if candidate.problem_id in wanted]
     table = all_scores(arguments, problems, candidates)
     print(f"{len(problems)} problems, {int(table.mask.sum())} answers")
     print_arms(table)
