@@ -13,6 +13,8 @@ import torch
 import ledom
 from ledom.core.direction import Direction
 from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.engine.block import Job
+from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.threads import merged, num_workers
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
@@ -85,6 +87,26 @@ def test_narrow_models_of_our_own_trunk_are_dealt_out(
     assert num_workers(Trunk(lm.model)) == 1, "transformers' modules may keep state"
     monkeypatch.setattr(lm.model.config, "hidden_size", 513)
     assert num_workers(lm._trunk) == 1
+
+
+def test_texts_that_never_end_do_not_hold_up_one_who_leaves(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = HFLanguageModel(checkpoints["forward"])
+    taken: list[int] = []
+
+    def endless(self: Decoder, logits: torch.Tensor, jobs: list[Job]) -> None:
+        taken.append(len(jobs))
+        if len(taken) == 10:
+            raise KeyboardInterrupt
+        for job in jobs:
+            job.ids.append(5)
+
+    assert lm._decodes, "found out by the real one"
+    monkeypatch.setattr(Decoder, "_take", endless)
+    with pytest.raises(KeyboardInterrupt):
+        list(lm.generate(["Ava"] * 64, Sampling(max_tokens=100)))
+    assert len(taken) < 20
 
 
 @pytest.mark.parametrize("direction", list(Direction))

@@ -289,12 +289,12 @@ class HFLanguageModel(LanguageModel):
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
         workers = max(1, min(num_workers(self._trunk), len(together) // _FEWEST_JOBS))
-        written = merged(
-            [
-                Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern).run(share)
-                for share in even_groups(together, math.ceil(len(together) / workers))
-            ]
-        )
+        # By steps: a stream can only be ended where it yields.
+        streams = [
+            Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern).steps(share)
+            for share in even_groups(together, math.ceil(len(together) / workers))
+        ]
+        written = chain.from_iterable(merged(streams))
         if not alone:
             return written
         self._say_alone()

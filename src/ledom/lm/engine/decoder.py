@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -101,23 +102,26 @@ class Decoder(Writer):
         self.max_rows = rows
         self._prefilled: dict[tuple[int, ...], Prefilled] = {}
 
-    @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield the jobs as they end. Jobs with the same prompt share its prefill."""
+        """Yield the jobs as they end."""
+        return chain.from_iterable(self.steps(jobs))
+
+    @torch.inference_mode()
+    def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """Yield the jobs that ended, step by step. Equal prompts are read once."""
         # Taken from the end: the longest prompts first, else in the order given.
         waiting = sorted(jobs, key=lambda job: len(job.prompt), reverse=True)[::-1]
         blocks: list[Block] = []
         while waiting or any(block.jobs for block in blocks):
             free = self.max_rows - sum(len(block.jobs) for block in blocks)
             if waiting and free >= _ADMIT_AT * self.max_rows:
-                yield from self._admit(
-                    [waiting.pop() for _ in range(min(free, len(waiting)))], blocks
-                )
+                admitted = [waiting.pop() for _ in range(min(free, len(waiting)))]
+                yield [*self._admit(admitted, blocks)]
                 following = tuple(waiting[-1].prompt) if waiting else None
                 self._prefilled = {p: kept for p, kept in self._prefilled.items() if p == following}
             blocks = [block for block in blocks if block.jobs]
             if blocks:
-                yield from self._advance(blocks)
+                yield [*self._advance(blocks)]
 
     def _admit(self, jobs: list[Job], blocks: list[Block]) -> Iterator[Job]:
         """Make jobs a new block, and draw the first token of those whose prompt is read whole.
