@@ -32,9 +32,11 @@ from ledom.core.records import Key, Record, read_records, write_records
 __all__ = [
     "Check",
     "Keyed",
+    "Make",
     "Stage",
     "Track",
     "Work",
+    "at_once",
     "even_groups",
     "read_finished",
     "read_settings",
@@ -59,6 +61,12 @@ Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
 Check = Callable[[], Callable[[RecordT], object]]
 """Starts a reading: gives what is called with each record and raises `InputError` if it is bad."""
 
+Make = Callable[
+    [Sequence[ItemT], Mapping[Key, Sequence[RecordT]]], Iterable[tuple[Sequence[RecordT], bool]]
+]
+"""Takes items, and the records that are there of each by the item's key; yields (new records of one
+item, whether they are its last)."""
+
 _HASH = "sha256"  # key of the settings file: of the finished file
 
 
@@ -70,11 +78,7 @@ class Work(Generic[ItemT, RecordT]):
     """
 
     items: Sequence[ItemT]
-    make: Callable[
-        [Sequence[ItemT], Mapping[Key, Sequence[RecordT]]], Iterable[tuple[Sequence[RecordT], bool]]
-    ]
-    """Takes items and the records that are there of them; yields (new records of one item, whether
-    they are its last)."""
+    make: Make[ItemT, RecordT]
     groups: Callable[[Sequence[ItemT]], Sequence[Sequence[ItemT]]]
     """Cuts items into those that are made together."""
     together: bool
@@ -304,6 +308,13 @@ class Stage(Generic[RecordT]):
                 f"{self._part}: cannot be written: {error.strerror}; what was written before is "
                 "kept, run the same command again to resume"
             ) from error
+
+
+def at_once(
+    make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]],
+) -> Make[ItemT, RecordT]:
+    """A `Work.make` from a function that yields all records of each item together."""
+    return lambda items, have: ((records, True) for records in make(items))
 
 
 def read_timings(path: Path) -> dict[str, float]:

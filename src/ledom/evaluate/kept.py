@@ -6,7 +6,7 @@ One file per task and kind of request; what is scored together is decided by the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from ledom.core.files import fingerprint
 from ledom.core.reading import JsonObject
 from ledom.core.records import Key, Record
-from ledom.core.stage import Stage, Track, Work, even_groups
+from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.evaluate.harness import LedomLM, document_batches
 from ledom.evaluate.likelihood import score
 from ledom.evaluate.scorings import Parts, Request
@@ -144,16 +144,14 @@ class KeptLM(LedomLM):
         }
         stage = Stage(path, Answer, settings)
 
-        def answers(
-            some: Sequence[_Asked[RequestT]], have: Mapping[Key, Sequence[Answer]]
-        ) -> Iterator[tuple[list[Answer], bool]]:
+        def answers(some: Sequence[_Asked[RequestT]]) -> Iterator[list[Answer]]:
             values = make([asked.request for asked in some])
             for asked, value in zip(some, values, strict=True):
-                yield [Answer(number=asked.number, value=value)], True
+                yield [Answer(number=asked.number, value=value)]
 
         work: Work[_Asked[RequestT], Answer] = Work(
             items=[_Asked(*pair) for pair in enumerate(requests)],
-            make=answers,
+            make=at_once(answers),
             groups=lambda some: _cut(some, groups),
             together=self.lm.batches_requests,
         )

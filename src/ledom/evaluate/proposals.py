@@ -7,10 +7,10 @@ each of them is in its place (`verify`). Both fill a file that resumes. See
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.files import fingerprint
 from ledom.core.records import Key, Record
-from ledom.core.stage import Stage, Track, Work, even_groups
+from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.rerank.sample import sampling_groups
 
@@ -137,25 +137,22 @@ def propose(
         "prompts": fingerprint((prompt.id, prompt.text) for prompt in prompts),
     }
 
-    def make(some: Sequence[Prompt], _: Mapping[Any, Any]) -> Iterator[tuple[list[Proposal], bool]]:
+    def make(some: Sequence[Prompt]) -> Iterator[list[Proposal]]:
         texts = [prompt.text for prompt in some]
         for place, made in lm.generate(texts, sampling, num_samples):
-            yield (
-                [
-                    Proposal(
-                        item_id=some[place].id,
-                        index=index,
-                        text=one.text,
-                        finish_reason="stop" if one.finish_reason == "stop" else "length",
-                    )
-                    for index, one in enumerate(made)
-                ],
-                True,
-            )
+            yield [
+                Proposal(
+                    item_id=some[place].id,
+                    index=index,
+                    text=one.text,
+                    finish_reason="stop" if one.finish_reason == "stop" else "length",
+                )
+                for index, one in enumerate(made)
+            ]
 
     work = Work(
         items=prompts,
-        make=make,
+        make=at_once(make),
         groups=lambda some: sampling_groups(some, num_samples),
         together=lm.batches_requests,
     )
@@ -182,16 +179,14 @@ def verify(
         "context": fingerprint(context),
     }
 
-    def make(
-        some: Sequence[Proposal], _: Mapping[Any, Any]
-    ) -> Iterator[tuple[list[Likelihood], bool]]:
+    def make(some: Sequence[Proposal]) -> Iterator[list[Likelihood]]:
         values = lm.logprobs([*spans(some)])
         for proposal, found in zip(some, values, strict=True):
-            yield [_likelihood(lm, proposal, found)], True
+            yield [_likelihood(lm, proposal, found)]
 
     work = Work(
         items=proposals,
-        make=make,
+        make=at_once(make),
         groups=lambda some: even_groups(some, _TOGETHER),
         together=lm.batches_requests,
     )

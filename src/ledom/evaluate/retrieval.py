@@ -18,11 +18,10 @@ and citation by a reverse model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,7 @@ from ledom.core.records import (
     unique_ids,
     write_records,
 )
-from ledom.core.stage import Stage, Track, Work
+from ledom.core.stage import Stage, Track, Work, at_once
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.score import score_candidates
 
@@ -277,12 +276,9 @@ def _work(
     }
     pairs = [_Pair(query, passage) for query in queries for passage in passages]
 
-    def make(some: Sequence[_Pair], _: Mapping[Any, Any]) -> Iterator[tuple[list[Relevance], bool]]:
-        return (([found], True) for found in _relevances(lm, some))
-
     return Work(
         items=sorted(pairs, key=lambda pair: tiles[pair.key]),
-        make=make,
+        make=at_once(lambda some: ([found] for found in _relevances(lm, some))),
         groups=lambda some: [[*tile] for _, tile in groupby(some, lambda pair: tiles[pair.key])],
         together=lm.batches_requests,
     )

@@ -18,7 +18,7 @@ from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.files import write_json
 from ledom.core.records import Candidate, Problem, Score
-from ledom.core.stage import Track
+from ledom.core.stage import Track, at_once
 from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval
 from ledom.report.results import Interval, to_json
@@ -195,7 +195,7 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
         job.out / "candidates.jsonl",
         job.problems,
         settings,
-        lambda waiting, _: ((pool, True) for pool in affordable(waiting)),
+        at_once(affordable),
         groups=lambda problems: sampling_groups(problems, count),
         together=lm.batches_requests,
         track=track,

@@ -18,7 +18,7 @@ from ledom.core.errors import InputError
 from ledom.core.files import check_settings, fingerprint
 from ledom.core.reading import JsonObject
 from ledom.core.records import Candidate, Key, Problem, Score, read_records, write_records
-from ledom.core.stage import Stage, Track, Work, read_finished, read_settings
+from ledom.core.stage import Make, Stage, Track, Work, at_once, read_finished, read_settings
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidates import candidate_check, distinct_candidates
 from ledom.rerank.contrast import ChangedNumber, change_numbers, contrast_candidates
@@ -34,13 +34,6 @@ __all__ = [
     "score_check",
     "scored_problems",
 ]
-
-Make = Callable[
-    [Sequence[Problem], Mapping[Key, Sequence[Candidate]]],
-    Iterable[tuple[Sequence[Candidate], bool]],
-]
-"""Takes problems, and the candidates made so far by the problem's key; yields (new candidates of
-one problem, whether they are its last)."""
 
 TIMINGS = "timings.json"
 """How many seconds each file took. It is the only file in a folder that differs between equal
@@ -60,7 +53,7 @@ def fill_candidates(
     path: Path,
     problems: Sequence[Problem],
     settings: JsonObject,
-    make: Make,
+    make: Make[Problem, Candidate],
     groups: Callable[[Sequence[Problem]], Sequence[Sequence[Problem]]],
     together: bool,
     track: Track,
@@ -187,7 +180,7 @@ class _ScoreFiles:
         stage = Stage(self.folder / f"scores.{name}.jsonl", Score, settings, check)
         work: Work[Candidate, Score] = Work(
             items=items,
-            make=lambda some, _: ((scores, True) for scores in make(some)),
+            make=at_once(make),
             groups=score_groups,
             together=self.lm.batches_requests,
         )
