@@ -175,6 +175,20 @@ def test_a_checkpoint_with_a_file_missing_is_refused(tmp_path, checkpoints):
         checkpoints.restore()
 
 
+def with_optim(recipe, **changes):
+    return recipe.model_copy(update={"optim": recipe.optim.model_copy(update=changes)})
+
+
+def test_a_run_may_become_longer_until_its_rate_falls(tmp_path, recipe, make):
+    """Of 30 steps the last ten lead down to 0: the 22nd is the first below the peak."""
+    short, long = (with_optim(recipe, steps=steps, decay_steps=10) for steps in (30, 60))
+    save(Checkpoints(tmp_path, *make(0), short, FORWARD, ALONE), 21)
+    assert Checkpoints(tmp_path, *make(0), long, FORWARD, ALONE).restore() == 21
+    save(Checkpoints(tmp_path, *make(0), short, FORWARD, ALONE), 22)
+    with pytest.raises(CheckpointError, match="optim.steps: 30 there, 60 now"):
+        Checkpoints(tmp_path, *make(0), long, FORWARD, ALONE).restore()
+
+
 def test_a_run_with_other_settings_is_refused_with_what_differs(
     tmp_path, recipe, make, checkpoints
 ):
@@ -183,9 +197,8 @@ def test_a_run_with_other_settings_is_refused_with_what_differs(
     assert (run["step"], run["direction"], run["recipe"]["seed"]) == (5, "forward", 1)
     others = {
         "seed: 1 there, 2 now": recipe.model_copy(update={"seed": 2}),
-        "optim.steps: 30 there, 31 now": recipe.model_copy(
-            update={"optim": recipe.optim.model_copy(update={"steps": 31})}
-        ),
+        "optim.steps: 30 there, 5 now": with_optim(recipe, steps=5),
+        "optim.warmup_steps: 0 there, 4 now": with_optim(recipe, warmup_steps=4),
         "train.batch_size: 4 there, 5 now": recipe.model_copy(
             update={"train": recipe.train.model_copy(update={"batch_size": 5})}
         ),

@@ -48,10 +48,10 @@ def newest_checkpoint(folder):
     return {"step": json.loads((newest / "run.json").read_text())["step"], **contents}
 
 
-def assert_same_end(folder, other):
+def assert_same_end(folder, other, step=30):
     """Bit for bit the same weights, optimizer state and losses."""
     ours, theirs = newest_checkpoint(folder), newest_checkpoint(other)
-    assert ours["step"] == theirs["step"] == 30
+    assert ours["step"] == theirs["step"] == step
     assert ours["model"].keys() == theirs["model"].keys()
     for name, weight in ours["model"].items():
         assert torch.equal(weight, theirs["model"][name]), name
@@ -305,6 +305,22 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, recipe, data):
     assert progress == []
     assert metrics_of(folder) == rows
     assert (finished / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_that_gets_another_length_is_as_one_of_that_length(tmp_path, recipe, data):
+    shorter = recipe.model_copy(
+        update={"optim": recipe.optim.model_copy(update={"steps": 14, "decay_steps": 6})}
+    )
+
+    def leave(progress):
+        if progress.step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # as a run of 30 steps
+        train(recipe, REVERSE, data, tmp_path / "resumed", leave)
+    train(shorter, REVERSE, data, tmp_path / "resumed")
+    train(shorter, REVERSE, data, tmp_path / "whole")
+    assert_same_end(tmp_path / "resumed", tmp_path / "whole", step=14)
 
 
 def test_a_run_with_other_settings_or_direction_is_refused(uninterrupted, recipe, data):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -28,8 +29,9 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, OutputError
 from ledom.core.files import differences
-from ledom.core.reading import read_json
+from ledom.core.reading import JsonObject, read_json
 from ledom.train.distributed import ProcessGroup
+from ledom.train.optim import OptimConfig, schedule
 from ledom.train.recipe import Recipe
 
 __all__ = ["Checkpoints"]
@@ -163,7 +165,7 @@ class Checkpoints:
             run = read_json(newest / _RUN)
         except InputError as error:
             return newest, f"{_damaged(newest)} ({error})"
-        changes = list(differences(_flat(run), _flat(self._run)))
+        changes = list(differences(_flat(_as_scheduled(run, self._run)), _flat(self._run)))
         if changes:
             return newest, (
                 f"{newest}: belongs to a run with other settings ({'; '.join(changes[:3])}); give "
@@ -200,6 +202,24 @@ def _fixed(recipe: Recipe) -> Any:
     """What must not change between stop and resume; how often to save, and where it runs, may."""
     saving = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours"}
     return recipe.model_dump(mode="json", exclude={"parallel": True, "train": saving})
+
+
+def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
+    """`run` with the length of `now`, if all of its steps so far had the rates that `now` gives.
+
+    So a run may become longer or shorter as long as its rate has not begun to fall.
+    """
+    try:
+        before = OptimConfig.model_validate(run["recipe"]["optim"])
+        after = OptimConfig.model_validate(now["recipe"]["optim"])
+    except (KeyError, TypeError, ValidationError):  # by another version
+        return run
+    same = all(schedule(before, step) == schedule(after, step) for step in range(run["step"]))
+    if run["step"] >= after.steps or not same:
+        return run
+    length = {"steps": after.steps, "decay_steps": after.decay_steps}
+    optim = {**run["recipe"]["optim"], **length}
+    return {**run, "recipe": {**run["recipe"], "optim": optim}}
 
 
 def _flat(run: dict[str, Any]) -> dict[str, Any]:
