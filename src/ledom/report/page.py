@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -20,6 +21,7 @@ from ledom.report.results import to_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from jinja2 import Environment
 
 __all__ = [
     "LONGEST_TEXT",
@@ -68,8 +70,16 @@ def render_template(name: str, view: Mapping[str, Any], figures: Mapping[str, st
     Its filters are the functions of `ledom.report.numbers`. `figures` are SVG elements by name,
     or empty texts.
     """
-    import jinja2
     from markupsafe import Markup
+
+    drawn = {name: Markup(svg) for name, svg in figures.items()}
+    return _templates().get_template(name).render(view, figures=drawn)
+
+
+@cache
+def _templates() -> Environment:
+    """The templates of this folder, each compiled once."""
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -79,8 +89,7 @@ def render_template(name: str, view: Mapping[str, Any], figures: Mapping[str, st
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(numbers, name) for name in numbers.__all__}
-    drawn = {name: Markup(svg) for name, svg in figures.items()}
-    return environment.get_template(name).render(view, figures=drawn)
+    return environment
 
 
 def clean(value: T) -> T:

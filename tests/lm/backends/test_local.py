@@ -138,23 +138,23 @@ def test_rows_that_end_together_are_refilled(lm: HFLanguageModel) -> None:
     assert eos not in made[7][0].ids
 
 
-@pytest.mark.parametrize("rows", [2, 5, 64])
-def test_a_draw_does_not_depend_on_the_batch(lm: HFLanguageModel, rows: int) -> None:
+def test_a_draw_does_not_depend_on_the_batch(lm: HFLanguageModel) -> None:
     """Prompts of any length whose samples are torn apart, and texts longer than a block's step."""
     prompts = ["7", TEXTS[0], "Ava has", TEXTS[0]]
     sampling = Sampling(temperature=0.9, max_tokens=70, seed=5)
-    lm.rows = rows
-    found = dict(lm.generate(prompts, sampling, 3))
     lm.rows = 1  # one by one: no prompt is shared and nothing is padded
-    for place, prompt in enumerate(prompts):
-        for number in range(3):
-            alone = dict(lm.generate([prompt], sampling, 1, first_sample=number))[0][0]
-            assert found[place][number].ids == alone.ids
-            assert found[place][number].self_certainty == pytest.approx(
-                alone.self_certainty, abs=1e-5
-            )
+    alone = [
+        [dict(lm.generate([prompt], sampling, 1, first_sample=n))[0][0] for n in range(3)]
+        for prompt in prompts
+    ]
+    assert max(len(text.ids) for texts in alone for text in texts) > 32
+    for rows in (2, 5, 64):
+        lm.rows = rows
+        for place, texts in lm.generate(prompts, sampling, 3):
+            for text, expected in zip(texts, alone[place], strict=True):
+                assert text.ids == expected.ids
+                assert text.self_certainty == pytest.approx(expected.self_certainty, abs=1e-5)
     lm.rows = 8
-    assert max(len(text.ids) for texts in found.values() for text in texts) > 32
 
 
 def test_samples_follow_the_models_distribution(
