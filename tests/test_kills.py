@@ -19,7 +19,7 @@ from ledom.data import tokenize
 from ledom.rerank import sample, score
 from ledom.text.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
 COMMANDS = {
     "train-tokenizer": "train-tokenizer docs.jsonl --vocab-size 300",

@@ -160,6 +160,7 @@ def test_a_backend_that_reports_none_refuses(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_later_samples_are_broken_off_below_the_first_quarters_threshold(
     run: Run, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -189,6 +190,7 @@ def test_later_samples_are_broken_off_below_the_first_quarters_threshold(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_candidates_carry_it_and_reports_choose_by_it(
     run: Run, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -466,6 +466,7 @@ def test_many_groups_go_down_the_table(report: dict[str, Any]) -> None:
 # --- the files ---
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str, Any]) -> None:
     page = write_report(tmp_path / "new" / "folder", report)
     assert page == tmp_path / "new" / "folder" / "report.html"

@@ -42,6 +42,7 @@ def fine_tuned(tmp_path: Path, tokenizer: Tokenizer) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_two_fine_tunes_of_a_model_are_two_models(
     run: Run,
     fine_tuned: tuple[Path, Path],

@@ -29,6 +29,7 @@ def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> SearchJob:
     return SearchJob(PROBLEMS, out, models[0], models[1], SearchConfig(**changes))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
     report = search_job(job(tokenizer, tmp_path), plain)
     assert json.loads((tmp_path / "search.json").read_text()) == to_json(report)
@@ -50,6 +51,7 @@ def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
         assert len(pool) == 1 or sum(costs) <= found.extra["generated"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_search_that_broke_off_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def stop_after(count: int) -> Any:
         def track(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
@@ -70,6 +72,7 @@ def test_a_search_that_broke_off_goes_on(tokenizer: Tokenizer, tmp_path: Path) -
     ).read_text()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_without_answers_nothing_is_measured(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path)
     made.problems = [Problem(id="a", question="What?")]
@@ -78,6 +81,7 @@ def test_without_answers_nothing_is_measured(tokenizer: Tokenizer, tmp_path: Pat
     assert (tmp_path / "searched.jsonl").is_file()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path)
     asked = [Problem(id=p.id, question=p.question) for p in PROBLEMS[:30]]
@@ -97,6 +101,7 @@ def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path
     assert report.candidates_at_equal_cost == pytest.approx(count, abs=0.005)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path, lam=0.0)
     made.reverse = None

@@ -17,6 +17,8 @@ from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.rerank.pipeline import Job, Selection, default_weights, rerank
 from ledom.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def plain(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
     yield from chunks

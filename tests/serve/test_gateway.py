@@ -30,6 +30,7 @@ def made_up_weights() -> TunedWeights:
     return TunedWeights(weights, 0, 0, frozenset())
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_by_every_strategy_it_chooses_as_rerank_does_on_the_same_candidates(
     models: Models, tmp_path: Path
 ) -> None:
