@@ -15,7 +15,7 @@ tokens written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from ledom.core.records import NUM_TOKENS, Candidate, Score
 from ledom.report.results import Cost, StrategyResult
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
+from ledom.rerank.candidates import SharedScores
 from ledom.rerank.early_stop import needed_candidates
 from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, strategies
 
@@ -62,27 +63,20 @@ class Costs:
         cls,
         table: CandidateTable,
         candidates: Sequence[Candidate],
-        scores: Iterable[Score],
+        scores: Sequence[Score],
         parameters: Mapping[str, int | None],
         timings: Mapping[str, float] | None = None,
     ) -> Costs:
         """From the records that the table was built of, and the seconds that each file took."""
         row_of = {problem_id: row for row, problem_id in enumerate(table.problem_ids)}
+        shared = SharedScores(candidates, scores)
         scored = dict.fromkeys(_MODELS, 0.0)
-        length: dict[tuple[str, int], int] = {}
         for score in scores:
             scored[_STAGES[score.target][-1]] += score.num_tokens
-            if score.target == "y|x":
-                length[score.problem_id, score.index] = score.num_tokens
-            elif score.target == "y":
-                length.setdefault((score.problem_id, score.index), score.num_tokens)
-        first: dict[tuple[str, str], int] = {}
         written, greedy, broken_off = np.zeros(table.mask.shape), 0.0, 0.0
         column = dict.fromkeys(row_of, 0)
         for candidate in candidates:
-            index = first.setdefault((candidate.problem_id, candidate.text), candidate.index)
-            known = candidate.extra.get(NUM_TOKENS)
-            tokens = known if isinstance(known, int) else length[candidate.problem_id, index]
+            tokens = _tokens_of(candidate, shared)
             if candidate.greedy:
                 greedy += tokens
                 continue
@@ -148,3 +142,13 @@ class Costs:
             drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
             return float((self.written * drawn).sum(axis=1).mean())
         return float(totals.mean()) + self.broken_off
+
+
+def _tokens_of(candidate: Candidate, shared: SharedScores) -> int:
+    """Tokens of a candidate: those that sampling counted, else those that a model scored."""
+    known = candidate.extra.get(NUM_TOKENS)
+    if isinstance(known, int):
+        return known
+    score = shared.find(candidate, "y|x") or shared.find(candidate, "y")
+    assert score is not None, "every candidate has a score"
+    return score.num_tokens
