@@ -148,7 +148,7 @@ def test_bad_input_is_one_clear_line(
         "tokenize", corpus, *good, *cluster, "--slurm", "cpu", says="'cpu': write it as key=value"
     )
     refused("tokenize", corpus, *good, "--slurm", "a=b", says="--slurm would have no effect")
-    refused("train-tokenizer", corpus, "--vocab-size", 256, says="greater than or equal to 257")
+    refused("train-tokenizer", corpus, "--vocab-size", 256, says="give 257")
     refused("train-tokenizer", corpus, "--num-documents", 0, says="greater than or equal to 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     refused("tokenize", corpus, *good, "--executor", "slurm", says="sbatch was not found")
