@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= true
 # Many tests start processes: compiled once, even where containers turn that off.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: demo pictures examples test quick lint env clean
+.PHONY: demo pictures examples test pytest quick lint style types layers env clean
 demo: $(VENV)/.installed
 	$(BIN)/ledom demo --out out/demo
 
@@ -20,7 +20,11 @@ pictures: demo $(VENV)/.installed-dev
 	$(BIN)/python docs/picture.py out/demo/report.html docs/report.png
 	$(BIN)/python docs/picture.py serve docs/page.png
 
-test: lint
+# The types are checked beside the tests, which leave a core idle while they start and end.
+test: $(VENV)/.installed-dev
+	$(MAKE) --jobs lint pytest
+
+pytest: $(VENV)/.installed-dev
 	$(PYTEST)
 
 # The recorded examples of the page of ledom serve, made by the embedded pair.
@@ -32,10 +36,16 @@ quick: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(PYTEST) -m "not slow"
 
-lint: $(VENV)/.installed-dev
+lint: style types layers
+
+style: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+layers: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-cache
 
 env: $(VENV)/.installed-dev
