@@ -243,6 +243,16 @@ def test_an_encoder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
         load(model, tokenizer, tmp_path / "model")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_weights_that_give_no_numbers_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer, value: float
+) -> None:
+    model = tiny("llama", tokenizer)
+    model.model.norm.weight.data[0] = value
+    with pytest.raises(CheckpointError, match="its logits are not finite; the weights are damaged"):
+        load(model, tokenizer, tmp_path / "model")
+
+
 def test_windows_longer_than_the_context_are_refused(
     tmp_path: Path, tokenizer: Tokenizer, recipe: Recipe
 ) -> None:

@@ -167,6 +167,11 @@ def _alone(own: OwnForward, row: _Row) -> Tensor:
         raise CheckpointError(
             f"{kind} does not run on token ids alone ({reason}); give a decoder of text"
         ) from error
+    if not all(part.isfinite().all() for part in (*parts, prefix, shorter)):
+        raise CheckpointError(
+            f"{kind}: its logits are not finite; the weights are damaged, or too large for "
+            f"{str(own.model.dtype).removeprefix('torch.')}"
+        )
     limit = tolerance(own.model.dtype)
     # ProphetNet hangs on how many tokens follow. Half precision needs room for its rounding here.
     other_length = limit if own.model.dtype == torch.float32 else 4 * limit

@@ -1,10 +1,15 @@
 """Draws by the inverse of the cumulative probability."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from ledom.lm.engine.decoder import _at_level, _truncate
+from ledom.core.errors import InputError
+from ledom.lm.engine.block import Job
+from ledom.lm.engine.decoder import Writer, _at_level, _truncate
+from ledom.lm.language_model import Sampling
 
 
 @pytest.mark.parametrize("size", [1, 3, 16, 40, 2048])
@@ -33,3 +38,29 @@ def test_levels_by_hand():
 def test_a_share_that_rounds_to_zero_keeps_the_likeliest_token() -> None:
     kept = _truncate(torch.tensor([[0.2, 0.5, 0.3]]), 0, 1e-320)
     assert kept.tolist() == [[0.0, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("row", "temperature"),
+    [
+        ([0.0, math.nan, 1.0], 0.0),
+        ([0.0, math.nan, 1.0], 0.7),
+        ([0.0, math.inf, 1.0], 1.0),
+        ([-math.inf] * 3, 0.7),
+        ([0.0, -math.inf, 1.0], 0.0),  # how sure a model is that leaves a token out has no number
+        ([0.0, 1e36, 1.0], 0.001),  # 1e39 is more than fp32 holds
+    ],
+)
+def test_logits_without_a_distribution_are_refused(row: list[float], temperature: float) -> None:
+    job = Job([1], 0, 0, (0,))
+    job.uniforms = np.array([0.5])
+    writer = Writer(2, Sampling(temperature, max_tokens=1))
+    with pytest.raises(InputError, match="logits are not finite"):
+        writer._take(torch.tensor([row]), [job])
+
+
+def test_huge_logits_are_drawn_from() -> None:
+    job = Job([1], 0, 0, (0,))
+    job.uniforms = np.array([0.5])
+    Writer(2, Sampling(0.001, max_tokens=1))._take(torch.tensor([[0.0, 1e35, -3e38]]), [job])
+    assert job.ids == [1]

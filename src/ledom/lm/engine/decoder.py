@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled
 from ledom.lm.engine.prefix_tree import PrefixTree
@@ -49,10 +50,19 @@ class Writer:
             job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
 
     def _take(self, logits: Tensor, jobs: Sequence[Job]) -> None:
-        """Draw a token for each job from its logits [jobs, V]."""
+        """Draw a token for each job from its logits [jobs, V].
+
+        Raises `InputError` for logits that leave no distribution to draw from.
+        """
         logits = logits.float()
-        drawn = self._draw(logits, jobs)
         certainties = _divergence_from_uniform(logits).tolist()
+        highest = (logits.amax(-1) / (self.sampling.temperature or 1.0)).tolist()
+        if not all(map(math.isfinite, [*certainties, *highest])):
+            raise InputError(
+                "the model's logits are not finite, or not after the temperature divided them; try "
+                "--dtype float32 or a higher temperature"
+            )
+        drawn = self._draw(logits, jobs)
         if (asked := self.sampling.confidence) is not None:
             confidences = _confidences(logits, asked.top_k).tolist()
             for job, confidence in zip(jobs, confidences, strict=True):
