@@ -292,7 +292,7 @@ class HFLanguageModel(LanguageModel):
         # By steps: a stream can only be ended where it yields.
         streams = [
             Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern).steps(share)
-            for share in even_groups(together, math.ceil(len(together) / workers))
+            for share in even_groups(together, max(1, math.ceil(len(together) / workers)))
         ]
         written = chain.from_iterable(merged(streams))
         if not alone:
