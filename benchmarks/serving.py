@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,11 @@ def pairs(count: int) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def serving(threads: int, port: int = 0) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def serving(
+    threads: int, port: int = 0, options: Sequence[str] = ()
+) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A server in a process of its own; its port and the process."""
-    command = [sys.executable, "-m", "ledom", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "ledom", "serve", "--port", str(port), *options]
     command += ["--threads", str(threads), "--max-seconds", "3600"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:

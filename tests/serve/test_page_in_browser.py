@@ -288,6 +288,41 @@ def test_a_report_is_shown_and_its_script_is_not_run(browser: Any, server: Serve
     page.close()
 
 
+def test_an_example_can_be_chosen_again_after_something_else_was_done(visit: Open) -> None:
+    page = visit("write")
+    first = recorded()["examples"][0]
+    choice, given = page.locator("#write-example"), page.locator("#reverse-pane textarea")
+    assert choice.input_value() == "0"
+    write_some(page, "#### 7", tokens=1)
+    assert choice.input_value() == ""  # what is shown is no example
+    choice.select_option("0")
+    assert given.input_value() == first["write"]["reverse"]["given"]
+    page.goto(f"{page.url.split('#')[0]}#judge")
+    choice, question = page.locator("#judge-example"), page.locator("#question")
+    question.fill("How many?")
+    page.locator("#judge-run").click()
+    sync_api.expect(choice).to_have_value("", timeout=30_000)
+    choice.select_option("0")
+    assert question.input_value() == first["question"]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
+def test_the_api_page_runs_examples(visit: Open, tmp_path: Path, scheme: str, width: int) -> None:
+    folder = Path(os.environ.get("LEDOM_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    page = visit("write", color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.get_by_role("link", name="API").click()
+    box = page.locator("details", has_text="POST /rerank").last
+    box.locator("summary").press("Enter")
+    box.get_by_role("button", name="Send to /rerank").press("Enter")
+    box.get_by_role("log", name="Answer of /rerank").get_by_text("relevance_score").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=folder / f"api-{scheme}-{width}.png", full_page=True)
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
 @pytest.mark.parametrize(
     ("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 390), ("dark", 390)]
 )

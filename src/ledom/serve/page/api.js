@@ -27,11 +27,16 @@ async function send(method, path, body, output) {
   }
 }
 
+// What a route does is its description's first sentence; the others appear when it is opened.
 function route(method, path, operation, description) {
   const box = document.createElement("details");
+  const [first, ...others] = operation.description.split(/(?<=\.)\s+/);
   const head = element("summary", "");
-  head.append(element("code", `${method.toUpperCase()} ${path}`), ` ${operation.summary}`);
-  box.append(head, element("p", operation.description ?? ""));
+  head.append(
+    element("code", method.toUpperCase(), { className: "method" }), " ", element("code", path), " ",
+    element("span", first, { className: "muted" }),
+  );
+  box.append(head, element("p", others.join(" ")));
   const schema = operation.requestBody?.content["application/json"].schema;
   let input;
   if (schema) {
@@ -50,13 +55,25 @@ function route(method, path, operation, description) {
   return box;
 }
 
+// The routes of a protocol stand together under its name.
+function section(name) {
+  const id = `routes-${name}`;
+  if (!document.getElementById(id)) {
+    const made = element("section", "", { id });
+    made.append(element("h2", name[0].toUpperCase() + name.slice(1)));
+    routes.append(made);
+  }
+  return document.getElementById(id);
+}
+
+document.getElementById("access").addEventListener("submit", (event) => event.preventDefault());
 const routes = document.getElementById("routes");
 const answer = await fetch("/openapi.json");
 if (answer.ok) {
   const description = await answer.json();
   for (const [path, operations] of Object.entries(description.paths))
     for (const [method, operation] of Object.entries(operations))
-      if (!path.includes("{")) routes.append(route(method, path, operation, description));
+      if (!path.includes("{")) section(operation.tags[0]).append(route(method, path, operation, description));
 } else {
   routes.append(element("p", `The description is not to be had: ${answer.status}`));
 }

@@ -24,14 +24,15 @@ export class Judge {
 
   /** Show a recorded verdict. */
   show(example) {
-    $("judge-example").value = this.recorded.examples.indexOf(example);
     this.fill(example.question, example.answers);
+    $("judge-example").value = this.recorded.examples.indexOf(example);
     this.verdict(example.answers, example.judge);
   }
 
   fill(question, answers) {
     $("question").value = question;
     $("answers").replaceChildren();
+    $("judge-example").selectedIndex = -1; // it is none of them; each can be chosen again
     for (const answer of answers) this.add(answer);
     $("verdict").hidden = true;
     this.say("");

@@ -45,6 +45,7 @@ class Pane {
   write() {
     const given = this.part.given.value;
     if (!given) return this.say(`Type ${this.backwards ? "an ending" : "a beginning"} first.`);
+    $("write-example").selectedIndex = -1; // each example can be chosen again
     const branch = { given, steps: [], next: [], end: "", done: false };
     this.add(branch);
     return this.grow(branch);
