@@ -99,6 +99,19 @@ def test_greedy_equals_generate(
         assert made[place][0].text == lm.tokenizer.decode(made[place][0].ids)
 
 
+def test_a_model_that_is_not_packed_writes_the_same(
+    lm: HFLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of the texts is written together with others, then one is not."""
+    texts, sampling = prompts(problems, 3), Sampling(temperature=0, max_tokens=8)
+    packed = dict(lm.generate(texts, sampling))
+    lengths = sorted(len(lm.prompt_ids(text, 8)) for text in texts)
+    for reach in (0, lengths[0] + 8):
+        monkeypatch.setattr(lm, "_reach", reach)
+        alone = dict(lm.generate(texts, sampling))
+        assert [alone[i][0].ids for i in range(3)] == [packed[i][0].ids for i in range(3)]
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_self_certainty_is_the_distance_from_knowing_nothing(
