@@ -1,5 +1,5 @@
-"""Strict reading of what people give: only regular files, JSON and YAML of bounded size, and
-settings whose keys are known. Nothing is silently taken for something else.
+"""Strict reading of what people give: only regular files, JSON of bounded depth, and settings whose
+keys are known. Nothing is silently taken for something else. YAML is in `ledom.core.strict_yaml`.
 
 Every refusal is an `InputError` of one line. This module knows nothing of records or recipes.
 """
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Never, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -29,6 +28,8 @@ from pydantic import (
 from ledom.core.errors import CheckpointError, InputError
 
 __all__ = [
+    "DEEPEST",
+    "LONGEST_NUMBER",
     "Config",
     "JsonObject",
     "as_type",
@@ -36,12 +37,10 @@ __all__ = [
     "exists",
     "first_problem",
     "parse_json",
-    "parse_yaml",
     "read_json",
     "read_json_object",
     "read_jsonl",
     "read_text",
-    "read_yaml",
     "real_path",
 ]
 
@@ -50,15 +49,13 @@ T = TypeVar("T")
 JsonObject = dict[str, Any]
 """A JSON object at the edge: as it was read or is to be written, with whatever keys it has."""
 
-_DEEPEST = 64  # groups within groups; a reader that calls itself fails at about a thousand
-_LONGEST_NUMBER = 309  # digits of the largest float
-_MOST_BYTES = 1 << 20  # of a YAML file
-_MOST_VALUES = 10_000  # of a YAML text, its aliases written out
+DEEPEST = 64
+"""Groups within groups that are read; a reader that calls itself fails at about a thousand."""
+LONGEST_NUMBER = 309
+"""Digits of the largest float."""
+
 _LARGEST = 2**63 - 1  # that torch and numpy hold
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 8 and 1:30 as 90
 
 
 def exists(path: str | Path) -> bool:
@@ -74,7 +71,11 @@ def exists(path: str | Path) -> bool:
 
 
 def real_path(path: str | Path) -> Path:
-    """Where a path leads, links followed; `Path.resolve` raises for a link to itself."""
+    """Where a path leads, links followed; `Path.resolve` raises for a link to itself.
+
+    >>> real_path("/usr/../usr")
+    PosixPath('/usr')
+    """
     return Path(os.path.realpath(path))
 
 
@@ -100,7 +101,15 @@ def check_regular(path: str | Path) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte-order mark; raises `InputError`."""
+    """The text of a UTF-8 file, without a byte-order mark; raises `InputError`.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = Path(file.name).write_text("café", encoding="latin-1")
+    ...     read_text(file.name)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: ...: not UTF-8 text: 'utf-8' codec can't decode byte 0xe9 ...
+    """
     check_regular(path)
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -111,7 +120,15 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path, non_finite: bool = False) -> JsonObject:
-    """The JSON object in a file; raises `InputError` that names it. See `parse_json`."""
+    """The JSON object in a file; raises `InputError` that names it. See `parse_json`.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = Path(file.name).write_text('{"a": 1, "a": 2}')
+    ...     read_json(file.name)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: ...: key 'a' occurs twice in one object
+    """
     text = read_text(path)
     try:
         return parse_json(text.encode(), non_finite)
@@ -154,6 +171,16 @@ def as_type(data: JsonObject, kind: type[T], path: str | Path | None = None) -> 
     """A JSON or YAML object as a dataclass; nothing is converted, unknown keys are left out.
 
     Raises `InputError` that names the file, the key and the value.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Point:
+    ...     x: float
+    >>> as_type({"x": 2, "color": "red"}, Point)
+    Point(x=2.0)
+    >>> as_type({"x": "2"}, Point)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: key x: Input should be a valid number, found '2'
     """
     try:
         return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
@@ -194,7 +221,7 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text: {error}") from None
     except RecursionError:
-        raise InputError(f"groups more than {_DEEPEST} deep") from None
+        raise InputError(f"groups more than {DEEPEST} deep") from None
     except ValueError as error:
         hint = "; end its lines with LF, not CR alone" if b"\r" in text.strip() else ""
         raise InputError(f"not JSON: {error}{hint}") from None
@@ -212,7 +239,7 @@ def _no_number(name: str) -> Never:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER:
+    if len(digits) > LONGEST_NUMBER:
         raise InputError(f"a number of {len(digits)} digits ({digits:.12}...) is too large")
     return int(digits)
 
@@ -234,10 +261,10 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 
 def _check_depth(text: bytes, data: Any) -> None:
-    if text.count(b"[") + text.count(b"{") <= _DEEPEST:
+    if text.count(b"[") + text.count(b"{") <= DEEPEST:
         return
     level = [data]
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         level = [
             part
             for group in level
@@ -246,7 +273,7 @@ def _check_depth(text: bytes, data: Any) -> None:
         ]
         if not level:
             return
-    raise InputError(f"groups more than {_DEEPEST} deep")
+    raise InputError(f"groups more than {DEEPEST} deep")
 
 
 def _check_surrogates(data: JsonObject) -> None:
@@ -257,116 +284,6 @@ def _check_surrogates(data: JsonObject) -> None:
             raise InputError(
                 f"key {key!r} is {value!r:.60}: it holds one half of a surrogate pair"
             ) from None
-
-
-def read_yaml(path: str | Path) -> JsonObject:
-    """The YAML mapping in a file, empty for an empty file; raises `InputError` that names it."""
-    data, _ = parse_yaml(read_text(path), path)
-    if data is not None and not isinstance(data, dict):
-        raise InputError(f"expected keys and values, found {type(data).__name__}", path=path)
-    return data or {}
-
-
-class _RefusedError(Exception):
-    """Why a YAML text is refused, and where."""
-
-    def __init__(self, message: str, mark: Any = None) -> None:
-        super().__init__(message)
-        self.line = None if mark is None else mark.line + 1
-
-
-def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Node | None]:
-    """A YAML text's value, and its nodes, which know their lines.
-
-    Raises `InputError` that names `path`, the file it was read from, and the line. Refused besides
-    what is not YAML: tags, keys that are not text or occur twice, groups more than 64 deep, numbers
-    that are not decimal, and aliases that contain themselves or expand to too much.
-
-    >>> parse_yaml("a: 1")[0]
-    {'a': 1}
-    """
-    try:
-        if len(text) > _MOST_BYTES:
-            raise _RefusedError(f"it has {len(text)} characters; {_MOST_BYTES} are the most")
-        _check_events(text)
-        root = yaml.compose(text, yaml.SafeLoader)
-        if root is None:
-            return None, None
-        _count_values(root, {})
-        _check_nodes(root)
-        return yaml.safe_load(text), root
-    except _RefusedError as error:
-        raise InputError(str(error), path=path, line=error.line) from None
-    except yaml.MarkedYAMLError as error:
-        refused = _RefusedError(f"not YAML: {error.problem}", error.problem_mark)
-        raise InputError(str(refused), path=path, line=refused.line) from None
-    except (yaml.YAMLError, ValueError) as error:  # such as a day 45
-        raise InputError(f"not YAML: {' '.join(str(error).split())}", path=path) from None
-
-
-def _check_events(text: str) -> None:
-    """What is cheap to see before anything is built."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _DEEPEST:
-            raise _RefusedError(f"groups more than {_DEEPEST} deep", event.start_mark)
-        if (tag := getattr(event, "tag", None)) is not None:
-            raise _RefusedError(f"the tag {tag} has no meaning here", event.start_mark)
-
-
-def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values under a node with its aliases written out; 0 marks a node that is being counted."""
-    if (place := id(node)) in known:
-        if not known[place]:
-            raise _RefusedError("an alias (*) contains itself", node.start_mark)
-        return known[place]
-    known[place] = 0
-    count = 1 + sum(_count_values(part, known) for part in _parts(node))
-    if count > _MOST_VALUES:
-        raise _RefusedError(
-            f"its aliases (*) expand to over {_MOST_VALUES} values", node.start_mark
-        )
-    known[place] = count
-    return count
-
-
-def _parts(node: yaml.Node) -> list[yaml.Node]:
-    """The keys and values of a mapping, the items of a sequence, nothing of a scalar."""
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _check_nodes(node: yaml.Node) -> None:
-    if isinstance(node, yaml.MappingNode):
-        _check_keys([key for key, _ in node.value])
-    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
-        if _OTHER_BASE.fullmatch(node.value):
-            raise _RefusedError(f"the number {node.value:.40} is not decimal", node.start_mark)
-        if len(node.value) > _LONGEST_NUMBER:
-            raise _RefusedError(
-                f"a number of {len(node.value)} digits is too large", node.start_mark
-            )
-    for part in _parts(node):
-        _check_nodes(part)
-
-
-def _check_keys(keys: list[yaml.Node]) -> None:
-    """YAML would take the last of two equal keys in silence."""
-    lines: dict[str, int] = {}
-    for key in keys:
-        if key.tag not in _KEYS:
-            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
-            raise _RefusedError(f"the key {shown} is not text; put it in quotes", key.start_mark)
-        if key.value in lines:
-            raise _RefusedError(
-                f"key {key.value} is in line {lines[key.value]} already", key.start_mark
-            )
-        lines[key.value] = key.start_mark.line + 1
 
 
 def read_json_object(file: Path) -> JsonObject:

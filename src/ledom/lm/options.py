@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ledom.core.errors import InputError
-from ledom.core.reading import JsonObject, parse_yaml
+from ledom.core.reading import JsonObject
+from ledom.core.strict_yaml import parse_yaml
 from ledom.lm.language_model import LanguageModel
 
 __all__ = ["read_options"]

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.reading import JsonObject, exists, read_yaml, real_path
+from ledom.core.reading import JsonObject, exists, real_path
+from ledom.core.strict_yaml import read_yaml
 from ledom.report.intervals import paired_interval
 from ledom.report.results import Interval
 from ledom.report.training_results import (

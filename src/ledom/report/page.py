@@ -52,8 +52,8 @@ def write_pages(
     >>> from ledom.report.results import Interval
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     page = write_pages(Path(folder), "report", Interval(0.5, 0.4, 0.6), "# Half", "<p>Half")
-    ...     json.loads(page.with_suffix(".json").read_text())
-    {'mean': 0.5, 'low': 0.4, 'high': 0.6}
+    ...     sorted(file.name for file in Path(folder).iterdir()), page.name
+    (['report.html', 'report.json', 'report.md'], 'report.html')
     """
     text = json.dumps(to_json(report), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     # UTF-8 has no lone surrogates, which a broken token may leave; JSON can spell them out.

@@ -24,8 +24,9 @@ from pydantic import FiniteFloat, NonNegativeInt
 
 from ledom.core.errors import InputError
 from ledom.core.files import write_atomically
-from ledom.core.reading import as_type, read_yaml
+from ledom.core.reading import as_type
 from ledom.core.records import Problem
+from ledom.core.strict_yaml import read_yaml
 from ledom.rerank.candidate_table import FEATURES, BoolArray, CandidateTable
 from ledom.rerank.external_scores import check_names
 from ledom.rerank.strategies import Strategy, Vote, strategies

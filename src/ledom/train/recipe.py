@@ -26,7 +26,8 @@ from pydantic import (
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, RecipeError
 from ledom.core.files import write_atomically
-from ledom.core.reading import Config, JsonObject, exists, parse_yaml, read_text
+from ledom.core.reading import Config, JsonObject, exists, read_text
+from ledom.core.strict_yaml import parse_yaml
 from ledom.data.prepare import DataConfig
 from ledom.data.problems import GENERATOR
 from ledom.model.presets import ModelConfig

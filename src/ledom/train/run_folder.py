@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import JsonObject, as_type, exists, read_yaml
+from ledom.core.reading import JsonObject, as_type, exists
+from ledom.core.strict_yaml import read_yaml
 from ledom.data.store import Manifest, read_manifests
 from ledom.train.metrics import Row, read_metrics
 

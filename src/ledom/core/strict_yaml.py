@@ -1,0 +1,140 @@
+"""Strict reading of YAML: of bounded size, without tags, every key once, every number decimal.
+
+Every refusal is an `InputError` of one line that names the file and the line.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ledom.core.errors import InputError
+from ledom.core.reading import DEEPEST, LONGEST_NUMBER, JsonObject, read_text
+
+__all__ = ["parse_yaml", "read_yaml"]
+
+_MOST_BYTES = 1 << 20  # of a YAML file
+_MOST_VALUES = 10_000  # of a YAML text, its aliases written out
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 8 and 1:30 as 90
+
+
+def read_yaml(path: str | Path) -> JsonObject:
+    """The YAML mapping in a file, empty for an empty file; raises `InputError` that names it.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     _ = Path(file.name).write_text("steps: 30")
+    ...     read_yaml(file.name)
+    {'steps': 30}
+    """
+    data, _ = parse_yaml(read_text(path), path)
+    if data is not None and not isinstance(data, dict):
+        raise InputError(f"expected keys and values, found {type(data).__name__}", path=path)
+    return data or {}
+
+
+class _RefusedError(Exception):
+    """Why a YAML text is refused, and where."""
+
+    def __init__(self, message: str, mark: Any = None) -> None:
+        super().__init__(message)
+        self.line = None if mark is None else mark.line + 1
+
+
+def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Node | None]:
+    """A YAML text's value, and its nodes, which know their lines.
+
+    Raises `InputError` that names `path`, the file it was read from, and the line. Refused besides
+    what is not YAML: tags, keys that are not text or occur twice, groups more than 64 deep, numbers
+    that are not decimal, and aliases that contain themselves or expand to too much.
+
+    >>> parse_yaml("a: 1")[0]
+    {'a': 1}
+    """
+    try:
+        if len(text) > _MOST_BYTES:
+            raise _RefusedError(f"it has {len(text)} characters; {_MOST_BYTES} are the most")
+        _check_events(text)
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is None:
+            return None, None
+        _count_values(root, {})
+        _check_nodes(root)
+        return yaml.safe_load(text), root
+    except _RefusedError as error:
+        raise InputError(str(error), path=path, line=error.line) from None
+    except yaml.MarkedYAMLError as error:
+        refused = _RefusedError(f"not YAML: {error.problem}", error.problem_mark)
+        raise InputError(str(refused), path=path, line=refused.line) from None
+    except (yaml.YAMLError, ValueError) as error:  # such as a day 45
+        raise InputError(f"not YAML: {' '.join(str(error).split())}", path=path) from None
+
+
+def _check_events(text: str) -> None:
+    """What is cheap to see before anything is built."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > DEEPEST:
+            raise _RefusedError(f"groups more than {DEEPEST} deep", event.start_mark)
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise _RefusedError(f"the tag {tag} has no meaning here", event.start_mark)
+
+
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values under a node with its aliases written out; 0 marks a node that is being counted."""
+    if (place := id(node)) in known:
+        if not known[place]:
+            raise _RefusedError("an alias (*) contains itself", node.start_mark)
+        return known[place]
+    known[place] = 0
+    count = 1 + sum(_count_values(part, known) for part in _parts(node))
+    if count > _MOST_VALUES:
+        raise _RefusedError(
+            f"its aliases (*) expand to over {_MOST_VALUES} values", node.start_mark
+        )
+    known[place] = count
+    return count
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    """The keys and values of a mapping, the items of a sequence, nothing of a scalar."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_nodes(node: yaml.Node) -> None:
+    if isinstance(node, yaml.MappingNode):
+        _check_keys([key for key, _ in node.value])
+    elif isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
+        if _OTHER_BASE.fullmatch(node.value):
+            raise _RefusedError(f"the number {node.value:.40} is not decimal", node.start_mark)
+        if len(node.value) > LONGEST_NUMBER:
+            raise _RefusedError(
+                f"a number of {len(node.value)} digits is too large", node.start_mark
+            )
+    for part in _parts(node):
+        _check_nodes(part)
+
+
+def _check_keys(keys: list[yaml.Node]) -> None:
+    """YAML would take the last of two equal keys in silence."""
+    lines: dict[str, int] = {}
+    for key in keys:
+        if key.tag not in _KEYS:
+            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
+            raise _RefusedError(f"the key {shown} is not text; put it in quotes", key.start_mark)
+        if key.value in lines:
+            raise _RefusedError(
+                f"key {key.value} is in line {lines[key.value]} already", key.start_mark
+            )
+        lines[key.value] = key.start_mark.line + 1
