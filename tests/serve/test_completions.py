@@ -162,6 +162,9 @@ def test_tokenizers(server: Server) -> None:
     assert eos not in spelled
     names = [row["id"] for row in httpx.get(f"{server.url}/v1/models").json()["data"]]
     assert {"forward", "reverse"} <= set(names)
+    for name in names:
+        assert httpx.get(f"{server.url}/v1/models/{name}").json()["id"] == name
+    assert httpx.get(f"{server.url}/v1/models/gpt").status_code == 404
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from ledom.lm.backends.fake import FakeLanguageModel
+
 QUESTION, ANSWERS = "Ava has 3 pens.", ["it is 12", "3 + 4 = 7", "7"]
 
 
@@ -107,6 +109,24 @@ def test_tei(client: TestClient, own: list[dict[str, Any]]) -> None:
     assert found[0]["score"] == pytest.approx(own[order[0]]["reward"])
     assert found[0]["text"] == ANSWERS[order[0]]
     assert math.exp(found[0]["score"]) == pytest.approx(own[order[0]]["probability"])
+
+
+def test_teis_errors_have_its_form(
+    client: TestClient, pair: tuple[FakeLanguageModel, FakeLanguageModel]
+) -> None:
+    pair[0].context = 64
+    for body, status, message in (
+        ({"query": "", "texts": ["a"]}, 400, "the question is empty"),
+        ({"query": "a", "texts": ["b"] * 51}, 413, "51 texts; 50 are the most in one request"),
+        (
+            {"query": "a", "texts": ["3 + 4 = 7 " * 40], "truncate": False},
+            413,
+            "a text is longer than the model reads; shorten it, or send truncate: true",
+        ),
+    ):
+        answer = client.post("/rerank", json=body)
+        assert answer.status_code == status
+        assert answer.json() == {"error": message, "error_type": "Validation"}
 
 
 def test_texts_and_documents_at_once_are_refused(client: TestClient) -> None:

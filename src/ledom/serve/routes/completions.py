@@ -18,7 +18,7 @@ from ledom.core.reading import JsonObject
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.serve import writing
 from ledom.serve.refusals import Refusal, describe
-from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
+from ledom.serve.routes.shared import ANSWER, Body, ServiceOf, new_id, now, usage
 from ledom.serve.service import Service
 from ledom.serve.writing import Token, token_text
 
@@ -34,7 +34,7 @@ class CompletionBody(Body):
     """OpenAI's body, as far as it is supported; `model` is forward, reverse or ledom/STRATEGY."""
 
     model: Annotated[str, Field(examples=["reverse"])]
-    prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=["\n\n3 + 4 = 7\n#### 7"])]
+    prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=[f"\n\n{ANSWER}"])]
     max_tokens: Annotated[int | None, Field(ge=0, examples=[32])] = None
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
@@ -300,8 +300,16 @@ async def tokenizer_info(service: ServiceOf, model: str | None = None) -> JsonOb
 @router.get("/v1/models", responses=describe())
 async def models(service: ServiceOf) -> JsonObject:
     """The names that `model` takes."""
-    data = [
-        {"id": name, "object": "model", "created": service.started, "owned_by": "ledom"}
-        for name in service.model_names
-    ]
-    return {"object": "list", "data": data}
+    return {"object": "list", "data": [_model(name, service) for name in service.model_names]}
+
+
+@router.get("/v1/models/{name:path}", responses=describe(404))
+async def model(name: str, service: ServiceOf) -> JsonObject:
+    """One of them."""
+    if name not in service.model_names:
+        raise Refusal(404, f"no model {name!r:.60}; GET /v1/models lists them")
+    return _model(name, service)
+
+
+def _model(name: str, service: Service) -> JsonObject:
+    return {"id": name, "object": "model", "created": service.started, "owned_by": "ledom"}

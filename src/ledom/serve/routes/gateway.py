@@ -23,7 +23,7 @@ from ledom.serve.routes.completions import (
     pieces,
     stream,
 )
-from ledom.serve.routes.shared import Body, ServiceOf, new_id, now, usage
+from ledom.serve.routes.shared import QUESTION, Body, ServiceOf, new_id, now, usage
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["complete_by_choice", "router"]
@@ -53,7 +53,7 @@ class ChatBody(Body):
         list[Message],
         Field(
             min_length=1,
-            examples=[[{"role": "user", "content": "Ava has 3 pens and buys 4. How many?"}]],
+            examples=[[{"role": "user", "content": QUESTION}]],
         ),
     ]
     max_tokens: Annotated[int | None, Field(ge=1, examples=[64])] = None

@@ -19,7 +19,7 @@ from ledom.serve import writing
 from ledom.serve.apart import apart
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
-from ledom.serve.routes.shared import Body, ServiceOf
+from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, ServiceOf
 
 __all__ = ["router"]
 
@@ -31,10 +31,8 @@ _CHARACTERS = 10  # that take as long to read as the details of a token take to 
 class ScoreBody(Body):
     """A question and answers to it."""
 
-    question: Annotated[str, Field(examples=["Ava has 3 pens and buys 4. How many?"])]
-    answers: Annotated[
-        list[str], Field(min_length=1, examples=[["3 + 4 = 7\n#### 7", "3 * 4 = 12\n#### 12"]])
-    ]
+    question: Annotated[str, Field(examples=[QUESTION])]
+    answers: Annotated[list[str], Field(min_length=1, examples=[[ANSWER, WRONG]])]
     tokens: bool = True
     """Whether to send the log-probability of each token and word."""
 
@@ -105,7 +103,7 @@ class GenerateBody(Body):
 
     model: Annotated[str, Field(examples=["reverse"])]
     """`reverse` writes what comes before the prompt, `forward` what follows it."""
-    prompt: Annotated[str, Field(examples=["\n\n3 + 4 = 7\n#### 7"])]
+    prompt: Annotated[str, Field(examples=[f"\n\n{ANSWER}"])]
     max_tokens: Annotated[int, Field(ge=0)] = 1
     """0 only asks for what may come next."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0

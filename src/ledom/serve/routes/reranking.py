@@ -11,8 +11,17 @@ from pydantic import AliasChoices, Field
 from ledom.core.reading import JsonObject
 from ledom.serve.apart import apart
 from ledom.serve.judge import Judgement, Pair
-from ledom.serve.refusals import Refusal, describe
-from ledom.serve.routes.shared import Body, ServiceOf, listed, new_id, usage
+from ledom.serve.refusals import Refusal, describe, refusal_of
+from ledom.serve.routes.shared import (
+    ANSWER,
+    QUESTION,
+    WRONG,
+    Body,
+    ServiceOf,
+    listed,
+    new_id,
+    usage,
+)
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
@@ -30,10 +39,10 @@ class RerankBody(Body):
     """Jina's, Cohere's and vLLM's body, or TEI's, which has `texts`."""
 
     model: str | None = None
-    query: Annotated[str, Field(examples=["Ava has 3 pens and buys 4. How many?"])]
+    query: Annotated[str, Field(examples=[QUESTION])]
     documents: Annotated[
         list[str | Document] | None,
-        Field(examples=[["3 + 4 = 7\n#### 7", "3 * 4 = 12\n#### 12"]]),
+        Field(examples=[[ANSWER, WRONG]]),
     ] = None
     top_n: Annotated[int | None, Field(ge=0)] = None
     """Only the best ones; 0 and None for all."""
@@ -64,14 +73,14 @@ class ScoreBody(Body):
         str | list[str],
         Field(
             validation_alias=AliasChoices("queries", "text_1", "data_1"),
-            examples=["Ava has 3 pens and buys 4. How many?"],
+            examples=[QUESTION],
         ),
     ]
     documents: Annotated[
         str | list[str],
         Field(
             validation_alias=AliasChoices("documents", "items", "text_2", "data_2"),
-            examples=[["3 + 4 = 7\n#### 7", "3 * 4 = 12\n#### 12"]],
+            examples=[[ANSWER, WRONG]],
         ),
     ]
     use_activation: bool = True
@@ -105,17 +114,22 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
 async def rerank(body: RerankBody, service: ServiceOf) -> Any:
     """Rank answers to a question, best first."""
     answers = body.answers()
+    if body.texts is not None:
+        try:
+            return await _tei(body, body.texts, service)
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal is None:
+                raise
+            return _tei_refusal(refusal)
     if body.max_tokens_per_doc is not None:
         size, most = sum(map(len, answers)), body.max_tokens_per_doc
         answers = await apart(size, lambda: _cut(answers, most, service))
     judged = await service.judge_pairs([Pair(body.query, answer) for answer in answers])
-    order = sorted(range(len(judged)), key=lambda i: -judged[i].reward)
-    if body.texts is not None:
-        return _tei(body, order, answers, judged)
     results = [
         {"index": i, "relevance_score": judged[i].probability}
         | ({"document": {"text": answers[i]}} if body.return_documents else {})
-        for i in order[: body.top_n or None]
+        for i in _best_first(judged)[: body.top_n or None]
     ]
     return {
         "id": new_id("rerank"),
@@ -125,18 +139,28 @@ async def rerank(body: RerankBody, service: ServiceOf) -> Any:
     }
 
 
-def _tei(
-    body: RerankBody, order: list[int], answers: list[str], judged: list[Judgement]
-) -> list[JsonObject] | JSONResponse:
-    """TEI's answer, and its form of an error."""
+async def _tei(body: RerankBody, texts: list[str], service: Service) -> list[JsonObject]:
+    judged = await service.judge_pairs([Pair(body.query, text) for text in texts])
     if not body.truncate and any(judgement.is_truncated for judgement in judged):
-        message = "a text is longer than the model reads; shorten it, or send truncate: true"
-        return JSONResponse({"error": message, "error_type": "Validation"}, 413)
+        raise Refusal(
+            413, "a text is longer than the model reads; shorten it, or send truncate: true"
+        )
     return [
         {"index": i, "score": judged[i].value(not body.raw_scores)}
-        | ({"text": answers[i]} if body.return_text else {})
-        for i in order
+        | ({"text": texts[i]} if body.return_text else {})
+        for i in _best_first(judged)
     ]
+
+
+def _tei_refusal(refusal: Refusal) -> JSONResponse:
+    """TEI's form of an error."""
+    kind = {429: "Overloaded", 500: "Backend", 503: "Unhealthy"}.get(refusal.status, "Validation")
+    body = {"error": refusal.message, "error_type": kind}
+    return JSONResponse(body, refusal.status, refusal.headers)
+
+
+def _best_first(judged: list[Judgement]) -> list[int]:
+    return sorted(range(len(judged)), key=lambda i: -judged[i].reward)
 
 
 def _cut(texts: list[str], num_tokens: int, service: Service) -> list[str]:

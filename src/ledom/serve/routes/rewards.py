@@ -16,38 +16,36 @@ from ledom.serve.apart import apart
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
-from ledom.serve.routes.shared import Body, ServiceOf, listed, usage
+from ledom.serve.routes.shared import ANSWER, QUESTION, Body, ServiceOf, listed, usage
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["rewards"])
 
-_QUESTION = "Ava has 3 pens and buys 4. How many?"
-_ANSWER = "3 + 4 = 7\n#### 7"
 Message = JsonObject
 
 
 class OpenRLHFBody(Body):
     """As OpenRLHF's `--reward.remote_url` sends it."""
 
-    query: Annotated[list[str], Field(examples=[[f"{_QUESTION}\n\n{_ANSWER}<|endoftext|>"]])]
+    query: Annotated[list[str], Field(examples=[[f"{QUESTION}\n\n{ANSWER}<|endoftext|>"]])]
     """Prompt and response with special tokens; the prompt may have lost its start."""
-    prompts: Annotated[list[str], Field(examples=[[f"{_QUESTION}\n\n"]])]
+    prompts: Annotated[list[str], Field(examples=[[f"{QUESTION}\n\n"]])]
 
 
 class SlimeBody(Body):
     """As slime's and miles' `--rm-url` sends it."""
 
-    prompt: Annotated[str | list[Message], Field(examples=[_QUESTION])]
-    response: Annotated[str, Field(examples=[_ANSWER])]
+    prompt: Annotated[str | list[Message], Field(examples=[QUESTION])]
+    response: Annotated[str, Field(examples=[ANSWER])]
 
 
 class ClassifyBody(Body):
     """As verl's reward loop sends it: one text, or several, each a dialog."""
 
     model: str | None = None
-    input: Annotated[str | list[str], Field(examples=[f"{_QUESTION}\n\n{_ANSWER}"])]
+    input: Annotated[str | list[str], Field(examples=[f"{QUESTION}\n\n{ANSWER}"])]
     use_activation: bool = True
     """False for the reward itself; else from 0 to 1."""
 

@@ -14,7 +14,21 @@ from ledom.core.reading import JsonObject
 from ledom.serve.judge import Judgement
 from ledom.serve.service import REWARD, Service
 
-__all__ = ["Body", "ServiceOf", "listed", "new_id", "now", "usage"]
+__all__ = ["ANSWER", "QUESTION", "WRONG", "Body", "ServiceOf", "listed", "new_id", "now", "usage"]
+
+# The examples of the API's description are of a kind that the embedded pair knows.
+QUESTION = (
+    "A pizza has 24 pieces. If Ava can eat 4 pieces a day while Noah can eat 2 times as much, "
+    "how many days will the pizza last?"
+)
+ANSWER = """Noah can eat 4 * 2 = 8 pieces a day.
+Together, Ava and Noah can eat 4 + 8 = 12 pieces a day.
+So, a pizza will last for 24 / 12 = 2 days.
+#### 2"""
+WRONG = """Noah can eat 4 + 2 = 6 pieces a day.
+Together, Ava and Noah can eat 4 + 6 = 10 pieces a day.
+So, a pizza will last for 30 / 10 = 3 days.
+#### 3"""
 
 
 class Body(BaseModel):
