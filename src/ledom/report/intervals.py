@@ -6,7 +6,9 @@ independent of each other. Arrays have one entry per problem.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ __all__ = ["auc_interval", "bootstrap_interval", "paired_interval", "pairwise_au
 
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
+_MOST_KEPT = 2**24
+"""Draws (32 MiB) up to which the hundreds of intervals of one report draw once."""
 
 
 def bootstrap_interval(
@@ -43,7 +47,7 @@ def bootstrap_interval(
         raise InputError(f"level is {level}, expected a number between 0 and 1, such as 0.95")
     if num_resamples < 1:
         raise InputError(f"num_resamples is {num_resamples}, expected 1 or more")
-    means = _resampled_means(values, num_resamples, np.random.default_rng(seed))
+    means = _resampled_means(values, num_resamples, seed)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean=float(values.mean()), low=float(low), high=float(high))
 
@@ -133,19 +137,33 @@ def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
 
 
 def _resampled_means(
-    values: NDArray[np.float64], num_resamples: int, rng: np.random.Generator
+    values: NDArray[np.float64], num_resamples: int, seed: int
 ) -> NDArray[np.float64]:
     num_problems = len(values)
+    few = num_problems * num_resamples <= _MOST_KEPT
+    means = np.empty(num_resamples)
+    start = 0
+    for drawn in (_kept_draws if few else _draws)(num_problems, num_resamples, seed):
+        # No index is out of range, and "clip" skips the check, which would take most of the time.
+        means[start : start + len(drawn)] = values.take(drawn, mode="clip").mean(axis=1)
+        start += len(drawn)
+    return means
+
+
+def _draws(num_problems: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.integer[Any]]]:
+    """Which problems each resample has, in chunks [rows, num_problems]."""
+    rng = np.random.default_rng(seed)
     rows = max(1, CHUNK_SIZE // num_problems)
     # Narrow integers are drawn several times as fast as 64-bit ones.
     dtype = np.uint16 if num_problems <= 2**16 else np.int64
-    means = np.empty(num_resamples)
     for start in range(0, num_resamples, rows):
         shape = (min(rows, num_resamples - start), num_problems)
-        drawn = rng.integers(num_problems, size=shape, dtype=dtype)
-        # No index is out of range, and "clip" skips the check, which would take most of the time.
-        means[start : start + rows] = values.take(drawn, mode="clip").mean(axis=1)
-    return means
+        yield rng.integers(num_problems, size=shape, dtype=dtype)
+
+
+@lru_cache(maxsize=2)
+def _kept_draws(num_problems: int, num_resamples: int, seed: int) -> list[NDArray[np.integer[Any]]]:
+    return list(_draws(num_problems, num_resamples, seed))
 
 
 def _auc(number: int, scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
