@@ -26,11 +26,12 @@ _NARROW = 512  # widest model whose products one thread does as fast as several
 
 def num_workers(trunk: Trunk) -> int:
     """How many threads should take pieces of this model's work."""
+    if not isinstance(trunk, LlamaTrunk):
+        # transformers' own modules may keep what one pass computes for the next.
+        return 1
     model: PreTrainedModel = trunk.model
-    config = model.config.get_text_config()
-    narrow = model.device.type == "cpu" and config.hidden_size <= _NARROW
-    # transformers' own modules may keep what one pass computes for the next.
-    return _OneThread.available() if narrow and isinstance(trunk, LlamaTrunk) else 1
+    narrow = model.device.type == "cpu" and model.config.get_text_config().hidden_size <= _NARROW
+    return _OneThread.available() if narrow else 1
 
 
 def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
