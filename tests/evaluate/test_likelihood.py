@@ -259,10 +259,10 @@ def test_a_choice_that_the_model_cannot_read_is_refused() -> None:
             parts_of(direction, *asked("ab", [" abcabcd", " c"], ("t", 4)), context=6)
 
 
-def test_contexts_that_do_not_begin_alike_are_not_cut() -> None:
+def test_contexts_that_begin_differently_are_not_cut() -> None:
     requests = [Request(context, " bc", ("t", 4)) for context in ("abcd", "bbcd")]
     for direction in Direction:
-        with pytest.raises(InputError, match="document 4 of task 't'.*do not begin alike"):
+        with pytest.raises(InputError, match="document 4 of task 't'.*begin differently"):
             parts_of(direction, *requests, context=6)
 
 

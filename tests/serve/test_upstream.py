@@ -154,10 +154,10 @@ class _Garbled(httpx.AsyncByteStream):
 FAILURES: dict[str, tuple[Handler, int, str]] = {
     "hangs": (_hangs, 504, "did not answer within"),
     "dies": (_dies, 502, "broke off"),
-    "html": (lambda r: httpx.Response(200, html="<p>no"), 502, "makes no sense"),
+    "html": (lambda r: httpx.Response(200, html="<p>no"), 502, "is not valid"),
     "no choices": (lambda r: httpx.Response(200, json={"choices": []}), 502, "no choices"),
     "strange": (lambda r: httpx.Response(200, json={"choices": [7]}), 502, "no choices"),
-    "deep": (lambda r: httpx.Response(200, content=b"[" * 10**5), 502, "makes no sense"),
+    "deep": (lambda r: httpx.Response(200, content=b"[" * 10**5), 502, "is not valid"),
     "no text": (
         lambda r: httpx.Response(200, json={"choices": [{"message": {"content": None}}] * 6}),
         502,

@@ -58,7 +58,7 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
     """
     try:
         if len(text) > _MOST_BYTES:
-            raise _RefusedError(f"it has {len(text)} characters; {_MOST_BYTES} are the most")
+            raise _RefusedError(f"it has {len(text)} characters; at most {_MOST_BYTES} are read")
         _check_events(text)
         root = yaml.compose(text, yaml.SafeLoader)
         if root is None:

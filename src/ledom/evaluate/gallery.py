@@ -245,7 +245,7 @@ def _infilled(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
 
     def check(middle: Middle) -> None:
         if middle.gap_id not in gaps:
-            raise InputError(f"names the gap {middle.gap_id!r}, which gaps.jsonl has not")
+            raise InputError(f"names the gap {middle.gap_id!r}, which is not in gaps.jsonl")
 
     middles = read_records(file, Middle, check)
     best = [middle for middle in middles if middle.rank == 1]

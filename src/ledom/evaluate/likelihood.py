@@ -73,7 +73,7 @@ def score(
     """The parts of every request; `control` adds those of the reversed prompt.
 
     Raises `InputError` for an empty continuation, for one that is longer than the model's context,
-    and for contexts that cannot be cut alike.
+    and for contexts that cannot be cut the same way.
     """
     for request in requests:
         if not request.continuation:
@@ -85,7 +85,7 @@ def score(
 
 
 class _Scorer:
-    """What both directions share: texts as tokens, cut alike within a document."""
+    """What both directions share: texts as tokens, cut the same way within a document."""
 
     def __init__(
         self, lm: LanguageModel, requests: Sequence[Request], convention: Convention, control: bool
@@ -140,8 +140,8 @@ class _Scorer:
             if len({tuple(texts[place].ids[:excess]) for place in inside}) > 1:
                 raise InputError(
                     f"document {_named(self.requests[inside[0]])} is too long for the model's "
-                    f"context of {self.lm.context}, and its choices do not begin alike, so they "
-                    "cannot be cut alike; give fewer examples, or remove the document"
+                    f"context of {self.lm.context}, and its choices begin differently, so they "
+                    "cannot be cut the same way; give fewer examples, or remove the document"
                 )
             for place in inside:
                 text = texts[place]
@@ -191,7 +191,7 @@ class _Forward(_Scorer):
         ]
 
     def cut_wholes(self, texts: list[_Text]) -> list[_Text]:
-        """The texts of documents whose contexts differ, cut alike; no other is read whole."""
+        """The texts of documents whose contexts differ, cut the same way; no other is whole."""
         empty = _Text([], 0, "no context")
         wholes = [text if text.kind == "many contexts" else empty for text in texts]
         return self.cut_alike(wholes, self.lm.context + 1 - len(self.convention.prefix))

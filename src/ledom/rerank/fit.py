@@ -125,7 +125,7 @@ class TunedWeights:
             if question_hash(problem.question) in self.problem_hashes:
                 raise InputError(
                     f"problem {problem.id!r} is one of those that the weights were tuned on; "
-                    "accuracy on it would flatter: leave it out, or use other weights"
+                    "its accuracy would look too good: leave it out, or use other weights"
                 )
 
 

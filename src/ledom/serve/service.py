@@ -81,9 +81,7 @@ class Service:
         """
         limits = self.settings.limits
         if len(pairs) > limits.max_candidates:
-            raise Refusal(
-                413, f"{len(pairs)} texts; {limits.max_candidates} are the most in one request"
-            )
+            raise Refusal(413, f"{len(pairs)} texts; at most {limits.max_candidates} per request")
         size = sum(len(pair.question) + len(pair.answer) for pair in pairs)
         await apart(size, lambda: self._check(pairs, size))
         judged = await self._batcher.submit(pairs)
@@ -100,9 +98,9 @@ class Service:
         """Raise `Refusal` for more texts, or longer ones, than one request may have written."""
         limits = self.settings.limits
         if texts > limits.max_candidates:
-            raise Refusal(413, f"{texts} texts; {limits.max_candidates} are the most")
+            raise Refusal(413, f"{texts} texts; at most {limits.max_candidates} per request")
         if tokens > limits.max_new_tokens:
-            raise Refusal(413, f"max_tokens is {tokens}; {limits.max_new_tokens} are the most")
+            raise Refusal(413, f"max_tokens is {tokens}; at most {limits.max_new_tokens} per text")
 
     def check_scoring(self, lm: LanguageModel, tokens: int) -> None:
         """Raise `Refusal` for a text that takes more to score token by token than is allowed."""
@@ -138,7 +136,7 @@ class Service:
         texts = [text for pair in pairs for text in (pair.question, pair.answer)]
         count = sum(len(ids) for ids in self.judge.models[0].tokenizer.encode_ids(texts))
         if count > most:
-            raise Refusal(413, f"{count} tokens; {most} are the most in one request")
+            raise Refusal(413, f"{count} tokens; at most {most} per request")
 
     async def close(self) -> None:
         """Finish what was taken."""

@@ -155,10 +155,10 @@ class Upstream:
         try:
             data = parse_json(bytes(content))
         except InputError as error:
-            raise Refusal(502, f"the upstream's answer makes no sense: {error}") from None
+            raise Refusal(502, f"the upstream's answer is not valid: {error}") from None
         choices = data.get("choices")
         if not isinstance(choices, list) or not choices or not all(map(_is_choice, choices)):
-            raise Refusal(502, "the upstream's answer makes no sense: it has no choices")
+            raise Refusal(502, "the upstream's answer is not valid: it has no choices")
         return data
 
 

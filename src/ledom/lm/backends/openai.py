@@ -242,9 +242,7 @@ class OpenAILanguageModel(LanguageModel):
         try:
             return read(answer)
         except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            raise ServerError(
-                f"{self.name}: the server's answer makes no sense: {error}"
-            ) from error
+            raise ServerError(f"{self.name}: the server's answer is not valid: {error}") from error
 
 
 def _import_openai() -> Any:

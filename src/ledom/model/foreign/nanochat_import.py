@@ -145,8 +145,8 @@ def _refuse(tensors: Mapping[str, StoredTensor]) -> None:
             )
         if re.search(r"(^|\.)(value_embed(?!s\.\d)|v0_lambdas|bigram_)", name):
             raise CheckpointError(
-                f"{tensor.file}: {name!r} belongs to an experiment of nanochat that was taken "
-                "back, which ledom does not compute"
+                f"{tensor.file}: {name!r} belongs to an experiment of nanochat that was "
+                "reverted, which ledom does not compute"
             )
 
 

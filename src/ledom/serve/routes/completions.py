@@ -93,7 +93,7 @@ async def complete(body: CompletionBody, service: Service) -> JsonObject:
     lm = service.model(body.model)
     prompts, count = body.prompts(), body.n or 1
     if not prompts:
-        raise Refusal(422, "prompt: there is none")
+        raise Refusal(422, "prompt: it is missing")
     service.check_writing(len(prompts) * count, body.sampling().max_tokens)
     service.check_prompts(lm, prompts)
     if body.echo:
