@@ -75,7 +75,7 @@ def _draw_differences(axes: Axes, rows: Mapping[str, Interval], opponent: str) -
     high = 100 * max(0.0, *(interval.high for interval in rows.values()))
     margin = 0.06 * (high - low) or 1.0  # equal ends would be stretched with a warning
     axes.set_xlim(low - margin, high + margin)
-    axes.set_xlabel(f"points above {opponent}")
+    axes.set_xlabel(f"points above {opponent}", loc="right")  # names leave it less room
 
 
 def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
