@@ -1,12 +1,13 @@
 """Files and folders are written whole or not at all."""
 
 import errno
+import hashlib
 import os
 
 import pytest
 
 from ledom.core.errors import OutputError
-from ledom.core.files import write_atomically, write_folder
+from ledom.core.files import fingerprint, write_atomically, write_folder
 from ledom.core.records import Document, write_records
 
 
@@ -102,3 +103,10 @@ def test_a_folder_replaces_another_only_when_asked(tmp_path):
         (folder / "new").touch()
     assert os.listdir(tmp_path) == ["model"]
     assert os.listdir(out) == ["new"]
+
+
+def test_texts_that_hold_what_parts_them_have_fingerprints_of_their_own() -> None:
+    rows = [("a\0", "b"), ("a", "\0b"), ("a\1\2", "b"), ("a\1", "\2b"), ("a", "b"), ("ab", "")]
+    assert len({fingerprint([row]) for row in rows}) == len(rows)
+    known = hashlib.sha256(b"a\0b\0").hexdigest()[:16]
+    assert fingerprint([("a", "b")]) == known  # finished files keep theirs

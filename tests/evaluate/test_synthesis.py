@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,14 @@ def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     check_refused(run("synthesize", path, "--known", tmp_path / "no.jsonl"), "no such file")
     assert not out.exists()
     assert read_seeds(path) == SEEDS
+
+
+def test_without_datasketch_the_command_says_what_to_install(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a model is loaded."""
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    out = tmp_path / "out"
+    refused = run("synthesize", "--forward", "nowhere", "--reverse", "nowhere", "--out", out)
+    check_refused(refused, "datasketch is not installed; run: pip install 'ledom[data]'")
+    assert not out.exists()

@@ -121,15 +121,20 @@ def no_locks(folder: Path) -> OutputError:
 
 
 def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
-    """A short hash of texts.
+    """A short hash of texts; all rows have as many.
 
     >>> fingerprint([("a", "b")]) == fingerprint([("ab", "")])
     False
     """
     digest = hashlib.sha256()
     for row in rows:
-        digest.update("".join(f"{text}\0" for text in row).encode())
+        digest.update("".join(f"{_without_nul(text)}\0" for text in row).encode())
     return digest.hexdigest()[:16]
+
+
+def _without_nul(text: str) -> str:
+    """A text, or what stands for it alone: NUL ends a text in a fingerprint."""
+    return text.replace("\1", "\1\1").replace("\0", "\1\2")
 
 
 def file_hash(path: Path) -> str:
