@@ -16,6 +16,7 @@ from ledom.lm.language_model import Generation, Sampling
 from ledom.text.tokenizer import Tokenizer
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_rerank_from_problems_to_report(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:

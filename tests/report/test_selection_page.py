@@ -276,6 +276,7 @@ def test_hostile_texts_are_escaped_everywhere(report: dict[str, Any]) -> None:
     assert "{{ 7*7 }}" in page.text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_page_shows_every_strategy_and_number(report: dict[str, Any]) -> None:
     page = _Page(render_html(report))
     text = " ".join(page.text.split()).replace(MINUS, "-")

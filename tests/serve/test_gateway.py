@@ -31,6 +31,7 @@ def made_up_weights() -> TunedWeights:
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_by_every_strategy_it_chooses_as_rerank_does_on_the_same_candidates(
     models: Models, tmp_path: Path
 ) -> None:

@@ -83,7 +83,7 @@ def test_greedy_equals_generate(
     lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
 ) -> None:
     """Token for token, with more prompts than rows, so that rows are given to the next."""
-    texts = prompts(problems, 20)
+    texts = prompts(problems, 12)
     made = dict(lm.generate(texts, Sampling(temperature=0, max_tokens=24)))
     reverse = str(lm.direction) == "reverse"
     eos = lm.tokenizer.eos_id
@@ -151,6 +151,7 @@ def test_rows_that_end_together_are_refilled(lm: HFLanguageModel) -> None:
     assert eos not in made[7][0].ids
 
 
+@pytest.mark.slow
 def test_a_draw_does_not_depend_on_the_batch(lm: HFLanguageModel) -> None:
     """Prompts of any length whose samples are torn apart, and texts longer than a block's step."""
     prompts = ["7", TEXTS[0], "Ava has", TEXTS[0]]
