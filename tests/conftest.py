@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 
@@ -11,4 +13,11 @@ def pytest_configure(config: pytest.Config) -> None:
     Its imports (torch, transformers) take six seconds, in which no worker has started yet.
     """
     if config.getoption("dist", "no") == "no":
+        gc.disable()  # nothing that is imported becomes garbage
         config.pluginmanager.import_plugin("shared_fixtures")
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, but not again and again among all that was imported."""
+    gc.freeze()
+    gc.enable()
