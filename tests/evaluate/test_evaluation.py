@@ -268,6 +268,37 @@ def test_written_answers_are_read_off_in_both_directions(
         assert found["tasks"][0]["num_documents"] == 4
 
 
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_no_question_is_its_own_example(tmp_path: Path, place: str) -> None:
+    """The first two questions are shown, the next two asked, the last is beyond the limit."""
+    rows = [
+        {"id": f"{i}", "question": f"Q{i}", "choices": [f"w{i}", f"r{i}"], "answer_index": 1}
+        | {"place": place}
+        for i in range(5)
+    ]
+    file = write(tmp_path / "few.jsonl", rows)
+    (task,) = find_source(str(file), Options(num_fewshot=2, limit=2)).load(FORWARD)
+    asked = [*task.test_docs()]
+    assert [doc["choices"][1] for doc in asked] == ["r2", "r3"]
+    for doc in asked:
+        shown = str(task.fewshot_context(doc, 2))
+        assert shown.index("Q0") < shown.index("Q1")
+        assert "r0" in shown
+        assert (doc["choices"][1] if place == "after" else doc["text"]) not in shown
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_examples_leave_a_question_to_ask(tmp_path: Path, count: int) -> None:
+    rows = [
+        {"id": f"{i}", "question": "?", "choices": ["a", "b"], "answer_index": 0}
+        for i in range(count)
+    ]
+    file = write(tmp_path / "few.jsonl", rows)
+    source = find_source(str(file), Options(num_fewshot=2))
+    with pytest.raises(InputError, match=f"'few' has {count} questions, all used as examples"):
+        source.load(FORWARD)
+
+
 def test_what_is_cut_and_what_begins_another_choice_is_noted(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

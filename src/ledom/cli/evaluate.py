@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 TASKS = "Tasks"
-_WIDTH = 100  # columns that the table needs
+_WIDTH = 140  # columns that the table may take: numbers are never cut
 _NOT_FOR_REVERSAL = (
     "data",
     "num_fewshot",

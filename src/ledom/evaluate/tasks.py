@@ -132,7 +132,7 @@ def _from_file(name: str, file: Path, options: Options, direction: Direction) ->
     keys = _first_record(file).keys()
     if "choices" in keys:
         questions = read_records(file, ChoiceQuestion, check_choices())
-        return [_choice_task(name, questions[: options.limit], options, _QUESTION, " ")]
+        return [_choice_task(name, questions, options, _QUESTION, " ")]
     if {"prompt", "test", "entry_point"} <= keys:
         return [_code_task(name, read_records(file, CodeProblem), options, direction)]
     if "question" in keys:
@@ -165,7 +165,8 @@ def _first_record(file: Path) -> JsonObject:
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
     place = _GENERATED[name]
-    questions = problem_questions(place, options.limit or 200, options.seed)  # type: ignore[arg-type]
+    count = (options.limit or 200) + options.num_fewshot
+    questions = problem_questions(place, count, options.seed)  # type: ignore[arg-type]
     return [_choice_task(name, questions, options, "{}", "\n\n")]
 
 
@@ -174,7 +175,7 @@ def _neighbors(
 ) -> Sequence[Any]:
     documents = read_records(file, Document, unique_ids())
     questions = neighbor_questions(documents, place, options.seed)  # type: ignore[arg-type]
-    return [_choice_task(name, questions[: options.limit], options, "{}", " ")]
+    return [_choice_task(name, questions, options, "{}", " ")]
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
@@ -212,7 +213,11 @@ def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequenc
 def _choice_task(
     name: str, questions: Sequence[ChoiceQuestion], options: Options, text: str, delimiter: str
 ) -> Any:
-    """A multiple-choice task. Where the choices come first, they are the contexts."""
+    """A multiple-choice task. Where the choices come first, they are the contexts.
+
+    The first questions are the examples, and are not asked.
+    """
+    _check_examples(name, len(questions), options)
     places = {question.place for question in questions}
     if len(places) > 1:
         raise InputError(f"task {name!r} mixes questions with place after and before; split it")
@@ -223,15 +228,22 @@ def _choice_task(
     ]
     return _make(
         name,
-        rows,
+        rows[options.num_fewshot :][: options.limit],
         output_type="multiple_choice",
         doc_to_text=_answer_index if before else _text,
         doc_to_choice=_choices,
         doc_to_target=_text if before else _answer_index,
         target_delimiter=delimiter,
         num_fewshot=options.num_fewshot,
+        fewshot_config={"sampler": "first_n", "samples": rows[: options.num_fewshot]},
         metric_list=[_mean("acc"), _mean("acc_norm")],
     )
+
+
+def _check_examples(name: str, count: int, options: Options) -> None:
+    """Raise `InputError` where the examples leave nothing to ask."""
+    if count <= options.num_fewshot:
+        raise InputError(f"task {name!r} has {count} questions, all used as examples")
 
 
 def _written_task(
@@ -241,9 +253,8 @@ def _written_task(
     options: Options,
     direction: Direction,
 ) -> Any:
+    _check_examples(name, len(problems), options)
     examples, asked = problems[: options.num_fewshot], problems[options.num_fewshot :]
-    if not asked:
-        raise InputError(f"task {name!r} has {len(problems)} problems, all used as examples")
     rows = [
         {
             "problem": json.dumps(problem.to_json()),
