@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from ledom.text.tokenizer import Tokenizer
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
+from ledom.evaluate import harness
 from ledom.evaluate.harness import LedomLM, document_batches
 from ledom.evaluate.scorings import Request
 
@@ -318,3 +320,30 @@ def test_the_embedded_pair_prefers_the_right_solution(
         ]
         right, wrong = LedomLM(ledom.load("tiny", direction, device="cpu")).loglikelihood(instances)
         assert right[0] > wrong[0]
+
+
+def test_no_document_is_its_own_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a task with nothing but test documents, where the harness would draw it as well."""
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"q": f"Q{i}", "a": f"A{i}"} for i in range(3)])
+    task = harness.build_task(
+        {
+            "task": "x",
+            "custom_dataset": lambda **_: {"test": rows},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": lambda doc: doc["q"],
+            "doc_to_target": lambda doc: doc["a"],
+        }
+    )
+    manager = SimpleNamespace(load=lambda names: {"tasks": {"x": task}})
+    monkeypatch.setattr(harness, "_task_manager", lambda: manager)
+    (built,) = harness.build_tasks("x", 1)
+    built.set_fewshot_seed(seed=1234)
+    for _ in range(5):
+        for number, doc in enumerate(built.test_docs()):
+            text = built.fewshot_context(doc, 1)
+            assert text.endswith(f"Q{number}")
+            assert f"A{number}" not in text
+            assert " A" in text

@@ -368,7 +368,19 @@ def build_tasks(name: str, num_fewshot: int) -> list[Any]:
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
+        _leave_out_the_question(task)
     return tasks
+
+
+def _leave_out_the_question(task: Any) -> None:
+    """Examples from the documents asked are other documents than the one asked.
+
+    The harness sees to it only where the task names their split.
+    """
+    settings = task.fewshot_cfg
+    elsewhere = task.has_training_docs() or task.has_validation_docs() or settings.samples
+    if settings.split is None and not elsewhere:
+        settings.split = task.config.test_split
 
 
 @cache
