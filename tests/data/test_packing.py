@@ -114,6 +114,7 @@ def test_a_permutation_is_one(size):
     assert permute(np.array([size - 1, 0]), size, (1, 2, 3)).tolist() == [order[-1], order[0]]
 
 
+@pytest.mark.slow
 def test_permutations_differ_by_key_and_spread_evenly():
     """Over many keys every number goes to every place about equally often."""
     size, keys = 10, 4000

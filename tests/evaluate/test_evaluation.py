@@ -194,6 +194,7 @@ class Stopped(FakeLanguageModel):
         return super().logprobs(targets)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_resumes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     rows = [QUESTIONS[i % 12] | {"id": str(i)} for i in range(150)]
     file = write(tmp_path / "mine.jsonl", rows)

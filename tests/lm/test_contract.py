@@ -191,6 +191,7 @@ def test_texts_end_in_time_and_hold_no_special_tokens(lm: LanguageModel) -> None
             assert len(one.ids) <= 6
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_seed_prompt_and_number_alone(lm: LanguageModel) -> None:
     prompts = ["Ava has 12", "7", "What is 3 + 4?"]
     sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)

@@ -195,6 +195,7 @@ def test_a_single_run_is_not_named_in_the_figure(report: dict[str, Any]) -> None
     )
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_and_escapes_everything(report: dict[str, Any]) -> None:
     page = render_html(report)
     assert "<script" not in page

@@ -66,6 +66,7 @@ def _texts(svg: str) -> list[str]:
     return ["".join(element.itertext()) for element in elements]
 
 
+@pytest.mark.slow
 def test_figures_are_self_contained_svg_elements() -> None:
     for svg in _all_figures():
         assert svg.startswith("<svg ")
@@ -78,6 +79,7 @@ def test_figures_are_self_contained_svg_elements() -> None:
         assert ElementTree.fromstring(svg).get("role") == "img"
 
 
+@pytest.mark.slow
 def test_ids_are_unique_across_figures_and_references_resolve() -> None:
     page = "".join(_all_figures())
     ids = re.findall(r'\bid="([^"]*)"', page)
@@ -113,6 +115,7 @@ def test_lambda_figure_marks_the_chosen_value() -> None:
     assert "chosen 0.5" in _texts(plots.by_lambda_figure(BY_LAMBDA))
 
 
+@pytest.mark.slow
 def test_colors_are_variables_that_a_page_can_set() -> None:
     for svg in _all_figures():
         assert "var(--fig-ink, #1c2024)" in svg or "var(--fig-muted, #667080)" in svg
@@ -149,6 +152,7 @@ def test_labels_are_spread(wanted: list[float], expected: list[float]) -> None:
     assert spread(wanted, gap=2.0) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_drawing_leaves_matplotlib_settings_alone() -> None:
     import matplotlib
 

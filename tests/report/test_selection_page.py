@@ -240,6 +240,7 @@ def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str,
     assert expected in rows[0]
 
 
+@pytest.mark.slow
 def test_page_refers_to_nothing_outside_itself(report: dict[str, Any]) -> None:
     page = render_html(report)
     assert set(re.findall(r"https?://[^\"'\s<]*", page)) <= {
@@ -255,6 +256,7 @@ def test_page_refers_to_nothing_outside_itself(report: dict[str, Any]) -> None:
     assert not re.search(r"url\((?!#)", page)
 
 
+@pytest.mark.slow
 def test_hostile_texts_are_escaped_everywhere(report: dict[str, Any]) -> None:
     report["title"] = report["command"] = HOSTILE
     report["notes"] = [HOSTILE]
@@ -502,6 +504,7 @@ def test_numbers_that_are_not_finite_become_null(
     assert written["settings"]["bad"] is None
 
 
+@pytest.mark.slow
 def test_numpy_numbers_are_written(tmp_path: Path, report: dict[str, Any]) -> None:
     import numpy
 

@@ -82,6 +82,7 @@ def test_the_feature_is_the_difference(checkpoints: dict[str, Path]) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_it_is_a_stage_of_its_own(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:

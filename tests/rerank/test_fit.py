@@ -97,6 +97,7 @@ def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
         assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
 
 
+@pytest.mark.slow
 def test_more_problems_bring_the_weights_to_the_true_ones() -> None:
     """Of normals at 0 and 2 with spread 1 the log odds of (x right, x' wrong) are 2 (x - x').
 

@@ -87,6 +87,7 @@ def test_a_solution_without_room_loses_its_end(checkpoints: dict[str, Path]) -> 
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_it_is_a_stage_of_its_own(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:

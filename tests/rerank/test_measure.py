@@ -175,6 +175,7 @@ def test_only_labeled_problems_are_measured(table: CandidateTable) -> None:
         measure(table, TunedWeights({}, 0, 0, frozenset()), labeled=np.zeros(NUM_PROBLEMS, bool))
 
 
+@pytest.mark.slow
 def test_folds_keep_their_weights_among_the_labeled(table: CandidateTable) -> None:
     """Fold 0 holds the even problems, chosen rightly; fold 1 the odd ones, chosen wrongly."""
 

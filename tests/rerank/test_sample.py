@@ -60,6 +60,7 @@ def test_what_is_drawn_early_is_the_beginning_of_all(lm: FakeLanguageModel) -> N
     assert all("early_stop_of" not in (c.sampling or {}) for c in full["p0",])
 
 
+@pytest.mark.slow
 def test_sampling_goes_on_from_what_is_there(lm: FakeLanguageModel) -> None:
     chunks = drawn_early(lm, {})
     expected = by_problem(chunks)

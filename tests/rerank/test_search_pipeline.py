@@ -52,6 +52,7 @@ def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
+@pytest.mark.slow
 def test_a_search_that_broke_off_goes_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def stop_after(count: int) -> Any:
         def track(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
@@ -108,6 +109,7 @@ def test_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert search_job(made, plain).accuracy["random"].mean > 0
 
 
+@pytest.mark.slow
 def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

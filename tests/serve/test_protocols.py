@@ -117,7 +117,7 @@ def test_teis_errors_have_its_form(
     pair[0].context = 64
     for body, status, message in (
         ({"query": "", "texts": ["a"]}, 400, "the question is empty"),
-        ({"query": "a", "texts": ["b"] * 51}, 413, "51 texts; 50 are the most in one request"),
+        ({"query": "a", "texts": ["b"] * 51}, 413, "51 texts; at most 50 per request"),
         (
             {"query": "a", "texts": ["3 + 4 = 7 " * 40], "truncate": False},
             413,

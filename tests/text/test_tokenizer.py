@@ -240,6 +240,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, tokenizer):
         tokenizer.save(tmp_path / "file" / "x")
 
 
+@pytest.mark.slow
 def test_a_death_while_it_is_saved_leaves_one_or_the_other(tmp_path, tokenizer):
     other = train_tokenizer(["3 + 4 = 7"], 300)
     for moment in range(10):

@@ -196,6 +196,7 @@ def test_validation_loss_is_the_mean_over_tokens(recipe, data, tiny_config):
     assert found["valid_loss"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data):
     done, original = 0, Muon.step
 
@@ -307,6 +308,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, uninterrupted, recipe, data):
     assert (finished / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_a_run_that_gets_another_length_is_as_one_of_that_length(tmp_path, recipe, data):
     shorter = recipe.model_copy(
         update={"optim": recipe.optim.model_copy(update={"steps": 14, "decay_steps": 6})}

@@ -74,6 +74,7 @@ def test_an_imported_model_scores_as_the_original(foreign: Path, tmp_path: Path)
     assert sorted(os.listdir(tmp_path)) == ["foreign", "out"]
 
 
+@pytest.mark.slow
 def test_the_other_direction_is_refused(run: Run, foreign: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run("import", foreign, "--direction", "forward", "--out", out)
@@ -84,6 +85,7 @@ def test_the_other_direction_is_refused(run: Run, foreign: Path, tmp_path: Path)
     assert ledom.load(out).direction is ledom.Direction.FORWARD
 
 
+@pytest.mark.slow
 def test_the_check_measures_as_transformers_does(foreign: Path) -> None:
     """One text at a time, the whole model in memory."""
     model = AutoModelForCausalLM.from_pretrained(foreign, dtype=torch.float32).eval()
@@ -104,6 +106,7 @@ def test_the_check_measures_as_transformers_does(foreign: Path) -> None:
     assert found.eos_probability == pytest.approx(np.exp(np.mean(ends)), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_likeliest_special_token_becomes_eos(foreign: Path, tmp_path: Path) -> None:
     """The folder says another one, as LEDOM-7B's config.json does."""
     tokenizer = Tokenizer.load(embedded_folder("reverse"))
@@ -185,6 +188,7 @@ def test_older_formats_compute_the_same(
     )
 
 
+@pytest.mark.slow
 def test_shards_are_read_and_written(
     foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

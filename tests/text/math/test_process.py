@@ -43,6 +43,7 @@ def checker() -> Iterator[MathChecker]:
         "\\frac{" * 40,
     ],
 )
+@pytest.mark.slow
 def test_a_hostile_expression_is_not_equal_and_not_in_the_way(
     checker: MathChecker, hostile: str
 ) -> None:
@@ -50,6 +51,7 @@ def test_a_hostile_expression_is_not_equal_and_not_in_the_way(
     assert checker.equal(r"\sqrt{8}", r"2\sqrt{2}")  # a new worker, where the old one was killed
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(checker: MathChecker) -> None:
     assert checker._worker is not None
     checker._worker.kill()
