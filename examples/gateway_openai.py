@@ -13,7 +13,10 @@ import os
 
 import openai
 
-QUESTION = "Ava has 12 apples and gives 5 to Noah. How many apples does Ava have left?"
+QUESTION = (
+    "A pizza has 24 pieces. If Ava can eat 4 pieces a day while Noah can eat 2 times as much, "
+    "how many days will the pizza last?"
+)
 
 
 def main() -> None:
