@@ -82,6 +82,30 @@ def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
     run(test)
 
 
+def test_a_batch_that_completes_a_small_request_is_half_as_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ledom.serve.batching._MEMORY", 1.0)  # the speed stays as it is
+
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work, cost=500.0)
+        queue._speed = 2000.0 / 1e9  # four items per batch
+        work.gate.clear()
+        large = asyncio.create_task(queue.submit(list(range(100, 112))))
+        await until(lambda: len(work.batches) == 1)
+        small = asyncio.create_task(queue.submit([1]))
+        await until(lambda: queue.waiting == 9)
+        work.gate.set()
+        assert await small == [2]
+        assert await large == [2 * n for n in range(100, 112)]
+        assert [len(batch) for batch in work.batches] == [4, 2, 4, 3]
+        assert work.batches[1] == [1, 104]
+        await queue.close()
+
+    run(test)
+
+
 def test_a_request_that_fails_does_not_spoil_the_others() -> None:
     async def test() -> None:
         work = Work()

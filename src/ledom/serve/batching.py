@@ -2,7 +2,8 @@
 
 A request is a list of items. A batch first takes one item of each request that has had none, so a
 small request is in the next batch however many items large ones have left; then further items of
-the others in turn, as long as the batch stays short. How long it takes the worker learns from the
+the others in turn, as long as the batch stays short, and half as long where it completes a small
+request. How long it takes the worker learns from the
 batches before. Many small requests thus share a large batch, which is the fastest way to do all of
 them, and large ones are done in short batches, behind which a small one need not wait. A batch
 starts as soon as the worker is free: batches fill by themselves under load, and an idle server adds
@@ -147,7 +148,10 @@ class Batcher(Generic[_T, _R]):
             len(batch) < self._least or cost + self._next_cost(self._fresh) <= _WIDE * usual
         ):
             cost += self._take_one(self._fresh, batch)
-        while self._begun and (not batch or cost + self._next_cost(self._begun) <= usual):
+        # Whoever is answered after this batch has waited for the one before: it is kept short.
+        answers = any(request.taken == len(request.items) for request, _ in batch)
+        room = usual / 2 if answers else usual
+        while self._begun and (not batch or cost + self._next_cost(self._begun) <= room):
             cost += self._take_one(self._begun, batch)
         return batch
 
