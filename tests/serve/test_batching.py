@@ -106,6 +106,27 @@ def test_a_batch_that_completes_a_small_request_is_half_as_long(
     run(test)
 
 
+def test_a_small_request_has_a_batch_of_its_own_while_large_ones_advance_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ledom.serve.batching._MEMORY", 1.0)  # the speed stays as it is
+
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work, cost=500.0)
+        queue._speed = 500.0 / 1e9  # one item per batch
+        large = asyncio.create_task(queue.submit(list(range(100, 160))))
+        for _ in range(12):
+            begun = len(work.batches)
+            await until(lambda begun=begun: large.done() or len(work.batches) > begun)  # type: ignore[misc]
+            assert await queue.submit([1]) == [2]
+        assert await large == [2 * n for n in range(100, 160)]
+        assert all(batch == [1] for batch in work.batches if 1 in batch)
+        await queue.close()
+
+    run(test)
+
+
 def test_a_request_that_fails_does_not_spoil_the_others() -> None:
     async def test() -> None:
         work = Work()

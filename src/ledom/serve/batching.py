@@ -28,7 +28,7 @@ _R = TypeVar("_R")
 _FIRST_COST = 2000.0  # of a batch before any speed is known
 _MEMORY = 0.8  # weight of the past in the speed
 _WIDE = 16  # times the usual cost: a batch of requests that have had nothing yet
-_FAIR = 4  # every so many batches, those that have waited longest go first
+_FAIR = 4  # so many batches may pass over the requests begun; then one of them goes first
 
 
 class Overloaded(Exception):  # noqa: N818 (a state of the server)
@@ -78,7 +78,7 @@ class Batcher(Generic[_T, _R]):
         self._seconds, self._capacity, self._least = seconds, capacity, least
         self._fresh: deque[_Request[_T, _R]] = deque()  # nothing of them was taken yet
         self._begun: deque[_Request[_T, _R]] = deque()
-        self._waiting = self._num_batches = 0
+        self._waiting = self._passed_over = 0
         self._speed: float | None = None
         self._last_items = 1.0
         self._wake = asyncio.Event()
@@ -141,9 +141,10 @@ class Batcher(Generic[_T, _R]):
         usual = _FIRST_COST if self._speed is None else self._speed * self._seconds
         batch: list[tuple[_Request[_T, _R], _T]] = []
         cost = 0.0
-        self._num_batches += 1
-        if self._begun and self._num_batches % _FAIR == 0:
+        self._passed_over += 1
+        if self._begun and self._passed_over >= _FAIR:
             cost += self._take_one(self._begun, batch)
+            self._passed_over = 0
         while self._fresh and (
             len(batch) < self._least or cost + self._next_cost(self._fresh) <= _WIDE * usual
         ):
@@ -153,6 +154,7 @@ class Batcher(Generic[_T, _R]):
         room = usual / 2 if answers else usual
         while self._begun and (not batch or cost + self._next_cost(self._begun) <= room):
             cost += self._take_one(self._begun, batch)
+            self._passed_over = 0
         return batch
 
     def _next_cost(self, queue: deque[_Request[_T, _R]]) -> float:
