@@ -61,7 +61,7 @@ __all__ = ["COMMANDS"]
 _DEMO_PROBLEMS = 640
 _DEMO_SAMPLES = 8
 """The demo's size gives each seed enough power for both claims (docs/log.md)."""
-_DEMO_SECONDS = 0.1  # per candidate on one core without AVX-512: sampled, scored by both models
+_DEMO_SECONDS = 0.08  # per candidate on one core without AVX-512: sampled, scored by both models
 _SAMPLING = (
     "samples",
     "early_stop",
