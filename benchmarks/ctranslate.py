@@ -28,15 +28,21 @@ class CTranslate2:
         if not folder.exists():
             TransformersConverter(lm.name).convert(str(folder))
             self._name_special_tokens(folder / "config.json")
+        self._threads = torch.get_num_threads()
         self.words: list[str] = json.loads((folder / "vocabulary.json").read_text())
         self.eos_id = lm.tokenizer.eos_id
         self.generator = ctranslate2.Generator(
             str(folder),
             device="cpu",
             compute_type=precision,
-            intra_threads=1 if apart else torch.get_num_threads(),
-            inter_threads=torch.get_num_threads() if apart else 1,
+            intra_threads=1 if apart else self._threads,
+            inter_threads=self._threads if apart else 1,
         )
+        self._restore()
+
+    def _restore(self) -> None:
+        """It sets OpenMP's number of threads for the process: torch has its own again."""
+        torch.set_num_threads(self._threads)
 
     @staticmethod
     def _name_special_tokens(config: Path) -> None:
@@ -51,6 +57,7 @@ class CTranslate2:
         found = self.generator.score_batch(
             self._words(texts), max_batch_size=batch_size, max_input_length=0
         )
+        self._restore()
         return [result.log_probs for result in found]
 
     def generate(
@@ -74,6 +81,7 @@ class CTranslate2:
             include_prompt_in_result=False,
             end_token=[self.eos_id],
         )
+        self._restore()
         return [ids for result in found for ids in result.sequences_ids]
 
     def _words(self, texts: list[list[int]]) -> list[list[str]]:
