@@ -25,7 +25,7 @@ from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.score import match_candidates
+from ledom.rerank.candidates import match_candidates
 from ledom.rerank.strategies import STRATEGIES
 
 ARMS: dict[str, tuple[str, ...]] = {

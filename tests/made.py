@@ -1,12 +1,14 @@
-"""Scores with the fields that a test cares about; the others are made up."""
+"""Scores and spans with what a test cares about; the rest is made up."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ledom.core.direction import Direction
 from ledom.core.records import Score
+from ledom.lm.language_model import LanguageModel, TokenSpan
 
-__all__ = ["made_score", "token_score"]
+__all__ = ["made_score", "token_score", "whole_text"]
 
 
 def made_score(
@@ -36,3 +38,10 @@ def token_score(target: str, values: list[float], spans: list[list[int]], **more
     return made_score(
         target, sum(values), len(values), token_logprobs=values, token_spans=spans, **more
     )
+
+
+def whole_text(lm: LanguageModel, text: str) -> TokenSpan:
+    """All of a document that has context: all but the first token in model order."""
+    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
+    reverse = lm.direction is Direction.REVERSE
+    return TokenSpan(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))

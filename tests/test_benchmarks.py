@@ -1,4 +1,4 @@
-"""Benchmarks that need what is not here are run in small, so that they are right when it is."""
+"""Every benchmark starts; one that needs what is not here runs in small, to be right when it is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.py")), ids=lambda file: file.stem)
+def test_every_benchmark_starts(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they import is still there; modules that others import end at once."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", [file.name, "--help"])
+    for other in BENCHMARKS.glob("*.py"):  # tests/ has a module `serving` as well
+        monkeypatch.delitem(sys.modules, other.stem, raising=False)
+    code: int | str | None = 0
+    try:
+        runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    except ModuleNotFoundError as missing:
+        if str(missing.name).partition(".")[0] not in ("bm25s", "ctranslate2"):
+            raise
+        pytest.skip(f"{missing.name} is not installed (ledom[bench])")
+    assert code == 0
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
 from ledom.train.run_folder import find_run
 from ledom.train.start import check_lengths, training_batches
+from made import whole_text
 
 pytestmark = pytest.mark.slow
 
@@ -50,11 +51,6 @@ def by_hand(plain: PreTrainedModel, target: TokenSpan) -> list[float]:
     return list(reversed(values))
 
 
-def whole(lm: HFLanguageModel, text: str) -> TokenSpan:
-    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
-    return TokenSpan(ids, 0, len(ids) - 1)
-
-
 def load(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> HFLanguageModel:
     save_checkpoint(folder, model, tokenizer, Direction.REVERSE, PairFormat())
     return HFLanguageModel(folder, device="cpu")
@@ -64,7 +60,7 @@ def assert_scored_as_by_hand(
     lm: HFLanguageModel, plain: PreTrainedModel, texts: list[str] = TEXTS
 ) -> None:
     """Alone, in company, and in company the other way round."""
-    targets = [whole(lm, text) for text in texts]
+    targets = [whole_text(lm, text) for text in texts]
     expected = [by_hand(plain, target) for target in targets]
     orders = [[i] for i in range(len(texts))] + [[*range(len(texts))], [*range(len(texts))][::-1]]
     for order in orders:
@@ -180,7 +176,7 @@ def test_large_logits_round_more_and_still_pack(tmp_path: Path, tokenizer: Token
     with torch.no_grad():
         model.lm_head.weight.mul_(20_000)
     lm = load(model, tokenizer, tmp_path / "model")
-    assert min(lm.logprobs([whole(lm, "7 of 5")])[0]) < -500
+    assert min(lm.logprobs([whole_text(lm, "7 of 5")])[0]) < -500
     assert lm._reach == 128
 
 

@@ -20,6 +20,7 @@ from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.text.tokenizer import Tokenizer
+from made import whole_text
 from stand_ins import CompletionsServer, PlainModel, vllm_module
 
 TEXTS = [
@@ -66,13 +67,6 @@ def lm(
             yield ledom.load(f"vllm:{folder}")
 
 
-def whole(lm: LanguageModel, text: str) -> TokenSpan:
-    """All of a document that has context: all but the first token in model order."""
-    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
-    reverse = lm.direction is ledom.Direction.REVERSE
-    return TokenSpan(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
-
-
 def by_hand(lm: LanguageModel, plain: PlainModel, ids: Sequence[int]) -> list[float]:
     """Per-token log-probabilities in reading order, one text at a time, flipped by hand."""
     reverse = lm.direction is ledom.Direction.REVERSE
@@ -93,7 +87,7 @@ def made(
 
 
 def test_logprobs_are_the_models_own_in_reading_order(lm: LanguageModel, plain: PlainModel) -> None:
-    targets = [whole(lm, text) for text in TEXTS]
+    targets = [whole_text(lm, text) for text in TEXTS]
     for target, values in zip(targets, lm.logprobs(targets), strict=True):
         assert values.dtype == np.float32
         np.testing.assert_allclose(values, by_hand(lm, plain, target.ids), atol=1e-5)
@@ -103,7 +97,7 @@ def test_hits_are_the_models_most_likely_tokens(lm: LanguageModel, plain: PlainM
     """What greedy decoding writes is hit all along, and another text is not."""
     if not lm.reports_hits:
         with pytest.raises(InputError, match="does not say which token is the most likely"):
-            lm.logprobs_and_hits([whole(lm, TEXTS[0])])
+            lm.logprobs_and_hits([whole_text(lm, TEXTS[0])])
         return
     ids = lm.tokenizer.encode(TEXTS[0]).ids
     fed = lm.direction.to_model_order(lm.add_special_tokens(ids))
@@ -111,7 +105,7 @@ def test_hits_are_the_models_most_likely_tokens(lm: LanguageModel, plain: PlainM
     target = TokenSpan(lm.direction.to_reading_order([*fed, *written]), 0, 0)
     start, end = len(fed), len(fed) + 5
     start, end = lm.direction.span_to_model_order(start, end, end)
-    spans = [TokenSpan(target.ids, start, end), whole(lm, TEXTS[1])]
+    spans = [TokenSpan(target.ids, start, end), whole_text(lm, TEXTS[1])]
     (values, hits), (others, missed) = lm.logprobs_and_hits(spans)
     assert hits.tolist() == [True] * 5
     assert not missed.all()
@@ -121,7 +115,7 @@ def test_hits_are_the_models_most_likely_tokens(lm: LanguageModel, plain: PlainM
 
 
 def test_batching_and_order_change_nothing(lm: LanguageModel) -> None:
-    targets = [whole(lm, text) for text in TEXTS * 2]
+    targets = [whole_text(lm, text) for text in TEXTS * 2]
     alone = [lm.logprobs([target])[0] for target in targets[: len(TEXTS)]] * 2
     backwards = lm.logprobs(targets[::-1])[::-1]
     for a, b in zip(alone, backwards, strict=True):
@@ -129,7 +123,7 @@ def test_batching_and_order_change_nothing(lm: LanguageModel) -> None:
 
 
 def test_a_span_is_a_part_of_the_whole(lm: LanguageModel) -> None:
-    target = whole(lm, TEXTS[0])
+    target = whole_text(lm, TEXTS[0])
     every = lm.logprobs([target])[0]
     part, empty = lm.logprobs(
         [TokenSpan(target.ids, target.start + 3, target.end - 4), TokenSpan(target.ids, 4, 4)]
@@ -139,7 +133,7 @@ def test_a_span_is_a_part_of_the_whole(lm: LanguageModel) -> None:
 
 
 def test_an_empty_text_still_has_its_special_tokens(lm: LanguageModel) -> None:
-    target = whole(lm, "")
+    target = whole_text(lm, "")
     assert target.ids == [lm.tokenizer.eos_id] * 2
     assert len(lm.logprobs([target])[0]) == 1
 
@@ -158,7 +152,7 @@ def test_the_longest_text_that_fits_is_scored(lm: LanguageModel) -> None:
 
 
 def test_bad_targets_are_refused(lm: LanguageModel) -> None:
-    ids = list(whole(lm, TEXTS[0]).ids)
+    ids = list(whole_text(lm, TEXTS[0]).ids)
     with pytest.raises(InputError, match="no context"):
         lm.logprobs([TokenSpan(ids, 0, len(ids))])
     with pytest.raises(InputError, match="no span"):

@@ -45,6 +45,18 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+async def small_behind_large(work: Work, queue: Batcher[int, int]) -> None:
+    """One item is sent while the first batch of twelve is worked on; both answers are right."""
+    work.gate.clear()
+    large = asyncio.create_task(queue.submit(list(range(100, 112))))
+    await until(lambda: len(work.batches) == 1)
+    small = asyncio.create_task(queue.submit([1]))
+    await until(lambda: queue.waiting == 9)
+    work.gate.set()
+    assert await small == [2]
+    assert await large == [2 * n for n in range(100, 112)]
+
+
 def test_requests_that_wait_share_a_batch() -> None:
     async def test() -> None:
         work = Work()
@@ -67,14 +79,7 @@ def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
     async def test() -> None:
         work = Work()
         queue = batcher(work, cost=500.0)  # four items per batch before any speed is known
-        work.gate.clear()
-        large = asyncio.create_task(queue.submit(list(range(100, 112))))
-        await until(lambda: len(work.batches) == 1)
-        small = asyncio.create_task(queue.submit([1]))
-        await until(lambda: queue.waiting == 9)
-        work.gate.set()
-        assert await small == [2]
-        assert await large == [2 * n for n in range(100, 112)]
+        await small_behind_large(work, queue)
         assert work.batches[0] == [100, 101, 102, 103]
         assert 1 in work.batches[1]
         await queue.close()
@@ -91,14 +96,7 @@ def test_a_batch_that_completes_a_small_request_is_half_as_long(
         work = Work()
         queue = batcher(work, cost=500.0)
         queue._speed = 2000.0 / 1e9  # four items per batch
-        work.gate.clear()
-        large = asyncio.create_task(queue.submit(list(range(100, 112))))
-        await until(lambda: len(work.batches) == 1)
-        small = asyncio.create_task(queue.submit([1]))
-        await until(lambda: queue.waiting == 9)
-        work.gate.set()
-        assert await small == [2]
-        assert await large == [2 * n for n in range(100, 112)]
+        await small_behind_large(work, queue)
         assert [len(batch) for batch in work.batches] == [4, 2, 4, 3]
         assert work.batches[1] == [1, 104]
         await queue.close()

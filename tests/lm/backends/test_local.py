@@ -14,7 +14,8 @@ import ledom
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.language_model import Sampling, TokenSpan
+from ledom.lm.language_model import Sampling
+from made import whole_text
 
 TEXTS = [
     "Ava has 12 apples.\n\n12 + 3 = 15\n#### 15",
@@ -38,13 +39,6 @@ def plain(lm: HFLanguageModel) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
 
 
-def whole(lm: HFLanguageModel, text: str) -> TokenSpan:
-    """All of a document that has context: all but the first token in model order."""
-    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
-    reverse = str(lm.direction) == "reverse"
-    return TokenSpan(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
-
-
 @torch.no_grad()
 def by_hand(plain: PreTrainedModel, ids: list[int], reverse: bool) -> list[float]:
     """Per-token log-probabilities in reading order, one text at a time, flipped by hand."""
@@ -55,7 +49,7 @@ def by_hand(plain: PreTrainedModel, ids: list[int], reverse: bool) -> list[float
 
 
 def test_small_batches_change_nothing(lm: HFLanguageModel) -> None:
-    targets = [whole(lm, text) for text in TEXTS * 3]
+    targets = [whole_text(lm, text) for text in TEXTS * 3]
     large = lm.logprobs(targets)
     lm.tokens_per_batch = 40
     small = lm.logprobs(targets)
@@ -69,7 +63,7 @@ def test_shared_beginnings_change_nothing(lm: HFLanguageModel, plain: PreTrained
     shared, more = " 1 + 2 = 3" * 4, " 4 + 5 = 9" * 4
     parts = [(shared, ""), (shared, " 7"), (shared + more, " 8"), (shared + more, " 99 is so")] * 2
     reverse = str(lm.direction) == "reverse"
-    targets = [whole(lm, own + common if reverse else common + own) for common, own in parts]
+    targets = [whole_text(lm, own + common if reverse else common + own) for common, own in parts]
     for target, values in zip(targets, lm.logprobs(targets), strict=True):
         expected = by_hand(plain, list(target.ids), reverse)
         np.testing.assert_allclose(values, expected, atol=1e-5)
@@ -242,7 +236,7 @@ def test_dtypes_by_name(checkpoints: dict[str, Path]) -> None:
     rough = ledom.load(checkpoints["reverse"], device="cpu", dtype="bfloat16")
     assert isinstance(rough, HFLanguageModel)
     assert rough.model.dtype == torch.bfloat16
-    target = whole(rough, TEXTS[0])
+    target = whole_text(rough, TEXTS[0])
     np.testing.assert_allclose(rough.logprobs([target])[0], exact.logprobs([target])[0], atol=0.3)
     assert rough.fingerprint != exact.fingerprint  # their scores are not to be mixed
     with pytest.raises(InputError, match="dtype is 'int8'; give auto, float32, bfloat16, float16"):

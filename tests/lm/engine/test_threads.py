@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-import ledom
 from ledom.core.direction import Direction
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.threads import merged, num_workers
 from ledom.lm.engine.trunk import Trunk
-from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import Sampling
+from made import whole_text
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_results_are_those_of_one_thread(
 ) -> None:
     lm = HFLanguageModel(checkpoints[str(direction)], tokens_per_batch=40)
     texts = [f"Ava has {n} pens and {n + 1} cups." for n in range(40)]
-    spans = [whole(lm, text) for text in texts]
+    spans = [whole_text(lm, text) for text in texts]
     sampling = Sampling(max_tokens=12, seed=3)
     together = lm.logprobs(spans), dict(lm.generate(texts, sampling, 2))
     torch.set_num_threads(1)
@@ -124,9 +124,3 @@ def test_results_are_those_of_one_thread(
     for one, other in zip(together[0], alone[0], strict=True):
         np.testing.assert_array_equal(one, other)
     assert together[1] == alone[1]
-
-
-def whole(lm: LanguageModel, text: str) -> TokenSpan:
-    ids = lm.add_special_tokens(lm.tokenizer.encode(text).ids)
-    reverse = lm.direction is ledom.Direction.REVERSE
-    return TokenSpan(ids, 0 if reverse else 1, len(ids) - 1 if reverse else len(ids))
