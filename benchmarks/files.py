@@ -9,6 +9,7 @@ Files of the rooms cli and model are at the two ends; those of the rooms between
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import inspect
 import io
@@ -59,6 +60,7 @@ def files_touched(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     for name, arguments in COMMANDS.items():
         with tempfile.TemporaryDirectory() as folder:
             files = files_touched([*arguments, "--out", folder])

@@ -27,9 +27,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from hflm import HarnessScorer
 from rates import processor, seconds
 from training import SEQ_LEN, WARM, make_recipe, run_ledom, run_plain
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -164,11 +164,12 @@ def scoring(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
     table.row("ledom", rate_of(lm.logprobs, asked))
     plain = AutoModelForCausalLM.from_pretrained(lm.name, dtype=lm.model.dtype).to(device).eval()
     table.row("plain", rate_of(lambda spans: plain_sums(plain, lm, spans), asked[: size.few]))
-    harness = max(
-        rate_of(lambda spans, batch=batch: harness_sums(plain, lm, spans, batch), asked[: size.few])
+    harness = HarnessScorer(plain, lm, asked[: size.few])
+    best = max(
+        rate_of(lambda spans, batch=batch: harness.sums(batch), asked[: size.few])
         for batch in size.batches
     )
-    table.row("HFLM, best batch", harness)
+    table.row("HFLM, best batch", best)
     check(lm, plain, asked[: size.few])
     if _HAS_VLLM:
         del plain
@@ -189,23 +190,6 @@ def plain_sums(
         chosen = logits.log_softmax(-1).gather(1, ids[start:end, None])
         sums.append(float(chosen.sum()))
     return sums
-
-
-def harness_sums(
-    model: PreTrainedModel, lm: LanguageModel, asked: Sequence[TokenSpan], batch: int
-) -> list[float]:
-    """The same by lm-evaluation-harness."""
-    from lm_eval.models.huggingface import HFLM
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(lm.name)
-    hflm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=lm.context)
-    requests: list[Any] = []
-    for target in asked:
-        ids = lm.direction.to_model_order(list(target.ids))
-        start, end = lm.direction.span_to_model_order(target.start, target.end, len(ids))
-        requests.append((("", ""), ids[:start], ids[start:end]))
-    return [total for total, _ in hflm._loglikelihood_tokens(requests, disable_tqdm=True)]
 
 
 def check(lm: LanguageModel, plain: PreTrainedModel, asked: list[TokenSpan]) -> None:

@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 from ctranslate import CTranslate2
+from hflm import HarnessScorer
 from memory import resident
 from rates import print_rates, seconds
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
@@ -133,22 +134,10 @@ class Peer:
 
 def peers(lm: HFLanguageModel, asked: list[TokenSpan], folder: Path) -> list[Peer]:
     """HFLM, and CTranslate2 in fp32 and int8, whose converted weights `folder` keeps."""
-    from lm_eval.models.huggingface import HFLM
-
     plain = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
     plain.config.max_position_embeddings = lm.context
-    backend = AutoTokenizer.from_pretrained(lm.name)
     texts = [lm.direction.to_model_order(list(target.ids)) for target in asked]
     spans = [lm.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in asked]
-    # As HFLM takes them: a key, the ids to condition on, the ids to score.
-    requests: list[Any] = [
-        (("", ""), ids[:start], ids[start:end])
-        for ids, (start, end) in zip(texts, spans, strict=True)
-    ]
-
-    def harness(size: int) -> list[float]:
-        hflm = HFLM(pretrained=plain, tokenizer=backend, batch_size=size, max_length=lm.context)
-        return [total for total, _ in hflm._loglikelihood_tokens(requests, disable_tqdm=True)]
 
     def ctranslate(precision: str, apart: bool) -> Callable[[int], list[float]]:
         model = CTranslate2(lm, folder, precision, apart)
@@ -163,7 +152,7 @@ def peers(lm: HFLanguageModel, asked: list[TokenSpan], folder: Path) -> list[Pee
         return sums
 
     return [
-        Peer("HFLM", [harness]),
+        Peer("HFLM", [HarnessScorer(plain, lm, asked).sums]),
         Peer("CTranslate2", [ctranslate("float32", apart) for apart in (False, True)]),
         Peer("CTranslate2 int8", [ctranslate("int8", apart) for apart in (False, True)]),
     ]
