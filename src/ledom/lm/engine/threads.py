@@ -55,6 +55,7 @@ def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
                 if stopped.is_set():
                     return
         except BaseException as error:  # raised again where the items are taken
+            stopped.set()
             queue.put(error)
         finally:
             queue.put(None)
