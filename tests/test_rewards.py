@@ -114,13 +114,13 @@ def test_verl_calls_are_batched(
     models: dict[str, str], expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    judge = Judge.judge
+    judge = Judge.judge_in_steps
 
     def watch(self: Judge, pairs: Any) -> Any:
         sizes.append(len(pairs))
         return judge(self, pairs)
 
-    monkeypatch.setattr(Judge, "judge", watch)
+    monkeypatch.setattr(Judge, "judge_in_steps", watch)
 
     async def all_calls() -> list[dict[str, float]]:
         return await asyncio.gather(

@@ -219,7 +219,7 @@ def _submit(settings: _Settings, pair: Pair) -> Awaitable[Judgement]:
     known = _batchers.setdefault(asyncio.get_running_loop(), {})
     if settings not in known:
         known[settings] = Batcher(
-            lambda pairs: settings.judge().judge(pairs),
+            lambda pairs: settings.judge().judge_in_steps(pairs),
             lambda pair: 1.0 + len(pair.question) + len(pair.answer),
             _BATCH_SECONDS,
             _WAITING,

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.serve.app import make_app
+from ledom.serve.batching import Steps
 from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.server import Server
 from ledom.serve.service import Service
@@ -128,7 +129,7 @@ def test_a_defect_says_nothing_of_itself(pair: Models, monkeypatch: pytest.Monke
     def broken(self: Judge, pairs: Any) -> Any:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(Judge, "judge", broken)
+    monkeypatch.setattr(Judge, "judge_in_steps", broken)
     app = make_app(Service(Judge(*pair), Settings()))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         answer = client.post("/score", json={"queries": "a", "documents": ["b"]})
@@ -142,14 +143,14 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open, self.entered = threading.Event(), threading.Event()
-        judge: Callable[[Judge, Any], list[Judgement]] = Judge.judge
+        judge: Callable[[Judge, Any], Steps[Judgement]] = Judge.judge_in_steps
 
-        def wait(this: Judge, pairs: list[Pair]) -> list[Judgement]:
+        def wait(this: Judge, pairs: list[Pair]) -> Steps[Judgement]:
             self.entered.set()
             assert self.open.wait(20)
-            return judge(this, pairs)
+            return (yield from judge(this, pairs))
 
-        monkeypatch.setattr(Judge, "judge", wait)
+        monkeypatch.setattr(Judge, "judge_in_steps", wait)
 
 
 @pytest.fixture

@@ -9,22 +9,28 @@ from typing import Any
 
 import pytest
 
-from ledom.serve.batching import Batcher, Closing, Overloaded
+from ledom.serve.batching import Batcher, Closing, Overloaded, Steps
 
 
 class Work:
-    """Doubles numbers; waits at a gate, fails for negative ones, and notes its batches."""
+    """Doubles numbers in two steps; waits at a gate in each, fails for negative numbers, and notes
+    its batches and which of them ended.
+    """
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.ended: list[list[int]] = []
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, items: list[int]) -> list[int]:
+    def __call__(self, items: list[int]) -> Steps[int]:
         self.batches.append(items)
+        assert self.gate.wait(10)
+        yield
         assert self.gate.wait(10)
         if min(items) < 0:
             raise ValueError(f"negative: {min(items)}")
+        self.ended.append(items)
         return [2 * item for item in items]
 
 
@@ -96,9 +102,14 @@ def test_a_batch_that_completes_a_small_request_is_half_as_long(
         work = Work()
         queue = batcher(work, cost=500.0)
         queue._speed = 2000.0 / 1e9  # four items per batch
-        await small_behind_large(work, queue)
-        assert [len(batch) for batch in work.batches] == [4, 2, 4, 3]
-        assert work.batches[1] == [1, 104]
+        work.gate.clear()
+        first = asyncio.create_task(queue.submit([1]))
+        await until(lambda: work.batches == [[1]])
+        others = [asyncio.create_task(queue.submit(n)) for n in (list(range(100, 112)), [2])]
+        await until(lambda: queue.waiting == 13)
+        work.gate.set()
+        await asyncio.gather(first, *others)
+        assert work.batches[1:4] == [[100, 2], [101, 102, 103, 104], [105, 106, 107, 108]]
         await queue.close()
 
     run(test)
@@ -120,6 +131,53 @@ def test_a_small_request_has_a_batch_of_its_own_while_large_ones_advance_between
             assert await queue.submit([1]) == [2]
         assert await large == [2 * n for n in range(100, 160)]
         assert all(batch == [1] for batch in work.batches if 1 in batch)
+        await queue.close()
+
+    run(test)
+
+
+def test_a_batch_of_a_large_request_is_interrupted_by_a_small_one() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work, cost=500.0)  # four items per batch before any speed is known
+        await small_behind_large(work, queue)
+        assert work.batches[0] == [100, 101, 102, 103]
+        assert work.ended[:2] == [[1], [100, 101, 102, 103]]
+        await queue.close()
+
+    run(test)
+
+
+def test_a_batch_that_completes_a_request_is_not_interrupted() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work)
+        work.gate.clear()
+        first = asyncio.create_task(queue.submit([1]))
+        await until(lambda: work.batches == [[1]])
+        second = asyncio.create_task(queue.submit([2]))
+        await until(lambda: queue.waiting == 1)
+        work.gate.set()
+        assert await asyncio.gather(first, second) == [[2], [4]]
+        assert work.ended == [[1], [2]]
+        await queue.close()
+
+    run(test)
+
+
+def test_a_batch_that_interrupts_may_fail_alone() -> None:
+    async def test() -> None:
+        work = Work()
+        queue = batcher(work, cost=500.0)
+        work.gate.clear()
+        large = asyncio.create_task(queue.submit(list(range(100, 112))))
+        await until(lambda: len(work.batches) == 1)
+        small = asyncio.create_task(queue.submit([-1]))
+        await until(lambda: queue.waiting == 9)
+        work.gate.set()
+        with pytest.raises(ValueError, match="negative: -1"):
+            await small
+        assert await large == [2 * n for n in range(100, 112)]
         await queue.close()
 
     run(test)

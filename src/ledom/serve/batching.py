@@ -5,7 +5,8 @@ small request is in the next batch however many items large ones have left; then
 the others in turn, as long as the batch stays short, and half as long where it completes a small
 request. How long it takes the worker learns from the
 batches before. Many small requests thus share a large batch, which is the fastest way to do all of
-them, and large ones are done in short batches, behind which a small one need not wait. A batch
+them, and large ones are done in short batches, behind which a small one need not wait. A batch that
+completes no request is interrupted between its steps by requests that have had nothing. A batch
 starts as soon as the worker is free: batches fill by themselves under load, and an idle server adds
 no delay. It knows nothing of models or protocols.
 """
@@ -16,12 +17,12 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-__all__ = ["Batcher", "Closing", "Overloaded"]
+__all__ = ["Batcher", "Closing", "Overloaded", "Steps", "finish"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -29,6 +30,9 @@ _FIRST_COST = 2000.0  # of a batch before any speed is known
 _MEMORY = 0.8  # weight of the past in the speed
 _WIDE = 16  # times the usual cost: a batch of requests that have had nothing yet
 _FAIR = 4  # so many batches may pass over the requests begun; then one of them goes first
+
+Steps: TypeAlias = Generator[None, None, list[_R]]
+"""Work in steps: it yields where it may be interrupted, and returns the results."""
 
 
 class Overloaded(Exception):  # noqa: N818 (a state of the server)
@@ -67,7 +71,7 @@ class Batcher(Generic[_T, _R]):
 
     def __init__(
         self,
-        work: Callable[[list[_T]], list[_R]],
+        work: Callable[[list[_T]], Steps[_R]],
         cost: Callable[[_T], float],
         seconds: float,
         capacity: int,
@@ -138,24 +142,33 @@ class Batcher(Generic[_T, _R]):
 
     def _take(self) -> list[tuple[_Request[_T, _R], _T]]:
         """The next batch."""
-        usual = _FIRST_COST if self._speed is None else self._speed * self._seconds
+        usual = self._usual_cost()
         batch: list[tuple[_Request[_T, _R], _T]] = []
         cost = 0.0
         self._passed_over += 1
         if self._begun and self._passed_over >= _FAIR:
             cost += self._take_one(self._begun, batch)
             self._passed_over = 0
-        while self._fresh and (
-            len(batch) < self._least or cost + self._next_cost(self._fresh) <= _WIDE * usual
-        ):
-            cost += self._take_one(self._fresh, batch)
+        cost += self._take_fresh(batch, cost)
         # Whoever is answered after this batch has waited for the one before: it is kept short.
-        answers = any(request.taken == len(request.items) for request, _ in batch)
-        room = usual / 2 if answers else usual
+        room = usual / 2 if _completes_a_request(batch) else usual
         while self._begun and (not batch or cost + self._next_cost(self._begun) <= room):
             cost += self._take_one(self._begun, batch)
             self._passed_over = 0
         return batch
+
+    def _take_fresh(self, batch: list[tuple[_Request[_T, _R], _T]], cost: float = 0.0) -> float:
+        """Add an item of each request that has had none to a batch of this cost; what they cost."""
+        most, before = _WIDE * self._usual_cost(), cost
+        while self._fresh and (
+            len(batch) < self._least or cost + self._next_cost(self._fresh) <= most
+        ):
+            cost += self._take_one(self._fresh, batch)
+        return cost - before
+
+    def _usual_cost(self) -> float:
+        """Of a batch of large requests."""
+        return _FIRST_COST if self._speed is None else self._speed * self._seconds
 
     def _next_cost(self, queue: deque[_Request[_T, _R]]) -> float:
         return self._cost(queue[0].items[queue[0].taken])
@@ -186,7 +199,7 @@ class Batcher(Generic[_T, _R]):
         be done does not spoil the others.
         """
         try:
-            results = await self._compute([item for _, item in batch])
+            results = await self._compute(batch)
         except Exception as error:
             parts: dict[_Request[_T, _R], list[_T]] = {}
             for request, item in batch:
@@ -207,14 +220,58 @@ class Batcher(Generic[_T, _R]):
             request.done.set_exception(error)
         self._drop(request)
 
-    async def _compute(self, items: list[_T]) -> list[_R]:
-        start = time.perf_counter()
+    async def _compute(self, batch: list[tuple[_Request[_T, _R], _T]]) -> list[_R]:
+        """Work on a batch, step by step. Unless somebody waits for just this batch, requests that
+        come meanwhile have theirs between two steps.
+        """
+        items = [item for _, item in batch]
+        steps = self._work(items)
         loop = asyncio.get_running_loop()
-        results = await loop.run_in_executor(self._thread, self._work, items)
-        seconds = time.perf_counter() - start
+        results: list[_R] | None = None
+        seconds = 0.0
+        while results is None:
+            start = time.perf_counter()
+            results = await loop.run_in_executor(self._thread, _next_step, steps)
+            seconds += time.perf_counter() - start
+            if results is None and self._fresh and not _completes_a_request(batch):
+                between: list[tuple[_Request[_T, _R], _T]] = []
+                self._take_fresh(between)
+                await self._do(between)
+        self._learn(items, seconds)
+        return results
+
+    def _learn(self, items: list[_T], seconds: float) -> None:
+        """Note how long a batch took."""
         self._observe(len(items), seconds)
         speed = min(sum(map(self._cost, items)) / max(seconds, 1e-6), 1e12)
         past = speed if self._speed is None else self._speed
         self._speed = _MEMORY * past + (1 - _MEMORY) * speed
         self._last_items = len(items)
+
+
+def _completes_a_request(batch: Sequence[tuple[_Request[_T, _R], _T]]) -> bool:
+    return any(request.taken == len(request.items) for request, _ in batch)
+
+
+def finish(steps: Steps[_R]) -> list[_R]:
+    """Do all steps at once; the results.
+
+    >>> def double(numbers):
+    ...     yield
+    ...     return [2 * number for number in numbers]
+    >>> finish(double([1, 2]))
+    [2, 4]
+    """
+    while (results := _next_step(steps)) is None:
+        pass
+    return results
+
+
+def _next_step(steps: Steps[_R]) -> list[_R] | None:
+    """Do one step; the results after the last one."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        results: list[_R] = end.value
         return results
+    return None

@@ -19,6 +19,7 @@ from ledom.rerank.fit import TunedWeights
 from ledom.rerank.pipeline import default_weights
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.strategies import STRATEGIES, Pick, Weights
+from ledom.serve.batching import Steps, finish
 
 __all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair"]
 
@@ -159,6 +160,10 @@ class Judge:
 
         Raises `InputError` where a log-probability is not finite.
         """
+        return finish(self.judge_in_steps(pairs))
+
+    def judge_in_steps(self, pairs: Sequence[Pair]) -> Steps[Judgement]:
+        """The same; it yields whenever a model has read some of the pairs."""
         problem_of: dict[str, Problem] = {}
         candidates: dict[Pair, Candidate] = {}
         for pair in pairs:
@@ -174,6 +179,7 @@ class Judge:
             for records in self._score(problems, list(candidates.values()), lm):
                 for record in records:
                     found[record.index][record.target] = record
+                yield
         judged = {
             pair: self._judgement(problem_of[pair.question], candidate, found[candidate.index])
             for pair, candidate in candidates.items()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ledom.core.direction import Direction
 from ledom.lm.language_model import LanguageModel
 from ledom.serve.apart import apart
-from ledom.serve.batching import Batcher
+from ledom.serve.batching import Batcher, Steps
 from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.metrics import Metrics
 from ledom.serve.refusals import Refusal
@@ -36,7 +36,7 @@ class Service:
         self.started = int(time.time())
         limits = settings.limits
         self._batcher: Batcher[Pair, Judgement] = Batcher(
-            judge.judge,
+            judge.judge_in_steps,
             _cost,
             limits.batch_seconds,
             limits.max_waiting,
@@ -45,7 +45,7 @@ class Service:
         )
         # Jobs of different settings cannot share a batch: one at a time, in turn.
         self._jobs: Batcher[Callable[[], Any], Any] = Batcher(
-            lambda jobs: [job() for job in jobs],
+            _one_by_one,
             lambda job: math.inf,
             limits.batch_seconds,
             limits.max_waiting,
@@ -144,6 +144,14 @@ class Service:
         await self._jobs.close()
         if self.upstream is not None:
             await self.upstream.close()
+
+
+def _one_by_one(jobs: list[Callable[[], Any]]) -> Steps[Any]:
+    results = []
+    for job in jobs:
+        results.append(job())
+        yield
+    return results
 
 
 def _cost(pair: Pair) -> float:
