@@ -117,7 +117,7 @@ async def throughput(
     which other programs on the machine disturb less.
     """
     from ledom.lm import load
-    from ledom.rerank.pipeline import choose_weights
+    from ledom.rerank.weights import choose_weights
     from ledom.serve.judge import Judge, Pair
 
     weights = choose_weights(None, None, "tiny", "tiny")

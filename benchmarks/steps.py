@@ -23,8 +23,8 @@ from ledom.core.records import Candidate, Problem
 from ledom.data.augment import other_number
 from ledom.data.problems import generate_problems
 from ledom.report.intervals import Interval, bootstrap_interval, paired_interval
+from ledom.rerank.features import Step, split_steps
 from ledom.rerank.score import score_candidates
-from ledom.rerank.steps import Step, split_steps
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _SUMMARIES: dict[str, Callable[[Step], float]] = {

@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 import ledom
 from ledom.core.records import Problem
 from ledom.data.problems import generate_problems
-from ledom.rerank.pipeline import embedded_weights
+from ledom.rerank.weights import embedded_weights
 from ledom.serve.app import make_app
 from ledom.serve.judge import Judge
 from ledom.serve.service import Service

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 import ledom
-from ledom.rerank.pipeline import choose_weights
+from ledom.rerank.weights import choose_weights
 from ledom.serve.judge import Judge, Pair
 
 QUESTION = (

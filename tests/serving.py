@@ -14,7 +14,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.fit import TunedWeights
+from ledom.rerank.weights import TunedWeights
 from ledom.serve.app import make_app
 from ledom.serve.judge import Judge
 from ledom.serve.server import Server

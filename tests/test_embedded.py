@@ -18,7 +18,7 @@ from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.checkpoint import load_checkpoint
 from ledom.rerank.explain import explain, unfamiliar_texts
-from ledom.rerank.fit import TunedWeights
+from ledom.rerank.weights import TunedWeights
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 from ledom.core.errors import InputError
 from ledom.core.reading import JsonObject
 from ledom.lm import EMBEDDED, load
-from ledom.rerank.pipeline import choose_weights
+from ledom.rerank.weights import choose_weights
 from ledom.serve.batching import Batcher
 from ledom.serve.chat_text import answer_of, question_of
 from ledom.serve.judge import MASK_COPIES, Judge, Judgement, Pair

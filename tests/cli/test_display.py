@@ -8,8 +8,8 @@ import pytest
 
 from ledom.cli.display import show_summary, show_weights
 from ledom.report.results import Interval, Needed, SelectionReport, StrategyResult
-from ledom.rerank.fit import TunedWeights
 from ledom.rerank.strategies import strategies
+from ledom.rerank.weights import TunedWeights
 
 
 def row(label: str, **more: Any) -> StrategyResult:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ledom.rerank.candidate_table import CandidateTable
-from ledom.rerank.early_stop import is_decided, needed_candidates, rounds
-from ledom.rerank.strategies import STRATEGIES
+from ledom.rerank.sample import rounds
+from ledom.rerank.strategies import STRATEGIES, is_decided, needed_candidates
 
 
 def table(answers: list[list[int]], correct: int = 0) -> CandidateTable:

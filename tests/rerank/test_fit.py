@@ -10,9 +10,11 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
-from ledom.rerank.candidate_table import FEATURES, CandidateTable
-from ledom.rerank.fit import TunedWeights, cross_fit, fit_sum, interpolation, tune, tune_labeled
+from ledom.rerank.candidate_table import CandidateTable
+from ledom.rerank.features import FEATURES
+from ledom.rerank.fit import cross_fit, fit_sum, tune, tune_labeled
 from ledom.rerank.strategies import STRATEGIES, strategies
+from ledom.rerank.weights import TunedWeights
 
 
 def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
@@ -64,8 +66,8 @@ def test_the_feature_that_tells_gets_the_weight() -> None:
 
 def test_interpolation_is_the_papers() -> None:
     strategy = STRATEGIES["reverse_reward"]
-    assert interpolation(strategy, 0.25, mean=False) == {"forward": 0.75, "reverse": 0.25}
-    assert set(interpolation(strategy, 0.25, mean=True)) == {"forward_mean", "reverse_mean"}
+    assert strategy.interpolation(0.25, mean=False) == {"forward": 0.75, "reverse": 0.25}
+    assert set(strategy.interpolation(0.25, mean=True)) == {"forward_mean", "reverse_mean"}
 
 
 def with_external_score(table: CandidateTable, unit: float) -> CandidateTable:

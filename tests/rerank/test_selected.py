@@ -14,7 +14,8 @@ import pytest
 
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.rerank.pipeline import Job, Selection, default_weights, rerank
+from ledom.rerank.pipeline import Job, Selection, rerank
+from ledom.rerank.weights import default_weights
 from ledom.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

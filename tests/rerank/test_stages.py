@@ -25,11 +25,12 @@ from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation, Sampling, TokenSpan
 from ledom.rerank import sample, score
 from ledom.rerank import step_search as search_module
-from ledom.rerank.fit_pipeline import tune_folder
-from ledom.rerank.pipeline import Job, default_weights, rerank
+from ledom.rerank.fit import tune_folder
+from ledom.rerank.pipeline import Job, rerank
 from ledom.rerank.score import score_groups
 from ledom.rerank.search_pipeline import SearchJob, search_job
 from ledom.rerank.step_search import SearchConfig
+from ledom.rerank.weights import default_weights
 from ledom.text.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]

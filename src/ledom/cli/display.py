@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ledom.report.results import Case, SelectionReport
-    from ledom.rerank.fit import TunedWeights
     from ledom.rerank.search_pipeline import SearchReport
+    from ledom.rerank.weights import TunedWeights
     from ledom.train.estimate import Plan
 
 __all__ = [

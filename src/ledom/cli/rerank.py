@@ -212,7 +212,8 @@ def rerank(
 
     Example: ledom rerank --problems mine.jsonl --candidates theirs.jsonl --forward none
     """
-    from ledom.rerank.pipeline import Job, choose_weights
+    from ledom.rerank.pipeline import Job
+    from ledom.rerank.weights import choose_weights
 
     refuse_unused(
         context,
@@ -330,7 +331,7 @@ def tune(
 
     Example: ledom tune out/tune --out weights.yaml
     """
-    from ledom.rerank.fit_pipeline import tune_folder
+    from ledom.rerank.fit import tune_folder
 
     use_threads(threads)
     with Progress("fitting the weights"):

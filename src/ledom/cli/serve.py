@@ -168,7 +168,7 @@ def _judge(
     lam: float | None,
     mask_copies: int,
 ) -> Judge:
-    from ledom.rerank.pipeline import choose_weights
+    from ledom.rerank.weights import choose_weights
     from ledom.serve.judge import Judge
 
     tuned = choose_weights(lam, weights, forward, reverse)

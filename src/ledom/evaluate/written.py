@@ -34,13 +34,6 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 class CodeProblem(Record):
     """A function to complete, and the program that tests it: a row of HumanEval."""
 
-    types = {
-        "task_id": (str,),
-        "prompt": (str,),
-        "test": (str,),
-        "entry_point": (str,),
-        "canonical_solution": (str,),
-    }
     task_id: str
     prompt: str
     test: str

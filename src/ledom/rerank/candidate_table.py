@@ -1,6 +1,6 @@
 """The candidates of many problems as arrays: what every strategy reads.
 
-Features are computed here from scores, and copied from the candidates' external scores. This module
+Features come from scores (see `features`) and from the candidates' external scores. This module
 loads no model.
 
 Shapes: P problems, N candidates (padded; `mask` marks real candidates).
@@ -8,7 +8,6 @@ Shapes: P problems, N candidates (padded; `mask` marks real candidates).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,59 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.core.errors import InputError
-from ledom.core.records import CONFIDENCE, EARLY_STOP, SELF_CERTAINTY, Candidate, Problem, Score
+from ledom.core.records import EARLY_STOP, Candidate, Problem, Score
 from ledom.rerank.candidates import SharedScores, pools
-from ledom.rerank.steps import worst_step
+from ledom.rerank.features import available_features, candidate_features
 from ledom.text.answers import extract_answer
 from ledom.text.math.equality import equal_answers, has_content
 
 __all__ = [
-    "EXTERNAL_LABELS",
-    "FEATURES",
     "AnswerClasses",
     "BoolArray",
     "CandidateTable",
     "FloatArray",
     "build_candidate_table",
-    "candidate_features",
 ]
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-FEATURES: dict[str, tuple[str, str]] = {
-    "forward": ("y|x", "log P(y|x), forward model"),
-    "forward_mean": ("y|x", "log P(y|x) per token"),
-    "forward_numbers": ("y|x", "log P(y|x) over the numbers of the solution"),
-    "forward_min_digit_logprob": ("y|x", "log P(y|x) of the solution's least likely digit"),
-    "reverse": ("x|y", "log P(x|y), reverse model"),
-    "reverse_mean": ("x|y", "log P(x|y) per token"),
-    "question_numbers": ("x|y", "log P(x|y) over the numbers of the question"),
-    "question_min_digit_logprob": ("x|y", "log P(x|y) of the question's least likely digit"),
-    "worst_step": ("y", "log P of the least likely token of the least likely step, both models"),
-    "contrast": ("x'|y", "log P(x|y) less that of copies of x with a number changed"),
-    "overlap": ("x~|y", "log overlap of x with questions written backwards from y"),
-    "prior": ("y", "log P(y), reverse model"),
-    "prior_mean": ("y", "log P(y) per token, reverse model"),
-    "prior_numbers": ("y", "log P(y) over the numbers of the solution, reverse model"),
-    "prior_min_digit_logprob": (
-        "y",
-        "log P(y) of the solution's least likely digit, reverse model",
-    ),
-}
-"""What scores say of a candidate: the score's target, and what it is. All are in nats, the larger
-the better. External scores are features too, under their own names."""
-
-EXTERNAL_LABELS = {
-    SELF_CERTAINTY: "self-certainty",
-    **{name: f"{name.partition('_')[2]} confidence" for name in CONFIDENCE},
-}
-"""Labels of the external scores that sampling writes; those of others are their fields' names."""
-
 _MIN_PER_MODEL = 20  # candidates of each model from which its mean is known
-_DIGIT = re.compile(r"\d")
-_PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +61,13 @@ class CandidateTable:
     was stopped."""
 
     def select(self, rows: NDArray[np.int64]) -> CandidateTable:
-        """Only some problems."""
+        """Only some problems.
+
+        >>> problems = [Problem(id=id, question="2 + 2?", answer="4") for id in "ab"]
+        >>> drawn = [Candidate(problem_id=id, index=0, text="4") for id in "ab"]
+        >>> build_candidate_table(problems, drawn, []).select(np.array([1])).problem_ids
+        ['b']
+        """
         return replace(
             self,
             problem_ids=[self.problem_ids[i] for i in rows],
@@ -110,7 +80,13 @@ class CandidateTable:
         )
 
     def sample(self, n: int, rng: np.random.Generator) -> CandidateTable:
-        """A random n of each problem's candidates, without replacement."""
+        """A random n of each problem's candidates, without replacement.
+
+        >>> drawn = [Candidate(problem_id="p", index=i, text=str(i)) for i in range(5)]
+        >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
+        >>> table.sample(3, np.random.default_rng(0)).mask.shape
+        (1, 3)
+        """
         keys = np.where(self.mask, rng.random(self.mask.shape), 2.0)
         kept = np.argsort(keys, axis=1)[:, :n]
         return replace(
@@ -155,7 +131,7 @@ def build_candidate_table(
     shared = SharedScores(candidates, scores)
     cells = _Cells(
         pools([problem.id for problem in problems], candidates),
-        [*_available(shared.targets), *external_scores],
+        [*available_features(shared.targets), *external_scores],
     )
     contrasted = {s.problem_id for s in scores if s.target == "x'|y"}
     for row, problem in enumerate(problems):
@@ -245,7 +221,7 @@ def _planned(candidate: Candidate) -> int:
 
 
 def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
-    """Values [P, N] less their problem's mean, then less their model's mean of these."""
+    """Values [P, N] less the mean of their problem, then less the mean of what is left by model."""
     counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     relative = np.where(mask, values - (values * mask).sum(axis=1, keepdims=True) / counts, 0.0)
     for writer in np.unique(writers[mask]):
@@ -291,53 +267,3 @@ def _is_right(candidate: Candidate, answer: str | None, problem: Problem) -> boo
     if candidate.correct is not None:
         return candidate.correct
     return equal_answers(problem.answer, answer)
-
-
-def _available(targets: set[str]) -> list[str]:
-    """The features that scores of these targets give."""
-    return [name for name, (target, _) in FEATURES.items() if target in targets]
-
-
-def candidate_features(
-    scores: Mapping[str, Score | None], problem: Problem, candidate: Candidate
-) -> dict[str, float]:
-    """What a candidate's scores, by target, say of it: its share of `FEATURES`.
-
-    Raises `InputError` for a score that is None.
-    """
-    values: dict[str, float] = {}
-    for target, score in scores.items():
-        if score is None:
-            raise InputError(
-                f"candidate {candidate.index} of problem {problem.id!r} has no score for {target}; "
-                "score the candidates again"
-            )
-        if target in ("x'|y", "x~|y"):
-            continue
-        prefix = _PREFIXES[target]
-        text = problem.question if target == "x|y" else score.text or candidate.text
-        digits = _digit_logprobs(score, text)
-        values[prefix] = score.logprob
-        values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
-        numbers = "question_numbers" if target == "x|y" else f"{prefix}_numbers"
-        values[numbers] = sum(digits)
-        values[f"{numbers.removesuffix('_numbers')}_min_digit_logprob"] = min(digits, default=0.0)
-    given, changed = scores.get("x|y"), scores.get("x'|y")
-    if given and changed:
-        values["contrast"] = given.logprob - changed.logprob
-    if written := scores.get("x~|y"):
-        values["overlap"] = written.logprob
-    if prior := scores.get("y"):
-        values["worst_step"] = worst_step(prior, scores.get("y|x"), candidate.text)
-    return values
-
-
-def _digit_logprobs(score: Score, text: str) -> list[float]:
-    """The log-probabilities of the tokens that hold a digit; none without token scores."""
-    if score.token_logprobs is None or score.token_spans is None:
-        return []
-    return [
-        logprob
-        for logprob, (start, end) in zip(score.token_logprobs, score.token_spans, strict=True)
-        if _DIGIT.search(text, start, end)
-    ]

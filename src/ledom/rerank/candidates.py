@@ -1,4 +1,4 @@
-"""Candidates as they come: whose they are, which of them count, and the scores that they share.
+"""Checks candidates, groups them by problem, and finds the scores that equal texts share.
 
 Candidates of one problem with the same text are scored once: `distinct_candidates` are the first of
 each text, and `SharedScores` finds their scores for all. Greedy candidates are kept apart: the
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Key, Problem, Score, unique_ids
 
@@ -17,6 +20,7 @@ __all__ = [
     "candidate_check",
     "check_problems",
     "distinct_candidates",
+    "labeled_problems",
     "match_candidates",
     "pools",
 ]
@@ -64,8 +68,8 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
             )
         if not 0 <= index < _MAX_INDEX:
             raise InputError(
-                f"a candidate of problem {problem_id!r} has the index {index!r:.40}, expected a "
-                "number from 0 on; number the candidates of each problem"
+                f"a candidate of problem {problem_id!r} has the index {index!r:.40}, expected "
+                "0 or more; number the candidates of each problem from 0"
             )
         if candidate.key in seen:
             raise InputError(f"problem {problem_id!r} has two candidates with index {index}")
@@ -145,6 +149,27 @@ def pools(
         if _is_choice(candidate):
             found[candidate.problem_id].append(candidate)
     return found
+
+
+def labeled_problems(
+    problems: Sequence[Problem], candidates: Sequence[Candidate]
+) -> NDArray[np.bool_]:
+    """[P]: where somebody says what is right.
+
+    That is the problem's answer, or else a label on every candidate of its pool.
+
+    >>> known = Problem(id="a", question="2 + 2?", answer="4")
+    >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])
+    array([ True, False])
+    """
+    has_pool, unlabeled = set(), set()
+    for candidate in candidates:
+        if not candidate.greedy:
+            has_pool.add(candidate.problem_id)
+            if candidate.correct is None:
+                unlabeled.add(candidate.problem_id)
+    by_candidate = has_pool - unlabeled
+    return np.array([p.is_labeled or p.id in by_candidate for p in problems], bool)
 
 
 class SharedScores:

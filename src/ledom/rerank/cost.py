@@ -4,8 +4,8 @@ A strategy needs the stages that make its features: candidates always; a model's
 weighs them. Tokens are counted in the files of the stages: a candidate's own (`num_tokens`, or
 those of its score), and those of the scores of distinct texts. A token that a model writes or
 scores takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020).
-Prompts, which are shared, and attention are left out; so is what external scores cost, and what it
-took others to write candidates that were given.
+Prompts, which are shared, and attention are left out, as are external scores and the writing of
+candidates that were given.
 
 Seconds are those of making the files of these stages, by the wall clock, as they were made: model
 calls, and keeping the records; not loading models, choosing and reporting. Processes that share the
@@ -22,10 +22,17 @@ import numpy as np
 
 from ledom.core.records import NUM_TOKENS, Candidate, Score
 from ledom.report.results import Cost, StrategyResult
-from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
+from ledom.rerank.candidate_table import CandidateTable, FloatArray
 from ledom.rerank.candidates import SharedScores
-from ledom.rerank.early_stop import needed_candidates
-from ledom.rerank.strategies import EarlyVote, Greedy, Random, Strategy, strategies
+from ledom.rerank.features import FEATURES
+from ledom.rerank.strategies import (
+    EarlyVote,
+    Greedy,
+    Random,
+    Strategy,
+    needed_candidates,
+    strategies,
+)
 
 __all__ = ["Costs"]
 
@@ -67,7 +74,20 @@ class Costs:
         parameters: Mapping[str, int | None],
         timings: Mapping[str, float] | None = None,
     ) -> Costs:
-        """From the records that the table was built of, and the seconds that each file took."""
+        """The costs of the records that the table was built from.
+
+        `timings` are the seconds that each file took, by its name.
+
+        >>> from ledom.core.records import Problem
+        >>> from ledom.rerank.candidate_table import build_candidate_table
+        >>> drawn = [Candidate(problem_id="p", index=0, text="4", extra={NUM_TOKENS: 2})]
+        >>> score = Score(problem_id="p", index=0, model="m", direction="forward", target="y|x",
+        ...               logprob=-1.5, num_tokens=3)
+        >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [score])
+        >>> costs = Costs.count(table, drawn, [score], {"forward": 1000, "writer": 1000})
+        >>> costs.of(strategies()["forward"], table)  # 2 FLOPs x 1000 parameters x 5 tokens
+        Cost(generated_tokens=2.0, scored_tokens=3.0, flops=10000.0, seconds=None)
+        """
         row_of = {problem_id: row for row, problem_id in enumerate(table.problem_ids)}
         shared = SharedScores(candidates, scores)
         scored = dict.fromkeys(_MODELS, 0.0)
@@ -96,7 +116,7 @@ class Costs:
         return cls(written, greedy / num, per_problem, parameters, seconds, broken_off / num)
 
     def of(self, strategy: Strategy, table: CandidateTable) -> Cost:
-        """Means per problem."""
+        """What a strategy costs, in means per problem; see `count` for an example."""
         written = self._written(strategy, table)
         targets = {FEATURES[name][0] for name in strategy.features if name in FEATURES}
         if "worst_step" in strategy.features and self.scored["forward"]:

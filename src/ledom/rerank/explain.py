@@ -26,9 +26,9 @@ from ledom.rerank.candidate_table import (
     build_candidate_table,
 )
 from ledom.rerank.candidates import SharedScores, pools
-from ledom.rerank.fit import TunedWeights
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import STRATEGIES
+from ledom.rerank.weights import TunedWeights
 from ledom.text.answers import extract_answer
 
 __all__ = [
@@ -137,8 +137,8 @@ def worked_cases(
 ) -> list[Case]:
     """Up to three problems where Reverse Reward is right and the forward likelihood wrong.
 
-    Those come first in which the question's log-probability differs most between the two; without
-    any, the problems in which it differs most at all.
+    Cases where the question's log-probability differs most between the two come first. Without any
+    such problem, the cases are those where it differs most.
     """
     if "reverse" not in table.features:
         return []
@@ -230,11 +230,16 @@ def _question_tokens(score: Score | None) -> list[QuestionToken]:
 
 
 def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
-    """A warning if at least half of the questions are unlike the embedded model's training.
+    """A warning if at least half of the questions are unlike the embedded model's training texts.
 
-    The embedded pair knows 75 templates of school problems and nothing else: on another text it
-    still prefers one answer, confidently, and that means nothing. None for other models, and
-    without scores log P(x|y).
+    The embedded pair knows 75 templates of school problems and nothing else: on other texts it
+    still prefers one answer, confidently, but that means nothing. None for other models, and
+    without scores of log P(x|y).
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(direction="reverse")
+    >>> unfamiliar(lm, []) is None  # not an embedded model
+    True
     """
     if lm is None or not _is_embedded(lm):
         return None
@@ -251,7 +256,7 @@ def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
 
 def unfamiliar_texts(lm: LanguageModel, texts: Sequence[str]) -> str | None:
     """A warning if at least half of these starts (forward) or ends of documents are unlike the
-    embedded model's training.
+    embedded model's training texts.
 
     None for other models; texts of a few tokens are not judged.
 

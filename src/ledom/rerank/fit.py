@@ -1,178 +1,53 @@
-"""Weights of strategies, fitted on labeled problems and frozen in a small YAML file.
+"""Fits the weights of strategies on labeled problems; no model is loaded.
 
 An interpolation (the paper's lambda) is chosen on a grid by accuracy. A sum of more features is
 fitted by logistic regression on pairs, a right and a wrong candidate of one problem, its penalty
 chosen by cross-validation over problems. A vote's temperature, which divides its score, is chosen
-by its accuracy on problems that the weights were not fitted on. The file remembers which problems
-it was fitted on, so that it cannot be tested on them.
+by its accuracy on problems that the weights were not fitted on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
-from pydantic import FiniteFloat, NonNegativeInt
 
 from ledom.core.errors import InputError
-from ledom.core.files import write_atomically
-from ledom.core.reading import as_type
-from ledom.core.records import Problem
-from ledom.core.strict_yaml import read_yaml
-from ledom.rerank.candidate_table import FEATURES, BoolArray, CandidateTable
-from ledom.rerank.external_scores import check_names
+from ledom.core.records import Problem, read_records, unique_ids
+from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
+from ledom.rerank.candidates import labeled_problems, match_candidates
+from ledom.rerank.external_scores import choose_external_scores, read_candidates
+from ledom.rerank.features import FEATURES
+from ledom.rerank.stages import read_scores, scored_problems
 from ledom.rerank.strategies import Strategy, Vote, strategies
+from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash
 
-__all__ = [
-    "LAMBDAS",
-    "Folds",
-    "TunedWeights",
-    "check_folds",
-    "cross_fit",
-    "fit_sum",
-    "interpolation",
-    "tune",
-    "tune_labeled",
-]
-
-LAMBDAS = np.linspace(0, 1, 41)
-"""The grid of lambda."""
+__all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder", "tune_labeled"]
 
 _INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (0.3, 3.0, 30.0)
 """Of the squared weights, in units of each feature's spread, against the sum of the losses: the
 more problems there are, the less a penalty shrinks the weights."""
 _FOLDS = 5
-_FORMAT = 2  # of the weights file
-_HASH_LENGTH = 12
-_HASH = re.compile(f"[0-9a-f]{{{_HASH_LENGTH}}}")
 _CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeless, however far
-
-
-@dataclass(frozen=True)
-class TunedWeights:
-    """Weights by strategy and feature, and where they come from.
-
-    Those of a vote are divided by its temperature already.
-    """
-
-    weights: dict[str, dict[str, float]]
-    num_problems: int
-    num_candidates: int
-    problem_hashes: frozenset[str]
-    external_scores: tuple[str, ...] = ()
-    """The external scores that they weigh: candidates without them cannot be used."""
-
-    def save(self, path: str | Path) -> None:
-        """Write the YAML file."""
-        tree = {
-            "format": _FORMAT,
-            "ledom": version("ledom"),
-            "num_problems": self.num_problems,
-            "num_candidates": self.num_candidates,
-            "external_scores": list(self.external_scores),
-            "weights": self.weights,
-            "problems": " ".join(sorted(self.problem_hashes)),
-        }
-        with write_atomically(path) as out:
-            yaml.safe_dump(tree, out, sort_keys=False, width=100)
-
-    @classmethod
-    def load(cls, path: str | Path) -> TunedWeights:
-        """Read the YAML file; raises `InputError` with the file and the key for a bad one."""
-        tree = read_yaml(path)
-        if tree.get("format") != _FORMAT:
-            raise InputError(
-                f"a weights file of format {tree.get('format', 1)!r:.40}, expected {_FORMAT}; make "
-                "it again with: ledom tune",
-                path=path,
-            )
-        file = as_type(tree, _WeightsFile, path)
-        hashes = file.problems.split()
-        try:
-            check_names(file.external_scores)
-            _check_rows(file.weights, strategies(file.external_scores))
-            bad = next((text for text in hashes if not _HASH.fullmatch(text)), None)
-            if bad is not None:
-                raise InputError(
-                    f"key problems: {bad!r:.40} is not the hash of a question, which has "
-                    f"{_HASH_LENGTH} hexadecimal digits"
-                )
-        except InputError as error:
-            raise InputError(f"{error}; make a weights file with: ledom tune", path=path) from None
-        return cls(
-            {
-                name: {key: float(value) for key, value in row.items()}
-                for name, row in file.weights.items()
-            },
-            file.num_problems,
-            file.num_candidates,
-            frozenset(hashes),
-            tuple(file.external_scores),
-        )
-
-    def refuse_overlap(self, problems: Iterable[Problem]) -> None:
-        """Raise `InputError` when weights were fitted on one of these problems."""
-        for problem in problems:
-            if question_hash(problem.question) in self.problem_hashes:
-                raise InputError(
-                    f"problem {problem.id!r} is one of those that the weights were tuned on; "
-                    "its accuracy would look too good: leave it out, or use other weights"
-                )
-
-
-@dataclass(frozen=True)
-class _WeightsFile:
-    """The keys of a weights file."""
-
-    num_problems: NonNegativeInt
-    num_candidates: NonNegativeInt
-    problems: str
-    weights: dict[str, dict[str, FiniteFloat]]
-    external_scores: list[str] = field(default_factory=list)
-
-
-def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, Strategy]) -> None:
-    """Raise `InputError` for weights that no strategy uses, or a strategy without its weights."""
-    for name, row in weights.items():
-        if name not in known:
-            raise InputError(f"unknown strategy {name!r}; known: {', '.join(known)}")
-        features = known[name].features
-        unknown = [feature for feature in row if feature not in features]
-        if unknown:
-            uses = f"it uses: {', '.join(features)}" if features else "it has no weights"
-            raise InputError(f"strategy {name!r}: unknown feature {unknown[0]!r:.60}; {uses}")
-        if features and not row:
-            raise InputError(f"strategy {name!r} has no weights; it uses: {', '.join(features)}")
-        sums, means = ([f for f in part if f in row] for part in (features[:2], features[2:]))
-        if known[name].interpolated and sums and means:
-            raise InputError(
-                f"strategy {name!r} mixes sums and means per token ({sums[0]}, {means[0]}); give "
-                "two of one kind"
-            )
-
-
-def question_hash(question: str) -> str:
-    """A short fingerprint of a question's text.
-
-    >>> question_hash("2 + 2?") == question_hash("2 + 2 ?"), len(question_hash("2 + 2?"))
-    (False, 12)
-    """
-    return hashlib.sha256(question.encode()).hexdigest()[:_HASH_LENGTH]
 
 
 def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
     """Fit every strategy that has weights and whose features are in the table.
 
     Raises `InputError` when no problem has both right and wrong candidates.
+
+    >>> from ledom.core.records import Candidate, Score
+    >>> problems = [Problem(id="p", question="2 + 2?", answer="4")]
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("45")]
+    >>> scores = [Score(problem_id="p", index=i, model="m", direction="forward", target="y|x",
+    ...                 logprob=-1.0 - i, num_tokens=2) for i in (0, 1)]
+    >>> tune(build_candidate_table(problems, drawn, scores), problems).weights["forward"]
+    {'forward': 1.0}
     """
     wrong = table.mask & ~table.correct
     mixed = np.flatnonzero((table.correct & table.mask).any(axis=1) & wrong.any(axis=1))
@@ -217,8 +92,30 @@ def tune_labeled(
     return tune(table.select(rows), [problems[int(row)] for row in rows])
 
 
-Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
-"""Rows of `CandidateTable`, and the weights that were fitted on the other rows."""
+def tune_folder(
+    folder: Path,
+    problems: Path | None = None,
+    candidates: Path | None = None,
+    external_scores: Sequence[str] | None = None,
+) -> TunedWeights:
+    """Fit the weights of every strategy on the labeled problems whose scores lie in `folder`.
+
+    Problems and candidates are those in the folder too, unless files of them are given; what has no
+    scores is left out. `external_scores` are weighed too (see `choose_external_scores`). Raises
+    `InputError` for a bad file, scores of other problems or candidates, a folder without scores, or
+    labels that leave nothing to tune.
+    """
+    questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
+    answers = read_candidates(candidates or folder / "candidates.jsonl", external_scores or ())
+    scored = scored_problems(folder)
+    questions = [problem for problem in questions if problem.id in scored]
+    answers = [candidate for candidate in answers if candidate.problem_id in scored]
+    scores = read_scores(folder, questions, answers)
+    match_candidates(questions, answers)
+    table = build_candidate_table(
+        questions, answers, scores, choose_external_scores(answers, external_scores)
+    )
+    return tune_labeled(table, questions, labeled_problems(questions, answers))
 
 
 def cross_fit(
@@ -258,25 +155,13 @@ def check_folds(num_folds: int, num_problems: int) -> None:
         )
 
 
-def interpolation(strategy: Strategy, lam: float, mean: bool) -> dict[str, float]:
-    """The weights (1 - lambda) and lambda on a strategy's two terms, as sums or as means.
-
-    >>> from ledom.rerank.strategies import STRATEGIES
-    >>> interpolation(STRATEGIES["reverse_reward"], 0.25, mean=False)
-    {'forward': 0.75, 'reverse': 0.25}
-    """
-    first, second = strategy.features[2:] if mean else strategy.features[:2]
-    return {first: 1 - lam, second: lam}
-
-
 def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, float]:
     """The best lambda and normalization by accuracy; a plateau's middle, for stability."""
     best: tuple[float, dict[str, float]] = (-1.0, {})
     for mean in (False, True):
-        rows = [interpolation(strategy, float(lam), mean) for lam in LAMBDAS]
-        accuracies = np.array([strategy.accuracy(table, row).mean() for row in rows])
-        # Neighbours share almost all choices; their mean is a steadier guide than a single peak.
-        smooth = np.convolve(np.pad(accuracies, 1, mode="edge"), np.ones(3) / 3, mode="valid")
+        rows = [strategy.interpolation(float(lam), mean) for lam in LAMBDAS]
+        accuracies = [strategy.accuracy(table, row).mean() for row in rows]
+        smooth = _smoothed(accuracies)
         at = int(smooth.argmax())
         if smooth[at] > best[0]:
             best = (float(smooth[at]), rows[at])
@@ -389,5 +274,9 @@ def _inverse_temperature(
         ).mean()
         for factor in _INVERSE_TEMPERATURES
     ]
-    smooth = np.convolve(np.pad(rights, 1, mode="edge"), np.ones(3) / 3, mode="valid")
-    return _INVERSE_TEMPERATURES[int(smooth.argmax())]
+    return _INVERSE_TEMPERATURES[int(_smoothed(rights).argmax())]
+
+
+def _smoothed(accuracies: Sequence[float]) -> NDArray[np.float64]:
+    """Means of neighbors: these share almost all choices, so single peaks are chance."""
+    return np.convolve(np.pad(accuracies, 1, mode="edge"), np.ones(3) / 3, mode="valid")

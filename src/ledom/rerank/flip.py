@@ -1,8 +1,8 @@
 """FLIP: questions written backwards from a solution, and how much they overlap with the real one.
 
 The reverse model reads y and writes some questions to it; the score is the F1 of their words with
-those of x (FLIP, 2026, which takes it as a reward). It asks what log P(x|y) asks, by samples in
-place of likelihood: it needs no log-probabilities, and sees no more than the samples show.
+those of x (FLIP, 2026, which takes it as a reward). It asks what log P(x|y) asks, but by
+sampling: it needs no log-probabilities, and knows only what the samples show.
 
 What is drawn depends on the solution's text and the seed, not on the question.
 """
@@ -23,7 +23,7 @@ __all__ = ["FlipSettings", "flip_candidates", "longest_question", "word_overlap"
 
 _WORD = re.compile(r"\w+")
 _LEAST = 0.01
-"""The overlap of a solution from which nothing of the question came back: its log is finite."""
+"""The smallest overlap counted, so that its log is finite."""
 _ROOM = 16  # tokens that a written question may have beyond the longest real one
 
 
@@ -64,6 +64,14 @@ def flip_candidates(
     A record's `logprob` is the log of the mean overlap, `questions` lists what was written, each
     with its `overlap`, and `num_tokens` is how many tokens that took. Questions end after `longest`
     tokens; a solution that leaves no room for so many loses its end (`truncated`).
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(direction="reverse")
+    >>> problem = Problem(id="p", question="2 + 2?")
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+    >>> ((score,),) = flip_candidates([problem], drawn, lm, FlipSettings(questions=2), longest=22)
+    >>> score.target, len(score.extra["questions"])
+    ('x~|y', 2)
     """
     real = {problem.id: problem.question for problem in problems}
     sampling = Sampling(settings.temperature, max_tokens=longest, seed=settings.seed)

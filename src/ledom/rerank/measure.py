@@ -7,13 +7,12 @@ AUC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ledom.core.errors import InputError
-from ledom.core.records import Candidate, Problem
 from ledom.report.intervals import auc_interval, bootstrap_interval, paired_interval
 from ledom.report.results import (
     AccuracyByLambda,
@@ -27,18 +26,20 @@ from ledom.report.results import (
     Reliability,
     StrategyResult,
 )
-from ledom.rerank.candidate_table import (
-    EXTERNAL_LABELS,
-    FEATURES,
-    BoolArray,
-    CandidateTable,
-    FloatArray,
+from ledom.rerank.candidate_table import BoolArray, CandidateTable, FloatArray
+from ledom.rerank.features import EXTERNAL_LABELS, FEATURES
+from ledom.rerank.strategies import (
+    STRATEGIES,
+    EarlyVote,
+    Pick,
+    Strategy,
+    needed_candidates,
+    strategies,
+    usable,
 )
-from ledom.rerank.early_stop import needed_candidates
-from ledom.rerank.fit import LAMBDAS, Folds, TunedWeights, interpolation
-from ledom.rerank.strategies import STRATEGIES, EarlyVote, Pick, Strategy, strategies
+from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights
 
-__all__ = ["labeled_problems", "measure"]
+__all__ = ["measure"]
 
 _OPPONENTS = ("greedy", "random", "majority")
 _SUBSETS = 16  # random subsets of each size in accuracy against N
@@ -113,25 +114,6 @@ class _Weighing:
         return values
 
 
-def labeled_problems(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> BoolArray:
-    """[P]: where somebody says what is right.
-
-    That is the problem's answer, or else a label on every candidate of its pool.
-
-    >>> known = Problem(id="a", question="2 + 2?", answer="4")
-    >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])
-    array([ True, False])
-    """
-    has_pool, unlabeled = set(), set()
-    for candidate in candidates:
-        if not candidate.greedy:
-            has_pool.add(candidate.problem_id)
-            if candidate.correct is None:
-                unlabeled.add(candidate.problem_id)
-    by_candidate = has_pool - unlabeled
-    return np.array([p.is_labeled or p.id in by_candidate for p in problems], bool)
-
-
 def measure(
     table: CandidateTable, tuned: TunedWeights, folds: Folds = (), labeled: BoolArray | None = None
 ) -> Measurement:
@@ -140,6 +122,15 @@ def measure(
     With `folds` (see `cross_fit`) each problem's choices use the weights fitted on other problems;
     `tuned` is then only shown. With `labeled` [P] (see `labeled_problems`) the other problems are
     left out of every number. Raises `InputError` where none is labeled.
+
+    >>> from ledom.core.records import Candidate, Problem
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> problems = [Problem(id="p", question="2 + 2?", answer="4")]
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("4454")]
+    >>> weights = TunedWeights({}, 0, 0, frozenset())
+    >>> found = measure(build_candidate_table(problems, drawn, []), weights)
+    >>> {strategy.id: strategy.accuracy.mean for strategy in found.strategies}
+    {'random': 0.75, 'majority': 1.0, 'majority_stopped': 1.0, 'oracle': 1.0}
     """
     if labeled is not None:
         table, folds = _only_labeled(table, folds, labeled)
@@ -181,21 +172,11 @@ def _only_labeled(
 def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatArray]:
     """[P] for each strategy whose scores and weights exist."""
     rights = {}
-    for name in strategies(table.external_scores):
-        if not _weighted(name, table, weighing.tuned):
-            continue
+    for name in usable(table, weighing.tuned.weights):
         right = weighing(table, name)
         if not np.isnan(right).any():
             rights[name] = right
     return rights
-
-
-def _weighted(name: str, table: CandidateTable, tuned: TunedWeights) -> bool:
-    """Whether a strategy's scores exist, and weights for them if there are several."""
-    strategy = strategies(table.external_scores).get(name)
-    if strategy is None:
-        return False
-    return strategy.available(table) and (len(strategy.features) <= 1 or name in tuned.weights)
 
 
 def _result(
@@ -270,7 +251,7 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
     mean = any(name.endswith("_mean") for name in weights)
     intervals = [
         bootstrap_interval(
-            strategy.accuracy(table, interpolation(strategy, float(lam), mean)), num_resamples=2000
+            strategy.accuracy(table, strategy.interpolation(float(lam), mean)), num_resamples=2000
         )
         for lam in LAMBDAS
     ]
@@ -285,7 +266,8 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
 
 def _reliability(table: CandidateTable, weighing: _Weighing) -> Reliability | None:
     """Is the winning answer's share of the weighted vote the probability that it is right?"""
-    name = next((name for name in _VOTES if _weighted(name, table, weighing.tuned)), None)
+    able = usable(table, weighing.tuned.weights)
+    name = next((name for name in _VOTES if name in able), None)
     if name is None:
         return None
     confidence = weighing(table, name, Strategy.shares).max(axis=1)

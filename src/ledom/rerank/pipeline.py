@@ -8,7 +8,6 @@ Every stage resumes if it was stopped; with equal settings, finished stages are 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -31,17 +30,16 @@ from ledom.core.records import (
     write_records,
 )
 from ledom.core.stage import Track, read_timings
-from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.results import ChosenAnswer, Measurement, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
-from ledom.rerank.candidates import check_problems, match_candidates, pools
+from ledom.rerank.candidates import check_problems, labeled_problems, match_candidates, pools
 from ledom.rerank.cost import Costs
 from ledom.rerank.explain import model_info, unfamiliar, worked_cases
 from ledom.rerank.external_scores import check_names, choose_external_scores
-from ledom.rerank.fit import Folds, TunedWeights, check_folds, cross_fit, tune_labeled
-from ledom.rerank.measure import labeled_problems, measure
+from ledom.rerank.fit import check_folds, cross_fit, tune_labeled
+from ledom.rerank.measure import measure
 from ledom.rerank.sample import (
     check_prompts,
     is_finished,
@@ -51,15 +49,13 @@ from ledom.rerank.sample import (
 )
 from ledom.rerank.score import check_room
 from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores
-from ledom.rerank.strategies import STRATEGIES, Vote, strategies
+from ledom.rerank.strategies import Vote, strategies, usable
+from ledom.rerank.weights import Folds, TunedWeights
 from ledom.text.answers import extract_answer
 
 __all__ = [
     "Job",
     "Selection",
-    "choose_weights",
-    "default_weights",
-    "embedded_weights",
     "preferred_strategy",
     "rerank",
     "select",
@@ -82,14 +78,6 @@ _SHOWN_ANSWERS = 20  # in a report without labels; all of them are in selected.j
 class Selection(Record):
     """The answer chosen for a problem, and the best candidate that gives it."""
 
-    types = {
-        "problem_id": (str,),
-        "strategy": (str,),
-        "answer": (str,),
-        "index": (int,),
-        "text": (str,),
-        "confidence": (int, float),
-    }
     problem_id: str
     strategy: str
     answer: str | None = None
@@ -128,39 +116,8 @@ class Job:
     notes: list[str] = field(default_factory=list)
 
 
-def default_weights(lam: float = 0.5) -> TunedWeights:
-    """Weights without tuning: the two terms, lambda in [0, 1] (else `InputError`)."""
-    if math.isnan(lam) or not 0 <= lam <= 1:
-        raise InputError(f"lambda is {lam}; it must lie in [0, 1]")
-    weights = {
-        name: {"forward": 1 - lam, "reverse": lam}
-        for name, strategy in STRATEGIES.items()
-        if strategy.interpolated
-    }
-    return TunedWeights(weights, 0, 0, frozenset())
-
-
-def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
-    """The embedded pair's weights, where it is the pair in use."""
-    file = embedded_folder("forward").parent / "weights.yaml"
-    if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
-        return None
-    return TunedWeights.load(file)
-
-
-def choose_weights(
-    lam: float | None, file: str | Path | None, forward: str, reverse: str
-) -> TunedWeights:
-    """The weights that someone gave, else those of the models, else the two plain terms."""
-    if lam is not None:
-        return default_weights(lam)
-    if file is not None:
-        return TunedWeights.load(file)
-    return embedded_weights(forward, reverse) or default_weights()
-
-
 def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
-    """Do the job; returns the report and where its page lies.
+    """Do the job; returns the report and the path of its page.
 
     Where several processes share it (`ledom.core.processes`), the first makes the report of
     all; the others return None.
@@ -309,15 +266,15 @@ def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
     """The strategy that chooses the answers: the first of a fixed list that can.
 
     It depends only on which scores and weights exist, so it is named before any result.
+
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
+    >>> from ledom.rerank.weights import default_weights
+    >>> preferred_strategy(table, default_weights())  # no scores: the plain vote
+    'majority'
     """
-    known = strategies(table.external_scores)
-    return next(
-        name
-        for name in _PREFERRED
-        if name in known
-        and known[name].available(table)
-        and (name in weights.weights or len(known[name].features) <= 1)
-    )
+    able = usable(table, weights.weights)
+    return next(name for name in _PREFERRED if name in able)
 
 
 def select(
@@ -325,6 +282,12 @@ def select(
 ) -> list[Selection]:
     """The named strategy's choice for each problem: the candidate that it picks, or the best of
     those that give the answer it votes for.
+
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
+    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
+    >>> from ledom.rerank.weights import default_weights
+    >>> [(s.index, s.confidence) for s in select(table, drawn, "majority", default_weights())]
+    [(1, 0.5)]
     """
     strategy, own = strategies(table.external_scores)[name], weights.weights.get(name)
     shares = strategy.shares(table, own)

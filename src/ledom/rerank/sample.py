@@ -1,7 +1,7 @@
 """Candidates from a forward model: the arrow from problems to candidates.jsonl.
 
-All of a problem's candidates at once, or by rounds until its vote is decided; the candidates are
-the same as far as they go.
+All of a problem's candidates are drawn at once, or in rounds until its vote is decided; the rounds
+draw the first of the same candidates.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from ledom.core.records import (
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.rerank.candidate_table import AnswerClasses
-from ledom.rerank.early_stop import is_decided, rounds
+from ledom.rerank.strategies import is_decided
 from ledom.text.answers import extract_answer
 
 __all__ = [
     "check_prompts",
     "is_finished",
+    "rounds",
     "sample_candidates",
     "sample_until_decided",
     "sampling_groups",
@@ -41,12 +42,16 @@ __all__ = [
 
 ItemT = TypeVar("ItemT")
 
-_WARM_UP = 4  # one of so many samples is written to its end before any is broken off
+_WARM_UP = 4  # one in this many samples is written to its end before any is broken off
 _TOGETHER = 2048  # texts that are drawn together, and can be lost together
 
 
 def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[ItemT]]:
-    """The problems or prompts whose texts are drawn together: decided by these arguments alone."""
+    """The problems or prompts whose texts are drawn together: decided by these arguments alone.
+
+    >>> [len(group) for group in sampling_groups(range(100), num_samples=32)]
+    [50, 50]
+    """
     return even_groups(items, max(1, _TOGETHER // num_samples))
 
 
@@ -55,6 +60,12 @@ def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Samp
 
     `DirectionError` for a reverse model; `InputError` where temperature 0 leaves nothing to draw,
     or where questions leave no room for a solution.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(context=8)
+    >>> check_prompts([Problem(id="p", question="2 + 2?")], lm, Sampling())  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: 1 of 1 problems cannot be sampled for, the first is 'p': ...
     """
     _require_forward(lm)
     if sampling.temperature == 0:
@@ -136,6 +147,19 @@ def _threshold(texts: Sequence[Generation], share: float) -> float:
     return float(np.quantile(lowest, 1 - share, method="lower"))
 
 
+def rounds(num_samples: int) -> list[int]:
+    """The number of candidates after each round of sampling; the last number is all.
+
+    No vote can be decided by half of the candidates or fewer, so more than half come first;
+    then an eighth at a time: rounds of single samples would leave a batch empty.
+
+    >>> rounds(16)
+    [9, 11, 13, 15, 16]
+    """
+    step = max(1, num_samples // 8)
+    return [*range(num_samples // 2 + 1, num_samples, step), num_samples]
+
+
 def sample_until_decided(
     problems: Sequence[Problem],
     lm: LanguageModel,
@@ -143,12 +167,18 @@ def sample_until_decided(
     num_samples: int,
     have: Mapping[Key, Sequence[Candidate]],
 ) -> Iterator[tuple[list[Candidate], bool]]:
-    """Draw each problem's candidates by rounds, and no more once its majority vote is decided.
+    """Draw each problem's candidates in rounds, and no more once its majority vote is decided.
 
     Yields (new candidates of a problem, whether they are its last). A problem's greedy candidate
     comes first; the others are the first of those that `sample_candidates` draws, and their
     `sampling` says of how many (`early_stop_of`). `have` holds what was yielded before, by the
-    problem's id: sampling resumes there. Raises `DirectionError` as `sample_candidates` does.
+    problem's key: sampling resumes there. Raises `DirectionError` as `sample_candidates` does.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(answers=["#### 4"])
+    >>> drawn = sample_until_decided([Problem(id="p", question="2 + 2?")], lm, Sampling(), 8, {})
+    >>> [([c.index for c in some], last) for some, last in drawn]  # the greedy one, then 5 of 8
+    [([8], False), ([0, 1, 2, 3, 4], True)]
     """
     _require_forward(lm)
     for together in sampling_groups(problems, num_samples):
@@ -174,13 +204,19 @@ def sample_until_decided(
 
 
 def is_finished(candidates: Iterable[Candidate], num_samples: int) -> bool:
-    """Whether `sample_until_decided` draws no more for the problem that these belong to."""
+    """Whether `sample_until_decided` draws no more for the problem that these belong to.
+
+    >>> same = [Candidate(problem_id="p", index=i, text="4") for i in range(5)]
+    >>> greedy = Candidate(problem_id="p", index=8, text="4", greedy=True)
+    >>> is_finished([*same, greedy], num_samples=8), is_finished(same, num_samples=8)
+    (True, False)
+    """
     votes = _Votes(candidates)
     return votes.has_greedy and votes.are_enough(num_samples)
 
 
 class _Votes:
-    """Those on one problem so far."""
+    """The votes on one problem so far."""
 
     def __init__(self, candidates: Iterable[Candidate]) -> None:
         self.drawn = 0
@@ -206,7 +242,7 @@ class _Votes:
         return remaining <= 0 or is_decided(self._by_answer.values(), remaining)
 
     def waits(self, drawn: int, num_samples: int) -> bool:
-        """Whether the round that begins after so many samples is the problem's next."""
+        """Whether the problem takes part in the round that starts after `drawn` samples."""
         return self.drawn == drawn and not self.are_enough(num_samples)
 
 

@@ -25,7 +25,6 @@ from ledom.report.results import Interval, to_json
 from ledom.rerank.candidate_table import FloatArray, build_candidate_table
 from ledom.rerank.candidates import check_problems
 from ledom.rerank.explain import unfamiliar_texts
-from ledom.rerank.fit import interpolation
 from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.stages import fill_candidates
@@ -218,7 +217,7 @@ def _rivals(
         best = STRATEGIES["forward_mean"].accuracy(table, None)
     else:
         strategy = STRATEGIES["reverse_reward"]
-        best = strategy.accuracy(table, interpolation(strategy, job.config.lam, mean=True))
+        best = strategy.accuracy(table, strategy.interpolation(job.config.lam, mean=True))
     return round(float(table.mask.sum(axis=1).mean()), 2), {
         "best of N, same score": best,
         "majority of N": STRATEGIES["majority"].accuracy(table, None),

@@ -45,7 +45,7 @@ _CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
     CONTRAST: (Direction.REVERSE, ("x'|y",)),
     FLIP: (Direction.REVERSE, ("x~|y",)),
 }
-"""Files of scores by name: whose they are, and of what."""
+"""Files of scores by name: the direction of the model that they are of, and their targets."""
 _ROUNDING = 5e-6  # of each number in a score, nats
 
 
@@ -60,11 +60,21 @@ def fill_candidates(
     name: str,
     is_done: Callable[[Sequence[Candidate]], bool] = bool,
 ) -> list[Candidate]:
-    """The candidates in `path`; those of problems that it lacks are made, group by group.
+    """The candidates in `path`, in the problems' order; missing ones are made, group by group.
 
-    They are in the problems' order, whatever order they were made in. The problems go to
-    problems.jsonl beside them, once it is sure that the folder is theirs. See
-    `ledom.core.stage.Work`.
+    The problems go to problems.jsonl beside them, once the settings show that the folder is theirs.
+    See `ledom.core.stage.Work`.
+
+    >>> import tempfile
+    >>> def answered(problems):
+    ...     return ([Candidate(problem_id=p.id, index=0, text="4")] for p in problems)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = fill_candidates(
+    ...         Path(folder, "candidates.jsonl"), [Problem(id="p", question="2 + 2?")], {},
+    ...         at_once(answered), groups=lambda items: [items], together=False,
+    ...         track=lambda chunks, *_: iter(chunks), name="sampling")
+    ...     made[0].text, sorted(file.name for file in Path(folder).iterdir())[0]
+    ('4', 'candidates.jsonl')
     """
     settings = settings | {
         "problems": len(problems),
@@ -86,7 +96,7 @@ def fill_candidates(
 
 @dataclass(frozen=True)
 class Scoring:
-    """How solutions are read, beside the model and the texts."""
+    """How solutions are scored, apart from the model and the texts."""
 
     demonstrations: Sequence[Problem] = ()
     """Solved problems that the model reads first."""
@@ -99,7 +109,7 @@ class Scoring:
     """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
 
     def settings(self, lm: LanguageModel) -> JsonObject:
-        """What of this decides a model's scores, for their file's settings.
+        """The part of this that changes a model's scores, for the settings of their file.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel(direction="reverse")
@@ -126,8 +136,19 @@ def fill_scores(
 ) -> list[Score]:
     """The model's scores of all distinct candidates, in `scores.<direction>.jsonl`.
 
-    With `how.contrast`, those of a reverse model's changed questions too, in
-    `scores.contrast.jsonl`; with `how.flip`, what it writes backwards in `scores.flip.jsonl`.
+    With `how.contrast` also a reverse model's scores of changed questions, in
+    `scores.contrast.jsonl`; with `how.flip` the overlap of the questions that it writes backwards,
+    in `scores.flip.jsonl`.
+
+    >>> import tempfile
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="2 + 2?")
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     scores = fill_scores(Path(folder), [problem], drawn, lm, Scoring(),
+    ...                          track=lambda chunks, *_: iter(chunks))
+    >>> [score.target for score in scores]
+    ['x|y', 'y']
     """
     files = _ScoreFiles(folder, problems, candidates, lm, track)
     settings = {"model": lm.identity, **_text_hashes(problems, candidates), **how.settings(lm)}
@@ -198,8 +219,12 @@ def read_scores(
 ) -> list[Score]:
     """All scores in a reranked folder.
 
-    Raises `InputError` where there are none, or they are not of these problems and candidates, or
-    are damaged.
+    Raises `InputError` where there are none, where they are of other problems or candidates, and
+    where they are damaged.
+
+    >>> read_scores(Path("no such folder"), [], [])
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no such folder: no scores here; make them with: ledom rerank
     """
     scores: list[Score] = []
     hashes = _text_hashes(problems, candidates)
@@ -232,7 +257,7 @@ def _score_files(folder: Path) -> dict[str, Path]:
 
 
 def _text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> JsonObject:
-    """What stands for the texts in the settings of scores."""
+    """Hashes of the texts, for the settings of scores."""
     distinct = distinct_candidates(candidates)
     return {
         "questions": fingerprint(sorted((p.id, p.question) for p in problems)),

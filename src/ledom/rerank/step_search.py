@@ -93,6 +93,12 @@ def search(
     A finished beam comes before every unfinished one. All that a problem's search generates
     counts, thrown away or not. Raises `DirectionError` for models the wrong way round, and
     `InputError` where there is no reverse model and lambda is not 0.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> problem, config = Problem(id="p", question="2 + 2?"), SearchConfig(width=2, lam=0)
+    >>> ((problem_id, beams, _),) = search([problem], FakeLanguageModel(), None, config)
+    >>> problem_id, len(beams)
+    ('p', 2)
     """
     check_models(forward, reverse, config)
     for group in search_groups(problems):
@@ -160,7 +166,7 @@ class _Search:
 def _expand(
     active: Sequence[_Search], forward: LanguageModel, config: SearchConfig, step: int
 ) -> None:
-    """Go on with every open beam; the first round draws as many parts as all later ones do."""
+    """Continue every open beam; the first round draws as many parts as each later one."""
     sampling = config.stepwise(step)
     prompts: list[str | Generation] = []
     origins: list[tuple[_Search, Beam]] = []

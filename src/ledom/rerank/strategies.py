@@ -9,17 +9,32 @@ Shapes: P problems, N candidates.
 
 from __future__ import annotations
 
+import heapq
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ledom.rerank.candidate_table import EXTERNAL_LABELS, BoolArray, CandidateTable, FloatArray
-from ledom.rerank.early_stop import needed_candidates
+from ledom.rerank.candidate_table import BoolArray, CandidateTable, FloatArray
+from ledom.rerank.features import EXTERNAL_LABELS
 
-__all__ = ["STRATEGIES", "Bound", "EarlyVote", "Pick", "Strategy", "Vote", "Weights", "strategies"]
+__all__ = [
+    "STRATEGIES",
+    "Bound",
+    "EarlyVote",
+    "Pick",
+    "Strategy",
+    "Vote",
+    "Weights",
+    "is_decided",
+    "needed_candidates",
+    "strategies",
+    "usable",
+]
 
 Weights = Mapping[str, float] | None
 
@@ -38,6 +53,15 @@ class Strategy(ABC):
     interpolated: bool = False
     """Two terms with the weights (1 - lambda) and lambda, both sums or both means per token; the
     features are then (first, second, first's mean, second's mean)."""
+
+    def interpolation(self, lam: float, mean: bool) -> dict[str, float]:
+        """The weights (1 - lambda) and lambda of an interpolation's two terms, as sums or means.
+
+        >>> STRATEGIES["reverse_reward"].interpolation(0.25, mean=False)
+        {'forward': 0.75, 'reverse': 0.25}
+        """
+        first, second = self.features[2:] if mean else self.features[:2]
+        return {first: 1 - lam, second: lam}
 
     @abstractmethod
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
@@ -153,6 +177,53 @@ class Bound(Strategy):
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """See `Strategy.accuracy`."""
         return (table.correct & table.mask).any(axis=1).astype(float)
+
+
+def is_decided(votes: Iterable[int], remaining: int) -> bool:
+    """Whether `remaining` more votes, whoever gets them, leave the same single winner.
+
+    `votes` are those of each answer so far.
+
+    >>> is_decided([5, 2], remaining=2), is_decided([5, 2], remaining=3)
+    (True, False)
+    """
+    first, second = [*heapq.nlargest(2, votes), 0, 0][:2]
+    return first - second > remaining
+
+
+def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
+    """[P]: how many of its candidates, in order, decide each problem's vote; all if none do.
+
+    A vote is decided when nothing that the later candidates say can change the winner or tie it, so
+    its answer is that of the full vote. Only the plain vote stops: the weight of a later candidate
+    has no useful bound. (A ballot exp(score) of a log-probability is at most 1, many orders of
+    magnitude above those seen.)
+
+    >>> from ledom.core.records import Candidate, Problem
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> texts = ["4", "4", "4", "5", "4"]
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate(texts)]
+    >>> table = build_candidate_table([Problem(id="p", question="?", answer="4")], drawn, [])
+    >>> needed_candidates(table)  # 3 of 5 are a majority
+    array([3])
+    """
+    return np.array(
+        [
+            _needed(answers[mask], table.num_planned)
+            for answers, mask in zip(table.answers, table.mask, strict=True)
+        ],
+        np.int64,
+    )
+
+
+def _needed(answers: NDArray[np.int64], planned: int) -> int:
+    votes: Counter[int] = Counter()
+    for drawn, answer in enumerate(answers.tolist(), start=1):
+        if answer >= 0:
+            votes[answer] += 1
+        if is_decided(votes.values(), max(planned, len(answers)) - drawn):
+            return drawn
+    return len(answers)
 
 
 def _same_answer(table: CandidateTable) -> BoolArray:
@@ -289,3 +360,24 @@ def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
         vote = Vote(f"vote, {label}", f"by {what} / temperature", joint)
         found[f"vote_{name}_external"] = vote
     return found | {"oracle": oracle}
+
+
+def usable(
+    table: CandidateTable, weights: Mapping[str, Mapping[str, float]]
+) -> dict[str, Strategy]:
+    """The strategies that can choose here, by id: their features exist, and so do their weights.
+
+    `weights` are by strategy and feature; a single feature needs none.
+
+    >>> from ledom.core.records import Candidate, Problem
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
+    >>> list(usable(table, {}))
+    ['greedy', 'random', 'majority', 'majority_stopped', 'oracle']
+    """
+    return {
+        name: strategy
+        for name, strategy in strategies(table.external_scores).items()
+        if strategy.available(table) and (len(strategy.features) <= 1 or name in weights)
+    }

@@ -18,9 +18,9 @@ from ledom.core.reading import Config, JsonObject
 from ledom.core.records import Candidate, Problem
 from ledom.lm.language_model import Sampling
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.fit import TunedWeights
-from ledom.rerank.pipeline import default_weights, preferred_strategy, select
-from ledom.rerank.strategies import STRATEGIES, Pick, Vote
+from ledom.rerank.pipeline import preferred_strategy, select
+from ledom.rerank.strategies import STRATEGIES, Pick, Vote, usable
+from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import Refusal, validation_message
 from ledom.serve.service import REWARD, Service
@@ -201,20 +201,15 @@ def _strategy(asked: str | None, table: CandidateTable, weights: TunedWeights) -
     """The strategy of that name; raises `InputError` for one that cannot choose here."""
     if asked is None:
         return preferred_strategy(table, weights)
-    slugs = strategy_slugs()
-    able = {
-        slug: name
-        for slug, name in slugs.items()
-        if STRATEGIES[name].available(table)
-        and (name in weights.weights or len(STRATEGIES[name].features) <= 1)
-    }
+    able = usable(table, weights.weights)
+    slugs = {slug: name for slug, name in strategy_slugs().items() if name in able}
     slug = re.sub(r"[^a-z0-9]+", "-", asked.lower()).strip("-")
-    if slug not in able:
+    if slug not in slugs:
         raise InputError(
             f"strategy {asked!r:.60} cannot choose with this server's models and weights; choose "
-            f"among: {', '.join(able)}"
+            f"among: {', '.join(slugs)}"
         )
-    return able[slug]
+    return slugs[slug]
 
 
 def _answers(table: CandidateTable, candidates: Sequence[Candidate]) -> list[JsonObject]:

@@ -14,11 +14,10 @@ from textwrap import shorten
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.candidate_table import FEATURES, candidate_features
-from ledom.rerank.fit import TunedWeights
-from ledom.rerank.pipeline import default_weights
+from ledom.rerank.features import FEATURES, candidate_features
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.strategies import STRATEGIES, Pick, Weights
+from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve.batching import Steps, finish
 
 __all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair"]

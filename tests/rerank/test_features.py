@@ -8,7 +8,7 @@ import pytest
 
 from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import build_candidate_table
-from ledom.rerank.steps import least_likely_step, split_steps, worst_step
+from ledom.rerank.features import split_steps, worst_step
 from made import made_score, token_score
 
 TEXT = "2 + 3 = 5\n\n5 * 2 = 11\n#### 11"
@@ -31,15 +31,6 @@ def test_tokens_belong_to_the_step_of_their_last_character() -> None:
     assert [s.logprob for s in steps] == [-0.75, -4.5, -3.0]
     assert [s.least for s in steps] == [-0.5, -4.0, -2.0]
     assert [s.num_tokens for s in steps] == [2, 2, 2]  # neither the blank line nor the end
-
-
-def test_the_least_likely_step() -> None:
-    reverse, forward = split_steps(REVERSE, TEXT), split_steps(FORWARD, TEXT)
-    assert least_likely_step(reverse) == 1
-    assert least_likely_step(forward) == 0
-    # -0.5 - 3 = -3.5 against -4 - 1 = -5
-    assert least_likely_step(forward, reverse) == 1
-    assert least_likely_step([]) is None
 
 
 def test_the_worst_step_averages_readings_of_one_text() -> None:

@@ -1,0 +1,219 @@
+"""Weights of strategies: their YAML file, and what is used without one.
+
+The file remembers which problems the weights were fitted on, so that they cannot be tested on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import FiniteFloat, NonNegativeInt
+
+from ledom.core.errors import InputError
+from ledom.core.files import write_atomically
+from ledom.core.reading import as_type
+from ledom.core.records import Problem
+from ledom.core.strict_yaml import read_yaml
+from ledom.lm import EMBEDDED, embedded_folder
+from ledom.rerank.external_scores import check_names
+from ledom.rerank.strategies import STRATEGIES, Strategy, strategies
+
+__all__ = [
+    "LAMBDAS",
+    "Folds",
+    "TunedWeights",
+    "choose_weights",
+    "default_weights",
+    "embedded_weights",
+    "question_hash",
+]
+
+LAMBDAS = np.linspace(0, 1, 41)
+"""The grid of lambda."""
+
+_FORMAT = 2  # of the weights file
+_HASH_LENGTH = 12
+_HASH = re.compile(f"[0-9a-f]{{{_HASH_LENGTH}}}")
+
+
+@dataclass(frozen=True)
+class TunedWeights:
+    """Weights by strategy and feature, and where they come from.
+
+    Those of a vote are divided by its temperature already.
+    """
+
+    weights: dict[str, dict[str, float]]
+    num_problems: int
+    num_candidates: int
+    problem_hashes: frozenset[str]
+    external_scores: tuple[str, ...] = ()
+    """The external scores that they weigh: candidates without them cannot be used."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the YAML file.
+
+        >>> import tempfile
+        >>> weights = TunedWeights({"noisy_channel": {"reverse": 0.5}}, 10, 8, frozenset())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     weights.save(f"{folder}/weights.yaml")
+        ...     TunedWeights.load(f"{folder}/weights.yaml") == weights
+        True
+        """
+        tree = {
+            "format": _FORMAT,
+            "ledom": version("ledom"),
+            "num_problems": self.num_problems,
+            "num_candidates": self.num_candidates,
+            "external_scores": list(self.external_scores),
+            "weights": self.weights,
+            "problems": " ".join(sorted(self.problem_hashes)),
+        }
+        with write_atomically(path) as out:
+            yaml.safe_dump(tree, out, sort_keys=False, width=100)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TunedWeights:
+        """Read the YAML file; raises `InputError` with the file and the key for a bad one."""
+        tree = read_yaml(path)
+        if tree.get("format") != _FORMAT:
+            raise InputError(
+                f"a weights file of format {tree.get('format', 1)!r:.40}, expected {_FORMAT}; make "
+                "it again with: ledom tune",
+                path=path,
+            )
+        file = as_type(tree, _WeightsFile, path)
+        hashes = file.problems.split()
+        try:
+            check_names(file.external_scores)
+            _check_rows(file.weights, strategies(file.external_scores))
+            bad = next((text for text in hashes if not _HASH.fullmatch(text)), None)
+            if bad is not None:
+                raise InputError(
+                    f"key problems: {bad!r:.40} is not the hash of a question, which has "
+                    f"{_HASH_LENGTH} hexadecimal digits"
+                )
+        except InputError as error:
+            raise InputError(f"{error}; make a weights file with: ledom tune", path=path) from None
+        return cls(
+            {
+                name: {key: float(value) for key, value in row.items()}
+                for name, row in file.weights.items()
+            },
+            file.num_problems,
+            file.num_candidates,
+            frozenset(hashes),
+            tuple(file.external_scores),
+        )
+
+    def refuse_overlap(self, problems: Iterable[Problem]) -> None:
+        """Raise `InputError` if the weights were fitted on one of these problems.
+
+        >>> known = frozenset([question_hash("2 + 2?")])
+        >>> tested = [Problem(id="a", question="2 + 2?")]
+        >>> TunedWeights({}, 1, 8, known).refuse_overlap(tested)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: problem 'a' is one of those that the weights were tuned ...
+        """
+        for problem in problems:
+            if question_hash(problem.question) in self.problem_hashes:
+                raise InputError(
+                    f"problem {problem.id!r} is one of those that the weights were tuned on; "
+                    "its accuracy would look too good: leave it out, or use other weights"
+                )
+
+
+@dataclass(frozen=True)
+class _WeightsFile:
+    """The keys of a weights file."""
+
+    num_problems: NonNegativeInt
+    num_candidates: NonNegativeInt
+    problems: str
+    weights: dict[str, dict[str, FiniteFloat]]
+    external_scores: list[str] = field(default_factory=list)
+
+
+def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, Strategy]) -> None:
+    """Raise `InputError` for weights that no strategy uses, or a strategy without its weights."""
+    for name, row in weights.items():
+        if name not in known:
+            raise InputError(f"unknown strategy {name!r}; known: {', '.join(known)}")
+        features = known[name].features
+        unknown = [feature for feature in row if feature not in features]
+        if unknown:
+            uses = f"it uses: {', '.join(features)}" if features else "it has no weights"
+            raise InputError(f"strategy {name!r}: unknown feature {unknown[0]!r:.60}; {uses}")
+        if features and not row:
+            raise InputError(f"strategy {name!r} has no weights; it uses: {', '.join(features)}")
+        sums, means = ([f for f in part if f in row] for part in (features[:2], features[2:]))
+        if known[name].interpolated and sums and means:
+            raise InputError(
+                f"strategy {name!r} mixes sums and means per token ({sums[0]}, {means[0]}); give "
+                "two of one kind"
+            )
+
+
+def question_hash(question: str) -> str:
+    """A short fingerprint of a question's text.
+
+    >>> question_hash("2 + 2?") == question_hash("2 + 2 ?"), len(question_hash("2 + 2?"))
+    (False, 12)
+    """
+    return hashlib.sha256(question.encode()).hexdigest()[:_HASH_LENGTH]
+
+
+Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
+"""Rows of `CandidateTable`, and the weights that were fitted on the other rows."""
+
+
+def default_weights(lam: float = 0.5) -> TunedWeights:
+    """Weights without tuning: the two terms, lambda in [0, 1] (else `InputError`).
+
+    >>> default_weights(0.25).weights["reverse_reward"]
+    {'forward': 0.75, 'reverse': 0.25}
+    """
+    if math.isnan(lam) or not 0 <= lam <= 1:
+        raise InputError(f"lambda is {lam}; it must lie in [0, 1]")
+    weights = {
+        name: {"forward": 1 - lam, "reverse": lam}
+        for name, strategy in STRATEGIES.items()
+        if strategy.interpolated
+    }
+    return TunedWeights(weights, 0, 0, frozenset())
+
+
+def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
+    """The embedded pair's weights, where it is the pair in use.
+
+    >>> embedded_weights("my-model", "tiny") is None
+    True
+    """
+    file = embedded_folder("forward").parent / "weights.yaml"
+    if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
+        return None
+    return TunedWeights.load(file)
+
+
+def choose_weights(
+    lam: float | None, file: str | Path | None, forward: str, reverse: str
+) -> TunedWeights:
+    """The weights that someone gave, else those of the models, else the two plain terms.
+
+    >>> choose_weights(None, None, "my-model", "my-reverse-model") == default_weights(0.5)
+    True
+    """
+    if lam is not None:
+        return default_weights(lam)
+    if file is not None:
+        return TunedWeights.load(file)
+    return embedded_weights(forward, reverse) or default_weights()
