@@ -67,7 +67,7 @@ def test_an_index_that_is_no_count(
     file = write(tmp_path / "candidates.jsonl", good, bad)
     check_refused(
         run("rerank", "--problems", problem_file, "--candidates", file, *out),
-        f"{file}:2: a candidate of problem 'p1' has the index {index}, expected a number from 0",
+        f"{file}:2: a candidate of problem 'p1' has the index {index}, expected 0 to 2^63 - 1",
     )
 
 

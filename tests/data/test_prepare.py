@@ -311,7 +311,7 @@ def test_sources_are_taken_as_they_lie(stores, tokenizer):
 
 def test_sources_of_another_tokenizer_are_refused(stores, word_tokenizer):
     write_store(stores / "b", ["1"], word_tokenizer(9))
-    with pytest.raises(InputError, match="b: was made with another tokenizer than the run's"):
+    with pytest.raises(InputError, match="b: was made with a different tokenizer"):
         prepare_data(mixture(stores), stores / "run")
     own = stores / "own"
     own.mkdir()

@@ -113,7 +113,12 @@ def _cannot_write(path: Path, error: OSError) -> OutputError:
 
 
 def no_locks(folder: Path) -> OutputError:
-    """The error of a folder where a lock raised `NotImplementedError`, as some file systems do."""
+    """The error of a folder where a lock raised `NotImplementedError`, as some file systems do.
+
+    >>> raise no_locks(Path("/mnt/share"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.OutputError: /mnt/share: its file system has no file locks (flock), ...
+    """
     return OutputError(
         f"{folder}: its file system has no file locks (flock), without which two runs could write "
         "there at once; give a folder on another one"

@@ -143,7 +143,11 @@ def _number(name: str, default: int) -> int:
 
 
 def default_device() -> str:
-    """The accelerator if there is one, else the CPU."""
+    """The accelerator if there is one, else the CPU.
+
+    >>> default_device() in ("cpu", "cuda")
+    True
+    """
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

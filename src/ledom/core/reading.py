@@ -189,7 +189,16 @@ def as_type(data: JsonObject, kind: type[T], path: str | Path | None = None) -> 
 
 
 def first_problem(error: ValidationError) -> str:
-    """What pydantic found wrong first, in one line: the key, what is allowed, and the value."""
+    """What pydantic found wrong first, in one line: the key, what is allowed, and the value.
+
+    >>> class Speed(Config):
+    ...     rate: float = 1.0
+    >>> try:
+    ...     Speed(rate="fast")
+    ... except ValidationError as error:
+    ...     print(first_problem(error))
+    key rate: Input should be a valid number, unable to parse string as a number, found 'fast'
+    """
     first = error.errors()[0]
     key = f"key {'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
     found = "" if first["type"] == "missing" else f", found {first['input']!r:.60}"
@@ -287,7 +296,12 @@ def _check_surrogates(data: JsonObject) -> None:
 
 
 def read_json_object(file: Path) -> JsonObject:
-    """The object in a JSON file; raises `CheckpointError` for anything else there."""
+    """The object in a JSON file; raises `CheckpointError` for anything else there.
+
+    >>> read_json_object(Path("no-model/config.json"))
+    Traceback (most recent call last):
+    ledom.core.errors.CheckpointError: no-model/config.json: no such file
+    """
     try:
         return read_json(file, non_finite=True)  # some models have NaN and infinities
     except InputError as error:

@@ -13,7 +13,17 @@ __all__ = ["write_dataset_card"]
 
 
 def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> bool:
-    """Write README.md into a folder that is a token store or holds some; False where it is not."""
+    """Write README.md into a folder that is a token store or holds some; False if it is neither.
+
+    >>> import tempfile
+    >>> from ledom.data.store import write_store
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     before = write_dataset_card(Path(folder))
+    ...     _ = write_store(folder, ["so"], train_tokenizer([], 257))
+    ...     before, write_dataset_card(Path(folder))
+    (False, True)
+    """
     stores = read_manifests(folder)
     if not stores:
         return False

@@ -192,7 +192,11 @@ class HubDocuments:
 
     @classmethod
     def parse(cls, written: str, text_key: str) -> HubDocuments:
-        """From `hub:NAME,config=...,split=...,revision=...`."""
+        """From `hub:NAME,config=...,split=...,revision=...`.
+
+        >>> HubDocuments.parse("hub:wikitext,split=test", "text").split
+        'test'
+        """
         name, *options = written.removeprefix(HUB).split(",")
         known = ("config", "split", "revision")
         chosen = {}

@@ -37,7 +37,12 @@ class FileFinder:
         self._skipped: dict[str, Counter[str]] = {}
 
     def once(self, file: Path) -> bool:
-        """Whether this file is found for the first time, whatever name it goes by."""
+        """Whether this file is found for the first time, whatever name it goes by.
+
+        >>> finder = FileFinder()
+        >>> finder.once(Path("a.txt")), finder.once(Path("./a.txt"))
+        (True, False)
+        """
         real = real_path(file)
         if real in self._seen:
             self.skip("{} named twice, through links or on the command line: read once", file.name)

@@ -89,7 +89,17 @@ class Windows(Sequence[NDArray[np.int64]]):
         return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
 
     def size(self, index: int) -> int:
-        """How many tokens a window predicts, without reading them."""
+        """How many tokens a window predicts, without reading them.
+
+        >>> import tempfile
+        >>> from ledom.data.store import write_store
+        >>> from ledom.text.tokenizer import train_tokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = write_store(folder, ["so", "a"], train_tokenizer([], 257))
+        ...     windows = Windows(store, seq_len=2)  # so | EOS | a EOS
+        ...     [windows.size(i) for i in range(len(windows))]
+        [2, 1, 2]
+        """
         start, end = self._span(*self._place(index))
         return end - start
 
@@ -98,6 +108,14 @@ class Windows(Sequence[NDArray[np.int64]]):
 
         In reading order, and the same in both directions: backwards, where a document ends by
         predicting the EOS in front of it, that EOS counts as the document's own.
+
+        >>> import tempfile
+        >>> from ledom.data.store import write_store
+        >>> from ledom.text.tokenizer import train_tokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = write_store(folder, ["so", "a"], train_tokenizer([], 257))
+        ...     Windows(store, seq_len=5, packing="fixed").documents(0)  # s o EOS a EOS
+        array([0, 0, 0, 1, 1])
         """
         number, place = self._place(index)
         start, end = self._span(number, place)
@@ -147,7 +165,12 @@ class Batch:
     """The number of tokens that each window predicts."""
 
     def loss(self, losses: Tensor) -> Tensor:
-        """The part of the mean loss per token that comes from some of the batch's tokens [T]."""
+        """The part of the mean loss per token that comes from some of the batch's tokens [T].
+
+        >>> import torch
+        >>> Batch(windows=[], sizes=[3, 1]).loss(torch.tensor([1.0, 2.0]))  # (1 + 2) / 4
+        tensor(0.7500)
+        """
         return losses.sum() / sum(self.sizes)
 
 
@@ -190,7 +213,17 @@ class Batches:
         return Batch(_Picked(picks), [source.size(window) for source, window in picks])
 
     def picks(self, step: int) -> list[tuple[int, int]]:
-        """The (source, window) of each window of a step's global batch, a source after another."""
+        """The (source, window) of each window of a step's global batch, one source after the other.
+
+        >>> import tempfile
+        >>> from ledom.data.store import write_store
+        >>> from ledom.text.tokenizer import train_tokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = write_store(folder, ["so"] * 4, train_tokenizer([], 257))
+        ...     batches = Batches([(Windows(store, seq_len=8), 1.0)], batch_size=4, seed=0)
+        ...     sorted(batches.picks(step=0))  # one pass
+        [(0, 0), (0, 1), (0, 2), (0, 3)]
+        """
         first = source_counts(self._weights, step * self.batch_size)
         last = source_counts(self._weights, (step + 1) * self.batch_size)
         chosen: list[tuple[int, int]] = []

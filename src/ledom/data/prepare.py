@@ -100,7 +100,11 @@ class DataConfig(Config):
 
     @property
     def pairs(self) -> PairFormat:
-        """How a question and its solution are one text."""
+        """How a question and its solution are one text.
+
+        >>> DataConfig(pair_format="{question} A: {solution}").pairs.render("2 + 2?", "4")
+        '2 + 2? A: 4'
+        """
         return PairFormat(self.pair_format, self.solution_style)
 
 
@@ -139,8 +143,8 @@ class PreparedData:
                 )
             if store.manifest.tokenizer != self.tokenizer.fingerprint:
                 raise InputError(
-                    "was made with another tokenizer than the run's; tokenize again, with the "
-                    "tokenizer.json of the other stores",
+                    "was made with a different tokenizer; tokenize again, with the tokenizer.json "
+                    "of the other stores",
                     path=store.folder,
                 )
             if config is None or config.verify:
@@ -150,9 +154,17 @@ class PreparedData:
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     """Make tokenizer and stores under `folder`, unless an earlier call with `config` did.
 
-    Of two processes that start together, such as twins, one prepares and the other waits for it,
-    saying so now and then.
-    Sources are token stores already; nothing is made then.
+    Of two processes that start together, such as twins, one prepares the data and the other waits,
+    with a line now and then. Nothing is made for `config.sources`, which are token stores already.
+
+    >>> import tempfile
+    >>> from ledom.core.records import write_records
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "documents.jsonl")
+    ...     write_records(file, [Document(id=i, text="so") for i in "abc"])
+    ...     data = prepare_data(DataConfig(train=str(file), vocab_size=257), Path(folder))
+    ...     data.sources[0].store.manifest.num_documents, data.valid.manifest.num_documents
+    (2, 1)
     """
     if config.sources:
         _check_sources(config)
@@ -178,8 +190,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
             break
         except Timeout:
             logging.getLogger("ledom").warning(
-                "%s: waiting for %s, which prepares the data there; to go without it, stop it or "
-                "give this run another name",
+                "%s: waiting for %s, which prepares the data there; to start without it, stop it "
+                "or give this run another name",
                 folder,
                 _holder(holder),
             )
@@ -201,7 +213,17 @@ def _holder(file: Path) -> str:
 
 
 def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
-    """One line for each setting that asks for more than the prepared data hold."""
+    """One line for each setting that asks for more than the prepared data hold.
+
+    >>> import tempfile
+    >>> from ledom.core.records import write_records
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "documents.jsonl")
+    ...     write_records(file, [Document(id=i, text="so") for i in "ab"])
+    ...     config = DataConfig(train=str(file), num_documents=3, vocab_size=257)
+    ...     shortfalls(config, prepare_data(config, Path(folder)))  # doctest: +ELLIPSIS
+    ['data.num_documents is 3; .../documents.jsonl holds 2']
+    """
     if config.sources:
         return []
     lines = []
@@ -298,7 +320,16 @@ def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
 def read_split(
     config: DataConfig,
 ) -> tuple[Sequence[Document | Problem], Sequence[Document | Problem]]:
-    """The records of a file to train on, and those to validate on."""
+    """The records of a file to train on, and those to validate on.
+
+    >>> import tempfile
+    >>> from ledom.core.records import write_records
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     write_records(file.name, [Document(id=i, text="so") for i in "abc"])
+    ...     train, valid = read_split(DataConfig(train=file.name))
+    ...     [record.id for record in train], [record.id for record in valid]
+    (['b', 'c'], ['a'])
+    """
     records = read_documents(config.train)[: config.num_documents]
     if config.valid is not None:
         return records, read_documents(config.valid)[: config.num_valid]

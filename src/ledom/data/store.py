@@ -107,7 +107,17 @@ class Shard:
         return np.memmap(self.index_file, "<u8", mode="r")
 
     def verify(self) -> None:
-        """Read it whole; raises `InputError` naming the file that differs from its checksum."""
+        """Read it whole; raises `InputError` naming the file that differs from its checksum.
+
+        >>> import tempfile
+        >>> from ledom.text.tokenizer import train_tokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     shard = write_store(folder, ["so"], train_tokenizer([], 257)).shards[0]
+        ...     shard.file.write_bytes(b"abcdef")
+        ...     shard.verify()  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: .../tokens.ds: its checksum ... is not the manifest's ...
+        """
         found = finalize_shard(self.file, self._dtype)
         for file, ours, theirs in (
             (self.file, found.sha256, self.entry.sha256),
@@ -146,7 +156,11 @@ class TokenStore:
 
     @classmethod
     def exists(cls, folder: str | Path) -> bool:
-        """Whether the folder holds a finished store."""
+        """Whether the folder holds a finished store.
+
+        >>> TokenStore.exists("no-such-folder")
+        False
+        """
         return (Path(folder) / MANIFEST).is_file()
 
     @property
@@ -160,11 +174,28 @@ class TokenStore:
             shard.verify()
 
     def document_sources(self) -> list[str]:
-        """Where each document came from, by name; empty where the manifest does not say."""
+        """Where each document came from, by name; empty where the manifest does not say.
+
+        >>> import tempfile
+        >>> from ledom.text.tokenizer import train_tokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sources = [("web", 2), ("books", 1)]
+        ...     store = write_store(folder, "abc", train_tokenizer([], 257), sources=sources)
+        ...     store.document_sources()
+        ['web', 'web', 'books']
+        """
         return [name for name, count in self.manifest.sources for _ in range(count)]
 
     def documents(self) -> Iterator[NDArray[Any]]:
-        """The ids of each document in turn, EOS included."""
+        """The ids of each document in turn, EOS included.
+
+        >>> import tempfile
+        >>> from ledom.text.tokenizer import train_tokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = write_store(folder, ["so", "a"], train_tokenizer([], 257))
+        ...     [len(ids) for ids in store.documents()]
+        [3, 2]
+        """
         for shard in self.shards:
             tokens, start = shard.tokens, 0
             for end in shard.ends.tolist():
@@ -223,7 +254,13 @@ def write_manifest(
     source: str | None = None,
     sources: Iterable[tuple[str, int]] = (),
 ) -> TokenStore:
-    """Finish a store whose shards are all there; those without documents are left out."""
+    """Finish a store whose shards are all there; those without documents are left out.
+
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> write_manifest(Path("empty"), [], train_tokenizer([], 257))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: empty: there are no documents to tokenize
+    """
     kept = [shard for shard in shards if shard.num_documents]
     if not kept:
         raise InputError("there are no documents to tokenize", path=folder)
@@ -245,7 +282,17 @@ def write_manifest(
 
 
 def finalize_shard(file: Path, dtype: np.dtype[Any]) -> ShardEntry:
-    """Counts and checksums of a written shard, by reading it through."""
+    """Counts and checksums of a written shard, by reading it through.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "tokens.ds")
+    ...     np.array([3, 7, 0], "<u2").tofile(file)
+    ...     np.array([3], "<u8").tofile(f"{file}.index")
+    ...     found = finalize_shard(file, np.dtype("<u2"))
+    ...     found.num_documents, found.num_tokens, found.max_id
+    (1, 3, 7)
+    """
     digest, index_digest = hashlib.sha256(), hashlib.sha256()
     num_tokens, num_documents, max_id = 0, 0, -1
     for block in _blocks(file):

@@ -110,6 +110,16 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
 
     Raises `InputError` as `read_curves` does, and if two models were validated on different
     tokens.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for direction, loss in (("forward", 2.0), ("reverse", 2.1)):
+    ...         Path(folder, direction).mkdir()
+    ...         _ = Path(folder, direction, "metrics.jsonl").write_text(
+    ...             f'{{"step": 1, "tokens": 100, "loss": 3.0, "valid_loss": {loss}}}' + chr(10))
+    ...     (run,) = compare_runs([Path(folder)]).runs
+    >>> round(run.final_gap.mean, 3)
+    0.1
     """
     paths = [real_path(folder) for folder in folders]
     if len(set(paths)) < len(paths):
@@ -278,7 +288,7 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = 10_000) -> Interval 
         return None
     if len({len(values) for values in (*losses, *weights)}) > 1:
         raise InputError(
-            f"step {forward['step']}: the two directions have other numbers of windows"
+            f"step {forward['step']}: the two directions have different numbers of windows"
         )
     sides = [_linearized(*side) for side in zip(losses, weights, strict=True)]
     return paired_interval(sides[1], sides[0], num_resamples)

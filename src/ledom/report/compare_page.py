@@ -69,7 +69,11 @@ def render_html(report: Comparison) -> str:
 
 
 def render_markdown(report: Comparison) -> str:
-    """The report as Markdown: the same tables, without the figures."""
+    """The report as Markdown: the same tables, without the figures.
+
+    >>> print(render_markdown(Comparison(title="Direction in training", runs=[])), end="")
+    # Direction in training
+    """
     report = clean(report)
     found = _claims(report)
     parts = [f"# {escape(report.title)}"]

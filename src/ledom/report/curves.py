@@ -32,7 +32,11 @@ _Line = tuple[str, list[tuple[float, float]], dict[str, Any]]  # label, points, 
 
 
 def loss_figure(runs: Sequence[RunComparison]) -> str:
-    """Validation loss by tokens seen, a line a model, over its training loss drawn faintly."""
+    """Validation loss by tokens seen, a line per model, over its training loss drawn faintly.
+
+    >>> loss_figure([])  # nothing to draw
+    ''
+    """
     lines: list[_Line] = []
     faint: list[_Line] = []
     for label, result, color in _models(runs):
@@ -199,7 +203,7 @@ def _points(xs: Sequence[float], ys: Sequence[float | None]) -> list[tuple[float
 
 
 def _color(way: str, place: int) -> str:
-    """Blues forward, reds reverse, another one each run."""
+    """Blue for forward, red for reverse, in a different shade for each run."""
     number = place % 4 + 1
     return COLORS[_FAMILIES[way] + (f"-{number}" if number > 1 else "")]
 

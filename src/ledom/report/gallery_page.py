@@ -96,7 +96,14 @@ class Gallery:
 
 
 def write_gallery(path: Path, gallery: Gallery) -> Path:
-    """Write the page; raises `OutputError` where it cannot be written."""
+    """Write the page; raises `OutputError` where it cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = write_gallery(Path(folder, "gallery.html"), Gallery("Title", "0.1.0", "", []))
+    ...     page.read_text().startswith("<!doctype html>")
+    True
+    """
     with write_atomically(path) as out:
         out.write(render_gallery(gallery))
     return path

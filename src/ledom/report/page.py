@@ -69,6 +69,11 @@ def render_template(name: str, view: Mapping[str, Any], figures: Mapping[str, st
 
     Its filters are the functions of `ledom.report.numbers`. `figures` are SVG elements by name,
     or empty texts.
+
+    >>> view = {"report": {"title": "A <b> page"}, "sections": []}
+    >>> page = render_template("base.html", view, {})
+    >>> page.startswith("<!doctype html>")
+    True
     """
     from markupsafe import Markup
 

@@ -83,6 +83,9 @@ def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
 
     A dashed line marks the greedy one. Strategies are drawn in the given order within
     their kind.
+
+    >>> strategies_figure([])  # nothing to draw
+    ''
     """
     rows: list[StrategyResult | str] = []
     for kind, heading in KINDS.items():

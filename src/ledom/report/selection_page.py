@@ -36,13 +36,24 @@ def write_report(folder: Path, report: SelectionReport) -> Path:
     """Write report.json, report.md and report.html into `folder`; returns the page's path.
 
     Raises `OutputError` if the folder cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = write_report(Path(folder), SelectionReport(title="Two of three", warning=None))
+    ...     page.name, sorted(file.suffix for file in Path(folder).iterdir())
+    ('report.html', ['.html', '.json', '.md'])
     """
     html, markdown = render_html(report), render_markdown(report)
     return write_pages(folder, "report", report, markdown, html)
 
 
 def render_html(report: SelectionReport) -> str:
-    """The report as one page that needs no network and no script."""
+    """The report as one page that needs no network and no script.
+
+    >>> page = render_html(SelectionReport(title="<b>Two</b> of three", warning=None))
+    >>> "&lt;b&gt;Two" in page, "<script" in page
+    (True, False)
+    """
     view = _view(report)
     return render_template("selection.html", vars(view), _figures(view))
 

@@ -48,7 +48,11 @@ class Word:
 
     @property
     def title(self) -> str:
-        """The numbers, for a tooltip."""
+        r"""The numbers, for a tooltip.
+
+        >>> Word("pens", logprob=-3.0, gap=1.5).title
+        'log P = \u22123.00 nats; picked minus rejected +1.50'
+        """
         if self.logprob is None:
             return ""
         gap = "" if self.gap is None else f"; picked minus rejected {number(self.gap, sign='+')}"

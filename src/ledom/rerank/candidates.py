@@ -69,7 +69,7 @@ def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
         if not 0 <= index < _MAX_INDEX:
             raise InputError(
                 f"a candidate of problem {problem_id!r} has the index {index!r:.40}, expected "
-                "0 or more; number the candidates of each problem from 0"
+                "0 to 2^63 - 1; number the candidates of each problem from 0"
             )
         if candidate.key in seen:
             raise InputError(f"problem {problem_id!r} has two candidates with index {index}")

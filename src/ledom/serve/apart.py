@@ -1,4 +1,4 @@
-"""Work on long texts in a thread of its own, so that other requests need not wait for it."""
+"""Runs work on long texts in a thread, so that other requests need not wait for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHORT = 20_000  # characters: a few milliseconds, about what a thread's start a
 
 
 async def apart(size: int, work: Callable[[], _T]) -> _T:
-    """What `work` returns, done on texts of `size` characters in all.
+    """The result of `work`, which reads `size` characters; run in a thread if that takes long.
 
     >>> asyncio.run(apart(3, lambda: "abc"))
     'abc'

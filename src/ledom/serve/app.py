@@ -23,7 +23,15 @@ __all__ = ["make_app"]
 
 
 def make_app(service: Service) -> FastAPI:
-    """The app of a service, which it closes when it ends."""
+    """The app of a service, which it closes when it ends.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> from ledom.serve.judge import Judge
+    >>> from ledom.serve.settings import Settings
+    >>> app = make_app(Service(Judge(FakeLanguageModel(), None), Settings()))
+    >>> "/rerank" in app.openapi()["paths"]
+    True
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
-"""Question and answer out of what trainers send: chat markup, special tokens, cut prompts.
+"""Finds question and answer in what trainers send: chat markup, special tokens, cut prompts.
 
 A trainer sends a prompt as its model read it, with its chat template and special tokens. A reward
-model trained on plain questions must not see them. It knows nothing of requests.
+model trained on plain questions must not see them. This module knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHORTEST_OVERLAP = 8  # characters of a cut prompt by which its response is fou
 
 
 def question_of(prompt: str | Messages) -> str:
-    """The last thing that the user said: of messages, of a chat template, or all of a plain text.
+    """The user's last message, in a list of messages or a chat template; or all of a plain text.
 
     >>> question_of("<|im_start|>user\\nHow many?<|im_end|>\\n<|im_start|>assistant\\n")
     'How many?'
@@ -38,14 +38,14 @@ def question_of(prompt: str | Messages) -> str:
     if not isinstance(prompt, str):
         said = [content_of(message) for message in prompt if message.get("role") == "user"]
         if not said:
-            raise InputError("the prompt has no message of the user")
+            raise InputError("the prompt has no user message")
         return said[-1].strip()
     said = [text for role, text in _turns(prompt) if role == "user"]
     return said[-1] if said else _plain(prompt)
 
 
 def answer_of(response: str | Messages) -> str:
-    """A response up to its first special token; of messages the assistant's last one.
+    """A response up to its first special token; the assistant's last one in a list of messages.
 
     >>> answer_of(" It is 7.<|im_end|>\\n<|endoftext|>")
     'It is 7.'
@@ -68,12 +68,12 @@ def response_in(query: str, prompt: str) -> str:
         return query[len(prompt) :]
     length = _overlap(prompt, query.lstrip("\ufffd"))
     if length < min(_SHORTEST_OVERLAP, len(prompt)):
-        raise InputError("the query does not continue its prompt, nor the end of it")
+        raise InputError("the query continues neither its prompt nor the end of it")
     return query.lstrip("\ufffd")[length:]
 
 
 def split_dialog(text: str, between: str) -> tuple[str, str]:
-    """Question and answer of a whole dialog: by its chat markup, else at the first `between`.
+    """Question and answer of a whole dialog: by its chat markup, else split at `between`.
 
     Raises `InputError` where there is neither.
 
@@ -98,7 +98,7 @@ def split_dialog(text: str, between: str) -> tuple[str, str]:
 
 
 def _turns(text: str) -> list[tuple[str, str]]:
-    """(role, what was said) of a rendered chat template; none for plain text."""
+    """The (role, text) of each turn in a rendered chat template; none for plain text."""
     marks = list(_TURN.finditer(text))
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     turns = []
@@ -118,7 +118,11 @@ def _plain(text: str) -> str:
 
 
 def content_of(message: dict[str, object]) -> str:
-    """The text of a message, whose content may come in parts."""
+    """The text of a message, whose content may come in parts.
+
+    >>> content_of({"content": [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]})
+    '2 + 2?'
+    """
     content = message.get("content")
     if isinstance(content, str):
         return content

@@ -1,6 +1,6 @@
-"""The gateway: candidates from an upstream, or from the forward model, and one chosen of them.
+"""The gateway: draws candidates from an upstream, or from the forward model, and chooses one.
 
-`ledom/STRATEGY,key=value` as the model's name, or the body's key `ledom`, says how.
+The model's name, `ledom/STRATEGY,key=value`, or the body's key `ledom` says how.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ class Options(Config):
 
     @classmethod
     def read(cls, model: str, given: Mapping[str, Any] | None, n: int | None) -> Options:
-        """From a model's name, the body's key `ledom` (which counts more) and its `n`."""
+        """Options from a model's name, the body's `n`, and its key `ledom`, which takes precedence.
+
+        >>> options = Options.read("ledom/vote-all-terms,lambda=0.3", {"n": 4}, n=16)
+        >>> options.strategy, options.lam, options.n
+        ('vote-all-terms', 0.3, 4)
+        """
         name, *written = model.split(",")
         options: JsonObject = {} if n is None else {"n": n}
         slug = name.removeprefix(REWARD).removeprefix("/")
@@ -74,12 +79,12 @@ class Options(Config):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The choice, and what to report of it."""
+    """The choice, and the details to report."""
 
     choice: JsonObject
     text: str
     tokens: tuple[int, int] | None
-    """Read and written for all candidates; None where the upstream does not say."""
+    """Tokens read and written for all candidates; None where the upstream does not say."""
     details: JsonObject
 
 
@@ -104,7 +109,7 @@ async def choose(
     Raises `Refusal` and `InputError`.
     """
     start = time.perf_counter()
-    # How much an upstream writes is between it and its client.
+    # The length of an upstream's texts is limited by the upstream.
     asked = 1 if service.upstream else int(body.get("max_tokens") or 1)
     service.check_writing(options.n, asked)
     drawn = await _draw(service, question, options, path, body)
@@ -136,7 +141,10 @@ async def _draw(
         model = options.model or service.upstream.model
         return await service.upstream.draw(path, {**body, "model": model}, options.n)
     if options.model is not None:
-        raise Refusal(400, "this server has no upstream, so there are no models to name")
+        raise Refusal(
+            400,
+            "this server has no upstream whose models could be named; leave out the option model",
+        )
     lm = service.model("forward")
     service.check_prompts(lm, [question])
     asked = body.get("temperature")
@@ -165,7 +173,7 @@ def _select(
     candidates: Sequence[Candidate],
     judged: Sequence[Judgement],
 ) -> JsonObject:
-    """Choose as `ledom rerank` does; what to report of the choice."""
+    """Choose as `ledom rerank` does; returns the details to report."""
     weights = service.judge.weights if options.lam is None else default_weights(options.lam)
     scores = [
         score

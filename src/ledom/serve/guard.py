@@ -1,7 +1,7 @@
-"""What runs before every route: who may ask, how much, and for how long.
+"""What runs before every route: it limits who may ask, how much, and for how long.
 
-The guard reads a whole body within its limits, passes it on, ends the work when the client goes
-away or its time is over, and drops a client that does not read. It knows nothing of the routes.
+The guard reads a whole body within its limits and passes it on. It ends the work when the client
+goes away or the time is up, and drops a client that does not read. It knows nothing of the routes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _OPEN = ("/healthz",)
-_CLIENT_GONE = 499  # nobody reads it; a name for it in the metrics
+_CLIENT_GONE = 499  # sent to nobody: a label for the metrics
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -44,7 +44,7 @@ class _ClientGone(Exception):  # noqa: N818
 
 
 class Guard:
-    """ASGI middleware; see the module."""
+    """ASGI middleware; see the module's docstring."""
 
     def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
@@ -92,7 +92,7 @@ class Guard:
         if scope["path"] in _OPEN:
             return
         if not hmac.compare_digest(_credential(headers.get(b"authorization", b"")), token.encode()):
-            # A browser asks for a name and a password on its own, which serves the page.
+            # With Basic, a browser asks for a name and a password itself, so the page works.
             ways = {"WWW-Authenticate": 'Bearer, Basic realm="ledom: the token is the password"'}
             raise Refusal(401, "send the header Authorization: Bearer TOKEN", ways)
 
@@ -132,7 +132,7 @@ class Guard:
         exchange: _Exchange,
         body: bytes,
     ) -> None:
-        """The app's answer; its work ends when the client goes away, or its time is over."""
+        """The app's answer; the work ends when the client goes away or the time is up."""
         gone = asyncio.Event()
         parts = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -169,7 +169,7 @@ class Guard:
 
 
 def _credential(header: bytes) -> bytes:
-    """The token that a header of authorization carries: as such, or as a password."""
+    """The token in an Authorization header: a bearer token, or the password of basic auth."""
     scheme, _, value = header.partition(b" ")
     if scheme.lower() == b"basic":
         with suppress(binascii.Error):
@@ -178,7 +178,7 @@ def _credential(header: bytes) -> bytes:
 
 
 class _Exchange:
-    """The answer as it goes out: each part within a time, and the status once it has begun."""
+    """The outgoing answer: a time limit per part, and the status once it has started."""
 
     def __init__(self, send: Send, seconds: float) -> None:
         self._send, self._seconds = send, seconds
@@ -186,7 +186,7 @@ class _Exchange:
         self.started = asyncio.Event()
 
     async def send(self, message: Message) -> None:
-        """Pass a part on; raises `_ClientGone` where the client does not take it."""
+        """Send a part; raises `_ClientGone` if the client does not take it."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.started.set()

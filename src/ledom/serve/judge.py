@@ -59,6 +59,9 @@ class Judgement:
         """The reward from 0 to 1, in the same order: exp(reward), at most 1.
 
         Of log-probabilities per token it is the weighted geometric mean of the probabilities.
+
+        >>> round(Judgement(reward=-0.5, scores={}, features={}).probability, 3)
+        0.607
         """
         return min(1.0, math.exp(min(0.0, self.reward)))
 
@@ -88,10 +91,11 @@ class Judge:
     """The reward of answers; see `Judgement`.
 
     A reverse model does not read the passages of `mask_copies` words or more that an answer copies
-    from its question: who restates the question would explain it perfectly. 0 lets it read all.
+    from its question: an answer that restates the question would explain it perfectly. 0: it reads
+    everything.
 
-    `strategy` is one that picks by a score of each answer alone, such as `reverse reward`. Raises
-    `InputError` for another one, or where a model or a weight that it needs is not there.
+    `strategy` must score each answer alone, such as `reverse_reward`. Raises `InputError` for any
+    other, or where a model or a weight that it needs is missing.
     """
 
     def __init__(
@@ -116,7 +120,12 @@ class Judge:
 
     @property
     def strategy_weights(self) -> dict[str, float]:
-        """The weight of each feature in the reward; those left out have none."""
+        """The weight of each feature in the reward; features left out have none.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> Judge(FakeLanguageModel(), FakeLanguageModel(direction="reverse")).strategy_weights
+        {'forward': 0.5, 'reverse': 0.5}
+        """
         return dict(self._weights or dict.fromkeys(self._strategy.features, 1.0))
 
     def _find(self, name: str) -> tuple[Pick, Weights]:
@@ -137,18 +146,24 @@ class Judge:
         return picks[name], self.weights.weights.get(name)
 
     def check(self, pairs: Sequence[Pair]) -> None:
-        """Raise `InputError` for a question that is empty, or leaves no room for an answer."""
+        """Raise `InputError` for a question that is empty, or leaves no room for an answer.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> Judge(FakeLanguageModel(), None).check([Pair(" ", "4")])
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: the question is empty
+        """
         questions = dict.fromkeys(pair.question for pair in pairs)
         for question in questions:
             if not question.strip():
                 raise InputError("the question is empty")
         for lm in self.models:
-            # A token has a byte or more: most questions need not be encoded to see that they fit.
+            # A token has at least one byte: most questions fit without being encoded.
             long = [q for q in questions if 4 * len(q) + _MARGIN > lm.context]
             if long:
                 try:
                     check_room([Problem(id=shorten(q, 40), question=q) for q in long], lm)
-                except InputError:  # which speaks of files of problems
+                except InputError:  # its message is about files of problems
                     raise InputError(
                         "the question leaves no room for an answer in the "
                         f"{lm.context} tokens that the {lm.direction} model reads; shorten it"
@@ -158,11 +173,17 @@ class Judge:
         """The judgement of each pair. Equal pairs are computed once.
 
         Raises `InputError` where a log-probability is not finite.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> judge = Judge(None, FakeLanguageModel(direction="reverse"))
+        >>> (judgement,) = judge.judge([Pair("2 + 2?", "4")])
+        >>> sorted(judgement.logprobs)
+        ['log_p_xy', 'log_p_y']
         """
         return finish(self.judge_in_steps(pairs))
 
     def judge_in_steps(self, pairs: Sequence[Pair]) -> Steps[Judgement]:
-        """The same; it yields whenever a model has read some of the pairs."""
+        """The same as `judge`; yields whenever a model has read some of the pairs."""
         problem_of: dict[str, Problem] = {}
         candidates: dict[Pair, Candidate] = {}
         for pair in pairs:

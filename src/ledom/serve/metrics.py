@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus; each server has a registry of its own."""
+"""A server's metrics for Prometheus; each server has its own registry."""
 
 from __future__ import annotations
 
@@ -43,18 +43,24 @@ class Metrics:
         )
 
     def request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        """Count one; a path that is no route counts as `other`, so that nobody makes labels."""
+        """Count a request. Paths that are no route count as `other`: clients cannot add labels."""
         route = getattr(scope.get("route"), "path", "other")
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def batch(self, items: int, seconds: float) -> None:
-        """Count one."""
+        """Count a batch."""
         self._batch_items.observe(items)
         self._batch_seconds.observe(seconds)
 
     def tokens(self, what: str, count: int) -> None:
-        """Count tokens that were `scored`, `generated` or `drawn_upstream`."""
+        """Count tokens that were `scored`, `generated` or `drawn_upstream`.
+
+        >>> metrics = Metrics()
+        >>> metrics.tokens("scored", 7)
+        >>> b'ledom_tokens_total{what="scored"} 7.0' in metrics.text()
+        True
+        """
         self._tokens.labels(what).inc(count)
 
     def watch_waiting(self, waiting: Callable[[], int]) -> None:
@@ -62,5 +68,5 @@ class Metrics:
         self._waiting.set_function(waiting)
 
     def text(self) -> bytes:
-        """All of them, in Prometheus' format."""
+        """All metrics, in Prometheus' format."""
         return generate_latest(self.registry)

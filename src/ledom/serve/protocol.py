@@ -1,4 +1,4 @@
-"""uvicorn's protocol with limits: by itself it waits forever for a request's head."""
+"""uvicorn's protocol with limits: on its own it waits forever for a request's head."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ _HEAD_BYTES = 64 * 2**10  # most bytes of a request's head
 
 
 class BoundedHead(HttpToolsProtocol):
-    """Ends a connection whose next request's head is too slow or too long, and one whose client
-    does not read.
-    """
+    """Ends a connection whose request head is too slow or too long, or that is not read from."""
 
     limits: ClassVar[Limits]
 
@@ -84,7 +82,7 @@ class BoundedHead(HttpToolsProtocol):
 
 
 def bounded(limits: Limits) -> type[BoundedHead]:
-    """The protocol with these limits, as the class that uvicorn asks for.
+    """The protocol with these limits, as a class, which uvicorn expects.
 
     >>> bounded(Limits(read_seconds=3)).limits.read_seconds
     3.0

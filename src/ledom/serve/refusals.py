@@ -1,5 +1,4 @@
-"""What a server says instead of an answer: a status and one line, in the form that OpenAI's clients
-read."""
+"""Error responses: a status and one line, in the form that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -24,7 +23,11 @@ class Refusal(Exception):  # noqa: N818 (an answer)
         self.status, self.message, self.headers = status, message, dict(headers or {})
 
     def response(self) -> JSONResponse:
-        """The answer. `error.type` is the status in words."""
+        """The answer. `error.type` is the status in words.
+
+        >>> Refusal(413, "send less").response().body
+        b'{"error":{"message":"send less","type":"request_entity_too_large","code":413}}'
+        """
         return JSONResponse({"error": self.detail}, self.status, self.headers)
 
     @property
@@ -58,7 +61,11 @@ def refusal_of(error: Exception) -> Refusal | None:
 
 
 def validation_message(errors: Sequence[Mapping[str, Any]]) -> str:
-    """The first of pydantic's errors in one line. The value is left out: it may be large."""
+    """The first of pydantic's errors in one line. The value is left out: it may be large.
+
+    >>> validation_message([{"loc": ("body", "n"), "msg": "Input should be less than 9"}])
+    'n: Input should be less than 9'
+    """
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -66,7 +73,11 @@ def validation_message(errors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These answers, and those that every route may give, for the OpenAPI description."""
+    """These answers, and those that every route may give, for the OpenAPI description.
+
+    >>> describe(404)[404]["description"]
+    'Not Found'
+    """
     every = {400, 401, 403, 408, 411, 413, 415, 422, 429, 503, 504, *statuses}
     schema = {
         "type": "object",

@@ -1,6 +1,6 @@
 """The server on a port: uvicorn around the app, with limits on what it leaves open.
 
-On SIGTERM or Ctrl-C it takes no new requests, finishes those that it has, and ends.
+On SIGTERM or Ctrl-C it takes no new requests, finishes those under way, and exits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GRACE_SECONDS = 30
 
 
 def require_extra() -> None:
-    """Raise `MissingExtraError` where what a server needs is not installed."""
+    """Raise `MissingExtraError` if a package that a server needs is not installed."""
     try:
         import fastapi  # noqa: F401
         import httptools  # noqa: F401
@@ -32,7 +32,7 @@ def require_extra() -> None:
 
 
 class Server:
-    """A service on a port of this machine. Raises `InputError` for one that is taken."""
+    """A service on a port of this machine. Raises `InputError` if the port is taken."""
 
     def __init__(self, service: Service, settings: Settings) -> None:
         import uvicorn
@@ -62,7 +62,7 @@ class Server:
 
     @property
     def started(self) -> bool:
-        """Whether it answers."""
+        """Whether the server answers requests."""
         return self._server.started
 
     def run(self) -> None:
@@ -71,7 +71,7 @@ class Server:
             self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Finish what is under way and end; from any thread."""
+        """Finish the requests under way and exit; may be called from any thread."""
         self._server.should_exit = True
 
 

@@ -21,7 +21,7 @@ __all__ = ["REWARD", "Service"]
 
 _T = TypeVar("_T")
 _LONGEST_TOKEN = 64  # characters, on average over a whole text
-_TOGETHER = 16  # small requests that share a batch on the slowest machine: far faster than alone
+_TOGETHER = 16  # small requests that share a batch even on the slowest machine
 
 REWARD = "ledom"
 """The name under which protocols know the reward."""
@@ -64,11 +64,17 @@ class Service:
 
     @property
     def model_names(self) -> list[str]:
-        """All names that a request may give as `model`."""
+        """All names that a request may give as `model`.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> service = Service(Judge(FakeLanguageModel(), None), Settings())
+        >>> service.model_names
+        ['ledom/auto', 'forward']
+        """
         return [f"{REWARD}/auto", *self.models]
 
     def model(self, name: str) -> LanguageModel:
-        """One of them; raises `Refusal` for another name."""
+        """The model of that name; raises `Refusal` if there is none."""
         if name not in self.models:
             known = ", ".join(self.models)
             raise Refusal(404, f"no model {name!r:.60}; this server has: {known}")
@@ -89,13 +95,20 @@ class Service:
         return judged
 
     async def compute(self, job: Callable[[], _T]) -> _T:
-        """Run a job of a model in turn with those of other requests, and beside the judge."""
+        """Run a job on a model, one at a time with those of other requests, beside the judge."""
         (result,) = await self._jobs.submit([job])
         found: _T = result
         return found
 
     def check_writing(self, texts: int, tokens: int) -> None:
-        """Raise `Refusal` for more texts, or longer ones, than one request may have written."""
+        """Raise `Refusal` if a request asks for more or longer texts than the limits allow.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> service = Service(Judge(FakeLanguageModel(), None), Settings())
+        >>> service.check_writing(texts=1, tokens=2000)
+        Traceback (most recent call last):
+        ledom.serve.refusals.Refusal: max_tokens is 2000; at most 1024 per text
+        """
         limits = self.settings.limits
         if texts > limits.max_candidates:
             raise Refusal(413, f"{texts} texts; at most {limits.max_candidates} per request")
@@ -103,7 +116,7 @@ class Service:
             raise Refusal(413, f"max_tokens is {tokens}; at most {limits.max_new_tokens} per text")
 
     def check_scoring(self, lm: LanguageModel, tokens: int) -> None:
-        """Raise `Refusal` for a text that takes more to score token by token than is allowed."""
+        """Raise `Refusal` for a text that takes too long to score token by token."""
         if tokens > lm.context:
             raise Refusal(400, f"a prompt of {tokens} tokens; the model reads {lm.context}")
         work = tokens * (tokens + 1) // 2 if lm.direction is Direction.REVERSE else tokens
@@ -111,9 +124,9 @@ class Service:
             raise Refusal(413, f"scoring {tokens} tokens in reverse takes too long; send less")
 
     def check_prompts(self, lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> None:
-        """Raise `Refusal` for a prompt that is too long for the model whatever its tokens are.
+        """Raise `Refusal` for a prompt that is too long for the model, whatever its tokens are.
 
-        The others are found when they are read, which takes long for these.
+        Reading such a prompt would take long; others that are too long are refused once encoded.
         """
         for prompt in prompts:
             unit, most = "tokens", lm.context
@@ -126,7 +139,7 @@ class Service:
                 )
 
     def _check(self, pairs: Sequence[Pair], size: int) -> None:
-        """Raise `Refusal` or `InputError` for pairs, of so many characters, that are too long."""
+        """Raise `Refusal` or `InputError` for pairs that are too long; `size` is in characters."""
         most = self.settings.limits.max_tokens
         for lm in self.judge.models:
             self.check_prompts(lm, list(dict.fromkeys(pair.question for pair in pairs)))
@@ -139,7 +152,7 @@ class Service:
             raise Refusal(413, f"{count} tokens; at most {most} per request")
 
     async def close(self) -> None:
-        """Finish what was taken."""
+        """Finish the requests that were accepted, then stop."""
         await self._batcher.close()
         await self._jobs.close()
         if self.upstream is not None:

@@ -14,7 +14,7 @@ __all__ = ["Limits", "Settings", "is_loopback"]
 
 
 class Limits(Config):
-    """What one request, and all of them together, may ask for."""
+    """Limits on single requests, and on all of them together."""
 
     max_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Bytes of a request's body."""
@@ -31,11 +31,11 @@ class Limits(Config):
     write_seconds: float = Field(default=20.0, gt=0)
     """Time for the client to take each part of an answer."""
     max_waiting: int = Field(default=4096, ge=1)
-    """Texts that wait for a model; a request that would make it more is refused with 429."""
+    """Texts that may wait for a model; requests beyond that are refused with 429."""
     max_connections: int = Field(default=1024, ge=1)
-    """Connections at a time; one more is refused with 503."""
+    """Connections at a time; further ones are refused with 503."""
     batch_seconds: float = Field(default=0.05, gt=0)
-    """Time that one batch should take: as long as a small request waits behind a large one."""
+    """Time that one batch should take, and so how long a small request waits behind a large one."""
 
 
 class Settings(Config):
@@ -43,7 +43,7 @@ class Settings(Config):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    """0 takes a free one."""
+    """0 takes any free port."""
     token: str | None = None
     """What a client must send as `Authorization: Bearer TOKEN`, or a browser as the password."""
     reports: Path | None = None
@@ -69,7 +69,7 @@ class Settings(Config):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address.
+    """Whether only this machine can reach that address.
 
     >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
     (True, True, False)

@@ -1,8 +1,8 @@
-"""Where the gateway's candidates come from: a server of OpenAI's protocol, named at the start.
+"""The server that the gateway draws candidates from, over OpenAI's protocol.
 
-Whatever the upstream does - hang, refuse, send garbage, die in the middle - becomes one clear
-refusal. Requests that may pass (429, 5xx, a broken connection) are tried again. An upstream that
-ignores or refuses `n` is asked once for each candidate.
+Whatever goes wrong upstream (it hangs, refuses, sends garbage or dies halfway) becomes one clear
+refusal. Requests that may succeed later (429, 5xx, a broken connection) are tried again. If it
+ignores or refuses `n`, it is asked once per candidate.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Upstream:
         )
 
     async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:
-        """So many choices for a body; `path` is `chat/completions` or `completions`.
+        """Draw `count` choices for a body; `path` is `chat/completions` or `completions`.
 
         Raises `Refusal`.
         """
@@ -83,7 +83,12 @@ class Upstream:
         )
 
     def cost(self, drawn: Drawn) -> float | None:
-        """What the candidates cost; None where prices or counts are unknown."""
+        """What the candidates cost; None where prices or counts are unknown.
+
+        >>> upstream = Upstream("http://127.0.0.1:8001/v1", "m", prompt_price=1, completion_price=2)
+        >>> upstream.cost(Drawn([], [], prompt_tokens=1_000_000, completion_tokens=500_000))
+        2.0
+        """
         read, written = drawn.prompt_tokens, drawn.completion_tokens
         if read is None or written is None:
             return None
@@ -96,7 +101,7 @@ class Upstream:
         await self.client.aclose()
 
     async def _ask_for(self, path: str, body: Mapping[str, Any], count: int) -> list[JsonObject]:
-        """Answers that have so many choices together."""
+        """Answers that together have `count` choices."""
         single = {**body, "n": 1}
         try:
             answers = [await self._ask(path, {**body, "n": count})]
@@ -163,7 +168,7 @@ class Upstream:
 
 
 class _Passing(Exception):  # noqa: N818
-    """An answer that another try may change."""
+    """An error that may go away on another try."""
 
     def __init__(self, status: int, wait: str) -> None:
         super().__init__(f"the upstream answered {status}")
@@ -172,7 +177,7 @@ class _Passing(Exception):  # noqa: N818
 
 
 class _Declined(Refusal):
-    """The upstream says that the request is wrong; another request may be right."""
+    """The upstream rejects the request; a different one may be accepted."""
 
 
 def _refusal(error: Exception, seconds: float) -> Refusal:
@@ -197,7 +202,7 @@ def _is_choice(choice: Any) -> bool:
 
 
 def _text(choice: JsonObject) -> str:
-    """What a choice says; nothing for one that calls a tool."""
+    """The text of a choice; empty for one that calls a tool."""
     if "message" in choice:
         return content_of(choice["message"])
     text = choice.get("text")

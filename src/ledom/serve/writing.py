@@ -20,16 +20,16 @@ Alternatives = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Token:
-    """A token and what the model thought of it; `logprob` is None where it had read nothing."""
+    """A token with its log-probability, which is None where the model had read nothing."""
 
     id: int
     logprob: float | None
     alternatives: Alternatives = field(default_factory=list)
-    """The most likely tokens at its place, best first; see `LanguageModel.alternatives`."""
+    """The most likely tokens at this position, best first; see `LanguageModel.alternatives`."""
 
 
 def token_text(lm: LanguageModel, token_id: int) -> str:
-    """A token's text; the name of a special one. Part of a character is shown as U+FFFD.
+    """A token's text, or the name of a special token. Part of a character is shown as U+FFFD.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -91,7 +91,14 @@ def strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
 def written_tokens(
     lm: LanguageModel, prompt: str, generation: Generation, count: int
 ) -> list[Token]:
-    """The tokens of what was written to a prompt, each with so many alternatives."""
+    """The tokens of a generation, each with `count` alternatives.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> made = Generation("4", lm.tokenizer.encode("4").ids, "stop")
+    >>> [token_text(lm, token.id) for token in written_tokens(lm, "2 + 2?", made, count=0)]
+    ['4']
+    """
     context, ids = _all_ids(lm, prompt, generation)
     return _score(lm, context, ids, count) if ids else []
 
@@ -126,21 +133,20 @@ def _tokens(lm: LanguageModel, target: TokenSpan, count: int) -> list[Token]:
         return [Token(i, float(v)) for i, v in zip(ids, values, strict=True)]
     alternatives = lm.alternatives(target, count)
     return [
-        # Where it is among the alternatives, the very number of there: clients compare the two.
+        # A token among the alternatives has the number given there: clients compare the two.
         Token(i, dict(best).get(i, float(v)), best)
         for i, v, best in zip(ids, values, alternatives, strict=True)
     ]
 
 
 def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
-    """The tokens of a text, each with the log-probability given those in front of it.
+    """The tokens of a text, each with its log-probability given the tokens before it.
 
-    Of a forward model that is what it predicts; the ids are read as they are, and the first has
-    none. A reverse model predicts what is in front. By the rule of Bayes it still says how likely a
-    token is after those in front of it: log P(t1 .. ti) - log P(t1 .. t(i-1)), each of a text that
-    ends there. So for either direction the values of a continuation sum up to
-    log P(continuation | context). Reverse, that takes a pass for every start of the text, and a
-    special token in front has log-probability None.
+    A forward model predicts just that; the ids are read as they are, and the first has none. A
+    reverse model predicts what comes before. By Bayes' rule it still says how likely a token is
+    after those before it: log P(t1 .. ti) - log P(t1 .. t(i-1)), each of a text that ends there. So
+    in either direction the values of a continuation sum to log P(continuation | context). For a
+    reverse model that takes a pass per prefix of the text, and a special token in front has none.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()

@@ -77,6 +77,12 @@ class Tokenizer:
 
         `eos_token` defaults to the entry of tokenizer_config.json or special_tokens_map.json beside
         it, else to `<|end|>`.
+
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     train_tokenizer(["so"], 258).save(folder)
+        ...     Tokenizer.load(folder).vocab_size
+        258
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -115,19 +121,34 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary and merges: equal for equal tokenizers."""
+        """SHA-256 of the vocabulary and merges: equal for equal tokenizers.
+
+        >>> train_tokenizer([], 257).fingerprint == train_tokenizer(["so"], 257).fingerprint
+        True
+        """
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def spell_out_special_tokens(self) -> None:
-        """From now on read the name of a special token in a text as the text that it is.
+        """From now on, read the name of a special token in a text as plain text.
 
         For untrusted texts: `<|end|>` in one would otherwise end the document.
+
+        >>> tokenizer = train_tokenizer([], 257)
+        >>> len(tokenizer.encode("<|end|>").ids)
+        1
+        >>> tokenizer.spell_out_special_tokens()
+        >>> len(tokenizer.encode("<|end|>").ids)
+        7
         """
         for backend in (self.backend, self._without_prefix):
             backend.encode_special_tokens = True
 
     def encode(self, text: str) -> Encoding:
-        """Encode a text without special tokens; offsets count characters."""
+        """Encode a text without special tokens; offsets count characters.
+
+        >>> train_tokenizer([], 257).encode("né").offsets  # a token per byte: é takes two
+        [(0, 1), (1, 2), (1, 2)]
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
@@ -136,7 +157,12 @@ class Tokenizer:
         return [Encoding(e.ids, e.offsets) for e in encodings]
 
     def token_id(self, token: str) -> int:
-        """The id of a token by its text; raises `CheckpointError` for none of the vocabulary."""
+        """The id of a token by its text; raises `CheckpointError` if the vocabulary lacks it.
+
+        >>> tokenizer = train_tokenizer([], 257)
+        >>> tokenizer.token_id("<|end|>") == tokenizer.eos_id
+        True
+        """
         found = self.backend.token_to_id(token)
         if found is None:
             raise CheckpointError(f"the tokenizer has no token {token!r}; name one that it has")
@@ -147,6 +173,10 @@ class Tokenizer:
 
         Tokenizers like sentencepiece's put a space in front of a text (a dummy prefix), which is
         not there where a text is cut: ids(a) + encode_inside(b) are ids(ab) where a token ends.
+
+        >>> tokenizer = train_tokenizer(["so so"], 260)
+        >>> tokenizer.encode_inside(" so") == tokenizer.encode("so so").ids[1:]
+        True
         """
         # Unlike `encode`, the batch lets other threads run.
         (found,) = self._without_prefix.encode_batch_fast([text], add_special_tokens=False)
@@ -167,18 +197,27 @@ class Tokenizer:
         return [e.ids for e in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids in reading order; special tokens are left out."""
+        """Decode ids in reading order; special tokens are left out.
+
+        >>> tokenizer = train_tokenizer([], 257)
+        >>> tokenizer.decode([*tokenizer.encode("so").ids, tokenizer.eos_id])
+        'so'
+        """
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, in reading order; together they are the text of all.
 
         Of tokens that share a character, the last has it and the others are empty.
+
+        >>> tokenizer = train_tokenizer([], 257)  # a token per byte: é takes two
+        >>> tokenizer.pieces(tokenizer.encode("né").ids)
+        ['n', '', 'é']
         """
         found, known = [], ""
         for end in range(1, len(ids) + 1):
             text = self.decode(ids[:end])
-            whole = end == len(ids) or not text.endswith("\ufffd")  # a character may go on
+            whole = end == len(ids) or not text.endswith("\ufffd")  # a character may continue
             found.append(text[len(known) :] if whole else "")
             known = text if whole else known
         return found
@@ -187,6 +226,11 @@ class Tokenizer:
         """What `ids` add to the text of the ids in front of them: decoded together, less those.
 
         Alone they could lose the space that they begin with.
+
+        >>> tokenizer = train_tokenizer(["so so"], 260)
+        >>> first, second = tokenizer.encode("so so").ids
+        >>> tokenizer.decode_after([first], [second])
+        ' so'
         """
         alone, together = self.decode(before), self.decode([*before, *ids])
         if together.startswith(alone):

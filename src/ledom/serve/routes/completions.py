@@ -93,7 +93,7 @@ async def complete(body: CompletionBody, service: Service) -> JsonObject:
     lm = service.model(body.model)
     prompts, count = body.prompts(), body.n or 1
     if not prompts:
-        raise Refusal(422, "prompt: it is missing")
+        raise Refusal(422, "prompt: at least one is needed")
     service.check_writing(len(prompts) * count, body.sampling().max_tokens)
     service.check_prompts(lm, prompts)
     if body.echo:
@@ -299,13 +299,13 @@ async def tokenizer_info(service: ServiceOf, model: str | None = None) -> JsonOb
 
 @router.get("/v1/models", responses=describe())
 async def models(service: ServiceOf) -> JsonObject:
-    """The names that `model` takes."""
+    """The names that `model` accepts."""
     return {"object": "list", "data": [_model(name, service) for name in service.model_names]}
 
 
 @router.get("/v1/models/{name:path}", responses=describe(404))
 async def model(name: str, service: ServiceOf) -> JsonObject:
-    """One of them."""
+    """The model of that name."""
     if name not in service.model_names:
         raise Refusal(404, f"no model {name!r:.60}; GET /v1/models lists them")
     return _model(name, service)

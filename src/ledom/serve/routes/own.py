@@ -25,7 +25,7 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["ledom"])
 
-_CHARACTERS = 10  # that take as long to read as the details of a token take to write
+_CHARACTERS = 10  # reading this many takes as long as writing the details of a token
 
 
 class ScoreBody(Body):
@@ -99,7 +99,7 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
 
 
 class GenerateBody(Body):
-    """A prompt to write on: a step, or a whole text."""
+    """A prompt to continue, by a token or by a whole text."""
 
     model: Annotated[str, Field(examples=["reverse"])]
     """`reverse` writes what comes before the prompt, `forward` what follows it."""
@@ -116,7 +116,7 @@ class GenerateBody(Body):
 
 @router.post("/ledom/generate", responses=describe(404))
 async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
-    """Write on, with the log-probability of each token and the alternatives to it (nats).
+    """Continue a text, with the log-probability of each token and its alternatives (nats).
 
     `tokens` are in reading order. `next` is what may be written then; the name of the end token
     there means that the text may be complete. To take an alternative, send the prompt with its

@@ -1,6 +1,6 @@
 """The page at `/`, and reports out of one folder.
 
-Both serve only files that a listing found, never a path made of what was asked for.
+Both serve only files that a listing found, never a path built from the request.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def reports(service: ServiceOf) -> JsonObject:
 
 @router.get("/ledom/reports/{name:path}", include_in_schema=False)
 async def report(name: str, service: ServiceOf) -> Response:
-    """One of them, as a page without scripts."""
+    """A report, as a page without scripts."""
     file = _reports(service.settings.reports).get(name)
     if file is None:
         raise Refusal(404, f"no report {name!r:.60}; GET /ledom/reports lists them")

@@ -94,7 +94,8 @@ class ScoreBody(Body):
             queries = queries * len(documents)
         if len(queries) != len(documents):
             raise Refusal(
-                400, f"{len(queries)} queries for {len(documents)} documents; send one, or as many"
+                400,
+                f"{len(queries)} queries for {len(documents)} documents; send one, or as many",
             )
         return [Pair(query, document) for query, document in zip(queries, documents, strict=True)]
 

@@ -54,7 +54,9 @@ class ClassifyBody(Body):
 async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
     """OpenRLHF's remote reward. `scores` lie in 0 to 1; `extra_logs` has the log-probabilities."""
     if len(body.query) != len(body.prompts):
-        raise InputError(f"{len(body.query)} queries for {len(body.prompts)} prompts; send as many")
+        raise InputError(
+            f"{len(body.query)} queries for {len(body.prompts)} prompts; send the same number"
+        )
     size = sum(map(len, [*body.query, *body.prompts]))
     pairs = await apart(
         size,
