@@ -128,7 +128,7 @@ def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     prepare_data(config, tmp_path / "data")
     tokenizer.save(tmp_path / "data")
-    with pytest.raises(InputError, match="train: was made with another tokenizer"):
+    with pytest.raises(InputError, match="train: was made with a different tokenizer"):
         prepare_data(config, tmp_path / "data")
 
 
@@ -316,7 +316,7 @@ def test_sources_of_another_tokenizer_are_refused(stores, word_tokenizer):
     own = stores / "own"
     own.mkdir()
     word_tokenizer(9).save(own)
-    with pytest.raises(InputError, match="a: was made with another tokenizer"):
+    with pytest.raises(InputError, match="a: was made with a different tokenizer"):
         prepare_data(mixture(stores, tokenizer=str(own)), stores / "run")
 
 
