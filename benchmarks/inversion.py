@@ -41,7 +41,7 @@ from ledom.evaluate.inversion import (
 from ledom.evaluate.proposals import Prompt, Proposal
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
-from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.numbers import accuracy, difference, interval
 from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
@@ -118,10 +118,12 @@ def show(arms: Arms) -> None:
         other = arms[name.replace(arm, "embedded", 1)] == 1
         cells = [
             name,
-            accuracy(bootstrap_interval((ranks > 0).astype(float))),
-            accuracy(bootstrap_interval(exact)),
-            interval(bootstrap_interval(ranks)),
-            "–" if arm == "embedded" else difference(paired_interval(exact, other.astype(float))),
+            accuracy(share_interval((ranks > 0).astype(float))),
+            accuracy(share_interval(exact)),
+            interval(share_interval(ranks)),
+            "–"
+            if arm == "embedded"
+            else difference(paired_share_interval(exact, other.astype(float))),
         ]
         print(f"| {' | '.join(cells)} |")
 

@@ -44,7 +44,7 @@ from ledom.evaluate.retrieval import (
     rank_passages,
     reciprocal_ranks,
 )
-from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.numbers import interval, percent
 from ledom.text.solution_style import restyle
 
@@ -128,10 +128,10 @@ def main() -> None:
         for name, ranking in rankings(queries, passages):
             values = reciprocal_ranks(queries, ranking)
             words = values if words is None else words
-            less = interval(paired_interval(values, words), sign="+")
+            less = interval(paired_share_interval(values, words), sign="+")
             first = percent(float((values == 1).mean()))
             print(
-                f"| {name} | {interval(bootstrap_interval(values))} | {less} | {first} |",
+                f"| {name} | {interval(share_interval(values))} | {less} | {first} |",
                 flush=True,
             )
 

@@ -22,7 +22,7 @@ from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem
 from ledom.data.augment import other_number
 from ledom.data.problems import generate_problems
-from ledom.report.intervals import Interval, bootstrap_interval, paired_interval
+from ledom.report.intervals import Interval, paired_share_interval, share_interval
 from ledom.rerank.features import Step, split_steps
 from ledom.rerank.score import score_candidates
 
@@ -103,7 +103,7 @@ def main() -> None:
         }
         right = {reading: np.equal(row, places).astype(float) for reading, row in rows.items()}
         for reading, values in right.items():
-            own, versus = bootstrap_interval(values), paired_interval(values, right["forward"])
+            own, versus = share_interval(values), paired_share_interval(values, right["forward"])
             print(f"{name:20} {reading:8} {percent(own)}  against forward {percent(versus)}")
 
 

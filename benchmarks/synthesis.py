@@ -38,7 +38,7 @@ from ledom.evaluate.proposals import Prompt, propose
 from ledom.evaluate.synthesis import REASON, Seed, SynthesisSettings, Synthesized, sift, synthesize
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
-from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.numbers import accuracy, difference
 from ledom.text.answers import extract_answer, is_correct
 from ledom.text.solution_style import normalize_solution, restyle
@@ -87,13 +87,13 @@ def measure_agreement(options: argparse.Namespace) -> None:
         pair = [
             np.array([some[seed] for seed in both]) for some in (shares["solutions"], found.by_seed)
         ]
-        print("solutions less true questions:", difference(paired_interval(*pair)))
+        print("solutions less true questions:", difference(paired_share_interval(*pair)))
 
 
 def show_agreement(name: str, found: Synthesized) -> None:
     """A row of the table; seeds whose questions were all removed unanswered have no share."""
     total, shares = len(found.problems) + len(found.removed), found.agreements
-    share = accuracy(bootstrap_interval(shares)) if len(shares) else "–"
+    share = accuracy(share_interval(shares)) if len(shares) else "–"
     print(f"| {name} | {total} | {len(shares)} | {share} | {len(found.problems)} |", flush=True)
 
 
@@ -197,9 +197,9 @@ def measure_training(options: argparse.Namespace) -> None:
     print("| trained on | right, % | less real alone | less from nothing |")
     print("|---|---|---|---|")
     for name, values in means.items():
-        cells = [accuracy(bootstrap_interval(values))]
+        cells = [accuracy(share_interval(values))]
         for other in ("real", "nothing"):
-            versus = difference(paired_interval(values, means[other]))
+            versus = difference(paired_share_interval(values, means[other]))
             cells.append("–" if name == other else versus)
         print(f"| {name} | {' | '.join(cells)} |")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 import ledom
+from command_line import Run
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
@@ -27,9 +29,11 @@ from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 pytest.importorskip("lm_eval")
+from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from lm_eval.tasks import TaskManager
 
-from ledom.evaluate import harness
 from ledom.evaluate.harness import LedomLM, document_batches
 from ledom.evaluate.scorings import Request
 
@@ -322,28 +326,48 @@ def test_the_embedded_pair_prefers_the_right_solution(
         assert right[0] > wrong[0]
 
 
-def test_no_document_is_its_own_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a task with nothing but test documents, where the harness would draw it as well."""
-    from datasets import Dataset
-
-    rows = Dataset.from_list([{"q": f"Q{i}", "a": f"A{i}"} for i in range(3)])
-    task = harness.build_task(
-        {
-            "task": "x",
-            "custom_dataset": lambda **_: {"test": rows},
-            "test_split": "test",
-            "output_type": "generate_until",
-            "doc_to_text": lambda doc: doc["q"],
-            "doc_to_target": lambda doc: doc["a"],
-        }
+@pytest.mark.slow
+def test_the_harness_itself_and_our_command_give_the_same_numbers(
+    run: Run, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lm_eval --model ledom`, its default device included, and `ledom eval` on one task file."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"q": "What is {i} + {i % 3}?", "n": {i}}}\n' for i in range(8)))
+    task = tmp_path / "sums.yaml"
+    task.write_text(
+        "task: sums\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        f"dataset_kwargs: {{data_files: {{test: {rows}}}}}\ndoc_to_text: '{{{{q}}}}'\n"
+        'doc_to_choice: \'{{[n ~ "", "about " ~ n, "none"]}}\'\ndoc_to_target: \'{{n % 3}}\'\n'
+        "metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_mutual_info}]\n"
     )
-    manager = SimpleNamespace(load=lambda names: {"tasks": {"x": task}})
-    monkeypatch.setattr(harness, "_task_manager", lambda: manager)
-    (built,) = harness.build_tasks("x", 1)
-    built.set_fewshot_seed(seed=1234)
-    for _ in range(5):
-        for number, doc in enumerate(built.test_docs()):
-            text = built.fewshot_context(doc, 1)
-            assert text.endswith(f"Q{number}")
-            assert f"A{number}" not in text
-            assert " A" in text
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    own = {str(d): folders[str(d)] for d in Direction}
+    asked = [f"--{name}={folder}" for name, folder in own.items()]
+    code, printed = run("eval", task, *asked, "--out", tmp_path / "out")
+    assert code == 0, printed
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+    for direction, folder in own.items():
+        out = tmp_path / f"{direction}.json"
+        model = f"model={folder},direction={direction}"
+        options = ["--tasks", str(task), "--output_path", str(out)]
+        monkeypatch.setattr(
+            "sys.argv", ["lm_eval", "--model", "ledom", "--model_args", model, *options]
+        )
+        cli_evaluate()
+        (written,) = tmp_path.glob(f"{direction}_*.json")
+        theirs = json.loads(written.read_text())["results"]["sums"]
+        ours = {
+            row["metric"]: row["value"]
+            for row in found["rows"]
+            if row["model"] == direction and row["scoring"] in ("conditional", "Bayes")
+        }
+        for metric in ("acc", "acc_norm", "acc_mutual_info"):
+            assert ours[metric] == theirs[f"{metric},none"]
+
+
+def test_the_entry_point_is_the_registered_class() -> None:
+    """How versions of the harness after 0.4.13 find the model."""
+    (point,) = (p for p in entry_points(group="lm_eval.models") if p.name == "ledom")
+    assert point.load() is LedomLM
+    assert get_model("ledom") is LedomLM

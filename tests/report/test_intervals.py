@@ -14,7 +14,9 @@ from ledom.report.intervals import (
     auc_interval,
     bootstrap_interval,
     paired_interval,
+    paired_share_interval,
     pairwise_auc,
+    share_interval,
 )
 from ledom.report.results import Interval, to_json
 
@@ -175,6 +177,67 @@ def test_sides_of_different_length() -> None:
         paired_interval(array(1, 2), array(1, math.nan))
     with pytest.raises(InputError, match="shape"):
         paired_interval(array(), array())
+
+
+# ---- shares ----
+
+
+@pytest.mark.parametrize("num", [1, 5, 30, 79])
+def test_shares_that_are_all_0_or_all_1_have_the_interval_of_clopper_and_pearson(num: int) -> None:
+    """Its upper bound is where no success in `num` trials has a probability of 2.5%."""
+    none, all_ = share_interval(np.zeros(num)), share_interval(np.ones(num))
+    assert (none.mean, none.low) == (0, 0)
+    assert binomial_quantile(num, none.high, 0.0249) == 0
+    assert binomial_quantile(num, none.high, 0.0251) > 0
+    assert (all_.mean, all_.high) == (1, 1)
+    assert all_.low == pytest.approx(1 - none.high)
+
+
+def test_none_of_79_is_at_most_4_6_percent() -> None:
+    """1 - 0.025 ** (1 / 79), and at another level 1 - 0.1 ** (1 / 79)."""
+    assert share_interval(np.zeros(79)).high == pytest.approx(0.04562, abs=1e-5)
+    assert share_interval(np.zeros(79), level=0.8).high == pytest.approx(0.02873, abs=1e-5)
+
+
+def test_equal_shares_may_be_anything_where_none_was_seen() -> None:
+    """Of ten halves at most 30.85% are others, and those 0 or 1."""
+    assert share_interval(np.full(10, 0.5)) == Interval(
+        0.5, pytest.approx(0.5 - 0.30850 / 2, abs=1e-5), pytest.approx(0.5 + 0.30850 / 2, abs=1e-5)
+    )
+
+
+def test_other_shares_are_resampled() -> None:
+    values = np.repeat([1.0, 0.0], [3, 7])
+    assert share_interval(values, 500, 0.9, 4) == bootstrap_interval(values, 500, 0.9, 4)
+    base = np.repeat([0.0, 1.0], [5, 5])
+    assert paired_share_interval(values, base) == paired_interval(values, base)
+
+
+def test_differences_that_are_all_equal() -> None:
+    """Of 30 problems at most 11.57% have another difference, from -1 to 1."""
+    ones, none = np.ones(30), np.zeros(30)
+    unseen = pytest.approx(0.11570, abs=1e-5)
+    equal = paired_share_interval(ones, ones)
+    assert (equal.mean, -equal.low, equal.high) == (0, unseen, unseen)
+    better, worse = paired_share_interval(ones, none), paired_share_interval(none, ones)
+    assert (better.mean, (1 - better.low) / 2, better.high) == (1, unseen, 1)
+    assert (worse.mean, worse.low, (worse.high + 1) / 2) == (-1, -1, unseen)
+
+
+@pytest.mark.parametrize(("num", "verdict"), [(5, "open"), (6, "better")])
+def test_so_few_wins_show_nothing(num: int, verdict: str) -> None:
+    """The sign test: five wins of five have a probability of 1/32 by chance, six of six 1/64."""
+    assert paired_share_interval(np.ones(num), np.zeros(num)).verdict == verdict
+
+
+def test_what_is_no_share_is_refused() -> None:
+    with pytest.raises(InputError, match=r"values\[1\] is 1.5, expected a share from 0 to 1"):
+        share_interval(array(0, 1.5))
+    with pytest.raises(InputError, match=r"baseline\[0\] is -0.5"):
+        paired_share_interval(array(0), array(-0.5))
+    with pytest.raises(InputError, match="values has 2 problems and baseline 1"):
+        paired_share_interval(array(0, 1), array(0))
+    assert share_interval(array(0, 1 + 1e-12)).high == pytest.approx(1)  # as computed means may be
 
 
 # ---- pairwise_auc ----

@@ -186,11 +186,11 @@ def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[
 
 def _show_mean(values: NDArray[np.float64], total: int, known: str) -> None:
     """Print the mean reciprocal rank over those whose right result is known."""
-    from ledom.report.intervals import bootstrap_interval
+    from ledom.report.intervals import share_interval
     from ledom.report.numbers import interval
 
     if len(values):
-        mean = interval(bootstrap_interval(values))
+        mean = interval(share_interval(values))
         typer.echo(f"MRR {mean}, {len(values):,} of {total:,} {known}")
 
 
@@ -279,14 +279,14 @@ def _questions(files: Sequence[Path]) -> list[str]:
 
 def _show_synthesized(found: Synthesized, out: Path) -> None:
     """Print what came of it, on one line each."""
-    from ledom.report.intervals import bootstrap_interval
+    from ledom.report.intervals import share_interval
     from ledom.report.numbers import accuracy
 
     total = len(found.problems) + len(found.removed)
     reasons = ", ".join(f"{number} {reason}" for reason, number in found.reasons.items())
     typer.echo(f"{len(found.problems)} of {total} questions kept; removed: {reasons or 'none'}")
     if len(agreements := found.agreements):
-        share = accuracy(bootstrap_interval(agreements))
+        share = accuracy(share_interval(agreements))
         typer.echo(f"the forward model's answer agrees: {share}%")
     say(f"problems: {out / 'problems.jsonl'}, the others in removed.jsonl")
 

@@ -117,16 +117,17 @@ def _kinds(tasks: Sequence[Any]) -> set[str]:
 def _measured(
     direction: Direction, scoring: str, found: JsonObject, kinds: set[str]
 ) -> Iterator[Measured]:
-    """The metrics of all tasks of a benchmark, their documents pooled."""
-    by_metric: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
-    for task, samples in found["samples"].items():
-        for sample in samples:
-            for metric in sample["metrics"]:
-                value = sample[metric]
-                if isinstance(value, int | float):
-                    key = (metric, sample["filter"])
-                    by_metric.setdefault(key, {})[task, sample["doc_id"]] = float(value)
-    for (metric, name), values in by_metric.items():
+    """The metrics of all tasks of a benchmark, their documents pooled.
+
+    A metric that is no mean over documents, such as perplexity, is the harness's number.
+    """
+    by_metric = _by_document(found["samples"])
+    for (metric, name), values in [*by_metric.items()]:
+        means = _means(values)
+        known = {task: found["results"][task].get(f"{metric},{name}") for task in means}
+        if any(known[task] is None or not np.isclose(known[task], means[task]) for task in means):
+            del by_metric[metric, name]
+            continue
         shown = metric if name == "none" else f"{metric} ({name})"
         note = _note(direction, metric, kinds, scoring)
         yield Measured(direction, scoring, shown, values, note=note)
@@ -136,6 +137,27 @@ def _measured(
             known = (metric, name) in by_metric or metric.endswith("_stderr")
             if not known and isinstance(value, int | float) and name:
                 yield Measured(direction, scoring, metric, {}, float(value))
+
+
+def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
+    """The values of each metric and filter by task and document."""
+    found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
+    for task, own in samples.items():
+        for sample in own:
+            for metric in sample["metrics"]:
+                value = sample[metric]
+                if isinstance(value, int | float):
+                    key = (metric, sample["filter"])
+                    found.setdefault(key, {})[task, sample["doc_id"]] = float(value)
+    return found
+
+
+def _means(values: Mapping[tuple[str, int], float]) -> dict[str, float]:
+    """The mean of each task's documents."""
+    by_task: dict[str, list[float]] = {}
+    for (task, _), value in values.items():
+        by_task.setdefault(task, []).append(value)
+    return {task: float(np.mean(own)) for task, own in by_task.items()}
 
 
 def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> str:

@@ -1,9 +1,8 @@
-"""A ledom model of either direction as a model of lm-evaluation-harness.
+"""A ledom model of either direction as a model of lm-evaluation-harness, under the name `ledom`.
 
-The only place that imports the harness (its core install has no torch). `LedomLM` answers its three
-kinds of request: log-likelihoods (`ledom.evaluate.likelihood`), rolling log-likelihoods, and texts.
-Forward, tokens and numbers are those of the harness's own HFLM. What each number means in reverse
-is said in docs/evaluate.md.
+`LedomLM` answers the harness's three kinds of request: log-likelihoods
+(`ledom.evaluate.likelihood`), rolling log-likelihoods, and texts. Forward, tokens and numbers are
+those of the harness's own HFLM. What each number means in reverse is said in docs/evaluate.md.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.processes import default_device
 from ledom.core.reading import JsonObject
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
@@ -28,14 +28,13 @@ from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 os.environ.setdefault("TQDM_DISABLE", "1")  # ledom shows its own progress
 try:
     from lm_eval.api.model import TemplateLM
-    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.api.registry import register_model
     from lm_eval.evaluator import evaluate
     from lm_eval.models.utils import (
         handle_stop_sequences,
         normalize_gen_kwargs,
         postprocess_generated_text,
     )
-    from lm_eval.tasks import TaskManager
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError:
     raise MissingExtraError("lm-eval", "eval", "evaluation") from None
@@ -46,10 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LedomLM",
     "Written",
-    "build_task",
-    "build_tasks",
     "document_batches",
-    "known_tasks",
     "run_tasks",
 ]
 
@@ -61,6 +57,7 @@ Written = tuple[str, int]
 """A text, and how many tokens its prompt lost."""
 
 
+@register_model("ledom")
 class LedomLM(TemplateLM):  # type: ignore[misc]
     """Any model that `ledom.load` takes, for `lm_eval.simple_evaluate` and `ledom eval`.
 
@@ -319,6 +316,8 @@ def document_batches(requests: Sequence[Request]) -> list[list[Request]]:
 
 
 def _load(model: str, direction: str | None, device: str | None, dtype: str) -> LanguageModel:
+    if device == "cuda:0" and default_device() == "cpu":
+        device = None  # what the harness's command line says where its user says nothing
     return load(model, direction, device=device, dtype=dtype)
 
 
@@ -348,41 +347,3 @@ def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) 
         confirm_run_unsafe_code=True,  # `ledom.evaluate.tasks` asked
     )
     return cast(JsonObject, found)
-
-
-def known_tasks() -> list[str]:
-    """The names of the harness's tasks and groups."""
-    return list(_task_manager().all_tasks)
-
-
-def build_task(config: JsonObject) -> Any:
-    """One task from a configuration alone, without the harness's registry."""
-    return ConfigurableTask(config=config)
-
-
-def build_tasks(name: str, num_fewshot: int) -> list[Any]:
-    """The tasks of a name of the harness's, or of a YAML file."""
-    tasks = list(_task_manager().load([name])["tasks"].values())
-    for task in tasks:
-        if num_fewshot and task.get_config("num_fewshot") != 0:
-            task.set_config(key="num_fewshot", value=num_fewshot)
-        elif task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        _leave_out_the_question(task)
-    return tasks
-
-
-def _leave_out_the_question(task: Any) -> None:
-    """Examples from the documents asked are other documents than the one asked.
-
-    The harness sees to it only where the task names their split.
-    """
-    settings = task.fewshot_cfg
-    elsewhere = task.has_training_docs() or task.has_validation_docs() or settings.samples
-    if settings.split is None and not elsewhere:
-        settings.split = task.config.test_split
-
-
-@cache
-def _task_manager() -> Any:
-    return TaskManager()

@@ -15,7 +15,7 @@ import numpy as np
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.evaluate.suites import Published
-from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.intervals import bootstrap_interval, paired_share_interval, share_interval
 from ledom.report.results import Interval
 
 __all__ = ["ENTROPY", "MAIN_METRICS", "Evaluation", "Measured", "Row", "TaskResult", "compare"]
@@ -102,7 +102,9 @@ def compare(measured: Sequence[Measured]) -> list[Row]:
 def _row(one: Measured, measured: Sequence[Measured]) -> Row:
     if not one.values:
         return Row(one.metric, str(one.direction), one.scoring, one.total, note=one.note)
-    interval = bootstrap_interval(_array(one.values))
+    values = _array(one.values)
+    is_share = one.metric != ENTROPY and values.min() >= 0 and values.max() <= 1
+    interval = share_interval(values) if is_share else bootstrap_interval(values)
     forward = control = None
     if one.metric in MAIN_METRICS and not one.note:
         if one.direction is Direction.REVERSE:
@@ -139,7 +141,7 @@ def _paired(one: Measured, other: Measured | None) -> Interval | None:
             f"{one.name} and {other.name} were measured on other documents; give another --out"
         )
     ordered = {key: other.values[key] for key in one.values}
-    return paired_interval(_array(one.values), _array(ordered))
+    return paired_share_interval(_array(one.values), _array(ordered))
 
 
 def _array(values: Mapping[Key, float]) -> np.ndarray[Any, np.dtype[np.float64]]:

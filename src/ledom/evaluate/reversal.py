@@ -46,7 +46,7 @@ from ledom.evaluate.facts import (
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.model.presets import ModelConfig
-from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.results import Interval, to_json
 from ledom.rerank.score import score_candidates
 from ledom.text.pair_format import PairFormat
@@ -354,5 +354,5 @@ def _result(
     arm: str,
     right: Mapping[str, NDArray[np.float64]],
 ) -> ArmResult:
-    less = None if arm == "forward" else paired_interval(right[arm], right["forward"])
-    return ArmResult(seen, asked, arm, bootstrap_interval(right[arm]), less)
+    less = None if arm == "forward" else paired_share_interval(right[arm], right["forward"])
+    return ArmResult(seen, asked, arm, share_interval(right[arm]), less)

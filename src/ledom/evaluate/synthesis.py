@@ -33,7 +33,7 @@ from ledom.evaluate.proposals import (
     propose,
 )
 from ledom.lm.language_model import LanguageModel, Sampling
-from ledom.report.intervals import bootstrap_interval
+from ledom.report.intervals import share_interval
 from ledom.text.answers import extract_answer, is_correct
 from ledom.text.duplicates import NearDuplicates
 from ledom.text.pair_format import PairFormat
@@ -349,7 +349,7 @@ def _sorted_out(
 
 def _write_summary(found: Synthesized, out: Path) -> None:
     agreements = found.agreements
-    interval = bootstrap_interval(agreements) if len(agreements) else None
+    interval = share_interval(agreements) if len(agreements) else None
     write_json(
         out / "synthesis.json",
         {

@@ -311,7 +311,7 @@ def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
     """A task of the harness over rows in memory."""
     from datasets import Dataset
 
-    from ledom.evaluate.harness import build_task
+    from ledom.evaluate.harness_tasks import build_task
 
     return build_task(
         {
@@ -326,9 +326,9 @@ def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
 
 def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
     """A task or group of the harness's own."""
-    from ledom.evaluate.harness import build_tasks, known_tasks
+    from ledom.evaluate.harness_tasks import build_tasks, is_known, known_tasks
 
-    if not name.endswith((".yaml", ".yml")) and name not in known_tasks():
+    if not is_known(name):
         near = get_close_matches(name, [*known_tasks(), *_GENERATED, *SUITE_NAMES], n=4)
         hint = (
             f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists the harness's"

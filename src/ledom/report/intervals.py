@@ -2,6 +2,10 @@
 
 Problems are the unit that is resampled, never candidates: the candidates of one problem are not
 independent of each other. Arrays have one entry per problem.
+
+Resampling values that are all equal gives an interval without width, as if nothing else could ever
+be seen. For shares, whose range is known, `share_interval` and `paired_share_interval` say instead
+what so many equal values show.
 """
 
 from __future__ import annotations
@@ -16,10 +20,19 @@ from numpy.typing import NDArray
 from ledom.core.errors import InputError
 from ledom.report.results import Interval
 
-__all__ = ["auc_interval", "bootstrap_interval", "paired_interval", "pairwise_auc"]
+__all__ = [
+    "auc_interval",
+    "bootstrap_interval",
+    "paired_interval",
+    "paired_share_interval",
+    "pairwise_auc",
+    "share_interval",
+]
 
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
+_ROUNDING = 1e-9
+"""What a share that was computed may lie out of range."""
 _MOST_KEPT = 2**24
 """Draws (32 MiB) up to which the hundreds of intervals of one report draw once."""
 
@@ -68,12 +81,59 @@ def paired_interval(
     Interval(mean=0.25, low=0.25, high=0.25)
     """
     values, baseline = _checked(values, "values"), _checked(baseline, "baseline")
-    if len(values) != len(baseline):
-        raise InputError(
-            f"values has {len(values)} problems and baseline {len(baseline)}; "
-            "give both for the same problems in the same order"
-        )
+    _check_lengths(values, baseline)
     return bootstrap_interval(values - baseline, num_resamples, level, seed)
+
+
+def share_interval(
+    values: NDArray[np.float64], num_resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The mean of `values` [num_problems], each from 0 to 1, with its interval.
+
+    As `bootstrap_interval`, unless all values are equal. Then at most a share u of all problems can
+    differ from them, where (1 - u)^num_problems = (1 - level) / 2, and those may be 0 or 1. For
+    values that are all 0, or all 1, this is the exact interval of Clopper and Pearson (1934).
+
+    Raises `InputError` as `bootstrap_interval` does, and for a value out of range.
+
+    >>> found = share_interval(np.zeros(79))
+    >>> found.low, round(found.high, 3)
+    (0.0, 0.046)
+    """
+    values = _checked_shares(values, "values")
+    return _interval_within(0.0, values, num_resamples, level, seed)
+
+
+def paired_share_interval(
+    values: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    num_resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """`paired_interval` of two sides of shares, as careful as `share_interval` with equal values.
+
+    A difference of the problems that were not seen may be anything from -1 to 1.
+
+    >>> found = paired_share_interval(np.ones(30), np.zeros(30))
+    >>> found.mean, round(found.low, 3), found.high
+    (1.0, 0.769, 1.0)
+    """
+    values, baseline = _checked_shares(values, "values"), _checked_shares(baseline, "baseline")
+    _check_lengths(values, baseline)
+    return _interval_within(-1.0, values - baseline, num_resamples, level, seed)
+
+
+def _interval_within(
+    least: float, values: NDArray[np.float64], num_resamples: int, level: float, seed: int
+) -> Interval:
+    """The interval of values that lie between `least` and 1."""
+    found = bootstrap_interval(values, num_resamples, level, seed)
+    if (values != values[0]).any():
+        return found
+    value = float(values[0])
+    unseen = 1 - ((1 - level) / 2) ** (1 / len(values))
+    return Interval(value, value - unseen * (value - least), value + unseen * (1 - value))
 
 
 def pairwise_auc(
@@ -123,7 +183,7 @@ def auc_interval(
             f"none of the {len(scores)} problems has both right and wrong candidates; "
             "the AUC needs at least one that does"
         )
-    return bootstrap_interval(auc, num_resamples, level, seed)
+    return share_interval(auc, num_resamples, level, seed)
 
 
 def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
@@ -134,6 +194,23 @@ def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
         index = int(np.flatnonzero(~np.isfinite(values))[0])
         raise InputError(f"{name}[{index}] is {values[index]}, expected a finite number")
     return values
+
+
+def _checked_shares(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    values = _checked(values, name)
+    outside = np.flatnonzero((values < -_ROUNDING) | (values > 1 + _ROUNDING))
+    if len(outside):
+        index = int(outside[0])
+        raise InputError(f"{name}[{index}] is {values[index]}, expected a share from 0 to 1")
+    return values
+
+
+def _check_lengths(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> None:
+    if len(values) != len(baseline):
+        raise InputError(
+            f"values has {len(values)} problems and baseline {len(baseline)}; "
+            "give both for the same problems in the same order"
+        )
 
 
 def _resampled_means(

@@ -44,12 +44,16 @@ def percent(share: float | None) -> str:
 
 
 def accuracy(found: Interval | None) -> str:
-    """A share in percent, with the wider side of its interval.
+    """A share in percent, with the wider side of its interval; with both bounds at 0 and at 1.
 
-    >>> accuracy(Interval(0.473, 0.451, 0.49))
-    '47.3 ± 2.2'
+    >>> accuracy(Interval(0.473, 0.451, 0.49)), accuracy(Interval(0.0, 0.0, 0.046))
+    ('47.3 ± 2.2', '0.0 [0.0, 4.6]')
     """
-    return MISSING if found is None else f"{percent(found.mean)} ± {percent(found.margin)}"
+    if found is None:
+        return MISSING
+    if found.low < found.high and found.mean in (found.low, found.high):
+        return interval(Interval(100 * found.mean, 100 * found.low, 100 * found.high), 1)
+    return f"{percent(found.mean)} ± {percent(found.margin)}"
 
 
 def difference(found: Interval | None) -> str:

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ledom.core.errors import InputError
-from ledom.report.intervals import auc_interval, bootstrap_interval, paired_interval
+from ledom.report.intervals import (
+    auc_interval,
+    bootstrap_interval,
+    paired_share_interval,
+    share_interval,
+)
 from ledom.report.results import (
     AccuracyByLambda,
     AccuracyByN,
@@ -143,7 +148,7 @@ def measure(
         headline=[
             Difference(
                 claim=claim,
-                difference=paired_interval(rights[a], rights[b]),
+                difference=paired_share_interval(rights[a], rights[b]),
                 main=(claim, a, b) in _MAIN_CLAIMS,
             )
             for claim, a, b in _CLAIMS
@@ -192,9 +197,9 @@ def _result(
         kind=strategy.kind,
         description=strategy.description,
         formula=" ".join(terms).lstrip("+"),
-        accuracy=bootstrap_interval(rights[name]),
+        accuracy=share_interval(rights[name]),
         versus={
-            other: paired_interval(rights[name], rights[other])
+            other: paired_share_interval(rights[name], rights[other])
             for other in opponents
             if strategy.kind != "bound"
         },
@@ -209,7 +214,7 @@ def _needed(table: CandidateTable) -> Needed:
     return Needed(
         candidates=bootstrap_interval(needed),
         of=int(planned.max()),
-        saved=bootstrap_interval(1 - needed / planned),
+        saved=share_interval(1 - needed / planned),
     )
 
 
@@ -250,7 +255,7 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
         return None
     mean = any(name.endswith("_mean") for name in weights)
     intervals = [
-        bootstrap_interval(
+        share_interval(
             strategy.accuracy(table, strategy.interpolation(float(lam), mean)), num_resamples=2000
         )
         for lam in LAMBDAS
@@ -275,7 +280,7 @@ def _reliability(table: CandidateTable, weighing: _Weighing) -> Reliability | No
     order = np.argsort(confidence)
     bins = []
     for rows in np.array_split(order, min(_BINS, len(order))):
-        interval = bootstrap_interval(right[rows], num_resamples=2000)
+        interval = share_interval(right[rows], num_resamples=2000)
         bins.append(
             Bin(
                 mean_score=float(confidence[rows].mean()),

@@ -20,7 +20,7 @@ from ledom.core.files import write_json
 from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import Track, at_once
 from ledom.lm.language_model import LanguageModel
-from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.results import Interval, to_json
 from ledom.rerank.candidate_table import FloatArray, build_candidate_table
 from ledom.rerank.candidates import check_problems
@@ -147,8 +147,10 @@ def _report(
         report,
         note=note if len(labeled) < len(job.problems) else "",
         candidates_at_equal_cost=count,
-        accuracy={name: bootstrap_interval(values) for name, values in accuracies.items()},
-        search_against={name: paired_interval(right, values) for name, values in rivals.items()},
+        accuracy={name: share_interval(values) for name, values in accuracies.items()},
+        search_against={
+            name: paired_share_interval(right, values) for name, values in rivals.items()
+        },
     )
 
 

@@ -1,0 +1,96 @@
+"""Tasks of lm-evaluation-harness, from its registry or from a configuration.
+
+The registry reads 14,000 files, which takes 16 s. So a task that one file defines is built from
+that file alone; groups, tags and names that several files define are left to the registry.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ledom.core.errors import MissingExtraError
+from ledom.core.reading import JsonObject
+
+try:
+    import lm_eval.tasks
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
+except ImportError:
+    raise MissingExtraError("lm-eval", "eval", "evaluation") from None
+
+__all__ = ["build_task", "build_tasks", "is_known", "known_tasks"]
+
+_TASK = re.compile(
+    rb"^[\"']?task[\"']?:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE
+)
+_GROUP = re.compile(rb"^[\"']?group\b", re.MULTILINE)
+
+
+def known_tasks() -> list[str]:
+    """The names of the harness's tasks and groups."""
+    return list(_registry().all_tasks)
+
+
+def is_known(name: str) -> bool:
+    """Whether the harness has a task or group of this name, or it names a YAML file."""
+    return _is_file(name) or name in _files() or name in known_tasks()
+
+
+def build_task(config: JsonObject) -> Any:
+    """One task from a configuration alone, without the harness's registry."""
+    return ConfigurableTask(config=config)
+
+
+def build_tasks(name: str, num_fewshot: int) -> list[Any]:
+    """The tasks of a name that `is_known`."""
+    tasks = _load(name)
+    for task in tasks:
+        if num_fewshot and task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        _leave_out_the_question(task)
+    return tasks
+
+
+def _load(name: str) -> list[Any]:
+    file = Path(name) if _is_file(name) else _files().get(name)
+    alone = file is not None and file.is_file() and not _GROUP.search(file.read_bytes())
+    manager = TaskManager(include_defaults=False) if alone else _registry()
+    return [*manager.load([str(file) if alone else name])["tasks"].values()]
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """The harness's files by the task that each defines, as far as their text alone says it.
+
+    A name that several files define is left out: the registry knows which comes first.
+    """
+    found: dict[str, set[Path]] = {}
+    for file in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
+        for name in _TASK.findall(file.read_bytes()):
+            found.setdefault(name.decode(), set()).add(file)
+    return {name: file for name, (file, *others) in found.items() if not others}
+
+
+def _leave_out_the_question(task: Any) -> None:
+    """Examples from the documents asked are other documents than the one asked.
+
+    The harness sees to it only where the task names their split.
+    """
+    settings = task.fewshot_cfg
+    elsewhere = task.has_training_docs() or task.has_validation_docs() or settings.samples
+    if settings.split is None and not elsewhere:
+        settings.split = task.config.test_split
+
+
+@cache
+def _registry() -> Any:
+    return TaskManager()

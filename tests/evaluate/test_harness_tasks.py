@@ -1,0 +1,95 @@
+"""Tasks of lm-evaluation-harness: found without reading all of its files, and shown no answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ledom.data.problems import BENCHMARKS
+
+pytest.importorskip("lm_eval")
+
+from ledom.evaluate import harness_tasks, tasks
+from ledom.evaluate.suites import SUITES
+
+TASK = """
+task: two
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: ["4", "5"]
+doc_to_target: 0
+"""
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The registry is a stand-in; the list is what it was asked for."""
+    asked: list[str] = []
+
+    def load(names: list[str]) -> dict[str, dict[str, object]]:
+        asked.extend(names)
+        return {"tasks": {}}
+
+    stand_in = SimpleNamespace(load=load, all_tasks=["mmlu"])
+    monkeypatch.setattr(harness_tasks, "_registry", lambda: stand_in)
+    return asked
+
+
+def test_every_task_of_the_suites_is_one_of_the_harness_or_ours(unread: list[str]) -> None:
+    """The names that later versions of the harness may change; mmlu alone is a group."""
+    ours = {*BENCHMARKS, *tasks.CODE_TASKS, "problems_after", "problems_before"}
+    named = {task.name for suite in SUITES.values() for task in suite}
+    assert {name for name in named if not harness_tasks.is_known(name)} <= ours
+    assert {name for name in named if name not in harness_tasks._files()} - ours == {"mmlu"}
+    assert harness_tasks._files()["boolq"].parts[-3:] == ("super_glue", "boolq", "default.yaml")
+
+
+def test_a_task_is_built_from_its_file_and_a_group_by_the_registry(
+    unread: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "2 + 2?"}\n{"question": "1 + 3?"}\n')
+    file = tmp_path / "two.yaml"
+    file.write_text(TASK.replace("FILE", str(rows)))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(harness_tasks, "_files", lambda: {"two": file})
+    for name in ("two", str(file)):
+        (task,) = harness_tasks.build_tasks(name, 0)
+        assert task.doc_to_text(task.eval_docs[1]) == "1 + 3?"
+    assert unread == []
+    group = tmp_path / "group.yaml"
+    group.write_text("group: both\ntask: [two, arc_easy]\n")
+    for name in ("mmlu", str(group)):
+        assert harness_tasks.build_tasks(name, 0) == []
+    assert unread == ["mmlu", str(group)]
+
+
+def test_no_document_is_its_own_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a task with nothing but test documents, where the harness would draw it as well."""
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"q": f"Q{i}", "a": f"A{i}"} for i in range(3)])
+    task = harness_tasks.build_task(
+        {
+            "task": "x",
+            "custom_dataset": lambda **_: {"test": rows},
+            "test_split": "test",
+            "output_type": "generate_until",
+            "doc_to_text": lambda doc: doc["q"],
+            "doc_to_target": lambda doc: doc["a"],
+        }
+    )
+    monkeypatch.setattr(harness_tasks, "_load", lambda name: [task])
+    (built,) = harness_tasks.build_tasks("x", 1)
+    built.set_fewshot_seed(seed=1234)
+    for _ in range(5):
+        for number, doc in enumerate(built.test_docs()):
+            text = built.fewshot_context(doc, 1)
+            assert text.endswith(f"Q{number}")
+            assert f"A{number}" not in text
+            assert " A" in text
