@@ -124,8 +124,8 @@ def _measured(
     by_metric = _by_document(found["samples"])
     for (metric, name), values in [*by_metric.items()]:
         means = _means(values)
-        known = {task: found["results"][task].get(f"{metric},{name}") for task in means}
-        if any(known[task] is None or not np.isclose(known[task], means[task]) for task in means):
+        stated = {task: found["results"][task].get(f"{metric},{name}") for task in means}
+        if any(stated[task] is None or not np.isclose(stated[task], means[task]) for task in means):
             del by_metric[metric, name]
             continue
         shown = metric if name == "none" else f"{metric} ({name})"
