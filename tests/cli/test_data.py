@@ -220,7 +220,7 @@ def test_a_command_does_not_replace_what_it_reads(run: Run, tmp_path: Path) -> N
     assert problems.read_bytes() == before
     problems.write_text('{"id": "a", "text": "x"}\n{"id": "b", "text": "y"}\n')
     check_refused(
-        run("augment", problems, "--out", tmp_path / "v"), "these are documents; problems"
+        run("augment", problems, "--out", tmp_path / "v"), "these are documents; give problems"
     )
 
 

@@ -147,7 +147,7 @@ def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
 
 def test_what_is_refused(run: Run, fakes: Fakes) -> None:
     check_refused(run("generate"), "nothing to write from", "--before ENDING")
-    check_refused(run("generate", "--before", "-", "--after", "-"), "one standard input")
+    check_refused(run("generate", "--before", "-", "--after", "-"), "only one standard input")
     ends = ["--after", "a", "--before", "b"]
     check_refused(run("generate", *ends, "--forward", "none"), "needs a forward model")
     refused = run("generate", *ends, "--temperature", 0, "--proposals", 2)

@@ -35,10 +35,10 @@ from ledom.cli.options import (
     results_folder,
     unused_by_models,
     unused_when_greedy,
-    use_threads,
 )
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
+from ledom.core.processes import set_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,15 +76,15 @@ NumSeeds = Annotated[
         min=1,
         max=MOST_PROBLEMS,
         rich_help_panel=PROBLEMS,
-        help="Number of seeds, from the start of a file. Default: all of a file, 40 generated.",
+        help="Number of seeds, from the start of a file. Default: the whole file, 40 generated.",
     ),
 ]
 Known = Annotated[
     list[Path] | None,
     typer.Option(
         rich_help_panel=PROBLEMS,
-        help="A JSONL file of problems whose questions are not to be written again, such as "
-        "training data (repeatable). The seeds' own questions never are.",
+        help="A JSONL file of problems, such as training data, whose questions must not be written "
+        "again (repeatable). The seeds' own questions are always left out.",
     ),
 ]
 Questions = Annotated[
@@ -137,7 +137,7 @@ def rank(
     passages: Annotated[Path, typer.Argument(help="A JSONL file of passages (id, text).")],
     model: Model = "tiny",
     direction: Annotated[
-        str, typer.Option(help="reverse or forward: the direction of the model.")
+        str, typer.Option(help="The model's direction: reverse or forward.")
     ] = "reverse",
     prior: PassagePrior = False,
     top: TopPassages = 10,
@@ -158,7 +158,7 @@ def rank(
         raise InputError("a file of queries needs a folder for the ranking; give --out FOLDER")
     found = read_passages(passages)
     queries = _queries(query, found, from_file)
-    use_threads(threads)
+    set_threads(threads)
     lm = load_model(model, direction, device, dtype)
     with results_folder(out) as folder:
         ranking = rank_passages(lm, queries, found, folder, track, prior, top)
@@ -236,7 +236,7 @@ def synthesize(
     how = SynthesisSettings(sampling, *counts, agreement, similarity)
     found = _seeds(context, seeds, num_seeds, split, seed, temperature > 0)
     questions = _questions(known or ())
-    use_threads(threads)
+    set_threads(threads)
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
     say(f"seeds: {len(found)}; results in {out}/")
@@ -271,14 +271,14 @@ def _seeds(
 
 
 def _questions(files: Sequence[Path]) -> list[str]:
-    """The questions of files of problems."""
+    """The questions in files of problems."""
     from ledom.core.records import Problem, read_records
 
     return [problem.question for file in files for problem in read_records(file, Problem)]
 
 
 def _show_synthesized(found: Synthesized, out: Path) -> None:
-    """Print what came of it, on one line each."""
+    """Print how many questions were kept, and how often the forward model agrees."""
     from ledom.report.intervals import share_interval
     from ledom.report.numbers import accuracy
 
@@ -331,7 +331,7 @@ def invert(
     outputs = _outputs(output, from_file)
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     count = 1 if temperature == 0 else samples
-    use_threads(threads)
+    set_threads(threads)
     models = (
         load_model(reverse, "reverse", device, dtype),
         load_model(forward, "forward", device, dtype),

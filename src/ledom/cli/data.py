@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import say
-from ledom.cli.options import MOST_PROBLEMS, Out, Seed, Threads, refuse_unused, use_threads
+from ledom.cli.options import MOST_PROBLEMS, Out, Seed, Threads, refuse_unused
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
+from ledom.core.processes import set_threads
 from ledom.core.reading import real_path
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _VARIED = ("train", "wrong", "valid")  # the files of ledom augment
 def train_tokenizer(
     documents: Texts,
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary, EOS included.")] = 2048,
-    split_digits: Annotated[bool, typer.Option(help="Make every digit a token.")] = True,
+    split_digits: Annotated[bool, typer.Option(help="Make every digit a token of its own.")] = True,
     num_documents: Annotated[
         int | None,
         typer.Option(
@@ -63,7 +64,7 @@ def train_tokenizer(
     from ledom.text.tokenizer import refuse_to_replace
     from ledom.text.tokenizer import train_tokenizer as train
 
-    use_threads(threads)
+    set_threads(threads)
     refuse_to_replace(out)
     given = open_documents(documents, format, text_key)
     _say_notes(given)
@@ -111,13 +112,15 @@ def tokenize(
         typer.Option(
             min=1,
             max=1024,
-            help="Tasks at a time, one core each. Default: all cores; on a cluster, all tasks.",
+            help="Tasks run at once, one core each. Default: all cores; on a cluster, all tasks.",
         ),
     ] = None,
     tasks: Annotated[
         int | None,
         typer.Option(
-            min=1, max=_MOST_TASKS, help="Shards to make. Default: by the documents' size."
+            min=1,
+            max=_MOST_TASKS,
+            help="Number of shards. Default: from the size of the documents.",
         ),
     ] = None,
     slurm: Annotated[
@@ -125,11 +128,11 @@ def tokenize(
         typer.Option(help="An option of sbatch, such as partition=cpu (repeatable)."),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder of the store; finished shards there are kept.")
+        Path, typer.Option(help="Folder for the store. Finished shards there are kept.")
     ] = Path("ledom-tokens"),
     threads: Threads = None,
 ) -> None:
-    """Tokenize documents to a store for data.sources of a recipe, one for both directions.
+    """Tokenize documents into a store, for data.sources of a recipe; one serves both directions.
 
     On a cluster: --executor slurm --slurm partition=cpu --slurm time=4:00:00 --tasks 500
 
@@ -140,7 +143,7 @@ def tokenize(
     from ledom.text.tokenizer import Tokenizer
 
     refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
-    use_threads(threads)
+    set_threads(threads)
     sbatch = dict(_key_and_value(option) for option in slurm or [])
     given = open_documents(documents, format, text_key)
     _say_notes(given)
@@ -200,13 +203,13 @@ def augment(
     from ledom.data.augment import augment as run
     from ledom.data.prepare import DataConfig, read_split
 
-    use_threads(threads)
+    set_threads(threads)
     if real_path(problems) in {real_path(out / f"{name}.jsonl") for name in _VARIED}:
         raise InputError(f"--out {out} would replace {problems}; give another folder")
     given, held_out = read_split(DataConfig(train=str(problems)))
     kept = [record for record in given if isinstance(record, Problem)]
     if not kept:
-        raise InputError("these are documents; problems with solutions are needed", path=problems)
+        raise InputError("these are documents; give problems with solutions", path=problems)
     varied, candidates = run(track(kept, "problems", 0, len(kept)), variants, wrong, seed)
     made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
     for name, records in zip(_VARIED, made, strict=True):

@@ -21,10 +21,10 @@ from ledom.cli.options import (
     model_or_none,
     refuse_unused,
     unused_by_models,
-    use_threads,
 )
 from ledom.cli.progress import track, track_training
 from ledom.core.errors import InputError
+from ledom.core.processes import set_threads
 
 if TYPE_CHECKING:
     from ledom.evaluate.results import Evaluation, Row, TaskResult
@@ -69,18 +69,19 @@ Limit = Annotated[
         min=1,
         max=MOST_PROBLEMS,
         rich_help_panel=TASKS,
-        help="Documents per task, from its start; reversal: facts per order.",
+        help="Documents per task, from its start; for reversal, facts per order.",
     ),
 ]
 NumFewshot = Annotated[
-    int, typer.Option(min=0, max=1000, rich_help_panel=TASKS, help="Solved examples to show.")
+    int,
+    typer.Option(min=0, max=1000, rich_help_panel=TASKS, help="Solved examples in each prompt."),
 ]
 AllowCode = Annotated[
     bool,
     typer.Option(
         rich_help_panel=TASKS,
-        help="Run the programs that a model writes (HumanEval): in a process of their own with "
-        "limits of time and memory, but not in a sandbox.",
+        help="Run the programs that a model writes (HumanEval), in separate processes with limits "
+        "on time and memory, but without a sandbox.",
     ),
 ]
 Chat = Annotated[bool, typer.Option(rich_help_panel=MODELS, help="Use the models' chat templates.")]
@@ -88,8 +89,8 @@ AddBos = Annotated[
     bool,
     typer.Option(
         rich_help_panel=MODELS,
-        help="Start every text of the forward model with what it was trained to read first. "
-        "By default only with what its tokenizer adds, as lm-evaluation-harness does.",
+        help="Begin every text for the forward model with the token that began its training texts. "
+        "Default: only with what its tokenizer adds, as in lm-evaluation-harness.",
     ),
 ]
 
@@ -126,14 +127,14 @@ def evaluate(
         *unused_by_models(forward, reverse),
     )
     if suite == REVERSAL and not tasks:
-        use_threads(threads)
+        set_threads(threads)
         _measure_reversal(out, limit, seed)
         return
     if forward == reverse == "none":
         raise InputError("give a forward or a reverse model, or both")
     options = Options(data, limit, num_fewshot, seed, allow_code)
     sources, notes = _sources(tasks, suite, options)
-    use_threads(threads)
+    set_threads(threads)
     from ledom.evaluate.evaluation import Job, evaluate_models
 
     models = [

@@ -18,8 +18,8 @@ from ledom.cli.options import (
     load_model,
     refuse_unused,
     unused_by_models,
-    use_threads,
 )
+from ledom.core.processes import set_threads
 
 __all__ = ["COMMANDS"]
 
@@ -31,20 +31,20 @@ def gallery(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders made by eval, rank, synthesize, generate or invert, to show too."
+            help="Also show these folders, made by eval, rank, synthesize, generate or invert."
         ),
     ] = None,
     examples: Annotated[
         int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Examples per section: the first ones.")
     ] = 3,
     reverse: Model = "tiny",
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("out/gallery.html"),
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("out/gallery.html"),
     device: Device = None,
     dtype: Dtype = "auto",
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Show on one page what a reverse model writes from the end, token by token.
+    """Show on one page what a reverse model writes, token by token from the end.
 
     Example: ledom gallery out/eval --out gallery.html
     """
@@ -52,7 +52,7 @@ def gallery(
     from ledom.report.gallery_page import write_gallery
 
     refuse_unused(context, *unused_by_models(reverse))
-    use_threads(threads)
+    set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
     page = collect(lm, runs or [], examples, seed, reverse, command_line())
     say(f"page: {write_gallery(out, page)}")

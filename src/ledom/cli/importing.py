@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from ledom.cli.display import say
-from ledom.cli.options import Threads, use_threads
+from ledom.cli.options import Threads
 from ledom.cli.progress import track
+from ledom.core.processes import set_threads
 
 __all__ = ["COMMANDS"]
 
@@ -41,7 +42,7 @@ def import_command(
     ] = None,
     softcap: Annotated[
         float | None,
-        typer.Option(help="Cap of the logits: 20 for a nanochat model of 2 to 9 March 2026."),
+        typer.Option(help="Logit softcap: 20 for a nanochat model from 2 to 9 March 2026."),
     ] = None,
     check: Annotated[
         bool, typer.Option(help="Check that the model reads text better in its own direction.")
@@ -52,7 +53,7 @@ def import_command(
 
     Example: ledom import ledom-7b --out ledom-7b
     """
-    use_threads(threads)
+    set_threads(threads)
     from ledom.model.foreign.importer import ImportOptions, import_model
 
     options = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)

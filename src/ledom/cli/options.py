@@ -1,4 +1,4 @@
-"""What commands share: options with their bounds, checks for unused options, texts and models."""
+"""What commands share: options with bounds, checks for unused options, texts and models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.core import processes as parallel
 from ledom.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +63,6 @@ __all__ = [
     "unused_by_models",
     "unused_by_pair",
     "unused_when_greedy",
-    "use_threads",
 ]
 
 # Bounds far above any real use: a slip such as 10**20 is refused at once, and the error names the
@@ -101,7 +99,7 @@ NumProblems = Annotated[
         min=1,
         max=MOST_PROBLEMS,
         rich_help_panel=PROBLEMS,
-        help="Number of problems, from the start of a file. Default: all of a file, 40 generated.",
+        help="Number of problems, from the start of a file. Default: the whole file, 40 generated.",
     ),
 ]
 Split = Annotated[
@@ -269,7 +267,11 @@ def unused_by_pair(
 
 
 def unused_when_greedy(temperature: float, *names: str) -> tuple[Unused, ...]:
-    """The rules for options that only random sampling uses: `names` beside --top-k and --top-p."""
+    """The rules for options that only random sampling uses: --top-k, --top-p and `names`.
+
+    >>> [names for holds, _, names in unused_when_greedy(0.0, "samples") if holds]
+    [['top_k', 'top_p'], ('samples',)]
+    """
     reason = "at temperature 0 the most likely token is taken"
     return (
         (temperature == 0, reason, ["top_k", "top_p"]),
@@ -287,7 +289,7 @@ def choose_problems(
     held_out: bool = False,
     option: str = "--num-problems",
 ) -> list[Problem]:
-    """The problems that the options name; `draws` says whether the command samples at random.
+    """The problems that the options ask for; `draws` says whether the command samples at random.
 
     Raises `InputError` if there are fewer than `count`, or if an option has no effect.
     """
@@ -306,7 +308,12 @@ def choose_problems(
 
 
 def check_count(count: int | None, found: int, source: str, option: str) -> None:
-    """Raise `InputError` where `source` has fewer than the option asks for."""
+    """Raise `InputError` where `source` has fewer than the option asks for.
+
+    >>> check_count(5, 3, "mine.jsonl", "--num-problems")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: --num-problems is 5, but mine.jsonl has 3; leave it out to ...
+    """
     if count is not None and found < count:
         raise InputError(
             f"{option} is {count}, but {source} has {found}; leave it out to take all of them"
@@ -380,14 +387,14 @@ def model_or_none(
 
 
 def load_model(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel:
-    """The model of a direction, for a command that needs one."""
+    """The model of a direction, for a command that needs one.
+
+    >>> load_model("none", "reverse", None, "auto")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: this command needs a reverse model; give a model folder, or ...
+    """
     from ledom.lm import load
 
     if name == "none":
         raise InputError(f"this command needs a {direction} model; give a model folder, or tiny")
     return load(name, direction, device=device, dtype=dtype)
-
-
-def use_threads(threads: int | None) -> None:
-    """Limit the threads of this process and its children; see `parallel.default_threads`."""
-    parallel.set_threads(threads)

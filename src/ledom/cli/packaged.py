@@ -33,6 +33,9 @@ def find_recipe(path: Path) -> Path:
     """The path itself if it is a file, else the recipe of that name that comes with ledom.
 
     Raises `RecipeError` if neither exists.
+
+    >>> find_recipe(Path("tiny")).name
+    'tiny.yaml'
     """
     if not path.is_file() and str(path) in recipe_names():
         return _ROOT / "recipes" / f"{path}.yaml"
@@ -53,7 +56,11 @@ def page_titles() -> dict[str, str]:
 
 
 def docs_page(name: str) -> str:
-    """A documentation page, in Markdown; raises `InputError` if there is no such page."""
+    """A documentation page, in Markdown; raises `InputError` if there is no such page.
+
+    >>> docs_page("formats").startswith("# ")
+    True
+    """
     known = _names("docs", ".md")
     if name not in known:
         raise InputError(f"no page {name!r}; the pages are {', '.join(known)}")

@@ -76,7 +76,11 @@ class Progress:
             say(line)
 
     def line(self, seconds: float) -> str:
-        """The state as text, `seconds` after the start."""
+        """The state as text, `seconds` after the start.
+
+        >>> Progress("scoring", done=10, total=40).line(60)
+        'scoring: 10 of 40, 1 min 0 s so far'
+        """
         made = self.done - self._before
         parts = [f"{self.done:,}" if self.total is None else f"{self.done:,} of {self.total:,}"]
         if made and seconds > 0:
@@ -95,7 +99,11 @@ class Progress:
 
 
 def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    """Yield the chunks and show progress; each counts one toward `total` (None: unknown)."""
+    """Yield the chunks and show progress; each counts one toward `total` (None: unknown).
+
+    >>> list(track(["a", "b"], "scoring", done=0, total=2))
+    ['a', 'b']
+    """
     with Progress(name, done, total) as progress:
         for chunk in chunks:
             yield chunk

@@ -45,9 +45,9 @@ from ledom.cli.options import (
     unused_by_models,
     unused_by_pair,
     unused_when_greedy,
-    use_threads,
 )
 from ledom.cli.progress import Progress, track
+from ledom.core.processes import set_threads
 from ledom.data.problems import GENERATOR
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def rerank(
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
     job.scoring = _scoring(demonstrations, mask_copies, contrast, flip, seed)
-    use_threads(threads)
+    set_threads(threads)
     job.forward = model_or_none(forward, "forward", device, dtype)
     job.reverse = model_or_none(reverse, "reverse", device, dtype)
     _run(job)
@@ -300,7 +300,7 @@ def _sampling(
 def _scoring(
     demonstrations: Path | None, mask_copies: int, contrast: int, flip: int, seed: int
 ) -> Scoring:
-    """How solutions are read; the demonstrations are read from their file."""
+    """How solutions are scored; the demonstrations are read from their file."""
     from ledom.core.records import Problem, read_records
     from ledom.rerank.flip import FlipSettings
     from ledom.rerank.stages import Scoring
@@ -333,7 +333,7 @@ def tune(
     """
     from ledom.rerank.fit import tune_folder
 
-    use_threads(threads)
+    set_threads(threads)
     with Progress("fitting the weights"):
         tuned = tune_folder(folder, problems, candidates, named_score_fields(score_field))
     tuned.save(out)
@@ -383,7 +383,7 @@ def search(
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, step_end, max_steps, sampling)
     chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
-    use_threads(threads)
+    set_threads(threads)
     writer = load_model(forward, "forward", device, dtype)
     judge = model_or_none(reverse, "reverse", device, dtype)
     say(f"{len(chosen)} problems, results in {out}/")

@@ -22,9 +22,9 @@ from ledom.cli.options import (
     model_or_none,
     refuse_unused,
     unused_by_pair,
-    use_threads,
 )
 from ledom.core.errors import InputError
+from ledom.core.processes import set_threads
 
 if TYPE_CHECKING:
     from ledom.serve.judge import Judge
@@ -37,13 +37,14 @@ GATEWAY = "Gateway"
 _UPSTREAM = ("upstream_model", "prompt_price", "completion_price")
 
 TOKEN_VARIABLE = "LEDOM_TOKEN"
-"""An environment variable: what clients must send. Not an option, which every process can read."""
+"""The environment variable with the token that clients must send. Not an option: other processes
+can read a command line."""
 
 Strategy = Annotated[
     str | None,
     typer.Option(
-        help="The reward: a strategy that scores each answer alone. Default: reverse_reward, "
-        "with one model log P(question | answer) or log P(answer | question)."
+        help="The reward: a strategy that scores each answer alone. Default: reverse_reward; with "
+        "a single model, log P(question | answer) or log P(answer | question)."
     ),
 ]
 UpstreamAddress = Annotated[
@@ -57,26 +58,26 @@ UpstreamAddress = Annotated[
 ]
 UpstreamModel = Annotated[
     str | None,
-    typer.Option(rich_help_panel=GATEWAY, help="The model to ask the upstream for."),
+    typer.Option(rich_help_panel=GATEWAY, help="Model name to request from the upstream."),
 ]
 PromptPrice = Annotated[
     float | None,
-    typer.Option(min=0, max=1e9, rich_help_panel=GATEWAY, help="Price of a million prompt tokens."),
+    typer.Option(min=0, max=1e9, rich_help_panel=GATEWAY, help="Price per million prompt tokens."),
 ]
 CompletionPrice = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1e9, rich_help_panel=GATEWAY, help="Price of a million written tokens."
+        min=0, max=1e9, rich_help_panel=GATEWAY, help="Price per million completion tokens."
     ),
 ]
 Host = Annotated[
     str,
     typer.Option(
-        help=f"Address to listen on. Other than loopback it needs {TOKEN_VARIABLE}, which "
+        help=f"Address to listen on. Any but loopback requires {TOKEN_VARIABLE} to be set, which "
         "clients then send as a bearer token."
     ),
 ]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")]
 Reports = Annotated[
     Path | None,
     typer.Option(help="Folder of reports, such as out/: the page at / lists its HTML files."),
@@ -84,7 +85,9 @@ Reports = Annotated[
 MaxWaiting = Annotated[
     int,
     typer.Option(
-        min=1, max=MOST_PROBLEMS, help="Maximum number of texts waiting for a model; then 429."
+        min=1,
+        max=MOST_PROBLEMS,
+        help="Maximum number of texts waiting for a model; beyond it, status 429.",
     ),
 ]
 MaxCandidates = Annotated[
@@ -125,7 +128,7 @@ def serve(
         *unused_by_pair(weights, forward, reverse, "mask_copies"),
     )
     if upstream is not None and upstream_model is None:
-        raise InputError("--upstream needs --upstream-model: the model to ask it for")
+        raise InputError("--upstream needs --upstream-model, the model name to request from it")
     from ledom.serve.server import require_extra
     from ledom.serve.settings import Limits, Settings
 
@@ -134,7 +137,7 @@ def serve(
     token = os.environ.get(TOKEN_VARIABLE)
     settings = Settings(host=host, port=port, token=token, reports=reports, limits=limits)
     settings.check()
-    use_threads(threads)
+    set_threads(threads)
     source = _upstream(upstream, upstream_model, 0.9 * max_seconds, prompt_price, completion_price)
     _serve(
         _judge(forward, reverse, device, dtype, strategy, weights, lam, mask_copies),

@@ -30,10 +30,10 @@ from ledom.cli.options import (
     results_folder,
     unused_by_models,
     unused_when_greedy,
-    use_threads,
 )
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
+from ledom.core.processes import set_threads
 
 if TYPE_CHECKING:
     from ledom.lm.language_model import LanguageModel, Sampling
@@ -47,8 +47,8 @@ Before = Annotated[
 After = Annotated[
     str | None,
     typer.Option(
-        help="A beginning, or - for standard input: write what comes after it. With --before: "
-        "write what comes between, by the reverse model; the forward model chooses."
+        help="A beginning, or - for standard input: write what comes after it. With --before, "
+        "the reverse model writes what comes between, and the forward model chooses."
     ),
 ]
 NumTexts = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Number of texts.")]
@@ -58,12 +58,14 @@ Proposals = Annotated[
         min=1,
         max=MOST_SAMPLES,
         rich_help_panel=SAMPLING,
-        help="Texts to choose from, between a beginning and an ending.",
+        help="Texts to choose from when writing between a beginning and an ending.",
     ),
 ]
 OutBetween = Annotated[
     Path | None,
-    typer.Option(help="Folder for what is written between two texts. Finished work is reused."),
+    typer.Option(
+        help="Folder for the texts between a beginning and an ending. Finished work is reused."
+    ),
 ]
 
 
@@ -108,7 +110,7 @@ def explain(
         ],
         problem_id,
     )
-    use_threads(threads)
+    set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
     page = None if out is None else write_report(out, report)  # first: the terminal may be gone
@@ -149,11 +151,11 @@ def generate(
     if not names:
         raise InputError("nothing to write from; give --before ENDING, --after BEGINNING or both")
     if before == after == "-":
-        raise InputError("there is one standard input; give a text for --before or --after")
+        raise InputError("there is only one standard input; give a text for --before or --after")
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     beginning = None if after is None else read_text(after, "beginning")
     ending = None if before is None else read_text(before, "ending")
-    use_threads(threads)
+    set_threads(threads)
     if beginning is None or ending is None:
         name, direction = (forward, "forward") if ending is None else (reverse, "reverse")
         lm = load_model(name, direction, device, dtype)

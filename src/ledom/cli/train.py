@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import say, show_plan
-from ledom.cli.options import Device, Threads, command_line, refuse_unused, use_threads
+from ledom.cli.options import Device, Threads, command_line, refuse_unused
 from ledom.cli.progress import Progress, track_training
 from ledom.core.errors import InputError
+from ledom.core.processes import set_threads
 
 if TYPE_CHECKING:
     from ledom.core.direction import Direction
@@ -30,12 +31,12 @@ RecipeFile = Annotated[
 def train(
     recipe: RecipeFile,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes such as optim.steps=100.")
+        list[str] | None, typer.Argument(help="Overrides, such as optim.steps=100.")
     ] = None,
     direction: Annotated[
         str, typer.Option(help="forward, reverse, or both (one after the other).")
     ] = "both",
-    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -60,7 +61,7 @@ def train(
         check_lengths(plan, way)
     device = device or default_device()
     torch_device(device)  # before the data are prepared
-    use_threads(threads)
+    set_threads(threads)
     folder = out / plan.name
     data = _prepare(plan.data_of(directions[0]), folder / "data")
     with connect(device) as world:
@@ -117,7 +118,7 @@ def compare(
     from ledom.report.compare import compare_runs
     from ledom.report.compare_page import claims, write_comparison
 
-    use_threads(threads)
+    set_threads(threads)
     with Progress("comparing the runs"):
         report = compare_runs(runs)
     report = replace(report, ledom_version=ledom.__version__, command=command_line())
@@ -130,14 +131,16 @@ def compare(
 def plan(
     recipe: RecipeFile,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes such as train.seq_len=2048.")
+        list[str] | None, typer.Argument(help="Overrides, such as train.seq_len=2048.")
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many GPUs.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of GPUs.")] = 1,
     gpu: Annotated[str, typer.Option(help="a100, a100-40gb, b200, h100, h200 ...")] = "h100",
     utilization: Annotated[
-        float, typer.Option(help="Share of the GPUs' peak that training reaches.")
+        float, typer.Option(help="Fraction of the GPUs' peak FLOPs that training reaches.")
     ] = 0.4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON, in bytes.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the plan as JSON, with sizes in bytes.")
+    ] = False,
 ) -> None:
     """Estimate a run's parameters, memory by part, FLOPs, hours and disk space before it starts.
 
@@ -161,7 +164,8 @@ def export(
         Path, typer.Argument(help="A model folder, one of a run (runs/NAME/reverse), or of data.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder of the released model; data gets its card where it is.")
+        Path,
+        typer.Option(help="Folder for the released model. Data stays in place and gets a card."),
     ] = Path("ledom-export"),
     direction: Annotated[
         str | None, typer.Option(help="Direction of a model whose config.json records none.")

@@ -236,17 +236,6 @@ class Stage(Generic[RecordT]):
         """All items' records, in the items' order; those that are missing are made by groups.
 
         What that took is added to `timings`, a JSON file of seconds by file name.
-
-        >>> import tempfile
-        >>> from ledom.core.records import Candidate, Problem
-        >>> def answered(problems):
-        ...     return ([Candidate(problem_id=p.id, index=0, text="4")] for p in problems)
-        >>> work = Work([Problem(id="p", question="2 + 2?")], at_once(answered),
-        ...             groups=lambda items: [items], together=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     stage = Stage(Path(folder, "out.jsonl"), Candidate, {"seed": 1})
-        ...     [c.text for c in stage.fill(work, lambda chunks, *_: iter(chunks), "answering")]
-        ['4']
         """
         if self.complete:
             return self.records
@@ -324,12 +313,7 @@ class Stage(Generic[RecordT]):
 def at_once(
     make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]],
 ) -> Make[ItemT, RecordT]:
-    """A `Work.make` from a function that yields all records of each item together.
-
-    >>> make = at_once(lambda items: ([item] for item in items))
-    >>> list(make(["a", "b"], {}))
-    [(['a'], True), (['b'], True)]
-    """
+    """A `Work.make` from a function that yields all records of each item together."""
     return lambda items, have: ((records, True) for records in make(items))
 
 
@@ -397,16 +381,6 @@ def read_finished(
     """The records of a finished file; none where there was nothing to make.
 
     Raises `InputError` for a bad one, by line, and for a file that was changed since it was made.
-
-    >>> import tempfile
-    >>> from ledom.core.records import Document
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "out.jsonl")
-    ...     stage = Stage(path, Document, {"seed": 1})
-    ...     stage.append([Document(id="a", text="Hello.")])
-    ...     stage.finish(key=lambda record: record.id)
-    ...     [document.text for document in read_finished(path, Document)]
-    ['Hello.']
     """
     expected = read_settings(path)[_HASH]
     records = read_records(path, record_type, check() if check else None, allow_none=True)

@@ -169,14 +169,14 @@ class LanguageModel(ABC):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What files made with the model keep of it: its name, and the hash that tells it apart."""
+        """What files made with the model record of it: its name, and a hash that identifies it."""
         return {"name": self.name, "hash": self.fingerprint}
 
     @property
     def special_ids(self) -> tuple[list[int], list[int]]:
         """The special tokens before and after a document, in reading order.
 
-        In model order it is BOS that is read first and EOS that is predicted last.
+        In model order, BOS is read first and EOS is predicted last.
         """
         first, last = self.bos_ids, [self.tokenizer.eos_id]
         if self.direction is Direction.FORWARD:
@@ -221,7 +221,7 @@ class LanguageModel(ABC):
     def check_request(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
     ) -> None:
-        """Raise `InputError` for fewer than one sample, or a stop pattern that is not supported."""
+        """Raise `InputError` for less than one sample, or for what the backend does not support."""
         if num_samples < 1:
             raise InputError(f"num_samples is {num_samples}; it must be at least 1")
         if sampling.confidence is not None and not self.reports_confidence:
@@ -315,7 +315,7 @@ class LanguageModel(ABC):
     def check_room(self, prompt: str, num_tokens: int, max_tokens: int) -> None:
         """Raise `InputError` where there is nothing to read, or no room left to write."""
         if not num_tokens:
-            raise InputError("an empty prompt for a model that reads no special token first")
+            raise InputError("the prompt is empty, and this model reads no special token first")
         if num_tokens + max_tokens > self.context:
             raise InputError(
                 f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "
@@ -376,6 +376,11 @@ class LanguageModel(ABC):
         writes what precedes it. An empty prompt asks for a whole document. A draw depends only on
         the seed, the prompt's text and the sample's number, so a job cut in two draws the same
         samples. Raises `InputError` for a prompt that leaves no room in the model's context.
+
+        >>> from ledom.lm.backends.fake import FakeLanguageModel
+        >>> ((place, texts),) = FakeLanguageModel(answers=["4"]).generate(["2 + 2?"], Sampling())
+        >>> place, texts[0].text
+        (0, '4')
         """
 
     def generate_with_greedy(

@@ -107,7 +107,13 @@ def hash_files(files: Sequence[Path]) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a file's bytes; raises `CheckpointError` where it cannot be read."""
+    """SHA-256 of a file's bytes; raises `CheckpointError` where it cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as empty:
+    ...     file_digest(Path(empty.name))[:8]
+    'e3b0c442'
+    """
     _regular(file)
     try:
         status = file.stat()

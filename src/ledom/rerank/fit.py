@@ -128,6 +128,15 @@ def cross_fit(
 
     Only `labeled` [P] problems are fitted on (None: all are labeled). Raises `InputError` for fewer
     than two folds, more folds than problems, or a fold without which there is nothing to tune on.
+
+    >>> from ledom.core.records import Candidate, Score
+    >>> problems = [Problem(id=id, question=id, answer="4") for id in "pq"]
+    >>> drawn = [Candidate(problem_id=p, index=i, text=str(4 + i)) for p in "pq" for i in (0, 1)]
+    >>> scores = [Score(problem_id=c.problem_id, index=c.index, model="m", direction="forward",
+    ...                 target="y|x", logprob=-1.0 - c.index, num_tokens=2) for c in drawn]
+    >>> folds = cross_fit(build_candidate_table(problems, drawn, scores), problems, num_folds=2)
+    >>> [(rows.tolist(), fitted.num_problems) for rows, fitted in folds]
+    [([0], 1), ([1], 1)]
     """
     check_folds(num_folds, len(problems))
     known = np.ones(len(problems), bool) if labeled is None else labeled

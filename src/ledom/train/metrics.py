@@ -86,6 +86,12 @@ def read_metrics(file: Path) -> list[Row]:
 
     A last line that a run has not finished writing is left out. Raises `InputError` for a file
     that is missing or empty, and names the line that is damaged.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+    ...     _ = Path(file.name).write_text('{"step": 1, "tokens": 100, "loss": 3.0}' + chr(10))
+    ...     read_metrics(Path(file.name))
+    [{'step': 1, 'tokens': 100, 'loss': 3.0}]
     """
     rows = list(_rows(file))
     if not rows:

@@ -121,14 +121,26 @@ class Recipe(Config):
         return self
 
     def data_of(self, direction: Direction) -> DataConfig:
-        """The data section; a model to start from brings its tokenizer."""
+        """The data section; a model to start from brings its tokenizer.
+
+        >>> keys = {"name": "twins", "init_from": "runs/tiny/{direction}", "data": {}}
+        >>> recipe = Recipe.model_validate(keys | {"optim": {"steps": 1}})
+        >>> recipe.data_of(Direction.REVERSE).tokenizer
+        'runs/tiny/reverse/tokenizer.json'
+        """
         if self.init_from is None or self.data.tokenizer is not None:
             return self.data
         tokenizer = f"{self.init_folder(direction)}/tokenizer.json"
         return self.data.model_copy(update={"tokenizer": tokenizer})
 
     def init_folder(self, direction: Direction) -> str:
-        """The model folder to start from, where there is one."""
+        """The model folder to start from, where there is one.
+
+        >>> keys = {"name": "twins", "init_from": "runs/tiny/{direction}", "data": {}}
+        >>> recipe = Recipe.model_validate(keys | {"optim": {"steps": 1}})
+        >>> recipe.init_folder(Direction.REVERSE)
+        'runs/tiny/reverse'
+        """
         assert self.init_from is not None
         return self.init_from.replace("{direction}", str(direction))
 

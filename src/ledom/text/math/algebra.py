@@ -42,14 +42,24 @@ class Sympy:
     """An `Algebra`."""
 
     def same(self, first: Node, second: Node) -> bool:
-        """Whether two scalars have one value, in all points."""
+        """Whether two scalars have the same value, at all points.
+
+        >>> from ledom.text.math.expressions import read
+        >>> Sympy().same(read("(x + 1)^2"), read("x^2 + 2x + 1"))
+        True
+        """
         one, other = _expression(first), _expression(second)
         if one.has(sympy.nan):  # which equals itself, whatever it came from
             return False
         return bool(one == other) or _is_zero(one - other)
 
     def proportional(self, first: Node, second: Node) -> bool:
-        """Whether one scalar is a constant, other than 0, times the other."""
+        """Whether one scalar is a constant, other than 0, times the other.
+
+        >>> from ledom.text.math.expressions import read
+        >>> Sympy().proportional(read("2x + 2"), read("x + 1"))
+        True
+        """
         one, other = _expression(first), _expression(second)
         if other == 0 or one == 0:
             return bool(one == other)

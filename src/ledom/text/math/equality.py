@@ -115,7 +115,11 @@ class Comparison:
     algebra: Algebra
 
     def same(self, first: Node, second: Node) -> bool:
-        """Whether two trees mean the same answer."""
+        """Whether two trees mean the same answer.
+
+        >>> Comparison(_Exact()).same(read("x = 5"), read("5"))
+        True
+        """
         kinds = {first.kind, second.kind}
         if first == second:
             return True

@@ -62,7 +62,11 @@ class Node:
     """Of a quantity."""
 
     def walk(self) -> Iterator[Node]:
-        """This node and all below it."""
+        """This node and all below it.
+
+        >>> [node.kind for node in total(number(2), Node("symbol", "x")).walk()]
+        ['+', 'number', 'symbol']
+        """
         yield self
         for part in self.parts:
             yield from part.walk()

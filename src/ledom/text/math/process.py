@@ -134,5 +134,5 @@ def _shared(process: int) -> MathChecker:
 
 @lru_cache(maxsize=2**16)
 def same_value(first: str, second: str) -> bool:
-    """Whether two answers have the same value; remembered, as candidates repeat themselves."""
+    """Whether two answers have the same value; cached, since candidates repeat answers."""
     return _shared(os.getpid()).equal(first, second)

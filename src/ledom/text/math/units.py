@@ -128,7 +128,12 @@ class Label:
     """Of the words the one that names what is counted: 5 red *bags* of apples."""
 
     def agrees_with(self, other: Label) -> bool:
-        """Whether both can be said of one quantity."""
+        """Whether both can be said of one quantity.
+
+        >>> meters, hours = (Label(frozenset({(unit, 1)})) for unit in ("meter", "hour"))
+        >>> meters.agrees_with(Label()), meters.agrees_with(hours)
+        (True, False)
+        """
         if self.units != other.units:
             return not (self.units | self.words and other.units | other.words)
         if not (self.words and other.words):
