@@ -369,13 +369,12 @@ class LanguageModel(ABC):
     ) -> Iterator[tuple[int, list[Generation]]]:
         """Write `num_samples` texts for each prompt; yields (prompt's place, texts) as they end.
 
-        They are the samples with the numbers from `first_sample` on.
-
-        A prompt is a text, or a generation that stopped at the pattern: the model continues it
-        without computing it again. A forward model writes what follows the prompt; a reverse model
-        writes what precedes it. An empty prompt asks for a whole document. A draw depends only on
-        the seed, the prompt's text and the sample's number, so a job cut in two draws the same
-        samples. Raises `InputError` for a prompt that leaves no room in the model's context.
+        They are the samples numbered from `first_sample` on. A prompt is a text, or a generation
+        that stopped at the pattern: the model continues it without computing it again. A forward
+        model writes what follows the prompt; a reverse model writes what precedes it. An empty
+        prompt asks for a whole document. A draw depends only on the seed, the prompt's text and the
+        sample's number, so a job cut in two draws the same samples. Raises `InputError` for a
+        prompt that leaves no room in the model's context.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> ((place, texts),) = FakeLanguageModel(answers=["4"]).generate(["2 + 2?"], Sampling())
