@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from pathlib import Path
 
@@ -35,10 +37,52 @@ def test_a_program_that_does_not_end_is_ended(program: str) -> None:
     assert time.monotonic() - start < 30
 
 
-def test_what_a_program_starts_and_writes_is_gone(tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
+@pytest.fixture(scope="module")
+def apart() -> None:
+    """Skips where Linux gives a program no processes and network of its own."""
+    if not runs_to_its_end("import os\nassert os.getpid() == 1"):
+        pytest.skip("no unprivileged namespaces here")
+
+
+def leaves_a_mark(mark: Path, session: bool) -> str:
+    """A program that starts another one, which writes a file a second later."""
     child = f"import time; time.sleep(1); open({str(mark)!r}, 'w')"
-    program = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])"
-    assert runs_to_its_end(program)
+    started = f"[sys.executable, '-c', {child!r}], start_new_session={session}"
+    return f"import subprocess, sys\nsubprocess.Popen({started})"
+
+
+def test_what_a_program_starts_and_writes_is_gone(tmp_path: Path) -> None:
+    assert runs_to_its_end(leaves_a_mark(tmp_path / "mark", session=False))
     time.sleep(1.5)
-    assert not mark.exists()
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.usefixtures("apart")
+def test_what_a_program_starts_in_a_session_of_its_own_is_gone(tmp_path: Path) -> None:
+    assert runs_to_its_end(leaves_a_mark(tmp_path / "mark", session=True))
+    time.sleep(1.5)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_program_has_no_network() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked = f"import socket\nsocket.create_connection({server.getsockname()}, 5)"
+        assert not runs_to_its_end(asked)
+        refused = f"try:\n    {asked.replace(chr(10), '; ')}\nexcept OSError: pass\nelse: 1 / 0"
+        assert runs_to_its_end(refused)
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_program_cannot_read_what_we_were_started_with() -> None:
+    """Our environment holds keys; its own holds the path alone."""
+    file = f"/proc/{os.getpid()}/environ"
+    assert Path(file).read_bytes()
+    assert runs_to_its_end(f"try: open({file!r})\nexcept OSError: pass\nelse: 1 / 0")
+    assert runs_to_its_end("import os\nassert {*os.environ} <= {'PATH', 'LC_CTYPE'}")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may start as many processes as it likes")
+def test_a_program_starts_few_others() -> None:
+    program = "import os, time\nfor _ in range(300):\n    if not os.fork(): time.sleep(60)"
+    assert not runs_to_its_end(program)

@@ -1,7 +1,9 @@
 """Programs that a model wrote, run to see whether they are right.
 
-Each runs in a process of its own, in an empty folder, with limits of time, memory, files and
-processes. This is no sandbox: a program can read what its user can. It knows nothing of tasks.
+Each runs in a process of its own, in an empty folder, with limits of time, memory, the size of a
+file and (unless it runs as root) the number of processes. Where Linux allows it, it has no network,
+cannot look into other processes, and what it starts ends with it. This is no sandbox: a program can
+read and write what its user can. This module knows nothing of tasks.
 """
 
 from __future__ import annotations
@@ -19,9 +21,22 @@ __all__ = ["runs_to_its_end"]
 
 _MEGABYTE = 2**20
 _LIMITED = """
-import resource, sys
+import ctypes, os, resource, sys
+
+def ends_with_its_parent():
+    libc.prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
-for name, limit in (("CPU", seconds), ("AS", memory), ("FSIZE", 2**20), ("CORE", 0)):
+libc = ctypes.CDLL(None)
+if hasattr(libc, "unshare"):
+    # Users, processes and network of its own. Its first process takes all others along.
+    apart = libc.unshare(0x70000000) == 0
+    ends_with_its_parent()
+    if apart and (child := os.fork()):
+        os._exit(os.waitpid(child, 0)[1] != 0)
+    ends_with_its_parent()
+limits = {"CPU": seconds, "AS": memory, "FSIZE": 2**20, "CORE": 0, "NPROC": 256}
+for name, limit in limits.items():
     resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
 source = open(sys.argv[3]).read()
 exec(compile(source, "program", "exec"), {"__name__": "__main__"})
