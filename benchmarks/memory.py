@@ -5,9 +5,9 @@
 Each case trains a few steps on the CPU in fp32, in a process of its own, on documents of random
 words, and writes a checkpoint; what is measured is the process's resident memory at its peak, less
 what it had after a few steps of a small model, which load code. The plan's peak is the larger one
-of a step's, and of weights and state beside their copy for the checkpoint. glibc keeps freed blocks
-of up to 32 MB; `MALLOC_MMAP_THRESHOLD_` makes it give them back, so that what is measured is what
-is in use.
+of a step's, and of weights and state beside their copy for the checkpoint. ledom lets glibc keep
+what is freed; `MALLOC_MMAP_THRESHOLD_` makes it give everything back, so that what is measured is
+what is in use.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Tokens a second of ledom's sampler against transformers' `generate` and CTranslate2, in one run.
 
-    python benchmarks/sampling.py [--model tiny] [--threads 2]
+    python benchmarks/sampling.py [--model tiny] [--samples 1 4] [--rounds 3] [--threads 2]
 
 Needs `pip install ledom[bench]`. All draw from the same forward model and the same prompts, batch
-128, fp32, warm. Only tokens that count are counted: those up to and with a text's end. `generate`
-runs with each of its cache settings and CTranslate2 with each of some batch sizes, its threads in
-each product or with batches of their own; the best of each is compared. Also checked: greedy output
-is the same, token for token.
+128, fp32, warm. Only tokens that count are counted: those up to and with a text's end. Every way
+of a peer runs once: `generate` with each of its cache settings (one sample per prompt), CTranslate2
+with each of some batch sizes, its threads in each product or with batches of their own. Then the
+best of each takes turns with ledom. Also checked: greedy output is the same, token for token.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from ledom.lm.language_model import LanguageModel, Sampling
 
 BATCH = 128
 PEER_BATCHES = (32, 64, 128, 512)
-ROUNDS = 5
+ROUNDS = 3
 MAX_TOKENS = 160
 TEMPERATURE = 0.7
 
 Written = tuple[float, int, list[list[int]]]
 """Seconds, tokens that count, and the texts without their ends."""
+Way = Callable[[bool], Written]
+"""Writes to all prompts, greedy if asked."""
 
 
 def transformers_generate(
@@ -89,33 +91,60 @@ def ours(lm: LanguageModel, prompts: list[str], greedy: bool, num_samples: int =
 
 
 def ways(
-    lm: LanguageModel, folder: Path, texts: list[str]
-) -> tuple[dict[str, Callable[[bool], Written]], dict[str, Callable[[], Written]]]:
-    """By name: what writes one text to each prompt, greedy if asked, and what draws four."""
-    model = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
-    together, apart = (CTranslate2(lm, folder, apart=apart) for apart in (False, True))
+    lm: LanguageModel, folder: Path, texts: list[str], num_samples: int
+) -> dict[str, dict[str, Way]]:
+    """By program and arrangement: what writes so many texts to each prompt, greedy if asked."""
     eos = lm.tokenizer.eos_id
     prompts = [[eos, *lm.tokenizer.encode(text).ids] for text in texts]
-    one: dict[str, Callable[[bool], Written]] = {"ledom": lambda greedy: ours(lm, texts, greedy)}
-    four: dict[str, Callable[[], Written]] = {"ledom": lambda: ours(lm, texts, False, 4)}
-    for cache in ("dynamic", "static"):
-        one[f"generate, {cache} cache"] = lambda greedy, cache=cache: transformers_generate(
-            model, eos, prompts, cache, greedy
-        )
-    arranged = {"": together, ", each thread its own": apart}
-    for (how, peer), batch in product(arranged.items(), PEER_BATCHES):
-        name = f"CTranslate2, batches of {batch}{how}"
-        if batch <= BATCH:
-            one[name] = lambda greedy, peer=peer, batch=batch: ctranslate2_generate(
-                peer, prompts, batch, greedy
+    found: dict[str, dict[str, Way]] = {
+        "ledom": {"": lambda greedy: ours(lm, texts, greedy, num_samples)}
+    }
+    if num_samples == 1:
+        model = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
+        found["generate"] = {
+            f"{cache} cache": lambda greedy, cache=cache: transformers_generate(
+                model, eos, prompts, cache, greedy
             )
-        four[name] = lambda peer=peer, batch=batch: ctranslate2_generate(
-            peer, [p for p in prompts for _ in range(4)], batch, False
+            for cache in ("dynamic", "static")
+        }
+    together, apart = (CTranslate2(lm, folder, apart=apart) for apart in (False, True))
+    arranged = {"": together, ", each thread its own": apart}
+    found["CTranslate2"] = {
+        f"batches of {batch}{how}": lambda greedy, peer=peer, batch=batch: ctranslate2_generate(
+            peer, [p for p in prompts for _ in range(num_samples)], batch, greedy
         )
-    four["CTranslate2, four at once"] = lambda: ctranslate2_generate(
-        together, prompts, BATCH // 4, False, 4
-    )
-    return one, four
+        for (how, peer), batch in product(arranged.items(), PEER_BATCHES)
+        if batch <= BATCH * num_samples
+    }
+    if num_samples > 1:
+        found["CTranslate2"][f"{num_samples} at once"] = lambda greedy: ctranslate2_generate(
+            together, prompts, BATCH // num_samples, greedy, num_samples
+        )
+    return found
+
+
+def fastest(arranged: dict[str, dict[str, Way]]) -> dict[str, Way]:
+    """The best way of each program, by one run of each, warm; named after both."""
+    best: dict[str, Way] = {}
+    for program, found in arranged.items():
+        taken = {
+            how: seconds / tokens
+            for how, way in found.items()
+            for seconds, tokens, _ in [way(False)]
+        }
+        how = min(taken, key=lambda how: taken[how])
+        best[f"{program}, {how}" if how else program] = found[how]
+    return best
+
+
+def check_greedy(arranged: dict[str, dict[str, Way]]) -> None:
+    """Say how many greedy texts of each way are ledom's; this also warms all up."""
+    ledom = arranged["ledom"][""](True)[2]
+    for program, found in arranged.items():
+        for how, way in found.items():
+            same = sum(a == b for a, b in zip(way(True)[2], ledom, strict=True))
+            whose = f"{program}, {how}" if how else program
+            print(f"greedy texts of {whose} that are ledom's: {same} of {len(ledom)}")
 
 
 def print_rows(
@@ -139,30 +168,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--samples", type=int, nargs="+", default=[1], help="of each prompt")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lm = load(arguments.model, "forward")
+    peaks = print_rates(lm, BATCH)
     problems = list(generate_problems("valid", BATCH, seed=3))
     texts = [lm.pair_format.before_solution(problem.question) for problem in problems]
-    with tempfile.TemporaryDirectory() as folder:
-        one, four = ways(lm, Path(folder) / "peer", texts)
-        greedy = {name: way(True)[2] for name, way in one.items()}
-        for name, written in greedy.items():
-            same = sum(a == b for a, b in zip(written, greedy["ledom"], strict=True))
-            print(f"greedy texts of {name} that are ledom's: {same} of {BATCH}")
-        rates: dict[str, list[float]] = {name: [] for name in one}
-        rates_of_four: dict[str, list[float]] = {name: [] for name in four}
-        for round_ in range(arguments.rounds + 1):  # the first warms up
-            done = [(rates[name], way(False)) for name, way in one.items()]
-            done += [(rates_of_four[name], way()) for name, way in four.items()]
-            for column, (seconds, tokens, _) in done:
-                if round_:
-                    column.append(tokens / seconds)
-    peaks = print_rates(lm, BATCH)
     flop = 2.0 * (lm.num_parameters or 0)
-    print_rows(f"one sample of each of {BATCH} prompts", rates, flop, peaks)
-    print_rows("four samples of each", rates_of_four, flop, peaks)
+    for num_samples in arguments.samples:
+        with tempfile.TemporaryDirectory() as folder:
+            arranged = ways(lm, Path(folder) / "peer", texts, num_samples)
+            if num_samples == 1:
+                check_greedy(arranged)
+            best = fastest(arranged)
+            rounds = [
+                {name: way(False) for name, way in best.items()} for _ in range(arguments.rounds)
+            ]
+        rates = {name: [done[name][1] / done[name][0] for done in rounds] for name in best}
+        print_rows(f"{num_samples} sample(s) of each of {BATCH} prompts", rates, flop, peaks)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
     python benchmarks/scoring.py [--problems test.jsonl --candidates candidates.jsonl]
         [--demonstrations train.jsonl] [--cases pair forward shots smollm2 wide memory]
+        [--questions 16] [--answers 8] [--rounds 3] [--batches 8 32]
 
-Needs `pip install ledom[bench]`. In one run all score the same spans with the same weights and
-threads: log P(x|y) reverse, log P(y|x) forward; in fp32, CTranslate2 also in int8. A peer runs at
-each of its batch sizes, CTranslate2 with its threads in each product or with batches of their own,
-and its best is compared; every sum must agree to 1e-3 (int8: its error is printed). Without files,
-generated problems and samples of the embedded model stand in for them. The shares of the rates of
-plain products (`rates.py`) count only work that must be done (`needed_flops`).
+Needs `pip install ledom[bench]`. The default is small: some minutes on two cores. Figures to
+publish want 64 questions with 16 answers and five rounds. In one run all score the same spans with
+the same weights and threads: log P(x|y) reverse, log P(y|x) forward; in fp32, CTranslate2 also in
+int8. A peer runs at each of its batch sizes, CTranslate2 with its threads in each product or with
+batches of their own, and its best is compared; every sum must agree to 1e-3 (int8: its error is
+printed). Without files, generated problems and samples of the embedded model stand in for them. The
+shares of the rates of plain products (`rates.py`) count only work that must be done
+(`needed_flops`).
 """
 
 from __future__ import annotations
@@ -39,25 +42,37 @@ from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
 from ledom.rerank.sample import sample_candidates
 
-NUM_QUESTIONS, NUM_CANDIDATES, NUM_SHOTS = 64, 16, 8
+NUM_SHOTS = 8
 CASES = ("pair", "forward", "shots", "smollm2", "wide", "memory")
-ROUNDS = 5
-BATCHES = (8, 32, 128)  # of the peers
 
 
-def real_pairs(problems: Path, candidates: Path) -> tuple[list[Problem], list[Candidate]]:
-    """The first questions of a file with all of their candidates."""
-    chosen = read_records(problems, Problem)[:NUM_QUESTIONS]
-    wanted = {problem.id for problem in chosen}
-    texts = [c for c in read_records(candidates, Candidate) if c.problem_id in wanted]
-    return chosen, texts
+@dataclass(frozen=True)
+class Measuring:
+    """How much is measured."""
+
+    rounds: int
+    batches: Sequence[int]
+    """Of the peers; the best is compared."""
 
 
-def generated_pairs() -> tuple[list[Problem], list[Candidate]]:
+def real_pairs(
+    problems: Path, candidates: Path, questions: int, answers: int
+) -> tuple[list[Problem], list[Candidate]]:
+    """The first questions of a file, each with its first candidates."""
+    chosen = read_records(problems, Problem)[:questions]
+    by_problem: dict[str, list[Candidate]] = {problem.id: [] for problem in chosen}
+    for candidate in read_records(candidates, Candidate):
+        kept = by_problem.get(candidate.problem_id)
+        if kept is not None and len(kept) < answers:
+            kept.append(candidate)
+    return chosen, [c for kept in by_problem.values() for c in kept]
+
+
+def generated_pairs(questions: int, answers: int) -> tuple[list[Problem], list[Candidate]]:
     """Unseen problems with samples of the embedded forward model."""
-    problems = list(generate_problems("test", NUM_QUESTIONS, seed=9))
+    problems = list(generate_problems("test", questions, seed=9))
     chunks = sample_candidates(
-        problems, load("tiny", "forward"), Sampling(temperature=0.7), NUM_CANDIDATES
+        problems, load("tiny", "forward"), Sampling(temperature=0.7), answers
     )
     return problems, [c for chunk in chunks for c in chunk if not c.greedy]
 
@@ -120,11 +135,11 @@ class Peer:
     batch: int = 0
     """The size at which it is fastest."""
 
-    def warm_up(self) -> None:
+    def warm_up(self, batches: Sequence[int]) -> None:
         """Run once, and find the arrangement and the batch size."""
         for way in self.ways:
-            way(BATCHES[0])
-        choices = [(way, size) for way in self.ways for size in BATCHES]
+            way(batches[0])
+        choices = [(way, size) for way in self.ways for size in batches]
         self.way, self.batch = min(choices, key=lambda c: seconds(lambda: c[0](c[1])))
 
     def sums(self) -> list[float]:
@@ -159,7 +174,13 @@ def peers(lm: HFLanguageModel, asked: list[TokenSpan], folder: Path) -> list[Pee
 
 
 def compare(
-    case: str, lm: HFLanguageModel, pairs: Any, shots: Any, sample: int, folder: Path
+    case: str,
+    lm: HFLanguageModel,
+    pairs: Any,
+    shots: Any,
+    sample: int,
+    folder: Path,
+    measuring: Measuring,
 ) -> None:
     """A table: seconds of all; the peers are timed on about `sample` of the spans, evenly taken.
 
@@ -171,10 +192,10 @@ def compare(
     others = peers(lm, few, folder)
     works: list[Callable[[], object]] = [lambda: lm.logprobs(asked)]
     for other in others:
-        other.warm_up()
+        other.warm_up(measuring.batches)
         works.append(other.sums)
     works[0]()
-    rounds = [[seconds(work) for work in works] for _ in range(ROUNDS)]
+    rounds = [[seconds(work) for work in works] for _ in range(measuring.rounds)]
     ours, *theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
     rates = print_rates(lm, lm.tokens_per_batch)
     needed = needed_flops(lm, asked)
@@ -261,13 +282,19 @@ def main() -> None:
     parser.add_argument("--candidates", type=Path)
     parser.add_argument("--demonstrations", type=Path)
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
+    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--answers", type=int, default=8, help="of each question")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="of the peers")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.problems and args.candidates:
-        problems, candidates = real_pairs(args.problems, args.candidates)
+        problems, candidates = real_pairs(
+            args.problems, args.candidates, args.questions, args.answers
+        )
     else:
-        problems, candidates = generated_pairs()
+        problems, candidates = generated_pairs(args.questions, args.answers)
     solved = (
         read_records(args.demonstrations, Problem)
         if args.demonstrations
@@ -278,25 +305,35 @@ def main() -> None:
     pairs = [(questions[c.problem_id], c.text) for c in candidates]
     with tempfile.TemporaryDirectory() as folder:
         for case in args.cases:
-            run_case(case, pairs, shots, Path(folder))
+            run_case(case, pairs, shots, Path(folder), Measuring(args.rounds, args.batches))
 
 
-def run_case(case: str, pairs: Any, shots: Any, folder: Path) -> None:
-    """One of `CASES`; `folder` is for models."""
-    if case == "pair":
-        compare("reverse, embedded pair", _tiny("reverse"), pairs, [], 256, folder / "reverse")
-    elif case == "forward":
-        compare("forward, embedded pair", _tiny("forward"), pairs, [], 256, folder / "forward")
+def run_case(case: str, pairs: Any, shots: Any, folder: Path, measuring: Measuring) -> None:
+    """One of `CASES`; `folder` is for models. The peers take a part of the pairs."""
+    few = pairs[: min(64, max(16, len(pairs) // 16))]  # for models that take seconds per pair
+    if case in ("pair", "forward"):
+        direction = "reverse" if case == "pair" else "forward"
+        lm, name = _tiny(direction), f"{direction}, embedded pair"
+        compare(name, lm, pairs, [], len(pairs) // 4, folder / direction, measuring)
     elif case == "shots":
         for direction in ("reverse", "forward"):
-            name = f"{direction}, {NUM_SHOTS} demonstrations"
-            compare(name, _tiny(direction, 4096), pairs, shots, 32, folder / f"shots-{direction}")
+            name, lm = f"{direction}, {NUM_SHOTS} demonstrations", _tiny(direction, 4096)
+            compare(
+                name,
+                lm,
+                pairs,
+                shots,
+                max(8, len(pairs) // 32),
+                folder / f"shots-{direction}",
+                measuring,
+            )
     elif case == "smollm2":  # SmolLM2-135M's shape
         lm = random_model(folder / case, 576, 1536, 30, heads=9, kv_heads=3, vocab_size=49_152)
-        compare("reverse, SmolLM2-135M's shape", lm, pairs[:64], [], 16, folder / "peer-smollm2")
+        name = "reverse, SmolLM2-135M's shape"
+        compare(name, lm, few, [], len(few) // 4, folder / "peer-smollm2", measuring)
     elif case == "wide":  # Qwen2.5-0.5B's width and heads, 6 of its 24 layers
         lm = random_model(folder / case, 896, 4864, layers=6, heads=14)
-        compare("reverse, wide", lm, pairs[:64], [], 16, folder / "peer-wide")
+        compare("reverse, wide", lm, few, [], len(few) // 4, folder / "peer-wide", measuring)
     else:
         for num_candidates in (16, 64):
             memory(num_candidates)

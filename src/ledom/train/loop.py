@@ -28,6 +28,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from ledom.core.allocator import keep_pages
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
@@ -244,6 +245,8 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
+    if world.device.type == "cpu":
+        keep_pages()
     run = TrainingRun(recipe, direction, data, folder, world)
     run.run(on_progress)
     return run.finish()
