@@ -1,11 +1,12 @@
 """How time and memory of `ledom rerank` grow with the number of problems.
 
-    python benchmarks/growth.py [--sizes 100 400 1600] [--samples 8] [--threads 2]
+    python benchmarks/growth.py [--sizes 100 400 1600] [--samples 2] [--max-tokens 96] [--threads 2]
 
-Each size is one process of the whole command, with equal settings, on the embedded pair. A process
-takes some seconds to start whatever its size, so that the time per problem is also given for the
-problems that a size has more than the one before. CPU seconds are the process's own: they tell
-growth from other work on the machine.
+Each size is one process of the whole command, with equal settings, on the embedded pair. Few and
+short samples leave a large share to what might grow faster than the problems: joining, sorting,
+intervals and pages. A process takes some seconds to start whatever its size, so that the time per
+problem is also given for the problems that a size has more than the one before. CPU seconds are the
+process's own: they tell growth from other work on the machine.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class Run:
     """Resident memory at its peak."""
 
 
-def run(problems: int, samples: int, threads: int) -> Run:
+def run(problems: int, options: list[str]) -> Run:
     """Run the command, to its report."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ledom", "rerank", "--num-problems", str(problems)]
-        command += ["--samples", str(samples), "--threads", str(threads), "--out", folder]
+        command += [*options, "--out", folder]
         started = time.perf_counter()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
@@ -65,14 +66,23 @@ def rows(runs: list[Run]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    options = [
+        "--samples",
+        args.samples,
+        "--max-tokens",
+        args.max_tokens,
+        "--threads",
+        args.threads,
+    ]
     print("| problems | s | s per problem (CPU) | per added problem (CPU) | peak, MB |")
     print("|---|---|---|---|---|", flush=True)
     runs: list[Run] = []
     for size in sorted(args.sizes):
-        runs.append(run(size, args.samples, args.threads))
+        runs.append(run(size, [*map(str, options)]))
         print(rows(runs)[-1], flush=True)
 
 
