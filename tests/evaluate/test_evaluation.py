@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from command_line import Run
+from kills import contents, run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.lm.backends.fake import FakeLanguageModel
@@ -23,7 +24,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from ledom.evaluate import tasks
+from ledom.evaluate import harness, kept, tasks
 from ledom.evaluate.evaluation import Job, evaluate_models
 from ledom.evaluate.harness import LedomLM
 from ledom.evaluate.harness_tasks import build_task
@@ -188,6 +189,25 @@ class Stopped(FakeLanguageModel):
         if self.calls == 2:
             raise KeyboardInterrupt
         return super().logprobs(targets)
+
+
+@pytest.mark.slow
+def test_kills_at_any_moments_leave_the_same_bytes(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks, one of choices and one of written answers, by both models."""
+    monkeypatch.setattr(harness, "_TOGETHER", 8)
+    monkeypatch.setattr(kept, "_TEXTS_TOGETHER", 2)
+    problems = [{"id": str(i), "question": f"{i} + 3?", "answer": f"{i + 3}"} for i in range(6)]
+    files = write(tmp_path / "mine.jsonl", QUESTIONS), write(tmp_path / "sums.jsonl", problems)
+
+    def work(out: Path) -> None:
+        models = [FakeLanguageModel(tokenizer, direction, ["5 is"]) for direction in Direction]
+        sources = [find_source(str(file), Options()) for file in files]
+        evaluate_models(Job(sources, models, out), silent)
+
+    assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=6) > 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow

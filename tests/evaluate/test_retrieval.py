@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from command_line import Run, check_refused
+from kills import contents, run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Document, read_records, write_records
@@ -178,6 +179,14 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
     assert sum(calls) - calls[1] == whole
     for name in ("scores.jsonl", "ranking.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def work(out: Path) -> None:
+        rank_passages(FakeLanguageModel(tokenizer, REVERSE), QUERIES, PASSAGES, out, silent)
+
+    assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=2) > 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kills import run_through_kills
 from ledom.cli.evaluate import show_reversal
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -176,3 +177,14 @@ def test_the_table_is_whole_on_a_narrow_terminal(
         ["description first description 0.0 [0.0, 97.5]", *["100.0 [2.5, 100.0]"] * 4]
     )
     assert "  pair: +100.0 [−68.4, +100.0] points" in printed.err  # two facts show nothing
+
+
+@pytest.mark.slow
+def test_kills_at_any_moments_leave_the_same_answers(tmp_path: Path) -> None:
+    def work(out: Path) -> None:
+        job = ReversalJob(out, per_order=1, steps=2)
+        run_reversal(job, lambda name, steps: nullcontext(lambda progress: None))
+
+    assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=1, kills=2) > 0
+    written = [(tmp_path / name / "reversal.json").read_bytes() for name in ("whole", "killed")]
+    assert written[0] == written[1]
