@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 from hflm import HarnessScorer
-from rates import processor, seconds
+from rates import left_padded, median_seconds, processor
 from training import SEQ_LEN, WARM, make_recipe, run_ledom, run_plain
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -95,15 +95,15 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def median_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
-    """Of one call, after a first that is not counted."""
+def warm_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
+    """The median time of one call, after a first that is not counted."""
 
     def whole() -> None:
         work()
         wait_for(device)
 
     whole()
-    return statistics.median(seconds(whole) for _ in range(rounds))
+    return median_seconds(whole, rounds)
 
 
 def product_rate(width: int, inner: int, dtype: torch.dtype, device: str, rows: int) -> float:
@@ -111,7 +111,7 @@ def product_rate(width: int, inner: int, dtype: torch.dtype, device: str, rows: 
     x, weight = (
         torch.randn(*size, device=device, dtype=dtype) for size in ((rows, width), (width, inner))
     )
-    return 2 * rows * width * inner / median_seconds(lambda: x @ weight, device, rounds=20)
+    return 2 * rows * width * inner / warm_seconds(lambda: x @ weight, device, rounds=20)
 
 
 def random_model(shape: str, direction: str, folder: Path) -> Path:
@@ -159,7 +159,7 @@ def scoring(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
 
     def rate_of(work: Callable[[list[TokenSpan]], object], spans: list[TokenSpan]) -> float:
         tokens = sum(len(span.ids) for span in spans)
-        return tokens / median_seconds(lambda: work(spans), device, size.rounds)
+        return tokens / warm_seconds(lambda: work(spans), device, size.rounds)
 
     table.row("ledom", rate_of(lm.logprobs, asked))
     plain = AutoModelForCausalLM.from_pretrained(lm.name, dtype=lm.model.dtype).to(device).eval()
@@ -208,7 +208,7 @@ def sampling(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
 
     def rate_of(write: Callable[[], Iterator[int]]) -> float:
         counts: list[int] = []
-        taken = median_seconds(lambda: counts.append(sum(write())), device, size.rounds)
+        taken = warm_seconds(lambda: counts.append(sum(write())), device, size.rounds)
         return statistics.mean(counts) / taken
 
     def ledoms(which: LanguageModel) -> Iterator[int]:
@@ -231,12 +231,10 @@ def generated(
     eos = lm.tokenizer.eos_id
     for start in range(0, len(prompts), 128):
         some = [lm.prompt_ids(p, size.max_tokens) for p in prompts[start : start + 128]]
-        width = max(map(len, some))
-        ids = torch.tensor([[eos] * (width - len(one)) + one for one in some], device=model.device)
-        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in some])
+        ids, mask = left_padded(some, eos, model.device)
         out = model.generate(
             ids,
-            attention_mask=mask.to(model.device),
+            attention_mask=mask,
             max_new_tokens=size.max_tokens,
             do_sample=True,
             temperature=0.7,
@@ -244,7 +242,7 @@ def generated(
             eos_token_id=eos,
             pad_token_id=eos,
         )
-        for row in out[:, width:].tolist():
+        for row in out[:, ids.shape[1] :].tolist():
             yield row.index(eos) if eos in row else len(row)
 
 

@@ -1,6 +1,7 @@
-"""What the processor can do: its name, and the rates of plain products of a model's shapes.
+"""What benchmarks share: times, left-padded batches, and what the processor can do.
 
-A ratio of two programs' times means little without them: other processors favor other products.
+A ratio of two programs' times means little without the processor's name and the rates of plain
+products of the model's shapes: other processors favor other products.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,14 @@ import torch
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.model.kernels import linear, onednn_linear
 
-__all__ = ["print_rates", "processor", "product_seconds", "seconds"]
+__all__ = [
+    "left_padded",
+    "median_seconds",
+    "print_rates",
+    "processor",
+    "product_seconds",
+    "seconds",
+]
 
 REPEATS = 5
 FLOP = 1e9  # of products per repeat, at least
@@ -36,6 +44,21 @@ def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def median_seconds(work: Callable[[], object], rounds: int) -> float:
+    """The median time of one call."""
+    return statistics.median(seconds(work) for _ in range(rounds))
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask of prompts, padded on the left as `generate` needs them."""
+    width = max(map(len, prompts))
+    ids = [[pad] * (width - len(prompt)) + [*prompt] for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def shapes(lm: HFLanguageModel) -> dict[str, tuple[int, int, int]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from ctranslate import CTranslate2
-from rates import print_rates
+from rates import left_padded, print_rates
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ledom.data.problems import generate_problems
@@ -44,9 +44,7 @@ def transformers_generate(
     model: PreTrainedModel, eos: int, prompts: list[list[int]], cache: str, greedy: bool
 ) -> Written:
     """What `generate` writes to one left-padded batch."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[eos] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    ids, mask = left_padded(prompts, eos)
     options = (
         {"do_sample": False}
         if greedy
@@ -64,7 +62,7 @@ def transformers_generate(
         **options,
     )
     seconds = time.perf_counter() - started
-    rows = out[:, width:].tolist()
+    rows = out[:, ids.shape[1] :].tolist()
     texts = [row[: row.index(eos)] if eos in row else row for row in rows]
     return seconds, sum(len(text) + 1 for text in texts), texts
 

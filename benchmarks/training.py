@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -228,6 +228,7 @@ def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Res
 def needed_flops(recipe: Any, data: Any) -> Result:
     """Floating-point operations a token, and what a plain product reaches."""
     import torch
+    from rates import median_seconds
 
     from ledom.model.checkpoint import build_model
     from ledom.train.loop import fast_bfloat16
@@ -238,17 +239,8 @@ def needed_flops(recipe: Any, data: Any) -> Result:
     dtype = torch.bfloat16 if fast_bfloat16(torch.device("cpu")) else torch.float32
     a = torch.randn(BATCH * SEQ_LEN, shape.hidden_size).to(dtype)
     b = torch.randn(shape.hidden_size, shape.intermediate_size).to(dtype)
-    seconds = median_seconds(lambda: a @ b)
+    seconds = median_seconds(lambda: a @ b, rounds=100)
     return {"flops": 6 * weights + attention, "product": 2 * a.shape[0] * b.numel() / seconds}
-
-
-def median_seconds(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(100):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def main() -> None:
