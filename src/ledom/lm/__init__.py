@@ -61,7 +61,7 @@ def load(
         name = str(embedded_folder(direction))
     if not prefix and not Path(name).is_dir() and (remedy := what_to_run(name)):
         raise CheckpointError(
-            f"{name}: no such model folder; to take in a published checkpoint or a foreign file, "
+            f"{name}: no such model folder; to import a published checkpoint or a foreign file, "
             f"run: {remedy}"
         )
     return backend(name, direction, **options)  # type: ignore[no-any-return]

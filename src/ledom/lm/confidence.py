@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ConfidenceSettings:
-    """What confidence is taken of."""
+    """How confidence is computed, and when it ends a text."""
 
     top_k: int = 20
     """How many of the most likely tokens; servers allow 5 (OpenAI) or 20 (vLLM)."""
@@ -44,7 +44,7 @@ class ConfidenceSettings:
                 raise InputError(f"confidence: {name} is {value}; it must be at least 1")
 
     def least_of(self, place: int) -> float | None:
-        """That of the prompt at a place.
+        """The threshold of the prompt at a place.
 
         >>> ConfidenceSettings(least=(0.5, 2.0)).least_of(1)
         2.0
@@ -64,7 +64,7 @@ class Confidence:
 
 
 def is_unsure(tokens: Sequence[float], window: int, least: float | None) -> bool:
-    """Whether a text whose tokens so far have these confidences is to end.
+    """Whether a text ends here, given the confidences of its tokens so far.
 
     >>> is_unsure([4.0, 0.5], 2, 1.0), is_unsure([4.0, 0.5, 1.0], 2, 1.0)
     (False, True)
@@ -84,7 +84,7 @@ def token_confidence(logprobs: Sequence[float]) -> float:
 
 
 def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:
-    """The confidence of a text whose tokens have these; None for no tokens.
+    """The confidence of a text from those of its tokens; None for no tokens.
 
     A text shorter than the window is one window.
 
@@ -102,7 +102,7 @@ def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:
 def of_alternatives(
     alternatives: Sequence[Mapping[object, float]], settings: ConfidenceSettings
 ) -> Confidence | None:
-    """The confidence of a text for whose tokens a server gave log-probabilities by alternative.
+    """The confidence of a text, from a server's log-probabilities of alternatives to each token.
 
     The most likely `top_k` of each are taken: some servers add the token drawn.
 

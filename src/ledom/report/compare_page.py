@@ -185,10 +185,9 @@ def _model_row(run: RunComparison, direction: str, result: DirectionResult) -> l
 def _gap_table(runs: Sequence[RunComparison]) -> Rows:
     rows = [["run", "step", "tokens seen", "reverse less forward, nats per token"]]
     for run in runs:
-        step = -(-len(run.gap) // _GAP_ROWS) or 1
         rows += [
             [run.name, f"{point.step:,}", count(point.tokens), _gap_text(point)]
-            for point in run.gap[::-1][::step][::-1]
+            for point in curves.thinned(run.gap, _GAP_ROWS)
         ]
     return rows
 

@@ -7,7 +7,7 @@ draw.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ledom.report.figures import COLORS, HALF, WIDE, draw_svg, label_ends
 from ledom.report.numbers import count
@@ -23,12 +23,15 @@ __all__ = [
     "loss_figure",
     "parts_figure",
     "position_label",
+    "thinned",
 ]
+
+T = TypeVar("T")
 
 _FAMILIES = {"forward": "vote", "reverse": "pick"}
 _MOST_MARKERS = 40  # more would run into each other
 _MOST_PARTS = 8
-_Line = tuple[str, list[tuple[float, float]], dict[str, Any]]  # label, points, style
+_Line = tuple[str, list[tuple[float, float]], dict[str, Any]]  # label, points, keywords of plot
 
 
 def loss_figure(runs: Sequence[RunComparison]) -> str:
@@ -90,7 +93,7 @@ def parts_figure(run: RunComparison, part: str) -> str:
         for way, result in run.directions.items()
     }
     names = list(dict.fromkeys(name for _, parts in by_way.values() for name in parts))
-    names = _some(names) if part == "by_position" else names[:_MOST_PARTS]
+    names = thinned(names, _MOST_PARTS) if part == "by_position" else names[:_MOST_PARTS]
     if not names or all(len(tokens) < 2 for tokens, _ in by_way.values()):
         return ""
     families = ["vote", "pick", "vote-2", "pick-2", "vote-3", "pick-3", "vote-4", "pick-4"]
@@ -128,6 +131,16 @@ def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
         points = [(_bin(row.name), row.gap) for row in run.gap_by_position]
         lines.append((run.name, points, {"color": _color("reverse", place), "marker": "o"}))
     return _by_position("gap-by-position", lines, "reverse less forward, nats per token", True)
+
+
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, evenly spaced; always the last one.
+
+    >>> thinned("abcdefg", 3)
+    ['a', 'd', 'g']
+    """
+    step = -(-len(items) // most) or 1
+    return list(items[::-1][::step][::-1])
 
 
 def position_label(name: str) -> str:
@@ -210,12 +223,6 @@ def _color(way: str, place: int) -> str:
 
 def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _some(names: list[str]) -> list[str]:
-    """Every second or third of the bins, the last one always."""
-    step = -(-len(names) // _MOST_PARTS) or 1
-    return names[::-1][::step][::-1]
 
 
 def _bin(name: str) -> float:

@@ -51,7 +51,7 @@ MARKERS = "osD^vP"
 _LONGEST_NAME = 44
 WIDE, HALF = 8.4, 4.1  # inches; both are shown at the same scale
 
-_STYLE: dict[str, Any] = {
+_STYLE: Mapping[str, object] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],

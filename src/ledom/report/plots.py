@@ -201,7 +201,7 @@ def _draw_by_n(
 
 
 def _line_styles(kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """A color of its kind's family, a marker and a dash for each line."""
+    """A color of its kind's family, a marker and a dash for each line, as keywords of plot."""
     seen: dict[str, int] = {}
     styles = []
     for kind in kinds:

@@ -103,7 +103,7 @@ class Checkpoints:
             raise OutputError(f"{file}: cannot be written: {reason}") from error
 
     def failure(self, wait: bool = False) -> OutputError | None:
-        """What became of the last write, if it is done and failed; reported once."""
+        """The error of the last write, if it failed; reported once."""
         if self._writing is None or not (wait or self._writing.done()):
             return None
         error = self._writing.exception()
@@ -116,7 +116,7 @@ class Checkpoints:
         raise error
 
     def wait(self) -> None:
-        """Until the last write is done; raises its `OutputError`."""
+        """Wait until the last write is done; raises its `OutputError`."""
         if error := self.failure(wait=True):
             raise error
 
@@ -154,7 +154,7 @@ class Checkpoints:
         return {"model": weights, "optimizers": optimizers}
 
     def _find(self) -> tuple[Path | None, str]:
-        """The newest checkpoint, and why it may not be used if that is so."""
+        """The newest checkpoint, and the reason where it cannot be used."""
         for unfinished in self.folder.glob("*" + _UNFINISHED):
             shutil.rmtree(unfinished, ignore_errors=True)
         finished = list(self._finished())
@@ -189,7 +189,7 @@ def _damaged(checkpoint: Path) -> str:
 
 
 def _reason(error: BaseException, folder: Path) -> str:
-    """The first process's own words, not the trace of all."""
+    """The error of one process, in place of the traces of all."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     if "inline_container" in str(error):  # torch's writer hides the system's reason
@@ -199,7 +199,7 @@ def _reason(error: BaseException, folder: Path) -> str:
 
 
 def _fixed(recipe: Recipe) -> Any:
-    """What must not change between stop and resume; how often to save, and where it runs, may."""
+    """The settings that must not change before a resume; how often to save, and where, may."""
     saving = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours"}
     return recipe.model_dump(mode="json", exclude={"parallel": True, "train": saving})
 

@@ -276,7 +276,7 @@ def _check(recipe: Recipe, setup: Setup) -> None:
     if recipe.train.batch_size < setup.gpus:
         raise InputError(
             f"train.batch_size is {recipe.train.batch_size}: fewer windows than the {setup.gpus} "
-            "GPUs that are to read them"
+            "GPUs"
         )
     if setup.gpus % (shards := _shards(recipe, setup)):
         raise InputError(

@@ -47,8 +47,8 @@ def open_metrics(
 ) -> Iterator[Log]:
     """A function that writes rows (each with its `step`) of a run that resumes at `step`.
 
-    `settings` is what trackers show as the run's. Raises `OutputError` when the file cannot be
-    written, `MissingExtraError` when a tracker is not installed.
+    Trackers show `settings` as the run's configuration. Raises `OutputError` when the file cannot
+    be written, `MissingExtraError` when a tracker is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +100,7 @@ def read_metrics(file: Path) -> list[Row]:
 
 
 def _scalars(row: Row) -> dict[str, float]:
-    """What trackers draw: the numbers, those by name as `key/name`."""
+    """The numbers that trackers draw; numbers by name as `key/name`."""
     scalars: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, dict):
@@ -188,7 +188,7 @@ class ValidationStats:
     """
 
     def __init__(self, windows: Windows, most: int) -> None:
-        """Of the store's windows at most `most`, spread evenly over it."""
+        """Read at most `most` of the store's windows, spread evenly over it."""
         self.windows = windows
         count = min(len(windows), most)
         self.numbers: list[int] = (np.arange(count) * len(windows) // count).tolist()
@@ -268,7 +268,7 @@ def _means(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> tuple[An
 
 
 def _numbered(sources: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The names of the sources with most documents, and of each document the place of its own."""
+    """The names of the largest sources, and for each document the place of its source."""
     names = [name for name, _ in Counter(sources).most_common()]
     if len(names) > _MAX_SOURCES:
         names = [*names[: _MAX_SOURCES - 1], _OTHERS]

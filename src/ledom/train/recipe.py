@@ -103,7 +103,7 @@ class Recipe(Config):
         """A run must not write outside the folder of all runs."""
         if not _NAME.fullmatch(name):
             raise ValueError(
-                "the run's folder is named so: give 1 to 60 letters, digits, dots, dashes and "
+                "it names the run's folder: give 1 to 60 letters, digits, dots, dashes and "
                 "underscores, a letter or digit first"
             )
         return name
@@ -276,7 +276,7 @@ def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
 
 
 def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
-    """Keys that were given another value than their default, for nothing; and why."""
+    """Keys set to something other than their default to no effect, and why."""
     data, optim, objective = recipe.data, recipe.optim, recipe.objective
     generated = not data.sources and data.train == GENERATOR
     own_tokenizer = data.tokenizer is not None or recipe.init_from is not None

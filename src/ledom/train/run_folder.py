@@ -5,7 +5,7 @@
     runs/<name>/<direction>/metrics.jsonl   a row per step
     runs/<name>/<direction>/model           the finished model
 
-A model folder by itself is a run of which nothing else is known.
+A model folder by itself counts as a run of which nothing else is known.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Run", "find_run"]
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of how a model came about."""
+    """What is known of how a model was trained."""
 
     model: Path
     """The finished model's folder."""

@@ -116,7 +116,7 @@ def choose_packing(
 
 
 def check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
-    """Raise `RecipeError` where a batch would be split that the objective needs whole, or adapters
+    """Raise `RecipeError` if a batch would be split that the objective needs whole, or if adapters
     would be sharded."""
     shared = world.size > 1 or recipe.parallel.tokens_per_microbatch is not None
     if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
@@ -155,8 +155,8 @@ def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) 
     """Compare the recipe's inputs with those that the run in `folder` began with; write them down
     where no step of it has been saved yet.
 
-    Raises `CheckpointError` naming the key whose content is another than it was, and `InputError`
-    for an input that cannot be read.
+    Raises `CheckpointError` naming the key whose content has changed, and `InputError` for an input
+    that cannot be read.
     """
     file = folder / "inputs.json"
     begun = file.is_file() and any(folder.glob("*/checkpoints/*"))

@@ -178,7 +178,7 @@ def test_reverse_text_needs_its_ids(
     load: Callable[..., OpenAILanguageModel], server: CompletionsServer
 ) -> None:
     server.always = lambda _: (200, json.dumps(answer({"prompt": "one?", "n": 1})).encode())
-    with pytest.raises(ServerError, match="no token ids .it must take return_token_ids"):
+    with pytest.raises(ServerError, match="no token ids .it must accept return_token_ids"):
         list(load("reverse").generate(["x"], Sampling()))
 
 

@@ -180,8 +180,8 @@ class HFLanguageModel(LanguageModel):
         self._said = True
         which = f"texts of more than {self._reach} tokens" if self._reach else "texts"
         logging.getLogger("ledom").warning(
-            "%s: %s go one by one through the model's own forward pass, as ledom's faster one is "
-            "not exact for %s",
+            "%s: %s run one by one through the model's own forward pass, because ledom's faster "
+            "one is not exact for %s",
             self.name,
             which,
             type(self.model).__name__,
@@ -367,11 +367,11 @@ class GenerationState:
     key: int
     """Stands for that text in the seed."""
     prompt: str
-    """What the first part was written to."""
+    """The prompt of the first part."""
     written: Sequence[int] = ()
-    """What was written to it since, in model order."""
+    """The ids written since, in model order."""
     text: str = ""
-    """The text of that."""
+    """Their text."""
     kv_cache: tuple[torch.Tensor, torch.Tensor] | None = None
     """Keys and values of all but its last token, where known; see `Job`."""
 

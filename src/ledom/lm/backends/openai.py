@@ -4,8 +4,8 @@ Scoring sends token ids in model order and reads the log-probabilities of the pr
 so a server that holds a reverse model scores in reverse. vLLM must run without prefix caching for
 that. Sampling sends text where the server's own tokenizer makes the same ids of it, special tokens
 included, else ids; a reverse model's text needs its ids back, which vLLM returns
-(`return_token_ids`). The client retries what may pass (429, 5xx, a broken connection) with growing
-pauses; what does not is a `ServerError`, and the stage that asked keeps what is finished.
+(`return_token_ids`). The client retries errors that may pass (429, 5xx, a broken connection), with
+growing pauses; others raise a `ServerError`, and the stage that asked keeps what is finished.
 """
 
 from __future__ import annotations
@@ -108,12 +108,12 @@ class OpenAILanguageModel(LanguageModel):
         return self._ask(lambda answer: self._scores(answer, start, end), prompt=ids, **request)
 
     def _scores(self, answer: Any, start: int, end: int) -> NDArray[np.float32]:
-        """What a server says of the model-order places [start, end) of its prompt."""
+        """A server's log-probabilities of the model-order places [start, end) of its prompt."""
         values = _prompt_logprobs(answer)
         if values is None or len(values) < end or None in values[start:end]:
             raise ServerError(
                 f"{self.name}: the server returned no log-probabilities of the prompt's tokens; it "
-                "can be sampled from, but not score (it must take echo with logprobs)"
+                "can generate, but not score (it must accept echo with logprobs)"
             )
         scores = np.array(values[start:end], np.float32)
         if not np.isfinite(scores).all():
@@ -176,7 +176,7 @@ class OpenAILanguageModel(LanguageModel):
         ids = getattr(choice, "token_ids", None)
         if not isinstance(ids, list):
             raise ServerError(
-                f"{self.name}: the server returned no token ids (it must take return_token_ids), "
+                f"{self.name}: the server returned no token ids (it must accept return_token_ids), "
                 "and a reverse model's tokens must be flipped before they are decoded; give the "
                 "model's folder"
             )
@@ -190,7 +190,7 @@ class OpenAILanguageModel(LanguageModel):
         if not isinstance(found, list) or not all(isinstance(row, dict) and row for row in found):
             raise ServerError(
                 f"{self.name}: the server returned no log-probabilities of the most likely tokens "
-                "(it must take logprobs), so it cannot report confidence"
+                "(it must accept logprobs), so it cannot report confidence"
             )
         return of_alternatives(found, sampling.confidence)
 
@@ -260,7 +260,7 @@ def _model_info(
     eos_token: str | None,
     bos_token: str | None,
 ) -> CheckpointInfo:
-    """What a model folder says besides its weights; of a tokenizer alone, what follows from it."""
+    """What a model folder records besides its weights, or what a tokenizer alone implies."""
     if source is None:
         raise InputError(
             f"{model}: a server does not say how its model cuts text into tokens; give the "
@@ -279,7 +279,7 @@ def _model_info(
 
 
 def _identity(base_url: str, model: str, info: CheckpointInfo, context: int) -> str:
-    """A hash of all that is known of the model; what weights the server has is not."""
+    """A hash of all that is known of the model; the server's weights are not."""
     use = (info.pair_format.template, info.pair_format.style, context)
     special = (info.tokenizer.fingerprint, info.tokenizer.eos_id, info.bos_ids)
     known = [base_url, model, str(info.direction), *special, *use]

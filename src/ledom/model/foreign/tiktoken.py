@@ -26,7 +26,7 @@ _VALUES = {
     *("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
     *("BININT", "BININT1", "BININT2", "LONG1", "INT", "LONG"),
 }
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_CONSTANTS: dict[str, bool | None] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 def read_tiktoken_pickle(file: Path) -> RustTokenizer:

@@ -6,6 +6,7 @@ its numeric value does; it is equal only where simplification proves it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -19,7 +20,7 @@ _DIGITS = 40
 _POINTS = ((3, 7), (-5, 11), (17, 13))
 """Where expressions with variables are tried: numerators and denominators, moved for each one."""
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "oo": sympy.oo}
-_FUNCTIONS: dict[str, Any] = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(sympy, name) for name in words("sin cos tan cot sec csc sinh cosh tanh exp")},
     "arcsin": sympy.asin,
     "arccos": sympy.acos,
