@@ -49,7 +49,7 @@ _OTHER_ATTENTION = {"softcap": "soft-capped attention", "s_aux": "attention sink
 def attending(attend: Attend) -> Iterator[None]:
     """Let `attend` compute every attention of a pass without boundaries until the block ends.
 
-    Not an argument of the pass: the layers of some architectures (Nemotron) hand none on.
+    Not an argument of the pass: the layers of some architectures (Nemotron) do not pass any on.
     """
     token = _ATTEND.set(attend)
     try:
@@ -84,7 +84,7 @@ def packed_attention(
     Shapes: query [1, H, T, D]; key and value [1, K, T, D]; the result is [1, T, H, D].
     `cu_seq_lens_q` holds the document boundaries 0 .. T, on the CPU; without it each row of a batch
     is a document. Raises `ValueError` for boundaries that do not end at T, `CheckpointError` for an
-    architecture whose attention is another.
+    architecture with a different attention.
 
     >>> x = torch.randn(1, 2, 5, 4)  # two documents, of two and of three tokens
     >>> boundaries = torch.tensor([0, 2, 5], dtype=torch.int32)
@@ -207,7 +207,7 @@ def _(
 
 
 def _outputs(query: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the result [1, H, T, D] and, where there are any, the normalizers [H, T]."""
+    """Buffers for the result [1, H, T, D] and, where there are any, the normalizers [H, T]."""
     # Laid out as [T, H, D], which is how the next product reads it.
     _, heads, length, width = query.shape
     out = query.new_empty(1, length, heads, width).transpose(1, 2)

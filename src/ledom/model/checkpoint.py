@@ -73,7 +73,7 @@ NO_LIMIT = 2**31 - 1
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a model folder says besides its weights."""
+    """What a model folder records besides its weights."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -305,7 +305,7 @@ def load_checkpoint(
     """Load a model folder; see `read_checkpoint_info`.
 
     `dtype` is that of the weights in memory; `auto` is that of the file. With `turn` a model of the
-    other direction is taken too, to be trained in the given one.
+    other direction is accepted too, to be trained in the given one.
     """
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token)
     # Refuses unreadable files and incomplete models.
@@ -368,7 +368,7 @@ def quiet() -> Iterator[None]:
 
 
 def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None) -> Direction:
-    """The direction of a model folder; raises `DirectionError` where it is unknown or another.
+    """The direction of a model folder; raises `DirectionError` if it is unknown or not as asked.
 
     >>> str(choose_direction(Path("folder"), "reverse", None))
     'reverse'

@@ -1,7 +1,7 @@
 """Finds the final answer of a solution.
 
 Texts come from models: nothing here raises on any string, and everything takes time linear in its
-length. This module knows nothing of models, records or files, nor of what is done with an answer.
+length. This module knows nothing of models, records or files.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 def extract_answer(text: str) -> str | None:
     r"""The final answer that a solution text states, or None.
 
-    The first of these that the text has, each time the last one in it:
+    The first of these that the text has; of several, the last one in the text:
 
     1. `#### answer`, to the end of the line (a `####` heading in mid-text does not count);
     2. `\boxed{answer}`, braces nested;

@@ -23,7 +23,7 @@ _MISSED = 0.9  # weight of a missed pair; the rest is that of a needless compari
 
 
 class NearDuplicates:
-    """Texts so far; letter case and what separates words do not count.
+    """The texts added so far; letter case and what separates words do not count.
 
     Raises `MissingExtraError` without datasketch, and `InputError` for a similarity out of (0, 1].
 
@@ -50,7 +50,7 @@ class NearDuplicates:
         self._n_grams: list[frozenset[str]] = []
 
     def add(self, text: str) -> None:
-        """Texts that come later are compared with this one too."""
+        """Add a text that later ones are compared with."""
         n_grams = _n_grams(text)
         self._index.insert(len(self._texts), self._signature(n_grams))
         self._texts.append(text)

@@ -68,7 +68,7 @@ class PairFormat:
         return literals
 
     def restyle(self, solution: str, answer: str | None = None) -> str:
-        """A solution in the style that the model reads; `answer` where it is known apart.
+        """A solution in the style that the model reads; `answer` replaces the one it states.
 
         >>> print(PairFormat(style="equations").restyle("She has 3 + 4 = 7 pens."))
         3 + 4 = 7

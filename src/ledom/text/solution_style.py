@@ -2,7 +2,7 @@ r"""One way to write worked solutions, whoever wrote them.
 
 Templates and models state the same step in many ways: "$57/hour * 7 hours = $399",
 "57 x 7 = $<<57*7=399>>399", "\(57 \times 7 = 399\)". A small model that has to explain a question
-by its solution should see one. `restyle` is applied to training texts and to candidates alike; a
+by its solution should see only one. `restyle` is applied to training texts and candidates alike; a
 checkpoint records which style its model reads (see `PairFormat`).
 
 Arithmetic is written out in steps that a small model can take one at a time: `57 + 48 = 105`
@@ -206,7 +206,8 @@ def show_work(expression: str, result: str) -> str:
     """`expression = result` with its steps in between, each with a single operation to do.
 
     An expression with products and others is divided: `2 * 14 - 5` into `2 * 14 = 28, 28 - 5 = 23`.
-    What is false, negative on the way, a percentage or no finite decimal stays as it is.
+    An expression stays as it is if it is false, has negative steps or percentages, or is not a
+    finite decimal.
 
     >>> show_work("57 + 48", "105")
     '57 + 48 = 97 + 8 = 105'

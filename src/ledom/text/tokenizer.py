@@ -1,7 +1,7 @@
 """Text to token ids and back, always in reading order, with character offsets.
 
 A `Tokenizer` wraps a Hugging Face `tokenizers.Tokenizer` (the file tokenizer.json) and knows two
-kinds of special tokens: EOS, which ends every document, and what it puts in front of a text itself.
+kinds of special tokens: EOS, which ends every document, and those that it adds before a text.
 It knows nothing of directions: a reverse model uses its forward twin's tokenizer.
 """
 

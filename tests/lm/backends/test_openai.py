@@ -116,7 +116,7 @@ def test_what_may_pass_is_tried_again(
         ((200, b'{"choices": [{"text": "x", "logprobs": null}]}'), "no log-probabilities"),
         (
             (200, b'{"choices": [{"logprobs": {"token_logprobs": [null, -1]}}]}'),
-            "it can be sampled",
+            "it can generate, but not score",
         ),
         (None, "no usable answer from the server: Connection error"),
     ],

@@ -223,7 +223,7 @@ def test_other_pickles_are_refused(tmp_path: Path, content: bytes) -> None:
     ("changes", "message"),
     [
         ({"mergeable_ranks": RANKS | {b"xyz": 400}}, "not made of two others"),
-        ({"special_tokens": {"<|bos|>": 300}}, "leaves a hole"),
+        ({"special_tokens": {"<|bos|>": 300}}, "leaves a gap"),
         ({"pat_str": "("}, "not a pickled tiktoken encoding"),
     ],
 )

@@ -53,7 +53,7 @@ class SelfCheck:
     """Its mean probability there (geometric)."""
 
     def require(self, direction: Direction) -> None:
-        """Raise `CheckpointError` where the model does not read better in the direction."""
+        """Raise `CheckpointError` if the model does not read better in this direction."""
         losses = {Direction.FORWARD: self.forward_loss, Direction.REVERSE: self.reverse_loss}
         claimed = losses.pop(direction)
         ((other, loss),) = losses.items()

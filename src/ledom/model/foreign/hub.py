@@ -33,7 +33,7 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
     """Fetch what an import reads of a repository, all of one commit.
 
     A branch or tag is resolved to its commit first. Files go to the hub's cache, and a download
-    that was stopped is resumed. Raises `CheckpointError` where the hub does not give them.
+    that was stopped is resumed. Raises `CheckpointError` where the hub does not provide them.
     """
     from huggingface_hub import HfApi, snapshot_download
 

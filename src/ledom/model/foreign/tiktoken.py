@@ -120,7 +120,9 @@ def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Ru
     backend.add_special_tokens(sorted(special, key=lambda token: special[token]))
     for name, number in special.items():
         if backend.token_to_id(name) != number:
-            raise CheckpointError(f"{name!r} has the id {number}, which leaves a hole; not read")
+            raise CheckpointError(
+                f"{name!r} has the id {number}, which leaves a gap in the ids; it is not read"
+            )
     return backend
 
 

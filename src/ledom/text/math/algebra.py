@@ -1,7 +1,7 @@
 """Expressions compared by sympy: a difference that can be shown to be zero.
 
-Only the worker of `process` imports it, which ends what takes too long. An expression differs where
-its numeric value does; it is equal only where simplification proves it.
+Only the worker of `process` imports it: comparisons that take too long end there. Expressions
+differ where their numeric values do; they are equal only where simplification proves it.
 """
 
 from __future__ import annotations

@@ -66,12 +66,12 @@ class Atoms(ABC):
         return self.tokens[place] if 0 <= place < len(self.tokens) else None
 
     def peek_text(self, ahead: int = 0) -> str:
-        """Its text, or ""."""
+        """The text of such a token, or ""."""
         token = self.peek(ahead)
         return token.text if token else ""
 
     def peek_kind(self, ahead: int = 0) -> str:
-        """Its kind, or ""."""
+        """The kind of such a token, or ""."""
         token = self.peek(ahead)
         return token.kind if token else ""
 
@@ -84,7 +84,7 @@ class Atoms(ABC):
         return token
 
     def expect(self, text: str) -> None:
-        """Take this token."""
+        """Take the next token, which must be this one."""
         if self.take().text != text:
             raise NotUnderstood(f"no {text}")
 
@@ -94,7 +94,7 @@ class Atoms(ABC):
         return name if keeps_case else name.lower()
 
     def starts_atom(self) -> bool:
-        """Whether what comes can be multiplied by standing there."""
+        """Whether the next token can be a factor without a sign of multiplication."""
         token = self.peek()
         if token is None or token.kind == "number":
             return False

@@ -2,11 +2,11 @@ r"""Whether two answers are equal: all of both is understood, or they are compar
 
     "6!" --read--> 720 = 720 <--read-- "\$720"
 
-What one answer leaves out does not count, what both say must agree: "5 cm", "x = 5" and "5" are
+What only one answer says does not count; what both say must agree: "5 cm", "x = 5" and "5" are
 equal, "5 cm" and "5 m" are not. So equality is symmetric, but not transitive.
 
-Numbers are compared here, exactly. Where it takes algebra, a process with a time limit compares the
-two answers (see `process`), by the same rules.
+Numbers are compared here, exactly. Where algebra is needed, a process with a time limit compares
+the two answers (see `process`), by the same rules.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def has_content(answer: str) -> bool:
 
 
 def is_number(answer: str) -> bool:
-    """Whether the whole answer is one number, with a unit or a name perhaps.
+    """Whether the whole answer is one number, perhaps with a unit or a name.
 
     >>> is_number("5 km"), is_number("x + 1")
     (True, False)

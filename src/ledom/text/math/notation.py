@@ -3,7 +3,7 @@ r"""The notation of answers: one spelling for each sign, and the tokens that a t
     "$\dfrac{3}{4}$" --plain_text--> "\frac{3}{4}" --tokens--> \frac { 3 } { 4 }
 
 `tokens` covers the whole text or raises `NotUnderstood`: no character is ever skipped but white
-space and commands that only space or size. What tokens mean is the business of `expressions`.
+space and commands that only space or size. The meaning of tokens is left to `expressions`.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def fold_case(unit: str) -> str:
 
 
 def text_key(answer: str) -> str:
-    """What two answers share that are one text but for case, white space and LaTeX's fonts.
+    """A key: equal for texts that differ only in case, white space and LaTeX's fonts.
 
     >>> text_key("Twelve  Apples")
     'twelve apples'

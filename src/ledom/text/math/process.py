@@ -1,8 +1,8 @@
-"""Whether two answers are equal where that takes algebra: sympy, in a process of its own.
+"""Compares two answers where that takes algebra: by sympy, in a separate process.
 
 Answers come from models: an expression can be endless to simplify, or fill the memory. Each pair
-has a time limit; a worker that passes it dies and another one is started for the next pair, so
-nothing here is ever in the way of a run. What cannot be decided is not equal. The limit counts the
+has a time limit. A worker that exceeds it dies, and another is started for the next pair, so no
+answer can hold up a run. What cannot be decided is not equal. The limit counts the
 worker's own CPU time, so that a verdict does not depend on what else runs on the machine.
 """
 
@@ -31,7 +31,7 @@ _READY = "ready"
 
 
 class MathChecker:
-    """Compares answers in a worker process, which is started at the first question.
+    """Compares answers in a worker process, which the first comparison starts.
 
     Threads may share it; a forked process needs its own.
     """

@@ -1,4 +1,4 @@
-"""What the words after a number say: "12 eggs", "$3 million", "60 km/h", "3 p.m.", "50 %".
+"""The words after a number: "12 eggs", "$3 million", "60 km/h", "3 p.m.", "50 %".
 
 A label names units, which are known here, and other words. Two labels agree unless both name units
 that differ, or count different things. A word that would change the value ("5 thirds", "5 or so")
@@ -119,16 +119,16 @@ _EXPONENT = re.compile(r"\^(\d)")
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What is written with a number."""
+    """The units and words written with a number."""
 
     units: frozenset[tuple[str, int]] = frozenset()
     """Each with its power: km/h is kilometer 1, hour -1."""
     words: frozenset[str] = frozenset()
     head: str = ""
-    """Of the words the one that names what is counted: 5 red *bags* of apples."""
+    """The word that names what is counted: 5 red *bags* of apples."""
 
     def agrees_with(self, other: Label) -> bool:
-        """Whether both can be said of one quantity.
+        """Whether both can describe one quantity.
 
         >>> meters, hours = (Label(frozenset({(unit, 1)})) for unit in ("meter", "hour"))
         >>> meters.agrees_with(Label()), meters.agrees_with(hours)
