@@ -409,7 +409,10 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "mixes questions" in refused(str(write(tmp_path / "mixed.jsonl", mixed)))
     assert "not a folder" in refused("arc_easy", Options(data=tmp_path / "no"))
 
-    def unreachable(name: str, num_fewshot: int) -> Any:
+    assert "nowhere.yaml" in refused("nowhere.yaml")
+    assert "hub" not in refused("nowhere.yaml")
+
+    def unreachable(name: str, num_fewshot: int, dataset: Path | None) -> Any:
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr("ledom.evaluate.harness_tasks.build_tasks", unreachable)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
 from ledom.data.problems import BENCHMARKS
 
 pytest.importorskip("lm_eval")
@@ -67,6 +70,43 @@ def test_a_task_is_built_from_its_file_and_a_group_by_the_registry(
     for name in ("mmlu", str(group)):
         assert harness_tasks.build_tasks(name, 0) == []
     assert unread == ["mmlu", str(group)]
+
+
+README = """---
+configs:
+- config_name: ARC-Easy
+  data_files: [{split: train, path: one.jsonl}, {split: test, path: one.jsonl},
+    {split: validation, path: one.jsonl}]
+---
+"""
+
+
+def test_a_copy_of_a_dataset_stands_for_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness's own arc_easy, on a folder as the hub has it."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    folder = tmp_path / "arc_easy"
+    folder.mkdir()
+    (folder / "README.md").write_text(README)
+    row = {
+        "id": "1",
+        "question": "What do plants need?",
+        "choices": {"text": ["light", "noise"], "label": ["A", "B"]},
+        "answerKey": "B",
+    }
+    (folder / "one.jsonl").write_text(json.dumps(row) + "\n")
+    options = tasks.Options(data=tmp_path)
+    (task,) = tasks.find_source("arc_easy", options).load(Direction.REVERSE)
+    (doc,) = task.eval_docs
+    assert task.doc_to_text(doc) == "Question: What do plants need?\nAnswer:"
+    assert (task.doc_to_choice(doc), task.doc_to_target(doc)) == (["light", "noise"], 1)
+    assert task.config.task == "arc_easy"
+    sources, notes = tasks.find_suite("ledom", options)
+    assert [source.name for source in sources] == ["arc_easy"]
+    assert any("boolq is left out" in note for note in notes)
+    with pytest.raises(InputError, match="'mmlu' is not a single task"):
+        harness_tasks.build_tasks("mmlu", 0, folder)
 
 
 def test_no_document_is_its_own_example(monkeypatch: pytest.MonkeyPatch) -> None:

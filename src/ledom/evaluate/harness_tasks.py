@@ -6,12 +6,14 @@ that file alone; groups, tags and names that several files define are left to th
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from ledom.core.errors import MissingExtraError
+from ledom.core.errors import InputError, MissingExtraError
 from ledom.core.reading import JsonObject
 
 try:
@@ -21,7 +23,7 @@ try:
 except ImportError:
     raise MissingExtraError("lm-eval", "eval", "evaluation") from None
 
-__all__ = ["build_task", "build_tasks", "is_known", "known_tasks"]
+__all__ = ["build_task", "build_tasks", "is_file", "is_known", "known_tasks"]
 
 _TASK = re.compile(
     rb"^[\"']?task[\"']?:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE
@@ -36,7 +38,7 @@ def known_tasks() -> list[str]:
 
 def is_known(name: str) -> bool:
     """Whether the harness has a task or group of this name, or it names a YAML file."""
-    return _is_file(name) or name in _files() or name in known_tasks()
+    return is_file(name) or name in _files() or name in known_tasks()
 
 
 def build_task(config: JsonObject) -> Any:
@@ -44,9 +46,13 @@ def build_task(config: JsonObject) -> Any:
     return ConfigurableTask(config=config)
 
 
-def build_tasks(name: str, num_fewshot: int) -> list[Any]:
-    """The tasks of a name that `is_known`."""
-    tasks = _load(name)
+def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> list[Any]:
+    """The tasks of a name that `is_known`.
+
+    `dataset` is a folder with the files of the task's dataset on the hub, to be used in its place.
+    Raises `InputError` where it is given for something else than one task.
+    """
+    tasks = _load(name) if dataset is None else _load_with(name, dataset)
     for task in tasks:
         if num_fewshot and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
@@ -57,13 +63,25 @@ def build_tasks(name: str, num_fewshot: int) -> list[Any]:
 
 
 def _load(name: str) -> list[Any]:
-    file = Path(name) if _is_file(name) else _files().get(name)
+    file = Path(name) if is_file(name) else _files().get(name)
     alone = file is not None and file.is_file() and not _GROUP.search(file.read_bytes())
     manager = TaskManager(include_defaults=False) if alone else _registry()
     return [*manager.load([str(file) if alone else name])["tasks"].values()]
 
 
-def _is_file(name: str) -> bool:
+def _load_with(name: str, dataset: Path) -> list[Any]:
+    """The task of a name with its data from a folder."""
+    if name not in _files():
+        raise InputError(f"{name!r} is not a single task, so it takes no data", path=dataset)
+    config = {"include": str(_files()[name]), "dataset_path": str(dataset.resolve())}
+    with TemporaryDirectory(prefix="ledom-task-") as folder:
+        file = Path(folder) / "task.yaml"
+        file.write_text(json.dumps(config), "utf-8")  # JSON is YAML
+        return [*TaskManager(include_defaults=False).load([str(file)])["tasks"].values()]
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is that of a file in the harness's format."""
     return name.endswith((".yaml", ".yml"))
 
 

@@ -75,8 +75,9 @@ def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
     sources, notes = [], []
     for task in suite_tasks(name):
         file = _local_file(options.data, (task.name, *task.files))
+        here = file or _dataset_folder(options.data, task.name) or task.name in _GENERATED
         runs_code = task.name in CODE_TASKS and not options.allow_code
-        if options.data is not None and file is None and task.name not in _GENERATED:
+        if options.data is not None and not here:
             notes.append(f"{task.name} is left out: {options.data} has no {task.name}.jsonl")
         elif runs_code:
             notes.append(f"{task.name} is left out: it runs programs; give --allow-code")
@@ -104,6 +105,13 @@ def _local_file(folder: Path | None, names: Sequence[str]) -> Path | None:
     return next((folder / place for place in places if exists(folder / place)), None)
 
 
+def _dataset_folder(folder: Path | None, name: str) -> Path | None:
+    """A copy of the dataset of a task of the harness's, as the hub has it."""
+    if folder is None or name in BENCHMARKS or name in CODE_TASKS:
+        return None
+    return found if (found := folder / name).is_dir() else None
+
+
 def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
     """Where a task comes from: a file, the generator, a problem set of ours, or the harness."""
     name = task.name
@@ -121,6 +129,7 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
     elif name in BENCHMARKS:
         load = partial(_problems, name, name, options)
     else:
+        _check_known(name)
         load = partial(_from_harness, name, options)
     other = file is not None and file.stem in task.files
     notes = (f"from {file}: not the very task that figures were published for",) if other else ()
@@ -324,11 +333,13 @@ def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
     )
 
 
-def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
-    """A task or group of the harness's own."""
-    from ledom.evaluate.harness_tasks import build_tasks, is_known, known_tasks
+def _check_known(name: str) -> None:
+    """Raise `InputError` for a name that is neither a file nor one of the harness's."""
+    from ledom.evaluate.harness_tasks import is_file, is_known, known_tasks
 
-    if not is_known(name):
+    if is_file(name):
+        check_regular(Path(name))
+    elif not is_known(name):
         near = get_close_matches(name, [*known_tasks(), *_GENERATED, *SUITE_NAMES], n=4)
         hint = (
             f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists the harness's"
@@ -338,7 +349,14 @@ def _from_harness(name: str, options: Options, direction: Direction) -> Sequence
             f"{', '.join(_GENERATED)}, one in the --data folder, or one of the harness's; "
             f"the suites are {', '.join(SUITE_NAMES)}"
         )
-    tasks = _reach(name, partial(build_tasks, name, options.num_fewshot))
+
+
+def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
+    """A task or group of the harness's own; its data come from the hub, or a copy of it."""
+    from ledom.evaluate.harness_tasks import build_tasks
+
+    folder = _dataset_folder(options.data, name)
+    tasks = _reach(name, partial(build_tasks, name, options.num_fewshot, folder))
     unsafe = [task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
     if unsafe and not options.allow_code:
         raise InputError(f"task {name!r} runs programs that the model writes; give --allow-code")
@@ -356,5 +374,6 @@ def _reach(name: str, load: Callable[[], Any]) -> Any:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"task {name!r} could not be loaded ({reason}); it comes from the hub: with no "
-            "network give --data FOLDER with local task files (ledom docs evaluate)"
+            "network give --data FOLDER with local task files or copies of datasets (ledom docs "
+            "evaluate)"
         ) from error
