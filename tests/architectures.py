@@ -25,7 +25,7 @@ NOT_BUILT = {
         ("musicgen", "musicgen_melody"), "transformers cannot build its own entry of the mapping"
     ),
 }
-_MOST_PARAMETERS = 10_000_000
+_MOST_PARAMETERS = 500_000
 
 _SIZES: dict[str, Any] = {  # by every name that some architecture has for them
     **dict.fromkeys(("hidden_size", "d_model", "embed_dim"), 32),
@@ -47,6 +47,20 @@ _SIZES: dict[str, Any] = {  # by every name that some architecture has for them
     **dict.fromkeys(("mamba_n_heads", "mamba_d_head", "mamba_d_state"), 8),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads"), 2),
+    **dict.fromkeys(("mamba_num_heads", "mamba_head_dim", "ssm_state_size"), 8),
+    **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 16),  # texts are longer: they have borders
+    **dict.fromkeys(("swa_num_attention_heads", "index_n_heads"), 4),
+    "swa_num_key_value_heads": 2,
+    **dict.fromkeys(("swa_head_dim", "index_head_dim", "global_head_dim", "dim_head"), 16),
+    **dict.fromkeys(("hc_lowrank", "o_lora_rank", "router_hidden_size"), 16),
+    **dict.fromkeys(("moe_shared_expert_intermediate_size", "shared_intermediate_size"), 16),
+    **dict.fromkeys(("shared_experts_intermediate_size", "dense_intermediate_size"), 16),
+    **dict.fromkeys(("dff", "dim_ff", "mlp_dim", "input_embedding_size"), 32),
+    **dict.fromkeys(("output_embedding_size", "output_proj_dims", "backbone_hidden_size"), 32),
+    # Towers of pictures and sounds, which no text reaches.
+    **dict.fromkeys(("num_blocks", "output_channels", "nemo_conv_channels"), 1),
+    **dict.fromkeys(("ext_pw_out_channel", "depthwise_separable_out_channel"), 32),
+    "position_embedding_size": 16,
     "hidden_size_per_layer_input": 8,
     **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "residual_dropout"), 0.0),
     **dict.fromkeys(("dropout", "activation_dropout", "dropout_p"), 0.0),

@@ -39,6 +39,8 @@ pytestmark = pytest.mark.slow
 
 _GENERATE_OTHERWISE = ("phi4_multimodal", "roc_bert")
 """transformers' generate writes other tokens there than its forward pass finds likeliest."""
+_READ_OTHERWISE = ("youtu",)
+"""transformers reads a zero embedding for the padding token, whatever was saved."""
 TEXTS = ["Ava has 12 pens. 12 + 3 = 15\n#### 15", "7 of 5"]
 _GREEDY = Sampling(temperature=0, max_tokens=4)
 
@@ -103,17 +105,20 @@ def assert_trained_as_plain(
             fed = torch.from_numpy(window[::-1].copy())
             logits = plain(fed[None, :-1]).logits[0].float()
             losses.append(cross_entropy(logits, fed[1:], reduction="none"))
+    assert len(losses) == 3
     assert row["loss"] == pytest.approx(torch.cat(losses).mean().item(), abs=1e-4)
     return finished
 
 
 @pytest.fixture(scope="module")
-def recipe(
-    tmp_path_factory: pytest.TempPathFactory, problems: list[Problem], tokenizer: Tokenizer
-) -> Recipe:
-    """One step of three documents."""
+def recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Recipe:
+    """One step of three documents, and one more to validate on."""
     folder = tmp_path_factory.mktemp("recipe")
-    write_records(folder / "problems.jsonl", problems[:20])
+    few = [
+        Problem(id=str(i), question=f"Ava has {i} pens.", solution=f"{i} + {i} = {2 * i}")
+        for i in (5, 34, 678, 1000)
+    ]
+    write_records(folder / "problems.jsonl", few)
     tokenizer.save(folder)
     return Recipe(
         name="one-step",
@@ -122,7 +127,7 @@ def recipe(
             train=str(folder / "problems.jsonl"), tokenizer=str(folder / "tokenizer.json")
         ),
         optim=OptimConfig(steps=1, warmup_steps=0),
-        train=TrainConfig(batch_size=2, seq_len=100, precision="float32"),
+        train=TrainConfig(batch_size=3, seq_len=36, precision="float32"),
     )
 
 
@@ -145,15 +150,16 @@ def test_an_architecture(
             load(model, tokenizer, folder)
         return
     lm = load(model, tokenizer, folder)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert_scored_as_by_hand(lm, plain)
+    if kind in _READ_OTHERWISE:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert_scored_as_by_hand(lm, model)
     if kind in _GENERATE_OTHERWISE:
-        assert_written_as_likeliest(lm, plain)
+        assert_written_as_likeliest(lm, model)
     else:
-        assert_written_as_generate(lm, plain)
+        assert_written_as_generate(lm, model)
     if kind == "reformer":  # does not train on texts of every length: see below
         return
-    finished = assert_trained_as_plain(folder, plain, recipe, data)
+    finished = assert_trained_as_plain(folder, model, recipe, data)
     exported = export_model(find_run(finished), tmp_path / "exported", Direction.REVERSE)
     again = HFLanguageModel(exported, device="cpu")
     trained = AutoModelForCausalLM.from_pretrained(finished, dtype=torch.float32).eval()
@@ -161,7 +167,9 @@ def test_an_architecture(
 
 
 def test_the_lists_name_what_transformers_has() -> None:
-    assert {*REFUSED, *NOT_BUILT, *_GENERATE_OTHERWISE} <= {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    assert {*REFUSED, *NOT_BUILT, *_GENERATE_OTHERWISE, *_READ_OTHERWISE} <= {
+        *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    }
 
 
 def test_models_that_pack_rows_are_known(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -215,9 +223,9 @@ _DYNAMIC = {
 def test_a_short_text_beside_a_long_one(
     kind: str, changes: dict[str, Any], reach: int, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    lm = load(tiny(kind, tokenizer, **changes), tokenizer, tmp_path / "model")
+    plain = tiny(kind, tokenizer, **changes)
+    lm = load(plain, tokenizer, tmp_path / "model")
     assert lm._reach == reach
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     assert_scored_as_by_hand(lm, plain, COMPANY)
     assert_scored_as_by_hand(lm, plain, COMPANY[::-1])
     if kind != "llama4_text":
@@ -229,7 +237,7 @@ def test_a_model_that_refuses_some_lengths_is_not_trained(
 ) -> None:
     model = tiny("reformer", tokenizer)
     load(model, tokenizer, tmp_path / "model")
-    with pytest.raises(CheckpointError, match="cannot be trained on texts of 100 tokens"):
+    with pytest.raises(CheckpointError, match="cannot be trained on texts of 36 tokens"):
         assert_trained_as_plain(tmp_path / "model", model, recipe, data)
 
 
