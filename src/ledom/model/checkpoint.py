@@ -185,7 +185,17 @@ def read_checkpoint_info(
     missing, incomplete or damaged.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    return _info(folder, _read_config(folder), direction, eos_token, turn, bos_token)
+
+
+def _info(
+    folder: Path,
+    config: PretrainedConfig,
+    direction: Direction | str | None,
+    eos_token: str | None,
+    turn: bool,
+    bos_token: str | None,
+) -> CheckpointInfo:
     tokenizer = Tokenizer.load(folder, eos_token)
     recorded = getattr(config, DIRECTION_KEY, None)
     chosen = choose_direction(folder, None if turn else recorded, direction)
@@ -241,13 +251,13 @@ def _check_sizes(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_size(folder: Path, num_bytes: int) -> None:
+def _check_size(folder: Path, config: PretrainedConfig, num_bytes: int) -> None:
     """Raise `CheckpointError` for a config.json that asks for far more than the folder holds.
 
     It would fill the memory before the first weight is found missing. Counted are the table of
     embeddings and one square matrix per layer: less than any model has.
     """
-    config = _read_config(folder).get_text_config()
+    config = config.get_text_config()
     layers, width = (
         getattr(config, key, None) or 1 for key in ("num_hidden_layers", "hidden_size")
     )
@@ -307,12 +317,15 @@ def load_checkpoint(
     `dtype` is that of the weights in memory; `auto` is that of the file. With `turn` a model of the
     other direction is accepted too, to be trained in the given one.
     """
-    info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token)
+    folder = Path(folder)
+    config = _read_config(folder)  # once: transformers takes as long as for a small model
+    info = _info(folder, config, direction, eos_token, turn, bos_token)
     # Refuses unreadable files and incomplete models.
-    _check_size(info.folder, sum(file.stat().st_size for file in loaded_files(info.folder)))
+    _check_size(folder, config, sum(file.stat().st_size for file in loaded_files(folder)))
     with _readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            info.folder,
+            folder,
+            config=config,
             dtype=dtype,
             output_loading_info=True,
             trust_remote_code=False,
