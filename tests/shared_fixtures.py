@@ -24,7 +24,9 @@ from ledom.model.presets import ModelConfig
 from ledom.report import curves, plots
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
+from started import prepare_server
 
+prepare_server()
 torch.set_num_threads(1)  # the models are so small that threads only cost
 # Tests of Ctrl-C need it, and what they start inherits it, even where a shell that runs the tests
 # in the background ignores it.

@@ -16,20 +16,29 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-__all__ = ["PROCESSES", "Started", "ledom", "started"]
+import ledom.data.tokenize  # has the same server of processes, and says what it imports
+
+__all__ = ["PROCESSES", "Started", "ledom", "prepare_server", "started"]
 
 PROCESSES = get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "ledom.cli.app",
-        "ledom.train.loop",
-        "ledom.rerank.pipeline",
-        "ledom.serve.server",
-        "openai",
-        "transformers.models.llama.modeling_llama",
-        "torch.distributed.fsdp",
-    ]
-)
+_IMPORTED = [
+    ledom.data.tokenize.__name__,
+    "ledom.cli.app",
+    "ledom.train.loop",
+    "ledom.rerank.pipeline",
+    "ledom.serve.server",
+    "openai",
+    "transformers.models.llama.modeling_llama",
+    "torch.distributed.fsdp",
+]
+
+
+def prepare_server() -> None:
+    """Say what the server of processes imports, before its first process starts it.
+
+    Only in the process that runs tests: another that imports this has a server of its own.
+    """
+    PROCESSES.set_forkserver_preload(_IMPORTED)
 
 
 class Started:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import stat
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -24,6 +24,7 @@ from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.store import TokenStore
 from ledom.data.tokenize import Execution, TokenizeProgress, tokenize
 from ledom.text.tokenizer import Tokenizer
+from started import started
 
 pytestmark = pytest.mark.slow
 
@@ -336,6 +337,13 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def launch_elsewhere(pickled: str) -> None:
+    """What a job of Slurm's runs."""
+    os.chdir("/")
+    sys.argv = ["launch_pickled_pipeline", pickled]
+    runpy.run_module("datatrove.tools.launch_pickled_pipeline", run_name="__main__")
+
+
 def test_slurm_gets_a_job_of_all_tasks(
     tmp_path: Path, words: Tokenizer, file: Path, cluster: Path
 ) -> None:
@@ -359,14 +367,11 @@ def test_slurm_gets_a_job_of_all_tasks(
     # Each job of the array, as Slurm would start it; the last one finishes the store.
     for task in range(3):
         assert not TokenStore.exists(tmp_path / "s")
-        subprocess.run(
-            [sys.executable, "-m", "datatrove.tools.launch_pickled_pipeline", str(pickled)],
-            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"},
-            check=True,
-            capture_output=True,
-            timeout=100,
-            cwd="/",
-        )
+        environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"}
+        environment["PATH"] = os.environ["PATH"]
+        job = started(tmp_path / "said", pickled, run=launch_elsewhere, environment=environment)
+        with job as process:
+            assert process.wait(100) == 0, process.said()
     assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED
     assert ids_of(tokenize(documents, words, tmp_path / "s", execution)) == EXPECTED
 

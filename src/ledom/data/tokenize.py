@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -59,6 +60,9 @@ _SETTINGS = f"{TASKS}/settings.json"
 _BYTES_PER_TASK = 1 << 28  # some minutes' work for a core
 _POLL_SECONDS = 0.5
 _SECONDS_TO_STOP = 10.0  # which a process has from being asked to being killed
+# Imports take a second: a server does them once for all tasks, where forks of it are safe.
+_PROCESSES: Any = get_context("forkserver" if sys.platform == "linux" else "spawn")
+_PROCESSES.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)
@@ -320,9 +324,8 @@ class _Task:
 
     def __init__(self, executor: LocalExecutor, rank: int) -> None:
         self.rank = rank
-        context = get_context("spawn")
-        self._errors, sender = context.Pipe(duplex=False)
-        self.process: BaseProcess = context.Process(
+        self._errors, sender = _PROCESSES.Pipe(duplex=False)
+        self.process: BaseProcess = _PROCESSES.Process(
             target=_run_task, args=(executor, rank, sender), daemon=True
         )
         self.process.start()

@@ -1,0 +1,37 @@
+"""`ledom tokenize` that a test stops in the midst of; its processes import little more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from ledom.core.reading import JsonObject
+from ledom.data import documents as reading
+from ledom.data.documents import Documents
+from started import ledom
+
+__all__ = ["HeldUp", "ledom_held_up"]
+
+
+class HeldUp:
+    """Documents of which all but the first part wait, for longer than any test."""
+
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
+        self.num_bytes, self.source = documents.num_bytes, documents.source
+        self.notes = documents.notes
+
+    def settings(self) -> JsonObject:
+        return self.documents.settings()
+
+    def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
+        if part > 0:
+            time.sleep(300)
+        yield from self.documents.texts(part, num_parts)
+
+
+def ledom_held_up(*arguments: str) -> None:
+    """A command of ledom, in a process of its own, which reads such documents."""
+    opened = reading.open_documents
+    reading.open_documents = lambda *given: HeldUp(opened(*given))
+    ledom(*arguments)
