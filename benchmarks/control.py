@@ -27,7 +27,8 @@ from ledom.cli.progress import track
 from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.lm.language_model import LanguageModel
-from ledom.report.intervals import Interval, bootstrap_interval, paired_interval, pairwise_auc
+from ledom.report.intervals import bootstrap_interval, paired_interval, pairwise_auc
+from ledom.report.results import Interval
 from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
 from ledom.rerank.candidates import match_candidates
 from ledom.rerank.error_kinds import ERROR_KINDS, error_kind

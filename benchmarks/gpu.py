@@ -26,7 +26,9 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from hflm import HarnessScorer
@@ -76,6 +78,13 @@ FULL = Size(
     batches=(16, 64, 256),
     arms=("ledom", "ledom-c", "plain", "plain-c"),
 )
+QUICK_SHAPE = ModelConfig(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
 QUICK = Size(
     texts=12,
     few=6,
@@ -106,19 +115,20 @@ def warm_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
     return median_seconds(whole, rounds)
 
 
-def product_rate(width: int, inner: int, dtype: torch.dtype, device: str, rows: int) -> float:
-    """FLOP/s of a plain product of so many rows."""
+def product_rate(config: ModelConfig, dtype: torch.dtype, device: str, rows: int) -> float:
+    """FLOP/s of a plain product of the shape on so many rows."""
+    width, inner = config.hidden_size, config.intermediate_size
     x, weight = (
         torch.randn(*size, device=device, dtype=dtype) for size in ((rows, width), (width, inner))
     )
     return 2 * rows * width * inner / warm_seconds(lambda: x @ weight, device, rounds=20)
 
 
-def random_model(shape: str, direction: str, folder: Path) -> Path:
+def random_model(config: ModelConfig, direction: str, folder: Path) -> Path:
     """A model folder of the shape, with the embedded pair's tokenizer."""
     small = ledom.load("tiny", direction)
-    model = build_model(ModelConfig.model_validate(shape), small.tokenizer, seed=0)
-    place = folder / f"{shape}-{direction}"
+    model = build_model(config, small.tokenizer, seed=0)
+    place = folder / direction
     save_checkpoint(place, model, small.tokenizer, small.direction, small.pair_format)
     return place
 
@@ -162,11 +172,11 @@ def scoring(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
         return tokens / warm_seconds(lambda: work(spans), device, size.rounds)
 
     table.row("ledom", rate_of(lm.logprobs, asked))
-    plain = AutoModelForCausalLM.from_pretrained(lm.name, dtype=lm.model.dtype).to(device).eval()
+    plain = plain_model(lm)
     table.row("plain", rate_of(lambda spans: plain_sums(plain, lm, spans), asked[: size.few]))
     harness = HarnessScorer(plain, lm, asked[: size.few])
     best = max(
-        rate_of(lambda spans, batch=batch: harness.sums(batch), asked[: size.few])
+        rate_of(partial(lambda batch, spans: harness.sums(batch), batch), asked[: size.few])
         for batch in size.batches
     )
     table.row("HFLM, best batch", best)
@@ -175,6 +185,13 @@ def scoring(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
         del plain
         other = ledom.load(f"vllm:{lm.name}", lm.direction)
         table.row("vLLM", rate_of(other.logprobs, asked))
+
+
+def plain_model(lm: HFLanguageModel) -> PreTrainedModel:
+    """The model in transformers' own hands, in the same precision on the same device."""
+    model: Any = AutoModelForCausalLM.from_pretrained(lm.name, dtype=lm.model.dtype)
+    moved: PreTrainedModel = model.to(lm.model.device).eval()
+    return moved
 
 
 def plain_sums(
@@ -216,7 +233,7 @@ def sampling(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
             yield from (len(text.ids) for text in texts)
 
     table.row("ledom", rate_of(lambda: ledoms(lm)))
-    plain = AutoModelForCausalLM.from_pretrained(lm.name, dtype=lm.model.dtype).to(device).eval()
+    plain = plain_model(lm)
     table.row("plain, batches of 128", rate_of(lambda: generated(plain, lm, prompts, size)))
     if _HAS_VLLM:
         del plain
@@ -232,7 +249,8 @@ def generated(
     for start in range(0, len(prompts), 128):
         some = [lm.prompt_ids(p, size.max_tokens) for p in prompts[start : start + 128]]
         ids, mask = left_padded(some, eos, model.device)
-        out = model.generate(
+        generate: Any = model.generate  # typed as a tensor
+        out = generate(
             ids,
             attention_mask=mask,
             max_new_tokens=size.max_tokens,
@@ -246,18 +264,20 @@ def generated(
             yield row.index(eos) if eos in row else len(row)
 
 
-def training(shape: str, device: str, size: Size, rate: float, bf16: bool, folder: Path) -> None:
+def training(
+    config: ModelConfig, device: str, size: Size, rate: float, bf16: bool, folder: Path
+) -> None:
     """Fixed windows of 256 tokens, 16 per step."""
-    recipe = make_recipe(shape, size.steps, compiled=False)
-    data = prepare_data(recipe.data, folder / f"{shape}-data")
+    recipe = make_recipe(config, size.steps, compiled=False)
+    data = prepare_data(recipe.data, folder / "data")
     weights = sum(p.numel() for p in build_model(recipe.model, data.tokenizer, 0).parameters())
     attention = 6 * recipe.model.num_hidden_layers * recipe.model.hidden_size * SEQ_LEN
     table = Table("training", 6.0 * weights + attention, rate)
     for arm in size.arms:
         compiled = arm.endswith("-c")
         if arm.startswith("ledom"):
-            own = make_recipe(shape, size.steps, compiled)
-            made = run_ledom(own, data, folder / f"{shape}-{arm}", device)
+            own = make_recipe(config, size.steps, compiled)
+            made = run_ledom(own, data, folder / arm, device)
         else:
             made = run_plain(recipe, data, compiled, bf16, device)
         table.row(arm, made["batch"] * SEQ_LEN / statistics.median(made["seconds"][size.warm :]))
@@ -269,28 +289,29 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    size, shapes = (QUICK, ["tiny"]) if args.quick else (FULL, args.shapes)
+    size = QUICK if args.quick else FULL
+    shapes = {shape: ModelConfig.model_validate(shape) for shape in args.shapes}
+    if args.quick:
+        shapes = {"a tiny shape": QUICK_SHAPE}
     bf16 = fast_bfloat16(torch.device(args.device)) and args.device != "cpu"
     dtype = torch.bfloat16 if bf16 else torch.float32
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else processor()
-    with tempfile.TemporaryDirectory() as folder:
-        for shape in shapes:
-            measure(shape, args.device, dtype, size, name, Path(folder))
+    for shape, config in shapes.items():
+        rate = product_rate(config, dtype, args.device, 64 if args.quick else 4096)
+        print(f"\n## {shape} in {dtype}: {name}, torch {torch.__version__}, ", end="")
+        print(f"a plain product {rate / 1e12:.3g} TFLOP/s", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(config, args.device, dtype, size, rate, Path(folder))
 
 
 def measure(
-    shape: str, device: str, dtype: torch.dtype, size: Size, name: str, folder: Path
+    config: ModelConfig, device: str, dtype: torch.dtype, size: Size, rate: float, folder: Path
 ) -> None:
     """The three tables of one shape."""
-    config = ModelConfig.model_validate(shape)
-    rows = 64 if size is QUICK else 4096
-    rate = product_rate(config.hidden_size, config.intermediate_size, dtype, device, rows)
-    print(f"\n## {shape} in {dtype}: {name}, torch {torch.__version__}, ", end="")
-    print(f"a plain product {rate / 1e12:.3g} TFLOP/s", flush=True)
     for direction, table in (("reverse", scoring), ("forward", sampling)):
-        place = random_model(shape, direction, folder)
+        place = random_model(config, direction, folder)
         table(HFLanguageModel(place, device=device, dtype=dtype), device, size, rate)
-    training(shape, device, size, rate, dtype == torch.bfloat16, folder)
+    training(config, device, size, rate, dtype == torch.bfloat16, folder)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,7 +29,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def write_recipe(file: Path, steps: int) -> None:
-    recipe = {
+    recipe: dict[str, Any] = {
         "name": "alone",
         "data": {"num_documents": 600, "num_valid": 20},
         "model": "tiny",

@@ -35,7 +35,10 @@ def sparse_store(folder: Path, num_tokens: int, with_index: bool) -> None:
     shards = []
     for number in range(-(-num_tokens // SHARD_TOKENS)):
         tokens = min(SHARD_TOKENS, num_tokens - number * SHARD_TOKENS)
-        entry = {"file": f"{number:05d}_unshuffled.ds", "num_documents": tokens // DOCUMENT_TOKENS}
+        entry: dict[str, Any] = {
+            "file": f"{number:05d}_unshuffled.ds",
+            "num_documents": tokens // DOCUMENT_TOKENS,
+        }
         entry |= {"num_tokens": tokens, "max_id": 0, "sha256": "0" * 64, "index_sha256": "0" * 64}
         for name, size in (("", 2 * tokens), (".index", 8 * entry["num_documents"])):
             with (folder / (entry["file"] + name)).open("wb") as file:
@@ -44,7 +47,10 @@ def sparse_store(folder: Path, num_tokens: int, with_index: bool) -> None:
             ends = np.arange(1, entry["num_documents"] + 1, dtype="<u8") * DOCUMENT_TOKENS
             ends.tofile(folder / f"{entry['file']}.index")
         shards.append(entry)
-    manifest = {"num_documents": num_tokens // DOCUMENT_TOKENS, "num_tokens": num_tokens}
+    manifest: dict[str, Any] = {
+        "num_documents": num_tokens // DOCUMENT_TOKENS,
+        "num_tokens": num_tokens,
+    }
     manifest |= {"dtype": "uint16", "eos_id": 0, "vocab_size": 50_000, "tokenizer": ""}
     (folder / "manifest.json").write_text(json.dumps({**manifest, "shards": shards}))
 
@@ -95,7 +101,7 @@ def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, Any]
     import torch
 
     from ledom.core.direction import Direction
-    from ledom.data.prepare import DataConfig, PreparedData
+    from ledom.data.prepare import DataConfig, PreparedData, SourceConfig
     from ledom.model.presets import ModelConfig
     from ledom.train.loop import train
     from ledom.train.metrics import read_metrics
@@ -108,7 +114,11 @@ def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, Any]
     recipe = Recipe(
         name="reading",
         data=DataConfig(
-            sources=[{"path": store}], valid=store, packing=packing, verify=False, num_valid=1
+            sources=(SourceConfig(path=store),),
+            valid=store,
+            packing=packing,
+            verify=False,
+            num_valid=1,
         ),
         model=ModelConfig.model_validate("tiny"),
         optim=OptimConfig(steps=steps),

@@ -16,8 +16,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from ctranslate import CTranslate2
@@ -26,6 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ledom.data.problems import generate_problems
 from ledom.lm import load
+from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import LanguageModel, Sampling
 
 BATCH = 128
@@ -51,7 +54,8 @@ def transformers_generate(
         else {"do_sample": True, "top_k": 0, "temperature": TEMPERATURE}
     )
     started = time.perf_counter()
-    out = model.generate(
+    generate: Any = model.generate  # typed as a tensor
+    out = generate(
         ids,
         attention_mask=mask,
         max_new_tokens=MAX_TOKENS,
@@ -89,7 +93,7 @@ def ours(lm: LanguageModel, prompts: list[str], greedy: bool, num_samples: int =
 
 
 def ways(
-    lm: LanguageModel, folder: Path, texts: list[str], num_samples: int
+    lm: HFLanguageModel, folder: Path, texts: list[str], num_samples: int
 ) -> dict[str, dict[str, Way]]:
     """By program and arrangement: what writes so many texts to each prompt, greedy if asked."""
     eos = lm.tokenizer.eos_id
@@ -100,17 +104,14 @@ def ways(
     if num_samples == 1:
         model = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
         found["generate"] = {
-            f"{cache} cache": lambda greedy, cache=cache: transformers_generate(
-                model, eos, prompts, cache, greedy
-            )
+            f"{cache} cache": partial(transformers_generate, model, eos, prompts, cache)
             for cache in ("dynamic", "static")
         }
     together, apart = (CTranslate2(lm, folder, apart=apart) for apart in (False, True))
     arranged = {"": together, ", each thread its own": apart}
+    repeated = [prompt for prompt in prompts for _ in range(num_samples)]
     found["CTranslate2"] = {
-        f"batches of {batch}{how}": lambda greedy, peer=peer, batch=batch: ctranslate2_generate(
-            peer, [p for p in prompts for _ in range(num_samples)], batch, greedy
-        )
+        f"batches of {batch}{how}": partial(ctranslate2_generate, peer, repeated, batch)
         for (how, peer), batch in product(arranged.items(), PEER_BATCHES)
         if batch <= BATCH * num_samples
     }
@@ -171,6 +172,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lm = load(arguments.model, "forward")
+    assert isinstance(lm, HFLanguageModel)
     peaks = print_rates(lm, BATCH)
     problems = list(generate_problems("valid", BATCH, seed=3))
     texts = [lm.pair_format.before_solution(problem.question) for problem in problems]

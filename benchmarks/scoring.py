@@ -120,7 +120,7 @@ def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
     total += len(seen) * keys_values + len(seen_by_wanted) * (weights - keys_values)
     total += int(seen_by_wanted.sum()) * attention
     labels = sum(t.end - t.start for t in asked)
-    return 2.0 * (total + labels * lm.model.get_output_embeddings().weight.numel())
+    return float(2 * (total + labels * lm.model.get_output_embeddings().weight.numel()))
 
 
 @dataclass

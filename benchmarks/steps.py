@@ -22,7 +22,8 @@ from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem
 from ledom.data.augment import other_number
 from ledom.data.problems import generate_problems
-from ledom.report.intervals import Interval, paired_share_interval, share_interval
+from ledom.report.intervals import paired_share_interval, share_interval
+from ledom.report.results import Interval
 from ledom.rerank.features import Step, split_steps
 from ledom.rerank.score import score_candidates
 
@@ -51,7 +52,9 @@ def corrupted(
     split: str, count: int, seed: int
 ) -> tuple[list[Problem], list[Candidate], list[int]]:
     """Problems with at least two steps, a corrupted solution of each, and where it is wrong."""
-    problems, candidates, places = [], [], []
+    problems: list[Problem] = []
+    candidates: list[Candidate] = []
+    places: list[int] = []
     for problem in generate_problems(split, 2 * count, seed):
         if len(problem.require_solution().splitlines()) > 2 and len(problems) < count:
             text, place = corrupt_step(problem.require_solution(), Random(problem.id))

@@ -84,10 +84,10 @@ def measure_agreement(options: argparse.Namespace) -> None:
         found = sift(true, forward, HOW, (), options.out / f"{name}-true", quiet)
         show_agreement(f"(their true questions, {name})", found)
         both = [seed for seed in shares["solutions"] if seed in found.by_seed]
-        pair = [
+        ours, theirs = (
             np.array([some[seed] for seed in both]) for some in (shares["solutions"], found.by_seed)
-        ]
-        print("solutions less true questions:", difference(paired_share_interval(*pair)))
+        )
+        print("solutions less true questions:", difference(paired_share_interval(ours, theirs)))
 
 
 def show_agreement(name: str, found: Synthesized) -> None:
@@ -119,7 +119,9 @@ def trained(
         train=TrainConfig(batch_size=16),
     )
     data = prepare_data(recipe.data_of(direction), folder / "data")
-    return ledom.load(str(train(recipe, direction, data, folder, lambda _: None)), str(direction))
+    finished = train(recipe, direction, data, folder, lambda _: None)
+    lm: LanguageModel = ledom.load(str(finished), str(direction))
+    return lm
 
 
 def from_answers(

@@ -46,7 +46,7 @@ ARMS = ("trainer", "trainer-16", "trainer-16-c", "plain", "plain-c", "ledom", "l
 Result = dict[str, Any]
 
 
-def make_recipe(shape: str, steps: int, compiled: bool) -> Any:
+def make_recipe(shape: Any, steps: int, compiled: bool) -> Any:
     """What all arms train: fixed windows, attention over all of a window as the peers do it."""
     from ledom.data.prepare import DataConfig
     from ledom.model.presets import ModelConfig
@@ -63,7 +63,7 @@ def make_recipe(shape: str, steps: int, compiled: bool) -> Any:
             mask_across_documents=False,
             reset_position_ids=False,
         ),
-        model=ModelConfig.model_validate(SHAPES.get(shape, shape)),
+        model=ModelConfig.model_validate(shape),
         optim=OptimConfig(
             steps=steps, matrix_optimizer="adamw", adamw_lr=RATE, warmup_steps=WARM, decay_steps=0
         ),
@@ -164,9 +164,8 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             """The other arms' rates; its own begin with a step at rate 0."""
-            self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer, lambda step: min(1.0, (step + 1) / WARM)
-            )
+            chosen: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(chosen, lambda step: min(1.0, (step + 1) / WARM))
             return self.lr_scheduler
 
     ends: list[float] = []
@@ -212,7 +211,7 @@ def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Res
     from ledom.train.loop import fast_bfloat16
 
     torch.set_num_threads(threads)
-    recipe = make_recipe(shape, steps, arm.endswith("-c"))
+    recipe = make_recipe(SHAPES[shape], steps, arm.endswith("-c"))
     data = prepare_data(recipe.data, folder / "data")
     bf16 = fast_bfloat16(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as scratch:
