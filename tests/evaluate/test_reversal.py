@@ -16,6 +16,7 @@ from kills import run_through_kills
 from ledom.cli.evaluate import show_reversal
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.evaluate import reversal
 from ledom.evaluate.facts import PAIR_FORMAT, Fact, make_facts, texts
 from ledom.evaluate.reversal import (
     ARMS,
@@ -140,7 +141,11 @@ def test_accuracies_and_differences_are_per_kind_of_fact_and_question() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
+def test_the_command_resumes_and_refuses_another_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = reversal._SHAPE.model_copy(update={"hidden_size": 32, "num_hidden_layers": 1})
+    monkeypatch.setattr(reversal, "_SHAPE", shape)
     trained: list[str] = []
 
     def watch(name: str, steps: int) -> Any:

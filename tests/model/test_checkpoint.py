@@ -1,8 +1,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -305,30 +303,3 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path, tokenizer, 
         save_checkpoint(
             tmp_path / "file" / "model", model, tokenizer, Direction.FORWARD, PairFormat()
         )
-
-
-@pytest.mark.slow
-def test_transformers_alone_loads_it(checkpoints, tmp_path, tokenizer):
-    """Without ledom: the same logits from the same ids, and the same tokens and EOS."""
-    code = f"""
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-folder = {str(checkpoints["reverse"])!r}
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-with torch.no_grad():
-    logits = model(torch.tensor({IDS.tolist()})).logits
-ids = tokenizer("How many 🍎 are 12?")["input_ids"]
-torch.save((logits, ids, tokenizer.eos_token_id), {str(tmp_path / "out.pt")!r})
-import sys
-assert "ledom" not in sys.modules
-"""
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path, timeout=100
-    )
-    logits, ids, eos_id = torch.load(tmp_path / "out.pt")
-    with torch.no_grad():
-        ours = load_checkpoint(checkpoints["reverse"]).model(IDS).logits
-    torch.testing.assert_close(logits, ours, atol=1e-5, rtol=0)
-    assert ids == tokenizer.encode("How many 🍎 are 12?").ids
-    assert eos_id == tokenizer.eos_id

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 import yaml
 
 import ledom
@@ -21,6 +22,7 @@ from ledom.core.records import Problem, write_records
 from ledom.data.card import write_dataset_card
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.store import write_store
+from ledom.model.checkpoint import load_checkpoint
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.export import export_model
@@ -39,9 +41,22 @@ def snippet(card: Path) -> str:
     return found[1]
 
 
-def test_the_cards_own_lines_give_the_same_logprobs(tmp_path, checkpoints):
-    """In a fresh process, with plain transformers, in both directions."""
-    programs = []
+IDS = [[0, 17, 256, 3, 99, 311, 7]]
+TEXT = "How many 🍎 are 12?"
+PLAIN = f"""
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({{folder!r}})
+tokenizer = AutoTokenizer.from_pretrained({{folder!r}})
+with torch.no_grad():
+    logits = model(torch.tensor({IDS})).logits
+torch.save((logits, tokenizer({TEXT!r})["input_ids"], tokenizer.eos_token_id), {{out!r}})
+"""
+
+
+def test_without_ledom_the_numbers_are_the_same(tmp_path, checkpoints, tokenizer):
+    """In a fresh process, with plain transformers, in both directions; the model folder, too."""
+    programs = [PLAIN.format(folder=str(checkpoints["reverse"]), out=str(tmp_path / "out.pt"))]
     for direction, folder in checkpoints.items():
         out = export_model(find_run(folder), tmp_path / direction)
         program = snippet(out / "README.md")
@@ -58,6 +73,11 @@ def test_the_cards_own_lines_give_the_same_logprobs(tmp_path, checkpoints):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
+    logits, ids, eos_id = torch.load(tmp_path / "out.pt")
+    with torch.no_grad():
+        ours = load_checkpoint(checkpoints["reverse"]).model(torch.tensor(IDS)).logits
+    torch.testing.assert_close(logits, ours, atol=1e-5, rtol=0)
+    assert (ids, eos_id) == (tokenizer.encode(TEXT).ids, tokenizer.eos_id)
     printed = re.findall(r"^scores (.*)$", done.stdout, re.MULTILINE)
     for direction, line in zip(checkpoints, printed, strict=True):
         lm = ledom.load(tmp_path / direction)
