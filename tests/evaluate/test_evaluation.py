@@ -394,6 +394,8 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     known = ["arc_easy", "arc_challenge", "gsm8k"]
     monkeypatch.setattr("ledom.evaluate.harness_tasks.known_tasks", lambda: known)
+    with pytest.raises(InputError, match="unknown task 'arc_eazy'"):
+        find_source("arc_eazy", Options())  # before another task is measured
     assert "did you mean" in refused("arc_eazy")
     assert "arc_easy" in refused("arc_eazy")
     assert "the suites are ledom, r2l, problems" in refused("no such thing at all")

@@ -223,6 +223,17 @@ def test_stop_strings_are_met_in_the_order_of_writing(tokenizer: Tokenizer) -> N
     assert written(reverse, "x", until=[]) == text
 
 
+@pytest.mark.parametrize("until", [["asa", "agn"], ["agn", "asa"]])
+def test_of_stop_strings_that_overlap_the_one_met_first_counts(
+    tokenizer: Tokenizer, until: list[str]
+) -> None:
+    """Written from the end, "lasagna last?" has agn before it has asa."""
+    model = FakeLanguageModel(tokenizer, Direction.REVERSE, ["a lasagna last?"])
+    model.stops_at_patterns = False  # type: ignore[misc]
+    asked = requests("generate_until", [("How long?", {"until": until, "max_gen_toks": 20})])
+    assert LedomLM(model).generate_until(asked) == ["a last?"]
+
+
 def test_a_stop_string_across_tokens_stops_a_reverse_model() -> None:
     """The string is the end of one token and the start of the next, in reading order."""
     lm = LedomLM(ledom.load("tiny", "reverse", device="cpu"))

@@ -293,9 +293,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         """The part of a text that was written before the first stop string."""
         if self.direction is Direction.FORWARD:
             return str(postprocess_generated_text(text, list(until), None))
-        for term in until:
-            text = text.rsplit(term, 1)[-1]
-        return text
+        return min((text.rsplit(term, 1)[-1] for term in until), key=len, default=text)
 
 
 def document_batches(requests: Sequence[Request]) -> list[list[Request]]:
