@@ -12,11 +12,12 @@ import ctypes
 import os
 from collections.abc import Callable, Mapping
 
+from ledom.core.processes import available_cpus
+
 __all__ = ["keep_pages"]
 
-# glibc's malloc.h. One heap for all threads: the others' heaps cannot hold blocks of over 64 MB.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_SETTINGS = {_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0, _M_ARENA_MAX: 1}  # never; no blocks; one
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
+_CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; a heap for each takes memory
 
 
 def keep_pages() -> bool:
@@ -32,7 +33,9 @@ def keep_pages() -> bool:
     mallopt = _mallopt()
     if mallopt is None or _is_set_by_user(os.environ):
         return False
-    return all(mallopt(key, value) == 1 for key, value in _SETTINGS.items())
+    heaps = max(1, available_cpus() // _CPUS_PER_HEAP)
+    settings = {_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0, _M_ARENA_MAX: heaps}  # -1: never trim
+    return all(mallopt(key, value) == 1 for key, value in settings.items())
 
 
 def _is_set_by_user(environment: Mapping[str, str]) -> bool:
