@@ -140,12 +140,16 @@ def test_accuracies_and_differences_are_per_kind_of_fact_and_question() -> None:
     assert len(found) == 7 * len(ARMS)
 
 
-@pytest.mark.slow
-def test_the_command_resumes_and_refuses_another_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models."""
     shape = reversal._SHAPE.model_copy(update={"hidden_size": 32, "num_hidden_layers": 1})
     monkeypatch.setattr(reversal, "_SHAPE", shape)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
+def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     trained: list[str] = []
 
     def watch(name: str, steps: int) -> Any:
@@ -185,6 +189,7 @@ def test_the_table_is_whole_on_a_narrow_terminal(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 def test_kills_at_any_moments_leave_the_same_answers(tmp_path: Path) -> None:
     def work(out: Path) -> None:
         job = ReversalJob(out, per_order=1, steps=2)
