@@ -50,7 +50,7 @@ def equal_answers(first: str | None, second: str | None) -> bool:
         return int(first) == int(second)
     if not (has_content(first) and has_content(second)):
         return False
-    if text_key(first) == text_key(second):
+    if first == second or text_key(first) == text_key(second):
         return True
     left, right = read(first), read(second)
     if left is None or right is None:
