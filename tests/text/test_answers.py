@@ -166,7 +166,7 @@ def test_is_correct_compares_by_value() -> None:
 def test_long_hostile_texts_take_linear_time(unit: str, prefix: str) -> None:
     """Ten times the text may take 10 times as long, not 100; 30 allows for a busy machine."""
     seconds = []
-    for size in (20_000, 200_000):
+    for size in (10_000, 100_000):
         text = prefix + unit * (size // len(unit))
         start = time.process_time()
         equal_answers(extract_answer(text), "7")

@@ -139,12 +139,12 @@ def test_any_mixture_of_signs_is_read_or_not_understood(text: str) -> None:
 )
 def test_hostile_texts_of_any_length(unit: str) -> None:
     started = time.process_time()
-    for size in (50, 399, 300_000):
+    for size in (50, 399, 100_000):
         text = (unit * size)[:size]
         for answer in (text, "5" + text, "The answer is " + text):
             assert not equal_answers(answer, "7")
             assert equal_answers(answer, answer) == has_content(answer)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
