@@ -39,7 +39,9 @@ def test_the_table_fits_eighty_columns(
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= 80
     (noisy,) = [line for line in lines if line.startswith("noisy channel")]
-    assert noisy.split(maxsplit=2)[2] == "100.0 ± 25.0 −12.3 [−23.4, −10.0] −12.3 [−23.4, −10.0]"
+    assert noisy.split(maxsplit=2)[2] == (
+        "100.0 [75.0, 100.0] −12.3 [−23.4, −10.0] −12.3 [−23.4, −10.0]"
+    )
     names = " ".join(line.split("100.0")[0].strip() for line in lines)  # long ones are folded
     assert names.count("rather long name") == 2
 
