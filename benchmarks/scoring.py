@@ -17,7 +17,9 @@ shares of the rates of plain products (`rates.py`) count only work that must be 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -43,6 +45,7 @@ from ledom.model.checkpoint import save_checkpoint
 from ledom.rerank.sample import sample_candidates
 
 NUM_SHOTS = 8
+LONG_CONTEXT = 4096  # tokens; holds the demonstrations
 CASES = ("pair", "forward", "shots", "smollm2", "wide", "memory")
 
 
@@ -310,41 +313,39 @@ def main() -> None:
 
 def run_case(case: str, pairs: Any, shots: Any, folder: Path, measuring: Measuring) -> None:
     """One of `CASES`; `folder` is for models. The peers take a part of the pairs."""
-    few = pairs[: min(64, max(16, len(pairs) // 16))]  # for models that take seconds per pair
+    slow = pairs[: min(64, max(16, len(pairs) // 16))]  # for models that take seconds per pair
     if case in ("pair", "forward"):
         direction = "reverse" if case == "pair" else "forward"
-        lm, name = _tiny(direction), f"{direction}, embedded pair"
-        compare(name, lm, pairs, [], len(pairs) // 4, folder / direction, measuring)
+        lm, name = HFLanguageModel(embedded_folder(direction)), f"{direction}, embedded pair"
+        compare(name, lm, pairs, [], len(pairs) // 4, folder / f"peer-{direction}", measuring)
     elif case == "shots":
         for direction in ("reverse", "forward"):
-            name, lm = f"{direction}, {NUM_SHOTS} demonstrations", _tiny(direction, 4096)
-            compare(
-                name,
-                lm,
-                pairs,
-                shots,
-                max(8, len(pairs) // 32),
-                folder / f"shots-{direction}",
-                measuring,
-            )
+            lm, peer = _long(direction, folder / direction), folder / f"shots-{direction}"
+            name, few = f"{direction}, {NUM_SHOTS} demonstrations", max(8, len(pairs) // 32)
+            compare(name, lm, pairs, shots, few, peer, measuring)
     elif case == "smollm2":  # SmolLM2-135M's shape
         lm = random_model(folder / case, 576, 1536, 30, heads=9, kv_heads=3, vocab_size=49_152)
         name = "reverse, SmolLM2-135M's shape"
-        compare(name, lm, few, [], len(few) // 4, folder / "peer-smollm2", measuring)
+        compare(name, lm, slow, [], len(slow) // 4, folder / "peer-smollm2", measuring)
     elif case == "wide":  # Qwen2.5-0.5B's width and heads, 6 of its 24 layers
         lm = random_model(folder / case, 896, 4864, layers=6, heads=14)
-        compare("reverse, wide", lm, few, [], len(few) // 4, folder / "peer-wide", measuring)
+        compare("reverse, wide", lm, slow, [], len(slow) // 4, folder / "peer-wide", measuring)
     else:
         for num_candidates in (16, 64):
             memory(num_candidates)
 
 
-def _tiny(direction: str, context: int = 0) -> HFLanguageModel:
-    """One of the embedded pair, at a context that holds the demonstrations where one is asked."""
-    lm = HFLanguageModel(embedded_folder(direction))
-    if context:
-        lm.context = lm.model.config.max_position_embeddings = context
-    return lm
+def _long(direction: str, folder: Path) -> HFLanguageModel:
+    """One of the embedded pair at a context that holds the demonstrations, from a copy in `folder`.
+
+    A context that is set after loading would not do: up to which length packed rows are exact is
+    found at load, and longer texts are scored one by one.
+    """
+    shutil.copytree(embedded_folder(direction), folder)
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) | {"max_position_embeddings": LONG_CONTEXT}
+    file.write_text(json.dumps(config))
+    return HFLanguageModel(folder)
 
 
 if __name__ == "__main__":
