@@ -107,6 +107,7 @@ def test_more_problems_than_there_are(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_defaults_are_never_refused(
     run: Run,
     fakes: dict[str, FakeLanguageModel],
