@@ -16,6 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
+
 __all__ = ["contents", "die_at", "in_a_child", "run_through_kills"]
 
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
@@ -77,6 +79,8 @@ def in_a_child(run: Callable[[], object]) -> int:
         signal.alarm(_SECONDS)
         # A fork has none of its parent's threads, and tokenizers would wait for them for ever.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        # Torch makes its pool anew when it is first asked, which two threads must not do at once.
+        torch.set_num_threads(torch.get_num_threads())
         try:
             run()
             os._exit(0)

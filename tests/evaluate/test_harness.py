@@ -351,7 +351,7 @@ def test_the_harness_itself_and_our_command_give_the_same_numbers(
         'doc_to_choice: \'{{[n ~ "", "about " ~ n, "none"]}}\'\ndoc_to_target: \'{{n % 3}}\'\n'
         "metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_mutual_info}]\n"
     )
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")  # not in HOME
     own = {str(d): folders[str(d)] for d in Direction}
     asked = [f"--{name}={folder}" for name, folder in own.items()]
     code, printed = run("eval", task, *asked, "--out", tmp_path / "out")

@@ -59,7 +59,7 @@ def test_a_task_is_built_from_its_file_and_a_group_by_the_registry(
     rows.write_text('{"question": "2 + 2?"}\n{"question": "1 + 3?"}\n')
     file = tmp_path / "two.yaml"
     file.write_text(TASK.replace("FILE", str(rows)))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")  # not in HOME
     monkeypatch.setattr(harness_tasks, "_files", lambda: {"two": file})
     for name in ("two", str(file)):
         (task,) = harness_tasks.build_tasks(name, 0)
@@ -85,7 +85,7 @@ def test_a_copy_of_a_dataset_stands_for_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The harness's own arc_easy, on a folder as the hub has it."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")  # not in HOME
     folder = tmp_path / "arc_easy"
     folder.mkdir()
     (folder / "README.md").write_text(README)
@@ -107,6 +107,19 @@ def test_a_copy_of_a_dataset_stands_for_the_hub(
     assert any("boolq is left out" in note for note in notes)
     with pytest.raises(InputError, match="'mmlu' is not a single task"):
         harness_tasks.build_tasks("mmlu", 0, folder)
+
+
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(
+    unread: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, file = tmp_path / "rows.jsonl", tmp_path / "two.yaml"
+    rows.write_text('{"question": "2 + 2?"}\n')
+    file.write_text(TASK.replace("FILE", str(rows)))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", rows / "hub")  # within a file
+    with pytest.raises(InputError, match="rows.jsonl.*HF_HOME") as failure:
+        tasks.find_source(str(file), tasks.Options()).load(Direction.REVERSE)
+    assert "network" not in str(failure.value)
+    assert unread == []
 
 
 def test_no_document_is_its_own_example(monkeypatch: pytest.MonkeyPatch) -> None:

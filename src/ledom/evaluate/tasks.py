@@ -372,8 +372,10 @@ def _reach(name: str, load: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # whatever the hub's client and the harness raise
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"task {name!r} could not be loaded ({reason}); it comes from the hub: with no "
-            "network give --data FOLDER with local task files or copies of datasets (ledom docs "
-            "evaluate)"
-        ) from error
+        remedy = (
+            "it comes from the hub: with no network give --data FOLDER with local task files or "
+            "copies of datasets (ledom docs evaluate)"
+        )
+        if isinstance(error, OSError) and error.filename:  # of this machine, not of the network
+            remedy = "datasets keeps its files in the folder that HF_HOME names: one to write into"
+        raise InputError(f"task {name!r} could not be loaded ({reason}); {remedy}") from error
