@@ -175,8 +175,9 @@ def read_checkpoint_info(
     eos_token: str | None = None,
     turn: bool = False,
     bos_token: str | None = None,
+    config: PretrainedConfig | None = None,
 ) -> CheckpointInfo:
-    """Read a model folder, all but its weights.
+    """Read a model folder, all but its weights, and its config.json where it is not given.
 
     `direction` may be left out where the folder records one, and must be given where it does not
     (a checkpoint made elsewhere). `bos_token` is what the model reads first, where that is another
@@ -185,17 +186,7 @@ def read_checkpoint_info(
     missing, incomplete or damaged.
     """
     folder = Path(folder)
-    return _info(folder, _read_config(folder), direction, eos_token, turn, bos_token)
-
-
-def _info(
-    folder: Path,
-    config: PretrainedConfig,
-    direction: Direction | str | None,
-    eos_token: str | None,
-    turn: bool,
-    bos_token: str | None,
-) -> CheckpointInfo:
+    config = config or _read_config(folder)
     tokenizer = Tokenizer.load(folder, eos_token)
     recorded = getattr(config, DIRECTION_KEY, None)
     chosen = choose_direction(folder, None if turn else recorded, direction)
@@ -319,7 +310,7 @@ def load_checkpoint(
     """
     folder = Path(folder)
     config = _read_config(folder)  # once: transformers takes as long as for a small model
-    info = _info(folder, config, direction, eos_token, turn, bos_token)
+    info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
     # Refuses unreadable files and incomplete models.
     _check_size(folder, config, sum(file.stat().st_size for file in loaded_files(folder)))
     with _readable(folder):
