@@ -11,6 +11,8 @@ import pytest
 
 from ledom.serve.batching import Batcher, Closing, Overloaded, Steps
 
+Pending = asyncio.Task[list[int]]
+
 
 class Work:
     """Doubles numbers in two steps; waits at a gate in each, fails for negative numbers, and notes
@@ -51,11 +53,17 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
+async def busy_with(work: Work, queue: Batcher[int, int], items: list[int]) -> Pending:
+    """A first request, whose batch waits at the gate."""
+    work.gate.clear()
+    first = asyncio.create_task(queue.submit(items))
+    await until(lambda: len(work.batches) == 1)
+    return first
+
+
 async def small_behind_large(work: Work, queue: Batcher[int, int]) -> None:
     """One item is sent while the first batch of twelve is worked on; both answers are right."""
-    work.gate.clear()
-    large = asyncio.create_task(queue.submit(list(range(100, 112))))
-    await until(lambda: len(work.batches) == 1)
+    large = await busy_with(work, queue, list(range(100, 112)))
     small = asyncio.create_task(queue.submit([1]))
     await until(lambda: queue.waiting == 9)
     work.gate.set()
@@ -67,9 +75,8 @@ def test_requests_that_wait_share_a_batch() -> None:
     async def test() -> None:
         work = Work()
         queue = batcher(work)
-        work.gate.clear()
-        first = asyncio.create_task(queue.submit([1]))
-        await until(lambda: work.batches == [[1]])
+        first = await busy_with(work, queue, [1])
+        assert work.batches == [[1]]
         others = [asyncio.create_task(queue.submit([n])) for n in (2, 3, 4)]
         await until(lambda: queue.waiting == 3)
         work.gate.set()
@@ -102,9 +109,8 @@ def test_a_batch_that_completes_a_small_request_is_half_as_long(
         work = Work()
         queue = batcher(work, cost=500.0)
         queue._speed = 2000.0 / 1e9  # four items per batch
-        work.gate.clear()
-        first = asyncio.create_task(queue.submit([1]))
-        await until(lambda: work.batches == [[1]])
+        first = await busy_with(work, queue, [1])
+        assert work.batches == [[1]]
         others = [asyncio.create_task(queue.submit(n)) for n in (list(range(100, 112)), [2])]
         await until(lambda: queue.waiting == 13)
         work.gate.set()
@@ -152,9 +158,8 @@ def test_a_batch_that_completes_a_request_is_not_interrupted() -> None:
     async def test() -> None:
         work = Work()
         queue = batcher(work)
-        work.gate.clear()
-        first = asyncio.create_task(queue.submit([1]))
-        await until(lambda: work.batches == [[1]])
+        first = await busy_with(work, queue, [1])
+        assert work.batches == [[1]]
         second = asyncio.create_task(queue.submit([2]))
         await until(lambda: queue.waiting == 1)
         work.gate.set()
@@ -169,9 +174,7 @@ def test_a_batch_that_interrupts_may_fail_alone() -> None:
     async def test() -> None:
         work = Work()
         queue = batcher(work, cost=500.0)
-        work.gate.clear()
-        large = asyncio.create_task(queue.submit(list(range(100, 112))))
-        await until(lambda: len(work.batches) == 1)
+        large = await busy_with(work, queue, list(range(100, 112)))
         small = asyncio.create_task(queue.submit([-1]))
         await until(lambda: queue.waiting == 9)
         work.gate.set()
@@ -203,9 +206,7 @@ def test_a_full_queue_refuses_with_a_time() -> None:
     async def test() -> None:
         work = Work()
         queue = batcher(work, capacity=3)
-        work.gate.clear()
-        busy = asyncio.create_task(queue.submit([0]))
-        await until(lambda: len(work.batches) == 1)
+        busy = await busy_with(work, queue, [0])
         waits = asyncio.create_task(queue.submit([1, 2]))
         await until(lambda: queue.waiting == 2)
         with pytest.raises(Overloaded) as refused:
@@ -224,9 +225,7 @@ def test_what_is_cancelled_is_not_computed() -> None:
     async def test() -> None:
         work = Work()
         queue = batcher(work)
-        work.gate.clear()
-        busy = asyncio.create_task(queue.submit([0]))
-        await until(lambda: len(work.batches) == 1)
+        busy = await busy_with(work, queue, [0])
         gone = asyncio.create_task(queue.submit([1, 2, 3]))
         kept = asyncio.create_task(queue.submit([4]))
         await until(lambda: queue.waiting == 4)
@@ -245,9 +244,7 @@ def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
     async def test() -> None:
         work = Work()
         queue = batcher(work)
-        work.gate.clear()
-        taken = asyncio.create_task(queue.submit([1, 2]))
-        await until(lambda: len(work.batches) == 1)
+        taken = await busy_with(work, queue, [1, 2])
         closing = asyncio.create_task(queue.close())
         await asyncio.sleep(0)
         with pytest.raises(Closing):
@@ -274,9 +271,7 @@ def test_many_small_requests_share_a_batch_larger_than_that_of_a_large_one() -> 
     async def test() -> None:
         work = Work()
         queue = batcher(work, cost=500.0)  # four items of a large request per batch
-        work.gate.clear()
-        busy = asyncio.create_task(queue.submit([0]))
-        await until(lambda: len(work.batches) == 1)
+        busy = await busy_with(work, queue, [0])
         small = [asyncio.create_task(queue.submit([n])) for n in range(1, 21)]
         await until(lambda: queue.waiting == 20)
         work.gate.set()
