@@ -377,5 +377,5 @@ def _reach(name: str, load: Callable[[], Any]) -> Any:
             "copies of datasets (ledom docs evaluate)"
         )
         if isinstance(error, OSError) and error.filename:  # of this machine, not of the network
-            remedy = "datasets keeps its files in the folder that HF_HOME names: one to write into"
+            remedy = "set HF_HOME to a folder that can be written; the datasets library needs one"
         raise InputError(f"task {name!r} could not be loaded ({reason}); {remedy}") from error

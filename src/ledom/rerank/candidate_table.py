@@ -221,7 +221,7 @@ def _planned(candidate: Candidate) -> int:
 
 
 def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
-    """Values [P, N] less the mean of their problem, then less the mean of what is left by model."""
+    """Values [P, N] with the mean of each problem subtracted, and then the mean of each writer."""
     counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     relative = np.where(mask, values - (values * mask).sum(axis=1, keepdims=True) / counts, 0.0)
     for writer in np.unique(writers[mask]):
