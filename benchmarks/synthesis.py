@@ -1,27 +1,33 @@
 """Are synthesized problems any good? Round trips, and a training with and without them.
 
     python benchmarks/synthesis.py agreement --num-seeds 100 --out out/agreement
-    python benchmarks/synthesis.py training --out out/training
+    python benchmarks/synthesis.py training --seeds 2 --out out/training
 
 agreement: the share of the forward model's answers that agree, for questions that the reverse model
 writes for solutions and for bare answers of generated problems, and for solutions of a JSONL file
 of problems (--problems); as the control, for the true questions of the same solutions.
 
-training: ten kinds of problem that the embedded pair never saw. Both of its models are trained on
---num-real problems of these kinds; this is the base. New problems are then made in two ways: the
-base reverse model writes question and steps for the bare answers of other problems of these kinds,
-or the base forward model writes whole problems from nothing. Both are sifted alike: the base
-forward model's answers must agree, near duplicates go. Then the embedded forward model is trained
-on the real problems alone, on real ones and the first kind of new ones, and on real ones and as
-many of the other kind, for equally many steps. Printed is the accuracy of greedy answers to unseen
-problems of these kinds, with paired differences and 95% intervals over problems.
+training: three kinds of problem that the embedded pair never saw. Both of its models are trained
+further on --num-real problems of these kinds. The reverse model then writes questions for the
+solutions of other problems of these kinds; they are sifted as `ledom synthesize` does, by the
+forward model's answers. Then the embedded forward model is trained anew, for equally many steps:
+
+    real        on the real problems alone
+    reverse     on these, and the new problems
+    forward     on these, and as many whole problems that the forward model wrote, sifted alike
+    true        on these, and the solutions of `reverse` with their true questions
+    solutions   on these, and the solutions of `reverse` without a question
+
+Printed is the accuracy of greedy answers to unseen problems of these kinds, averaged over
+--seeds, with paired differences and 95% intervals over problems. A stopped run resumes.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +53,9 @@ from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
 
 HOW = SynthesisSettings(Sampling(temperature=0.7), num_samples=2, num_answers=2)
+GREEDY = Sampling(temperature=0, max_tokens=160)
+KINDS = (14, 72, 95)
+"""Templates of `gsm_symbolic`: of those held out from the pair's training, the three shortest."""
 
 
 def quiet(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
@@ -60,7 +69,7 @@ def as_generated(problem: Problem) -> Problem:
     return replace(problem, solution=normalize_solution(plain))
 
 
-def measure_agreement(options: argparse.Namespace) -> None:
+def measure_agreement(options: Namespace) -> None:
     """The table of round trips."""
     forward, reverse = ledom.load("tiny", "forward"), ledom.load("tiny", "reverse")
     drawn = list(generate_problems("tune", options.num_seeds, seed=9))
@@ -102,21 +111,32 @@ def distinct_answers(seeds: Iterable[Seed]) -> list[Seed]:
     return list({seed.final_answer: seed for seed in reversed(list(seeds))}.values())[::-1]
 
 
+def some_kinds(split: str, count: int, seed: int) -> list[Problem]:
+    """Generated problems of the kinds to learn."""
+    drawn = generate_problems(split, 20 * count, seed, held_out=True)
+    return list(islice((p for p in drawn if p.extra["template"] in KINDS), count))
+
+
 def trained(
-    name: str, direction: Direction, problems: Sequence[Problem], steps: int, seed: int, out: Path
+    name: str, direction: Direction, problems: Sequence[Problem], seed: int, options: Namespace
 ) -> LanguageModel:
-    """The embedded model of a direction, trained further on problems."""
-    folder = out / name
+    """The embedded model of a direction, trained further on problems; resumes."""
+    folder, steps = options.out / name, options.steps
     write_records(folder / "train.jsonl", problems)
+    write_records(folder / "valid.jsonl", some_kinds("valid", 8, seed=24))
     recipe = Recipe(
         name=name,
         seed=seed,
         init_from=str(embedded_folder(direction)),
-        data=DataConfig(train=str(folder / "train.jsonl")),
+        data=DataConfig(train=str(folder / "train.jsonl"), valid=str(folder / "valid.jsonl")),
         optim=OptimConfig(
-            steps=steps, warmup_steps=5, decay_steps=steps // 2, muon_lr=0.005, adamw_lr=1e-3
+            steps=steps,
+            warmup_steps=5,
+            decay_steps=steps // 2,
+            matrix_optimizer="adamw",
+            adamw_lr=options.rate,
         ),
-        train=TrainConfig(batch_size=16),
+        train=TrainConfig(batch_size=8, validate_every=steps, checkpoint_every=25),
     )
     data = prepare_data(recipe.data_of(direction), folder / "data")
     finished = train(recipe, direction, data, folder, lambda _: None)
@@ -124,97 +144,108 @@ def trained(
     return lm
 
 
-def from_answers(
-    reverse: LanguageModel, forward: LanguageModel, count: int, known: list[str], out: Path
-) -> list[Problem]:
-    """Question and steps for the answers of other problems of the same kinds."""
-    others = generate_problems("train", count, seed=22, held_out=True)
-    answers = distinct_answers(Seed(id=p.id, answer=p.answer) for p in others)
-    samples = -(-2 * count // len(answers))
-    how = replace(HOW, num_samples=samples)
-    found = synthesize(answers, reverse, forward, how, known, out, quiet)
-    print("from bare answers:", len(found.problems), "stay; removed:", found.reasons, flush=True)
-    return found.problems
+def without_question(problem: Problem) -> Seed:
+    return Seed(id=problem.id, solution=problem.solution, answer=problem.answer)
 
 
-def from_nothing(forward: LanguageModel, count: int, known: list[str], out: Path) -> list[Problem]:
-    """Whole problems that the forward model writes; each has to answer itself alike."""
-    prompts, path = [Prompt("nothing", "")], out / "proposals.jsonl"
-    written = propose(forward, prompts, HOW.sampling, 2 * count, path, quiet, "")
+def written_forward(forward: LanguageModel, count: int, known: list[str], out: Path) -> Synthesized:
+    """Whole problems that the forward model writes, each with its own answer."""
+    prompts, path = [Prompt("forward", "")], out / "proposals.jsonl"
+    written = propose(forward, prompts, HOW.sampling, count, path, quiet, "")
     problems = []
     for one in written:
         question, mark, solution = one.text.partition(forward.pair_format.literals[1])
         answer = extract_answer(solution)
         problem = Problem(
-            id=f"nothing/{one.index}",
+            id=f"forward/{one.index}",
             question=question.strip(),
             answer=answer,
             solution=solution,
-            extra={"seed": f"nothing/{one.index}"},
+            extra={"seed": f"forward/{one.index}"},
         )
         if one.finish_reason != "stop" or not mark or not problem.question or not answer:
             problem.extra[REASON] = "not one question"
         problems.append(problem)
-    found = sift(problems, forward, HOW, known, out, quiet)
-    print("from nothing:", len(found.problems), "stay; removed:", found.reasons, flush=True)
-    return found.problems
+    return sift(problems, forward, HOW, known, out, quiet)
 
 
-def answers_right(lm: LanguageModel, problems: Sequence[Problem]) -> NDArray[np.float64]:
-    """Whether the greedy answer to each problem is right."""
-    prompts = [lm.pair_format.before_solution(problem.question) for problem in problems]
-    right = np.zeros(len(problems))
-    for place, (made,) in lm.generate(prompts, Sampling(temperature=0)):
-        right[place] = is_correct(made.text, problems[place].answer or "")
-    return right
-
-
-def measure_training(options: argparse.Namespace) -> None:
-    """The table of trainings."""
-    real = list(generate_problems("train", options.num_real, seed=21, held_out=True))
-    test = list(generate_problems("test", options.num_test, seed=23, held_out=True))
-    out, steps = options.out, options.steps
-    base = {
-        way: trained(f"base-{way}", way, real, steps, 1, out)
-        for way in (Direction.FORWARD, Direction.REVERSE)
-    }
-    forward = base[Direction.FORWARD]
+def arms_of_training(options: Namespace) -> dict[str, list[Problem]]:
+    """What each arm is trained on. New problems are made with the models of the first arm."""
+    real = some_kinds("train", options.num_real, seed=21)
     known = [problem.question for problem in real]
-    new = {
-        "answers": from_answers(
-            base[Direction.REVERSE], forward, options.num_new, known, out / "answers"
+    forward = trained("real-1", Direction.FORWARD, real, 1, options)
+    reverse = trained("reverse", Direction.REVERSE, real, 1, options)
+    true = {p.id: p for p in some_kinds("train", options.num_new, seed=22)}
+    seeds = [without_question(problem) for problem in true.values()]
+    one_each = replace(HOW, num_samples=1)
+    found = {
+        "reverse": synthesize(
+            seeds, reverse, forward, one_each, known, options.out / "new-reverse", quiet
         ),
-        "nothing": from_nothing(forward, options.num_new, known, out / "nothing"),
+        "forward": written_forward(forward, options.num_new, known, options.out / "new-forward"),
     }
-    size = min(map(len, new.values()))
-    arms = {"real": real, **{name: [*real, *made[:size]] for name, made in new.items()}}
-    print(f"{len(real)} real problems, {size} new ones per arm, {steps} steps", flush=True)
+    for name, made in found.items():
+        print(f"{name}: {len(made.problems)} stay; removed: {made.reasons}", flush=True)
+    size = min(len(made.problems) for made in found.values())
+    print(f"{len(real)} real problems, {size} new ones per arm, {options.steps} steps", flush=True)
+    new = found["reverse"].problems[:size]
+    kept = [true[str(problem.extra["seed"])] for problem in new]
+    return {
+        "real": real,
+        "reverse": [*real, *new],
+        "forward": [*real, *found["forward"].problems[:size]],
+        "true": [*real, *kept],
+        "solutions": [*real, *(replace(problem, question="") for problem in kept)],
+    }
+
+
+def answers_right(
+    lm: LanguageModel, problems: Sequence[Problem], path: Path
+) -> NDArray[np.float64]:
+    """Whether the greedy answer to each problem is right; the answers are kept."""
+    prompts = [Prompt(p.id, lm.pair_format.before_solution(p.question)) for p in problems]
+    written = propose(lm, prompts, GREEDY, 1, path, quiet, "")
+    pairs = zip(problems, written, strict=True)
+    return np.array([is_correct(one.text, problem.answer or "") for problem, one in pairs], float)
+
+
+def measure_training(options: Namespace) -> None:
+    """The table of trainings, after each seed."""
+    test = some_kinds("test", options.num_test, seed=23)
+    arms = arms_of_training(options)
     right: dict[str, list[NDArray[np.float64]]] = {name: [] for name in arms}
     for seed in range(1, options.seeds + 1):
-        for name, problems in arms.items():
-            lm = trained(f"{name}-{seed}", Direction.FORWARD, problems, steps, seed, out)
-            right[name].append(answers_right(lm, test))
-            print(name, seed, right[name][-1].mean(), flush=True)
-    means = {name: np.mean(values, axis=0) for name, values in right.items()}
-    print("| trained on | right, % | less real alone | less from nothing |")
-    print("|---|---|---|---|")
+        for arm, problems in arms.items():
+            lm = trained(f"{arm}-{seed}", Direction.FORWARD, problems, seed, options)
+            answers = options.out / f"{arm}-{seed}" / "answers.jsonl"
+            right[arm].append(answers_right(lm, test, answers))
+            print(arm, seed, right[arm][-1].mean(), flush=True)
+        show_training({name: np.mean(values, axis=0) for name, values in right.items()})
+
+
+def show_training(means: Mapping[str, NDArray[np.float64]]) -> None:
+    """Accuracy per arm, and its paired difference from the others."""
+    others = ("real", "forward", "solutions")
+    print(f"| trained on | right, % | less {' | less '.join(others)} |")
+    print("|---|---|---|---|---|")
     for name, values in means.items():
         cells = [accuracy(share_interval(values))]
-        for other in ("real", "nothing"):
+        for other in others:
             versus = difference(paired_share_interval(values, means[other]))
             cells.append("–" if name == other else versus)
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["agreement", "training"])
     parser.add_argument("--num-seeds", type=int, default=100)
     parser.add_argument("--problems", type=Path, help="a JSONL file of problems with solutions")
-    parser.add_argument("--num-real", type=int, default=150)
-    parser.add_argument("--num-new", type=int, default=300)
-    parser.add_argument("--num-test", type=int, default=250)
+    parser.add_argument("--num-real", type=int, default=90)
+    parser.add_argument("--num-new", type=int, default=200, help="solutions to write questions for")
+    parser.add_argument("--num-test", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rate", type=float, default=2e-3, help="AdamW's")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/synthesis"))

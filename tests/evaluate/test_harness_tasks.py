@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,11 +46,14 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_every_task_of_the_suites_is_one_of_the_harness_or_ours(unread: list[str]) -> None:
-    """The names that later versions of the harness may change; mmlu alone is a group."""
+    """The names that later versions of the harness may change; one is a group."""
     ours = {*BENCHMARKS, *tasks.CODE_TASKS, "problems_after", "problems_before"}
     named = {task.name for suite in SUITES.values() for task in suite}
     assert {name for name in named if not harness_tasks.is_known(name)} <= ours
-    assert {name for name in named if name not in harness_tasks._files()} - ours == {"mmlu"}
+    assert {name for name in named if name not in harness_tasks._files()} - ours == {
+        "mmlu_continuation"
+    }
+    assert "mmlu_continuation" in harness_tasks._groups()
     assert harness_tasks._files()["boolq"].parts[-3:] == ("super_glue", "boolq", "default.yaml")
 
 
@@ -67,9 +72,56 @@ def test_a_task_is_built_from_its_file_and_a_group_by_the_registry(
     assert unread == []
     group = tmp_path / "group.yaml"
     group.write_text("group: both\ntask: [two, arc_easy]\n")
-    for name in ("mmlu", str(group)):
+    for name in ("glue", str(group)):
         assert harness_tasks.build_tasks(name, 0) == []
-    assert unread == ["mmlu", str(group)]
+    assert unread == ["glue", str(group)]
+
+
+FILES = {
+    "own/group.yaml": "group: all\ntask:\n  - alone\n  - group: some\n    task: [tagged]\n",
+    "own/one.yaml": "task: alone\n",
+    "own/two.yaml": "task: two\ntag: tagged\n",
+    "other/three.yaml": "task: three\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "is_whole"),
+    [
+        ("other/four.yaml", "task: four\ntag: another\n", True),
+        ("other/four.yaml", "task: four\ntag: not_tagged\n", True),
+        ("other/four.yaml", "task: four\ntag: [another, tagged]\n", False),
+        ("other/four.yaml", "task: alone\n", False),
+        ("own/group.yaml", "group: all\ntask: [alone, three]\n", False),
+        ("own/group.yaml", "group: all\ntask: [{task: alone, num_fewshot: 2}]\n", False),
+    ],
+)
+def test_a_group_is_read_from_its_folder_where_all_its_tasks_lie_there(
+    file: str, text: str, is_whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag may be set, and a name defined, by any file of the harness."""
+    for name, content in (FILES | {file: text}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(harness_tasks, "_yaml_files", lambda: tmp_path.rglob("*.yaml"))
+    for find in (harness_tasks._files, harness_tasks._groups):
+        find.cache_clear()
+    try:
+        manager = harness_tasks._folder_manager("all")
+        assert (manager is not None) == is_whole
+        if manager is not None:
+            assert manager.all_tasks == ["all", "alone", "tagged", "two"]
+    finally:
+        for find in (harness_tasks._files, harness_tasks._groups):
+            find.cache_clear()
+
+
+@pytest.mark.slow
+def test_mmlu_is_read_from_its_folder() -> None:
+    for name in ("mmlu", "mmlu_continuation"):
+        manager = harness_tasks._folder_manager(name)
+        assert manager is not None
+        assert len([task for task in manager.all_subtasks if task.startswith("mmlu_")]) == 57
 
 
 README = """---
@@ -120,6 +172,15 @@ def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_network(
         tasks.find_source(str(file), tasks.Options()).load(Direction.REVERSE)
     assert "network" not in str(failure.value)
     assert unread == []
+
+
+def test_the_harness_shows_no_bars_of_its_own() -> None:
+    """tqdm reads its environment when the harness imports it."""
+    code = "import ledom.evaluate.harness_tasks, tqdm; list(tqdm.tqdm([1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr == ""
 
 
 def test_no_document_is_its_own_example(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -95,23 +95,46 @@ class Memory(LanguageModel):
 FORWARD, REVERSE = Memory(Direction.FORWARD), Memory(Direction.REVERSE)
 
 
-def test_each_direction_answers_the_questions_whose_answers_stood_where_it_writes() -> None:
-    right = [question.right for question in QUESTIONS]
-    forward = [
-        answer == wanted for answer, wanted in zip(ask(FORWARD, QUESTIONS), right, strict=True)
-    ]
-    reverse = [
-        answer == wanted for answer, wanted in zip(ask(REVERSE, QUESTIONS), right, strict=True)
-    ]
-    assert forward == [True, False, False, True, True, True]
-    assert reverse == [False, True, True, False, True, True]
+def quiet(chunks: Iterable[Any], *_: object) -> Iterator[Any]:
+    return iter(chunks)
 
 
-def test_the_pair_chooses_the_sentence_that_both_models_know() -> None:
-    assert ask_pair(FORWARD, REVERSE, QUESTIONS, seed=0) == [q.right for q in QUESTIONS]
+def test_each_direction_answers_the_questions_whose_answers_stood_where_it_writes(
+    tmp_path: Path,
+) -> None:
+    def right(lm: Memory) -> list[bool]:
+        answers = ask(lm, QUESTIONS, tmp_path / f"{lm.direction}.jsonl", quiet)
+        return [answer == q.right for answer, q in zip(answers, QUESTIONS, strict=True)]
+
+    assert right(FORWARD) == [True, False, False, True, True, True]
+    assert right(REVERSE) == [False, True, True, False, True, True]
 
 
-def test_a_guess_with_a_better_reward_is_chosen_over_the_right_answer() -> None:
+def test_the_pair_chooses_the_sentence_that_both_models_know(tmp_path: Path) -> None:
+    chosen = ask_pair(FORWARD, REVERSE, QUESTIONS, 0, tmp_path, quiet)
+    assert chosen == [q.right for q in QUESTIONS]
+
+
+def test_a_stop_while_asking_keeps_the_answers_that_were_there(tmp_path: Path) -> None:
+    """Each of these models dies at its fifth prompt; the next one starts there."""
+
+    class Dying(Memory):
+        def _write(self, prompt: str) -> str:
+            asked.append(prompt)
+            if len(asked) == 5:
+                raise KeyboardInterrupt
+            return super()._write(prompt)
+
+    asked: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        ask(Dying(Direction.FORWARD), QUESTIONS, tmp_path / "answers.jsonl", quiet)
+    assert len(asked) == 5
+    found = ask(Dying(Direction.FORWARD), QUESTIONS, tmp_path / "answers.jsonl", quiet)
+    assert found == ask(FORWARD, QUESTIONS, tmp_path / "whole.jsonl", quiet)
+    assert asked[5:] == ["We know that Eli Fox is", "We know that the founder of New Dawn is"]
+
+
+def test_a_guess_with_a_better_reward_is_chosen_over_the_right_answer(tmp_path: Path) -> None:
     """The reward is the mean of both models' log-probabilities, whoever proposed."""
 
     class Liar(Memory):
@@ -119,12 +142,14 @@ def test_a_guess_with_a_better_reward_is_chosen_over_the_right_answer() -> None:
             return "nobody" in TOKENIZER.decode(target.ids)
 
     liars = Liar(Direction.FORWARD), Liar(Direction.REVERSE)
-    assert ask_pair(*liars, QUESTIONS[:2], seed=0) == ["nobody", "nobody"]
+    assert ask_pair(*liars, QUESTIONS[:2], 0, tmp_path, quiet) == ["nobody", "nobody"]
 
 
-def test_accuracies_and_differences_are_per_kind_of_fact_and_question() -> None:
+def test_accuracies_and_differences_are_per_kind_of_fact_and_question(tmp_path: Path) -> None:
     right = [question.right for question in QUESTIONS]
-    answers = dict.fromkeys(ARMS, right) | {"forward": ask(FORWARD, QUESTIONS)}
+    answers = dict.fromkeys(ARMS, right) | {
+        "forward": ask(FORWARD, QUESTIONS, tmp_path / "answers.jsonl", quiet)
+    }
     found = {(r.seen, r.asked, r.arm): r for r in compare_arms(QUESTIONS, answers)}
     assert found["name first", "description", "forward"].accuracy.mean == 1
     assert found["name first", "name", "forward"].accuracy.mean == 0
@@ -156,7 +181,7 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
         return nullcontext(lambda progress: trained.append(name))
 
     job = ReversalJob(tmp_path, per_order=2, steps=2)
-    found = run_reversal(job, watch)
+    found = run_reversal(job, watch, quiet)
     assert len(trained) == 4 * 2
     assert [q.right for q in found.questions[::2]] == [f.description for f in make_facts(2)]
     written = json.loads((tmp_path / "reversal.json").read_text())
@@ -164,10 +189,10 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     assert set(written["questions"][0]["answers"]) == set(ARMS)
     trained.clear()
     (tmp_path / "reversal.json").unlink()
-    assert run_reversal(job, watch) == found
+    assert run_reversal(job, watch, quiet) == found
     assert trained == []  # every model was finished
     with pytest.raises(InputError, match="seed: 0 there, 1 now"):
-        run_reversal(ReversalJob(tmp_path, per_order=2, steps=2, seed=1), watch)
+        run_reversal(ReversalJob(tmp_path, per_order=2, steps=2, seed=1), watch, quiet)
 
 
 def test_the_table_is_whole_on_a_narrow_terminal(
@@ -193,7 +218,7 @@ def test_the_table_is_whole_on_a_narrow_terminal(
 def test_kills_at_any_moments_leave_the_same_answers(tmp_path: Path) -> None:
     def work(out: Path) -> None:
         job = ReversalJob(out, per_order=1, steps=2)
-        run_reversal(job, lambda name, steps: nullcontext(lambda progress: None))
+        run_reversal(job, lambda name, steps: nullcontext(lambda progress: None), quiet)
 
     assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=1, kills=2) > 0
     written = [(tmp_path / name / "reversal.json").read_bytes() for name in ("whole", "killed")]

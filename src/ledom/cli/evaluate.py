@@ -160,7 +160,7 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
     from ledom.evaluate.reversal import ReversalJob, run_reversal
 
     job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=command_line())
-    show_reversal(run_reversal(job, track_training))
+    show_reversal(run_reversal(job, track_training, track))
     say(f"results: {out / 'reversal.json'}")
 
 
@@ -232,17 +232,18 @@ def show_results(found: Evaluation) -> None:
 
 def _cells(row: Row) -> tuple[str, ...]:
     """A row's cells."""
-    from ledom.evaluate.results import ENTROPY
     from ledom.report import numbers
 
     if row.note.startswith("not applicable"):
         value = "n/a"
-    elif row.metric == ENTROPY:
+    elif row.unit == "nats":
         value = f"{numbers.number(row.value)} nats"
-    elif row.interval is not None:
+    elif row.interval is None:
+        value = numbers.number(row.value, 4)
+    elif row.unit == "share":
         value = numbers.accuracy(row.interval)
     else:
-        value = numbers.number(row.value, 4)
+        value = numbers.interval(row.interval)
     value += " *" if row.note.startswith("approximate") else ""
     less = [
         "" if found is None else numbers.difference(found)
@@ -260,7 +261,7 @@ def _published(task: TaskResult) -> list[str]:
         f"{task.num_documents:,} documents{chance}",
         *(
             f"published, {figure.source}: forward {figure.forward:.2f}, "
-            f"reverse {figure.reverse:.2f}"
+            f"reverse {figure.reverse:.2f} ({figure.note})"
             for figure in task.published
         ),
     ]

@@ -8,7 +8,6 @@ arithmetic on the same answers (`ledom.evaluate.scorings`).
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from ledom import __version__
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.core.files import write_atomically
+from ledom.core.files import write_json
 from ledom.core.reading import JsonObject
 from ledom.core.stage import Track
 from ledom.evaluate.harness import run_tasks
@@ -66,8 +65,7 @@ def evaluate_models(job: Job, track: Track) -> Evaluation:
         tasks=[_evaluate_task(source, job, track) for source in job.sources],
         notes=list(job.notes),
     )
-    with write_atomically(job.out / "results.json") as out:
-        json.dump(to_json(found), out, indent=1)
+    write_json(job.out / "results.json", to_json(found))
     return found
 
 
@@ -128,15 +126,20 @@ def _measured(
         if any(stated[task] is None or not np.isclose(stated[task], means[task]) for task in means):
             del by_metric[metric, name]
             continue
-        shown = metric if name == "none" else f"{metric} ({name})"
         note = _note(direction, metric, kinds, scoring)
-        yield Measured(direction, scoring, shown, values, note=note)
-    for results in found["results"].values():
+        yield Measured(direction, scoring, _shown(metric, name), values, note=note)
+    for task, results in found["results"].items():
+        of = f" of {task}" if len(found["results"]) > 1 else ""
         for key, value in results.items():
             metric, _, name = key.partition(",")
             known = (metric, name) in by_metric or metric.endswith("_stderr")
             if not known and isinstance(value, int | float) and name:
-                yield Measured(direction, scoring, metric, {}, float(value))
+                yield Measured(direction, scoring, _shown(metric, name) + of, {}, float(value))
+
+
+def _shown(metric: str, name: str) -> str:
+    """A metric with the filter that answers went through, where there is one."""
+    return metric if name == "none" else f"{metric} ({name})"
 
 
 def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, int], float]]:

@@ -23,6 +23,7 @@ from ledom.evaluate.inversion import InvertedPrompt
 from ledom.evaluate.results import MAIN_METRICS, Evaluation
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import ARMS, ReversalResult
+from ledom.evaluate.synthesis import seed_prompt
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report import numbers
 from ledom.report.gallery_page import Example, Gallery, Missing, Section, Table
@@ -99,10 +100,7 @@ def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Se
     if lm.direction is not Direction.REVERSE:
         raise DirectionError(f"{lm.name} is a forward model; give a reverse one")
     problems = [*generate_problems("test", count, seed)]
-    prompts = [
-        lm.pair_format.after_question(lm.pair_format.restyle(problem.require_solution()))
-        for problem in problems
-    ]
+    prompts = [seed_prompt(problem, lm.pair_format) for problem in problems]
     sampling = Sampling(temperature=_TEMPERATURE, max_tokens=_MOST_TOKENS, seed=seed)
     texts = {place: made[0] for place, made in lm.generate(prompts, sampling)}
     return Section(
@@ -112,8 +110,7 @@ def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Se
         rule=f"the first {count} problems of the test split with seed {seed}, one text each "
         f"(sample 0, temperature {_TEMPERATURE}, seed {seed}).",
         examples=[
-            example(lm, problem.id, texts[place].ids, lm.tokenizer.encode_inside(prompt))
-            for place, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
+            _question(lm, problem, texts[place].ids) for place, problem in enumerate(problems)
         ],
     )
 
@@ -139,13 +136,18 @@ def example(
     return Example(label, direction, pieces[:start], pieces[start:end], pieces[end:])
 
 
+def _question(lm: LanguageModel, problem: Problem, written: Sequence[int]) -> Example:
+    """What was written in front of a problem's solution."""
+    prompt = seed_prompt(problem, lm.pair_format)
+    return example(lm, problem.id, written, lm.tokenizer.encode_inside(prompt))
+
+
 def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     problems = read_records(file, Problem, Problem.require_solution, allow_none=True)
-    examples = []
-    for problem in problems[:count]:
-        prompt = lm.pair_format.after_question(lm.pair_format.restyle(problem.require_solution()))
-        written = lm.tokenizer.encode(problem.question).ids
-        examples.append(example(lm, problem.id, written, lm.tokenizer.encode_inside(prompt)))
+    examples = [
+        _question(lm, problem, lm.tokenizer.encode(problem.question).ids)
+        for problem in problems[:count]
+    ]
     return Section(
         heading=heading,
         lead="A reverse model wrote a question for a solution; it was kept because a forward model "

@@ -8,7 +8,6 @@ those of the harness's own HFLM. What each number means in reverse is said in do
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, S
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # ledom shows its own progress
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model

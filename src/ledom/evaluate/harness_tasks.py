@@ -1,13 +1,15 @@
 """Tasks of lm-evaluation-harness, from its registry or from a configuration.
 
 The registry reads 14,000 files, which takes 16 s. So a task that one file defines is built from
-that file alone; groups, tags and names that several files define are left to the registry.
+that file alone, and a group whose tasks are all in its own folder from that folder. The registry
+is left to other groups, tags and names that several files define.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,20 +27,22 @@ except ImportError:
 
 __all__ = ["build_task", "build_tasks", "is_file", "is_known", "known_tasks"]
 
-_TASK = re.compile(
-    rb"^[\"']?task[\"']?:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE
-)
-_GROUP = re.compile(rb"^[\"']?group\b", re.MULTILINE)
+_NAME = rb"^[\"']?%s[\"']?:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$"
+_TASK = re.compile(_NAME % b"task", re.MULTILINE)
+_GROUP = re.compile(_NAME % b"group", re.MULTILINE)
+_HAS_GROUP = re.compile(rb"^[\"']?group\b", re.MULTILINE)
 
 
 def known_tasks() -> list[str]:
-    """The names of the harness's tasks and groups."""
-    return list(_registry().all_tasks)
+    """The names of the harness's tasks and groups that its registry is not needed for."""
+    return [*_files(), *_groups()]
 
 
 def is_known(name: str) -> bool:
-    """Whether the harness has a task or group of this name, or it names a YAML file."""
-    return is_file(name) or name in _files() or name in known_tasks()
+    """Whether the harness has a task, group or tag of this name, or it names a YAML file."""
+    if is_file(name) or name in _files() or name in _groups():
+        return True
+    return _mentioned({name.encode()}, _yaml_files()) and name in _registry().all_tasks
 
 
 def build_task(config: JsonObject) -> Any:
@@ -64,9 +68,39 @@ def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> lis
 
 def _load(name: str) -> list[Any]:
     file = Path(name) if is_file(name) else _files().get(name)
-    alone = file is not None and file.is_file() and not _GROUP.search(file.read_bytes())
-    manager = TaskManager(include_defaults=False) if alone else _registry()
-    return [*manager.load([str(file) if alone else name])["tasks"].values()]
+    if file is not None and file.is_file() and not _HAS_GROUP.search(file.read_bytes()):
+        name, manager = str(file), TaskManager(include_defaults=False)
+    else:
+        manager = _folder_manager(name) or _registry()
+    return [*manager.load([name])["tasks"].values()]
+
+
+def _folder_manager(group: str) -> Any | None:
+    """What loads a group from its own folder; None where the folder may lack some of its tasks."""
+    if group not in _groups():
+        return None
+    folder = _groups()[group].parent
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    tags: set[bytes] = set()
+    todo: list[Any] = [group]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, dict) and isinstance(item["task"], list):  # a group without a file
+            todo += item["task"]
+        elif (entry := manager.task_index.get(str(item))) is None:
+            return None
+        elif item in _groups():
+            todo += entry.cfg["task"]
+        elif item not in _files():
+            tags.add(item.encode())
+    outside = (file for file in _yaml_files() if folder not in file.parents)
+    return None if tags and _mentioned(tags, outside) else manager
+
+
+def _mentioned(names: set[bytes], files: Iterable[Path]) -> bool:
+    """Whether one of the files has one of the names in it."""
+    words = re.compile(rb"(?<![\w-])(?:%s)(?![\w-])" % b"|".join(map(re.escape, names)))
+    return any(words.search(file.read_bytes()) for file in files)
 
 
 def _load_with(name: str, dataset: Path) -> list[Any]:
@@ -87,15 +121,30 @@ def is_file(name: str) -> bool:
 
 @cache
 def _files() -> dict[str, Path]:
-    """The harness's files by the task that each defines, as far as their text alone says it.
+    """The harness's files by the task that each defines, as far as their text alone says it."""
+    return _defined_once(_TASK)
+
+
+@cache
+def _groups() -> dict[str, Path]:
+    """The harness's files by the group that each defines, likewise."""
+    return _defined_once(_GROUP)
+
+
+def _defined_once(pattern: re.Pattern[bytes]) -> dict[str, Path]:
+    """The files by the name that the pattern finds in each.
 
     A name that several files define is left out: the registry knows which comes first.
     """
     found: dict[str, set[Path]] = {}
-    for file in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml"):
-        for name in _TASK.findall(file.read_bytes()):
+    for file in _yaml_files():
+        for name in pattern.findall(file.read_bytes()):
             found.setdefault(name.decode(), set()).add(file)
     return {name: file for name, (file, *others) in found.items() if not others}
+
+
+def _yaml_files() -> Iterator[Path]:
+    return Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
 
 
 def _leave_out_the_question(task: Any) -> None:

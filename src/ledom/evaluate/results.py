@@ -6,9 +6,10 @@ module takes per-document values and knows nothing of models or of the harness.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +25,8 @@ MAIN_METRICS = ("acc", "exact_match")
 """Metrics whose differences are shown."""
 ENTROPY = "cond. entropy"
 """Of the choice given the question (forward), or of the question given the choice."""
+_SHARE = re.compile(r"(\w+_)?acc(_\w+)?|exact_match|em|f1|mc[12]|pass@\d+")
+"""Metrics whose value of a document is from 0 to 1, by name: ours and the harness's."""
 
 Key = tuple[str, int]
 """A document: its task and number."""
@@ -49,7 +52,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `value` and differences are shares, or nats for the entropy."""
+    """A line of the table."""
 
     metric: str
     model: str
@@ -61,6 +64,8 @@ class Row:
     less_reversed: Interval | None = None
     """Paired difference to the same model's reversed-prompt control."""
     note: str = ""
+    unit: Literal["share", "nats", ""] = ""
+    """Of the value and the intervals; nothing for other metrics of the harness, as perplexity."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,11 @@ def compare(measured: Sequence[Measured]) -> list[Row]:
 
 
 def _row(one: Measured, measured: Sequence[Measured]) -> Row:
+    unit = _unit(one)
     if not one.values:
-        return Row(one.metric, str(one.direction), one.scoring, one.total, note=one.note)
+        return Row(one.metric, str(one.direction), one.scoring, one.total, note=one.note, unit=unit)
     values = _array(one.values)
-    is_share = one.metric != ENTROPY and values.min() >= 0 and values.max() <= 1
-    interval = share_interval(values) if is_share else bootstrap_interval(values)
+    interval = share_interval(values) if unit == "share" else bootstrap_interval(values)
     forward = control = None
     if one.metric in MAIN_METRICS and not one.note:
         if one.direction is Direction.REVERSE:
@@ -120,7 +125,16 @@ def _row(one: Measured, measured: Sequence[Measured]) -> Row:
         forward,
         control,
         one.note,
+        unit,
     )
+
+
+def _unit(one: Measured) -> Literal["share", "nats", ""]:
+    """By the metric's name; a value that is no share belies a name of one."""
+    if one.metric == ENTROPY:
+        return "nats"
+    named = _SHARE.fullmatch(one.metric.partition(" ")[0]) is not None
+    return "share" if named and all(0 <= value <= 1 for value in one.values.values()) else ""
 
 
 def _find(

@@ -11,13 +11,15 @@ trained for equally many steps:
     reverse training  forward, the facts and their reversed texts
     identity bridge   forward, the facts and sentences that each entity is itself
 
-    out/reversal/<model>/     a training run each; a stopped one resumes
+    out/reversal/<model>/     a training run each, and what the model answers
+    out/reversal/pair/        what both models propose, and the scores of it
     out/reversal.json         the results, and every answer
+
+Training and asking resume.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -29,9 +31,10 @@ from numpy.typing import NDArray
 
 from ledom import __version__
 from ledom.core.direction import Direction
-from ledom.core.files import check_settings, write_atomically, write_json
+from ledom.core.files import check_settings, write_json
 from ledom.core.reading import exists, read_json
 from ledom.core.records import Candidate, Document, Problem, write_records
+from ledom.core.stage import Track
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.evaluate.facts import (
     ORDERS,
@@ -43,12 +46,13 @@ from ledom.evaluate.facts import (
     reversed_texts,
     texts,
 )
+from ledom.evaluate.proposals import Prompt, propose
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.model.presets import ModelConfig
 from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.results import Interval, to_json
-from ledom.rerank.score import score_candidates
+from ledom.rerank.stages import Scoring, fill_scores
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import train_tokenizer
 from ledom.train.loop import Progress, train
@@ -171,7 +175,7 @@ Watch = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]]]
 """Shows a training: takes its name and number of steps."""
 
 
-def run_reversal(job: ReversalJob, watch: Watch) -> ReversalResult:
+def run_reversal(job: ReversalJob, watch: Watch, track: Track) -> ReversalResult:
     """Train the models, ask them everything, and compare; returns what reversal.json holds.
 
     Raises `InputError` where the folder holds a run with other settings.
@@ -180,8 +184,12 @@ def run_reversal(job: ReversalJob, watch: Watch) -> ReversalResult:
     _check_folder(job)
     questions = [Question(fact, asked) for fact in facts for asked in _ASKED]
     models = {name: _train(job, name, facts, watch) for name in _MODELS}
-    answers = {name: ask(lm, questions) for name, lm in models.items()}
-    answers["pair"] = ask_pair(models["forward"], models["reverse"], questions, job.seed)
+    answers = {
+        name: ask(lm, questions, _folder(job, name) / "answers.jsonl", track)
+        for name, lm in models.items()
+    }
+    both = models["forward"], models["reverse"]
+    answers["pair"] = ask_pair(*both, questions, job.seed, _folder(job, "pair"), track)
     found = ReversalResult(
         ledom_version=__version__,
         command=job.command,
@@ -201,9 +209,12 @@ def run_reversal(job: ReversalJob, watch: Watch) -> ReversalResult:
             for place, question in enumerate(questions)
         ],
     )
-    with write_atomically(job.out / "reversal.json") as out:
-        json.dump(to_json(found), out, indent=1)
+    write_json(job.out / "reversal.json", to_json(found))
     return found
+
+
+def _folder(job: ReversalJob, arm: str) -> Path:
+    return job.out / "reversal" / arm.replace(" ", "-")
 
 
 def _check_folder(job: ReversalJob) -> None:
@@ -218,7 +229,7 @@ def _check_folder(job: ReversalJob) -> None:
 def _train(job: ReversalJob, name: str, facts: Sequence[Fact], watch: Watch) -> LanguageModel:
     """The model of an arm; its training resumes."""
     direction, extra = _MODELS[name]
-    folder = job.out / "reversal" / name.replace(" ", "-")
+    folder = _folder(job, name)
     documents = texts(facts) + extra(facts)
     write_records(folder / "texts.jsonl", _documents(documents))
     every = [*texts(facts), *reversed_texts(facts), *identities(facts)]
@@ -257,27 +268,34 @@ def _recipe(job: ReversalJob, folder: Path) -> Recipe:
     )
 
 
-def ask(lm: LanguageModel, questions: Sequence[Question]) -> list[str]:
-    """A model's most likely answer to every question."""
+def ask(lm: LanguageModel, questions: Sequence[Question], path: Path, track: Track) -> list[str]:
+    """A model's most likely answer to every question, kept in the file `path`."""
     greedy = Sampling(temperature=0, max_tokens=_MOST_TOKENS)
-    return [answers[0] for answers in _proposals(lm, questions, greedy, 1)]
+    return [answer for (answer,) in _proposals(lm, questions, greedy, 1, path, track)]
 
 
 def _proposals(
-    lm: LanguageModel, questions: Sequence[Question], sampling: Sampling, count: int
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    count: int,
+    path: Path,
+    track: Track,
 ) -> list[list[str]]:
     """So many answers to every question, written where the model writes: forward at the end of the
     sentence, in reverse at its start."""
     forward = lm.direction is Direction.FORWARD
-    prompts = [_before(q.known) if forward else _after(q.known) for q in questions]
-    found: list[list[str]] = [[] for _ in questions]
-    for place, generations in lm.generate(prompts, sampling, count):
-        written = (generation.text for generation in generations)
-        found[place] = [
-            text.partition(".")[0].strip() if forward else text.removeprefix(_OPENING).strip()
-            for text in written
-        ]
-    return found
+    prompts = [
+        Prompt(f"{q.fact.id}, {q.asked}", _before(q.known) if forward else _after(q.known))
+        for q in questions
+    ]
+    name = f"asking: {path.parent.name}"
+    texts = [one.text for one in propose(lm, prompts, sampling, count, path, track, name)]
+    answers = [
+        text.partition(".")[0].strip() if forward else text.removeprefix(_OPENING).strip()
+        for text in texts
+    ]
+    return [answers[start : start + count] for start in range(0, len(answers), count)]
 
 
 def _before(known: str) -> str:
@@ -289,29 +307,39 @@ def _after(known: str) -> str:
 
 
 def ask_pair(
-    forward: LanguageModel, reverse: LanguageModel, questions: Sequence[Question], seed: int
+    forward: LanguageModel,
+    reverse: LanguageModel,
+    questions: Sequence[Question],
+    seed: int,
+    out: Path,
+    track: Track,
 ) -> list[str]:
-    """The answer that Reverse Reward chooses among what both models propose.
+    """The answer that Reverse Reward chooses among what both models propose, kept in `out`.
 
     A proposal makes a sentence of a first and a second part, whose reward is
     (log P(second | first) + log P(first | second)) / 2, by the forward and the reverse model.
     """
     sampling = Sampling(max_tokens=_MOST_TOKENS, seed=seed)
-    after = _proposals(forward, questions, sampling, _SAMPLES)
-    before = _proposals(reverse, questions, sampling, _SAMPLES)
+    after, before = (
+        _proposals(lm, questions, sampling, _SAMPLES, out / f"proposals.{name}.jsonl", track)
+        for name, lm in (("forward", forward), ("reverse", reverse))
+    )
     sentences = [
         {(question.known, answer): answer for answer in ends if answer}
         | {(answer, question.known): answer for answer in starts if answer}
         for question, ends, starts in zip(questions, after, before, strict=True)
     ]
     parts = [*dict.fromkeys(pair for own in sentences for pair in own)]
-    rewards = _totals(forward, parts, "y|x"), _totals(reverse, parts, "x|y")
+    rewards = (
+        _totals(forward, parts, "y|x", out, track),
+        _totals(reverse, parts, "x|y", out, track),
+    )
     total = {pair: (rewards[0][pair] + rewards[1][pair]) / 2 for pair in parts}
     return [own[max(own, key=lambda pair: total[pair])] if own else "" for own in sentences]
 
 
 def _totals(
-    lm: LanguageModel, parts: Sequence[tuple[str, str]], target: str
+    lm: LanguageModel, parts: Sequence[tuple[str, str]], target: str, out: Path, track: Track
 ) -> dict[tuple[str, str], float]:
     """A log-probability of every sentence."""
     problems = [Problem(id=first, question=first) for first in dict.fromkeys(p[0] for p in parts)]
@@ -319,10 +347,8 @@ def _totals(
         Candidate(problem_id=first, index=number, text=second)
         for number, (first, second) in enumerate(parts)
     ]
-    found: dict[tuple[str, str], float] = {}
-    for scores in score_candidates(problems, candidates, lm):
-        found |= {parts[s.index]: s.logprob for s in scores if s.target == target}
-    return found
+    scores = fill_scores(out, problems, candidates, lm, Scoring(), track)
+    return {parts[one.index]: one.logprob for one in scores if one.target == target}
 
 
 def compare_arms(

@@ -188,7 +188,8 @@ def synthesize(
     written = propose(reverse, fitting, how.sampling, samples, path, track, "writing questions")
     by_id = {seed.id: seed for seed in seeds}
     read = [_read(by_id[one.item_id], one, reverse.pair_format) for one in written]
-    read += [_too_long(by_id[prompt.id]) for prompt in prompts if prompt not in kept]
+    too_long = (by_id[prompt.id] for prompt in prompts if prompt not in kept)
+    read += [_problem(s, 0, s.question or "", s.solution, "too long") for s in too_long]
     own = [seed.question for seed in seeds if seed.question]
     return sift(read, forward, how, [*known, *own], out, track)
 
@@ -217,7 +218,7 @@ def sift(
     return found
 
 
-def seed_prompt(seed: Seed, pair_format: PairFormat) -> str:
+def seed_prompt(seed: Seed | Problem, pair_format: PairFormat) -> str:
     """What the reverse model reads before it writes: a whole solution, or its last line alone.
 
     >>> seed_prompt(Seed(id="a", answer="7"), PairFormat())
@@ -233,33 +234,30 @@ def _read(seed: Seed, proposal: Proposal, pair_format: PairFormat) -> Problem:
     before, between, _ = pair_format.literals
     text = proposal.text.removeprefix(before)
     question, mark, steps = text.partition(between) if between else (text, "", "")
+    question = question.strip()
     if seed.solution is not None:
         solution, whole = seed.solution, not mark
     else:
         solution, whole = f"{steps}{ANSWER_MARK} {seed.answer}", bool(mark and steps.strip())
-    problem = Problem(
-        id=f"{proposal.item_id}/{proposal.index}",
-        question=question.strip(),
+    reason = None
+    if proposal.finish_reason != "stop":
+        reason = "unfinished"
+    elif not whole or not question:
+        reason = "not one question"
+    elif seed.solution is None and not all(map(is_true, equations(steps))):
+        reason = "false equation"
+    return _problem(seed, proposal.index, question, solution, reason)
+
+
+def _problem(
+    seed: Seed, index: int, question: str, solution: str | None, reason: str | None
+) -> Problem:
+    return Problem(
+        id=f"{seed.id}/{index}",
+        question=question,
         answer=seed.final_answer,
         solution=solution,
-        extra={"seed": seed.id},
-    )
-    if proposal.finish_reason != "stop":
-        problem.extra[REASON] = "unfinished"
-    elif not whole or not problem.question:
-        problem.extra[REASON] = "not one question"
-    elif seed.solution is None and not all(map(is_true, equations(steps))):
-        problem.extra[REASON] = "false equation"
-    return problem
-
-
-def _too_long(seed: Seed) -> Problem:
-    return Problem(
-        id=f"{seed.id}/0",
-        question=seed.question or "",
-        answer=seed.final_answer,
-        solution=seed.solution,
-        extra={"seed": seed.id, REASON: "too long"},
+        extra={"seed": seed.id} | ({} if reason is None else {REASON: reason}),
     )
 
 

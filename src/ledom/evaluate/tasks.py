@@ -164,7 +164,9 @@ def _first_record(file: Path) -> JsonObject:
     check_regular(file)
     try:
         with file.open("rb") as lines:
-            first = next((line for line in lines if line.strip()), b"")
+            first = next((line for line in lines if line.strip()), None)
+        if first is None:
+            raise InputError("the file has no records")
         return parse_json(first.removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=file) from None
