@@ -1,16 +1,18 @@
-"""Several processes that share one job, as torchrun starts them: whose records are whose.
+"""A process's share of a job, and of the machine: ranks, device, threads, memory.
 
-Every process runs the same command on its share of the problems and writes its results to a file of
-its own (`ledom.core.stage`). The first process joins the files, reports and prints. Processes meet
-only between stages, through the store that torchrun keeps. This module knows nothing of models.
-Without torchrun there is one process, and nothing here imports torch.
+torchrun starts several processes. Each runs the same command on its share of the problems and
+writes its results to a file of its own (`ledom.core.stage`). The first process joins the files,
+reports and prints. Processes meet only between stages, through the store that torchrun keeps.
+Without torchrun there is one process. This module knows nothing of models, and imports torch only
+for a device or for several processes.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from itertools import count
@@ -28,6 +30,7 @@ __all__ = [
     "default_threads",
     "is_first",
     "is_first_failure",
+    "keep_pages",
     "local_rank",
     "local_size",
     "rank",
@@ -243,7 +246,14 @@ def _read(file: Path) -> str:
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch, BLAS and tokenizers, loaded or not, use so many threads; None is the default."""
+    """Let torch, BLAS and tokenizers, loaded or not, use so many threads; None is the default.
+
+    >>> before = os.environ.copy()
+    >>> set_threads(1)
+    >>> os.environ["OMP_NUM_THREADS"], os.environ["RAYON_NUM_THREADS"]
+    ('1', '1')
+    >>> os.environ.update(before)
+    """
     count = threads or default_threads()
     for name in (*_THREAD_VARIABLES, "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(count)
@@ -251,3 +261,46 @@ def set_threads(threads: int | None) -> None:
         os.environ["RAYON_NUM_THREADS"] = str(count)
     if "torch" in sys.modules:  # else it reads the environment when it is
         sys.modules["torch"].set_num_threads(count)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
+_CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; a heap for each takes memory
+
+
+def keep_pages() -> bool:
+    """Let this process keep memory that is freed; returns whether it does.
+
+    A pass of a model frees buffers of megabytes and asks for as many again a moment later. glibc
+    gives such memory back to the system in between: blocks of over 32 MB always, others where a
+    heap ends in much free space, as those of threads do. Every page that is mapped again costs a
+    fault.
+
+    For glibc only, before threads start; elsewhere nothing happens. Results do not change; resident
+    memory stays at its peak. A user's own settings of the allocator (MALLOC_... or GLIBC_TUNABLES
+    in the environment) are left alone.
+
+    >>> keep_pages() in (True, False)
+    True
+    """
+    mallopt = _mallopt()
+    if mallopt is None or _is_set_by_user(os.environ):
+        return False
+    heaps = max(1, available_cpus() // _CPUS_PER_HEAP)
+    settings = {_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0, _M_ARENA_MAX: heaps}  # -1: never trim
+    return all(mallopt(key, value) == 1 for key, value in settings.items())
+
+
+def _is_set_by_user(environment: Mapping[str, str]) -> bool:
+    tunables = "glibc.malloc." in environment.get("GLIBC_TUNABLES", "")
+    return tunables or any(name.startswith("MALLOC_") for name in environment)
+
+
+def _mallopt() -> Callable[[int, int], int] | None:
+    """glibc's own; None in a process with another C library."""
+    try:
+        process = ctypes.CDLL(None)
+        process.gnu_get_libc_version  # noqa: B018 - raises where it is missing
+        found: Callable[[int, int], int] = process.mallopt
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library of None
+        return None
+    return found

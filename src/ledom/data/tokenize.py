@@ -341,22 +341,14 @@ class _Task:
     def check(self) -> None:
         """Raise what ended it, when it has ended."""
         self.process.join()
-        code = self.process.exitcode or 0
-        try:
-            error = self._errors.recv() if self._errors.poll() else None
-        except EOFError:
-            error = None
-        if error is not None:
-            raise error
-        if code:
-            how = (
-                f"was killed by signal {-code} (out of memory?)"
-                if code < 0
-                else f"ended with exit code {code}, see above"
-            )
+        with suppress(EOFError):  # it sent nothing
+            if self._errors.poll():
+                raise self._errors.recv()
+        if code := self.process.exitcode:
+            killed = f"was killed by signal {-code} (out of memory?)"
             raise WorkerError(
-                f"task {self.rank} {how}; what has finished is kept, run the same command again to "
-                "resume"
+                f"task {self.rank} {killed if code < 0 else f'ended with exit code {code}'}; "
+                "finished tasks are kept, run the same command again to resume"
             )
 
 

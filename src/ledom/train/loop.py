@@ -28,9 +28,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ledom.core.allocator import keep_pages
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
+from ledom.core.processes import keep_pages
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint

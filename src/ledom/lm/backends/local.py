@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from ledom.core import allocator, processes
+from ledom.core import processes
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.stage import even_groups
@@ -80,7 +80,7 @@ class HFLanguageModel(LanguageModel):
     ) -> None:
         place = processes.torch_device(device or processes.default_device())
         if place.type == "cpu":
-            allocator.keep_pages()
+            processes.keep_pages()
         checkpoint = load_checkpoint(
             path, direction, _torch_dtype(dtype, place), eos_token, bos_token=bos_token
         )

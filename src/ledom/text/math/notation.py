@@ -110,14 +110,14 @@ _QUOTED = re.compile(
     r"\\(text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)\s?\{([^{}]*)\}"
 )
 
-_LETTERS = re.compile(r"(?<![A-Za-z\\])[^\W\d_]+")  # of no command: \Delta is not \delta
 # 5 m is 5m, x dx is xdx
 _IDLE_SPACE = re.compile(
     r"(?<![^\W_])(?<!\d,) | (?![^\W_])|(?<=\d) (?=[^\W\d_])| (?=d[a-z](?![^\W\d_]))"
 )
-_CASED_UNIT = re.compile(
-    r"[mM](?:[WVAJN]|Hz|Pa|eV|Wh)|M[gmsLl]|[KMGT]b(?:ps)?|[MGSH]"  # mega is not milli, nor bit byte
-)
+_CASED = r"[mM](?:[WVAJN]|Hz|Pa|eV|Wh)|M[gmsLl]|[KMGT]b(?:ps)?|[MGSH]"  # mega is not milli
+_CASED_UNIT = re.compile(_CASED)
+# Letters without a meaning of case: of no command (\Delta is not \delta), of no such unit.
+_LETTERS = re.compile(rf"(?<![A-Za-z\\])(?!(?:(?<=\d)|(?<=\d ))(?:{_CASED})(?![^\W\d_]))[^\W\d_]+")
 
 # ---- tokens ----
 
@@ -199,14 +199,8 @@ def text_key(answer: str) -> str:
     'twelve apples'
     """
     text = _QUOTED.sub(r" \2 ", plain_text(answer)) if len(answer) <= MAX_CHARS else bare(answer)
-    text = _LETTERS.sub(_in_one_case, " ".join(text.split()))
+    text = _LETTERS.sub(lambda run: run[0].lower(), " ".join(text.split()))
     return _IDLE_SPACE.sub("", text)
-
-
-def _in_one_case(letters: re.Match[str]) -> str:
-    start = letters.start()
-    is_unit = letters.string[max(0, start - 2) : start].rstrip()[-1:].isdigit()
-    return fold_case(letters[0]) if is_unit else letters[0].lower()
 
 
 def tokens(text: str) -> list[Token]:

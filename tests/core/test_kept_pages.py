@@ -1,4 +1,4 @@
-"""The allocator: freed memory stays, a user's settings stand, other C libraries are left alone."""
+"""Freed memory stays; a user's settings stand; other C libraries are left alone."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from ledom.core import allocator
+from ledom.core import processes
 
 # 20 times a block of 48 MB, every page of it written, by the main thread or by another. Mapped anew
 # each time, the block's 12,288 pages are 245,760 faults.
 _CHILD = """
 import ctypes, resource, sys, threading
-from ledom.core.allocator import keep_pages
+from ledom.core.processes import keep_pages
 print(keep_pages())
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -48,7 +48,7 @@ def _run(where: str, **environment: str) -> tuple[str, int]:
     return kept, int(faults)
 
 
-@pytest.mark.skipif(allocator._mallopt() is None, reason="not glibc")
+@pytest.mark.skipif(processes._mallopt() is None, reason="not glibc")
 @pytest.mark.parametrize("where", ["main", "other"])
 def test_freed_blocks_are_not_mapped_anew(where: str) -> None:
     kept, faults = _run(where)
@@ -66,8 +66,8 @@ def test_a_users_own_settings_stand(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     asked: list[int] = []
-    monkeypatch.setattr(allocator, "_mallopt", lambda: lambda key, value: asked.append(key) or 1)
-    assert not allocator.keep_pages()
+    monkeypatch.setattr(processes, "_mallopt", lambda: lambda key, value: asked.append(key) or 1)
+    assert not processes.keep_pages()
     assert asked == []
 
 
@@ -75,12 +75,12 @@ def test_a_users_own_settings_stand(
 def test_few_threads_share_a_heap(cpus: int, heaps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(allocator, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(processes, "available_cpus", lambda: cpus)
     asked: dict[int, int] = {}
     monkeypatch.setattr(
-        allocator, "_mallopt", lambda: lambda key, value: asked.update({key: value}) or 1
+        processes, "_mallopt", lambda: lambda key, value: asked.update({key: value}) or 1
     )
-    assert allocator.keep_pages()
+    assert processes.keep_pages()
     # malloc.h: M_TRIM_THRESHOLD is -1, M_MMAP_MAX -4, M_ARENA_MAX -8.
     assert asked == {-1: -1, -4: 0, -8: heaps}
 
@@ -90,5 +90,5 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         """It has malloc, but neither of these functions."""
 
     monkeypatch.setattr("ctypes.CDLL", lambda name: Musl())
-    assert allocator._mallopt() is None
-    assert not allocator.keep_pages()
+    assert processes._mallopt() is None
+    assert not processes.keep_pages()
