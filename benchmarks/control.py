@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from error_kinds import ERROR_KINDS, error_kind
 from numpy.typing import NDArray
 
 import ledom
@@ -31,7 +32,6 @@ from ledom.report.intervals import bootstrap_interval, paired_interval, pairwise
 from ledom.report.results import Interval
 from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
 from ledom.rerank.candidates import match_candidates
-from ledom.rerank.error_kinds import ERROR_KINDS, error_kind
 from ledom.rerank.fit import fit_sum
 from ledom.rerank.stages import Scoring, fill_scores
 from ledom.rerank.strategies import Pick

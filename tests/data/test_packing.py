@@ -102,7 +102,7 @@ def test_every_token_is_predicted_once_in_both_directions(tmp_path, words, seq_l
 
 def test_a_store_shorter_than_a_window_is_refused(tmp_path, words):
     store = store_of(tmp_path / "s", words, [1, 2])
-    with pytest.raises(InputError, match=r"s: not one window of 4 tokens; lower train\.seq_len"):
+    with pytest.raises(InputError, match=r"s: no window of 4 tokens fits; lower train\.seq_len"):
         Windows(store, 4, "fixed")
 
 

@@ -17,10 +17,10 @@ import typer
 from ledom.cli import (
     abilities,
     data,
-    docs,
     evaluate,
     gallery,
     importing,
+    packaged,
     rerank,
     serve,
     text,
@@ -44,7 +44,7 @@ _GROUPS = {
     "Serving": serve.COMMANDS,
     "Training": train.COMMANDS,
     "Data": (*data.COMMANDS, *abilities.SYNTHESIS),
-    "Documentation": docs.COMMANDS,
+    "Documentation": packaged.COMMANDS,
 }
 _SHARED = {"demo", "rerank", "search", "train"}  # commands that several processes can share
 

@@ -1,4 +1,4 @@
-"""The recipes and documentation pages that are installed with the code.
+"""The recipes and documentation pages that are installed with the code, and `ledom docs`.
 
 Both folders are at the root of the repository. The package links to them; an installed package has
 copies.
@@ -7,11 +7,14 @@ copies.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ledom.core.errors import InputError, RecipeError
 from ledom.core.reading import exists
 
-__all__ = ["docs_page", "find_recipe", "page_titles", "recipe_names"]
+__all__ = ["COMMANDS", "docs_page", "find_recipe", "page_titles", "recipe_names"]
 
 _ROOT = Path(__file__).parent / "files"
 
@@ -65,3 +68,23 @@ def docs_page(name: str) -> str:
     if name not in known:
         raise InputError(f"no page {name!r}; the pages are {', '.join(known)}")
     return (_ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def docs(
+    page: Annotated[
+        str | None, typer.Argument(help="Name of a page. Default: list all pages.")
+    ] = None,
+) -> None:
+    """List the documentation pages, or print one in Markdown.
+
+    Example: ledom docs formats
+    """
+    if page is not None:
+        typer.echo(docs_page(page))
+        return
+    titles = page_titles()
+    for name, title in titles.items():
+        typer.echo(f"{name:<{max(map(len, titles))}}  {title}")
+
+
+COMMANDS = (docs,)

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_LONGEST_WAIT = timedelta(days=30)  # a share may take long; torchrun ends who waits for the dead
+_LONGEST_WAIT = timedelta(days=30)  # a share may take long; torchrun ends waits for the dead
 _meetings = count()
 
 
@@ -168,7 +168,7 @@ def torch_device(name: str) -> torch.device:
 
     try:
         device = torch.device(f"cuda:{local_rank()}" if name == "cuda" else name)
-        torch.zeros(1, device=device).item()  # of a device that only has shapes, too
+        torch.zeros(1, device=device).item()  # fails on a device without data (meta), too
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

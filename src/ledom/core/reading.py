@@ -59,7 +59,7 @@ _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def exists(path: str | Path) -> bool:
-    """Whether anything is there, a broken link included; a path that no file can have is nothing.
+    """Whether anything is there, a broken link included; False for a path that no file can have.
 
     >>> exists("/"), exists("/no such file")
     (True, False)

@@ -129,7 +129,11 @@ def _schema(record_type: type[Record]) -> type[BaseModel]:
 
 @dataclass(kw_only=True)
 class Document(Record):
-    """A text to train on."""
+    """A text to train on.
+
+    >>> Document(id="a", text="Hello.").to_json()
+    {'id': 'a', 'text': 'Hello.'}
+    """
 
     id: str
     text: str
@@ -138,7 +142,11 @@ class Document(Record):
 
 @dataclass(kw_only=True)
 class Problem(Record):
-    """A question x, with its final answer and a worked solution where known."""
+    """A question x, with its final answer and a worked solution where known.
+
+    >>> Problem(id="a", question="2 + 2?", answer="4").is_labeled
+    True
+    """
 
     id: str
     question: str
@@ -173,6 +181,9 @@ class Candidate(Record):
     One that sampling broke off (`unsure`) is no choice; it only counts as cost. `correct` is a
     label that came with the file; without it correctness is judged by comparing the
     candidate's answer with the problem's.
+
+    >>> Candidate(problem_id="a", index=0, text="#### 4").to_json()
+    {'problem_id': 'a', 'index': 0, 'text': '#### 4', 'finish_reason': 'stop', 'greedy': False}
     """
 
     KEY = ("problem_id", "index")

@@ -64,8 +64,8 @@ Check = Callable[[], Callable[[RecordT], object]]
 Make = Callable[
     [Sequence[ItemT], Mapping[Key, Sequence[RecordT]]], Iterable[tuple[Sequence[RecordT], bool]]
 ]
-"""Takes items, and the records that are there of each by the item's key; yields (new records of one
-item, whether they are its last)."""
+"""Takes items, and the existing records of each by its key; yields (new records of one item,
+whether they are its last)."""
 
 _HASH = "sha256"  # key of the settings file: of the finished file
 
@@ -189,14 +189,16 @@ class Stage(Generic[RecordT]):
         chunk = json.dumps(rows, ensure_ascii=False)
         header = "" if self._kept else json.dumps(self.settings) + "\n"
         added = f"{header}{chunk}\n".encode()
-
-        def write() -> None:
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._part.open("ab") as part:
                 part.truncate(self._kept)
                 part.write(added)
-
-        self._write(write)
+        except OSError as error:
+            raise OutputError(
+                f"{self._part}: cannot be written: {error.strerror}; what was written before is "
+                "kept, run the same command again to resume"
+            ) from error
         self._kept += len(added)
         self.seconds += seconds
         self.records.extend(records)
@@ -300,20 +302,16 @@ class Stage(Generic[RecordT]):
         for part in parts:
             part.unlink(missing_ok=True)
 
-    def _write(self, write: Callable[[], object]) -> None:
-        try:
-            write()
-        except OSError as error:
-            raise OutputError(
-                f"{self._part}: cannot be written: {error.strerror}; what was written before is "
-                "kept, run the same command again to resume"
-            ) from error
-
 
 def at_once(
     make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]],
 ) -> Make[ItemT, RecordT]:
-    """A `Work.make` from a function that yields all records of each item together."""
+    """A `Work.make` from a function that yields all records of each item together.
+
+    >>> make = at_once(lambda items: ([item.upper()] for item in items))
+    >>> list(make(["a", "b"], {}))
+    [(['A'], True), (['B'], True)]
+    """
     return lambda items, have: ((records, True) for records in make(items))
 
 

@@ -3,7 +3,7 @@
 A solution in the `equations` style is a small program: each equation takes numbers of the question,
 constants and earlier results. `renumber` gives the question other numbers and computes the program
 again; `corrupt` changes the program, as people and models do, and computes it to its wrong end.
-Nothing but the given problems goes in. This module knows nothing of tokens or models.
+Only the given problems are used. This module knows nothing of tokens or models.
 """
 
 from __future__ import annotations

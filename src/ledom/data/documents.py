@@ -1,10 +1,10 @@
 """Documents to tokenize: files of JSONL, Parquet or text, or a dataset on the hub, read in parts.
 
-Part k of n of some files are the documents that begin in the k-th n-th of their bytes, so the parts
-in turn give every document once and in order, and no part reads what is another's. Lines of plain
-files and row groups of Parquet can be divided; a compressed file belongs to one part. Whatever is
-not as expected is an `InputError` that names the file and the line. This module knows nothing of
-tokens.
+Part k of n holds the documents that begin in the k-th of n equal parts of the files' bytes. So the
+parts in turn give every document once and in order, and no part reads what belongs to another.
+Plain files are split between lines, Parquet between row groups; a compressed file belongs to one
+part. Whatever is not as expected is an `InputError` that names the file and the line. This module
+knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Documents(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was found and is not read, a line each."""
+        """What was found but is not read, one line each."""
 
     def settings(self) -> JsonObject:
         """What distinguishes these documents from others, for a run that is resumed."""
@@ -133,7 +133,7 @@ def _format_of(file: Path) -> str | None:
 
 @dataclass(frozen=True)
 class FileDocuments:
-    """The documents of (file, format) after (file, format)."""
+    """The documents of files, each a (file, format), one file after another."""
 
     files: tuple[tuple[Path, str], ...]
     text_key: str = TEXT_KEY
@@ -151,7 +151,7 @@ class FileDocuments:
         return f"{Path(os.path.commonpath(files)).name} ({len(files)} files)"
 
     def settings(self) -> JsonObject:
-        """Names, sizes, times and samples of the files, by one hash; formats and key."""
+        """One hash of the files: names, formats, sizes, times and samples; and the key."""
         digest = hashlib.sha256()
         for file, format in self.files:
             found = file.stat()
@@ -317,8 +317,8 @@ FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[str]]] = {
     "text": _read_text,
     "lines": _read_lines,
 }
-"""How the documents of a file that begin in [start, end) of its bytes are read: a JSON object a
-line, a row of Parquet, a whole file of text, or a line of text each. Blank lines are skipped."""
+"""How the documents of a file that begin in [start, end) of its bytes are read: by JSON
+objects, one per line, by rows of Parquet, as one text, or by lines. Blank lines are skipped."""
 
 
 class _Lines:

@@ -73,7 +73,7 @@ class Windows(Sequence[NDArray[np.int64]]):
         self._shard_ends = np.cumsum(counts)
         if not len(self):
             raise InputError(
-                f"not one window of {seq_len} tokens; lower train.seq_len, or set data.packing to "
+                f"no window of {seq_len} tokens fits; lower train.seq_len, or set data.packing to "
                 "documents",
                 path=store.folder,
             )
@@ -104,7 +104,7 @@ class Windows(Sequence[NDArray[np.int64]]):
         return end - start
 
     def documents(self, index: int) -> NDArray[np.int64]:
-        """The numbers in the store of the documents that a window's predicted tokens are of [L].
+        """For each predicted token of a window, the number of its document in the store [L].
 
         In reading order, and the same in both directions: backwards, where a document ends by
         predicting the EOS in front of it, that EOS counts as the document's own.

@@ -100,7 +100,7 @@ class DataConfig(Config):
 
     @property
     def pairs(self) -> PairFormat:
-        """How a question and its solution are one text.
+        """How a question and its solution become one text.
 
         >>> DataConfig(pair_format="{question} A: {solution}").pairs.render("2 + 2?", "4")
         '2 + 2? A: 4'
@@ -283,7 +283,7 @@ def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
 
 
 def _file_hashes(config: DataConfig) -> dict[str, str]:
-    """What the files that the data comes from hold, so that a changed one is noticed."""
+    """Hashes of the files that the data comes from, so that a changed one is noticed."""
     named = (config.train, config.valid, config.tokenizer)
     return {
         name: file_hash(Path(name)) for name in named if name is not None and Path(name).is_file()

@@ -125,7 +125,7 @@ FOLDER_VARIABLE = "LEDOM_DATA"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where a problem set lies."""
+    """Where a benchmark's problems are."""
 
     file: str
     """Its JSONL file in a local folder."""

@@ -77,8 +77,8 @@ class Manifest:
 
 
 class Shard:
-    """One file of a store. Its arrays are mapped for as long as they are held, so that what was
-    read never adds up in memory, however large the store."""
+    """One file of a store. Its arrays are memory-mapped while they are held, so memory does not
+    grow with what was read, however large the store."""
 
     def __init__(self, folder: Path, entry: ShardEntry, dtype: np.dtype[Any]) -> None:
         self.file = folder / entry.file
@@ -136,6 +136,15 @@ class TokenStore:
 
     Opening compares sizes alone; `verify` reads every byte. Raises `InputError` for a folder
     without manifest, a file of another size than the manifest's, or ids beyond the vocabulary.
+
+    >>> import tempfile
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_store(folder, ["so", "a"], train_tokenizer([], 257))
+    ...     store = TokenStore(folder)
+    ...     store.verify()
+    ...     store.shards[0].ends.tolist(), store.shards[0].tokens[2] == store.eos_id
+    ([3, 5], True)
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -148,7 +148,7 @@ def _random_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
 
 
 def vocab_size(model: PreTrainedModel) -> int:
-    """Ids that the model can read, and says something about."""
+    """How many ids the model can both read and predict."""
     return int(model.config.get_text_config().vocab_size)
 
 

@@ -144,7 +144,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """As few last parts of the paths as tell them apart."""
+    """The shortest ends of the paths that tell them apart."""
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
@@ -152,7 +152,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _check_same_tokens(curves: Sequence[TrainingCurve]) -> list[str]:
-    """Notes on the curves of which it is not known what they were validated on."""
+    """Notes on the curves whose validation data are unknown."""
     known = [curve for curve in curves if curve.valid_data]
     for curve in known[1:]:
         if curve.valid_data != known[0].valid_data:
@@ -160,7 +160,7 @@ def _check_same_tokens(curves: Sequence[TrainingCurve]) -> list[str]:
             counts = [c.validations[-1][1].get("valid_tokens") for c in (known[0], curve)]
             raise InputError(
                 f"{first} and {second} were validated on different tokens ({counts[0]} and "
-                f"{counts[1]} of them); runs can be compared that share data.valid, tokenizer, "
+                f"{counts[1]} of them); runs can be compared if they share data.valid, tokenizer, "
                 "train.seq_len, data.packing and train.batch_size"
             )
     return [

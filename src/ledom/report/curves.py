@@ -60,7 +60,12 @@ def loss_figure(runs: Sequence[RunComparison]) -> str:
 
 
 def gap_figure(runs: Sequence[RunComparison]) -> str:
-    """Reverse less forward validation loss by tokens seen, with its interval as a band."""
+    """Reverse less forward validation loss by tokens seen, with its interval as a band.
+
+    >>> alone = RunComparison(name="tiny", directions={}, settings={})
+    >>> gap_figure([alone])  # a gap takes both directions
+    ''
+    """
     drawn = [(place, run) for place, run in enumerate(runs) if run.gap]
     if not drawn:
         return ""
@@ -87,6 +92,9 @@ def parts_figure(run: RunComparison, part: str) -> str:
     """Validation loss by tokens seen for each part of a run (`by_source` or `by_position`).
 
     Beside forward lines, reverse ones are dashed. At most eight parts are drawn.
+
+    >>> parts_figure(RunComparison(name="tiny", directions={}, settings={}), "by_source")
+    ''
     """
     by_way: dict[str, tuple[Sequence[int], Mapping[str, Sequence[float | None]]]] = {
         way: (result.validation.tokens, getattr(result.validation, part))
@@ -115,7 +123,11 @@ def parts_figure(run: RunComparison, part: str) -> str:
 
 
 def loss_by_position_figure(runs: Sequence[RunComparison]) -> str:
-    """Loss at the end of training by how much of the window the model has read."""
+    """Loss at the end of training by how much of the window the model has read.
+
+    >>> loss_by_position_figure([])  # nothing to draw
+    ''
+    """
     lines: list[_Line] = []
     for label, result, color in _models(runs):
         parts = result.validation.by_position
@@ -125,7 +137,11 @@ def loss_by_position_figure(runs: Sequence[RunComparison]) -> str:
 
 
 def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
-    """Reverse less forward loss at the end, by how much of the window the model has read."""
+    """Reverse less forward loss at the end, by how much of the window the model has read.
+
+    >>> gap_by_position_figure([])  # nothing to draw
+    ''
+    """
     lines: list[_Line] = []
     for place, run in enumerate(runs):
         points = [(_bin(row.name), row.gap) for row in run.gap_by_position]

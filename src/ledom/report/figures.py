@@ -127,6 +127,11 @@ def label_ends(
     """Name each line at x = `right`, at its last value or as near as the other names allow.
 
     The names stay beside the axes: a pile of them would leave the axes no room.
+
+    >>> ends = {"majority": (8, 61.5)}
+    >>> svg = draw_svg("line", (4, 2), lambda axes: label_ends(axes, ends, ["#000"], 8.2, 1.0))
+    >>> "majority  61.5" in svg
+    True
     """
     heights = spread([value for _, value in ends.values()], gap, axes.get_ylim())
     last = max(n for n, _ in ends.values())

@@ -32,9 +32,9 @@ __all__ = [
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
 _ROUNDING = 1e-9
-"""What a share that was computed may lie out of range."""
+"""How far rounding may put a computed share out of range."""
 _MOST_KEPT = 2**24
-"""Draws (32 MiB) up to which the hundreds of intervals of one report draw once."""
+"""Up to this many draws (32 MiB), the hundreds of intervals of one report share them."""
 
 
 def bootstrap_interval(

@@ -242,7 +242,11 @@ def _draw_by_lambda(axes: Axes, curve: AccuracyByLambda) -> None:
 
 
 def reliability_figure(reliability: Reliability | None) -> str:
-    """Accuracy of the choices in each bin of a score, with intervals; larger dots count more."""
+    """Accuracy of the choices in each bin of a score, with intervals; larger dots count more.
+
+    >>> reliability_figure(None)  # not measured
+    ''
+    """
     if reliability is None:
         return ""
     bins, score = reliability.bins, short(reliability.score)

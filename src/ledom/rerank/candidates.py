@@ -154,9 +154,9 @@ def pools(
 def labeled_problems(
     problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> NDArray[np.bool_]:
-    """[P]: where somebody says what is right.
+    """[P]: whether a problem's right answers are known.
 
-    That is the problem's answer, or else a label on every candidate of its pool.
+    From the problem's answer, or else from a label on every candidate of its pool.
 
     >>> known = Problem(id="a", question="2 + 2?", answer="4")
     >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])

@@ -50,7 +50,18 @@ _WRITES = {"flip"}
 
 @dataclass(frozen=True)
 class Costs:
-    """What candidates and scores took, and so what each strategy takes."""
+    """What candidates and scores took, and so what each strategy takes.
+
+    >>> from ledom.core.records import Problem
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4", extra={NUM_TOKENS: 2})]
+    >>> score = Score(problem_id="p", index=0, model="m", direction="forward", target="y|x",
+    ...               logprob=-1.5, num_tokens=3)
+    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [score])
+    >>> costs = Costs.count(table, drawn, [score], {"forward": 1000, "writer": 1000})
+    >>> costs.of(strategies()["forward"], table)  # 2 FLOPs x 1000 parameters x 5 tokens
+    Cost(generated_tokens=2.0, scored_tokens=3.0, flops=10000.0, seconds=None)
+    """
 
     written: FloatArray
     """[P, N]: tokens of each candidate of the pool; 0 where there is none."""
@@ -77,16 +88,6 @@ class Costs:
         """The costs of the records that the table was built from.
 
         `timings` are the seconds that each file took, by its name.
-
-        >>> from ledom.core.records import Problem
-        >>> from ledom.rerank.candidate_table import build_candidate_table
-        >>> drawn = [Candidate(problem_id="p", index=0, text="4", extra={NUM_TOKENS: 2})]
-        >>> score = Score(problem_id="p", index=0, model="m", direction="forward", target="y|x",
-        ...               logprob=-1.5, num_tokens=3)
-        >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [score])
-        >>> costs = Costs.count(table, drawn, [score], {"forward": 1000, "writer": 1000})
-        >>> costs.of(strategies()["forward"], table)  # 2 FLOPs x 1000 parameters x 5 tokens
-        Cost(generated_tokens=2.0, scored_tokens=3.0, flops=10000.0, seconds=None)
         """
         row_of = {problem_id: row for row, problem_id in enumerate(table.problem_ids)}
         shared = SharedScores(candidates, scores)
@@ -116,7 +117,7 @@ class Costs:
         return cls(written, greedy / num, per_problem, parameters, seconds, broken_off / num)
 
     def of(self, strategy: Strategy, table: CandidateTable) -> Cost:
-        """What a strategy costs, in means per problem; see `count` for an example."""
+        """What a strategy costs, in means per problem."""
         written = self._written(strategy, table)
         targets = {FEATURES[name][0] for name in strategy.features if name in FEATURES}
         if "worst_step" in strategy.features and self.scored["forward"]:

@@ -139,6 +139,16 @@ def worked_cases(
 
     Cases where the question's log-probability differs most between the two come first. Without any
     such problem, the cases are those where it differs most.
+
+    >>> problem = Problem(id="p", question="2 + 2?", answer="4")
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("45")]
+    >>> scores = [Score(problem_id="p", index=i, model="m", direction="reverse", target="x|y",
+    ...                 logprob=-1.0 - i, num_tokens=2) for i in (0, 1)]
+    >>> table = build_candidate_table([problem], drawn, scores)
+    >>> weights = TunedWeights({}, 0, 0, frozenset())
+    >>> (case,) = worked_cases([problem], drawn, scores, table, weights)
+    >>> [(candidate.text, candidate.role) for candidate in case.candidates]
+    [('4', 'picked'), ('5', 'rejected')]
     """
     if "reverse" not in table.features:
         return []

@@ -87,7 +87,17 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
 def tune_labeled(
     table: CandidateTable, problems: Sequence[Problem], labeled: BoolArray
 ) -> TunedWeights:
-    """`tune` on the problems that are `labeled` [P]: the others say nothing of what is right."""
+    """`tune` on the problems that are `labeled` [P]: the others say nothing of what is right.
+
+    >>> from ledom.core.records import Candidate, Score
+    >>> problems = [Problem(id="p", question="2 + 2?", answer="4"), Problem(id="q", question="?")]
+    >>> drawn = [Candidate(problem_id=p, index=i, text=str(4 + i)) for p in "pq" for i in (0, 1)]
+    >>> scores = [Score(problem_id=c.problem_id, index=c.index, model="m", direction="forward",
+    ...                 target="y|x", logprob=-1.0 - c.index, num_tokens=2) for c in drawn]
+    >>> table = build_candidate_table(problems, drawn, scores)
+    >>> tune_labeled(table, problems, np.array([True, False])).num_problems
+    1
+    """
     rows = np.flatnonzero(labeled)
     return tune(table.select(rows), [problems[int(row)] for row in rows])
 
@@ -104,6 +114,10 @@ def tune_folder(
     scores is left out. `external_scores` are weighed too (see `choose_external_scores`). Raises
     `InputError` for a bad file, scores of other problems or candidates, a folder without scores, or
     labels that leave nothing to tune.
+
+    >>> tune_folder(Path("no-folder"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no-folder/problems.jsonl: no such file
     """
     questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
     answers = read_candidates(candidates or folder / "candidates.jsonl", external_scores or ())

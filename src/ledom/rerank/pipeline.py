@@ -124,6 +124,17 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
 
     Raises `InputError` for problems and candidates that do not fit together, for weights tuned on
     one of the problems, and for a job without what it needs.
+
+    >>> import tempfile
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> from ledom.rerank.weights import default_weights
+    >>> problem, lm = Problem(id="p", question="2 + 2?"), FakeLanguageModel(direction="reverse")
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("445")]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     job = Job([problem], Path(folder), None, lm, default_weights(), drawn)
+    ...     report, page = rerank(job, track=lambda chunks, *_: iter(chunks))
+    >>> report.num_candidates, page.name
+    (3, 'report.html')
     """
     needed = () if job.folds else job.weights.external_scores
     _check(job, [*(job.external_scores or ()), *needed])

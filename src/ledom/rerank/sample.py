@@ -99,9 +99,9 @@ def sample_candidates(
     The greedy candidate has the index `num_samples` and `greedy`: true. Raises `DirectionError`
     for a reverse model, which writes questions, not answers.
 
-    With `stop_unsure` the first quarter of the samples is written to its end. Of their lowest
-    confidences a threshold is taken that this share of them reaches, and each later sample is
-    broken off where its confidence falls below (DeepConf's online stop).
+    With `stop_unsure` the first quarter of the samples is written to the end. The threshold is the
+    lowest confidence that this share of them reaches; each later sample is broken off where its
+    confidence falls below it (DeepConf's online stop).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()

@@ -139,7 +139,7 @@ def score_candidates(
 def read_solution(
     candidate: Candidate, question: str, lm: LanguageModel, mask_copies: int = 0
 ) -> str:
-    """The candidate's text as the model reads it: in its style, copies masked; see `score`.
+    """What the model reads of a candidate: its text, restyled, copies masked (`score_candidates`).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -253,7 +253,7 @@ def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan
 def _checked(
     values: NDArray[np.float32], candidate: Candidate, lm: LanguageModel
 ) -> NDArray[np.float32]:
-    """Log-probabilities up to 0; raises `InputError` for what is none."""
+    """Log-probabilities up to 0; raises `InputError` for anything else."""
     if not np.isfinite(values).all():
         raise InputError(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "

@@ -77,6 +77,15 @@ def search_job(job: SearchJob, track: Track) -> SearchReport | None:
 
     `searched.jsonl` has a candidate for each problem: the best beam, its `finish_reason`, `score`
     (nats per token) and `generated` (tokens that its search cost).
+
+    >>> import tempfile
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, config = FakeLanguageModel(answers=["1 + 1 = 2"]), SearchConfig(width=1, lam=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     job = SearchJob([Problem(id="p", question="1 + 1?")], Path(folder), lm, None, config)
+    ...     report = search_job(job, track=lambda chunks, *_: iter(chunks))
+    >>> report.num_problems, report.unfinished
+    (1, 0)
     """
     check_problems(job.problems)
     check_models(job.forward, job.reverse, job.config)

@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 TIMINGS = "timings.json"
-"""How many seconds each file took. It is the only file in a folder that differs between equal
-runs, with what the report shows of it."""
+"""How many seconds each file took. Equal runs differ in this file alone, and in what the report
+shows of it."""
 CONTRAST, FLIP = "contrast", "flip"
 _CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
     "forward": (Direction.FORWARD, ("y|x",)),

@@ -41,7 +41,17 @@ Weights = Mapping[str, float] | None
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """A way to choose: what it does, and the features that it may weigh."""
+    """A way to choose: what it does, and the features that it may weigh.
+
+    >>> from ledom.core.records import Candidate, Problem
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("4454")]
+    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?", answer="4")], drawn, [])
+    >>> STRATEGIES["random"].accuracy(table, None), STRATEGIES["majority"].accuracy(table, None)
+    (array([0.75]), array([1.]))
+    >>> STRATEGIES["majority"].shares(table, None)
+    array([[0.75, 0.75, 0.25, 0.75]])
+    """
 
     kind: ClassVar[str]
     """The group that a report shows it in: `baseline`, `pick`, `vote` or `bound`."""

@@ -50,6 +50,13 @@ class TunedWeights:
     """Weights by strategy and feature, and where they come from.
 
     Those of a vote are divided by its temperature already.
+
+    >>> import tempfile
+    >>> weights = TunedWeights({"noisy_channel": {"reverse": 0.5}}, 10, 8, frozenset())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     weights.save(f"{folder}/weights.yaml")
+    ...     TunedWeights.load(f"{folder}/weights.yaml") == weights
+    True
     """
 
     weights: dict[str, dict[str, float]]
@@ -60,15 +67,7 @@ class TunedWeights:
     """The external scores that they weigh: candidates without them cannot be used."""
 
     def save(self, path: str | Path) -> None:
-        """Write the YAML file.
-
-        >>> import tempfile
-        >>> weights = TunedWeights({"noisy_channel": {"reverse": 0.5}}, 10, 8, frozenset())
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     weights.save(f"{folder}/weights.yaml")
-        ...     TunedWeights.load(f"{folder}/weights.yaml") == weights
-        True
-        """
+        """Write the YAML file."""
         tree = {
             "format": _FORMAT,
             "ledom": version("ledom"),

@@ -206,7 +206,7 @@ class Tokenizer:
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, in reading order; together they are the text of all.
+        """The text of each token, in reading order; joined, they are the whole text.
 
         Of tokens that share a character, the last has it and the others are empty.
 
@@ -225,7 +225,7 @@ class Tokenizer:
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """What `ids` add to the text of the ids in front of them: decoded together, less those.
 
-        Alone they could lose the space that they begin with.
+        Decoded alone, they could lose a leading space.
 
         >>> tokenizer = train_tokenizer(["so so"], 260)
         >>> first, second = tokenizer.encode("so so").ids

@@ -178,7 +178,7 @@ class Checkpoints:
         yield from sorted(path for path in self.folder.glob("*") if path.name.isdigit())
 
     def _thin_out(self) -> None:
-        """Remove what is neither among the newest nor young."""
+        """Remove checkpoints that are neither among the newest nor recent."""
         for old in list(self._finished())[: -self._keep]:
             if time.time() - old.stat().st_mtime >= self._keep_hours * _HOUR:
                 shutil.rmtree(old)
@@ -199,7 +199,7 @@ def _reason(error: BaseException, folder: Path) -> str:
 
 
 def _fixed(recipe: Recipe) -> Any:
-    """The settings that must not change before a resume; how often to save, and where, may."""
+    """The settings that a resumed run must keep; how often to save, and where, may change."""
     saving = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours"}
     return recipe.model_dump(mode="json", exclude={"parallel": True, "train": saving})
 

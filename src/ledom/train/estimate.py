@@ -44,7 +44,7 @@ Precision = Literal["float32", "bfloat16"]
 _FP32, _BF16 = 4, 2  # bytes
 _PLANNED = ("llama", "mistral")  # architectures that `count_parameters` counts right
 _USABLE = 0.92
-"""Share of a GPU's memory for tensors; context, kernels, buffers and fragments have the rest."""
+"""Share of a GPU's memory for tensors; context, kernels, buffers and fragments take the rest."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is to run on; how it is shared out, the recipe's `parallel` says."""
+    """What a run is to run on; the recipe's `parallel` says how it is sharded."""
 
     gpus: int = 1
     gpu: str = "h100"
@@ -235,7 +235,7 @@ class Plan:
     tokens: int
     """Read in all steps, at most: a window may be shorter than `seq_len`."""
     passes: int
-    """Parts of its share of a batch that a GPU takes one after the other."""
+    """Forward and backward passes per step: parts of a GPU's share of the batch."""
     tokens_per_pass: int
     memory: Memory
     """On each GPU."""
@@ -343,7 +343,7 @@ class _Planner:
         )
 
     def advice(self, usable: float) -> str:
-        """The least change that fits: smaller passes, then checkpointed activations, then GPUs."""
+        """The least change that fits: smaller passes, checkpointed activations, or more GPUs."""
         seq_len = self.recipe.train.seq_len
         choices = (True,) if self.recipe.parallel.activation_checkpointing else (False, True)
         for checkpointing in choices:

@@ -350,7 +350,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 class StopRequest:
-    """The signals that came while they were held back."""
+    """The signals received while they were held back."""
 
     interrupted = False
     """Ctrl-C (SIGINT)."""

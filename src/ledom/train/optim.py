@@ -39,7 +39,7 @@ _DECAY_SHARE = 0.4  # about that of the recipes; a plateau to the end costs much
 
 
 class OptimConfig(Config):
-    """Learning rates and their course."""
+    """Learning rates and their schedule."""
 
     steps: PositiveInt
     """Optimizer steps in all."""
@@ -52,7 +52,7 @@ class OptimConfig(Config):
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled decay of the hidden matrices, as a share of the rate."""
     warmup_steps: NonNegativeInt = 100
-    """Steps in which the rates rise linearly from 0."""
+    """Steps over which the rates rise linearly from 0."""
     schedule: Literal["trapezoid", "cosine"] = "trapezoid"
     """After the warm-up: a plateau and a linear decay at the end, or half a cosine all the way."""
     decay_steps: NonNegativeInt | None = None

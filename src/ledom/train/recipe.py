@@ -60,19 +60,19 @@ class TrainConfig(Config):
     """How the loop runs."""
 
     batch_size: PositiveInt = 32
-    """Windows (documents, or stretches of long ones) in a step."""
+    """Windows (documents, or stretches of long ones) per step."""
     seq_len: PositiveInt = 512
-    """Most tokens that a window predicts."""
+    """Maximum number of predicted tokens per window."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the products; auto is bfloat16 where the device is fast at it."""
+    """Precision of the products; auto is bfloat16 where the device is fast at it."""
     validate_every: PositiveInt = 250
     """Steps between validations."""
     checkpoint_every: PositiveInt = 250
     """Steps between checkpoints."""
     keep_checkpoints: PositiveInt = 2
-    """How many of the newest checkpoints stay, whatever their age."""
+    """How many of the newest checkpoints to keep, whatever their age."""
     keep_hours: NonNegativeFloat = 0.0
-    """How long older ones stay, in hours."""
+    """How long to keep older ones, in hours."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where the metrics go besides metrics.jsonl."""
 
@@ -276,7 +276,7 @@ def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
 
 
 def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
-    """Keys set to something other than their default to no effect, and why."""
+    """Keys that were set but have no effect, and why."""
     data, optim, objective = recipe.data, recipe.optim, recipe.objective
     generated = not data.sources and data.train == GENERATOR
     own_tokenizer = data.tokenizer is not None or recipe.init_from is not None

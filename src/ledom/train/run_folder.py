@@ -84,7 +84,7 @@ class _Recipe:
 
 
 def _read_sources(recipe: JsonObject, file: Path) -> dict[str, Manifest]:
-    """The manifests of the stores that a recipe mixes, as far as they still lie where it says."""
+    """The manifests of the stores that a recipe mixes, as far as they are still where it says."""
     data = as_type(recipe, _Recipe, file).data
     parts = {source.path: source.path for source in data.sources or ()}
     if parts and data.valid:

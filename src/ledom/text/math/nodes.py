@@ -73,7 +73,11 @@ class Node:
 
     @property
     def is_scalar(self) -> bool:
-        """Whether it is one number or expression."""
+        """Whether it is one number or expression.
+
+        >>> number(2).is_scalar, Node("set", parts=(number(2),)).is_scalar
+        (True, False)
+        """
         return self.kind in ("number", "symbol", "+", "*", "/", "^", "pm", "call")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 
-from ledom.rerank.error_kinds import ERROR_KINDS, error_kind
+MODULE = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "error_kinds.py"))
+ERROR_KINDS, error_kind = MODULE["ERROR_KINDS"], MODULE["error_kind"]
 
 PENS = "Ava has 3 boxes of 4 pens and finds 5 more. How many pens has she?"
 SHOP = "A coat of $1,200 is sold at 25% off, and a dozen buttons cost $2 each. What is the bill?"
