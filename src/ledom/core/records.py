@@ -229,6 +229,11 @@ class Score(Record):
     the solution as the model read it, where that is not the candidate's own text. Of `x'|y`, the
     log of the mean over changed questions, `copies` lists those, and there are no tokens; of
     `x~|y` it is the log of the mean overlap of questions written backwards with the real one.
+
+    >>> score = Score(problem_id="a", index=0, model="m", direction="reverse", target="x|y",
+    ...               logprob=-1.5, num_tokens=2, token_logprobs=[-1.0, -0.5])
+    >>> score.key
+    ('a', 0, 'x|y')
     """
 
     KEY = ("problem_id", "index", "target")

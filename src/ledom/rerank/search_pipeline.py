@@ -170,15 +170,10 @@ def _cost(found: Candidate) -> int:
 
 def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> list[Candidate]:
     """Candidates of each problem, drawn until they have cost what its search did."""
-    lm, sampling = job.forward, replace(job.config.sampling, stop_pattern=None)
-    sampling = replace(sampling, max_tokens=4 * sampling.max_tokens)
-    longest = max(
-        len(lm.tokenizer.encode(lm.pair_format.before_solution(p.question)).ids)
-        for p in job.problems
-    )
-    sampling = replace(
-        sampling, max_tokens=min(sampling.max_tokens, lm.context - longest - len(lm.bos_ids))
-    )
+    lm, sampling = job.forward, job.config.sampling
+    prompts = [lm.pair_format.before_solution(problem.question) for problem in job.problems]
+    room = lm.context - len(lm.bos_ids) - max(map(len, lm.tokenizer.encode_ids(prompts)))
+    sampling = replace(sampling, stop_pattern=None, max_tokens=min(4 * sampling.max_tokens, room))
     budget = {found.problem_id: _cost(found) for found in searched}
     count = job.config.width * job.config.expansions * 2
 

@@ -119,7 +119,11 @@ _EXPONENT = re.compile(r"\^(\d)")
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The units and words written with a number."""
+    """The units and words written with a number.
+
+    >>> Label(frozenset({("pm", 1)})).half_of_day, Label(frozenset({("%", 1)})).is_percent
+    ('pm', True)
+    """
 
     units: frozenset[tuple[str, int]] = frozenset()
     """Each with its power: km/h is kilometer 1, hour -1."""
