@@ -182,6 +182,9 @@ class HubDocuments:
     """A dataset on the hub (or a folder that `datasets` can load), streamed.
 
     Its files are dealt to the parts, or its rows where it has fewer files than there are parts.
+
+    >>> HubDocuments("wikitext").source
+    'hub:wikitext'
     """
 
     name: str

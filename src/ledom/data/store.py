@@ -77,8 +77,10 @@ class Manifest:
 
 
 class Shard:
-    """One file of a store. Its arrays are memory-mapped while they are held, so memory does not
-    grow with what was read, however large the store."""
+    """One file of a store: `tokens`, the ids of its documents, and `ends`, where each ends.
+
+    The arrays are memory-mapped while they are held, so memory does not grow with what was read.
+    """
 
     def __init__(self, folder: Path, entry: ShardEntry, dtype: np.dtype[Any]) -> None:
         self.file = folder / entry.file

@@ -40,6 +40,10 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
     """The files that hold a model's weights, an index of them first.
 
     Raises `CheckpointError` for an adapter, and where a file is missing or not a regular one.
+
+    >>> weight_files(Path("no-folder"), {})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.CheckpointError: no-folder: no weights here; expected ...
     """
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
@@ -64,7 +68,16 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
 
 
 def loaded_files(folder: Path) -> list[Path]:
-    """Every file of a model folder that decides what the model computes."""
+    """Every file of a model folder that decides what the model computes.
+
+    >>> import tempfile, torch
+    >>> from safetensors.torch import save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.json").write_text("{}")
+    ...     save_file({"weight": torch.zeros(3, 4)}, Path(folder, "model.safetensors"))
+    ...     [file.name for file in loaded_files(Path(folder))]
+    ['config.json', 'model.safetensors']
+    """
     config = read_json_object(folder / "config.json")
     small = [_regular(folder / name) for name in _SMALL_FILES if (folder / name).exists()]
     return small + weight_files(folder, config)
@@ -74,6 +87,14 @@ def count_parameters(folder: Path) -> int:
     """The numbers in the tensors that a model folder stores, without reading them.
 
     Raises `CheckpointError` for a damaged file.
+
+    >>> import tempfile, torch
+    >>> from safetensors.torch import save_file
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.json").write_text("{}")
+    ...     save_file({"weight": torch.zeros(3, 4)}, Path(folder, "model.safetensors"))
+    ...     count_parameters(Path(folder))
+    12
     """
     from safetensors import SafetensorError, safe_open
 

@@ -181,7 +181,15 @@ def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[s
 
 
 def content_hash(path: Path) -> str:
-    """A hash of all bytes of a file, of a folder's files by name, or of a token store's shards."""
+    """A hash of all bytes of a file, of a folder's files by name, or of a token store's shards.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "a.txt")
+    ...     hashes = [content_hash(file) for text in ("x", "y", "x") if file.write_text(text)]
+    >>> hashes[0] == hashes[2], hashes[0] == hashes[1]
+    (True, False)
+    """
     digest = hashlib.sha256()
     if (path / MANIFEST).is_file():
         store = TokenStore(path)
