@@ -145,7 +145,7 @@ class TokenStore:
     ...     _ = write_store(folder, ["so", "a"], train_tokenizer([], 257))
     ...     store = TokenStore(folder)
     ...     store.verify()
-    ...     store.shards[0].ends.tolist(), store.shards[0].tokens[2] == store.eos_id
+    ...     store.shards[0].ends.tolist(), int(store.shards[0].tokens[2]) == store.eos_id
     ([3, 5], True)
     """
 
