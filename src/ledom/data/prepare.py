@@ -330,9 +330,9 @@ def read_split(
     ...     [record.id for record in train], [record.id for record in valid]
     (['b', 'c'], ['a'])
     """
-    records = read_documents(config.train)[: config.num_documents]
+    records = _read_documents(config.train)[: config.num_documents]
     if config.valid is not None:
-        return records, read_documents(config.valid)[: config.num_valid]
+        return records, _read_documents(config.valid)[: config.num_valid]
     # Every fiftieth, so that a sorted file is held out evenly.
     held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
     held_ids = {record.id for record in held_out}
@@ -346,13 +346,13 @@ def read_split(
     return records, held_out
 
 
-def read_documents(path: str | Path) -> list[Document | Problem]:
+def _read_documents(path: str | Path) -> list[Document | Problem]:
     """Read a JSONL file of documents (key `text`) or of problems with solutions.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
     ...     _ = Path(file.name).write_text('{"id": "a", "text": "Hello."}')
-    ...     read_documents(file.name)
+    ...     _read_documents(file.name)
     [Document(extra={}, id='a', text='Hello.', source=None)]
     """
     if "text" in read_records(path, Record)[0].extra:

@@ -35,7 +35,6 @@ __all__ = [
     "packing_reach",
     "scales_with_length",
     "tolerance",
-    "use_attention",
     "vocab_size",
 ]
 
@@ -75,7 +74,7 @@ def packing_reach(model: PreTrainedModel, packed: PackedRun, eos_id: int, contex
     try:
         return _reach(model, OwnForward(model), packed, eos_id, context)
     finally:
-        reset_length(model)
+        _reset_length(model)
         model.train(training)
 
 
@@ -90,7 +89,7 @@ def _reach(
     names = [config._attn_implementation for config in own._configs]
     try:
         reach = min(_mask_reach(model, row.ids[: _SIZES[0]], context), context)
-        use_attention(model, IMPLEMENTATION)
+        _use_attention(model, IMPLEMENTATION)
         reach = min(reach, _checked(model, packed, row, other, expected, context))
     except Exception:  # whatever an architecture makes of arguments that it does not know
         reach = 0
@@ -266,7 +265,7 @@ class _Masks:
 
         AttentionInterface.register(_PROBE, attend)
         AttentionMaskInterface.register(_PROBE, mask)
-        use_attention(model, _PROBE)
+        _use_attention(model, _PROBE)
         model(input_ids=ids[None], use_cache=False)
 
 
@@ -307,7 +306,7 @@ class OwnForward:
     def run(self, ids: Tensor, **options: Any) -> Any:
         """The model's outputs for ids [T]."""
         with self.attention():
-            reset_length(self.model)
+            _reset_length(self.model)
             return self.model(input_ids=ids[None], **options)
 
     @contextmanager
@@ -346,7 +345,7 @@ class OwnForward:
         _assign(self._configs, self._names)
 
 
-def use_attention(model: PreTrainedModel, name: str) -> None:
+def _use_attention(model: PreTrainedModel, name: str) -> None:
     """Let every layer run the attention registered with transformers under a name."""
     configs = _configs(model)
     _assign(configs, [name] * len(configs))
@@ -375,7 +374,7 @@ def scales_with_length(model: PreTrainedModel) -> bool:
     return any(True for _ in _scaling_modules(model))
 
 
-def reset_length(model: PreTrainedModel) -> None:
+def _reset_length(model: PreTrainedModel) -> None:
     """Forget the texts read before: dynamic NTK keeps the frequencies of the longest one."""
     for module in _scaling_modules(model):
         kinds = module.rope_type

@@ -17,7 +17,7 @@ from ledom.core.records import Candidate, read_records
 from ledom.rerank.features import EXTERNAL_LABELS, FEATURES
 from ledom.rerank.strategies import STRATEGIES
 
-__all__ = ["check_external_scores", "check_names", "choose_external_scores", "read_candidates"]
+__all__ = ["check_names", "choose_external_scores", "read_candidates"]
 
 _NAME = re.compile(r"\w[\w .-]*")
 
@@ -41,7 +41,7 @@ def read_candidates(
     check_names(names)
 
     def check_both(candidate: Candidate) -> None:
-        check_external_scores(candidate, names)
+        _check_external_scores(candidate, names)
         if check is not None:
             check(candidate)
 
@@ -54,8 +54,8 @@ def choose_external_scores(
     """The external scores to use: those asked for, and those that the weights need.
 
     Where `asked` is None, those that sampling writes (`self_certainty`, the confidences) are used
-    if every candidate has them. Raises `InputError` as `check_names` and `check_external_scores`
-    do.
+    if every candidate has them. Raises `InputError` as `check_names` does, and for a candidate
+    without one of the scores; greedy ones may lack them.
 
     >>> sure = Candidate(problem_id="p", index=0, text="2", extra={"self_certainty": 1.5})
     >>> choose_external_scores([sure])
@@ -67,7 +67,7 @@ def choose_external_scores(
     names = tuple(dict.fromkeys([*asked, *needed]))
     check_names(names)
     for candidate in candidates:
-        check_external_scores(candidate, names)
+        _check_external_scores(candidate, names)
     return names
 
 
@@ -90,11 +90,11 @@ def check_names(names: Iterable[str]) -> None:
             )
 
 
-def check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
+def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
     """Raise `InputError` where a candidate lacks one of these scores; greedy ones may.
 
     >>> lacking = Candidate(problem_id="p", index=0, text="4")
-    >>> check_external_scores(lacking, ["verifier"])  # doctest: +ELLIPSIS
+    >>> _check_external_scores(lacking, ["verifier"])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ledom.core.errors.InputError: candidate 0 of problem 'p' has no 'verifier', a score field ...
     """

@@ -31,7 +31,6 @@ __all__ = [
     "fill_candidates",
     "fill_scores",
     "read_scores",
-    "score_check",
     "scored_problems",
 ]
 
@@ -197,7 +196,7 @@ class _ScoreFiles:
         make: Callable[[Sequence[Candidate]], Iterable[list[Score]]],
     ) -> list[Score]:
         """The scores of `items` in the file of this name; those that it lacks are made."""
-        check = partial(score_check, self.problems, self.candidates, name)
+        check = partial(_score_check, self.problems, self.candidates, name)
         stage = Stage(self.folder / f"scores.{name}.jsonl", Score, settings, check)
         work: Work[Candidate, Score] = Work(
             items=items,
@@ -231,7 +230,7 @@ def read_scores(
     for name, file in _score_files(folder).items():
         settings = read_settings(file)
         check_settings({key: settings.get(key) for key in hashes}, hashes, file)
-        check = partial(score_check, problems, candidates, name)
+        check = partial(_score_check, problems, candidates, name)
         scores += read_finished(file, Score, check)
     return scores
 
@@ -266,7 +265,7 @@ def _text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -
     }
 
 
-def score_check(
+def _score_check(
     problems: Sequence[Problem], candidates: Sequence[Candidate], name: str
 ) -> Callable[[Score], None]:
     """Checks the scores of distinct candidates one by one, as the file of this name is read.
@@ -275,7 +274,7 @@ def score_check(
     there already, or whose numbers contradict each other.
 
     >>> drawn = [Candidate(problem_id="a", index=0, text="4")]
-    >>> check = score_check([Problem(id="a", question="2 + 2?")], drawn, "forward")
+    >>> check = _score_check([Problem(id="a", question="2 + 2?")], drawn, "forward")
     >>> check(Score(problem_id="a", index=1, model="m", direction="forward", target="y|x",
     ...             logprob=-0.5, num_tokens=1))  # doctest: +ELLIPSIS
     Traceback (most recent call last):

@@ -10,7 +10,7 @@ from pydantic import Field
 from ledom.core.errors import InputError
 from ledom.core.reading import Config
 
-__all__ = ["Limits", "Settings", "is_loopback"]
+__all__ = ["Limits", "Settings"]
 
 
 class Limits(Config):
@@ -61,17 +61,17 @@ class Settings(Config):
             raise InputError("the token is empty; give one, or leave it out")
         if self.reports is not None and not self.reports.is_dir():
             raise InputError("is not a folder; give one with reports", path=self.reports)
-        if self.token is None and not is_loopback(self.host):
+        if self.token is None and not _is_loopback(self.host):
             raise InputError(
                 f"host is {self.host!r}, and without a token anyone who reaches it could use the "
                 "server; set LEDOM_TOKEN, or listen on 127.0.0.1"
             )
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Whether only this machine can reach that address.
 
-    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    >>> _is_loopback("127.0.0.1"), _is_loopback("localhost"), _is_loopback("0.0.0.0")
     (True, True, False)
     """
     if host == "localhost":

@@ -53,7 +53,7 @@ def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
     if isinstance(prompt, str):
         return prompt
     check_ids(lm, prompt)
-    known = strip_special(lm, prompt)
+    known = _strip_special(lm, prompt)
     text = lm.tokenizer.decode(known)
     if lm.tokenizer.encode(text).ids != known:
         raise InputError("the prompt's ids are not those of a text; send the text")
@@ -74,12 +74,12 @@ def check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
         raise InputError(f"no token has the id {bad}; there are {lm.tokenizer.vocab_size}")
 
 
-def strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
+def _strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
     """Ids without the special tokens that the model reads first, where they are written out.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
-    >>> strip_special(lm, [*lm.bos_ids, 5, 6])
+    >>> _strip_special(lm, [*lm.bos_ids, 5, 6])
     [5, 6]
     """
     first = lm.bos_ids
@@ -160,7 +160,7 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
             return [Token(i, None) for i in ids]
         first = Token(ids[0], None)
         return [first, *_tokens(lm, TokenSpan(list(ids), 1, len(ids)), count)]
-    known = strip_special(lm, ids)
+    known = _strip_special(lm, ids)
     special = [Token(i, None) for i in ids[: len(ids) - len(known)]]
     ending = lm.special_ids[1]
     starts = [TokenSpan([*known[:n], *ending], 0, n) for n in range(1, len(known) + 1)]

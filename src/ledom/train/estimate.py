@@ -35,7 +35,6 @@ __all__ = [
     "count_parameters",
     "make_plan",
     "memory",
-    "training_flops",
     "utilization",
 ]
 
@@ -121,13 +120,13 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
     )
 
 
-def training_flops(num_parameters: float, num_tokens: float) -> float:
+def _training_flops(num_parameters: float, num_tokens: float) -> float:
     """6PD: 2 FLOPs per parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1).
 
     Left out are attention's own products, about 6 L h times the tokens seen; the look-up of an
     embedding is counted as a product. Recomputed layers do not count.
 
-    >>> training_flops(1e9, 1e9)
+    >>> _training_flops(1e9, 1e9)
     6e+18
     """
     return 6 * num_parameters * num_tokens
@@ -141,7 +140,7 @@ def utilization(
     >>> round(utilization(7e9, 1e12, hours=1000, gpus=64, gpu=GPUS["h100"]), 3)
     0.184
     """
-    return training_flops(num_parameters, num_tokens) / (hours * 3600 * gpus * gpu.flops)
+    return _training_flops(num_parameters, num_tokens) / (hours * 3600 * gpus * gpu.flops)
 
 
 @dataclass(frozen=True)
@@ -305,7 +304,7 @@ class _Planner:
         needs = self.memory(at_once, recipe.parallel.activation_checkpointing)
         tokens = recipe.optim.steps * train.batch_size * train.seq_len
         flops = setup.utilization * setup.gpus * GPUS[setup.gpu].flops
-        rate = flops / training_flops(count.total, 1)
+        rate = flops / _training_flops(count.total, 1)
         usable = _USABLE * GPUS[setup.gpu].memory
         return Plan(
             name=recipe.name,
@@ -318,7 +317,7 @@ class _Planner:
             tokens_per_pass=at_once,
             memory=needs,
             usable=usable,
-            flops=training_flops(count.total, tokens),
+            flops=_training_flops(count.total, tokens),
             utilization=setup.utilization,
             tokens_per_second=rate,
             hours=tokens / rate / 3600,

@@ -23,7 +23,7 @@ from ledom.model.folder import count_parameters
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.run_folder import Run
 
-__all__ = ["export_model", "model_card"]
+__all__ = ["export_model"]
 
 _LOSS_ROWS = 10  # of the card's table
 _EXAMPLE = '"and so they lived happily ever after."'
@@ -62,7 +62,7 @@ def export_model(
         tokenizer.save(folder)
         write_json(folder / "config.json", config, sort_keys=True)
         write_json(folder / "generation_config.json", _generation_config(tokenizer))
-        card = model_card(run, config, tokenizer, name or out.name, license)
+        card = _model_card(run, config, tokenizer, name or out.name, license)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
@@ -78,7 +78,7 @@ def _generation_config(tokenizer: Tokenizer) -> JsonObject:
     }
 
 
-def model_card(
+def _model_card(
     run: Run, config: JsonObject, tokenizer: Tokenizer, name: str, license: str | None = None
 ) -> str:
     """The model card as Markdown with the hub's front matter."""
