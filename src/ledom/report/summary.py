@@ -2,7 +2,7 @@
 
 Everything here is a pure function of the report, so that the page, the Markdown and the terminal
 say the same. The strategy of the sentence is the report's `chosen`, which was named before
-the problems were seen; the best of all strategies on these problems is not looked for.
+the problems were seen, not the strategy that did best on them.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def match_candidates(
     """Candidates by problem id, in the problems' order.
 
     Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem without
-    candidates, or with greedy ones alone, which are no choice.
+    candidates, or with greedy ones alone, which leave no choice.
 
     >>> problems = [Problem(id=id, question="?") for id in "ab"]
     >>> drawn = [Candidate(problem_id=id, index=0, text="4") for id in "ba"]

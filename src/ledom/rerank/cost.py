@@ -7,10 +7,9 @@ scores takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws for Neural Langu
 Prompts, which are shared, and attention are left out, as are external scores and the writing of
 candidates that were given.
 
-Seconds are those of making the files of these stages, by the wall clock, as they were made: model
-calls, and keeping the records; not loading models, choosing and reporting. Processes that share the
-work add up. Those of candidates.jsonl, which holds the greedy candidates too, are shared out by the
-tokens written.
+Seconds are wall-clock time while the files of these stages were made: model calls and writing
+records, without loading models, choosing and reporting. Processes that share the work add up. The
+time of candidates.jsonl, which holds the greedy candidates too, is divided by the tokens written.
 """
 
 from __future__ import annotations

@@ -33,9 +33,9 @@ class SearchConfig:
     """How wide and how long to search."""
 
     width: int = 4
-    """k, partial solutions kept in a round."""
+    """k, partial solutions kept per round."""
     expansions: int = 3
-    """n, continuations drawn of each."""
+    """n, continuations drawn per partial solution."""
     lam: float = 0.5
     """Weight of the reverse term; 0 searches by the forward model alone."""
     step_end: str = "line"
@@ -91,7 +91,7 @@ def search(
     """Yield (problem id, its beams with the best first, tokens generated) for each problem.
 
     A finished beam comes before every unfinished one. All that a problem's search generates
-    counts, thrown away or not. Raises `DirectionError` for models the wrong way round, and
+    counts, thrown away or not. Raises `DirectionError` for models of the wrong direction, and
     `InputError` where there is no reverse model and lambda is not 0.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -128,7 +128,7 @@ def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
 def check_models(
     forward: LanguageModel, reverse: LanguageModel | None, config: SearchConfig
 ) -> None:
-    """Raise `DirectionError` or `InputError` for models that cannot search so; see `search`.
+    """Raise `DirectionError` or `InputError` for models that `search` cannot use.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()

@@ -55,11 +55,11 @@ class ParallelConfig(Config):
     resume with other values."""
 
     shard_size: PositiveInt | None = None
-    """Processes that share one copy of the weights; nothing means all of them. The number of GPUs
-    in a node shards within each node and replicates over nodes."""
+    """Processes that share one copy of the weights; null: all of them. With the number of GPUs per
+    node, weights are sharded within each node and replicated over nodes."""
     tokens_per_microbatch: PositiveInt | None = None
-    """About the most tokens that a process takes at a time; the gradients of a larger share of the
-    batch are accumulated. Nothing takes the share at once."""
+    """Approximate maximum of tokens that a process takes per pass; for a larger share of the batch
+    the gradients of several passes add up. null: one pass."""
     activation_checkpointing: bool = False
     """Keep only the inputs of layers and compute the rest again in the backward pass (activation
     checkpointing): a third more work, far less memory."""

@@ -1,8 +1,8 @@
 """Muon for the hidden matrices, AdamW for the rest, and the learning-rate schedule.
 
 Muon: Jordan et al. 2024. `torch.optim.Muon` orthogonalizes in bf16 whatever the device; on a
-processor without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one is
-told in which dtype.
+processor without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one
+takes the dtype as an argument.
 
 Orthogonalizing needs the whole matrix, of which a process holds some rows (FSDP2). Matrices of one
 shape are therefore exchanged: each process receives one of them whole, orthogonalizes it, and sends
@@ -42,7 +42,7 @@ class OptimConfig(Config):
     """Learning rates and their schedule."""
 
     steps: PositiveInt
-    """Optimizer steps in all."""
+    """Total optimizer steps."""
     matrix_optimizer: Literal["muon", "adamw"] = "muon"
     """What updates the layers' matrices; AdamW always updates embeddings, norms and output."""
     muon_lr: PositiveFloat = 0.02
@@ -56,12 +56,11 @@ class OptimConfig(Config):
     schedule: Literal["trapezoid", "cosine"] = "trapezoid"
     """After the warm-up: a plateau and a linear decay at the end, or half a cosine all the way."""
     decay_steps: NonNegativeInt | None = None
-    """Steps at the end in which a trapezoid falls; nothing means two fifths of all, and 0
-    keeps the plateau to the end."""
+    """Steps of the linear decay at the end of a trapezoid; null: two fifths of all, 0: none."""
     min_lr_ratio: NonNegativeFloat = Field(default=0.0, le=1)
     """What the rates fall to, as a share of the peak."""
     clip: PositiveFloat = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient; a larger one is scaled down."""
 
 
 class Muon(torch.optim.Optimizer):

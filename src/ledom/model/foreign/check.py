@@ -44,7 +44,7 @@ class SelfCheck:
     """What the self-check found."""
 
     forward_loss: float
-    """Mean over the tokens of the texts, the first one read left out; nats per token."""
+    """Mean over the tokens of the texts, without the first one read; nats per token."""
     reverse_loss: float
     eos_token: str
     """The special token that is likeliest where a text is over: before its first word for a reverse
