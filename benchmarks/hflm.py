@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ class HarnessScorer:
         """In batches of some size."""
         from lm_eval.models.huggingface import HFLM
 
+        # It says each time that it was given a model, between the benchmark's own lines.
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         hflm = HFLM(
             pretrained=self.model,
             tokenizer=self.tokenizer,

@@ -207,8 +207,8 @@ def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Res
     """One arm, in this process."""
     import torch
 
+    from ledom.core.processes import fast_bfloat16
     from ledom.data.prepare import prepare_data
-    from ledom.train.loop import fast_bfloat16
 
     torch.set_num_threads(threads)
     recipe = make_recipe(SHAPES[shape], steps, arm.endswith("-c"))
@@ -229,8 +229,8 @@ def needed_flops(recipe: Any, data: Any) -> Result:
     import torch
     from rates import median_seconds
 
+    from ledom.core.processes import fast_bfloat16
     from ledom.model.checkpoint import build_model
-    from ledom.train.loop import fast_bfloat16
 
     shape = recipe.model
     weights = sum(p.numel() for p in build_model(shape, data.tokenizer, 0).parameters())

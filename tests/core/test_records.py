@@ -1,5 +1,8 @@
 import json
 import os
+import random
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,3 +180,37 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "c.jsonl")
     with pytest.raises(InputError, match=r"c\.jsonl: this is a pipe or a device"):
         read_records(tmp_path / "c.jsonl", Candidate)
+
+
+def test_the_tokens_of_scores_take_little_memory():
+    """A sixth of what lists of them take, and they come back as they were."""
+    values = [-random.Random(i).random() for i in range(1000)]
+    spans = [[1000 + i, 1002 + i] for i in range(1000)]
+    row = {
+        "problem_id": "a",
+        "index": 0,
+        "model": "m",
+        "direction": "reverse",
+        "target": "y",
+        "logprob": sum(values),
+        "num_tokens": 1000,
+        "token_logprobs": values,
+        "token_spans": spans,
+    }
+    score = Score.from_json(row)
+    assert score.to_json() == row
+    assert score == replace(score, token_spans=[list(span) for span in spans])
+    assert score != replace(score, token_spans=spans[:-1])
+    as_lists = sum(map(sys.getsizeof, [values, spans, *values, *spans]))
+    held = sum(sys.getsizeof(value) for value in vars(score).values())
+    assert held < as_lists / 6
+
+
+@pytest.mark.parametrize(
+    "values", [{"token_logprobs": [None]}, {"token_spans": [[0]]}, {"token_spans": [[0, 2**70]]}]
+)
+def test_tokens_that_are_wrong_stay_as_they_are(values):
+    """So that the checks of a file can say what is wrong."""
+    row = {"problem_id": "a", "index": 0, "model": "m", "direction": "forward", "target": "y|x"}
+    score = Score(**row, logprob=-1.0, num_tokens=1, **values)
+    assert values.items() <= score.to_json().items()

@@ -8,6 +8,7 @@ from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -53,6 +54,43 @@ def test_the_inputs_may_be_views() -> None:
     with torch.inference_mode():
         found = linear(x[:, ::2], weight[::2])
     assert torch.allclose(found, x[:, ::2] @ weight[::2].t(), atol=1e-4)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_int8_products_by_whole_numbers(private: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against whole numbers of numpy's, for one row and many, and rows and outputs of zeros."""
+    if not private:
+        monkeypatch.setattr(kernels, "_INT8", None)
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(70, 96)), rng.normal(size=(40, 96))
+    x[3], weight[5] = 0, 0
+    x, weight = x.astype(np.float32), weight.astype(np.float32)
+
+    def rounded(values: Any, largest: int) -> tuple[Any, Any]:
+        scales = np.abs(values).max(axis=1, keepdims=True) / np.float32(largest)
+        scales[scales == 0] = 1
+        return np.rint(values / scales).astype(np.int64), scales.astype(np.float64)
+
+    (x_int, x_scale), (w_int, w_scale) = rounded(x, 127), rounded(weight, 63)
+    expected = (x_int @ w_int.T) * x_scale * w_scale.T
+    product = kernels.Int8Weight(torch.from_numpy(weight))
+    found = product(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    alone = [product(torch.from_numpy(row[None]))[0].numpy() for row in x]
+    np.testing.assert_array_equal(alone, found)  # to the last bit
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+    assert 0 < np.abs(found - exact).mean() < 0.03 * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int8_sums_do_not_overflow(sign: int) -> None:
+    """All numbers at their largest: where 16 bits were too few, sums would be wrong."""
+    product = kernels.Int8Weight(torch.full((8, 512), 63.0))
+    x = torch.full((64, 512), sign * 127.0)
+    assert torch.equal(product(x), torch.full((64, 8), sign * 127.0 * 63 * 512))
+    bias, total = torch.arange(8.0), torch.ones(64, 8)
+    assert torch.equal(add_linear(total, x, product, bias)[0], sign * 127.0 * 63 * 512 + 1 + bias)
+    assert torch.equal(linear(x, product, bias)[0], sign * 127.0 * 63 * 512 + bias)
 
 
 PRIVATE = ("_LINEAR", "_FLASH", "_FLASH_BACKWARD")

@@ -411,20 +411,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on(
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
-@pytest.mark.parametrize(
-    ("capabilities", "device", "fast"),
-    [
-        ({"avx2": True}, "cpu", False),
-        ({"avx512_bf16": True}, "cpu", True),
-        ({"amx_bf16": True}, "cpu", True),
-        ({}, "cuda", True),
-    ],
-)
-def test_where_bf16_is_fast(monkeypatch, capabilities, device, fast):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert loop.fast_bfloat16(torch.device(device)) is fast
-
-
 @pytest.mark.parametrize("given_direction", [REVERSE, FORWARD])
 def test_init_starts_from_a_checkpoint(recipe, data, tmp_path, given_direction):
     """The first loss is that of the given model, not of a random one; it may be turned round."""

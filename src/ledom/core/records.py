@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import sys
+from array import array
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -107,7 +109,7 @@ class Record:
         >>> Problem(id="a", question="2 + 2?", extra={"level": 1}).to_json()
         {'id': 'a', 'question': '2 + 2?', 'level': 1}
         """
-        own = {key: value for key, value in vars(self).items() if key != "extra"}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         return {**{k: v for k, v in own.items() if v is not None}, **self.extra}
 
 
@@ -219,6 +221,34 @@ class Candidate(Record):
         return float(value)
 
 
+class _Packed:
+    """A list of a record's, kept in an array: as Python objects it takes ten times the memory.
+
+    Every access gives a new list. What does not fit an array is kept as it is.
+    """
+
+    def __init__(self, kind: str, pairs: bool = False) -> None:
+        self._kind, self._pairs = kind, pairs
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._slot = f"_{name}"
+
+    def __get__(self, record: Any, owner: type) -> Any:
+        held = None if record is None else vars(record)[self._slot]  # the default is None
+        if not isinstance(held, array):
+            return held
+        if not self._pairs:
+            return held.tolist()
+        return [list(pair) for pair in zip(held[::2], held[1::2], strict=True)]
+
+    def __set__(self, record: Any, values: Any) -> None:
+        held = values
+        with suppress(TypeError, ValueError, OverflowError):  # the checks say what is wrong with it
+            flat = [at for a, b in values for at in (a, b)] if self._pairs else values
+            held = array(self._kind, flat)
+        vars(record)[self._slot] = held
+
+
 @dataclass(kw_only=True)
 class Score(Record):
     """A model's log-probability of one part of a (question, solution) pair.
@@ -245,8 +275,8 @@ class Score(Record):
     target: Target
     logprob: float
     num_tokens: int
-    token_logprobs: list[float] | None = None
-    token_spans: list[list[int]] | None = None
+    token_logprobs: list[float] | None = _Packed("d")  # type: ignore[assignment]
+    token_spans: list[list[int]] | None = _Packed("i", pairs=True)  # type: ignore[assignment]
     text: str | None = None
 
 

@@ -41,9 +41,9 @@ def load(
     classes are given here, or as text after the name: `openai:NAME,base_url=...,tokenizer=FOLDER`.
 
     `direction` may be left out where the checkpoint records it; a checkpoint made elsewhere needs
-    it. `device` (cpu, cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16) are for
-    models that run here: vLLM chooses its devices, a server both. Raises `CheckpointError`,
-    `DirectionError`, and `InputError` for an unknown option.
+    it. `device` (cpu, cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16, int8; see
+    `lm.precision`) are for models that run here: vLLM chooses its devices, a server both. Raises
+    `CheckpointError`, `DirectionError`, and `InputError` for an unknown option.
 
         >>> import ledom
         >>> reverse = ledom.load("tiny", direction="reverse")

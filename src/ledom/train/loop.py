@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
-from ledom.core.processes import keep_pages
+from ledom.core.processes import fast_bfloat16, keep_pages
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint
@@ -338,15 +338,6 @@ def _autocast(model: PreTrainedModel, recipe: Recipe) -> torch.autocast:
     device = model.device
     enabled = not isinstance(model, FSDPModule) and _precision(recipe, device) is torch.bfloat16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bf16 products are faster than fp32 there; on a CPU without the instructions they
-    are about 50 times slower."""
-    if device.type != "cpu":
-        return True
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 class StopRequest:

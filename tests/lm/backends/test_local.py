@@ -239,8 +239,9 @@ def test_dtypes_by_name(checkpoints: dict[str, Path]) -> None:
     target = whole_text(rough, TEXTS[0])
     np.testing.assert_allclose(rough.logprobs([target])[0], exact.logprobs([target])[0], atol=0.3)
     assert rough.fingerprint != exact.fingerprint  # their scores are not to be mixed
-    with pytest.raises(InputError, match="dtype is 'int8'; give auto, float32, bfloat16, float16"):
-        ledom.load(checkpoints["reverse"], dtype="int8")
+    message = "dtype is 'int4'; give auto, float32, bfloat16, float16 or int8"
+    with pytest.raises(InputError, match=message):
+        ledom.load(checkpoints["reverse"], dtype="int4")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ledom
-from ledom.core.errors import CheckpointError
+from ledom.core.errors import CheckpointError, InputError
 from ledom.lm.backends import vllm as backend
 from ledom.lm.language_model import Sampling
 from stand_ins import LLM, vllm_module
@@ -33,6 +33,11 @@ def test_what_the_engine_is_given(checkpoints: dict[str, Path]) -> None:
     }
     assert lm.context == 98
     assert lm.fingerprint != ledom.load(f"vllm:{folder}").fingerprint
+
+
+def test_int8_is_refused(checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="forward: int8 is for models that run here on a CPU"):
+        ledom.load(f"vllm:{checkpoints['forward']}", dtype="int8")
 
 
 @pytest.mark.parametrize("option", ["max_model_len=9999", "no_such_option=1"])

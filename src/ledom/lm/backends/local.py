@@ -37,7 +37,8 @@ from ledom.lm.engine.threads import merged, num_workers
 from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trunk import build_trunk
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
-from ledom.model.checkpoint import load_checkpoint
+from ledom.lm.precision import INT8, load_in, round_weights
+from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.exactness import OwnForward, packing_reach, vocab_size
 
 __all__ = ["HFLanguageModel"]
@@ -49,16 +50,13 @@ _LOGITS_ROWS = 512  # most rows of one, so that with a small vocabulary it stays
 _Reader = Callable[[torch.Tensor, torch.Tensor], NDArray[np.float32]]
 """Takes logits [T, V] and the labels [T] that they predict; gives numbers [..., T]."""
 _NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of no token
-_DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")
-}
 
 
 class HFLanguageModel(LanguageModel):
     """A causal language model from a Hugging Face folder; see `ledom.load`.
 
-    `dtype` is auto, float32, bfloat16 or float16; auto is float32 on a CPU, and on a GPU that of
-    the weights as they are kept. Raises `InputError` for a device that is not there.
+    `dtype` is auto (see `lm.precision`), float32, bfloat16, float16, or on a CPU int8. Raises
+    `InputError` for another, and for a device that is not there.
     """
 
     stops_at_patterns = True
@@ -81,12 +79,16 @@ class HFLanguageModel(LanguageModel):
         place = processes.torch_device(device or processes.default_device())
         if place.type == "cpu":
             processes.keep_pages()
-        checkpoint = load_checkpoint(
-            path, direction, _torch_dtype(dtype, place), eos_token, bos_token=bos_token
-        )
+
+        def load(numbers: torch.dtype | Literal["auto"]) -> Checkpoint:
+            found = load_checkpoint(path, direction, numbers, eos_token, bos_token=bos_token)
+            found.model.to(place)  # type: ignore[arg-type]
+            return found
+
+        checkpoint, self.precision = load_in(dtype, place, load)
         fingerprint = checkpoint.fingerprint
-        if checkpoint.model.dtype != torch.float32:  # other numbers: not to be mixed
-            fingerprint += f"-{str(checkpoint.model.dtype).removeprefix('torch.')}"
+        if self.precision != "float32":  # other numbers: not to be mixed
+            fingerprint += f"-{self.precision}"
         super().__init__(
             name=str(path),
             direction=checkpoint.direction,
@@ -98,12 +100,13 @@ class HFLanguageModel(LanguageModel):
             num_parameters=sum(p.numel() for p in checkpoint.model.parameters()),
         )
         self.model = checkpoint.model
-        self.model.to(place)  # type: ignore[arg-type]
         self._own = OwnForward(self.model)
         self._trunk = build_trunk(self.model)
         eos_id = self.tokenizer.eos_id
         self._reach = packing_reach(self.model, self._trunk.packed, eos_id, self.context)
         self._said = False
+        if self.precision == INT8:
+            round_weights(self._trunk, self._reach == self.context and self._decodes, self.name)
         self.tokens_per_batch = tokens_per_batch
         self.rows = rows
 
@@ -157,21 +160,17 @@ class HFLanguageModel(LanguageModel):
         labels = torch.tensor(ids[start:end], device=device)
         return np.ascontiguousarray(self.direction.to_reading_order(read(logits, labels)))
 
-    @torch.inference_mode()
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
         """See `LanguageModel.alternatives`."""
-        self.check_target(target)
-        ids = self.direction.to_model_order(list(target.ids))
-        start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
-        if end <= start:
-            return []
-        device = self.model.device
-        wanted = torch.arange(start - 1, end - 1, device=device)
-        logits = self._own(torch.tensor(ids[: end - 1], device=device), wanted).float()
-        best = logits.log_softmax(-1).topk(min(count, logits.shape[-1]), dim=-1)
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        found = [list(zip(tokens, values, strict=True)) for tokens, values in rows]
-        return found if self.direction is Direction.FORWARD else found[::-1]
+
+        def likeliest(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:
+            best = logits.log_softmax(-1).topk(min(count, logits.shape[-1]), dim=-1)
+            both = torch.stack([best.indices.float(), best.values])  # ids below 2^24 stay exact
+            return both.movedim(1, -1).cpu().numpy()
+
+        ((ids, values),) = self._read_off([target], likeliest)
+        rows = zip(ids.T.astype(int).tolist(), values.T.tolist(), strict=True)
+        return [list(zip(tokens, logprobs, strict=True)) for tokens, logprobs in rows]
 
     def _say_alone(self) -> None:
         """Say once why this takes longer."""
@@ -388,13 +387,3 @@ def _logprobs_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np
         return np.empty((2, 0), np.float32)
     hits = (logits.argmax(-1) == labels).float().cpu().numpy()
     return np.stack([_logprobs(logits, labels), hits])
-
-
-def _torch_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype | Literal["auto"]:
-    if isinstance(name, torch.dtype):
-        return name
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    if name not in _DTYPES:
-        raise InputError(f"dtype is {name!r}; give auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]

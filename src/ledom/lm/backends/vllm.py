@@ -66,6 +66,8 @@ class VLLMLanguageModel(LanguageModel):
                 f"{path}: vLLM spreads a model over GPUs by itself; start ledom without torchrun "
                 f"and give vllm:{path},tensor_parallel_size=N"
             )
+        if dtype == "int8":
+            raise InputError(f"{path}: int8 is for models that run here on a CPU; give auto")
         info = read_checkpoint_info(path, direction, eos_token, bos_token=bos_token)
         longest = int(engine.setdefault("max_model_len", info.context))
         decisive = {key: engine[key] for key in sorted(engine) if key not in _RESOURCES}

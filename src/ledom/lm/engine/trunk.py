@@ -23,10 +23,11 @@ from ledom.lm.engine.prefix_tree import PrefixTree
 from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.model.architectures import finish_logits
 from ledom.model.attention import Attend, attending
-from ledom.model.kernels import add_linear, linear
+from ledom.model.kernels import Int8Weight, add_linear, linear
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
 
+_Weight = Tensor | Int8Weight
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
 _PIECE = 1024  # tokens of the row that the feed-forward part takes at a time
 
@@ -36,6 +37,7 @@ class Trunk:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self._rounded_head: Int8Weight | None = None
 
     def __call__(
         self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
@@ -53,7 +55,8 @@ class Trunk:
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, vocabulary] of normalized outputs [T, width], as the model's own last step."""
         head: Any = self.model.get_output_embeddings()
-        projected = linear(hidden, head.weight, getattr(head, "bias", None))
+        weight = self._rounded_head or head.weight
+        projected = linear(hidden, weight, getattr(head, "bias", None))
         return finish_logits(projected, self.model.config.get_text_config())
 
     def packed(self, ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
@@ -74,6 +77,13 @@ class LlamaTrunk(Trunk):
         self.base = base
         self.head_dim: int = base.layers[0].self_attn.head_dim
         self.layers = [_Layer(layer) for layer in base.layers]
+
+    def round_weights(self) -> None:
+        """Multiply in int8 from now on. The model keeps its own weights."""
+        for layer in self.layers:
+            layer.round_weights()
+        head: Any = self.model.get_output_embeddings()
+        self._rounded_head = Int8Weight(head.weight)
 
     def __call__(
         self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
@@ -99,15 +109,14 @@ class LlamaTrunk(Trunk):
     ) -> Tensor:
         """The residual stream [Q, width] after attention."""
         x = rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, layer.attention_epsilon)
-        inner = layer.out.shape[1]  # H * D
+        inner = layer.inner
         if wanted is None:
             both, v = linear(x, layer.qkv, layer.qkv_bias).tensor_split([layer.turned], dim=-1)
             q, k = _rotate(self._heads(both), cos, sin).tensor_split([inner // self.head_dim], 1)
         else:
             q_bias, kv_bias = _split(layer.qkv_bias, inner)
-            kv = linear(x, layer.qkv[inner:], kv_bias)
-            k, v = kv.tensor_split(2, dim=-1)
-            q = linear(x[wanted], layer.qkv[:inner], q_bias)
+            k, v = linear(x, layer.kv, kv_bias).tensor_split(2, dim=-1)
+            q = linear(x[wanted], layer.q, q_bias)
             k = _rotate(self._heads(k), cos, sin)
             q = _rotate(self._heads(q), cos[wanted], sin[wanted])
             hidden = hidden[wanted]
@@ -125,16 +134,23 @@ class _Layer:
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv = _join(projections, "weight")
+        self.qkv: _Weight = _join(projections, "weight")
+        self.inner: int = len(attention.q_proj.weight)  # H * D
+        self.q: _Weight = self.qkv[: self.inner]
+        self.kv: _Weight = self.qkv[self.inner :]
         self.qkv_bias = _join(projections, "bias") if attention.q_proj.bias is not None else None
-        self.turned: int = len(attention.q_proj.weight) + len(attention.k_proj.weight)
+        self.turned: int = self.inner + len(attention.k_proj.weight)
         """Outputs of queries and keys together, which positions turn."""
-        self.out: Tensor = attention.o_proj.weight
+        self.out: _Weight = attention.o_proj.weight
         self.out_bias: Tensor | None = attention.o_proj.bias
-        self.up = _join([mlp.gate_proj, mlp.up_proj], "weight")
-        self.down: Tensor = mlp.down_proj.weight
+        self.up: _Weight = _join([mlp.gate_proj, mlp.up_proj], "weight")
+        self.down: _Weight = mlp.down_proj.weight
         self.attention_norm, self.attention_epsilon = _norm(layer.input_layernorm)
         self.mlp_norm, self.mlp_epsilon = _norm(layer.post_attention_layernorm)
+
+    def round_weights(self) -> None:
+        for name in ("qkv", "q", "kv", "out", "up", "down"):
+            setattr(self, name, Int8Weight(getattr(self, name)))
 
 
 def _join(modules: Sequence[Any], name: str) -> Tensor:

@@ -1,0 +1,162 @@
+"""What bf16 and int8 change in scores, and in what is chosen by them; and what they save.
+
+    python benchmarks/dtypes.py [--dtypes bfloat16 int8] [--questions 200] [--answers 8]
+        [--problems P.jsonl --candidates C.jsonl] [--threads 1]
+
+The embedded pair scores candidates in fp32 and in each of the other precisions, some problems at a
+time in turn, so that what else runs on the machine slows all alike. Noise is what fp32 itself
+changes when its texts share other batches. Without files the problems are generated, and the
+embedded forward model answers them. Without its instructions a CPU takes 50 times as long in bf16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.data.problems import generate_problems
+from ledom.lm import embedded_folder, load
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.report.intervals import paired_interval, pairwise_auc
+from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
+from ledom.rerank.sample import sample_candidates
+from ledom.rerank.score import score_candidates
+from ledom.rerank.strategies import STRATEGIES
+from ledom.rerank.weights import default_weights
+
+TOGETHER = 20  # problems that a precision scores before the next has its turn
+SMALL_BATCH = 1024  # tokens; four times as many by default
+STRATEGY = "all_terms"
+
+
+@dataclass
+class Way:
+    """The pair in one precision, its scores and the CPU seconds that they took."""
+
+    name: str
+    models: list[LanguageModel]
+    scores: list[Score] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def score(self, problems: Sequence[Problem], candidates: Sequence[Candidate]) -> None:
+        """Add the scores of some problems' candidates."""
+        started = time.process_time()
+        for lm in self.models:
+            for scores in score_candidates(problems, candidates, lm):
+                self.scores += scores
+        self.seconds += time.process_time() - started
+
+
+def ways(dtypes: Sequence[str]) -> list[Way]:
+    """fp32, the same in smaller batches, and the other precisions."""
+
+    def pair(dtype: str, tokens: int = 4 * SMALL_BATCH) -> list[LanguageModel]:
+        folders = [embedded_folder(direction) for direction in ("forward", "reverse")]
+        return [
+            HFLanguageModel(folder, device="cpu", dtype=dtype, tokens_per_batch=tokens)
+            for folder in folders
+        ]
+
+    noise = Way("float32, other batches", pair("float32", SMALL_BATCH))
+    rough = [Way(dtype, pair(dtype)) for dtype in dtypes]
+    return [Way("float32", pair("float32")), noise, *rough]
+
+
+def sampled(questions: int, answers: int) -> tuple[list[Problem], list[Candidate]]:
+    """Unseen problems, and the embedded model's answers."""
+    problems = list(generate_problems("test", questions, seed=9))
+    forward = load("tiny", "forward")
+    chunks = sample_candidates(problems, forward, Sampling(temperature=0.7), answers)
+    return problems, [candidate for chunk in chunks for candidate in chunk]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What follows from a precision's scores."""
+
+    tokens: np.ndarray
+    """log P of every token scored."""
+    auc: np.ndarray
+    """Of each problem; NaN where all answers are right, or all wrong."""
+    pick: np.ndarray
+    """The place of each problem's chosen candidate."""
+    right: np.ndarray
+    """Whether that is right."""
+
+
+def result(table: CandidateTable, scores: Sequence[Score]) -> Result:
+    """The embedded weights' choice among the candidates, each a sum of every score."""
+    value = STRATEGIES[STRATEGY].score(table, default_weights().weights[STRATEGY])
+    rows = range(len(value))
+    pick = np.where(table.mask, value, -np.inf).argmax(axis=1)
+    return Result(
+        np.concatenate([score.token_logprobs or [] for score in scores]),
+        pairwise_auc(
+            [value[row, table.mask[row]] for row in rows],
+            [table.correct[row, table.mask[row]] for row in rows],
+        ),
+        pick,
+        table.correct[rows, pick].astype(float),
+    )
+
+
+def print_table(
+    problems: Sequence[Problem], candidates: Sequence[Candidate], done: Sequence[Way]
+) -> None:
+    """A row for each precision, beside fp32."""
+    print(
+        f"\n| {len(problems)} problems, {len(candidates)} texts | CPU s | of fp32's time "
+        "| error of a token, mean and largest, nats | AUC | other picks | picks right "
+        "| against fp32, points |\n|---|---|---|---|---|---|---|---|"
+    )
+    exact: Result | None = None
+    for way in done:
+        found = result(build_candidate_table(problems, candidates, way.scores), way.scores)
+        exact = exact or found
+        error = np.abs(found.tokens - exact.tokens)
+        points = paired_interval(100 * found.right, 100 * exact.right)
+        print(
+            f"| {way.name} | {way.seconds:.1f} | {way.seconds / done[0].seconds:.2f} "
+            f"| {error.mean():.1e}, {error.max():.2g} | {np.nanmean(found.auc):.4f} "
+            f"| {(found.pick != exact.pick).sum()} | {found.right.mean():.1%} "
+            f"| {points.mean:+.1f} [{points.low:+.1f}, {points.high:+.1f}] |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8"])
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--answers", type=int, default=8, help="of each question")
+    parser.add_argument("--problems", type=Path)
+    parser.add_argument("--candidates", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.problems and args.candidates:
+        problems = read_records(args.problems, Problem)[: args.questions]
+        candidates = read_records(args.candidates, Candidate)
+    else:
+        problems, candidates = sampled(args.questions, args.answers)
+    whose = {problem.id for problem in problems}
+    candidates = [c for c in candidates if c.problem_id in whose and not c.greedy]
+    compared = ways(args.dtypes)
+    for start in range(0, len(problems), TOGETHER):
+        some = problems[start : start + TOGETHER]
+        ids = {problem.id for problem in some}
+        own = [candidate for candidate in candidates if candidate.problem_id in ids]
+        for way in compared:
+            way.score(some, own)
+    print_table(problems, candidates, compared)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Which numbers a model computes in, and that int8 computes what it says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import ledom
+from ledom.core.errors import CheckpointError, InputError
+from ledom.lm import precision
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.engine.trunk import LlamaTrunk, Trunk
+from ledom.lm.language_model import Sampling, TokenSpan
+from ledom.model.architectures import layer_matrices
+from made import whole_text
+
+TEXTS = ["Ava has 12 apples.\n\n12 + 3 = 15\n#### 15", "naïve café, 42", "7"]
+IDS = [[0, 5, 9, 7, 40, 3], [0, 8, 8, 100, 2, 1]]
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoints: dict[str, Path]) -> Path:
+    return checkpoints["reverse"]
+
+
+@pytest.fixture(scope="module")
+def int8(folder: Path) -> HFLanguageModel:
+    lm = ledom.load(folder, device="cpu", dtype="int8")
+    assert isinstance(lm, HFLanguageModel)
+    return lm
+
+
+def plain(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+@torch.no_grad()
+def by_hand(model: Any, ids: list[int]) -> list[float]:
+    """log P of all ids but the first, by transformers."""
+    found = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return [float(found[i, after]) for i, after in enumerate(ids[1:])]
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    caplog.set_level(logging.INFO, logger="ledom")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_auto_is_float32_where_bf16_is_slow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: False)
+    lm = ledom.load(folder, device="cpu")
+    assert isinstance(lm, HFLanguageModel)
+    assert (lm.model.dtype, lm.precision) == (torch.float32, "float32")
+    assert said() == ["float32: this device is not faster in bfloat16"]
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [(1.0, "bfloat16"), (1e-9, "float32")])
+def test_auto_is_decided_by_the_error_on_a_trial(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], list[str]],
+    limit: float,
+    chosen: str,
+) -> None:
+    """The error is that of transformers' own passes."""
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "TOLERANCE", limit)
+    monkeypatch.setattr(precision, "_written", lambda checkpoint: torch.tensor(IDS))
+    lm = ledom.load(folder, device="cpu")
+    assert isinstance(lm, HFLanguageModel)
+    assert (lm.model.dtype, lm.precision) == (getattr(torch, chosen), chosen)
+    exact, rough = (
+        [value for ids in IDS for value in by_hand(plain(folder, dtype), ids)]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    error = np.abs(np.subtract(exact, rough)).mean()
+    assert said() == [
+        f"{chosen}: bfloat16 changes a token's log-probability by {error:.4f} nats on average; "
+        f"at most {limit} are safe"
+    ]
+    named = ledom.load(folder, device="cpu", dtype=chosen)
+    assert lm.fingerprint == named.fingerprint  # the number decides, not how it was asked for
+
+
+def test_the_trial_reads_what_the_model_writes() -> None:
+    """Texts of a model that knows only one token are that token, after what it reads first."""
+
+    def certain(input_ids: torch.Tensor) -> Any:
+        logits = torch.zeros(*input_ids.shape, 50)
+        logits[..., 17] = 100
+        return SimpleNamespace(logits=logits)
+
+    certain.device = torch.device("cpu")  # type: ignore[attr-defined]
+    checkpoint: Any = SimpleNamespace(model=certain, bos_ids=[3, 4], context=9)
+    texts = precision._written(checkpoint)
+    assert texts is not None
+    assert texts.tolist() == [[3, 4, *[17] * 7]] * 4
+    checkpoint.model = SimpleNamespace(device="cpu")  # not to be called with ids alone
+    assert precision._written(checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"), [("bfloat16", ["auto"]), ("float16", ["auto"]), ("float32", ["auto", ""])]
+)
+def test_half_precision_stays_on_a_gpu(
+    kept: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights kept in fp32 go on to the trial, which this model does not pass."""
+    asked = []
+
+    def load(dtype: Any) -> Any:
+        asked.append("auto" if dtype == "auto" else "")
+        name = kept if dtype == "auto" else "float32"
+        return SimpleNamespace(model=SimpleNamespace(dtype=getattr(torch, name)))
+
+    monkeypatch.setattr(precision, "_written", lambda checkpoint: None)
+    checkpoint, name = precision.load_in("auto", torch.device("cuda"), load)
+    assert (name, asked) == (kept, expected)
+    assert checkpoint.model.dtype == getattr(torch, kept)
+
+
+def rounded_product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """x * weight, both in whole numbers."""
+    w_scale, x_scale = (
+        values.abs().amax(-1, keepdim=True).clamp(min=1e-30) / largest
+        for values, largest in ((weight, 63), (x, 127))
+    )
+    whole = (x / x_scale).round().double() @ (weight / w_scale).round().double().T
+    return (whole * x_scale * w_scale.T).float()
+
+
+def test_int8_equals_whole_numbers_in_every_product(int8: HFLanguageModel, folder: Path) -> None:
+    """transformers' own pass with rounded inputs and weights; both round at the same places, but
+    for numbers that lie between two."""
+    model = plain(folder, torch.float32)
+    matrices = layer_matrices(model)
+    linears = [module for module in model.modules() if id(getattr(module, "weight", 0)) in matrices]
+    for linear in [*linears, model.get_output_embeddings()]:
+        linear.forward = partial(rounded_product, linear.weight.detach())
+    exact = ledom.load(folder, device="cpu", dtype="float32")
+    for text in TEXTS:
+        target = whole_text(int8, text)
+        found = int8.logprobs([target])[0]
+        expected = by_hand(model, list(target.ids)[::-1])[::-1]
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        difference = np.abs(found - exact.logprobs([target])[0])
+        assert 0 < difference.mean() < 0.1  # nats; the model is random, and far from sure
+
+
+def test_int8_scores_do_not_depend_on_their_batch(int8: HFLanguageModel) -> None:
+    targets = [whole_text(int8, text) for text in TEXTS]
+    together = int8.logprobs(targets)
+    for target, values in zip(targets, together, strict=True):
+        np.testing.assert_allclose(int8.logprobs([target])[0], values, atol=2e-3)
+
+
+def test_int8_writes_what_it_says_is_likeliest(int8: HFLanguageModel) -> None:
+    ((_, (made,)),) = int8.generate(["12 apples"], Sampling(temperature=0, max_tokens=6))
+    ids = [*made.ids, *int8.tokenizer.encode("12 apples").ids, int8.tokenizer.eos_id]
+    likeliest = int8.alternatives(TokenSpan(ids, 0, len(made.ids)), 1)
+    assert [best[0] for (best,) in likeliest] == made.ids
+
+
+def test_int8_scores_are_not_mixed_with_others(int8: HFLanguageModel, folder: Path) -> None:
+    exact = ledom.load(folder, device="cpu", dtype="float32")
+    assert int8.fingerprint == f"{exact.fingerprint}-int8"
+
+
+def test_what_int8_cannot_do_is_refused(int8: HFLanguageModel) -> None:
+    with pytest.raises(InputError, match="int8 is for the CPU, not for cuda; give bfloat16"):
+        precision.load_in("int8", torch.device("cuda"), lambda dtype: pytest.fail("loaded"))
+    message = "a: int8 is for models of Llama's shape .* this LlamaForCausalLM is not; give float32"
+    for trunk, exact in ((Trunk(int8.model), True), (LlamaTrunk(int8.model), False)):
+        with pytest.raises(CheckpointError, match=message):
+            precision.round_weights(trunk, exact, "a")
