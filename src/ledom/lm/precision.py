@@ -25,7 +25,7 @@ from ledom.model.checkpoint import Checkpoint
 __all__ = ["INT8", "TOLERANCE", "load_in", "round_weights"]
 
 INT8 = "int8"
-TOLERANCE = 0.005
+TOLERANCE = 0.001
 """Nats by which bf16 may change the log-probability of a token, on average."""
 _TEXTS, _LENGTH = 4, 64  # that the trial writes, and tokens of each
 _NAMED = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
