@@ -65,8 +65,7 @@ __all__ = [
     "unused_when_greedy",
 ]
 
-# Bounds far above any real use: a slip such as 10**20 is refused at once, and the error names the
-# bound.
+# Bounds far above any real use: a slip such as 10**20 is refused at once, with the bound.
 MOST_PROBLEMS = 100_000_000
 MOST_SAMPLES = 100_000
 MOST_TOKENS = 10_000_000
