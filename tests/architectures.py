@@ -195,11 +195,10 @@ def tiny(kind: str, tokenizer: Tokenizer, **changes: Any) -> PreTrainedModel:
         "pad_token_id": tokenizer.eos_id,
     }
     config = AutoConfig.for_model(kind, **_sizes(kind, ids, changes))
-    with torch.device("meta"):
-        size = AutoModelForCausalLM.from_config(config).num_parameters()
-    assert size < _MOST_PARAMETERS, f"{kind} is not tiny: say which of its sizes to change"
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    size = model.num_parameters()
+    assert size < _MOST_PARAMETERS, f"{kind} is not tiny: say which of its sizes to change"
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
         if weight.ndim == 2:

@@ -6,7 +6,6 @@ the right values are those of its own forward pass over ids flipped by hand, one
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -21,12 +21,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from architectures import NOT_BUILT, REFUSED, tiny
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, RecipeError
+from ledom.core.reading import read_json_object
 from ledom.core.records import Problem, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
-from ledom.model.exactness import OwnForward
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.export import export_model
@@ -39,8 +39,6 @@ from made import whole_text
 
 pytestmark = pytest.mark.slow
 
-_GENERATE_OTHERWISE = ("phi4_multimodal", "roc_bert")
-"""transformers' generate writes other tokens there than its forward pass finds likeliest."""
 _READ_OTHERWISE = ("youtu",)
 """transformers reads a zero embedding for the padding token, whatever was saved."""
 TEXTS = ["Ava has 12 pens. 12 + 3 = 15\n#### 15", "7 of 5"]
@@ -73,13 +71,16 @@ def assert_scored_as_by_hand(
             np.testing.assert_allclose(values, expected[i], atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
 def assert_written_as_likeliest(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
+    """Each token is the likeliest after those before it, and so is the EOS after a shorter text."""
     eos = lm.tokenizer.eos_id
     for place, made in lm.generate(TEXTS, _GREEDY):
         context = [eos, *reversed(lm.tokenizer.encode(TEXTS[place]).ids)]
-        for token in reversed(made[0].ids):
-            assert int(plain(torch.tensor([context])).logits[0, -1].argmax()) == token
-            context.append(token)
+        written = [*reversed(made[0].ids)]
+        likeliest = plain(torch.tensor([context + written])).logits[0].argmax(-1).tolist()
+        expected = likeliest[len(context) - 1 :][: _GREEDY.max_tokens]
+        assert [*written, eos][: _GREEDY.max_tokens] == expected
 
 
 def assert_written_as_generate(lm: HFLanguageModel, plain: PreTrainedModel) -> None:
@@ -110,6 +111,23 @@ def assert_trained_as_plain(
     assert len(losses) == 3
     assert row["loss"] == pytest.approx(torch.cat(losses).mean().item(), abs=1e-4)
     return finished
+
+
+def assert_loads_as(folder: Path, other: Path) -> None:
+    """The same config and tensors of the same names and shapes: transformers builds the same."""
+    config, expected = (read_json_object(place / "config.json") for place in (folder, other))
+    assert config.pop("dtype") == "bfloat16"
+    assert expected.pop("dtype") == "float32"
+    assert config == expected
+    assert shapes(folder) == shapes(other)
+
+
+def shapes(folder: Path) -> dict[str, list[int]]:
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -155,26 +173,18 @@ def test_an_architecture(
     if kind in _READ_OTHERWISE:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert_scored_as_by_hand(lm, model)
-    if kind in _GENERATE_OTHERWISE:
-        assert_written_as_likeliest(lm, model)
-    else:
-        assert_written_as_generate(lm, model)
+    assert_written_as_likeliest(lm, model)
     if kind == "reformer":  # does not train on texts of every length: see below
         return
     finished = assert_trained_as_plain(folder, model, recipe, data)
     exported = export_model(find_run(finished), tmp_path / "exported", Direction.REVERSE)
     for file in finished.glob("*.safetensors"):
         assert (exported / file.name).read_bytes() == file.read_bytes()
-    again = HFLanguageModel(exported, device="cpu")
-    plain = copy.deepcopy(again.model)
-    OwnForward(plain).restore()
-    assert_scored_as_by_hand(again, plain, TEXTS[1:])
+    assert_loads_as(exported, folder)
 
 
 def test_the_lists_name_what_transformers_has() -> None:
-    assert {*REFUSED, *NOT_BUILT, *_GENERATE_OTHERWISE, *_READ_OTHERWISE} <= {
-        *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    }
+    assert {*REFUSED, *NOT_BUILT, *_READ_OTHERWISE} <= {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
 
 
 def test_models_that_pack_rows_are_known(tmp_path: Path, tokenizer: Tokenizer) -> None:
