@@ -32,11 +32,17 @@ class PlainModel:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = Tokenizer.load(folder)
         self.lock = threading.Lock()
+        self._known: dict[tuple[int, ...], torch.Tensor] = {}
 
     @torch.no_grad()
     def _log_softmax(self, ids: Sequence[int]) -> torch.Tensor:
+        """Computed once, as many draws begin alike."""
         with self.lock:
-            return self.model(torch.tensor([list(ids)])).logits[0].log_softmax(-1)
+            known = self._known.get(tuple(ids))
+            if known is None:
+                known = self.model(torch.tensor([list(ids)])).logits[0].log_softmax(-1)
+                self._known[tuple(ids)] = known
+            return known
 
     def logprobs(self, ids: Sequence[int]) -> list[float]:
         """Of every token but the first."""

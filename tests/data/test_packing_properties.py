@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,7 @@ def test_fixed_windows_leave_out_less_than_one(
     assert {len(window) for window in made} == {seq_len + 1}
 
 
+@pytest.mark.slow
 @few
 @given(
     documents=DOCUMENTS, seq_len=st.integers(1, 12), size=st.integers(1, 5), seed=st.integers(0, 9)

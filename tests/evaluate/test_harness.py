@@ -322,6 +322,7 @@ def test_a_document_is_never_divided() -> None:
     assert not groups[0] & groups[1]
 
 
+@pytest.mark.slow
 def test_the_embedded_pair_prefers_the_right_solution(
     problems: list[Problem],
 ) -> None:

@@ -181,6 +181,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def work(out: Path) -> None:
         rank_passages(FakeLanguageModel(tokenizer, REVERSE), QUERIES, PASSAGES, out, silent)

@@ -161,6 +161,7 @@ def test_drawing_leaves_matplotlib_settings_alone() -> None:
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0.0, 1.0])
 def test_many_lines_with_one_end_leave_the_axes_their_room(first: float) -> None:
     """Forty names piled up, alone or below another; a warning is an error here."""

@@ -41,7 +41,7 @@ def table() -> CandidateTable:
 
 @pytest.fixture(scope="module")
 def report(table: CandidateTable) -> Measurement:
-    tuned = tune(table, [])
+    tuned = tune(table.select(np.arange(60)), [])  # enough for what only one term tells
     return measure(table, tuned)
 
 

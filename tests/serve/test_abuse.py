@@ -25,6 +25,8 @@ from ledom.serve.settings import Limits, Settings
 from ledom.text.tokenizer import Tokenizer
 from serving import running
 
+pytestmark = pytest.mark.slow
+
 Models = tuple[FakeLanguageModel, FakeLanguageModel]
 JSON = {"Content-Type": "application/json"}
 QUESTION = '"question": "How many?"'
@@ -316,7 +318,6 @@ def test_what_was_taken_is_finished_before_the_end(pair: Models, gate: Gate) -> 
     assert len(answer.json()["results"]) == 2
 
 
-@pytest.mark.slow
 def test_a_client_that_does_not_read_is_dropped(pair: Models) -> None:
     limits = Limits(write_seconds=0.3)
     body = json.dumps({"question": "How many?", "answers": ["3 + 4 = 7 " * 50] * 200}).encode()
@@ -344,7 +345,6 @@ def test_more_connections_than_allowed_are_503(pair: Models, gate: Gate) -> None
     assert statuses[-1] == 503
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_schemathesis_finds_no_5xx_and_no_undocumented_status(pair: Models) -> None:
     schemathesis = pytest.importorskip("schemathesis")

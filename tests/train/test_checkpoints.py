@@ -14,6 +14,8 @@ from ledom.train.checkpoints import Checkpoints
 from ledom.train.distributed import ParallelConfig, ProcessGroup
 from ledom.train.optim import build_optimizers
 
+pytestmark = pytest.mark.slow
+
 FORWARD = Direction.FORWARD
 ALONE = ProcessGroup(torch.device("cpu"))
 

@@ -73,6 +73,7 @@ def prompts(problems: list[Problem], count: int) -> list[str]:
     return [problem.question[: 20 + 7 * i] for i, problem in enumerate(problems[:count])]
 
 
+@pytest.mark.slow
 def test_greedy_equals_generate(
     lm: HFLanguageModel, plain: PreTrainedModel, problems: list[Problem]
 ) -> None:

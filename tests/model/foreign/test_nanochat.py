@@ -24,6 +24,8 @@ from ledom.core.errors import CheckpointError, InputError
 from ledom.model.checkpoint import load_checkpoint
 from ledom.model.foreign.importer import ImportOptions, import_model
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, WIDTH, LAYERS, HEADS, GROUPS = 100, 64, 5, 4, 2
 COLUMNS = [0, 17, 42, 63, 99]
 SHORT, LONG = (32, 30), (256, 150)  # context, length of the text

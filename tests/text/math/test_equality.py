@@ -23,16 +23,15 @@ PIECES = [
 ]
 
 
-@pytest.mark.parametrize(("one", "other", "reason"), EQUAL)
-def test_equal(one: str, other: str, reason: str) -> None:
-    assert equal_answers(one, other), reason
-    assert equal_answers(other, one), reason
+def test_equal() -> None:
+    """In both orders; one test of the whole table, which takes milliseconds per row."""
+    wrong = [row for row in EQUAL if not equal_answers(*row[:2]) or not equal_answers(*row[1::-1])]
+    assert not wrong
 
 
-@pytest.mark.parametrize(("one", "other", "reason"), UNEQUAL)
-def test_unequal(one: str, other: str, reason: str) -> None:
-    assert not equal_answers(one, other), reason
-    assert not equal_answers(other, one), reason
+def test_unequal() -> None:
+    wrong = [row for row in UNEQUAL if equal_answers(*row[:2]) or equal_answers(*row[1::-1])]
+    assert not wrong
 
 
 def test_the_table_is_large_and_says_each_pair_once() -> None:
@@ -41,9 +40,8 @@ def test_the_table_is_large_and_says_each_pair_once() -> None:
     assert len(set(pairs)) == len(pairs)
 
 
-@pytest.mark.parametrize("answer", ALL)
-def test_each_answer_equals_itself(answer: str) -> None:
-    assert equal_answers(answer, answer) == has_content(answer)
+def test_each_answer_equals_itself() -> None:
+    assert not [answer for answer in ALL if equal_answers(answer, answer) != has_content(answer)]
 
 
 @pytest.mark.parametrize("answer", [None, "", "  \n", "___", "...", "$", "\x00", "-"])

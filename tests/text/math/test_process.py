@@ -59,6 +59,7 @@ def test_a_worker_that_dies_is_replaced(checker: MathChecker) -> None:
     assert checker.equal(r"\sqrt{4}", "2")
 
 
+@pytest.mark.slow
 def test_a_verdict_hangs_on_the_work_and_not_on_the_clock(
     checker: MathChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_verdict_hangs_on_the_work_and_not_on_the_clock(
         assert verdict.result(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_parent_is_gone_ends() -> None:
     """By its own limit, here far below what the first use of sympy takes."""
     code = "from ledom.text.math.process import serve; serve(0.01)"
