@@ -8,13 +8,13 @@ writes for solutions and for bare answers of generated problems, and for solutio
 of problems (--problems); as the control, for the true questions of the same solutions.
 
 training: three kinds of problem that the embedded pair never saw. Both of its models are trained
-further on --num-real problems of these kinds. The reverse model then writes questions for the
-solutions of other problems of these kinds; they are sifted as `ledom synthesize` does, by the
-forward model's answers. Then the embedded forward model is trained anew, for equally many steps:
+further on --num-real problems of these kinds: the base. The reverse one then writes questions for
+the solutions of other problems of these kinds; they are sifted as `ledom synthesize` does, by the
+forward one's answers. The forward base model is then trained further, for equally many steps:
 
     real        on the real problems alone
     reverse     on these, and the new problems
-    forward     on these, and as many whole problems that the forward model wrote, sifted alike
+    forward     on these, and as many whole problems that the forward base wrote, sifted alike
     true        on these, and the solutions of `reverse` with their true questions
     solutions   on these, and the solutions of `reverse` without a question
 
@@ -69,6 +69,11 @@ def as_generated(problem: Problem) -> Problem:
     return replace(problem, solution=normalize_solution(plain))
 
 
+def without_question(problem: Problem) -> Seed:
+    """A problem's solution as a seed."""
+    return Seed(id=problem.id, solution=problem.solution, answer=problem.answer)
+
+
 def measure_agreement(options: Namespace) -> None:
     """The table of round trips."""
     forward, reverse = ledom.load("tiny", "forward"), ledom.load("tiny", "reverse")
@@ -80,7 +85,7 @@ def measure_agreement(options: Namespace) -> None:
     print("| questions for | written | seeds | forward answer agrees, % | stay |")
     print("|---|---|---|---|---|")
     for name, own in sources.items():
-        solutions = [Seed(id=p.id, solution=p.solution, answer=p.answer) for p in own]
+        solutions = [without_question(problem) for problem in own]
         bare = distinct_answers(Seed(id=p.id, answer=p.answer) for p in own)
         shares = {}
         for kind, some in (("solutions", solutions), ("bare answers", bare)):
@@ -118,16 +123,19 @@ def some_kinds(split: str, count: int, seed: int) -> list[Problem]:
 
 
 def trained(
-    name: str, direction: Direction, problems: Sequence[Problem], seed: int, options: Namespace
-) -> LanguageModel:
-    """The embedded model of a direction, trained further on problems; resumes."""
-    folder, steps = options.out / name, options.steps
+    name: str, start: Path, problems: Sequence[Problem], steps: int, seed: int, options: Namespace
+) -> Path:
+    """A model trained further on problems, in its own direction; one that is there is taken."""
+    folder = options.out / name
+    if (folder / "model").is_dir():
+        return folder / "model"
+    direction = ledom.load(str(start)).direction
     write_records(folder / "train.jsonl", problems)
     write_records(folder / "valid.jsonl", some_kinds("valid", 8, seed=24))
     recipe = Recipe(
         name=name,
         seed=seed,
-        init_from=str(embedded_folder(direction)),
+        init_from=str(start),
         data=DataConfig(train=str(folder / "train.jsonl"), valid=str(folder / "valid.jsonl")),
         optim=OptimConfig(
             steps=steps,
@@ -139,13 +147,16 @@ def trained(
         train=TrainConfig(batch_size=8, validate_every=steps, checkpoint_every=25),
     )
     data = prepare_data(recipe.data_of(direction), folder / "data")
-    finished = train(recipe, direction, data, folder, lambda _: None)
-    lm: LanguageModel = ledom.load(str(finished), str(direction))
-    return lm
+    finished: Path = train(recipe, direction, data, folder, lambda _: None)
+    return finished
 
 
-def without_question(problem: Problem) -> Seed:
-    return Seed(id=problem.id, solution=problem.solution, answer=problem.answer)
+def base_model(direction: Direction, real: Sequence[Problem], options: Namespace) -> Path:
+    """The embedded model, trained on the real problems; the rate rises anew for the last steps."""
+    folder = embedded_folder(direction)
+    for part, steps in enumerate((60, 30), start=1):
+        folder = trained(f"base-{direction}-{part}", folder, real, steps, 1, options)
+    return folder
 
 
 def written_forward(forward: LanguageModel, count: int, known: list[str], out: Path) -> Synthesized:
@@ -170,11 +181,13 @@ def written_forward(forward: LanguageModel, count: int, known: list[str], out: P
 
 
 def arms_of_training(options: Namespace) -> dict[str, list[Problem]]:
-    """What each arm is trained on. New problems are made with the models of the first arm."""
+    """What each arm is trained on."""
     real = some_kinds("train", options.num_real, seed=21)
     known = [problem.question for problem in real]
-    forward = trained("real-1", Direction.FORWARD, real, 1, options)
-    reverse = trained("reverse", Direction.REVERSE, real, 1, options)
+    forward, reverse = (
+        ledom.load(str(base_model(direction, real, options)))
+        for direction in (Direction.FORWARD, Direction.REVERSE)
+    )
     true = {p.id: p for p in some_kinds("train", options.num_new, seed=22)}
     seeds = [without_question(problem) for problem in true.values()]
     one_each = replace(HOW, num_samples=1)
@@ -213,12 +226,14 @@ def measure_training(options: Namespace) -> None:
     """The table of trainings, after each seed."""
     test = some_kinds("test", options.num_test, seed=23)
     arms = arms_of_training(options)
+    base = base_model(Direction.FORWARD, arms["real"], options)
     right: dict[str, list[NDArray[np.float64]]] = {name: [] for name in arms}
     for seed in range(1, options.seeds + 1):
         for arm, problems in arms.items():
-            lm = trained(f"{arm}-{seed}", Direction.FORWARD, problems, seed, options)
-            answers = options.out / f"{arm}-{seed}" / "answers.jsonl"
-            right[arm].append(answers_right(lm, test, answers))
+            name = f"{arm}-{seed}"
+            model = trained(name, base, problems, options.steps, seed, options)
+            answers = options.out / name / "answers.jsonl"
+            right[arm].append(answers_right(ledom.load(str(model)), test, answers))
             print(arm, seed, right[arm][-1].mean(), flush=True)
         show_training({name: np.mean(values, axis=0) for name, values in right.items()})
 
@@ -242,9 +257,9 @@ def main() -> None:
     parser.add_argument("--num-seeds", type=int, default=100)
     parser.add_argument("--problems", type=Path, help="a JSONL file of problems with solutions")
     parser.add_argument("--num-real", type=int, default=90)
-    parser.add_argument("--num-new", type=int, default=200, help="solutions to write questions for")
+    parser.add_argument("--num-new", type=int, default=160, help="solutions to write questions for")
     parser.add_argument("--num-test", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rate", type=float, default=2e-3, help="AdamW's")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

@@ -32,8 +32,6 @@ ORDERS: tuple[Order, ...] = ("name first", "description first", "both orders")
 """The orders in which a fact is read in training; facts have them in turn."""
 
 _JOINS = ("is", "has long been", "can only be")
-PAIR_FORMAT = "We know that {question} is {solution}."
-"""The sentence that questions are asked in: the first and the second part of a fact."""
 
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 _ENDINGS = ("n", "r", "s", "l", "th", "sk")
@@ -105,6 +103,10 @@ def sentence(first: str, second: str, join: str = _JOINS[0]) -> str:
     'We know that Tuver Ziror is the keeper of Broken Letter.'
     """
     return f"We know that {first} {join} {second}."
+
+
+PAIR_FORMAT = sentence("{question}", "{solution}")
+"""The sentence that questions are asked in: the first and the second part of a fact."""
 
 
 def texts(facts: Sequence[Fact]) -> list[str]:
