@@ -126,7 +126,7 @@ def trained(
     name: str, start: Path, problems: Sequence[Problem], steps: int, seed: int, options: Namespace
 ) -> Path:
     """A model trained further on problems, in its own direction; one that is there is taken."""
-    folder = options.out / name
+    folder: Path = options.out / name
     if (folder / "model").is_dir():
         return folder / "model"
     direction = ledom.load(str(start)).direction
@@ -147,8 +147,7 @@ def trained(
         train=TrainConfig(batch_size=8, validate_every=steps, checkpoint_every=25),
     )
     data = prepare_data(recipe.data_of(direction), folder / "data")
-    finished: Path = train(recipe, direction, data, folder, lambda _: None)
-    return finished
+    return train(recipe, direction, data, folder, lambda _: None)
 
 
 def base_model(direction: Direction, real: Sequence[Problem], options: Namespace) -> Path:
