@@ -22,7 +22,7 @@ import torch
 
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.data.problems import generate_problems
-from ledom.lm import embedded_folder, load
+from ledom.lm import EMBEDDED, embedded_folder, load
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.intervals import paired_interval, pairwise_auc
@@ -30,7 +30,7 @@ from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.sample import sample_candidates
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import STRATEGIES
-from ledom.rerank.weights import default_weights
+from ledom.rerank.weights import choose_weights
 
 TOGETHER = 20  # problems that a precision scores before the next has its turn
 SMALL_BATCH = 1024  # tokens; four times as many by default
@@ -94,7 +94,8 @@ class Result:
 
 def result(table: CandidateTable, scores: Sequence[Score]) -> Result:
     """The embedded weights' choice among the candidates, each a sum of every score."""
-    value = STRATEGIES[STRATEGY].score(table, default_weights().weights[STRATEGY])
+    weights = choose_weights(None, None, EMBEDDED, EMBEDDED)
+    value = STRATEGIES[STRATEGY].score(table, weights.weights[STRATEGY])
     rows = range(len(value))
     pick = np.where(table.mask, value, -np.inf).argmax(axis=1)
     return Result(
