@@ -35,7 +35,7 @@ Load = Callable[[torch.dtype | Literal["auto"]], Checkpoint]
 
 
 def load_in(dtype: str | torch.dtype, device: torch.device, load: Load) -> tuple[Checkpoint, str]:
-    """A checkpoint in a precision, and that precision's name.
+    """A checkpoint in a precision, and that precision's name. A `torch.dtype` may be any of floats.
 
     Raises `InputError` for an unknown one, and for int8 on another device than a CPU.
 
@@ -44,6 +44,8 @@ def load_in(dtype: str | torch.dtype, device: torch.device, load: Load) -> tuple
     ledom.core.errors.InputError: dtype is 'int4'; give auto, float32, bfloat16, float16 or int8
     """
     name = str(dtype).removeprefix("torch.")
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return load(dtype), name
     if name == "auto":
         checkpoint = _chosen(device, load)
         return checkpoint, str(checkpoint.model.dtype).removeprefix("torch.")
