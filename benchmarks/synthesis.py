@@ -44,6 +44,7 @@ from ledom.evaluate.proposals import Prompt, propose
 from ledom.evaluate.synthesis import REASON, Seed, SynthesisSettings, Synthesized, sift, synthesize
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.model.checkpoint import read_checkpoint_info
 from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.numbers import accuracy, difference
 from ledom.text.answers import extract_answer, is_correct
@@ -129,7 +130,7 @@ def trained(
     folder: Path = options.out / name
     if (folder / "model").is_dir():
         return folder / "model"
-    direction = ledom.load(str(start)).direction
+    direction = read_checkpoint_info(start).direction
     write_records(folder / "train.jsonl", problems)
     write_records(folder / "valid.jsonl", some_kinds("valid", 8, seed=24))
     recipe = Recipe(

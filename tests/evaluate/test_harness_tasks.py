@@ -104,16 +104,14 @@ def test_a_group_is_read_from_its_folder_where_all_its_tasks_lie_there(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     monkeypatch.setattr(harness_tasks, "_yaml_files", lambda: tmp_path.rglob("*.yaml"))
-    for find in (harness_tasks._files, harness_tasks._groups):
-        find.cache_clear()
+    harness_tasks._defined_once.cache_clear()
     try:
         manager = harness_tasks._folder_manager("all")
         assert (manager is not None) == is_whole
         if manager is not None:
             assert manager.all_tasks == ["all", "alone", "tagged", "two"]
     finally:
-        for find in (harness_tasks._files, harness_tasks._groups):
-            find.cache_clear()
+        harness_tasks._defined_once.cache_clear()
 
 
 @pytest.mark.slow

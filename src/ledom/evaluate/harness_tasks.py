@@ -119,27 +119,33 @@ def is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-@cache
 def _files() -> dict[str, Path]:
     """The harness's files by the task that each defines, as far as their text alone says it."""
-    return _defined_once(_TASK)
+    return _defined_once()[0]
+
+
+def _groups() -> dict[str, Path]:
+    """The harness's files by the group that each defines, likewise."""
+    return _defined_once()[1]
 
 
 @cache
-def _groups() -> dict[str, Path]:
-    """The harness's files by the group that each defines, likewise."""
-    return _defined_once(_GROUP)
-
-
-def _defined_once(pattern: re.Pattern[bytes]) -> dict[str, Path]:
-    """The files by the name that the pattern finds in each.
+def _defined_once() -> tuple[dict[str, Path], dict[str, Path]]:
+    """The files by the names of tasks, and of groups, that they define; each is read once.
 
     A name that several files define is left out: the registry knows which comes first.
     """
-    found: dict[str, set[Path]] = {}
+    tasks: dict[str, set[Path]] = {}
+    groups: dict[str, set[Path]] = {}
     for file in _yaml_files():
-        for name in pattern.findall(file.read_bytes()):
-            found.setdefault(name.decode(), set()).add(file)
+        text = file.read_bytes()
+        for names, pattern in ((tasks, _TASK), (groups, _GROUP)):
+            for name in pattern.findall(text):
+                names.setdefault(name.decode(), set()).add(file)
+    return _of_one_file(tasks), _of_one_file(groups)
+
+
+def _of_one_file(found: dict[str, set[Path]]) -> dict[str, Path]:
     return {name: file for name, (file, *others) in found.items() if not others}
 
 
