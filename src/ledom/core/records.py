@@ -264,6 +264,9 @@ class Score(Record):
     ...               logprob=-1.5, num_tokens=2, token_logprobs=[-1.0, -0.5])
     >>> score.key
     ('a', 0, 'x|y')
+    >>> score.token_spans = [[0, 1], [1, 4]]
+    >>> score.tokens()
+    [(-1.0, [0, 1]), (-0.5, [1, 4])]
     """
 
     KEY = ("problem_id", "index", "target")
@@ -278,6 +281,11 @@ class Score(Record):
     token_logprobs: list[float] | None = _Packed("d")  # type: ignore[assignment]
     token_spans: list[list[int]] | None = _Packed("i", pairs=True)  # type: ignore[assignment]
     text: str | None = None
+
+    def tokens(self) -> list[tuple[float, list[int]]] | None:
+        """The log-probability and [start, end) of each token; None without token scores."""
+        values, spans = self.token_logprobs, self.token_spans
+        return None if values is None or spans is None else list(zip(values, spans, strict=True))
 
 
 def read_records(

@@ -230,11 +230,9 @@ class _Pool:
 
 def _question_tokens(score: Score | None) -> list[QuestionToken]:
     """log P(x|y) token by token."""
-    if score is None or not score.token_logprobs or not score.token_spans:
-        return []
     return [
         QuestionToken(start=start, end=end, logprob=logprob)
-        for (start, end), logprob in zip(score.token_spans, score.token_logprobs, strict=True)
+        for logprob, (start, end) in (score and score.tokens()) or []
         if end > start
     ]
 

@@ -111,13 +111,8 @@ def candidate_features(
 
 def _digit_logprobs(score: Score, text: str) -> list[float]:
     """The log-probabilities of the tokens that hold a digit; none without token scores."""
-    if score.token_logprobs is None or score.token_spans is None:
-        return []
-    return [
-        logprob
-        for logprob, (start, end) in zip(score.token_logprobs, score.token_spans, strict=True)
-        if _DIGIT.search(text, start, end)
-    ]
+    tokens = score.tokens() or []
+    return [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
 
 
 @dataclass(frozen=True)
@@ -145,14 +140,14 @@ def split_steps(score: Score, text: str) -> list[Step]:
     >>> [(step.logprob, step.num_tokens) for step in split_steps(score, "1+1\\n#2")]
     [(-1.0, 1), (-2.0, 1)]
     """
-    if score.token_logprobs is None or score.token_spans is None:
+    tokens = score.tokens()
+    if tokens is None:
         return []
-    tokens = list(zip(score.token_spans, score.token_logprobs, strict=True))
     steps = []
     for line in _STEP.finditer(text):
         inside = [
             value
-            for (start, end), value in tokens
+            for value, (start, end) in tokens
             if end > start and line.start() < end <= line.end()
         ]
         steps.append(

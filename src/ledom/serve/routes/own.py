@@ -188,10 +188,9 @@ def _score(score: Score, text: str, with_tokens: bool) -> JsonObject:
     }
     if not with_tokens:
         return found
-    values, spans = score.token_logprobs or [], score.token_spans or []
     tokens = [
         QuestionToken(start=start, end=end, logprob=value)
-        for value, (start, end) in zip(values, spans, strict=True)
+        for value, (start, end) in score.tokens() or []
     ]
     words = question_words(text, tokens)
     return found | {
