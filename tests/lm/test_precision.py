@@ -87,8 +87,8 @@ def test_auto_is_decided_by_the_error_on_a_trial(
     )
     error = np.abs(np.subtract(exact, rough)).mean()
     assert said() == [
-        f"{chosen}: bfloat16 changes a token's log-probability by {error:.4f} nats on average; "
-        f"at most {limit} are safe"
+        f"{chosen}: bfloat16 changes the log-probability of a token by {error:.4f} nats on average "
+        f"(limit: {limit})"
     ]
     named = ledom.load(folder, device="cpu", dtype=chosen)
     assert lm.fingerprint == named.fingerprint  # the number decides, not how it was asked for

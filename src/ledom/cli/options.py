@@ -272,9 +272,8 @@ def unused_when_greedy(temperature: float, *names: str) -> tuple[Unused, ...]:
     >>> [names for holds, _, names in unused_when_greedy(0.0, "samples") if holds]
     [['top_k', 'top_p'], ('samples',)]
     """
-    reason = "at temperature 0 the most likely token is taken"
     return (
-        (temperature == 0, reason, ["top_k", "top_p"]),
+        (temperature == 0, "at temperature 0 the most likely token is taken", ["top_k", "top_p"]),
         (temperature == 0, "at temperature 0 there is only one text", names),
     )
 

@@ -349,8 +349,7 @@ class LanguageModel(ABC):
         )
 
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
-        """The `count` most likely tokens at each place of a span: (id, log-probability), best
-        first.
+        """The `count` most likely (token id, log-probability) at each place of a span, best first.
 
         Raises `InputError` where the backend does not see them.
         """

@@ -74,8 +74,7 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
     error = float((_logprobs(rough, texts) - exact).abs().mean())
     safe = error <= TOLERANCE  # NaN is not
     say(
-        "%s: bfloat16 changes a token's log-probability by %.4f nats on average; at most %s are "
-        "safe",
+        "%s: bfloat16 changes the log-probability of a token by %.4f nats on average (limit: %s)",
         "bfloat16" if safe else "float32",
         error,
         TOLERANCE,

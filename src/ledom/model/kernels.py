@@ -58,9 +58,9 @@ _INT8_PACK: Any = getattr(torch.ops.onednn, "qlinear_prepack", None)
 class Int8Weight:
     """A weight [out, in] on a CPU in whole numbers of 7 bits, with a scale per output.
 
-    What it multiplies is rounded to 8 bits, with a scale per token: so a token's results do not
-    depend on its neighbors. Sums are exact. 7 bits, because processors without VNNI add two
-    products in 16 bits, which two of 8 bits overflow (found by comparing: no error, wrong sums).
+    Inputs are rounded to 8 bits with a scale per token, so no token's results depend on its
+    neighbors. Sums are exact. Weights have 7 bits because processors without VNNI add pairs of
+    products in 16 bits: with 8 bits the sums overflow and are wrong without an error.
 
     >>> weight = Int8Weight(torch.tensor([[63.0, -31.0]]))
     >>> weight(torch.tensor([[127.0, 127.0]]), torch.tensor([1.0]))  # 127 * 63 - 127 * 31 + 1

@@ -195,13 +195,8 @@ def build_optimizers(
     With `matrix_optimizer: adamw`, AdamW over all. Each group's `peak_lr` is its rate at the
     plateau. `dtype` is that of the run's products, and so of Muon's; all state is in fp32.
 
-    >>> from ledom.model.checkpoint import build_model
-    >>> from ledom.model.presets import ModelConfig
-    >>> from ledom.text.tokenizer import train_tokenizer
-    >>> shape = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
-    ...                     num_attention_heads=2, num_key_value_heads=1)
-    >>> model = build_model(shape, train_tokenizer([], 257), seed=0)
-    >>> found = build_optimizers(model, OptimConfig(steps=10, muon_lr=0.02))
+    >>> from ledom.lm import load
+    >>> found = build_optimizers(load("tiny", "forward").model, OptimConfig(steps=10, muon_lr=0.02))
     >>> [type(optimizer).__name__ for optimizer in found], found[0].param_groups[0]["peak_lr"]
     (['Muon', 'AdamW'], 0.02)
     """
