@@ -48,9 +48,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "forward + second forward + reverse": ("forward", "second_forward", "question", "prior"),
     "forward + its log P(y) without the question": ("forward", "alone"),
     "reverse": ("question", "prior"),
+    "second reverse": ("second_question", "second_prior"),
     "two reverse models": ("question", "prior", "second_question", "second_prior"),
 }
 """The scores of each arm."""
+SCORES = tuple(dict.fromkeys(score for scores in ARMS.values() for score in scores))
 
 
 def scored(
@@ -158,6 +160,23 @@ def print_arms(table: CandidateTable) -> None:
         )
 
 
+def print_scores(table: CandidateTable) -> None:
+    """AUC of each score per token by itself, and a second model's against the first's, paired."""
+    print("\n| score per token | AUC | against the first model |\n|---|---|---|")
+    for name in SCORES:
+        if f"{name}_mean" not in table.features:
+            continue
+        first = f"{name.removeprefix('second_')}_mean"
+        own, other = (
+            pairwise_auc(*_by_problem(table.features[feature], table))
+            for feature in (f"{name}_mean", first)
+        )
+        known = ~np.isnan(own)
+        gain = show(paired_interval(own[known], other[known]), 3, True)
+        again = name.startswith("second_")
+        print(f"| {name} | {show(bootstrap_interval(own[known]), 3)} | {gain if again else '-'} |")
+
+
 def print_kinds(
     table: CandidateTable, problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> None:
@@ -169,8 +188,7 @@ def print_kinds(
         for column, candidate in enumerate(own):
             if not table.correct[row, column]:
                 kinds[row, column] = error_kind(problem.question, candidate.text)
-    shown = [f"{name}_mean" for name in ("forward", "question", "prior", "second_forward", "alone")]
-    shown = [name for name in shown if name in table.features]
+    shown = [f"{name}_mean" for name in SCORES if f"{name}_mean" in table.features]
     wrong = (table.mask & ~table.correct).sum()
     print(f"\n| kind of error | wrong answers, % | {' | '.join(shown)} |")
     print("|---" * (2 + len(shown)) + "|")
@@ -213,6 +231,7 @@ def main() -> None:
     table = all_scores(arguments, problems, candidates)
     print(f"{len(problems)} problems, {int(table.mask.sum())} answers")
     print_arms(table)
+    print_scores(table)
     print_kinds(table, problems, candidates)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from ledom.core.errors import InputError, OutputError
 from ledom.core.records import Document, Problem, read_records
-from ledom.core.stage import Stage, Work, even_groups, read_settings, read_timings
+from ledom.core.stage import Make, Stage, Work, even_groups, read_settings, read_timings
 
 
 def document(number: int, size: int = 1) -> Document:
@@ -205,3 +206,24 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "file" / "out.jsonl", Document, {})
     with pytest.raises(OutputError, match=r"file/out.jsonl.part: cannot be written"):
         stage.append([document(1)])
+
+
+def test_two_runs_that_make_the_same_file_at_once_are_refused(tmp_path: Path) -> None:
+    """The second would cut off what the first has written since the second read it."""
+    items = [Document(id=name, text=name) for name in "ab"]
+    path = tmp_path / "out.jsonl"
+
+    def fill(make: Make[Document, Document]) -> list[Document]:
+        work = Work(items, make, lambda items: [[item] for item in items], together=False)
+        return Stage(path, Document, {}).fill(work, lambda chunks, *_: iter(chunks), "making")
+
+    def both(some: Sequence[Document], _: object) -> Iterator[tuple[Sequence[Document], bool]]:
+        with pytest.raises(OutputError, match=r"in use by process .*, which makes out\.jsonl"):
+            fill(both)
+        yield some, True
+
+    assert fill(both) == items
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "out.jsonl",
+        "out.jsonl.settings.json",
+    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ledom.core import files
 from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError
 from ledom.core.records import Document, Problem, write_records
 from ledom.data import prepare
@@ -153,12 +154,11 @@ def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, mon
     """The holder is another process: it holds the lock until it is killed."""
     write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    monkeypatch.setattr(prepare, "_UNTIL_LINES", (0.01, 0.01))
+    monkeypatch.setattr(files, "_UNTIL_LINES", (0.01, 0.01))
     ready, said = os.pipe()
     child = os.fork()
     if child == 0:
-        (tmp_path / "data").mkdir()
-        with prepare._alone_in(tmp_path / "data"):
+        with files.alone_in(tmp_path / "data", "prepares the data"):
             os.write(said, b"!")
             time.sleep(60)
         os._exit(1)
@@ -169,7 +169,7 @@ def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, mon
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     who = f"{tmp_path / 'data'}: waiting for process {child} on {socket.gethostname()}, which"
     assert who in caplog.messages[0]
-    assert "stop it or give this run another name" in caplog.messages[0]
+    assert "stop it or write to another folder" in caplog.messages[0]
     assert not (tmp_path / "data" / ".lock.holder").exists()
 
 

@@ -236,7 +236,7 @@ def test_two_at_once_are_refused(tmp_path: Path, words: Tokenizer, file: Path) -
     (tmp_path / "s").mkdir()
     with (
         FileLock(tmp_path / "s" / ".lock"),
-        pytest.raises(OutputError, match="another ledom tokenize is at work there"),
+        pytest.raises(OutputError, match="in use by .*, which tokenizes there; stop it, or"),
     ):
         tokenize(open_documents([str(file)]), words, tmp_path / "s")
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from kills import in_a_child
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError, RecipeError, TrainingError
+from ledom.core.files import alone_in
 from ledom.data.packing import Windows, pack
 from ledom.model.checkpoint import (
     build_model,
@@ -335,6 +336,14 @@ def test_a_run_with_other_settings_or_direction_is_refused(uninterrupted, recipe
     with pytest.raises(CheckpointError, match="direction: 'forward' there, 'reverse' now"):
         train(recipe, REVERSE, data, folder)
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_processes_in_one_folder_are_refused(tmp_path, recipe, data):
+    """Each would drop the other's metrics and replace its checkpoints."""
+    in_use = pytest.raises(OutputError, match=r"in use by process \d+ on .*, which trains there")
+    with alone_in(tmp_path, "trains"), in_use:
+        train(recipe, REVERSE, data, tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_run_shorter_than_its_checkpoints_are_apart_is_known_too(tmp_path, recipe, data):

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from ledom.core.errors import InputError, OutputError
-from ledom.core.reading import JsonObject
+from ledom.core.reading import JsonObject, read_json
 
 __all__ = [
+    "alone_in",
     "check_settings",
     "differences",
     "file_hash",
     "fingerprint",
-    "no_locks",
     "write_atomically",
     "write_folder",
     "write_json",
 ]
+
+_UNTIL_LINES = (5.0, 30.0)  # seconds of waiting until the first line about it, and each further one
 
 
 @contextmanager
@@ -112,17 +119,62 @@ def _cannot_write(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{path}: cannot be written: {error.strerror or error}")
 
 
-def no_locks(folder: Path) -> OutputError:
-    """The error of a folder where a lock raised `NotImplementedError`, as some file systems do.
+@contextmanager
+def alone_in(folder: Path, work: str, wait: bool = False, name: str = ".lock") -> Iterator[None]:
+    """Make a folder and hold a lock there, which the system releases however its holder ends.
 
-    >>> raise no_locks(Path("/mnt/share"))  # doctest: +ELLIPSIS
+    `work` says in the messages what is done there. Where another process holds the lock, `wait`
+    waits for it, with a line now and then; otherwise it is an `OutputError`, as is a folder that
+    cannot be written or whose file system has no locks.
+
+    >>> with tempfile.TemporaryDirectory() as folder, alone_in(Path(folder), "trains"):
+    ...     with alone_in(Path(folder), "trains"):
+    ...         pass  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ledom.core.errors.OutputError: /mnt/share: its file system has no file locks (flock), ...
+    ledom.core.errors.OutputError: ...: in use by process ... on ..., which trains there; ...
     """
-    return OutputError(
-        f"{folder}: its file system has no file locks (flock), without which two runs could write "
-        "there at once; give a folder on another one"
+    lock, holder = FileLock(folder / name), folder / f"{name}.holder"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for seconds in chain(_UNTIL_LINES, repeat(_UNTIL_LINES[-1])) if wait else (0,):
+            try:
+                lock.acquire(timeout=seconds)
+                break
+            except Timeout:
+                _busy(folder, f"{_holder(holder)}, which {work} there", wait)
+        write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
+    except NotImplementedError:
+        raise OutputError(
+            f"{folder}: its file system has no file locks (flock), without which two runs could "
+            "write there at once; give a folder on another one"
+        ) from None
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        if not wait:  # those who wait have opened it
+            (folder / name).unlink(missing_ok=True)
+        lock.release()
+
+
+def _busy(folder: Path, who: str, wait: bool) -> None:
+    """Say who works in a folder where this process waits; otherwise raise it."""
+    if not wait:
+        raise OutputError(f"{folder}: in use by {who}; stop it, or write to another folder")
+    logging.getLogger("ledom").warning(
+        "%s: waiting for %s; to start without it, stop it or write to another folder", folder, who
     )
+
+
+def _holder(file: Path) -> str:
+    """Who wrote this file, which may be gone by now."""
+    try:
+        known = read_json(file)
+        return f"process {known['process']} on {known['host']}"
+    except (InputError, KeyError):
+        return "another process"
 
 
 def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import check_settings, file_hash, write_json
+from ledom.core.files import alone_in, check_settings, file_hash, write_json
 from ledom.core.reading import JsonObject, as_type, exists, read_json, read_jsonl
 from ledom.core.records import Key, Record, read_records, write_records
 
@@ -237,7 +238,8 @@ class Stage(Generic[RecordT]):
     ) -> list[RecordT]:
         """All items' records, in the items' order; those that are missing are made by groups.
 
-        What that took is added to `timings`, a JSON file of seconds by file name.
+        What that took is added to `timings`, a JSON file of seconds by file name. Raises
+        `OutputError` where another run makes the same file at the same time.
         """
         if self.complete:
             return self.records
@@ -249,10 +251,13 @@ class Stage(Generic[RecordT]):
         mine = self._share(work, have)
         done = sum(map(work.is_done, have.values()))
         total = done + sum(map(len, mine))
-        for _ in track(self._made(work, mine, have), name, done, total):
-            pass
         place = {key: i for i, key in enumerate(have)}
-        self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timings)
+        folder, file = self.path.parent, self.path.name
+        alone = alone_in(folder, f"makes {file}", name=f".{file}.lock")
+        with alone if processes.is_first() else nullcontext():
+            for _ in track(self._made(work, mine, have), name, done, total):
+                pass
+            self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timings)
         return self.records
 
     def _share(

@@ -7,22 +7,17 @@ or of documents (`data.train`). A problem becomes the document that its pair for
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, groupby, islice, repeat
+from itertools import groupby, islice
 from pathlib import Path
 from random import Random
 
-from filelock import FileLock, Timeout
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError, RecipeError
-from ledom.core.files import check_settings, file_hash, no_locks, write_json
+from ledom.core.files import alone_in, check_settings, file_hash, write_json
 from ledom.core.reading import Config, read_json
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
@@ -44,7 +39,6 @@ __all__ = [
 
 _HELD_OUT_EVERY = 50
 _PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
-_UNTIL_LINES = (5.0, 30.0)  # seconds of waiting until the first line about it, and each further one
 _TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
 
 
@@ -170,46 +164,11 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
         _check_sources(config)
         return PreparedData(folder, config)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone_in(folder):
+        with alone_in(folder, "prepares the data", wait=True):
             _prepare(config, folder)
-    except NotImplementedError:
-        raise no_locks(folder) from None
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
     return PreparedData(folder, config)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases when its holder ends, however it ends."""
-    lock, holder = FileLock(folder / ".lock"), folder / ".lock.holder"
-    for seconds in chain(_UNTIL_LINES, repeat(_UNTIL_LINES[-1])):
-        try:
-            lock.acquire(timeout=seconds)
-            break
-        except Timeout:
-            logging.getLogger("ledom").warning(
-                "%s: waiting for %s, which prepares the data there; to start without it, stop it "
-                "or give this run another name",
-                folder,
-                _holder(holder),
-            )
-    try:
-        write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _holder(file: Path) -> str:
-    """Who wrote this file, which may be gone by now."""
-    try:
-        known = read_json(file)
-        return f"process {known['process']} on {known['host']}"
-    except (InputError, KeyError):
-        return "another process"
 
 
 def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:

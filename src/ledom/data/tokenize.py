@@ -25,11 +25,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import PositiveInt
 
 from ledom.core.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
-from ledom.core.files import check_settings, no_locks, write_json
+from ledom.core.files import alone_in, check_settings, write_json
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
@@ -155,13 +154,8 @@ def tokenize(
     if execution.executor not in EXECUTORS:
         raise InputError(f"unknown executor {execution.executor!r}; known: {', '.join(EXECUTORS)}")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with FileLock(out / ".lock", timeout=0):
+        with alone_in(out, "tokenizes"):
             return _tokenize(documents, tokenizer, out, execution)
-    except Timeout:
-        raise OutputError(f"{out}: another ledom tokenize is at work there") from None
-    except NotImplementedError:
-        raise no_locks(out) from None
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error
 

@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
+from ledom.core.files import alone_in
 from ledom.core.processes import fast_bfloat16, keep_pages
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
@@ -239,17 +240,14 @@ def train(
     Ctrl-C raises KeyboardInterrupt, both after the current step and a checkpoint. If a periodic
     checkpoint cannot be written, `Progress.notice` says so and the run continues. Raises
     `TrainingError` when the loss or the gradient is not finite, `CheckpointError` when the folder
-    belongs to another run.
+    belongs to another run, `OutputError` when it cannot be written or another process trains there.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
-    if world.device.type == "cpu":
-        keep_pages()
-    run = TrainingRun(recipe, direction, data, folder, world)
-    run.run(on_progress)
-    return run.finish()
+    with alone_in(folder, "trains") if world.is_first else nullcontext():
+        if world.device.type == "cpu":
+            keep_pages()
+        run = TrainingRun(recipe, direction, data, folder, world)
+        run.run(on_progress)
+        return run.finish()
 
 
 def _progress(row: Row, steps: int, failure: OutputError | None) -> Progress:
