@@ -61,7 +61,7 @@ def test_a_quick_stage_prints_nothing(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_training_and_tokenizing_add_their_state(capsys: pytest.CaptureFixture[str]) -> None:
     step = {"tokens_per_second": 1234.0, "notice": None}
-    with track_training("reverse", 10) as show:
+    with track_training("reverse", 0, 10) as show:
         show(SimpleNamespace(step=1, loss=2.5, valid_loss=3.0, **step))
         show(SimpleNamespace(step=2, loss=2.0, valid_loss=None, **step | {"notice": "saved"}))
     assert capsys.readouterr().err == "step 2: saved\n"
@@ -74,7 +74,7 @@ def test_what_an_earlier_run_did_does_not_count_for_the_rate(
 ) -> None:
     monkeypatch.setattr(progress, "SECONDS", 0.4)
     step = {"tokens_per_second": 1.0, "notice": None, "valid_loss": None, "loss": 1.0}
-    with track_training("reverse", 1_000_000) as show:
+    with track_training("reverse", 500_000, 1_000_000) as show:
         for number in (500_001, 500_002):  # resumed: two steps, not half a million
             show(SimpleNamespace(step=number, **step))
         time.sleep(0.6)
@@ -82,6 +82,16 @@ def test_what_an_earlier_run_did_does_not_count_for_the_rate(
     rate = float(line.split(", ")[1].split(" per s")[0])
     assert line.startswith("reverse: 500,002 of 1,000,000, ")
     assert 1 < rate <= 5  # two steps in 0.4 s or a little more
+
+
+def test_a_resumed_training_counts_from_its_step_before_the_first_new_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not "0 of 320" while the model is loaded and the first step runs."""
+    monkeypatch.setattr(progress, "SECONDS", 0.05)
+    with track_training("reverse", 105, 320):
+        time.sleep(0.2)
+    assert capsys.readouterr().err.startswith("reverse: 105 of 320, ")
 
 
 def test_only_the_first_process_speaks(

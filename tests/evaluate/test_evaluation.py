@@ -15,7 +15,7 @@ import pytest
 from command_line import Run
 from kills import contents, run_through_kills
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError
+from ledom.core.errors import HubError, InputError
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.results import to_json
 from ledom.text.tokenizer import Tokenizer
@@ -386,6 +386,34 @@ def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Pat
     (tmp_path / "arc_easy.jsonl").unlink()
     with pytest.raises(InputError, match="holds no task of the suite 'r2l'; logiqa is left out"):
         find_suite("r2l", Options(data=tmp_path))
+
+
+def test_a_suite_without_a_network_does_what_it_can(
+    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """Data that cannot be fetched: a note for a suite, an error for a task asked for by name."""
+
+    def fails(name: str) -> Source:
+        def load(direction: Direction) -> Sequence[Any]:
+            return tasks._reach(name, lambda: 1 / 0)  # type: ignore[no-any-return]
+
+        return Source(name, load)
+
+    here, out = find_source(str(after), Options()), tmp_path / "out"
+    some = [fails("lost"), here, fails("gone")]
+    found = evaluate_models(Job(some, [models[REVERSE]], out, leave_out=True), silent)
+    assert [task.task for task in found.tasks] == ["mine"]
+    assert [note.split(": task")[0] for note in found.notes] == [
+        "lost is left out",
+        "gone is left out",
+    ]
+    assert all("could not be loaded (division by zero)" in note for note in found.notes)
+    assert all("with no network give --data FOLDER" in note for note in found.notes)
+    with pytest.raises(HubError, match="'lost' could not be loaded"):
+        evaluate_models(Job(some, [models[REVERSE]], out), silent)
+    none = [fails("lost"), fails("gone")]
+    with pytest.raises(HubError, match="'gone' could not be loaded"):
+        evaluate_models(Job(none, [models[REVERSE]], out, leave_out=True), silent)
 
 
 def test_documents_are_tasks_of_neighbors(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     trained: list[str] = []
 
-    def watch(name: str, steps: int) -> Any:
+    def watch(name: str, done: int, steps: int) -> Any:
         return nullcontext(lambda progress: trained.append(name))
 
     job = ReversalJob(tmp_path, per_order=2, steps=2)
@@ -218,7 +218,7 @@ def test_the_table_is_whole_on_a_narrow_terminal(
 def test_kills_at_any_moments_leave_the_same_answers(tmp_path: Path) -> None:
     def work(out: Path) -> None:
         job = ReversalJob(out, per_order=1, steps=2)
-        run_reversal(job, lambda name, steps: nullcontext(lambda progress: None), quiet)
+        run_reversal(job, lambda name, done, steps: nullcontext(lambda progress: None), quiet)
 
     assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=1, kills=2) > 0
     written = [(tmp_path / name / "reversal.json").read_bytes() for name in ("whole", "killed")]

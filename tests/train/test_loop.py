@@ -29,6 +29,7 @@ from ledom.model.checkpoint import (
 from ledom.report.compare import compare_runs
 from ledom.text.pair_format import PairFormat
 from ledom.train import loop
+from ledom.train.checkpoints import newest_step
 from ledom.train.loop import packed_losses, train, validate
 from ledom.train.optim import Muon
 from ledom.train.start import training_batches
@@ -229,7 +230,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, uninterrupted, recipe, data):
 
     with pytest.raises(KeyboardInterrupt):
         train(recipe, REVERSE, data, tmp_path, interrupt)
-    assert newest_checkpoint(tmp_path)["step"] == 7
+    assert newest_checkpoint(tmp_path)["step"] == newest_step(tmp_path) == 7
     train(recipe, REVERSE, data, tmp_path)
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 

@@ -150,6 +150,7 @@ def evaluate(
         add_bos_token=True if add_bos else None,
         command=command_line(),
         notes=notes,
+        leave_out=not tasks,
     )
     show_results(evaluate_models(job, track))
     say(f"results: {out / 'results.json'}")

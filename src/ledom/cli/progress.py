@@ -111,15 +111,16 @@ def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Ite
 
 
 @contextmanager
-def track_training(name: str, steps: int) -> Iterator[Callable[[Any], None]]:
-    """Show steps, loss and tokens per second; yields the callback for `ledom.train.loop`."""
+def track_training(name: str, done: int, steps: int) -> Iterator[Callable[[Any], None]]:
+    """Show steps, loss and tokens per second; yields the callback for `ledom.train.loop`.
+
+    `done` of the steps were taken by an earlier run.
+    """
     valid = ""
-    with Progress(name, total=steps) as progress:
+    with Progress(name, done, steps) as progress:
 
         def show(report: Any) -> None:
             nonlocal valid
-            if not progress.done:
-                progress.begin(report.step - 1)
             if report.notice is not None:
                 progress.note(f"step {report.step}: {report.notice}")
             if report.valid_loss is not None:

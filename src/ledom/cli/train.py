@@ -88,12 +88,14 @@ def _train_one(
     plan: Recipe, way: Direction, data: PreparedData, folder: Path, world: ProcessGroup
 ) -> None:
     """Train one direction of a run."""
+    from ledom.train.checkpoints import newest_step
     from ledom.train.loop import train
     from ledom.train.recipe import save_recipe
 
+    own = folder / str(way)
     try:
-        with track_training(str(way), plan.optim.steps) as on_progress:
-            finished = train(plan, way, data, folder / str(way), on_progress, world)
+        with track_training(str(way), newest_step(own), plan.optim.steps) as on_progress:
+            finished = train(plan, way, data, own, on_progress, world)
     except SystemExit:  # SIGTERM: not an error
         if world.is_first:
             say("stopped; every step is saved: run the same command again to resume")

@@ -6,6 +6,7 @@ that is not a `LedomError` is a defect of ledom and shows its traceback.
 
     LedomError
     |- InputError        a record, a file or an argument
+    |  `- HubError       data that the hub does not provide, for lack of a network for example
     |- RecipeError       a recipe's key or value
     |- CheckpointError   a model folder that is missing, damaged or does not fit
     |  `- DirectionError a model used in the direction it was not trained for
@@ -25,6 +26,7 @@ from typing import Any
 __all__ = [
     "CheckpointError",
     "DirectionError",
+    "HubError",
     "InputError",
     "LedomError",
     "MissingExtraError",
@@ -54,6 +56,10 @@ class InputError(LedomError, ValueError):
         where = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
         super().__init__(where + message)
         self.reason, self.line = message, line
+
+
+class HubError(InputError):
+    """Data that the hub does not provide: there is no network, no such dataset, or no right."""
 
 
 class RecipeError(LedomError, ValueError):

@@ -323,17 +323,22 @@ def read_records(
 
 
 def unique_ids() -> Callable[[Record], None]:
-    """Checks records one by one: raises `InputError` for an id that occurred before.
+    """Checks records one by one: raises `InputError` for an empty id, or one that occurred before.
 
     >>> check = unique_ids()
     >>> check(Problem(id="a", question="?"))
     >>> check(Problem(id="a", question="!"))
     Traceback (most recent call last):
     ledom.core.errors.InputError: the id 'a' occurs twice; ids must be unique
+    >>> check(Problem(id="", question="!"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the id is empty; give one
     """
     seen: set[Key] = set()
 
     def check(record: Record) -> None:
+        if not record.key[0]:
+            raise InputError("the id is empty; give one")
         if record.key in seen:
             raise InputError(f"the id {record.key[0]!r} occurs twice; ids must be unique")
         seen.add(record.key)

@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from ledom.core.errors import InputError, MissingExtraError
+from ledom.core.errors import HubError, InputError, MissingExtraError
 from ledom.core.reading import JsonObject
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.text.solution_style import (
@@ -198,7 +198,8 @@ def load_problems(
 def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]:
     """The problems of a benchmark; ids are `<name>-<number>` where the source has none.
 
-    Raises `InputError` for an unknown name, a folder without the file, or a hub out of reach.
+    Raises `InputError` for an unknown name and a folder without the file, `HubError` where the hub
+    is out of reach.
 
     >>> load_benchmark("gsm9k")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -235,7 +236,7 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
     try:
         rows: Iterable[Any] = load_dataset(*benchmark.hub, split=benchmark.split)
     except Exception as error:  # whatever the hub's client raises when it is out of reach
-        raise InputError(
+        raise HubError(
             f"benchmark {name!r} could not be loaded from the hub ({benchmark.hub[0]}): "
             f"{' '.join(str(error).split())[:200]}; or name a local folder in {FOLDER_VARIABLE}"
         ) from error

@@ -18,7 +18,7 @@ import numpy as np
 
 from ledom import __version__
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError
+from ledom.core.errors import HubError, InputError
 from ledom.core.files import write_json
 from ledom.core.reading import JsonObject
 from ledom.core.stage import Track
@@ -46,27 +46,44 @@ class Job:
     add_bos_token: bool | None = None
     command: str = "ledom eval"
     notes: Sequence[str] = ()
+    leave_out: bool = False
+    """Whether tasks whose data the hub does not provide are left out, with a note each."""
 
 
 def evaluate_models(job: Job, track: Track) -> Evaluation:
     """Do the job; returns what results.json holds.
 
-    Raises `InputError` for two models of one direction, and for tasks that cannot be loaded.
+    Raises `InputError` for two models of one direction, and for tasks that cannot be loaded: with
+    `leave_out` only where none can.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it explains its own options
     directions = [model.direction for model in job.models]
     if len({*directions}) != len(directions):
         raise InputError(f"both models are {directions[0]} ones; give one of each direction")
+    tasks, notes = _evaluate_tasks(job, track)
     found = Evaluation(
         ledom_version=__version__,
         command=job.command,
         limit=job.limit,
         models={str(model.direction): model.identity for model in job.models},
-        tasks=[_evaluate_task(source, job, track) for source in job.sources],
-        notes=list(job.notes),
+        tasks=tasks,
+        notes=[*job.notes, *notes],
     )
     write_json(job.out / "results.json", to_json(found))
     return found
+
+
+def _evaluate_tasks(job: Job, track: Track) -> tuple[list[TaskResult], list[str]]:
+    """The results of all benchmarks, and what to say of those that are left out."""
+    results, notes = [], []
+    for source in job.sources:
+        try:
+            results.append(_evaluate_task(source, job, track))
+        except HubError as error:
+            notes.append(f"{source.name} is left out: {error}")
+            if not job.leave_out or len(notes) == len(job.sources):
+                raise
+    return results, notes
 
 
 def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:

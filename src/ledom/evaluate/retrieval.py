@@ -140,8 +140,6 @@ def _check() -> Callable[[Query | Document], None]:
 
     def check(record: Query | Document) -> None:
         name = "query" if isinstance(record, Query) else "passage"
-        if not record.id:
-            raise InputError("the id is empty")
         check_id(record)
         if not record.text.strip():
             raise InputError(f"{name} {record.id!r} has an empty text; remove it")

@@ -55,6 +55,7 @@ from ledom.report.results import Interval, to_json
 from ledom.rerank.stages import Scoring, fill_scores
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import train_tokenizer
+from ledom.train.checkpoints import newest_step
 from ledom.train.loop import Progress, train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
@@ -171,7 +172,7 @@ class ReversalResult:
     questions: Sequence[Answered] = field(default_factory=list)
 
 
-Watch = Callable[[str, int], AbstractContextManager[Callable[[Progress], None]]]
+Watch = Callable[[str, int, int], AbstractContextManager[Callable[[Progress], None]]]
 """Shows a training: takes its name and number of steps."""
 
 
@@ -236,7 +237,7 @@ def _train(job: ReversalJob, name: str, facts: Sequence[Fact], watch: Watch) -> 
     train_tokenizer(every, _VOCAB_SIZE).save(folder)  # the same for all models
     recipe = _recipe(job, folder)
     data = prepare_data(recipe.data, folder / "data")
-    with watch(f"training: {name}", job.steps) as on_progress:
+    with watch(f"training: {name}", newest_step(folder), job.steps) as on_progress:
         return load(train(recipe, direction, data, folder, on_progress))
 
 

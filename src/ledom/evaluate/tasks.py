@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError, LedomError, MissingExtraError
+from ledom.core.errors import HubError, InputError, LedomError, MissingExtraError
 from ledom.core.reading import JsonObject, check_regular, exists, parse_json
 from ledom.core.records import Document, Problem, read_records, unique_ids
 from ledom.data.problems import BENCHMARKS, load_problems
@@ -380,4 +380,4 @@ def _reach(name: str, load: Callable[[], Any]) -> Any:
         )
         if isinstance(error, OSError) and error.filename:  # of this machine, not of the network
             remedy = "set HF_HOME to a folder that can be written; the datasets library needs one"
-        raise InputError(f"task {name!r} could not be loaded ({reason}); {remedy}") from error
+        raise HubError(f"task {name!r} could not be loaded ({reason}); {remedy}") from error

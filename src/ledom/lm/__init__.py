@@ -10,6 +10,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError
 from ledom.lm.language_model import LanguageModel
 from ledom.model.foreign.aliases import what_to_run
+from ledom.model.foreign.hub import snapshot
 
 __all__ = ["EMBEDDED", "LanguageModel", "load"]
 
@@ -64,6 +65,8 @@ def load(
             f"{name}: no such model folder; to import a published checkpoint or a foreign file, "
             f"run: {remedy}"
         )
+    if not prefix:
+        name = str(snapshot(Path(name)))
     return backend(name, direction, **options)  # type: ignore[no-any-return]
 
 

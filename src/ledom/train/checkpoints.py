@@ -12,7 +12,6 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,9 @@ from ledom.train.distributed import ProcessGroup
 from ledom.train.optim import OptimConfig, schedule
 from ledom.train.recipe import Recipe
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "newest_step"]
 
+_FOLDER = "checkpoints"
 _RUN = "run.json"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
@@ -56,7 +56,7 @@ class Checkpoints:
         direction: Direction,
         world: ProcessGroup,
     ) -> None:
-        self.folder = folder / "checkpoints"
+        self.folder = folder / _FOLDER
         self._model, self._optimizers = model, optimizers
         self._run = {"direction": str(direction), "recipe": _fixed(recipe)}
         self._keep, self._keep_hours = recipe.train.keep_checkpoints, recipe.train.keep_hours
@@ -157,7 +157,7 @@ class Checkpoints:
         """The newest checkpoint, and the reason where it cannot be used."""
         for unfinished in self.folder.glob("*" + _UNFINISHED):
             shutil.rmtree(unfinished, ignore_errors=True)
-        finished = list(self._finished())
+        finished = _finished(self.folder)
         if not finished:
             return None, ""
         newest = finished[-1]
@@ -173,15 +173,25 @@ class Checkpoints:
             )
         return newest, ""
 
-    def _finished(self) -> Iterator[Path]:
-        """The complete checkpoints, oldest first."""
-        yield from sorted(path for path in self.folder.glob("*") if path.name.isdigit())
-
     def _thin_out(self) -> None:
         """Remove checkpoints that are neither among the newest nor recent."""
-        for old in list(self._finished())[: -self._keep]:
+        for old in _finished(self.folder)[: -self._keep]:
             if time.time() - old.stat().st_mtime >= self._keep_hours * _HOUR:
                 shutil.rmtree(old)
+
+
+def newest_step(folder: Path) -> int:
+    """The step that a run in `folder` resumes at, 0 without a checkpoint.
+
+    >>> newest_step(Path("no-run"))
+    0
+    """
+    return max((int(path.name) for path in _finished(folder / _FOLDER)), default=0)
+
+
+def _finished(folder: Path) -> list[Path]:
+    """The complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("*") if path.name.isdigit())
 
 
 def _damaged(checkpoint: Path) -> str:

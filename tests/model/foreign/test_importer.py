@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -419,14 +420,80 @@ def test_a_wrong_checksum_is_refused(run: Run, hub: Hub, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_no_network_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any, **__: Any) -> None:
-        raise ConnectionError("Name or service not known\nand more")
+def unreachable(*_: Any, **__: Any) -> None:
+    raise ConnectionError("Name or service not known\nand more")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fails)
+
+def test_no_network_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "no-hub"))
     result = run("import", "ledom-2b", "--out", tmp_path / "out")
     check_refused(result, "Corning/LEDOM-2B: cannot be downloaded: Name or service not known;")
     assert os.listdir(tmp_path) == []
+
+
+def cached(folder: Path, cache: Path, commit: str = "c0ffee") -> Path:
+    """A model as the hub's client lays it out: links to blobs, named by hash; its repository."""
+    repo = cache / "models--me--twin"
+    links = repo / "snapshots" / commit
+    links.mkdir(parents=True)
+    (repo / "blobs").mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        blob = hashlib.sha256(file.read_bytes()).hexdigest()
+        blob = blob if file.suffix == ".safetensors" else blob[:40]  # small files: git's hash
+        shutil.copy(file, repo / "blobs" / blob)
+        (links / file.name).symlink_to(f"../../blobs/{blob}")
+    return repo
+
+
+def test_the_hubs_cache_is_a_source(foreign: Path, tmp_path: Path) -> None:
+    """A repository's folder in it, or that of one commit: scored and imported like its files."""
+    repo = cached(foreign, tmp_path / "hub")
+    (repo / "snapshots/c0ffee/config.json").resolve().unlink()
+    cached(foreign, tmp_path / "hub", "decade")
+    (repo / "snapshots/older").mkdir()
+    with pytest.raises(CheckpointError, match="holds 3 commits, and refs/main names none"):
+        ledom.load(repo, "reverse")
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text("decade")
+    expected = load_checkpoint(foreign, "reverse").model(IDS).logits
+    for place in (repo, repo / "snapshots/decade"):
+        out = tmp_path / "out"
+        import_model(str(place), out, ImportOptions("reverse", check=False, eos_token="<|end|>"))
+        assert torch.equal(load_checkpoint(out).model(IDS).logits, expected)
+        shutil.rmtree(out)
+    direct, through = ledom.load(foreign, "reverse"), ledom.load(repo, "reverse")
+    assert direct.identity["hash"] == through.identity["hash"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_network_the_hubs_cache_is_asked(
+    run: Run,
+    foreign: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is there is taken if its bytes are what their name says, and the user is told."""
+    commit = "c0ffee" + "0" * 34
+    repo = cached(foreign, tmp_path / "hub", commit)
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    given = ("import", "me/twin", "--direction", "reverse", "--no-check", "--out", tmp_path / "out")
+    code, text = run(*given)
+    assert code == 0, text
+    assert f"the hub cannot be reached; taking commit {commit} from its cache" in caplog.text
+    record = json.loads((tmp_path / "out/ledom_import.json").read_text())
+    assert (record["source"], record["commit"]) == ("me/twin", commit)
+    shutil.rmtree(tmp_path / "out")
+    blob = (repo / "snapshots" / commit / "model.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"!")
+    check_refused(run(*given), "model.safetensors: its sha256 is", blob.name)
+    blob.unlink()
+    check_refused(run(*given), "model.safetensors")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pipe_among_the_weights_is_refused(foreign: Path, tmp_path: Path) -> None:

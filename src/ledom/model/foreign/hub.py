@@ -1,13 +1,15 @@
-"""Downloads from the Hugging Face hub: the only place in ledom that fetches weights."""
+"""The Hugging Face hub and its cache: the only place in ledom that fetches weights."""
 
 from __future__ import annotations
 
+import logging
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ledom.core.errors import CheckpointError
 
-__all__ = ["Downloaded", "download"]
+__all__ = ["Downloaded", "download", "snapshot"]
 
 _SMALL = (
     "config.json",
@@ -33,9 +35,11 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
     """Fetch what an import reads of a repository, all of one commit.
 
     A branch or tag is resolved to its commit first. Files go to the hub's cache, and a download
-    that was stopped is resumed. Raises `CheckpointError` where the hub does not provide them.
+    that was stopped is resumed. Without a network, what an earlier download left in the cache is
+    taken. Raises `CheckpointError` where neither provides them.
     """
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
@@ -45,6 +49,11 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
     except (
         Exception
     ) as error:  # no network, no such repository, no right: a type for each, by client
+        answered = isinstance(error, HfHubHTTPError)  # so there is a network
+        if not answered and (kept := _kept(repo, revision)) is not None:
+            note = "%s: the hub cannot be reached; taking commit %s from its cache"
+            logging.getLogger("ledom").warning(note, repo, kept.commit)
+            return kept
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         at = f" at {revision}" if revision else ""
         raise CheckpointError(
@@ -53,6 +62,48 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
         ) from None
     hashes = {name: known.sha256 for name in wanted if (known := files[name].lfs)}
     return Downloaded(Path(folder), str(info.sha), hashes)
+
+
+def _kept(repo: str, revision: str | None) -> Downloaded | None:
+    """A repository's files as the hub's cache has them; None where it has none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except Exception:  # a type for each way of not being there, by client
+        return None
+    files = (file for file in folder.rglob("*") if file.is_file())
+    blobs = {file.relative_to(folder).as_posix(): file.resolve().name for file in files}
+    hashes = {name: blob for name, blob in blobs.items() if re.fullmatch("[0-9a-f]{64}", blob)}
+    return Downloaded(folder, folder.name, hashes)
+
+
+def snapshot(folder: Path) -> Path:
+    """The model folder in a repository's folder of the hub's cache; any other folder as it is.
+
+    Of several commits it is the one that `refs/main` names. Raises `CheckpointError` where that
+    does not say which.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as cache:
+    ...     commit = Path(cache, "models--me--twin", "snapshots", "c0ffee")
+    ...     commit.mkdir(parents=True)
+    ...     snapshot(commit.parent.parent).name, snapshot(commit).name
+    ('c0ffee', 'c0ffee')
+    """
+    commits = folder / "snapshots"
+    if (folder / "config.json").exists() or not commits.is_dir():
+        return folder
+    main = folder / "refs" / "main"
+    if main.is_file() and (named := commits / main.read_text().strip()).is_dir():
+        return named
+    found = sorted(path for path in commits.iterdir() if path.is_dir())
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{commits}: holds {len(found)} commits, and refs/main names none of them; give the "
+            "folder of one"
+        )
+    return found[0]
 
 
 def _wanted(names: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
 from ledom.model.foreign.gguf import read_gguf
-from ledom.model.foreign.hub import download
+from ledom.model.foreign.hub import download, snapshot
 from ledom.model.foreign.skeleton import build_skeleton, fit_tensors
 from ledom.model.foreign.tensors import (
     StoredTensor,
@@ -170,7 +170,7 @@ def _find(source: str, revision: str | None) -> _Source:
     if path.exists():
         if revision is not None:
             raise InputError(f"--revision {revision}: {source} is on this machine; leave it out")
-        return _Source(path, source)
+        return _Source(snapshot(path), source)
     known = ALIASES.get(source)
     if known is None and not is_hub_name(source):
         raise InputError(
