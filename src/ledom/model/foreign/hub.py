@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ledom.core.errors import CheckpointError
+from ledom.core.reading import exists, read_text
 
 __all__ = ["Downloaded", "download", "snapshot"]
 
@@ -91,13 +93,12 @@ def snapshot(folder: Path) -> Path:
     ...     snapshot(commit.parent.parent).name, snapshot(commit).name
     ('c0ffee', 'c0ffee')
     """
-    commits = folder / "snapshots"
-    if (folder / "config.json").exists() or not commits.is_dir():
+    commits, main = folder / "snapshots", folder / "refs" / "main"
+    if exists(folder / "config.json") or not os.path.isdir(commits):
         return folder
-    main = folder / "refs" / "main"
-    if main.is_file() and (named := commits / main.read_text().strip()).is_dir():
-        return named
-    found = sorted(path for path in commits.iterdir() if path.is_dir())
+    named = read_text(main).strip() if exists(main) else None
+    found = [path for path in commits.iterdir() if path.is_dir()]
+    found = [path for path in found if path.name == named] or found
     if len(found) != 1:
         raise CheckpointError(
             f"{commits}: holds {len(found)} commits, and refs/main names none of them; give the "
