@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
+from waiting import SECONDS
+
 __all__ = ["contents", "die_at", "in_a_child", "run_through_kills"]
 
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod"}
 _OPERATIONS |= {"shutil.rmtree"}
 _MOST_CALLS_LATER = 30
-_SECONDS = 60  # that a child may take
 
 Work = Callable[[Path], object]
 """What is killed; it writes into the folder that it is given."""
@@ -76,7 +77,7 @@ def in_a_child(run: Callable[[], object]) -> int:
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.register(signal.SIGALRM, chain=True)
-        signal.alarm(_SECONDS)
+        signal.alarm(int(SECONDS))
         # A fork has none of its parent's threads, and tokenizers would wait for them for ever.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         # Torch makes its pool anew when it is first asked, which two threads must not do at once.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
 from ledom.serve.upstream import Upstream
+from waiting import SECONDS, until
 
 Handler = Callable[[httpx.Request], Any]
 Models = tuple[LanguageModel, LanguageModel]
@@ -43,14 +43,12 @@ def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterat
     server = Server(Service(judge, settings), settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.005)
+    until(lambda: server.started or not thread.is_alive())
     try:
         yield server
     finally:
         server.stop()
-        thread.join(30)
+        thread.join(SECONDS)
         assert not thread.is_alive()
 
 
@@ -77,7 +75,7 @@ def honest(request: httpx.Request) -> httpx.Response:
 def gateway(
     models: Models,
     handler: Handler | None,
-    seconds: float = 20,
+    seconds: float = SECONDS,
     weights: TunedWeights | None = None,
 ) -> Iterator[TestClient]:
     """A client of a gateway whose upstream is `handler`; without one the forward model answers."""

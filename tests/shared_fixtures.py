@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import ledom.lm
 from command_line import QUESTIONS, Run
@@ -27,6 +28,15 @@ from ledom.text.tokenizer import Tokenizer, train_tokenizer
 from started import prepare_server
 
 prepare_server()
+# The same examples in every run, and none too slow: on a busy machine anything is.
+settings.register_profile(
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the models are so small that threads only cost
 # Tests of Ctrl-C need it, and what they start inherits it, even where a shell that runs the tests
 # in the background ignores it.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import runpy
+import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -17,8 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import ledom.data.tokenize  # has the same server of processes, and says what it imports
+from waiting import SECONDS, until
 
-__all__ = ["PROCESSES", "Started", "ledom", "prepare_server", "started"]
+__all__ = ["PROCESSES", "Started", "ledom", "port_of_a_group", "prepare_server", "started"]
 
 PROCESSES = get_context("forkserver")
 _IMPORTED = [
@@ -56,18 +57,15 @@ class Started:
     def said(self) -> str:
         return self._output.read_text()
 
-    def first_line(self, seconds: float = 60) -> str:
+    def first_line(self) -> str:
         """Waits for it."""
-        deadline = time.monotonic() + seconds
-        while "\n" not in self.said():
-            assert time.monotonic() < deadline, self.said()
-            assert self._process.is_alive(), self.said()
-            time.sleep(0.01)
+        until(lambda: "\n" in self.said() or not self._process.is_alive(), self.said)
+        assert "\n" in self.said(), "it ended without a line"
         return self.said().splitlines()[0]
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self) -> int:
         """The exit code, or minus the signal that ended it."""
-        self._process.join(seconds)
+        self._process.join(SECONDS)
         assert self._process.exitcode is not None, f"still running: {self.said()}"
         return self._process.exitcode
 
@@ -94,7 +92,19 @@ def started(
         yield Started(process, output)
     finally:
         process.kill()
-        process.join(30)
+        process.join(SECONDS)
+
+
+@contextmanager
+def port_of_a_group() -> Iterator[int]:
+    """A port on which the first process of a group may listen; nobody else is given it meanwhile.
+
+    It is held but not listened on, and its holder shares it with those who share it, as torch does.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 def _run(

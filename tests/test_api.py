@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import ledom
+from waiting import SECONDS
 
 
 def test_public_names_are_pinned() -> None:
@@ -48,7 +49,7 @@ def test_help_imports_no_torch() -> None:
         "assert not heavy, heavy"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "rerank" in done.stdout

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from waiting import SECONDS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "ledom"
 LAYERS: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
@@ -37,7 +39,7 @@ def lint_imports(checkout: Path) -> subprocess.CompletedProcess[str]:
         env={"PYTHONPATH": str(checkout / "src")},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=SECONDS,
         check=False,
     )
 

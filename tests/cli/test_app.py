@@ -533,7 +533,7 @@ def test_search_refuses_before_it_writes(
 def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "name: r\ndata: {num_documents: 60, num_valid: 5, vocab_size: 300}\n"
+        "name: r\ndata: {num_documents: 60, num_valid: 1, vocab_size: 300}\n"
         "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,\n"
         "        num_attention_heads: 2, num_key_value_heads: 1}\n"
         "optim: {steps: 2}\ntrain: {batch_size: 2, seq_len: 64}\n"

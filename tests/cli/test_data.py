@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ledom.data.store import TokenStore, encode_documents, write_store
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import loop
 from started import started
+from waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -183,15 +183,15 @@ def test_without_datatrove_the_command_says_what_to_install(
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path: Path) -> None:
     documents, out = tmp_path / "d.jsonl", tmp_path / "out"
     write(documents, TEXTS)
     command = ["tokenize", str(documents), "--out", str(out)]
     command += ["--tokenizer", str(tokenizer_folder), "--workers", "2", "--tasks", "4"]
     with started(tmp_path / "said", *command, run=ledom_held_up) as process:
-        deadline = time.monotonic() + 120
-        while not [*out.glob("tasks/completions/*")] and time.monotonic() < deadline:
-            time.sleep(0.02)
+        # One is finished, and both processes are in the midst of another.
+        until(lambda: [*out.glob("tasks/completions/*")] and len([*tmp_path.glob("held.*")]) == 2)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process gets it
         assert process.wait() == 130
     said = process.said()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import time
+import re
+import threading
+from queue import Queue
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ledom.cli import progress
 from ledom.cli.progress import Progress, track, track_tokenizing, track_training
+from waiting import SECONDS, until
 
 
 @pytest.mark.parametrize(
@@ -31,27 +35,70 @@ def test_a_line_says_how_far_how_fast_and_how_long(
     assert shown.line(seconds) == "scoring: " + expected
 
 
-def test_lines_come_now_and_then_and_end_with_the_stage(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress, "SECONDS", 0.2)
+class Clock:
+    """Half a minute passes when a test says so, and it waits for the line that then comes."""
+
+    def __init__(self) -> None:
+        self.now, self.lines = 100.0, list[str]()
+        self._ended: Queue[bool] = Queue()
+        self.threads: list[threading.Thread] = []
+
+    def wait(self, seconds: float) -> bool:
+        assert seconds == 30
+        return self._ended.get(timeout=SECONDS)
+
+    def set(self) -> None:
+        self._ended.put(True)
+
+    def passes(self) -> str:
+        self.now += 30
+        number = len(self.lines)
+        self._ended.put(False)
+        until(lambda: len(self.lines) > number)
+        return self.lines[-1]
+
+    def thread(self, **settings: Any) -> threading.Thread:
+        self.threads.append(threading.Thread(**settings))
+        return self.threads[-1]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    threads = SimpleNamespace(Event=lambda: clock, Thread=clock.thread)
+    monkeypatch.setattr(progress, "threading", threads)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(progress, "say", clock.lines.append)
+    return clock
+
+
+def test_lines_come_now_and_then_and_end_with_the_stage(clock: Clock) -> None:
     stage = track(range(50), "sampling", 10, 60)
-    for _ in stage:
-        time.sleep(0.02)  # a second in all: five lines at most
-    lines = capsys.readouterr().err.splitlines()
-    assert 1 <= len(lines) <= 10
-    assert all(line.startswith("sampling: ") and " of 60, " in line for line in lines)
-    time.sleep(0.5)
-    assert capsys.readouterr().err == ""
+    assert next(stage) == 0
+    assert clock.passes() == "sampling: 10 of 60, 30 s so far"
+    assert [next(stage), next(stage)] == [1, 2]
+    assert clock.passes() == "sampling: 12 of 60, 2 per min, 24 min 0 s left"
+    assert list(stage) == list(range(3, 50))
+    (thread,) = clock.threads
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+    assert len(clock.lines) == 2
 
 
 def test_a_stage_that_reports_nothing_still_shows_life(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """By a real clock, so the number of seconds is not known."""
     monkeypatch.setattr(progress, "SECONDS", 0.05)
+    said: list[str] = []
+
+    def printed() -> str:
+        said.append(capsys.readouterr().err)
+        return said[-1]
+
     with Progress("preparing the data"):
-        time.sleep(0.3)
-    assert "preparing the data: 1 s so far\n" in capsys.readouterr().err
+        until(printed)
+    assert re.match(r"preparing the data: \d+ s so far\n", said[-1])
 
 
 def test_a_quick_stage_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,36 +116,26 @@ def test_training_and_tokenizing_add_their_state(capsys: pytest.CaptureFixture[s
         show(SimpleNamespace(tasks_done=1, num_tasks=4, num_tokens=5000))
 
 
-def test_what_an_earlier_run_did_does_not_count_for_the_rate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress, "SECONDS", 0.4)
+def test_what_an_earlier_run_did_does_not_count_for_the_rate(clock: Clock) -> None:
     step = {"tokens_per_second": 1.0, "notice": None, "valid_loss": None, "loss": 1.0}
     with track_training("reverse", 500_000, 1_000_000) as show:
         for number in (500_001, 500_002):  # resumed: two steps, not half a million
             show(SimpleNamespace(step=number, **step))
-        time.sleep(0.6)
-    (line,) = capsys.readouterr().err.splitlines()
-    rate = float(line.split(", ")[1].split(" per s")[0])
-    assert line.startswith("reverse: 500,002 of 1,000,000, ")
-    assert 1 < rate <= 5  # two steps in 0.4 s or a little more
+        line = clock.passes()
+    assert line == (
+        "reverse: 500,002 of 1,000,000, 4 per min, 2,083 h 19 min left, loss 1.000, 1 tokens/s"
+    )
 
 
-def test_a_resumed_training_counts_from_its_step_before_the_first_new_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_resumed_training_counts_from_its_step_before_the_first_new_one(clock: Clock) -> None:
     """Not "0 of 320" while the model is loaded and the first step runs."""
-    monkeypatch.setattr(progress, "SECONDS", 0.05)
     with track_training("reverse", 105, 320):
-        time.sleep(0.2)
-    assert capsys.readouterr().err.startswith("reverse: 105 of 320, ")
+        assert clock.passes() == "reverse: 105 of 320, 30 s so far"
 
 
-def test_only_the_first_process_speaks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress, "SECONDS", 0.01)
+def test_only_the_first_process_speaks(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(track(range(2), "sampling", 0, 2)) == [0, 1]
+    assert len(clock.threads) == 1
     monkeypatch.setenv("RANK", "1")
-    for _ in track(range(2), "sampling", 0, 2):
-        time.sleep(0.05)
-    assert capsys.readouterr().err == ""
+    assert list(track(range(2), "sampling", 0, 2)) == [0, 1]
+    assert len(clock.threads) == 1

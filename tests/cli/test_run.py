@@ -14,6 +14,7 @@ import pytest
 
 from command_line import Run, check_refused
 from ledom.train import estimate as plan
+from waiting import SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -90,14 +91,14 @@ def test_completion() -> None:
     environment = os.environ | {"_LEDOM_COMPLETE": "complete_bash"}
     environment |= {"COMP_WORDS": "ledom re", "COMP_CWORD": "1"}
     with start(stdout=subprocess.PIPE, env=environment) as process:
-        assert process.communicate(timeout=60)[0].split() == [b"rerank"]
+        assert process.communicate(timeout=SECONDS)[0].split() == [b"rerank"]
 
 
 def test_a_full_disk_behind_standard_output_is_one_line() -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here")
     with open("/dev/full", "w") as full, start("docs", "formats", stdout=full) as process:
-        said = process.communicate(timeout=60)[1].decode()
+        said = process.communicate(timeout=SECONDS)[1].decode()
     assert process.returncode == 2
     assert said.splitlines() == [
         "error: cannot write to standard output: No space left on device; finished results are on "
@@ -110,7 +111,7 @@ def test_a_reader_that_goes_away_ends_it_quietly() -> None:
     os.close(reader)
     with start("docs", "formats", stdout=writer) as process:
         os.close(writer)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=SECONDS)[1]
     assert (process.returncode, said) == (141, b"")
 
 
@@ -123,7 +124,7 @@ def test_closed_streams_do_no_harm(redirection: str, tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {loss}, "tokens": 10}}\n')
     command = f'"{sys.executable}" -m ledom compare r --out out {redirection}'
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, timeout=100)
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert (out / "compare.md").read_text().startswith("#")
     assert b"report: " not in (out / "compare.json").read_bytes()
@@ -133,7 +134,7 @@ def test_what_cannot_be_encoded_is_escaped() -> None:
     code = "import sys; from ledom.cli import run; run.prepare_process(); print('é±')"
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=60
+        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=SECONDS
     )
     assert (done.returncode, done.stdout) == (0, b"\\xe9\\xb1\n"), done.stderr
 
@@ -149,7 +150,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=SECONDS,
             preexec_fn=lambda chosen=disposition: signal.signal(signal.SIGINT, chosen),
         )
         assert ("alive" in done.stdout) is alive

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from ledom.core import processes
+from waiting import SECONDS
 
 # 20 times a block of 48 MB, every page of it written, by the main thread or by another. Mapped anew
 # each time, the block's 12,288 pages are 245,760 faults.
@@ -42,7 +43,12 @@ def _run(where: str, **environment: str) -> tuple[str, int]:
     usual = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", _CHILD, where]
     done = subprocess.run(
-        command, env=usual | environment, capture_output=True, text=True, timeout=60, check=True
+        command,
+        env=usual | environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
     )
     kept, faults = done.stdout.split()
     return kept, int(faults)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
@@ -23,7 +22,7 @@ from ledom.core.errors import InputError
 from ledom.core.records import Problem, write_records
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, Reply
-from started import Started, started
+from started import Started, port_of_a_group, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
@@ -133,12 +132,10 @@ def torchrun(*arguments: str) -> None:
 @contextmanager
 def two_processes(folder: Path, arguments: list[str]) -> Iterator[list[Started]]:
     """A command in two processes, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     job = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with ExitStack() as stack:
+        port = stack.enter_context(port_of_a_group())
+        job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         yield [
             stack.enter_context(
                 started(
@@ -168,7 +165,7 @@ def test_two_processes_give_what_one_gives_through_any_stop(
     # The server dies while the candidates are sampled: one clear line, and what is finished kept.
     server.live(20)
     with started(tmp_path / "said", *command, out, run=torchrun) as process:
-        assert process.wait(120) != 0
+        assert process.wait() != 0
     text = process.said()
     assert text.count("error: ") == 1, text
     assert "error: m: no usable answer from the server" in text
@@ -179,7 +176,7 @@ def test_two_processes_give_what_one_gives_through_any_stop(
     # It is back, and both processes are killed while they score.
     server.live(30, lambda: [os.kill(process.pid, signal.SIGKILL) for process in processes])
     with two_processes(tmp_path, [*command, str(out)]) as processes:
-        assert [process.wait(120) for process in processes] == [-signal.SIGKILL] * 2
+        assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
     assert (out / "candidates.jsonl").is_file()
     assert not (out / "scores.forward.jsonl").exists()
     scored = sum(bool(body.get("echo")) for body in server.answered)

@@ -46,7 +46,7 @@ RECORDS = [
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of([st.lists(records, min_size=1, max_size=4) for records in RECORDS]))
 def test_round_trip(records: list[Record]) -> None:
     with TemporaryDirectory() as root:

@@ -50,7 +50,7 @@ def stopped_after(count: int) -> Callable[..., Iterator[Any]]:
     return track
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 7),
     size=st.integers(1, 4),

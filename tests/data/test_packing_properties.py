@@ -21,7 +21,8 @@ from ledom.text.tokenizer import Tokenizer
 Documents = list[list[int]]
 DOCUMENTS = st.lists(st.lists(st.integers(1, 9), max_size=9), min_size=1, max_size=8)
 few = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 

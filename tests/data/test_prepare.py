@@ -3,8 +3,6 @@ import os
 import re
 import signal
 import socket
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from ledom.data.prepare import DataConfig, PreparedData, SourceConfig, prepare_d
 from ledom.data.problems import split_of
 from ledom.data.store import TokenStore, write_store
 from ledom.text.tokenizer import EOS_TOKEN, Tokenizer
+from waiting import SECONDS, until
 
 
 def train_texts(data: PreparedData) -> list[str]:
@@ -42,10 +41,10 @@ def write_documents(path: Path, count: int) -> list[str]:
 
 @pytest.mark.slow
 def test_the_generator_gives_disjoint_parts(tmp_path):
-    config = DataConfig(num_documents=200, num_valid=20, vocab_size=400)
+    config = DataConfig(num_documents=200, num_valid=4, vocab_size=400)
     data = prepare_data(config, tmp_path)
     train, valid = train_texts(data), texts_of(data, data.valid)
-    assert (len(train), len(valid)) == (200, 20)
+    assert (len(train), len(valid)) == (200, 4)
     for split, texts in (("train", train), ("valid", valid)):
         for text in texts:
             question, _, solution = text.partition("\n\n")
@@ -133,17 +132,18 @@ def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):
         prepare_data(config, tmp_path / "data")
 
 
-def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch):
+def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch, caplog):
     write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     whole, written = prepare.write_store, []
 
     def slow(folder, *rest, **notes):
         written.append(folder.name)
-        time.sleep(0.2)
+        until(lambda: caplog.messages)  # the other one waits
         return whole(folder, *rest, **notes)
 
     monkeypatch.setattr(prepare, "write_store", slow)
+    monkeypatch.setattr(files, "_UNTIL_LINES", (0.01, 0.01))
     with ThreadPoolExecutor(2) as pool:
         twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
     assert written == ["train", "valid"]
@@ -160,12 +160,18 @@ def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, mon
     if child == 0:
         with files.alone_in(tmp_path / "data", "prepares the data"):
             os.write(said, b"!")
-            time.sleep(60)
+            signal.pause()
         os._exit(1)
     assert os.read(ready, 1) == b"!"
-    timer = threading.Timer(0.2, os.kill, (child, signal.SIGKILL))
-    timer.start()
-    prepare_data(config, tmp_path / "data")
+
+    def kill() -> None:
+        until(lambda: caplog.messages)
+        os.kill(child, signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill)
+        prepare_data(config, tmp_path / "data")
+        killed.result(SECONDS)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     who = f"{tmp_path / 'data'}: waiting for process {child} on {socket.gethostname()}, which"
     assert who in caplog.messages[0]
@@ -273,7 +279,7 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
 
 
 def test_drills_are_bare_equations_of_training_problems(tmp_path):
-    config = DataConfig(num_documents=60, num_valid=5, vocab_size=300, equation_only_fraction=0.5)
+    config = DataConfig(num_documents=60, num_valid=2, vocab_size=300, equation_only_fraction=0.5)
     data = prepare_data(config, tmp_path / "data")
     assert data.sources[0].store.manifest.num_documents == 60
     texts = train_texts(data)
@@ -282,7 +288,7 @@ def test_drills_are_bare_equations_of_training_problems(tmp_path):
     for drill in drills:
         assert all(re.fullmatch(r"[-+*/=%. \d]+", line) for line in drill.splitlines())
     # Validation has none: its loss can be compared with that of a run without drills.
-    assert data.valid.manifest.num_documents == 5
+    assert data.valid.manifest.num_documents == 2
 
 
 @pytest.fixture

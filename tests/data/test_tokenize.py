@@ -371,7 +371,7 @@ def test_slurm_gets_a_job_of_all_tasks(
         environment["PATH"] = os.environ["PATH"]
         job = started(tmp_path / "said", pickled, run=launch_elsewhere, environment=environment)
         with job as process:
-            assert process.wait(100) == 0, process.said()
+            assert process.wait() == 0, process.said()
     assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED
     assert ids_of(tokenize(documents, words, tmp_path / "s", execution)) == EXPECTED
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Run
+from waiting import SECONDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "abilities.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```\n(\$ .*?)```", PAGE, re.DOTALL)
@@ -48,7 +49,9 @@ def _printed(run: Run, typed: str) -> str:
         code, text = run(*shlex.split(typed)[1:])
         assert code == 0, text
         return text
-    done = subprocess.run(typed, shell=True, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        typed, shell=True, capture_output=True, text=True, timeout=SECONDS, check=True
+    )
     return done.stdout
 
 

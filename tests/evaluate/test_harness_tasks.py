@@ -18,6 +18,7 @@ pytest.importorskip("lm_eval")
 
 from ledom.evaluate import harness_tasks, tasks
 from ledom.evaluate.suites import SUITES
+from waiting import SECONDS
 
 TASK = """
 task: two
@@ -176,7 +177,7 @@ def test_the_harness_shows_no_bars_of_its_own() -> None:
     """tqdm reads its environment when the harness imports it."""
     code = "import ledom.evaluate.harness_tasks, tqdm; list(tqdm.tqdm([1]))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=True
     )
     assert done.stderr == ""
 

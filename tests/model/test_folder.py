@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ledom.core.reading import read_json_object
 from ledom.model import folder as module
 from ledom.model.checkpoint import read_checkpoint_info
 from ledom.model.folder import file_digest, weight_files
+from waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +64,8 @@ def test_a_changed_file_is_read_again_though_it_looks_the_same(tmp_path: Path) -
     file = tmp_path / "weights"
     file.write_bytes(b"1234")
     before, times = file_digest(file), file.stat()
-    time.sleep(0.02)  # a clock tick of the file system
-    file.write_bytes(b"1235")
+    # Written until the clock of the file system has ticked.
+    until(lambda: file.write_bytes(b"1235") and file.stat().st_ctime_ns != times.st_ctime_ns)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert file_digest(file) != before
 

@@ -17,6 +17,7 @@ from ledom.core.errors import OutputError
 from ledom.report import selection_page
 from ledom.report.results import QuestionToken, SelectionReport, to_json
 from ledom.report.words import Word, question_words
+from waiting import SECONDS
 
 HOSTILE = "<script>alert(1)</script> a|b `c` \x00\x1b[31m \ud800 \u202e </details> {{ 7*7 }}"
 MINUS = "\N{MINUS SIGN}"
@@ -532,7 +533,7 @@ def test_importing_is_cheap() -> None:
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from ledom.serve.server import Server
+from waiting import SECONDS
 
 
 def example(schema: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def example(schema: dict[str, Any], description: dict[str, Any]) -> dict[str, An
 
 @pytest.mark.slow
 def test_every_example_runs(server: Server) -> None:
-    description = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
+    description = httpx.get(f"{server.url}/openapi.json", timeout=SECONDS).json()
     ran = set()
     for path, operations in description["paths"].items():
         for method, operation in operations.items():
@@ -30,7 +31,7 @@ def test_every_example_runs(server: Server) -> None:
             if body is not None:
                 sent = example(body["content"]["application/json"]["schema"], description)
                 assert sent, path
-            answer = httpx.request(method.upper(), server.url + path, json=sent, timeout=60)
+            answer = httpx.request(method.upper(), server.url + path, json=sent, timeout=SECONDS)
             assert answer.status_code == 200, (path, sent, answer.text)
             assert operation["description"]
             ran.add(path)
@@ -38,12 +39,12 @@ def test_every_example_runs(server: Server) -> None:
 
 
 def test_the_page_asks_nobody_else(server: Server) -> None:
-    page = httpx.get(f"{server.url}/docs", timeout=60)
+    page = httpx.get(f"{server.url}/docs", timeout=SECONDS)
     assert "default-src 'none'" in page.headers["content-security-policy"]
     texts = [page.text]
     for name in ("api.css", "api.js"):
         assert f"/page/{name}" in page.text
-        file = httpx.get(f"{server.url}/page/{name}", timeout=60)
+        file = httpx.get(f"{server.url}/page/{name}", timeout=SECONDS)
         assert file.status_code == 200
         texts.append(file.text)
     assert not any(re.search(r"https?:", text) for text in texts)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ledom.serve.batching import Batcher, Closing, Overloaded, Steps
+from waiting import SECONDS, until_async
 
 Pending = asyncio.Task[list[int]]
 
@@ -27,9 +28,9 @@ class Work:
 
     def __call__(self, items: list[int]) -> Steps[int]:
         self.batches.append(items)
-        assert self.gate.wait(10)
+        assert self.gate.wait(SECONDS)
         yield
-        assert self.gate.wait(10)
+        assert self.gate.wait(SECONDS)
         if min(items) < 0:
             raise ValueError(f"negative: {min(items)}")
         self.ended.append(items)
@@ -38,7 +39,7 @@ class Work:
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def within() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             await test()
 
     asyncio.run(within())
@@ -48,16 +49,11 @@ def batcher(work: Work, capacity: int = 100, cost: float = 1.0) -> Batcher[int, 
     return Batcher(work, lambda item: cost, seconds=1e9, capacity=capacity)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
 async def busy_with(work: Work, queue: Batcher[int, int], items: list[int]) -> Pending:
     """A first request, whose batch waits at the gate."""
     work.gate.clear()
     first = asyncio.create_task(queue.submit(items))
-    await until(lambda: len(work.batches) == 1)
+    await until_async(lambda: len(work.batches) == 1)
     return first
 
 
@@ -65,7 +61,7 @@ async def small_behind_large(work: Work, queue: Batcher[int, int]) -> None:
     """One item is sent while the first batch of twelve is worked on; both answers are right."""
     large = await busy_with(work, queue, list(range(100, 112)))
     small = asyncio.create_task(queue.submit([1]))
-    await until(lambda: queue.waiting == 9)
+    await until_async(lambda: queue.waiting == 9)
     work.gate.set()
     assert await small == [2]
     assert await large == [2 * n for n in range(100, 112)]
@@ -78,7 +74,7 @@ def test_requests_that_wait_share_a_batch() -> None:
         first = await busy_with(work, queue, [1])
         assert work.batches == [[1]]
         others = [asyncio.create_task(queue.submit([n])) for n in (2, 3, 4)]
-        await until(lambda: queue.waiting == 3)
+        await until_async(lambda: queue.waiting == 3)
         work.gate.set()
         assert await first == [2]
         assert await asyncio.gather(*others) == [[4], [6], [8]]
@@ -112,7 +108,7 @@ def test_a_batch_that_completes_a_small_request_is_half_as_long(
         first = await busy_with(work, queue, [1])
         assert work.batches == [[1]]
         others = [asyncio.create_task(queue.submit(n)) for n in (list(range(100, 112)), [2])]
-        await until(lambda: queue.waiting == 13)
+        await until_async(lambda: queue.waiting == 13)
         work.gate.set()
         await asyncio.gather(first, *others)
         assert work.batches[1:4] == [[100, 2], [101, 102, 103, 104], [105, 106, 107, 108]]
@@ -133,7 +129,7 @@ def test_a_small_request_has_a_batch_of_its_own_while_large_ones_advance_between
         large = asyncio.create_task(queue.submit(list(range(100, 160))))
         for _ in range(12):
             begun = len(work.batches)
-            await until(lambda begun=begun: large.done() or len(work.batches) > begun)  # type: ignore[misc]
+            await until_async(lambda begun=begun: large.done() or len(work.batches) > begun)  # type: ignore[misc]
             assert await queue.submit([1]) == [2]
         assert await large == [2 * n for n in range(100, 160)]
         assert all(batch == [1] for batch in work.batches if 1 in batch)
@@ -161,7 +157,7 @@ def test_a_batch_that_completes_a_request_is_not_interrupted() -> None:
         first = await busy_with(work, queue, [1])
         assert work.batches == [[1]]
         second = asyncio.create_task(queue.submit([2]))
-        await until(lambda: queue.waiting == 1)
+        await until_async(lambda: queue.waiting == 1)
         work.gate.set()
         assert await asyncio.gather(first, second) == [[2], [4]]
         assert work.ended == [[1], [2]]
@@ -176,7 +172,7 @@ def test_a_batch_that_interrupts_may_fail_alone() -> None:
         queue = batcher(work, cost=500.0)
         large = await busy_with(work, queue, list(range(100, 112)))
         small = asyncio.create_task(queue.submit([-1]))
-        await until(lambda: queue.waiting == 9)
+        await until_async(lambda: queue.waiting == 9)
         work.gate.set()
         with pytest.raises(ValueError, match="negative: -1"):
             await small
@@ -208,7 +204,7 @@ def test_a_full_queue_refuses_with_a_time() -> None:
         queue = batcher(work, capacity=3)
         busy = await busy_with(work, queue, [0])
         waits = asyncio.create_task(queue.submit([1, 2]))
-        await until(lambda: queue.waiting == 2)
+        await until_async(lambda: queue.waiting == 2)
         with pytest.raises(Overloaded) as refused:
             await queue.submit([3, 4])
         assert 1 <= refused.value.seconds <= 60
@@ -228,9 +224,9 @@ def test_what_is_cancelled_is_not_computed() -> None:
         busy = await busy_with(work, queue, [0])
         gone = asyncio.create_task(queue.submit([1, 2, 3]))
         kept = asyncio.create_task(queue.submit([4]))
-        await until(lambda: queue.waiting == 4)
+        await until_async(lambda: queue.waiting == 4)
         gone.cancel()
-        await until(lambda: queue.waiting == 1)
+        await until_async(lambda: queue.waiting == 1)
         work.gate.set()
         assert await kept == [8]
         assert await busy == [0]
@@ -273,7 +269,7 @@ def test_many_small_requests_share_a_batch_larger_than_that_of_a_large_one() -> 
         queue = batcher(work, cost=500.0)  # four items of a large request per batch
         busy = await busy_with(work, queue, [0])
         small = [asyncio.create_task(queue.submit([n])) for n in range(1, 21)]
-        await until(lambda: queue.waiting == 20)
+        await until_async(lambda: queue.waiting == 20)
         work.gate.set()
         assert await asyncio.gather(*small) == [[2 * n] for n in range(1, 21)]
         await busy

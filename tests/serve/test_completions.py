@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM
 
 import ledom
 from ledom.serve.server import Server
+from waiting import SECONDS
 
 TEXT = "Ava has 3 pens.\n\n3 + 4 = 7"
 
 
 def post(server: Server, path: str, **body: Any) -> Any:
-    answer = httpx.post(server.url + path, json=body, timeout=60)
+    answer = httpx.post(server.url + path, json=body, timeout=SECONDS)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -109,7 +110,7 @@ def test_what_is_streamed_is_the_text(server: Server) -> None:
     body = {"model": "reverse", "prompt": "7", "max_tokens": 8, "temperature": 0}
     whole = post(server, "/v1/completions", **body)["choices"][0]["text"]
     with httpx.stream(
-        "POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=60
+        "POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=SECONDS
     ) as answer:
         lines = [line for line in answer.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
@@ -147,13 +148,13 @@ def test_what_cannot_be_done_is_refused(server: Server) -> None:
         ({"model": "forward", "prompt": "a " * 2000, "max_tokens": 9}, 400, "does not fit"),
         ({"prompt": "a"}, 422, "model"),
     ):
-        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=SECONDS)
         assert answer.status_code == status, answer.text
         assert message in answer.json()["error"]["message"]
 
 
 def test_tokenizers(server: Server) -> None:
-    info = httpx.get(f"{server.url}/tokenizer_info", timeout=60).json()
+    info = httpx.get(f"{server.url}/tokenizer_info", timeout=SECONDS).json()
     assert info["eos_token"] == "<|end|>"
     ids = post(server, "/tokenize", prompt=TEXT)["tokens"]
     assert post(server, "/detokenize", tokens=ids)["prompt"] == TEXT
@@ -184,7 +185,7 @@ def test_lm_evals_client_gets_what_the_harness_gets_in_process(
 
     monkeypatch.setenv("TQDM_DISABLE", "1")
     client = LocalCompletionsAPI(
-        base_url=f"{server.url}/v1/completions", model=direction, max_retries=1, timeout=60
+        base_url=f"{server.url}/v1/completions", model=direction, max_retries=1, timeout=SECONDS
     )
     assert client.tokenizer_backend == "remote"  # found by itself
     pairs = [

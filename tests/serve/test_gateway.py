@@ -18,6 +18,7 @@ from ledom.serve.judge import MASK_COPIES, Judge
 from ledom.serve.refusals import Refusal
 from ledom.serve.settings import Limits
 from serving import ANSWERS, QUESTIONS, Models, chat, gateway, honest, running
+from waiting import SECONDS
 
 
 def made_up_weights() -> TunedWeights:
@@ -143,7 +144,7 @@ def test_options_of_the_body_count_more_than_those_of_the_name() -> None:
 def test_openais_client_streams_the_chosen_answer(models: Models) -> None:
     openai = pytest.importorskip("openai")
     with running(Judge(*models), Limits()) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=60)
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=SECONDS)
         asked: dict[str, Any] = {
             "model": "ledom/auto",
             "messages": [{"role": "user", "content": QUESTIONS[0]}],

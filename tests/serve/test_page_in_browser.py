@@ -21,6 +21,7 @@ from ledom.serve.judge import Judge
 from ledom.serve.server import Server
 from ledom.serve.settings import Limits
 from serving import running
+from waiting import SECONDS
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
@@ -72,7 +73,7 @@ def visit(browser: Any, server: Server) -> Iterator[Open]:
 
     def visit(view: str, **settings: Any) -> Any:
         context = browser.new_context(viewport={"width": 1200, "height": 900}, **settings)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(1000 * SECONDS)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: wrong.append(message.text))
@@ -145,7 +146,7 @@ def test_a_text_grows_to_the_left(visit: Open, server: Server) -> None:
     write_some(page, "so she has 7 pens\n#### 7")
     tokens = page.locator("#reverse-pane .token:not([aria-label^='end'])")
     body = {"model": "reverse", "prompt": "so she has 7 pens\n#### 7", "max_tokens": 6}
-    made = httpx.post(f"{server.url}/ledom/generate", json=body, timeout=30).json()
+    made = httpx.post(f"{server.url}/ledom/generate", json=body, timeout=SECONDS).json()
     shown = [text.replace("↵\n", "\n") for text in tokens.all_text_contents()]
     assert shown[-6:] == [token["text"] for token in made["tokens"]]
     tokens.last.hover()
@@ -224,7 +225,7 @@ def test_answers_are_judged_and_lambda_ranks_without_a_request(visit: Open, serv
     page.get_by_role("button", name="Judge", exact=True).click()
     page.locator("#ranking > li").nth(2).wait_for()
     body = {"question": question, "answers": answers}
-    found = httpx.post(f"{server.url}/ledom/score", json=body, timeout=30).json()["results"]
+    found = httpx.post(f"{server.url}/ledom/score", json=body, timeout=SECONDS).json()["results"]
     assert texts(page, "#ranking .solution").count(answers[2]) == 1  # shown, not run
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -301,7 +302,7 @@ def test_an_example_can_be_chosen_again_after_something_else_was_done(visit: Ope
     choice, question = page.locator("#judge-example"), page.locator("#question")
     question.fill("How many?")
     page.locator("#judge-run").click()
-    sync_api.expect(choice).to_have_value("", timeout=30_000)
+    sync_api.expect(choice).to_have_value("", timeout=1000 * SECONDS)
     choice.select_option("0")
     assert question.input_value() == first["question"]
 

@@ -13,6 +13,7 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.serve.upstream import Upstream
 from serving import ANSWERS, QUESTIONS, Handler, Models, chat, choices, gateway, honest
+from waiting import SECONDS, until_async
 
 
 def test_the_upstream_gets_the_body_without_our_keys(
@@ -76,16 +77,19 @@ def test_an_upstream_that_refuses_n_is_asked_for_each_candidate(
 def test_when_one_of_many_requests_fails_the_others_are_ended(
     models: Models,
 ) -> None:
-    ended = []
+    begun: list[int] = []
+    ended: list[int] = []
 
     async def slow(request: httpx.Request) -> httpx.Response:
         number = json.loads(request.content)["seed"]
         if number == 0:
             return httpx.Response(200, json={"choices": choices(1)})
         if number == 1:
+            await until_async(lambda: len(begun) == 2)
             return httpx.Response(403, text="no more\nfor you")
         try:
-            await asyncio.sleep(60)
+            begun.append(number)
+            await asyncio.Event().wait()
         finally:
             ended.append(number)
         raise AssertionError
@@ -134,7 +138,7 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 def _hangs(request: httpx.Request) -> Any:
     async def wait() -> httpx.Response:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
         raise AssertionError
 
     return wait()
@@ -186,7 +190,7 @@ def test_a_failing_upstream_is_one_clear_line(
 ) -> None:
     monkeypatch.setattr("ledom.serve.upstream._PAUSES", (0.0, 0.0))
     handler, status, message = FAILURES[name]
-    with gateway(models, handler, seconds=0.3) as client:
+    with gateway(models, handler, seconds=0.3 if name == "hangs" else SECONDS) as client:
         answer = chat(client)
         assert answer.status_code == status, answer.text
         assert message in answer.json()["error"]["message"]

@@ -58,7 +58,7 @@ def test_what_is_false_or_no_plain_equation_is_left(equation):
 
 @pytest.mark.slow
 def test_normalizing_again_changes_nothing():
-    for problem in generate_problems("valid", 300, seed=8):
+    for problem in generate_problems("train", 300, seed=8):
         assert normalize_solution(problem.solution) == problem.solution
 
 
@@ -124,6 +124,6 @@ def test_a_known_answer_takes_the_place_of_the_stated_one():
     "text", ["(" * 9999, "1 + " * 9999, "\\frac{" * 999, "1 a" * 9999, "<<" * 9999, "9" * 30000]
 )
 def test_hostile_texts_take_no_time(style, text):
-    started = time.monotonic()
+    started = time.process_time()
     restyle(text, style)
-    assert time.monotonic() - started < 20  # a pattern that backtracks takes minutes
+    assert time.process_time() - started < 20  # a pattern that backtracks takes minutes

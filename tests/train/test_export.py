@@ -30,6 +30,7 @@ from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig, save_recipe
 from ledom.train.run_folder import find_run
+from waiting import SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +69,7 @@ def test_without_ledom_the_numbers_are_the_same(tmp_path, checkpoints, tokenizer
         cwd=tmp_path,  # the cards load the folders by their names
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

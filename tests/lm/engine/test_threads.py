@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from ledom.lm.engine.threads import merged, num_workers
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling
 from made import whole_text
+from waiting import SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -93,22 +96,27 @@ def test_texts_that_never_end_do_not_hold_up_one_who_leaves(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = HFLanguageModel(checkpoints["forward"])
-    taken: list[int] = []
+    taken, stops = count(1), list[Event]()
+
+    def remembered() -> Event:
+        stops.append(Event())
+        return stops[-1]
 
     def endless(self: Decoder, logits: torch.Tensor, jobs: list[Job]) -> None:
-        taken.append(len(jobs))
-        if len(taken) == 10:
+        number = next(taken)
+        if number == 10:
             raise KeyboardInterrupt
-        if len(taken) > 10:
-            time.sleep(0.05)  # longer than the others take to learn of it
+        if number > 10:
+            assert stops[-1].wait(SECONDS)  # until the others have been told
         for job in jobs:
             job.ids.append(5)
 
     assert lm._decodes, "found out by the real one"
+    monkeypatch.setattr("ledom.lm.engine.threads.Event", remembered)
     monkeypatch.setattr(Decoder, "_take", endless)
     with pytest.raises(KeyboardInterrupt):
         list(lm.generate(["Ava"] * 64, Sampling(max_tokens=100)))
-    assert len(taken) < 20
+    assert next(taken) < 20
 
 
 @pytest.mark.parametrize("direction", list(Direction))

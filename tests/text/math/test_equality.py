@@ -60,7 +60,7 @@ def test_what_follows_a_number_is_never_skipped(rest: str) -> None:
         assert not equal_answers(start, start + rest)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(-(10**30), 10**30), st.integers(1, 10**6))
 def test_fractions_are_exact(over: int, under: int) -> None:
     assert equal_answers(f"{over}/{under}", rf"\frac{{{3 * over}}}{{{3 * under}}}")
@@ -68,7 +68,7 @@ def test_fractions_are_exact(over: int, under: int) -> None:
     assert equal_answers(f"{over:,}", str(over))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.text(), st.text())
 def test_any_text_has_a_verdict_in_both_orders(one: str, other: str) -> None:
     assert equal_answers(one, other) == equal_answers(other, one)
@@ -76,7 +76,7 @@ def test_any_text_has_a_verdict_in_both_orders(one: str, other: str) -> None:
     is_number(one)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
 def test_any_mixture_of_signs_is_read_or_not_understood(text: str) -> None:
     read(text)
@@ -142,7 +142,7 @@ def test_hostile_texts_of_any_length(unit: str) -> None:
         for answer in (text, "5" + text, "The answer is " + text):
             assert not equal_answers(answer, "7")
             assert equal_answers(answer, answer) == has_content(answer)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 10  # seconds; where it grows too fast it takes hours
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_what_is_too_large_to_compute_is_text(large: str) -> None:
     assert read(large) is None
     assert equal_answers(large, large)
     assert not equal_answers(large, "1")
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 10  # seconds; where it grows too fast it takes hours
 
 
 def test_plain_numbers_need_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:

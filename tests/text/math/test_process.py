@@ -15,6 +15,7 @@ import pytest
 from kills import in_a_child
 from ledom.text.answers import is_correct
 from ledom.text.math.process import MathChecker, same_value
+from waiting import SECONDS
 
 
 def test_a_nested_box_is_read_out_of_a_solution() -> None:
@@ -72,7 +73,7 @@ def test_a_verdict_hangs_on_the_work_and_not_on_the_clock(
         with pytest.raises(TimeoutError):
             verdict.result(timeout=1.5)  # its limit is 1 second
         os.kill(process, signal.SIGCONT)
-        assert verdict.result(timeout=60)
+        assert verdict.result(timeout=SECONDS)
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_a_worker_whose_parent_is_gone_ends() -> None:
     )
     pair = [r"\sqrt[3]{2+\sqrt{5}}+\sqrt[3]{2-\sqrt{5}}", "1"]
     try:
-        said, _ = worker.communicate(json.dumps(pair) + "\n", timeout=60)
+        said, _ = worker.communicate(json.dumps(pair) + "\n", timeout=SECONDS)
     finally:
         worker.kill()
     assert (said, worker.returncode) == ("ready\n", -signal.SIGPROF)

@@ -1,0 +1,28 @@
+"""How tests wait: for a state, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+__all__ = ["SECONDS", "until", "until_async"]
+
+SECONDS = 240.0
+"""The deadline of whatever a test waits for: it matters only to a test that fails, so it is long
+enough for a machine on which much else runs."""
+
+
+def until(condition: Callable[[], object], state: Callable[[], object] = lambda: "") -> None:
+    """Return once a condition holds; a test that fails shows the state."""
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, state()
+        time.sleep(0.005)
+
+
+async def until_async(condition: Callable[[], object]) -> None:
+    """The same in an event loop, which runs on meanwhile."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.001)
