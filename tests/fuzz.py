@@ -390,14 +390,11 @@ def _seconds_used(process: int) -> float:
 def _serve(pipe: Connection) -> None:
     """Run command lines, (folder, arguments) from the pipe; answers (exit code, standard error)."""
     from ledom.cli import app, run
-    from ledom.report import curves, plots
 
     for module in pkgutil.walk_packages(ledom.__path__, "ledom."):  # so that no case pays for it
         with contextlib.suppress(ImportError):  # of an extra that is not installed
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    for drawing in (plots, curves):  # most of a small job's time
-        drawing.draw_svg = lambda *_: "<svg></svg>"
     resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     sys.stdin = io.TextIOWrapper(io.BytesIO(b""))
     pipe.send("ready")

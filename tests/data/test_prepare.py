@@ -3,6 +3,7 @@ import os
 import re
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -160,7 +161,7 @@ def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, mon
     if child == 0:
         with files.alone_in(tmp_path / "data", "prepares the data"):
             os.write(said, b"!")
-            signal.pause()
+            time.sleep(2 * SECONDS)
         os._exit(1)
     assert os.read(ready, 1) == b"!"
 
