@@ -3,6 +3,8 @@ r"""Pairs of answers that are not equal, by hand: (one, other, why), in both ord
 from __future__ import annotations
 
 UNEQUAL = [
+    ("5 min", "5 sec", "minutes and seconds"),
+    ("\u03b4", "\u0394", "two Greek letters"),
     # numbers
     ("38", "39", "other digits"),
     ("38", "380", "a digit more"),

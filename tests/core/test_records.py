@@ -214,3 +214,12 @@ def test_tokens_that_are_wrong_stay_as_they_are(values):
     row = {"problem_id": "a", "index": 0, "model": "m", "direction": "forward", "target": "y|x"}
     score = Score(**row, logprob=-1.0, num_tokens=1, **values)
     assert values.items() <= score.to_json().items()
+
+
+@pytest.mark.parametrize("answer", ["2 + 2 = <<2+2=4>>4\n#### 4", "#### 4"])
+def test_a_worked_solution_is_no_answer(tmp_path, answer):
+    """As in GSM8K's own files: compared with a candidate's 4 it would be wrong every time."""
+    file = tmp_path / "problems.jsonl"
+    file.write_text(json.dumps({"id": "a", "question": "2 + 2?", "answer": answer}))
+    with pytest.raises(InputError, match=r"problems.jsonl:1: the answer of problem 'a' is a worked"):
+        read_records(file, Problem)

@@ -213,6 +213,15 @@ def test_other_shares_are_resampled() -> None:
     assert paired_share_interval(values, base) == paired_interval(values, base)
 
 
+def test_shares_that_differ_by_rounding_alone_are_equal() -> None:
+    """1 - 1/3 and 2/3 - 0 differ in the last bit."""
+    values, base = np.array([1.0, 2 / 3] * 15), np.array([1 / 3, 0.0] * 15)
+    assert len(set(values - base)) == 2
+    found = paired_share_interval(values, base)
+    assert found.low == pytest.approx(2 / 3 - 0.11570 * (2 / 3 + 1), abs=1e-5)
+    assert found.high == pytest.approx(2 / 3 + 0.11570 / 3, abs=1e-5)
+
+
 def test_differences_that_are_all_equal() -> None:
     """Of 30 problems at most 11.57% have another difference, from -1 to 1."""
     ones, none = np.ones(30), np.zeros(30)

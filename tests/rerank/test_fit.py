@@ -146,6 +146,18 @@ def test_cross_fitting_never_sees_the_fold_it_is_used_on() -> None:
     assert again[0][1].weights != folds[0][1].weights
 
 
+def test_cross_fitting_keeps_equal_questions_in_one_fold() -> None:
+    table, asked = with_few_terms(made_pools(60)), problems(60)
+    asked = [replace(p, question=asked[i % 20].question) for i, p in enumerate(asked)]
+    folds = cross_fit(table, asked, 3)
+    assert sorted(row for rows, _ in folds for row in rows) == list(range(60))
+    for rows, weights in folds:
+        weights.refuse_overlap([asked[row] for row in rows])  # a question that both have raises
+        assert weights.num_problems == 60 - len(rows)
+    with pytest.raises(InputError, match="21 folds of 20 problems"):
+        cross_fit(table, asked, 21)
+
+
 def test_unlabeled_problems_are_neither_fitted_on_nor_counted() -> None:
     """Of 60 problems the last 20 are unlabeled: whatever is there must not matter."""
     table, asked = with_few_terms(made_pools(60)), problems(60)

@@ -10,7 +10,9 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
+from ledom.rerank.pipeline import select
 from ledom.rerank.strategies import STRATEGIES, strategies
+from ledom.rerank.weights import default_weights
 from made import made_score, token_score
 
 PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")
@@ -73,6 +75,28 @@ def test_answers_that_cannot_be_read_do_not_vote() -> None:
     assert accuracy("random", pool) == pytest.approx(1 / 3)
     nothing = table([0.0, 0.0], ["", ""])
     assert accuracy("majority", nothing) == 0.0
+
+
+def test_far_behind_one_without_an_answer_the_best_still_decides() -> None:
+    """A short refusal is likelier by thousands of nats than any solution; exp(-2000) is 0."""
+    pool = table([-5.0, -2000.0, -2010.0, -2010.0], ["", "2", "3", "3"])
+    assert accuracy("vote_forward", pool) == 1.0
+    shares = STRATEGIES["vote_forward"].shares(pool, None)[0]
+    expected = 1 / (1 + 2 * np.exp(-10))
+    np.testing.assert_allclose(shares, [0, expected, 1 - expected, 1 - expected])
+    nothing = table([-5.0, -2000.0], ["", ""])
+    assert STRATEGIES["vote_forward"].shares(nothing, None).tolist() == [[0.0, 0.0]]
+
+
+def test_the_chosen_answer_is_the_one_that_is_measured() -> None:
+    """A lead of 3e-6 is a lead, though the follower has the best single candidate."""
+    pool = table([0.0, -np.log(2) + 3e-6, -np.log(2) + 3e-6], ["3", "2", "2"])
+    assert accuracy("vote_forward", pool) == 1.0
+    drawn = [
+        Candidate(problem_id="p", index=i, text=f"#### {answer}") for i, answer in enumerate("322")
+    ]
+    (selection,) = select(pool, drawn, "vote_forward", default_weights())
+    assert selection.answer == "2"
 
 
 def test_greedy_stands_apart() -> None:

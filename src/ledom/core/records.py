@@ -155,6 +155,20 @@ class Problem(Record):
     answer: str | None = None
     solution: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a worked solution as the answer, as GSM8K has it: no candidate's would equal it.
+
+        >>> Problem(id="a", question="?", answer="2 + 2 = 4\\n#### 4")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: the answer of problem 'a' is a worked solution; put ...
+        """
+        _, mark, final = str(self.answer).rpartition("####")
+        if mark and final.strip():
+            raise InputError(
+                f"the answer of problem {self.id!r} is a worked solution; put that under the key "
+                f"'solution', and under 'answer' only {final.strip()!r:.60}"
+            )
+
     @property
     def is_labeled(self) -> bool:
         """Whether it says what is right; a blank answer does not.

@@ -32,7 +32,7 @@ __all__ = [
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
 _ROUNDING = 1e-9
-"""How far rounding may put a computed share out of range."""
+"""How far rounding may move a computed share: out of range, or away from an equal one."""
 _MOST_KEPT = 2**24
 """Up to this many draws (32 MiB), the hundreds of intervals of one report share them."""
 
@@ -129,7 +129,7 @@ def _interval_within(
 ) -> Interval:
     """The interval of values that lie between `least` and 1."""
     found = bootstrap_interval(values, num_resamples, level, seed)
-    if (values != values[0]).any():
+    if np.ptp(values) > _ROUNDING:
         return found
     value = float(values[0])
     unseen = 1 - ((1 - level) / 2) ** (1 / len(values))

@@ -140,8 +140,10 @@ def cross_fit(
 ) -> Folds:
     """Weights for each fold of the problems, fitted on the others: every problem is a test once.
 
-    Only `labeled` [P] problems are fitted on (None: all are labeled). Raises `InputError` for fewer
-    than two folds, more folds than problems, or a fold without which there is nothing to tune on.
+    Problems with the same question are in one fold, or some would be tested on weights that saw
+    them. Only `labeled` [P] problems are fitted on (None: all are labeled). Raises `InputError` for
+    fewer than two folds, more folds than questions, or a fold without which there is nothing to
+    tune on.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id=id, question=id, answer="4") for id in "pq"]
@@ -152,9 +154,12 @@ def cross_fit(
     >>> [(rows.tolist(), fitted.num_problems) for rows, fitted in folds]
     [([0], 1), ([1], 1)]
     """
-    check_folds(num_folds, len(problems))
+    questions = list(dict.fromkeys(problem.question for problem in problems))
+    check_folds(num_folds, len(questions))
     known = np.ones(len(problems), bool) if labeled is None else labeled
-    fold = np.random.default_rng(1).permutation(len(problems)) % num_folds
+    fold_of = np.random.default_rng(1).permutation(len(questions)) % num_folds
+    place = {question: i for i, question in enumerate(questions)}
+    fold = np.array([fold_of[place[problem.question]] for problem in problems])
     folds = []
     for i in range(num_folds):
         rest = np.flatnonzero(known & (fold != i))
@@ -174,7 +179,7 @@ def check_folds(num_folds: int, num_problems: int) -> None:
     if not 2 <= num_folds <= num_problems:
         raise InputError(
             f"{num_folds} folds of {num_problems} problems; give at least 2 folds, and at most as "
-            "many as there are problems"
+            "many as there are problems with different questions"
         )
 
 

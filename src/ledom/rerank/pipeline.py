@@ -49,7 +49,7 @@ from ledom.rerank.sample import (
 )
 from ledom.rerank.score import check_room
 from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores
-from ledom.rerank.strategies import Vote, strategies, usable
+from ledom.rerank.strategies import Vote, leading, strategies, usable
 from ledom.rerank.weights import Folds, TunedWeights
 from ledom.text.answers import extract_answer
 
@@ -198,7 +198,7 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
         raise InputError("no model to score with; give a forward or a reverse one")
     check_problems(job.problems)
     if job.folds:
-        check_folds(job.folds, len(job.problems))
+        check_folds(job.folds, len({problem.question for problem in job.problems}))
     job.weights.refuse_overlap(job.problems)
     if job.candidates is not None:
         match_candidates(job.problems, job.candidates)
@@ -304,10 +304,10 @@ def select(
     shares = strategy.shares(table, own)
     score = strategy.score(table, own) if strategy.features else np.zeros(shares.shape)
     votes = isinstance(strategy, Vote)
+    eligible_cells = table.mask & (leading(shares) if votes else True)
     selections = []
     for row, (problem_id, pool) in enumerate(pools(table.problem_ids, candidates).items()):
-        leading = np.isclose(shares[row], shares[row].max()) if votes else True
-        eligible = np.flatnonzero(leading & table.mask[row])
+        eligible = np.flatnonzero(eligible_cells[row])
         column = int(eligible[score[row, eligible].argmax()])
         chosen = pool[column]
         selections.append(

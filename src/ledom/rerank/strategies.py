@@ -31,6 +31,7 @@ __all__ = [
     "Vote",
     "Weights",
     "is_decided",
+    "leading",
     "needed_candidates",
     "strategies",
     "usable",
@@ -100,17 +101,14 @@ class Strategy(ABC):
     def shares(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """Each candidate's answer's share of the votes, [P, N]; 0 for those without an answer.
 
-        A candidate votes with exp(score), relative to the best; without features with 1. The
-        weights of a vote are those of its score divided by a temperature: at a high temperature all
-        votes count alike, at a low one the best candidate decides.
+        A candidate votes with exp(score), relative to the best that has an answer; without features
+        with 1. The weights of a vote are those of its score divided by a temperature: at a high
+        temperature all votes count alike, at a low one the best candidate decides.
         """
-        if self.features:
-            score = self.score(table, weights)
-            ballots = np.exp(score - score.max(axis=1, keepdims=True))
-        else:
-            ballots = np.ones(table.mask.shape)
         voting = table.mask & (table.answers >= 0)
-        ballots = np.where(voting, ballots, 0.0)
+        score = np.where(voting, self.score(table, weights), -np.inf)
+        best = score.max(axis=1, keepdims=True)  # -inf where no candidate has an answer
+        ballots = np.exp(score - np.maximum(best, np.finfo(float).min))
         same = _same_answer(table) & voting[:, None, :]
         totals: FloatArray = np.einsum("pnm,pm->pn", same, ballots)
         all_ballots = np.maximum(ballots.sum(axis=1, keepdims=True), 1e-300)
@@ -158,8 +156,7 @@ class Vote(Strategy):
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """See `Strategy.accuracy`; 0 where no candidate has an answer."""
-        shares = self.shares(table, weights)
-        best = (shares >= shares.max(axis=1, keepdims=True) * (1 - 1e-9)) & (table.answers >= 0)
+        best = leading(self.shares(table, weights)) & (table.answers >= 0)
         same = _same_answer(table)
         # Ties are between answers, not candidates: each answer counts once, by its first candidate.
         earlier = np.tri(same.shape[1], k=-1, dtype=bool)
@@ -187,6 +184,15 @@ class Bound(Strategy):
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """See `Strategy.accuracy`."""
         return (table.correct & table.mask).any(axis=1).astype(float)
+
+
+def leading(shares: FloatArray) -> BoolArray:
+    """Whether each share is the largest of its problem, but for rounding: [P, N].
+
+    >>> leading(np.array([[0.5, 0.25, 0.5]]))
+    array([[ True, False,  True]])
+    """
+    return np.asarray(shares >= shares.max(axis=1, keepdims=True) * (1 - 1e-9))
 
 
 def is_decided(votes: Iterable[int], remaining: int) -> bool:

@@ -12,7 +12,7 @@ from collections import deque
 
 from ledom.text.math.equality import equal_answers, has_content, is_number
 from ledom.text.math.expressions import read
-from ledom.text.math.notation import MARKUP, bare
+from ledom.text.math.notation import MARKUP, bare, keyboard
 from ledom.text.math.units import NOT_UNITS
 
 __all__ = ["extract_answer", "is_correct"]
@@ -33,18 +33,22 @@ _ANSWER_MARK = re.compile(
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
 )
+_PI = r"(?:π|\\pi\b)"
 _NUMBER_IN_TEXT = re.compile(
     r"(?<![A-Za-z0-9_.])"
     r"(?:(?<![)\]])(?<![0-9)\]]\s)[-\u2212]|(?<=[=:]\s)[-\u2212]\s)?"  # "5 - 3" subtracts
     rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}\s(?=[0-9]{{1,9}}/))?{_UNSIGNED}"
     r"(?:/[0-9]+|(?::[0-9]+)+(?:\s?[ap]\.?m\b)?)?"
-    r"(?:(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?\^\{?-?[0-9]+\}?|\s?\\?%|\s?(?:π|\\pi\b))?"
+    r"(?:[eE][-+]?[0-9]{1,4}(?![\w.]\w)"
+    rf"|(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?\^\{{?-?[0-9]+\}}?|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
     r"(?:\s?(?:hundred|thousand|million|billion|trillion)\b)?"
 )
+_GROUP = r"\{(?:[^{}]|\{[^{}]{0,99}\}){1,99}\}"
 _ROOT = r"[A-Za-z]\s?=\s?[-\u2212]?[0-9./]+"
 _FORMULA = re.compile(
     r"\$\$?([^$\n]{1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
-    r"|((?<![0-9])-?[0-9]{0,20}\\(?:[dt]?frac|sqrt|[dt]?binom)(?:\{[^{}]{1,99}\}){1,2})"
+    r"|((?<![0-9])-?[0-9]{0,20}(?:\\(?:[dt]?frac|sqrt|[dt]?binom)"
+    rf"(?:{_GROUP}){{1,2}}|√\s?(?:[0-9]+|\([^()\n]{{1,99}}\))|{_PI}(?=/))(?:/[0-9]+)?)"
     rf"|((?:[(\[]|\\\{{)[-\u2212]?{_UNSIGNED}(?:,\s?[-\u2212]?{_UNSIGNED}){{1,20}}(?:[)\]]|\\\}}))"
     rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}})"
 )
@@ -92,7 +96,7 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("The correct option is (C).")
     '(C)'
     """
-    thought, _, conclusion = text.rpartition("</think>")
+    thought, _, conclusion = keyboard(text).rpartition("</think>")
     for part in (conclusion, thought):
         for find in _FINDERS:
             answer = find(part)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledom.text.math.notation import text_key
+from ledom.text.math.notation import keyboard, text_key
 
 
 @pytest.mark.parametrize(
@@ -30,3 +33,14 @@ def test_case_counts_only_where_it_means_something(answer: str, key: str) -> Non
 @given(st.text("abcXYZ éÉ", max_size=30))
 def test_words_are_compared_without_case(words: str) -> None:
     assert text_key(words) == text_key(words.upper()) == text_key(words.lower())
+
+
+def test_every_digit_is_read_and_no_mark_of_format() -> None:
+    """By Unicode's own categories."""
+    for character in map(chr, range(sys.maxunicode + 1)):
+        value = unicodedata.decimal(character, None)
+        if value is not None:
+            assert keyboard(character) == str(value)
+        elif unicodedata.category(character) == "Cf" and "\x7f" < character < "\u0600":
+            assert keyboard(character) == ""
+    assert keyboard("".join(map(chr, range(0x200B, 0x2010))) + "\u2066\u2069\ufeff") == ""

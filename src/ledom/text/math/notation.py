@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import partial
 
 __all__ = [
     "GREEK",
@@ -19,6 +20,7 @@ __all__ = [
     "Token",
     "bare",
     "fold_case",
+    "keyboard",
     "plain_text",
     "text_key",
     "tokens",
@@ -59,25 +61,37 @@ class Token:
 
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
-_SIGNS = "×·⋅∗≤≥≠≈π∞∪∩∈∅±∓√"
-_SIGN_NAMES = "times cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt"
-_CHARACTERS = str.maketrans(
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_UNSEEN = [0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F)]
+_UNSEEN += [*range(0x2060, 0x2070), 0xFEFF]  # zero width, marks of writing direction
+_KEYBOARD = str.maketrans(
     {
-        **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d", "-"),  # minus and dashes
-        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff"),  # zero width: removed
-        **{chr(code): " " for code in [*range(0x20), 0x7F]},
-        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},  # full width
+        **dict.fromkeys(map(chr, _UNSEEN)),
+        **{chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)},  # full width
         **{
             chr(code): " " + unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
             for code in [0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F)]  # one half, two thirds, ...
         },
+        **dict(zip("\u066b\u066c\u2236\u3000\xb5\u2126", ".,: \u03bc\u03a9", strict=True)),
+        "\u3001": ", ",  # Chinese and Japanese
+        "\u3002": ". ",
+    }
+)
+_FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
+_SIGNS = "×·⋅∙∗≤≥≠≈π∞∪∩∈∅±∓√"
+_SIGN_NAMES = "times cdot cdot cdot cdot leq geq neq approx pi infty cup cap in emptyset pm mp sqrt"
+_CHARACTERS = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63", "-"),  # minus and dashes
+        **{chr(code): " " for code in [*range(0x20), 0x7F]},
         **dict.fromkeys("\u202f\u2009\xa0", r"\,"),  # thin spaces group digits
         **{sign: rf"\{name} " for sign, name in zip(_SIGNS, _SIGN_NAMES.split(), strict=True)},
-        **dict.fromkeys("÷∕", "/"),
+        **dict.fromkeys("÷∕\u2044", "/"),
         **dict.fromkeys("°º", "^\\circ "),
     }
 )
 _SUPERSCRIPT_RUN = re.compile(rf"[{''.join(_SUPERSCRIPTS)}]+")
+_SUBSCRIPT_RUN = re.compile(rf"[{''.join(_SUBSCRIPTS)}]+")
 _SPELLINGS = (
     (re.compile(r"\A~\s?(?=[$\\.\d-])"), r"\\approx "),  # elsewhere it is LaTeX's space
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
@@ -85,6 +99,7 @@ _SPELLINGS = (
     (re.compile(r"\\(?:le|leqslant)(?![A-Za-z])"), r"\\leq"),
     (re.compile(r"\\ne(?![A-Za-z])"), r"\\neq"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
+    (re.compile(r"\\mathbb\s?([A-Z])(?![A-Za-z])"), r"\\mathbb{\1}"),
     (re.compile(r"\\varnothing(?![A-Za-z])|\\\{\s{0,9}\\\}"), r"\\emptyset"),
     (re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![A-Za-z])"), ""),
     (re.compile(r"\^\s?(?:\\degree(?![A-Za-z])|\{\s?(?:\\circ|\\degree)\s?\}|\\circ)"), "°"),
@@ -146,6 +161,9 @@ GREEK = words(
 _FUNCTIONS = words(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt max min gcd lcm"
 )
+_UNIT_FUNCTIONS = words("min sec")  # minutes and seconds, where no argument follows
+_NO_ARGUMENT = re.compile(r"\s?(?:\Z|[,;/)}\]=]|(?:and|or|per|a|an|each)\b)")
+_GREEK_LETTER = re.compile(r"(?<![^\W\d_])[α-ρσ-ωΓΔΘΛΣΦΨΩ](?![^\W\d_])")
 _LETTER_NAMES = {"π": r"\pi", "pi": r"\pi"}
 
 
@@ -164,14 +182,43 @@ def bare(answer: str) -> str:
     return answer
 
 
+def keyboard(text: str) -> str:
+    """A text as a keyboard writes it: digits and full-width signs in ASCII, nothing unseen.
+
+    >>> keyboard("５０％ of 3½"), keyboard("\\u202b٥\\u202c")
+    ('50% of 3 1/2', '5')
+    """
+    if text.isascii():
+        return text
+    text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
+    return text.translate(_KEYBOARD)
+
+
+def _raised(sign: str, plain: dict[str, str], run: re.Match[str]) -> str:
+    """Digits above or below the line as LaTeX writes them."""
+    return f"{sign}{{{''.join(plain[character] for character in run[0])}}}"
+
+
+def _greek_name(letter: re.Match[str]) -> str:
+    r"""\alpha for a Greek letter that is no part of a word; omicron, which LaTeX lacks, stays."""
+    name = unicodedata.name(letter[0]).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
+    name = name.capitalize() if letter[0].isupper() else name.lower()
+    return rf"\{name} " if name in GREEK else letter[0]
+
+
 def plain_text(answer: str) -> str:
     """An answer in one spelling: ASCII signs, one command each, no math delimiters.
 
     >>> plain_text("$½$"), plain_text("７ %")
     ('1/2', '7 %')
     """
-    text = bare(answer.translate(_CHARACTERS))
-    text = _SUPERSCRIPT_RUN.sub(lambda run: f"^{{{''.join(map(_SUPERSCRIPTS.get, run[0]))}}}", text)  # type: ignore[arg-type]
+    text = bare(keyboard(answer).translate(_CHARACTERS))
+    for run, sign, plain in (
+        (_SUPERSCRIPT_RUN, "^", _SUPERSCRIPTS),
+        (_SUBSCRIPT_RUN, "_", _SUBSCRIPTS),
+    ):
+        text = run.sub(partial(_raised, sign, plain), text)
+    text = _GREEK_LETTER.sub(_greek_name, text)
     if _CLOSING_DOLLAR.search(text) and len(_DOLLAR.findall(text)) % 2 == 0:
         text = _DOLLAR.sub(" ", text)
     text = _DELIMITER_COMMAND.sub(" ", text)
@@ -248,7 +295,10 @@ def _token(
     if match := _COMMAND.match(text, place):
         return Token(*_command(match[0][1:]), spaced, quoted), match.end()
     if match := _WORD.match(text, place):
-        return _word(match[0], spaced, quoted), match.end()
+        word = match[0].rstrip(".") or match[0]
+        if word in _UNIT_FUNCTIONS and _NO_ARGUMENT.match(text, match.end()):
+            return Token("word", word, spaced, quoted), match.end()
+        return _word(word, spaced, quoted), match.end()
     if match := _SIGN.match(text, place):
         sign = match[0] if len(match[0]) == 1 else match[0].replace(r"\%", "%").replace("**", "^")
         return Token("sign", sign, spaced, quoted), match.end()
@@ -262,7 +312,6 @@ def _command(name: str) -> tuple[str, str]:
 
 
 def _word(word: str, spaced: bool, quoted: bool) -> Token:
-    word = word.rstrip(".") if len(word.rstrip(".")) else word
     if word in _LETTER_NAMES:
         return Token("command", _LETTER_NAMES[word], spaced, quoted)
     if word in _FUNCTIONS:

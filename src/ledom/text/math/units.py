@@ -16,7 +16,7 @@ from ledom.text.math.notation import NotUnderstood, fold_case, words
 
 __all__ = ["MONEY_SCALES", "NOT_UNITS", "ONE_LETTER_UNITS", "Label", "is_unit", "read_label"]
 
-ONE_LETTER_UNITS = frozenset("ghlms")
+ONE_LETTER_UNITS = frozenset("ghlLms")
 """Any other single letter is taken for a variable: 4 x, 2 n."""
 
 NOT_UNITS = words(  # words after which a number is not the whole value
