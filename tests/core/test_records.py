@@ -221,5 +221,7 @@ def test_a_worked_solution_is_no_answer(tmp_path, answer):
     """As in GSM8K's own files: compared with a candidate's 4 it would be wrong every time."""
     file = tmp_path / "problems.jsonl"
     file.write_text(json.dumps({"id": "a", "question": "2 + 2?", "answer": answer}))
-    with pytest.raises(InputError, match=r"problems.jsonl:1: the answer of problem 'a' is a worked"):
+    with pytest.raises(
+        InputError, match=r"jsonl:1: the answer of problem 'a' is a worked solution"
+    ):
         read_records(file, Problem)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ledom import __version__
 from ledom.core import processes as parallel
-from ledom.core.files import write_json
+from ledom.core.files import fingerprint, write_json
 from ledom.core.records import Candidate, Problem, Score
 from ledom.core.stage import Track, at_once
 from ledom.lm.language_model import LanguageModel
@@ -193,7 +193,7 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
     settings = {
         "model": lm.identity,
         "num_samples": count,
-        "budgets": sum(budget.values()),
+        "budgets": fingerprint((id_, str(tokens)) for id_, tokens in sorted(budget.items())),
         **asdict(sampling),
     }
     return fill_candidates(
