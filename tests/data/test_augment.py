@@ -1,3 +1,4 @@
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -78,6 +79,27 @@ def test_wrong_solutions_have_a_wrong_answer():
     assert all(extract_answer(text) != "72" for text in wrong)
     assert "48 + 48 = 96\n#### 96" in wrong  # the first step skipped
     assert "48 / 2 = 24\n#### 24" in wrong  # stopped early
+
+
+def test_a_wrong_answer_differs_in_value_not_in_zeros():
+    """2.5 * 3 is $7.50, as people write it; a program computes 7.5."""
+    priced = Problem(
+        id="a",
+        question="Ava buys 3 pens for $2.5 each and has $9.",
+        answer="7.50",
+        solution="2.5 * 3 = 7.50\n#### 7.50",
+    )
+    wrong = {corrupt(priced, Random(seed)) for seed in range(60)} - {None}
+    assert len(wrong) > 5
+    assert all(float(extract_answer(text)) != 7.5 for text in wrong)
+
+
+def test_ids_of_variants_stay_unique():
+    asked = [replace(CLIPS, id="a"), replace(CLIPS, id="a-0"), replace(CLIPS, id="a-0-0")]
+    varied, wrong = augment(asked, 2, 1)
+    assert len({problem.id for problem in varied}) == len(varied) == 9
+    assert {problem.id for problem in asked} < {problem.id for problem in varied}
+    assert len({candidate.key for candidate in wrong}) == len(wrong)
 
 
 @pytest.mark.parametrize(

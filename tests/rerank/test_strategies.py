@@ -110,6 +110,20 @@ def test_greedy_stands_apart() -> None:
     assert accuracy("random", pool) == 0.0
 
 
+def test_a_greedy_candidate_of_which_nothing_is_known_is_not_wrong() -> None:
+    """The pool has labels and the problem no answer: the greedy text is neither right nor wrong."""
+    unlabeled = replace(PROBLEM, answer=None)
+    candidates = [
+        Candidate(problem_id="p", index=0, text="#### 2", correct=True),
+        Candidate(problem_id="p", index=1, text="#### 2", greedy=True),
+    ]
+    pool = build_candidate_table([unlabeled], candidates, [])
+    assert np.isnan(accuracy("greedy", pool))
+    assert accuracy("random", pool) == 1.0
+    candidates[1].correct = False
+    assert accuracy("greedy", build_candidate_table([unlabeled], candidates, [])) == 0.0
+
+
 def test_features_by_hand() -> None:
     """The numbers of the question (characters 8 and 12) are told apart from its words."""
     candidates = [Candidate(problem_id="p", index=0, text="1 + 1 = 2")]

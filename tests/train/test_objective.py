@@ -109,6 +109,11 @@ def test_wrong_solutions_are_those_labeled_or_judged_wrong(tmp_path):
     )
     problem = Problem(id="a", question=QUESTION, answer="7", solution=RIGHT)
     assert read_wrong_solutions(file, [problem]) == {"a": [WRONG, "no answer"]}
+    for unknown in (None, " "):  # nothing says that RIGHT is wrong, or WRONG without its label
+        problem.answer = unknown
+        assert read_wrong_solutions(file, [problem]) == {"a": [WRONG, "no answer"]}
+    write_records(file, [Candidate(problem_id="a", index=0, text=RIGHT)])
+    assert read_wrong_solutions(file, [problem]) == {}
 
 
 def test_a_contrast_teaches_to_prefer_the_right_solution(trained, tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -210,7 +211,8 @@ def augment(
     kept = [record for record in given if isinstance(record, Problem)]
     if not kept:
         raise InputError("these are documents; give problems with solutions", path=problems)
-    varied, candidates = run(track(kept, "problems", 0, len(kept)), variants, wrong, seed)
+    shown = partial(track, name="problems", done=0, total=len(kept))
+    varied, candidates = run(kept, variants, wrong, seed, shown)
     made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
     for name, records in zip(_VARIED, made, strict=True):
         write_records(out / f"{name}.jsonl", records)

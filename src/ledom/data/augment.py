@@ -76,12 +76,16 @@ def _is_equation(sides: tuple[str, ...]) -> bool:
 
 
 def augment(
-    problems: Iterable[Problem], num_variants: int, num_wrong: int, seed: int = 0
+    problems: Sequence[Problem],
+    num_variants: int,
+    num_wrong: int,
+    seed: int = 0,
+    track: Callable[[Sequence[Problem]], Iterable[Problem]] = iter,
 ) -> tuple[list[Problem], list[Candidate]]:
     """Each problem and up to `num_variants` with other numbers, in the `equations` style.
 
     The candidates are wrong solutions, up to `num_wrong` for each. There are fewer where a solution
-    is not a chain of true equations, or where nothing sensible was found.
+    is not a chain of true equations, or where nothing sensible was found. Ids stay unique.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> solved = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -91,13 +95,17 @@ def augment(
     """
     varied: list[Problem] = []
     wrong: list[Candidate] = []
-    for problem in problems:
+    ids = {problem.id for problem in problems}
+    for problem in track(problems):
         rng = Random(f"{seed} {problem.id}")
         versions = [problem]
         for number in range(num_variants):
             variant = renumber(problem, rng)
             if variant is not None:
                 variant.id = f"{problem.id}-{number}"
+                while variant.id in ids:
+                    variant.id += "-0"
+                ids.add(variant.id)
                 versions.append(variant)
         for version in versions:
             varied.append(version)
@@ -167,7 +175,7 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
         if not done or not done[0]:
             continue
         answer = done[0][-1][-1]
-        if answer != program.answer:
+        if answer != _written(value_of(program.answer), exact=False):  # 7.50 is 7.5
             return _Program(_rewrite(done[0], rng), answer).text()
     return None
 

@@ -49,7 +49,7 @@ class CandidateTable:
     mask: BoolArray
     """[P, N]: where there is a candidate."""
     greedy: FloatArray
-    """[P]: the share of its greedy candidates (mostly one) that are right, NaN without any."""
+    """[P]: the share of its greedy candidates (mostly one) that are right, NaN where unknown."""
     groups: list[str]
     """[P]: a label by which results can be told apart, such as the template."""
     by_model: bool = False
@@ -202,15 +202,18 @@ class _Cells:
 
 
 def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
-    """[P]: the share of each problem's greedy candidates that are right, NaN without any."""
+    """[P]: the share of each problem's greedy candidates that are right.
+
+    NaN without any, and where nothing says whether one is: no label, and no answer of the problem.
+    """
     by_id = {problem.id: problem for problem in problems}
-    right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
+    right: dict[str, list[float]] = {problem.id: [] for problem in problems}
     for candidate in candidates:
         if candidate.greedy:
-            is_right = _is_right(
-                candidate, extract_answer(candidate.text), by_id[candidate.problem_id]
-            )
-            right[candidate.problem_id].append(is_right)
+            problem = by_id[candidate.problem_id]
+            is_known = candidate.correct is not None or problem.is_labeled
+            is_right = is_known and _is_right(candidate, extract_answer(candidate.text), problem)
+            right[problem.id].append(float(is_right) if is_known else np.nan)
     return np.array([np.mean(found) if found else np.nan for found in right.values()])
 
 

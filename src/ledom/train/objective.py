@@ -208,7 +208,9 @@ class _Encoder:
 def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[str, list[str]]:
     """The distinct wrong solutions in a file of candidates, by problem id.
 
-    A candidate without a label is judged by its answer. Candidates of other problems are ignored.
+    A candidate without a label is judged by its answer. Candidates of other problems are ignored,
+    and those of which nothing says that they are wrong: without a label, of a problem without an
+    answer.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -218,18 +220,18 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
     ...     read_wrong_solutions(file.name, [Problem(id="p", question="2 + 2?", answer="4")])
     {'p': ['#### 5', '#### 6']}
     """
-    answers = {problem.id: problem.answer for problem in problems}
+    answers = {p.id: p.answer if p.is_labeled else None for p in problems}
     wrong: dict[str, dict[str, None]] = {}
     for candidate in read_records(path, Candidate):
-        if candidate.problem_id in answers and not _is_right(candidate, answers):
+        if candidate.problem_id in answers and _is_wrong(candidate, answers[candidate.problem_id]):
             wrong.setdefault(candidate.problem_id, {})[candidate.text] = None
     return {problem_id: list(texts) for problem_id, texts in wrong.items()}
 
 
-def _is_right(candidate: Candidate, answers: dict[str, str | None]) -> bool:
+def _is_wrong(candidate: Candidate, answer: str | None) -> bool:
     if candidate.correct is not None:
-        return candidate.correct
-    return equal_answers(answers[candidate.problem_id], extract_answer(candidate.text))
+        return not candidate.correct
+    return answer is not None and not equal_answers(answer, extract_answer(candidate.text))
 
 
 def token_losses(
