@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.results import to_json
@@ -127,3 +129,19 @@ def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(
 
 def _by_problem(candidates: list[Candidate]) -> dict[str, list[Candidate]]:
     return {p.id: [c for c in candidates if c.problem_id == p.id] for p in PROBLEMS}
+
+
+def test_rivals_drawn_for_other_budgets_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Equal in sum, but not problem by problem."""
+    two = replace(job(tokenizer, tmp_path), problems=PROBLEMS[:2])
+    for budgets in ((60, 90), (60, 90)):  # the same again is reused
+        _equal_cost(two, searched(budgets), plain)
+    with pytest.raises(InputError, match="budgets"):
+        _equal_cost(two, searched((90, 60)), plain)
+
+
+def searched(budgets: Sequence[int]) -> list[Candidate]:
+    return [
+        Candidate(problem_id=problem.id, index=0, text="", extra={"generated": budget})
+        for problem, budget in zip(PROBLEMS, budgets, strict=False)
+    ]
