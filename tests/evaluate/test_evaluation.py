@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ pytest.importorskip("lm_eval")
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from ledom.evaluate import harness, kept, tasks
+from ledom.evaluate import evaluation, harness, kept, tasks
 from ledom.evaluate.evaluation import Job, evaluate_models
 from ledom.evaluate.harness import LedomLM
 from ledom.evaluate.harness_tasks import build_task
 from ledom.evaluate.results import ENTROPY
+from ledom.evaluate.scorings import Parts
 from ledom.evaluate.tasks import Options, Source, find_source, find_suite
 
 QUESTIONS = [
@@ -368,6 +370,13 @@ def test_what_is_cut_and_what_begins_another_choice_is_noted(
     assert "1 documents have a choice that begins another one" in task["notes"][1]
 
 
+def test_a_reverse_model_that_reads_nothing_first_is_refused(tokenizer: Tokenizer) -> None:
+    model = FakeLanguageModel(tokenizer, REVERSE)
+    model.bos_ids = []
+    with pytest.raises(InputError, match="reads no token before a text.*ledom_bos_tokens"):
+        LedomLM(model).rolling("2 + 2")
+
+
 def test_two_models_of_one_direction_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = FakeLanguageModel(tokenizer, FORWARD)
     with pytest.raises(InputError, match="both models are forward ones"):
@@ -386,6 +395,37 @@ def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Pat
     (tmp_path / "arc_easy.jsonl").unlink()
     with pytest.raises(InputError, match="holds no task of the suite 'r2l'; logiqa is left out"):
         find_suite("r2l", Options(data=tmp_path))
+
+
+def test_two_tasks_of_one_name_are_refused_before_any_work(
+    models: dict[Direction, FakeLanguageModel], tmp_path: Path
+) -> None:
+    """The second one's answers would be in the first one's file."""
+    files = [tmp_path / folder / "mine.jsonl" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        write(file, QUESTIONS)
+    both = [find_source(str(file), Options()) for file in files]
+    with pytest.raises(InputError, match="two tasks are called 'mine'"):
+        evaluate_models(Job(both, [models[REVERSE]], tmp_path / "out"), silent)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("gold", "expected"), [(1, [{("t", 0): 2.0}]), (-1, []), (2, [])])
+def test_the_entropy_is_that_of_a_right_choice_that_exists(
+    gold: int, expected: list[dict[tuple[str, int], float]]
+) -> None:
+    """A label of -1 (unlabeled) is not the last choice."""
+    task = SimpleNamespace(
+        config=SimpleNamespace(task="t"),
+        eval_docs=[{}],
+        OUTPUT_TYPE="multiple_choice",
+        multiple_input=0,
+        doc_to_target=lambda doc: gold,
+    )
+    model = SimpleNamespace(direction=FORWARD, documents={("t", 0): [Parts(-1.0), Parts(-2.0)]})
+    found: Any = evaluation._entropy(model, [task])  # type: ignore[arg-type]
+    assert [one.values for one in found] == expected
 
 
 def test_a_suite_without_a_network_does_what_it_can(

@@ -23,7 +23,7 @@ from ledom.core.files import write_json
 from ledom.core.reading import JsonObject
 from ledom.core.stage import Track
 from ledom.evaluate.harness import run_tasks
-from ledom.evaluate.kept import KeptLM
+from ledom.evaluate.kept import KeptLM, file_name
 from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, compare
 from ledom.evaluate.scorings import SCORINGS, Scoring
 from ledom.evaluate.tasks import Source
@@ -53,13 +53,14 @@ class Job:
 def evaluate_models(job: Job, track: Track) -> Evaluation:
     """Do the job; returns what results.json holds.
 
-    Raises `InputError` for two models of one direction, and for tasks that cannot be loaded: with
-    `leave_out` only where none can.
+    Raises `InputError` for two models of one direction, two tasks of one name, and tasks that
+    cannot be loaded: with `leave_out` only where none can.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it explains its own options
     directions = [model.direction for model in job.models]
     if len({*directions}) != len(directions):
         raise InputError(f"both models are {directions[0]} ones; give one of each direction")
+    _check_names(job.sources)
     tasks, notes = _evaluate_tasks(job, track)
     found = Evaluation(
         ledom_version=__version__,
@@ -71,6 +72,18 @@ def evaluate_models(job: Job, track: Track) -> Evaluation:
     )
     write_json(job.out / "results.json", to_json(found))
     return found
+
+
+def _check_names(sources: Sequence[Source]) -> None:
+    """Raise `InputError` for two tasks whose answers would be in one file."""
+    seen = set[str]()
+    for source in sources:
+        if (name := file_name(source.name)) in seen:
+            raise InputError(
+                f"two tasks are called {name!r}, so their answers would be in one file; rename a "
+                "task file, or give the tasks to two runs with an --out each"
+            )
+        seen.add(name)
 
 
 def _evaluate_tasks(job: Job, track: Track) -> tuple[list[TaskResult], list[str]]:
@@ -206,7 +219,7 @@ def _entropy(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[Measured]:
         for number, doc in enumerate(task.eval_docs):
             parts = documents.get((name, number))
             right = _right_choice(task, doc)
-            if parts is None or right is None or right >= len(parts):
+            if parts is None or right is None or not 0 <= right < len(parts):
                 continue
             value = SCORINGS[lm.direction][scoring](parts[right])
             if value is not None:

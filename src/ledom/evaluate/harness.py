@@ -132,7 +132,15 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What is read before a text without a context."""
+        """What is read before a text without a context.
+
+        Raises `InputError` for a reverse model that reads no token of its own first.
+        """
+        if not self.convention.prefix:
+            raise InputError(
+                f"{self.lm.name}: the model reads no token before a text, so the first one that it "
+                "reads has no log-probability; name one in config.json as ledom_bos_tokens"
+            )
         return self.convention.prefix[-1]
 
     @property

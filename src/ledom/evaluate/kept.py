@@ -21,7 +21,7 @@ from ledom.evaluate.likelihood import score
 from ledom.evaluate.scorings import Parts, Request
 from ledom.lm.language_model import LanguageModel
 
-__all__ = ["Answer", "KeptLM"]
+__all__ = ["Answer", "KeptLM", "file_name"]
 
 _TEXTS_TOGETHER = 32  # written texts that are made, and can be lost, together
 _FORMAT = 2  # of an answer
@@ -50,6 +50,15 @@ class _Asked(Generic[RequestT]):
     @property
     def key(self) -> Key:
         return (self.number,)
+
+
+def file_name(task: str) -> str:
+    """How the files of a task are called.
+
+    >>> file_name("my/task.yaml")
+    'my-task.yaml'
+    """
+    return _NOT_A_NAME.sub("-", task)
 
 
 class KeptLM(LedomLM):
@@ -135,7 +144,7 @@ class KeptLM(LedomLM):
 
         `texts` stand for the requests in the file's settings.
         """
-        path = self._folder / f"{_NOT_A_NAME.sub('-', self._name)}.{kind}.jsonl"
+        path = self._folder / f"{file_name(self._name)}.{kind}.jsonl"
         settings = {
             "format": _FORMAT,
             "model": self.lm.identity,
