@@ -20,7 +20,11 @@ SequenceT = TypeVar("SequenceT", list[int], list[str], "np.ndarray")
 
 
 class Direction(str, Enum):
-    """Which way a model reads: `forward` predicts what follows, `reverse` what comes before."""
+    """Which way a model reads: `forward` predicts what follows, `reverse` what comes before.
+
+    >>> Direction("reverse"), str(Direction.FORWARD)
+    (<Direction.REVERSE: 'reverse'>, 'forward')
+    """
 
     FORWARD = "forward"
     REVERSE = "reverse"

@@ -39,7 +39,11 @@ __all__ = [
 
 
 class LedomError(Exception):
-    """Base of every error that a user can fix."""
+    """Base of every error that a user can fix.
+
+    >>> issubclass(InputError, LedomError), issubclass(DirectionError, CheckpointError)
+    (True, True)
+    """
 
 
 class InputError(LedomError, ValueError):
@@ -90,6 +94,9 @@ class ServerError(LedomError):
     """A server that cannot be reached, refuses, or answers what its protocol does not allow.
 
     `finished` holds what it had answered of the same call before, by the request's place.
+
+    >>> ServerError("no answer", finished={0: "4"}).finished
+    {0: '4'}
     """
 
     def __init__(self, message: str, finished: Mapping[int, Any] | None = None) -> None:

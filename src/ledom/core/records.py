@@ -58,7 +58,11 @@ Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
 
 @dataclass(kw_only=True)
 class Record:
-    """Base of the record types; `extra` holds the keys that the type does not know."""
+    """Base of the record types; `extra` holds the keys that the type does not know.
+
+    >>> Document.from_json({"id": "a", "text": "Hello.", "language": "en"}).extra
+    {'language': 'en'}
+    """
 
     KEY: ClassVar[tuple[str, ...]] = ("id",)
     """The fields that make up the key."""
