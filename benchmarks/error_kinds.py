@@ -57,11 +57,11 @@ def error_kind(question: str, solution: str) -> str:
         return "no equations"
     if not all(map(_holds, equations)):
         return "false equation"
-    results = [sides[-1].rstrip("%") for sides in equations]
+    results = [value_of(sides[-1].rstrip("%")) for sides in equations]
     answer = extract_answer(solution)
-    if answer is None or not equal_answers(results[-1], answer):
+    if answer is None or not equal_answers(str(results[-1]), answer):
         return "wrong final line"
-    asked = _IN_QUESTION.findall(normalize_numbers(question))
+    asked = [Fraction(number) for number in _IN_QUESTION.findall(normalize_numbers(question))]
     taken = [number for sides in equations for number in _NUMBER.findall(sides[0])]
     values = {Fraction(number) for number in taken}
     if any(not values & _forms(number) for number in asked):
@@ -73,9 +73,8 @@ def error_kind(question: str, solution: str) -> str:
     return "wrong step"
 
 
-def _forms(number: str) -> set[Fraction]:
+def _forms(value: Fraction) -> set[Fraction]:
     """A number's value, and that as a percentage and of a hundred."""
-    value = Fraction(number)
     return {value, value / 100, value * 100, 100 - value, 1 - value / 100, 1 + value / 100}
 
 

@@ -28,6 +28,9 @@ CASES = [
     ("wrong step", PENS, "3 + 4 + 5 = 12\n#### 12"),
     # 2 / 3 is right as rounded; 0.66 would not be.
     ("wrong step", PENS, "4 / 3 = 1.33\n1.33 + 5 = 6.33\n#### 6.33"),
+    # A result may be a sum itself.
+    ("wrong final line", PENS, "3 * 4 = 12\n12 - 5 = 7\n0 = 3 - 3\n#### 1"),
+    ("number misread", PENS, "3 * 4 = 12\n12 + 5 = 17\n17 - 9 = 9 - 1\n#### 8"),
     # A percentage may be written as 25%, 0.25 or 75 (what is left); a dozen is 12.
     ("wrong step", SHOP, "1200 * 0.25 = 300\n12 * 2 = 24\n300 + 24 = 324\n#### 324"),
     ("wrong step", SHOP, "1200 * 75 / 100 = 900\n12 * 2 = 24\n900 - 24 = 876\n#### 876"),
