@@ -22,6 +22,7 @@ from ledom.report.training_results import (
     RunComparison,
     SeedGroup,
 )
+from ledom.train.metrics import thinned
 
 __all__ = ["claims", "render_html", "render_markdown", "write_comparison"]
 
@@ -187,7 +188,7 @@ def _gap_table(runs: Sequence[RunComparison]) -> Rows:
     for run in runs:
         rows += [
             [run.name, f"{point.step:,}", count(point.tokens), _gap_text(point)]
-            for point in curves.thinned(run.gap, _GAP_ROWS)
+            for point in thinned(run.gap, _GAP_ROWS)
         ]
     return rows
 

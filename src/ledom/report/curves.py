@@ -7,11 +7,12 @@ draw.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ledom.report.figures import COLORS, HALF, WIDE, draw_svg, label_ends
 from ledom.report.numbers import count
 from ledom.report.training_results import DirectionResult, RunComparison
+from ledom.train.metrics import thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,10 +24,7 @@ __all__ = [
     "loss_figure",
     "parts_figure",
     "position_label",
-    "thinned",
 ]
-
-T = TypeVar("T")
 
 _FAMILIES = {"forward": "vote", "reverse": "pick"}
 _MOST_MARKERS = 40  # more would run into each other
@@ -147,16 +145,6 @@ def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
         points = [(_bin(row.name), row.gap) for row in run.gap_by_position]
         lines.append((run.name, points, {"color": _color("reverse", place), "marker": "o"}))
     return _by_position("gap-by-position", lines, "reverse less forward, nats per token", True)
-
-
-def thinned(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of the items, evenly spaced; always the last one.
-
-    >>> thinned("abcdefg", 3)
-    ['a', 'd', 'g']
-    """
-    step = -(-len(items) // most) or 1
-    return list(items[::-1][::step][::-1])
 
 
 def position_label(name: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -21,6 +20,7 @@ from ledom.core.reading import JsonObject, check_regular, read_json_object
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
 from ledom.model.folder import count_parameters
 from ledom.text.tokenizer import Tokenizer
+from ledom.train.metrics import thinned
 from ledom.train.run_folder import Run
 
 __all__ = ["export_model"]
@@ -95,7 +95,7 @@ def _model_card(
         first=", ".join(map(_code, config[BOS_KEY])) or "nothing",
         architecture=(config.get("architectures") or ["?"])[0],
         facts=_facts(run, config, tokenizer),
-        losses=_losses(run),
+        losses=thinned([row for row in run.metrics if "valid_loss" in row], _LOSS_ROWS),
         data=run.manifests,
         valid=run.manifests.get("valid"),
         recipe=None if run.recipe is None else yaml.safe_dump(run.recipe, sort_keys=False),
@@ -121,10 +121,3 @@ def _facts(run: Run, config: JsonObject, tokenizer: Tokenizer) -> list[tuple[str
 def _code(text: str) -> str:
     """A text as it is, in a cell of a Markdown table."""
     return "`" + text.replace("|", "\\|") + "`"
-
-
-def _losses(run: Run) -> Sequence[dict[str, float]]:
-    """Rows with both losses, at most ten of them, the last one always."""
-    rows = [row for row in run.metrics if "valid_loss" in row]
-    step = -(-len(rows) // _LOSS_ROWS) or 1
-    return rows[::-1][::step][::-1]

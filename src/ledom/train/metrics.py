@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from ledom.core.files import write_atomically
 from ledom.core.reading import JsonObject, read_jsonl
 from ledom.data.packing import PackedBatch, Windows
 
-__all__ = ["Row", "ValidationStats", "open_metrics", "read_metrics"]
+__all__ = ["Row", "ValidationStats", "open_metrics", "read_metrics", "thinned"]
 
 _MAX_BLOCKS = 512  # so that a row stays a few kB, however many windows are read
 _MAX_SOURCES = 32
@@ -39,6 +39,7 @@ _DIGITS = 6  # of losses: far finer than any difference that is shown
 
 Row = JsonObject  # numbers; at validations also text, and numbers by name or in a list
 Log = Callable[[Row], None]
+T = TypeVar("T")
 
 
 @contextmanager
@@ -97,6 +98,16 @@ def read_metrics(file: Path) -> list[Row]:
     if not rows:
         raise InputError("no rows yet: the first step has not finished", path=file)
     return rows
+
+
+def thinned(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` of the items, evenly spaced; always the last one.
+
+    >>> thinned("abcdefg", 3)
+    ['a', 'd', 'g']
+    """
+    step = -(-len(items) // most) or 1
+    return list(items[::-1][::step][::-1])
 
 
 def _scalars(row: Row) -> dict[str, float]:
