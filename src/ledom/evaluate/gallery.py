@@ -110,7 +110,8 @@ def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Se
         rule=f"the first {count} problems of the test split with seed {seed}, one text each "
         f"(sample 0, temperature {_TEMPERATURE}, seed {seed}).",
         examples=[
-            _question(lm, problem, texts[place].ids) for place, problem in enumerate(problems)
+            _question(lm, problem.id, prompt, texts[place].ids)
+            for place, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
         ],
     )
 
@@ -136,16 +137,20 @@ def example(
     return Example(label, direction, pieces[:start], pieces[start:end], pieces[end:])
 
 
-def _question(lm: LanguageModel, problem: Problem, written: Sequence[int]) -> Example:
-    """What was written in front of a problem's solution."""
-    prompt = seed_prompt(problem, lm.pair_format)
-    return example(lm, problem.id, written, lm.tokenizer.encode_inside(prompt))
+def _question(lm: LanguageModel, label: str, prompt: str, written: Sequence[int]) -> Example:
+    """What was written in front of a problem's solution, which the prompt holds."""
+    return example(lm, label, written, lm.tokenizer.encode_inside(prompt))
 
 
 def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     problems = read_records(file, Problem, Problem.require_solution, allow_none=True)
     examples = [
-        _question(lm, problem, lm.tokenizer.encode(problem.question).ids)
+        _question(
+            lm,
+            problem.id,
+            seed_prompt(problem, lm.pair_format),
+            lm.tokenizer.encode(problem.question).ids,
+        )
         for problem in problems[:count]
     ]
     return Section(
