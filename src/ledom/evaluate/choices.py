@@ -29,7 +29,12 @@ _SENTENCE = re.compile(r'(?<=[.!?]["\u201d\u2019\'])\s+|(?<=[.!?])\s+')
 
 @dataclass(kw_only=True)
 class ChoiceQuestion(Record):
-    """A text, and what may come after it (`place` is after) or before it (before)."""
+    """A text, and what may come after it (`place` is after) or before it (before).
+
+    >>> asked = ChoiceQuestion(id="a", question="2 + 2 is", choices=["3", "4"], answer_index=1)
+    >>> asked.choices[asked.answer_index], asked.place
+    ('4', 'after')
+    """
 
     id: str
     question: str

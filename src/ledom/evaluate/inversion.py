@@ -40,7 +40,11 @@ __all__ = ["InvertedPrompt", "Output", "invert", "read_outputs", "reciprocal_ran
 
 @dataclass(kw_only=True)
 class Output(Record):
-    """A text that a model wrote; `prompt` is what it was written to, where that is known."""
+    """A text that a model wrote; `prompt` is what it was written to, where that is known.
+
+    >>> Output(id="a", text="4").to_json()  # its prompt is not known
+    {'id': 'a', 'text': '4'}
+    """
 
     id: str
     text: str
@@ -133,6 +137,17 @@ def sample_pairs(
 
     The question is the prompt and the solution the output. An output that reached `max_tokens` is
     left out.
+
+    >>> import tempfile
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, prompts = FakeLanguageModel(answers=["4"]), [Prompt("a", "2 + 2?")]
+    >>> def watch(chunks, *_):
+    ...     return iter(chunks)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "outputs.jsonl"
+    ...     [pair] = sample_pairs(lm, prompts, Sampling(max_tokens=8), file, watch)
+    >>> pair.question, pair.solution
+    ('2 + 2?', '4')
     """
     asked = [Prompt(p.id, forward.pair_format.before_solution(p.text)) for p in prompts]
     check_prompts(asked, forward, sampling)

@@ -38,7 +38,11 @@ _TOGETHER = 256  # texts that are scored together, and can be lost together
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads before it writes, and whose it is."""
+    """What a model reads before it writes, and whose it is.
+
+    >>> Prompt("a", "2 + 2?").key
+    ('a',)
+    """
 
     id: str
     text: str
@@ -50,7 +54,11 @@ class Prompt:
 
 @dataclass(kw_only=True)
 class Proposal(Record):
-    """A text that a model wrote to the prompt with the id `item_id`; `index` numbers its texts."""
+    """A text that a model wrote to the prompt with the id `item_id`; `index` numbers its texts.
+
+    >>> Proposal(item_id="a", index=1, text="2 + 2?").key
+    ('a', 1)
+    """
 
     KEY = ("item_id", "index")
 

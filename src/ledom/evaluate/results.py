@@ -34,7 +34,11 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of one model by one scoring."""
+    """One metric of one model by one scoring.
+
+    >>> Measured(Direction.REVERSE, "Bayes", "acc", {("task", 0): 1.0}).name
+    'reverse Bayes'
+    """
 
     direction: Direction
     scoring: str

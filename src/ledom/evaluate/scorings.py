@@ -37,7 +37,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Parts:
-    """Log-probabilities in nats that belong to one request; None where there is no use for one."""
+    """Log-probabilities in nats that belong to one request; None where there is no use for one.
+
+    >>> parts = Parts(continuation=-2.0, context=-5.0, alone=-6.0)  # log P(a), P(c | a), P(c)
+    >>> SCORINGS[Direction.REVERSE]["Bayes"](parts)  # log P(a | c)
+    -1.0
+    """
 
     continuation: float
     """Forward: log P(continuation | context). Reverse: log P(continuation)."""

@@ -28,7 +28,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ConfidenceSettings:
-    """How confidence is computed, and when it ends a text."""
+    """How confidence is computed, and when it ends a text.
+
+    >>> ConfidenceSettings(window=0)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: confidence: window is 0; it must be at least 1
+    """
 
     top_k: int = 20
     """How many of the most likely tokens; servers allow 5 (OpenAI) or 20 (vLLM)."""

@@ -63,7 +63,11 @@ def to_json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the bounds of its confidence interval, in the unit of the values."""
+    """A mean with the bounds of its confidence interval, in the unit of the values.
+
+    >>> Interval(mean=0.5, low=0.25, high=0.625).margin
+    0.25
+    """
 
     mean: float
     low: float

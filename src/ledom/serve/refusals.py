@@ -16,7 +16,11 @@ __all__ = ["Refusal", "describe", "refusal_of", "validation_message"]
 
 
 class Refusal(Exception):  # noqa: N818 (an answer)
-    """An answer other than 200; `message` says what is wrong and the remedy."""
+    """An answer other than 200; `message` says what is wrong and the remedy.
+
+    >>> Refusal(429, "try again later").detail
+    {'message': 'try again later', 'type': 'too_many_requests', 'code': 429}
+    """
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)

@@ -14,7 +14,11 @@ __all__ = ["Limits", "Settings"]
 
 
 class Limits(Config):
-    """Limits on single requests, and on all of them together."""
+    """Limits on single requests, and on all of them together.
+
+    >>> Limits().max_bytes  # 4 MiB
+    4194304
+    """
 
     max_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Bytes of a request's body."""

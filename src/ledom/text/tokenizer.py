@@ -36,7 +36,11 @@ _PIECES_OF_DIGITS = _PIECES.replace(r"\p{N}+", r"\p{N}", 1)
 
 @dataclass(frozen=True)
 class Encoding:
-    """Token ids of one text and their [start, end) character offsets, in reading order."""
+    """Token ids of one text and their [start, end) character offsets, in reading order.
+
+    >>> train_tokenizer([], 257).encode("2+2").offsets  # a token per byte
+    [(0, 1), (1, 2), (2, 3)]
+    """
 
     ids: list[int]
     offsets: list[tuple[int, int]]

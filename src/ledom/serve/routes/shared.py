@@ -63,7 +63,12 @@ def now() -> int:
 def listed(
     kind: str, model: str | None, judged: Sequence[Judgement], data: Iterable[JsonObject]
 ) -> JsonObject:
-    """What vLLM's pooling routes answer: an item of `data` per judgement."""
+    """What vLLM's pooling routes answer: an item of `data` per judgement.
+
+    >>> answer = listed("score", "reward", [], [{"score": 0.5}])
+    >>> answer["model"], answer["data"]
+    ('reward', [{'index': 0, 'score': 0.5}])
+    """
     return {
         "id": new_id(kind),
         "object": "list",
