@@ -42,11 +42,6 @@ class TokenSpan:
     `ids` is a whole text in reading order, with the special tokens that the model was trained with
     (see `LanguageModel.add_special_tokens`). The first token in model order has nothing before it
     and cannot be part of the span.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> [logprobs] = FakeLanguageModel().logprobs([TokenSpan([3, 1, 2], 1, 3)])
-    >>> len(logprobs)  # of the tokens 1 and 2
-    2
     """
 
     ids: Sequence[int]
@@ -110,14 +105,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """One text that a model wrote; ids and text in reading order, without the prompt and EOS.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel(answers=["4"])
-    >>> for place, [written] in lm.generate(["2 + 2?"], Sampling()):
-    ...     print(place, written.text, written.finish_reason)
-    0 4 stop
-    """
+    """One text that a model wrote; ids and text in reading order, without the prompt and EOS."""
 
     text: str
     ids: list[int]
@@ -137,13 +125,7 @@ class Generation:
 
 
 class LanguageModel(ABC):
-    """A model with a direction, a tokenizer and the pair format that it was trained on.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel(direction="reverse", context=64)
-    >>> lm.direction, lm.context, lm.identity
-    (<Direction.REVERSE: 'reverse'>, 64, {'name': 'fake', 'hash': 'fake-reverse'})
-    """
+    """A model with a direction, a tokenizer and the pair format that it was trained on."""
 
     batches_requests: ClassVar[bool] = True
     """Whether requests of one call are computed together, so that the last bits of a result may
