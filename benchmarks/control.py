@@ -163,18 +163,15 @@ def print_arms(table: CandidateTable) -> None:
 def print_scores(table: CandidateTable) -> None:
     """AUC of each score per token by itself, and a second model's against the first's, paired."""
     print("\n| score per token | AUC | against the first model |\n|---|---|---|")
-    for name in SCORES:
-        if f"{name}_mean" not in table.features:
-            continue
-        first = f"{name.removeprefix('second_')}_mean"
-        own, other = (
-            pairwise_auc(*_by_problem(table.features[feature], table))
-            for feature in (f"{name}_mean", first)
-        )
-        known = ~np.isnan(own)
-        gain = show(paired_interval(own[known], other[known]), 3, True)
-        again = name.startswith("second_")
-        print(f"| {name} | {show(bootstrap_interval(own[known]), 3)} | {gain if again else '-'} |")
+    auc = {
+        name: pairwise_auc(*_by_problem(table.features[f"{name}_mean"], table))
+        for name in SCORES
+        if f"{name}_mean" in table.features
+    }
+    for name, own in auc.items():
+        known, first = ~np.isnan(own), auc[name.removeprefix("second_")]
+        gain = show(paired_interval(own[known], first[known]), 3, True) if own is not first else "-"
+        print(f"| {name} | {show(bootstrap_interval(own[known]), 3)} | {gain} |")
 
 
 def print_kinds(

@@ -133,7 +133,8 @@ class Stage(Generic[RecordT]):
             self.records = self._read_parts()
         processes.wait()  # all have read before one writes
         if self.complete and processes.is_first():
-            self._remove(parts)
+            for part in parts:
+                part.unlink(missing_ok=True)
 
     def _parts(self) -> list[Path]:
         """The parts of all processes, of an earlier run's too."""
@@ -227,7 +228,8 @@ class Stage(Generic[RecordT]):
             write_records(self.path, self.records)
             digest = file_hash(self.path)
             write_json(_settings_file(self.path), {**self.settings, _HASH: digest})
-            self._remove(self._parts())
+            for part in self._parts():
+                part.unlink(missing_ok=True)
         processes.wait()  # for the file
         if not processes.is_first():
             self.records = read_records(self.path, self._type, allow_none=True)
@@ -302,10 +304,6 @@ class Stage(Generic[RecordT]):
                     yield records
             if whole:
                 self.append(whole)
-
-    def _remove(self, parts: Iterable[Path]) -> None:
-        for part in parts:
-            part.unlink(missing_ok=True)
 
 
 def at_once(
