@@ -55,7 +55,7 @@ def by_hand(plain: PreTrainedModel, target: TokenSpan) -> list[float]:
 
 def load(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> HFLanguageModel:
     save_checkpoint(folder, model, tokenizer, Direction.REVERSE, PairFormat())
-    return HFLanguageModel(folder, device="cpu")
+    return HFLanguageModel(folder, device="cpu", dtype="float32")
 
 
 def assert_scored_as_by_hand(

@@ -15,12 +15,17 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ledom
+from architectures import tiny
+from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError
 from ledom.lm import precision
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.architectures import layer_matrices
+from ledom.model.checkpoint import save_checkpoint
+from ledom.text.pair_format import PairFormat
+from ledom.text.tokenizer import Tokenizer
 from made import whole_text
 
 TEXTS = ["Ava has 12 apples.\n\n12 + 3 = 15\n#### 15", "naïve café, 42", "7"]
@@ -66,32 +71,65 @@ def test_auto_is_float32_where_bf16_is_slow(
     assert said() == ["float32: this device is not faster in bfloat16"]
 
 
-@pytest.mark.parametrize(("limit", "chosen"), [(1.0, "bfloat16"), (1e-9, "float32")])
-def test_auto_is_decided_by_the_error_on_a_trial(
+GIVEN = "12 + 3 = 15, and so it is."
+
+
+@pytest.fixture
+def trial(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """bf16's mean errors on the two texts of a trial, the smaller first, by transformers."""
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "_written", lambda checkpoint: torch.tensor(IDS))
+    monkeypatch.setattr(precision, "_GIVEN", GIVEN)
+    lm = ledom.load(folder, device="cpu", dtype="float32")
+    given = [lm.tokenizer.eos_id, *reversed(lm.tokenizer.encode(GIVEN).ids)]
+    errors = []
+    for texts in (IDS, [given]):
+        exact, rough = (
+            [value for ids in texts for value in by_hand(plain(folder, dtype), ids)]
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        errors.append(float(np.abs(np.subtract(exact, rough)).mean()))
+    return sorted(errors)
+
+
+@pytest.mark.parametrize(
+    ("limit", "chosen"), [(1.0, "bfloat16"), (None, "float32"), (1e-9, "float32")]
+)
+def test_auto_is_decided_by_the_larger_error_of_a_trial(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
+    trial: list[float],
     said: Callable[[], list[str]],
-    limit: float,
+    limit: float | None,
     chosen: str,
 ) -> None:
-    """The error is that of transformers' own passes."""
-    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
+    """The errors are those of transformers' own passes; None stands for a limit between the two."""
+    limit = limit or sum(trial) / 2
     monkeypatch.setattr(precision, "TOLERANCE", limit)
-    monkeypatch.setattr(precision, "_written", lambda checkpoint: torch.tensor(IDS))
     lm = ledom.load(folder, device="cpu")
     assert isinstance(lm, HFLanguageModel)
     assert (lm.model.dtype, lm.precision) == (getattr(torch, chosen), chosen)
-    exact, rough = (
-        [value for ids in IDS for value in by_hand(plain(folder, dtype), ids)]
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    error = np.abs(np.subtract(exact, rough)).mean()
     assert said() == [
-        f"{chosen}: bfloat16 changes the log-probability of a token by {error:.4f} nats on average "
-        f"(limit: {limit})"
+        f"{chosen}: bfloat16 changes the log-probability of a token by {trial[1]:.4f} nats on "
+        f"average (limit: {limit})"
     ]
     named = ledom.load(folder, device="cpu", dtype=chosen)
     assert lm.fingerprint == named.fingerprint  # the number decides, not how it was asked for
+
+
+def test_auto_is_float32_for_a_model_that_does_not_run_in_bf16(
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], list[str]],
+) -> None:
+    """XLNet makes parts of its input in fp32, whatever its weights; refused for what it is."""
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
+    folder = tmp_path / "model"
+    save_checkpoint(folder, tiny("xlnet", tokenizer), tokenizer, Direction.REVERSE, PairFormat())
+    with pytest.raises(CheckpointError, match="sees later tokens"):
+        ledom.load(folder, device="cpu")
+    assert said()[0].startswith("float32: the model does not run in bfloat16 (")
 
 
 def test_the_trial_reads_what_the_model_writes() -> None:

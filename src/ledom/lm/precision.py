@@ -1,8 +1,8 @@
 """The numbers that a model on this machine computes in: by name, or found by a trial at load.
 
 `auto` is bf16 where the device multiplies faster in it and a trial shows that it is safe: on texts
-that the model itself writes, it changes the log-probability of a token by at most `TOLERANCE` on
-average. Everywhere else `auto` is fp32. One exception: weights that are kept in half precision stay
+that the model itself writes, and on a given one, it changes the log-probability of a token by at
+most `TOLERANCE` on average. Everywhere else `auto` is fp32. One exception: weights that are kept in half precision stay
 in it on a GPU, whose memory their fp32 copy may not fit.
 
 Shapes: B texts of T tokens, V vocabulary.
@@ -27,7 +27,12 @@ __all__ = ["INT8", "TOLERANCE", "load_in", "round_weights"]
 INT8 = "int8"
 TOLERANCE = 0.001
 """Nats by which bf16 may change the log-probability of a token, on average."""
-_TEXTS, _LENGTH = 4, 64  # that the trial writes, and tokens of each
+_TEXTS, _LENGTH = 4, 64  # that the model writes for the trial, and tokens of each
+_GIVEN = (
+    "Tom had 48 apples, gave 19 to Ann and bought 6 more: 48 - 19 + 6 = 35.\n"
+    "The ship left the harbor before dawn, and nobody who saw it go expected to see it again."
+)
+"""Another's text for the trial: a model finds its own likely, where errors are smallest."""
 _NAMED = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 Load = Callable[[torch.dtype | Literal["auto"]], Checkpoint]
@@ -65,13 +70,20 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
     if device.type != "cpu" and (kept := load("auto")).model.dtype != torch.float32:
         return kept
     checkpoint = load(torch.float32)
-    texts = _written(checkpoint)
-    if texts is None:
+    written = _written(checkpoint)
+    if written is None:
         return checkpoint
-    exact = _logprobs(checkpoint, texts)
+    texts = [written, _given(checkpoint)]
+    exact = [_logprobs(checkpoint, some) for some in texts]
     del checkpoint  # one at a time in memory
     rough = load(torch.bfloat16)
-    error = float((_logprobs(rough, texts) - exact).abs().mean())
+    try:
+        errors = [_logprobs(rough, some) - right for some, right in zip(texts, exact, strict=True)]
+    except RuntimeError as problem:  # an architecture that mixes dtypes
+        say("float32: the model does not run in bfloat16 (%s)", problem)
+        del rough
+        return load(torch.float32)
+    error = float(torch.stack([some.abs().mean() for some in errors]).max())
     safe = error <= TOLERANCE  # NaN is not
     say(
         "%s: bfloat16 changes the log-probability of a token by %.4f nats on average (limit: %s)",
@@ -100,6 +112,13 @@ def _written(checkpoint: Checkpoint) -> Tensor | None:
     except Exception:  # whatever an architecture needs besides
         return None
     return ids
+
+
+def _given(checkpoint: Checkpoint) -> Tensor:
+    """The given text in the model's own order, after what it reads first, [1, T]."""
+    ids = checkpoint.direction.to_model_order(checkpoint.tokenizer.encode(_GIVEN).ids)
+    first = checkpoint.bos_ids or [checkpoint.tokenizer.eos_id]
+    return torch.tensor([[*first, *ids][: checkpoint.context]], device=checkpoint.model.device)
 
 
 @torch.no_grad()
