@@ -2,8 +2,8 @@
 
 `auto` is bf16 where the device multiplies faster in it and a trial shows that it is safe: on texts
 that the model itself writes, and on a given one, it changes the log-probability of a token by at
-most `TOLERANCE` on average. Everywhere else `auto` is fp32. One exception: weights that are kept in half precision stay
-in it on a GPU, whose memory their fp32 copy may not fit.
+most `TOLERANCE` on average. Everywhere else `auto` is fp32. One exception: weights that are kept in
+half precision stay in it on a GPU, whose memory their fp32 copy may not fit.
 
 Shapes: B texts of T tokens, V vocabulary.
 """
