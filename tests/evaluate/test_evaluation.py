@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -452,8 +453,42 @@ def test_a_suite_without_a_network_does_what_it_can(
     with pytest.raises(HubError, match="'lost' could not be loaded"):
         evaluate_models(Job(some, [models[REVERSE]], out), silent)
     none = [fails("lost"), fails("gone")]
-    with pytest.raises(HubError, match="'gone' could not be loaded"):
+    with pytest.raises(HubError, match="none of 2 tasks could be loaded; the first: task 'lost'"):
         evaluate_models(Job(none, [models[REVERSE]], out, leave_out=True), silent)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(ConnectionError("no route"), [False, True, True]), (KeyError("split"), [False] * 3)],
+)
+def test_after_a_suite_found_no_network_it_does_not_try_again(
+    after: Path,
+    models: dict[Direction, FakeLanguageModel],
+    tmp_path: Path,
+    error: Exception,
+    expected: list[bool],
+) -> None:
+    """The hub's clients retry each dataset for half a minute; another fault says nothing of it."""
+    seen = []
+
+    def watched(name: str) -> Source:
+        def load(direction: Direction) -> Sequence[Any]:
+            seen.append(huggingface_hub.is_offline_mode())
+            if name == "mine":
+                return find_source(str(after), Options()).load(direction)
+
+            def fail() -> None:
+                raise error
+
+            return tasks._reach(name, fail)  # type: ignore[no-any-return]
+
+        return Source(name, load)
+
+    some = [watched(name) for name in ("lost", "gone", "mine")]
+    found = evaluate_models(Job(some, [models[REVERSE]], tmp_path, leave_out=True), silent)
+    assert [task.task for task in found.tasks] == ["mine"]
+    assert seen == expected
+    assert not huggingface_hub.is_offline_mode()
 
 
 def test_documents_are_tasks_of_neighbors(tmp_path: Path) -> None:

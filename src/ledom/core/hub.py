@@ -1,15 +1,17 @@
-"""Publishing models and data: cards from templates, and the upload to the hub."""
+"""The hub: cards from templates, uploads, and doing without it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import ledom
 from ledom.core.errors import InputError, OutputError
 
-__all__ = ["push", "render_card"]
+__all__ = ["is_unreachable", "offline", "push", "render_card"]
 
 
 def render_card(template: Path, **values: Any) -> str:
@@ -68,3 +70,39 @@ def push(
             "hf auth login"
         ) from error
     return str(address)
+
+
+def is_unreachable(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that there is no way to the hub.
+
+    >>> is_unreachable(ConnectionError("no route")), is_unreachable(ValueError("no such split"))
+    (True, False)
+    """
+    while error is not None:
+        if isinstance(error, ConnectionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """The hub's clients use only what is cached; otherwise they try each dataset for half a minute.
+
+    >>> import huggingface_hub
+    >>> with offline():
+    ...     huggingface_hub.is_offline_mode()
+    True
+    """
+    import datasets.config
+    import huggingface_hub.constants
+
+    places = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value

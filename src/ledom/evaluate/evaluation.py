@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ledom import __version__
 from ledom.core.direction import Direction
 from ledom.core.errors import HubError, InputError
 from ledom.core.files import write_json
+from ledom.core.hub import is_unreachable, offline
 from ledom.core.reading import JsonObject
 from ledom.core.stage import Track
 from ledom.evaluate.harness import run_tasks
@@ -87,16 +89,24 @@ def _check_names(sources: Sequence[Source]) -> None:
 
 
 def _evaluate_tasks(job: Job, track: Track) -> tuple[list[TaskResult], list[str]]:
-    """The results of all benchmarks, and what to say of those that are left out."""
-    results, notes = [], []
-    for source in job.sources:
-        try:
-            results.append(_evaluate_task(source, job, track))
-        except HubError as error:
-            notes.append(f"{source.name} is left out: {error}")
-            if not job.leave_out or len(notes) == len(job.sources):
-                raise
-    return results, notes
+    """The results of all benchmarks, and notes on those that are left out."""
+    results: list[TaskResult] = []
+    failures: list[tuple[str, HubError]] = []
+    with ExitStack() as stack:
+        for source in job.sources:
+            try:
+                results.append(_evaluate_task(source, job, track))
+            except HubError as error:
+                if not job.leave_out:
+                    raise
+                if is_unreachable(error):
+                    stack.enter_context(offline())
+                failures.append((source.name, error))
+    if failures and not results:
+        raise HubError(
+            f"none of {len(failures)} tasks could be loaded; the first: {failures[0][1]}"
+        )
+    return results, [f"{name} is left out: {error}" for name, error in failures]
 
 
 def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
