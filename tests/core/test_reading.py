@@ -29,9 +29,9 @@ OTHER_READERS = re.compile(
 )
 
 BAD_JSON = {
-    b'{"a": ' * 3000 + b"1" + b"}" * 3000: "groups more than 64 deep",
-    b'{"a": ' * 65 + b"1" + b"}" * 65: "groups more than 64 deep",
-    b'{"a": ' + b"[" * 100_000: "groups more than 64 deep",
+    b'{"a": ' * 3000 + b"1" + b"}" * 3000: "nested more than 64 deep",
+    b'{"a": ' * 65 + b"1" + b"}" * 65: "nested more than 64 deep",
+    b'{"a": ' + b"[" * 100_000: "nested more than 64 deep",
     b'{"a": ' + b"1" * 5000 + b"}": "a number of 5000 digits (111111111111...) is too large",
     b'{"a": 1e999}': "the number 1e999 is too large",
     b'{"a": [-1E+400]}': "the number -1E+400 is too large",

@@ -153,7 +153,7 @@ def test_a_file_of_unknown_origin_or_changed_since_is_refused(tmp_path: Path) ->
         with pytest.raises(InputError, match="out.jsonl: was changed after it was finished"):
             Stage(path, Document, {"seed": 1})
     (tmp_path / "out.jsonl.settings.json").unlink()
-    with pytest.raises(InputError, match=r"out.jsonl: its settings are missing .*move it away"):
+    with pytest.raises(InputError, match=r"out.jsonl: its settings are missing .*move the file"):
         Stage(path, Document, {"seed": 1})
     assert path.read_text() == whole + whole
 

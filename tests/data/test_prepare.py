@@ -144,7 +144,7 @@ def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch, caplog):
         return whole(folder, *rest, **notes)
 
     monkeypatch.setattr(prepare, "write_store", slow)
-    monkeypatch.setattr(files, "_UNTIL_LINES", (0.01, 0.01))
+    monkeypatch.setattr(files, "_LOG_AFTER", (0.01, 0.01))
     with ThreadPoolExecutor(2) as pool:
         twins = list(pool.map(lambda _: prepare_data(config, tmp_path / "data"), range(2)))
     assert written == ["train", "valid"]
@@ -155,7 +155,7 @@ def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, mon
     """The holder is another process: it holds the lock until it is killed."""
     write_documents(tmp_path / "d.jsonl", 20)
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    monkeypatch.setattr(files, "_UNTIL_LINES", (0.01, 0.01))
+    monkeypatch.setattr(files, "_LOG_AFTER", (0.01, 0.01))
     ready, said = os.pipe()
     child = os.fork()
     if child == 0:

@@ -195,8 +195,8 @@ def test_a_missing_shard_is_refused_by_name(model: Path) -> None:
         (b"[1]", "expected a JSON object, found list"),
         (b"\xff\xfe", "not UTF-8"),
         (b"{", "not JSON: "),
-        (b"[" * 10**5 + b"]" * 10**5, "groups more than 64 deep"),
-        (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, "groups more than 64 deep"),
+        (b"[" * 10**5 + b"]" * 10**5, "nested more than 64 deep"),
+        (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, "nested more than 64 deep"),
     ],
 )
 def test_what_is_no_json_object_is_refused(tmp_path: Path, contents: bytes, message: str) -> None:

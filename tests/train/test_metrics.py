@@ -35,7 +35,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
         ('{"step": 2}', "not a row with the numbers step"),
         ('{"step": 2, "loss": "x", "tokens": 1}', "not a row with the numbers step"),
         ("", "not JSON"),
-        ("[" * 9000, "groups more than 64 deep"),
+        ("[" * 9000, "nested more than 64 deep"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, message):

@@ -139,7 +139,7 @@ def test_a_key_of_an_earlier_recipe_names_the_new_one(recipe, old, new):
         (f"seed={'9' * 5000}", "a number of 5000 digits is too large"),
         ("optim.steps=010", "the number 010 is not decimal"),
         ("data=&a {<<: *a}", "an alias (*) contains itself"),
-        ("data={train: a, train: b}", "key train is in line 1 already"),
+        ("data={train: a, train: b}", "key train is already on line 1"),
         ("optim.steps=[1", "override 'optim.steps=[1': not YAML: "),
     ],
 )
@@ -222,7 +222,7 @@ optim:
         ("hidden_size: 32", "hidden_size: 33", ":5: key model: hidden_size 33 is not"),
         ("name: test", "nam: test", ":1: unknown key nam; valid here: name,"),
         ("hidden_size: 32", "hidden_size: [32", ":7: not YAML: "),
-        ("steps: 7", "steps: 7\n  steps: 8", ":13: key steps is in line 12 already"),
+        ("steps: 7", "steps: 7\n  steps: 8", ":13: key steps is already on line 12"),
         (
             "train: {train}",
             "sources: [{path: a},\n    {path: b, wieght: 2}]",

@@ -55,7 +55,7 @@ class Direction(str, Enum):
         return self.to_model_order(sequence)  # a flip is its own inverse
 
     def span_to_model_order(self, start: int, end: int, length: int) -> tuple[int, int]:
-        """Where the reading-order span [start, end) of `length` items lies in model order.
+        """Convert a span [start, end) of a sequence of `length` items to model order.
 
         >>> Direction.REVERSE.span_to_model_order(0, 2, length=5)  # the first two are read last
         (3, 5)

@@ -6,14 +6,14 @@ that is not a `LedomError` is a defect of ledom and shows its traceback.
 
     LedomError
     |- InputError        a record, a file or an argument
-    |  `- HubError       data that the hub does not provide, for lack of a network for example
+    |  `- HubError       data that cannot be fetched from the hub, for example without a network
     |- RecipeError       a recipe's key or value
-    |- CheckpointError   a model folder that is missing, damaged or does not fit
+    |- CheckpointError   a model folder that is missing, damaged or unsuitable
     |  `- DirectionError a model used in the direction it was not trained for
-    |- OutputError       a place that cannot be written
-    |- TrainingError     a run that cannot continue by itself
+    |- OutputError       a file or folder that cannot be written
+    |- TrainingError     a run that cannot continue
     |  `- WorkerError    another process of the run was lost
-    |- ServerError       a server that does not answer, or not as it should
+    |- ServerError       a server that gives no valid response
     `- MissingExtraError an optional dependency that is not installed
 """
 
@@ -47,7 +47,9 @@ class LedomError(Exception):
 
 
 class InputError(LedomError, ValueError):
-    """A bad record, file or argument; `path` and `line` (1-based) are prepended where known.
+    """A bad record, file or argument; `path` and `line` (1-based) are prepended if given.
+
+    `reason` is the message without them.
 
     >>> raise InputError("the file is empty", path="a.jsonl", line=3)
     Traceback (most recent call last):
@@ -63,7 +65,7 @@ class InputError(LedomError, ValueError):
 
 
 class HubError(InputError):
-    """Data that the hub does not provide: there is no network, no such dataset, or no right."""
+    """Data that cannot be fetched from the hub: no network, no such dataset, or no permission."""
 
 
 class RecipeError(LedomError, ValueError):
@@ -71,7 +73,7 @@ class RecipeError(LedomError, ValueError):
 
 
 class CheckpointError(LedomError):
-    """A model folder that is missing, damaged or does not fit what was asked of it."""
+    """A model folder that is missing, damaged or unsuitable for its use."""
 
 
 class DirectionError(CheckpointError):
@@ -79,7 +81,7 @@ class DirectionError(CheckpointError):
 
 
 class OutputError(LedomError):
-    """An output place that cannot be written (no permission, disk full)."""
+    """An output file or folder that cannot be written (no permission, disk full)."""
 
 
 class TrainingError(LedomError):
@@ -91,9 +93,9 @@ class WorkerError(TrainingError):
 
 
 class ServerError(LedomError):
-    """A server that cannot be reached, refuses, or answers what its protocol does not allow.
+    """A server that cannot be reached, refuses a request, or breaks its protocol.
 
-    `finished` holds what it had answered of the same call before, by the request's place.
+    `finished` holds the results of the same call's earlier requests, by the request's index.
 
     >>> ServerError("no answer", finished={0: "4"}).finished
     {0: '4'}
@@ -107,7 +109,7 @@ class ServerError(LedomError):
 class MissingExtraError(LedomError, ImportError):
     """An optional dependency that is not installed; the message names the pip command.
 
-    `needed_by` says what needs it, `otherwise` what helps besides.
+    `needed_by` names the feature that needs it, `otherwise` an alternative to installing it.
 
     >>> str(MissingExtraError("vllm", extra="vllm", otherwise="or name a model folder"))
     "vllm is not installed; run: pip install 'ledom[vllm]'; or name a model folder"
@@ -123,4 +125,4 @@ class MissingExtraError(LedomError, ImportError):
         self._arguments = (package, extra, needed_by, otherwise)
 
     def __reduce__(self) -> tuple[type, tuple[str, ...]]:
-        return type(self), self._arguments  # so that other processes can send it
+        return type(self), self._arguments  # worker processes pickle their errors

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, hashes of files, and what they were made from."""
+"""Atomic writes of files and folders, locks on folders, hashes, and comparison of settings."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ __all__ = [
     "write_json",
 ]
 
-_UNTIL_LINES = (5.0, 30.0)  # seconds of waiting until the first line about it, and each further one
+_LOG_AFTER = (5.0, 30.0)  # seconds of waiting before the first log line, and before each later one
 
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     """Open a text file that replaces `path` only when the block ends without an error.
 
-    Raises `OutputError` when the place cannot be written or the disk is full; an earlier file at
-    `path` is then unchanged.
+    Raises `OutputError` when `path` cannot be written or the disk is full; an earlier file there
+    is then unchanged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     'hello'
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # renaming over /dev/null would replace it for all
+    if path.exists() and not path.is_file():  # a rename over /dev/null would replace the device
         raise OutputError(f"{path}: cannot be written: not a regular file")
     temporary: str | None = None
     try:
@@ -87,10 +87,10 @@ def write_json(path: str | Path, contents: Mapping[str, Any], sort_keys: bool = 
 
 @contextmanager
 def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
-    """A new folder to write into, which becomes `path` only when the block ends without an error.
+    """Make a folder to write into, which becomes `path` only when the block ends without an error.
 
-    With `replace` it takes the place of an earlier folder. Raises `OutputError` when the place
-    cannot be written or the disk is full; nothing is left behind then.
+    With `replace`, an earlier folder at `path` is removed. Raises `OutputError` when `path` cannot
+    be written or the disk is full; the new folder is then removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
@@ -121,11 +121,12 @@ def _cannot_write(path: Path, error: OSError) -> OutputError:
 
 @contextmanager
 def alone_in(folder: Path, work: str, wait: bool = False, name: str = ".lock") -> Iterator[None]:
-    """Make a folder and hold a lock there, which the system releases however its holder ends.
+    """Make a folder and hold a lock in it, which the system releases if this process is killed.
 
-    `work` says in the messages what is done there. Where another process holds the lock, `wait`
-    waits for it, with a line now and then; otherwise it is an `OutputError`, as is a folder that
-    cannot be written or whose file system has no locks.
+    `work` is a verb phrase for the messages: what the holder does there. If another process holds
+    the lock, `wait` waits for it and logs a line now and then. Raises `OutputError` if another
+    process holds it (without `wait`), if the folder cannot be written, or if its file system has
+    no locks.
 
     >>> with tempfile.TemporaryDirectory() as folder, alone_in(Path(folder), "trains"):
     ...     with alone_in(Path(folder), "trains"):
@@ -136,12 +137,12 @@ def alone_in(folder: Path, work: str, wait: bool = False, name: str = ".lock") -
     lock, holder = FileLock(folder / name), folder / f"{name}.holder"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for seconds in chain(_UNTIL_LINES, repeat(_UNTIL_LINES[-1])) if wait else (0,):
+        for seconds in chain(_LOG_AFTER, repeat(_LOG_AFTER[-1])) if wait else (0,):
             try:
                 lock.acquire(timeout=seconds)
                 break
             except Timeout:
-                _busy(folder, f"{_holder(holder)}, which {work} there", wait)
+                _report_holder(folder, f"{_read_holder(holder)}, which {work} there", wait)
         write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
     except NotImplementedError:
         raise OutputError(
@@ -154,13 +155,13 @@ def alone_in(folder: Path, work: str, wait: bool = False, name: str = ".lock") -
         yield
     finally:
         holder.unlink(missing_ok=True)
-        if not wait:  # those who wait have opened it
+        if not wait:  # a waiting process would be left with a lock on a removed file
             (folder / name).unlink(missing_ok=True)
         lock.release()
 
 
-def _busy(folder: Path, who: str, wait: bool) -> None:
-    """Say who works in a folder where this process waits; otherwise raise it."""
+def _report_holder(folder: Path, who: str, wait: bool) -> None:
+    """Log whom this process waits for; without `wait`, raise `OutputError` instead."""
     if not wait:
         raise OutputError(f"{folder}: in use by {who}; stop it, or write to another folder")
     logging.getLogger("ledom").warning(
@@ -168,8 +169,8 @@ def _busy(folder: Path, who: str, wait: bool) -> None:
     )
 
 
-def _holder(file: Path) -> str:
-    """Who wrote this file, which may be gone by now."""
+def _read_holder(file: Path) -> str:
+    """The process that wrote this file, in words; the file may be gone by now."""
     try:
         known = read_json(file)
         return f"process {known['process']} on {known['host']}"
@@ -178,19 +179,19 @@ def _holder(file: Path) -> str:
 
 
 def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
-    """A short hash of texts; all rows have as many.
+    """A hash (16 hexadecimal digits) of rows of texts, each row with the same number of texts.
 
     >>> fingerprint([("a", "b")]) == fingerprint([("ab", "")])
     False
     """
     digest = hashlib.sha256()
     for row in rows:
-        digest.update("".join(f"{_without_nul(text)}\0" for text in row).encode())
+        digest.update("".join(f"{_escape_nul(text)}\0" for text in row).encode())
     return digest.hexdigest()[:16]
 
 
-def _without_nul(text: str) -> str:
-    """A text, or what stands for it alone: NUL ends a text in a fingerprint."""
+def _escape_nul(text: str) -> str:
+    """A text without NUL, which ends each text in a fingerprint; different texts stay different."""
     return text.replace("\1", "\1\1").replace("\0", "\1\2")
 
 
@@ -212,7 +213,9 @@ def check_settings(
     path: Path,
     remedy: str = "give another output folder, or remove it",
 ) -> None:
-    """Raise `InputError` naming what differs between the settings that made `path` and today's.
+    """Raise `InputError` if the settings that made `path` differ from the wanted ones.
+
+    The message names the first three differences.
 
     >>> check_settings({"seed": 1}, {"seed": 2}, Path("out"), "choose")
     Traceback (most recent call last):
@@ -225,7 +228,7 @@ def check_settings(
 
 
 def differences(there: Any, now: Any, key: str = "") -> Iterator[str]:
-    """The settings that differ, one line each. Models (`LanguageModel.identity`) compare by hash.
+    """One line per setting that differs. Models (`LanguageModel.identity`) are compared by hash.
 
     >>> list(differences({"seed": 1, "optim": {"steps": 30}}, {"seed": 1, "optim": {"steps": 31}}))
     ['optim.steps: 30 there, 31 now']

@@ -1,4 +1,4 @@
-"""The hub: cards from templates, uploads, and doing without it."""
+"""The hub: fills card templates, uploads folders, and keeps the hub's clients offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["is_unreachable", "offline", "push", "render_card"]
 
 
 def render_card(template: Path, **values: Any) -> str:
-    """A card from a template, as Markdown with the hub's front matter.
+    """Fill a card template: Markdown with the hub's front matter.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as template:
@@ -33,7 +33,7 @@ def render_card(template: Path, **values: Any) -> str:
         autoescape=False,  # Markdown
     )
     environment.filters["commas"] = "{:,}".format
-    # Paths on this machine stay private.
+    # Absolute paths would publish the names of folders on this machine.
     environment.filters["last_part"] = lambda path: Path(path).name if path[0] == "/" else path
     text = template.read_text(encoding="utf-8")
     return environment.from_string(text).render(version=ledom.__version__, **values)
@@ -42,9 +42,9 @@ def render_card(template: Path, **values: Any) -> str:
 def push(
     folder: Path, repo: str, private: bool = False, kind: Literal["model", "dataset"] = "model"
 ) -> str:
-    """Upload a folder to the hub as `USER/NAME`, made if it is not there; returns its address.
+    """Upload a folder to the hub as `USER/NAME`, creating it if needed; returns its URL.
 
-    Raises `InputError` for a name of another form, `OutputError` when the hub refuses.
+    Raises `InputError` for a name that is not of this form, `OutputError` if the upload fails.
 
     >>> push(Path("out"), "just-a-name")
     Traceback (most recent call last):
@@ -63,7 +63,7 @@ def push(
             repo_type=kind,
             commit_message=f"Upload by ledom {ledom.__version__}",
         )
-    except Exception as error:  # no token, no right, no network: a type for each, by client
+    except Exception as error:  # hub clients raise types of their own for token and network errors
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise OutputError(
             f"{repo}: cannot be uploaded: {reason}; {folder} itself is complete. To log in: "
@@ -73,7 +73,7 @@ def push(
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that there is no way to the hub.
+    """Whether an error, or one of its causes, is a failed connection to the hub.
 
     >>> is_unreachable(ConnectionError("no route")), is_unreachable(ValueError("no such split"))
     (True, False)
@@ -87,7 +87,7 @@ def is_unreachable(error: BaseException | None) -> bool:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """The hub's clients use only what is cached; otherwise they try each dataset for half a minute.
+    """Make the hub's clients use only their cache; without a network they retry for half a minute.
 
     >>> import huggingface_hub
     >>> with offline():

@@ -1,8 +1,8 @@
-"""A process's share of a job, and of the machine: ranks, device, threads, memory.
+"""This process's share of the job and of the machine: rank, device, threads, memory.
 
 torchrun starts several processes. Each runs the same command on its share of the problems and
-writes its results to a file of its own (`ledom.core.stage`). The first process joins the files,
-reports and prints. Processes meet only between stages, through the store that torchrun keeps.
+writes its results to its own file (`ledom.core.stage`). The first process merges the files,
+reports and prints. Processes synchronize only between stages, through torchrun's key-value store.
 Without torchrun there is one process. This module knows nothing of models, and imports torch only
 for a device or for several processes.
 """
@@ -43,12 +43,12 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_LONGEST_WAIT = timedelta(days=30)  # a share may take long; torchrun ends waits for the dead
-_meetings = count()
+_LONGEST_WAIT = timedelta(days=30)  # shares take long; torchrun itself notices dead processes
+_barriers = count()
 
 
 def rank() -> int:
-    """This process's number.
+    """This process's number in the job, from 0.
 
     >>> rank()
     0
@@ -57,7 +57,7 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes share the job.
+    """The number of processes that share the job.
 
     >>> size()
     1
@@ -66,7 +66,7 @@ def size() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine: its GPU.
+    """This process's number on its machine, which is also the index of its GPU.
 
     >>> local_rank()
     0
@@ -75,7 +75,7 @@ def local_rank() -> int:
 
 
 def local_size() -> int:
-    """How many of the processes run on this machine.
+    """The number of the job's processes on this machine.
 
     >>> local_size()
     1
@@ -84,7 +84,7 @@ def local_size() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints, and writes the results.
+    """Whether this is the process that prints and writes the results.
 
     >>> is_first()
     True
@@ -93,7 +93,7 @@ def is_first() -> bool:
 
 
 def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
-    """This process's share: groups are dealt in turn, items of one group stay together.
+    """This process's share of the items: groups are dealt out in turn, each group whole.
 
     >>> share(["a1", "a2", "b1"], lambda name: name[0])  # alone
     ['a1', 'a2', 'b1']
@@ -103,22 +103,22 @@ def share(items: Sequence[_T], group: Callable[[_T], Hashable]) -> list[_T]:
 
 
 def wait() -> None:
-    """Wait until every process has arrived here.
+    """Wait until every process has called this: a barrier.
 
     >>> wait()  # alone: returns at once
     """
     if size() == 1:
         return
-    name = f"ledom-meeting-{next(_meetings)}"
+    name = f"ledom-barrier-{next(_barriers)}"
     if _store().add(name, 1) == size():
         _store().set(f"{name}-all", "here")
     _store().wait([f"{name}-all"], _LONGEST_WAIT)
 
 
 def is_first_failure() -> bool:
-    """Whether this process is the first to fail: the one that says why, since all fail alike.
+    """Whether this process is the first to fail: it alone prints the error, which all share.
 
-    torchrun ends the others as soon as one has ended with an error.
+    torchrun stops the other processes once one exits with an error.
 
     >>> is_first_failure()  # alone
     True
@@ -128,7 +128,7 @@ def is_first_failure() -> bool:
 
 @lru_cache(maxsize=1)
 def _store() -> Any:
-    """The key-value store that all processes see."""
+    """The key-value store that all processes share."""
     from torch.distributed.rendezvous import rendezvous
 
     try:
@@ -158,9 +158,9 @@ def default_device() -> str:
 
 
 def torch_device(name: str) -> torch.device:
-    """A device by name; of several GPUs each process takes its own.
+    """A device by name; "cuda" is this process's own GPU.
 
-    Raises `InputError` for one that is not there.
+    Raises `InputError` for a device that cannot be used.
 
     >>> torch_device("cpu")
     device(type='cpu')
@@ -179,9 +179,9 @@ def torch_device(name: str) -> torch.device:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bf16 products are faster than fp32 there.
+    """Whether bf16 matrix products are faster than fp32 on a device.
 
-    On a CPU without the instructions they are about 50 times slower.
+    On a CPU without bf16 instructions they are about 50 times slower.
 
     >>> import torch
     >>> fast_bfloat16(torch.device("cuda"))
@@ -200,16 +200,16 @@ _MOST_THREADS = 1024
 
 
 def default_threads() -> int:
-    """Threads that a process uses by default: the environment's, else its share of CPUs.
+    """The default number of threads: set by the environment, else this process's share of the CPUs.
 
-    `OMP_NUM_THREADS` decides, then `MKL_NUM_THREADS`. torchrun itself sets `OMP_NUM_THREADS=1` for
-    several processes; nobody chose that, so each takes an equal share instead.
+    `OMP_NUM_THREADS` goes before `MKL_NUM_THREADS`. torchrun itself sets `OMP_NUM_THREADS=1` for
+    several processes; since no user chose this value, it is ignored.
 
     >>> default_threads() >= 1
     True
     """
     for name in _THREAD_VARIABLES:
-        value = os.environ.get(name, "").partition(",")[0].strip()  # of nested levels the first
+        value = os.environ.get(name, "").partition(",")[0].strip()  # "4,2": of two nested levels
         by_torchrun = value == "1" and local_size() > 1 and "TORCHELASTIC_RUN_ID" in os.environ
         if value.isdecimal() and int(value) and not by_torchrun:
             return min(int(value), _MOST_THREADS)
@@ -217,9 +217,9 @@ def default_threads() -> int:
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """CPUs that this process may use: by its affinity, and by its control groups' quotas.
+    """The number of CPUs that this process may use, by its affinity and its cgroups' quotas.
 
-    `root` is where /proc and /sys lie.
+    `root` is the folder that holds proc/ and sys/.
 
     >>> available_cpus() >= 1
     True
@@ -232,7 +232,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """CPUs' worth of time that each control group around this process grants (v1 and v2)."""
+    """The CPU quota, in CPUs, of each cgroup (v1 and v2) that this process is in."""
     groups = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
@@ -264,7 +264,9 @@ def _read(file: Path) -> str:
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch, BLAS and tokenizers, loaded or not, use so many threads; None is the default.
+    """Set the number of threads of torch, BLAS and tokenizers, imported or not.
+
+    None is `default_threads()`, and leaves `RAYON_NUM_THREADS` as it is if set.
 
     >>> before = os.environ.copy()
     >>> set_threads(1)
@@ -277,25 +279,25 @@ def set_threads(threads: int | None) -> None:
         os.environ[name] = str(count)
     if threads is not None or "RAYON_NUM_THREADS" not in os.environ:
         os.environ["RAYON_NUM_THREADS"] = str(count)
-    if "torch" in sys.modules:  # else it reads the environment when it is
+    if "torch" in sys.modules:  # otherwise torch reads the environment on import
         sys.modules["torch"].set_num_threads(count)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
-_CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; a heap for each takes memory
+_CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; one heap each takes more memory
 
 
 def keep_pages() -> bool:
-    """Let this process keep memory that is freed; returns whether it does.
+    """Make the allocator keep freed memory for reuse; returns whether it does.
 
-    A pass of a model frees buffers of megabytes and asks for as many again a moment later. glibc
-    gives such memory back to the system in between: blocks of over 32 MB always, others where a
-    heap ends in much free space, as those of threads do. Every page that is mapped again costs a
-    fault.
+    A model's forward pass frees buffers of many megabytes and allocates the same again a moment
+    later. In between, glibc returns this memory to the system: always for blocks over 32 MB, and
+    for others when much free space is at the end of a heap, as is common in threads' heaps. Mapping
+    a page again costs a page fault.
 
-    For glibc only, before threads start; elsewhere nothing happens. Results do not change; resident
-    memory stays at its peak. A user's own settings of the allocator (MALLOC_... or GLIBC_TUNABLES
-    in the environment) are left alone.
+    Call it before threads start. It works with glibc only, and does nothing where the user has
+    configured the allocator (MALLOC_... or GLIBC_TUNABLES in the environment). Results do not
+    change; resident memory stays at its peak.
 
     >>> keep_pages() in (True, False)
     True
@@ -314,7 +316,7 @@ def _is_set_by_user(environment: Mapping[str, str]) -> bool:
 
 
 def _mallopt() -> Callable[[int, int], int] | None:
-    """glibc's own; None in a process with another C library."""
+    """glibc's `mallopt`; None with another C library."""
     try:
         process = ctypes.CDLL(None)
         process.gnu_get_libc_version  # noqa: B018 - raises where it is missing

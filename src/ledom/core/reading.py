@@ -1,7 +1,7 @@
-"""Strict reading of what people give: only regular files, JSON of bounded depth, and settings whose
-keys are known. Nothing is silently taken for something else. YAML is in `ledom.core.strict_yaml`.
+"""Strict reading of user input: regular files only, JSON of bounded depth, settings of known keys.
 
-Every refusal is an `InputError` of one line. This module knows nothing of records or recipes.
+Nothing is silently converted or ignored. Every refusal is an `InputError` of one line. YAML is read
+by `ledom.core.strict_yaml`. This module knows nothing of records or recipes.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ __all__ = [
 T = TypeVar("T")
 
 JsonObject = dict[str, Any]
-"""A JSON object at the edge: as it was read or is to be written, with whatever keys it has."""
+"""A JSON object as read from a file or to be written to one, with any keys."""
 
 DEEPEST = 64
-"""Groups within groups that are read; a reader that calls itself fails at about a thousand."""
+"""Deepest nesting of lists and objects that is read; a recursive parser fails at about 1000."""
 LONGEST_NUMBER = 309
-"""Digits of the largest float."""
+"""Most digits of an integer that is read: those of the largest float."""
 
-_LARGEST = 2**63 - 1  # that torch and numpy hold
+_LARGEST = 2**63 - 1  # integer in torch and numpy
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def exists(path: str | Path) -> bool:
-    """Whether anything is there, a broken link included; False for a path that no file can have.
+    """Whether a path exists, even as a broken link; False for a path that no file can have.
 
     >>> exists("/"), exists("/no such file")
     (True, False)
@@ -71,7 +71,7 @@ def exists(path: str | Path) -> bool:
 
 
 def real_path(path: str | Path) -> Path:
-    """Where a path leads, links followed; `Path.resolve` raises for a link to itself.
+    """A path with its links resolved; unlike `Path.resolve`, a link to itself is no error.
 
     >>> real_path("/usr/../usr")
     PosixPath('/usr')
@@ -96,7 +96,7 @@ def check_regular(path: str | Path) -> None:
         raise InputError("this is a directory, expected a file", path=path)
     if not stat.S_ISREG(mode):
         raise InputError(
-            "this is a pipe or a device; write its contents to a file, and name that", path=path
+            "this is a pipe or a device; write its contents to a file and give that file", path=path
         )
 
 
@@ -137,9 +137,9 @@ def read_json(path: str | Path, non_finite: bool = False) -> JsonObject:
 
 
 def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int, JsonObject]]:
-    """The objects in a JSONL file, each with the number of its line; blank lines are skipped.
+    """The objects in a JSONL file, each with its line number from 1; blank lines are skipped.
 
-    In an `unfinished` file, which a program appends to, a last line without a line end is left out
+    In an `unfinished` file, which a program appends to, a last line without a newline is skipped
     (a kill or a full disk cut it short), and a blank line is an error. Raises `InputError` that
     names the file and the line.
 
@@ -168,9 +168,9 @@ def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int
 
 
 def as_type(data: JsonObject, kind: type[T], path: str | Path | None = None) -> T:
-    """A JSON or YAML object as a dataclass; nothing is converted, unknown keys are left out.
+    """Convert a JSON or YAML object to a dataclass of type `kind`, without converting its values.
 
-    Raises `InputError` that names the file, the key and the value.
+    Unknown keys are ignored. Raises `InputError` that names the file, the key and the value.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -189,7 +189,7 @@ def as_type(data: JsonObject, kind: type[T], path: str | Path | None = None) -> 
 
 
 def first_problem(error: ValidationError) -> str:
-    """What pydantic found wrong first, in one line: the key, what is allowed, and the value.
+    """The first of pydantic's errors in one line: the key, what is allowed, and the value.
 
     >>> class Speed(Config):
     ...     rate: float = 1.0
@@ -206,10 +206,10 @@ def first_problem(error: ValidationError) -> str:
 
 
 def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
-    """A JSON object; raises `InputError`, without a place.
+    """Parse a JSON object; raises `InputError`, without file and line.
 
-    Refused besides what is not JSON: NaN, infinities and numbers beyond a float's range (unless
-    `non_finite`), a duplicate key, half a surrogate pair, and groups more than 64 deep.
+    Also refused: NaN, infinities and numbers beyond a float's range (unless `non_finite`),
+    duplicate keys, half a surrogate pair, and nesting more than 64 deep.
 
     >>> parse_json(b'{"a": 1}')
     {'a': 1}
@@ -220,7 +220,7 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     try:
         data = json.loads(
             text.decode("utf-8"),
-            parse_constant=float if non_finite else _no_number,
+            parse_constant=float if non_finite else _refuse_constant,
             parse_int=_integer,
             parse_float=float if non_finite else _float,
             object_pairs_hook=_object,
@@ -230,7 +230,7 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text: {error}") from None
     except RecursionError:
-        raise InputError(f"groups more than {DEEPEST} deep") from None
+        raise InputError(f"nested more than {DEEPEST} deep") from None
     except ValueError as error:
         hint = "; end its lines with LF, not CR alone" if b"\r" in text.strip() else ""
         raise InputError(f"not JSON: {error}{hint}") from None
@@ -242,8 +242,8 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     return data
 
 
-def _no_number(name: str) -> Never:
-    """Python's JSON reads NaN and Infinity, which no score may be and no other reader takes."""
+def _refuse_constant(name: str) -> Never:
+    """Refuse NaN and Infinity: Python parses them, but they are not JSON and no valid score."""
     raise InputError(f"not JSON: {name} is not a number")
 
 
@@ -282,7 +282,7 @@ def _check_depth(text: bytes, data: Any) -> None:
         ]
         if not level:
             return
-    raise InputError(f"groups more than {DEEPEST} deep")
+    raise InputError(f"nested more than {DEEPEST} deep")
 
 
 def _check_surrogates(data: JsonObject) -> None:
@@ -296,7 +296,7 @@ def _check_surrogates(data: JsonObject) -> None:
 
 
 def read_json_object(file: Path) -> JsonObject:
-    """The object in a JSON file; raises `CheckpointError` for anything else there.
+    """The object in a JSON file of a model folder; raises `CheckpointError`.
 
     >>> read_json_object(Path("no-model/config.json"))
     Traceback (most recent call last):
@@ -309,7 +309,7 @@ def read_json_object(file: Path) -> JsonObject:
 
 
 class Config(BaseModel):
-    """A part of a recipe: an unknown key is an error, never silently a default.
+    """Base of a recipe's parts: an unknown key is an error, never silently ignored.
 
     >>> class Speed(Config):
     ...     rate: float = 1.0
@@ -321,7 +321,7 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_number(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"a number beyond {_LARGEST}")

@@ -1,7 +1,7 @@
 """The record types that every stage reads and writes, one JSON object per line.
 
 documents -> token shards -> checkpoint -> candidates -> scores -> report: each arrow is a file of
-these records. Unknown keys are kept (`extra`) and written back; a missing or mistyped key is an
+these records. Unknown keys are kept in `extra` and written back; a missing or mistyped key is an
 error that names the file and the line. This module knows nothing of models or tokens.
 """
 
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 SELF_CERTAINTY = "self_certainty"
-"""Key of a candidate under which sampling keeps how sure the model was."""
+"""Extra key of a sampled candidate: the model's self-certainty."""
 CONFIDENCE = ("confidence_mean", "confidence_tail", "confidence_lowest")
-"""Keys of a candidate under which sampling keeps the confidence of its tokens."""
+"""Extra keys of a sampled candidate: the confidence of its tokens (`ledom.lm.confidence`)."""
 NUM_TOKENS = "num_tokens"
-"""Key of a candidate under which sampling keeps how many tokens were written, its end included."""
+"""Extra key of a sampled candidate: the number of tokens, the end token included."""
 EARLY_STOP = "early_stop_of"
-"""Key of a candidate's `sampling`: how many its problem would have without an early stop."""
+"""Key in a candidate's `sampling`: the candidates that its problem has without an early stop."""
 
 Key = tuple[Any, ...]
-"""What identifies a record in its file: ids, then numbers or names below them."""
+"""Identifies a record in its file: an id, then numbers or names within it."""
 
 FinishReason = Literal["stop", "length", "unsure"]
 Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
@@ -58,7 +58,7 @@ Target = Literal["y|x", "x|y", "y", "x'|y", "x~|y"]
 
 @dataclass(kw_only=True)
 class Record:
-    """Base of the record types; `extra` holds the keys that the type does not know.
+    """Base of the record types; `extra` holds the keys that the type does not define.
 
     >>> Document.from_json({"id": "a", "text": "Hello.", "language": "en"}).extra
     {'language': 'en'}
@@ -71,7 +71,7 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """Identifies the record; it starts with the key of the record that it belongs to.
+        """The record's key in its file; it starts with the key of the record that it belongs to.
 
         >>> Candidate(problem_id="a", index=3, text="7").key
         ('a', 3)
@@ -100,7 +100,7 @@ class Record:
 
     @classmethod
     def own_keys(cls) -> set[str]:
-        """The keys that the type knows.
+        """The keys that the type defines.
 
         >>> sorted(Document.own_keys())
         ['id', 'source', 'text']
@@ -160,7 +160,7 @@ class Problem(Record):
     solution: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a worked solution as the answer, as GSM8K has it: no candidate's would equal it.
+        """Refuse a worked solution as the answer (GSM8K's format), which no answer would equal.
 
         >>> Problem(id="a", question="?", answer="2 + 2 = 4\\n#### 4")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
@@ -175,7 +175,7 @@ class Problem(Record):
 
     @property
     def is_labeled(self) -> bool:
-        """Whether it says what is right; a blank answer does not.
+        """Whether the problem has an answer; a blank one does not count.
 
         >>> Problem(id="a", question="2 + 2?", answer=" ").is_labeled
         False
@@ -183,7 +183,7 @@ class Problem(Record):
         return bool(self.answer and self.answer.strip())
 
     def require_solution(self) -> str:
-        """The worked solution; raises `InputError` where there is none.
+        """The worked solution; raises `InputError` if there is none.
 
         >>> Problem(id="a", question="2 + 2?").require_solution()
         Traceback (most recent call last):
@@ -198,9 +198,9 @@ class Problem(Record):
 class Candidate(Record):
     """A solution y that some model proposes for a problem.
 
-    One that sampling broke off (`unsure`) is no choice; it only counts as cost. `correct` is a
-    label that came with the file; without it correctness is judged by comparing the
-    candidate's answer with the problem's.
+    A candidate whose sampling was stopped for low confidence (`unsure`) is never chosen; it only
+    counts as cost. `correct` is a label from the file; without one, the candidate's answer is
+    compared with the problem's.
 
     >>> Candidate(problem_id="a", index=0, text="#### 4").to_json()
     {'problem_id': 'a', 'index': 0, 'text': '#### 4', 'finish_reason': 'stop', 'greedy': False}
@@ -218,7 +218,7 @@ class Candidate(Record):
     correct: bool | None = None
 
     def external_score(self, name: str) -> float:
-        """The number in an extra field; raises `InputError` where there is none.
+        """The number in an extra field; raises `InputError` if there is none.
 
         >>> judged = Candidate(problem_id="a", index=0, text="4", extra={"verifier": 1})
         >>> judged.external_score("verifier")
@@ -240,9 +240,10 @@ class Candidate(Record):
 
 
 class _Packed:
-    """A list of a record's, kept in an array: as Python objects it takes ten times the memory.
+    """A field that keeps its list in an array: Python objects would take ten times the memory.
 
-    Every access gives a new list. What does not fit an array is kept as it is.
+    `pairs` is for a list of pairs. Every read returns a new list. Values that do not fit an array
+    are kept unchanged.
     """
 
     def __init__(self, kind: str, pairs: bool = False) -> None:
@@ -261,8 +262,8 @@ class _Packed:
 
     def __set__(self, record: Any, values: Any) -> None:
         held = values
-        with suppress(TypeError, ValueError, OverflowError):  # the checks say what is wrong with it
-            flat = [at for a, b in values for at in (a, b)] if self._pairs else values
+        with suppress(TypeError, ValueError, OverflowError):  # the reader's checks report these
+            flat = [x for a, b in values for x in (a, b)] if self._pairs else values
             held = array(self._kind, flat)
         vars(record)[self._slot] = held
 
@@ -271,12 +272,14 @@ class _Packed:
 class Score(Record):
     """A model's log-probability of one part of a (question, solution) pair.
 
-    `logprob` is in nats and sums `token_logprobs`; these and `token_spans` are in reading order.
-    `token_spans` are [start, end) character offsets into the question (`x|y`) or the solution
-    (`y|x`, `y`); the document-end or -start token, where it counts, has an empty span. `text` is
-    the solution as the model read it, where that is not the candidate's own text. Of `x'|y`, the
-    log of the mean over changed questions, `copies` lists those, and there are no tokens; of
-    `x~|y` it is the log of the mean overlap of questions written backwards with the real one.
+    `logprob` is in nats and is the sum of `token_logprobs`; these and `token_spans` are in reading
+    order. `token_spans` are [start, end) character offsets into the question (`x|y`) or the
+    solution (`y|x`, `y`); the document-end or -start token, if it counts, has an empty span. `text`
+    is the solution that the model read, if it differs from the candidate's text.
+
+    Two targets have no tokens. `x'|y` is the log of the mean probability of copies of the question
+    with one number changed; the extra key `copies` lists them. `x~|y` is the log of the mean
+    overlap between the question and questions sampled backwards from the solution.
 
     >>> score = Score(problem_id="a", index=0, model="m", direction="reverse", target="x|y",
     ...               logprob=-1.5, num_tokens=2, token_logprobs=[-1.0, -0.5])
@@ -301,7 +304,7 @@ class Score(Record):
     text: str | None = None
 
     def tokens(self) -> list[tuple[float, list[int]]] | None:
-        """The log-probability and [start, end) of each token; None without token scores."""
+        """The log-probability and [start, end) span of each token; None without token scores."""
         values, spans = self.token_logprobs, self.token_spans
         return None if values is None or spans is None else list(zip(values, spans, strict=True))
 
@@ -314,10 +317,10 @@ def read_records(
 ) -> list[RecordT]:
     """Read a JSONL file of one record type; blank lines are skipped.
 
-    `check` is called with each record, and raises `InputError` for an unsuitable one. Raises
-    `InputError` with file and line for that, for a missing file, one without records (unless
-    `allow_none`), a directory, a line that is not a JSON object, or a record with a missing or
-    mistyped key.
+    `check` is called with each record and raises `InputError` for a bad one. Raises `InputError`
+    with file and line for such a record, for a missing or mistyped key, for a line that is not a
+    JSON object, and for a file that is missing, a directory, or without records (unless
+    `allow_none`).
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -341,7 +344,7 @@ def read_records(
 
 
 def unique_ids() -> Callable[[Record], None]:
-    """Checks records one by one: raises `InputError` for an empty id, or one that occurred before.
+    """A check for `read_records`: raises `InputError` for an id that is empty or occurs twice.
 
     >>> check = unique_ids()
     >>> check(Problem(id="a", question="?"))
@@ -365,7 +368,7 @@ def unique_ids() -> Callable[[Record], None]:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records as JSONL, atomically: the file is whole or it is not there.
+    """Write records as JSONL, atomically; see `write_atomically`.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:

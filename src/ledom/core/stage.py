@@ -1,16 +1,16 @@
-"""One arrow of the pipeline: a JSONL file that is made in parts and survives any stop.
+"""A resumable JSONL output file: one stage of the pipeline.
 
-While it is made, finished chunks of records are appended to `<name>.part`, one line per chunk; the
-first line holds the settings that they are made with. When all are there, the records go to
-`<name>` in one step, and the settings, with a hash of that file, to `<name>.settings.json`. A later
-run with equal settings resumes from the part, or uses the file. Where several processes share the
-work, each appends to a part of its own, `<name>.part.<rank>`; all of them are read, however many
-processes resume.
+Finished chunks of records are appended to `<name>.part`, one line per chunk; its first line holds
+the settings. When all records are made, they are written to `<name>` in one step, and the settings,
+with a hash of that file, to `<name>.settings.json`. A later run with equal settings resumes from
+the part file, or uses the finished file. When several processes share the work, each appends to its
+own part file, `<name>.part.<rank>`; a run that resumes reads them all, whatever its number of
+processes.
 
-What is computed together is decided by the stage's input alone: `Work.groups` cuts all of its items
-into groups. A model whose results depend, in their last bits, on what it computes together is given
-whole groups only, and a group's records are kept all or none. So the file is the same to the byte
-after any stop, with any number of processes.
+The input alone decides which items are computed together: `Work.groups` splits all items into
+groups. If the last bits of a model's results depend on the other items in its batch, it is given
+whole groups only, and a group's records are kept all or none. So the file has the same bytes after
+any interruption and with any number of processes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 
 
 class Keyed(Protocol):
-    """What a stage makes records of: it has a key, whose first part is the problem's id."""
+    """An item that a stage makes records of; its key starts with the problem's id."""
 
     @property
     def key(self) -> Key: ...
@@ -57,52 +57,52 @@ T = TypeVar("T")
 RecordT = TypeVar("RecordT", bound=Record)
 
 Track = Callable[[Iterable[Any], str, int, int], Iterator[Any]]
-"""Wraps a stage's chunks to show progress: (chunks, name, done already, in all)."""
+"""Wraps a stage's chunks to show progress. Arguments: chunks, name, items done, items in total."""
 
 Check = Callable[[], Callable[[RecordT], object]]
-"""Starts a reading: gives what is called with each record and raises `InputError` if it is bad."""
+"""Returns a new check for one file: it is called with each record, and raises `InputError`."""
 
 Make = Callable[
     [Sequence[ItemT], Mapping[Key, Sequence[RecordT]]], Iterable[tuple[Sequence[RecordT], bool]]
 ]
-"""Takes items, and the existing records of each by its key; yields (new records of one item,
-whether they are its last)."""
+"""Takes items and the existing records by item key; yields (new records of one item, whether
+these complete the item)."""
 
-_HASH = "sha256"  # key of the settings file: of the finished file
+_HASH = "sha256"  # key in the settings file: the hash of the finished file
 
 
 @dataclass(frozen=True)
 class Work(Generic[ItemT, RecordT]):
-    """The items whose records a stage makes, and how.
+    """The items of a stage, and how to make their records.
 
-    A record's key starts with that of its item; what follows sorts the records of one item.
+    A record's key starts with its item's key; the rest of it orders the records of one item.
     """
 
     items: Sequence[ItemT]
     make: Make[ItemT, RecordT]
     groups: Callable[[Sequence[ItemT]], Sequence[Sequence[ItemT]]]
-    """Cuts items into those that are made together."""
+    """Splits the items into groups; one call of `make` gets one group."""
     together: bool
-    """Whether a result may depend on the others of its group: groups are then made whole."""
+    """Whether a result may depend on the rest of its group; if so, only whole groups are made."""
     is_done: Callable[[Sequence[RecordT]], bool] = bool
     """Whether these are all the records of an item."""
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A line of a part."""
+    """One line of a part file."""
 
     chunk: list[JsonObject]
     seconds: float = 0.0
-    """What making it took; the finished file, which is the same to the byte, has no times."""
+    """How long it took. The finished file has no times, so that its bytes do not vary."""
 
 
 class Stage(Generic[RecordT]):
-    """A file of records being made; `records` are those that are there already.
+    """A resumable file of records; `records` are those made so far.
 
-    `check` looks at every record that is read. Raises `InputError` when the file was made with
-    other settings, is damaged or was changed since, and `OutputError` when it cannot be written;
-    what was appended before then is kept.
+    `check` is applied to every record that is read. Raises `InputError` when the file was made with
+    other settings, is damaged or was changed later, and `OutputError` when it cannot be written;
+    chunks appended earlier are kept.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class Stage(Generic[RecordT]):
         self._check = check or (lambda: lambda record: None)
         own = f".{processes.rank()}" if processes.rank() else ""
         self._part = path.with_name(f"{path.name}.part{own}")
-        self._kept = 0  # bytes of whole lines in it
+        self._kept = 0  # bytes of whole lines in the part file
         self.seconds = 0.0
-        """What making the records took, by the wall clock; of several processes the sum."""
+        """Wall-clock time that making the records took, summed over processes."""
         self._since = monotonic()
         parts = self._parts()
         self.complete = path.is_file() and (_settings_file(path).is_file() or not parts)
@@ -137,7 +137,7 @@ class Stage(Generic[RecordT]):
                 part.unlink(missing_ok=True)
 
     def _parts(self) -> list[Path]:
-        """The parts of all processes, of an earlier run's too."""
+        """The part files of all processes, including those of an earlier run."""
         name = f"{self.path.name}.part"
         found = self.path.parent.glob("*") if self.path.parent.is_dir() else ()
         return sorted(p for p in found if p.name == name or p.name.startswith(f"{name}."))
@@ -166,7 +166,7 @@ class Stage(Generic[RecordT]):
         return records
 
     def _chunk(self, row: JsonObject, check: Callable[[RecordT], object]) -> list[RecordT]:
-        """The records in a line of a part; raises `InputError`, without a place, for bad ones."""
+        """The records in a line of a part file; raises `InputError`, without file and line."""
         read = as_type(row, _Chunk)
         self.seconds += read.seconds
         records = [self._type.from_json(record) for record in read.chunk]
@@ -175,7 +175,7 @@ class Stage(Generic[RecordT]):
         return records
 
     def append(self, records: Sequence[RecordT]) -> None:
-        """Keep a chunk of finished records, all or none, on disk before this returns.
+        """Append a chunk of finished records to the part file, all or none.
 
         >>> import tempfile
         >>> from ledom.core.records import Document
@@ -198,15 +198,17 @@ class Stage(Generic[RecordT]):
                 part.write(added)
         except OSError as error:
             raise OutputError(
-                f"{self._part}: cannot be written: {error.strerror}; what was written before is "
-                "kept, run the same command again to resume"
+                f"{self._part}: cannot be written: {error.strerror}; earlier results are kept, "
+                "run the same command again to resume"
             ) from error
         self._kept += len(added)
         self.seconds += seconds
         self.records.extend(records)
 
     def finish(self, key: Callable[[RecordT], Any], timings: Path | None = None) -> None:
-        """All records are there: put them, sorted by `key`, in their final place.
+        """Write all records, sorted by `key`, to the finished file, and remove the part files.
+
+        The stage's seconds are added to `timings`, a JSON file of seconds by file name.
 
         >>> import tempfile
         >>> from ledom.core.records import Document
@@ -221,7 +223,7 @@ class Stage(Generic[RecordT]):
         if processes.is_first():
             if processes.size() > 1:
                 self.records = self._read_parts()
-            if timings is not None:  # first: once the file is finished, no part has its seconds
+            if timings is not None:  # first, since a finished file has lost its seconds
                 known = read_timings(timings) | {self.path.name: round(self.seconds, 2)}
                 write_json(timings, known)
             self.records.sort(key=key)
@@ -238,10 +240,10 @@ class Stage(Generic[RecordT]):
     def fill(
         self, work: Work[ItemT, RecordT], track: Track, name: str, timings: Path | None = None
     ) -> list[RecordT]:
-        """All items' records, in the items' order; those that are missing are made by groups.
+        """Make the missing records and finish the file; returns all records in the items' order.
 
-        What that took is added to `timings`, a JSON file of seconds by file name. Raises
-        `OutputError` where another run makes the same file at the same time.
+        `name` is shown with the progress. `timings` is as in `finish`. Raises `OutputError` if
+        another run is making the same file.
         """
         if self.complete:
             return self.records
@@ -265,7 +267,7 @@ class Stage(Generic[RecordT]):
     def _share(
         self, work: Work[ItemT, RecordT], have: Mapping[Key, Sequence[RecordT]]
     ) -> list[Sequence[ItemT]]:
-        """The groups of items that this process still has to make."""
+        """The groups of items that this process has to make; finished ones are left out."""
 
         def is_done(item: ItemT) -> bool:
             return work.is_done(have[item.key])
@@ -279,8 +281,8 @@ class Stage(Generic[RecordT]):
                 if all(map(is_done, group)):
                     continue
                 raise InputError(
-                    "holds records of only some of the items that are made together, so it was "
-                    "made by another version or changed; remove it to start again",
+                    "holds only part of a group of items, so it was made by another version or "
+                    "changed; remove it to start again",
                     path=self._parts()[0],
                 )
             open_groups.append((number, group))
@@ -292,7 +294,7 @@ class Stage(Generic[RecordT]):
         groups: Sequence[Sequence[ItemT]],
         have: Mapping[Key, Sequence[RecordT]],
     ) -> Iterator[Sequence[RecordT]]:
-        """Make and keep the records of some groups; yields once per item, for the progress."""
+        """Make and keep the records of some groups; yields once per item, to show progress."""
         for group in groups:
             whole: list[RecordT] = []
             for records, is_last in work.make(group, have):
@@ -309,7 +311,7 @@ class Stage(Generic[RecordT]):
 def at_once(
     make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]],
 ) -> Make[ItemT, RecordT]:
-    """A `Work.make` from a function that yields all records of each item together.
+    """A `Work.make` from a function that yields all records of one item at a time.
 
     >>> make = at_once(lambda items: ([item.upper()] for item in items))
     >>> list(make(["a", "b"], {}))
@@ -319,7 +321,7 @@ def at_once(
 
 
 def read_timings(path: Path) -> dict[str, float]:
-    """The seconds in a file of timings; nothing where it is missing or damaged.
+    """The seconds by name in a timings file; empty if the file is missing or damaged.
 
     >>> read_timings(Path("no such file"))
     {}
@@ -336,7 +338,7 @@ def read_timings(path: Path) -> dict[str, float]:
 
 
 def even_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """As few runs of at most `size` neighbors as there can be, as even as can be.
+    """Split items into the fewest groups of at most `size` neighbors, of nearly equal size.
 
     >>> even_groups("abcdefg", 3)
     ['ab', 'cd', 'efg']
@@ -349,7 +351,7 @@ def even_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
 def read_settings(path: Path) -> JsonObject:
     """The settings that a finished file was made with.
 
-    Raises `InputError` where they are missing or damaged.
+    Raises `InputError` if they are missing or damaged.
 
     >>> import tempfile
     >>> from ledom.core.records import Document
@@ -363,8 +365,8 @@ def read_settings(path: Path) -> JsonObject:
     remedy = f"remove {path.name} and {file.name} to make them again"
     if not exists(file):
         raise InputError(
-            f"its settings are missing ({file.name}), so it is unknown how it was made; move it "
-            "away, or give another output folder",
+            f"its settings are missing ({file.name}), so it is unknown how it was made; move the "
+            "file away, or give another output folder",
             path=path,
         )
     try:
@@ -379,9 +381,9 @@ def read_settings(path: Path) -> JsonObject:
 def read_finished(
     path: Path, record_type: type[RecordT], check: Check[RecordT] | None = None
 ) -> list[RecordT]:
-    """The records of a finished file; none where there was nothing to make.
+    """The records of a finished file, which may have none.
 
-    Raises `InputError` for a bad one, by line, and for a file that was changed since it was made.
+    Raises `InputError` for a bad record, with its line, and for a file that was changed later.
     """
     expected = read_settings(path)[_HASH]
     records = read_records(path, record_type, check() if check else None, allow_none=True)

@@ -1,4 +1,4 @@
-"""Strict reading of YAML: of bounded size, without tags, every key once, every number decimal.
+"""Strict reading of YAML: bounded size, no tags, no duplicate keys, only decimal numbers.
 
 Every refusal is an `InputError` of one line that names the file and the line.
 """
@@ -16,8 +16,8 @@ from ledom.core.reading import DEEPEST, LONGEST_NUMBER, JsonObject, read_text
 
 __all__ = ["parse_yaml", "read_yaml"]
 
-_MOST_BYTES = 1 << 20  # of a YAML file
-_MOST_VALUES = 10_000  # of a YAML text, its aliases written out
+_MOST_CHARACTERS = 1 << 20  # of a YAML text
+_MOST_VALUES = 10_000  # of a YAML text, its aliases expanded
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _OTHER_BASE = re.compile(r"[-+]?(0[\d_]+|0b.*|.*:.*)")  # YAML 1.1 reads 010 as 8 and 1:30 as 90
@@ -47,18 +47,20 @@ class _RefusedError(Exception):
 
 
 def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Node | None]:
-    """A YAML text's value, and its nodes, which know their lines.
+    """Parse a YAML text; returns its value, and its tree of nodes with their line numbers.
 
-    Raises `InputError` that names `path`, the file it was read from, and the line. Refused besides
-    what is not YAML: tags, keys that are not text or occur twice, groups more than 64 deep, numbers
-    that are not decimal, and aliases that contain themselves or expand to too much.
+    Raises `InputError` that names `path` (the file that the text is from) and the line. Also
+    refused: tags, keys that are not text or occur twice, nesting more than 64 deep, numbers that
+    are not decimal, and aliases that contain themselves or expand to over 10,000 values.
 
     >>> parse_yaml("a: 1")[0]
     {'a': 1}
     """
     try:
-        if len(text) > _MOST_BYTES:
-            raise _RefusedError(f"it has {len(text)} characters; at most {_MOST_BYTES} are read")
+        if len(text) > _MOST_CHARACTERS:
+            raise _RefusedError(
+                f"it has {len(text)} characters; at most {_MOST_CHARACTERS} are read"
+            )
         _check_events(text)
         root = yaml.compose(text, yaml.SafeLoader)
         if root is None:
@@ -71,12 +73,12 @@ def parse_yaml(text: str, path: str | Path | None = None) -> tuple[Any, yaml.Nod
     except yaml.MarkedYAMLError as error:
         refused = _RefusedError(f"not YAML: {error.problem}", error.problem_mark)
         raise InputError(str(refused), path=path, line=refused.line) from None
-    except (yaml.YAMLError, ValueError) as error:  # such as a day 45
+    except (yaml.YAMLError, ValueError) as error:  # such as the date 2020-01-45
         raise InputError(f"not YAML: {' '.join(str(error).split())}", path=path) from None
 
 
 def _check_events(text: str) -> None:
-    """What is cheap to see before anything is built."""
+    """Refuse deep nesting and tags before any node is built."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -84,13 +86,13 @@ def _check_events(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEEPEST:
-            raise _RefusedError(f"groups more than {DEEPEST} deep", event.start_mark)
+            raise _RefusedError(f"nested more than {DEEPEST} deep", event.start_mark)
         if (tag := getattr(event, "tag", None)) is not None:
-            raise _RefusedError(f"the tag {tag} has no meaning here", event.start_mark)
+            raise _RefusedError(f"the tag {tag} is not allowed", event.start_mark)
 
 
 def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values under a node with its aliases written out; 0 marks a node that is being counted."""
+    """The values in a node with aliases expanded; `known` holds 0 while a node is counted."""
     if (place := id(node)) in known:
         if not known[place]:
             raise _RefusedError("an alias (*) contains itself", node.start_mark)
@@ -127,7 +129,7 @@ def _check_nodes(node: yaml.Node) -> None:
 
 
 def _check_keys(keys: list[yaml.Node]) -> None:
-    """YAML would take the last of two equal keys in silence."""
+    """Refuse keys that are not text, and duplicate keys: YAML would silently keep the last one."""
     lines: dict[str, int] = {}
     for key in keys:
         if key.tag not in _KEYS:
@@ -135,6 +137,6 @@ def _check_keys(keys: list[yaml.Node]) -> None:
             raise _RefusedError(f"the key {shown} is not text; put it in quotes", key.start_mark)
         if key.value in lines:
             raise _RefusedError(
-                f"key {key.value} is in line {lines[key.value]} already", key.start_mark
+                f"key {key.value} is already on line {lines[key.value]}", key.start_mark
             )
         lines[key.value] = key.start_mark.line + 1
