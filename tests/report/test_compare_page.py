@@ -153,7 +153,7 @@ def test_the_claim_of_several_seeds(report: dict[str, Any]) -> None:
     group = {"runs": ["a", "b"], "mean": 0.02, "deviation": 0.005, "lowest": 0.01, "highest": 0.03}
     report["seeds"] = [group]
     assert claims(report)[1] == (
-        "2 pairs that differ in their seed alone (a, b): the mean of their gaps: +0.0200, from "
+        "2 pairs that differ only in their seed (a, b): the mean of their gaps: +0.0200, from "
         "+0.0100 to +0.0300; all of one sign; standard deviation between pairs 0.0050"
     )
     report["seeds"] = [group | {"lowest": -0.01}]

@@ -1,10 +1,10 @@
-"""Direction in training: what the metrics of forward and reverse runs say side by side.
+"""Compares the metrics of training runs in both directions.
 
-    runs/NAME/{forward,reverse}/metrics.jsonl -> compare_runs -> a report object
+    runs/NAME/{forward,reverse}/metrics.jsonl -> compare_runs -> Comparison
 
-The gap is the reverse model's validation loss less its forward twin's, in nats per token over the
-same tokens: the "arrow of time" (Papadopoulos et al. 2024), which is above 0 where a text is easier
-to learn forwards. Only files that training wrote are read; no model is loaded.
+The gap is the reverse model's validation loss minus its forward twin's, in nats per token over the
+same tokens: the "arrow of time" (Papadopoulos et al. 2024), which is above 0 if a text is easier
+to learn forwards. This module reads only the files that training wrote; it loads no model.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ __all__ = ["TrainingCurve", "compare_runs", "gap_of", "read_curves", "tokens_to_
 
 _FORWARD, _REVERSE = str(Direction.FORWARD), str(Direction.REVERSE)
 _LOSS = "valid_loss"
-_TRAINING_POINTS = 200  # of a curve of training losses; each is a mean over neighboring steps
-_RESAMPLES_ON_THE_WAY = 2000
-_UNSAID = (
-    "{}: its metrics do not say on which tokens it was validated; they are taken to be the same as "
-    "its peers'"
+_TRAINING_POINTS = 200  # per curve of training losses; each is a mean over neighboring steps
+_RESAMPLES = 10_000
+_RESAMPLES_BEFORE_LAST = 2000
+_UNKNOWN_TOKENS = (
+    "{}: its metrics do not say on which tokens it was validated; they are assumed to be the same "
+    "as those of the others"
 )
 
 
@@ -68,24 +69,24 @@ class TrainingCurve:
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens seen up to and with each row."""
+        """Tokens seen by the end of each row."""
         return list(accumulate(int(row["tokens"]) for row in self.rows))
 
     @property
     def validations(self) -> list[tuple[int, Row]]:
-        """Rows with a validation, and the tokens seen by then."""
+        """Rows with a validation: (tokens seen by then, row)."""
         return [(t, row) for t, row in zip(self.tokens, self.rows, strict=True) if _LOSS in row]
 
     @property
     def valid_data(self) -> str | None:
-        """The hash of what the last validation read; None where the metrics do not say."""
+        """The hash of the data of the last validation; None if the metrics do not record it."""
         return next((row.get("valid_data") for _, row in reversed(self.validations)), None)
 
 
 def read_curves(folder: Path, name: str | None = None) -> dict[str, TrainingCurve]:
-    """The curves of a run's folder by direction, forward first; at least one.
+    """The curves in a run's folder by direction, forward first; at least one.
 
-    Raises `InputError` for a folder that is no run, and for damaged metrics.
+    Raises `InputError` for a folder without metrics, and for damaged metrics.
 
     >>> read_curves(Path("no-run"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -108,8 +109,8 @@ def read_curves(folder: Path, name: str | None = None) -> dict[str, TrainingCurv
 def compare_runs(folders: Sequence[Path]) -> Comparison:
     """The report of one or more runs.
 
-    Raises `InputError` as `read_curves` does, and if two models were validated on different
-    tokens.
+    Raises `InputError` as `read_curves` does, for a run given twice, and if two models were
+    validated on different tokens.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +145,7 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that distinguish them, such as NAME or runs/NAME."""
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
@@ -152,7 +153,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _check_same_tokens(curves: Sequence[TrainingCurve]) -> list[str]:
-    """Notes on the curves whose validation data are unknown."""
+    """Raise `InputError` if validation data differ; returns notes on curves without a record."""
     known = [curve for curve in curves if curve.valid_data]
     for curve in known[1:]:
         if curve.valid_data != known[0].valid_data:
@@ -164,7 +165,7 @@ def _check_same_tokens(curves: Sequence[TrainingCurve]) -> list[str]:
                 "train.seq_len, data.packing and train.batch_size"
             )
     return [
-        _UNSAID.format(f"{curve.run}, {curve.direction}")
+        _UNKNOWN_TOKENS.format(f"{curve.run}, {curve.direction}")
         for curve in curves
         if curve.validations and not curve.valid_data
     ]
@@ -182,7 +183,7 @@ def _run_report(name: str, curves: dict[str, TrainingCurve], folder: Path) -> Ru
 
 
 def _settings(recipe: Path) -> JsonObject:
-    """The recipe's keys with dots, such as optim.steps."""
+    """A recipe's values by dotted key, such as optim.steps; empty without a recipe."""
     if not exists(recipe):
         return {}
     return dict(_flat(read_yaml(recipe)))
@@ -217,7 +218,7 @@ def _direction(curve: TrainingCurve) -> DirectionResult:
 
 
 def _training_curve(tokens: list[int], rows: list[Row]) -> LossCurve:
-    """Mean loss of neighboring steps, weighted by their tokens, at the end of each stretch."""
+    """Mean loss over stretches of neighboring steps, weighted by tokens; at each stretch's end."""
     stretches = np.array_split(np.arange(len(rows)), min(len(rows), _TRAINING_POINTS))
     losses, weights = (np.array([row[key] for row in rows]) for key in ("loss", "tokens"))
     return LossCurve(
@@ -227,7 +228,7 @@ def _training_curve(tokens: list[int], rows: list[Row]) -> LossCurve:
 
 
 def _over_time(rows: list[Row], part: str) -> dict[str, list[float | None]]:
-    """By name, a loss for each validation; None if it has none."""
+    """By the part's name, its loss at each validation; None where it is missing."""
     parts: list[dict[str, float]] = [row.get(f"{_LOSS}_{part}", {}) for row in rows]
     names = dict.fromkeys(name for losses in parts for name in losses)
     return {name: [losses.get(name) for losses in parts] for name in names}
@@ -236,7 +237,7 @@ def _over_time(rows: list[Row], part: str) -> dict[str, list[float | None]]:
 def _with_gap(
     report: RunComparison, forward: TrainingCurve, reverse: TrainingCurve
 ) -> RunComparison:
-    """Add the gap at each step at which both were validated, and its parts at the last of them."""
+    """Add the gap at each step where both were validated, and at the last of them its parts."""
     backward = {int(row["step"]): row for _, row in reverse.validations}
     both = [
         (seen, row, backward[int(row["step"])])
@@ -265,18 +266,18 @@ def _with_gap(
 
 
 def _gap(seen: int, forward: Row, reverse: Row, last: bool) -> Gap:
-    gap = gap_of(forward, reverse, 10_000 if last else _RESAMPLES_ON_THE_WAY)
+    gap = gap_of(forward, reverse, _RESAMPLES if last else _RESAMPLES_BEFORE_LAST)
     mean = reverse[_LOSS] - forward[_LOSS] if gap is None else gap.mean
     low, high = (None, None) if gap is None else (gap.low, gap.high)
     return Gap(step=int(forward["step"]), tokens=seen, mean=mean, low=low, high=high)
 
 
-def gap_of(forward: Row, reverse: Row, num_resamples: int = 10_000) -> Interval | None:
-    """Reverse less forward validation loss, nats per token, by a paired bootstrap over windows.
+def gap_of(forward: Row, reverse: Row, num_resamples: int = _RESAMPLES) -> Interval | None:
+    """Reverse minus forward validation loss, nats per token, by a paired bootstrap over windows.
 
-    The mean over tokens is a ratio of two sums over windows, which differ in length; its
-    linearization is what is resampled (Cochran, Sampling Techniques, 1977, chapter 6). None where
-    the rows hold no losses by window, or a single one.
+    Windows differ in length, so the mean over tokens is a ratio of two sums over windows; its
+    linearization is resampled (Cochran, Sampling Techniques, 1977, chapter 6). None if the rows
+    hold losses of fewer than two windows. Raises `InputError` if their windows differ in number.
 
     >>> gap_of({"valid_loss": 2.0}, {"valid_loss": 2.1})  # no losses by window: no interval
     """
@@ -295,14 +296,14 @@ def gap_of(forward: Row, reverse: Row, num_resamples: int = 10_000) -> Interval 
 
 
 def _linearized(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values [num_windows] whose plain mean is the mean over tokens, and varies as it does."""
+    """Values [num_windows] whose plain mean equals the mean over tokens, and varies like it."""
     mean = np.average(losses, weights=tokens)
     values: NDArray[np.float64] = mean + (losses - mean) * tokens / tokens.mean()
     return values
 
 
 def _seeds(runs: Sequence[RunComparison]) -> Iterator[SeedGroup]:
-    """Pairs whose recipes differ in name and seed alone: how far apart their final gaps lie."""
+    """The groups of pairs whose recipes differ only in name and seed."""
     alike: dict[str, list[tuple[str, FinalGap]]] = {}
     for run in runs:
         if run.final_gap and run.settings:
@@ -322,7 +323,7 @@ def _seeds(runs: Sequence[RunComparison]) -> Iterator[SeedGroup]:
 
 
 def _gap_parts(forward: Row, reverse: Row, part: str) -> list[PartGap]:
-    """Losses and gap of each part that both rows know, in the forward row's order."""
+    """Losses and gap of each part that both rows have, in the forward row's order."""
     losses, others = (row.get(f"{_LOSS}_{part}", {}) for row in (forward, reverse))
     tokens = forward.get(f"valid_tokens_{part}", {})
     return [
@@ -339,7 +340,7 @@ def _gap_parts(forward: Row, reverse: Row, part: str) -> list[PartGap]:
 
 
 def _crossings(curves: Sequence[TrainingCurve]) -> Iterator[Crossing]:
-    """For each pair of twins or of runs in one direction: when one reaches the other's end."""
+    """When a model reaches the final loss of its twin, or of a model of its direction."""
     for curve in curves:
         for other in curves:
             related = (curve.run == other.run) != (curve.direction == other.direction)
@@ -365,10 +366,10 @@ def _crossing(curve: TrainingCurve, other: TrainingCurve) -> Crossing:
 
 
 def tokens_to_reach(curve: TrainingCurve, loss: float) -> tuple[float | None, bool]:
-    """Tokens after which validation loss is first at most `loss`, and whether that is exact.
+    """(Tokens after which validation loss is first at most `loss`, whether that is exact).
 
-    Interpolated linearly between validations. None where it never is; not exact where it is at the
-    first validation already, so that it may have been before.
+    The number is interpolated linearly between validations; None if the loss is never reached. It
+    is not exact but an upper bound if the loss was already reached at the first validation.
 
     >>> rows = [{"tokens": 100, "valid_loss": 3.0}, {"tokens": 100, "valid_loss": 2.0}]
     >>> tokens_to_reach(TrainingCurve("tiny", "forward", rows), loss=2.5)

@@ -27,10 +27,10 @@ from ledom.train.metrics import thinned
 __all__ = ["claims", "render_html", "render_markdown", "write_comparison"]
 
 Rows = list[list[str]]
-"""Rows of cells, the head first."""
+"""Rows of cells; the first row is the head."""
 
-_GAP_ROWS = 12  # of the table of gaps over training
-_VERDICTS = {  # a gap is better the higher it is, as intervals have it
+_GAP_ROWS = 12  # in the table of gaps over training
+_VERDICTS = {  # by `Interval.verdict`, which calls a gap above 0 better
     "better": "shown for this pair: the reverse model's loss is higher; the interval excludes 0",
     "worse": "shown for this pair: the reverse model's loss is lower; the interval excludes 0",
     "open": "nothing shown: the interval includes 0",
@@ -38,9 +38,9 @@ _VERDICTS = {  # a gap is better the higher it is, as intervals have it
 }
 
 _CAUTION = (
-    "The interval is a paired bootstrap over the validation windows: it says whether these two "
-    "models differ on text like this. Twins of another seed differ by another gap: runs that "
-    "differ in name and seed alone show by how much."
+    "The interval is a paired bootstrap over the validation windows: it shows whether these two "
+    "models differ on text like this. Another seed gives another gap: runs that differ only in "
+    "name and seed show how much it varies."
 )
 
 
@@ -54,7 +54,7 @@ def write_comparison(folder: Path, report: Comparison) -> Path:
 
 
 def render_html(report: Comparison) -> str:
-    """The report as one page that needs no network and no script."""
+    """The report, which has at least one run, as one page that needs no network and no script."""
     report = clean(report)
     runs = report.runs
     figures = {
@@ -87,7 +87,7 @@ def render_markdown(report: Comparison) -> str:
 
 
 def claims(report: Comparison) -> list[str]:
-    """A line for each run with both directions, and for runs of several seeds: what the gap is.
+    """The gaps in words: a line per run with both directions, and a line per group of seeds.
 
     >>> claims(Comparison(title="", runs=[]))
     []
@@ -97,7 +97,7 @@ def claims(report: Comparison) -> list[str]:
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a gap amounts to, in words."""
+    """A gap in words."""
 
     claim: str
     value: str
@@ -111,7 +111,7 @@ def _claims(report: Comparison) -> list[_Claim]:
 
 
 def _claim(name: str, gap: FinalGap) -> _Claim:
-    """What a run's gap amounts to."""
+    """A run's final gap in words."""
     verdict = gap.interval.verdict if gap.interval else "unknown"
     windows = f" in {gap.num_windows:,} windows" if gap.num_windows else ""
     tokens = f", on {gap.num_tokens:,} tokens{windows}" if gap.num_tokens else ""
@@ -125,11 +125,11 @@ def _claim(name: str, gap: FinalGap) -> _Claim:
 
 
 def _claim_of_seeds(group: SeedGroup) -> _Claim:
-    """What the gaps of pairs that differ in their seed alone amount to."""
+    """The gaps of pairs that differ only in their seed, in words."""
     low, high = (number(end, 4, "+") for end in (group.lowest, group.highest))
     one_sign = group.lowest > 0 or group.highest < 0
     return _Claim(
-        claim=f"{len(group.runs)} pairs that differ in their seed alone "
+        claim=f"{len(group.runs)} pairs that differ only in their seed "
         f"({', '.join(group.runs)}): the mean of their gaps",
         value=f"{number(group.mean, 4, '+')}, from {low} to {high}",
         verdict=f"{'all of one sign' if one_sign else 'of either sign'}; standard deviation "
@@ -194,7 +194,7 @@ def _gap_table(runs: Sequence[RunComparison]) -> Rows:
 
 
 def _parts_table(name: str, parts: Sequence[tuple[str, str, PartGap]]) -> Rows:
-    """`parts`: the run, the part as it is called, and its gap."""
+    """`parts` are (run, the part's label, its gap)."""
     rows = [["run", name, "tokens", "forward", "reverse", "reverse less forward"]]
     for run, label, part in parts:
         losses = [number(part.forward, 3), number(part.reverse, 3), number(part.gap, 4, "+")]
@@ -203,7 +203,7 @@ def _parts_table(name: str, parts: Sequence[tuple[str, str, PartGap]]) -> Rows:
 
 
 def _crossings_table(crossings: Sequence[Crossing]) -> Rows:
-    rows = [["model", "to reach the end of", "which is", "needs tokens", "that one took"]]
+    rows = [["model", "reaches the final loss of", "loss", "after tokens", "the other's tokens"]]
     for row in crossings:
         reached = f"never; its lowest is {number(row.lowest, 4)}"
         if row.tokens is not None and row.share is not None:
@@ -215,7 +215,7 @@ def _crossings_table(crossings: Sequence[Crossing]) -> Rows:
 
 
 def _settings_table(runs: Sequence[RunComparison]) -> Rows:
-    """A column per run; what differs comes first."""
+    """A column per run; settings that differ come first."""
     known = [run for run in runs if run.settings]
     keys = list(dict.fromkeys(key for run in known for key in run.settings))
     rows = [[key, *(_setting(run, key) for run in known)] for key in keys]

@@ -1,4 +1,4 @@
-"""The figures of `ledom compare` as inline SVG: losses and gaps by tokens seen, and by position.
+"""The figures of `ledom compare` as inline SVG: losses and gaps by tokens seen and by position.
 
 Each function returns an `<svg>` element as a string, or an empty string if there is nothing to
 draw.
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 _FAMILIES = {"forward": "vote", "reverse": "pick"}
-_MOST_MARKERS = 40  # more would run into each other
+_MOST_MARKERS = 40  # more would overlap
 _MOST_PARTS = 8
 _Line = tuple[str, list[tuple[float, float]], dict[str, Any]]  # label, points, keywords of plot
 
 
 def loss_figure(runs: Sequence[RunComparison]) -> str:
-    """Validation loss by tokens seen, a line per model, over its training loss drawn faintly.
+    """Validation loss by tokens seen, a line per model; training loss is drawn faintly behind it.
 
     >>> loss_figure([])  # nothing to draw
     ''
@@ -58,10 +58,10 @@ def loss_figure(runs: Sequence[RunComparison]) -> str:
 
 
 def gap_figure(runs: Sequence[RunComparison]) -> str:
-    """Reverse less forward validation loss by tokens seen, with its interval as a band.
+    """Reverse minus forward validation loss by tokens seen, with its interval as a band.
 
     >>> alone = RunComparison(name="tiny", directions={}, settings={})
-    >>> gap_figure([alone])  # a gap takes both directions
+    >>> gap_figure([alone])  # a gap needs both directions
     ''
     """
     drawn = [(place, run) for place, run in enumerate(runs) if run.gap]
@@ -89,7 +89,7 @@ def gap_figure(runs: Sequence[RunComparison]) -> str:
 def parts_figure(run: RunComparison, part: str) -> str:
     """Validation loss by tokens seen for each part of a run (`by_source` or `by_position`).
 
-    Beside forward lines, reverse ones are dashed. At most eight parts are drawn.
+    If the run has both directions, reverse lines are dashed. At most eight parts are drawn.
 
     >>> parts_figure(RunComparison(name="tiny", directions={}, settings={}), "by_source")
     ''
@@ -135,7 +135,7 @@ def loss_by_position_figure(runs: Sequence[RunComparison]) -> str:
 
 
 def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
-    """Reverse less forward loss at the end, by how much of the window the model has read.
+    """Reverse minus forward loss at the end, by how much of the window the model has read.
 
     >>> gap_by_position_figure([])  # nothing to draw
     ''
@@ -148,7 +148,7 @@ def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
 
 
 def position_label(name: str) -> str:
-    """A bin of positions, by the first of it.
+    """The range of positions in a bin, which is named by its first position.
 
     >>> position_label("4")
     '4–7'
@@ -179,7 +179,7 @@ def _by_position(name: str, lines: list[_Line], title: str, with_zero: bool) -> 
 
 
 def _draw_lines(axes: Axes, lines: list[_Line], height: float, digits: int) -> None:
-    """Lines over tokens seen, those with a label named at their ends."""
+    """Draw lines over tokens seen; those with a label are named at their ends."""
     lines = [line for line in lines if line[1]]
     if not lines:
         return
@@ -206,7 +206,7 @@ def _draw_zero(axes: Axes) -> None:
 
 
 def _models(runs: Sequence[RunComparison]) -> list[tuple[str, DirectionResult, str]]:
-    """Label, result and color of each model."""
+    """(label, result, color) of each model."""
     return [
         (f"{run.name} {way}" if len(runs) > 1 else way, result, _color(way, place))
         for place, run in enumerate(runs)

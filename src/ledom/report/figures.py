@@ -1,9 +1,8 @@
-"""How every figure of a report looks: colors, type, labels at the ends of lines, inline SVG.
+"""The look of every figure in a report: colors, type, labels at the ends of lines, inline SVG.
 
-Text stays text, ids are prefixed with the figure's name (so that several figures can stand in one
-page) and every color is a CSS variable with a fallback (`var(--fig-ink, #1c2024)`), so a page may
-restyle a figure for a dark background. The output depends on nothing but the input. pyplot, which
-has a global state, is not used.
+Text stays text. Ids start with the figure's name, so one page can hold several figures. Every color
+is a CSS variable with a fallback (`var(--fig-ink, #1c2024)`), so a page can restyle a figure for a
+dark background. The output depends only on the input: pyplot, which has global state, is not used.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ _STYLE: Mapping[str, object] = {
 
 
 def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    """Let `draw` fill the axes of a new figure of `size` inches; the figure as an SVG element.
+    """A figure of `size` (width, height) inches as an SVG element; `draw` fills its axes.
 
     >>> svg = draw_svg("line", (2, 1), lambda axes: axes.plot([1, 2]))
     >>> svg[:47]
@@ -94,7 +93,7 @@ def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None])
 
     out = io.StringIO()
     style: Any = {**_STYLE, "svg.hashsalt": name}
-    # matplotlib lacks glyphs that the reader's browser has; it needs them for measuring alone
+    # matplotlib lacks glyphs that the reader's browser has, and needs them only to measure text
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, layout="constrained")
@@ -124,9 +123,10 @@ def label_ends(
     gap: float,
     digits: int = 1,
 ) -> None:
-    """Name each line at x = `right`, at its last value or as near as the other names allow.
+    """Name each line at x = `right`, as close to its last value as the other names allow.
 
-    The names stay beside the axes: a pile of them would leave the axes no room.
+    `ends` are the last points (x, y) of the lines by name. Names keep a distance of `gap`, in units
+    of y, and stay within the height of the axes if they fit; else the axes would shrink.
 
     >>> ends = {"majority": (8, 61.5)}
     >>> svg = draw_svg("line", (4, 2), lambda axes: label_ends(axes, ends, ["#000"], 8.2, 1.0))
@@ -152,8 +152,9 @@ def label_ends(
 def spread(
     wanted: Sequence[float], gap: float, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> list[float]:
-    """Positions as near as possible to those wanted, in the same order, at least `gap` apart, and
-    `within` two bounds where these leave room.
+    """Positions close to those `wanted`, in the same order and at least `gap` apart.
+
+    They lie `within` two bounds if there is room.
 
     >>> spread([3.0, 3.0], gap=2.0)
     [2.0, 4.0]
@@ -186,7 +187,7 @@ def spread(
 
 
 def short(name: str) -> str:
-    """A name in one line, cut if it is too long for a figure.
+    """A name on one line, cut if it is too long for a figure.
 
     >>> short("two\\nlines")
     'two lines'

@@ -1,7 +1,7 @@
 """The page of `ledom gallery`: texts that models wrote, in reading order and in the model's order.
 
-The page is a pure function of the `Gallery`. Its one script steps through the tokens; the page's
-policy lets no other run, and without it everything is there as text.
+The page is a pure function of the `Gallery`. Its only script steps through the tokens; the page's
+content security policy blocks all others. Without scripts, the page shows everything as text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Example", "Gallery", "Missing", "Section", "Table", "render_gallery"
 
 @dataclass(frozen=True)
 class Example:
-    """A text that a model wrote, with its prompt in place; tokens are in reading order.
+    """A text that a model wrote, and the prompt around it; tokens are in reading order.
 
     >>> example = Example("an ending", "reverse", [], ["2", " +", " 2"], [" =", " 4"])
     >>> example.read, example.in_model_order, example.steps
@@ -31,32 +31,32 @@ class Example:
     label: str
     direction: str
     before: Sequence[str]
-    """Tokens in front of what was written."""
+    """Given tokens before the written ones."""
     written: Sequence[str]
     after: Sequence[str]
-    """Tokens after it."""
+    """Given tokens after the written ones."""
 
     @property
     def read(self) -> list[str]:
-        """The prompt in the order in which the model read it."""
+        """The prompt in model order."""
         direction = Direction(self.direction)
         near = self.before if direction is Direction.FORWARD else self.after
         return direction.to_model_order(list(near))
 
     @property
     def in_model_order(self) -> list[str]:
-        """What was written, in the order of writing."""
+        """The written tokens in model order, the order of writing."""
         return Direction(self.direction).to_model_order(list(self.written))
 
     @property
     def steps(self) -> list[int]:
-        """When each token of `written` was written, from 1 on."""
+        """The step at which each token of `written` was written, from 1."""
         return Direction(self.direction).to_model_order([*range(1, len(self.written) + 1)])
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the head first."""
+    """Rows of cells; the first row is the head."""
 
     caption: str
     rows: Sequence[Sequence[str]]
@@ -64,12 +64,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """What one run shows."""
+    """The part of the page about one run."""
 
     heading: str
     lead: str
     rule: str
-    """How what is shown was chosen, with the seeds."""
+    """How the examples were chosen, with the seeds."""
     source: str = ""
     """The run's file."""
     examples: Sequence[Example] = ()
@@ -86,7 +86,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Everything that the page shows."""
+    """The content of the page."""
 
     title: str
     ledom_version: str
@@ -96,7 +96,7 @@ class Gallery:
 
 
 def write_gallery(path: Path, gallery: Gallery) -> Path:
-    """Write the page; raises `OutputError` where it cannot be written.
+    """Write the page; returns its path. Raises `OutputError` if it cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""How sure a measured number is: bootstrap intervals over problems, and pairwise AUC.
+"""Confidence intervals by bootstrap over problems, and pairwise AUC.
 
-Problems are the unit that is resampled, never candidates: the candidates of one problem are not
-independent of each other. Arrays have one entry per problem.
+Problems are resampled, never candidates: the candidates of one problem are not independent of each
+other. Arrays have one entry per problem.
 
-Resampling values that are all equal gives an interval without width, as if nothing else could ever
-be seen. For shares, whose range is known, `share_interval` and `paired_share_interval` say instead
-what so many equal values show.
+Resampling values that are all equal gives an interval of zero width, as if no other value were
+possible. The range of shares is known, so `share_interval` and `paired_share_interval` give such
+values an interval whose width depends on how many there are.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = [
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
 _ROUNDING = 1e-9
-"""How far rounding may move a computed share: out of range, or away from an equal one."""
+"""How far rounding may move a computed share: out of its range, or away from an equal one."""
 _MOST_KEPT = 2**24
-"""Up to this many draws (32 MiB), the hundreds of intervals of one report share them."""
+"""Up to this many draws (32 MiB) are kept in memory, for the hundreds of intervals of a report."""
 
 
 def bootstrap_interval(
@@ -90,9 +90,9 @@ def share_interval(
 ) -> Interval:
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
-    As `bootstrap_interval`, unless all values are equal. Then at most a share u of all problems can
-    differ from them, where (1 - u)^num_problems = (1 - level) / 2, and those may be 0 or 1. For
-    values that are all 0, or all 1, this is the exact interval of Clopper and Pearson (1934).
+    This is `bootstrap_interval`, unless all values are equal. Then the bounds assume that a share u
+    of all problems has the value 0 (or 1) instead, where (1 - u)^num_problems = (1 - level) / 2.
+    For values that are all 0, or all 1, this is the exact interval of Clopper and Pearson (1934).
 
     Raises `InputError` as `bootstrap_interval` does, and for a value out of range.
 
@@ -111,9 +111,9 @@ def paired_share_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """`paired_interval` of two sides of shares, as careful as `share_interval` with equal values.
+    """`paired_interval` for shares; equal differences are treated as in `share_interval`.
 
-    A difference of the problems that were not seen may be anything from -1 to 1.
+    The difference on an unseen problem may be anything from -1 to 1.
 
     >>> found = paired_share_interval(np.ones(30), np.zeros(30))
     >>> found.mean, round(found.low, 3), found.high
@@ -142,8 +142,8 @@ def pairwise_auc(
     """How well scores tell right candidates from wrong ones, problem by problem.
 
     `scores` and `correct` hold an array [num_candidates] per problem. Returns [num_problems]: the
-    share of (right, wrong) pairs of candidates in which the right one scores higher, a tie counting
-    1/2, which is the area under the ROC curve; NaN for a problem without both kinds.
+    share of (right, wrong) pairs of candidates in which the right one scores higher. A tie counts
+    1/2. This is the area under the ROC curve; NaN for a problem without both kinds.
 
     Raises `InputError` for no problems, for scores and labels that do not match in number or shape,
     for a score that is NaN (infinite ones are allowed) and for labels that are not booleans.
@@ -169,8 +169,8 @@ def auc_interval(
 ) -> Interval:
     """The mean `pairwise_auc` over the problems that have right and wrong candidates.
 
-    Raises `InputError` as `pairwise_auc` and `bootstrap_interval` do, and where no problem has
-    both kinds.
+    Raises `InputError` as `pairwise_auc` and `bootstrap_interval` do, and if no problem has both
+    kinds.
 
     >>> right = np.array([True, False])
     >>> auc_interval([np.array([2.0, 1.0]), np.array([0.0, 3.0])], [right, right]).mean
@@ -228,7 +228,7 @@ def _resampled_means(
 
 
 def _draws(num_problems: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.integer[Any]]]:
-    """Which problems each resample has, in chunks [rows, num_problems]."""
+    """The indices of each resample's problems, in chunks [rows, num_problems]."""
     rng = np.random.default_rng(seed)
     rows = max(1, CHUNK_SIZE // num_problems)
     # Narrow integers are drawn several times as fast as 64-bit ones.

@@ -1,4 +1,7 @@
-"""How every page, table and line writes numbers and intervals; a dash for one that is not known."""
+"""Formats numbers and intervals, alike on every page, in every table and on the terminal.
+
+An unknown number becomes a dash.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,13 @@ __all__ = [
 ]
 
 MISSING = "\N{EN DASH}"
-"""Stands for a number that is not known."""
+"""Stands for an unknown number."""
 
 
 def number(value: float | None, digits: int = 2, sign: str = "-") -> str:
-    """A number with so many digits and a true minus sign; `sign="+"` marks positive ones too.
+    """A number with `digits` decimals and a true minus sign; `sign="+"` marks positive ones too.
+
+    Unknown and infinite numbers become a dash.
 
     >>> number(1.5), number(0.256, 1, "+"), number(-0.04, 1)
     ('1.50', '+0.3', '0.0')
@@ -44,7 +49,9 @@ def percent(share: float | None) -> str:
 
 
 def accuracy(found: Interval | None) -> str:
-    """A share in percent, with the wider side of its interval; with both bounds at 0 and at 1.
+    """A share in percent, with the wider side of its interval.
+
+    A share that is itself one of the bounds, such as 0 of 79, is shown with both bounds.
 
     >>> accuracy(Interval(0.473, 0.451, 0.49)), accuracy(Interval(0.0, 0.0, 0.046))
     ('47.3 ± 2.2', '0.0 [0.0, 4.6]')
@@ -57,7 +64,7 @@ def accuracy(found: Interval | None) -> str:
 
 
 def difference(found: Interval | None) -> str:
-    """A difference of two shares, in percentage points.
+    """A difference of two shares in percentage points, with its interval.
 
     >>> difference(Interval(0.061, 0.011, 0.1))
     '+6.1 [+1.1, +10.0]'
@@ -78,7 +85,7 @@ def interval(found: Interval, digits: int = 3, sign: str = "-") -> str:
 
 
 def count(value: float | None) -> str:
-    """A count: exact below 10,000, else three digits and a unit.
+    """A count: exact below 10,000, else with three digits and a unit.
 
     >>> count(2346), count(20_000), count(7.79e9), count(999_600)
     ('2,346', '20k', '7.79B', '1M')

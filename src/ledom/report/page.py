@@ -1,7 +1,7 @@
-"""What reports share on their way to a page: cleaning, Markdown, templates, the files.
+"""Renders results as JSON, Markdown and HTML: the functions that all reports share.
 
-The renderings of a report are pure functions of it. The texts in it are untrusted: they are cleaned
-of control characters, clipped and escaped here.
+A rendering is a pure function of its report. Texts in a report are untrusted: here they are
+clipped and escaped, and their control characters are replaced.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ __all__ = [
 
 LONGEST_TEXT = 4000  # characters of any text that a rendering shows
 
-_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # reorder what follows
+_BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of the characters that reorder the text after them."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -44,7 +45,7 @@ T = TypeVar("T")
 def write_pages(
     folder: Path, name: str, report: DataclassInstance, markdown: str, html: str
 ) -> Path:
-    """Write NAME.json, NAME.md and NAME.html into `folder`; returns the page's path.
+    """Write `name`.json, `name`.md and `name`.html into `folder`; returns the HTML page's path.
 
     Raises `OutputError` if the folder cannot be written.
 
@@ -56,7 +57,7 @@ def write_pages(
     (['report.html', 'report.json', 'report.md'], 'report.html')
     """
     text = json.dumps(to_json(report), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
-    # UTF-8 has no lone surrogates, which a broken token may leave; JSON can spell them out.
+    # A broken token may leave a lone surrogate: UTF-8 cannot encode it, but JSON can escape it.
     text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     for kind, content in {"json": text, "md": markdown, "html": html}.items():
         with write_atomically(folder / f"{name}.{kind}") as out:
@@ -65,10 +66,11 @@ def write_pages(
 
 
 def render_template(name: str, view: Mapping[str, Any], figures: Mapping[str, str]) -> str:
-    """A template of this folder as one page that needs no network and no script.
+    """Fill in a template of `templates/`: one page that needs no network and no script.
 
-    Its filters are the functions of `ledom.report.numbers`. `figures` are SVG elements by name,
-    or empty texts.
+    The template reads the variables of `view`. Its filters are the functions of
+    `ledom.report.numbers`. `figures` maps names to SVG elements, or to empty strings where there
+    is nothing to draw.
 
     >>> view = {"report": {"title": "A <b> page"}, "sections": []}
     >>> page = render_template("base.html", view, {})
@@ -83,7 +85,7 @@ def render_template(name: str, view: Mapping[str, Any], figures: Mapping[str, st
 
 @cache
 def _templates() -> Environment:
-    """The templates of this folder, each compiled once."""
+    """The environment that compiles each template once."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -98,7 +100,7 @@ def _templates() -> Environment:
 
 
 def clean(value: T) -> T:
-    """A copy of a result whose texts can be shown: clipped, control characters replaced.
+    """A copy of a result that is safe to show: texts clipped, control characters replaced.
 
     >>> clean({"answer": "4\\x1b[31m"})
     {'answer': '4\ufffd[31m'}
@@ -123,11 +125,12 @@ def _visible(character: str) -> str:
     if character in "\n\t\r":
         return " " if character == "\r" else character
     hidden = unicodedata.category(character) in ("Cc", "Cs")
-    return "\ufffd" if hidden or unicodedata.bidirectional(character) in _TURNS else character
+    hidden = hidden or unicodedata.bidirectional(character) in _BIDI_CONTROLS
+    return "\ufffd" if hidden else character
 
 
 def escape(text: object) -> str:
-    """One line of Markdown that shows `text` as it is, escaping no more than it must.
+    """One line of Markdown that shows `text` literally, with no more escapes than needed.
 
     >>> print(escape("a_b *c*"))
     a_b \\*c\\*
@@ -137,7 +140,7 @@ def escape(text: object) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a table; the first row is its head.
+    """Rows of cells as a Markdown table; the first row is the head.
 
     >>> print(markdown_table([["a", "b"], ["1", "2"]]))
     | a | b |

@@ -38,13 +38,13 @@ KINDS = {
     "vote": "Vote among the answers",
     "bound": "Bounds",
 }
-"""The kinds of strategy, in the order in which they are shown, with their headings."""
+"""Headings by kind of strategy, in the order of the report."""
 
 
 def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
     """Each row's paired difference from the opponent, in points, with its interval.
 
-    A line marks no difference.
+    A line marks zero.
 
     >>> svg = differences_figure({"reverse": Interval(0.02, -0.01, 0.05)}, "the greedy answer")
     >>> svg.startswith("<svg"), "reverse" in svg
@@ -218,7 +218,9 @@ def _line_styles(kinds: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def by_lambda_figure(curve: AccuracyByLambda | None) -> str:
-    """Accuracy against lambda, the weight of the reverse model, with its band and `chosen`.
+    """Accuracy against lambda, the weight of the reverse model, with its interval as a band.
+
+    A line marks the chosen lambda.
 
     >>> by_lambda_figure(None)
     ''
@@ -242,7 +244,7 @@ def _draw_by_lambda(axes: Axes, curve: AccuracyByLambda) -> None:
 
 
 def reliability_figure(reliability: Reliability | None) -> str:
-    """Accuracy of the choices in each bin of a score, with intervals; larger dots count more.
+    """Accuracy of the choices in each bin of a score, with intervals; fuller bins, larger dots.
 
     >>> reliability_figure(None)  # not measured
     ''

@@ -1,4 +1,4 @@
-"""What the report of a selection says, as types: the source of its page, Markdown and JSON.
+"""The report of a selection as dataclasses, from which its page, Markdown and JSON are made.
 
 `to_json` turns any result into the object that a JSON file holds (docs/formats.md). Accuracies are
 shares from 0 to 1, log-probabilities are in nats.
@@ -38,7 +38,7 @@ FORMAT = 2
 
 
 def to_json(value: Any) -> Any:
-    """A result as JSON's own types; numbers that are not finite become None.
+    """A result as plain JSON values; numbers that are not finite become None.
 
     A field that has its default (None, False, 0 or an empty text) is left out.
 
@@ -48,7 +48,7 @@ def to_json(value: Any) -> Any:
     if is_dataclass(value):
         found = {f: getattr(value, f.name) for f in fields(value)}
         return {
-            f.name.rstrip("_"): to_json(item)  # lambda_: a key that is a keyword of Python
+            f.name.rstrip("_"): to_json(item)  # lambda_, because lambda is a keyword of Python
             for f, item in found.items()
             if f.default is MISSING or item != f.default
         }
@@ -56,7 +56,7 @@ def to_json(value: Any) -> Any:
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy, which need not be imported to ask
+    if hasattr(value, "tolist"):  # a numpy value, recognized without importing numpy
         return to_json(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -94,24 +94,25 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """How many candidates a stopped vote needed."""
+    """How many candidates a stopped vote needed, per problem."""
 
     candidates: Interval
     of: int
+    """The number of candidates without stopping."""
     saved: Interval
     """The share of the candidates that were not needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a strategy takes per problem; see `ledom.rerank.cost`."""
+    """What a strategy costs per problem; see `ledom.rerank.cost`."""
 
     generated_tokens: float
     scored_tokens: float
     flops: float | None
-    """None if a model's size is not known."""
+    """None if a model's size is unknown."""
     seconds: float | None = None
-    """None if the folder does not say what a file took."""
+    """None if the time of a stage was not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ class StrategyResult:
     formula: str
     accuracy: Interval
     versus: Mapping[str, Interval] = field(default_factory=dict)
-    """Paired differences, by the id of the strategy that it is compared with."""
+    """Paired differences, by the id of the other strategy."""
     needed: Needed | None = None
     cost: Cost | None = None
 
@@ -139,12 +140,12 @@ class Difference:
     claim: str
     difference: Interval
     main: bool = False
-    """Whether the report begins with it: it was named before any problem was seen."""
+    """Whether the report opens with this claim, which was named before any problem was seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyByN:
-    """Accuracy by number of candidates: a value for each n, by the strategy's id."""
+    """Accuracy by number of candidates: a list with a value for each n, by strategy id."""
 
     n: Sequence[int]
     strategies: Mapping[str, Sequence[float]]
@@ -152,7 +153,7 @@ class AccuracyByN:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyByLambda:
-    """Accuracy of Reverse Reward by lambda, with its interval; `chosen` is the one in use."""
+    """Accuracy of Reverse Reward by lambda, with its interval; `chosen` is the lambda in use."""
 
     lambda_: Sequence[float]
     accuracy: Sequence[float]
@@ -163,7 +164,7 @@ class AccuracyByLambda:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Problems of about the same score."""
+    """Problems with about the same score."""
 
     mean_score: float
     accuracy: float
@@ -174,10 +175,10 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Accuracy by score: are choices of a higher score right more often?"""
+    """Accuracy by score: are choices with a higher score right more often?"""
 
     score: str
-    """What the score is."""
+    """The score's name for people."""
     bins: Sequence[Bin]
 
 
@@ -193,19 +194,20 @@ class AucResult:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupResult:
-    """Accuracy by the strategy's id on some of the problems."""
+    """Accuracy on one group of problems."""
 
     group: str
     num_problems: int
     accuracy: Mapping[str, float]
+    """By strategy id."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """All that is measured of a selection; empty if no problem is labeled."""
+    """Everything measured about a selection; empty if no problem is labeled."""
 
     num_labeled: int | None = None
-    """Problems with a right answer, which the accuracies are of. None: this was not asked."""
+    """Problems with a known right answer: the accuracies cover these. None if not counted."""
     settings: Mapping[str, str | float] = field(default_factory=dict)
     strategies: Sequence[StrategyResult] = field(default_factory=list)
     headline: Sequence[Difference] = field(default_factory=list)
@@ -218,7 +220,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """A model by name, with its number of parameters if that is known."""
+    """A model's name, and its number of parameters if known."""
 
     name: str
     parameters: int | None
@@ -226,7 +228,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionToken:
-    """log P(token | what follows it, the answer included), over question[start:end]."""
+    """log P(token | rest of the question after it, answer) for the token question[start:end]."""
 
     start: int
     end: int
@@ -241,7 +243,7 @@ class CaseCandidate:
     text: str
     answer: str | None
     correct: bool | None
-    """None: nobody says what is right."""
+    """None if the right answer is unknown."""
     rank: int
     role: str | None
     """`picked`, `rejected` or None."""
@@ -252,7 +254,9 @@ class CaseCandidate:
 
     @property
     def total(self) -> float:
-        """log P(x|y): the score where it is known, which counts the document's start too.
+        """log P(x|y): the `reverse` score, else the sum over `question_tokens`.
+
+        The score also counts the document-start token.
 
         >>> token = QuestionToken(start=0, end=3, logprob=-2.5)
         >>> CaseCandidate(index=0, text="4", answer="4", correct=None, rank=1, role=None, count=1,
@@ -294,9 +298,9 @@ class SelectionReport(Measurement):
     num_problems: int = 0
     num_candidates: int = 0
     chosen: str = ""
-    """The id of the strategy that chose; it was named before any result was there."""
+    """The id of the strategy that chose the answers, named before there was any result."""
     warning: str | None
-    """Why nothing here can be trusted."""
+    """Why the results cannot be trusted; None if no reason is known."""
     notes: Sequence[str] = field(default_factory=list)
     models: Mapping[str, ModelInfo] = field(default_factory=dict)
     cases: Sequence[Case] = field(default_factory=list)

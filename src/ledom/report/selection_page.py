@@ -27,7 +27,7 @@ from ledom.report.words import Word, compare, question_words
 
 __all__ = ["render_html", "render_markdown", "write_report"]
 
-NUM_GAP_WORDS = 6  # words named as making the difference
+NUM_GAP_WORDS = 6  # listed as the main differences
 
 _BASELINES = ("greedy", "random", "majority")
 
@@ -105,7 +105,7 @@ class _Panel:
 
 @dataclass(frozen=True)
 class _CaseView:
-    """A case, and the pair that is compared in it."""
+    """A case, and its comparison of the picked and the rejected answer."""
 
     case: Case
     panels: list[_Panel]
@@ -120,21 +120,21 @@ class _CaseView:
 
 @dataclass(frozen=True)
 class _View:
-    """What the template reads."""
+    """The variables of the template."""
 
     report: SelectionReport
     summary: Summary
     groups: dict[str, list[StrategyResult]]
     """Strategies by heading, the best first."""
     baselines: list[str]
-    """The strategies that others are compared with."""
+    """The ids of the strategies that others are compared with."""
     group_table: list[list[str]]
     cost_table: list[list[str]]
     first_case: _CaseView | None
     other_cases: list[_CaseView]
     facts: list[list[str]]
     needed: dict[str, str]
-    """By the id of a strategy, what it needed."""
+    """How many candidates a stopped vote needed, in words, by strategy id."""
 
 
 def _view(report: SelectionReport) -> _View:
@@ -161,13 +161,13 @@ def _view(report: SelectionReport) -> _View:
 
 
 def _is_telling(case: Case) -> bool:
-    """Whether its rejected answer is wrong and its picked one right."""
+    """Whether the picked answer is right and the rejected one wrong."""
     verdicts = {c.role: c.correct for c in case.candidates}
     return verdicts.get("picked") is True and verdicts.get("rejected") is False
 
 
 def _cost_table(ranked: Sequence[StrategyResult]) -> list[list[str]]:
-    """Accuracy beside cost, each per problem; only the head where no cost is known."""
+    """Accuracy and cost per problem; only the head if no cost is known."""
     rows = [
         [
             s.label,
@@ -187,7 +187,7 @@ def _cost_table(ranked: Sequence[StrategyResult]) -> list[list[str]]:
 
 
 def _group_table(by_group: Sequence[GroupResult], labels: Mapping[str, str]) -> list[list[str]]:
-    """Accuracy by group, the strategies down and the groups across, or the other way if longer."""
+    """Accuracy with a row per strategy and a column per group; transposed if groups are many."""
     if not by_group:
         return []
     present = {name for row in by_group for name in row.accuracy}
@@ -203,7 +203,7 @@ def _group_table(by_group: Sequence[GroupResult], labels: Mapping[str, str]) -> 
 
 
 def _facts(report: SelectionReport) -> list[list[str]]:
-    """What the report was made with, by name."""
+    """The models, settings, command and version behind the report, as (name, value)."""
     facts = []
     for role, model in report.models.items():
         size = f" ({count(model.parameters)} parameters)" if model.parameters else ""
@@ -215,7 +215,7 @@ def _facts(report: SelectionReport) -> list[list[str]]:
 
 
 def _case(case: Case) -> _CaseView:
-    """A case with the question under the picked and the rejected answer."""
+    """A case, with the question's words under the picked and the rejected answer."""
     by_role = {candidate.role: candidate for candidate in case.candidates}
     pair = [by_role[role] for role in ("picked", "rejected") if role in by_role]
     shown = [candidate for candidate in pair if candidate.question_tokens]

@@ -1,8 +1,8 @@
-"""What a report says first: one sentence, five rows, what the sample can show, which term matters.
+"""The first screen of a report: the main result, what the sample can show, which term matters.
 
-Everything here is a pure function of the report, so that the page, the Markdown and the terminal
-say the same. The strategy of the sentence is the report's `chosen`, which was named before
-the problems were seen, not the strategy that did best on them.
+The page, the Markdown and the terminal all show this summary, which is a pure function of the
+report. The main result is that of the report's `chosen` strategy, which was named before the
+problems were seen, not that of the strategy that did best on them.
 """
 
 from __future__ import annotations
@@ -36,20 +36,22 @@ _TERMS = {
     "reverse": "log P(x|y), the question under the reverse model",
     "prior": "log P(y), the answer under the reverse model",
 }
-_FEW = 30  # problems below which a percentile bootstrap is rough
-_DETECTABLE = 2.8 / 1.96  # half-widths: what four of five samples show (power 0.8, level 0.05)
+_FEW = 30  # problems, below which a percentile bootstrap is rough
+_DETECTABLE = 2.8 / 1.96
+"""Half-widths of an interval: the true difference that four of five samples detect (power 0.8,
+level 0.05)."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One of the first strategies: its name, accuracy, and paired differences."""
+    """A strategy on the first screen."""
 
     label: str
     strategy: str
     is_chosen: bool
     accuracy: Interval
     versus: Mapping[str, Interval]
-    """By opponent."""
+    """Paired differences, by the opponent's id."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,21 @@ class Summary:
     sentence: str
     rows: tuple[Row, ...]
     columns: tuple[str, ...]
-    """The opponents that the rows are compared with."""
+    """The ids of the opponents that the rows are compared with."""
     opponent: str
-    """The one that the sentence and the picture compare with; empty for none."""
+    """The id of the opponent in the sentence and the figure; empty without one."""
     opponent_name: str
-    """The same in words."""
+    """The same opponent in words."""
     claims: tuple[Difference, ...]
+    """The main claims."""
     sample: str
+    """What differences a sample of this size can show."""
     signal: str
+    """Which single term best tells right answers from wrong ones."""
 
 
 def summarize(report: SelectionReport) -> Summary:
-    """The first screen of a report; what it does not measure leaves its part empty.
+    """The first screen of a report; a part that was not measured is empty.
 
     >>> unlabeled = SelectionReport(title="", warning=None, num_problems=1, num_labeled=0)
     >>> summarize(unlabeled).sentence  # doctest: +ELLIPSIS
@@ -96,14 +101,14 @@ def summarize(report: SelectionReport) -> Summary:
 
 
 def _columns(shown: Sequence[StrategyResult]) -> tuple[str, ...]:
-    """The opponents that any row has; a random candidate only if there is no other."""
+    """The opponents of any row; the random candidate only if there is no other."""
     known = {name for strategy in shown for name in strategy.versus}
     columns = tuple(name for name in ("greedy", "majority") if name in known)
     return columns or tuple(known & {"random"})
 
 
 def _plain(strategy: StrategyResult | None) -> str:
-    """A strategy as a sentence names it."""
+    """A strategy's name within a sentence."""
     if strategy is None:
         return ""
     return _NAMES.get(strategy.id, f"the strategy “{strategy.label}”")
@@ -119,14 +124,14 @@ def _row(strategy: StrategyResult, is_chosen: bool) -> Row:
 
 
 def _labeled(report: SelectionReport) -> int:
-    """How many problems the accuracies are of."""
+    """The number of problems that the accuracies cover."""
     return report.num_problems if report.num_labeled is None else report.num_labeled
 
 
 def _sentence(
     chosen: StrategyResult | None, opponent: StrategyResult | None, report: SelectionReport
 ) -> str:
-    """Who was right how often, and by how much more than whom."""
+    """How often the chosen strategy was right, and how that compares with the opponent."""
     total, labeled = report.num_problems, _labeled(report)
     if report.num_labeled == 0:
         whose = "The problem has no" if total == 1 else f"None of the {total} problems has a"
@@ -158,7 +163,7 @@ def _compared(against: Interval, opponent: str) -> str:
 
 
 def _sample(num_problems: int, against: Interval | None) -> str:
-    """What differences so many problems can show, from the interval of the first one."""
+    """What differences a sample of this size can show, going by the width of one interval."""
     if against is None:
         return ""
     if against.low == against.high:
@@ -171,14 +176,14 @@ def _sample(num_problems: int, against: Interval | None) -> str:
     rough = "Fewer than 30 problems: every interval is rough. " if num_problems < _FEW else ""
     return (
         f"{rough}A sample of {what} shows a true difference of about "
-        f"{number(points, 1)} points four times out of five, and mostly misses a smaller one. An "
-        "interval that includes 0 shows neither a gain nor that there is none; other problems and "
+        f"{number(points, 1)} points four times out of five, and usually misses a smaller one. An "
+        "interval that includes 0 shows neither a gain nor the lack of one. Other problems and "
         "other models may differ."
     )
 
 
 def _signal(auc: Sequence[AucResult]) -> str:
-    """Which single term tells right from wrong best."""
+    """Which single term best tells right answers from wrong ones."""
     terms = [(row.term, row.auc) for row in auc if row.term and row.term in _TERMS]
     if not terms:
         return ""

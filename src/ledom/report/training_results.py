@@ -1,4 +1,4 @@
-"""What `ledom compare` says of training runs, as types; see `ledom.report.results`.
+"""The report of `ledom compare` on training runs, as dataclasses; see `ledom.report.results`.
 
 Losses are in nats per token.
 """
@@ -35,7 +35,7 @@ class LossCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationCurve:
-    """Validation loss by step and by tokens seen; by part, None where a validation lacks it."""
+    """Validation loss by step and by tokens seen; None for a part that a validation lacks."""
 
     step: Sequence[int]
     tokens: Sequence[int]
@@ -46,7 +46,7 @@ class ValidationCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionResult:
-    """How one direction of a run was trained."""
+    """The training of one direction of a run."""
 
     steps: int
     tokens: int
@@ -58,7 +58,7 @@ class DirectionResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Reverse less forward validation loss; no bounds if the losses by window are not known."""
+    """Reverse minus forward validation loss; without bounds if losses by window are unknown."""
 
     step: int
     tokens: int
@@ -80,7 +80,7 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalGap(Gap):
-    """The gap at the last validation of both, with the two losses."""
+    """The gap at the last validation of both directions, with the two losses."""
 
     forward: float
     reverse: float
@@ -92,7 +92,7 @@ class FinalGap(Gap):
 
 @dataclass(frozen=True, kw_only=True)
 class PartGap:
-    """The gap on the tokens of one source, or of some positions."""
+    """The gap on the tokens of one source, or of one range of positions."""
 
     name: str
     num_tokens: int | None
@@ -103,7 +103,7 @@ class PartGap:
 
 @dataclass(frozen=True, kw_only=True)
 class RunComparison:
-    """A run: its directions, and the gap between them if there are two."""
+    """A run: each direction's training, and the gap between them if there are two."""
 
     name: str
     directions: Mapping[str, DirectionResult]
@@ -116,7 +116,7 @@ class RunComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedGroup:
-    """Runs that differ in name and seed alone: how far apart their final gaps lie."""
+    """Runs that differ only in name and seed, and the spread of their final gaps."""
 
     runs: Sequence[str]
     mean: float
@@ -127,7 +127,7 @@ class SeedGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """When one model reaches the final loss of another."""
+    """How many tokens one model needs to reach the final loss of another."""
 
     run: str
     direction: str
@@ -136,10 +136,13 @@ class Crossing:
     loss: float
     other_tokens: int
     tokens: float | None
-    """None: it never does."""
+    """None if it never does."""
     at_first_validation: bool
+    """Whether it had already done so at its first validation: `tokens` is then an upper bound."""
     share: float | None
+    """`tokens` as a share of `other_tokens`."""
     lowest: float
+    """The lowest validation loss that it reached."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ _WORD = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u
 class Word:
     """A piece of the question, and how well an answer explains it.
 
-    `logprob` (nats) sums log P(token | what follows it, the answer included) over the word's
-    tokens, None for white space and words without a token; `gap` is the picked answer's logprob
-    less the rejected one's, None where there is no pair to compare.
+    `logprob` (nats) is the sum of log P(token | rest of the question after it, answer) over the
+    word's tokens; None for white space and for words without a token. `gap` is the logprob under
+    the picked answer minus that under the rejected one; None without such a pair.
 
     >>> word = Word("pens", logprob=-3.0, gap=1.5)
     >>> word.heat, word.mark
@@ -41,7 +41,7 @@ class Word:
 
     @property
     def mark(self) -> str:
-        """`lost` where the rejected answer explains the word notably worse, `gained` if better."""
+        """`lost` if the rejected answer explains the word notably worse, `gained` if better."""
         if self.gap is None or abs(self.gap) <= NOTABLE_GAP:
             return ""
         return "lost" if self.gap > 0 else "gained"
@@ -62,8 +62,8 @@ class Word:
 def question_words(question: str, tokens: Sequence[QuestionToken]) -> list[Word]:
     """Split a question into words and white space, each word with the sum of its tokens' logprobs.
 
-    The texts of the words joined are the question. A token belongs to the word of its first
-    character that is not white space; one of white space alone to the word after it.
+    The words joined give the question again. A token belongs to the word of its first character
+    that is not white space. A token of white space alone belongs to the next word.
 
     >>> token = QuestionToken(start=0, end=3, logprob=-2.5)
     >>> question_words("How many", [token])[0]
@@ -74,7 +74,7 @@ def question_words(question: str, tokens: Sequence[QuestionToken]) -> list[Word]
     sums: dict[int, float] = {}
     for token in tokens:
         if not 0 <= token.start < min(token.end, len(question)):
-            continue  # the document's end has no characters; a clipped question lacks some
+            continue  # the document-end token has no characters; a clipped question lacks some
         covered = question[token.start : token.end]
         first = token.start + len(covered) - len(covered.lstrip())
         index = piece_of[min(first, len(question) - 1)]
@@ -85,7 +85,9 @@ def question_words(question: str, tokens: Sequence[QuestionToken]) -> list[Word]
 
 
 def compare(picked: list[Word], rejected: list[Word]) -> tuple[list[list[Word]], list[Word]]:
-    """Both lists with their gaps, and the rejected words that are notably worse, worst first.
+    """Both lists with gaps filled in, and the words that `rejected` explains notably worse.
+
+    Of the latter, the worst comes first.
 
     >>> compare([Word("red", -1.0)], [Word("red", -5.0)])[1]
     [Word(text='red', logprob=-5.0, gap=4.0)]
