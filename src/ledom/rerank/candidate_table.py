@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.records import EARLY_STOP, Candidate, Problem, Score
+from ledom.data.labels import is_right
 from ledom.rerank.candidates import SharedScores, pools
 from ledom.rerank.features import available_features, candidate_features
 from ledom.text.answers import extract_answer
@@ -184,7 +185,7 @@ class _Cells:
         self.mask[cell] = True
         self._writers[cell] = self._number_of.setdefault(candidate.model, len(self._number_of))
         self.answers[cell] = classes.number(answer)
-        self.correct[cell] = _is_right(candidate, answer, problem)
+        self.correct[cell] = is_right(candidate, answer, problem) is True
         for name, array in self.features.items():
             array[cell] = values[name]
 
@@ -204,16 +205,15 @@ class _Cells:
 def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> FloatArray:
     """[P]: the share of each problem's greedy candidates that are right.
 
-    NaN without any, and where nothing says whether one is: no label, and no answer of the problem.
+    NaN without a greedy candidate, and where it is unknown whether one is right.
     """
     by_id = {problem.id: problem for problem in problems}
     right: dict[str, list[float]] = {problem.id: [] for problem in problems}
     for candidate in candidates:
         if candidate.greedy:
             problem = by_id[candidate.problem_id]
-            is_known = candidate.correct is not None or problem.is_labeled
-            is_right = is_known and _is_right(candidate, extract_answer(candidate.text), problem)
-            right[problem.id].append(float(is_right) if is_known else np.nan)
+            verdict = is_right(candidate, extract_answer(candidate.text), problem)
+            right[problem.id].append(np.nan if verdict is None else float(verdict))
     return np.array([np.mean(found) if found else np.nan for found in right.values()])
 
 
@@ -264,9 +264,3 @@ class AnswerClasses:
                 return number
         self._members.append([answer])
         return len(self._members) - 1
-
-
-def _is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool:
-    if candidate.correct is not None:
-        return candidate.correct
-    return equal_answers(problem.answer, answer)

@@ -1,7 +1,8 @@
-"""How well a candidate explains the words of its question: cases for a report.
+"""Cases for a report: how well candidates explain the words of their question.
 
-`worked_cases` finds problems where the reverse model changed the choice for the better; `explain`
-judges given solutions of one problem; `unfamiliar` says when none of this means anything.
+`worked_cases` finds problems where the reverse model changed the choice for the better. `explain`
+compares given solutions of one problem. `unfamiliar` warns of texts that the embedded model cannot
+judge.
 """
 
 from __future__ import annotations
@@ -16,15 +17,11 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.data.labels import is_right
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.report.results import Case, CaseCandidate, ModelInfo, QuestionToken, SelectionReport
-from ledom.rerank.candidate_table import (
-    BoolArray,
-    CandidateTable,
-    FloatArray,
-    build_candidate_table,
-)
+from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
 from ledom.rerank.candidates import SharedScores, pools
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import STRATEGIES
@@ -43,22 +40,22 @@ __all__ = [
 ]
 
 FAMILIAR_LOSS = 1.0
-"""Nats per token of a question, given the best of its answers. Of 480 unseen problems of the
-templates none is above 0.49; of 60 of other templates none is below 7.8, of 60 of GSM8K none below
-1.5."""
+"""Nats per token of a question, given the best of its answers. None of 480 unseen problems from the
+embedded model's templates is above 0.49; none of 60 from other templates is below 7.8, and none of
+60 from GSM8K below 1.5."""
 
 _UNLIKELY_LOSS = 6.0
-"""Nats per token of a text by itself. Of 40 unseen questions of the templates none is above 0.8, of
-their second halves none above 2.8; of other texts in plain English few are below 8."""
-_FEW_TOKENS = 8  # that say too little of a text: "A baker" may start anything
+"""Nats per token of a text by itself. None of 40 unseen questions from the templates is above 0.8,
+and none of their second halves above 2.8; few other texts in plain English are below 8."""
+_FEW_TOKENS = 8  # shorter texts are not judged: "A baker" may start anything
 
 _CASES = 3
-_CANDIDATES = 6  # shown in a case
-_TARGETS = {"forward": "y|x", "reverse": "x|y", "prior": "y"}  # of the scores shown
+_CANDIDATES = 6  # shown per case
+_TARGETS = {"forward": "y|x", "reverse": "x|y", "prior": "y"}  # of the scores shown, by name
 
 
 def is_candidates_file(source: str) -> bool:
-    """Whether it names a file of candidates; anything else is a solution itself.
+    """Whether `source` names a file of candidates; anything else is itself a solution.
 
     >>> is_candidates_file("candidates.jsonl"), is_candidates_file("3 + 4 = 7")
     (True, False)
@@ -67,10 +64,10 @@ def is_candidates_file(source: str) -> bool:
 
 
 def read_solutions(sources: Sequence[str], problem_id: str | None = None) -> list[str]:
-    """The texts among `sources`, and those of the candidates in the JSONL files among them.
+    """Solutions from `sources`: each is a solution, or a JSONL file of candidates.
 
-    Of the files only the candidates of `problem_id` are taken, if one is given. Raises
-    `InputError` for a bad file, or if no solution is found.
+    With `problem_id`, only that problem's candidates are read from the files. Raises `InputError`
+    for a bad file, or if no solution is found.
 
     >>> read_solutions(["3 + 4 = 7", "3 - 4 = 1"])
     ['3 + 4 = 7', '3 - 4 = 1']
@@ -88,7 +85,7 @@ def read_solutions(sources: Sequence[str], problem_id: str | None = None) -> lis
 
 
 def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> SelectionReport:
-    """A report with one case: each distinct solution, by log P(x|y).
+    """A report with one case: the distinct solutions, ranked by log P(x|y).
 
     Raises `DirectionError` for a forward model.
 
@@ -107,8 +104,7 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
     scores = [s for chunk in score_candidates([problem], candidates, lm) for s in chunk]
     table = build_candidate_table([problem], candidates, scores)
     judged = table.features["reverse"][0]
-    shared = SharedScores(candidates, scores)
-    pool = _Pool(problem, candidates, table.correct[0], shared)
+    pool = _Pool(problem, candidates, SharedScores(candidates, scores))
     return SelectionReport(
         title="What each answer explains",
         warning=unfamiliar(lm, scores),
@@ -118,7 +114,7 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
 
 
 def model_info(lm: LanguageModel) -> ModelInfo:
-    """What a report says of a model.
+    """A model's entry in a report.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -135,10 +131,10 @@ def worked_cases(
     table: CandidateTable,
     tuned: TunedWeights,
 ) -> list[Case]:
-    """Up to three problems where Reverse Reward is right and the forward likelihood wrong.
+    """Up to three problems, first those where Reverse Reward is right and the forward model wrong.
 
-    Cases where the question's log-probability differs most between the two come first. Without any
-    such problem, the cases are those where it differs most.
+    Among these, and among the rest, those come first whose question's log-probability differs most
+    between the picked and the rejected candidate.
 
     >>> problem = Problem(id="p", question="2 + 2?", answer="4")
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("45")]
@@ -161,18 +157,16 @@ def worked_cases(
     candidates_of = pools([problem.id for problem in problems], candidates)
     shared = SharedScores(candidates, scores)
     return [
-        _Pool(problems[i], candidates_of[problems[i].id], table.correct[i], shared).case(
-            judged[i], int(rejected[i])
-        )
+        _Pool(problems[i], candidates_of[problems[i].id], shared).case(judged[i], int(rejected[i]))
         for i in np.lexsort((-gap, ~better))[:_CASES]
         if picked[i] != rejected[i]
     ]
 
 
 def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDArray[np.int64]]:
-    """Scores [P, N] that pick a candidate, and the candidates [P] that are rejected for it.
+    """Scores [P, N] that pick a candidate, and the columns [P] of the rejected candidates.
 
-    These are the picks of the forward model, or the worst candidates if there is none.
+    Rejected are the forward model's picks, or the worst candidates without a forward model.
     """
     if "forward" not in table.features:
         score = STRATEGIES["reverse_only"].score(table, None)
@@ -184,16 +178,14 @@ def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDAr
 
 @dataclass(frozen=True)
 class _Pool:
-    """One problem's candidates, and the scores of all."""
+    """One problem's candidates, with the scores of all problems."""
 
     problem: Problem
     candidates: Sequence[Candidate]
-    correct: BoolArray
-    """[N]"""
     scores: SharedScores
 
     def case(self, judged: FloatArray, rejected: int, limit: int = _CANDIDATES) -> Case:
-        """Its best distinct candidates by `judged` [N], and the rejected one in any case."""
+        """The case with the best distinct candidates by `judged` [N], and the rejected one."""
         first: dict[str, int] = {}
         for column, candidate in enumerate(self.candidates):
             first.setdefault(candidate.text, column)
@@ -213,13 +205,13 @@ class _Pool:
 
     def _candidate(self, column: int, rank: int, role: str | None) -> CaseCandidate:
         candidate = self.candidates[column]
-        is_known = self.problem.is_labeled or candidate.correct is not None
+        answer = extract_answer(candidate.text)
         scores = {n: self.scores.find(candidate, target) for n, target in _TARGETS.items()}
         return CaseCandidate(
             index=candidate.index,
             text=candidate.text,
-            answer=extract_answer(candidate.text),
-            correct=bool(self.correct[column]) if is_known else None,
+            answer=answer,
+            correct=is_right(candidate, answer, self.problem),
             rank=rank,
             role=role,
             count=sum(twin.text == candidate.text for twin in self.candidates),
@@ -229,7 +221,7 @@ class _Pool:
 
 
 def _question_tokens(score: Score | None) -> list[QuestionToken]:
-    """log P(x|y) token by token."""
+    """log P(x|y) token by token; empty without token scores."""
     return [
         QuestionToken(start=start, end=end, logprob=logprob)
         for logprob, (start, end) in (score and score.tokens()) or []
@@ -240,9 +232,9 @@ def _question_tokens(score: Score | None) -> list[QuestionToken]:
 def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
     """A warning if at least half of the questions are unlike the embedded model's training texts.
 
-    The embedded pair knows 75 templates of school problems and nothing else: on other texts it
-    still prefers one answer, confidently, but that means nothing. None for other models, and
-    without scores of log P(x|y).
+    The embedded pair knows only 75 templates of school problems. On other texts it still prefers
+    one answer confidently, but that means nothing. None for other models, and without scores of
+    log P(x|y).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -263,10 +255,10 @@ def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
 
 
 def unfamiliar_texts(lm: LanguageModel, texts: Sequence[str]) -> str | None:
-    """A warning if at least half of these starts (forward) or ends of documents are unlike the
-    embedded model's training texts.
+    """A warning if at least half of `texts` are unlike the embedded model's training texts.
 
-    None for other models; texts of a few tokens are not judged.
+    The texts are beginnings of documents for a forward model, endings for a reverse model. None for
+    other models. Texts of a few tokens are not judged.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()

@@ -32,12 +32,12 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import Config
 from ledom.core.records import Candidate, Problem, read_records
+from ledom.data.labels import is_right
 from ledom.data.packing import Batch
 from ledom.model.architectures import has_plain_logits
 from ledom.model.attention import IMPLEMENTATION
 from ledom.model.exactness import OwnForward
 from ledom.text.answers import extract_answer
-from ledom.text.math.equality import equal_answers
 from ledom.text.pair_format import EncodedPair, PairFormat
 from ledom.text.tokenizer import Tokenizer
 
@@ -208,9 +208,8 @@ class _Encoder:
 def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[str, list[str]]:
     """The distinct wrong solutions in a file of candidates, by problem id.
 
-    A candidate without a label is judged by its answer. Candidates of other problems are ignored,
-    and those of which nothing says that they are wrong: without a label, of a problem without an
-    answer.
+    A candidate without a label is judged by its answer, or ignored if its problem has no answer
+    either. Candidates of other problems are ignored too.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -220,18 +219,13 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
     ...     read_wrong_solutions(file.name, [Problem(id="p", question="2 + 2?", answer="4")])
     {'p': ['#### 5', '#### 6']}
     """
-    answers = {p.id: p.answer if p.is_labeled else None for p in problems}
+    by_id = {problem.id: problem for problem in problems}
     wrong: dict[str, dict[str, None]] = {}
     for candidate in read_records(path, Candidate):
-        if candidate.problem_id in answers and _is_wrong(candidate, answers[candidate.problem_id]):
+        problem = by_id.get(candidate.problem_id)
+        if problem and is_right(candidate, extract_answer(candidate.text), problem) is False:
             wrong.setdefault(candidate.problem_id, {})[candidate.text] = None
     return {problem_id: list(texts) for problem_id, texts in wrong.items()}
-
-
-def _is_wrong(candidate: Candidate, answer: str | None) -> bool:
-    if candidate.correct is not None:
-        return not candidate.correct
-    return answer is not None and not equal_answers(answer, extract_answer(candidate.text))
 
 
 def token_losses(
