@@ -389,7 +389,7 @@ def test_candidates_of_other_problems(
         (("--temperature", "-1"), ("temperature is -1",)),
         (("--top-p", "0"), ("top_p is 0",)),
         (("--split", "exam"), ("unknown split 'exam'", "train, valid, tune, test")),
-        (("--forward", "none", "--reverse", "none"), ("neither candidates nor a forward model",)),
+        (("--forward", "none", "--reverse", "none"), ("no candidates, and no forward model",)),
         (("--weights", "nowhere.yaml"), ("nowhere.yaml", "no such file")),
         (("--weights", "w.yaml", "--lambda", "0.5"), ("--lambda would", "are those of w.yaml")),
         (("--nonsense",), ("--nonsense", ". See: ledom --help")),

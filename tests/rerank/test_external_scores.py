@@ -39,8 +39,8 @@ def test_score_fields_asked_for_and_needed() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("forward", "ledom computes that itself"),
-        ("majority", "ledom computes that itself"),
+        ("forward", "ledom computes a score of that name"),
+        ("majority", "ledom computes a score of that name"),
         ("index", "a key of every candidate"),
         ("correct", "a key of every candidate"),
         ("vote, verifier", "letters, digits"),

@@ -1,4 +1,4 @@
-"""The candidates of many problems as arrays: what every strategy reads.
+"""The candidates of many problems as arrays: the input of every strategy.
 
 Features come from scores (see `features`) and from the candidates' external scores. This module
 loads no model.
@@ -33,7 +33,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-_MIN_PER_MODEL = 20  # candidates of each model from which its mean is known
+_MIN_PER_MODEL = 20  # candidates of each model, for a reliable mean
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,24 @@ class CandidateTable:
     features: dict[str, FloatArray]
     """Each [P, N]."""
     answers: NDArray[np.int64]
-    """[P, N]: equal numbers for equal answers of one problem; -1 where none could be read."""
+    """[P, N]: equal numbers for equal answers to one problem; -1 where no answer was found."""
     correct: BoolArray
     """[P, N]."""
     mask: BoolArray
     """[P, N]: where there is a candidate."""
     greedy: FloatArray
-    """[P]: the share of its greedy candidates (mostly one) that are right, NaN where unknown."""
+    """[P]: the share of greedy candidates (usually one) that are right; NaN where unknown."""
     groups: list[str]
-    """[P]: a label by which results can be told apart, such as the template."""
+    """[P]: the group for results by group, such as the problem's template."""
     by_model: bool = False
     """Whether features are relative to the mean of the model that wrote the candidate."""
     external_scores: tuple[str, ...] = ()
-    """The features that came with the candidates."""
+    """The names of the features that came with the candidates."""
     num_planned: int = 0
-    """Candidates that each problem would have, had its vote not been stopped early; 0 where none
-    was stopped."""
+    """Candidates per problem without early stopping; 0 if no vote was stopped early."""
 
     def select(self, rows: NDArray[np.int64]) -> CandidateTable:
-        """Only some problems.
+        """The table of the problems in these `rows`.
 
         >>> problems = [Problem(id=id, question="2 + 2?", answer="4") for id in "ab"]
         >>> drawn = [Candidate(problem_id=id, index=0, text="4") for id in "ab"]
@@ -81,7 +80,7 @@ class CandidateTable:
         )
 
     def sample(self, n: int, rng: np.random.Generator) -> CandidateTable:
-        """A random n of each problem's candidates, without replacement.
+        """The table with `n` random candidates of each problem, drawn without replacement.
 
         >>> drawn = [Candidate(problem_id="p", index=i, text=str(i)) for i in range(5)]
         >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
@@ -109,14 +108,14 @@ def build_candidate_table(
     scores: Sequence[Score],
     external_scores: Sequence[str] = (),
 ) -> CandidateTable:
-    """Arrays from records. Greedy candidates are kept apart; the others form the pool.
+    """The table of these records. Greedy candidates are not in the pool, but in `greedy`.
 
-    Candidates of several models differ in style more than in truth, so features are then taken
-    relative to the mean of the model that wrote them, without a look at any label; see
-    `_relative_to_models`.
+    Candidates of different models differ more in style than in correctness. So if several models
+    wrote them, each feature is taken relative to its mean over the writer's candidates. No label
+    is used for this; see `_relative_to_models`.
 
-    `external_scores` name numbers that come with the candidates (see the module of that name).
-    Raises `InputError` for a candidate without scores, or without one of them.
+    `external_scores` name number fields of the candidates (see `ledom.rerank.external_scores`).
+    Raises `InputError` for a candidate that lacks a score or one of these fields.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in range(2)]
     >>> scores = [
@@ -140,7 +139,7 @@ def build_candidate_table(
         classes = AnswerClasses()
         for column, candidate in enumerate(cells.pools[problem.id]):
             found = {target: shared.find(candidate, target) for target in targets}
-            # A question without numbers has no copies to contrast it with.
+            # A question without numbers has no copies, so its candidates get a contrast of 0.
             values = {"contrast": 0.0} | candidate_features(found, problem, candidate)
             values |= {name: candidate.external_score(name) for name in external_scores}
             cells.fill((row, column), problem, candidate, classes, values)
@@ -180,7 +179,7 @@ class _Cells:
         classes: AnswerClasses,
         values: Mapping[str, float],
     ) -> None:
-        """Enter a candidate at (row, column)."""
+        """Enter a candidate at `cell` (row, column)."""
         answer = extract_answer(candidate.text)
         self.mask[cell] = True
         self._writers[cell] = self._number_of.setdefault(candidate.model, len(self._number_of))
@@ -190,12 +189,12 @@ class _Cells:
             array[cell] = values[name]
 
     def has_models_to_compare(self) -> bool:
-        """Whether several models wrote candidates, enough of them to know each model's mean."""
+        """Whether several models wrote candidates, each enough of them for a reliable mean."""
         counts = np.bincount(self._writers[self.mask])
         return len(counts) > 1 and bool(counts.min() >= _MIN_PER_MODEL)
 
     def relative_features(self) -> dict[str, FloatArray]:
-        """The features less the mean of the model that wrote the candidate."""
+        """The features minus their mean over the candidates of the same model."""
         return {
             name: _relative_to_models(values, self.mask, self._writers)
             for name, values in self.features.items()
@@ -218,13 +217,13 @@ def _greedy_right(problems: Sequence[Problem], candidates: Sequence[Candidate]) 
 
 
 def _planned(candidate: Candidate) -> int:
-    """How many candidates its problem would have, had sampling not been stopped early; else 0."""
+    """Candidates of its problem without early stopping; 0 if it was drawn without."""
     planned = (candidate.sampling or {}).get(EARLY_STOP)
     return planned if isinstance(planned, int) and 0 < planned < 2**31 else 0
 
 
 def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[Any]) -> FloatArray:
-    """Values [P, N] with the mean of each problem subtracted, and then the mean of each writer."""
+    """Values [P, N] minus the mean of each problem, and then minus the mean of each writer."""
     counts = np.maximum(mask.sum(axis=1, keepdims=True), 1)
     relative = np.where(mask, values - (values * mask).sum(axis=1, keepdims=True) / counts, 0.0)
     for writer in np.unique(writers[mask]):
@@ -235,10 +234,10 @@ def _relative_to_models(values: FloatArray, mask: BoolArray, writers: NDArray[An
 
 
 class AnswerClasses:
-    """Numbers for the answers to one problem.
+    """Groups the equal answers to one problem, and numbers the groups.
 
-    Answers of one class are all equal to each other: equality is not transitive ("5 cm" and "5 m"
-    both equal "5"), so a new answer joins the first class of which it equals every member.
+    All answers of a class equal each other. Equality is not transitive ("5 cm" and "5 m" both equal
+    "5"), so a new answer joins the first class whose members all equal it.
 
     >>> classes = AnswerClasses()
     >>> [classes.number(answer) for answer in ("1/2", "2", "0.5", None)]
@@ -250,7 +249,7 @@ class AnswerClasses:
         self._members: list[list[str]] = []
 
     def number(self, answer: str | None) -> int:
-        """The answer's class; -1 for none."""
+        """The number of the answer's class; -1 without an answer."""
         if answer is None or not has_content(answer):
             return -1
         if answer not in self._by_answer:

@@ -1,8 +1,8 @@
 """Checks candidates, groups them by problem, and finds the scores that equal texts share.
 
-Candidates of one problem with the same text are scored once: `distinct_candidates` are the first of
-each text, and `SharedScores` finds their scores for all. Greedy candidates are kept apart: the
-others are a problem's pool, which strategies choose from.
+A text that several candidates of a problem share is scored once: `distinct_candidates` returns the
+first candidate of each text, and `SharedScores` finds its score for the others. The pool of a
+problem, from which strategies choose, holds all candidates but the greedy and the broken-off ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = [
     "pools",
 ]
 
-_MAX_INDEX = 2**63  # what other readers of JSON take for an integer
+_MAX_INDEX = 2**63  # other JSON readers take larger numbers for floats
 
 
 def check_problems(problems: Sequence[Problem]) -> None:
-    """Raise `InputError` for no problems, an id that occurs twice, or an empty question.
+    """Raise `InputError` for an empty list, a repeated id, or an empty question.
 
     >>> check_problems([Problem(id="a", question=" ")])
     Traceback (most recent call last):
@@ -45,10 +45,10 @@ def check_problems(problems: Sequence[Problem]) -> None:
 
 
 def candidate_check(problems: Sequence[Problem]) -> Callable[[Candidate], None]:
-    """Checks candidates of these problems one by one, as `read_records` reads them.
+    """A function that checks candidates of these problems one by one, for `read_records`.
 
-    It raises `InputError` for an unknown problem, and for an index that is used twice or is not
-    from 0 to 2^63.
+    It raises `InputError` for an unknown problem, and for an index that is repeated or not in
+    [0, 2^63).
 
     >>> check = candidate_check([Problem(id="a", question="2 + 2?")])
     >>> check(Candidate(problem_id="a", index=0, text="4"))
@@ -83,8 +83,8 @@ def match_candidates(
 ) -> dict[str, list[Candidate]]:
     """Candidates by problem id, in the problems' order.
 
-    Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem without
-    candidates, or with greedy ones alone, which leave no choice.
+    Raises `InputError` as `check_problems` and `candidate_check` do, and for a problem whose pool
+    is empty.
 
     >>> problems = [Problem(id=id, question="?") for id in "ab"]
     >>> drawn = [Candidate(problem_id=id, index=0, text="4") for id in "ba"]
@@ -107,7 +107,7 @@ def match_candidates(
     if greedy:
         kind = "greedy" if all(c.greedy for c in groups[greedy[0]]) else "greedy or broken off"
         raise InputError(
-            f"{len(greedy)} of {len(groups)} problems have {kind} candidates alone, the first is "
+            f"{len(greedy)} of {len(groups)} problems have only {kind} candidates, the first is "
             f"{greedy[0]!r}: there is nothing to choose from; add sampled candidates, or leave out "
             "the key 'greedy'"
         )
@@ -115,9 +115,9 @@ def match_candidates(
 
 
 def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The first candidate of each distinct text of a problem; the others share its scores.
+    """The first candidate with each text, per problem; others with that text share its scores.
 
-    Those that sampling broke off are left out.
+    Candidates that sampling broke off are left out.
 
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> [candidate.index for candidate in distinct_candidates(twins)]
@@ -137,8 +137,9 @@ def _is_choice(candidate: Candidate) -> bool:
 def pools(
     problem_ids: Iterable[str], candidates: Iterable[Candidate]
 ) -> dict[str, list[Candidate]]:
-    """The candidates to choose from, by problem id: all but the greedy ones and those that
-    sampling broke off.
+    """The candidates to choose from, by problem id.
+
+    Greedy candidates and those that sampling broke off are left out.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text="2", greedy=i > 0) for i in (0, 1)]
     >>> [c.index for c in pools(["p"], drawn)["p"]]
@@ -154,9 +155,9 @@ def pools(
 def labeled_problems(
     problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> NDArray[np.bool_]:
-    """[P]: whether a problem's right answers are known.
+    """[P]: whether it is known which candidates of a problem are right.
 
-    From the problem's answer, or else from a label on every candidate of its pool.
+    That takes the problem's answer, or a label on each of its candidates that is not greedy.
 
     >>> known = Problem(id="a", question="2 + 2?", answer="4")
     >>> labeled_problems([known, Problem(id="b", question="3 + 3?")], candidates=[])
@@ -173,7 +174,7 @@ def labeled_problems(
 
 
 class SharedScores:
-    """The scores of candidates: those of the first candidate with the same text.
+    """Finds a candidate's scores: those of the first candidate with its text.
 
     >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="x|y",
@@ -188,5 +189,5 @@ class SharedScores:
         self.targets: set[str] = {score.target for score in self._scores.values()}
 
     def find(self, candidate: Candidate, target: str) -> Score | None:
-        """A candidate's score for a target, if there is one."""
+        """A candidate's score for a target; None if there is none."""
         return self._scores.get((*self._first[candidate.problem_id, candidate.text], target))

@@ -1,13 +1,13 @@
 """The contrastive premise score: the question against copies of it with one number changed.
 
 log P(x|y) mixes how well y explains the numbers of x with how well it explains the words. Copies of
-x with another number have the same words, so log P(x|y) less the log of the mean P(copy|y) is about
-the numbers alone: how much likelier y makes the real question than one that asks about something
-else. After DuPO (2025), FOBAR and RCoT, which rebuild a hidden part of the question by sampling;
-here it is a likelihood. A question without numbers has no copies, and a score of 0 for every
+x with another number have the same words. So log P(x|y) minus the log of the mean P(copy|y) is
+about the numbers alone: how much likelier y makes the real question than a question with another
+number. DuPO (2025), FOBAR and RCoT rebuild a hidden part of the question by sampling; this score
+uses likelihoods instead. A question without numbers has no copies, and a score of 0 for every
 solution.
 
-The copies depend on the question and on a fixed seed; every record holds what was chosen.
+The copies depend only on the question. Every record lists the numbers that were chosen.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ledom.rerank.score import ScoredPair, read_solution, score_groups, score_pa
 __all__ = ["ChangedNumber", "change_numbers", "contrast_candidates"]
 
 _NUMBER = re.compile(r"(?<![\w.,:/])\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/]|[.,]\d)")
-_TRIES = 40
-_TOGETHER = 256  # pairs whose scores are made, and can be lost, together
+_TRIES = 40  # draws of a new number before a copy is given up
+_TOGETHER = 256  # pairs that are scored together, and lost together if the run is stopped
 
 
 @dataclass(frozen=True)
 class ChangedNumber:
-    """A copy of a question in which [start, end) reads `number` instead."""
+    """A copy of a question, with question[start:end] replaced by `number`."""
 
     start: int
     end: int
@@ -49,10 +49,10 @@ class ChangedNumber:
 
 
 def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
-    """Up to `num_copies` different changes of one number each, its numbers taken in turn.
+    """Up to `num_copies` different changes to a question, each of one of its numbers in turn.
 
-    The new numbers are of the old one's kind: as round, with as many decimals, at most about twice
-    as large. None for a question without numbers; fewer where a number has few of its kind.
+    A new number is as round as the old one, with as many decimals, and at most about twice as
+    large. There are fewer changes if few numbers meet this, and none without numbers.
 
     >>> [change.apply("Ava has 3 pens.") != "Ava has 3 pens." for change in
     ...  change_numbers("Ava has 3 pens.", 2)]
@@ -73,9 +73,9 @@ def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
 
 
 def _another(match: re.Match[str], question: str, rng: Random) -> str:
-    """A number of the same kind, with commas where the old one has them."""
+    """A number of the same kind, with commas if the old one has them."""
     plain = match.group().replace(",", "")
-    # What follows decides whether it is a percentage.
+    # The next character shows whether the number is a percentage.
     number = other_number(plain, f"{plain}{question[match.end() :][:1]}", rng)
     if "," not in match.group():
         return number
@@ -91,11 +91,12 @@ def contrast_candidates(
     demonstrations: Sequence[Problem] = (),
     mask_copies: int = 0,
 ) -> Iterator[list[Score]]:
-    """Yield one record per candidate, by problem; the candidates are distinct.
+    """Yield one record per candidate, by problem; the candidates must be distinct.
 
-    `changes` are those of `change_numbers`, by problem. A record's `logprob` is the log of the mean
-    P(copy|y) over the copies; `copies` lists them with their own. What the copies share, all of y
-    and the question after the number, is computed once. See `score_candidates` for the rest.
+    `changes` are those of `change_numbers`, by problem id. A record's `logprob` is the log of the
+    mean P(copy|y) over the copies; `copies` lists each with its own log-probability. The tokens
+    that copies share, y and the question after the number, are computed once. See
+    `score_candidates` for the other parameters.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")

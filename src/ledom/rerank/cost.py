@@ -1,15 +1,15 @@
-"""What a strategy costs: tokens written, tokens scored, the arithmetic for them, and seconds.
+"""The cost of each strategy: generated tokens, scored tokens, FLOPs and seconds.
 
-A strategy needs the stages that make its features: candidates always; a model's scores where it
-weighs them. Tokens are counted in the files of the stages: a candidate's own (`num_tokens`, or
-those of its score), and those of the scores of distinct texts. A token that a model writes or
-scores takes 2 FLOPs per parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020).
-Prompts, which are shared, and attention are left out, as are external scores and the writing of
-candidates that were given.
+A strategy pays for the stages that it needs: always the candidates, and the scores that it weighs.
+Tokens are counted in the files of these stages: the tokens of each candidate (its `num_tokens`, or
+those of its score), and of the scores of distinct texts. A generated or scored token takes 2 FLOPs
+per parameter (Kaplan et al., Scaling Laws for Neural Language Models, 2020). Not counted are
+attention, prompts (which candidates share), external scores, and the generation of candidates that
+were given.
 
-Seconds are wall-clock time while the files of these stages were made: model calls and writing
-records, without loading models, choosing and reporting. Processes that share the work add up. The
-time of candidates.jsonl, which holds the greedy candidates too, is divided by the tokens written.
+Seconds are the wall-clock time in which the files were made: model calls and writing records,
+without loading models, choosing and reporting. The times of processes that share the work are added
+up. The time of candidates.jsonl is split between greedy and other candidates by their tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _WRITES = {"flip"}
 
 @dataclass(frozen=True)
 class Costs:
-    """What candidates and scores took, and so what each strategy takes.
+    """The tokens and seconds of candidates and scores, from which each strategy's cost follows.
 
     >>> from ledom.core.records import Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -63,17 +63,18 @@ class Costs:
     """
 
     written: FloatArray
-    """[P, N]: tokens of each candidate of the pool; 0 where there is none."""
+    """[P, N]: tokens of each candidate in the pool; 0 where there is no candidate."""
     greedy: float
     """Tokens of the greedy candidates, per problem."""
     scored: Mapping[str, float]
     """Tokens of each stage of scoring, per problem: `forward`, `reverse`, `contrast`, `flip`."""
     parameters: Mapping[str, int | None]
-    """Of the models that score, by direction, and of the `writer`; 0 where it is not counted."""
+    """Of the scoring models, by direction, and of the `writer` of the candidates (0: not counted).
+    None where unknown."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Per problem, by stage, and of the `writer`; without those that are not known."""
+    """Per problem, by stage and for the `writer`; without stages whose time is unknown."""
     broken_off: float = 0.0
-    """Tokens of the candidates that sampling broke off, per problem."""
+    """Tokens of candidates that sampling broke off, per problem."""
 
     @classmethod
     def count(
@@ -86,7 +87,7 @@ class Costs:
     ) -> Costs:
         """The costs of the records that the table was built from.
 
-        `timings` are the seconds that each file took, by its name.
+        `timings` are the seconds that each file took, by file name.
         """
         row_of = {problem_id: row for row, problem_id in enumerate(table.problem_ids)}
         shared = SharedScores(candidates, scores)
@@ -116,7 +117,7 @@ class Costs:
         return cls(written, greedy / num, per_problem, parameters, seconds, broken_off / num)
 
     def of(self, strategy: Strategy, table: CandidateTable) -> Cost:
-        """What a strategy costs, in means per problem."""
+        """A strategy's mean cost per problem."""
         written = self._written(strategy, table)
         targets = {FEATURES[name][0] for name in strategy.features if name in FEATURES}
         if "worst_step" in strategy.features and self.scored["forward"]:
@@ -138,7 +139,7 @@ class Costs:
         )
 
     def _seconds(self, written: float, stages: set[str]) -> float | None:
-        """Per problem; None where a stage's are not known."""
+        """Seconds per problem; None if the time of a stage is unknown."""
         if not {"writer", *stages} <= self.seconds.keys():
             return None
         every = self.greedy + self.broken_off + float(self.written.sum()) / len(self.written)
@@ -148,11 +149,12 @@ class Costs:
     def added_to(
         self, results: Sequence[StrategyResult], table: CandidateTable
     ) -> list[StrategyResult]:
-        """The results with their costs."""
+        """The results, each with its cost."""
         known = strategies(table.external_scores)
         return [replace(found, cost=self.of(known[found.id], table)) for found in results]
 
     def _written(self, strategy: Strategy, table: CandidateTable) -> float:
+        """Generated tokens that a strategy needs, per problem."""
         if isinstance(strategy, Greedy):
             return self.greedy
         totals = self.written.sum(axis=1)
@@ -165,7 +167,7 @@ class Costs:
 
 
 def _tokens_of(candidate: Candidate, shared: SharedScores) -> int:
-    """Tokens of a candidate: those that sampling counted, else those that a model scored."""
+    """A candidate's number of tokens, as sampling counted them, else as a model scored them."""
     known = candidate.extra.get(NUM_TOKENS)
     if isinstance(known, int):
         return known

@@ -1,9 +1,9 @@
-"""External scores: numbers that come with the candidates, such as a trained verifier's.
+"""External scores: numbers that come with the candidates, such as those of a trained verifier.
 
-An external score is an extra field of candidates.jsonl that holds a finite number, the larger the
-better, for every candidate but the greedy ones. Under its own name it is a feature like any other.
-`self_certainty`, which sampling writes where the backend sees whole distributions, is one. This
-module says which fields are used and checks them.
+An external score is an extra field of candidates.jsonl: a finite number, larger for better
+candidates. Every candidate needs it, except greedy ones. It is used as a feature, under the field's
+name. One example is `self_certainty`, which sampling writes if the backend sees whole
+distributions. This module chooses the fields to use and checks them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def read_candidates(
     names: Sequence[str] = (),
     check: Callable[[Candidate], object] | None = None,
 ) -> list[Candidate]:
-    """The candidates in a file, each with the external scores of these names.
+    """Read a file of candidates, each of which must have the external scores `names`.
 
-    `check` may refuse a candidate too. Raises `InputError` with file and line for a bad one.
+    `check` may raise for further reasons. Raises `InputError` with file and line for a bad record.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
@@ -51,11 +51,11 @@ def read_candidates(
 def choose_external_scores(
     candidates: Sequence[Candidate], asked: Sequence[str] | None = None, needed: Iterable[str] = ()
 ) -> tuple[str, ...]:
-    """The external scores to use: those asked for, and those that the weights need.
+    """The external scores to use: those `asked` for, and those that the weights `needed`.
 
-    Where `asked` is None, those that sampling writes (`self_certainty`, the confidences) are used
-    if every candidate has them. Raises `InputError` as `check_names` does, and for a candidate
-    without one of the scores; greedy ones may lack them.
+    If `asked` is None, those that sampling writes (`self_certainty`, the confidences) are used,
+    provided that every candidate has them. Greedy candidates need none. Raises `InputError` as
+    `check_names` does, and for a candidate without one of the scores.
 
     >>> sure = Candidate(problem_id="p", index=0, text="2", extra={"self_certainty": 1.5})
     >>> choose_external_scores([sure])
@@ -72,7 +72,7 @@ def choose_external_scores(
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raise `InputError` for a name that no external score can have.
+    """Raise `InputError` for a name that an external score cannot have.
 
     >>> check_names(["text"])
     Traceback (most recent call last):
@@ -80,7 +80,9 @@ def check_names(names: Iterable[str]) -> None:
     """
     for name in names:
         if name in FEATURES or name in STRATEGIES:
-            raise InputError(f"a score field cannot be called {name!r}: ledom computes that itself")
+            raise InputError(
+                f"a score field cannot be called {name!r}: ledom computes a score of that name"
+            )
         if name in Candidate.own_keys():
             raise InputError(f"{name!r} is a key of every candidate, not an extra score field")
         if not _NAME.fullmatch(name):
@@ -91,7 +93,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
-    """Raise `InputError` where a candidate lacks one of these scores; greedy ones may.
+    """Raise `InputError` if a candidate that is not greedy lacks one of these scores.
 
     >>> lacking = Candidate(problem_id="p", index=0, text="4")
     >>> _check_external_scores(lacking, ["verifier"])  # doctest: +ELLIPSIS

@@ -1,8 +1,9 @@
-"""Features of a candidate: numbers that strategies weigh, computed from its scores.
+"""Features of a candidate: the numbers that strategies weigh, computed from its scores.
 
-Steps are lines. A forward model says how likely a step is after the steps before it, a reverse
-model how likely it is given the steps that follow: log P(y) of the same pass, cut into lines (after
-BiPRM, 2025, which reads steps in both directions). All of it is arithmetic; no model is needed.
+The steps of a solution are its lines. A forward model gives the likelihood of a step given the
+earlier steps, a reverse model given the later ones: the token log-probabilities of the solution,
+grouped by line (after BiPRM, 2025, which reads steps in both directions). This module only does
+arithmetic on scores; it loads no model.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FEATURES: dict[str, tuple[str, str]] = {
     "question_numbers": ("x|y", "log P(x|y) over the numbers of the question"),
     "question_min_digit_logprob": ("x|y", "log P(x|y) of the question's least likely digit"),
     "worst_step": ("y", "log P of the least likely token of the least likely step, both models"),
-    "contrast": ("x'|y", "log P(x|y) less that of copies of x with a number changed"),
+    "contrast": ("x'|y", "log P(x|y) minus that of copies of x with a number changed"),
     "overlap": ("x~|y", "log overlap of x with questions written backwards from y"),
     "prior": ("y", "log P(y), reverse model"),
     "prior_mean": ("y", "log P(y) per token, reverse model"),
@@ -44,14 +45,14 @@ FEATURES: dict[str, tuple[str, str]] = {
         "log P(y) of the solution's least likely digit, reverse model",
     ),
 }
-"""Features by name: the target of the score that each is computed from, and its label. All are in
-nats, the larger the better. External scores are features too, under their own names."""
+"""Features by name: (target of the score that it is computed from, label). All are in nats, and
+larger for better candidates. External scores are features too, under their own names."""
 
 EXTERNAL_LABELS = {
     SELF_CERTAINTY: "self-certainty",
     **{name: f"{name.partition('_')[2]} confidence" for name in CONFIDENCE},
 }
-"""Labels of the external scores that sampling writes; those of others are their fields' names."""
+"""Labels of the external scores that sampling writes; the label of others is the field's name."""
 
 _PREFIXES = {"y|x": "forward", "x|y": "reverse", "y": "prior"}
 _DIGIT = re.compile(r"\d")
@@ -59,7 +60,7 @@ _STEP = re.compile(r"[^\n]*\S[^\n]*")
 
 
 def available_features(targets: Container[str]) -> list[str]:
-    """The features that scores of these targets give.
+    """The features that can be computed from scores of these targets.
 
     >>> available_features({"x~|y", "x'|y"})
     ['contrast', 'overlap']
@@ -110,29 +111,29 @@ def candidate_features(
 
 
 def _digit_logprobs(score: Score, text: str) -> list[float]:
-    """The log-probabilities of the tokens that hold a digit; none without token scores."""
+    """The log-probabilities of the tokens that contain a digit; empty without token scores."""
     tokens = score.tokens() or []
     return [value for value, (start, end) in tokens if _DIGIT.search(text, start, end)]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A line of a solution, with the log-probability of its tokens in nats."""
+    """A line of a solution, text[start:end], with the log-probability of its tokens in nats."""
 
     start: int
     end: int
     logprob: float
-    """The sum over its tokens."""
+    """The sum over the step's tokens."""
     least: float
-    """The log-probability of its least likely token; 0 for a step without tokens of its own."""
+    """The log-probability of its least likely token; 0 for a step without tokens."""
     num_tokens: int
 
 
 def split_steps(score: Score, text: str) -> list[Step]:
-    """The steps of a solution `text`, from a score of `y` or `y|x`; none without token scores.
+    """The steps of a solution `text`, from a score of `y` or `y|x`; empty without token scores.
 
-    A token belongs to the step of its last character; line ends and the document's end belong to no
-    step.
+    A token belongs to the step of its last character. Line ends and the document-end token belong
+    to no step.
 
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
     ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],
@@ -159,8 +160,8 @@ def split_steps(score: Score, text: str) -> list[Step]:
 def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
     """The log-probability of the least likely token of a solution's least likely step, in nats.
 
-    `reverse` is a score of `y`. `forward`, one of `y|x`, counts where it is of the same text; each
-    step's value is then the mean of both. 0 where there are no token scores.
+    `reverse` is a score of `y`, `forward` one of `y|x`. If both are of the same text, each step
+    counts with the mean of the two; else `forward` is ignored. 0 without token scores.
 
     >>> score = Score(problem_id="p", index=0, model="m", direction="reverse", target="y",
     ...               logprob=-3.5, num_tokens=3, token_logprobs=[-1.0, -0.5, -2.0],

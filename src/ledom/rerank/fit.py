@@ -1,9 +1,9 @@
-"""Fits the weights of strategies on labeled problems; no model is loaded.
+"""Fits the weights of strategies on labeled problems, without loading a model.
 
-An interpolation (the paper's lambda) is chosen on a grid by accuracy. A sum of more features is
-fitted by logistic regression on pairs, a right and a wrong candidate of one problem, its penalty
+An interpolation (the paper's lambda) is chosen from a grid by accuracy. A sum of features is fitted
+by logistic regression on pairs of a right and a wrong candidate of one problem, with a penalty
 chosen by cross-validation over problems. A vote's temperature, which divides its score, is chosen
-by its accuracy on problems that the weights were not fitted on.
+by accuracy on problems that the weights were not fitted on.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder", "tune_l
 
 _INVERSE_TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0, 8.0)
 _PENALTIES = (0.3, 3.0, 30.0)
-"""Of the squared weights, in units of each feature's spread, against the sum of the losses: the
-more problems there are, the less a penalty shrinks the weights."""
+"""Factors of the squared weights, whose unit is one over the feature's spread. A penalty is added
+to the sum of the losses, so it shrinks the weights less with more problems."""
 _FOLDS = 5
-_CLIP = 3.0  # spreads from a problem's mean beyond which a candidate is hopeless, however far
+_CLIP = 3.0  # spreads from the problem's mean, to which features are clipped
 
 
 def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
     """Fit every strategy that has weights and whose features are in the table.
 
-    Raises `InputError` when no problem has both right and wrong candidates.
+    Raises `InputError` if no problem has both right and wrong candidates.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id="p", question="2 + 2?", answer="4")]
@@ -54,27 +54,13 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
     if len(mixed) == 0:
         raise InputError("no problem has both right and wrong candidates; there is nothing to tune")
     weights: dict[str, dict[str, float]] = {}
-    fits: dict[tuple[str, ...], _Fit] = {}
+    sums: dict[tuple[str, ...], _Fit] = {}
     for name, strategy in strategies(table.external_scores).items():
-        features = strategy.features
-        if not features or not strategy.available(table):
+        if not strategy.features or not strategy.available(table):
             continue
-        if strategy.interpolated:
-            held_out = [(table, _fit_interpolation(strategy, table))]
-            fitted = held_out[0][1]
-        elif len(features) == 1:
-            fitted = {features[0]: 1.0}
-            if features[0] not in FEATURES:  # whose unit nobody knows
-                fitted = {features[0]: 1 / _spread(features, table)[0]}
-            held_out = [(table, fitted)]
-        else:
-            if features not in fits:
-                fits[features] = _cross_validate(features, table)
-            fitted, held_out = fits[features].weights, fits[features].held_out
-        if isinstance(strategy, Vote):
-            sharpness = _inverse_temperature(strategy, held_out)
-            fitted = {name: value * sharpness for name, value in fitted.items()}
-        weights[name] = {name: float(f"{value:.5g}") for name, value in fitted.items()}
+        fit = _fit(strategy, table, sums)
+        scale = _inverse_temperature(strategy, fit.held_out) if isinstance(strategy, Vote) else 1.0
+        weights[name] = {key: float(f"{scale * value:.5g}") for key, value in fit.weights.items()}
     return TunedWeights(
         weights,
         len(table.problem_ids),
@@ -87,7 +73,7 @@ def tune(table: CandidateTable, problems: Iterable[Problem]) -> TunedWeights:
 def tune_labeled(
     table: CandidateTable, problems: Sequence[Problem], labeled: BoolArray
 ) -> TunedWeights:
-    """`tune` on the problems that are `labeled` [P]: the others say nothing of what is right.
+    """`tune` on the problems that are `labeled` [P].
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id="p", question="2 + 2?", answer="4"), Problem(id="q", question="?")]
@@ -108,12 +94,12 @@ def tune_folder(
     candidates: Path | None = None,
     external_scores: Sequence[str] | None = None,
 ) -> TunedWeights:
-    """Fit the weights of every strategy on the labeled problems whose scores lie in `folder`.
+    """Fit the weights of every strategy on the labeled problems in a reranked `folder`.
 
-    Problems and candidates are those in the folder too, unless files of them are given; what has no
-    scores is left out. `external_scores` are weighed too (see `choose_external_scores`). Raises
+    Problems and candidates are read from the folder, unless other files are given. Those without
+    scores are left out. `external_scores` are weighed too (see `choose_external_scores`). Raises
     `InputError` for a bad file, scores of other problems or candidates, a folder without scores, or
-    labels that leave nothing to tune.
+    no problem with both right and wrong candidates.
 
     >>> tune_folder(Path("no-folder"))
     Traceback (most recent call last):
@@ -138,12 +124,12 @@ def cross_fit(
     num_folds: int = _FOLDS,
     labeled: BoolArray | None = None,
 ) -> Folds:
-    """Weights for each fold of the problems, fitted on the others: every problem is a test once.
+    """Weights for each fold of the problems, fitted on the other folds (cross-fitting).
 
-    Problems with the same question are in one fold, or some would be tested on weights that saw
-    them. Only `labeled` [P] problems are fitted on (None: all are labeled). Raises `InputError` for
-    fewer than two folds, more folds than questions, or a fold without which there is nothing to
-    tune on.
+    Problems with the same question are in one fold, so that no problem is tested with weights that
+    were fitted on it. Only `labeled` [P] problems are fitted on (None: all are labeled). Raises
+    `InputError` for fewer than two folds, for more folds than questions, and if the other folds of
+    one hold no problem with both right and wrong candidates.
 
     >>> from ledom.core.records import Candidate, Score
     >>> problems = [Problem(id=id, question=id, answer="4") for id in "pq"]
@@ -170,7 +156,7 @@ def cross_fit(
 
 
 def check_folds(num_folds: int, num_problems: int) -> None:
-    """Raise `InputError` where each fold would not have a problem, and others to learn from.
+    """Raise `InputError` for fewer than two folds, or more folds than problems.
 
     >>> check_folds(5, 4)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -183,8 +169,35 @@ def check_folds(num_folds: int, num_problems: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """Weights fitted on all problems, and for each fold the weights fitted on the other folds."""
+
+    weights: dict[str, float]
+    held_out: list[tuple[CandidateTable, dict[str, float]]]
+
+
+def _fit(strategy: Strategy, table: CandidateTable, sums: dict[tuple[str, ...], _Fit]) -> _Fit:
+    """The fit of one strategy. `sums` keeps the fits of sums, which a pick and a vote share.
+
+    Nothing is held out from a fit with at most one free parameter: it hardly overfits.
+    """
+    features = strategy.features
+    if len(features) > 1 and not strategy.interpolated:
+        if features not in sums:
+            sums[features] = _cross_validate(features, table)
+        return sums[features]
+    if strategy.interpolated:
+        weights = _fit_interpolation(strategy, table)
+    else:
+        # The unit of an external score is unknown, so its spread becomes the unit.
+        is_known = features[0] in FEATURES
+        weights = {features[0]: 1.0 if is_known else 1 / float(_spread(features, table)[0])}
+    return _Fit(weights, [(table, weights)])
+
+
 def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, float]:
-    """The best lambda and normalization by accuracy; a plateau's middle, for stability."""
+    """The lambda and normalization with the best accuracy, averaged over neighboring lambdas."""
     best: tuple[float, dict[str, float]] = (-1.0, {})
     for mean in (False, True):
         rows = [strategy.interpolation(float(lam), mean) for lam in LAMBDAS]
@@ -197,20 +210,12 @@ def _fit_interpolation(strategy: Strategy, table: CandidateTable) -> dict[str, f
 
 
 def fit_sum(features: tuple[str, ...], table: CandidateTable) -> dict[str, float]:
-    """Weights of a sum of features, fitted pairwise; the penalty is chosen by cross-validation."""
+    """Weights of a sum of features, fitted on pairs; the penalty is chosen by cross-validation."""
     return _cross_validate(features, table).weights
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """Weights fitted on all problems, and each fold with those fitted on the other folds."""
-
-    weights: dict[str, float]
-    held_out: list[tuple[CandidateTable, dict[str, float]]]
-
-
 def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
-    """Fit with the penalty that orders right and wrong candidates of unseen problems best."""
+    """Fit with the penalty that best orders right and wrong candidates of held-out problems."""
     fold = np.random.default_rng(0).permutation(len(table.problem_ids)) % _FOLDS
     splits = [
         (table.select(np.flatnonzero(fold != i)), table.select(np.flatnonzero(fold == i)))
@@ -228,7 +233,7 @@ def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
 def _fit_pairs(
     features: tuple[str, ...], table: CandidateTable, penalty: float
 ) -> dict[str, float]:
-    """Minimize the pairwise logistic loss plus the penalty; zeros where nothing can be learned."""
+    """Minimize the pairwise logistic loss plus the penalty; zero weights without any pair."""
     rows = np.flatnonzero(_pairs(table).any(axis=(1, 2)))
     if len(rows) == 0:
         return dict.fromkeys(features, 0.0)
@@ -260,13 +265,13 @@ def _held_out_loss(
 
 
 def _pairwise_loss(scores: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
-    """-log sigmoid(score of the right one - score of the wrong one): each problem counts once."""
+    """The mean of -log sigmoid(right score - wrong score) over pairs, then over problems."""
     losses = torch.nn.functional.softplus(scores[:, None, :] - scores[:, :, None]) * pairs
     return (losses.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))).mean()
 
 
 def _pairs(table: CandidateTable) -> NDArray[np.bool_]:
-    """[P, N, N]: a right candidate in the row, a wrong one in the column."""
+    """[P, N, N]: whether the row's candidate is right and the column's wrong."""
     right = table.mask & table.correct
     wrong = table.mask & ~table.correct
     pairs: NDArray[np.bool_] = right[:, :, None] & wrong[:, None, :]
@@ -274,7 +279,7 @@ def _pairs(table: CandidateTable) -> NDArray[np.bool_]:
 
 
 def _relative(features: tuple[str, ...], table: CandidateTable) -> NDArray[np.float64]:
-    """Features less their mean over the problem's candidates, [P, N, F]; 0 where there is none."""
+    """Features minus their mean over the problem's candidates, [P, N, F]; 0 where masked."""
     stacked = np.stack([table.features[name] for name in features], axis=-1)
     counts = table.mask.sum(axis=1)[:, None, None]
     mean = (stacked * table.mask[..., None]).sum(axis=1, keepdims=True) / counts
@@ -283,7 +288,7 @@ def _relative(features: tuple[str, ...], table: CandidateTable) -> NDArray[np.fl
 
 
 def _spread(features: tuple[str, ...], table: CandidateTable) -> NDArray[np.float64]:
-    """[F]: the standard deviation of each feature among the candidates of a problem."""
+    """[F]: the standard deviation of each feature within a problem."""
     relative = _relative(features, table)[table.mask]
     spread: NDArray[np.float64] = np.sqrt((relative**2).mean(axis=0)) + 1e-9
     return spread
@@ -292,7 +297,7 @@ def _spread(features: tuple[str, ...], table: CandidateTable) -> NDArray[np.floa
 def _inverse_temperature(
     strategy: Strategy, held_out: list[tuple[CandidateTable, dict[str, float]]]
 ) -> float:
-    """1 / temperature: the factor on a vote's weights, by accuracy; neighbors count too."""
+    """1 / temperature, the factor on a vote's weights with the best (smoothed) accuracy."""
     rights = [
         np.concatenate(
             [
@@ -306,5 +311,5 @@ def _inverse_temperature(
 
 
 def _smoothed(accuracies: Sequence[float]) -> NDArray[np.float64]:
-    """Means of neighbors: these share almost all choices, so single peaks are chance."""
+    """Each accuracy averaged with its neighbors, as a lone peak is likely to be chance."""
     return np.convolve(np.pad(accuracies, 1, mode="edge"), np.ones(3) / 3, mode="valid")

@@ -1,10 +1,10 @@
 """FLIP: questions written backwards from a solution, and how much they overlap with the real one.
 
-The reverse model reads y and writes some questions to it; the score is the F1 of their words with
-those of x (FLIP, 2026, which takes it as a reward). It asks what log P(x|y) asks, but by
-sampling: it needs no log-probabilities, and knows only what the samples show.
+The reverse model reads y and writes some questions for it. The score is the F1 of their words with
+those of x, which FLIP (2026) uses as a reward. Like log P(x|y), it measures how well y explains x,
+but by sampling, without log-probabilities.
 
-What is drawn depends on the solution's text and the seed, not on the question.
+The samples depend on the solution's text and the seed, not on the question.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["FlipSettings", "flip_candidates", "longest_question", "word_overlap"
 
 _WORD = re.compile(r"\w+")
 _LEAST = 0.01
-"""The smallest overlap counted, so that its log is finite."""
-_ROOM = 16  # tokens that a written question may have beyond the longest real one
+"""Smaller overlaps count as this one, so that the log is finite."""
+_ROOM = 16  # tokens by which a written question may exceed the longest real one
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class FlipSettings:
     """How questions are written."""
 
     questions: int
-    """How many per solution."""
+    """Questions per solution."""
     temperature: float = 1.0
     seed: int = 0
 
 
 def word_overlap(written: str, real: str) -> float:
-    """F1 of the words of two texts, each word as often as it occurs; letter case does not count.
+    """F1 of the words of two texts; repeated words count, letter case does not.
 
     >>> word_overlap("Ava has 3 pens", "ava has 4 red pens")
     0.6666666666666666
@@ -59,11 +59,12 @@ def flip_candidates(
     longest: int,
     mask_copies: int = 0,
 ) -> Iterator[list[Score]]:
-    """Yield one record per candidate; the candidates are distinct.
+    """Yield one record per candidate; the candidates must be distinct.
 
-    A record's `logprob` is the log of the mean overlap, `questions` lists what was written, each
-    with its `overlap`, and `num_tokens` is how many tokens that took. Questions end after `longest`
-    tokens; a solution that leaves no room for so many loses its end (`truncated`).
+    A record's `logprob` is the log of the mean overlap. `questions` lists the written questions,
+    each with its `overlap`; `num_tokens` counts their tokens. A question has at most `longest`
+    tokens. A solution that leaves no room for them loses its end (`truncated`). See
+    `score_candidates` for `mask_copies`.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -87,7 +88,7 @@ def flip_candidates(
 
 
 def longest_question(problems: Sequence[Problem], lm: LanguageModel) -> int:
-    """The tokens that a written question may have: decided by all of the real ones.
+    """The most tokens that a written question may have, from the longest real one.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")

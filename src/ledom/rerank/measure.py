@@ -1,8 +1,7 @@
-"""Every strategy measured on the same candidates: the content of a report.
+"""Measures every strategy on the same candidates, for a report.
 
-Pure arithmetic on a `CandidateTable`: accuracies with bootstrap intervals over problems, paired
-differences, accuracy against the number of candidates and against lambda, reliability, pairwise
-AUC.
+It computes accuracies with bootstrap intervals over problems, paired differences, accuracy by
+number of candidates and by lambda, reliability, and pairwise AUC, all from a `CandidateTable`.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights
 __all__ = ["measure"]
 
 _OPPONENTS = ("greedy", "random", "majority")
-_SUBSETS = 16  # random subsets of each size in accuracy against N
+_SUBSETS = 16  # random subsets of each size, in accuracy by number of candidates
 _BINS = 8
 _SHOWN_BY_N = (
     "random",
@@ -65,12 +64,13 @@ _VOTES = (
     "vote_reverse_tuned",
     "vote_reverse_only",
     "vote_forward",
-)  # whose shares are judged
+)
+"""The vote whose shares the reliability figure shows is the first of these that can choose."""
 _MAIN_CLAIMS = (
     ("Reverse Reward with its third term beats the greedy answer", "noisy_channel", "greedy"),
     ("Weighted voting beats majority voting", "vote_all_terms", "majority"),
 )
-"""What the demo is to show, named before any of its problems was seen (docs/results.md)."""
+"""The claims of the demo, named before any of its problems was seen (docs/results.md)."""
 _CLAIMS = (
     *_MAIN_CLAIMS,
     ("Reverse Reward beats the greedy answer", "reverse_reward", "greedy"),
@@ -91,7 +91,7 @@ _CLAIMS = (
 
 @dataclass(frozen=True)
 class _Weighing:
-    """Which weights choose for which problems: one set for all, or each fold's own."""
+    """The weights to use for each problem: the same for all, or those of its fold."""
 
     tuned: TunedWeights
     folds: Folds
@@ -102,10 +102,7 @@ class _Weighing:
         name: str,
         function: Callable[..., FloatArray] | None = None,
     ) -> FloatArray:
-        """A strategy's `function(strategy, table, weights)` with the weights of each problem.
-
-        None: its accuracy.
-        """
+        """The values [P, ...] of `function(strategy, table, weights)`; by default, the accuracy."""
         strategy = strategies(table.external_scores)[name]
         function = function or type(strategy).accuracy
         if not self.folds:
@@ -124,9 +121,9 @@ def measure(
 ) -> Measurement:
     """The measured part of a report.
 
-    With `folds` (see `cross_fit`) each problem's choices use the weights fitted on other problems;
-    `tuned` is then only shown. With `labeled` [P] (see `labeled_problems`) the other problems are
-    left out of every number. Raises `InputError` where none is labeled.
+    With `folds` (see `cross_fit`), the choice for a problem uses weights fitted on other problems,
+    and `tuned` is only shown. With `labeled` [P] (see `labeled_problems`), problems that are not
+    labeled are left out. Raises `InputError` if none is labeled.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -165,7 +162,7 @@ def measure(
 def _only_labeled(
     table: CandidateTable, folds: Folds, labeled: BoolArray
 ) -> tuple[CandidateTable, Folds]:
-    """The labeled problems, and the folds' rows among them."""
+    """The table of the labeled problems, and the folds with row numbers in that table."""
     rows = np.flatnonzero(labeled)
     if len(rows) == 0:
         raise InputError("no problem has a right answer; there is nothing to measure")
@@ -175,7 +172,7 @@ def _only_labeled(
 
 
 def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatArray]:
-    """[P] for each strategy whose scores and weights exist."""
+    """Accuracies [P] by strategy, of those that can choose for every problem."""
     rights = {}
     for name in usable(table, weighing.tuned.weights):
         right = weighing(table, name)
@@ -208,7 +205,7 @@ def _result(
 
 
 def _needed(table: CandidateTable) -> Needed:
-    """How many candidates decide a problem's vote, and what share of all of them that saves."""
+    """How many candidates decide a problem's vote, and what share of the candidates that saves."""
     needed = needed_candidates(table).astype(float)
     planned = np.maximum(table.mask.sum(axis=1), max(table.num_planned, 1))
     return Needed(
@@ -218,13 +215,22 @@ def _needed(table: CandidateTable) -> Needed:
     )
 
 
-def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, str | float]:
+def _interpolation(tuned: TunedWeights) -> tuple[float, bool] | None:
+    """Reverse Reward's lambda, and whether its terms are means per token; None without weights."""
     weights = tuned.weights.get("reverse_reward")
-    if weights is None or "reverse_reward" not in rights:
-        return {}
+    if weights is None:
+        return None
     mean = any(name.endswith("_mean") for name in weights)
+    return weights.get("reverse_mean" if mean else "reverse", 0.0), mean
+
+
+def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, str | float]:
+    in_use = _interpolation(tuned)
+    if in_use is None or "reverse_reward" not in rights:
+        return {}
+    lam, mean = in_use
     return {
-        "lambda": weights.get("reverse_mean" if mean else "reverse", 0.0),
+        "lambda": lam,
         "normalization": "mean per token" if mean else "sum",
         "tuned on": f"{tuned.num_problems} problems" if tuned.num_problems else "nothing: defaults",
     }
@@ -250,10 +256,10 @@ def _by_number(
 
 def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda | None:
     strategy = STRATEGIES["reverse_reward"]
-    weights = tuned.weights.get("reverse_reward")
-    if weights is None or not strategy.available(table):
+    in_use = _interpolation(tuned)
+    if in_use is None or not strategy.available(table):
         return None
-    mean = any(name.endswith("_mean") for name in weights)
+    chosen, mean = in_use
     intervals = [
         share_interval(
             strategy.accuracy(table, strategy.interpolation(float(lam), mean)), num_resamples=2000
@@ -265,12 +271,12 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
         accuracy=[i.mean for i in intervals],
         low=[i.low for i in intervals],
         high=[i.high for i in intervals],
-        chosen=weights.get("reverse_mean" if mean else "reverse", 0.0),
+        chosen=chosen,
     )
 
 
 def _reliability(table: CandidateTable, weighing: _Weighing) -> Reliability | None:
-    """Is the winning answer's share of the weighted vote the probability that it is right?"""
+    """Accuracy by the winning answer's share of a weighted vote."""
     able = usable(table, weighing.tuned.weights)
     name = next((name for name in _VOTES if name in able), None)
     if name is None:
@@ -294,7 +300,7 @@ def _reliability(table: CandidateTable, weighing: _Weighing) -> Reliability | No
 
 
 def _aucs(table: CandidateTable, weighing: _Weighing) -> list[AucResult]:
-    """Pairwise AUC of every feature and of every tuned pick."""
+    """Pairwise AUC of every feature, and of every pick with tuned weights."""
     correct = [table.correct[i, here] for i, here in enumerate(table.mask)]
     if not any(c.any() and not c.all() for c in correct):
         return []

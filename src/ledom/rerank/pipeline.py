@@ -1,9 +1,9 @@
-"""The main job: problems -> candidates -> scores -> selection -> report, each arrow a file.
+"""The main job: problems -> candidates -> scores -> selection -> report. Each arrow is a file:
 
     out/problems.jsonl  candidates.jsonl  scores.forward.jsonl  scores.reverse.jsonl
         selected.jsonl  report.html  report.json  report.md
 
-Every stage resumes if it was stopped; with equal settings, finished stages are reused.
+A stopped stage resumes. Finished stages are reused if the settings are the same.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ _PREFERRED = (
     "majority",
 )
 
-_SHOWN_ANSWERS = 20  # in a report without labels; all of them are in selected.jsonl
+_SHOWN_ANSWERS = 20  # in a report without labels; selected.jsonl has all of them
 
 
 @dataclass(kw_only=True)
 class Selection(Record):
-    """The answer chosen for a problem, and the best candidate that gives it."""
+    """The answer chosen for a problem, and the candidate that gives it."""
 
     problem_id: str
     strategy: str
@@ -88,7 +88,7 @@ class Selection(Record):
 
 @dataclass
 class Job:
-    """What to rerank, with what, and where the files go."""
+    """The inputs, models and settings of a reranking, and its output folder."""
 
     problems: Sequence[Problem]
     out: Path
@@ -96,34 +96,34 @@ class Job:
     reverse: LanguageModel | None
     weights: TunedWeights
     candidates: Sequence[Candidate] | None = None
-    """Given candidates; None samples them from the forward model."""
+    """The candidates; None to sample them from the forward model."""
     sampling: Sampling = field(default_factory=Sampling)
     num_samples: int = 32
     early_stop: bool = False
-    """Draw no more candidates of a problem once its majority vote is decided."""
+    """Stop drawing candidates of a problem once its majority vote is decided."""
     stop_unsure: float = 0.0
-    """Break off samples that are less sure than this share of a problem's first quarter; 0: none.
-    Needs `sampling.confidence`."""
+    """Break off samples whose confidence falls below the lowest that this share of the problem's
+    first quarter of samples reaches; 0 for never. Needs `sampling.confidence`."""
     external_scores: Sequence[str] | None = None
     """Extra score fields of the candidates; see `choose_external_scores`."""
     scoring: Scoring = field(default_factory=Scoring)
-    """How the models read what they score."""
+    """How the models score."""
     title: str = "Reverse Reward"
     folds: int = 0
-    """Fit the weights on these very problems, in so many folds: each problem's choices then use
-    weights fitted on the others. Needs labels; `weights` are not used."""
+    """If above 0, `weights` are replaced by weights fitted on these problems, in this many folds:
+    the choice for a problem uses weights fitted on the other folds. Needs labels."""
     command: str = "ledom rerank"
     notes: list[str] = field(default_factory=list)
 
 
 def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
-    """Do the job; returns the report and the path of its page.
+    """Run the job; returns the report and the path of its page.
 
-    Where several processes share it (`ledom.core.processes`), the first makes the report of
-    all; the others return None.
+    If several processes share the job (`ledom.core.processes`), the first makes the report of all
+    problems; the others return None.
 
-    Raises `InputError` for problems and candidates that do not fit together, for weights tuned on
-    one of the problems, and for a job without what it needs.
+    Raises `InputError` for problems and candidates that do not match, for weights tuned on one of
+    the problems, and for a job that lacks a model or labels that it needs.
 
     >>> import tempfile
     >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -174,7 +174,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
 
 
 def _measured(job: Job, table: CandidateTable, labeled: BoolArray) -> Measurement:
-    """What the labeled problems show; with folds, the job's weights are first fitted on them."""
+    """The measurement on the labeled problems; with folds, first fits the job's weights on them."""
     folds: Folds = ()
     if job.folds:
         folds = cross_fit(table, job.problems, job.folds, labeled)
@@ -189,11 +189,11 @@ def _measured(job: Job, table: CandidateTable, labeled: BoolArray) -> Measuremen
 
 
 def _check(job: Job, external_scores: Sequence[str]) -> None:
-    """Raise `InputError` for a job that cannot end well, before any work."""
+    """Raise `InputError` for a job that is bound to fail, before any work."""
     if job.num_samples < 1:
         raise InputError(f"the number of samples is {job.num_samples}; it must be at least 1")
     if job.candidates is None and job.forward is None:
-        raise InputError("neither candidates nor a forward model to sample them from; give one")
+        raise InputError("no candidates, and no forward model to sample them from; give one")
     if job.forward is None and job.reverse is None:
         raise InputError("no model to score with; give a forward or a reverse one")
     check_problems(job.problems)
@@ -218,7 +218,7 @@ def _models(job: Job) -> list[LanguageModel]:
 
 
 def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
-    """Raise `InputError` for what sampling cannot give."""
+    """Raise `InputError` for prompts, settings or score fields that sampling cannot do."""
     check_names(external_scores)
     if job.candidates is not None:
         if job.early_stop:
@@ -274,9 +274,9 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
 
 
 def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
-    """The strategy that chooses the answers: the first of a fixed list that can.
+    """The strategy that chooses the answers: the first of a fixed list that can choose.
 
-    It depends only on which scores and weights exist, so it is named before any result.
+    It depends only on which scores and weights exist, so it is known before any result.
 
     >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
     >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
@@ -291,8 +291,9 @@ def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
 def select(
     table: CandidateTable, candidates: Sequence[Candidate], name: str, weights: TunedWeights
 ) -> list[Selection]:
-    """The named strategy's choice for each problem: the candidate that it picks, or the best of
-    those that give the answer it votes for.
+    """A strategy's choice for each problem.
+
+    It is the candidate that the strategy picks, or the best of those with the winning answer.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
     >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
@@ -342,7 +343,7 @@ def _notes(
     candidates: Sequence[Candidate],
     scores: Sequence[Score],
 ) -> list[str]:
-    """What a reader of the numbers has to know."""
+    """What a reader of the report must know."""
     drawn, planned = int(table.mask.sum()), table.num_planned * len(table.problem_ids)
     unreadable = int(((table.answers < 0) & table.mask).sum())
     empty = sum(not candidate.text.strip() for candidate in candidates)

@@ -1,7 +1,7 @@
-"""Candidates from a forward model: the arrow from problems to candidates.jsonl.
+"""Samples candidates from a forward model: from problems to candidates.jsonl.
 
-All of a problem's candidates are drawn at once, or in rounds until its vote is decided; the rounds
-draw the first of the same candidates.
+All of a problem's candidates are drawn at once, or in rounds until its vote is decided. The rounds
+draw the same candidates, but not the last of them.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ __all__ = [
 
 ItemT = TypeVar("ItemT")
 
-_WARM_UP = 4  # one in this many samples is written to its end before any is broken off
-_TOGETHER = 2048  # texts that are drawn together, and can be lost together
+_WARM_UP = 4  # one in this many samples is completed before any is broken off
+_TOGETHER = 2048  # texts that are drawn together, and lost together if the run is stopped
 
 
 def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[ItemT]]:
-    """The problems or prompts whose texts are drawn together: decided by these arguments alone.
+    """The groups of problems or prompts whose texts are drawn together.
+
+    They depend only on the number of items and samples, so a resumed run has the same groups.
 
     >>> [len(group) for group in sampling_groups(range(100), num_samples=32)]
     [50, 50]
@@ -56,10 +58,10 @@ def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[I
 
 
 def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Sampling) -> None:
-    """Raise what sampling for these problems would raise, before any work.
+    """Raise the errors that sampling for these problems would raise, before any work.
 
-    `DirectionError` for a reverse model; `InputError` where temperature 0 leaves nothing to draw,
-    or where questions leave no room for a solution.
+    These are `DirectionError` for a reverse model, and `InputError` for temperature 0, or for
+    questions that leave no room for a solution.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(context=8)
@@ -70,8 +72,8 @@ def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Samp
     _require_forward(lm)
     if sampling.temperature == 0:
         raise InputError(
-            "the temperature is 0, so all candidates of a problem would be the same text; give "
-            "one above 0 (the greedy solution is written in any case)"
+            "the temperature is 0, so all candidates of a problem would have the same text; give "
+            "one above 0 (the greedy solution is always written too)"
         )
     too_long: list[tuple[Problem, InputError]] = []
     for problem, prompt in zip(problems, _prompts(problems, lm), strict=True):
@@ -94,14 +96,14 @@ def sample_candidates(
     num_samples: int,
     stop_unsure: float = 0.0,
 ) -> Iterator[list[Candidate]]:
-    """Yield each problem's candidates as they are ready: `num_samples` drawn, then the greedy one.
+    """Yield each problem's candidates once they are ready: `num_samples` samples and a greedy one.
 
-    The greedy candidate has the index `num_samples` and `greedy`: true. Raises `DirectionError`
-    for a reverse model, which writes questions, not answers.
+    The greedy candidate comes last, with the index `num_samples` and `greedy`: true. Raises
+    `DirectionError` for a reverse model, which writes questions, not answers.
 
-    With `stop_unsure` the first quarter of the samples is written to the end. The threshold is the
-    lowest confidence that this share of them reaches; each later sample is broken off where its
-    confidence falls below it (DeepConf's online stop).
+    With `stop_unsure`, the first quarter of the samples is completed. The threshold is the lowest
+    confidence that this share of them reaches. Each later sample is broken off where its confidence
+    falls below the threshold (DeepConf's online stop).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -128,7 +130,7 @@ def sample_candidates(
 def _stopped_samples(
     prompts: Sequence[str], lm: LanguageModel, sampling: Sampling, num_samples: int, share: float
 ) -> Iterator[tuple[int, list[Generation]]]:
-    """Each prompt's samples, the later ones broken off where they are unsure; its greedy text."""
+    """Each prompt's samples, the later ones broken off where unsure, and last its greedy text."""
     assert sampling.confidence is not None
     first = max(1, num_samples // _WARM_UP)
     written = dict(lm.generate_with_greedy(prompts, sampling, first))
@@ -148,10 +150,10 @@ def _threshold(texts: Sequence[Generation], share: float) -> float:
 
 
 def rounds(num_samples: int) -> list[int]:
-    """The number of candidates after each round of sampling; the last number is all.
+    """The total number of candidates after each round of sampling; the last is `num_samples`.
 
-    No vote can be decided by half of the candidates or fewer, so more than half come first;
-    then an eighth at a time: rounds of single samples would leave a batch empty.
+    Half of the candidates or fewer cannot decide a vote, so the first round draws more than half.
+    Each later one draws an eighth: rounds of single samples would leave a batch almost empty.
 
     >>> rounds(16)
     [9, 11, 13, 15, 16]
@@ -167,12 +169,12 @@ def sample_until_decided(
     num_samples: int,
     have: Mapping[Key, Sequence[Candidate]],
 ) -> Iterator[tuple[list[Candidate], bool]]:
-    """Draw each problem's candidates in rounds, and no more once its majority vote is decided.
+    """Draw each problem's candidates in rounds until its majority vote is decided.
 
     Yields (new candidates of a problem, whether they are its last). A problem's greedy candidate
-    comes first; the others are the first of those that `sample_candidates` draws, and their
-    `sampling` says of how many (`early_stop_of`). `have` holds what was yielded before, by the
-    problem's key: sampling resumes there. Raises `DirectionError` as `sample_candidates` does.
+    comes first. The others are the first of those that `sample_candidates` draws; their `sampling`
+    records the planned number (`early_stop_of`). To resume, `have` holds the candidates that were
+    yielded before, by the problem's key. Raises `DirectionError` as `sample_candidates` does.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(answers=["#### 4"])
@@ -204,7 +206,7 @@ def sample_until_decided(
 
 
 def is_finished(candidates: Iterable[Candidate], num_samples: int) -> bool:
-    """Whether `sample_until_decided` draws no more for the problem that these belong to.
+    """Whether these are all candidates that `sample_until_decided` draws for their problem.
 
     >>> same = [Candidate(problem_id="p", index=i, text="4") for i in range(5)]
     >>> greedy = Candidate(problem_id="p", index=8, text="4", greedy=True)
@@ -216,7 +218,7 @@ def is_finished(candidates: Iterable[Candidate], num_samples: int) -> bool:
 
 
 class _Votes:
-    """The votes on one problem so far."""
+    """The votes for the answers to one problem so far."""
 
     def __init__(self, candidates: Iterable[Candidate]) -> None:
         self.drawn = 0
@@ -237,12 +239,12 @@ class _Votes:
                 self._by_answer[answer] += 1
 
     def are_enough(self, num_samples: int) -> bool:
-        """Whether no more need be drawn."""
+        """Whether the vote is decided, or all candidates are drawn."""
         remaining = num_samples - self.drawn
         return remaining <= 0 or is_decided(self._by_answer.values(), remaining)
 
     def waits(self, drawn: int, num_samples: int) -> bool:
-        """Whether the problem takes part in the round that starts after `drawn` samples."""
+        """Whether the problem needs the round that starts after `drawn` samples."""
         return self.drawn == drawn and not self.are_enough(num_samples)
 
 

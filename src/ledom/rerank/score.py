@@ -1,8 +1,8 @@
-"""Log-probabilities of candidates: the arrow from candidates.jsonl to scores.jsonl.
+"""Scores candidates with a model's log-probabilities: from candidates.jsonl to scores.jsonl.
 
-A forward model scores log P(y|x); a reverse model scores log P(x|y) and, in the same pass, its own
-log P(y). Everything that selection needs later is arithmetic on these records. This module knows
-nothing of strategies, and nothing of how a model computes.
+A forward model scores log P(y|x). A reverse model scores log P(x|y) and, in the same pass, its own
+log P(y). All later steps of selection are arithmetic on these records. This module knows nothing of
+strategies, or of how a model computes.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = [
     "score_pairs",
 ]
 
-_TOGETHER = 256  # candidates whose scores are made, and can be lost, together
-_ROUNDING = 1e-3  # nats by which a certain token's log-probability may come out above 0
+_TOGETHER = 256  # candidates that are scored together, and lost together if the run is stopped
+_ROUNDING = 1e-3  # nats by which rounding may lift a log-probability above 0
 
 
 def check_room(
     problems: Sequence[Problem], lm: LanguageModel, demonstrations: Sequence[Problem] = ()
 ) -> None:
-    """Raise `InputError` where questions or demonstrations leave no room in the model's context.
+    """Raise `InputError` if questions or demonstrations leave no room in the model's context.
 
-    A solution that does not fit is cut (see `score_candidates`), a question never.
+    A solution that does not fit is cut (see `score_candidates`); a question never is.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(context=8)
@@ -71,9 +71,9 @@ def check_room(
 def score_groups(
     candidates: Sequence[Candidate], together: int | None = None
 ) -> list[list[Candidate]]:
-    """Distinct candidates by problem, cut into those that are scored together.
+    """The groups of at most `together` candidates that are scored together.
 
-    Candidates of one problem share its tokens, so they stay together where they are not too many.
+    Candidates of one problem share its tokens, so they stay in one group unless they are too many.
 
     >>> drawn = [Candidate(problem_id=p, index=i, text=str(i)) for p in "ab" for i in range(3)]
     >>> [[c.key for c in group] for group in score_groups(drawn, together=4)]
@@ -99,16 +99,19 @@ def score_candidates(
     demonstrations: Sequence[Problem] = (),
     mask_copies: int = 0,
 ) -> Iterator[list[Score]]:
-    """Yield the scores of each distinct candidate, by problem: one record forward, two reverse.
+    """Yield the scores of each distinct candidate, by problem.
 
-    `demonstrations` are problems with solutions that the model reads first, each a document of its
-    own: before the pair forward, after it reverse. With `mask_copies` a reverse model reads
-    solutions without the passages of so many words or more that they copy from the question.
+    A forward model gives one record (y|x), a reverse model two (x|y and y). A forward model's score
+    counts the document-end token as part of y, a reverse model's the document-start token as part
+    of x.
 
-    The document-end token counts as part of y forward, and the document-start token as part of x
-    reverse. A pair that is longer than the model's context keeps its end nearest to the boundary
-    between x and y: y loses its last tokens. Such records carry `truncated`: true.
-    A `ServerError` comes after the scores that the server gave before it.
+    `demonstrations` are problems with solutions that the model reads first, each as a document: in
+    front of the pair for a forward model, after it for a reverse one. With `mask_copies`, a reverse
+    model reads solutions without the passages of at least that many words that they copy from the
+    question.
+
+    If a pair is longer than the model's context, y loses its last tokens, and the records have
+    `truncated`: true. A `ServerError` is raised after the scores that the server gave before it.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -139,7 +142,7 @@ def score_candidates(
 def read_solution(
     candidate: Candidate, question: str, lm: LanguageModel, mask_copies: int = 0
 ) -> str:
-    """What the model reads of a candidate: its text, restyled, copies masked (`score_candidates`).
+    """A candidate's text as the model reads it: restyled, without copies (`score_candidates`).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -155,11 +158,11 @@ def read_solution(
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """What a model says of one question and solution."""
+    """A question and a solution, with the log-probabilities of their tokens."""
 
     pair: EncodedPair
     logprobs: NDArray[np.float32]
-    """Forward: of y and the EOS after it. Reverse: of all from the EOS before x to y's end."""
+    """Forward: those of y and the EOS after it. Reverse: all from the EOS before x to y's end."""
     truncated: bool
 
 
@@ -168,10 +171,10 @@ def score_pairs(
     asked: Sequence[tuple[Candidate, str, str]],
     demonstrations: Sequence[Problem] = (),
 ) -> Iterator[tuple[int, ScoredPair]]:
-    """Score (candidate, question, solution as the model reads it); yields (place, result).
+    """Score triples (candidate, question, solution as the model reads it); yields (place, result).
 
-    All are scored together, so what they share is computed once. See `score_candidates` for
-    demonstrations, truncation and `ServerError`.
+    All triples are scored together, so the tokens that they share are computed once. See
+    `score_candidates` for demonstrations, truncation and `ServerError`.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -198,9 +201,10 @@ def score_pairs(
 
 
 def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:
-    """Their documents in reading order, with the special tokens that the pair's own leave to add.
+    """The demonstrations as tokens in reading order, to be joined with a pair's tokens.
 
-    Where BOS and EOS are one token, one of it separates two documents; else each has both.
+    If BOS and EOS are the same token, documents are separated by one of it; else each document has
+    both. The pair brings its own.
     """
     before, after = lm.special_ids
     opening = [] if before == after else before
@@ -215,7 +219,10 @@ def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> 
 
 
 def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPair, bool]:
-    """Cut the end of y from a pair of more tokens than the model reads; EOS stays."""
+    """Cut the end of y, but not EOS, if the pair has more tokens than `room`.
+
+    Returns the pair, and whether it was cut.
+    """
     excess = len(pair.ids) - 1 - room
     if excess <= 0:
         return pair, False
@@ -239,9 +246,9 @@ def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPai
 
 
 def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan:
-    """Forward: y and the EOS after it. Reverse: all from the EOS in front of x to the end of y.
+    """The tokens to score, see `ScoredPair.logprobs`.
 
-    The demonstrations are where the model reads them first, after the first special tokens.
+    The demonstrations are placed where the model reads them first, after its special tokens.
     """
     if lm.direction is Direction.FORWARD:
         first = len(lm.bos_ids)
@@ -253,7 +260,7 @@ def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan
 def _checked(
     values: NDArray[np.float32], candidate: Candidate, lm: LanguageModel
 ) -> NDArray[np.float32]:
-    """Log-probabilities up to 0; raises `InputError` for anything else."""
+    """The values, at most 0; raises `InputError` for values that are no log-probabilities."""
     if not np.isfinite(values).all():
         raise InputError(
             f"{lm.name}: candidate {candidate.index} of problem {candidate.problem_id!r} has a "
@@ -271,7 +278,7 @@ def _records(
     candidate: Candidate, pair: EncodedPair, values: NDArray[np.float32], lm: LanguageModel
 ) -> list[Score]:
     if lm.direction is Direction.FORWARD:
-        # From y on; literals after y are certain to a trained model, and part of its end.
+        # A literal after y counts as part of its end; a trained model is certain of it.
         return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], lm)]
     question_end = pair.question[1]
     return [

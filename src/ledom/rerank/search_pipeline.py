@@ -1,9 +1,9 @@
-"""Step-level search as a job: problems -> searched.jsonl -> what it gained at equal cost.
+"""Step-level search as a job that resumes, measured against best of N at equal cost.
 
     out/problems.jsonl  searched.jsonl  candidates.jsonl  search.json
 
-Its answers are measured against best of N at equal generated tokens: each problem's candidates are
-drawn until they have cost what the search cost there, and chosen by the same score.
+Best of N gets as many generated tokens as the search: each problem's candidates are drawn until
+they have cost what its search did, and the best is chosen by the same score.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ledom.text.answers import is_correct
 
 __all__ = ["SearchJob", "SearchReport", "search_job"]
 
-_JUDGED = 64  # problems that show whether the model knows their kind
+_JUDGED = 64  # problems that are tested for being unlike the training texts
 
 
 @dataclass
 class SearchJob:
-    """What to search, with what, and where the files go."""
+    """The inputs, models and settings of a search, and its output folder."""
 
     problems: Sequence[Problem]
     out: Path
@@ -51,7 +51,7 @@ class SearchJob:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchReport:
-    """What a search reached on the labeled problems, against best of N at equal cost."""
+    """The accuracy of a search on the labeled problems, and that of best of N at equal cost."""
 
     command: str
     ledom_version: str
@@ -62,21 +62,22 @@ class SearchReport:
     """Searches that ended without a finished solution."""
     note: str = ""
     warning: str | None = None
-    """Where the embedded pair knows nothing of such problems."""
+    """A warning if the embedded pair was not trained on such problems; see `unfamiliar_texts`."""
     candidates_at_equal_cost: float | None = None
+    """N: candidates per problem."""
     accuracy: Mapping[str, Interval] = field(default_factory=dict)
     search_against: Mapping[str, Interval] = field(default_factory=dict)
-    """Paired differences of the search from each of its rivals."""
+    """Paired differences of the search from each rival."""
 
 
 def search_job(job: SearchJob, track: Track) -> SearchReport | None:
-    """Do the job; returns the report that search.json holds.
+    """Run the job; returns the report, which is written to search.json.
 
-    Where several processes share it (`ledom.core.processes`), the first makes the report of
-    all; the others return None.
+    If several processes share the job (`ledom.core.processes`), the first makes the report of all
+    problems; the others return None.
 
-    `searched.jsonl` has a candidate for each problem: the best beam, its `finish_reason`, `score`
-    (nats per token) and `generated` (tokens that its search cost).
+    `searched.jsonl` has a candidate for each problem: the best beam, with its `finish_reason`,
+    `score` (nats per token) and `generated` (tokens that its search generated).
 
     >>> import tempfile
     >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -169,7 +170,7 @@ def _cost(found: Candidate) -> int:
 
 
 def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> list[Candidate]:
-    """Candidates of each problem, drawn until they have cost what its search did."""
+    """Candidates of each problem that together cost no more than its search; at least one."""
     lm, sampling = job.forward, job.config.sampling
     prompts = [lm.pair_format.before_solution(problem.question) for problem in job.problems]
     room = lm.context - len(lm.bos_ids) - max(map(len, lm.tokenizer.encode_ids(prompts)))
@@ -187,7 +188,7 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
                 cheap.add(pool[0].problem_id)
             else:
                 yield pool[: max(1, int((costs <= limit).sum()))]
-        if cheap:  # drawn again, with more after them
+        if cheap:  # too few to use up the budget: draw again, twice as many
             yield from affordable([p for p in waiting if p.id in cheap], 2 * drawn)
 
     settings = {
@@ -211,7 +212,7 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
 def _rivals(
     job: SearchJob, problems: Sequence[Problem], drawn: Sequence[Candidate]
 ) -> tuple[float, dict[str, FloatArray]]:
-    """Candidates per problem at equal cost, and the accuracies [P] of choosing among them."""
+    """Candidates per problem at equal cost, and the accuracies [P] of ways to choose among them."""
     known = {problem.id for problem in problems}
     candidates = [candidate for candidate in drawn if candidate.problem_id in known]
     scores: list[Score] = []

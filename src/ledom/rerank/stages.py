@@ -1,7 +1,7 @@
-"""The files that models fill, candidates and scores: how they are made, and checked on return.
+"""The files of candidates and scores: makes their missing records, and checks the existing ones.
 
-Every record that is read back is checked: it must belong to a known problem or candidate, occur
-once, and have numbers that agree with each other.
+A record that is read back must belong to a known problem or candidate, occur once, and have numbers
+that agree with each other.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 TIMINGS = "timings.json"
-"""How many seconds each file took. Equal runs differ in this file alone, and in what the report
-shows of it."""
+"""The file with the seconds that each other file took. Two runs with the same settings differ only
+in this file and in the seconds of their reports."""
 CONTRAST, FLIP = "contrast", "flip"
 _CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
     "forward": (Direction.FORWARD, ("y|x",)),
@@ -44,8 +44,8 @@ _CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
     CONTRAST: (Direction.REVERSE, ("x'|y",)),
     FLIP: (Direction.REVERSE, ("x~|y",)),
 }
-"""Files of scores by name: the direction of the model that they are of, and their targets."""
-_ROUNDING = 5e-6  # of each number in a score, nats
+"""Score files by name: (the direction of their model, their targets)."""
+_ROUNDING = 5e-6  # nats by which each number in a score may be rounded
 
 
 def fill_candidates(
@@ -61,8 +61,8 @@ def fill_candidates(
 ) -> list[Candidate]:
     """The candidates in `path`, in the problems' order; missing ones are made, group by group.
 
-    The problems go to problems.jsonl beside them, once the settings show that the folder is theirs.
-    See `ledom.core.stage.Work`.
+    Once the settings match those of the file, the problems are written to problems.jsonl beside it.
+    See `ledom.core.stage.Work` for the other parameters.
 
     >>> import tempfile
     >>> def answered(problems):
@@ -95,20 +95,20 @@ def fill_candidates(
 
 @dataclass(frozen=True)
 class Scoring:
-    """How solutions are scored, apart from the model and the texts."""
+    """The settings of scoring, apart from the model and the texts."""
 
     demonstrations: Sequence[Problem] = ()
     """Solved problems that the model reads first."""
     mask_copies: int = 0
-    """Words from which on a reverse model does not read what is copied from the question; 0: it
-    reads everything."""
+    """A reverse model does not read passages of at least this many words that are copied from the
+    question; 0: it reads everything."""
     contrast: int = 0
     """Copies of each question with one number changed; see `ledom.rerank.contrast`."""
     flip: FlipSettings | None = None
     """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
 
     def settings(self, lm: LanguageModel) -> JsonObject:
-        """The part of this that changes a model's scores, for the settings of their file.
+        """The settings that change a model's scores, for the settings of their file.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel(direction="reverse")
@@ -133,11 +133,11 @@ def fill_scores(
     how: Scoring,
     track: Track,
 ) -> list[Score]:
-    """The model's scores of all distinct candidates, in `scores.<direction>.jsonl`.
+    """The model's scores of all distinct candidates, kept in `scores.<direction>.jsonl`.
 
-    With `how.contrast` also a reverse model's scores of changed questions, in
-    `scores.contrast.jsonl`; with `how.flip` the overlap of the questions that it writes backwards,
-    in `scores.flip.jsonl`.
+    For a reverse model, `how.contrast` adds its scores of changed questions, kept in
+    `scores.contrast.jsonl`, and `how.flip` the overlap of the questions that it writes backwards,
+    kept in `scores.flip.jsonl`.
 
     >>> import tempfile
     >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -195,7 +195,7 @@ class _ScoreFiles:
         settings: JsonObject,
         make: Callable[[Sequence[Candidate]], Iterable[list[Score]]],
     ) -> list[Score]:
-        """The scores of `items` in the file of this name; those that it lacks are made."""
+        """The scores of `items` in the file of this name; missing ones are made."""
         check = partial(_score_check, self.problems, self.candidates, name)
         stage = Stage(self.folder / f"scores.{name}.jsonl", Score, settings, check)
         work: Work[Candidate, Score] = Work(
@@ -218,8 +218,8 @@ def read_scores(
 ) -> list[Score]:
     """All scores in a reranked folder.
 
-    Raises `InputError` where there are none, where they are of other problems or candidates, and
-    where they are damaged.
+    Raises `InputError` if there are none, if they are of other problems or candidates, and if they
+    are damaged.
 
     >>> read_scores(Path("no such folder"), [], [])
     Traceback (most recent call last):
@@ -247,7 +247,7 @@ def scored_problems(folder: Path) -> set[str]:
 
 
 def _score_files(folder: Path) -> dict[str, Path]:
-    """The files that exist, by what they hold; raises `InputError` if there is none."""
+    """The existing score files by name; raises `InputError` if there is none."""
     files = {name: folder / f"scores.{name}.jsonl" for name in _CONTENTS}
     found = {name: file for name, file in files.items() if file.is_file()}
     if not found.keys() & {*Direction}:
@@ -256,7 +256,7 @@ def _score_files(folder: Path) -> dict[str, Path]:
 
 
 def _text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> JsonObject:
-    """Hashes of the texts, for the settings of scores."""
+    """Hashes of questions and solutions, for the settings of score files."""
     distinct = distinct_candidates(candidates)
     return {
         "questions": fingerprint(sorted((p.id, p.question) for p in problems)),
@@ -268,10 +268,10 @@ def _text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -
 def _score_check(
     problems: Sequence[Problem], candidates: Sequence[Candidate], name: str
 ) -> Callable[[Score], None]:
-    """Checks the scores of distinct candidates one by one, as the file of this name is read.
+    """A function that checks the scores in the file of this name one by one, for `read_records`.
 
-    It raises `InputError` for one of an unknown candidate, of another model's direction, that was
-    there already, or whose numbers contradict each other.
+    It raises `InputError` for a score of an unknown candidate, of another direction or target, that
+    is repeated, or whose numbers contradict each other.
 
     >>> drawn = [Candidate(problem_id="a", index=0, text="4")]
     >>> check = _score_check([Problem(id="a", question="2 + 2?")], drawn, "forward")

@@ -1,11 +1,11 @@
-"""A beam over reasoning steps, guided by Reverse Reward on the part written so far.
+"""Beam search over reasoning steps, guided by Reverse Reward on the partial solutions.
 
-Each round expands every unfinished partial solution n times to the end of its next step, scores all
-parts and keeps the k best, until all of them are finished. Scores are means per token, so that
-short and long parts, finished or not, compete fairly:
+Each round draws n continuations of every unfinished beam to the end of its next step, scores all
+beams and keeps the k best, until all of them are finished. Scores are means per token, so that
+short and long beams, finished or not, compete fairly:
 (1 - lambda) log P(y|x) / |y| + lambda log P(x|y) / |x|.
-A part that ran out of tokens is never taken for finished: it is kept only where nothing better is,
-and says so.
+A beam that ran out of tokens never counts as finished: it is kept only if places are left, with
+the finish reason `length`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ledom.rerank.score import score_candidates
 __all__ = ["STEP_ENDS", "Beam", "SearchConfig", "check_models", "search", "search_groups"]
 
 STEP_ENDS = {"line": r"\n", "sentence": r"[.!?]\s"}
-"""Ends of steps by name; anything else is a regular expression."""
+"""Patterns of step ends by name."""
 
-_TOGETHER = 32  # problems that are searched side by side, so that the batch is full
+_TOGETHER = 32  # problems that are searched side by side, to fill the batch
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class SearchConfig:
     """How wide and how long to search."""
 
     width: int = 4
-    """k, partial solutions kept per round."""
+    """k, beams kept per round."""
     expansions: int = 3
-    """n, continuations drawn per partial solution."""
+    """n, continuations drawn per beam."""
     lam: float = 0.5
     """Weight of the reverse term; 0 searches by the forward model alone."""
     step_end: str = "line"
@@ -43,7 +43,7 @@ class SearchConfig:
     max_steps: int = 32
     """Rounds after which a search ends, finished or not."""
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_tokens=96))
-    """How a step is drawn; `max_tokens` is a step's."""
+    """How a step is drawn; `max_tokens` is the limit of one step."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -55,10 +55,10 @@ class SearchConfig:
         for message, holds in checks.items():
             if not holds:
                 raise InputError(message)
-        self.stepwise(0)  # refuses an invalid pattern at once
+        self.stepwise(0)  # raises for an invalid pattern
 
     def stepwise(self, step: int) -> Sampling:
-        """How the parts of a round are drawn.
+        """The sampling of round `step`, with its own seed and the pattern that ends a step.
 
         >>> config = SearchConfig(step_end="sentence")
         >>> config.stepwise(3).seed, config.stepwise(3).stop_pattern == STEP_ENDS["sentence"]
@@ -70,16 +70,16 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class Beam:
-    """A solution or a part of one."""
+    """A complete or partial solution."""
 
     text: str
     finish_reason: str
-    """`stop`: finished; `pattern`: ended a step, more may follow; `length`: ran out of tokens."""
+    """`stop`: finished; `pattern`: ended a step, can be continued; `length`: ran out of tokens."""
     num_tokens: int
     """Tokens of the text."""
     score: float = 0.0
     last: Generation | None = None
-    """What the next step continues."""
+    """The generation that the next step continues."""
 
 
 def search(
@@ -90,9 +90,9 @@ def search(
 ) -> Iterator[tuple[str, list[Beam], int]]:
     """Yield (problem id, its beams with the best first, tokens generated) for each problem.
 
-    A finished beam comes before every unfinished one. All that a problem's search generates
-    counts, thrown away or not. Raises `DirectionError` for models of the wrong direction, and
-    `InputError` where there is no reverse model and lambda is not 0.
+    Finished beams come before unfinished ones. Generated tokens include those of beams that were
+    not kept. Raises `DirectionError` for models of the wrong direction, and `InputError` for a
+    lambda above 0 without a reverse model.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> problem, config = Problem(id="p", question="2 + 2?"), SearchConfig(width=2, lam=0)
@@ -116,7 +116,9 @@ def search(
 
 
 def search_groups(problems: Sequence[Problem]) -> list[Sequence[Problem]]:
-    """The problems that are searched side by side: decided by their number alone.
+    """The groups of problems that are searched side by side.
+
+    They depend only on the number of problems, so a resumed run has the same groups.
 
     >>> few = [Problem(id=str(i), question="How many?") for i in range(3)]
     >>> [len(group) for group in search_groups(few)]
@@ -155,7 +157,7 @@ class _Search:
         return any(beam.finish_reason == "pattern" for beam in self.beams)
 
     def keep(self, width: int) -> None:
-        """Keep the best. What ran out of tokens cannot be continued: it fills free places."""
+        """Keep the best `width` beams; those that ran out of tokens only fill free places."""
         order = sorted(self.beams, key=lambda beam: (beam.finish_reason == "length", -beam.score))
         self.beams = order[:width]
 
@@ -166,7 +168,10 @@ class _Search:
 def _expand(
     active: Sequence[_Search], forward: LanguageModel, config: SearchConfig, step: int
 ) -> None:
-    """Continue every open beam; the first round draws as many parts as each later one."""
+    """Draw the next step of every open beam.
+
+    The first round has one beam, so it draws `width` times as many continuations of it.
+    """
     sampling = config.stepwise(step)
     prompts: list[str | Generation] = []
     origins: list[tuple[_Search, Beam]] = []
@@ -190,7 +195,7 @@ def _expand(
             one.generated += len(made.ids) + (made.finish_reason == "stop")
             length = before.num_tokens + len(made.ids)
             beam = Beam(before.text + made.text, made.finish_reason, length, last=made)
-            # Duplicates are merged; the same words finished and not are two different beams.
+            # Duplicates are merged, but a finished and an open beam of the same text are not.
             if all((beam.text, beam.finish_reason) != (o.text, o.finish_reason) for o in one.beams):
                 one.beams.append(beam)
 
@@ -198,9 +203,9 @@ def _expand(
 def _score(
     active: Sequence[_Search], forward: LanguageModel, reverse: LanguageModel | None, lam: float
 ) -> None:
-    """Give each beam its score: the means per token of log P(part|x) and log P(x|part)."""
+    """Set each beam's score: the weighted means per token of log P(y|x) and log P(x|y)."""
     problems = [one.problem for one in active]
-    # A part is scored without the white space at its end: no document ends in it.
+    # A beam is scored without the white space at its end: no document ends with white space.
     candidates = [
         Candidate(problem_id=one.problem.id, index=index, text=beam.text.rstrip())
         for one in active
@@ -212,7 +217,7 @@ def _score(
         chunks = score_candidates(problems, candidates, lm) if lm is not None else ()
         for score in (score for chunk in chunks for score in chunk):
             values = score.token_logprobs or [0.0]
-            part = values[:-1] or [0.0]  # forward without EOS, which an open part has not earned
+            part = values[:-1] or [0.0]  # without EOS, which does not count for an open beam
             text = text_of[score.problem_id, score.index]
             means[score.problem_id, text, score.target] = (
                 sum(values) / len(values),

@@ -1,8 +1,8 @@
-"""Ways to choose among the candidates of a problem, all computed from the same features.
+"""Strategies: ways to choose among the candidates of a problem, all from the same features.
 
-A strategy turns a `CandidateTable` into the probability that its choice is right, for each problem.
-`STRATEGIES` is the one list of them, a plain dict; `strategies` adds those of external scores. This
-module loads no model.
+A strategy computes from a `CandidateTable`, for each problem, the probability that its choice is
+right. `STRATEGIES` lists all of them; `strategies` adds those of external scores. This module loads
+no model.
 
 Shapes: P problems, N candidates.
 """
@@ -42,7 +42,7 @@ Weights = Mapping[str, float] | None
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """A way to choose: what it does, and the features that it may weigh.
+    """A way to choose among candidates, with the features that it weighs.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -55,15 +55,15 @@ class Strategy(ABC):
     """
 
     kind: ClassVar[str]
-    """The group that a report shows it in: `baseline`, `pick`, `vote` or `bound`."""
+    """Its group in a report: `baseline`, `pick`, `vote` or `bound`."""
     label: str
-    """Its name for people; files and code know it by its id, the key in `STRATEGIES`."""
+    """Its name for people; files and code use its id, the key in `STRATEGIES`."""
     description: str
     features: tuple[str, ...] = ()
-    """The features of its score; their weights are tuned, or 1 for a single one."""
+    """The features of its score; a single feature has the weight 1 unless it is tuned."""
     interpolated: bool = False
-    """Two terms with the weights (1 - lambda) and lambda, both sums or both means per token; the
-    features are then (first, second, first's mean, second's mean)."""
+    """Whether it has two terms with the weights (1 - lambda) and lambda, both sums or both means
+    per token. Its features are then (first, second, first's mean, second's mean)."""
 
     def interpolation(self, lam: float, mean: bool) -> dict[str, float]:
         """The weights (1 - lambda) and lambda of an interpolation's two terms, as sums or means.
@@ -76,14 +76,14 @@ class Strategy(ABC):
 
     @abstractmethod
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """The probability that its choice is right, [P]; ties are split evenly."""
+        """[P]: the probability that its choice is right; ties are split evenly."""
 
     def available(self, table: CandidateTable) -> bool:
         """Whether the table has every feature of its score."""
         return set(self.features) <= set(table.features)
 
     def score(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """The weighted sum of its features, [P, N]; -inf where there is no candidate."""
+        """[P, N]: the weighted sum of its features; -inf where there is no candidate."""
         return np.where(table.mask, self.weigh(table.features, weights), -np.inf)
 
     def weigh(self, features: Mapping[str, Any], weights: Weights) -> Any:
@@ -99,11 +99,11 @@ class Strategy(ABC):
         )
 
     def shares(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """Each candidate's answer's share of the votes, [P, N]; 0 for those without an answer.
+        """[P, N]: the share of the votes for each candidate's answer; 0 without an answer.
 
-        A candidate votes with exp(score), relative to the best that has an answer; without features
-        with 1. The weights of a vote are those of its score divided by a temperature: at a high
-        temperature all votes count alike, at a low one the best candidate decides.
+        A candidate's vote counts exp(score), or 1 if the strategy has no features. The weights of a
+        vote are those of a score divided by a temperature: at a high temperature all votes count
+        alike, at a low one the best candidate decides.
         """
         voting = table.mask & (table.answers >= 0)
         score = np.where(voting, self.score(table, weights), -np.inf)
@@ -116,12 +116,12 @@ class Strategy(ABC):
 
 
 class Greedy(Strategy):
-    """The greedy candidates, which the table keeps apart."""
+    """The greedy candidate, which is not among the others in the table."""
 
     kind = "baseline"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """NaN for a problem without a greedy candidate."""
+        """See `Strategy.accuracy`; NaN for a problem without a greedy candidate."""
         return table.greedy
 
 
@@ -131,7 +131,7 @@ class Random(Strategy):
     kind = "baseline"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """The expectation."""
+        """See `Strategy.accuracy`: the share of candidates that are right."""
         share: FloatArray = (table.correct & table.mask).sum(axis=1) / table.mask.sum(axis=1)
         return share
 
@@ -158,17 +158,17 @@ class Vote(Strategy):
         """See `Strategy.accuracy`; 0 where no candidate has an answer."""
         best = leading(self.shares(table, weights)) & (table.answers >= 0)
         same = _same_answer(table)
-        # Ties are between answers, not candidates: each answer counts once, by its first candidate.
+        # A tie is between answers, not candidates, so only an answer's first candidate counts.
         earlier = np.tri(same.shape[1], k=-1, dtype=bool)
         chosen = best & ~(same & earlier).any(axis=2)
-        # An answer is right if any of its candidates is: labels that come with a file may disagree.
+        # An answer is right if any of its candidates is: labels from a file may disagree.
         right = (same & table.correct[:, None, :]).any(axis=2)
         count = chosen.sum(axis=1)
         return np.where(count > 0, (chosen & right).sum(axis=1) / np.maximum(count, 1), 0.0)
 
 
 class EarlyVote(Vote):
-    """A vote that stops drawing candidates when it is decided."""
+    """A vote for which no more candidates are drawn once it is decided."""
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """See `Vote.accuracy`."""
@@ -177,7 +177,7 @@ class EarlyVote(Vote):
 
 
 class Bound(Strategy):
-    """Right if any candidate is: no choice can be better."""
+    """Right if any candidate is right: no choice can be better."""
 
     kind = "bound"
 
@@ -187,7 +187,7 @@ class Bound(Strategy):
 
 
 def leading(shares: FloatArray) -> BoolArray:
-    """Whether each share is the largest of its problem, but for rounding: [P, N].
+    """[P, N]: whether each share is the largest of its problem, up to rounding.
 
     >>> leading(np.array([[0.5, 0.25, 0.5]]))
     array([[ True, False,  True]])
@@ -196,9 +196,9 @@ def leading(shares: FloatArray) -> BoolArray:
 
 
 def is_decided(votes: Iterable[int], remaining: int) -> bool:
-    """Whether `remaining` more votes, whoever gets them, leave the same single winner.
+    """Whether `remaining` more votes cannot change or tie the winner, whoever gets them.
 
-    `votes` are those of each answer so far.
+    `votes` are the counts of each answer so far.
 
     >>> is_decided([5, 2], remaining=2), is_decided([5, 2], remaining=3)
     (True, False)
@@ -208,12 +208,12 @@ def is_decided(votes: Iterable[int], remaining: int) -> bool:
 
 
 def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
-    """[P]: how many of its candidates, in order, decide each problem's vote; all if none do.
+    """[P]: after how many candidates, in order, each problem's vote is decided; all if it never is.
 
-    A vote is decided when nothing that the later candidates say can change the winner or tie it, so
-    its answer is that of the full vote. Only the plain vote stops: the weight of a later candidate
-    has no useful bound. (A ballot exp(score) of a log-probability is at most 1, many orders of
-    magnitude above those seen.)
+    A vote is decided once later candidates can neither change the winner nor tie with it, so its
+    answer is that of the full vote. Only the unweighted vote can stop: the weight of a later
+    candidate has no useful bound. (A vote of exp(log-probability) is at most 1, many orders of
+    magnitude above actual ones.)
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -243,7 +243,7 @@ def _needed(answers: NDArray[np.int64], planned: int) -> int:
 
 
 def _same_answer(table: CandidateTable) -> BoolArray:
-    """[P, N, N]: whether two candidates of a problem have equal answers."""
+    """[P, N, N]: whether two candidates of a problem have equal answers, or both none."""
     same: BoolArray = table.answers[:, :, None] == table.answers[:, None, :]
     return same
 
@@ -342,18 +342,18 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "oracle": Bound("oracle", "right if any candidate is"),
 }
-"""Every strategy by its id, but those of external scores.
+"""Every strategy by its id, except those of external scores.
 
-`forward_tuned` is `all_terms` without the reverse model's scores. The noisy channel is that of Yee,
+`forward_tuned` is `all_terms` without the reverse model's scores. `noisy_channel` follows Yee,
 Dauphin and Auli, Simple and Effective Noisy Channel Modeling for Neural Machine Translation (2019),
 with P(y) from the reverse model."""
 
 
 def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
-    """`STRATEGIES` and those that use these external scores.
+    """`STRATEGIES`, and the strategies that use these external scores.
 
-    Each external score alone and as a vote; and all of them together with the scores of both
-    models, or of the reverse model where there is no forward one.
+    Each external score gets a pick and a vote of its own. All of them together get a pick and a
+    vote with every score of both models, and with the scores of the reverse model.
 
     >>> list(strategies(["verifier"]))[-7:-5]
     ['external:verifier', 'vote_external:verifier']
@@ -381,9 +381,9 @@ def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
 def usable(
     table: CandidateTable, weights: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Strategy]:
-    """The strategies that can choose here, by id: their features exist, and so do their weights.
+    """The strategies that can choose, by id: those whose features and weights exist.
 
-    `weights` are by strategy and feature; a single feature needs none.
+    `weights` are by strategy and feature. A strategy with a single feature needs none.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table

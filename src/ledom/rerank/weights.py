@@ -1,6 +1,7 @@
-"""Weights of strategies: their YAML file, and what is used without one.
+"""Weights of strategies: their YAML file, and the defaults.
 
-The file remembers which problems the weights were fitted on, so that they cannot be tested on them.
+The file records hashes of the problems that the weights were fitted on, so that the weights cannot
+be tested on the same problems.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ _HASH = re.compile(f"[0-9a-f]{{{_HASH_LENGTH}}}")
 
 @dataclass(frozen=True)
 class TunedWeights:
-    """Weights by strategy and feature, and where they come from.
+    """Weights by strategy and feature, and what they were fitted on.
 
-    Those of a vote are divided by its temperature already.
+    The weights of a vote include the division by its temperature.
 
     >>> import tempfile
     >>> weights = TunedWeights({"noisy_channel": {"reverse": 0.5}}, 10, 8, frozenset())
@@ -63,8 +64,9 @@ class TunedWeights:
     num_problems: int
     num_candidates: int
     problem_hashes: frozenset[str]
+    """Hashes of the questions that the weights were fitted on; see `question_hash`."""
     external_scores: tuple[str, ...] = ()
-    """The external scores that they weigh: candidates without them cannot be used."""
+    """The external scores that the weights need in every candidate."""
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file."""
@@ -143,7 +145,7 @@ class _WeightsFile:
 
 
 def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, Strategy]) -> None:
-    """Raise `InputError` for weights that no strategy uses, or a strategy without its weights."""
+    """Raise `InputError` for an unknown strategy or feature, and for missing or mixed weights."""
     for name, row in weights.items():
         if name not in known:
             raise InputError(f"unknown strategy {name!r}; known: {', '.join(known)}")
@@ -172,11 +174,13 @@ def question_hash(question: str) -> str:
 
 
 Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
-"""Rows of `CandidateTable`, and the weights that were fitted on the other rows."""
+"""For each fold, its rows in a `CandidateTable` and weights fitted on the other folds."""
 
 
 def default_weights(lam: float = 0.5) -> TunedWeights:
-    """Weights without tuning: the two terms, lambda in [0, 1] (else `InputError`).
+    """Untuned weights of Reverse Reward: log P(y|x) and log P(x|y) with 1 - `lam` and `lam`.
+
+    Raises `InputError` for a `lam` outside [0, 1].
 
     >>> default_weights(0.25).weights["reverse_reward"]
     {'forward': 0.75, 'reverse': 0.25}
@@ -192,7 +196,7 @@ def default_weights(lam: float = 0.5) -> TunedWeights:
 
 
 def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
-    """The embedded pair's weights, where it is the pair in use.
+    """The embedded pair's weights; None if other models are in use.
 
     >>> embedded_weights("my-model", "tiny") is None
     True
@@ -206,7 +210,7 @@ def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
 def choose_weights(
     lam: float | None, file: str | Path | None, forward: str, reverse: str
 ) -> TunedWeights:
-    """The weights that someone gave, else those of the models, else the two plain terms.
+    """The weights for a lambda or from a file if given, else the embedded pair's, else defaults.
 
     >>> choose_weights(None, None, "my-model", "my-reverse-model") == default_weights(0.5)
     True
