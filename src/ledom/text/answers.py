@@ -78,16 +78,16 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 def extract_answer(text: str) -> str | None:
     r"""The final answer that a solution text states, or None.
 
-    The first of these that the text has; of several, the last one in the text:
+    These are looked for in order; the last occurrence of the first kind found is the answer:
 
     1. `#### answer`, to the end of the line (a `####` heading in mid-text does not count);
     2. `\boxed{answer}`, braces nested;
     3. the key "answer" of a JSON text, "answer is", "correct option is", "Answer:", or a last line
-       "A: answer"; of a sentence there, the part before "because" or "rather than", else the last
-       number, of a chain of sums what follows the last "=";
-    4. the last number, with the formula, pair or list of values that it is a part of.
+       "A: answer"; in a sentence, the answer is the part before "because" or "rather than", or
+       else the last number; in a chain of equations, the part after the last "=";
+    4. the last number, or the formula, pair or list of values that contains it.
 
-    Text before `</think>` does not count where an answer follows; `<answer>` tags are a box.
+    Text before `</think>` counts only if no answer follows it; `<answer>` tags count as a box.
 
     >>> extract_answer("So 16 - 3 = 13, and the answer is 6 rather than 5.")
     '6'
@@ -131,7 +131,7 @@ def _after_hashes(text: str) -> str | None:
 
 
 def _in_box(text: str) -> str | None:
-    starts: list[int | None] = []  # of the open braces; None for one that opens no box
+    starts: list[int | None] = []  # where each open box begins; None for an open brace without one
     span = (0, 0)
     for match in _BOXED_OR_BRACE.finditer(text):
         if match[0] == "}" and starts:
@@ -167,9 +167,7 @@ def _after_mark(text: str) -> str | None:
     if mark is None:
         return None
     rest = _JSON_ESCAPE.sub(lambda escape: escape[1] or " ", text[mark.end() :])
-    if '"' in mark[0] and mark[0].endswith(
-        ":"
-    ):  # the key of a JSON text that does not parse as a whole
+    if '"' in mark[0] and mark[0].endswith(":"):  # a key in JSON that does not parse as a whole
         value = _JSON_VALUE.match(rest)
         return _stated(value[1] or value[2] or "", is_last=True) if value else None
     lines = [line for line in rest.split("\n") if has_content(line)]
@@ -179,7 +177,7 @@ def _after_mark(text: str) -> str | None:
 
 
 def _stated(line: str, *, is_last: bool) -> str | None:
-    """The answer that a line gives; only the last line of a text may give one without a number."""
+    """The answer in a line; only the last line of a text may hold one without a number."""
     line = _OPTION.sub("", bare(_ARROW.split(_CALCULATOR.sub("", line))[-1]), count=1)
     before, _, after = line.rpartition("=")
     sums = [] if _VARIABLE.search(before) else [after, _first_sentence(after)]
@@ -214,7 +212,7 @@ def _is_prose(line: str) -> bool:
 
 
 def _has_values(text: str) -> bool:
-    """Whether all of a text is a list of named values, or a tuple, an interval or a set."""
+    """Whether a whole text is a list of named values, or a tuple, an interval or a set."""
     node = read(text)
     if node is None:
         return False
@@ -229,7 +227,7 @@ def _chosen(text: str) -> str | None:
 
 
 def _last_formula(text: str) -> str | None:
-    """The formula or the list that the last number is a part of, if all of it is understood."""
+    """The formula or list that contains the last number, if it parses completely."""
     formula, last = _last_match(_FORMULA, text), _last_match(_NUMBER_IN_TEXT, text)
     if formula is None or (last and last.end() > formula.end()):
         return None

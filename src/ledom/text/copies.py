@@ -15,9 +15,9 @@ _WORD = re.compile(r"\w+")
 
 
 def copied_passages(solution: str, question: str, num_words: int) -> list[tuple[int, int]]:
-    """The [start, end) characters of the passages that are in the question word for word.
+    """The [start, end) character spans of the passages that occur in the question word for word.
 
-    A passage has `num_words` words or more; letter case and what separates words do not count.
+    A passage has at least `num_words` words; letter case and what separates words are ignored.
 
     >>> copied_passages("Ava has 3 red pens, so 3.", "AVA HAS 3 red pens and a cat", 4)
     [(0, 18)]

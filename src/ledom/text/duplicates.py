@@ -18,12 +18,12 @@ __all__ = ["NearDuplicates"]
 _WORDS = 5  # in an n-gram
 _PERMUTATIONS = 128  # of a signature
 _WORD = re.compile(r"\w+(?:\.\d+)?")
-_SUREST = 0.9  # threshold above which the index would miss pairs
-_MISSED = 0.9  # weight of a missed pair; the rest is that of a needless comparison
+_MAX_THRESHOLD = 0.9  # with a higher one the index would miss pairs
+_MISS_WEIGHT = 0.9  # cost of a missed pair; the rest is the cost of a needless comparison
 
 
 class NearDuplicates:
-    """The texts added so far; letter case and what separates words do not count.
+    """An index of texts that finds near duplicates; letter case and punctuation are ignored.
 
     Raises `MissingExtraError` without datasketch, and `InputError` for a similarity out of (0, 1].
 
@@ -44,8 +44,8 @@ class NearDuplicates:
             raise MissingExtraError("datasketch", "data", "near duplicates") from None
         self._similarity = similarity
         self._empty = MinHash(_PERMUTATIONS)
-        threshold = min(similarity, _SUREST)
-        self._index: Any = MinHashLSH(threshold, _PERMUTATIONS, weights=(1 - _MISSED, _MISSED))
+        threshold, weights = min(similarity, _MAX_THRESHOLD), (1 - _MISS_WEIGHT, _MISS_WEIGHT)
+        self._index: Any = MinHashLSH(threshold, _PERMUTATIONS, weights=weights)
         self._texts: list[str] = []
         self._n_grams: list[frozenset[str]] = []
 
@@ -57,7 +57,7 @@ class NearDuplicates:
         self._n_grams.append(n_grams)
 
     def find(self, text: str) -> str | None:
-        """The most similar near duplicate among the texts added, the first of equals; or None."""
+        """The most similar near duplicate among the texts added, the first on a tie; or None."""
         n_grams = _n_grams(text)
         near = {
             number: _similarity(n_grams, self._n_grams[number])
@@ -73,12 +73,12 @@ class NearDuplicates:
 
 
 def _n_grams(text: str) -> frozenset[str]:
-    """A text's word n-grams; one of all its words where it has fewer than `_WORDS`."""
+    """A text's word n-grams; a text of fewer than `_WORDS` words is one n-gram."""
     words = _WORD.findall(text.casefold())
     count = max(1, len(words) - _WORDS + 1)
     return frozenset(" ".join(words[i : i + _WORDS]) for i in range(count))
 
 
 def _similarity(first: frozenset[str], second: frozenset[str]) -> float:
-    """Jaccard's: the share of all n-grams that both have."""
+    """Jaccard similarity: the share of all n-grams that both texts have."""
     return len(first & second) / len(first | second)

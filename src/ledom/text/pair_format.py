@@ -47,7 +47,7 @@ class PairFormat:
 
     template: str = "{question}\n\n{solution}"
     style: Style = "as written"
-    """How solutions must be written before they are put in: see `restyle`."""
+    """The style that solutions are converted to before they are rendered: see `restyle`."""
 
     def __post_init__(self) -> None:
         before, question, rest = self.template.partition("{question}")
@@ -98,7 +98,7 @@ class PairFormat:
         before: Sequence[int],
         after: Sequence[int],
     ) -> list[EncodedPair]:
-        """Encode many pairs, each with these special tokens before and after it.
+        """Encode pairs, each with the special tokens `before` and `after` around it.
 
         >>> from ledom.text.tokenizer import train_tokenizer
         >>> tokenizer = train_tokenizer(["2 + 2?"], 257)  # a token per byte, and EOS
@@ -125,7 +125,7 @@ class PairFormat:
         question_chars = (len(opening), len(opening) + len(question))
         solution_start = question_chars[1] + len(between)
         solution_chars = (solution_start, solution_start + len(solution))
-        # A token's last character decides where it belongs: a straddling one to the later field.
+        # A token belongs to the field of its last character: a straddling one to the later field.
         question_tokens = _tokens_in(encoding.offsets, *question_chars)
         solution_tokens = _tokens_in(encoding.offsets, *solution_chars)
         offsets = [(0, 0)] * len(encoding.ids)

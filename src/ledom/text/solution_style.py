@@ -1,15 +1,15 @@
-r"""One way to write worked solutions, whoever wrote them.
+r"""Converts worked solutions to one style, whoever wrote them.
 
 Templates and models state the same step in many ways: "$57/hour * 7 hours = $399",
 "57 x 7 = $<<57*7=399>>399", "\(57 \times 7 = 399\)". A small model that has to explain a question
-by its solution should see only one. `restyle` is applied to training texts and candidates alike; a
-checkpoint records which style its model reads (see `PairFormat`).
+by its solution should see only one of them. `restyle` is applied to training texts and candidates
+alike; a checkpoint records which style its model reads (see `PairFormat`).
 
-Arithmetic is written out in steps that a small model can take one at a time: `57 + 48 = 105`
-becomes `57 + 48 = 97 + 8 = 105`. Every step changes few digits, with at most one carry. A model of
-a few million parameters learns such steps from tens of thousands of equations, but not the bare
-results from ten times as many (docs/log.md). Only what is exactly true is written out. This module
-knows nothing of tokens, models or records.
+Arithmetic is written out in small steps: `57 + 48 = 105` becomes `57 + 48 = 97 + 8 = 105`. Every
+step changes few digits, with at most one carry. A model of a few million parameters learns such
+steps from tens of thousands of equations, but does not learn the bare results from ten times as
+many (docs/log.md). Only equations that are exactly true are written out. This module knows nothing
+of tokens, models or records.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _EQUATION_PART = re.compile(rf"({_NUMBER}){_UNIT}( ?[-+*/=] ?|$)")
 _TERM = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 _OPERATOR = re.compile(r" ?([-+*/]) ?")
 _SIGNS = re.compile(r"\d+(?:\.\d+)?%?|(?<= )[-+*/=](?= )")
-_EXPRESSION = re.compile(  # among `numbers`: what is computed, with what it gives where it says so
+_EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its result if there is one
     r"(?<![\d.])\d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)+"
     r"(?: = \d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)*)*"
 )
@@ -81,7 +81,7 @@ _ANSWER_LINE = re.compile(
 
 
 def normalize_numbers(text: str) -> str:
-    """One way to write numbers: 350,000 -> 350000, 38.0 -> 38.
+    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38.
 
     >>> normalize_numbers("350,000 and 38.0")
     '350000 and 38'
@@ -90,7 +90,7 @@ def normalize_numbers(text: str) -> str:
 
 
 def _bare_steps(solution: str) -> str:
-    """One step per line without bullets and blank lines, its equations bare."""
+    """One step per line, with bare equations and without bullets and blank lines."""
     solution = _DIVIDED_BY_FRACTION.sub(r"*\2/\1", solution)  # 12÷2/3 is 12 divided by 2/3
     text = re.sub(r" +", " ", _TIMES.sub(" * ", normalize_numbers(solution)))
     lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
@@ -98,10 +98,10 @@ def _bare_steps(solution: str) -> str:
 
 
 def normalize_solution(solution: str) -> str:
-    """A generated solution: one step per line, bare equations, `#### answer` at the end.
+    """A generated solution with one step per line, and bare equations with their steps.
 
-    "$57/hour * 7 hours = $399" becomes "57 * 7 = 350 + 49 = 399": every template then states its
-    arithmetic alike, so a small model learns it from all of them.
+    "$57/hour * 7 hours = $399" becomes "57 * 7 = 350 + 49 = 399". All templates then write
+    arithmetic in the same way, so a small model learns it from all of them.
 
     >>> normalize_solution("$57/hour * 7 hours = $399")
     '57 * 7 = 350 + 49 = 399'
@@ -119,7 +119,7 @@ def equations(solution: str) -> list[str]:
 
 
 def restyle(solution: str, style: Style, answer: str | None = None) -> str:
-    """A solution in one of `STYLES`; `answer` replaces the one that the text states.
+    """Convert a solution to one of `STYLES`; `answer` replaces the one that the text states.
 
     >>> print(restyle("He has 2 + 3 = 5 apples.", "equations", "5"))
     2 + 3 = 5
@@ -144,7 +144,7 @@ def _numbers(solution: str, answer: str | None) -> str:
 
 
 def _equations(solution: str, answer: str | None) -> str:
-    """Its equations alone, one per line, and the answer; without equations, all numbers."""
+    """The equations alone, one per line, and the answer; all numbers if there are no equations."""
     numbers = _numbers(solution, answer)
     steps, mark, final = numbers.rpartition(ANSWER_MARK)
     found = _EXPRESSION.findall(steps if mark else numbers)
@@ -157,8 +157,9 @@ STYLES: dict[str, Callable[[str, str | None], str]] = {
     "numbers": _numbers,
     "equations": _equations,
 }
-"""What a model may read of a solution: all of it, all in one form, its numbers alone, or only what
-it computes: a number that is merely repeated from the question then explains nothing."""
+"""What a model reads of a solution: the text as written, the text with bare equations, its numbers
+and operators, or its equations. A number that is merely repeated from the question is in none of
+the equations, so it explains nothing."""
 
 
 def _plain_steps(solution: str) -> str:
@@ -203,11 +204,11 @@ def is_true(equation: str) -> bool:
 
 
 def show_work(expression: str, result: str) -> str:
-    """`expression = result` with its steps in between, each with a single operation to do.
+    """`expression = result` with the steps in between, one operation each.
 
-    An expression with products and others is divided: `2 * 14 - 5` into `2 * 14 = 28, 28 - 5 = 23`.
-    An expression stays as it is if it is false, has negative steps or percentages, or is not a
-    finite decimal.
+    A mixed expression is split: `2 * 14 - 5` into `2 * 14 = 28, 28 - 5 = 23`. The equation is
+    returned unchanged if it is false, has percentages or negative steps, or needs more than three
+    decimals.
 
     >>> show_work("57 + 48", "105")
     '57 + 48 = 97 + 8 = 105'
@@ -239,7 +240,7 @@ def show_work(expression: str, result: str) -> str:
 
 
 def _sums(numbers: list[Fraction], operators: list[str]) -> list[str]:
-    """The sides that follow `a + b - c`: one place of one number is added at a time."""
+    """The sides that follow `a + b - c`: each adds or subtracts one digit of one number."""
     total, rest = numbers[0], list(zip(operators, numbers[1:], strict=True))
     sides = []
     while rest:
@@ -253,7 +254,7 @@ def _sums(numbers: list[Fraction], operators: list[str]) -> list[str]:
 
 
 def _easy(total: Fraction, operator: str, number: Fraction) -> bool:
-    """Whether a sum is easy: digits of both numbers share at most one place."""
+    """Whether it is one step: `number` has one digit, or a sum has digits that share one place."""
     places = _places(number)
     if operator == "-" or len(places) < 2:
         return len(places) < 2
@@ -279,7 +280,7 @@ def _quotients(first: Fraction, second: Fraction) -> list[str]:
 
 
 def _places(number: Fraction) -> list[Fraction]:
-    """1705 -> 1000, 700, 5. A number that is not a short decimal has no places."""
+    """The non-zero digits of a number at their places: 1705 -> 1000, 700, 5."""
     digits, _, decimals = _text(number).partition(".")
     scale = 10 ** len(decimals)
     written = digits + decimals
@@ -291,12 +292,12 @@ def _places(number: Fraction) -> list[Fraction]:
 
 
 def _place(part: Fraction) -> int:
-    """The power of ten of the single non-zero digit."""
+    """The power of ten of a number's first digit."""
     return len(str(int(part * 1000))) - 4
 
 
 def _text(number: Fraction) -> str:
-    """A decimal, exactly, or a fraction where there is no short one (refused by `show_work`)."""
+    """A number as an exact decimal; if it needs over three decimals, nine (too many to show)."""
     if number.denominator == 1:
         return str(number.numerator)
     scaled = number * 1000
@@ -314,9 +315,9 @@ def _join(sides: list[str]) -> str:
 
 
 def value_of(side: str) -> Fraction:
-    """A sum of products, * and / from left to right, before + and -.
+    """The exact value of numbers joined by + - * /, with * and / first, from left to right.
 
-    Raises `ValueError` for anything but a sum of numbers, and `ZeroDivisionError`.
+    Raises `ValueError` for anything else, and `ZeroDivisionError`.
 
     >>> value_of("2 * 3 + 1 / 2")
     Fraction(13, 2)

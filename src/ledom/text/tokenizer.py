@@ -1,8 +1,9 @@
 """Text to token ids and back, always in reading order, with character offsets.
 
-A `Tokenizer` wraps a Hugging Face `tokenizers.Tokenizer` (the file tokenizer.json) and knows two
-kinds of special tokens: EOS, which ends every document, and those that it adds before a text.
-It knows nothing of directions: a reverse model uses its forward twin's tokenizer.
+A `Tokenizer` wraps a Hugging Face `tokenizers.Tokenizer` (the file tokenizer.json). It has two
+kinds of special tokens: EOS, which ends every document, and BOS tokens, which its post-processor
+puts before a text. It knows nothing of directions: a reverse model uses its forward twin's
+tokenizer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["EOS_TOKEN", "Encoding", "Tokenizer", "refuse_to_replace", "train_tok
 
 EOS_TOKEN = "<|end|>"
 
-_FEWEST, _MOST = 257, 1_000_000  # tokens of a vocabulary; its table is made for all of them
+_FEWEST, _MOST = 257, 1_000_000  # tokens in a vocabulary; the trainer allocates room for all
 
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's
 # One digit per token (with the space before it, if any): arithmetic needs digits to be visible.
@@ -63,9 +64,9 @@ class Tokenizer:
         self.backend = backend
         self.eos_token = eos_token
         self.bos_tokens = _added_in_front(backend)
-        """What its post-processor puts in front of a text, such as `<s>`; none for GPT-2's and
-        ours. As in transformers 5, `add_bos_token` of tokenizer_config.json says nothing beside a
-        tokenizer.json."""
+        """The special tokens that its post-processor puts before a text, such as `<s>`; empty for
+        GPT-2's tokenizer and ours. As in transformers 5, `add_bos_token` in tokenizer_config.json
+        has no effect on a tokenizer.json."""
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
             raise CheckpointError(
@@ -98,7 +99,7 @@ class Tokenizer:
             backend = RustTokenizer.from_file(str(file))
         except Exception as error:  # the binding raises bare Exception
             raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from None
-        # Some files ask for these; both would change the ids of a text in silence.
+        # Some files turn these on; both would silently change the ids of a text.
         backend.no_padding()
         backend.no_truncation()
         eos_token = eos_token or _configured_eos(file.parent) or EOS_TOKEN
@@ -119,8 +120,8 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The largest id + 1, added tokens included: more than there are tokens if ids are left
-        out."""
+        """The largest id + 1, added tokens included; more than the number of tokens if ids have
+        gaps."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
@@ -133,7 +134,7 @@ class Tokenizer:
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def spell_out_special_tokens(self) -> None:
-        """From now on, read the name of a special token in a text as plain text.
+        """From now on, encode the name of a special token in a text as plain text.
 
         For untrusted texts: `<|end|>` in one would otherwise end the document.
 
@@ -173,22 +174,22 @@ class Tokenizer:
         return int(found)
 
     def encode_inside(self, text: str) -> list[int]:
-        """Ids of a text inside a document, not at its start.
+        """The ids of a text that continues a document, without the tokenizer's dummy prefix.
 
-        Tokenizers like sentencepiece's put a space in front of a text (a dummy prefix), which is
-        not there where a text is cut: ids(a) + encode_inside(b) are ids(ab) where a token ends.
+        Tokenizers like sentencepiece's put a space before a text (the dummy prefix), which is wrong
+        inside a document. If a token of ab ends after a, ids(a) + encode_inside(b) equals ids(ab).
 
         >>> tokenizer = train_tokenizer(["so so"], 260)
         >>> tokenizer.encode_inside(" so") == tokenizer.encode("so so").ids[1:]
         True
         """
-        # Unlike `encode`, the batch lets other threads run.
+        # Unlike the backend's `encode`, the batch call lets other threads run.
         (found,) = self._without_prefix.encode_batch_fast([text], add_special_tokens=False)
         return list(found.ids)
 
     @cached_property
     def _without_prefix(self) -> RustTokenizer:
-        """The backend without a dummy prefix; itself where it has none."""
+        """The backend without a dummy prefix; the backend itself if it has none."""
         settings = json.loads(self.backend.to_str())  # no file
         inside = settings | {
             part: _inside(settings[part]) for part in ("normalizer", "pre_tokenizer")
@@ -196,12 +197,12 @@ class Tokenizer:
         return self.backend if inside == settings else RustTokenizer.from_str(json.dumps(inside))
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids alone of many texts, in parallel; a third faster than with offsets."""
+        """Encode many texts in parallel, without offsets: a third faster than `encode_batch`."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [e.ids for e in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids in reading order; special tokens are left out.
+        """Decode ids that are in reading order; special tokens are left out.
 
         >>> tokenizer = train_tokenizer([], 257)
         >>> tokenizer.decode([*tokenizer.encode("so").ids, tokenizer.eos_id])
@@ -212,7 +213,7 @@ class Tokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, in reading order; joined, they are the whole text.
 
-        Of tokens that share a character, the last has it and the others are empty.
+        If tokens share a character, the last one gets it and the others are empty.
 
         >>> tokenizer = train_tokenizer([], 257)  # a token per byte: é takes two
         >>> tokenizer.pieces(tokenizer.encode("né").ids)
@@ -227,9 +228,9 @@ class Tokenizer:
         return found
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
-        """What `ids` add to the text of the ids in front of them: decoded together, less those.
+        """The text that `ids` add to the ids `before` them.
 
-        Decoded alone, they could lose a leading space.
+        Both are decoded together, since `ids` alone could lose a leading space.
 
         >>> tokenizer = train_tokenizer(["so so"], 260)
         >>> first, second = tokenizer.encode("so so").ids
@@ -239,7 +240,7 @@ class Tokenizer:
         alone, together = self.decode(before), self.decode([*before, *ids])
         if together.startswith(alone):
             return together[len(alone) :]
-        # Bytes that do not fit together spoil the text before them: read after another one.
+        # Invalid UTF-8 where they meet changes the text before it: decode after another text.
         other = self.encode("a").ids
         return self.decode([*other, *ids])[len(self.decode(other)) :]
 
@@ -290,7 +291,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, split_digits: bool = 
 
 
 def _added_in_front(backend: RustTokenizer) -> list[str]:
-    """The special tokens that a post-processor puts in front of a text."""
+    """The special tokens that a post-processor puts before a text."""
     encoded = backend.encode("a")
     return [
         token
@@ -301,7 +302,7 @@ def _added_in_front(backend: RustTokenizer) -> list[str]:
 
 
 def _inside(part: Any) -> Any:
-    """A normalizer or pre-tokenizer, as tokenizer.json has it, without its dummy prefix."""
+    """A normalizer or pre-tokenizer of tokenizer.json without its dummy prefix."""
     match part:
         case {"type": "Sequence", "normalizers": parts}:
             kept = [inner for inner in map(_inside, parts) if inner is not None]
@@ -318,7 +319,7 @@ def _inside(part: Any) -> Any:
 
 
 def _configured_eos(folder: Path) -> str | None:
-    """The EOS that the files beside tokenizer.json name."""
+    """The EOS token that the files beside tokenizer.json name; None if they name none."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
             token = _token(folder / name, "eos_token")
@@ -328,7 +329,7 @@ def _configured_eos(folder: Path) -> str | None:
 
 
 def _token(file: Path, key: str) -> str | None:
-    """A special token's text, which such files write plainly or in an object."""
+    """A special token's text, which these files hold as a string or in an object."""
     value = read_json_object(file).get(key)
     token = value.get("content") if isinstance(value, dict) else value
     if token is not None and not isinstance(token, str):

@@ -1,7 +1,7 @@
-"""Expressions compared by sympy: a difference that can be shown to be zero.
+"""Compares expressions with sympy: equal ones have a difference that is proved to be zero.
 
-Only the worker of `process` imports it: comparisons that take too long end there. Expressions
-differ where their numeric values do; they are equal only where simplification proves it.
+Only the worker of `process` imports this module, since a comparison may take too long. Expressions
+are different if their numeric values are; they are equal only if simplification proves it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Sympy"]
 
 _DIGITS = 40
 _POINTS = ((3, 7), (-5, 11), (17, 13))
-"""Where expressions with variables are tried: numerators and denominators, moved for each one."""
+"""Values (numerator, denominator) of the first variable; each further one gets another value."""
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "oo": sympy.oo}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(sympy, name) for name in words("sin cos tan cot sec csc sinh cosh tanh exp")},
@@ -40,7 +40,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 class Sympy:
-    """An `Algebra`."""
+    """An `Algebra` (see `equality`) of any scalars."""
 
     def same(self, first: Node, second: Node) -> bool:
         """Whether two scalars have the same value, at all points.
@@ -50,7 +50,7 @@ class Sympy:
         True
         """
         one, other = _expression(first), _expression(second)
-        if one.has(sympy.nan):  # which equals itself, whatever it came from
+        if one.has(sympy.nan):  # in sympy nan equals nan, whatever they came from
             return False
         return bool(one == other) or _is_zero(one - other)
 
@@ -82,7 +82,7 @@ def _expression(node: Node) -> Any:
 
 
 def _call(name: str, parts: list[Any]) -> Any:
-    if name == "log":  # without a base it may be that of 10 or e: one that nothing else has
+    if name == "log":  # the base may be 10 or e if not given: use a symbol that equals neither
         base = sympy.log(parts[1]) if len(parts) > 1 else sympy.Symbol("log base", positive=True)
         return sympy.log(parts[0]) / base
     if name == "root":
@@ -104,7 +104,7 @@ def _is_zero(difference: Any) -> bool:
 
 
 def _differs(difference: Any) -> bool:
-    """Whether some point shows that a difference is not zero."""
+    """Whether a difference is not zero at one of the points."""
     symbols = sorted(difference.free_symbols, key=str)
     for over, under in _POINTS if symbols else _POINTS[:1]:
         values = {s: sympy.Rational(over + 2 * i, under) for i, s in enumerate(symbols)}

@@ -1,4 +1,4 @@
-r"""What expressions are made of: numbers, names, brackets, fractions, roots, functions, matrices.
+r"""Parses atoms: numbers, names, brackets, fractions, roots, functions, matrices.
 
 The lower half of the grammar in `expressions`.
 """
@@ -9,13 +9,13 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from ledom.text.math.nodes import Node, call, number, numeral, power, product, quotient, total
-from ledom.text.math.notation import GREEK, NotUnderstood, Token, words
+from ledom.text.math.notation import FUNCTIONS, GREEK, NotUnderstood, Token, words
 from ledom.text.math.units import NOT_UNITS, is_unit
 
 __all__ = ["Atoms"]
 
 MAX_DEPTH = 30
-"""Of nested brackets; what is deeper is not understood."""
+"""Deepest nesting of brackets that is parsed."""
 
 _CONSTANTS = {r"\pi": "pi", r"\infty": "oo", r"\imath": "i", r"\mathbb": "reals"}
 _BRACKETS = {"(": ")", "[": "]"}
@@ -30,15 +30,13 @@ _FONTS = frozenset([r"\vec", r"\hat", r"\boldsymbol", r"\mathcal", r"\mathit"])
 _STARTS = frozenset(
     ["(", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\lfloor", r"\lceil", r"\lvert"]
 )
-_FUNCTIONS = words(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp max min gcd lcm"
-)
+_FUNCTIONS = FUNCTIONS - {"sqrt"}
 _MAYBE_FUNCTIONS = words("f g h phi varphi sigma tau mu psi zeta Gamma Phi Psi Lambda")
 _MATRICES = {"pmatrix": "()", "bmatrix": "()", "matrix": "()", "vmatrix": "||", "Bmatrix": "{}"}
 
 
 class Atoms(ABC):
-    """A place among tokens, and the readers of what can be there."""
+    """A parser's place among the tokens, and the methods that parse atoms there."""
 
     def __init__(self, found: list[Token]) -> None:
         self.tokens = found
@@ -50,33 +48,33 @@ class Atoms(ABC):
 
     @abstractmethod
     def listing(self, *, splits: bool = True) -> Node:
-        """Items, with what separates them."""
+        """Items and their separators."""
 
     @abstractmethod
     def sum(self) -> Node:
-        """Terms."""
+        """Terms joined by signs."""
 
     @abstractmethod
     def power(self) -> Node:
         """An atom with its exponent."""
 
     def peek(self, ahead: int = 0) -> Token | None:
-        """A token that is still to be read; None past the end."""
+        """The token at `ahead` places after the next one; None outside the text."""
         place = self.place + ahead
         return self.tokens[place] if 0 <= place < len(self.tokens) else None
 
     def peek_text(self, ahead: int = 0) -> str:
-        """The text of such a token, or ""."""
+        """The text of that token (see `peek`), or ""."""
         token = self.peek(ahead)
         return token.text if token else ""
 
     def peek_kind(self, ahead: int = 0) -> str:
-        """The kind of such a token, or ""."""
+        """The kind of that token (see `peek`), or ""."""
         token = self.peek(ahead)
         return token.kind if token else ""
 
     def take(self) -> Token:
-        """The next token."""
+        """Consume the next token."""
         token = self.peek()
         if token is None:
             raise NotUnderstood("the end")
@@ -84,17 +82,18 @@ class Atoms(ABC):
         return token
 
     def expect(self, text: str) -> None:
-        """Take the next token, which must be this one."""
+        """Consume the next token, whose text must be this."""
         if self.take().text != text:
             raise NotUnderstood(f"no {text}")
 
     def fold(self, name: str) -> str:
-        """A variable's name: x and X are one, unless the answer has both; delta and Delta two."""
+        """A variable's name in lower case; unchanged if the answer has a letter in both cases, or
+        if it is E, I or a Greek letter."""
         keeps_case = self._has_both_cases or name in ("E", "I") or name in GREEK
         return name if keeps_case else name.lower()
 
     def starts_atom(self) -> bool:
-        """Whether the next token can be a factor without a sign of multiplication."""
+        """Whether the next token can begin a factor without a multiplication sign before it."""
         token = self.peek()
         if token is None or token.kind == "number":
             return False
@@ -164,7 +163,7 @@ class Atoms(ABC):
     # ---- scalars ----
 
     def group(self) -> Node:
-        r"""An argument of a command: {...}, or the one thing after it."""
+        r"""An argument of a command: {...}, or the atom after it."""
         if self.peek_text() != "{":
             return self.atom()
         self.take()
@@ -173,7 +172,7 @@ class Atoms(ABC):
         return node
 
     def atom(self) -> Node:
-        """The smallest thing that has a value."""
+        """The smallest part that has a value."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise NotUnderstood("too deep")
@@ -264,7 +263,7 @@ class Atoms(ABC):
         return quotient(number(int(digits[0])), number(int(digits[1])))
 
     def _digit_text(self) -> str:
-        """The digits of an argument that is a plain number; "" for another."""
+        """The digits of an argument that is a plain number; "" for another argument."""
         try:
             if self.peek_text() != "{":
                 return self._digit().text
@@ -275,7 +274,7 @@ class Atoms(ABC):
             return ""
 
     def _digit(self) -> Token:
-        r"""One digit of the number that comes: \frac12 is 1/2."""
+        r"""The first digit of the next number, the rest of which stays: \frac12 is 1/2."""
         token = self.take()
         if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
             self.place -= 1

@@ -1,12 +1,12 @@
-r"""Whether two answers are equal: all of both is understood, or they are compared as text.
+r"""Whether two answers are equal: both are parsed completely, or else compared as text.
 
     "6!" --read--> 720 = 720 <--read-- "\$720"
 
-What only one answer says does not count; what both say must agree: "5 cm", "x = 5" and "5" are
-equal, "5 cm" and "5 m" are not. So equality is symmetric, but not transitive.
+Units and names that only one answer has are ignored; those of both must agree: "5 cm" equals "5",
+and so does "x = 5", but "5 cm" does not equal "5 m". So equality is symmetric, but not transitive.
 
-Numbers are compared here, exactly. Where algebra is needed, a process with a time limit compares
-the two answers (see `process`), by the same rules.
+Numbers are compared here, exactly. If algebra is needed, a process with a time limit compares the
+two answers by the same rules (see `process`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CONSTANTS = frozenset(["pi", "e", "i", "oo"])
 
 
 def equal_answers(first: str | None, second: str | None) -> bool:
-    r"""Whether two answers are equal by value; False where either is missing.
+    r"""Whether two answers are equal by value; False if either is None.
 
     >>> equal_answers("$1,200.00", "1200 dollars"), equal_answers("1,00,000", "100000")
     (True, True)
@@ -41,7 +41,7 @@ def equal_answers(first: str | None, second: str | None) -> bool:
     >>> equal_answers(r"\sqrt{8}", r"2\sqrt{2}"), equal_answers(r"4\sqrt(2)", r"4\sqrt(3)")
     (True, False)
 
-    Never raises on any text, and takes a bounded time: what cannot be decided is not equal. See
+    Never raises, whatever the texts, and takes bounded time: undecided answers are not equal. See
     "When two answers are equal" in docs/concepts.md.
     """
     if first is None or second is None:
@@ -62,7 +62,7 @@ def equal_answers(first: str | None, second: str | None) -> bool:
 
 
 def has_content(answer: str) -> bool:
-    """Whether there is more than punctuation in an answer.
+    """Whether an answer has more than punctuation.
 
     >>> has_content("..."), has_content("x.")
     (False, True)
@@ -86,7 +86,7 @@ class Algebra(Protocol):
     """Compares expressions that are not plain numbers."""
 
     def same(self, first: Node, second: Node) -> bool:
-        """Whether two scalars have one value."""
+        """Whether two scalars have the same value."""
 
     def proportional(self, first: Node, second: Node) -> bool:
         """Whether one scalar is a constant, other than 0, times the other."""
@@ -97,7 +97,7 @@ class _NeedsAlgebra(Exception):  # noqa: N818  (not an error: the comparison con
 
 
 class _Exact:
-    """Compares plain numbers."""
+    """Compares plain numbers; raises `_NeedsAlgebra` for other expressions."""
 
     def same(self, first: Node, second: Node) -> bool:
         if first.value is None or second.value is None:
@@ -110,7 +110,7 @@ class _Exact:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares trees; scalars by an `Algebra`."""
+    """Compares trees, and their scalars by an `Algebra`."""
 
     algebra: Algebra
 
@@ -149,7 +149,7 @@ class Comparison:
         return all(map(self.same, first.parts, second.parts))
 
     def _same_choice(self, first: Node, second: Node) -> bool:
-        """(C) 15 is the choice C, and 15."""
+        """The answer "(C) 15" equals the choice "C", and also "15"."""
         if first.kind != "choice":
             return self._same_choice(second, first)
         if second.kind == "choice":
@@ -159,7 +159,7 @@ class Comparison:
         return self.same(first.parts[0], second)
 
     def _same_lists(self, first: Node, second: Node) -> bool:
-        """In any order, unless one list names its values: x = 5, y = 3 is 5, 3 and not 3, 5."""
+        """Order matters only if one list names its values: x = 5, y = 3 is 5, 3 but not 3, 5."""
         if first.name and second.name and first.name != second.name:
             return False
         names = [
@@ -170,7 +170,7 @@ class Comparison:
         return self._same_members(first.parts, second.parts)
 
     def _same_named(self, first: Node, second: Node) -> bool:
-        """x = 5 and 5 are one answer; x = 5 and x - 5 = 0 are equations."""
+        """x = 5 equals 5, and also x - 5 = 0, by comparing equations."""
         if first.kind != "named":
             return self._same_named(second, first)
         if second.kind == "named" and first.name == second.name:
@@ -209,7 +209,7 @@ class Comparison:
         return self.same(value, second) or (first.label.is_percent and self.same(hundredth, second))
 
     def _members(self, node: Node) -> list[Node]:
-        """The parts; of a set, each once."""
+        """The parts; those of a set without repeats."""
         members: list[Node] = []
         for part in node.parts:
             if node.kind != "set" or not any(self.same(part, member) for member in members):
@@ -246,10 +246,9 @@ def _difference(equation: Node) -> Node | None:
 
 
 def _variable(node: Node) -> str:
-    """The variable of an inequality, as x in 2 < x; "" where none is named."""
-    return (
-        next((p.name for p in node.parts if _is_variable(p)), "") if node.kind == "relation" else ""
-    )
+    """The variable of an inequality, such as x in 2 < x; "" if it names none."""
+    parts = node.parts if node.kind == "relation" else ()
+    return next((part.name for part in parts if _is_variable(part)), "")
 
 
 def _is_variable(node: Node) -> bool:
@@ -257,7 +256,10 @@ def _is_variable(node: Node) -> bool:
 
 
 def _interval(node: Node) -> Node | None:
-    """The interval that a chain of inequalities about one variable describes."""
+    """The interval that inequalities of one variable describe; other kinds of node unchanged.
+
+    None for relations that describe no interval.
+    """
     if node.kind != "relation":
         return node
     signs = node.name.split()

@@ -1,8 +1,8 @@
-r"""A complete reading of an answer: all of a text, as a tree, or nothing.
+r"""Parses an answer: the whole text to a tree, or to None.
 
     "x = 3 \text{ or } x = -3" --read--> list(named x: 3, named x: -3)
 
-    answer    [(C)] listing                         a choice, with what it says
+    answer    [(C)] listing                         a choice's letter and its text
     listing   item ((, | ; | and | or) item)*
     item      [name =] quantity (relation quantity)*
     quantity  [currency] sum (: sum)* [label]       numbers, with units; ratios and times
@@ -11,7 +11,7 @@ r"""A complete reading of an answer: all of a text, as a tree, or nothing.
     factor    [-] atom [!] [^ factor]
     atom      number, 2 1/2, name, ( ... ), \{ ... \}, ... (see `atoms`)
 
-Reading takes time linear in the text's length, and numbers are of bounded size (see `nodes`).
+Parsing takes time linear in the text's length, and numbers are of bounded size (see `nodes`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _OVER = frozenset(["/", r"\div"])
 
 @lru_cache(maxsize=2**16)
 def read(answer: str) -> Node | None:
-    """The tree of an answer; None unless all of it is understood.
+    """Parse an answer to a tree; None unless all of it can be parsed.
 
     >>> read("1/2").value, read("1/")
     (Fraction(1, 2), None)
@@ -92,10 +92,10 @@ def _read(text: str) -> Node | None:
 
 
 class _Reader(Atoms):
-    """Reads tokens from left to right; every method consumes what it reads."""
+    """Parses tokens from left to right; each method consumes the tokens that it parses."""
 
     def listing(self, *, splits: bool = True) -> Node:
-        r"""Items, with what separates them; one alone is itself, one with \pm is two."""
+        r"""Items and their separators. A single item is no list; with `splits`, \pm makes two."""
         items, links = [self._item()], set()
         while (separator := self.peek_text()) in _SEPARATORS:
             self.take()
@@ -200,7 +200,7 @@ class _Reader(Atoms):
         return token.text not in _LABEL_SIGNS
 
     def sum(self) -> Node:
-        """Terms; two signs in a row are not understood."""
+        """Terms joined by signs; two signs in a row raise `NotUnderstood`."""
         terms = [self._term()]
         while (sign := self.peek_text()) in ("+", "-", r"\pm", r"\mp"):
             self.take()
@@ -238,16 +238,16 @@ class _Reader(Atoms):
         )
 
     def _starts_label(self) -> bool:
-        """Whether the next token, which may begin a factor, is a unit or another word instead."""
+        """Whether the next token begins a label, although it could begin a factor."""
         token = self.tokens[self.place]
-        after = self.tokens[self.place - 1]
+        before = self.tokens[self.place - 1]
         if token.kind == "name" and self.is_money and token.text.lower() in MONEY_SCALES:
             return True
         if token.kind == "name":
             is_letter_unit = (
                 token.text in ONE_LETTER_UNITS and token.spaced and self._rest_is_label()
             )
-            return after.kind != "name" and (is_letter_unit or token.quoted)
+            return before.kind != "name" and (is_letter_unit or token.quoted)
         if token.kind != "word":
             return False
         word = token.text.lower()
@@ -268,7 +268,7 @@ class _Reader(Atoms):
         return True
 
     def factor(self) -> Node:
-        """A power with a sign before it or none."""
+        """A power, with or without a sign."""
         sign = self.peek_text()
         if sign in ("+", "-", r"\pm", r"\mp"):
             self.take()
@@ -293,7 +293,7 @@ class _Reader(Atoms):
 
 
 def _link(items: list[Node], links: set[str]) -> str:
-    """ "and" or "or" where it makes a difference: not between values."""
+    """The word between items, "and" or "or"; "" between values, where it makes no difference."""
     if all(item.kind not in ("relation", "symbol") for item in items):
         return ""
     if len(links) > 1:
@@ -310,7 +310,7 @@ def _with_sign(sign: str, node: Node) -> Node:
 
 
 def _both_signs(node: Node) -> list[Node]:
-    r"""What a tree with \pm means: + in all places, - in all places."""
+    r"""The two values of a tree with \pm: + in all places, and - in all places."""
     has_both = any(part.kind == "pm" for part in node.walk())
     return [_signed(node, sign) for sign in (1, -1)] if has_both else [node]
 

@@ -1,7 +1,7 @@
-r"""The tree that an answer is read into, and its exact numbers.
+r"""The tree of a parsed answer, with exact numbers.
 
-Nodes are made by functions that fold numbers at once, so that an expression of numbers alone is a
-number. What would be too large to write out, or has no value (1/0), is `NotUnderstood`.
+Nodes are built by the functions below, which compute at once: an expression of numbers alone is a
+number. They raise `NotUnderstood` for a value that is too large to write out or undefined (1/0).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MAX_BITS = 20_000
 """A larger numerator or denominator is not computed."""
 
 MAX_FACTORIAL = 1_000
+"""The factorial of a larger number is not computed."""
 
 _NUMERAL = re.compile(
     r"(?P<whole>[0-9,‚]*)(?:\.(?P<decimals>[0-9]*))?"
@@ -40,7 +41,7 @@ _NUMERAL = re.compile(
 )
 
 _MAYBE_E = re.compile(r"(?!1e)[0-9]+e[+-][0-9]+")
-"""2e-1 is 0.2, or 1 less than twice the number e."""
+"""2e-1 may be 0.2, or twice the number e less 1."""
 
 NO_LABEL = Label()
 
@@ -73,7 +74,7 @@ class Node:
 
     @property
     def is_scalar(self) -> bool:
-        """Whether it is one number or expression.
+        """Whether it is a number or an expression.
 
         >>> number(2).is_scalar, Node("set", parts=(number(2),)).is_scalar
         (True, False)
@@ -94,7 +95,7 @@ def number(value: Fraction | int) -> Node:
 
 
 def numeral(text: str) -> Node:
-    r"""The number that a numeral writes: 1,200.5, 0.\overline{36}, 2e-3, 4210_{5}.
+    r"""The number in a numeral such as 1,200.5, 0.\overline{36}, 2e-3 or 4210_{5}.
 
     >>> numeral("1,200.5").value
     Fraction(2401, 2)
@@ -123,7 +124,7 @@ def _based(digits: str, base: int) -> Node:
 
 
 def _operands(parts: tuple[Node, ...]) -> list[Fraction] | None:
-    """The values of parts that are all numbers; raises for a part that is not a scalar."""
+    """The values of parts if all are numbers, else None; raises for a part that is not a scalar."""
     for part in parts:
         if not part.is_scalar:
             raise NotUnderstood(part.kind)
@@ -150,9 +151,7 @@ def product(*parts: Node) -> Node:
     values = _operands(parts)
     if values is not None:
         return number(math.prod(values))
-    first = (
-        parts[0].parts if parts[0].kind == "*" else parts[:1]
-    )  # a long product is not a deep one
+    first = parts[0].parts if parts[0].kind == "*" else parts[:1]  # keeps long products flat
     return Node("*", parts=(*first, *parts[1:]))
 
 
@@ -171,14 +170,14 @@ def quotient(over: Node, under: Node) -> Node:
 
 
 def _begins_with_d(node: Node) -> bool:
-    """Whether it may be the upper or lower half of a derivative: d, dy, d^2y."""
+    """Whether it may be the numerator or denominator of a derivative: d, dy, d^2y."""
     while node.kind in ("*", "^"):
         node = node.parts[0]
     return node.kind == "symbol" and node.name == "d"
 
 
 def power(base: Node, exponent: Node) -> Node:
-    """A power; one of a number with a whole exponent is computed.
+    """A power; that of a number is computed if the exponent is whole.
 
     >>> power(number(2), number(10)).value
     Fraction(1024, 1)
@@ -198,7 +197,7 @@ def power(base: Node, exponent: Node) -> Node:
 
 
 def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
-    """A node made again of other parts.
+    """Rebuild a node with other parts.
 
     >>> with_parts(total(Node("symbol", "x"), number(1)), (number(2), number(1))).value
     Fraction(3, 1)
@@ -213,7 +212,7 @@ def with_parts(node: Node, parts: tuple[Node, ...]) -> Node:
 
 
 def call(name: str, *parts: Node) -> Node:
-    """A function's value; a square root or a factorial of a number is computed.
+    """A function of its arguments; computed for numbers where the value is an exact number.
 
     >>> call("sqrt", number(9)).value
     Fraction(3, 1)

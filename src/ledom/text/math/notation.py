@@ -1,9 +1,9 @@
-r"""The notation of answers: one spelling for each sign, and the tokens that a text consists of.
+r"""Writes an answer in one notation, with one spelling for each sign, and splits it into tokens.
 
     "$\dfrac{3}{4}$" --plain_text--> "\frac{3}{4}" --tokens--> \frac { 3 } { 4 }
 
-`tokens` covers the whole text or raises `NotUnderstood`: no character is ever skipped but white
-space and commands that only space or size. The meaning of tokens is left to `expressions`.
+`tokens` covers the whole text or raises `NotUnderstood`: it skips only white space and LaTeX
+commands for spacing and size. The meaning of tokens is left to `expressions`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 __all__ = [
+    "FUNCTIONS",
     "GREEK",
     "MAX_CHARS",
     "NotUnderstood",
@@ -28,14 +29,14 @@ __all__ = [
 ]
 
 MAX_CHARS = 400
-"""A longer answer is not read as mathematics, so that reading and exact arithmetic stay cheap."""
+"""A longer answer is not parsed, so that parsing and exact arithmetic stay cheap."""
 
 MARKUP = " \t\r\n*_`\"'"
-"""What may surround an answer."""
+"""Characters that may surround an answer."""
 
 
 class NotUnderstood(Exception):  # noqa: N818  (no error: such a text is compared as text)
-    """Some part of a text has no meaning here."""
+    """Part of a text cannot be parsed, or has no value."""
 
 
 def words(text: str) -> frozenset[str]:
@@ -62,11 +63,11 @@ class Token:
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
-_UNSEEN = [0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F)]
-_UNSEEN += [*range(0x2060, 0x2070), 0xFEFF]  # zero width, marks of writing direction
+_INVISIBLE = [0xAD, 0x61C, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F)]
+_INVISIBLE += [*range(0x2060, 0x2070), 0xFEFF]  # zero width, marks of writing direction
 _KEYBOARD = str.maketrans(
     {
-        **dict.fromkeys(map(chr, _UNSEEN)),
+        **dict.fromkeys(map(chr, _INVISIBLE)),
         **{chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)},  # full width
         **{
             chr(code): " " + unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
@@ -131,7 +132,7 @@ _IDLE_SPACE = re.compile(
 )
 _CASED = r"[mM](?:[WVAJN]|Hz|Pa|eV|Wh)|M[gmsLl]|[KMGT]b(?:ps)?|[MGSH]"  # mega is not milli
 _CASED_UNIT = re.compile(_CASED)
-# Letters without a meaning of case: of no command (\Delta is not \delta), of no such unit.
+# Letters whose case does not matter: not those of a command (\Delta is not \delta) or such a unit.
 _LETTERS = re.compile(rf"(?<![A-Za-z\\])(?!(?:(?<=\d)|(?<=\d ))(?:{_CASED})(?![^\W\d_]))[^\W\d_]+")
 
 # ---- tokens ----
@@ -148,7 +149,7 @@ _NUMBER = re.compile(
     r"(?:[eE][+-]?[0-9]{1,4}(?![\w.]))?"
     r"(?:\s?_\s?(?:\{\s?[0-9]{1,2}\s?\}|[0-9]{1,2}))?"
 )
-_PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # where a comma separates
+_PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # if a comma separates numbers
 _BASED = re.compile(r"(?=[0-9A-F]{2})[0-9A-F]*[A-F][0-9A-F]*\s?_\s?\{?\s?(?:1[1-6])\s?\}?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _CURRENCY = re.compile(r"\\\$|US\$|Rs\.?(?![A-Za-z])|[$€£¥₹₱₩]")
@@ -158,10 +159,11 @@ GREEK = words(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
     "rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega"
 )
-_FUNCTIONS = words(
+FUNCTIONS = words(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt max min gcd lcm"
 )
-_UNIT_FUNCTIONS = words("min sec")  # minutes and seconds, where no argument follows
+"""Functions that are recognized with and without a backslash."""
+_UNIT_FUNCTIONS = words("min sec")  # minutes and seconds if no argument follows
 _NO_ARGUMENT = re.compile(r"\s?(?:\Z|[,;/)}\]=]|(?:and|or|per|a|an|each)\b)")
 _GREEK_LETTER = re.compile(r"(?<![^\W\d_])[α-ρσ-ωΓΔΘΛΣΦΨΩ](?![^\W\d_])")
 _LETTER_NAMES = {"π": r"\pi", "pi": r"\pi"}
@@ -183,7 +185,7 @@ def bare(answer: str) -> str:
 
 
 def keyboard(text: str) -> str:
-    """A text as a keyboard writes it: digits and full-width signs in ASCII, nothing unseen.
+    """A text in keyboard characters: digits and full-width signs in ASCII, nothing invisible.
 
     >>> keyboard("５０％ of 3½"), keyboard("\\u202b٥\\u202c")
     ('50% of 3 1/2', '5')
@@ -195,12 +197,12 @@ def keyboard(text: str) -> str:
 
 
 def _raised(sign: str, plain: dict[str, str], run: re.Match[str]) -> str:
-    """Digits above or below the line as LaTeX writes them."""
+    """Superscript or subscript digits in LaTeX."""
     return f"{sign}{{{''.join(plain[character] for character in run[0])}}}"
 
 
 def _greek_name(letter: re.Match[str]) -> str:
-    r"""\alpha for a Greek letter that is no part of a word; omicron, which LaTeX lacks, stays."""
+    r"""The command of a Greek letter, such as \alpha; omicron, which LaTeX lacks, is unchanged."""
     name = unicodedata.name(letter[0]).rpartition(" ")[2].replace("LAMDA", "LAMBDA")
     name = name.capitalize() if letter[0].isupper() else name.lower()
     return rf"\{name} " if name in GREEK else letter[0]
@@ -231,7 +233,7 @@ def plain_text(answer: str) -> str:
 
 
 def fold_case(unit: str) -> str:
-    """The word after a number in lower case, unless its case says which unit it is.
+    """A word after a number, in lower case unless its case distinguishes units.
 
     >>> fold_case("mW"), fold_case("MW"), fold_case("KM"), fold_case("Mb"), fold_case("MB")
     ('mW', 'MW', 'km', 'Mb', 'mb')
@@ -240,7 +242,7 @@ def fold_case(unit: str) -> str:
 
 
 def text_key(answer: str) -> str:
-    """A key: equal for texts that differ only in case, white space and LaTeX's fonts.
+    """A key to compare texts: case, white space and LaTeX's fonts make no difference.
 
     >>> text_key("Twelve  Apples")
     'twelve apples'
@@ -308,12 +310,12 @@ def _token(
 def _command(name: str) -> tuple[str, str]:
     if name in GREEK:
         return "name", name
-    return ("command", name) if name in _FUNCTIONS else ("command", "\\" + name)
+    return ("command", name) if name in FUNCTIONS else ("command", "\\" + name)
 
 
 def _word(word: str, spaced: bool, quoted: bool) -> Token:
     if word in _LETTER_NAMES:
         return Token("command", _LETTER_NAMES[word], spaced, quoted)
-    if word in _FUNCTIONS:
+    if word in FUNCTIONS:
         return Token("command", word, spaced, quoted)
     return Token("name" if len(word) == 1 else "word", word, spaced, quoted)

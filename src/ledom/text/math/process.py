@@ -1,9 +1,9 @@
-"""Compares two answers where that takes algebra: by sympy, in a separate process.
+"""Compares answers that need algebra: with sympy, in a separate process with a time limit.
 
-Answers come from models: an expression can be endless to simplify, or fill the memory. Each pair
-has a time limit. A worker that exceeds it dies, and another is started for the next pair, so no
-answer can hold up a run. What cannot be decided is not equal. The limit counts the
-worker's own CPU time, so that a verdict does not depend on what else runs on the machine.
+Answers come from models: simplifying an expression can take forever, or fill the memory. A worker
+that exceeds the limit for a pair dies, and another is started for the next pair, so no answer can
+hold up a run. Answers that cannot be decided count as different. The limit counts the worker's own
+CPU time, so that a verdict does not depend on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["MathChecker", "same_value"]
 SECONDS_PER_PAIR = 5.0
 """CPU time limit of one comparison."""
 
-_PATIENCE = 24  # wall clock seconds per CPU second, after which the worker counts as stuck
-_START_SECONDS = 60.0  # importing sympy on a busy machine
+_PATIENCE = 24  # wall-clock seconds per CPU second of the limit; then the worker counts as stuck
+_START_SECONDS = 60.0  # limit for importing sympy on a busy machine
 _MEMORY_BYTES = 4 * 2**30
 _READY = "ready"
 
@@ -39,17 +39,17 @@ class MathChecker:
     def __init__(self, seconds: float = SECONDS_PER_PAIR) -> None:
         self.seconds = seconds
         self._worker: subprocess.Popen[str] | None = None
-        self._lock = Lock()  # an answer belongs to the last question
+        self._lock = Lock()  # one pair at a time, so that a verdict belongs to its pair
 
     def equal(self, first: str, second: str) -> bool:
-        """Whether both have the same value; False when it cannot be told in time."""
+        """Whether both have the same value; False if this is not decided in time."""
         with self._lock:
             worker = self._worker or self._start()
             try:
                 _pipe(worker.stdin).write(json.dumps([first, second]) + "\n")
                 _pipe(worker.stdin).flush()
                 verdict = self._read(worker, self.seconds * _PATIENCE)
-            except OSError:  # the worker died of the last pair
+            except OSError:  # the last pair killed the worker
                 verdict = None
             if verdict is None:
                 self.close()
@@ -81,7 +81,7 @@ class MathChecker:
         return out.readline().strip() or None
 
     def close(self) -> None:
-        """End the worker; the next question starts another."""
+        """Kill the worker; the next comparison starts another."""
         if self._worker is not None:
             self._worker.kill()
             self._worker.communicate()
@@ -89,14 +89,14 @@ class MathChecker:
 
 
 def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None  # both ends were asked for
+    assert stream is not None  # Popen was given PIPE
     return stream
 
 
 def serve(seconds: float) -> None:
-    """The worker: a JSON pair per line in, `true` or `false` per line out.
+    """Run the worker: reads a JSON pair per line, writes `true` or `false` per line.
 
-    It exits at a pair that takes more than `seconds` of CPU time, even if nothing waits for it.
+    It exits on a pair that takes more than `seconds` of CPU time, even if no one waits for it.
     """
     import resource
 
@@ -114,7 +114,7 @@ def serve(seconds: float) -> None:
     reply(_READY)
     for line in sys.stdin:
         first, second = json.loads(line)  # no file: the other end writes it
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # the timer's signal ends this process
         try:
             left, right = read(first), read(second)
             equal = left is not None and right is not None and compare(left, right)
@@ -126,7 +126,7 @@ def serve(seconds: float) -> None:
 
 @cache
 def _shared(process: int) -> MathChecker:
-    """The checker of this process: a forked one would read answers to its parent's questions."""
+    """The checker of this process: after a fork, a shared one would mix up the replies."""
     checker = MathChecker()
     atexit.register(lambda: checker.close() if os.getpid() == process else None)
     return checker
@@ -134,5 +134,5 @@ def _shared(process: int) -> MathChecker:
 
 @lru_cache(maxsize=2**16)
 def same_value(first: str, second: str) -> bool:
-    """Whether two answers have the same value; cached, since candidates repeat answers."""
+    """Whether two answers have the same value, by algebra; cached, as candidates repeat answers."""
     return _shared(os.getpid()).equal(first, second)

@@ -1,8 +1,8 @@
 """The words after a number: "12 eggs", "$3 million", "60 km/h", "3 p.m.", "50 %".
 
-A label names units, which are known here, and other words. Two labels agree unless both name units
-that differ, or count different things. A word that would change the value ("5 thirds", "5 or so")
-is no label: the answer is then not understood.
+A label consists of units, which this module lists, and other words. Two labels agree unless their
+units differ, or they count different things. A word that would change the value ("5 thirds", "5 or
+so") is not a label: it raises `NotUnderstood`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ledom.text.math.notation import NotUnderstood, fold_case, words
 __all__ = ["MONEY_SCALES", "NOT_UNITS", "ONE_LETTER_UNITS", "Label", "is_unit", "read_label"]
 
 ONE_LETTER_UNITS = frozenset("ghlLms")
-"""Any other single letter is taken for a variable: 4 x, 2 n."""
+"""Any other single letter is a variable: 4 x, 2 n."""
 
-NOT_UNITS = words(  # words after which a number is not the whole value
+NOT_UNITS = words(  # a number with one of these after it is not the whole value
     "am pm pi sqrt sin cos tan log ln exp mod and or to plus minus times over squared cubed "
     "factorial inverse reciprocal repeating recurring modulo choose base than least score gross "
     "tens half halves third thirds fourths fifths sixths sevenths eighths ninths tenths "
@@ -37,7 +37,7 @@ _SCALES = {
     "trillion": 10**12,
 }
 MONEY_SCALES = {"k": 10**3, "m": 10**6, "b": 10**9}
-"""What a letter after an amount of money multiplies it by."""
+"""Factors of the letters after an amount of money: $5k."""
 _STOP_WORDS = words(
     "of the a an in on at by for from with is are was total altogether left remaining "
     "each every per his her their its all"
@@ -132,7 +132,7 @@ class Label:
     """The word that names what is counted: 5 red *bags* of apples."""
 
     def agrees_with(self, other: Label) -> bool:
-        """Whether both can describe one quantity.
+        """Whether both can describe the same quantity.
 
         >>> meters, hours = (Label(frozenset({(unit, 1)})) for unit in ("meter", "hour"))
         >>> meters.agrees_with(Label()), meters.agrees_with(hours)
@@ -180,7 +180,7 @@ def _scale(word: str) -> int | None:
 
 
 def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
-    """The factor and the label that words after a number, and a currency before it, mean.
+    """The factor and the label given by the words after a number and the currency before it.
 
     Raises `NotUnderstood` for words that are not a label.
 
@@ -206,7 +206,7 @@ def read_label(pieces: Sequence[str], currency: str = "") -> tuple[int, Label]:
 
 
 def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], str]:
-    """Count the units among words; give the other words, and the head of the first of them."""
+    """Add the units among words to `units`; returns the other words and their head (`Label`)."""
     others: set[str] = set()
     head, has_ended = "", False
     sign, power, last = 1, 1, ""
@@ -239,6 +239,7 @@ def _read_words(pieces: Sequence[str], units: Counter[str]) -> tuple[set[str], s
 
 
 def _plain_word(word: str) -> str:
+    """A word that is not a unit, without a plural s; raises `NotUnderstood` for NOT_UNITS."""
     if word in NOT_UNITS or not word[:1].isalpha():
         raise NotUnderstood(word)
     if len(word) == 1 and word not in ONE_LETTER_UNITS:
