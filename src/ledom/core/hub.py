@@ -97,7 +97,7 @@ def offline() -> Iterator[None]:
     import datasets.config
     import huggingface_hub.constants
 
-    places = (datasets.config, huggingface_hub.constants)
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:
