@@ -1,9 +1,9 @@
-"""More training pairs from worked problems: other numbers, and wrong solutions.
+"""Augments worked problems: variants with other numbers, and wrong solutions.
 
 A solution in the `equations` style is a small program: each equation takes numbers of the question,
 constants and earlier results. `renumber` gives the question other numbers and computes the program
-again; `corrupt` changes the program, as people and models do, and computes it to its wrong end.
-Only the given problems are used. This module knows nothing of tokens or models.
+again; `corrupt` puts one common mistake into the program and computes the wrong answer. Only the
+given problems are used. This module knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _IN_QUESTION = re.compile(r"(?<![\w.:/])\d+(?:\.\d+)?(?![\w:/]|\.\d)")
 _OPERATOR = re.compile(r" ([-+*/]) ")
 _PERCENT = re.compile(r"^(\d+) / 100 \* |^(\d+)% \* ")
-# Numbers that also come from a word of the question, so that not every one of them is its numeral.
+# Numbers that a word of the question may also mean: a 12 in the solution may be a dozen.
 _WORDS = {
     "1": r"\b(?:a|an|one|each)\b",
     "2": r"\b(?:two|twice|double|half|halves|pair|couple|both)\b",
@@ -45,14 +45,15 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class _Program:
-    """Equations, each as its sides, and the answer."""
+    """A solution: its equations, each as a tuple of sides, and its answer."""
 
     equations: list[tuple[str, ...]]
     answer: str
 
     @classmethod
     def read(cls, problem: Problem) -> _Program | None:
-        """The program of a problem's solution; None where one of its equations is false."""
+        """The program of a problem's solution; None unless its equations are true and lead to the
+        answer."""
         styled = restyle(problem.solution or "", "equations", problem.answer)
         *lines, last = styled.splitlines()
         equations = [tuple(line.split(" = ")) for line in lines]
@@ -82,10 +83,11 @@ def augment(
     seed: int = 0,
     track: Callable[[Sequence[Problem]], Iterable[Problem]] = iter,
 ) -> tuple[list[Problem], list[Candidate]]:
-    """Each problem and up to `num_variants` with other numbers, in the `equations` style.
+    """Each problem with up to `num_variants` variants, and up to `num_wrong` wrong solutions each.
 
-    The candidates are wrong solutions, up to `num_wrong` for each. There are fewer where a solution
-    is not a chain of true equations, or where nothing sensible was found. Ids stay unique.
+    Variants have other numbers. Variants and wrong solutions are in the `equations` style. There
+    are fewer if a solution is not a chain of true equations, or if no suitable numbers were found.
+    Ids stay unique.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> solved = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -109,18 +111,18 @@ def augment(
                 versions.append(variant)
         for version in versions:
             varied.append(version)
-            texts = {corrupt(version, rng) for _ in range(num_wrong)} - {None}
+            texts = {text for _ in range(num_wrong) if (text := corrupt(version, rng))}
             wrong += [
                 Candidate(problem_id=version.id, index=index, text=text, correct=False)
-                for index, text in enumerate(sorted(text for text in texts if text))
+                for index, text in enumerate(sorted(texts))
             ]
     return varied, wrong
 
 
 def renumber(problem: Problem, rng: Random) -> Problem | None:
-    """The problem with other numbers in its question and all that follows from them.
+    """The problem with other numbers in its question, and the solution computed from them.
 
-    Results stay positive, and whole where they were whole. None where no such numbers were found.
+    Results stay positive, and whole if they were whole. None if no such numbers were found.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -155,9 +157,9 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
 
 
 def corrupt(problem: Problem, rng: Random) -> str | None:
-    """A wrong solution of the problem: one thing changed, and all that follows from it.
+    """A solution of the problem with one mistake, and all later results computed from it.
 
-    Its answer differs from the right one. None where nothing was found.
+    Its answer differs from the right one. None if no such mistake was found.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -242,7 +244,7 @@ def _exchanged_numbers(equations: _Equations, numbers: list[str], rng: Random) -
     return equations, {one: other, other: one}
 
 
-_FAULTS = (
+_FAULTS = (  # common ones are listed twice
     _other_operator,
     _other_operator,
     _other_operand,
@@ -259,10 +261,10 @@ _FAULTS = (
 def _compute(
     equations: Sequence[tuple[str, ...]], values: dict[str, str], strict: bool
 ) -> tuple[_Equations, dict[str, str]] | None:
-    """Compute equations with some numbers replaced; also returns what each number has become.
+    """Compute equations with some numbers replaced; returns them and the new value of each number.
 
-    With `strict`, a number must not become two different ones, and results stay whole where they
-    were; else they are rounded. None for a result that is not positive or does not fit.
+    With `strict`, a number must not get two different values, and whole results must stay whole;
+    without, results are rounded. None if a result is refused by this, or by `_written`.
     """
     values = dict(values)
     done: _Equations = []
@@ -298,7 +300,10 @@ def _replacing(values: dict[str, str]) -> Callable[[re.Match[str]], str]:
 
 
 def _written(value: Fraction, exact: bool) -> str | None:
-    """A positive number below a billion, with at most two decimals."""
+    """A number as text; None unless it is positive, below a billion and has at most two decimals.
+
+    Unless `exact`, it is rounded to two decimals first.
+    """
     if not exact:
         value = Fraction(round(value * 100), 100)
     if not 0 < value < 10**9 or (value * 100).denominator != 1:
@@ -318,7 +323,7 @@ def numbers_in_words(question: str) -> set[str]:
 
 
 def other_number(number: str, question: str, rng: Random) -> str:
-    """A number of the same kind: as many decimals, as round, at most about twice as large.
+    """A random number of the same kind: equally round, as many decimals, at most about twice it.
 
     >>> number = other_number("12.5", "Ava has 12.5 liters.", Random(0))
     >>> number != "12.5", len(number.partition(".")[2])  # as many decimals
@@ -336,7 +341,7 @@ def other_number(number: str, question: str, rng: Random) -> str:
 
 
 def _rewrite(equations: _Equations, rng: Random) -> _Equations:
-    """The same equations in one of the ways in which people write them."""
+    """The same equations, some with a percentage in another form or with swapped operands."""
     done: _Equations = []
     for first, *rest in equations:
         share = _PERCENT.match(first)

@@ -1,4 +1,4 @@
-"""The card of a folder of token stores: where the text came from, how much of it, and hashes."""
+"""The card of a folder of token stores: the source of the text, its size, and hashes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["write_dataset_card"]
 
 
 def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> bool:
-    """Write README.md into a folder that is a token store or holds some; False if it is neither.
+    """Write README.md into a folder that is or holds token stores; False if there are none.
 
     >>> import tempfile
     >>> from ledom.data.store import write_store

@@ -1,9 +1,9 @@
 """Documents to tokenize: files of JSONL, Parquet or text, or a dataset on the hub, read in parts.
 
-Part k of n holds the documents that begin in the k-th of n equal parts of the files' bytes. So the
-parts in turn give every document once and in order, and no part reads what belongs to another.
-Plain files are split between lines, Parquet between row groups; a compressed file belongs to one
-part. Whatever is not as expected is an `InputError` that names the file and the line. This module
+Part k of n holds the documents that begin in the k-th of n equal parts of the files' bytes. So all
+parts together give every document once and in order, and no part reads another part's documents.
+Plain files are split between lines, Parquet between row groups; a compressed file cannot be split
+and belongs to one part. Bad input is an `InputError` that names the file and the line. This module
 knows nothing of tokens.
 """
 
@@ -35,9 +35,10 @@ _SUFFIXES = {
     ".txt": "text",
 }
 _COMPRESSED = {".gz", ".zst"}
+_BLANK = " \t\n\r\v\f"  # characters of a blank line, as bytes.strip has them
 _BLOCK_BYTES = 1 << 20
-_SAMPLE_BYTES = 1 << 16  # that a file's state depends on, at its start, middle and end
-_ROWS = 256  # of Parquet, held at a time
+_SAMPLE_BYTES = 1 << 16  # hashed at a file's start, middle and end, to notice a changed file
+_ROWS = 256  # of Parquet, in memory at a time
 
 
 class Documents(Protocol):
@@ -45,18 +46,18 @@ class Documents(Protocol):
 
     @property
     def num_bytes(self) -> int | None:
-        """Size of what is read, where it is known."""
+        """Size of the files that are read; None if unknown."""
 
     @property
     def source(self) -> str:
-        """Where they come from, for cards."""
+        """Where the documents come from, for cards."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was found but is not read, one line each."""
+        """What was found but is not read, one line per reason."""
 
     def settings(self) -> JsonObject:
-        """What distinguishes these documents from others, for a run that is resumed."""
+        """Identifies the documents, so that a resumed run notices a change."""
 
     def texts(self, part: int = 0, num_parts: int = 1) -> Iterator[str]:
         """The documents of one part."""
@@ -67,8 +68,8 @@ def open_documents(
 ) -> Documents:
     """The documents of some files and folders, or of one dataset `hub:NAME[,key=value...]`.
 
-    `format` is one of `FORMATS`; None goes by the names of the files. Raises `InputError` for what
-    is not there or has an unknown format.
+    `format` is one of `FORMATS`; None takes it from each file's name. Raises `InputError` for a
+    missing file or an unknown format.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
@@ -98,7 +99,7 @@ def open_documents(
 
 
 def _find(path: Path, format: str | None, finder: FileFinder) -> list[Path]:
-    """A file itself, or the files of a known (or the given) format in a folder, by name."""
+    """The file at `path`, or the files of known formats in that folder; none is given twice."""
     if path.is_dir():
         found = [file for file in finder.under(path) if _is_of_format(file, finder)]
         if not found:
@@ -133,7 +134,7 @@ def _format_of(file: Path) -> str | None:
 
 @dataclass(frozen=True)
 class FileDocuments:
-    """The documents of files, each a (file, format), one file after another."""
+    """The documents of some files, each given as (file, format), in this order."""
 
     files: tuple[tuple[Path, str], ...]
     text_key: str = TEXT_KEY
@@ -151,7 +152,7 @@ class FileDocuments:
         return f"{Path(os.path.commonpath(files)).name} ({len(files)} files)"
 
     def settings(self) -> JsonObject:
-        """One hash of the files: names, formats, sizes, times and samples; and the key."""
+        """A hash of the files' names, formats, sizes, times and sampled bytes; and the text key."""
         digest = hashlib.sha256()
         for file, format in self.files:
             found = file.stat()
@@ -181,7 +182,7 @@ class FileDocuments:
 class HubDocuments:
     """A dataset on the hub (or a folder that `datasets` can load), streamed.
 
-    Its files are dealt to the parts, or its rows where it has fewer files than there are parts.
+    The parts share its files, or its rows if it has fewer files than there are parts.
 
     >>> HubDocuments("wikitext").source
     'hub:wikitext'
@@ -195,7 +196,7 @@ class HubDocuments:
 
     @classmethod
     def parse(cls, written: str, text_key: str) -> HubDocuments:
-        """From `hub:NAME,config=...,split=...,revision=...`.
+        """Parse `hub:NAME,config=...,split=...,revision=...`.
 
         >>> HubDocuments.parse("hub:wikitext,split=test", "text").split
         'test'
@@ -245,9 +246,9 @@ class HubDocuments:
                 yield _text_of(row, self.text_key)
         except InputError as error:
             raise InputError(f"{HUB}{self.name}: row {number} of part {part}: {error}") from None
-        except Exception as error:  # whatever the hub's client raises when it is out of reach
-            said = " ".join(str(error).split())[:200]
-            raise InputError(f"{HUB}{self.name}: cannot be read: {said}") from error
+        except Exception as error:  # the hub's client raises many types without a network
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{HUB}{self.name}: cannot be read: {reason}") from error
 
 
 def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[str]:
@@ -262,29 +263,14 @@ def _read_jsonl(file: Path, start: int, end: int, key: str) -> Iterator[str]:
 
 
 def _read_lines(file: Path, start: int, end: int, key: str) -> Iterator[str]:
-    lines = _Lines(file, start, end)
-    for line in lines:
-        if line.strip():
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"not UTF-8 text: {error}", path=file, line=lines.number()
-                ) from None
-            yield text
+    for line in _Lines(file, start, end).texts():
+        if line.strip(_BLANK):
+            yield line.rstrip("\r\n")
 
 
 def _read_text(file: Path, start: int, end: int, key: str) -> Iterator[str]:
-    if start > 0:  # a document belongs to the part that it begins in
-        return
-    lines = _Lines(file, 0, file.stat().st_size)
-    text = []
-    for line in lines:
-        try:
-            text.append(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"not UTF-8 text: {error}", path=file, line=lines.number()) from None
-    yield "".join(text)
+    if start == 0:  # a document belongs to the part that it begins in
+        yield "".join(_Lines(file, 0, file.stat().st_size).texts())
 
 
 def _read_parquet(file: Path, start: int, end: int, key: str) -> Iterator[str]:
@@ -320,19 +306,22 @@ FORMATS: dict[str, Callable[[Path, int, int, str], Iterator[str]]] = {
     "text": _read_text,
     "lines": _read_lines,
 }
-"""How the documents of a file that begin in [start, end) of its bytes are read: by JSON
-objects, one per line, by rows of Parquet, as one text, or by lines. Blank lines are skipped."""
+"""Readers by format. Each takes a file, a range [start, end) of its bytes and the text's key, and
+yields the documents that begin in the range: JSON objects, one per line; rows of Parquet; the whole
+text; or lines. Blank lines are skipped."""
 
 
 class _Lines:
-    """The lines of a file that begin in [start, end) of its bytes; all of them, unpacked, for a
-    compressed file from its start, and none elsewhere."""
+    """The lines that begin in the bytes [start, end) of a file.
+
+    A compressed file is unpacked, and gives all of its lines if `start` is 0, else none.
+    """
 
     def __init__(self, file: Path, start: int, end: int) -> None:
         self._file = file
         self._start, self._end = start, end
         self._count = 0
-        self._skipped = 0  # bytes before the first line
+        self._skipped = 0  # bytes before the first of these lines
 
     def __iter__(self) -> Iterator[bytes]:
         for line in self._whole():
@@ -348,7 +337,7 @@ class _Lines:
         with self._file.open("rb") as source:
             if self._start > 0:
                 source.seek(self._start - 1)
-                source.readline()  # the rest of a line that began before
+                source.readline()  # the rest of a line of the part before
             position = self._skipped = source.tell()
             for line in self._counted(source):
                 if position >= self._end:
@@ -361,8 +350,18 @@ class _Lines:
             self._count += 1
             yield line
 
+    def texts(self) -> Iterator[str]:
+        """The lines as text; raises `InputError` for a line that is not UTF-8."""
+        for line in self:
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                reason = f"not UTF-8 text: {error}"
+                raise InputError(reason, path=self._file, line=self.number()) from None
+            yield text
+
     def number(self) -> int:
-        """The number of the last line in the file, counted on demand."""
+        """The last line's number in the file, from 1; counts the lines before `start` only now."""
         before, rest = 0, self._skipped
         with self._file.open("rb") as source:
             while rest and (block := source.read(min(rest, _BLOCK_BYTES))):
@@ -395,4 +394,4 @@ def _text_of(row: Mapping[str, Any], key: str) -> str:
 
 
 def _missing(key: str, found: Mapping[str, Any] | Sequence[str]) -> str:
-    return f"no key {key!r}, only {', '.join(found) or 'nothing'}; say which holds the text"
+    return f"no key {key!r}, only {', '.join(found) or 'nothing'}; name the key of the text"

@@ -1,8 +1,8 @@
-"""The files under a folder, each once, and a note on everything that is left out.
+"""Finds the files under a folder, each once, and keeps notes of what is left out.
 
-Hidden files and folders (`.git`, `.ipynb_checkpoints`, `.DS_Store`) belong to other programs.
-Links are followed; one that leads back to where it lies is not, and what several links lead to is
-taken once. This module knows nothing of formats.
+Hidden files and folders (`.git`, `.ipynb_checkpoints`, `.DS_Store`) belong to other programs and
+are skipped. Links are followed, except to a folder that contains the link; a file or folder with
+several links is read once. This module knows nothing of formats.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHOWN = 3  # examples in a note
 
 
 class FileFinder:
-    """Finds files; `notes` says what it left out so far.
+    """Finds files; `notes` lists what was left out so far.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +37,7 @@ class FileFinder:
         self._skipped: dict[str, Counter[str]] = {}
 
     def once(self, file: Path) -> bool:
-        """Whether this file is found for the first time, whatever name it goes by.
+        """Whether this file or folder is found for the first time, under any name.
 
         >>> finder = FileFinder()
         >>> finder.once(Path("a.txt")), finder.once(Path("./a.txt"))
@@ -51,7 +51,7 @@ class FileFinder:
         return True
 
     def under(self, folder: Path) -> Iterator[Path]:
-        """The regular files in a folder and all folders in it, by name.
+        """The regular files in a folder and its subfolders, in order of their names.
 
         Raises `InputError` for a folder that cannot be read.
         """
@@ -79,7 +79,7 @@ class FileFinder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line for each reason, with how many and some of their names."""
+        """One line per reason, with the number of files and some of their names."""
         return tuple(
             f"{reason.format(found.total())} ({', '.join(sorted(found)[:_SHOWN])}"
             f"{', ...' if len(found) > _SHOWN else ''})"

@@ -1,10 +1,10 @@
-"""From token stores to what a model is fed: windows, mixtures of sources, packed batches.
+"""Makes model inputs from token stores: windows, mixtures of sources, packed batches.
 
     TokenStore -> Windows (the i-th) -> Batches (those of a step) -> pack (in a direction)
 
-Everything is random access and nothing is materialized: the batch of a step is a function of the
-seed and the step alone, so a run resumes by its step number, on any number of ranks. Windows are in
-reading order; one copy of the data serves both directions.
+Everything is random access and nothing is materialized: a batch depends only on the seed and the
+step, so a run resumes by its step number, on any number of ranks. Windows are in reading order; one
+copy of the data serves both directions.
 
 Shapes: L predicted tokens of a window, T tokens of a packed batch.
 """
@@ -40,7 +40,7 @@ __all__ = [
 
 Packing = Literal["documents", "fixed"]
 
-_BLOCK_DOCUMENTS = 1024  # whose windows are counted together, and again when one is read
+_BLOCK_DOCUMENTS = 1024  # per window count that is kept; a block is counted again to find a window
 _ROUNDS = 6  # of the Feistel network
 
 
@@ -48,13 +48,12 @@ class Windows(Sequence[NDArray[np.int64]]):
     """The windows of a store, in its order. A window of L predicted tokens has L + 1 ids.
 
     `documents`: a document with EOS on both sides, or a stretch of one that is longer than
-    `seq_len`; L is at most `seq_len`. The index is read once; of it 8 bytes are kept for every
-    1,024 documents.
-    `fixed`: `seq_len` tokens of a shard after the other, whatever documents they belong to; what is
-    left at a shard's end is not used. It reads no index and takes no memory.
+    `seq_len`; L is at most `seq_len`. The index is read once; 8 bytes per 1,024 documents are kept.
+    `fixed`: consecutive stretches of `seq_len` tokens of a shard, across documents; a shorter rest
+    at a shard's end is not used. It reads no index and takes no memory.
 
-    In either packing a window begins with the id before the first predicted one, or with EOS at the
-    start of a shard; so every token is predicted once in both directions.
+    With either packing, a window begins with the id before the first predicted one, or with EOS at
+    the start of a shard; so every token is predicted once in both directions.
     """
 
     def __init__(self, store: TokenStore, seq_len: int, packing: Packing = "documents") -> None:
@@ -89,7 +88,7 @@ class Windows(Sequence[NDArray[np.int64]]):
         return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
 
     def size(self, index: int) -> int:
-        """How many tokens a window predicts, without reading them.
+        """The number of tokens that a window predicts, L, without reading them.
 
         >>> import tempfile
         >>> from ledom.data.store import write_store
@@ -106,8 +105,8 @@ class Windows(Sequence[NDArray[np.int64]]):
     def documents(self, index: int) -> NDArray[np.int64]:
         """For each predicted token of a window, the number of its document in the store [L].
 
-        In reading order, and the same in both directions: backwards, where a document ends by
-        predicting the EOS in front of it, that EOS counts as the document's own.
+        In reading order, and the same for both directions: backwards, a document ends with the
+        prediction of the EOS before it, and this EOS counts as part of the document.
 
         >>> import tempfile
         >>> from ledom.data.store import write_store
@@ -148,8 +147,8 @@ class Windows(Sequence[NDArray[np.int64]]):
 def _block(
     ends: NDArray[np.uint64], first: int, seq_len: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The boundaries of a block's documents [n + 1], and the block's windows up to and including
-    each document [n]."""
+    """For a block of n documents: their boundaries [n + 1], and the number of the block's windows
+    up to and including each document [n]."""
     before = ends[first - 1 : first] if first else np.zeros(1, np.uint64)
     boundaries = np.concatenate([before, ends[first : first + _BLOCK_DOCUMENTS]]).astype(np.int64)
     return boundaries, np.cumsum(-(np.diff(boundaries) // -seq_len))
@@ -165,7 +164,7 @@ class Batch:
     """The number of tokens that each window predicts."""
 
     def loss(self, losses: Tensor) -> Tensor:
-        """The part of the mean loss per token that comes from some of the batch's tokens [T].
+        """The contribution of some of the batch's token losses [T] to its mean loss per token.
 
         >>> import torch
         >>> Batch(windows=[], sizes=[3, 1]).loss(torch.tensor([1.0, 2.0]))  # (1 + 2) / 4
@@ -189,17 +188,17 @@ class _Picked(Sequence[NDArray[np.int64]]):
 
 
 class Batches:
-    """The global batches of a run: windows of several sources in the share of their weights.
+    """The global batches of a run: windows of several sources, mixed by weight.
 
-    Among the first n windows, those of a source differ from its exact share by less than the
-    number of sources, for every n. Each source is shuffled again in every pass, and all of its
-    windows are read once per pass. A rank reads its own part of a batch alone.
+    For every n, the number of a source's windows among the first n differs from its exact share by
+    less than the number of sources. Each pass over a source reads every window once, in a new
+    order. A rank reads only its own part of a batch.
     """
 
     def __init__(
         self, sources: Sequence[tuple[Windows, float]], batch_size: int, seed: int
     ) -> None:
-        """`batch_size` windows per step, over all ranks."""
+        """`sources` are windows with their weights; `batch_size` is in windows, over all ranks."""
         self.windows = [windows for windows, _ in sources]
         self.batch_size = batch_size
         self.seed = seed
@@ -240,8 +239,8 @@ class Batches:
 def source_counts(weights: Sequence[int], count: int) -> list[int]:
     """How many of the first `count` windows belong to each source.
 
-    Each source gets its share of what those before it left, rounded. As `count` grows by one, one
-    source grows by one.
+    Each source gets its rounded share of what the sources before it left. When `count` grows by
+    one, so does the number of one source.
 
     >>> source_counts([3, 1], 8)
     [6, 2]
@@ -256,10 +255,10 @@ def source_counts(weights: Sequence[int], count: int) -> list[int]:
 
 
 def permute(numbers: NDArray[np.int64], size: int, key: tuple[int, ...]) -> NDArray[np.int64]:
-    """Where a pseudo-random permutation of range(size), chosen by `key`, sends some numbers.
+    """Apply a pseudo-random permutation of range(size), chosen by `key`, to some numbers.
 
     A Feistel network over the next power of 4, walked until the value is in range (Black and
-    Rogaway 2002, cycle-walking): no table, however many numbers there are.
+    Rogaway 2002, cycle-walking), needs no table of `size` numbers.
 
     >>> sorted(permute(np.arange(5), 5, (1,)).tolist())
     [0, 1, 2, 3, 4]
@@ -296,7 +295,7 @@ class PackedBatch:
     positions: NDArray[np.int64]
     """[T] position ids."""
     boundaries: NDArray[np.int64]
-    """0, ..., T: attention stays between one boundary and the next."""
+    """Offsets from 0 to T: attention stays between one boundary and the next."""
 
 
 def pack(
@@ -306,10 +305,10 @@ def pack(
     mask_across_documents: bool = True,
     reset_position_ids: bool = True,
 ) -> PackedBatch:
-    """What a model of this direction is fed for some windows.
+    """Pack windows into one row for a model of this direction.
 
-    In either model order EOS precedes a document, so a document starts wherever EOS is
-    read. There attention stops and positions restart, unless switched off; between windows always.
+    EOS precedes each document in either model order, so a document starts at each EOS that is read.
+    Attention stops and positions restart there, unless switched off, and always between windows.
 
     >>> pack([np.array([0, 5, 6, 0])], Direction.REVERSE, eos_id=0).inputs.tolist()
     [0, 6, 5]

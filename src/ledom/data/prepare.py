@@ -1,8 +1,9 @@
-"""From a recipe's data section to a tokenizer and token stores, prepared once for both directions.
+"""Prepares a tokenizer and token stores from a recipe's data section, once for both directions.
 
-Sources: token stores that `ledom tokenize` made (`data.sources`); or, prepared here into stores of
-the same format, the embedded generator (`gsm_symbolic`) or a JSONL file of problems with solutions
-or of documents (`data.train`). A problem becomes the document that its pair format renders.
+Sources are token stores that `ledom tokenize` made (`data.sources`); or the embedded generator
+(`gsm_symbolic`), or a JSONL file of documents or of problems with solutions (`data.train`), from
+which stores of the same format are made here. A problem becomes the document that its pair format
+renders.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _HELD_OUT_EVERY = 50
-_PROBLEMS_IN_DRILL = 3  # about as long as a problem with its solution
+_SOLUTIONS_PER_DOCUMENT = 3  # of equations only: about as long as a problem with its solution
 _TOKENIZER_SAMPLE = 20_000  # documents that a new tokenizer is trained on
 
 
@@ -59,36 +60,36 @@ class DataConfig(Config):
     train: str = GENERATOR
     """`gsm_symbolic` for the embedded generator, or a JSONL file of problems or documents."""
     valid: str | None = None
-    """Likewise for validation; nothing takes the generator's valid split, or holds out 2 %."""
+    """The same for validation; by default the generator's valid split, or 2 % of the file."""
     packing: Packing = "documents"
-    """`documents`: a window is one document or a stretch of a long one; `fixed`: train.seq_len
-    tokens after the other, as many documents as they hold, for pretraining at any size."""
+    """`documents`: a window is one document or a stretch of a long one; `fixed`: a window is the
+    next train.seq_len tokens, across documents, for pretraining at any size."""
     mask_across_documents: bool = True
     """Whether attention stops where a document starts."""
     reset_position_ids: bool = True
     """Whether positions start at 0 where a document starts."""
     verify: bool = True
-    """Whether every byte is read before the first step and compared with the checksums. Sizes are
-    compared in any case."""
+    """Whether every byte is compared with the checksums before the first step. Sizes are always
+    compared."""
     num_documents: PositiveInt | None = None
-    """Documents to draw from the generator, or the most to read from a file."""
+    """Number of documents to draw from the generator, or maximum to read from a file."""
     num_valid: PositiveInt = 500
-    """Most documents to validate on."""
+    """Maximum number of documents to validate on."""
     pair_format: str = PairFormat().template
     """How a problem's question and solution become one text."""
     solution_style: Style = "as written"
-    """How solutions of a file are written: as they are, `plain` (one form of equations and
-    final answer), their `numbers` alone, or the `equations` among these. Candidates are then read
-    in the same style."""
+    """The style that a file's solutions are converted to: `as written`, `plain` (one form of
+    equations and final answer), their `numbers` alone, or the `equations` among these. Candidates
+    are then read in the same style."""
     tokenizer: str | None = None
-    """A tokenizer.json to use; nothing trains one."""
+    """A tokenizer.json to use; by default one is trained."""
     eos_token: str | None = None
-    """The token that ends documents, where the files beside `tokenizer` name none or another."""
+    """The token that ends documents, if the files beside `tokenizer` name none or another."""
     vocab_size: PositiveInt = 2048
     """Size of a newly trained vocabulary."""
     equation_only_fraction: NonNegativeFloat = Field(default=0.0, lt=1)
-    """Share of the generator's documents that are bare equations, out of the worked solutions of
-    further problems: arithmetic takes far more examples than reading."""
+    """Share of the generator's documents that are only equations, from the solutions of further
+    problems: arithmetic takes far more examples than reading."""
     seed: int = 0
     """Seed of the generator."""
 
@@ -117,7 +118,7 @@ class PreparedData:
     """
 
     def __init__(self, folder: Path, config: DataConfig | None = None) -> None:
-        """`folder` is where `prepare_data` put the data of a recipe without sources."""
+        """`folder` is where `prepare_data` writes the data of a recipe without sources."""
         named = () if config is None else config.sources
         if config is not None and named:
             self.tokenizer = Tokenizer.load(config.tokenizer or named[0].path, config.eos_token)
@@ -146,10 +147,10 @@ class PreparedData:
 
 
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
-    """Make tokenizer and stores under `folder`, unless an earlier call with `config` did.
+    """Make the tokenizer and stores under `folder`, unless an earlier call with `config` did.
 
-    Of two processes that start together, such as twins, one prepares the data and the other waits,
-    with a line now and then. Nothing is made for `config.sources`, which are token stores already.
+    If two processes start together, such as twins, one prepares the data, and the other waits and
+    logs a line now and then. `config.sources` are token stores already, so nothing is made.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -172,7 +173,7 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
 
 
 def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
-    """One line for each setting that asks for more than the prepared data hold.
+    """One line per setting that asks for more than the prepared data has.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -202,7 +203,7 @@ def shortfalls(config: DataConfig, data: PreparedData) -> list[str]:
 
 
 def _check_sources(config: DataConfig) -> None:
-    """Keys that contradict each other."""
+    """Raise `RecipeError` if a key is missing or contradicts `data.sources`."""
     if config.valid is None:
         raise RecipeError(
             "key data.valid is missing: with data.sources, name a token store of other documents"
@@ -226,11 +227,11 @@ def _prepare(config: DataConfig, folder: Path) -> None:
     tokenizer.save(folder)
     write_store(folder / "train", train(), tokenizer, config.train)
     write_store(folder / "valid", valid(), tokenizer, config.valid or config.train, origins)
-    write_json(marker, settings)  # last: its existence means all of it is there
+    write_json(marker, settings)  # last: its existence means that the data is complete
 
 
 def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer that is named, or one trained on the first of the texts."""
+    """The tokenizer that the recipe names, or one trained on the first of the texts."""
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer, config.eos_token)
     if config.eos_token is not None:
@@ -252,8 +253,8 @@ def _file_hashes(config: DataConfig) -> dict[str, str]:
 def _sources(
     config: DataConfig,
 ) -> tuple[Callable[[], Iterator[str]], Callable[[], Iterator[str]], list[tuple[str, int]]]:
-    """Functions that start the training and the validation texts afresh, and what the validation
-    store's manifest says of where its texts came from."""
+    """Functions that return new iterators over the training and the validation texts, and the
+    origins of the validation texts for their store's manifest."""
     if config.train == GENERATOR:
         if config.num_documents is None:
             raise RecipeError("key data.num_documents is missing: the generator never ends")
@@ -268,7 +269,7 @@ def _sources(
 
 
 def _origins(records: Sequence[Document | Problem]) -> list[tuple[str, int]]:
-    """The records' `source`, in runs of records; nothing where no record has any."""
+    """Runs of records with the same `source`: name and count; empty if no record has a source."""
     named = [r.source if isinstance(r, Document) else r.extra.get("source") for r in records]
     if not any(named):
         return []
@@ -292,7 +293,7 @@ def read_split(
     records = _read_documents(config.train)[: config.num_documents]
     if config.valid is not None:
         return records, _read_documents(config.valid)[: config.num_valid]
-    # Every fiftieth, so that a sorted file is held out evenly.
+    # Every fiftieth record, so that validation covers all of a sorted file.
     held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
     held_ids = {record.id for record in held_out}
     records = [record for record in records if record.id not in held_ids]
@@ -321,14 +322,14 @@ def _read_documents(path: str | Path) -> list[Document | Problem]:
 
 
 def _generated(count: int, config: DataConfig) -> Iterator[str]:
-    """Training documents of the generator: problems, and drills in between."""
-    problems = generate_problems("train", count * _PROBLEMS_IN_DRILL, config.seed)
+    """Training documents of the generator: problems, and some documents of equations only."""
+    problems = generate_problems("train", count * _SOLUTIONS_PER_DOCUMENT, config.seed)
     rng = Random(f"drills-{config.seed}")
     for _ in range(count):
         if rng.random() >= config.equation_only_fraction:
             yield from _render([next(problems)], config)
         else:
-            solutions = (p.solution or "" for p in islice(problems, _PROBLEMS_IN_DRILL))
+            solutions = (p.solution or "" for p in islice(problems, _SOLUTIONS_PER_DOCUMENT))
             yield "\n".join(step for solution in solutions for step in equations(solution))
 
 

@@ -1,13 +1,13 @@
 """Problem sets: the embedded generator, a benchmark by name, or a JSONL file.
 
 The generator is reasoning-gym's `gsm_symbolic` (templates of grade-school problems with random
-numbers, names and things), its formats normalized. It is endless, so splits are made by a hash of
-the question: a question belongs to exactly one split, whatever seed produced it. Ten templates are
-held out of training, to measure what happens on kinds of problem never seen.
+numbers, names and things), with normalized formats. It never ends, so a hash of the question makes
+the splits: a question belongs to exactly one split, whatever seed produced it. Ten templates are
+held out of training, to measure models on unseen kinds of problem.
 
-A benchmark comes from the hub, or from a local folder with the same records as JSONL files, at the
-paths that `BENCHMARKS` names; the folder is given as a path or in the environment variable
-LEDOM_DATA. This module knows nothing of tokens or models.
+A benchmark comes from the hub, or from a local folder with the same records in JSONL files, at the
+paths in `BENCHMARKS`; the folder is given as a path or in the environment variable LEDOM_DATA. This
+module knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SPLITS: dict[str, float] = {"train": 0.90, "valid": 0.92, "tune": 0.96, "test": 
 """Upper end of each split's share of the hash range, in order."""
 
 GENERATOR = "gsm_symbolic"
-"""The name of the embedded generator, where a file of problems could be given."""
+"""The name of the embedded generator, which is accepted in place of a file of problems."""
 
 HELD_OUT_TEMPLATES = (5, 14, 22, 30, 41, 56, 67, 72, 81, 95)
 """Templates of `gsm_symbolic` that no training document comes from."""
@@ -76,8 +76,9 @@ def generate_problems(
 ) -> Iterator[Problem]:
     """Yield `count` distinct problems of one split, deterministic in `seed`.
 
-    `held_out` draws from the templates that no model was trained on instead of the trained ones.
-    Ids are `<split>-<seed>-<number>`; the template's number is kept under the key `template`.
+    `held_out` draws from the templates held out of training, and from no others. Ids are
+    `<split>-<seed>-<number>`, or `<split>-held-out-<seed>-<number>`; the extra key `template` is
+    the template's number.
 
     >>> [problem.id for problem in generate_problems("test", 2)]
     ['test-0-0', 'test-0-1']
@@ -96,10 +97,9 @@ def generate_problems(
         if split_of(question) != split or question in seen:
             continue
         solution = normalize_solution(made["metadata"]["answer_cot"])
-        if _LONG_DECIMAL.search(question + solution) or not all(
-            is_true(equation)
-            for equation in equations(solution)  # rounded in silence
-        ):
+        if _LONG_DECIMAL.search(question + solution):
+            continue
+        if not all(map(is_true, equations(solution))):  # the template rounds a result
             continue
         answer = solution.rsplit(ANSWER_MARK, 1)[1].strip()
         problem = Problem(
@@ -130,10 +130,10 @@ class Benchmark:
     file: str
     """Its JSONL file in a local folder."""
     hub: tuple[str, ...]
-    """What `datasets.load_dataset` takes: name, and configuration where there is one."""
+    """Arguments of `datasets.load_dataset`: the name, and the configuration if there is one."""
     split: str
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-    """A hub row's question, answer and solution, and other right answers as `aliases`."""
+    """Converts a hub row to question, answer, solution, and `aliases`: other right answers."""
 
 
 def _gsm8k(row: Mapping[str, Any]) -> dict[str, str]:
@@ -172,10 +172,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "amc2023": Benchmark("math/amc2023.jsonl", ("math-ai/amc23",), "test", _amc),
 }
-"""Every problem set that is known by name, besides the generator."""
+"""Every problem set with a name, besides the generator."""
 
 
-_NUM_GENERATED = 40  # by default: the generator never ends
+_NUM_GENERATED = 40  # if no count is given, since the generator never ends
 
 
 def load_problems(
@@ -183,7 +183,7 @@ def load_problems(
 ) -> list[Problem]:
     """The first `count` problems of the generator, a benchmark by name, or a JSONL file.
 
-    Split, seed and held-out templates are the generator's: see `generate_problems`.
+    `split`, `seed` and `held_out` are for the generator: see `generate_problems`.
 
     >>> len(load_problems("gsm_symbolic", 2))
     2
@@ -196,10 +196,10 @@ def load_problems(
 
 
 def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]:
-    """The problems of a benchmark; ids are `<name>-<number>` where the source has none.
+    """The problems of a benchmark; those from the hub get the ids `<name>-<number>`.
 
-    Raises `InputError` for an unknown name and a folder without the file, `HubError` where the hub
-    is out of reach.
+    Raises `InputError` for an unknown name or a folder without the file, and `HubError` if the hub
+    cannot be reached.
 
     >>> load_benchmark("gsm9k")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -235,7 +235,7 @@ def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
         ) from None
     try:
         rows: Iterable[Any] = load_dataset(*benchmark.hub, split=benchmark.split)
-    except Exception as error:  # whatever the hub's client raises when it is out of reach
+    except Exception as error:  # the hub's client raises many types without a network
         raise HubError(
             f"benchmark {name!r} could not be loaded from the hub ({benchmark.hub[0]}): "
             f"{' '.join(str(error).split())[:200]}; or name a local folder in {FOLDER_VARIABLE}"

@@ -2,10 +2,10 @@
 
     documents -> write_store, or ledom tokenize -> *.ds | *.ds.index | manifest.json -> TokenStore
 
-A `.ds` file, a shard, holds documents as `t1 .. tn EOS` (little-endian uint16 or uint32), its
-`.ds.index` the end of each (uint64): datatrove's format. The manifest names the shards with their
-counts and checksums; it is written last, so its existence means that the store is complete. The
-store is in reading order and knows nothing of windows, directions or models.
+A `.ds` file, a shard, holds documents as `t1 .. tn EOS` (little-endian uint16 or uint32). Its
+`.ds.index` holds the end of each document (uint64). This is datatrove's format. The manifest lists
+the shards with their counts and checksums; it is written last, so its existence means that the
+store is complete. The store is in reading order and knows nothing of windows, directions or models.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _SINGLE_SHARD = "tokens.ds"
-_CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough to share out, little to hold
+_CHUNK_CHARACTERS = 1 << 20  # encoded at a time: enough for all threads, and little memory
 _BLOCK_BYTES = 1 << 23  # read at a time for a checksum
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says of a shard."""
+    """A shard's entry in the manifest."""
 
     file: str
-    """Its name in the store's folder; the index has `.index` after it."""
+    """The file's name in the store's folder; the index file adds `.index` to it."""
     num_documents: int
     num_tokens: int
     max_id: int
-    """Largest token id in it."""
+    """Largest token id in the shard."""
     sha256: str
     index_sha256: str
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store says of itself."""
+    """The contents of a store's manifest.json."""
 
     num_documents: int
     num_tokens: int
@@ -69,11 +69,12 @@ class Manifest:
     tokenizer: str
     shards: list[ShardEntry]
     source: str | None = None
-    """What it was made from, by name."""
+    """The name of what the store was made from."""
     sources: list[tuple[str, int]] = field(default_factory=list)
-    """Runs of documents by where they came from: name and number of documents."""
+    """Where runs of documents came from: name and number of documents."""
     manifest_sha256: str = ""
-    """Of the manifest's file, which holds the shards' checksums: it represents the whole store."""
+    """Hash of the manifest's file. The file has the shards' checksums, so the hash identifies the
+    whole store. It is not in the file."""
 
 
 class Shard:
@@ -109,7 +110,7 @@ class Shard:
         return np.memmap(self.index_file, "<u8", mode="r")
 
     def verify(self) -> None:
-        """Read it whole; raises `InputError` naming the file that differs from its checksum.
+        """Read every byte; raises `InputError` that names the file whose checksum differs.
 
         >>> import tempfile
         >>> from ledom.text.tokenizer import train_tokenizer
@@ -136,8 +137,8 @@ class Shard:
 class TokenStore:
     """A finished store. `manifest` holds its counts, dtype and tokenizer, `shards` its files.
 
-    Opening compares sizes alone; `verify` reads every byte. Raises `InputError` for a folder
-    without manifest, a file of another size than the manifest's, or ids beyond the vocabulary.
+    Opening it compares only sizes; `verify` reads every byte. Raises `InputError` for a folder
+    without a manifest, a file whose size differs from the manifest's, or ids beyond the vocabulary.
 
     >>> import tempfile
     >>> from ledom.text.tokenizer import train_tokenizer
@@ -185,7 +186,7 @@ class TokenStore:
             shard.verify()
 
     def document_sources(self) -> list[str]:
-        """Where each document came from, by name; empty where the manifest does not say.
+        """The name of each document's source; empty if the manifest has no sources.
 
         >>> import tempfile
         >>> from ledom.text.tokenizer import train_tokenizer
@@ -226,9 +227,9 @@ def write_store(
     source: str | None = None,
     sources: Iterable[tuple[str, int]] = (),
 ) -> TokenStore:
-    """Tokenize texts into a new store of one shard; `source` and `sources` are its manifest's.
+    """Tokenize texts into a new store of one shard; `source` and `sources` go to its `Manifest`.
 
-    Raises `OutputError` when the place cannot be written or the disk is full, and `InputError`
+    Raises `OutputError` when the folder cannot be written or the disk is full, and `InputError`
     when there are no texts.
 
     >>> import tempfile
@@ -265,7 +266,7 @@ def write_manifest(
     source: str | None = None,
     sources: Iterable[tuple[str, int]] = (),
 ) -> TokenStore:
-    """Finish a store whose shards are all there; those without documents are left out.
+    """Finish a store whose shards are all written; shards without documents are left out.
 
     >>> from ledom.text.tokenizer import train_tokenizer
     >>> write_manifest(Path("empty"), [], train_tokenizer([], 257))
@@ -286,14 +287,14 @@ def write_manifest(
         source=source,
         sources=list(sources),
     )
-    unsaid: tuple[Any, ...] = (None, "", [])
-    known = {key: value for key, value in asdict(manifest).items() if value not in unsaid}
-    write_json(folder / MANIFEST, known)
+    empty: tuple[Any, ...] = (None, "", [])
+    contents = {key: value for key, value in asdict(manifest).items() if value not in empty}
+    write_json(folder / MANIFEST, contents)
     return TokenStore(folder)
 
 
 def finalize_shard(file: Path, dtype: np.dtype[Any]) -> ShardEntry:
-    """Counts and checksums of a written shard, by reading it through.
+    """Read a written shard, for its counts and checksums.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -331,7 +332,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """How the ids of a tokenizer are stored: two bytes where they fit.
+    """The dtype in which a tokenizer's ids are stored: two bytes if they fit, else four.
 
     >>> from ledom.text.tokenizer import train_tokenizer
     >>> token_dtype(train_tokenizer(["so"], 257))
@@ -356,7 +357,7 @@ def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[NDA
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of about as many characters each: a count of texts would bound nothing."""
+    """Lists of texts with about `_CHUNK_CHARACTERS` in total: texts can have any length."""
     chunk: list[str] = []
     characters = 0
     for text in texts:
@@ -370,7 +371,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def read_manifests(folder: Path) -> dict[str, Manifest]:
-    """The manifests of the token stores in a folder, by the folder of each (`.` for itself).
+    """The manifests of a folder's token stores, by their path in it (`.` for the folder itself).
 
     >>> import tempfile
     >>> from ledom.text.tokenizer import train_tokenizer

@@ -1,12 +1,12 @@
-"""Documents to a token store by `datatrove`, the one place where it is imported.
+"""Tokenizes documents to a token store with `datatrove`, which no other module imports.
 
     Documents -> part k of n -> ReadDocuments -> WriteShard -> K_unshuffled.ds, tasks/shards/K.json
     the last task to finish -> manifest.json
 
 The work is divided into tasks, each of which makes one shard from one part of the documents, on one
-core. datatrove's executors run them: processes here, Slurm, or Ray. A shard gets its name when it
-is whole; a finished task is never repeated. Only bytes are divided: the documents in the store are
-in the order of their files, however many tasks there were.
+core. datatrove's executors run them: processes here, Slurm, or Ray. A shard gets its final name
+when it is complete; a finished task is never repeated. The store has the documents in the order of
+their files, whatever the number of tasks.
 """
 
 from __future__ import annotations
@@ -54,43 +54,43 @@ except ImportError:
 
 __all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
 
-TASKS = "tasks"  # the folder of what is known of each task
+TASKS = "tasks"  # the folder of the settings, logs and state of the tasks
 _SETTINGS = f"{TASKS}/settings.json"
 _BYTES_PER_TASK = 1 << 28  # some minutes' work for a core
 _POLL_SECONDS = 0.5
-_SECONDS_TO_STOP = 10.0  # which a process has from being asked to being killed
-# Imports take a second: a server does them once for all tasks, where forks of it are safe.
+_SECONDS_TO_STOP = 10.0  # between asking a process to stop and killing it
+# Imports take a second. On Linux, where it is safe to fork, a server imports once for all tasks.
 _PROCESSES: Any = get_context("forkserver" if sys.platform == "linux" else "spawn")
 _PROCESSES.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)
 class TokenizeProgress:
-    """How far a run on this machine is."""
+    """The progress of a run on this machine."""
 
     tasks_done: int
     num_tasks: int
     num_tokens: int
-    """Written so far, by unfinished tasks too."""
+    """Tokens written so far, including those of unfinished tasks."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Where tasks run, and how many at a time."""
+    """Where tasks run, and how many run at a time."""
 
     executor: str = "local"
     """One of `EXECUTORS`."""
     workers: int | None = None
-    """Tasks at a time; None is every core here, and no limit on a cluster."""
+    """Tasks at a time; None means one per core here, and no limit on a cluster."""
     tasks: int | None = None
-    """How many tasks there are; None goes by the documents' size."""
+    """The number of tasks; None takes it from the documents' size."""
     slurm: Mapping[str, str] = field(default_factory=dict)
-    """Options of sbatch without their dashes; `partition` is needed, `time` is 24 hours."""
+    """Options of sbatch without dashes; `partition` is required, `time` defaults to 24 hours."""
     on_progress: Callable[[TokenizeProgress], None] = lambda progress: None
 
 
 class ReadDocuments(PipelineStep):  # type: ignore[misc]
-    """A task's part of the documents as datatrove's."""
+    """Reads a task's part of the documents, as datatrove's documents."""
 
     name = "ledom"
     type = "📖 - READER"
@@ -105,14 +105,14 @@ class ReadDocuments(PipelineStep):  # type: ignore[misc]
 
 
 class WriteShard(DocumentTokenizer):  # type: ignore[misc]
-    """datatrove's tokenizer with ledom's ids; the last of all tasks also writes the manifest."""
+    """datatrove's tokenizer step with ledom's ids; the last task to finish writes the manifest."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(str(out), str(out / "tokenizer.json"), shuffle_documents=False)
         self.out = out
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task is one core's
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a task has one core
         try:
             super().run(data, rank, world_size)
             finish(self.out, world_size, Tokenizer.load(self.out))
@@ -120,11 +120,11 @@ class WriteShard(DocumentTokenizer):  # type: ignore[misc]
             raise OutputError(f"{self.out}: cannot be written: {error}") from error
 
     def write_unshuffled(self, data: Iterator[Document], filename: str) -> TokenizedFile:
-        """Override of datatrove's, which encodes with offsets and packs ids one by one."""
+        """Write a shard. datatrove's own method encodes with offsets and packs ids one by one."""
         tokenizer = Tokenizer.load(self.out)
         dtype = token_dtype(tokenizer)
-        for left in self.out.glob(f"{filename}.*.part*"):  # of a task that was killed
-            left.unlink(missing_ok=True)
+        for leftover in self.out.glob(f"{filename}.*.part*"):  # of a task that was killed
+            leftover.unlink(missing_ok=True)
         part = f"{filename}.{os.getpid()}.part"
         shard = TokenizedFile(self.output_folder, part, token_size=dtype.itemsize)
         for ids in encode_documents((document.text for document in data), tokenizer):
@@ -144,13 +144,13 @@ def tokenize(
     out: str | Path,
     execution: Execution = Execution(),
 ) -> TokenStore | None:
-    """Tokenize documents into the store `out`, or resume it; None while other machines work on it.
+    """Tokenize documents into the store `out`, or resume; None while a cluster still works on it.
 
-    Raises `InputError` for a folder that was begun with other documents or another tokenizer, or a
-    bad document; `OutputError` for a place that cannot be written; `WorkerError` for a task that
-    was killed. What has finished stays.
+    Raises `InputError` for a bad document, or a folder that was begun with other documents or
+    another tokenizer; `OutputError` for a folder that cannot be written; `WorkerError` for a task
+    that was killed. Finished tasks are kept.
     """
-    out = Path(out).absolute()  # a cluster's machines start elsewhere
+    out = Path(out).absolute()  # tasks on a cluster have another working directory
     if execution.executor not in EXECUTORS:
         raise InputError(f"unknown executor {execution.executor!r}; known: {', '.join(EXECUTORS)}")
     try:
@@ -177,7 +177,7 @@ def _tokenize(
     finally:
         logger.enable("datatrove")
     store = finish(out, tasks, tokenizer)
-    if store is None and execution.executor != "slurm":  # where the jobs have only been submitted
+    if store is None and execution.executor != "slurm":  # on Slurm, jobs are only submitted by now
         raise WorkerError(
             f"{out}: not all of the {tasks} tasks have finished, see {out / TASKS / 'logs'}; "
             "run the same command again to resume"
@@ -186,7 +186,7 @@ def _tokenize(
 
 
 def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Execution) -> int:
-    """Write down what the store is made from, or compare; the number of tasks."""
+    """Write the store's settings, or check them against the earlier ones; returns `tasks`."""
     file = out / _SETTINGS
     has_shards = any((out / TASKS / "shards").glob("*.json"))
     found = _read_settings(out) if file.is_file() and has_shards else None
@@ -198,8 +198,8 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     settings = {"tokenizer": tokenizer.fingerprint, "eos_id": tokenizer.eos_id, "tasks": tasks}
     settings |= documents.settings() | {"source": documents.source}
     if found is None:
-        for left in out.glob("*.part*"):  # of tasks of other settings
-            left.unlink(missing_ok=True)
+        for leftover in out.glob("*.part*"):  # of tasks with other settings
+            leftover.unlink(missing_ok=True)
         refuse_to_replace(out)
         _refuse_other_tokenizer(out, tokenizer)
         tokenizer.save(out)
@@ -210,7 +210,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
 
 
 def _refuse_other_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    """Raise `InputError` for a folder whose own tokenizer would be lost."""
+    """Raise `InputError` for a folder with another tokenizer, which would be replaced."""
     if (out / TASKS).exists() or not (out / "tokenizer.json").exists():
         return
     if Tokenizer.load(out, tokenizer.eos_token).fingerprint != tokenizer.fingerprint:
@@ -226,7 +226,7 @@ def _count_tasks(documents: Documents, execution: Execution) -> int:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What is read of the settings; the rest is only compared."""
+    """The settings that are read; the others are only compared."""
 
     tasks: PositiveInt
     source: str
@@ -240,7 +240,7 @@ def _read_settings(out: Path) -> JsonObject:
 
 
 def _entry_file(out: Path, task: int) -> Path:
-    """A shard's entry of the manifest; its existence means that the shard is whole."""
+    """The file of a shard's manifest entry; its existence means that the shard is complete."""
     return out / TASKS / "shards" / f"{task:05d}.json"
 
 
@@ -250,7 +250,7 @@ def _read_entry(out: Path, task: int) -> ShardEntry | None:
 
 
 def _drop_damaged(out: Path, tasks: int, token_bytes: int) -> None:
-    """Tasks without a whole shard are to be done again, whatever datatrove's markers say."""
+    """Mark tasks without a complete shard as not done, even if datatrove marked them as done."""
     for task in range(tasks):
         entry = _read_entry(out, task)
         if entry is None or not _is_whole(out / entry.file, entry, token_bytes):
@@ -273,7 +273,7 @@ def finish(out: Path, tasks: int, tokenizer: Tokenizer) -> TokenStore | None:
 
 
 class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
-    """datatrove's tasks in processes of this machine, a task each.
+    """Runs datatrove's tasks on this machine, each in its own process.
 
     datatrove's own pool waits forever for a process that was killed, and reports no progress.
     """
@@ -310,11 +310,11 @@ class LocalExecutor(LocalPipelineExecutor):  # type: ignore[misc]
         return TokenizeProgress(self.tasks - left, self.tasks, written // self.token_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"on_progress": None}  # the terminal stays here
+        return self.__dict__ | {"on_progress": None}  # only this process reports progress
 
 
 class _Task:
-    """A task in a process of its own, which sends its `LedomError` if it has one."""
+    """A task in its own process, which sends a `LedomError` if the task fails with one."""
 
     def __init__(self, executor: LocalExecutor, rank: int) -> None:
         self.rank = rank
@@ -326,14 +326,14 @@ class _Task:
         sender.close()
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """Terminate the process; kill it if it does not stop in time."""
         self.process.terminate()
         self.process.join(_SECONDS_TO_STOP)
         self.process.kill()
         self.process.join()
 
     def check(self) -> None:
-        """Raise what ended it, when it has ended."""
+        """Join the process, and raise the error that ended it, if any."""
         self.process.join()
         with suppress(EOFError):  # it sent nothing
             if self._errors.poll():
@@ -347,7 +347,7 @@ class _Task:
 
 
 def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     logger.disable("datatrove")
     try:
         executor._run_for_rank(rank)
@@ -357,7 +357,7 @@ def _run_task(executor: LocalExecutor, rank: int, errors: Connection) -> None:
         errors.send(OutputError(f"{executor.out}: cannot be written: {error}"))
 
 
-Options = dict[str, Any]  # of any of datatrove's executors
+Options = dict[str, Any]  # keyword arguments of datatrove's executors
 
 
 def _local(steps: list[Any], execution: Execution, out: Path, options: Options) -> LocalExecutor:
@@ -386,4 +386,4 @@ def _ray(steps: list[Any], execution: Execution, out: Path, options: Options) ->
 
 _Make = Callable[[list[Any], Execution, Path, Options], Any]
 EXECUTORS: dict[str, _Make] = {"local": _local, "slurm": _slurm, "ray": _ray}
-"""Who runs the tasks: processes here, Slurm, or a Ray cluster."""
+"""Makers of executors by name: processes on this machine, Slurm, or a Ray cluster."""
