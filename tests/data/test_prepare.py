@@ -159,7 +159,7 @@ def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, mon
     ready, said = os.pipe()
     child = os.fork()
     if child == 0:
-        with files.alone_in(tmp_path / "data", "prepares the data"):
+        with files.lock_folder(tmp_path / "data", "prepares the data"):
             os.write(said, b"!")
             time.sleep(2 * SECONDS)
         os._exit(1)
@@ -279,16 +279,16 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path):
         prepare_data(DataConfig(num_documents=1), tmp_path / "file" / "data")
 
 
-def test_drills_are_bare_equations_of_training_problems(tmp_path):
+def test_some_documents_are_only_equations_of_training_problems(tmp_path):
     config = DataConfig(num_documents=60, num_valid=2, vocab_size=300, equation_only_fraction=0.5)
     data = prepare_data(config, tmp_path / "data")
     assert data.sources[0].store.manifest.num_documents == 60
     texts = train_texts(data)
-    drills = [text for text in texts if "?" not in text and "####" not in text]
-    assert 18 <= len(drills) <= 42  # 30 in expectation, 3.9 the standard deviation
-    for drill in drills:
-        assert all(re.fullmatch(r"[-+*/=%. \d]+", line) for line in drill.splitlines())
-    # Validation has none: its loss can be compared with that of a run without drills.
+    equations_only = [text for text in texts if "?" not in text and "####" not in text]
+    assert 18 <= len(equations_only) <= 42  # 30 in expectation, 3.9 the standard deviation
+    for document in equations_only:
+        assert all(re.fullmatch(r"[-+*/=%. \d]+", line) for line in document.splitlines())
+    # Validation has none, so losses can be compared with those of a run without such documents.
     assert data.valid.manifest.num_documents == 2
 
 

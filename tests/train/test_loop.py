@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from kills import in_a_child
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError, RecipeError, TrainingError
-from ledom.core.files import alone_in
+from ledom.core.files import lock_folder
 from ledom.data.packing import Windows, pack
 from ledom.model.checkpoint import (
     build_model,
@@ -342,7 +342,7 @@ def test_a_run_with_other_settings_or_direction_is_refused(uninterrupted, recipe
 def test_two_processes_in_one_folder_are_refused(tmp_path, recipe, data):
     """Each would drop the other's metrics and replace its checkpoints."""
     in_use = pytest.raises(OutputError, match=r"in use by process \d+ on .*, which trains there")
-    with alone_in(tmp_path, "trains"), in_use:
+    with lock_folder(tmp_path, "trains"), in_use:
         train(recipe, REVERSE, data, tmp_path)
     assert not [*tmp_path.iterdir()]
 

@@ -21,11 +21,11 @@ from ledom.core.errors import InputError, OutputError
 from ledom.core.reading import JsonObject, read_json
 
 __all__ = [
-    "alone_in",
     "check_settings",
     "differences",
     "file_hash",
     "fingerprint",
+    "lock_folder",
     "write_atomically",
     "write_folder",
     "write_json",
@@ -120,7 +120,7 @@ def _cannot_write(path: Path, error: OSError) -> OutputError:
 
 
 @contextmanager
-def alone_in(folder: Path, work: str, wait: bool = False, name: str = ".lock") -> Iterator[None]:
+def lock_folder(folder: Path, work: str, wait: bool = False, name: str = ".lock") -> Iterator[None]:
     """Make a folder and hold a lock in it, which the system releases if this process is killed.
 
     `work` is a verb phrase for the messages: what the holder does there. If another process holds
@@ -128,8 +128,8 @@ def alone_in(folder: Path, work: str, wait: bool = False, name: str = ".lock") -
     process holds it (without `wait`), if the folder cannot be written, or if its file system has
     no locks.
 
-    >>> with tempfile.TemporaryDirectory() as folder, alone_in(Path(folder), "trains"):
-    ...     with alone_in(Path(folder), "trains"):
+    >>> with tempfile.TemporaryDirectory() as folder, lock_folder(Path(folder), "trains"):
+    ...     with lock_folder(Path(folder), "trains"):
     ...         pass  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ledom.core.errors.OutputError: ...: in use by process ... on ..., which trains there; ...

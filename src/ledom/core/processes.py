@@ -319,7 +319,7 @@ def _mallopt() -> Callable[[int, int], int] | None:
     """glibc's `mallopt`; None with another C library."""
     try:
         process = ctypes.CDLL(None)
-        process.gnu_get_libc_version  # noqa: B018 - raises where it is missing
+        process.gnu_get_libc_version  # noqa: B018 - raises if it is missing
         found: Callable[[int, int], int] = process.mallopt
     except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library of None
         return None

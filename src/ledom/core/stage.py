@@ -26,7 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import alone_in, check_settings, file_hash, write_json
+from ledom.core.files import check_settings, file_hash, lock_folder, write_json
 from ledom.core.reading import JsonObject, as_type, exists, read_json, read_jsonl
 from ledom.core.records import Key, Record, read_records, write_records
 
@@ -209,15 +209,6 @@ class Stage(Generic[RecordT]):
         """Write all records, sorted by `key`, to the finished file, and remove the part files.
 
         The stage's seconds are added to `timings`, a JSON file of seconds by file name.
-
-        >>> import tempfile
-        >>> from ledom.core.records import Document
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     stage = Stage(Path(folder, "out.jsonl"), Document, {"seed": 1})
-        ...     stage.append([Document(id="b", text=""), Document(id="a", text="")])
-        ...     stage.finish(key=lambda record: record.id)
-        ...     sorted(path.name for path in Path(folder).iterdir()), stage.records[0].id
-        (['out.jsonl', 'out.jsonl.settings.json'], 'a')
         """
         processes.wait()  # for the other processes' parts
         if processes.is_first():
@@ -244,6 +235,17 @@ class Stage(Generic[RecordT]):
 
         `name` is shown with the progress. `timings` is as in `finish`. Raises `OutputError` if
         another run is making the same file.
+
+        >>> import tempfile
+        >>> from ledom.core.records import Document, Problem
+        >>> copy = at_once(lambda items: ([Document(id=i.id, text=i.question)] for i in items))
+        >>> work = Work([Problem(id="a", question="2 + 2?")], copy, lambda items: [items], False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     stage = Stage(Path(folder, "out.jsonl"), Document, {"seed": 1})
+        ...     stage.fill(work, lambda chunks, *progress: chunks, "copying")[0].text
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        '2 + 2?'
+        ['out.jsonl', 'out.jsonl.settings.json']
         """
         if self.complete:
             return self.records
@@ -257,8 +259,8 @@ class Stage(Generic[RecordT]):
         total = done + sum(map(len, mine))
         place = {key: i for i, key in enumerate(have)}
         folder, file = self.path.parent, self.path.name
-        alone = alone_in(folder, f"makes {file}", name=f".{file}.lock")
-        with alone if processes.is_first() else nullcontext():
+        lock = lock_folder(folder, f"makes {file}", name=f".{file}.lock")
+        with lock if processes.is_first() else nullcontext():
             for _ in track(self._made(work, mine, have), name, done, total):
                 pass
             self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timings)
@@ -268,17 +270,13 @@ class Stage(Generic[RecordT]):
         self, work: Work[ItemT, RecordT], have: Mapping[Key, Sequence[RecordT]]
     ) -> list[Sequence[ItemT]]:
         """The groups of items that this process has to make; finished ones are left out."""
-
-        def is_done(item: ItemT) -> bool:
-            return work.is_done(have[item.key])
-
         if not work.together:
-            missing = [item for item in work.items if not is_done(item)]
+            missing = [item for item in work.items if not work.is_done(have[item.key])]
             return [*work.groups(processes.share(missing, lambda item: item.key[0]))]
         open_groups = []
         for number, group in enumerate(work.groups(work.items)):
             if any(have[item.key] for item in group):
-                if all(map(is_done, group)):
+                if all(work.is_done(have[item.key]) for item in group):
                     continue
                 raise InputError(
                     "holds only part of a group of items, so it was made by another version or "

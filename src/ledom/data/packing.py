@@ -286,7 +286,12 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Windows end to end in one row, in model order."""
+    """Windows end to end in one row, in model order.
+
+    >>> batch = pack([np.array([0, 5, 6, 0])], Direction.FORWARD, eos_id=0)
+    >>> batch.inputs.tolist(), batch.targets.tolist(), batch.boundaries.tolist()
+    ([0, 5, 6], [5, 6, 0], [0, 3])
+    """
 
     inputs: NDArray[np.int64]
     """[T] ids that the model reads."""

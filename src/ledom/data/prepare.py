@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError, RecipeError
-from ledom.core.files import alone_in, check_settings, file_hash, write_json
+from ledom.core.files import check_settings, file_hash, lock_folder, write_json
 from ledom.core.reading import Config, read_json
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
@@ -165,7 +165,7 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
         _check_sources(config)
         return PreparedData(folder, config)
     try:
-        with alone_in(folder, "prepares the data", wait=True):
+        with lock_folder(folder, "prepares the data", wait=True):
             _prepare(config, folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error

@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from ledom.core.errors import InputError, LedomError, MissingExtraError, OutputError, WorkerError
-from ledom.core.files import alone_in, check_settings, write_json
+from ledom.core.files import check_settings, lock_folder, write_json
 from ledom.core.processes import available_cpus
 from ledom.core.reading import JsonObject, as_type, read_json
 from ledom.data.documents import Documents
@@ -154,7 +154,7 @@ def tokenize(
     if execution.executor not in EXECUTORS:
         raise InputError(f"unknown executor {execution.executor!r}; known: {', '.join(EXECUTORS)}")
     try:
-        with alone_in(out, "tokenizes"):
+        with lock_folder(out, "tokenizes"):
             return _tokenize(documents, tokenizer, out, execution)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
-from ledom.core.files import alone_in
+from ledom.core.files import lock_folder
 from ledom.core.processes import fast_bfloat16, keep_pages
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
@@ -242,7 +242,7 @@ def train(
     `TrainingError` when the loss or the gradient is not finite, `CheckpointError` when the folder
     belongs to another run, `OutputError` when it cannot be written or another process trains there.
     """
-    with alone_in(folder, "trains") if world.is_first else nullcontext():
+    with lock_folder(folder, "trains") if world.is_first else nullcontext():
         if world.device.type == "cpu":
             keep_pages()
         run = TrainingRun(recipe, direction, data, folder, world)

@@ -48,7 +48,11 @@ NO_LABEL = Label()
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A part of an answer."""
+    """A part of an answer.
+
+    >>> Node("+", parts=(Node("symbol", "x"), number(1))).parts[1].value
+    Fraction(1, 1)
+    """
 
     kind: str
     """number, symbol, +, *, /, ^, pm, call; quantity, named, relation, ratio; list, set, union,

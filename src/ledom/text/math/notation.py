@@ -50,7 +50,11 @@ def words(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of an answer."""
+    r"""A piece of an answer.
+
+    >>> [(token.kind, token.text) for token in tokens(r"\frac12")]
+    [('command', '\\frac'), ('number', '12')]
+    """
 
     kind: str
     r"""number, name (one letter or a Greek one), word, command ("\frac", "sin") or sign."""
