@@ -95,7 +95,7 @@ class WorkerError(TrainingError):
 class ServerError(LedomError):
     """A server that cannot be reached, refuses a request, or breaks its protocol.
 
-    `finished` holds the results of the same call's earlier requests, by the request's index.
+    `finished` holds the results of those requests of the same call that succeeded, by index.
 
     >>> ServerError("no answer", finished={0: "4"}).finished
     {0: '4'}

@@ -1,6 +1,6 @@
-"""Strict reading of user input: regular files only, JSON of bounded depth, settings of known keys.
+"""Strict reading of user input: regular files, JSON of bounded depth, settings with known keys.
 
-Nothing is silently converted or ignored. Every refusal is an `InputError` of one line. YAML is read
+No value is silently taken for another. Every refusal is an `InputError` of one line. YAML is read
 by `ledom.core.strict_yaml`. This module knows nothing of records or recipes.
 """
 
@@ -168,9 +168,10 @@ def read_jsonl(path: str | Path, unfinished: bool = False) -> Iterator[tuple[int
 
 
 def as_type(data: JsonObject, kind: type[T], path: str | Path | None = None) -> T:
-    """Convert a JSON or YAML object to a dataclass of type `kind`, without converting its values.
+    """Build a dataclass of type `kind` from a JSON or YAML object.
 
-    Unknown keys are ignored. Raises `InputError` that names the file, the key and the value.
+    Values must have the fields' types and are not converted; unknown keys are ignored. Raises
+    `InputError` that names the file, the key and the value.
 
     >>> from dataclasses import dataclass
     >>> @dataclass

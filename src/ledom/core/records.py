@@ -47,7 +47,7 @@ CONFIDENCE = ("confidence_mean", "confidence_tail", "confidence_lowest")
 NUM_TOKENS = "num_tokens"
 """Extra key of a sampled candidate: the number of tokens, the end token included."""
 EARLY_STOP = "early_stop_of"
-"""Key in a candidate's `sampling`: the candidates that its problem has without an early stop."""
+"""Key in a candidate's `sampling`: how many its problem would have without an early stop."""
 
 Key = tuple[Any, ...]
 """Identifies a record in its file: an id, then numbers or names within it."""
@@ -148,7 +148,7 @@ class Document(Record):
 
 @dataclass(kw_only=True)
 class Problem(Record):
-    """A question x, with its final answer and a worked solution where known.
+    """A question x, with its final answer and a worked solution if known.
 
     >>> Problem(id="a", question="2 + 2?", answer="4").is_labeled
     True

@@ -40,7 +40,7 @@ __all__ = [
 
 Packing = Literal["documents", "fixed"]
 
-_BLOCK_DOCUMENTS = 1024  # per window count that is kept; a block is counted again to find a window
+_BLOCK_DOCUMENTS = 1024  # in a block; one window count is kept per block
 _ROUNDS = 6  # of the Feistel network
 
 
@@ -59,7 +59,7 @@ class Windows(Sequence[NDArray[np.int64]]):
     def __init__(self, store: TokenStore, seq_len: int, packing: Packing = "documents") -> None:
         self.store = store
         self.seq_len = seq_len
-        self._blocks: list[NDArray[np.int64]] = []  # windows up to and with each block's last
+        self._blocks: list[NDArray[np.int64]] = []  # per shard: windows up to the end of each block
         if packing == "documents":
             for shard in store.shards:
                 ends, count = shard.ends, shard.entry.num_documents

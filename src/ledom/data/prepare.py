@@ -53,7 +53,7 @@ class SourceConfig(Config):
 
 
 class DataConfig(Config):
-    """What a model reads."""
+    """The data section of a recipe: what a model reads."""
 
     sources: tuple[SourceConfig, ...] = ()
     """Token stores to mix, instead of `train`; `valid` is then a token store too."""

@@ -3,9 +3,10 @@
     documents -> write_store, or ledom tokenize -> *.ds | *.ds.index | manifest.json -> TokenStore
 
 A `.ds` file, a shard, holds documents as `t1 .. tn EOS` (little-endian uint16 or uint32). Its
-`.ds.index` holds the end of each document (uint64). This is datatrove's format. The manifest lists
-the shards with their counts and checksums; it is written last, so its existence means that the
-store is complete. The store is in reading order and knows nothing of windows, directions or models.
+`.ds.index` holds the end of each document, in tokens (uint64). This is datatrove's format. The
+manifest lists the shards with their counts and checksums; it is written last, so its existence
+means that the store is complete. The store is in reading order and knows nothing of windows,
+directions or models.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Manifest:
 class Shard:
     """One file of a store: `tokens`, the ids of its documents, and `ends`, where each ends.
 
-    The arrays are memory-mapped while they are held, so memory does not grow with what was read.
+    Each access maps the file anew, so memory does not grow with the tokens that were read.
     """
 
     def __init__(self, folder: Path, entry: ShardEntry, dtype: np.dtype[Any]) -> None:

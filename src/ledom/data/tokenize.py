@@ -56,7 +56,7 @@ __all__ = ["EXECUTORS", "Execution", "TokenizeProgress", "tokenize"]
 
 TASKS = "tasks"  # the folder of the settings, logs and state of the tasks
 _SETTINGS = f"{TASKS}/settings.json"
-_BYTES_PER_TASK = 1 << 28  # some minutes' work for a core
+_BYTES_PER_TASK = 1 << 28  # a few minutes of work for a core
 _POLL_SECONDS = 0.5
 _SECONDS_TO_STOP = 10.0  # between asking a process to stop and killing it
 # Imports take a second. On Linux, where it is safe to fork, a server imports once for all tasks.

@@ -254,7 +254,10 @@ def _sums(numbers: list[Fraction], operators: list[str]) -> list[str]:
 
 
 def _easy(total: Fraction, operator: str, number: Fraction) -> bool:
-    """Whether it is one step: `number` has one digit, or a sum has digits that share one place."""
+    """Whether to add or subtract `number` in one step.
+
+    It must have one non-zero digit, or be added and share at most one digit place with `total`.
+    """
     places = _places(number)
     if operator == "-" or len(places) < 2:
         return len(places) < 2

@@ -1,4 +1,4 @@
-"""Text to token ids and back, always in reading order, with character offsets.
+"""Converts text to token ids and back, always in reading order, with character offsets.
 
 A `Tokenizer` wraps a Hugging Face `tokenizers.Tokenizer` (the file tokenizer.json). It has two
 kinds of special tokens: EOS, which ends every document, and BOS tokens, which its post-processor

@@ -62,9 +62,9 @@ class Node:
     letter, "and" or "or" of a list where it makes a difference."""
     parts: tuple[Node, ...] = ()
     value: Fraction | None = None
-    """Of a number."""
+    """The value of a number."""
     label: Label = NO_LABEL
-    """Of a quantity."""
+    """The label of a quantity."""
 
     def walk(self) -> Iterator[Node]:
         """This node and all below it.

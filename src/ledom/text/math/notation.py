@@ -60,7 +60,7 @@ class Token:
     r"""number, name (one letter or a Greek one), word, command ("\frac", "sin") or sign."""
     text: str
     spaced: bool = False
-    """Whether white space precedes it."""
+    """Whether it follows white space."""
     quoted: bool = False
     r"""Whether it is inside \text{...}."""
 
@@ -174,7 +174,7 @@ _LETTER_NAMES = {"π": r"\pi", "pi": r"\pi"}
 
 
 def bare(answer: str) -> str:
-    """An answer without the quotes, emphasis, math delimiters and full stop around it.
+    """An answer without the quotes, emphasis, math delimiters and period around it.
 
     >>> bare("**$5$**.")
     '5'

@@ -1,8 +1,8 @@
 """The words after a number: "12 eggs", "$3 million", "60 km/h", "3 p.m.", "50 %".
 
-A label consists of units, which this module lists, and other words. Two labels agree unless their
-units differ, or they count different things. A word that would change the value ("5 thirds", "5 or
-so") is not a label: it raises `NotUnderstood`.
+A label consists of units, which this module lists, and other words. Two labels agree unless both
+have units and these differ, or they count different things. A word that would change the value ("5
+thirds", "5 or so") is not a label: it raises `NotUnderstood`.
 """
 
 from __future__ import annotations
@@ -147,12 +147,12 @@ class Label:
 
     @property
     def half_of_day(self) -> str:
-        """am, pm, or "" for anything else."""
+        """The unit "am" or "pm"; "" if there is neither."""
         return next((name for name, _ in self.units if name in ("am", "pm")), "")
 
     @property
     def is_percent(self) -> bool:
-        """Whether the number means hundredths."""
+        """Whether the only unit is percent."""
         return self.units == frozenset({("%", 1)})
 
 
