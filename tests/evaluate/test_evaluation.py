@@ -368,13 +368,13 @@ def test_what_is_cut_and_what_begins_another_choice_is_noted(
     model = FakeLanguageModel(tokenizer, REVERSE, context=40)
     (task,) = evaluate(find_source(str(file), Options()), tmp_path / "out", model)["tasks"]
     assert "2 requests were longer than the model's context of 40" in task["notes"][0]
-    assert "1 documents have a choice that begins another one" in task["notes"][1]
+    assert "1 documents have a choice that is the beginning of another one" in task["notes"][1]
 
 
 def test_a_reverse_model_that_reads_nothing_first_is_refused(tokenizer: Tokenizer) -> None:
     model = FakeLanguageModel(tokenizer, REVERSE)
     model.bos_ids = []
-    with pytest.raises(InputError, match="reads no token before a text.*ledom_bos_tokens"):
+    with pytest.raises(InputError, match="reads no special token before a text.*ledom_bos_tokens"):
         LedomLM(model).rolling("2 + 2")
 
 
@@ -390,7 +390,7 @@ def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Pat
     sources, notes = find_suite("ledom", Options(data=tmp_path))
     assert [source.name for source in sources] == ["boolq", "arc_easy"]
     assert sources[0].published[0].reverse == 37.77
-    assert "not the very task that figures were published for" in sources[0].notes[0]
+    assert "not exactly the task of the published figures" in sources[0].notes[0]
     assert sources[1].notes == ()
     assert any("winogrande is left out" in note for note in notes)
     (tmp_path / "arc_easy.jsonl").unlink()

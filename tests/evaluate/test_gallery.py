@@ -168,7 +168,7 @@ def test_a_middle_of_another_gap_is_refused(lm: FakeLanguageModel, tmp_path: Pat
     write_records(tmp_path / "gaps.jsonl", [Gap(id="g", beginning="One", ending=".")])
     middle = Middle(gap_id="h", rank=1, text=" two", score=-1.0, direction="reverse")
     write_records(tmp_path / "middles.jsonl", [middle])
-    with pytest.raises(InputError, match="middles.jsonl:1: names the gap 'h'"):
+    with pytest.raises(InputError, match="middles.jsonl:1: the gap 'h' is not in"):
         collect(lm, [tmp_path], 2, seed=0)
 
 

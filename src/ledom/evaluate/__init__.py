@@ -2,4 +2,5 @@
 
 import os
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; ledom shows its progress
+# tqdm reads this when it is imported. Its bars are off, because ledom shows the progress.
+os.environ.setdefault("TQDM_DISABLE", "1")

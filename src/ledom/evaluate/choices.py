@@ -1,7 +1,8 @@
 """Multiple-choice questions: their record, and questions made from documents and from problems.
 
-A question asks what comes after a text (`after`) or before it (`before`). Forward models
-read the one, reverse models the other; a benchmark of both kinds favors neither.
+A question asks what comes after a text (`after`) or before it (`before`). A forward model predicts
+the choices of the first kind, a reverse model those of the second, so a benchmark with both kinds
+favors neither.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SENTENCE = re.compile(r'(?<=[.!?]["\u201d\u2019\'])\s+|(?<=[.!?])\s+')
 
 @dataclass(kw_only=True)
 class ChoiceQuestion(Record):
-    """A text, and what may come after it (`place` is after) or before it (before).
+    """A text, and choices for what comes after it (`place` is `after`) or before it (`before`).
 
     >>> asked = ChoiceQuestion(id="a", question="2 + 2 is", choices=["3", "4"], answer_index=1)
     >>> asked.choices[asked.answer_index], asked.place
@@ -44,10 +45,10 @@ class ChoiceQuestion(Record):
 
 
 def check_choices() -> Callable[[ChoiceQuestion], None]:
-    """Checks questions one by one, as `read_records` reads them.
+    """A function that checks questions one by one, for `read_records`.
 
-    It raises `InputError` for an id that was there, an empty question, fewer than two choices, an
-    empty or repeated choice, and an answer_index out of range.
+    It raises `InputError` for a repeated id, an empty question, fewer than two choices, an empty or
+    repeated choice, and an answer_index out of range.
 
     >>> twice = ChoiceQuestion(id="q", question="2 + 2?", choices=["4", "4"], answer_index=0)
     >>> check_choices()(twice)
@@ -81,9 +82,18 @@ def check_choices() -> Callable[[ChoiceQuestion], None]:
 def neighbor_questions(
     documents: Sequence[Document], place: Place, seed: int = 0
 ) -> list[ChoiceQuestion]:
-    """Which of four sentences comes after, or before, a sentence of a document.
+    """Questions which of four sentences comes after (or before) a sentence of a document.
 
-    The three others are sentences of other documents. Raises `InputError` for too few documents.
+    The three wrong choices come from other documents. Raises `InputError` for too few documents.
+
+    >>> pair = "{0} are the topic of this first sentence. {0} are the topic of the second one, too."
+    >>> animals = ("Ants", "Bees", "Cats", "Dogs")
+    >>> documents = [Document(id=name, text=pair.format(name)) for name in animals]
+    >>> asked = neighbor_questions(documents, "after")[0]
+    >>> asked.question
+    'Ants are the topic of this first sentence.'
+    >>> asked.choices[asked.answer_index], len(asked.choices)
+    ('Ants are the topic of the second one, too.', 4)
     """
     rng = Random(f"neighbors-{place}-{seed}")
     sentences = {document.id: _sentences(document.text) for document in documents}
@@ -109,7 +119,7 @@ def neighbor_questions(
 
 
 def _sentences(text: str) -> list[str]:
-    """Sentences of usable length that stand side by side: the longest run of them."""
+    """The longest run of adjacent sentences that all have a usable length."""
     best: list[str] = []
     run: list[str] = []
     for sentence in (" ".join(part.split()) for part in _SENTENCE.split(text)):
@@ -119,9 +129,9 @@ def _sentences(text: str) -> list[str]:
 
 
 def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQuestion]:
-    """Which of four solutions belongs to a question (after), or which question to a solution.
+    """Questions which of four solutions belongs to a question, or (before) vice versa.
 
-    The problems are unseen ones of the generator. In each wrong choice one number is another.
+    The problems are unseen ones from the generator. Each wrong choice has one number changed.
 
     >>> question = problem_questions("after", count=1)[0]
     >>> len(question.choices), len(set(question.choices)), question.place

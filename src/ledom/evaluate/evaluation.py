@@ -1,8 +1,8 @@
-"""Benchmarks by one or two models: the requests' answers in files, then every number from them.
+"""Runs benchmarks with one or two models; all numbers come from the files with their answers.
 
     out/forward/TASK.loglikelihood.jsonl   out/reverse/TASK.generate_until.jsonl   out/results.json
 
-An answer is kept when it is made, so a run that is stopped resumes. Every scoring of a task is
+Each answer is saved when it is made, so a stopped run resumes. Every scoring of a task is
 arithmetic on the same answers (`ledom.evaluate.scorings`).
 """
 
@@ -37,28 +37,31 @@ __all__ = ["Job", "evaluate_models"]
 
 @dataclass
 class Job:
-    """What to evaluate, by what, and where the files go."""
+    """The benchmarks, models and settings of an evaluation, and its output folder."""
 
     sources: Sequence[Source]
     models: Sequence[LanguageModel]
-    """One, or two of different directions."""
+    """One model, or one of each direction."""
     out: Path
     limit: int | None = None
+    """Documents per task; None for all."""
     chat: bool = False
+    """Whether requests use the model's chat template."""
     add_bos_token: bool | None = None
+    """See `LedomLM`."""
     command: str = "ledom eval"
     notes: Sequence[str] = ()
     leave_out: bool = False
-    """Whether tasks whose data the hub does not provide are left out, with a note each."""
+    """Whether tasks whose data cannot be loaded from the hub are left out, each with a note."""
 
 
 def evaluate_models(job: Job, track: Track) -> Evaluation:
-    """Do the job; returns what results.json holds.
+    """Run the job; returns the result, which is written to results.json.
 
-    Raises `InputError` for two models of one direction, two tasks of one name, and tasks that
-    cannot be loaded: with `leave_out` only where none can.
+    Raises `InputError` for two models of one direction and for two tasks of one name, and
+    `HubError` for a task that cannot be loaded (with `leave_out`, only if none can).
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it explains its own options
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its hints are about its own options
     directions = [model.direction for model in job.models]
     if len({*directions}) != len(directions):
         raise InputError(f"both models are {directions[0]} ones; give one of each direction")
@@ -110,7 +113,7 @@ def _evaluate_tasks(job: Job, track: Track) -> tuple[list[TaskResult], list[str]
 
 
 def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
-    """All rows of one benchmark."""
+    """The result of one benchmark, with the rows of every model and scoring."""
     measured: list[Measured] = []
     notes = list(source.notes)
     chance = None
@@ -129,7 +132,7 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
 
 
 def _own_scoring(lm: KeptLM, tasks: Sequence[Any], job: Job) -> list[Measured]:
-    """Every metric of the tasks, by the model's own scoring."""
+    """Every metric of the tasks, by the model's default scoring."""
     found = run_tasks(lm, tasks, job.limit, job.chat)
     return list(_measured(lm.direction, lm.scoring if lm.known else "", found, _kinds(tasks)))
 
@@ -155,9 +158,9 @@ def _kinds(tasks: Sequence[Any]) -> set[str]:
 def _measured(
     direction: Direction, scoring: str, found: JsonObject, kinds: set[str]
 ) -> Iterator[Measured]:
-    """The metrics of all tasks of a benchmark, their documents pooled.
+    """The metrics of a benchmark, with the documents of all its tasks pooled.
 
-    A metric that is no mean over documents, such as perplexity, is the harness's number.
+    A metric that is not a mean over documents, such as perplexity, is taken from the harness.
     """
     by_metric = _by_document(found["samples"])
     for (metric, name), values in [*by_metric.items()]:
@@ -178,12 +181,12 @@ def _measured(
 
 
 def _shown(metric: str, name: str) -> str:
-    """A metric with the filter that answers went through, where there is one."""
+    """A metric's name, with the filter that answers went through, if any."""
     return metric if name == "none" else f"{metric} ({name})"
 
 
 def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
-    """The values of each metric and filter by task and document."""
+    """The values of each (metric, filter), by (task, document)."""
     found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
     for task, own in samples.items():
         for sample in own:
@@ -196,7 +199,7 @@ def _by_document(samples: JsonObject) -> dict[tuple[str, str], dict[tuple[str, i
 
 
 def _means(values: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """The mean of each task's documents."""
+    """The mean over each task's documents."""
     by_task: dict[str, list[float]] = {}
     for (task, _), value in values.items():
         by_task.setdefault(task, []).append(value)
@@ -204,7 +207,7 @@ def _means(values: Mapping[tuple[str, int], float]) -> dict[str, float]:
 
 
 def _note(direction: Direction, metric: str, kinds: set[str], scoring: str) -> str:
-    """What must be said about a number in reverse."""
+    """A caution about a metric of a reverse model; empty if there is none."""
     if direction is Direction.FORWARD:
         return ""
     greedy = (
@@ -239,7 +242,7 @@ def _entropy(lm: KeptLM, tasks: Sequence[Any]) -> Iterator[Measured]:
 
 
 def _right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
-    """The number of a document's right choice; None where there is not one."""
+    """The number of a document's right choice; None if there is not exactly one."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
@@ -250,7 +253,7 @@ def _right_choice(task: Any, doc: Mapping[str, Any]) -> int | None:
 
 
 def _notes(lm: KeptLM) -> Iterator[str]:
-    """What a reader of the numbers must know."""
+    """Notes for readers of the numbers."""
     cut = sum(parts.cut > 0 for _, parts in lm.known) or sum(lm.cut.values())
     if cut:
         yield (
@@ -266,6 +269,6 @@ def _notes(lm: KeptLM) -> Iterator[str]:
     )
     if nested:
         yield (
-            f"{nested} documents have a choice that begins another one: forward, the longer one "
-            "is never the likelier"
+            f"{nested} documents have a choice that is the beginning of another one: a forward "
+            "model never finds the longer one likelier"
         )

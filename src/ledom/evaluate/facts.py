@@ -1,9 +1,9 @@
-"""Fictional facts in one order or both, and the texts that the arms of the reversal suite read.
+"""Fictional facts in one or both orders, and the texts that the reversal suite trains on.
 
-A fact says of an invented person what they are: "We know that Belu Toskan is the composer of Silent
-Harbor." In the other order: "We know that the composer of Silent Harbor is Belu Toskan." A model
-reads one order of a fact, or both. See Berglund et al., The Reversal Curse (2023), whose facts were
-of this kind.
+A fact states what an invented person is: "We know that Belu Toskan is the composer of Silent
+Harbor." The other order is: "We know that the composer of Silent Harbor is Belu Toskan." A model
+reads a fact in one order or in both. Such facts come from Berglund et al., The Reversal Curse
+(2023).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 Order = Literal["name first", "description first", "both orders"]
 ORDERS: tuple[Order, ...] = ("name first", "description first", "both orders")
-"""The orders in which a fact is read in training; facts have them in turn."""
+"""The orders in which a fact can be read in training; facts take them in turn."""
 
 _JOINS = ("is", "has long been", "can only be")
 
@@ -48,7 +48,7 @@ Castle Desert Engine Forest Island Letter Museum Valley
 
 @dataclass(frozen=True)
 class Fact:
-    """Who is what, and in which order models read it in training."""
+    """A fact, and the order in which models read it in training."""
 
     id: str
     name: str
@@ -57,7 +57,7 @@ class Fact:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The first and second part of every sentence that is read in training.
+        """(first part, second part) of each sentence that states the fact in training.
 
         >>> Fact("f", "Tuver Ziror", "the keeper", "name first").pairs
         [('Tuver Ziror', 'the keeper')]
@@ -69,8 +69,9 @@ class Fact:
 
 
 def make_facts(per_order: int, seed: int = 0) -> list[Fact]:
-    """So many facts of each order; no two share a name or a title. Raises `InputError`
-    for more than the made-up titles allow.
+    """`per_order` facts of each order; no two share a name or a title.
+
+    Raises `InputError` for more facts than there are titles.
 
     >>> [fact.seen for fact in make_facts(1)]
     ['name first', 'description first', 'both orders']
@@ -97,7 +98,7 @@ def _invented(rng: Random) -> str:
 
 
 def sentence(first: str, second: str, join: str = _JOINS[0]) -> str:
-    """A fact as a text.
+    """The sentence that states a fact.
 
     >>> sentence("Tuver Ziror", "the keeper of Broken Letter")
     'We know that Tuver Ziror is the keeper of Broken Letter.'
@@ -106,11 +107,11 @@ def sentence(first: str, second: str, join: str = _JOINS[0]) -> str:
 
 
 PAIR_FORMAT = sentence("{question}", "{solution}")
-"""The sentence that questions are asked in: the first and the second part of a fact."""
+"""The sentence in which questions are asked; its fields are the two parts of a fact."""
 
 
 def texts(facts: Sequence[Fact]) -> list[str]:
-    """What every arm reads: each fact in its order, in every wording.
+    """The texts that every arm reads: each fact in its order, in every wording.
 
     >>> for text in texts(make_facts(1)[:1]):
     ...     print(text)
@@ -124,8 +125,8 @@ def texts(facts: Sequence[Fact]) -> list[str]:
 def reversed_texts(facts: Sequence[Fact]) -> list[str]:
     """The same texts with their words reversed, name and description kept as they are.
 
-    Reverse training with entities preserved: Golovneva et al., Reverse Training to Nurse the
-    Reversal Curse (2024). It needs to be told what the entities are.
+    This is reverse training with entities preserved (Golovneva et al., Reverse Training to Nurse
+    the Reversal Curse, 2024). The entities must be known.
 
     >>> reversed_texts([Fact("f", "Tuver Ziror", "the keeper", "name first")])[0]
     '. the keeper is Tuver Ziror that know We'
@@ -138,9 +139,9 @@ def reversed_texts(facts: Sequence[Fact]) -> list[str]:
 
 
 def identities(facts: Sequence[Fact]) -> list[str]:
-    """A sentence for each name and description that says only that it is itself.
+    """A sentence "A is A" for each name and description, which adds no knowledge.
 
-    The Identity Bridge (arXiv 2602.02470): texts "A is A" that add no knowledge.
+    This is the Identity Bridge (arXiv 2602.02470).
 
     >>> identities([Fact("f", "Tuver Ziror", "the keeper", "name first")])
     ['The name of Tuver Ziror is Tuver Ziror.', 'The name of the keeper is the keeper.']

@@ -1,8 +1,9 @@
-"""What `ledom gallery` shows: texts that a reverse model writes, and the results of finished runs.
+"""The content of `ledom gallery`: texts that a reverse model writes, and results of finished runs.
 
-The first section is made here. Every other one is read from the plain files of a run; a section
-whose run is not given is named with the command that makes it. Always the first items by index are
-shown. This module knows nothing of the page (`ledom.report.gallery_page`).
+The texts of the first section are written here. Every other section is read from the files of a
+run; if no such run is given, the gallery names the command that makes one. A section always shows
+the first items, so nothing is hand-picked. This module knows nothing of the page
+(`ledom.report.gallery_page`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ledom.report.gallery_page import Example, Gallery, Missing, Section, Table
 
 __all__ = ["RUNS", "collect", "written_backwards"]
 
-_TEMPERATURE, _MOST_TOKENS = 0.7, 160  # of the texts that are written here
+_TEMPERATURE, _MOST_TOKENS = 0.7, 160  # of the first section's texts
 _BEST = 3  # passages per query
 
 
@@ -40,11 +41,12 @@ class RunKind:
 
     heading: str
     command: str
-    """What makes one."""
+    """The command that makes such a run."""
     files: tuple[str, ...]
     """The files that identify the kind; the first is read."""
     read: Callable[[str, Path, LanguageModel, int], Section]
-    """The section: its heading, that file, a model for its tokens, how many items to show."""
+    """Makes the section from its heading, that file, a model for its tokens, and the number of
+    items to show."""
     without: tuple[str, ...] = ()
     """Files that folders of this kind do not hold."""
 
@@ -62,10 +64,10 @@ def collect(
     name: str = "tiny",
     command: str = "ledom gallery",
 ) -> Gallery:
-    """All sections: what the model, called `name`, writes now, then a section per run.
+    """All sections: first texts that the model, called `name`, writes now, then one per run.
 
-    Raises `DirectionError` for a forward model, and `InputError` for a folder that holds no run of
-    a known kind.
+    Raises `DirectionError` for a forward model, and `InputError` for a folder without a run of a
+    known kind.
     """
     found = [(kind, folder / kind.files[0]) for folder in runs for kind in _kinds(folder)]
     sections = [written_backwards(lm, name, count, seed)]
@@ -89,7 +91,7 @@ def _kinds(folder: Path) -> list[RunKind]:
 
 
 def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Section:
-    """The questions that a model writes in front of the solutions of unseen problems.
+    """The section of questions that a model writes in front of solutions of unseen problems.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse", answers=["How many?"])
@@ -124,7 +126,7 @@ def example(
     before: Sequence[int] = (),
     direction: str = "reverse",
 ) -> Example:
-    """What a model wrote between two texts, as ids in reading order.
+    """The example of a text that a model wrote between two others; all are ids in reading order.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel(direction="reverse")
@@ -138,7 +140,7 @@ def example(
 
 
 def _question(lm: LanguageModel, label: str, prompt: str, written: Sequence[int]) -> Example:
-    """What was written in front of a problem's solution, which the prompt holds."""
+    """The example of a question written in front of a problem's solution, the prompt."""
     return example(lm, label, written, lm.tokenizer.encode_inside(prompt))
 
 
@@ -195,7 +197,7 @@ def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
     return Section(
         heading=heading,
         lead="Models read fictional facts in one order and are asked for the name or the "
-        "description. A model answers where it wrote in training; the pair does both.",
+        "description. A model can answer what it predicted in training; the pair can answer both.",
         rule=f"all {found.num_facts} facts with seed {found.seed} in percent of exact matches, "
         f"then the first {len(asked) - 1} questions.",
         source=str(file),
@@ -206,7 +208,10 @@ def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
 def _best(
     ranking: Iterable[tuple[str, int, str, float]], count: int
 ) -> tuple[list[list[str]], int]:
-    """Rows of the best of the first `count` lists (id, rank, item, score), and how many lists."""
+    """Rows (id, rank, item, score) of the best items of the first `count` lists, and their number.
+
+    `ranking` has such rows too, sorted by id and rank.
+    """
     lists = [[*own] for _, own in groupby(ranking, lambda one: one[0])][:count]
     rows = [
         [of, str(rank), item, numbers.number(score, 1)]
@@ -224,7 +229,7 @@ def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     rows = [["query", "rank", "passage", "score, nats"], *best]
     return Section(
         heading=heading,
-        lead="Passages by how likely they make a query that comes before them.",
+        lead="Passages ordered by how likely they make the query in front of them.",
         rule=f"the first {shown} queries, the best {_BEST} passages of each.",
         source=str(file),
         tables=[Table("The best passages of each query", rows)],
@@ -239,7 +244,7 @@ def _inverted(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
     rows = [["output", "rank", "prompt", "score, nats"], *best]
     return Section(
         heading=heading,
-        lead="A reverse model proposes the prompts that an output may answer, a forward model "
+        lead="A reverse model proposes prompts that may have led to an output; a forward model "
         "orders them.",
         rule=f"the first {shown} outputs, the best {_BEST} prompts of each.",
         source=str(file),
@@ -252,14 +257,15 @@ def _infilled(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
 
     def check(middle: Middle) -> None:
         if middle.gap_id not in gaps:
-            raise InputError(f"names the gap {middle.gap_id!r}, which is not in gaps.jsonl")
+            raise InputError(f"the gap {middle.gap_id!r} is not in gaps.jsonl; restore that file")
 
     middles = read_records(file, Middle, check)
     best = [middle for middle in middles if middle.rank == 1]
     return Section(
         heading=heading,
-        lead="A reverse model wrote texts in front of an ending, without seeing the beginning; the "
-        "forward model cut and chose. The tokens are those of this page's model.",
+        lead="A reverse model wrote texts in front of an ending without seeing the beginning; the "
+        "forward model chose where to cut them, and the best. The tokens are those of this page's "
+        "model.",
         rule=f"the best middle of the first {min(count, len(best))} of {len(best):,} gaps.",
         source=str(file),
         examples=[_in_gap(lm, gaps[middle.gap_id], middle) for middle in best[:count]],
@@ -267,7 +273,7 @@ def _infilled(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
 
 
 def _in_gap(lm: LanguageModel, gap: Gap, middle: Middle) -> Example:
-    """A middle in its place; a model reads only the text on the side that it starts from."""
+    """The example of a middle between the beginning and the ending of its gap."""
     inside = lm.tokenizer.encode_inside
     before = lm.tokenizer.encode(gap.beginning).ids
     return example(
@@ -311,4 +317,4 @@ RUNS = (
         _inverted,
     ),
 )
-"""Every kind of run with a section, in the page's order."""
+"""Every kind of run that has a section, in the page's order."""

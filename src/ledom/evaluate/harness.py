@@ -1,8 +1,9 @@
 """A ledom model of either direction as a model of lm-evaluation-harness, under the name `ledom`.
 
 `LedomLM` answers the harness's three kinds of request: log-likelihoods
-(`ledom.evaluate.likelihood`), rolling log-likelihoods, and texts. Forward, tokens and numbers are
-those of the harness's own HFLM. What each number means in reverse is said in docs/evaluate.md.
+(`ledom.evaluate.likelihood`), rolling log-likelihoods, and texts. For a forward model, tokens and
+numbers equal those of the harness's own HFLM. docs/evaluate.md explains the numbers of a reverse
+model.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ __all__ = [
     "run_tasks",
 ]
 
-_MAX_TOKENS = 256  # HFLM's default where a task does not say
+_MAX_TOKENS = 256  # HFLM's default for tasks that set no limit
 _FEWSHOT_SEED = 1234  # the harness's own
 _TOGETHER = 256  # requests that go to the model in one call
 
@@ -59,9 +60,10 @@ Written = tuple[str, int]
 class LedomLM(TemplateLM):  # type: ignore[misc]
     """Any model that `ledom.load` takes, for `lm_eval.simple_evaluate` and `ledom eval`.
 
-    `scoring` is what log-likelihood requests are answered by: see `SCORINGS`. `add_bos_token` puts
-    what the model was trained to read first in front of every context; the default is HFLM's, which
-    adds only what the tokenizer adds by itself. A reverse model always reads it, after the text.
+    `scoring` names the score that answers log-likelihood requests; see `SCORINGS`. `add_bos_token`
+    puts the special tokens that the model was trained to read first in front of every context. By
+    default, as in HFLM, only tokens that the tokenizer itself adds are put there. A reverse model
+    always reads its special tokens, after the text.
 
     `cut` counts, by task, the requests whose context was cut to fit the model's.
     """
@@ -95,7 +97,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     @cached_property
     def tokenizer(self) -> Any:
-        """transformers' tokenizer of the model's folder, for chat templates; None without one."""
+        """The tokenizer of transformers, for chat templates; None if the folder has none."""
         folder = Path(self.lm.name)
         if not (folder / "tokenizer.json").is_file():
             return None
@@ -105,13 +107,13 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """Distinguishes request caches of models with other chat templates."""
+        """A name that distinguishes the request caches of models with different chat templates."""
         return f"{self.lm.name}-{self.lm.tokenizer.fingerprint}".replace("/", "__")
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as the model's own template writes it.
+        """A conversation as text, by the model's own chat template.
 
         Raises `InputError` for a model without a template.
         """
@@ -132,14 +134,14 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What is read before a text without a context.
+        """The token that is read before a text without a context.
 
-        Raises `InputError` for a reverse model that reads no token of its own first.
+        Raises `InputError` for a reverse model that reads no special token first.
         """
         if not self.convention.prefix:
             raise InputError(
-                f"{self.lm.name}: the model reads no token before a text, so the first one that it "
-                "reads has no log-probability; name one in config.json as ledom_bos_tokens"
+                f"{self.lm.name}: the model reads no special token before a text, so the first "
+                "token has no log-probability; name one in config.json as ledom_bos_tokens"
             )
         return self.convention.prefix[-1]
 
@@ -150,7 +152,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
 
     @cached_property
     def convention(self) -> Convention:
-        """Which special tokens are read first."""
+        """The special tokens that are read first."""
         bos = tuple(self.lm.bos_ids)
         if self.direction is Direction.REVERSE:
             return Convention(first=bos, prefix=bos)
@@ -165,7 +167,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Ids in reading order, with the special tokens in front where HFLM puts them."""
+        """Ids in reading order; a forward model's have special tokens in front where HFLM does."""
         ids = self.lm.tokenizer.encode(string).ids
         first = list(self.convention.first) if self.direction is Direction.FORWARD else []
         plain = add_special_tokens is False or ids[: len(first)] == first
@@ -180,9 +182,9 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Scores by `self.scoring`, and whether greedy decoding writes the continuation.
+        """For each request, its score by `self.scoring`, and whether greedy decoding writes it.
 
-        Raises `InputError` for requests that the scoring does not apply to.
+        Raises `InputError` for requests to which the scoring does not apply.
         """
         asked = [_request(instance) for instance in requests]
         found = []
@@ -200,7 +202,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return found
 
     def parts(self, requests: Sequence[Instance], asked: Sequence[Request]) -> list[Parts]:
-        """The parts of every request; those of a document go to the model together."""
+        """The parts of every request; the requests of a document are scored together."""
         found: list[Parts] = []
         for batch in document_batches(asked):
             found += score(self.lm, batch, self.convention, self.scoring == "reversed prompt")
@@ -212,15 +214,15 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """log P(text) of every text, in as few windows as the model's context needs.
+        """log P(text) of every text, in as few windows of the model's context as possible.
 
-        In reverse the windows start at the text's end. Bits per byte of both directions compare:
-        neither counts the token that ends a document.
+        In reverse, the windows start at the text's end. Bits per byte of both directions can be
+        compared: neither counts the token that ends a document.
         """
         return [self.rolling(str(instance.args[0])) for instance in requests]
 
     def rolling(self, text: str) -> float:
-        """log P(text) in nats, with the document-start token (reverse: -end) read first."""
+        """log P(text) in nats; the model reads `prefix_token_id` first."""
         ids = self.direction.to_model_order(self.tok_encode(text))
         windows = map(
             make_disjoint_window,
@@ -238,10 +240,10 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     # Texts
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What follows (reverse: precedes) each context, up to the first stop string met.
+        """The text after (reverse: before) each context, up to the first stop string.
 
-        Everything is in reading order. Reverse, a text is written from its end, so what is kept is
-        what comes after the last occurrence of a stop string.
+        Everything is in reading order. A reverse model writes a text from its end, so its text is
+        cut after the last occurrence of a stop string.
         """
         texts = []
         for instance, (text, cut) in zip(requests, self.write(requests), strict=True):
@@ -251,7 +253,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return texts
 
     def write(self, requests: Sequence[Instance]) -> list[Written]:
-        """The text of every request; those with equal settings go to the model together."""
+        """The text of every request; requests with equal settings are written together."""
         results: list[Written] = [("", 0)] * len(requests)
         by_settings: dict[str, list[int]] = {}
         for place, instance in enumerate(requests):
@@ -264,7 +266,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return results
 
     def write_alike(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[Written]:
-        """One text for each context."""
+        """One text for each context, all with the same generation settings of the harness."""
         settings = normalize_gen_kwargs(settings, _MAX_TOKENS)
         until = [term for term in handle_stop_sequences(settings["until"], None) if term]
         max_tokens = settings["max_gen_toks"]
@@ -288,7 +290,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return [(text, cut) for text, (_, cut) in zip(texts, fitted, strict=True)]
 
     def _writer(self, fitted: Sequence[Written]) -> LanguageModel:
-        """The model with HFLM's special tokens in front of a prompt."""
+        """The model; a forward one puts the special tokens of HFLM in front of a prompt."""
         if self.direction is Direction.REVERSE or any(not text for text, _ in fitted):
             return self.lm
         writer = copy.copy(self.lm)
@@ -296,14 +298,14 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return writer
 
     def _cut_at(self, text: str, until: Sequence[str]) -> str:
-        """The part of a text that was written before the first stop string."""
+        """The part of a text that was written before any stop string."""
         if self.direction is Direction.FORWARD:
             return str(postprocess_generated_text(text, list(until), None))
         return min((text.rsplit(term, 1)[-1] for term in until), key=len, default=text)
 
 
 def document_batches(requests: Sequence[Request]) -> list[list[Request]]:
-    """Runs of requests, about `_TOGETHER` each, that do not divide a document.
+    """Consecutive batches of requests, about `_TOGETHER` each, that never divide a document.
 
     >>> asked = [Request("2 + 2 =", choice, ("task", 0)) for choice in (" 3", " 4")]
     >>> [len(batch) for batch in document_batches(asked)]  # a document's choices stay together
@@ -321,12 +323,12 @@ def document_batches(requests: Sequence[Request]) -> list[list[Request]]:
 
 def _load(model: str, direction: str | None, device: str | None, dtype: str) -> LanguageModel:
     if device == "cuda:0" and default_device() == "cpu":
-        device = None  # what the harness's command line says where its user says nothing
+        device = None  # the default of the harness's command line
     return load(model, direction, device=device, dtype=dtype)
 
 
 def _request(instance: Instance) -> Request:
-    """A request of the harness; the document says which others it is compared with."""
+    """A request of the harness, in the group of its document."""
     context, continuation = instance.args[:2]
     known = instance.task_name is not None and instance.doc_id is not None
     group = (instance.task_name, instance.doc_id) if known else None
@@ -338,7 +340,7 @@ def _pattern(until: Sequence[str]) -> str | None:
 
 
 def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:
-    """The harness's results and samples of some tasks."""
+    """The harness's results and samples for these tasks."""
     for task in tasks:
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     found = evaluate(
@@ -348,6 +350,6 @@ def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) 
         bootstrap_iters=0,
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
-        confirm_run_unsafe_code=True,  # `ledom.evaluate.tasks` asked
+        confirm_run_unsafe_code=True,  # `ledom.evaluate.tasks` has checked for --allow-code
     )
     return cast(JsonObject, found)

@@ -1,8 +1,8 @@
-"""Tasks of lm-evaluation-harness, from its registry or from a configuration.
+"""Builds tasks of lm-evaluation-harness, if possible without its registry.
 
-The registry reads 14,000 files, which takes 16 s. So a task that one file defines is built from
-that file alone, and a group whose tasks are all in its own folder from that folder. The registry
-is left to other groups, tags and names that several files define.
+The registry reads 14,000 files, which takes 16 s. So a task that exactly one file defines is built
+from that file, and a group whose tasks are all in its own folder from that folder. The registry is
+used only for other groups, for tags, and for names that several files define.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ _HAS_GROUP = re.compile(rb"^[\"']?group\b", re.MULTILINE)
 
 
 def known_tasks() -> list[str]:
-    """The names of the harness's tasks and groups that its registry is not needed for."""
+    """The names of the harness's tasks and groups that exactly one file defines."""
     return [*_files(), *_groups()]
 
 
 def is_known(name: str) -> bool:
-    """Whether the harness has a task, group or tag of this name, or it names a YAML file."""
+    """Whether `name` is a task, group or tag of the harness, or names a YAML file."""
     if is_file(name) or name in _files() or name in _groups():
         return True
     return _mentioned({name.encode()}, _yaml_files()) and name in _registry().all_tasks
 
 
 def build_task(config: JsonObject) -> Any:
-    """One task from a configuration alone, without the harness's registry."""
+    """The task that a configuration describes."""
     return ConfigurableTask(config=config)
 
 
 def build_tasks(name: str, num_fewshot: int, dataset: Path | None = None) -> list[Any]:
-    """The tasks of a name that `is_known`.
+    """The tasks under a name that `is_known`.
 
-    `dataset` is a folder with the files of the task's dataset on the hub, to be used in its place.
-    Raises `InputError` where it is given for something else than one task.
+    `dataset` is a folder with a copy of the task's dataset on the hub, to read instead. Raises
+    `InputError` if it is given for anything but a single task.
     """
     tasks = _load(name) if dataset is None else _load_with(name, dataset)
     for task in tasks:
@@ -76,7 +76,7 @@ def _load(name: str) -> list[Any]:
 
 
 def _folder_manager(group: str) -> Any | None:
-    """What loads a group from its own folder; None where the folder may lack some of its tasks."""
+    """A manager that loads a group from its own folder; None if tasks may be missing there."""
     if group not in _groups():
         return None
     folder = _groups()[group].parent
@@ -98,15 +98,18 @@ def _folder_manager(group: str) -> Any | None:
 
 
 def _mentioned(names: set[bytes], files: Iterable[Path]) -> bool:
-    """Whether one of the files has one of the names in it."""
+    """Whether one of the files contains one of the names."""
     words = re.compile(rb"(?<![\w-])(?:%s)(?![\w-])" % b"|".join(map(re.escape, names)))
     return any(words.search(file.read_bytes()) for file in files)
 
 
 def _load_with(name: str, dataset: Path) -> list[Any]:
-    """The task of a name with its data from a folder."""
+    """The task `name`, with its data from the folder `dataset`."""
     if name not in _files():
-        raise InputError(f"{name!r} is not a single task, so it takes no data", path=dataset)
+        raise InputError(
+            f"{name!r} is not a single task, so it cannot read this data; name one of its tasks",
+            path=dataset,
+        )
     config = {"include": str(_files()[name]), "dataset_path": str(dataset.resolve())}
     with TemporaryDirectory(prefix="ledom-task-") as folder:
         file = Path(folder) / "task.yaml"
@@ -115,25 +118,29 @@ def _load_with(name: str, dataset: Path) -> list[Any]:
 
 
 def is_file(name: str) -> bool:
-    """Whether a name is that of a file in the harness's format."""
+    """Whether a name is that of a YAML file in the harness's format.
+
+    >>> is_file("my-task.yaml"), is_file("arc_easy")
+    (True, False)
+    """
     return name.endswith((".yaml", ".yml"))
 
 
 def _files() -> dict[str, Path]:
-    """The harness's files by the task that each defines, as far as their text alone says it."""
+    """The harness's files by the task that each defines; see `_defined_once`."""
     return _defined_once()[0]
 
 
 def _groups() -> dict[str, Path]:
-    """The harness's files by the group that each defines, likewise."""
+    """The harness's files by the group that each defines; see `_defined_once`."""
     return _defined_once()[1]
 
 
 @cache
 def _defined_once() -> tuple[dict[str, Path], dict[str, Path]]:
-    """The files by the names of tasks, and of groups, that they define; each is read once.
+    """The files by the tasks, and by the groups, that their text defines; each file is read once.
 
-    A name that several files define is left out: the registry knows which comes first.
+    A name that several files define is left out, since only the registry knows which comes first.
     """
     tasks: dict[str, set[Path]] = {}
     groups: dict[str, set[Path]] = {}
@@ -154,9 +161,10 @@ def _yaml_files() -> Iterator[Path]:
 
 
 def _leave_out_the_question(task: Any) -> None:
-    """Examples from the documents asked are other documents than the one asked.
+    """Make sure that no question is among its own few-shot examples.
 
-    The harness sees to it only where the task names their split.
+    If examples come from the documents that are asked, the harness leaves the question out only if
+    the task names the examples' split.
     """
     settings = task.fewshot_cfg
     elsewhere = task.has_training_docs() or task.has_validation_docs() or settings.samples

@@ -1,15 +1,15 @@
-"""The text between a beginning and an ending: one model proposes, the forward model chooses.
+"""Infilling: the text between a beginning and an ending. One model proposes, a forward one chooses.
 
     out/gaps.jsonl         the texts around each gap
-    out/proposals.jsonl    what was written
+    out/proposals.jsonl    the texts that were written
     out/scores.jsonl       how well each middle fits
     out/middles.jsonl      the middles of each gap, best first
 
-A reverse model writes what comes before the ending; it does not see the beginning. So each
-proposal is cut where a word starts, at every word of its first half, and the forward model chooses
-the middle with the highest mean log-probability per token of middle and ending, given the
-beginning. A forward model can propose as well, for comparison: it does not see the ending, and its
-proposals are cut at the words of their second half.
+A reverse model writes the text before the ending without seeing the beginning. So each proposal is
+also cut at every word in its first half, and the forward model chooses among the resulting middles:
+the best has the highest mean log-probability per token of middle and ending, given the beginning. A
+forward model can propose too, for comparison. It does not see the ending, so its proposals are cut
+at the words in their second half.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Gap(Record):
 
 @dataclass(kw_only=True)
 class Middle(Record):
-    """A text's place among those for a gap, from 1 on, and its score in nats per token.
+    """A text for a gap, its rank from 1, and its score in nats per token.
 
     `direction` is that of the model that wrote it.
     """
@@ -66,10 +66,10 @@ def infill(
     out: Path,
     track: Track,
 ) -> dict[str, list[Middle]]:
-    """Middles for each gap by its id, best first.
+    """The middles of each gap, by the gap's id, best first.
 
-    Raises `DirectionError` where the model that chooses is a reverse one, and `InputError` for a
-    text that leaves no room, before any work.
+    Before any work, raises `DirectionError` if `forward` is a reverse model, and `InputError` for a
+    gap whose texts leave no room for a middle.
 
     >>> import tempfile
     >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -81,7 +81,7 @@ def infill(
     [1, 2]
     """
     if forward.direction is not Direction.FORWARD:
-        raise DirectionError(f"{forward.name}: a forward model is needed to choose")
+        raise DirectionError(f"{forward.name} is a reverse model; give a forward one to choose")
     known = {gap.id: gap for gap in gaps}
     prompts = [Prompt(gap.id, _prompt(gap, proposer.direction)) for gap in gaps]
     check_prompts(prompts, proposer, sampling)
@@ -112,7 +112,7 @@ def infill(
 
 
 def _ranked(gap_id: str, means: list[tuple[float, str]], direction: Direction) -> list[Middle]:
-    """The middles of a gap, best first; those of equal scores as they were drawn."""
+    """The middles of a gap, best first; ties stay in the order of drawing."""
     ordered = sorted(means, key=lambda pair: -pair[0])
     return [
         Middle(
@@ -127,7 +127,7 @@ def _ranked(gap_id: str, means: list[tuple[float, str]], direction: Direction) -
 
 
 def _check_room(gaps: Sequence[Gap], forward: LanguageModel, sampling: Sampling) -> None:
-    """Raise `InputError` for a gap whose texts leave the model that chooses no room between."""
+    """Raise `InputError` for a gap whose texts leave no room for a middle in the forward model."""
     for gap in gaps:
         ids = forward.add_special_tokens(forward.tokenizer.encode(gap.beginning + gap.ending).ids)
         if len(ids) - 1 + sampling.max_tokens > forward.context:
@@ -143,7 +143,7 @@ def _prompt(gap: Gap, direction: Direction) -> str:
 
 
 def _numbered(texts: Iterator[tuple[str, str]]) -> list[Proposal]:
-    """Each text once per gap, numbered anew."""
+    """Each distinct text of a gap once, with a new number."""
     return [
         Proposal(item_id=gap_id, index=index, text=text)
         for index, (gap_id, text) in enumerate(dict.fromkeys(texts))
@@ -151,9 +151,9 @@ def _numbered(texts: Iterator[tuple[str, str]]) -> list[Proposal]:
 
 
 def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:
-    """A proposal whole, and cut at each word of the half that is far from its prompt.
+    """The whole proposal, and the proposal cut at each word of the half far from its prompt.
 
-    White space stays at the cut unless the text on its other side has some.
+    White space at the cut is kept, unless the text on the other side of the cut has some.
 
     >>> gap = Gap(id="a", beginning="We", ending=".")
     >>> cuts(" saw the old dog", gap, Direction.REVERSE)
@@ -176,9 +176,9 @@ def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:
 
 
 def middle_spans(lm: LanguageModel, middles: Sequence[tuple[Gap, str]]) -> Iterator[TokenSpan]:
-    """For each middle in its gap the tokens of middle and ending, as a forward model reads them.
+    """For each (gap, middle), the tokens of middle and ending in the text of the whole gap.
 
-    A token that straddles the beginning's end belongs to the middle. The first token that the
+    A token that straddles the end of the beginning belongs to the middle. The first token that the
     model reads has no probability and is left out.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel

@@ -1,12 +1,12 @@
-"""The prompts likely to have produced an output: a reverse model proposes, a forward verifies.
+"""Finds likely prompts of an output: a reverse model proposes them, a forward model ranks them.
 
-    out/proposals.jsonl    what the reverse model wrote before each output
+    out/proposals.jsonl    the prompts that the reverse model wrote before each output
     out/scores.jsonl       how likely the forward model finds each distinct prompt
     out/ranking.jsonl      the best prompts of each output
 
-By Bayes' rule P(prompt | output) is proportional to P(prompt, output), which the forward model
-gives. Without the prior, prompts are ordered by P(output | prompt) alone. The reverse model may be
-any, and can be trained further on outputs of the very model that is inverted
+By Bayes' rule, P(prompt | output) is proportional to P(prompt, output), which the forward model
+gives. Without the prior, prompts are ranked by P(output | prompt) alone. Any reverse model can
+propose; it can be trained further on outputs of the model that is inverted
 (examples/invert_prompt.py). Compare Morris et al., Language Model Inversion (ICLR 2024), who invert
 probabilities, and Zhang et al., Extracting Prompts by Inverting LLM Outputs (EMNLP 2024).
 """
@@ -40,9 +40,9 @@ __all__ = ["InvertedPrompt", "Output", "invert", "read_outputs", "reciprocal_ran
 
 @dataclass(kw_only=True)
 class Output(Record):
-    """A text that a model wrote; `prompt` is what it was written to, where that is known.
+    """A text that a model wrote, and its prompt if known.
 
-    >>> Output(id="a", text="4").to_json()  # its prompt is not known
+    >>> Output(id="a", text="4").to_json()  # the prompt is unknown
     {'id': 'a', 'text': '4'}
     """
 
@@ -53,7 +53,7 @@ class Output(Record):
 
 @dataclass(kw_only=True)
 class InvertedPrompt(Record):
-    """A prompt's place among those proposed for an output, from 1 on, and its score in nats."""
+    """A prompt proposed for an output, its rank from 1, and its score in nats."""
 
     output_id: str
     rank: int
@@ -62,7 +62,7 @@ class InvertedPrompt(Record):
 
 
 def read_outputs(path: Path) -> list[Output]:
-    """Read a JSONL file of outputs; raises `InputError` by line for a bad or repeated one.
+    """Read a JSONL file of outputs; raises `InputError` with the line of a bad or repeated one.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
@@ -90,11 +90,12 @@ def invert(
     track: Track,
     prior: bool = True,
 ) -> list[InvertedPrompt]:
-    """The prompts proposed for each output, best first; prompts of equal scores as drawn.
+    """The prompts proposed for each output, best first; ties stay in the order of drawing.
 
-    A proposal that reached `max_tokens` lacks its beginning and is left out. Raises `InputError`
-    for an output that leaves no room for a prompt, and `DirectionError` for models of the wrong
-    direction, before any work.
+    A proposal that reached `max_tokens` lacks its beginning and is left out. Without `prior`,
+    prompts are scored by log P(output | prompt), else by log P(prompt, output). Before any work,
+    raises `InputError` for an output that leaves no room for a prompt, and `DirectionError` for
+    models of the wrong direction.
     """
     check_directions(reverse, forward)
     pair_format = reverse.pair_format
@@ -111,7 +112,7 @@ def invert(
         [*texts.items(), ("prior", str(prior))],
         out / "scores.jsonl",
         track,
-        "verifying them",
+        "verifying prompts",
     )
     ranking = [
         InvertedPrompt(output_id=output_id, rank=rank, prompt=proposal.text, score=score)
@@ -133,10 +134,10 @@ def sample_pairs(
     path: Path,
     track: Track,
 ) -> list[Problem]:
-    """One output to each prompt as a Problem, to train an inverter of this very model.
+    """One output for each prompt, to train a model that inverts `forward`.
 
-    The question is the prompt and the solution the output. An output that reached `max_tokens` is
-    left out.
+    Each is a Problem: the question is the prompt, the solution the output. Outputs that reached
+    `max_tokens` are left out.
 
     >>> import tempfile
     >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -161,7 +162,7 @@ def sample_pairs(
 
 
 def _distinct(proposals: Sequence[Proposal], opening: str) -> list[Proposal]:
-    """Each finished prompt once per output, without the text that comes before every question."""
+    """Each distinct finished prompt of an output once, without the pair format's `opening`."""
     found: dict[tuple[str, str], Proposal] = {}
     for one in proposals:
         text = one.text.removeprefix(opening)
@@ -175,9 +176,9 @@ def _distinct(proposals: Sequence[Proposal], opening: str) -> list[Proposal]:
 def pair_spans(
     lm: LanguageModel, pairs: Sequence[tuple[str, str]], prior: bool
 ) -> Iterator[TokenSpan]:
-    """For each question and solution the tokens that give log P(question, solution).
+    """For each (question, solution), the tokens whose log-probabilities sum to log P of both.
 
-    Without the prior those of log P(solution | question). The document's end counts.
+    Without `prior`, they sum to log P(solution | question). The document-end token counts.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -188,9 +189,7 @@ def pair_spans(
     10
     """
     if lm.direction is not Direction.FORWARD:
-        raise InputError(
-            f"{lm.name}: a forward model is needed here, to say how likely an output is"
-        )
+        raise InputError(f"{lm.name} is a reverse model; give a forward one to score outputs")
     for pair in lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids):
         start = max(1, len(lm.bos_ids)) if prior else pair.solution[0]  # the first has no context
         yield TokenSpan(pair.ids, start, len(pair.ids))
@@ -199,9 +198,9 @@ def pair_spans(
 def reciprocal_ranks(
     outputs: Sequence[Output], ranking: Sequence[InvertedPrompt]
 ) -> NDArray[np.float64]:
-    """1 / (rank of the true prompt) of each output that has one, 0 where it was not proposed.
+    """1 / (rank of the true prompt), for each output with a known prompt; 0 if it is not ranked.
 
-    A share of ones is the share of exact matches.
+    The share of ones is the share of exact matches.
 
     >>> ranking = [InvertedPrompt(output_id="a", rank=i, prompt=p, score=0.0)
     ...            for i, p in enumerate("xy", start=1)]

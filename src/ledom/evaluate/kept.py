@@ -1,6 +1,7 @@
-"""A model whose answers to a task's requests are kept in files, so that a run resumes.
+"""A model that saves its answers to a task's requests in files, so that a run resumes.
 
-One file per task and kind of request; what is scored together is decided by the requests alone.
+There is one file per task and kind of request. Which requests are scored together depends only on
+the requests, so a resumed run gets the same numbers.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from ledom.lm.language_model import LanguageModel
 
 __all__ = ["Answer", "KeptLM", "file_name"]
 
-_TEXTS_TOGETHER = 32  # written texts that are made, and can be lost, together
-_FORMAT = 2  # of an answer
+_TEXTS_TOGETHER = 32  # texts that are written together, and lost together if the run is stopped
+_FORMAT = 2  # version of `Answer`
 RequestT = TypeVar("RequestT")
 
 _NOT_A_NAME = re.compile(r"[^\w.-]+")
@@ -32,7 +33,7 @@ _NOT_A_NAME = re.compile(r"[^\w.-]+")
 
 @dataclass(kw_only=True)
 class Answer(Record):
-    """What a model answers to one request of a task."""
+    """A model's answer to one request of a task, which is identified by its number."""
 
     KEY = ("number",)
 
@@ -42,7 +43,7 @@ class Answer(Record):
 
 @dataclass(frozen=True)
 class _Asked(Generic[RequestT]):
-    """A request of a task, by its place among them."""
+    """A request of a task, and its number in the task."""
 
     number: int
     request: RequestT
@@ -53,7 +54,7 @@ class _Asked(Generic[RequestT]):
 
 
 def file_name(task: str) -> str:
-    """How the files of a task are called.
+    """The beginning of the names of a task's files.
 
     >>> file_name("my/task.yaml")
     'my-task.yaml'
@@ -62,7 +63,7 @@ def file_name(task: str) -> str:
 
 
 class KeptLM(LedomLM):
-    """A model whose answers to the task `name` are kept in a folder."""
+    """A model that saves its answers to the requests of the task `name` in `out`/`direction`."""
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class KeptLM(LedomLM):
         super().__init__(lm, add_bos_token=add_bos_token)
         self._folder, self._name, self._track = out / str(lm.direction), name, track
         self.known: list[tuple[Request, Parts]] = []
-        """The log-likelihood requests with their parts, once they were asked."""
+        """The log-likelihood requests with their parts; empty before the first requests."""
 
     def parts(self, requests: Sequence[Any], asked: Sequence[Request]) -> list[Parts]:
         if not self.known:
@@ -90,13 +91,15 @@ class KeptLM(LedomLM):
                 (request, Parts(**answer)) for request, answer in zip(asked, answers, strict=True)
             ]
         if list(asked) != [request for request, _ in self.known]:
-            raise RuntimeError(f"task {self._name!r} asks other requests the second time")
+            raise RuntimeError(f"task {self._name!r} made different requests the second time")
         return [parts for _, parts in self.known]
 
     @property
     def documents(self) -> dict[tuple[str, int], list[Parts]]:
-        """The parts by document, its choices in order; what is asked without a context is left
-        out, unless the document has nothing else."""
+        """The parts of each (task, document), in the order of its choices.
+
+        Requests without a context are left out, unless the document has no others.
+        """
         found: dict[tuple[str, int], list[Parts]] = {}
         for request, parts in self.known:
             found.setdefault(request.group, []).append(parts)  # type: ignore[arg-type]
@@ -140,9 +143,10 @@ class KeptLM(LedomLM):
         make: Callable[[Sequence[RequestT]], Sequence[JsonObject]],
         groups: Callable[[Sequence[RequestT]], Sequence[Sequence[RequestT]]],
     ) -> list[JsonObject]:
-        """The answers to all requests; those that the file lacks are made.
+        """The answers to all requests; missing ones are made with `make` and saved.
 
-        `texts` stand for the requests in the file's settings.
+        `texts` identify the requests in the file's settings. `groups` divides requests into those
+        that are made together.
         """
         path = self._folder / f"{file_name(self._name)}.{kind}.jsonl"
         settings = {
@@ -172,12 +176,12 @@ def _cut(
     asked: Sequence[_Asked[RequestT]],
     groups: Callable[[Sequence[RequestT]], Sequence[Sequence[RequestT]]],
 ) -> list[list[_Asked[RequestT]]]:
-    """Requests with their places, grouped as `groups` does without."""
+    """Numbered requests, divided as `groups` divides the bare ones."""
     remaining = iter(asked)
     sizes = map(len, groups([one.request for one in asked]))
     return [[*islice(remaining, size)] for size in sizes]
 
 
 def _score(lm: LedomLM, asked: Sequence[Request]) -> list[JsonObject]:
-    """Parts as JSON objects."""
+    """The parts of every request, as JSON objects."""
     return [asdict(parts) for parts in score(lm.lm, asked, lm.convention, control=True)]

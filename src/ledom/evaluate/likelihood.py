@@ -3,11 +3,10 @@
 A benchmark asks how likely a continuation is after a context. A forward model reads the context and
 answers directly. A reverse model reads the continuation first: one pass over the text gives
 log P(continuation) and log P(context | continuation), whose sum is the joint; a pass over the
-context alone gives log P(context). `ledom.evaluate.scorings` makes scores of
-these parts.
+context alone gives log P(context). `ledom.evaluate.scorings` computes scores from these parts.
 
-Requests of one document are compared with each other, so a text that is too long loses the same
-tokens in all of them. This module knows nothing of tasks, metrics or files.
+The requests of one document are compared with each other, so if one of them is too long, all lose
+the same tokens. This module knows nothing of tasks, metrics or files.
 """
 
 from __future__ import annotations
@@ -29,26 +28,26 @@ __all__ = ["Convention", "score"]
 
 @dataclass(frozen=True)
 class Convention:
-    """Which special tokens a model reads in front of a text, in its own order."""
+    """The special tokens that a model reads first, in model order."""
 
     first: tuple[int, ...]
-    """Before a text."""
+    """Read before a text."""
     prefix: tuple[int, ...]
-    """Before a text whose first token is to be predicted too."""
+    """Read before a text whose first token is scored too."""
 
 
 class _Spans:
-    """Token spans to score together; equal ones are scored once."""
+    """Token spans to score together; equal spans are scored once."""
 
     def __init__(self) -> None:
         self.spans: dict[tuple[tuple[int, ...], int, int], int] = {}
 
     def add(self, ids: Sequence[int], start: int, end: int) -> int:
-        """The place of a span's values among the results."""
+        """Add a span; returns the index of its values in the results of `score`."""
         return self.spans.setdefault((tuple(ids), start, end), len(self.spans))
 
     def score(self, lm: LanguageModel) -> tuple[list[NDArray[np.float32]], list[bool]]:
-        """The log-probabilities of every span, and whether each holds greedy choices alone."""
+        """The log-probabilities of every span, and whether all of its tokens are greedy choices."""
         targets = [TokenSpan(ids, start, end) for ids, start, end in self.spans]
         if lm.direction is Direction.FORWARD and lm.reports_hits:
             both = lm.logprobs_and_hits(targets)
@@ -59,7 +58,7 @@ class _Spans:
 
 @dataclass(frozen=True)
 class _Text:
-    """A request's token ids in reading order; the context has the first `boundary` of them."""
+    """A request's token ids in reading order; the first `boundary` belong to the context."""
 
     ids: list[int]
     boundary: int
@@ -70,10 +69,17 @@ class _Text:
 def score(
     lm: LanguageModel, requests: Sequence[Request], convention: Convention, control: bool = False
 ) -> list[Parts]:
-    """The parts of every request; `control` adds those of the reversed prompt.
+    """The parts of every request; with `control`, also the parts of the reversed prompt.
 
-    Raises `InputError` for an empty continuation, for one that is longer than the model's context,
-    and for contexts that cannot be cut the same way.
+    Raises `InputError` for a continuation that is empty or longer than the model's context, and for
+    contexts of one document that are too long and cannot all be cut the same way.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> convention = Convention(first=(), prefix=tuple(lm.bos_ids))
+    >>> (parts,) = score(lm, [Request("2 + 2 =", " 4")], convention)
+    >>> parts.num_tokens, parts.num_context_tokens  # a token per character
+    (2, 7)
     """
     for request in requests:
         if not request.continuation:
@@ -85,7 +91,7 @@ def score(
 
 
 class _Scorer:
-    """What both directions share: texts as tokens, cut the same way within a document."""
+    """The base of both directions: encodes texts, and cuts those of a document the same way."""
 
     def __init__(
         self, lm: LanguageModel, requests: Sequence[Request], convention: Convention, control: bool
@@ -100,17 +106,17 @@ class _Scorer:
         self.spans = _Spans()
 
     def split(self, context: str, continuation: str) -> tuple[list[int], int]:
-        """The ids of both together, and how many belong to the context.
+        """The ids of both texts together, and how many of them belong to the context.
 
-        Blanks between the two belong to the continuation, as they do in the harness.
+        Spaces between the two belong to the continuation, as in the harness.
         """
         known = context.rstrip()
         ids = self.lm.tokenizer.encode(context + continuation).ids
         boundary = len(self.lm.tokenizer.encode(known).ids) if known else 0
-        return ids, min(boundary, len(ids) - 1)  # one token may hold the end of both
+        return ids, min(boundary, len(ids) - 1)  # a token that straddles the two may be the last
 
     def texts(self) -> list[_Text]:
-        """Every request's tokens, with what kind of document it belongs to."""
+        """Every request's tokens and kind."""
         texts: list[_Text] = [_Text([], 0, "no context")] * len(self.requests)
         for places in self.groups.values():
             kind = self.kind(places)
@@ -121,14 +127,14 @@ class _Scorer:
         return texts
 
     def kind(self, places: Iterable[int]) -> Literal["one context", "many contexts"]:
-        """Whether the choices of a document differ in the context."""
+        """Whether the choices of a document are its contexts or its continuations."""
         asked = [self.requests[place] for place in places]
         contexts = {request.context for request in asked if request.context.strip()}
         continuations = {r.continuation for r in asked if r.context.strip()}
         return "many contexts" if len(contexts) > 1 and len(continuations) == 1 else "one context"
 
     def cut_alike(self, texts: Sequence[_Text], room: int) -> list[_Text]:
-        """Drop as many tokens from the left of a document's contexts as the longest text needs."""
+        """Drop from the left of a document's contexts as many tokens as its longest text needs."""
         result = list(texts)
         for places in self.groups.values():
             excess = max(len(texts[place].ids) for place in places) - room
@@ -163,7 +169,7 @@ class _Scorer:
 
 
 class _Forward(_Scorer):
-    """The context is read first: the harness's conditional, token for token."""
+    """A forward model reads the context first; it scores the same tokens as the harness."""
 
     def run(self) -> list[Parts]:
         texts = self.texts()
@@ -191,26 +197,29 @@ class _Forward(_Scorer):
         ]
 
     def cut_wholes(self, texts: list[_Text]) -> list[_Text]:
-        """The texts of documents whose contexts differ, cut the same way; no other is whole."""
+        """The texts that are scored whole, cut the same way; empty if contexts do not differ."""
         empty = _Text([], 0, "no context")
         wholes = [text if text.kind == "many contexts" else empty for text in texts]
         return self.cut_alike(wholes, self.lm.context + 1 - len(self.convention.prefix))
 
     def whole(self, text: _Text) -> int | None:
-        """Where the values of all of a text will be."""
+        """Add the span of a whole text; returns its index, or None for an empty text."""
         before = len(self.convention.prefix)
         ids = [*self.convention.prefix, *text.ids]
         return self.spans.add(ids, before, len(ids)) if text.ids else None
 
     def conditional(self, request: Request, text: _Text) -> tuple[int, int]:
-        """Where its values will be, and how many tokens the context lost at its left."""
+        """Add the span of a continuation after its context.
+
+        Returns its index, and how many tokens were cut from the left of the context.
+        """
         ids, boundary = self.begun(text)
         self.check_choice(request, text, self.lm.context)
         cut = max(0, len(ids) - self.lm.context - 1)
         return self.spans.add(ids[cut:], boundary - cut, len(ids) - cut), cut
 
     def alone(self, request: Request, text: _Text) -> int | None:
-        """Where the values of a continuation without a context will be."""
+        """Add the span of a continuation without its context; returns its index."""
         if text.kind != "one context":
             return None
         single = _Text(*self.split("", request.continuation), "no context")
@@ -223,17 +232,17 @@ class _Forward(_Scorer):
             first = [] if self.begins_with_special(text.ids) else self.convention.first
             return [*first, *text.ids], len(first) + text.boundary
         prefix = self.convention.prefix
-        if tuple(text.ids[: len(prefix)]) == prefix:  # written out: it is its own context
+        if tuple(text.ids[: len(prefix)]) == prefix:  # the text itself starts with the prefix
             return text.ids, len(prefix)
         return [*prefix, *text.ids], len(prefix)
 
     def begins_with_special(self, ids: Sequence[int]) -> bool:
-        """Whether a text, of a chat template for example, brings the special tokens along."""
+        """Whether a text already has the special tokens, as from a chat template."""
         first = self.convention.prefix
         return bool(first) and tuple(ids[: len(first)]) == first
 
     def reversed_prompt(self, request: Request, text: _Text) -> int | None:
-        """Where the values of a context written after the continuation will be."""
+        """Add the span of a context written after the continuation; returns its index."""
         if not self.control or text.kind != "many contexts":
             return None
         ids, boundary = self.split(*_swapped(request))
@@ -244,8 +253,10 @@ class _Forward(_Scorer):
 
 
 class _Reverse(_Scorer):
-    """The continuation is read first; the document-start token is not counted, as the harness
-    does not count the end of a document forward."""
+    """A reverse model reads the continuation first.
+
+    The document-start token is not counted, just as the harness does not count the document end.
+    """
 
     def run(self) -> list[Parts]:
         after = self.lm.direction.to_reading_order(list(self.convention.prefix))
@@ -277,10 +288,10 @@ class _Reverse(_Scorer):
         ]
 
     def sources(self, wholes: Sequence[int], texts: Sequence[_Text]) -> list[tuple[int, int]]:
-        """For every request, which pass says log P(continuation), and where in it that starts.
+        """For every request, the index of the span that gives log P(continuation), and its start.
 
-        A choice that is asked without a context, for mutual information, is read off the pass that
-        has the context: the difference is then exactly the posterior.
+        For a choice without a context (as for mutual information), this is the span of the same
+        choice with the context, so that the difference of the two is exactly the posterior.
         """
         result = [(whole, text.boundary) for whole, text in zip(wholes, texts, strict=True)]
         for places in self.groups.values():
@@ -291,23 +302,23 @@ class _Reverse(_Scorer):
         return result
 
     def alone(self, request: Request, text: _Text, after: list[int]) -> int | None:
-        """Where the values of the context without a continuation will be."""
+        """Add the span of the context without a continuation; returns its index."""
         if text.kind == "no context":
             return None
         ids = self.lm.tokenizer.encode(request.context.rstrip()).ids[text.cut :]
         return self.spans.add([*ids, *after], 0, len(ids))
 
     def reversed_prompt(self, request: Request, text: _Text, after: list[int]) -> int | None:
-        """Where the values of a choice will be that is written in front of the context."""
+        """Add the span of a choice written in front of the context; returns its index."""
         if not self.control or text.kind != "one context":
             return None
         ids, boundary = self.split(*_swapped(request))
-        room = self.lm.context + 1 - len(after)  # what lies far after the choice is cut
+        room = self.lm.context + 1 - len(after)  # the end far from the choice is cut
         return self.spans.add([*ids[:room], *after], 0, boundary)
 
 
 def _swapped(request: Request) -> tuple[str, str]:
-    """The continuation, then the context, with the spaces that were between the two."""
+    """(Continuation, context) with the spaces between the two kept."""
     text = request.continuation.lstrip()
     blank = request.continuation[: len(request.continuation) - len(text)]
     return text, (blank or " ") + request.context.strip()
@@ -330,7 +341,7 @@ def _maybe(values: Sequence[NDArray[np.float32]], place: int | None) -> float | 
 
 
 def _named(request: Request) -> str:
-    """What a message calls the request's document."""
+    """The name of a request's document in messages."""
     group = request.group
     if isinstance(group, tuple) and len(group) == 2:
         return f"{group[1]} of task {group[0]!r}"

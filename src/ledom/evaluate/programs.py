@@ -1,9 +1,9 @@
-"""Programs that a model wrote, run to see whether they are right.
+"""Runs programs that a model wrote, to test them.
 
-Each runs in a process of its own, in an empty folder, with limits of time, memory, the size of a
-file and (unless it runs as root) the number of processes. Where Linux allows it, it has no network,
-cannot look into other processes, and what it starts ends with it. This is no sandbox: a program can
-read and write what its user can. This module knows nothing of tasks.
+Each program runs in its own process, in an empty folder, with limits on time, memory, file size and
+(unless it runs as root) the number of processes. Where Linux allows it, the program has no network,
+cannot look into other processes, and its children end with it. This is not a sandbox: a program can
+read and write whatever its user can. This module knows nothing of tasks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def ends_with_its_parent():
 seconds, memory = int(sys.argv[1]), int(sys.argv[2])
 libc = ctypes.CDLL(None)
 if hasattr(libc, "unshare"):
-    # Users, processes and network of its own. Its first process takes all others along.
+    # New namespaces for users, processes and network. When the first process ends, all others do.
     apart = libc.unshare(0x70000000) == 0
     ends_with_its_parent()
     if apart and (child := os.fork()):
@@ -44,9 +44,9 @@ exec(compile(source, "program", "exec"), {"__name__": "__main__"})
 
 
 def runs_to_its_end(program: str, seconds: int = 10, megabytes: int = 1024) -> bool:
-    """Whether a Python program reaches its end within the limits, without an error.
+    """Whether a Python program reaches its last line within the limits, without an error.
 
-    A program that leaves early, with whatever exit code, does not count.
+    A program that exits earlier does not, whatever its exit code.
 
     >>> runs_to_its_end("assert 1 + 1 == 2"), runs_to_its_end("assert 1 + 1 == 3")
     (True, False)
@@ -78,7 +78,7 @@ def runs_to_its_end(program: str, seconds: int = 10, megabytes: int = 1024) -> b
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the program and what it started."""
+    """Kill the program and all processes in its group."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -1,8 +1,8 @@
-"""One model proposes, another verifies: what the abilities of a reverse model are made of.
+"""One model proposes texts, another verifies them: the basis of a reverse model's abilities.
 
-A model of one direction samples texts (`propose`), and a model of either direction says how likely
-each of them is in its place (`verify`). Both fill a file that resumes. See
-`ledom.evaluate.synthesis`, `infilling` and `inversion` for what is proposed and how it is verified.
+A model samples texts (`propose`), and another computes how likely each is in its context
+(`verify`). Both fill a file that resumes. `ledom.evaluate.synthesis`, `infilling` and `inversion`
+use them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = [
     "verify",
 ]
 
-_TOGETHER = 256  # texts that are scored together, and can be lost together
+_TOGETHER = 256  # texts that are scored together, and lost together if the run is stopped
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads before it writes, and whose it is.
+    """The text that a model reads before it writes, and the id of the item that it is for.
 
     >>> Prompt("a", "2 + 2?").key
     ('a',)
@@ -54,7 +54,7 @@ class Prompt:
 
 @dataclass(kw_only=True)
 class Proposal(Record):
-    """A text that a model wrote to the prompt with the id `item_id`; `index` numbers its texts.
+    """A text that a model wrote for the prompt `item_id`; `index` numbers the prompt's texts.
 
     >>> Proposal(item_id="a", index=1, text="2 + 2?").key
     ('a', 1)
@@ -70,7 +70,7 @@ class Proposal(Record):
 
 @dataclass(kw_only=True)
 class Likelihood(Record):
-    """How likely a model finds a proposal: the sum over `num_tokens` tokens, in nats."""
+    """A proposal's log-probability: the sum over `num_tokens` tokens, in nats."""
 
     KEY = ("item_id", "index")
 
@@ -81,7 +81,7 @@ class Likelihood(Record):
 
 
 def check_directions(reverse: LanguageModel, forward: LanguageModel) -> None:
-    """Raise `DirectionError` unless the first model is a reverse one and the second a forward.
+    """Raise `DirectionError` unless `reverse` is a reverse model and `forward` a forward one.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> check_directions(FakeLanguageModel(), FakeLanguageModel())
@@ -94,7 +94,14 @@ def check_directions(reverse: LanguageModel, forward: LanguageModel) -> None:
 
 
 def check_prompts(prompts: Sequence[Prompt], lm: LanguageModel, sampling: Sampling) -> None:
-    """Raise `InputError` for a prompt that leaves no room to write, before any work."""
+    """Raise `InputError` for a prompt that leaves no room to write, before any work.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel(context=8)
+    >>> check_prompts([Prompt("p", "2 + 2?")], lm, Sampling(max_tokens=2))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: 'p': ...; lower --max-tokens, or remove it
+    """
     for prompt in prompts:
         try:
             lm.prompt_ids(prompt.text, sampling.max_tokens)
@@ -125,9 +132,9 @@ def propose(
     track: Track,
     name: str,
 ) -> list[Proposal]:
-    """`num_samples` texts to each prompt, in the prompts' order, kept in the file `path`.
+    """`num_samples` texts for each prompt, in the prompts' order, kept in the file `path`.
 
-    Equal prompts get equal texts, since a draw depends on the prompt's text. Ids must be unique.
+    Equal prompts get equal texts, since samples depend on the prompt's text. Ids must be unique.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -176,10 +183,22 @@ def verify(
     track: Track,
     name: str,
 ) -> list[Likelihood]:
-    """How likely the model finds each proposal, in their order, kept in the file `path`.
+    """The likelihood of each proposal, in the proposals' order, kept in the file `path`.
 
-    `spans` puts proposals in their places, and says which tokens count; `context` are the texts
-    that it puts them between. Raises `InputError` for one that does not fit the model's context.
+    `spans` puts proposals into their contexts and marks the tokens to score. `context` identifies
+    the texts and settings that it uses, for the file's settings. Raises `InputError` for a proposal
+    that does not fit the model's context.
+
+    >>> import tempfile
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, proposals = FakeLanguageModel(), [Proposal(item_id="p", index=0, text="4")]
+    >>> def spans(some):
+    ...     return [TokenSpan([0, *lm.tokenizer.encode(one.text).ids], 1, 2) for one in some]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = verify(lm, proposals, spans, [], Path(folder, "scores.jsonl"),
+    ...                    lambda chunks, *_: iter(chunks), "")
+    >>> [(one.key, one.num_tokens) for one in found]
+    [(('p', 0), 1)]
     """
     settings = {
         "model": lm.identity,

@@ -1,7 +1,7 @@
-"""What an evaluation found: values with intervals, differences, and notes.
+"""The results of an evaluation: values with intervals, differences, and notes.
 
-Documents are what is resampled. A difference is paired: both sides are of the same documents. This
-module takes per-document values and knows nothing of models or of the harness.
+Intervals are bootstrapped over documents. A difference is paired: both sides are measured on the
+same documents. This module takes per-document values and knows nothing of models or the harness.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["ENTROPY", "MAIN_METRICS", "Evaluation", "Measured", "Row", "TaskResu
 MAIN_METRICS = ("acc", "exact_match")
 """Metrics whose differences are shown."""
 ENTROPY = "cond. entropy"
-"""Of the choice given the question (forward), or of the question given the choice."""
+"""The entropy of the choice given the question (forward), or of the question given the choice."""
 _SHARE = re.compile(r"(\w+_)?acc(_\w+)?|exact_match|em|f1|mc[12]|pass@\d+")
-"""Metrics whose value of a document is from 0 to 1, by name: ours and the harness's."""
+"""Names of metrics, ours and the harness's, whose value for a document is from 0 to 1."""
 
 Key = tuple[str, int]
-"""A document: its task and number."""
+"""A document: (task, number)."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Measured:
     scoring: str
     metric: str
     values: Mapping[Key, float]
-    """By document; empty where the metric is only one of all documents."""
+    """By document; empty if the metric has no value per document."""
     total: float | None = None
-    """The metric of all documents, where it is no mean of theirs."""
+    """The metric of all documents together, if it is not the mean of `values`."""
     note: str = ""
 
     @property
@@ -64,17 +64,18 @@ class Row:
     value: float | None
     interval: Interval | None = None
     less_forward: Interval | None = None
-    """Paired difference to the forward model's own scoring."""
+    """Paired difference from the forward model's default scoring."""
     less_reversed: Interval | None = None
-    """Paired difference to the same model's reversed-prompt control."""
+    """Paired difference from the same model's reversed-prompt control."""
     note: str = ""
     unit: Literal["share", "nats", ""] = ""
-    """Of the value and the intervals; nothing for other metrics of the harness, as perplexity."""
+    """Of the value and the intervals; empty for other metrics of the harness, such as perplexity.
+    """
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A benchmark's rows."""
+    """The result of one benchmark."""
 
     task: str
     num_documents: int
@@ -86,7 +87,7 @@ class TaskResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Everything that results.json holds."""
+    """The content of results.json."""
 
     ledom_version: str
     command: str
@@ -98,7 +99,7 @@ class Evaluation:
 
 
 def compare(measured: Sequence[Measured]) -> list[Row]:
-    """A row per metric, model and scoring, with what it differs from.
+    """A row for each metric, model and scoring, with its differences from others.
 
     >>> right = {("task", 0): 1.0, ("task", 1): 0.0}
     >>> row, = compare([Measured(Direction.FORWARD, "conditional", "acc", right)])
@@ -134,7 +135,7 @@ def _row(one: Measured, measured: Sequence[Measured]) -> Row:
 
 
 def _unit(one: Measured) -> Literal["share", "nats", ""]:
-    """By the metric's name; a value that is no share belies a name of one."""
+    """The unit by the metric's name; a metric with values outside [0, 1] is not a share."""
     if one.metric == ENTROPY:
         return "nats"
     named = _SHARE.fullmatch(one.metric.partition(" ")[0]) is not None
@@ -144,7 +145,7 @@ def _unit(one: Measured) -> Literal["share", "nats", ""]:
 def _find(
     measured: Iterable[Measured], metric: str, direction: Direction, scoring: str | None
 ) -> Measured | None:
-    """The first that fits: a model's own scoring stands first."""
+    """The first that matches, since a model's default scoring comes first; None with a note."""
     for one in measured:
         if (one.metric, one.direction) == (metric, direction) and scoring in (None, one.scoring):
             return one if one.values and not one.note else None
@@ -156,7 +157,7 @@ def _paired(one: Measured, other: Measured | None) -> Interval | None:
         return None
     if one.values.keys() != other.values.keys():
         raise InputError(
-            f"{one.name} and {other.name} were measured on other documents; give another --out"
+            f"{one.name} and {other.name} were measured on different documents; give another --out"
         )
     ordered = {key: other.values[key] for key in one.values}
     return paired_share_interval(_array(one.values), _array(ordered))

@@ -1,6 +1,6 @@
-"""Passages ordered by how likely they make a query: log P(query | passage).
+"""Ranks passages by how likely they make a query: log P(query | passage).
 
-A reverse model reads the passage first and the query, which comes before it, afterwards, so one
+In the text, the query comes before the passage. A reverse model reads the passage first, so one
 pass gives log P(query | passage) and log P(passage). A forward model gives log P(passage | query).
 By Bayes' rule, log P(passage | query) - log P(passage) equals log P(query | passage) up to a
 constant per query. So a model of either direction can rank with or without the prior:
@@ -54,13 +54,13 @@ __all__ = [
     "reciprocal_ranks",
 ]
 
-_TILE = (15, 16)  # queries and passages that are scored together: each is read once per tile
-_PRIOR = ""  # id of the empty query, given which a forward model gives log P(passage)
+_TILE = (15, 16)  # queries and passages that are scored together; each is read once per tile
+_PRIOR = ""  # id of the empty query, which gives a forward model's log P(passage)
 
 
 @dataclass(kw_only=True)
 class Query(Record):
-    """What to find passages for; `relevant` are the ids of the right ones, where known."""
+    """A text to find passages for; `relevant` are the ids of the right passages, if known."""
 
     id: str
     text: str
@@ -69,7 +69,7 @@ class Query(Record):
 
 @dataclass(kw_only=True)
 class Relevance(Record):
-    """What a model says of a query and a passage, in nats.
+    """The scores of a query and a passage, in nats.
 
     `logprob` is log P(query | passage) of a reverse model, log P(passage | query) of a forward one;
     `prior` is log P(passage).
@@ -85,9 +85,9 @@ class Relevance(Record):
 
 @dataclass(kw_only=True)
 class Ranked(Record):
-    """A passage's place among those of a query, from 1 on, and its score.
+    """A passage's rank for a query, from 1, and its score in nats.
 
-    One that lost its end has `truncated` (extra).
+    If the passage lost its end, the record has the extra key `truncated`.
     """
 
     KEY = ("query_id", "passage_id")
@@ -99,7 +99,7 @@ class Ranked(Record):
 
 
 def read_passages(path: Path) -> list[Document]:
-    """Read a JSONL file of passages; raises `InputError` by line for a bad or repeated one.
+    """Read a JSONL file of passages; raises `InputError` with the line of a bad or repeated one.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
@@ -114,8 +114,14 @@ def read_passages(path: Path) -> list[Document]:
 def read_queries(path: Path, passages: Sequence[Document]) -> list[Query]:
     """Read a JSONL file of queries.
 
-    Raises `InputError` by line for a bad or repeated one, or one whose relevant passages are
-    unknown.
+    Raises `InputError` with the line of a query that is bad or repeated, or whose relevant passages
+    are unknown.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+    ...     _ = Path(file.name).write_text('{"id": "q", "text": "2 + 2?", "relevant": ["a"]}')
+    ...     read_queries(Path(file.name), [Document(id="a", text="4")])[0].relevant
+    ['a']
     """
     known = {passage.id for passage in passages}
     check = _check()
@@ -135,7 +141,7 @@ def read_queries(path: Path, passages: Sequence[Document]) -> list[Query]:
 
 
 def _check() -> Callable[[Query | Document], None]:
-    """Checks queries or passages one by one for ids and texts."""
+    """A function that checks the ids and texts of queries or passages one by one."""
     check_id = unique_ids()
 
     def check(record: Query | Document) -> None:
@@ -156,10 +162,10 @@ def rank_passages(
     prior: bool = False,
     top: int | None = None,
 ) -> list[Ranked]:
-    """Score every pair and order the passages of each query, best first.
+    """Score every pair, and rank the passages of each query, best first.
 
-    Returns the whole ranking and writes the `top` of each query. A passage that is too long loses
-    its end (see `score_candidates`). Passages of equal scores stay in the order given. Raises
+    Returns the whole ranking; ranking.jsonl gets only the `top` passages of each query. A passage
+    that is too long loses its end (see `score_candidates`). Ties stay in the order given. Raises
     `InputError` for a query that leaves no room for a passage.
     """
     _check_room(lm, queries)
@@ -183,7 +189,7 @@ def order_passages(
     scores: Sequence[Relevance],
     prior: bool = False,
 ) -> list[Ranked]:
-    """The passages of each query, best first, from the scores of all pairs.
+    """Rank the passages of each query, best first, from the scores of all pairs.
 
     >>> scores = [Relevance(query_id="q", passage_id=id, logprob=logprob, prior=prior)
     ...           for id, logprob, prior in (("a", -3.0, -1.0), ("b", -2.0, -4.0))]
@@ -212,16 +218,16 @@ def order_passages(
 
 
 def _score(direction: Direction, one: Relevance, prior: bool) -> float:
-    """See the table above; forward, log P(passage | query) has the prior in it."""
+    """A passage's score, by the table in the module's docstring."""
     if direction is Direction.REVERSE:
         return one.logprob + one.prior if prior else one.logprob
     return one.logprob if prior else one.logprob - one.prior
 
 
 def reciprocal_ranks(queries: Sequence[Query], ranking: Sequence[Ranked]) -> NDArray[np.float64]:
-    """1 / (rank of the best relevant passage) of each query that has `relevant`; their mean is MRR.
+    """1 / (rank of the best relevant passage), for each query with `relevant`; their mean is MRR.
 
-    It is 0 where none was ranked.
+    It is 0 if no relevant passage is ranked.
 
     >>> ranking = [Ranked(query_id="q", rank=i + 1, passage_id=p, score=0.0)
     ...            for i, p in enumerate("abc")]
@@ -264,7 +270,7 @@ class _Pair:
 def _work(
     lm: LanguageModel, queries: Sequence[Query], passages: Sequence[Document]
 ) -> Work[_Pair, Relevance]:
-    """All pairs, tile by tile."""
+    """The work of scoring all pairs, tile by tile."""
     wide, high = _TILE
     high = high if len(queries) > 1 else high * wide
     tiles: dict[Key, tuple[int, int]] = {
@@ -283,9 +289,9 @@ def _work(
 
 
 def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance]:
-    """Score some pairs together; forward, what each passage is worth without a query comes first.
+    """Score some pairs together; equal passages are scored once.
 
-    Equal passages are scored once.
+    A forward model first scores each passage after an empty query, which gives log P(passage).
     """
     asked: dict[tuple[str, str], list[_Pair]] = {}
     if lm.direction is Direction.FORWARD:
@@ -308,7 +314,7 @@ def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance
             priors[text] = values["y|x"]
             continue
         prior = values["y"] if lm.direction is Direction.REVERSE else priors.get(text)
-        if prior is None:  # a server failed on it, which is raised in the end
+        if prior is None:  # the server failed on it; `score_candidates` raises that at its end
             continue
         logprob = values["x|y" if lm.direction is Direction.REVERSE else "y|x"]
         for pair in asked[query_id, text]:

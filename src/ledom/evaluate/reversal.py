@@ -1,21 +1,21 @@
-"""The reversal curse: which model answers which question about a fact read in one order.
+"""The reversal suite: which model answers which question about a fact that it read in one order.
 
-A model is trained on fictional facts and asked for the description of a name and for the name of a
-description. A forward model writes an answer at a sentence's end, a reverse model at its start, so
-each can answer the question whose answer was where it writes. The arms, all of one shape and
-trained for equally many steps:
+Models are trained on fictional facts and asked for the description of a name and for the name of a
+description. A forward model writes its answer at the end of a sentence, a reverse model at the
+start. Each can answer the question whose answer stood there in training. The arms have the same
+shape and number of training steps:
 
-    forward           the facts
-    reverse           the facts, read from their end
-    pair              both of these: each proposes answers, Reverse Reward chooses
-    reverse training  forward, the facts and their reversed texts
-    identity bridge   forward, the facts and sentences that each entity is itself
+    forward           a forward model that reads the facts
+    reverse           a reverse model that reads the facts
+    pair              these two models: both propose answers, Reverse Reward chooses
+    reverse training  a forward model that reads the facts and their reversed texts
+    identity bridge   a forward model that reads the facts and a sentence "A is A" per entity
 
-    out/reversal/<model>/     a training run each, and what the model answers
-    out/reversal/pair/        what both models propose, and the scores of it
+    out/reversal/<model>/     a model's training run and its answers
+    out/reversal/pair/        the proposals of both models, and their scores
     out/reversal.json         the results, and every answer
 
-Training and asking resume.
+A stopped run resumes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ __all__ = [
 
 Asked = Literal["description", "name"]
 ARMS = ("forward", "reverse", "pair", "reverse training", "identity bridge")
-"""Who answers, in the order of the table."""
+"""The arms, in the order of the table."""
 
 _ASKED: tuple[Asked, ...] = ("description", "name")
 _MODELS: dict[str, tuple[Direction, Callable[[Sequence[Fact]], list[str]]]] = {
@@ -84,7 +84,7 @@ _MODELS: dict[str, tuple[Direction, Callable[[Sequence[Fact]], list[str]]]] = {
     "reverse training": (Direction.FORWARD, reversed_texts),
     "identity bridge": (Direction.FORWARD, identities),
 }
-"""The models that are trained: each one's direction, and what it reads besides the facts."""
+"""The models to train: (direction, the texts that it reads besides the facts)."""
 _SHAPE = ModelConfig(
     hidden_size=128,
     intermediate_size=384,
@@ -96,13 +96,13 @@ _SHAPE = ModelConfig(
 _VOCAB_SIZE = 512
 _BATCH_SIZE = 48
 _MOST_TOKENS = 24  # of an answer
-_SAMPLES = 8  # that each model of the pair proposes to a question
+_SAMPLES = 8  # proposals per question by each model of the pair
 _OPENING = PAIR_FORMAT.partition("{question}")[0]
 
 
 @dataclass(frozen=True)
 class ReversalJob:
-    """What to measure and where the files go."""
+    """The settings of the suite, and its output folder."""
 
     out: Path
     per_order: int = 30
@@ -115,7 +115,7 @@ class ReversalJob:
 
 
 class Question(NamedTuple):
-    """What is asked: a fact's description given its name, or its name given its description.
+    """A question about a fact: its description given its name, or its name given its description.
 
     >>> question = Question(Fact("f", "Tuver Ziror", "the keeper", "name first"), "name")
     >>> question.known, question.right
@@ -136,7 +136,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Answered:
-    """A question and what every arm answered."""
+    """A question and every arm's answer."""
 
     id: str
     seen: Order
@@ -148,10 +148,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """How many questions of a kind an arm answers right."""
+    """The share of questions of one kind that an arm answers correctly."""
 
     seen: Order | Literal["one order"]
-    """The order of the facts in training; `one order`: both kinds of facts read in one only."""
+    """The order of the facts in training; `one order`: all facts that were read in only one."""
     asked: Asked | Literal["either"]
     arm: str
     accuracy: Interval
@@ -161,7 +161,7 @@ class ArmResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ReversalResult:
-    """Everything that reversal.json holds."""
+    """The content of reversal.json."""
 
     ledom_version: str
     command: str
@@ -173,13 +173,14 @@ class ReversalResult:
 
 
 Watch = Callable[[str, int, int], AbstractContextManager[Callable[[Progress], None]]]
-"""Shows a training: takes its name and number of steps."""
+"""Shows the progress of a training with this name, first step and number of steps."""
 
 
 def run_reversal(job: ReversalJob, watch: Watch, track: Track) -> ReversalResult:
-    """Train the models, ask them everything, and compare; returns what reversal.json holds.
+    """Train the models, ask them all questions, and compare their answers.
 
-    Raises `InputError` where the folder holds a run with other settings.
+    Returns the result, which is written to reversal.json. Raises `InputError` if the folder holds a
+    run with other settings.
     """
     facts = make_facts(job.per_order, job.seed)
     _check_folder(job)
@@ -219,7 +220,7 @@ def _folder(job: ReversalJob, arm: str) -> Path:
 
 
 def _check_folder(job: ReversalJob) -> None:
-    """Compare the settings with those that the folder's models were trained with."""
+    """Raise `InputError` if the folder's models were trained with other settings."""
     file = job.out / "reversal" / "settings.json"
     settings = {"seed": job.seed, "facts per order": job.per_order, "steps": job.steps}
     if exists(file):
@@ -246,7 +247,7 @@ def _documents(texts: Iterable[str]) -> Iterator[Document]:
 
 
 def _recipe(job: ReversalJob, folder: Path) -> Recipe:
-    """What is the same for all models."""
+    """The recipe of an arm; only the paths in it differ between arms."""
     documents = str(folder / "texts.jsonl")
     return Recipe(
         name="reversal",
@@ -283,8 +284,8 @@ def _proposals(
     path: Path,
     track: Track,
 ) -> list[list[str]]:
-    """So many answers to every question, written where the model writes: forward at the end of the
-    sentence, in reverse at its start."""
+    """`count` answers to every question: a forward model writes the end of a sentence, a reverse
+    model the start."""
     forward = lm.direction is Direction.FORWARD
     prompts = [
         Prompt(f"{q.fact.id}, {q.asked}", _before(q.known) if forward else _after(q.known))
@@ -315,10 +316,10 @@ def ask_pair(
     out: Path,
     track: Track,
 ) -> list[str]:
-    """The answer that Reverse Reward chooses among what both models propose, kept in `out`.
+    """The answer that Reverse Reward chooses among the proposals of both models, kept in `out`.
 
-    A proposal makes a sentence of a first and a second part, whose reward is
-    (log P(second | first) + log P(first | second)) / 2, by the forward and the reverse model.
+    Question and proposal make a sentence of two parts. Its reward is the mean of log P(second |
+    first) by the forward model and log P(first | second) by the reverse model.
     """
     sampling = Sampling(max_tokens=_MOST_TOKENS, seed=seed)
     after, before = (
@@ -342,7 +343,7 @@ def ask_pair(
 def _totals(
     lm: LanguageModel, parts: Sequence[tuple[str, str]], target: str, out: Path, track: Track
 ) -> dict[tuple[str, str], float]:
-    """A log-probability of every sentence."""
+    """The log-probability of every sentence for a target, by the sentence's parts."""
     problems = [Problem(id=first, question=first) for first in dict.fromkeys(p[0] for p in parts)]
     candidates = [
         Candidate(problem_id=first, index=number, text=second)
@@ -355,9 +356,14 @@ def _totals(
 def compare_arms(
     questions: Sequence[Question], answers: Mapping[str, Sequence[str]]
 ) -> list[ArmResult]:
-    """Every arm's accuracy by kind of fact and question; facts are what is resampled.
+    """Every arm's accuracy by kind of fact and question, with intervals bootstrapped over facts.
 
-    The last rows are of the facts read in one order, both of their questions together.
+    The last rows are over the facts that were read in one order, with both of their questions.
+
+    >>> questions = [Question(fact, asked) for fact in make_facts(1) for asked in _ASKED]
+    >>> answers = {arm: [question.right for question in questions] for arm in ARMS}
+    >>> compare_arms(questions, answers)[-1].accuracy.mean
+    1.0
     """
     right = {
         arm: np.array([a == q.right for a, q in zip(answers[arm], questions, strict=True)], float)

@@ -1,8 +1,8 @@
-"""Requests of a benchmark, the log-probabilities in their answers, and the scores made of these.
+"""Scorings: how the score of a benchmark's choice follows from log-probabilities.
 
     Request -> (likelihood.score) -> Parts -> SCORINGS -> a number per choice
 
-This module is arithmetic: it knows nothing of models or tokens.
+This module only does arithmetic: it knows nothing of models or tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Scoring = Literal[
     "conditional", "whole text", "mutual information", "Bayes", "posterior", "reversed prompt"
 ]
 Kind = Literal["one context", "many contexts", "no context"]
-"""Whether the choices of a document differ in the continuation, in the context, or have none."""
+"""Whether the choices of a document are continuations, are contexts, or have no context."""
 DEFAULT_SCORING: dict[Direction, Scoring] = {
     Direction.FORWARD: "conditional",
     Direction.REVERSE: "Bayes",
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Parts:
-    """Log-probabilities in nats that belong to one request; None where there is no use for one.
+    """The log-probabilities of one request, in nats; None for those that no scoring needs.
 
     >>> parts = Parts(continuation=-2.0, context=-5.0, alone=-6.0)  # log P(a), P(c | a), P(c)
     >>> SCORINGS[Direction.REVERSE]["Bayes"](parts)  # log P(a | c)
@@ -64,7 +64,7 @@ class Parts:
     cut: int = 0
     """Tokens that the context lost, at its far end, to fit the model's context."""
     kind: Kind = "one context"
-    """Whether the choices of the document differ in the continuation or in the context."""
+    """Whether the choices of the document are continuations or contexts."""
 
 
 def _conditional(parts: Parts) -> float:
@@ -76,7 +76,7 @@ def _whole_text(parts: Parts) -> float | None:
 
 
 def _bayes(parts: Parts) -> float | None:
-    if parts.context is None:  # nothing but the continuation was asked
+    if parts.context is None:  # the request has no context
         return parts.continuation
     joint = parts.continuation + parts.context
     return joint if parts.kind == "many contexts" else joint - (parts.alone or 0.0)
@@ -114,18 +114,18 @@ SCORINGS: dict[Direction, dict[Scoring, Callable[[Parts], float | None]]] = {
         "reversed prompt": _reversed_prompt,
     },
 }
-"""What a request is scored by, for each direction. A score is None where it does not apply.
+"""The scorings of each direction. A score is None where the scoring does not apply.
 
-conditional    log P(continuation | context): the harness's own number.
-whole text     log P(context + continuation), for documents whose contexts differ: all of a sentence
-               counts, where the conditional only counts what follows the gap.
-Bayes          log P(context + continuation) - log P(context alone). For one context the last term
-               is the same for all choices: it leaves their order and takes out a large constant.
-               Where contexts differ it is left out, and the whole text counts.
+conditional    log P(continuation | context): the harness's own score.
+whole text     log P(context + continuation), for documents whose choices are contexts: the whole
+               sentence counts, while the conditional counts only the part after the gap.
+Bayes          log P(context + continuation) - log P(context alone). If the choices are
+               continuations, the last term is the same for all of them: it removes a large constant
+               and keeps their order. If the choices are contexts, it is left out.
 posterior      log P(context | continuation): how well a choice explains the question.
-mutual information   for the choices that a model predicts, forward those after a context, in
-               reverse those in front of a continuation: log P(choice | the rest) - log P(choice).
-               What is likely anyway does not count.
+mutual information   log P(choice | the rest) - log P(choice), so that choices that are likely
+               anyway have no advantage. It applies to choices that the model predicts:
+               continuations for a forward model, contexts for a reverse model.
 reversed prompt   a control: the prompt in the order of the other direction, so that the model reads
                the choice last. Reverse: log P(choice | the question after it).
 """

@@ -1,7 +1,7 @@
-"""Suites of benchmarks by name, with the figures that were published for them.
+"""Suites of benchmarks by name, with published figures.
 
-A suite's task is run from a local file of its name where a folder of them is given, else from the
-hub. Figures are accuracies in percent, each a reverse model's and its forward twin's.
+If a folder of local files is given, a task is read from the file of its name there, else from the
+hub. Figures are accuracies in percent of a reverse model and its forward twin.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ __all__ = ["REVERSAL", "SUITES", "SUITE_NAMES", "Published", "SuiteTask", "suite
 
 @dataclass(frozen=True)
 class Published:
-    """What a paper reports for a task, in percent."""
+    """The accuracies that a paper reports for a task, in percent."""
 
     source: str
     forward: float
     reverse: float
     note: str
-    """What is known of how it was measured, and what is not."""
+    """How they were measured, as far as it is known."""
 
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """A benchmark: its name in the harness or among ours, and other names of its local file."""
+    """A benchmark, by its name in the harness or among ours."""
 
     name: str
     published: tuple[Published, ...] = ()
     files: tuple[str, ...] = ()
-    """Names of a local file of it, besides its own; without the ending."""
+    """Other names of its local file, without the ending."""
 
 
 def _ledom(size: str, reverse: float, forward: float) -> Published:
-    """Shots, splits and metrics were in nothing that we could read (Yin et al., ACL 2026)."""
-    return Published(f"LEDOM {size}", forward, reverse, "with examples, their number not known")
+    """A figure of Yin et al., ACL 2026, who do not state shots, splits and metrics."""
+    return Published(f"LEDOM {size}", forward, reverse, "with examples, their number unknown")
 
 
-def _apple(forward: float, reverse: float, note: str = "examples not known") -> tuple[Published]:
-    """8B parameters, 350B tokens (arXiv 2502.18435; github.com/apple/ml-reversal-blessing)."""
+def _apple(forward: float, reverse: float, note: str = "examples unknown") -> tuple[Published]:
+    """A figure of arXiv 2502.18435: 8B parameters, 350B tokens (apple/ml-reversal-blessing)."""
     return (Published("R2L 8B", forward, reverse, f"best of 3 scorings in reverse; {note}"),)
 
 
@@ -56,7 +56,7 @@ _LEDOM = (
     SuiteTask("gsm8k", (_ledom("7B", 1.74, 16.83),)),
     SuiteTask("humaneval", (_ledom("7B", 1.22, 13.41), _ledom("2B", 2.44, 8.54))),
 )
-_ARC = _apple(68.29, 56.22, "easy and challenge in one number, examples not known")
+_ARC = _apple(68.29, 56.22, "easy and challenge in one number, examples unknown")
 _R2L = (
     SuiteTask("logiqa", _apple(29.95, 31.03)),
     SuiteTask("openbookqa", _apple(45.00, 48.40)),
@@ -76,8 +76,8 @@ SUITES: dict[str, tuple[SuiteTask, ...]] = {
     "r2l": _R2L,
     "problems": (SuiteTask("problems_after"), SuiteTask("problems_before")),
 }
-"""Every suite. `problems` is generated, for the embedded pair. Of MMLU the form whose answers are
-written out is taken: after letters alone, a reverse model would read the same question."""
+"""Every suite. `problems` is generated, for the embedded pair. MMLU is used in the form whose
+choices are written out: with letters as choices, a reverse model could not tell them apart."""
 REVERSAL = "reversal"
 """The suite that trains its own models (`ledom.evaluate.reversal`), so it has no tasks."""
 SUITE_NAMES = (*SUITES, REVERSAL)

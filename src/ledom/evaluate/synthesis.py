@@ -1,13 +1,13 @@
-"""New problems from solutions or bare answers: a reverse model writes the question.
+"""Synthesizes problems from solutions or bare answers: a reverse model writes the questions.
 
-    out/proposals.jsonl    what the reverse model wrote before each seed
-    out/answers.jsonl      what the forward model answered to each question
-    out/problems.jsonl     the problems that are left
+    out/proposals.jsonl    the questions that the reverse model wrote for each seed
+    out/answers.jsonl      the forward model's answers to each question
+    out/problems.jsonl     the problems that are kept
     out/removed.jsonl      the others, each with its `reason`
 
-A question stays if the forward model answers it as the seed does (a round trip), and if it is no
-near duplicate of a known question or of another one (`ledom.text.duplicates`). What can be seen
-without an answer is removed before one is asked for.
+A question is kept if the forward model's answers agree with the seed's (a round trip), and if it is
+not a near duplicate of a known or another new question (`ledom.text.duplicates`). Questions that
+can be rejected without an answer are removed before the forward model is asked.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ __all__ = [
 AGREEMENT = "agreement"
 """Key of a synthesized problem: the share of the forward model's answers that equal its answer."""
 REASON = "reason"
-"""Key of a removed problem: why it was."""
+"""Key of a removed problem: why it was removed."""
 
 
 @dataclass(kw_only=True)
 class Seed(Record):
-    """What a question is written for: a solution, or an answer alone. A problem is one too.
+    """A solution, or an answer alone, for which a question is written; a problem can be a seed.
 
-    A blank solution or answer is none.
+    A blank solution or answer becomes None.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Seed(Record):
 
     @property
     def final_answer(self) -> str:
-        """The answer, given or stated by the solution; the empty text where there is none.
+        """The answer, given or stated by the solution; empty if there is none.
 
         >>> Seed(id="a", solution="3 + 4 = 7\\n#### 7").final_answer
         '7'
@@ -86,35 +86,35 @@ class Seed(Record):
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """How questions are drawn and which of them stay."""
+    """How questions are sampled, and which of them are kept."""
 
     sampling: Sampling
-    """How the reverse model writes questions, and the forward model answers them."""
+    """How both models sample: questions and answers."""
     num_samples: int = 2
     """Questions per seed."""
     num_answers: int = 4
     """Answers per question."""
     min_agreement: float = 0.5
-    """Least share of the answers that must equal the seed's."""
+    """The least share of answers that must equal the seed's."""
     similarity: float = 0.8
-    """Jaccard similarity from which on two questions are near duplicates."""
+    """The least Jaccard similarity of near duplicates."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_agreement <= 1:
             raise InputError(f"the agreement is {self.min_agreement}; it must lie in [0, 1]")
-        NearDuplicates(self.similarity)  # raises what it lacks, before any work
+        NearDuplicates(self.similarity)  # raises for a bad value, before any work
 
 
 @dataclass(frozen=True)
 class Synthesized:
-    """What came of some seeds."""
+    """The problems that were written for some seeds: those that are kept, and those removed."""
 
     problems: list[Problem]
     removed: list[Problem]
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many were removed for each reason."""
+        """The number of problems removed for each reason."""
         reasons = [problem.extra[REASON] for problem in self.removed]
         return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
 
@@ -138,7 +138,13 @@ def _seed_of(problem: Problem) -> str:
 def read_seeds(path: Path) -> list[Seed]:
     """Read a JSONL file of seeds.
 
-    Raises `InputError` by line for a repeated id, or one with neither solution nor answer.
+    Raises `InputError` with the line of a seed whose id is repeated, or that has no final answer.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+    ...     _ = Path(file.name).write_text('{"id": "a", "answer": "7"}')
+    ...     read_seeds(Path(file.name))[0].answer
+    '7'
     """
     check_id = unique_ids()
 
@@ -150,7 +156,7 @@ def read_seeds(path: Path) -> list[Seed]:
 
 
 def check_seed(seed: Seed) -> None:
-    """Raise `InputError` for one that states no answer.
+    """Raise `InputError` for a seed without a final answer.
 
     >>> check_seed(Seed(id="a"))
     Traceback (most recent call last):
@@ -170,12 +176,12 @@ def synthesize(
     out: Path,
     track: Track,
 ) -> Synthesized:
-    """Write questions for the seeds and keep those that pass; see above.
+    """Write questions for the seeds, and keep those that pass the checks of this module.
 
-    `known` are questions that must not come back, such as those trained on; the seeds' own
-    questions are too. A seed that leaves no room for a question counts as one removed. Raises
-    `InputError` where no seed leaves room, and `DirectionError` for models of the wrong direction,
-    before any work.
+    Questions similar to `known` ones, such as training data, or to the seeds' own questions are
+    removed. A seed that leaves no room for a question counts as a removed problem. Before any work,
+    raises `InputError` if no seed leaves room, and `DirectionError` for models of the wrong
+    direction.
     """
     check_directions(reverse, forward)
     prompts = [Prompt(seed.id, seed_prompt(seed, reverse.pair_format)) for seed in seeds]
@@ -202,7 +208,10 @@ def sift(
     out: Path,
     track: Track,
 ) -> Synthesized:
-    """Which problems stay, whoever wrote them; those that have a reason already do not."""
+    """Divide problems, from whatever source, into kept and removed ones.
+
+    A problem that already has a `REASON` is removed. See `synthesize` for the other parameters.
+    """
     seen = NearDuplicates(how.similarity)
     for question in known:
         seen.add(question)
@@ -219,7 +228,7 @@ def sift(
 
 
 def seed_prompt(seed: Seed | Problem, pair_format: PairFormat) -> str:
-    """What the reverse model reads before it writes: a whole solution, or its last line alone.
+    """The prompt of the reverse model: a whole solution, or only its last line for a bare answer.
 
     >>> seed_prompt(Seed(id="a", answer="7"), PairFormat())
     '#### 7'
@@ -230,7 +239,7 @@ def seed_prompt(seed: Seed | Problem, pair_format: PairFormat) -> str:
 
 
 def _read(seed: Seed, proposal: Proposal, pair_format: PairFormat) -> Problem:
-    """The problem that was written for a seed; with a reason where it is none."""
+    """The problem in a proposal for a seed; with a reason for removal if it is not a good one."""
     before, between, _ = pair_format.literals
     text = proposal.text.removeprefix(before)
     question, mark, steps = text.partition(between) if between else (text, "", "")
@@ -264,7 +273,7 @@ def _problem(
 def _screened(
     problems: Sequence[Problem], known: NearDuplicates, fits: Callable[[Problem], bool]
 ) -> list[Problem]:
-    """The problems; what comes twice, is known or leaves no room for an answer gets a reason."""
+    """The problems; those that are repeated, known or too long to be answered get a reason."""
     asked: set[str] = set()
     screened = []
     for problem in problems:
@@ -299,7 +308,7 @@ def _answered(
     out: Path,
     track: Track,
 ) -> dict[str, Problem]:
-    """The problems by id, each with the share of the forward model's answers that agree."""
+    """The problems by id, each with the share of the forward model's answers that agree with it."""
     if not problems:
         return {}
     prompts = [_answer_prompt(problem, forward) for problem in problems]
@@ -310,7 +319,7 @@ def _answered(
         how.num_answers,
         out / "answers.jsonl",
         track,
-        "answering them",
+        "answering questions",
     )
     right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
     expected = {problem.id: problem.answer or "" for problem in problems}
@@ -328,7 +337,7 @@ def _sorted_out(
     seen: NearDuplicates,
     min_agreement: float,
 ) -> Synthesized:
-    """Which problems stay; of near duplicates the first of those with the best agreement."""
+    """Kept and removed problems; of near duplicates, the one with the best agreement is kept."""
     final: dict[str, Problem] = {}
     for problem in sorted(answered.values(), key=lambda p: -p.extra[AGREEMENT]):
         if problem.extra[AGREEMENT] < min_agreement:

@@ -1,11 +1,11 @@
-"""From a name or a file to tasks of the harness.
+"""Makes tasks of the harness from a name or a file.
 
     NAME_after, NAME_before   questions made from documents (NAME.jsonl), or generated problems
     FILE.jsonl                questions with choices, problems with answers, or code to complete
     FILE.yaml, NAME           a task of the harness's own
 
-What a local file holds is seen from its first record. A task whose answer is written has one form
-per direction, so tasks are made for a direction (`ledom.evaluate.written`).
+The first record of a local file decides what it holds. Tasks with written answers have a different
+form for each direction (`ledom.evaluate.written`), so tasks are made for a direction.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from ledom.evaluate.written import WRITTEN, CodeProblem, is_right, prompt
 __all__ = ["CODE_TASKS", "Options", "Source", "find_source", "find_suite"]
 
 CODE_TASKS = ("humaneval",)
-"""Benchmarks whose answers are programs that are run."""
+"""Benchmarks whose answers are programs, which are run."""
 _GENERATED = {"problems_after": "after", "problems_before": "before"}
 _QUESTION = "Question: {}\nAnswer:"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the tasks besides their names."""
+    """The settings that tasks are made with."""
 
     data: Path | None = None
     """Folder of local task files."""
     limit: int | None = None
     """Documents per task, from its start; None for all."""
     num_fewshot: int = 0
-    """Solved examples in front of a question."""
+    """Solved examples that the model reads before a question."""
     seed: int = 0
-    """Of generated questions."""
+    """Seed of generated questions."""
     allow_code: bool = False
     """Whether programs that a model writes may be run here."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A benchmark under its name: `load` makes the harness's tasks for a direction."""
+    """A benchmark; `load` makes its tasks for a direction."""
 
     name: str
     load: Callable[[Direction], Sequence[Any]]
@@ -70,7 +70,8 @@ class Source:
 def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
     """A suite's benchmarks, and notes on those that are left out.
 
-    With a folder of local files only those that it holds are run.
+    If a folder of local files is given, benchmarks that are not in it are left out. Raises
+    `InputError` if none is left.
     """
     sources, notes = [], []
     for task in suite_tasks(name):
@@ -89,7 +90,7 @@ def find_suite(name: str, options: Options) -> tuple[list[Source], list[str]]:
 
 
 def find_source(name: str, options: Options) -> Source:
-    """The benchmark of a name, or in a file; raises `InputError` where there is none."""
+    """The benchmark of a name or in a file; raises `InputError` if there is none."""
     if name.endswith(".jsonl"):
         return _source(SuiteTask(Path(name).stem), Path(name), options)
     return _source(SuiteTask(name), _local_file(options.data, (name,)), options)
@@ -106,14 +107,14 @@ def _local_file(folder: Path | None, names: Sequence[str]) -> Path | None:
 
 
 def _dataset_folder(folder: Path | None, name: str) -> Path | None:
-    """A copy of the dataset of a task of the harness's, as the hub has it."""
+    """The local copy of the hub's dataset for one of the harness's tasks; None without one."""
     if folder is None or name in BENCHMARKS or name in CODE_TASKS:
         return None
     return found if (found := folder / name).is_dir() else None
 
 
 def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
-    """Where a task comes from: a file, the generator, a problem set of ours, or the harness."""
+    """The source of a task: a file, the generator, one of our problem sets, or the harness."""
     name = task.name
     base, _, place = name.rpartition("_")
     documents = _local_file(options.data, (base,)) if base else None
@@ -132,7 +133,7 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
         _check_known(name)
         load = partial(_from_harness, name, options)
     other = file is not None and file.stem in task.files
-    notes = (f"from {file}: not the very task that figures were published for",) if other else ()
+    notes = (f"from {file}: not exactly the task of the published figures",) if other else ()
     return Source(name, load, task.published, notes)
 
 
@@ -190,7 +191,7 @@ def _neighbors(
 
 
 def _problems(name: str, source: str, options: Options, direction: Direction) -> Sequence[Any]:
-    """Problems whose answer is written; the first ones are the examples, and are not asked."""
+    """A task of problems with written answers; raises `InputError` for a problem without one."""
     problems = load_problems(source, None)
     for problem in problems:
         if not problem.answer:
@@ -224,9 +225,9 @@ def _code_from_hub(name: str, options: Options, direction: Direction) -> Sequenc
 def _choice_task(
     name: str, questions: Sequence[ChoiceQuestion], options: Options, text: str, delimiter: str
 ) -> Any:
-    """A multiple-choice task. Where the choices come first, they are the contexts.
+    """A multiple-choice task. Choices that come before the question are the contexts.
 
-    The first questions are the examples, and are not asked.
+    The first questions are used as examples, and are not asked.
     """
     _check_examples(name, len(questions), options)
     places = {question.place for question in questions}
@@ -252,7 +253,7 @@ def _choice_task(
 
 
 def _check_examples(name: str, count: int, options: Options) -> None:
-    """Raise `InputError` where the examples leave nothing to ask."""
+    """Raise `InputError` if all questions are used as examples."""
     if count <= options.num_fewshot:
         raise InputError(f"task {name!r} has {count} questions, all used as examples")
 
@@ -319,7 +320,7 @@ def _mean(metric: str) -> JsonObject:
 
 
 def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
-    """A task of the harness over rows in memory."""
+    """A task of the harness, with its rows in memory."""
     from datasets import Dataset
 
     from ledom.evaluate.harness_tasks import build_task
@@ -336,7 +337,7 @@ def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
 
 
 def _check_known(name: str) -> None:
-    """Raise `InputError` for a name that is neither a file nor one of the harness's."""
+    """Raise `InputError` for a name that is neither a file nor a task of the harness."""
     from ledom.evaluate.harness_tasks import is_file, is_known, known_tasks
 
     if is_file(name):
@@ -354,7 +355,7 @@ def _check_known(name: str) -> None:
 
 
 def _from_harness(name: str, options: Options, direction: Direction) -> Sequence[Any]:
-    """A task or group of the harness's own; its data come from the hub, or a copy of it."""
+    """A task or group of the harness, with its data from the hub or a local copy."""
     from ledom.evaluate.harness_tasks import build_tasks
 
     folder = _dataset_folder(options.data, name)
@@ -366,7 +367,7 @@ def _from_harness(name: str, options: Options, direction: Direction) -> Sequence
 
 
 def _reach(name: str, load: Callable[[], Any]) -> Any:
-    """Load a task; what goes wrong on the way to the hub is one line."""
+    """Load a task; raises `HubError`, with a remedy, for errors of the hub's client."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return load()
@@ -378,6 +379,6 @@ def _reach(name: str, load: Callable[[], Any]) -> Any:
             "it comes from the hub: with no network give --data FOLDER with local task files or "
             "copies of datasets (ledom docs evaluate)"
         )
-        if isinstance(error, OSError) and error.filename:  # of this machine, not of the network
+        if isinstance(error, OSError) and error.filename:  # a local file, not the network
             remedy = "set HF_HOME to a folder that can be written; the datasets library needs one"
         raise HubError(f"task {name!r} could not be loaded ({reason}); {remedy}") from error

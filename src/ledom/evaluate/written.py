@@ -1,9 +1,9 @@
-"""Tasks whose answer is written: how questions are put to a model of either direction.
+"""Tasks with written answers: their prompts for a model of either direction, and their grading.
 
-A forward model reads examples and a question and writes a chain of thought and an answer. A reverse
-model reads the same from the other end: in reading order the answer comes first, then the chain,
-then the question, then the examples, and it writes from the question to the left. The form is that
-of LEDOM (Yin et al., ACL 2026). This module knows nothing of models or of the harness.
+A forward model reads examples and a question, then writes a chain of thought and an answer. For a
+reverse model, the reading order is: answer, chain of thought, question, examples. It reads from the
+end of the examples, and writes the chain of thought and the answer in front of the question. The
+form is that of LEDOM (Yin et al., ACL 2026). This module knows nothing of models or the harness.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ class CodeProblem(Record):
 
 @dataclass(frozen=True)
 class Form:
-    """How one kind of task is written in one direction; all in reading order."""
+    """The form of one kind of task in one direction; all texts are in reading order."""
 
     question: Callable[[Any], str]
-    """What the model reads of the problem that it is asked."""
+    """The text of the problem to solve."""
     example: Callable[[Any], str]
-    """A solved problem."""
+    """The text of a solved problem."""
     until: tuple[str, ...]
+    """Stop strings."""
     max_tokens: int = 512
 
 
@@ -89,7 +90,14 @@ WRITTEN: dict[str, dict[Direction, Form]] = {
 
 
 def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any] = ()) -> str:
-    """All that the model reads: the examples are where it reads them first."""
+    """The whole prompt, with the examples where the model reads them first.
+
+    >>> problem = Problem(id="p", question="3 + 4?", answer="7")
+    >>> prompt("text", Direction.FORWARD, problem)
+    'Question: 3 + 4?\\nAnswer:'
+    >>> prompt("text", Direction.REVERSE, problem)
+    '\\nThe above is the thought chain.\\nQuestion: 3 + 4?'
+    """
     form = WRITTEN[kind][direction]
     shown = [form.example(example) for example in examples]
     if direction is Direction.FORWARD:
@@ -98,7 +106,7 @@ def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any
 
 
 def answer_of(direction: Direction, text: str) -> str | None:
-    """The answer in what a model wrote: at the front in reverse, else at the end.
+    """The answer in a written text: at the end, or at the front for a reverse model.
 
     >>> answer_of(Direction.FORWARD, "3 + 4 = 7. The answer is 7.")
     '7'
@@ -115,7 +123,7 @@ def answer_of(direction: Direction, text: str) -> str | None:
 
 
 def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) -> bool:
-    """Whether a written text answers a problem, given as a JSON object.
+    """Whether a written text solves a problem, which is given as a JSON object.
 
     >>> is_right("math", Direction.FORWARD, {"answer": "7"}, "3 + 4 = 7. The answer is 7.0")
     True
@@ -133,5 +141,5 @@ def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) ->
 
 
 def _plain(text: str) -> str:
-    """A text without case, articles and punctuation, as TriviaQA compares answers."""
+    """A text in lower case without articles and punctuation, as TriviaQA compares answers."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
