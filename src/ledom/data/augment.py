@@ -323,7 +323,7 @@ def numbers_in_words(question: str) -> set[str]:
 
 
 def other_number(number: str, question: str, rng: Random) -> str:
-    """A random number of the same kind: equally round, as many decimals, at most about twice it.
+    """A random number like this one: as round, as many decimals, at most about twice as large.
 
     >>> number = other_number("12.5", "Ava has 12.5 liters.", Random(0))
     >>> number != "12.5", len(number.partition(".")[2])  # as many decimals
