@@ -22,7 +22,7 @@ from ledom.text.tokenizer import Tokenizer
 from ledom.train.objective import token_losses
 
 
-@pytest.mark.parametrize("rows", [1, 31, 32, 500])
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("wide", [False, True])
@@ -46,6 +46,23 @@ def test_products_are_those_of_plain_torch(
     assert found.dtype == added.dtype == dtype
     assert (found - expected).abs().max() < tolerance
     assert (added - expected - total).abs().max() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("rows", "filled"),
+    [(1, 1), (31, 31), (32, 32), (33, 40), (100, 104), (500, 512), (4000, 4096), (4097, 4352)],
+)
+def test_products_have_few_numbers_of_rows(
+    rows: int, filled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where oneDNN multiplies: it keeps code for each number."""
+    x, weight = torch.ones(rows, 4), torch.ones(3, 4)
+    monkeypatch.setattr(kernels, "_WIDE", True)
+    assert kernels.filled_rows(x, weight) == filled
+    assert kernels.filled_rows(x.double(), weight.double()) == rows
+    monkeypatch.setattr(kernels, "_WIDE", False)
+    assert kernels.filled_rows(x, weight) == rows
+    assert kernels.filled_rows(x, kernels.Int8Weight(weight)) == filled
 
 
 def test_the_inputs_may_be_views() -> None:

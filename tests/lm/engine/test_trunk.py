@@ -4,10 +4,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ledom.lm.engine import tree_attention
+from ledom.lm.engine import trunk as trunk_module
 from ledom.lm.engine.prefix_tree import PrefixTree
 from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
-from ledom.model import attention
+from ledom.model import attention, kernels
 
 SHAPE = {
     "vocab_size": 40,
@@ -51,11 +52,13 @@ def some_texts():
     return sorted([[1, 2, 3], *(shots + q + tail for q in questions for tail in tails)])
 
 
-@pytest.mark.parametrize("in_few_calls", [False, True], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("processor", ["avx2", "avx512", "gpu"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_outputs_equal_transformers_text_by_text(family, in_few_calls, monkeypatch):
-    monkeypatch.setattr(tree_attention, "has_varlen", lambda device, dtype: in_few_calls)
+def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch):
+    """With AVX-512 rows are filled up; on a GPU attention is in few calls."""
+    monkeypatch.setattr(kernels, "_WIDE", processor == "avx512")
+    monkeypatch.setattr(tree_attention, "has_varlen", lambda device, dtype: processor == "gpu")
     plain, ours = pair_of_models(family)
     trunk = build_trunk(ours)
     assert type(trunk) is (Trunk if family == "qwen3" else LlamaTrunk)
@@ -76,6 +79,30 @@ def test_outputs_equal_transformers_text_by_text(family, in_few_calls, monkeypat
     for text, places in zip(texts, tree.places, strict=True):
         alone = plain.base_model(torch.tensor([text])).last_hidden_state[0]
         torch.testing.assert_close(hidden[places], alone, atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_rows_of_any_length_are_few_shapes_to_onednn(monkeypatch):
+    """It keeps memory for each, so 40 lengths of a row make five shapes of each product."""
+    _, ours = pair_of_models("llama")
+    trunk = build_trunk(ours)
+    seen = set()
+
+    def watched(x, weight):
+        seen.add((filled := kernels_filled_rows(x, weight), *weight.shape))
+        return filled
+
+    kernels_filled_rows = kernels.filled_rows
+    monkeypatch.setattr(kernels, "_WIDE", True)
+    for module in (kernels, trunk_module):
+        monkeypatch.setattr(module, "filled_rows", watched)
+    for length in range(217, 257):
+        tree = PrefixTree.build([[*range(4), *([7] * (length - 4))]])
+        everything = TreeAttention(tree, None, torch.device("cpu"), torch.float32)
+        hidden = trunk(torch.tensor(tree.ids), torch.tensor(tree.positions), everything)
+        assert hidden.shape == (length, SHAPE["hidden_size"])
+    assert {rows for rows, *_ in seen} == {224, 232, 240, 248, 256}
+    assert len(seen) == 5 * 4  # of queries, keys and values; of attention; two of the feed-forward
 
 
 LOGITS = {  # architectures that do more than project, with settings that make it show

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, rms_norm, silu
+from torch.nn.functional import cross_entropy, pad, rms_norm, silu
 from transformers import PreTrainedModel
 
 from ledom.lm.engine.prefix_tree import PrefixTree
 from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.model.architectures import finish_logits
 from ledom.model.attention import Attend, attending
-from ledom.model.kernels import Int8Weight, add_linear, linear
+from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
 
@@ -88,14 +88,21 @@ class LlamaTrunk(Trunk):
     def __call__(
         self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
     ) -> Tensor:
+        count = len(ids)
         hidden: Tensor = self.base.embed_tokens(ids)
+        missing = filled_rows(hidden, self.layers[0].qkv) - count
+        if missing:  # once here, instead of in every product
+            hidden = pad(hidden, (0, 0, 0, missing))
+            positions = pad(positions, (0, missing))
+            attend = _without_filling(attend, count)
         cos, sin = (part[0, :, None] for part in self.base.rotary_emb(hidden, positions[None]))
         for number, layer in enumerate(self.layers):
             only = wanted if layer is self.layers[-1] else None
             hidden = self._attention(number, layer, hidden, cos, sin, attend, only)
             hidden = torch.cat([_feed_forward(layer, piece) for piece in hidden.split(_PIECE)])
         weight, epsilon = _norm(self.base.norm)
-        return rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
+        hidden = rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
+        return hidden[:count] if wanted is None else hidden
 
     def _attention(
         self,
@@ -126,6 +133,17 @@ class LlamaTrunk(Trunk):
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
         return heads
+
+
+def _without_filling(attend: Attend, count: int) -> Attend:
+    """Attention among the first `count` tokens only; for the rest, which fill the row, zeros."""
+
+    def attend_first(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries = len(q) if len(q) < len(k) else count  # of the last layer, only those wanted
+        out = attend(layer, q[:queries], k[:count], v[:count])
+        return pad(out, (0, 0, 0, 0, 0, len(q) - queries))
+
+    return attend_first
 
 
 class _Layer:
