@@ -18,9 +18,18 @@ from ledom.core.records import Document, Record, unique_ids
 from ledom.data.problems import generate_problems
 from ledom.rerank.contrast import change_numbers
 
-__all__ = ["ChoiceQuestion", "check_choices", "neighbor_questions", "problem_questions"]
+__all__ = [
+    "PLACES",
+    "ChoiceQuestion",
+    "Place",
+    "check_choices",
+    "neighbor_questions",
+    "problem_questions",
+]
 
 Place = Literal["after", "before"]
+PLACES: tuple[Place, ...] = ("after", "before")
+"""Where the choices of a question can be: after its text, or before it."""
 
 _NUM_CHOICES = 4
 _SHORTEST, _LONGEST = 40, 300  # characters of a sentence

@@ -205,50 +205,54 @@ def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
     )
 
 
-def _best(
-    ranking: Iterable[tuple[str, int, str, float]], count: int
-) -> tuple[list[list[str]], int]:
-    """Rows (id, rank, item, score) of the best items of the first `count` lists, and their number.
+def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
+    lead = "Passages ordered by how likely they make the query in front of them."
+    ranking = [
+        (one.query_id, one.rank, one.passage_id, one.score)
+        for one in read_records(file, Ranked, allow_none=True)
+    ]
+    return _best(heading, lead, ("query", "passage"), ranking, file, count)
 
-    `ranking` has such rows too, sorted by id and rank.
+
+def _inverted(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
+    lead = (
+        "A reverse model proposes prompts that may have led to an output; a forward model orders "
+        "them."
+    )
+    ranking = [
+        (one.output_id, one.rank, one.prompt, one.score)
+        for one in read_records(file, InvertedPrompt, allow_none=True)
+    ]
+    return _best(heading, lead, ("output", "prompt"), ranking, file, count)
+
+
+def _best(
+    heading: str,
+    lead: str,
+    names: tuple[str, str],
+    ranking: Iterable[tuple[str, int, str, float]],
+    file: Path,
+    count: int,
+) -> Section:
+    """The section of a ranking: the best items of the first `count` lists.
+
+    `names` are the words for a list and for an item. `ranking` has (list, rank, item, score in
+    nats), sorted by list and rank.
     """
+    whole, part = names
     lists = [[*own] for _, own in groupby(ranking, lambda one: one[0])][:count]
-    rows = [
+    rows = [[whole, "rank", part, "score, nats"]]
+    rows += [
         [of, str(rank), item, numbers.number(score, 1)]
         for own in lists
         for of, rank, item, score in own[:_BEST]
     ]
-    return rows, len(lists)
-
-
-def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    ranking = read_records(file, Ranked, allow_none=True)
-    best, shown = _best(
-        ((one.query_id, one.rank, one.passage_id, one.score) for one in ranking), count
-    )
-    rows = [["query", "rank", "passage", "score, nats"], *best]
     return Section(
         heading=heading,
-        lead="Passages ordered by how likely they make the query in front of them.",
-        rule=f"the first {shown} queries, the best {_BEST} passages of each.",
+        lead=lead,
+        rule=f"the best {_BEST} {part}s of each {whole}, for the first {len(lists)}.",
         source=str(file),
-        tables=[Table("The best passages of each query", rows)],
-    )
-
-
-def _inverted(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    ranking = read_records(file, InvertedPrompt, allow_none=True)
-    best, shown = _best(
-        ((one.output_id, one.rank, one.prompt, one.score) for one in ranking), count
-    )
-    rows = [["output", "rank", "prompt", "score, nats"], *best]
-    return Section(
-        heading=heading,
-        lead="A reverse model proposes prompts that may have led to an output; a forward model "
-        "orders them.",
-        rule=f"the first {shown} outputs, the best {_BEST} prompts of each.",
-        source=str(file),
-        tables=[Table("The best prompts of each output", rows)],
+        tables=[Table(f"The best {part}s of each {whole}", rows)],
     )
 
 

@@ -25,7 +25,9 @@ from ledom.core.reading import JsonObject, check_regular, exists, parse_json
 from ledom.core.records import Document, Problem, read_records, unique_ids
 from ledom.data.problems import BENCHMARKS, load_problems
 from ledom.evaluate.choices import (
+    PLACES,
     ChoiceQuestion,
+    Place,
     check_choices,
     neighbor_questions,
     problem_questions,
@@ -37,7 +39,7 @@ __all__ = ["CODE_TASKS", "Options", "Source", "find_source", "find_suite"]
 
 CODE_TASKS = ("humaneval",)
 """Benchmarks whose answers are programs, which are run."""
-_GENERATED = {"problems_after": "after", "problems_before": "before"}
+_GENERATED: dict[str, Place] = {f"problems_{place}": place for place in PLACES}
 _QUESTION = "Question: {}\nAnswer:"
 
 
@@ -116,14 +118,14 @@ def _dataset_folder(folder: Path | None, name: str) -> Path | None:
 def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
     """The source of a task: a file, the generator, one of our problem sets, or the harness."""
     name = task.name
-    base, _, place = name.rpartition("_")
-    documents = _local_file(options.data, (base,)) if base else None
+    place = next((place for place in PLACES if name.endswith(f"_{place}")), None)
+    documents = _local_file(options.data, (name.removesuffix(f"_{place}"),)) if place else None
     load: Callable[[Direction], Sequence[Any]]
     if file is not None:
         load = partial(_from_file, name, file, options)
     elif name in _GENERATED:
         load = partial(_generated, name, options)
-    elif place in ("after", "before") and documents is not None:
+    elif place is not None and documents is not None:
         load = partial(_neighbors, name, documents, place, options)
     elif name in CODE_TASKS:
         load = partial(_code_from_hub, name, options)
@@ -150,7 +152,7 @@ def _from_file(name: str, file: Path, options: Options, direction: Direction) ->
     if "text" in keys:
         return [
             task
-            for place in ("after", "before")
+            for place in PLACES
             for task in _neighbors(f"{name}_{place}", file, place, options, direction)
         ]
     raise InputError(
@@ -176,17 +178,16 @@ def _first_record(file: Path) -> JsonObject:
 
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
-    place = _GENERATED[name]
     count = (options.limit or 200) + options.num_fewshot
-    questions = problem_questions(place, count, options.seed)  # type: ignore[arg-type]
+    questions = problem_questions(_GENERATED[name], count, options.seed)
     return [_choice_task(name, questions, options, "{}", "\n\n")]
 
 
 def _neighbors(
-    name: str, file: Path, place: str, options: Options, direction: Direction
+    name: str, file: Path, place: Place, options: Options, direction: Direction
 ) -> Sequence[Any]:
     documents = read_records(file, Document, unique_ids())
-    questions = neighbor_questions(documents, place, options.seed)  # type: ignore[arg-type]
+    questions = neighbor_questions(documents, place, options.seed)
     return [_choice_task(name, questions, options, "{}", " ")]
 
 

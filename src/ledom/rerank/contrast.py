@@ -141,7 +141,7 @@ def _record(
         problem_id=candidate.problem_id,
         index=candidate.index,
         model=lm.name,
-        direction=str(lm.direction),  # type: ignore[arg-type]
+        direction=lm.direction.value,
         target="x'|y",
         logprob=round(float(np.logaddexp.reduce(logprobs) - np.log(len(logprobs))), 5),
         num_tokens=sum(map(len, parts)),

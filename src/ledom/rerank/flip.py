@@ -116,7 +116,7 @@ def _record(
         problem_id=candidate.problem_id,
         index=candidate.index,
         model=lm.name,
-        direction=str(lm.direction),  # type: ignore[arg-type]
+        direction=lm.direction.value,
         target="x~|y",
         logprob=round(log(max(mean, _LEAST)), 5),
         num_tokens=sum(len(one.ids) + (one.finish_reason == "stop") for one in written),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError
-from ledom.core.records import Candidate, Problem, Score
+from ledom.core.records import Candidate, Problem, Score, Target
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.rerank.candidates import distinct_candidates
@@ -291,7 +291,7 @@ def _records(
 
 def _record(
     candidate: Candidate,
-    target: str,
+    target: Target,
     values: NDArray[np.float32],
     spans: Sequence[tuple[int, int]],
     lm: LanguageModel,
@@ -300,8 +300,8 @@ def _record(
         problem_id=candidate.problem_id,
         index=candidate.index,
         model=lm.name,
-        direction=str(lm.direction),  # type: ignore[arg-type]
-        target=target,  # type: ignore[arg-type]
+        direction=lm.direction.value,
+        target=target,
         logprob=round(float(values.sum(dtype=np.float64)), 5),
         num_tokens=len(values),
         token_logprobs=[round(float(value), 5) for value in values],
