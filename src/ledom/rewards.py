@@ -1,12 +1,12 @@
-"""Reverse Reward inside of trainers: TRL's GRPOTrainer, and verl's reward loop.
+"""Reverse Reward inside trainers: TRL's GRPOTrainer and verl's reward loop.
 
     from ledom.rewards import trl_reward
     GRPOTrainer(model, reward_funcs=[trl_reward(forward="my-forward", reverse="my-reverse")], ...)
 
     verl: reward.custom_reward_function.path=pkg://ledom.rewards name=compute_score
 
-Models are loaded on first use, once per process, so that everything here pickles. Trainers that ask
-over HTTP find the same numbers behind `ledom serve`.
+Models are loaded on first use, once per process, so everything here can be pickled. `ledom serve`
+gives the same rewards over HTTP.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ledom.text.copies import copied_passages
 
 __all__ = ["ReverseRewardManager", "compute_score", "copied_share", "trl_reward"]
 
-_BATCH_SECONDS = 0.25  # that a batch of calls that wait for their rewards should take
-_WAITING = 1 << 20
+_BATCH_SECONDS = 0.25  # target time of a batch
+_WAITING = 1 << 20  # most calls that may wait
 _TOGETHER = 16  # calls that share a batch however long it takes
-_NAME = "reverse_reward"  # as trainers log it
+_NAME = "reverse_reward"  # the reward's name in a trainer's logs
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """Which reward; see `trl_reward`."""
+    """The settings of a reward; see `trl_reward`."""
 
     forward: str = EMBEDDED
     reverse: str = EMBEDDED
@@ -49,7 +49,7 @@ class _Settings:
     device: str | None = None
     dtype: str = "auto"
 
-    @functools.cache  # noqa: B019 (equal settings share the models, for as long as the process)
+    @functools.cache  # noqa: B019 (equal settings share their models until the process ends)
     def judge(self) -> Judge:
         """The judge, whose models are loaded once."""
         models = [
@@ -63,16 +63,16 @@ class _Settings:
 def trl_reward(
     *, asynchronous: bool = False, question: str | None = None, **settings: Any
 ) -> Callable[..., Any]:
-    """A reward function for TRL's GRPOTrainer, as an `async def` where `asynchronous`.
+    """A reward function for TRL's GRPOTrainer; with `asynchronous`, a coroutine function.
 
-    `forward` and `reverse` are models as `ledom.load` takes them (default: the embedded pair), or
-    "none"; `strategy`, `lam` (lambda), `weights` (a file of `ledom tune`), `mask_copies`, `device`
-    and `dtype` are those of `ledom serve`. The question is the prompt's last message of the user;
-    `question` names a column of the dataset in its place.
+    `forward` and `reverse` are model names for `ledom.load` (default: the embedded pair), or
+    "none". `strategy`, `lam` (lambda), `weights` (a file of `ledom tune`), `mask_copies`, `device`
+    and `dtype` are the options of `ledom serve`. The question is the last user message of the
+    prompt, or the dataset's column that `question` names.
 
-    The log-probabilities appear beside the completions (`log_p_xy` ...), and the share of each
-    answer that is copied from its question as the metric `copied_share`. A question that leaves no
-    room for an answer has no reward (None).
+    TRL logs the log-probabilities beside the completions (`log_p_xy` ...), and the metric
+    `copied_share`: the mean share of an answer that is copied from its question. If a question
+    leaves no room for an answer, its reward is None.
 
     >>> reward = trl_reward(lam=0.5)  # models are loaded by the first call
     >>> reward.__name__
@@ -118,12 +118,12 @@ class _TRLReward:
 
 
 async def reverse_reward(reward: _TRLReward, **given: Any) -> list[float | None]:
-    """The reward off the event loop; TRL logs it under this function's name."""
+    """Compute the reward in a thread. TRL logs it under this function's name."""
     return await asyncio.to_thread(reward, **given)
 
 
 def _judge(judge: Judge, pairs: Sequence[Pair]) -> list[Judgement | None]:
-    """The judgements; None where the question leaves no room, so that a run does not end."""
+    """The judgements; None if a question leaves no room for an answer: the run continues."""
     fit: list[Pair] = []
     for pair in pairs:
         try:
@@ -141,7 +141,9 @@ def _log_names(judged: Sequence[Judgement | None]) -> list[str]:
 
 
 def copied_share(pair: Pair) -> float:
-    """The share of an answer's characters in passages of `MASK_COPIES` words from its question.
+    """The share of an answer's characters that lie in passages copied from its question.
+
+    A passage has at least `MASK_COPIES` words.
 
     >>> copied_share(Pair("One two three four five six seven eight?", "It is 8."))
     0.0
@@ -157,11 +159,11 @@ async def compute_score(
     extra_info: JsonObject | None = None,
     **settings: Any,
 ) -> dict[str, float]:
-    """The reward as verl's `reward.custom_reward_function` calls it, batched across calls.
+    """The reward of an answer, for verl's `reward.custom_reward_function`; batched across calls.
 
-    verl passes no prompt: the question is `extra_info["question"]`, which the dataset must have
-    (else use `ReverseRewardManager`). `settings` are those of `trl_reward`, from `reward_kwargs`.
-    Raises `InputError` without a question.
+    verl passes no prompt, so the dataset must have the question as `extra_info["question"]`.
+    `ReverseRewardManager` does without. `settings` are those of `trl_reward` and come from verl's
+    `reward_kwargs`. Raises `InputError` without a question.
 
     >>> asyncio.run(compute_score("math", "#### 4"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -173,16 +175,16 @@ async def compute_score(
             "extra_info has no question; add the column to the dataset, or use "
             "ledom.rewards.ReverseRewardManager, which reads the prompt"
         )
-    for key in ("reward_router_address", "reward_model_tokenizer"):  # verl's own
+    for key in ("reward_router_address", "reward_model_tokenizer"):  # verl adds these
         settings.pop(key, None)
     judgement = await _submit(_Settings(**settings), Pair(asked, answer_of(solution_str)))
     return {"score": judgement.reward, **judgement.logprobs}
 
 
 class ReverseRewardManager:
-    """A reward manager for verl, which sees the prompt: `reward.reward_manager.module`.
+    """A reward manager for verl (`reward.reward_manager.module`). It reads the prompt itself.
 
-    It takes verl's arguments; further ones are settings of `trl_reward`.
+    It takes verl's arguments, and the settings of `trl_reward`.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class ReverseRewardManager:
         self.settings = _Settings(**settings)
 
     async def run_single(self, data: Any) -> JsonObject:
-        """The reward of one sample: its last sequence, given the prompt's last user message."""
+        """The reward of a sample's last sequence, given the last user message of the prompt."""
         item = data[-1:][0]
         responses = item.batch["responses"]
         length = int(item.batch["attention_mask"][-responses.shape[-1] :].sum())
@@ -215,7 +217,7 @@ _batchers: WeakKeyDictionary[
 
 
 def _submit(settings: _Settings, pair: Pair) -> Awaitable[Judgement]:
-    """Judge a pair in a batch with the other calls that wait in this event loop."""
+    """Judge a pair, batched with other calls that wait in this event loop."""
     known = _batchers.setdefault(asyncio.get_running_loop(), {})
     if settings not in known:
         known[settings] = Batcher(
@@ -227,8 +229,8 @@ def _submit(settings: _Settings, pair: Pair) -> Awaitable[Judgement]:
         )
 
     async def one() -> Judgement:
-        settings_judge = await asyncio.to_thread(settings.judge)
-        settings_judge.check([pair])
+        judge = await asyncio.to_thread(settings.judge)
+        judge.check([pair])
         (judgement,) = await known[settings].submit([pair])
         return judgement
 

@@ -19,7 +19,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.serve.app import make_app
 from ledom.serve.batching import Steps
 from ledom.serve.judge import Judge, Judgement, Pair
-from ledom.serve.protocol import BoundedHead
+from ledom.serve.protocol import BoundedProtocol
 from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
@@ -317,13 +317,13 @@ def test_a_client_that_does_not_read_is_dropped(
 ) -> None:
     """The answer is larger than what the system and the server hold for a client together."""
     dropped = threading.Event()
-    whole = BoundedHead.connection_lost
+    whole = BoundedProtocol.connection_lost
 
-    def lost(self: BoundedHead, error: Exception | None) -> None:
+    def lost(self: BoundedProtocol, error: Exception | None) -> None:
         whole(self, error)
         dropped.set()
 
-    monkeypatch.setattr(BoundedHead, "connection_lost", lost)
+    monkeypatch.setattr(BoundedProtocol, "connection_lost", lost)
     limits = Limits(write_seconds=0.3, read_seconds=2 * SECONDS)  # idle, it would stay
     with running(Judge(*pair), limits) as server:
         server._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

@@ -47,7 +47,7 @@ def test_a_prompt_that_lost_its_start_is_found_by_its_end(name: str) -> None:
 
 
 def test_a_query_that_does_not_continue_its_prompt_is_refused() -> None:
-    with pytest.raises(InputError, match="continues neither"):
+    with pytest.raises(InputError, match="does not start with its prompt"):
         response_in("something else altogether", "How many pens are there?")
 
 

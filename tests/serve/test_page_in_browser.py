@@ -134,7 +134,7 @@ def test_recorded_examples_are_shown_before_any_model_is_asked(
         written = "".join(token["text"] for token in example["write"][name]["tokens"])
         shown = "".join(texts(page, f"#{name}-pane .token")).strip("∎")
         assert shown == written
-    assert "Only the recorded examples" in page.locator("#notice").inner_text()
+    assert "Only recorded examples" in page.locator("#notice").inner_text()
     page.get_by_role("link", name="Judge").click()
     assert page.locator("#ranking > li").count() == len(example["answers"])
     assert {url.rsplit("/", 1)[1] for url in asked} == {"models", "reports"}

@@ -121,7 +121,7 @@ def test_teis_errors_have_its_form(
         (
             {"query": "a", "texts": ["3 + 4 = 7 " * 40], "truncate": False},
             413,
-            "a text is longer than the model reads; shorten it, or send truncate: true",
+            "a text is longer than the model's context; shorten it, or send truncate: true",
         ),
     ):
         answer = client.post("/rerank", json=body)

@@ -157,7 +157,7 @@ class _Garbled(httpx.AsyncByteStream):
 
 FAILURES: dict[str, tuple[Handler, int, str]] = {
     "hangs": (_hangs, 504, "did not answer within"),
-    "dies": (_dies, 502, "broke off"),
+    "dies": (_dies, 502, "connection to the upstream failed"),
     "html": (lambda r: httpx.Response(200, html="<p>no"), 502, "is not valid"),
     "no choices": (lambda r: httpx.Response(200, json={"choices": []}), 502, "no choices"),
     "strange": (lambda r: httpx.Response(200, json={"choices": [7]}), 502, "no choices"),
@@ -173,7 +173,7 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
     "not its format": (
         lambda r: httpx.Response(200, stream=_Garbled(), headers={"Content-Encoding": "gzip"}),
         502,
-        "broke off",
+        "connection to the upstream failed",
     ),
     "elsewhere": (
         lambda r: httpx.Response(302, headers={"Location": "http://127.0.0.1/metrics"}),

@@ -1,4 +1,4 @@
-"""Runs work on long texts in a thread, so that other requests need not wait for it."""
+"""Runs work on long texts in a thread, so that it does not block other requests."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeVar
 __all__ = ["apart"]
 
 _T = TypeVar("_T")
-_SHORT = 20_000  # characters: a few milliseconds, about what a thread's start and end cost
+_SHORT = 20_000  # characters: a few milliseconds of work, about the cost of using a thread
 
 
 async def apart(size: int, work: Callable[[], _T]) -> _T:
-    """The result of `work`, which reads `size` characters; run in a thread if that takes long.
+    """Run `work`, which reads `size` characters, in a thread if `size` is large; its result.
 
     >>> asyncio.run(apart(3, lambda: "abc"))
     'abc'

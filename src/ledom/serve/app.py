@@ -23,7 +23,7 @@ __all__ = ["make_app"]
 
 
 def make_app(service: Service) -> FastAPI:
-    """The app of a service, which it closes when it ends.
+    """The ASGI app of a service. The app closes the service when it shuts down.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> from ledom.serve.judge import Judge
@@ -43,7 +43,7 @@ def make_app(service: Service) -> FastAPI:
         version=__version__,
         description="Rewards, reranking and completions from a pair of language models.",
         lifespan=lifespan,
-        docs_url=None,  # its page loads code from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from other sites
         redoc_url=None,
     )
     app.state.service = service
@@ -67,5 +67,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A defect says that it is one, without its details; the log has them."""
+    """The answer to a defect, without details: these are in the log only."""
     return Refusal(500, "internal error; see the server's log").response()

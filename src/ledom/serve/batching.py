@@ -1,14 +1,18 @@
-"""Batches across requests: one worker computes, requests wait, none starves another.
+"""A fair queue that batches work across requests.
 
-A request is a list of items. A batch first takes one item of each request that has had none, so a
-small request is in the next batch however many items large ones have left; then further items of
-the others in turn, as long as the batch stays short, and half as long where it completes a small
-request. How long it takes the worker learns from the
-batches before. Many small requests thus share a large batch, which is the fastest way to do all of
-them, and large ones are done in short batches, behind which a small one need not wait. A batch that
-completes no request is interrupted between its steps by requests that have had nothing. A batch
-starts as soon as the worker is free: batches fill by themselves under load, and an idle server adds
-no delay. It knows nothing of models or protocols.
+A request is a list of items. One worker computes batches of items. A batch is filled in two steps:
+
+1. One item of each new request, that is, of each request that no batch has served yet. A small
+   request is therefore in the next batch, however many items large requests have left.
+2. Further items of the other requests, in turn, up to a time limit. The limit is halved if the
+   batch completes a request. Times are estimated from the speed of earlier batches.
+
+Many small requests thus share one large batch, which is fastest for all of them. Large requests are
+served in short batches, so a small request waits only briefly behind them. A batch that completes
+no request also pauses between its steps to serve new requests. A batch starts as soon as the worker
+is free: batches grow under load, and an idle server adds no delay.
+
+This module knows nothing of models or protocols.
 """
 
 from __future__ import annotations
@@ -26,17 +30,17 @@ __all__ = ["Batcher", "Closing", "Overloaded", "Steps", "finish"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_FIRST_COST = 2000.0  # of a batch before any speed is known
-_MEMORY = 0.8  # weight of the past in the speed
-_WIDE = 16  # times the usual cost: a batch of requests that have had nothing yet
-_FAIR = 4  # so many batches may pass over the requests begun; then one of them goes first
+_FIRST_COST = 2000.0  # cost of a batch before any speed is known
+_MEMORY = 0.8  # weight of earlier batches in the moving average of the speed
+_WIDE = 16  # a batch of new requests may cost this many times the usual cost
+_FAIR = 4  # after this many batches without a begun request, one of these goes first
 
 Steps: TypeAlias = Generator[None, None, list[_R]]
-"""Work in steps: it yields where it may be interrupted, and returns the results."""
+"""Work in steps: a generator that yields wherever it may pause, and returns the results."""
 
 
 class Overloaded(Exception):  # noqa: N818 (a state of the server)
-    """More items wait than the queue holds; `seconds` says when it is worth another try."""
+    """The queue is full; try again after `seconds`."""
 
     def __init__(self, seconds: int) -> None:
         super().__init__("too many requests are waiting")
@@ -56,17 +60,28 @@ class _Request(Generic[_T, _R]):
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody waits for it: it was answered, it failed, or the client has gone."""
+        """Whether nobody waits for the result: it was sent, it failed, or the client has gone."""
         return self.done.done()
 
 
 class Batcher(Generic[_T, _R]):
     """A queue in front of `work`, which runs in one thread of its own.
 
-    `cost` says how long an item takes beside others, in any unit. `seconds` is the time that a
-    batch of large requests should take, `capacity` the number of items that may wait, `least` how
-    many requests may share a batch however long it takes. `observe` is
-    told (items, seconds) of every batch. Items of a request are worked on in order.
+    `cost` estimates the time of an item, in any unit. `seconds` is how long a batch of large
+    requests should take. `capacity` is the number of items that may wait. At least `least` new
+    requests may share a batch, however long it takes. `observe` is called with (number of items,
+    seconds) after every batch. The items of a request are computed in order.
+
+    >>> def double(numbers):
+    ...     yield
+    ...     return [2 * number for number in numbers]
+    >>> async def doubled(numbers):
+    ...     batcher = Batcher(double, cost=lambda number: 1.0, seconds=0.1, capacity=100)
+    ...     results = await batcher.submit(numbers)
+    ...     await batcher.close()
+    ...     return results
+    >>> asyncio.run(doubled([1, 2]))
+    [2, 4]
     """
 
     def __init__(
@@ -80,8 +95,8 @@ class Batcher(Generic[_T, _R]):
     ) -> None:
         self._work, self._cost, self._observe = work, cost, observe
         self._seconds, self._capacity, self._least = seconds, capacity, least
-        self._fresh: deque[_Request[_T, _R]] = deque()  # nothing of them was taken yet
-        self._begun: deque[_Request[_T, _R]] = deque()
+        self._fresh: deque[_Request[_T, _R]] = deque()  # requests that no batch has served yet
+        self._begun: deque[_Request[_T, _R]] = deque()  # requests served in part
         self._waiting = self._passed_over = 0
         self._speed: float | None = None
         self._last_items = 1.0
@@ -96,9 +111,9 @@ class Batcher(Generic[_T, _R]):
         return self._waiting
 
     async def submit(self, items: Sequence[_T]) -> list[_R]:
-        """The results of the items, in order. If cancelled, it drops the remaining items.
+        """The results of the items, in order. If cancelled, the remaining items are dropped.
 
-        Raises `Overloaded` or `Closing` at once, and what the work raises for these very items.
+        Raises `Overloaded` or `Closing` at once, and any error that `work` raises for these items.
         """
         if self._closing:
             raise Closing("the server is shutting down")
@@ -118,7 +133,7 @@ class Batcher(Generic[_T, _R]):
             self._drop(request)
 
     async def close(self) -> None:
-        """Finish what was taken, then stop."""
+        """Finish all accepted requests, then stop."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
@@ -150,7 +165,7 @@ class Batcher(Generic[_T, _R]):
             cost += self._take_one(self._begun, batch)
             self._passed_over = 0
         cost += self._take_fresh(batch, cost)
-        # Whoever is answered after this batch has waited for the one before: it is kept short.
+        # A request that this batch completes has already waited for the last one: keep it short.
         room = usual / 2 if _completes_a_request(batch) else usual
         while self._begun and (not batch or cost + self._next_cost(self._begun) <= room):
             cost += self._take_one(self._begun, batch)
@@ -158,7 +173,7 @@ class Batcher(Generic[_T, _R]):
         return batch
 
     def _take_fresh(self, batch: list[tuple[_Request[_T, _R], _T]], cost: float = 0.0) -> float:
-        """Add an item of each request that has had none to a batch of this cost; what they cost."""
+        """Add an item of each new request to a batch of this cost; the cost of what was added."""
         most, before = _WIDE * self._usual_cost(), cost
         while self._fresh and (
             len(batch) < self._least or cost + self._next_cost(self._fresh) <= most
@@ -167,7 +182,7 @@ class Batcher(Generic[_T, _R]):
         return cost - before
 
     def _usual_cost(self) -> float:
-        """Of a batch of large requests."""
+        """The cost of a batch of large requests."""
         return _FIRST_COST if self._speed is None else self._speed * self._seconds
 
     def _next_cost(self, queue: deque[_Request[_T, _R]]) -> float:
@@ -176,7 +191,10 @@ class Batcher(Generic[_T, _R]):
     def _take_one(
         self, queue: deque[_Request[_T, _R]], batch: list[tuple[_Request[_T, _R], _T]]
     ) -> float:
-        """Take an item of the first request, which goes to the end of those begun."""
+        """Move an item of the queue's first request to the batch; its cost.
+
+        A request with further items goes to the end of `_begun`.
+        """
         cost = self._next_cost(queue)
         request = queue.popleft()
         batch.append((request, request.items[request.taken]))
@@ -195,8 +213,8 @@ class Batcher(Generic[_T, _R]):
                 request.taken = len(request.items)
 
     async def _do(self, batch: list[tuple[_Request[_T, _R], _T]]) -> None:
-        """Work on a batch; where it fails, on each request's items alone, so that one that cannot
-        be done does not spoil the others.
+        """Compute a batch. If it fails, compute each request's items alone: only the requests that
+        cannot be computed fail.
         """
         try:
             results = await self._compute(batch)
@@ -221,8 +239,8 @@ class Batcher(Generic[_T, _R]):
         self._drop(request)
 
     async def _compute(self, batch: list[tuple[_Request[_T, _R], _T]]) -> list[_R]:
-        """Work on a batch, step by step. Unless somebody waits for just this batch, requests that
-        come meanwhile have theirs between two steps.
+        """Compute a batch, step by step. If the batch completes no request, new requests are
+        served between two steps.
         """
         items = [item for _, item in batch]
         steps = self._work(items)
@@ -241,7 +259,7 @@ class Batcher(Generic[_T, _R]):
         return results
 
     def _learn(self, items: list[_T], seconds: float) -> None:
-        """Note how long a batch took."""
+        """Update the speed."""
         self._observe(len(items), seconds)
         speed = min(sum(map(self._cost, items)) / max(seconds, 1e-6), 1e12)
         past = speed if self._speed is None else self._speed
@@ -254,7 +272,7 @@ def _completes_a_request(batch: Sequence[tuple[_Request[_T, _R], _T]]) -> bool:
 
 
 def finish(steps: Steps[_R]) -> list[_R]:
-    """Do all steps at once; the results.
+    """Run all steps without a pause; the results.
 
     >>> def double(numbers):
     ...     yield
@@ -268,7 +286,7 @@ def finish(steps: Steps[_R]) -> list[_R]:
 
 
 def _next_step(steps: Steps[_R]) -> list[_R] | None:
-    """Do one step; the results after the last one."""
+    """Run one step. Returns the results after the last step, None before."""
     try:
         next(steps)
     except StopIteration as end:

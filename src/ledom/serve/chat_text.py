@@ -1,7 +1,8 @@
-"""Finds question and answer in what trainers send: chat markup, special tokens, cut prompts.
+"""Finds the question and the answer in the text that a trainer sends.
 
-A trainer sends a prompt as its model read it, with its chat template and special tokens. A reward
-model trained on plain questions must not see them. This module knows nothing of requests.
+A trainer sends a prompt as its policy read it: with a chat template and special tokens, and
+possibly truncated. A reward model trained on plain questions must not see this markup. This module
+knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ _TURN = re.compile(
 _ROLES = {"model": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 _SPECIAL = re.compile(r"<[|｜][^<>\s|｜]{1,40}[|｜]>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 _OPENING = re.compile(r"<(?:s|bos)>|<[|｜]begin[^<>\s|｜]{1,40}[|｜]>")
-_SHORTEST_OVERLAP = 8  # characters of a cut prompt by which its response is found
+_SHORTEST_OVERLAP = 8  # characters of a truncated prompt that suffice to find its response
 
 
 def question_of(prompt: str | Messages) -> str:
-    """The user's last message, in a list of messages or a chat template; or all of a plain text.
+    """The user's last message in a list of messages or a chat template; plain text as a whole.
+
+    Raises `InputError` for a list of messages without a user message.
 
     >>> question_of("<|im_start|>user\\nHow many?<|im_end|>\\n<|im_start|>assistant\\n")
     'How many?'
@@ -45,7 +48,7 @@ def question_of(prompt: str | Messages) -> str:
 
 
 def answer_of(response: str | Messages) -> str:
-    """A response up to its first special token; the assistant's last one in a list of messages.
+    """A response up to its first special token. In a list of messages: the assistant's last one.
 
     >>> answer_of(" It is 7.<|im_end|>\\n<|endoftext|>")
     'It is 7.'
@@ -57,9 +60,9 @@ def answer_of(response: str | Messages) -> str:
 
 
 def response_in(query: str, prompt: str) -> str:
-    """What follows the prompt in `query`, which may have lost the prompt's start.
+    """The part of `query` after the prompt. `query` may have lost the prompt's start.
 
-    Raises `InputError` where the two do not meet.
+    Raises `InputError` if `query` does not start with the prompt or an end of it.
 
     >>> response_in("two plus two? Four.", "What is two plus two?")
     ' Four.'
@@ -68,14 +71,17 @@ def response_in(query: str, prompt: str) -> str:
         return query[len(prompt) :]
     length = _overlap(prompt, query.lstrip("\ufffd"))
     if length < min(_SHORTEST_OVERLAP, len(prompt)):
-        raise InputError("the query continues neither its prompt nor the end of it")
+        raise InputError(
+            "the query does not start with its prompt, nor with an end of it; send prompt and "
+            "response as one text"
+        )
     return query.lstrip("\ufffd")[length:]
 
 
 def split_dialog(text: str, between: str) -> tuple[str, str]:
-    """Question and answer of a whole dialog: by its chat markup, else split at `between`.
+    """The question and the answer of a dialog: by its chat markup, or split at `between`.
 
-    Raises `InputError` where there is neither.
+    Raises `InputError` if the text has neither.
 
     >>> split_dialog("2 + 2?|4", between="|")
     ('2 + 2?', '4')
@@ -110,7 +116,7 @@ def _turns(text: str) -> list[tuple[str, str]]:
 
 
 def _plain(text: str) -> str:
-    """A text up to its first special token, after those that it starts with."""
+    """A text without the special tokens at its start, up to the next special token."""
     text = text.strip()
     while (mark := _OPENING.match(text)) is not None:
         text = text[mark.end() :].strip()
@@ -118,7 +124,7 @@ def _plain(text: str) -> str:
 
 
 def content_of(message: dict[str, object]) -> str:
-    """The text of a message, whose content may come in parts.
+    """The text of a message, whose content may be a list of parts.
 
     >>> content_of({"content": [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]})
     '2 + 2?'
@@ -133,12 +139,15 @@ def content_of(message: dict[str, object]) -> str:
 
 
 def _overlap(left: str, right: str) -> int:
-    """Length of the longest end of `left` that `right` starts with, in linear time."""
+    """Length of the longest suffix of `left` that is a prefix of `right`, in linear time.
+
+    This is the prefix function of Knuth, Morris and Pratt on `right + separator + left`.
+    """
     text = f"{right[: len(left)]}\0{left[-len(right) :] if right else ''}"
-    border = [0] * len(text)
+    prefix = [0] * len(text)
     for i in range(1, len(text)):
-        length = border[i - 1]
+        length = prefix[i - 1]
         while length and text[i] != text[length]:
-            length = border[length - 1]
-        border[i] = length + (text[i] == text[length])
-    return border[-1] if right else 0
+            length = prefix[length - 1]
+        prefix[i] = length + (text[i] == text[length])
+    return prefix[-1] if right else 0

@@ -1,6 +1,6 @@
-"""The gateway: draws candidates from an upstream, or from the forward model, and chooses one.
+"""The gateway: draws candidates from an upstream or from the forward model, and chooses one.
 
-The model's name, `ledom/STRATEGY,key=value`, or the body's key `ledom` says how.
+Options come in the model's name, `ledom/STRATEGY,key=value`, or in the body's key `ledom`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _TEMPERATURE = 0.7
 
 
 class Options(Config):
-    """How to choose."""
+    """How the gateway draws and chooses."""
 
     strategy: str | None = None
-    """A strategy's id, with - or _ between its words; default: the best one available."""
+    """A strategy's id, its words joined by - or _; default: the best one available."""
     n: Annotated[int, Field(ge=1)] = _SAMPLES
     """Candidates to draw."""
     lam: Annotated[float | None, Field(ge=0, le=1, alias="lambda")] = None
@@ -79,17 +79,19 @@ class Options(Config):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The choice, and the details to report."""
+    """The chosen candidate."""
 
     choice: JsonObject
+    """The choice as the upstream sent it."""
     text: str
     tokens: tuple[int, int] | None
-    """Tokens read and written for all candidates; None where the upstream does not say."""
+    """Tokens read and written for all candidates; None if the upstream does not report them."""
     details: JsonObject
+    """How the choice was made, with all candidates; answers send this as `ledom`."""
 
 
 def strategy_slugs() -> dict[str, str]:
-    """The strategies that can choose, by the names that fit into a model's name.
+    """Ids of the strategies that can choose, by their spelling in a model's name.
 
     >>> strategy_slugs()["vote-all-terms"]
     'vote_all_terms'
@@ -104,12 +106,13 @@ def strategy_slugs() -> dict[str, str]:
 async def choose(
     service: Service, question: str, options: Options, path: str, body: Mapping[str, Any]
 ) -> Chosen:
-    """Draw candidates for `question` and choose; `body` is what the upstream gets.
+    """Draw candidates for `question` and choose one. `body` is sent to the upstream.
 
-    Raises `Refusal` and `InputError`.
+    Raises `Refusal` or `InputError` if a limit is exceeded, the upstream fails, or the strategy
+    cannot choose.
     """
     start = time.perf_counter()
-    # The length of an upstream's texts is limited by the upstream.
+    # The upstream itself limits the length of its texts.
     asked = 1 if service.upstream else int(body.get("max_tokens") or 1)
     service.check_writing(options.n, asked)
     drawn = await _draw(service, question, options, path, body)
@@ -143,7 +146,8 @@ async def _draw(
     if options.model is not None:
         raise Refusal(
             400,
-            "this server has no upstream whose models could be named; leave out the option model",
+            "the option model names a model of the upstream, and this server has none; leave it "
+            "out",
         )
     lm = service.model("forward")
     service.check_prompts(lm, [question])
@@ -173,7 +177,7 @@ def _select(
     candidates: Sequence[Candidate],
     judged: Sequence[Judgement],
 ) -> JsonObject:
-    """Choose as `ledom rerank` does; returns the details to report."""
+    """Choose as `ledom rerank` does; `Chosen.details`."""
     weights = service.judge.weights if options.lam is None else default_weights(options.lam)
     scores = [
         score
@@ -206,7 +210,7 @@ def _select(
 
 
 def _strategy(asked: str | None, table: CandidateTable, weights: TunedWeights) -> str:
-    """The strategy of that name; raises `InputError` for one that cannot choose here."""
+    """The id of the strategy asked for; raises `InputError` if it cannot choose here."""
     if asked is None:
         return preferred_strategy(table, weights)
     able = usable(table, weights.weights)
@@ -221,7 +225,7 @@ def _strategy(asked: str | None, table: CandidateTable, weights: TunedWeights) -
 
 
 def _answers(table: CandidateTable, candidates: Sequence[Candidate]) -> list[JsonObject]:
-    """Distinct answers, and how many candidates give each, the most frequent first."""
+    """Distinct answers and their numbers of candidates, the most frequent first."""
     groups: dict[int, list[Candidate]] = {}
     for number, candidate in zip(table.answers[0], candidates, strict=True):
         if number >= 0:

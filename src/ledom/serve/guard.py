@@ -1,7 +1,8 @@
-"""What runs before every route: it limits who may ask, how much, and for how long.
+"""Middleware in front of every route: it limits who may send requests, how much, and how long.
 
-The guard reads a whole body within its limits and passes it on. It ends the work when the client
-goes away or the time is up, and drops a client that does not read. It knows nothing of the routes.
+The guard reads the whole body, within its limits, and passes it to the app. It cancels the work
+when the client disconnects or the time is up, and drops a client that does not read its answer. It
+knows nothing of the routes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _OPEN = ("/healthz",)
-_CLIENT_GONE = 499  # sent to nobody: a label for the metrics
+_CLIENT_GONE = 499  # never sent: a label for the metrics
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -60,7 +61,7 @@ class Guard:
             except _ClientGone:
                 exchange.status = exchange.status or _CLIENT_GONE
                 if exchange.status != _CLIENT_GONE:
-                    raise  # the server closes the connection: the answer is not whole
+                    raise  # the answer is incomplete: the server closes the connection
             finally:
                 self._metrics.request(scope, exchange.status, time.perf_counter() - start)
 
@@ -83,7 +84,8 @@ class Guard:
         headers = {key.lower(): value for key, value in scope["headers"]}
         token = self._settings.token
         if token is None:
-            # A page that a browser shows must not reach a server that trusts this machine.
+            # Without a token the server trusts this machine. A foreign web page in a browser here
+            # must not reach it under another host name (DNS rebinding).
             host = headers.get(b"host", b"").decode("latin-1")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
             if name not in _LOCAL_NAMES:
@@ -132,7 +134,7 @@ class Guard:
         exchange: _Exchange,
         body: bytes,
     ) -> None:
-        """The app's answer; the work ends when the client goes away or the time is up."""
+        """Run the app; cancel it when the client disconnects or the time is up."""
         gone = asyncio.Event()
         parts = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -178,7 +180,7 @@ def _credential(header: bytes) -> bytes:
 
 
 class _Exchange:
-    """The outgoing answer: a time limit per part, and the status once it has started."""
+    """The outgoing answer: it limits the time per part, and records the status."""
 
     def __init__(self, send: Send, seconds: float) -> None:
         self._send, self._seconds = send, seconds
@@ -186,7 +188,7 @@ class _Exchange:
         self.started = asyncio.Event()
 
     async def send(self, message: Message) -> None:
-        """Send a part; raises `_ClientGone` if the client does not take it."""
+        """Send a part; raises `_ClientGone` if the client does not receive it in time."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.started.set()

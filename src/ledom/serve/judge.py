@@ -1,7 +1,7 @@
 """Rewards for answers: a pair of models, and a strategy that turns their scores into one number.
 
-It knows nothing of requests. The models read text as text: the name of a special token in it is
-spelled out, never taken for the token.
+It knows nothing of requests. A special token's name inside a text is encoded as ordinary
+characters, never as the token.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ __all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair"]
 
 _LOG_NAMES = {"y|x": "log_p_yx", "x|y": "log_p_xy", "y": "log_p_y"}
 MASK_COPIES = 8
-"""Words from which a copied passage is left out; see `Judge`."""
-_MARGIN = 64  # tokens of a template and special ones, at most
+"""Default length in words from which copied passages are left out; see `Judge`."""
+_MARGIN = 64  # most tokens of a template, special tokens included
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the models say of an answer."""
+    """The models' scores of an answer, and its reward."""
 
     reward: float
     """The strategy's score: the larger, the better."""
     scores: dict[str, Score]
-    """Log-probabilities by target: `y|x`, `x|y` and `y`, of the models that are there."""
+    """Log-probabilities by target (`y|x`, `x|y`, `y`), as far as their models are loaded."""
     features: dict[str, float]
     """See `FEATURES`."""
 
     def scores_of(self, candidate: Candidate) -> list[Score]:
-        """The scores as records of a candidate with this text."""
+        """The scores as records of `candidate`, which has the judged text."""
         return [
             replace(score, problem_id=candidate.problem_id, index=candidate.index)
             for score in self.scores.values()
@@ -56,9 +56,9 @@ class Judgement:
 
     @property
     def probability(self) -> float:
-        """The reward from 0 to 1, in the same order: exp(reward), at most 1.
+        """The reward on a scale from 0 to 1, in the same order: exp(reward), at most 1.
 
-        Of log-probabilities per token it is the weighted geometric mean of the probabilities.
+        For log-probabilities per token this is the weighted geometric mean of the probabilities.
 
         >>> round(Judgement(reward=-0.5, scores={}, features={}).probability, 3)
         0.607
@@ -67,16 +67,16 @@ class Judgement:
 
     @property
     def is_truncated(self) -> bool:
-        """Whether the answer was longer than a model reads, and lost its end."""
+        """Whether the answer was longer than a model's context, and lost its end."""
         return any(score.extra.get("truncated") for score in self.scores.values())
 
     def value(self, use_activation: bool) -> float:
-        """The number that clients of vLLM's protocols ask for: from 0 to 1, or the reward."""
+        """`probability` with `use_activation` (vLLM's term), otherwise `reward`."""
         return self.probability if use_activation else self.reward
 
     @property
     def logprobs(self) -> dict[str, float]:
-        """The parts of the reward under names that logs take: `log_p_xy` is log P(x|y)."""
+        """The log-probabilities under names for logs: `log_p_xy` is log P(x|y)."""
         return {_LOG_NAMES[target]: score.logprob for target, score in self.scores.items()}
 
     @property
@@ -88,14 +88,14 @@ class Judgement:
 
 
 class Judge:
-    """The reward of answers; see `Judgement`.
+    """Judges answers with a forward model, a reverse model, or both.
 
-    A reverse model does not read the passages of `mask_copies` words or more that an answer copies
-    from its question: an answer that restates the question would explain it perfectly. 0: it reads
-    everything.
+    Passages of `mask_copies` or more words that an answer copies from its question are hidden from
+    the reverse model: an answer that restates the question would explain it perfectly. With 0 the
+    model reads everything.
 
     `strategy` must score each answer alone, such as `reverse_reward`. Raises `InputError` for any
-    other, or where a model or a weight that it needs is missing.
+    other strategy, and if a model or weight that it needs is missing.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Judge:
         return picks[name], self.weights.weights.get(name)
 
     def check(self, pairs: Sequence[Pair]) -> None:
-        """Raise `InputError` for a question that is empty, or leaves no room for an answer.
+        """Raise `InputError` if a question is empty or leaves no room for an answer.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> Judge(FakeLanguageModel(), None).check([Pair(" ", "4")])
@@ -158,7 +158,7 @@ class Judge:
             if not question.strip():
                 raise InputError("the question is empty")
         for lm in self.models:
-            # A token has at least one byte: most questions fit without being encoded.
+            # A token has at least one byte, so most questions are known to fit unencoded.
             long = [q for q in questions if 4 * len(q) + _MARGIN > lm.context]
             if long:
                 try:
@@ -172,7 +172,7 @@ class Judge:
     def judge(self, pairs: Sequence[Pair]) -> list[Judgement]:
         """The judgement of each pair. Equal pairs are computed once.
 
-        Raises `InputError` where a log-probability is not finite.
+        Raises `InputError` if a log-probability is not finite.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> judge = Judge(None, FakeLanguageModel(direction="reverse"))
@@ -183,7 +183,7 @@ class Judge:
         return finish(self.judge_in_steps(pairs))
 
     def judge_in_steps(self, pairs: Sequence[Pair]) -> Steps[Judgement]:
-        """The same as `judge`; yields whenever a model has read some of the pairs."""
+        """`judge` as a generator that yields after each batch of a model."""
         problem_of: dict[str, Problem] = {}
         candidates: dict[Pair, Candidate] = {}
         for pair in pairs:

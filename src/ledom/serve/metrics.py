@@ -14,7 +14,7 @@ _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Requests by route and status, batches, and what waits."""
+    """Counts of requests by route and status, of batches, tokens and waiting texts."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -24,7 +24,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "ledom_request_seconds",
-            "Time from a request's head to the end of its answer.",
+            "Time from a request's header to the end of its answer.",
             ("route",),
             buckets=_SECONDS,
             registry=self.registry,
@@ -36,14 +36,14 @@ class Metrics:
             "ledom_batch_seconds", "Time per batch.", buckets=_SECONDS, registry=self.registry
         )
         self._tokens = Counter(
-            "ledom_tokens", "Tokens by what was done with them.", ("what",), registry=self.registry
+            "ledom_tokens", "Tokens scored, generated, drawn.", ("what",), registry=self.registry
         )
         self._waiting = Gauge(
-            "ledom_waiting_items", "Texts that wait for a model.", registry=self.registry
+            "ledom_waiting_items", "Texts waiting for a model.", registry=self.registry
         )
 
     def request(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
-        """Count a request. Paths that are no route count as `other`: clients cannot add labels."""
+        """Count a request. Unknown paths share the label `other`: clients cannot add labels."""
         route = getattr(scope.get("route"), "path", "other")
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
@@ -64,7 +64,7 @@ class Metrics:
         self._tokens.labels(what).inc(count)
 
     def watch_waiting(self, waiting: Callable[[], int]) -> None:
-        """Ask `waiting` whenever the numbers are read."""
+        """Take the number of waiting texts from `waiting` whenever metrics are read."""
         self._waiting.set_function(waiting)
 
     def text(self) -> bytes:

@@ -1,4 +1,4 @@
-"""uvicorn's protocol with limits: on its own it waits forever for a request's head."""
+"""uvicorn's HTTP protocol with time and size limits; without them it waits for a header forever."""
 
 from __future__ import annotations
 
@@ -9,86 +9,92 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ledom.serve.settings import Limits
 
-__all__ = ["BoundedHead", "bounded"]
+__all__ = ["BoundedProtocol", "bounded"]
 
-_HEAD_BYTES = 64 * 2**10  # most bytes of a request's head
+_HEADER_BYTES = 64 * 2**10  # most bytes of a request's header
 
 
-class BoundedHead(HttpToolsProtocol):
-    """Ends a connection whose request head is too slow or too long, or that is not read from."""
+class BoundedProtocol(HttpToolsProtocol):
+    """Aborts a connection whose header is too slow or too long, or whose client stops reading.
+
+    `limits.read_seconds` is the time for a header; `limits.write_seconds` is how long the client
+    may leave the buffered answer unread.
+    """
 
     limits: ClassVar[Limits]
 
-    _timer: asyncio.TimerHandle | None = None
-    _unread: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _header_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _header_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._start()
+        self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
-        self._stop_watching()
+        self._stop_header_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._start()
+        self._start_header_timer()
 
     def on_headers_complete(self) -> None:
-        self._stop()
+        self._stop_header_timer()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data) if self._timer else 0
+        self._header_bytes += len(data) if self._header_timer else 0
         super().data_received(data)
-        if self._timer and self._head_bytes > _HEAD_BYTES:
+        if self._header_timer and self._header_bytes > _HEADER_BYTES:
             self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch(self.transport.get_write_buffer_size())
+        self._start_write_timer(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        self._stop_watching()
+        self._stop_write_timer()
         super().resume_writing()
 
-    def _watch(self, size: int) -> None:
-        self._stop_watching()
-        self._unread = self.loop.call_later(self.limits.write_seconds, self._end_unread, size)
+    def _start_write_timer(self, unread: int) -> None:
+        self._stop_write_timer()
+        seconds = self.limits.write_seconds
+        self._write_timer = self.loop.call_later(seconds, self._abort_if_stuck, unread)
 
-    def _end_unread(self, before: int) -> None:
-        size = self.transport.get_write_buffer_size()
-        if size < before:
-            self._watch(size)
+    def _abort_if_stuck(self, unread_before: int) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if unread < unread_before:
+            self._start_write_timer(unread)
         else:
             self.transport.abort()
 
-    def _stop_watching(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
-    def _start(self) -> None:
-        if self._timer is None:
-            self._head_bytes = 0
-            self._timer = self.loop.call_later(self.limits.read_seconds, self.transport.abort)
+    def _start_header_timer(self) -> None:
+        if self._header_timer is None:
+            self._header_bytes = 0
+            seconds = self.limits.read_seconds
+            self._header_timer = self.loop.call_later(seconds, self.transport.abort)
 
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
 
-def bounded(limits: Limits) -> type[BoundedHead]:
-    """The protocol with these limits, as a class, which uvicorn expects.
+def bounded(limits: Limits) -> type[BoundedProtocol]:
+    """The protocol with these limits, as a class, because uvicorn expects one.
 
     >>> bounded(Limits(read_seconds=3)).limits.read_seconds
     3.0
     """
 
-    class Limited(BoundedHead):
+    class Limited(BoundedProtocol):
         pass
 
     Limited.limits = limits

@@ -1,4 +1,4 @@
-"""Error responses: a status and one line, in the form that OpenAI's clients read."""
+"""Error responses: a status and one line, in the JSON form that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Refusal", "describe", "refusal_of", "validation_message"]
 
 
 class Refusal(Exception):  # noqa: N818 (an answer)
-    """An answer other than 200; `message` says what is wrong and the remedy.
+    """An error response; `message` says what is wrong, and the remedy.
 
     >>> Refusal(429, "try again later").detail
     {'message': 'try again later', 'type': 'too_many_requests', 'code': 429}
@@ -27,7 +27,7 @@ class Refusal(Exception):  # noqa: N818 (an answer)
         self.status, self.message, self.headers = status, message, dict(headers or {})
 
     def response(self) -> JSONResponse:
-        """The answer. `error.type` is the status in words.
+        """The HTTP response. `error.type` is the status in words.
 
         >>> Refusal(413, "send less").response().body
         b'{"error":{"message":"send less","type":"request_entity_too_large","code":413}}'
@@ -36,13 +36,13 @@ class Refusal(Exception):  # noqa: N818 (an answer)
 
     @property
     def detail(self) -> JsonObject:
-        """What stands under `error`."""
+        """The object under the body's key `error`."""
         kind = HTTPStatus(self.status).name.lower()
         return {"message": self.message, "type": kind, "code": self.status}
 
 
 def refusal_of(error: Exception) -> Refusal | None:
-    """The answer to an error of the work; None for a defect.
+    """The error response for an exception; None if the exception is a defect.
 
     >>> refusal_of(InputError("the question is empty")).status, refusal_of(ZeroDivisionError())
     (400, None)
@@ -65,7 +65,7 @@ def refusal_of(error: Exception) -> Refusal | None:
 
 
 def validation_message(errors: Sequence[Mapping[str, Any]]) -> str:
-    """The first of pydantic's errors in one line. The value is left out: it may be large.
+    """The first of pydantic's errors in one line, without the value, which may be large.
 
     >>> validation_message([{"loc": ("body", "n"), "msg": "Input should be less than 9"}])
     'n: Input should be less than 9'
@@ -77,7 +77,7 @@ def validation_message(errors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """These answers, and those that every route may give, for the OpenAPI description.
+    """The error responses of a route for OpenAPI: `statuses` and those that every route may give.
 
     >>> describe(404)[404]["description"]
     'Not Found'

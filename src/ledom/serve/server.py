@@ -1,4 +1,4 @@
-"""The server on a port: uvicorn around the app, with limits on what it leaves open.
+"""The server on a port: uvicorn around the app, with limits that uvicorn lacks.
 
 On SIGTERM or Ctrl-C it takes no new requests, finishes those under way, and exits.
 """
@@ -21,7 +21,7 @@ _GRACE_SECONDS = 30
 
 
 def require_extra() -> None:
-    """Raise `MissingExtraError` if a package that a server needs is not installed."""
+    """Raise `MissingExtraError` if a package of the extra `serve` is not installed."""
     try:
         import fastapi  # noqa: F401
         import httptools  # noqa: F401
@@ -66,12 +66,12 @@ class Server:
         return self._server.started
 
     def run(self) -> None:
-        """Serve until a signal comes, or `stop` is called."""
+        """Serve until a signal arrives or `stop` is called."""
         with self._socket:
             self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Finish the requests under way and exit; may be called from any thread."""
+        """Finish the requests under way and exit. Any thread may call this."""
         self._server.should_exit = True
 
 

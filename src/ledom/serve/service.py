@@ -1,4 +1,4 @@
-"""What the routes share: the judge behind its queue, the models by name, and the counts."""
+"""The state that all routes share: the judge and its queue, the models by name, the metrics."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ledom.serve.upstream import Upstream
 __all__ = ["REWARD", "Service"]
 
 _T = TypeVar("_T")
-_LONGEST_TOKEN = 64  # characters, on average over a whole text
-_TOGETHER = 16  # small requests that share a batch even on the slowest machine
+_LONGEST_TOKEN = 64  # most characters per token, on average over a text
+_TOGETHER = 16  # small requests that share a batch however slow the machine is
 
 REWARD = "ledom"
-"""The name under which protocols know the reward."""
+"""The reward's name as a model, in protocols that require one."""
 
 
 class Service:
@@ -43,7 +43,7 @@ class Service:
             least=_TOGETHER,
             observe=self.metrics.batch,
         )
-        # Jobs of different settings cannot share a batch: one at a time, in turn.
+        # Jobs have different settings and cannot share a batch: they run one at a time, in turn.
         self._jobs: Batcher[Callable[[], Any], Any] = Batcher(
             _one_by_one,
             lambda job: math.inf,
@@ -54,12 +54,12 @@ class Service:
 
     @property
     def models(self) -> dict[str, LanguageModel]:
-        """The language models by the names that requests call them: `forward` and `reverse`."""
+        """The language models by their names in requests, `forward` and `reverse`."""
         return {str(lm.direction): lm for lm in self.judge.models}
 
     @property
     def default_model(self) -> str:
-        """The model of requests that name none: the forward one where there is one."""
+        """The model for requests that name none: the forward model, if the server has one."""
         return next(iter(self.models))
 
     @property
@@ -74,16 +74,16 @@ class Service:
         return [f"{REWARD}/auto", *self.models]
 
     def model(self, name: str) -> LanguageModel:
-        """The model of that name; raises `Refusal` if there is none."""
+        """The model of that name; raises `Refusal` if there is no such model."""
         if name not in self.models:
             known = ", ".join(self.models)
             raise Refusal(404, f"no model {name!r:.60}; this server has: {known}")
         return self.models[name]
 
     async def judge_pairs(self, pairs: Sequence[Pair]) -> list[Judgement]:
-        """Judge them in batches with those of other requests.
+        """The judgement of each pair, computed in batches with pairs of other requests.
 
-        Raises `Refusal` for more than the limits allow, and `InputError` for what cannot be judged.
+        Raises `Refusal` if a limit is exceeded, and `InputError` for a pair that cannot be judged.
         """
         limits = self.settings.limits
         if len(pairs) > limits.max_candidates:
@@ -95,7 +95,7 @@ class Service:
         return judged
 
     async def compute(self, job: Callable[[], _T]) -> _T:
-        """Run a job on a model, one at a time with those of other requests, beside the judge."""
+        """Run a job that uses a model. Jobs run one at a time, in parallel with the judge."""
         (result,) = await self._jobs.submit([job])
         found: _T = result
         return found
@@ -116,7 +116,7 @@ class Service:
             raise Refusal(413, f"max_tokens is {tokens}; at most {limits.max_new_tokens} per text")
 
     def check_scoring(self, lm: LanguageModel, tokens: int) -> None:
-        """Raise `Refusal` for a text that takes too long to score token by token."""
+        """Raise `Refusal` for a text that is too long to score token by token."""
         if tokens > lm.context:
             raise Refusal(400, f"a prompt of {tokens} tokens; the model reads {lm.context}")
         work = tokens * (tokens + 1) // 2 if lm.direction is Direction.REVERSE else tokens
@@ -124,9 +124,9 @@ class Service:
             raise Refusal(413, f"scoring {tokens} tokens in reverse takes too long; send less")
 
     def check_prompts(self, lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> None:
-        """Raise `Refusal` for a prompt that is too long for the model, whatever its tokens are.
+        """Raise `Refusal` for a prompt that is too long for the model, before it is encoded.
 
-        Reading such a prompt would take long; others that are too long are refused once encoded.
+        Encoding such a prompt would take long. Other prompts may still prove too long once encoded.
         """
         for prompt in prompts:
             unit, most = "tokens", lm.context
@@ -152,7 +152,7 @@ class Service:
             raise Refusal(413, f"{count} tokens; at most {most} per request")
 
     async def close(self) -> None:
-        """Finish the requests that were accepted, then stop."""
+        """Finish all accepted requests, then stop."""
         await self._batcher.close()
         await self._jobs.close()
         if self.upstream is not None:
@@ -168,5 +168,5 @@ def _one_by_one(jobs: list[Callable[[], Any]]) -> Steps[Any]:
 
 
 def _cost(pair: Pair) -> float:
-    """How long a pair takes beside others: its length, and a little for being there."""
+    """The estimated time of a pair, in characters: its length and a constant."""
     return 20.0 + len(pair.question) + len(pair.answer)

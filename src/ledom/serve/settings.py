@@ -1,4 +1,4 @@
-"""What a server allows: its limits, its token, and where it listens."""
+"""The settings of a server: its address, its token, and its limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Limits", "Settings"]
 
 
 class Limits(Config):
-    """Limits on single requests, and on all of them together.
+    """Limits per request, and on all requests together.
 
     >>> Limits().max_bytes  # 4 MiB
     4194304
@@ -23,27 +23,27 @@ class Limits(Config):
     max_bytes: int = Field(default=4 * 2**20, ge=1024)
     """Bytes of a request's body."""
     max_candidates: int = Field(default=1024, ge=1)
-    """Texts that one request may have scored, or drawn."""
+    """Texts to score, or to draw, per request."""
     max_tokens: int = Field(default=2**18, ge=1)
-    """Tokens of all the texts that one request may have scored."""
+    """Tokens to score per request, over all its texts."""
     max_new_tokens: int = Field(default=1024, ge=1)
-    """Tokens that one request may have written, for each text."""
+    """Tokens to generate per text."""
     seconds: float = Field(default=120.0, gt=0)
     """Time for a request, from its first byte to the start of the answer."""
     read_seconds: float = Field(default=20.0, gt=0)
-    """Time to send a request's head, and again its body."""
+    """Time to send a request's header, and again its body."""
     write_seconds: float = Field(default=20.0, gt=0)
-    """Time for the client to take each part of an answer."""
+    """Time for the client to receive each part of an answer."""
     max_waiting: int = Field(default=4096, ge=1)
     """Texts that may wait for a model; requests beyond that are refused with 429."""
     max_connections: int = Field(default=1024, ge=1)
-    """Connections at a time; further ones are refused with 503."""
+    """Concurrent connections; further ones are refused with 503."""
     batch_seconds: float = Field(default=0.05, gt=0)
-    """Time that one batch should take, and so how long a small request waits behind a large one."""
+    """Target time of a batch; about how long a small request waits behind a large one."""
 
 
 class Settings(Config):
-    """How a server is reached."""
+    """Where a server listens, and what it requires and allows."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -51,11 +51,11 @@ class Settings(Config):
     token: str | None = None
     """What a client must send as `Authorization: Bearer TOKEN`, or a browser as the password."""
     reports: Path | None = None
-    """A folder whose HTML files the page shows."""
+    """A folder whose HTML files the page lists and shows."""
     limits: Limits = Limits()
 
     def check(self) -> None:
-        """Raise `InputError` for a server that anyone could use from elsewhere.
+        """Raise `InputError` if other machines could use the server without a token.
 
         >>> Settings(host="0.0.0.0").check()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
@@ -73,7 +73,7 @@ class Settings(Config):
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address.
+    """Whether only this machine can reach a host of that name.
 
     >>> _is_loopback("127.0.0.1"), _is_loopback("localhost"), _is_loopback("0.0.0.0")
     (True, True, False)

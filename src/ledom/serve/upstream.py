@@ -1,8 +1,8 @@
 """The server that the gateway draws candidates from, over OpenAI's protocol.
 
-Whatever goes wrong upstream (it hangs, refuses, sends garbage or dies halfway) becomes one clear
-refusal. Requests that may succeed later (429, 5xx, a broken connection) are tried again. If it
-ignores or refuses `n`, it is asked once per candidate.
+Any failure of the upstream (a timeout, an error, an invalid or incomplete answer) becomes one
+`Refusal`. Requests that may succeed later (429, 5xx, a broken connection) are retried. If the
+upstream ignores or rejects `n`, it gets one request per candidate.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from ledom.serve.refusals import Refusal
 
 __all__ = ["Drawn", "Upstream"]
 
-_PAUSES = (0.5, 2.0)  # seconds before another try
+_PAUSES = (0.5, 2.0)  # seconds before the first and the second retry
 _MOST_BYTES = 64 * 2**20  # of one answer
-_DECLINES = (400, 404, 413, 422)  # statuses that say that the client's request is wrong
-_TOGETHER = 8  # requests at a time, for an upstream that sends one choice each
+_DECLINES = (400, 404, 413, 422)  # statuses that mean that the client's request is wrong
+_TOGETHER = 8  # concurrent requests to an upstream that sends one choice per request
 
 
 @dataclass
 class Drawn:
-    """Candidates: an upstream's choices, their texts, and the tokens that they took."""
+    """Candidates: the choices that an upstream sent, their texts, and their token counts.
+
+    A count is None if the upstream does not report it.
+    """
 
     choices: list[JsonObject]
     texts: list[str]
     prompt_tokens: int | None = 0
-    """None where the upstream does not say."""
     completion_tokens: int | None = 0
 
 
@@ -63,9 +65,9 @@ class Upstream:
         )
 
     async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:
-        """Draw `count` choices for a body; `path` is `chat/completions` or `completions`.
+        """Draw `count` choices. `path` is `chat/completions` or `completions`.
 
-        Raises `Refusal`.
+        Raises `Refusal` if the upstream fails, rejects the body, or takes longer than `seconds`.
         """
         try:
             async with asyncio.timeout(self.seconds):
@@ -83,7 +85,7 @@ class Upstream:
         )
 
     def cost(self, drawn: Drawn) -> float | None:
-        """What the candidates cost; None where prices or counts are unknown.
+        """The price of the candidates; None if prices or token counts are unknown.
 
         >>> upstream = Upstream("http://127.0.0.1:8001/v1", "m", prompt_price=1, completion_price=2)
         >>> upstream.cost(Drawn([], [], prompt_tokens=1_000_000, completion_tokens=500_000))
@@ -108,7 +110,7 @@ class Upstream:
         except _Declined as declined:
             if count == 1:
                 raise
-            single = dict(body)  # it may not know the key n at all
+            single = dict(body)  # the upstream may reject the key n itself
             try:
                 answers = [await self._ask(path, single)]
             except _Declined:
@@ -116,7 +118,7 @@ class Upstream:
         limit = asyncio.Semaphore(_TOGETHER)
 
         async def one(number: int) -> JsonObject:
-            # The same seed would draw the same text each time.
+            # With equal seeds all requests would draw the same text.
             seed = single.get("seed")
             seeded = {"seed": seed + number} if isinstance(seed, int) else {}
             async with limit:
@@ -126,12 +128,12 @@ class Upstream:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(number)) for number in range(1, lacking + 1)]
-        except ExceptionGroup as errors:  # the first of them has ended the others
+        except ExceptionGroup as errors:  # the first error cancelled the other requests
             raise errors.exceptions[0] from None
         return answers + [task.result() for task in tasks]
 
     async def _ask(self, path: str, body: Mapping[str, Any]) -> JsonObject:
-        """The upstream's answer, tried again where that may help."""
+        """The upstream's answer; failures that may pass are retried."""
         url = f"{self.base_url.rstrip('/')}/{path}"
         for pause in (*_PAUSES, None):
             try:
@@ -168,7 +170,7 @@ class Upstream:
 
 
 class _Passing(Exception):  # noqa: N818
-    """An error that may go away on another try."""
+    """An error that may not occur on a retry."""
 
     def __init__(self, status: int, wait: str) -> None:
         super().__init__(f"the upstream answered {status}")
@@ -186,7 +188,7 @@ def _refusal(error: Exception, seconds: float) -> Refusal:
     if isinstance(error, _Passing):
         headers = {"Retry-After": error.wait} if error.status == 429 else None
         return Refusal(429 if error.status == 429 else 502, str(error), headers)
-    return Refusal(502, f"the upstream cannot be reached, or broke off: {error}")
+    return Refusal(502, f"the connection to the upstream failed: {error}")
 
 
 def _is_address(url: str) -> bool:
@@ -202,7 +204,7 @@ def _is_choice(choice: Any) -> bool:
 
 
 def _text(choice: JsonObject) -> str:
-    """The text of a choice; empty for one that calls a tool."""
+    """The text of a choice; empty for a tool call."""
     if "message" in choice:
         return content_of(choice["message"])
     text = choice.get("text")

@@ -1,4 +1,4 @@
-"""Texts that a model writes, and its log-probabilities token by token, in reading order.
+"""Token-by-token views of prompts and generated texts, with log-probabilities, in reading order.
 
 It knows nothing of requests.
 """
@@ -20,16 +20,17 @@ Alternatives = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Token:
-    """A token with its log-probability, which is None where the model had read nothing."""
+    """A token with its log-probability."""
 
     id: int
     logprob: float | None
+    """In nats; None for a token that is not predicted, such as the first one that is read."""
     alternatives: Alternatives = field(default_factory=list)
     """The most likely tokens at this position, best first; see `LanguageModel.alternatives`."""
 
 
 def token_text(lm: LanguageModel, token_id: int) -> str:
-    """A token's text, or the name of a special token. Part of a character is shown as U+FFFD.
+    """A token's text, or the name of a special token. A partial character appears as U+FFFD.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -41,9 +42,9 @@ def token_text(lm: LanguageModel, token_id: int) -> str:
 
 
 def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
-    """A prompt as the text that `generate` takes.
+    """A prompt, given as text or ids, as text.
 
-    Raises `InputError` for ids that are not those of their own text.
+    Raises `InputError` for ids that the tokenizer would not produce from their text.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -56,12 +57,14 @@ def prompt_text(lm: LanguageModel, prompt: str | Sequence[int]) -> str:
     known = _strip_special(lm, prompt)
     text = lm.tokenizer.decode(known)
     if lm.tokenizer.encode(text).ids != known:
-        raise InputError("the prompt's ids are not those of a text; send the text")
+        raise InputError(
+            "the tokenizer encodes the text of the prompt's ids to other ids; send the text"
+        )
     return text
 
 
 def check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
-    """Raise `InputError` for an id that is no token.
+    """Raise `InputError` for an id outside of the vocabulary.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -75,7 +78,7 @@ def check_ids(lm: LanguageModel, ids: Sequence[int]) -> None:
 
 
 def _strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
-    """Ids without the special tokens that the model reads first, where they are written out.
+    """Ids without the model's BOS tokens, if the ids start with them.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -104,7 +107,10 @@ def written_tokens(
 
 
 def next_tokens(lm: LanguageModel, prompt: str, generation: Generation, count: int) -> Alternatives:
-    """What may be written next: further right by a forward model, further left by a reverse one."""
+    """The most likely next tokens: to the right (forward model) or to the left (reverse model).
+
+    At most `count`, best first; none if the model's context is full.
+    """
     context, ids = _all_ids(lm, prompt, generation)
     known = context + lm.direction.to_model_order(ids)
     if len(known) >= lm.context:
@@ -115,12 +121,12 @@ def next_tokens(lm: LanguageModel, prompt: str, generation: Generation, count: i
 
 
 def _all_ids(lm: LanguageModel, prompt: str, generation: Generation) -> tuple[list[int], list[int]]:
-    """What the model read in model order, and what it wrote in reading order."""
+    """Ids that the model read, in model order, and ids that it wrote, in reading order."""
     return lm.prompt_ids(prompt, max(1, len(generation.ids))), list(generation.ids)
 
 
 def _score(lm: LanguageModel, context: list[int], ids: list[int], count: int) -> list[Token]:
-    """Tokens after a context in model order; ids in reading order."""
+    """The tokens that follow a context in model order. `ids` are in reading order."""
     whole = lm.direction.to_reading_order(context + lm.direction.to_model_order(ids))
     span = lm.direction.span_to_model_order(len(context), len(whole), len(whole))
     return _tokens(lm, TokenSpan(whole, *span), count)
@@ -133,20 +139,21 @@ def _tokens(lm: LanguageModel, target: TokenSpan, count: int) -> list[Token]:
         return [Token(i, float(v)) for i, v in zip(ids, values, strict=True)]
     alternatives = lm.alternatives(target, count)
     return [
-        # A token among the alternatives has the number given there: clients compare the two.
+        # A token that is also an alternative gets the alternative's number: clients compare them.
         Token(i, dict(best).get(i, float(v)), best)
         for i, v, best in zip(ids, values, alternatives, strict=True)
     ]
 
 
 def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
-    """The tokens of a text, each with its log-probability given the tokens before it.
+    """The tokens of a text, each with its log-probability given the tokens to its left.
 
-    A forward model predicts just that; the ids are read as they are, and the first has none. A
-    reverse model predicts what comes before. By Bayes' rule it still says how likely a token is
-    after those before it: log P(t1 .. ti) - log P(t1 .. t(i-1)), each of a text that ends there. So
-    in either direction the values of a continuation sum to log P(continuation | context). For a
-    reverse model that takes a pass per prefix of the text, and a special token in front has none.
+    A forward model predicts these directly; the first token has no log-probability. A reverse
+    model predicts each token from those to its right, so the values follow from Bayes' rule: that
+    of token i is log P(t1 .. ti) - log P(t1 .. t(i-1)), where each is scored as a text that ends
+    there. This takes one pass per prefix of the text, and a special token at its start has no
+    log-probability. In either direction the values of a continuation sum to
+    log P(continuation | context).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()

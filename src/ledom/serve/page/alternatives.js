@@ -1,4 +1,4 @@
-// What else a model had in mind at a token: a small list beside it.
+// A popover beside a token: the most likely tokens at its position.
 import { el, percent, visible } from "./lib.js";
 
 export class Alternatives {
@@ -14,7 +14,7 @@ export class Alternatives {
     addEventListener("resize", () => this.close());
   }
 
-  /** Show them below a token. `chosen` is its text; `end` the name of the end of a text. */
+  /** Show alternatives below a token. `chosen` is the token's text; `end` is the name of the end token. */
   open(token, alternatives, { chosen, end, choose }) {
     if (token === this.token && !this.root.hidden) return;
     this.token = token;

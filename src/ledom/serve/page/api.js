@@ -1,9 +1,9 @@
-// Lists the routes of openapi.json, each with its example, which can be changed and sent.
+// Lists the routes of openapi.json, each with an example that can be edited and sent.
 
 const element = (name, text, properties = {}) =>
   Object.assign(document.createElement(name), { textContent: text }, properties);
 
-// The body that the examples of a schema's fields make.
+// An example body, made of the examples of a schema's fields.
 function example(schema, description) {
   const name = schema.$ref.split("/").pop();
   const fields = Object.entries(description.components.schemas[name].properties);
@@ -27,7 +27,7 @@ async function send(method, path, body, output) {
   }
 }
 
-// What a route does is its description's first sentence; the others appear when it is opened.
+// The summary is the description's first sentence; the other sentences appear when the route is opened.
 function route(method, path, operation, description) {
   const box = document.createElement("details");
   const [first, ...others] = operation.description.split(/(?<=\.)\s+/);
@@ -55,7 +55,7 @@ function route(method, path, operation, description) {
   return box;
 }
 
-// The routes of a protocol stand together under its name.
+// The section of a tag, created on first use.
 function section(name) {
   const id = `routes-${name}`;
   if (!document.getElementById(id)) {
@@ -75,5 +75,5 @@ if (answer.ok) {
     for (const [method, operation] of Object.entries(operations))
       if (!path.includes("{")) section(operation.tags[0]).append(route(method, path, operation, description));
 } else {
-  routes.append(element("p", `The description is not to be had: ${answer.status}`));
+  routes.append(element("p", `/openapi.json failed with status ${answer.status}.`));
 }

@@ -1,4 +1,4 @@
-// The three views, the recorded examples that they start with, and what the server has.
+// Switches between the three views, and fills them with recorded examples and the server's models.
 import { $, api } from "./lib.js";
 import { setUpGallery } from "./gallery.js";
 import { Judge } from "./judge.js";
@@ -26,7 +26,7 @@ async function start() {
   showView();
   addEventListener("hashchange", showView);
   const recorded = await api("/page/examples.json");
-  // Between question and solution, and after it, until the server tells how its models were trained.
+  // The recorded template is replaced by that of the server's own models.
   const server = { template: recorded.template, models: null };
   const judge = new Judge(recorded, server);
   const show = setUpWrite(recorded, server, (question, answers) => {
@@ -42,7 +42,7 @@ async function start() {
     $("write-both").hidden = Object.keys(found.models).length < 2;
     $("answer-sample").hidden = !("forward" in found.models);
   } catch (error) {
-    $("notice").textContent = `Only the recorded examples can be shown: ${error.message}.`;
+    $("notice").textContent = `Only recorded examples can be shown: ${error.message}.`;
     $("notice").hidden = false;
   }
   document.body.dataset.ready = "true";

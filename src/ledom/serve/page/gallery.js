@@ -1,7 +1,7 @@
-// The recorded examples, and the reports that the server has.
+// The view "Gallery": the recorded examples, and the server's reports.
 import { $, api, el } from "./lib.js";
 
-/** What was written up to the solution. */
+/** The question that the model wrote: the text before the solution. */
 function writtenQuestion({ tokens }, template) {
   const between = template.split("{question}")[1].split("{solution}")[0];
   return tokens.map((token) => token.text).join("").split(between)[0];

@@ -1,4 +1,4 @@
-// Judge: answers to a question by both models' log-probabilities. Lambda re-ranks without asking a model.
+// The view "Judge": ranks answers by both models' log-probabilities. Moving lambda re-ranks without a request.
 import { $, api, el, fillSelect, nats } from "./lib.js";
 
 const WORST = -6; // nats: a word at or below this gets the strongest color
@@ -32,7 +32,7 @@ export class Judge {
   fill(question, answers) {
     $("question").value = question;
     $("answers").replaceChildren();
-    $("judge-example").selectedIndex = -1; // it is none of them; each can be chosen again
+    $("judge-example").selectedIndex = -1; // no example is shown now; each can be chosen again
     for (const answer of answers) this.add(answer);
     $("verdict").hidden = true;
     this.say("");
@@ -56,7 +56,7 @@ export class Judge {
     });
   }
 
-  /** The answers as they stand in the form, those pasted together apart. */
+  /** The answers in the form. Answers pasted together are split. */
   answers() {
     const areas = [...$("answers").querySelectorAll("textarea")];
     return areas.flatMap((area) => area.value.split(/^---$/m)).map((text) => text.replace(/^\n+|\n+$/g, "")).filter(Boolean);
@@ -103,7 +103,7 @@ export class Judge {
     $("judge-status").textContent = text;
   }
 
-  /** Take what the models said of the answers; lambda starts where the server's reward has it. */
+  /** Show the scores of the answers. Lambda starts at the value of the server's reward. */
   verdict(answers, found) {
     const { weights } = found;
     const perToken = "forward_mean" in weights || "reverse_mean" in weights;
@@ -139,12 +139,12 @@ class Card {
     this.bars = el("div", { class: "bars" });
     this.root = el("li", { class: "card" },
       el("div", {}, el("h3", {}, `Answer ${result.index + 1}`), el("p", { class: "solution" }, answer)),
-      words.length ? el("div", {}, el("h4", {}, "The question, explained by it"),
+      words.length ? el("div", {}, el("h4", {}, "The question, explained by this answer"),
         el("p", { class: "question" }, ...words.map(colored)), unexplained(words)) : null,
       this.bars);
   }
 
-  /** (1 - lambda) log P(answer | question) + lambda log P(question | answer), or of one model alone. */
+  /** (1 - lambda) log P(answer | question) + lambda log P(question | answer), or the score of the only model. */
   score(lambda, perToken) {
     const of = (name) => this.features[perToken ? `${name}_mean` : name];
     if (of("forward") === undefined || of("reverse") === undefined) return of("forward") ?? of("reverse");

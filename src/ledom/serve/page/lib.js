@@ -1,8 +1,8 @@
-// What the views share: elements, requests, numbers. Texts become text nodes, never markup.
+// Helpers of all views: elements, requests, numbers. Texts become text nodes, never markup.
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element. `on...` are listeners, `style` an object of properties, null and false leave an attribute out. */
+/** Create an element. `on...` adds a listener, `style` takes an object, null and false omit an attribute. */
 export function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -14,7 +14,7 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Ask the server; throws an Error with the server's own line. */
+/** Request `path` (POST if there is a body); throws an Error with the server's message. */
 export async function api(path, body, signal) {
   let answer;
   try {
@@ -37,7 +37,7 @@ export function percent(logprob) {
 
 export const nats = (value, digits = 1) => value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
 
-/** A token's text where white space must be seen. */
+/** A token's text with visible white space. */
 export const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -1,11 +1,11 @@
-// Write backwards: two panes, each with a model that writes on, token by token, and branches that it has written.
+// The view "Write backwards": two panes, one per model. A model writes token by token and keeps its branches.
 import { $, api, calm, el, fillSelect, nats, percent, visible } from "./lib.js";
 import { Alternatives } from "./alternatives.js";
 
-const CHUNK = 12; // tokens per request: the next are computed while these are shown
-const MOST = 400; // tokens of a branch
+const CHUNK = 12; // tokens per request; the next chunk is computed while this one is shown
+const MOST = 400; // most tokens of a branch
 const PACE = 40; // milliseconds per token
-const SHARED = 80; // characters shown of what two branches share
+const SHARED = 80; // most characters shown of the part that two branches share
 
 const pause = (ms, signal) => new Promise((resolve, reject) => {
   const timer = setTimeout(resolve, ms);
@@ -13,9 +13,9 @@ const pause = (ms, signal) => new Promise((resolve, reject) => {
 });
 
 /**
- * One model's side. A branch is {given, steps, next, end, done, number}: `steps` are the tokens in the order in which
- * the model wrote them, each {text, logprob, alternatives}; `next` is what may follow, where the name `end` stands for
- * the end of the text.
+ * The pane of one model. A branch is {given, steps, next, end, done, number}: `steps` are the tokens in the order in
+ * which the model wrote them, each {text, logprob, alternatives}; `next` are the most likely next tokens; the one
+ * named `end` ends the text.
  */
 class Pane {
   constructor(direction, popover, settings) {
@@ -34,14 +34,14 @@ class Pane {
     }
   }
 
-  /** Show what was recorded, in place of all branches. */
+  /** Replace all branches by a recorded one. */
   load(recorded) {
     this.stop();
     this.branches = [];
     this.add({ given: recorded.given, end: recorded.end, ...this.read(recorded) });
   }
 
-  /** Begin a branch with the text that was given. */
+  /** Begin a branch with the text in the form. */
   write() {
     const given = this.part.given.value;
     if (!given) return this.say(`Type ${this.backwards ? "an ending" : "a beginning"} first.`);
@@ -51,7 +51,7 @@ class Pane {
     return this.grow(branch);
   }
 
-  /** Begin a branch that is the shown one up to a token, and takes another there. */
+  /** Begin a branch: the shown one up to the token `index`, then `choice`. */
   fork(index, choice) {
     const { given, steps, next, end } = this.branch;
     const alternatives = steps[index]?.alternatives ?? next;
@@ -84,7 +84,7 @@ class Pane {
     this.job = null;
   }
 
-  /** Let the model write on to the end of the text, showing each token. */
+  /** Let the model continue to the end of the text; show each token. */
   async grow(branch) {
     this.stop();
     const job = (this.job = new AbortController());
@@ -120,11 +120,11 @@ class Pane {
     return this.read(made);
   }
 
-  /** An answer of the server, its tokens in the order of writing. */
+  /** A response of the server, with its tokens in the order of writing. */
   read(made) {
     const steps = this.backwards ? made.tokens.toReversed() : [...made.tokens];
     const done = made.finish_reason === "stop";
-    // A character that is not complete yet cannot be part of a prompt; the model writes it again.
+    // An incomplete character cannot be part of a prompt. It is dropped, and the model writes it again.
     let whole = steps.length;
     while (!done && whole && steps[whole - 1].text.includes("\ufffd")) whole -= 1;
     return { steps: whole ? steps.slice(0, whole) : steps, next: made.next, done };
@@ -144,7 +144,7 @@ class Pane {
     this.part.status.textContent = text;
   }
 
-  // What is shown ------------------------------------------------------------------------------
+  // Rendering ------------------------------------------------------------------------------------
 
   render() {
     const { text, write, resume } = this.part;
@@ -172,14 +172,14 @@ class Pane {
     if (focused !== undefined) this.focus(focused);
   }
 
-  /** Put the focus on a token without opening its alternatives. */
+  /** Focus a token without opening its alternatives. */
   focus(index) {
     this.isQuiet = true;
     this.part.text.querySelector(`[data-index="${index}"]`)?.focus({ preventScroll: true });
     this.isQuiet = false;
   }
 
-  /** One token of the tab order; the rest by arrow keys. */
+  /** Keep one token in the tab order; arrow keys reach the others. */
   settle() {
     const first = this.part.text.querySelector(".token");
     if (first && !this.part.text.querySelector('.token[tabindex="0"]')) first.tabIndex = 0;
@@ -232,7 +232,7 @@ class Pane {
     this.part.branches.replaceChildren(...(rows.length > 1 ? rows : []));
   }
 
-  /** The text of another branch; the part that the shown one has too is faint, and cut where it is long. */
+  /** The text of another branch. The part that it shares with the shown branch is faint, and shortened. */
   excerpt(branch) {
     const shown = this.branch;
     if (branch === shown) return null;
@@ -271,7 +271,7 @@ class Pane {
   }
 }
 
-/** The view; `judge` takes a question and answers. Returns what shows an example. */
+/** Set up the view. `judge(question, answers)` opens the other view. Returns a function that shows an example. */
 export function setUpWrite(recorded, server, judge) {
   const popover = new Alternatives($("alternatives"));
   const settings = () => [Number($("temperature").value), Math.max(0, Math.trunc(Number($("seed").value)) || 0)];

@@ -1,6 +1,6 @@
-"""OpenAI's completions for the models of this server, either direction, and their tokenizers.
+"""OpenAI's completions by this server's models, in either direction, and their tokenizers.
 
-A reverse model writes what precedes the prompt. Everything is in reading order.
+A reverse model writes what precedes the prompt. Texts and tokens are in reading order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Ids = Annotated[list[int], Field(min_length=1)]
 
 
 class CompletionBody(Body):
-    """OpenAI's body, as far as it is supported; `model` is forward, reverse or ledom/STRATEGY."""
+    """The supported part of OpenAI's body; `model` is forward, reverse or ledom/STRATEGY."""
 
     model: Annotated[str, Field(examples=["reverse"])]
     prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=[f"\n\n{ANSWER}"])]
@@ -46,10 +46,10 @@ class CompletionBody(Body):
     echo: bool | None = None
     stream: bool | None = None
     ledom: JsonObject | None = None
-    """Options of the gateway; see there."""
+    """Options of the gateway: strategy, n, lambda, model."""
 
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt, as text or as ids."""
+        """The prompts, each as text or as ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0] if self.prompt else "", int):
@@ -57,7 +57,7 @@ class CompletionBody(Body):
         return list(self.prompt)  # type: ignore[arg-type]
 
     def sampling(self) -> Sampling:
-        """How to draw; OpenAI's defaults."""
+        """The settings of sampling, with OpenAI's defaults."""
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=max(0, self.top_k or 0),
@@ -89,7 +89,7 @@ class DetokenizeBody(Body):
 
 
 async def complete(body: CompletionBody, service: Service) -> JsonObject:
-    """Complete by a model of this server, or score the prompt (`echo`)."""
+    """Complete with a model of this server, or score the prompt (`echo`)."""
     lm = service.model(body.model)
     prompts, count = body.prompts(), body.n or 1
     if not prompts:
@@ -146,7 +146,7 @@ def _choice(
 
 
 def _cut(text: str, stops: Sequence[str], direction: Direction) -> tuple[str, bool]:
-    """What was written before the first stop, and whether there was one."""
+    """The text written before the first stop, and whether a stop was found."""
     kept = text
     for stop in stops:
         if direction is Direction.FORWARD:
@@ -162,10 +162,10 @@ def _echo(
     prompts: Sequence[str | list[int]],
     service: Service,
 ) -> Choices:
-    """The prompts' own tokens with their log-probabilities; see `writing.score_ids`.
+    """The tokens of the prompts with their log-probabilities; see `writing.score_ids`.
 
-    One token follows where any is asked for, as clients leave the last one out: the most likely one
-    forward; reverse the end of the document, which the model reads first.
+    With `max_tokens` 1 one token is appended, because clients then drop the last one: the most
+    likely token of a forward model, EOS for a reverse model, which reads it first.
     """
     if (body.max_tokens or 0) > 1 or (body.n or 1) > 1:
         raise Refusal(400, "echo scores the prompt: ask for max_tokens of 0 or 1, and n of 1")
@@ -202,7 +202,7 @@ def _following(lm: LanguageModel, ids: Sequence[int], count: int) -> Token:
 
 
 def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
-    """OpenAI's object. `top_logprobs` has the alternatives and the token itself."""
+    """OpenAI's `logprobs`. Its `top_logprobs` hold the alternatives and the token itself."""
     texts = [token_text(lm, token.id) for token in tokens]
     offsets = [0]
     for text in texts:
@@ -211,7 +211,7 @@ def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
     for token, text in zip(tokens, texts, strict=True):
         top: dict[str, float] = {}
         for token_id, value in token.alternatives:
-            top.setdefault(token_text(lm, token_id), value)  # of equal texts the likelier
+            top.setdefault(token_text(lm, token_id), value)  # for equal texts, the likelier token
         if token.logprob is not None:
             top.setdefault(text, token.logprob)
         tops.append(top or None)
@@ -224,7 +224,7 @@ def _logprobs(lm: LanguageModel, tokens: Sequence[Token]) -> JsonObject:
 
 
 def stream(events: Sequence[JsonObject]) -> StreamingResponse:
-    """Server-sent events, and the mark of their end."""
+    """The events as server-sent events, ended by `[DONE]`."""
 
     async def lines() -> AsyncIterator[bytes]:
         for event in events:
@@ -235,7 +235,7 @@ def stream(events: Sequence[JsonObject]) -> StreamingResponse:
 
 
 def completion_events(answer: JsonObject) -> list[JsonObject]:
-    """A completion in pieces, as OpenAI streams it."""
+    """A completion as the events of OpenAI's stream."""
     head = {key: answer[key] for key in ("id", "object", "created", "model")}
     events: list[JsonObject] = []
     for choice in answer["choices"]:
@@ -248,7 +248,7 @@ def completion_events(answer: JsonObject) -> list[JsonObject]:
 
 
 def pieces(text: str) -> list[str]:
-    """A text in words, each with the spaces before it.
+    """A text split into words, each with the spaces before it.
 
     >>> pieces("What is  it?")
     ['What', ' is', '  it?']
@@ -263,7 +263,7 @@ def pieces(text: str) -> list[str]:
 
 @router.post("/tokenize", responses=describe(404))
 def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
-    """The ids of a text. The name of a special token, alone, is that token."""
+    """The ids of a text. A prompt that is just a special token's name is encoded as that token."""
     lm = service.model(body.model or service.default_model)
     special = lm.tokenizer.backend.token_to_id(body.prompt)
     if special is not None and not lm.tokenizer.decode([special]):
@@ -284,7 +284,7 @@ def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
 
 @router.get("/tokenizer_info", responses=describe(404))
 async def tokenizer_info(service: ServiceOf, model: str | None = None) -> JsonObject:
-    """What a client must know of the tokenizer."""
+    """The special tokens and sizes of a model's tokenizer."""
     lm = service.model(model or service.default_model)
     tokenizer = lm.tokenizer
     return {

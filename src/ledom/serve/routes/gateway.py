@@ -1,7 +1,7 @@
-"""OpenAI's chat completions in front of any upstream: n candidates drawn, the chosen one returned.
+"""OpenAI's chat and text completions as best of n: draws n candidates, returns the chosen one.
 
-The answer has the upstream's form; `usage` counts all that was drawn, and `ledom` says how the
-choice was made.
+The answer has the upstream's form. `usage` counts the tokens of all candidates, and `ledom` shows
+how the choice was made.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = ["complete_by_choice", "router"]
 
 router = APIRouter(tags=["gateway"])
 
-_OURS = {"model", "n", "stream", "stream_options", "ledom"}  # keys that no upstream gets
+_OURS = {"model", "n", "stream", "stream_options", "ledom"}  # keys not sent to the upstream
 
 
 class Message(Body):
-    """A message of a conversation, with whatever else its protocol has."""
+    """A message of a conversation; further keys of the protocol are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -43,7 +43,7 @@ class Message(Body):
 
 
 class ChatBody(Body):
-    """OpenAI's body; keys that are not named here go to the upstream as they are."""
+    """OpenAI's body; keys that are not named here are sent to the upstream unchanged."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
 
@@ -66,7 +66,7 @@ class ChatBody(Body):
     stream: bool | None = None
     stream_options: JsonObject | None = None
     ledom: JsonObject | None = None
-    """Options: strategy, n, lambda, model (the upstream's). They count more than the name's."""
+    """Options: strategy, n, lambda, model (the upstream's). They override those in the name."""
 
 
 @router.post("/v1/chat/completions", responses=describe(404, 502))
@@ -105,7 +105,7 @@ def _check_name(model: str) -> None:
 
 
 def _chat_events(head: JsonObject, chosen: Chosen, wants_usage: bool) -> list[JsonObject]:
-    """The chosen answer in pieces, as OpenAI streams it; the last one says how it was chosen."""
+    """The chosen answer as the events of OpenAI's stream; the last one has the details."""
     head = head | {"object": "chat.completion.chunk"}
 
     def event(delta: JsonObject, reason: str | None = None) -> JsonObject:
@@ -122,7 +122,7 @@ def _chat_events(head: JsonObject, chosen: Chosen, wants_usage: bool) -> list[Js
 
 
 async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObject:
-    """The same for completions of one prompt in text."""
+    """Complete one prompt, given as text, with the best of n candidates."""
     prompts = body.prompts()
     if len(prompts) != 1 or not isinstance(prompts[0], str):
         raise Refusal(400, "the gateway takes one prompt, as text")
@@ -149,8 +149,8 @@ async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObje
 async def completions(body: CompletionBody, service: ServiceOf) -> Any:
     """Write a text, score a prompt (`echo` with `logprobs`), or choose among an upstream's texts.
 
-    `model: reverse` writes what comes before the prompt. With `echo`, the values of any
-    continuation sum up to log P(continuation | context), for both directions.
+    `model: reverse` writes what comes before the prompt. With `echo`, the log-probabilities of a
+    continuation sum to log P(continuation | context), in both directions.
     """
     by_choice = body.model.split(",")[0].split("/")[0] == REWARD
     answer = await (complete_by_choice if by_choice else complete)(body, service)

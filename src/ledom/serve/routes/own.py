@@ -1,4 +1,4 @@
-"""Our own routes: everything that the models say of answers, health and metrics."""
+"""ledom's own routes: detailed scores, token-by-token generation, health and metrics."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["ledom"])
 
-_CHARACTERS = 10  # reading this many takes as long as writing the details of a token
+_CHARACTERS = 10  # work per token of an answer, in the unit of `apart`
 
 
 class ScoreBody(Body):
-    """A question and answers to it."""
+    """A question, and answers to it."""
 
     question: Annotated[str, Field(examples=[QUESTION])]
     answers: Annotated[list[str], Field(min_length=1, examples=[[ANSWER, WRONG]])]
@@ -39,7 +39,7 @@ class ScoreBody(Body):
 
 @router.get("/healthz", responses=describe())
 async def healthz(service: ServiceOf) -> JsonObject:
-    """Whether the server answers, and by which directions."""
+    """Whether the server is up, and which models it has."""
     return {"status": "ok", "models": list(service.models)}
 
 
@@ -72,11 +72,11 @@ async def models(service: ServiceOf) -> JsonObject:
 
 @router.post("/ledom/score", responses=describe())
 async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
-    """Every log-probability of answers to a question: in sum, per token and per word (nats).
+    """The log-probabilities of answers to a question: sums, per token and per word (nats).
 
-    `y|x` is log P(answer | question) of the forward model, `x|y` log P(question | answer) and `y`
-    log P(answer) of the reverse model. `rank` 1 has the largest reward. `warning` says where the
-    embedded models know nothing of such a text.
+    `y|x` is log P(answer | question) by the forward model. `x|y` is log P(question | answer) and
+    `y` is log P(answer), both by the reverse model. `rank` 1 has the largest reward. `warning` is
+    set if the embedded models do not know this kind of text.
     """
     start = time.perf_counter()
     judged = await service.judge_pairs([Pair(body.question, answer) for answer in body.answers])
@@ -99,28 +99,28 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
 
 
 class GenerateBody(Body):
-    """A prompt to continue, by a token or by a whole text."""
+    """A prompt to continue, by one token or many."""
 
     model: Annotated[str, Field(examples=["reverse"])]
     """`reverse` writes what comes before the prompt, `forward` what follows it."""
     prompt: Annotated[str, Field(examples=[f"\n\n{ANSWER}"])]
     max_tokens: Annotated[int, Field(ge=0)] = 1
-    """0 only asks for what may come next."""
+    """0 returns only the most likely next tokens."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     alternatives: Annotated[int, Field(ge=1, le=50)] = 5
-    """How many of the most likely tokens to show at each place."""
+    """How many of the most likely tokens to show at each position."""
 
 
 @router.post("/ledom/generate", responses=describe(404))
 async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     """Continue a text, with the log-probability of each token and its alternatives (nats).
 
-    `tokens` are in reading order. `next` is what may be written then; the name of the end token
-    there means that the text may be complete. To take an alternative, send the prompt with its
-    text, in front of it (reverse) or after (forward).
+    `tokens` are in reading order. `next` lists the most likely next tokens; the end token (`end`)
+    among them means that the text may be complete. To take an alternative, add its text to the
+    prompt, at the start (reverse) or at the end (forward), and send it again.
     """
     lm = service.model(body.model)
     service.check_writing(1, max(1, body.max_tokens))
@@ -178,7 +178,7 @@ def _details(body: ScoreBody, index: int, judgement: Judgement) -> JsonObject:
 
 
 def _score(score: Score, text: str, with_tokens: bool) -> JsonObject:
-    """A score; offsets count the characters of `text`, in which the model read the answer."""
+    """A score as JSON. Offsets count characters of its `text`, the form that the model read."""
     text = score.text or text
     found: JsonObject = {
         "logprob": score.logprob,

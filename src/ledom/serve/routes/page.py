@@ -1,6 +1,6 @@
-"""The page at `/`, and reports out of one folder.
+"""The page at `/`, the API's page at `/docs`, and the reports of one folder.
 
-Both serve only files that a listing found, never a path built from the request.
+Only files that a listing of the folder found are served, never a path built from the request.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# A report is written with its style inside, and has no script.
+# A report contains its own style sheet, and no script.
 _REPORT_POLICY = (
     "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 )
-_DEEPEST = 3  # folders below the one given
+_DEEPEST = 3  # most levels of folders below the given one
 
 
 @cache
 def _assets() -> dict[str, bytes]:
-    """The page's files by name."""
+    """The files of both pages by name."""
     folder = files("ledom") / "serve" / "page"
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
 def _asset(name: str) -> Response:
     if name not in _assets():
-        raise Refusal(404, f"no file {name!r:.60} of the page")
+        raise Refusal(404, f"the page has no file {name!r:.60}")
     return _file(_assets()[name], Path(name).suffix, _PAGE_POLICY)
 
 
@@ -65,7 +65,7 @@ async def index() -> Response:
 
 @router.get("/docs", include_in_schema=False)
 async def api() -> Response:
-    """Every route, with an example that runs."""
+    """The page of the API: every route, with an example that runs."""
     return _asset("api.html")
 
 
@@ -88,7 +88,7 @@ async def reports(service: ServiceOf) -> JsonObject:
 
 @router.get("/ledom/reports/{name:path}", include_in_schema=False)
 async def report(name: str, service: ServiceOf) -> Response:
-    """A report, as a page without scripts."""
+    """A report, under a policy that forbids scripts."""
     file = _reports(service.settings.reports).get(name)
     if file is None:
         raise Refusal(404, f"no report {name!r:.60}; GET /ledom/reports lists them")
@@ -96,7 +96,7 @@ async def report(name: str, service: ServiceOf) -> Response:
 
 
 def _reports(folder: Path | None) -> dict[str, Path]:
-    """HTML files below a folder by their relative path; nothing hidden, no links."""
+    """HTML files below a folder by relative path, without hidden files and links."""
     if folder is None:
         return {}
     found: dict[str, Path] = {}

@@ -30,7 +30,7 @@ router = APIRouter(tags=["reranking"])
 
 
 class Document(Body):
-    """A document as Jina's and Cohere's older clients send it."""
+    """A document as an object, which Jina's and Cohere's older clients send."""
 
     text: str
 
@@ -45,15 +45,15 @@ class RerankBody(Body):
         Field(examples=[[ANSWER, WRONG]]),
     ] = None
     top_n: Annotated[int | None, Field(ge=0)] = None
-    """Only the best ones; 0 and None for all."""
+    """How many of the best to return; 0 or None returns all."""
     max_tokens_per_doc: Annotated[int | None, Field(ge=1)] = None
-    """The rest of a document is left out."""
+    """Documents are cut after this many tokens."""
     return_documents: bool = True
     texts: list[str] | None = None
     raw_scores: bool = False
     return_text: bool = False
     truncate: bool = True
-    """False to refuse a text that is longer than the model reads."""
+    """False refuses a text that is longer than the model's context."""
 
     def answers(self) -> list[str]:
         """The texts to rank."""
@@ -66,7 +66,7 @@ class RerankBody(Body):
 
 
 class ScoreBody(Body):
-    """One question for all answers, or one each."""
+    """One question for all answers, or one question per answer."""
 
     model: str | None = None
     queries: Annotated[
@@ -84,7 +84,7 @@ class ScoreBody(Body):
         ),
     ]
     use_activation: bool = True
-    """False for the reward itself; else from 0 to 1."""
+    """False returns the reward itself; True a number from 0 to 1."""
 
     def pairs(self) -> list[Pair]:
         """Each question with its answer."""
@@ -95,7 +95,8 @@ class ScoreBody(Body):
         if len(queries) != len(documents):
             raise Refusal(
                 400,
-                f"{len(queries)} queries for {len(documents)} documents; send one, or as many",
+                f"{len(queries)} queries for {len(documents)} documents; send one query, or one "
+                "per document",
             )
         return [Pair(query, document) for query, document in zip(queries, documents, strict=True)]
 
@@ -144,7 +145,7 @@ async def _tei(body: RerankBody, texts: list[str], service: Service) -> list[Jso
     judged = await service.judge_pairs([Pair(body.query, text) for text in texts])
     if not body.truncate and any(judgement.is_truncated for judgement in judged):
         raise Refusal(
-            413, "a text is longer than the model reads; shorten it, or send truncate: true"
+            413, "a text is longer than the model's context; shorten it, or send truncate: true"
         )
     return [
         {"index": i, "score": judged[i].value(not body.raw_scores)}

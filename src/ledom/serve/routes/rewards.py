@@ -1,6 +1,6 @@
-"""Rewards for reinforcement learning: the bodies of OpenRLHF, slime and verl.
+"""Rewards for reinforcement learning, in the protocols of OpenRLHF, slime and verl.
 
-Their trainers send one sample per request; the service puts those of many requests into a batch.
+These trainers send one sample per request; the service batches the samples of many requests.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ Message = JsonObject
 
 
 class OpenRLHFBody(Body):
-    """As OpenRLHF's `--reward.remote_url` sends it."""
+    """The body that OpenRLHF's `--reward.remote_url` sends."""
 
     query: Annotated[list[str], Field(examples=[[f"{QUESTION}\n\n{ANSWER}<|endoftext|>"]])]
-    """Prompt and response with special tokens; the prompt may have lost its start."""
+    """Prompt and response in one text, with special tokens; the prompt's start may be cut off."""
     prompts: Annotated[list[str], Field(examples=[[f"{QUESTION}\n\n"]])]
 
 
 class SlimeBody(Body):
-    """As slime's and miles' `--rm-url` sends it."""
+    """The body that slime's and miles' `--rm-url` sends."""
 
     prompt: Annotated[str | list[Message], Field(examples=[QUESTION])]
     response: Annotated[str, Field(examples=[ANSWER])]
 
 
 class ClassifyBody(Body):
-    """As verl's reward loop sends it: one text, or several, each a dialog."""
+    """The body that verl's reward loop sends: one dialog or several, each as one text."""
 
     model: str | None = None
     input: Annotated[str | list[str], Field(examples=[f"{QUESTION}\n\n{ANSWER}"])]
     use_activation: bool = True
-    """False for the reward itself; else from 0 to 1."""
+    """False returns the reward itself; True a number from 0 to 1."""
 
 
 @router.post("/get_reward", responses=describe())
 async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
-    """OpenRLHF's remote reward. `scores` lie in 0 to 1; `extra_logs` has the log-probabilities."""
+    """OpenRLHF's remote reward. `scores` are from 0 to 1; `extra_logs` has log-probabilities."""
     if len(body.query) != len(body.prompts):
         raise InputError(
             f"{len(body.query)} queries for {len(body.prompts)} prompts; send the same number"
@@ -76,7 +76,7 @@ async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
 
 @router.post("/reward", responses=describe())
 async def slime(body: SlimeBody, service: ServiceOf) -> float:
-    """slime's remote reward: the answer is the number."""
+    """slime's remote reward. The response is a bare number."""
     size = len(body.response) + len(body.prompt if isinstance(body.prompt, str) else "")
     pair = await apart(size, lambda: Pair(question_of(body.prompt), answer_of(body.response)))
     (judgement,) = await service.judge_pairs([pair])
@@ -85,7 +85,7 @@ async def slime(body: SlimeBody, service: ServiceOf) -> float:
 
 @router.post("/classify", responses=describe())
 async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
-    """vLLM's classification as verl asks for it: the reward is the last of `probs`."""
+    """vLLM's classification protocol for verl. The reward is the last entry of `probs`."""
     judged = await _judge_dialogs(body.input, service)
     data = (
         {"label": "reward", "probs": [one.value(body.use_activation)], "num_classes": 1}
@@ -96,7 +96,7 @@ async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
 
 @router.post("/v1/embeddings", responses=describe())
 async def embeddings(body: ClassifyBody, service: ServiceOf) -> JsonObject:
-    """sglang's embeddings as verl asks for them: the reward is the only number of each."""
+    """sglang's embeddings protocol for verl. The reward is the only number of each embedding."""
     judged = await _judge_dialogs(body.input, service)
     return {
         "object": "list",

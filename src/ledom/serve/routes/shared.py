@@ -1,4 +1,4 @@
-"""What the routes share."""
+"""Base class, service parameter and response parts that the routes share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ledom.serve.service import REWARD, Service
 
 __all__ = ["ANSWER", "QUESTION", "WRONG", "Body", "ServiceOf", "listed", "new_id", "now", "usage"]
 
-# The examples of the API's description are of a kind that the embedded pair knows.
+# Examples for the API's page: problems of the kind that the embedded pair was trained on.
 QUESTION = (
     "A pizza has 24 pieces. If Ava can eat 4 pieces a day while Noah can eat 2 times as much, "
     "how many days will the pizza last?"
@@ -32,7 +32,7 @@ So, a pizza will last for 30 / 10 = 3 days.
 
 
 class Body(BaseModel):
-    """A request's body: keys of the protocol that do not matter here are ignored."""
+    """Base of request bodies. Unknown keys are ignored: protocols have keys that do not matter."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False, frozen=True)
 
@@ -63,7 +63,7 @@ def now() -> int:
 def listed(
     kind: str, model: str | None, judged: Sequence[Judgement], data: Iterable[JsonObject]
 ) -> JsonObject:
-    """What vLLM's pooling routes answer: an item of `data` per judgement.
+    """The response of vLLM's pooling routes, with one item of `data` per judgement.
 
     >>> answer = listed("score", "reward", [], [{"score": 0.5}])
     >>> answer["model"], answer["data"]
