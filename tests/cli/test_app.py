@@ -128,7 +128,7 @@ def test_bad_score_fields(
     check_refused(
         run(*arguments, "--score-field", "text_length"), f"{given}:1: ", "'7', expected a"
     )
-    check_refused(run(*arguments, "--early-stop"), f"the candidates are those of {given}")
+    check_refused(run(*arguments, "--early-stop"), f"the candidates come from {given}")
     check_refused(run(*base, "--score-field", "self_certainty"), "no score field 'self_certainty'")
     assert not (tmp_path / "out").exists()
     for more, expected in (((), True), (("--score-field", "none"), False)):
@@ -391,7 +391,7 @@ def test_candidates_of_other_problems(
         (("--split", "exam"), ("unknown split 'exam'", "train, valid, tune, test")),
         (("--forward", "none", "--reverse", "none"), ("no candidates, and no forward model",)),
         (("--weights", "nowhere.yaml"), ("nowhere.yaml", "no such file")),
-        (("--weights", "w.yaml", "--lambda", "0.5"), ("--lambda would", "are those of w.yaml")),
+        (("--weights", "w.yaml", "--lambda", "0.5"), ("--lambda would", "come from w.yaml")),
         (("--nonsense",), ("--nonsense", ". See: ledom --help")),
         (("--threads", "5000"), ("threads", "1024. See: ledom --help")),
     ],
@@ -628,7 +628,7 @@ def test_explain_shows_no_control_characters(
     assert code == 0
     assert not {"\x1b", "\x07", "\u202e"} & {*output}
     assert "\\x1b[31m#### 2\\x07\\u202e\nnext" in output
-    assert "characters more)" in output
+    assert "more characters)" in output
     assert len(output) < 10_000
 
 
@@ -713,7 +713,7 @@ def test_export_a_model_and_the_card_of_data(
     out = tmp_path / "released"
     code, text = run("export", checkpoints["reverse"], "--out", out)
     assert code == 0, text
-    assert f"released: {out}, its card: {out / 'README.md'}" in text
+    assert f"released: {out}; its card: {out / 'README.md'}" in text
     check_refused(run("export", checkpoints["reverse"], "--out", out), "exists already")
     check_refused(run("export", tmp_path), "no finished model here", "runs/NAME/reverse")
     tokenizer = Tokenizer.load(checkpoints["reverse"])

@@ -15,7 +15,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
 
 HUGE = str(10**20)
 IGNORED = [
-    ("rerank --candidates C --samples 4", "--samples would have no effect: the candidates are"),
+    ("rerank --candidates C --samples 4", "--samples would have no effect: the candidates come from"),
     ("rerank --candidates C --early-stop", "--early-stop would have no effect"),
     ("rerank --candidates C --temperature 0.5", "--temperature would have no effect"),
     ("rerank --candidates C --top-k 5", "--top-k would have no effect"),
@@ -23,11 +23,11 @@ IGNORED = [
     ("rerank --candidates C --max-tokens 9", "--max-tokens would have no effect"),
     ("rerank --problems P --candidates C --seed 0", "--seed would have no effect: the problems"),
     ("rerank --problems P --temperature 0 --seed 1", "--seed would have no effect"),
-    ("rerank --problems P --split test", "--split would have no effect: the problems are those of"),
+    ("rerank --problems P --split test", "--split would have no effect: the problems come from"),
     ("rerank --problems P --held-out", "--held-out would have no effect"),
     ("rerank --folds 2 --lambda 0.5", "--lambda would have no effect: --folds"),
     ("rerank --folds 2 --weights W", "--weights would have no effect: --folds"),
-    ("rerank --weights W --lambda 0.5", "--lambda would have no effect: the weights are those of"),
+    ("rerank --weights W --lambda 0.5", "--lambda would have no effect: the weights come from"),
     ("rerank --candidates C --forward none --lambda 1", "--lambda would have no effect: it weighs"),
     ("rerank --reverse none --lambda 1", "--lambda would have no effect: it weighs"),
     ("rerank --temperature 0 --top-k 5", "--top-k would have no effect: at temperature 0"),

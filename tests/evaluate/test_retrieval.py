@@ -270,7 +270,7 @@ def test_passages_that_lose_their_end_are_counted(
     write_records(passage_file, [*PASSAGES, Document(id="long", text="1 + 1 = 2\n" * 900)])
     code, text = run("rank", "How many?", passage_file)
     assert code == 0, text
-    assert f"note: 1 of {len(PASSAGES) + 1} passages lost their end" in text
+    assert f"note: 1 of {len(PASSAGES) + 1} passages were cut" in text
 
 
 def test_what_else_is_refused(run: Run, fakes: Fakes, passage_file: Path, tmp_path: Path) -> None:

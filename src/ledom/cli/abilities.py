@@ -58,7 +58,7 @@ QueryText = Annotated[
 ]
 PassagePrior = Annotated[
     bool,
-    typer.Option(help="Also count how likely each passage is by itself, log P(passage)."),
+    typer.Option(help="Add log P(passage), how likely the passage is on its own, to each score."),
 ]
 TopPassages = Annotated[
     int, typer.Option(min=1, max=MOST_PROBLEMS, help="Passages to keep per query.")
@@ -83,8 +83,8 @@ Known = Annotated[
     list[Path] | None,
     typer.Option(
         rich_help_panel=PROBLEMS,
-        help="A JSONL file of problems, such as training data, whose questions must not be written "
-        "again (repeatable). The seeds' own questions are always left out.",
+        help="A JSONL file of problems, such as training data; new questions that are near "
+        "duplicates of these are removed (repeatable). So are those of the seeds' own questions.",
     ),
 ]
 Questions = Annotated[
@@ -104,7 +104,7 @@ Agreement = Annotated[
     float,
     typer.Option(
         rich_help_panel=SELECTION,
-        help="Minimum share of the forward model's answers that equal the seed's.",
+        help="Minimum share of the forward model's answers that equal the seed's answer.",
     ),
 ]
 Similarity = Annotated[
@@ -117,7 +117,7 @@ Similarity = Annotated[
 OutputText = Annotated[
     str,
     typer.Argument(
-        help="What a model wrote, - for standard input, or a JSONL file (id, text, prompt?)."
+        help="The output of a model, - for standard input, or a JSONL file (id, text, prompt?)."
     ),
 ]
 Prompts = Annotated[
@@ -126,7 +126,7 @@ Prompts = Annotated[
 ]
 PromptPrior = Annotated[
     bool,
-    typer.Option(help="Also count how likely each prompt is by itself, log P(prompt)."),
+    typer.Option(help="Add log P(prompt), how likely the prompt is on its own, to each score."),
 ]
 TopPrompts = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Prompts to print.")]
 
@@ -167,13 +167,13 @@ def rank(
         show_ranking((one.passage_id, texts[one.passage_id], one.score) for one in ranking[:top])
     _show_mean(reciprocal_ranks(queries, ranking), len(queries), "queries have relevant passages")
     if cut := {one.passage_id for one in ranking if one.extra.get("truncated")}:
-        say(f"note: {len(cut)} of {len(found)} passages lost their end to fit the model's context")
+        say(f"note: {len(cut)} of {len(found)} passages were cut to fit the model's context")
     if out is not None:
         say(f"ranking: {out / 'ranking.jsonl'}")
 
 
 def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[Query]:
-    """The queries of a file, or the text given as the only one."""
+    """The queries in a file, or one query with the given text."""
     from ledom.evaluate.retrieval import Query, read_queries
 
     if from_file:
@@ -185,7 +185,7 @@ def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[
 
 
 def _show_mean(values: NDArray[np.float64], total: int, known: str) -> None:
-    """Print the mean reciprocal rank over those whose right result is known."""
+    """Print the mean reciprocal rank, over the items whose right result is known."""
     from ledom.report.intervals import share_interval
     from ledom.report.numbers import interval
 
@@ -218,7 +218,7 @@ def synthesize(
 ) -> None:
     """Write questions for solutions or bare answers; keep those that a forward model confirms.
 
-    The new problems are for ledom train and ledom rerank.
+    The result is a file of problems for ledom train and ledom rerank.
 
     Example: ledom synthesize solutions.jsonl --known train.jsonl --out out/new
     """
@@ -233,20 +233,20 @@ def synthesize(
     )
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     counts = (1, 1) if temperature == 0 else (samples, answers)
-    how = SynthesisSettings(sampling, *counts, agreement, similarity)
+    settings = SynthesisSettings(sampling, *counts, agreement, similarity)
     found = _seeds(context, seeds, num_seeds, split, seed, temperature > 0)
     questions = _questions(known or ())
     set_threads(threads)
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
     say(f"seeds: {len(found)}; results in {out}/")
-    _show_synthesized(run(found, writer, judge, how, questions, out, track), out)
+    _show_synthesized(run(found, writer, judge, settings, questions, out, track), out)
 
 
 def _seeds(
     context: typer.Context, source: str, count: int | None, split: str, seed: int, draws: bool
 ) -> list[SynthesisSeed]:
-    """The seeds of a file, or the problems of a benchmark or of the generator."""
+    """The seeds in a file, or the problems of a benchmark or of the generator as seeds."""
     from ledom.data.problems import BENCHMARKS, GENERATOR
     from ledom.evaluate.synthesis import Seed as SynthesisSeed
     from ledom.evaluate.synthesis import check_seed, read_seeds
@@ -278,7 +278,7 @@ def _questions(files: Sequence[Path]) -> list[str]:
 
 
 def _show_synthesized(found: Synthesized, out: Path) -> None:
-    """Print how many questions were kept, and how often the forward model agrees."""
+    """Print how many questions were kept, and how often the forward model's answer agrees."""
     from ledom.report.intervals import share_interval
     from ledom.report.numbers import accuracy
 
@@ -288,7 +288,7 @@ def _show_synthesized(found: Synthesized, out: Path) -> None:
     if len(agreements := found.agreements):
         share = accuracy(share_interval(agreements))
         typer.echo(f"the forward model's answer agrees: {share}%")
-    say(f"problems: {out / 'problems.jsonl'}, the others in removed.jsonl")
+    say(f"problems: {out / 'problems.jsonl'}; removed questions: removed.jsonl")
 
 
 def invert(
@@ -311,7 +311,7 @@ def invert(
 ) -> None:
     """Find the prompts that are likely to have produced an output.
 
-    The reverse model proposes them, the forward model says how likely each is.
+    The reverse model proposes prompts; the forward model scores them.
 
     Example: ledom invert "So, a pizza will last for 24 / 12 = 2 days."
     """
@@ -323,7 +323,7 @@ def invert(
     refuse_unused(
         context,
         *unused_when_greedy(temperature, "samples", "seed"),
-        (from_file, "the prompts of a file's outputs are not printed", ["top"]),
+        (from_file, "for a file of outputs no prompts are printed", ["top"]),
         *unused_by_models(forward, reverse),
     )
     if from_file and out is None:
@@ -351,7 +351,7 @@ def invert(
 
 
 def _outputs(output: str, from_file: bool) -> list[Output]:
-    """The outputs of a file, or the text given as the only one."""
+    """The outputs in a file, or one output with the given text."""
     from ledom.evaluate.inversion import Output, read_outputs
 
     if from_file:

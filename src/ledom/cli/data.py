@@ -1,4 +1,4 @@
-"""Commands that make training data: a tokenizer, token stores, varied problems."""
+"""Commands that make training data: tokenizers, token stores, and augmented problems."""
 
 from __future__ import annotations
 
@@ -133,7 +133,9 @@ def tokenize(
     ] = Path("ledom-tokens"),
     threads: Threads = None,
 ) -> None:
-    """Tokenize documents into a store, for data.sources of a recipe; one serves both directions.
+    """Tokenize documents into a token store, for training in either direction.
+
+    A recipe names the store in data.sources.
 
     On a cluster: --executor slurm --slurm partition=cpu --slurm time=4:00:00 --tasks 500
 
@@ -196,7 +198,7 @@ def augment(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Make more training pairs from worked problems: other numbers, and wrong solutions.
+    """Make more training pairs from worked problems: variants with other numbers, wrong solutions.
 
     Example: ledom augment gsm8k/train.jsonl --out varied
     """

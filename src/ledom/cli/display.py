@@ -41,7 +41,7 @@ _NOTABLE = -1.0  # nats; a word with a higher log-probability counts as explaine
 
 
 def say(line: str) -> None:
-    """Print a line on standard error; of several processes only the first does."""
+    """Print a line on standard error, in the first process only."""
     if parallel.is_first():
         typer.echo(line, err=True)
 
@@ -79,18 +79,18 @@ def show_summary(report: SelectionReport) -> None:
 
 
 def _table(first: str, *others: str) -> Table:
-    """A table with these heads; the first column is for words, the others are for numbers."""
+    """A table with these column heads; the first column holds words, the others numbers."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=_GAP)
-    table.add_column(first, overflow="fold")  # alone wraps: a cut number is useless
+    table.add_column(first, overflow="fold")  # only words wrap: a cut number is useless
     for column in others:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
 def _print_pairs(rows: Mapping[str, str]) -> None:
-    """Print names and what there is to say of each."""
+    """Print names and values in two columns."""
     from rich.console import Console
     from rich.table import Table
 
@@ -103,7 +103,7 @@ def _print_pairs(rows: Mapping[str, str]) -> None:
 
 
 def show_case(case: Case) -> None:
-    """Print the question once per candidate: the redder a word, the less explained it is."""
+    """Print the question once per candidate; the redder a word, the less it is explained."""
     from rich.console import Console
     from rich.text import Text
 
@@ -134,11 +134,11 @@ def _printable(text: str) -> str:
 
 def _shortened(text: str) -> str:
     more = len(text) - _LONGEST
-    return text if more <= 0 else f"{text[:_LONGEST]} ... ({more:,} characters more)"
+    return text if more <= 0 else f"{text[:_LONGEST]} ... ({more:,} more characters)"
 
 
 def show_ranking(found: Iterable[tuple[str, str, float]]) -> None:
-    """Print texts, best first: (name, text, score in nats), the name where there is one."""
+    """Print (name, text, score in nats), best first. An empty name is left out."""
     from rich.console import Console
     from rich.text import Text
 
@@ -162,7 +162,7 @@ def show_weights(tuned: TunedWeights) -> None:
 
 
 def show_search(report: SearchReport) -> None:
-    """Print what a search gained at equal cost."""
+    """Print the accuracy of a search and of its baselines at equal cost."""
     from rich.console import Console
 
     table = _table("at equal generated tokens", "accuracy, %", "search against it")

@@ -90,7 +90,7 @@ AddBos = Annotated[
     typer.Option(
         rich_help_panel=MODELS,
         help="Begin every text for the forward model with the token that began its training texts. "
-        "Default: only with what its tokenizer adds, as in lm-evaluation-harness.",
+        "Default: as in lm-evaluation-harness, with the tokens that its tokenizer adds.",
     ),
 ]
 
@@ -157,7 +157,7 @@ def evaluate(
 
 
 def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
-    """Train and ask the models of the reversal suite."""
+    """Train and test the models of the reversal suite."""
     from ledom.evaluate.reversal import ReversalJob, run_reversal
 
     job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=command_line())
@@ -166,7 +166,7 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
 
 
 def show_reversal(found: ReversalResult) -> None:
-    """Print who answers what: a row per kind of fact and question, a column per arm."""
+    """Print accuracies: a row per kind of fact and question, a column per arm."""
     from rich.console import Console
     from rich.table import Table
 
@@ -195,7 +195,7 @@ def show_reversal(found: ReversalResult) -> None:
 def _sources(
     tasks: list[str] | None, suite: str | None, options: Options
 ) -> tuple[list[Source], list[str]]:
-    """The tasks to measure, and what to say of those that are left out."""
+    """The tasks to measure, and notes about those that are left out."""
     from ledom.evaluate.tasks import find_source, find_suite
 
     if tasks and suite:
@@ -232,7 +232,7 @@ def show_results(found: Evaluation) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    """A row's cells."""
+    """The cells of a row of the table."""
     from ledom.report import numbers
 
     if row.note.startswith("not applicable"):
@@ -254,7 +254,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _published(task: TaskResult) -> list[str]:
-    """How many documents there are, what chance is, and what others report."""
+    """Lines with a task's size, its chance level and its published figures."""
     from ledom.report.numbers import percent
 
     chance = "" if task.chance is None else f", chance {percent(task.chance)} %"

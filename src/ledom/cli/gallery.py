@@ -1,4 +1,4 @@
-"""ledom gallery: one page of what a reverse model writes, and of finished runs."""
+"""ledom gallery: a page with texts that a reverse model writes, and with finished runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def gallery(
         ),
     ] = None,
     examples: Annotated[
-        int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Examples per section: the first ones.")
+        int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Show the first N examples per section.")
     ] = 3,
     reverse: Model = "tiny",
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("out/gallery.html"),
@@ -44,7 +44,7 @@ def gallery(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Show on one page what a reverse model writes, token by token from the end.
+    """Make a page with texts that a reverse model writes, token by token from the end.
 
     Example: ledom gallery out/eval --out gallery.html
     """

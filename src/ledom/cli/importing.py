@@ -26,7 +26,7 @@ def import_command(
     out: Annotated[Path, typer.Option(help="The model folder to write. It must not exist.")],
     direction: Annotated[
         str | None,
-        typer.Option(help="forward or reverse. Needed if neither the name nor the file says it."),
+        typer.Option(help="forward or reverse. Needed if neither the name nor the file tells."),
     ] = None,
     tokenizer: Annotated[
         Path | None,
@@ -69,6 +69,6 @@ def import_command(
     say(f"a {made.direction} model, documents end with {made.eos_token}: {made.folder}")
 
 
-import_command.__name__ = "import"  # the command's name, a keyword of Python
+import_command.__name__ = "import"  # a keyword of Python: the function cannot have this name
 
 COMMANDS = (import_command,)

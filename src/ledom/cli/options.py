@@ -1,4 +1,4 @@
-"""What commands share: options with bounds, checks for unused options, texts and models."""
+"""Shared parts of commands: options with bounds, checks for unused options, texts and models."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ __all__ = [
     "unused_when_greedy",
 ]
 
-# Bounds far above any real use: a slip such as 10**20 is refused at once, with the bound.
+# Bounds far above any real use: a typo such as 10**20 is refused at once.
 MOST_PROBLEMS = 100_000_000
 MOST_SAMPLES = 100_000
 MOST_TOKENS = 10_000_000
@@ -80,7 +80,7 @@ Out = Annotated[
 ]
 OutForFile = Annotated[
     Path | None,
-    typer.Option(help="Folder for the results; a JSONL file needs it. Finished work is reused."),
+    typer.Option(help="Folder for the results, required for JSONL. Finished work is reused."),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Random seed.")]
 
@@ -160,7 +160,7 @@ ScoreFields = Annotated[
         "--score-field",
         rich_help_panel=SELECTION,
         help="Extra score field in the candidates file, such as a verifier's score (repeatable). "
-        "self_certainty is used by default where every candidate has it. none: no extra scores.",
+        "self_certainty is used by default if every candidate has it. none: no extra scores.",
     ),
 ]
 
@@ -168,8 +168,8 @@ WeightsFile = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=SELECTION,
-        help="A weights file of ledom tune. Default: the embedded pair's own weights; for other "
-        "models lambda 0.5.",
+        help="A weights file of ledom tune. Default: for the embedded pair, its own weights; for "
+        "other models, lambda 0.5.",
     ),
 ]
 Lambda = Annotated[
@@ -186,8 +186,8 @@ MaskCopies = Annotated[
         min=0,
         max=MOST_COPIES,
         rich_help_panel=SCORING,
-        help="Hide from the reverse model what an answer copies from the question: passages of N "
-        "words or more. 0: hide nothing. Cost: none.",
+        help="Hide passages of N or more words that an answer copies from the question from the "
+        "reverse model. 0: hide nothing. Cost: none.",
     ),
 ]
 
@@ -230,8 +230,8 @@ Unused = tuple[object, str, Iterable[str]]
 def refuse_unused(context: typer.Context, *rules: Unused) -> None:
     """Raise `InputError` for an option that the user gave and that would have no effect.
 
-    Every command calls it first, with one rule per option that another option can make useless.
-    Only options on the command line count, never defaults.
+    Every command calls it first, with one rule for each option that another option can make
+    useless. Only options on the command line count, never defaults.
 
         refuse_unused(context, (candidates, "the candidates are given", ["samples", "top_k"]))
     """
@@ -257,9 +257,9 @@ def unused_by_models(*names: str) -> tuple[Unused, ...]:
 def unused_by_pair(
     weights: Path | None, forward: str, reverse: str, *of_reverse: str
 ) -> tuple[Unused, ...]:
-    """The rules of `unused_by_models`, for --lambda, and for what only a reverse model uses."""
+    """The rules of `unused_by_models`, of --lambda, and of options that a reverse model needs."""
     return (
-        (weights, f"the weights are those of {weights}", ["lam"]),
+        (weights, f"the weights come from {weights}", ["lam"]),
         ("none" in (forward, reverse), "it weighs two models, and one is none", ["lam"]),
         (reverse == "none", "only a reverse model uses it", of_reverse),
         *unused_by_models(forward, reverse),
@@ -267,7 +267,7 @@ def unused_by_pair(
 
 
 def unused_when_greedy(temperature: float, *names: str) -> tuple[Unused, ...]:
-    """The rules for options that only random sampling uses: --top-k, --top-p and `names`.
+    """The rules of options that only random sampling uses: --top-k, --top-p and `names`.
 
     >>> [names for holds, _, names in unused_when_greedy(0.0, "samples") if holds]
     [['top_k', 'top_p'], ('samples',)]
@@ -295,7 +295,7 @@ def choose_problems(
     from ledom.data.problems import GENERATOR, load_problems
 
     given = source != GENERATOR
-    reason = f"the problems are those of {source}, and"
+    reason = f"the problems come from {source}, and"
     refuse_unused(
         context,
         (given, f"{reason} only {GENERATOR} has splits", ["split", "held_out"]),
@@ -307,7 +307,7 @@ def choose_problems(
 
 
 def check_count(count: int | None, found: int, source: str, option: str) -> None:
-    """Raise `InputError` where `source` has fewer than the option asks for.
+    """Raise `InputError` if `source` has fewer items than the option asks for.
 
     >>> check_count(5, 3, "mine.jsonl", "--num-problems")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -327,7 +327,7 @@ def read_text(argument: str, name: str) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decode UTF-8, whatever the locale; raises `InputError` for other bytes.
+    """Decode UTF-8, whatever the locale; raises `InputError` for invalid bytes.
 
     >>> decode_text("4 €".encode(), "query")
     '4 €'
@@ -351,7 +351,7 @@ def _read_input() -> bytes:
 
 @contextmanager
 def results_folder(out: Path | None) -> Iterator[Path]:
-    """The folder that the user named for the results, or one that is removed at the end.
+    """The user's folder for the results, or a temporary one that is removed at the end.
 
     >>> with results_folder(Path("out")) as named, results_folder(None) as unnamed:
     ...     named, unnamed.is_dir()
@@ -364,13 +364,13 @@ def results_folder(out: Path | None) -> Iterator[Path]:
 
 
 def command_line() -> str:
-    """The command as the user can type it again, for reports; invalid UTF-8 is escaped."""
+    """The command line of this process, for reports; invalid UTF-8 is escaped."""
     written = shlex.join(["ledom", *sys.argv[1:]])
     return written.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def named_score_fields(names: list[str] | None) -> list[str] | None:
-    """The score fields that the user named; None if they named none, and [] for `none`.
+    """The score fields of --score-field: None if the option is not given, [] for `none`.
 
     >>> named_score_fields(["verifier"]), named_score_fields(["none"]), named_score_fields([])
     (['verifier'], [], None)

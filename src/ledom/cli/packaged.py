@@ -1,7 +1,7 @@
-"""The recipes and documentation pages that are installed with the code, and `ledom docs`.
+"""Recipes and documentation pages that are installed with the code, and the command `ledom docs`.
 
-Both folders are at the root of the repository. The package links to them; an installed package has
-copies.
+Both folders are at the root of the repository. The source tree links to them; an installed package
+has copies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _names(folder: str, suffix: str) -> list[str]:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with ledom, as in `ledom train NAME`.
+    """The names of ledom's own recipes, as in `ledom train NAME`.
 
     >>> "tiny" in recipe_names()
     True
@@ -33,7 +33,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(path: Path) -> Path:
-    """The path itself if it is a file, else the recipe of that name that comes with ledom.
+    """The path itself if it is a file, otherwise ledom's own recipe of that name.
 
     Raises `RecipeError` if neither exists.
 

@@ -1,7 +1,7 @@
-"""Progress of a long stage: a bar on a terminal, elsewhere a plain line every half minute.
+"""The progress of a long stage: a bar on a terminal, otherwise a line every 30 seconds.
 
-Progress goes to standard error, and only while the stage runs. Of several processes only the first
-shows progress, that of its own share.
+Progress is printed on standard error while the stage runs. If several processes share a stage, only
+the first shows progress: that of its own share.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Progress:
     def update(
         self, done: int | None = None, total: int | None = None, state: str | None = None
     ) -> None:
-        """Set the values that changed; None keeps a value."""
+        """Set new values; None keeps the old one."""
         self.done = self.done if done is None else done
         self.total = self.total if total is None else total
         self.state = self.state if state is None else state
@@ -64,7 +64,7 @@ class Progress:
             self._bar.update(0, completed=self.done, total=self.total, state=self.state)
 
     def begin(self, done: int) -> None:
-        """Say how much an earlier run did, which does not count toward the rate."""
+        """Set how much an earlier run has done. It does not count toward the rate."""
         self._before = done
         self.update(done)
 
@@ -90,7 +90,7 @@ class Progress:
         else:
             parts.append(f"{_duration(seconds)} so far")
         if not made and self.total is None:
-            parts.pop(0)  # this stage counts nothing
+            parts.pop(0)  # this stage has no count
         return f"{self.name}: {', '.join([*parts, *filter(None, [self.state])])}"
 
     def _print_lines(self) -> None:
@@ -99,7 +99,7 @@ class Progress:
 
 
 def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    """Yield the chunks and show progress; each counts one toward `total` (None: unknown).
+    """Yield the chunks and show progress. Each chunk counts as one; `total` may be unknown (None).
 
     >>> list(track(["a", "b"], "scoring", done=0, total=2))
     ['a', 'b']
@@ -114,7 +114,7 @@ def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Ite
 def track_training(name: str, done: int, steps: int) -> Iterator[Callable[[Any], None]]:
     """Show steps, loss and tokens per second; yields the callback for `ledom.train.loop`.
 
-    `done` of the steps were taken by an earlier run.
+    `done` is the number of steps that an earlier run took.
     """
     valid = ""
     with Progress(name, done, steps) as progress:
@@ -171,7 +171,7 @@ def _start_bar(progress: Progress, console: Any) -> Any:
 
 
 def _rate(per_second: float) -> str:
-    """`3.2 per s`; slower rates per minute or per hour."""
+    """`3.2 per s`; slower rates are per minute or per hour."""
     for unit, seconds in (("s", 1), ("min", 60), ("h", 3600)):
         if per_second * seconds >= 1 or unit == "h":
             break

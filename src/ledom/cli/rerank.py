@@ -101,8 +101,8 @@ ConfidenceOption = Annotated[
         min=0,
         max=MOST_COPIES,
         rich_help_panel=SAMPLING,
-        help="Record how sure the model was, from the K most likely tokens at each position, and "
-        "choose by it. DeepConf uses 20; OpenAI's own servers allow 5. Cost: almost none.",
+        help="Record the model's confidence, from the K most likely tokens at each position, and "
+        "use it to choose. DeepConf uses 20; OpenAI's own servers allow 5. Cost: almost none.",
     ),
 ]
 ConfidenceWindow = Annotated[
@@ -120,9 +120,9 @@ StopUnsure = Annotated[
         min=0,
         max=1,
         rich_help_panel=SAMPLING,
-        help="Stop a sample where its confidence falls below a threshold that this share of the "
-        "problem's first samples (a quarter of all) never fall below, such as 0.9 (DeepConf's "
-        "online stop). Needs --confidence. 0: never.",
+        help="Stop a sample when its confidence falls below a threshold (DeepConf's online stop). "
+        "The first quarter of a problem's samples sets the threshold: this share of them, such as "
+        "0.9, never falls below it. Needs --confidence. 0: never stop.",
     ),
 ]
 Contrast = Annotated[
@@ -157,7 +157,7 @@ def demo(
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Run the main job on the embedded pair: answer unseen math problems, choose, report.
+    """Run the main job on the embedded pair: answer new math problems, choose, report.
 
     Example: ledom demo --problems 100
     """
@@ -240,9 +240,9 @@ def rerank(
 def _without_effect(
     candidates: Path | None, weights: Path | None, folds: int, forward: str, reverse: str
 ) -> tuple[Unused, ...]:
-    """The rules for options of ledom rerank that others make useless."""
+    """The rules of ledom rerank for `refuse_unused`."""
     return (
-        (candidates, f"the candidates are those of {candidates}", _SAMPLING),
+        (candidates, f"the candidates come from {candidates}", _SAMPLING),
         (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
         *unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
@@ -266,7 +266,7 @@ def _run(job: Job) -> None:
 
 
 def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candidate] | None:
-    """The candidates in a file; unless `is_all`, only those of the job's problems."""
+    """The candidates in a file. If the job has a part of the problems, only those are kept."""
     from ledom.rerank.candidates import candidate_check
     from ledom.rerank.external_scores import read_candidates
 
@@ -300,7 +300,7 @@ def _sampling(
 def _scoring(
     demonstrations: Path | None, mask_copies: int, contrast: int, flip: int, seed: int
 ) -> Scoring:
-    """How solutions are scored; the demonstrations are read from their file."""
+    """The settings of scoring, with demonstrations read from their file."""
     from ledom.core.records import Problem, read_records
     from ledom.rerank.flip import FlipSettings
     from ledom.rerank.stages import Scoring
@@ -327,7 +327,7 @@ def tune(
 ) -> None:
     """Fit lambda and the weights of every strategy to a reranked folder. Needs no model.
 
-    The weights that it writes are for ledom rerank --weights.
+    Use the weights file with ledom rerank --weights.
 
     Example: ledom tune out/tune --out weights.yaml
     """

@@ -1,12 +1,12 @@
-"""What surrounds every command: its streams, its errors as one line, and its exit code.
+"""Runs a command: prepares its streams, prints errors as one line, and sets the exit code.
 
     0    success
     2    an error, in one line on standard error; finished results stay on disk
     130  Ctrl-C
     141  the reader of standard output closed it, as `head -1` does
 
-If SIGINT is ignored when the program starts, as in a background shell, it stays ignored: this is
-Python's own rule.
+If SIGINT is ignored when the program starts, as in a background job of a shell, it stays ignored.
+This is Python's own rule.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class _PipeClosed(Exception):  # noqa: N818 (not an error)
 
 
 def prepare_process() -> None:
-    """Make the standard streams safe and silence warnings of libraries; called once, by `main`.
+    """Make the standard streams safe, and silence warnings of libraries. `main` calls it once.
 
-    A closed stream becomes the null device; otherwise a file opened later could get its number and
-    receive its output. Characters that cannot be encoded are escaped. A failing standard error is
-    ignored; a failing standard output ends the command with one line.
+    A closed stream becomes the null device: otherwise a file opened later could get the stream's
+    number and receive its output. Characters that cannot be encoded are escaped. If standard error
+    fails, that is ignored; if standard output fails, the command ends with one line.
     """
     was_closed = sys.stdin is None
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -61,7 +61,7 @@ def prepare_process() -> None:
 
 
 class _Output(io.RawIOBase):
-    """Standard output: the first failure is an error, later writes do nothing."""
+    """Standard output: the first failed write raises an error, later writes do nothing."""
 
     def __init__(self, number: int) -> None:
         self._number, self._failed = number, False
@@ -93,7 +93,7 @@ class _Output(io.RawIOBase):
 
 
 class _Messages(_Output):
-    """Standard error: failures are ignored, and the work continues."""
+    """Standard error: failed writes are ignored, and the command continues."""
 
     def _fail(self, error: OSError, size: int) -> int:
         return size
@@ -121,7 +121,7 @@ def run(app: Callable[..., Any]) -> int:
         with suppress(_PipeClosed):
             sys.stdout.flush()
         raise
-    except BaseException as error:  # a panic of the tokenizers' Rust code is no Exception
+    except BaseException as error:  # a panic in Rust (tokenizers) is not an Exception
         code = _failed(error)
     if code == _INTERRUPTED:
         say("interrupted; finished work is kept: run the same command again to resume")

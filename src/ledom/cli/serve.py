@@ -37,14 +37,14 @@ GATEWAY = "Gateway"
 _UPSTREAM = ("upstream_model", "prompt_price", "completion_price")
 
 TOKEN_VARIABLE = "LEDOM_TOKEN"
-"""The environment variable with the token that clients must send. Not an option: other processes
-can read a command line."""
+"""The environment variable with the token that clients must send. It is not an option, because
+other processes can read a command line."""
 
 Strategy = Annotated[
     str | None,
     typer.Option(
         help="The reward: a strategy that scores each answer alone. Default: reverse_reward; with "
-        "a single model, log P(question | answer) or log P(answer | question)."
+        "one model, its log P(question | answer) or log P(answer | question)."
     ),
 ]
 UpstreamAddress = Annotated[
@@ -73,8 +73,8 @@ CompletionPrice = Annotated[
 Host = Annotated[
     str,
     typer.Option(
-        help=f"Address to listen on. Any but loopback requires {TOKEN_VARIABLE} to be set, which "
-        "clients then send as a bearer token."
+        help=f"Address to listen on. Others than loopback require a token in {TOKEN_VARIABLE}, "
+        "which clients then send as a bearer token."
     ),
 ]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")]
@@ -191,7 +191,7 @@ def _serve(judge: Judge, settings: Settings, upstream: Upstream | None) -> None:
 
     server = Server(Service(judge, settings, upstream), settings)
     token = settings.token
-    access = "clients send the token" if token else "only this machine reaches it; no token is set"
+    access = "clients must send the token" if token else "for this machine only, without a token"
     say(f"serving on {server.url}: {access}. Ctrl-C stops it")
     try:
         server.run()

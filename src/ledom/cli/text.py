@@ -113,7 +113,7 @@ def explain(
     set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
-    page = None if out is None else write_report(out, report)  # first: the terminal may be gone
+    page = None if out is None else write_report(out, report)  # first: printing may fail
     show_case(report.cases[0])
     warn(report.warning)
     if page is not None:
@@ -176,9 +176,9 @@ def generate(
 def _without_effect(
     before: str | None, after: str | None, temperature: float
 ) -> tuple[Unused, ...]:
-    """The rules for options of ledom generate that others make useless."""
+    """The rules of ledom generate for `refuse_unused`."""
     one_end = before is None or after is None
-    chosen = "only what comes between a beginning and an ending is chosen from proposals"
+    chosen = "it needs both --before and --after"
     return (
         *unused_when_greedy(temperature, "proposals", "seed", *(["samples"] if one_end else [])),
         (one_end, chosen, ["proposals", "out"]),
@@ -188,7 +188,7 @@ def _without_effect(
 
 
 def _written(lm: LanguageModel, text: str, sampling: Sampling, samples: int) -> list[str]:
-    """What a model writes after a text, or before it, with the text."""
+    """Texts that a model writes after or before `text`, joined to it."""
     from ledom.core.direction import Direction
 
     ((_, generations),) = lm.generate([text], sampling, samples)

@@ -1,4 +1,4 @@
-"""Commands around a training run: its plan, the run, how it went, and its release."""
+"""Commands for training runs: plan a run, train, compare, export the model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train(
     device: Device = None,
     threads: Threads = None,
 ) -> None:
-    """Train a model, or a pair; a stopped run resumes from its last checkpoint.
+    """Train a model or a pair. A stopped run resumes from its last checkpoint.
 
     On many GPUs: torchrun --nproc-per-node 8 --no-python ledom train recipe.yaml
 
@@ -60,14 +60,14 @@ def train(
     for way in directions:
         check_lengths(plan, way)
     device = device or default_device()
-    torch_device(device)  # before the data are prepared
+    torch_device(device)  # fail early: preparing the data may take long
     set_threads(threads)
     folder = out / plan.name
     data = _prepare(plan.data_of(directions[0]), folder / "data")
     with connect(device) as world:
         if world.is_first:
             check_inputs(plan, directions, folder)
-            if not (folder / "recipe.yaml").exists():  # an earlier run keeps its own for now
+            if not (folder / "recipe.yaml").exists():  # replaced only when the run has finished
                 save_recipe(plan, folder / "recipe.yaml")
         for way in directions:
             _train_one(plan, way, data, folder, world)
@@ -144,7 +144,7 @@ def plan(
         bool, typer.Option("--json", help="Print the plan as JSON, with sizes in bytes.")
     ] = False,
 ) -> None:
-    """Estimate a run's parameters, memory by part, FLOPs, hours and disk space before it starts.
+    """Estimate a run before it starts: parameters, memory by part, FLOPs, hours and disk space.
 
     Example: ledom plan 7b parallel.activation_checkpointing=true --gpus 64 --gpu h100
     """
@@ -163,11 +163,12 @@ def plan(
 def export(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(help="A model folder, one of a run (runs/NAME/reverse), or of data.")
+        Path,
+        typer.Argument(help="A model folder, a run's folder (runs/NAME/reverse) or a token store."),
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Folder for the released model. Data stays in place and gets a card."),
+        typer.Option(help="Folder for the released model. A store gets its card in place."),
     ] = Path("ledom-export"),
     direction: Annotated[
         str | None, typer.Option(help="Direction of a model whose config.json records none.")
@@ -178,7 +179,7 @@ def export(
     push: Annotated[str | None, typer.Option(help="Upload to the hub as USER/NAME.")] = None,
     private: Annotated[bool, typer.Option(help="Make the repository private.")] = False,
 ) -> None:
-    """Write a model, with its card, for others to use with plain transformers.
+    """Export a model, with its card, for plain transformers, vLLM and llama.cpp.
 
     Example: ledom export runs/tiny/reverse --out tiny-reverse --push me/tiny-reverse
     """
@@ -192,14 +193,14 @@ def export(
     refuse_unused(
         context,
         (push is None, "nothing is uploaded without --push", ["private"]),
-        (is_data, f"{source} is data, which gets its card where it is", ["out", "direction"]),
+        (is_data, f"{source} is a token store; its card is added in place", ["out", "direction"]),
     )
     if is_data:
         write_dataset_card(source, push, license)
         folder = source
     else:
         folder = export_model(find_run(source), out, direction, push, license)
-    say(f"released: {folder}, its card: {folder / 'README.md'}")
+    say(f"released: {folder}; its card: {folder / 'README.md'}")
     if push is not None:
         say(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
 
