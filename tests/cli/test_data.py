@@ -265,7 +265,7 @@ def test_export_refuses_options_without_effect(
     write_store(tmp_path / "store", TEXTS[:2], tokenizer)
     given = ("export", tmp_path / "store")
     check_refused(run(*given, "--private"), "--private would have no effect: nothing is uploaded")
-    check_refused(run(*given, "--out", tmp_path / "x"), "--out would have no effect", "is a token store")
+    check_refused(run(*given, "--out", tmp_path / "x"), "--out would have no effect", "token store")
     assert not (tmp_path / "store/README.md").exists()
     assert run(*given)[0] == 0
 

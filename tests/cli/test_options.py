@@ -15,7 +15,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
 
 HUGE = str(10**20)
 IGNORED = [
-    ("rerank --candidates C --samples 4", "--samples would have no effect: the candidates come from"),
+    ("rerank --candidates C --samples 4", "--samples would have no effect: the candidates come"),
     ("rerank --candidates C --early-stop", "--early-stop would have no effect"),
     ("rerank --candidates C --temperature 0.5", "--temperature would have no effect"),
     ("rerank --candidates C --top-k 5", "--top-k would have no effect"),
