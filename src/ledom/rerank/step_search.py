@@ -18,6 +18,7 @@ from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import Candidate, Problem
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.rerank.candidates import SharedScores
 from ledom.rerank.score import score_candidates
 
 __all__ = ["STEP_ENDS", "Beam", "SearchConfig", "check_models", "search", "search_groups"]
@@ -203,7 +204,7 @@ def _expand(
 def _score(
     active: Sequence[_Search], forward: LanguageModel, reverse: LanguageModel | None, lam: float
 ) -> None:
-    """Set each beam's score: the weighted means per token of log P(y|x) and log P(x|y)."""
+    """Set the score of each beam."""
     problems = [one.problem for one in active]
     # A beam is scored without the white space at its end: no document ends with white space.
     candidates = [
@@ -211,25 +212,30 @@ def _score(
         for one in active
         for index, beam in enumerate(one.beams)
     ]
-    means: dict[tuple[str, str, str], tuple[float, float]] = {}
-    text_of = {c.key: c.text for c in candidates}
-    for lm in (forward, reverse) if lam > 0 else (forward,):
-        chunks = score_candidates(problems, candidates, lm) if lm is not None else ()
-        for score in (score for chunk in chunks for score in chunk):
-            values = score.token_logprobs or [0.0]
-            part = values[:-1] or [0.0]  # without EOS, which does not count for an open beam
-            text = text_of[score.problem_id, score.index]
-            means[score.problem_id, text, score.target] = (
-                sum(values) / len(values),
-                sum(part) / len(part),
-            )
+    models = [forward] if reverse is None or lam == 0 else [forward, reverse]
+    chunks = (chunk for lm in models for chunk in score_candidates(problems, candidates, lm))
+    scores = SharedScores(candidates, (score for chunk in chunks for score in chunk))
+    remaining = iter(candidates)
     for one in active:
-        scored = []
-        for beam in one.beams:
-            text = beam.text.rstrip()
-            whole, part_mean = means[one.problem.id, text, "y|x"]
-            total = (1 - lam) * (whole if beam.finish_reason == "stop" else part_mean)
-            if lam > 0:
-                total += lam * means[one.problem.id, text, "x|y"][0]
-            scored.append(replace(beam, score=total))
-        one.beams = scored
+        one.beams = [
+            replace(beam, score=_reward(beam, next(remaining), scores, lam)) for beam in one.beams
+        ]
+
+
+def _reward(beam: Beam, candidate: Candidate, scores: SharedScores, lam: float) -> float:
+    """A beam's score: the weighted means per token of log P(y|x) and log P(x|y)."""
+    solution = _token_logprobs(candidate, scores, "y|x")
+    if beam.finish_reason != "stop":
+        solution = solution[:-1]  # EOS does not count for an open beam
+    reward = (1 - lam) * _mean(solution)
+    return reward + lam * _mean(_token_logprobs(candidate, scores, "x|y")) if lam > 0 else reward
+
+
+def _token_logprobs(candidate: Candidate, scores: SharedScores, target: str) -> list[float]:
+    score = scores.find(candidate, target)
+    assert score is not None, "every beam is scored"
+    return score.token_logprobs or []
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
