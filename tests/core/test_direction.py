@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError
+from ledom.core.errors import DirectionError, InputError
 
 
 def test_forward_leaves_sequences_as_they_are():
@@ -55,3 +55,10 @@ def test_name_is_the_value():
 def test_another_name_is_refused_with_the_known_ones(value):
     with pytest.raises(InputError, match="^direction is .*; give forward or reverse$"):
         Direction(value)
+
+
+def test_a_model_of_the_other_direction_is_refused_with_the_purpose():
+    Direction.REVERSE.require(Direction.REVERSE, "tiny", "to explain questions")
+    refused = "^tiny is a forward model; give a reverse one to explain questions$"
+    with pytest.raises(DirectionError, match=refused):
+        Direction.REVERSE.require(Direction.FORWARD, "tiny", "to explain questions")

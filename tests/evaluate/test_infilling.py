@@ -112,7 +112,7 @@ def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_pat
 
 def test_models_and_texts_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
     forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
-    with pytest.raises(DirectionError, match="give a forward one to choose"):
+    with pytest.raises(DirectionError, match="give a forward one to choose middles"):
         infill([GAP], reverse, reverse, Sampling(), 1, tmp_path, silent)
     small = FakeLanguageModel(tokenizer, "reverse", context=12)
     with pytest.raises(InputError, match="'g': the prompt .* lower --max-tokens"):

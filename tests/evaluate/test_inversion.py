@@ -109,7 +109,7 @@ def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_pat
 def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
     outputs, how = [Output(id="o", text=ANSWER)], (Sampling(max_tokens=8), 2, tmp_path, silent)
     forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
-    with pytest.raises(DirectionError, match="a reverse model is needed"):
+    with pytest.raises(DirectionError, match="give a reverse one to propose"):
         invert(outputs, forward, reverse, *how)
     small = FakeLanguageModel(tokenizer, "reverse", context=12)
     with pytest.raises(InputError, match="'o': the prompt .* lower --max-tokens"):

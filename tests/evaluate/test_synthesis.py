@@ -154,7 +154,7 @@ def test_a_finished_folder_is_not_made_again(
 
 def test_models_of_the_wrong_direction(tokenizer: Tokenizer, tmp_path: Path) -> None:
     forward = FakeLanguageModel(tokenizer)
-    with pytest.raises(DirectionError, match="fake: a reverse model is needed"):
+    with pytest.raises(DirectionError, match="fake is a forward model; give a reverse one"):
         synthesize(SEEDS, forward, forward, HOW, (), tmp_path, silent)
 
 

@@ -88,7 +88,7 @@ def test_the_last_candidates_of_a_problem_are_said(lm: FakeLanguageModel) -> Non
 
 def test_a_reverse_model_writes_no_answers(tokenizer: Tokenizer) -> None:
     reverse = FakeLanguageModel(tokenizer, Direction.REVERSE)
-    with pytest.raises(DirectionError, match="sampled from a forward model"):
+    with pytest.raises(DirectionError, match="give a forward one to sample solutions"):
         next(sample_until_decided(PROBLEMS, reverse, SAMPLING, N, {}))
-    with pytest.raises(DirectionError, match="sampled from a forward model"):
+    with pytest.raises(DirectionError, match="give a forward one to sample solutions"):
         next(sample_candidates(PROBLEMS, reverse, SAMPLING, N))

@@ -137,8 +137,10 @@ def test_a_greedy_beam_of_one_is_the_greedy_text(checkpoints: dict[str, Path]) -
 
 
 def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
-    with pytest.raises(DirectionError, match="steps are sampled from a forward model"):
+    with pytest.raises(DirectionError, match="give a forward one to sample steps"):
         list(search(PROBLEMS, reverse, reverse, SearchConfig()))
+    with pytest.raises(DirectionError, match="give a reverse one to score steps"):
+        list(search(PROBLEMS, forward, forward, SearchConfig()))
     with pytest.raises(InputError, match=r"lambda is 0\.5 without a reverse model"):
         list(search(PROBLEMS, forward, None, SearchConfig()))
 

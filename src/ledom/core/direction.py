@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ledom.core.errors import InputError
+from ledom.core.errors import DirectionError, InputError
 
 __all__ = ["Direction"]
 
@@ -61,3 +61,13 @@ class Direction(str, Enum):
         (3, 5)
         """
         return (start, end) if self is Direction.FORWARD else (length - end, length - start)
+
+    def require(self, found: Direction, model: str, purpose: str) -> None:
+        """Raise `DirectionError` unless this is the direction `found` in the model of that name.
+
+        >>> Direction.FORWARD.require(Direction.REVERSE, "tiny", "to sample")
+        Traceback (most recent call last):
+        ledom.core.errors.DirectionError: tiny is a reverse model; give a forward one to sample
+        """
+        if found is not self:
+            raise DirectionError(f"{model} is a {found} model; give a {self} one {purpose}")

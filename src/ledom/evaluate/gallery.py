@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ledom import __version__
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError
+from ledom.core.errors import InputError
 from ledom.core.reading import as_type, exists, read_json
 from ledom.core.records import Problem, read_records
 from ledom.data.problems import generate_problems
@@ -99,8 +99,7 @@ def written_backwards(lm: LanguageModel, name: str, count: int, seed: int) -> Se
     >>> ["".join(example.written) for example in section.examples]
     ['How many?', 'How many?']
     """
-    if lm.direction is not Direction.REVERSE:
-        raise DirectionError(f"{lm.name} is a forward model; give a reverse one")
+    Direction.REVERSE.require(lm.direction, lm.name, "to write questions")
     problems = [*generate_problems("test", count, seed)]
     prompts = [seed_prompt(problem, lm.pair_format) for problem in problems]
     sampling = Sampling(temperature=_TEMPERATURE, max_tokens=_MOST_TOKENS, seed=seed)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError
+from ledom.core.errors import InputError
 from ledom.core.records import Record, write_records
 from ledom.core.stage import Track
 from ledom.evaluate.proposals import Prompt, Proposal, check_prompts, propose, verify
@@ -80,8 +80,7 @@ def infill(
     >>> [middle.rank for middle in found["g"]][:2]
     [1, 2]
     """
-    if forward.direction is not Direction.FORWARD:
-        raise DirectionError(f"{forward.name} is a reverse model; give a forward one to choose")
+    Direction.FORWARD.require(forward.direction, forward.name, "to choose middles")
     known = {gap.id: gap for gap in gaps}
     prompts = [Prompt(gap.id, _prompt(gap, proposer.direction)) for gap in gaps]
     check_prompts(prompts, proposer, sampling)

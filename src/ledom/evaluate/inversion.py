@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Problem, Record, read_records, unique_ids, write_records
 from ledom.core.stage import Track
@@ -188,8 +187,6 @@ def pair_spans(
     2
     10
     """
-    if lm.direction is not Direction.FORWARD:
-        raise InputError(f"{lm.name} is a reverse model; give a forward one to score outputs")
     for pair in lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids):
         start = max(1, len(lm.bos_ids)) if prior else pair.solution[0]  # the first has no context
         yield TokenSpan(pair.ids, start, len(pair.ids))

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError
+from ledom.core.errors import InputError
 from ledom.core.files import fingerprint
 from ledom.core.records import Key, Record
 from ledom.core.stage import Stage, Track, Work, at_once, even_groups
@@ -86,11 +86,10 @@ def check_directions(reverse: LanguageModel, forward: LanguageModel) -> None:
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> check_directions(FakeLanguageModel(), FakeLanguageModel())
     Traceback (most recent call last):
-    ledom.core.errors.DirectionError: fake: a reverse model is needed here
+    ledom.core.errors.DirectionError: fake is a forward model; give a reverse one to propose texts
     """
-    for lm, direction in ((reverse, Direction.REVERSE), (forward, Direction.FORWARD)):
-        if lm.direction is not direction:
-            raise DirectionError(f"{lm.name}: a {direction} model is needed here")
+    Direction.REVERSE.require(reverse.direction, reverse.name, "to propose texts")
+    Direction.FORWARD.require(forward.direction, forward.name, "to verify them")
 
 
 def check_prompts(prompts: Sequence[Prompt], lm: LanguageModel, sampling: Sampling) -> None:

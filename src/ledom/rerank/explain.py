@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError
+from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.data.labels import is_right
 from ledom.lm import embedded_folder
@@ -95,8 +95,7 @@ def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> Se
     >>> [candidate.rank for candidate in report.cases[0].candidates]
     [1, 2]
     """
-    if lm.direction is not Direction.REVERSE:
-        raise DirectionError(f"{lm.name}: questions are explained by a reverse model")
+    Direction.REVERSE.require(lm.direction, lm.name, "to explain questions")
     candidates = [
         Candidate(problem_id=problem.id, index=index, text=solution)
         for index, solution in enumerate(dict.fromkeys(solutions))

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError
+from ledom.core.errors import InputError
 from ledom.core.records import (
     CONFIDENCE,
     EARLY_STOP,
@@ -249,8 +249,7 @@ class _Votes:
 
 
 def _require_forward(lm: LanguageModel) -> None:
-    if lm.direction is not Direction.FORWARD:
-        raise DirectionError(f"{lm.name}: solutions are sampled from a forward model")
+    Direction.FORWARD.require(lm.direction, lm.name, "to sample solutions")
 
 
 def _prompts(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ledom.core.direction import Direction
-from ledom.core.errors import DirectionError, InputError
+from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
@@ -139,9 +139,10 @@ def check_models(
     Traceback (most recent call last):
     ledom.core.errors.InputError: lambda is 0.5 without a reverse model; give one, or lambda 0
     """
-    if forward.direction is not Direction.FORWARD:
-        raise DirectionError(f"{forward.name}: steps are sampled from a forward model")
-    if reverse is None and config.lam > 0:
+    Direction.FORWARD.require(forward.direction, forward.name, "to sample steps")
+    if reverse is not None:
+        Direction.REVERSE.require(reverse.direction, reverse.name, "to score steps")
+    elif config.lam > 0:
         raise InputError(f"lambda is {config.lam} without a reverse model; give one, or lambda 0")
 
 
