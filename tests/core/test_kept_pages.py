@@ -1,5 +1,6 @@
 """Freed memory stays; a user's settings stand; other C libraries are left alone."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -98,3 +99,47 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("ctypes.CDLL", lambda name: Musl())
     assert processes._mallopt() is None
     assert not processes.keep_pages()
+
+
+# Products of 480 shapes: bytes in use after the first 320, and after all.
+_PRODUCTS = """
+import ctypes, torch
+from ledom.core.processes import configure_memory
+configure_memory()
+torch.set_num_threads(1)
+class Use(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
+read = ctypes.CDLL(None).mallinfo2
+read.restype = Use
+weight = torch.ones(320, 192)
+for rows in range(1, 481):
+    torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 192), weight, None, "none", [], "")
+    if rows in (320, 480):
+        print(read().h + read().e)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc 2.33 or newer")
+def test_memory_stops_to_grow_with_the_number_of_shapes() -> None:
+    """Unbounded, it would grow by 90 MB here."""
+    usual = {k: v for k, v in os.environ.items() if k not in processes._CACHES}
+    done = subprocess.run(
+        [sys.executable, "-c", _PRODUCTS],
+        env=usual,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    before, after = map(int, done.stdout.split())
+    assert after - before < 10 * 2**20
+
+
+def test_a_users_size_of_the_caches_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = processes._CACHES
+    monkeypatch.setenv(first, "1000")
+    monkeypatch.setenv(second, "")
+    monkeypatch.delenv(second)  # and back to what it was, after the test
+    monkeypatch.setattr(processes, "keep_pages", lambda: True)
+    processes.configure_memory()
+    assert (os.environ[first], os.environ[second]) == ("1000", "256")

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
 from ledom.core.files import lock_folder
-from ledom.core.processes import fast_bfloat16, keep_pages
+from ledom.core.processes import configure_memory, fast_bfloat16
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint
@@ -244,7 +244,7 @@ def train(
     """
     with lock_folder(folder, "trains") if world.is_first else nullcontext():
         if world.device.type == "cpu":
-            keep_pages()
+            configure_memory()
         run = TrainingRun(recipe, direction, data, folder, world)
         run.run(on_progress)
         return run.finish()

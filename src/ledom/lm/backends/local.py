@@ -78,7 +78,7 @@ class HFLanguageModel(LanguageModel):
     ) -> None:
         place = processes.torch_device(device or processes.default_device())
         if place.type == "cpu":
-            processes.keep_pages()
+            processes.configure_memory()
 
         def load(numbers: torch.dtype | Literal["auto"]) -> Checkpoint:
             found = load_checkpoint(path, direction, numbers, eos_token, bos_token=bos_token)
