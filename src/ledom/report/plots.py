@@ -73,9 +73,9 @@ def _draw_differences(axes: Axes, rows: Mapping[str, Interval], opponent: str) -
     axes.grid(False, axis="y")
     low = 100 * min(0.0, *(interval.low for interval in rows.values()))
     high = 100 * max(0.0, *(interval.high for interval in rows.values()))
-    margin = 0.06 * (high - low) or 1.0  # equal ends would be stretched with a warning
+    margin = 0.06 * (high - low) or 1.0  # matplotlib warns about equal limits
     axes.set_xlim(low - margin, high + margin)
-    axes.set_xlabel(f"points above {opponent}", loc="right")  # names leave it less room
+    axes.set_xlabel(f"points above {opponent}", loc="right")  # names are on the left
 
 
 def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
