@@ -29,7 +29,6 @@ from ledom.text.tokenizer import Tokenizer
 from made import whole_text
 
 TEXTS = ["Ava has 12 apples.\n\n12 + 3 = 15\n#### 15", "naïve café, 42", "7"]
-IDS = [[0, 5, 9, 7, 40, 3], [0, 8, 8, 100, 2, 1]]
 
 
 @pytest.fixture(scope="module")
@@ -71,47 +70,29 @@ def test_auto_is_float32_where_bf16_is_slow(
     assert said() == ["float32: this device is not faster in bfloat16"]
 
 
-GIVEN = "12 + 3 = 15, and so it is."
-
-
-@pytest.fixture
-def trial(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """bf16's mean errors on the two texts of a trial, the smaller first, by transformers."""
-    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(precision, "_written", lambda checkpoint: torch.tensor(IDS))
-    monkeypatch.setattr(precision, "_GIVEN", GIVEN)
-    lm = ledom.load(folder, device="cpu", dtype="float32")
-    given = [lm.tokenizer.eos_id, *reversed(lm.tokenizer.encode(GIVEN).ids)]
-    errors = []
-    for texts in (IDS, [given]):
-        exact, rough = (
-            [value for ids in texts for value in by_hand(plain(folder, dtype), ids)]
-            for dtype in (torch.float32, torch.bfloat16)
-        )
-        errors.append(float(np.abs(np.subtract(exact, rough)).mean()))
-    return sorted(errors)
-
-
-@pytest.mark.parametrize(
-    ("limit", "chosen"), [(1.0, "bfloat16"), (None, "float32"), (1e-9, "float32")]
-)
-def test_auto_is_decided_by_the_larger_error_of_a_trial(
+@pytest.mark.parametrize(("limit", "chosen"), [(1.0, "bfloat16"), (1e-9, "float32")])
+def test_auto_is_decided_by_the_error_on_a_trial(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
-    trial: list[float],
     said: Callable[[], list[str]],
-    limit: float | None,
+    limit: float,
     chosen: str,
 ) -> None:
-    """The errors are those of transformers' own passes; None stands for a limit between the two."""
-    limit = limit or sum(trial) / 2
+    """The error is that of transformers' own passes over the text, in the model's order."""
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
     monkeypatch.setattr(precision, "TOLERANCE", limit)
     lm = ledom.load(folder, device="cpu")
     assert isinstance(lm, HFLanguageModel)
     assert (lm.model.dtype, lm.precision) == (getattr(torch, chosen), chosen)
+    ids = [lm.tokenizer.eos_id, *reversed(lm.tokenizer.encode(precision._TEXT).ids)]
+    exact, rough = (
+        by_hand(plain(folder, dtype), ids[: lm.context])
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    error = np.abs(np.subtract(exact, rough)).mean()
     assert said() == [
-        f"{chosen}: bfloat16 changes the log-probability of a token by {trial[1]:.4f} nats on "
-        f"average (limit: {limit})"
+        f"{chosen}: bfloat16 changes the log-probability of a token by {error:.4f} nats on average "
+        f"(limit: {limit})"
     ]
     named = ledom.load(folder, device="cpu", dtype=chosen)
     assert lm.fingerprint == named.fingerprint  # the number decides, not how it was asked for
@@ -132,23 +113,6 @@ def test_auto_is_float32_for_a_model_that_does_not_run_in_bf16(
     assert said()[0].startswith("float32: the model does not run in bfloat16 (")
 
 
-def test_the_trial_reads_what_the_model_writes() -> None:
-    """Texts of a model that knows only one token are that token, after what it reads first."""
-
-    def certain(input_ids: torch.Tensor) -> Any:
-        logits = torch.zeros(*input_ids.shape, 50)
-        logits[..., 17] = 100
-        return SimpleNamespace(logits=logits)
-
-    certain.device = torch.device("cpu")  # type: ignore[attr-defined]
-    checkpoint: Any = SimpleNamespace(model=certain, bos_ids=[3, 4], context=9)
-    texts = precision._written(checkpoint)
-    assert texts is not None
-    assert texts.tolist() == [[3, 4, *[17] * 7]] * 4
-    checkpoint.model = SimpleNamespace(device="cpu")  # not to be called with ids alone
-    assert precision._written(checkpoint) is None
-
-
 @pytest.mark.parametrize(
     ("kept", "expected"), [("bfloat16", ["auto"]), ("float16", ["auto"]), ("float32", ["auto", ""])]
 )
@@ -161,9 +125,8 @@ def test_half_precision_stays_on_a_gpu(
     def load(dtype: Any) -> Any:
         asked.append("auto" if dtype == "auto" else "")
         name = kept if dtype == "auto" else "float32"
-        return SimpleNamespace(model=SimpleNamespace(dtype=getattr(torch, name)))
+        return SimpleNamespace(model=SimpleNamespace(dtype=getattr(torch, name)))  # runs on no ids
 
-    monkeypatch.setattr(precision, "_written", lambda checkpoint: None)
     checkpoint, name = precision.load_in("auto", torch.device("cuda"), load)
     assert (name, asked) == (kept, expected)
     assert checkpoint.model.dtype == getattr(torch, kept)

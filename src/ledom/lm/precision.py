@@ -1,11 +1,12 @@
 """The numbers that a model on this machine computes in: by name, or found by a trial at load.
 
-`auto` is bf16 where the device multiplies faster in it and a trial shows that it is safe: on texts
-that the model itself writes, and on a given one, it changes the log-probability of a token by at
-most `TOLERANCE` on average. Everywhere else `auto` is fp32. One exception: weights that are kept in
-half precision stay in it on a GPU, whose memory their fp32 copy may not fit.
+`auto` is bf16 where the device multiplies faster in it and a trial shows that it is safe: on a
+given text, it changes the log-probability of a token by at most `TOLERANCE` on average. The text is
+one that the model did not write: it finds its own likely, and errors are smallest there. Everywhere
+else `auto` is fp32. One exception: weights that are kept in half precision stay in it on a GPU,
+whose memory their fp32 copy may not fit.
 
-Shapes: B texts of T tokens, V vocabulary.
+Shapes: T tokens.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ __all__ = ["INT8", "TOLERANCE", "load_in", "round_weights"]
 INT8 = "int8"
 TOLERANCE = 0.001
 """Nats by which bf16 may change the log-probability of a token, on average."""
-_TEXTS, _LENGTH = 4, 64  # that the model writes for the trial, and tokens of each
-_GIVEN = (
-    "Tom had 48 apples, gave 19 to Ann and bought 6 more: 48 - 19 + 6 = 35.\n"
-    "The ship left the harbor before dawn, and nobody who saw it go expected to see it again."
-)
-"""Another's text for the trial: a model finds its own likely, where errors are smallest."""
+_TEXT = """Tom had 48 apples, gave 19 to Ann and bought 6 more: 48 - 19 + 6 = 35.
+The ship left the harbor before dawn, and nobody who saw it go expected to see it again.
+def mean(values): return sum(values) / len(values)
+"Well," said the old man, "in 1987 we paid $2.50 for it, and 15% of that was tax."
+"""
+"""What the trial reads: arithmetic, prose, code and speech."""
 _NAMED = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 Load = Callable[[torch.dtype | Literal["auto"]], Checkpoint]
@@ -70,20 +71,18 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
     if device.type != "cpu" and (kept := load("auto")).model.dtype != torch.float32:
         return kept
     checkpoint = load(torch.float32)
-    written = _written(checkpoint)
-    if written is None:
+    try:
+        exact = _logprobs(checkpoint)
+    except Exception:  # a model that does not run on ids alone is refused elsewhere
         return checkpoint
-    texts = [written, _given(checkpoint)]
-    exact = [_logprobs(checkpoint, some) for some in texts]
     del checkpoint  # one at a time in memory
     rough = load(torch.bfloat16)
     try:
-        errors = [_logprobs(rough, some) - right for some, right in zip(texts, exact, strict=True)]
+        error = float((_logprobs(rough) - exact).abs().mean())
     except RuntimeError as problem:  # an architecture that mixes dtypes
         say("float32: the model does not run in bfloat16 (%s)", problem)
         del rough
         return load(torch.float32)
-    error = float(torch.stack([some.abs().mean() for some in errors]).max())
     safe = error <= TOLERANCE  # NaN is not
     say(
         "%s: bfloat16 changes the log-probability of a token by %.4f nats on average (limit: %s)",
@@ -95,37 +94,13 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
 
 
 @torch.no_grad()
-def _written(checkpoint: Checkpoint) -> Tensor | None:
-    """Texts that a model writes from the beginning of a document, [B, T], in its own order.
-
-    None for a model that does not run on ids alone; what is wrong with it is said elsewhere.
-    """
-    model = checkpoint.model
-    generator = torch.Generator().manual_seed(0)
+def _logprobs(checkpoint: Checkpoint) -> Tensor:
+    """log P of each token of the text in the model's own order [T], in fp32."""
+    ids = checkpoint.direction.to_model_order(checkpoint.tokenizer.encode(_TEXT).ids)
     first = checkpoint.bos_ids or [checkpoint.tokenizer.eos_id]
-    ids = torch.tensor([first] * _TEXTS, device=model.device)
-    try:
-        while ids.shape[1] < min(_LENGTH, checkpoint.context):
-            probabilities = model(input_ids=ids).logits[:, -1].float().softmax(-1).cpu()
-            drawn = torch.multinomial(probabilities, 1, generator=generator)
-            ids = torch.cat([ids, drawn.to(ids.device)], dim=1)
-    except Exception:  # whatever an architecture needs besides
-        return None
-    return ids
-
-
-def _given(checkpoint: Checkpoint) -> Tensor:
-    """The given text in the model's own order, after what it reads first, [1, T]."""
-    ids = checkpoint.direction.to_model_order(checkpoint.tokenizer.encode(_GIVEN).ids)
-    first = checkpoint.bos_ids or [checkpoint.tokenizer.eos_id]
-    return torch.tensor([[*first, *ids][: checkpoint.context]], device=checkpoint.model.device)
-
-
-@torch.no_grad()
-def _logprobs(checkpoint: Checkpoint, texts: Tensor) -> Tensor:
-    """log P of each token of some texts but the first, [B, T - 1] in fp32."""
-    logits = checkpoint.model(input_ids=texts).logits[:, :-1].float()
-    found: Tensor = logits.log_softmax(-1).gather(-1, texts[:, 1:, None])[..., 0]
+    read = torch.tensor([*first, *ids][: checkpoint.context], device=checkpoint.model.device)
+    logits = checkpoint.model(input_ids=read[None]).logits[0, :-1].float()
+    found: Tensor = logits.log_softmax(-1).gather(-1, read[1:, None])[:, 0]
     return found
 
 
