@@ -203,6 +203,23 @@ def test_large_logits_round_more_and_still_pack(tmp_path: Path, tokenizer: Token
     assert lm._reach == 128
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packing_does_not_hang_on_the_precision(
+    dtype: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Falcon-H1's state leaks by 0.01 in the trial, less than a layer's rounding to bf16."""
+    for kind, reach in (("llama", 128), ("mixtral", 128), ("falcon_h1", 0), ("zamba", 0)):
+        save_checkpoint(
+            tmp_path / kind, tiny(kind, tokenizer), tokenizer, Direction.REVERSE, PairFormat()
+        )
+        lm = HFLanguageModel(tmp_path / kind, device="cpu", dtype=dtype)
+        assert (kind, lm._reach) == (kind, reach)
+        texts = [whole_text(lm, text) for text in TEXTS]
+        for text, found in zip(texts, lm.logprobs(texts), strict=True):
+            atol = 1e-4 if reach else 0
+            np.testing.assert_allclose(found, lm.logprobs([text])[0], atol=atol, rtol=0)
+
+
 LONG = "Ava has 12 pens. 12 + 3 = 15\n#### 15 so it is 4 of 5 " * 2
 COMPANY = ["7 of 5", LONG, "Ava has 12"]
 _LONGROPE = {

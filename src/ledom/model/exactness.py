@@ -118,8 +118,11 @@ def _checked(
     if not _close(found, expected, limit):
         return 0
     # With another neighbor of the same length every product has the same shape: what the second
-    # text gets is the same to the last bit, whatever the precision, but for the order of sums.
-    second, limit = slice(_SIZES[0], None), limit / 10
+    # text gets is the same to the last bit, whatever the precision, but for the order of sums. Only
+    # where tokens go to experts do products with them have other shapes, which round otherwise.
+    experts = any(name.endswith("experts") for name, _ in model.named_modules())
+    limit = tolerance(model.dtype if experts else torch.float32) / 10
+    second = slice(_SIZES[0], None)
     if not _close(run(other)[second], found[second], limit):
         return 0
     for reach in (context, *_lengths_in(model)):
