@@ -6,16 +6,24 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError
+from ledom.core.errors import CheckpointError, InputError, RecipeError
+from ledom.data.prepare import PreparedData
 from ledom.data.store import write_store
 from ledom.text.tokenizer import Tokenizer
+from ledom.train import start
+from ledom.train.distributed import ProcessGroup
+from ledom.train.loop import train
+from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe
-from ledom.train.start import check_inputs, content_hash
+from ledom.train.start import check_inputs, choose_precision, content_hash
 
 BOTH = list(Direction)
 
@@ -129,3 +137,47 @@ def test_a_replaced_store_is_refused_before_a_step(
     for direction in ("forward", "reverse"):
         check_refused(run(*arguments, direction), "data.sources.0.path", "has changed since")
     assert not (tmp_path / "runs/r/reverse").exists()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_a_precision_by_name_for_the_whole_run(
+    fast: bool, tmp_path: Path, recipe: Recipe, data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor that would choose the other one, the run is not gone on with unasked."""
+    precisions = ["bfloat16", "float32"] if fast else ["float32", "bfloat16"]
+    monkeypatch.setattr(start, "fast_bfloat16", lambda device: fast)
+    recipe = with_precision("auto", recipe)
+    recipe = recipe.model_copy(update={"optim": OptimConfig(steps=1, warmup_steps=0)})
+    train(recipe, Direction.FORWARD, data, tmp_path / "auto")
+    named = with_precision(precisions[0], recipe)
+    train(named, Direction.FORWARD, data, tmp_path / "named")
+    first = [
+        json.loads((tmp_path / run / "metrics.jsonl").read_text()) for run in ("auto", "named")
+    ]
+    assert first[0]["loss"] == first[1]["loss"]
+    monkeypatch.setattr(start, "fast_bfloat16", lambda device: not fast)
+    there, now = precisions
+    change = rf"\(train.precision: '{there}' there, '{now}' now\); put them back"
+    with pytest.raises(CheckpointError, match=change):
+        train(recipe, Direction.FORWARD, data, tmp_path / "auto")
+    train(named, Direction.FORWARD, data, tmp_path / "auto")
+
+
+def with_precision(precision: Any, recipe: Recipe) -> Recipe:
+    settings = recipe.train.model_copy(update={"precision": precision})
+    return recipe.model_copy(update={"train": settings})
+
+
+def test_a_model_that_fails_in_bf16_trains_in_float32(
+    tokenizer: Tokenizer, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DBRX adds up what its experts say in another precision than they say it."""
+    monkeypatch.setattr(start, "fast_bfloat16", lambda device: True)
+    alone, model = ProcessGroup(torch.device("cpu")), tiny("dbrx", tokenizer)
+    chosen = choose_precision(model, with_precision("auto", recipe), alone)
+    assert chosen.train.precision == "float32"
+    with pytest.raises(
+        RecipeError,
+        match=r"key train.precision: DbrxForCausalLM does not run in bfloat16 \(.*\); set",
+    ):
+        choose_precision(model, with_precision("bfloat16", recipe), alone)

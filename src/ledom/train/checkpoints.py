@@ -168,8 +168,8 @@ class Checkpoints:
         changes = list(differences(_flat(_as_scheduled(run, self._run)), _flat(self._run)))
         if changes:
             return newest, (
-                f"{newest}: belongs to a run with other settings ({'; '.join(changes[:3])}); give "
-                "this run another name, or remove the folder"
+                f"{newest}: belongs to a run with other settings ({'; '.join(changes[:3])}); put "
+                "them back, give this run another name, or remove the folder"
             )
         return newest, ""
 

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
 from ledom.core.files import lock_folder
-from ledom.core.processes import configure_memory, fast_bfloat16
+from ledom.core.processes import configure_memory
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint
@@ -52,6 +52,7 @@ from ledom.train.start import (
     check_lengths,
     check_shareable,
     choose_packing,
+    choose_precision,
     initial_model,
     training_batches,
 )
@@ -96,14 +97,15 @@ class TrainingRun:
         folder: Path,
         world: ProcessGroup,
     ) -> None:
-        self.recipe, self.direction, self.data = recipe, direction, data
+        self.direction, self.data = direction, data
         self.folder, self.world = folder, world
         check_lengths(recipe, direction)
         self.model = initial_model(recipe, direction, data)
         check_shareable(recipe, world)
         choose_packing(self.model, recipe, data.tokenizer.eos_id, world)
+        self.recipe = recipe = choose_precision(self.model, recipe, world)
         self.adapters = Adapters(self.model, recipe.lora, recipe.seed) if recipe.lora else None
-        dtype = _precision(recipe, world.device)
+        dtype = getattr(torch, recipe.train.precision)
         distribute(self.model, world, recipe.parallel, dtype)
         self.optimizers = build_optimizers(self.model, recipe.optim, dtype)
         self.batches = training_batches(recipe, direction, data)
@@ -324,18 +326,10 @@ def validate(
     return tally.row(world.total)
 
 
-def _precision(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """The dtype of the products."""
-    if recipe.train.precision == "auto":
-        return torch.bfloat16 if fast_bfloat16(device) else torch.float32
-    return torch.bfloat16 if recipe.train.precision == "bfloat16" else torch.float32
-
-
 def _autocast(model: PreTrainedModel, recipe: Recipe) -> torch.autocast:
     """Products in the recipe's dtype; a sharded model sees to that itself."""
-    device = model.device
-    enabled = not isinstance(model, FSDPModule) and _precision(recipe, device) is torch.bfloat16
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    enabled = not isinstance(model, FSDPModule) and recipe.train.precision == "bfloat16"
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 class StopRequest:

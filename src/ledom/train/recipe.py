@@ -64,7 +64,8 @@ class TrainConfig(Config):
     seq_len: PositiveInt = 512
     """Maximum number of predicted tokens per window."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the products; auto is bfloat16 where the device is fast at it."""
+    """Precision of the products; auto is bfloat16 where the device is fast at it. A run goes on in
+    what it began in: where auto is the other one, by its name."""
     validate_every: PositiveInt = 250
     """Steps between validations."""
     checkpoint_every: PositiveInt = 250

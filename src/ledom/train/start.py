@@ -15,12 +15,14 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
 from ledom.core.files import file_hash, write_json
+from ledom.core.processes import fast_bfloat16
 from ledom.core.reading import check_regular, read_json
 from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows
@@ -37,6 +39,7 @@ __all__ = [
     "check_lengths",
     "check_shareable",
     "choose_packing",
+    "choose_precision",
     "content_hash",
     "initial_model",
     "training_batches",
@@ -113,6 +116,38 @@ def choose_packing(
             "%s: packed rows are not exact for it, so it reads one document at a time (slower)",
             kind,
         )
+
+
+def choose_precision(model: PreTrainedModel, recipe: Recipe, world: ProcessGroup) -> Recipe:
+    """The recipe with what `auto` is here in its place: bf16 where every process is fast at it, and
+    the model runs in it. Raises `RecipeError` for bf16 by name where it does not.
+
+    So a run's checkpoints record it, and no other processor goes on in another precision.
+    """
+    asked = recipe.train.precision
+    fast = world.total(fast_bfloat16(world.device)) == [world.size]
+    chosen = ("bfloat16" if fast else "float32") if asked == "auto" else asked
+    if chosen == "bfloat16" and world.size == 1 and (reason := _autocast_error(model)):
+        refusal = f"{type(model).__name__} does not run in bfloat16 ({reason})"
+        if asked == "bfloat16":
+            raise RecipeError(f"key train.precision: {refusal}; set float32")
+        logging.getLogger("ledom").info("float32: %s", refusal)
+        chosen = "float32"
+    train = recipe.train.model_copy(update={"precision": chosen})
+    return recipe.model_copy(update={"train": train})
+
+
+@torch.no_grad()
+def _autocast_error(model: PreTrainedModel) -> str | None:
+    """Why a model fails on a short text with its products in bf16, as some mix precisions."""
+    ids = torch.arange(4, device=model.device)
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16)
+    try:
+        with torch.random.fork_rng(), autocast:  # dropout draws
+            token_losses(model, ids, ids, torch.tensor([0, len(ids)]), ids)
+    except Exception as error:
+        return " ".join(str(error).split())[:200]
+    return None
 
 
 def check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
