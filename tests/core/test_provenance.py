@@ -34,3 +34,18 @@ def test_hashes_by_hand(tmp_path):
     # FIPS 180-2, appendix B.1
     assert file_hash(tmp_path / "file").startswith("ba7816bf8f01cfea414140de5dae2223")
     assert fingerprint([("a", "b"), ("c",)]) == hashlib.sha256(b"a\0b\0c\0").hexdigest()[:16]
+
+
+def test_a_model_in_another_precision_is_told_how_to_go_on() -> None:
+    def of(hash_: str) -> dict[str, dict[str, str]]:
+        return {"model": {"name": "m", "hash": hash_}}
+
+    assert [*differences(of("24c8"), of("24c8-bfloat16"))] == [
+        "model: m (24c8) there, m (24c8-bfloat16) now, which computes otherwise here: write "
+        ",dtype=float32 after its name"
+    ]
+    (line,) = differences(of("24c8-bfloat16"), of("24c8"))
+    assert line.endswith("write ,dtype=bfloat16 after its name")
+    for other in (of("07aa"), of("07aa-bfloat16"), of("24c8-vllm-float16-1a")):
+        (line,) = differences(of("24c8"), other)
+        assert line.endswith(" now")

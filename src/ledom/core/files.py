@@ -195,6 +195,10 @@ def _escape_nul(text: str) -> str:
     return text.replace("\1", "\1\1").replace("\0", "\1\2")
 
 
+_PRECISIONS = {"", "bfloat16", "float16", "int8"}
+"""What may follow the hash of a model's weights, after a dash; nothing in fp32."""
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits.
 
@@ -235,7 +239,7 @@ def differences(there: Any, now: Any, key: str = "") -> Iterator[str]:
     """
     if _is_model(there) and _is_model(now):
         if there["hash"] != now["hash"]:
-            yield f"{key}: {_shown(there)} there, {_shown(now)} now"
+            yield f"{key}: {_shown(there)} there, {_shown(now)} now{_same_weights(there, now)}"
     elif isinstance(there, dict) and isinstance(now, dict):
         for name in {**there, **now}:
             path = f"{key}.{name}" if key else name
@@ -246,6 +250,14 @@ def differences(there: Any, now: Any, key: str = "") -> Iterator[str]:
 
 def _is_model(value: Any) -> bool:
     return isinstance(value, dict) and {*value} == {"name", "hash"}
+
+
+def _same_weights(there: JsonObject, now: JsonObject) -> str:
+    """What to do about a hash that says the same weights in another precision (`-bfloat16`)."""
+    (weights, _, before), (same, _, after) = (m["hash"].partition("-") for m in (there, now))
+    if weights != same or not {before, after} <= _PRECISIONS:
+        return ""
+    return f", which computes otherwise here: write ,dtype={before or 'float32'} after its name"
 
 
 def _shown(value: Any) -> str:
