@@ -1,15 +1,15 @@
-"""Is it the direction that helps, or would any second model do? And which errors does it see?
+"""Does the reverse direction help, or would any second model? And which errors does it notice?
 
     python benchmarks/control.py --problems P.jsonl --candidates C.jsonl --out out/control \
         --forward tiny --reverse tiny --second-forward FOLDER --second-reverse FOLDER
 
-Each arm is a sum of the same four numbers from each of its scores (log P, its mean per token, that
-of the numbers and that of the least likely digit), its weights cross-fitted in five folds of the
-problems. The second models are of the same size, recipe and data, with another seed:
+Each arm is a weighted sum of the same four numbers from each of its scores: log P, its mean per
+token, the log P of the numbers, and that of the least likely digit. The weights are cross-fitted in
+five folds of the problems. The second models have the same size, recipe and data, and another seed:
 
     ledom train recipes/tiny.yaml seed=2 name=tiny-2 --direction both
 
-Scores are kept in --out, so the command resumes; arms whose models are not given are left out.
+Scores are kept in --out, so the command resumes. Arms whose models are not given are left out.
 """
 
 from __future__ import annotations

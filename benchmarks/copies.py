@@ -1,13 +1,13 @@
-"""Does copying the question pay, and does the guard stop it?
+"""Does copying the question raise the reward, and does the guard prevent it?
 
     python benchmarks/copies.py --problems gsm8k/test.jsonl --reverse FOLDER
     python benchmarks/copies.py
 
-Each reference solution stands beside a planted answer: the question itself and a wrong number. Of
-both, log P(x|y) is taken as the model reads all of them, and with the guard, `ledom rerank
---mask-copies N`. A problem whose planted answer is preferred is one that a writer who knows the
-reward wins without solving it. Without --problems, those of the embedded generator are taken; of a
-file, the shortest questions that have a solution.
+Each reference solution is compared with a planted answer: the question itself and a wrong number.
+log P(x|y) of both is computed without and with the guard, `ledom rerank --mask-copies N`. Printed
+is the share of problems whose planted answer is preferred: a writer can win these unsolved. Without
+--problems the embedded generator makes the problems. From a file, the shortest questions with a
+solution are taken.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/demo_seeds.py [--out out/demo-seeds] [--seeds 10] [--problems N] [--samples N]
 
-Runs `ledom demo` with the seeds 0, 1, ... one after the other, as it is unless a size is given, and
-prints a table in Markdown. A finished seed is not run again, an unfinished one resumes; its time
-is then that of the last part alone, and is marked. Run it on a machine that does nothing else.
+Runs `ledom demo` with the seeds 0, 1, ... one after the other, in its default size unless one is
+given, and prints a table in Markdown. A finished seed is not run again. An unfinished one resumes;
+its time is then that of the last part only, and is marked. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What bf16 and int8 change in scores, and in what is chosen by them; and what they save.
+"""How bf16 and int8 change the scores and the choice, and how much time they save.
 
     python benchmarks/dtypes.py [--dtypes bfloat16 int8] [--questions 200] [--answers 8]
         [--problems P.jsonl --candidates C.jsonl] [--threads 1]
 
-The embedded pair scores candidates in fp32 and in each of the other precisions, some problems at a
-time in turn, so that what else runs on the machine slows all alike. Noise is what fp32 itself
-changes when its texts share other batches. Without files the problems are generated, and the
-embedded forward model answers them. Without its instructions a CPU takes 50 times as long in bf16.
+The embedded pair scores candidates in fp32 and in each other precision. The precisions take turns,
+some problems at a time, so that other work on the machine slows all alike. Noise is the change in
+fp32 itself when texts share other batches. Without files the problems are generated, and the
+embedded forward model answers them. A CPU without bf16 instructions takes 50 times as long in bf16.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ earlier results. The first of these that holds is the kind of error:
     wrong final line    the stated answer is not the last result
     number left out     a number of the question is in no equation
     number misread      an equation takes a number that is neither in the question nor a result
-    wrong step          all of that is in order, and the answer is wrong
+    wrong step          none of the above, but the answer is wrong
 
-What a score cannot see, it cannot judge: its AUC over one kind of error says where it is blind.
+The AUC of a score over one kind of error shows whether the score can notice such errors.
 """
 
 from __future__ import annotations

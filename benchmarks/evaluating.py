@@ -3,9 +3,9 @@
     python benchmarks/evaluating.py [--documents 12] [--shots 2] [--model FOLDER]
 
 Needs `pip install 'ledom[eval,bench]'`. Both answer the same requests with the same weights:
-questions with four choices behind solved examples, all different. HFLM runs at each of its batch
-sizes and its best is compared. CPU seconds are counted, so that other work on the machine disturbs
-little; every log-likelihood must agree to 1e-3.
+questions with four choices after solved examples, all different. HFLM runs at each of its batch
+sizes, and its best result is compared. CPU seconds are counted, which other work on the machine
+disturbs little. Every log-likelihood must agree to 1e-3.
 """
 
 from __future__ import annotations

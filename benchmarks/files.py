@@ -2,10 +2,10 @@
 
     python benchmarks/files.py
 
-A file counts when a function or method of it is called (`sys.setprofile`; what runs at import does
-not count, nor do page templates). The fewer files, the less a reader must open to follow a command.
-Files of the rooms cli and model are at the two ends; those of the rooms between are counted apart.
-No file may have more than 400 lines, so the lines of the files touched need so many files at least.
+A file counts if one of its functions is called (`sys.setprofile`). Code that runs at import and
+page templates do not count. The fewer files, the less a reader must open to follow a command. The
+rooms cli and model are the two ends; the files of the rooms between are counted separately. Also
+printed is the least number of files that could hold as many lines, at 400 lines per file.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/gateway.py [--problems 200] [--samples 8] [--threads 1] [--out out/gateway]
 
-`ledom rerank` samples candidates of the embedded pair's kind of problems, and chooses. A made-up
-upstream then sends these very candidates to a gateway, which chooses among them for each problem;
-both choices are compared, and their accuracies. A blind choice stands beside them.
+`ledom rerank` samples candidates for generated problems, and chooses. A stand-in upstream then
+sends the same candidates to a gateway, which chooses among them for each problem. The benchmark
+compares both choices, and their accuracies with that of a random choice.
 """
 
 from __future__ import annotations

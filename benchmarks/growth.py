@@ -2,11 +2,11 @@
 
     python benchmarks/growth.py [--sizes 100 400 1600] [--samples 2] [--max-tokens 96] [--threads 2]
 
-Each size is one process of the whole command, with equal settings, on the embedded pair. Few and
-short samples leave a large share to what might grow faster than the problems: joining, sorting,
-intervals and pages. A process takes some seconds to start whatever its size, so that the time per
-problem is also given for the problems that a size has more than the one before. CPU seconds are the
-process's own: they tell growth from other work on the machine.
+Each size is one process that runs the whole command on the embedded pair, with equal settings. Few
+and short samples leave a large share of the time to work that might grow faster than the number of
+problems: joining, sorting, intervals and pages. A process takes some seconds to start, whatever its
+size. The time per problem is therefore also given for the problems that a size adds to the previous
+one. CPU seconds are those of the process itself, so other work on the machine does not count.
 """
 
 from __future__ import annotations

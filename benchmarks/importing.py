@@ -2,9 +2,9 @@
 
     python benchmarks/importing.py [--folder /tmp/import-benchmark] [--keep]
 
-Writes four sparse safetensors files (15.6 GB in name, nothing on disk), imports them without the
-self-check, then runs the self-check's forward pass on the result, each in a process of its own, and
-prints the peak resident memory (ru_maxrss) of each. The imported folder takes 15.6 GB of disk.
+Writes four sparse safetensors files (15.6 GB nominal, almost nothing on disk), imports them without
+the self-check, then runs the self-check's forward pass on the result. Each step is a process of its
+own; its peak resident memory (ru_maxrss) is printed. The imported folder takes 15.6 GB of disk.
 """
 
 from __future__ import annotations

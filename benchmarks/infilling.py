@@ -1,14 +1,14 @@
-"""Is a text between two others better written from its end? Perplexity under the forward model.
+"""Is a gap in a text filled better from its end? Perplexity under the forward model.
 
     python benchmarks/infilling.py --out out/infilling
     python benchmarks/infilling.py --novels valid.jsonl --forward FOLDER --reverse FOLDER
 
-Between the beginning and the ending of a held-out text something is left out: the middle steps of a
-generated problem's solution, or a dozen words of a novel. It is written by the reverse model (which
-reads the ending) or by the forward model (which reads the beginning); of equally many proposals the
-forward model chooses. Perplexity per token is that of middle and ending given the beginning, and of
-the ending alone given all before it; differences are of mean log-probabilities in nats per token,
-paired over texts, with 95% intervals.
+The middle of a held-out text is left out: the middle steps of a generated problem's solution, or a
+dozen words of a novel. The reverse model, which reads the ending, or the forward model, which reads
+the beginning, proposes middles. The forward model chooses among equally many proposals of each.
+Perplexity per token is given for middle and ending after the beginning, and for the ending alone
+after all before it. Differences are of mean log-probabilities in nats per token, paired over texts,
+with 95% intervals.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python benchmarks/inversion.py --num-outputs 100 --out out/inversion
 
 The forward model answers questions that no model was trained on, once each. A reverse model then
-proposes questions for each answer, and the forward model says how likely each is. The arms:
+proposes questions for each answer, and the forward model scores them. The arms:
 
-embedded    the embedded reverse model as it is
-trained     the same, trained further on questions and what the forward model answered to them
+embedded    the embedded reverse model, unchanged
+trained     the same model, fine-tuned on questions with the forward model's answers
 
 Printed, for both orders of `ledom invert`, with 95% intervals over outputs: the share of outputs
 whose question comes first (exact match) and its mean reciprocal rank (0 where it was not proposed).

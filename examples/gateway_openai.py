@@ -1,9 +1,9 @@
-"""Ask the gateway of `ledom serve` by OpenAI's own client: the best of n answers.
+"""Get the best of n answers from the gateway of `ledom serve`, with OpenAI's own client.
 
     ledom serve &
     python examples/gateway_openai.py
 
-With `ledom serve --upstream URL --upstream-model NAME` another server's model answers.
+With `ledom serve --upstream URL --upstream-model NAME` another server writes the candidates.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def main() -> None:
     )
     print(answer.choices[0].message.content)
     assert answer.usage is not None
-    told = answer.model_extra["ledom"] if answer.model_extra else {}
-    print(f"\nchosen by {told['strategy']!r} among {len(told['candidates'])} candidates, ", end="")
+    details = answer.model_extra["ledom"] if answer.model_extra else {}
+    count = len(details["candidates"])
+    print(f"\nchosen by {details['strategy']!r} among {count} candidates, ", end="")
     print(f"{answer.usage.completion_tokens} tokens in all")
 
 

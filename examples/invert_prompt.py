@@ -1,11 +1,11 @@
-"""Which prompt made a model write this? A reverse model proposes, the model itself verifies.
+"""Find the prompt that made a model write a text. A reverse model proposes, the model verifies.
 
     python examples/invert_prompt.py
     python examples/invert_prompt.py --pairs 1000 --steps 100
     python examples/invert_prompt.py --output "..." --forward FOLDER --reverse FOLDER
 
-With --steps the reverse model is first trained on outputs of the very model that is inverted.
-`ledom invert` does the rest from the command line.
+With --steps the reverse model is first fine-tuned on outputs of the model that is inverted.
+Without, this script does the same as `ledom invert`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def quiet(chunks: Iterable[object], name: str, done: int, total: int) -> Iterato
 def train_inverter(
     forward: ledom.LanguageModel, reverse: str, num_pairs: int, steps: int, out: Path
 ) -> str:
-    """A reverse model trained further on (question, what the forward model answered)."""
+    """Fine-tune a reverse model on questions with the forward model's answers; its folder."""
     problems = generate_problems("train", num_pairs, seed=1)
     prompts = [Prompt(problem.id, problem.question) for problem in problems]
     sampling = ledom.Sampling(temperature=0.7)

@@ -3,8 +3,8 @@
     python examples/rerank_my_answers.py
     python examples/rerank_my_answers.py --question "..." --forward FOLDER --reverse FOLDER
 
-The answers may come from anywhere; here the forward model samples them. Both models then say how
-likely the answer is given the question, and the question given the answer.
+The answers may come from anywhere; here the forward model samples them. The forward model then
+scores each answer given the question, and the reverse model the question given the answer.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Train a model by TRL's GRPO against Reverse Reward.
+"""Train a model with TRL's GRPO and Reverse Reward.
 
     pip install 'ledom' trl
     python examples/trl_grpo.py --steps 30
 
-Each step prints the reward, the accuracy, and the share of the answers that was copied from the
-question: an answer that restates the question explains it perfectly, so watch that share.
+Each step prints the reward, the accuracy, and the share of the answers that is copied from the
+question. Watch that share: an answer that restates the question explains it perfectly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ledom.rewards import trl_reward
 
 
 def accuracy(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
-    """1 for a right answer; only logged, its weight is 0."""
+    """1 for a right answer, else 0. It is only logged: its weight in the reward is 0."""
     found = [ledom.extract_answer(completion) or "" for completion in completions]
     return [float(ledom.equal_answers(*pair)) for pair in zip(found, answer, strict=True)]
 
