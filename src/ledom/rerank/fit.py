@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.core.records import Problem, read_records, unique_ids
-from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
+from ledom.rerank.candidate_table import (
+    BoolArray,
+    CandidateTable,
+    FloatArray,
+    build_candidate_table,
+)
 from ledom.rerank.candidates import labeled_problems, match_candidates
 from ledom.rerank.external_scores import choose_external_scores, read_candidates
 from ledom.rerank.features import FEATURES
@@ -33,6 +36,7 @@ _PENALTIES = (0.3, 3.0, 30.0)
 """Factors of the squared weights, whose unit is one over the feature's spread. A penalty is added
 to the sum of the losses, so it shrinks the weights less with more problems."""
 _FOLDS = 5
+_NEWTON_STEPS, _CONVERGED = 100, 1e-9  # at most, and the largest step at the minimum
 _CLIP = 3.0  # spreads from the problem's mean, to which features are clipped
 
 
@@ -233,64 +237,85 @@ def _cross_validate(features: tuple[str, ...], table: CandidateTable) -> _Fit:
 def _fit_pairs(
     features: tuple[str, ...], table: CandidateTable, penalty: float
 ) -> dict[str, float]:
-    """Minimize the pairwise logistic loss plus the penalty; zero weights without any pair."""
-    rows = np.flatnonzero(_pairs(table).any(axis=(1, 2)))
-    if len(rows) == 0:
+    """Minimize the pairwise logistic loss plus the penalty; zero weights without any pair.
+
+    By Newton's method with step halving: a few products, where an optimizer of torch or scipy
+    takes seconds to import.
+    """
+    table = table.select(np.flatnonzero(_pairs(table).any(axis=(1, 2))))
+    if len(table.problem_ids) == 0:
         return dict.fromkeys(features, 0.0)
-    table = table.select(rows)
-    relative = _relative(features, table)
     spread = _spread(features, table)
-    x = torch.from_numpy(np.clip(relative / spread, -_CLIP, _CLIP))
-    pairs = torch.from_numpy(_pairs(table))
-    weights = torch.zeros(len(features), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+    values = np.clip(_relative(features, table) / spread, -_CLIP, _CLIP)
+    differences, shares = _differences(values, table)
+    ridge = penalty / len(table.problem_ids)
 
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = _pairwise_loss(x @ weights, pairs) + penalty / len(rows) * (weights**2).sum()
-        value.backward()
-        return value
+    def loss(weights: FloatArray) -> float:
+        return _pairwise_loss(differences @ weights, shares) + ridge * float(weights @ weights)
 
-    optimizer.step(loss)
-    return dict(zip(features, (weights.detach().numpy() / spread).tolist(), strict=True))
+    weights = np.zeros(len(features))
+    for _ in range(_NEWTON_STEPS):
+        wrong = _sigmoid(-(differences @ weights))  # probability of the wrong order
+        gradient = 2 * ridge * weights - (shares * wrong) @ differences
+        curvature = (differences.T * (shares * wrong * (1 - wrong))) @ differences
+        step = np.linalg.solve(curvature + 2 * ridge * np.eye(len(features)), gradient)
+        while loss(weights - step) > loss(weights) and np.abs(step).max() > _CONVERGED:
+            step /= 2
+        weights -= step
+        if np.abs(step).max() <= _CONVERGED:
+            break
+    return dict(zip(features, (weights / spread).tolist(), strict=True))
 
 
 def _held_out_loss(
     features: tuple[str, ...], table: CandidateTable, weights: dict[str, float]
 ) -> float:
-    table = table.select(np.flatnonzero(_pairs(table).any(axis=(1, 2))))
     scores = _relative(features, table) @ np.array([weights[name] for name in features])
-    pairs = torch.from_numpy(_pairs(table))
-    return float(_pairwise_loss(torch.from_numpy(scores), pairs)) if len(pairs) else 0.0
+    return _pairwise_loss(*_differences(scores, table))
 
 
-def _pairwise_loss(scores: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+def _pairwise_loss(margins: FloatArray, shares: FloatArray) -> float:
     """The mean of -log sigmoid(right score - wrong score) over pairs, then over problems."""
-    losses = torch.nn.functional.softplus(scores[:, None, :] - scores[:, :, None]) * pairs
-    return (losses.sum(dim=(1, 2)) / pairs.sum(dim=(1, 2))).mean()
+    return float(shares @ np.logaddexp(0, -margins))
 
 
-def _pairs(table: CandidateTable) -> NDArray[np.bool_]:
+def _sigmoid(x: FloatArray) -> FloatArray:
+    found: FloatArray = np.exp(-np.logaddexp(0, -x))
+    return found
+
+
+def _differences(values: FloatArray, table: CandidateTable) -> tuple[FloatArray, FloatArray]:
+    """Right minus wrong value [M, ...] of the M pairs of values [P, N, ...], and shares [M].
+
+    A pair's share is its weight in the mean over pairs, then over problems with pairs.
+    """
+    problem, right, wrong = np.nonzero(_pairs(table))
+    _, place, counts = np.unique(problem, return_inverse=True, return_counts=True)
+    shares = 1 / (counts[place] * max(len(counts), 1))
+    return values[problem, right] - values[problem, wrong], shares
+
+
+def _pairs(table: CandidateTable) -> BoolArray:
     """[P, N, N]: whether the row's candidate is right and the column's wrong."""
     right = table.mask & table.correct
     wrong = table.mask & ~table.correct
-    pairs: NDArray[np.bool_] = right[:, :, None] & wrong[:, None, :]
+    pairs: BoolArray = right[:, :, None] & wrong[:, None, :]
     return pairs
 
 
-def _relative(features: tuple[str, ...], table: CandidateTable) -> NDArray[np.float64]:
+def _relative(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
     """Features minus their mean over the problem's candidates, [P, N, F]; 0 where masked."""
     stacked = np.stack([table.features[name] for name in features], axis=-1)
     counts = table.mask.sum(axis=1)[:, None, None]
     mean = (stacked * table.mask[..., None]).sum(axis=1, keepdims=True) / counts
-    relative: NDArray[np.float64] = (stacked - mean) * table.mask[..., None]
+    relative: FloatArray = (stacked - mean) * table.mask[..., None]
     return relative
 
 
-def _spread(features: tuple[str, ...], table: CandidateTable) -> NDArray[np.float64]:
+def _spread(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
     """[F]: the standard deviation of each feature within a problem."""
     relative = _relative(features, table)[table.mask]
-    spread: NDArray[np.float64] = np.sqrt((relative**2).mean(axis=0)) + 1e-9
+    spread: FloatArray = np.sqrt((relative**2).mean(axis=0)) + 1e-9
     return spread
 
 
@@ -310,6 +335,6 @@ def _inverse_temperature(
     return _INVERSE_TEMPERATURES[int(_smoothed(rights).argmax())]
 
 
-def _smoothed(accuracies: Sequence[float]) -> NDArray[np.float64]:
+def _smoothed(accuracies: Sequence[float]) -> FloatArray:
     """Each accuracy averaged with its neighbors, as a lone peak is likely to be chance."""
     return np.convolve(np.pad(accuracies, 1, mode="edge"), np.ones(3) / 3, mode="valid")
