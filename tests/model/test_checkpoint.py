@@ -204,13 +204,13 @@ def test_a_damaged_config_is_refused(folder, content):
     ("key", "value", "message"),
     [
         ("num_attention_heads", 0, "is 0; it must be a whole number above 0"),
-        ("num_hidden_layers", 10**9, "is 1000000000; at most 10000 are loaded"),
+        ("num_hidden_layers", 10**9, "is 1000000000; the most is 10000"),
         ("num_hidden_layers", -1, "is -1; it must be a whole number above 0"),
         ("hidden_size", "32", "is '32'; it must be"),
         ("vocab_size", 400.5, "is 400.5; it must be"),
-        ("ledom_pair_format", 3, "is 3; it must be a text"),
+        ("ledom_pair_format", 3, "is 3; it must be a string"),
         ("ledom_pair_format", "{question}", "pair format '{question}' needs"),
-        ("ledom_solution_style", ["plain"], "is ['plain']; it must be a text"),
+        ("ledom_solution_style", ["plain"], "is ['plain']; it must be a string"),
         ("ledom_solution_style", "verse", "solution style 'verse'; the styles are as written"),
     ],
 )

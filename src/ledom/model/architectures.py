@@ -1,4 +1,4 @@
-"""How architectures differ: where they keep their layers, and what they do to their logits."""
+"""Differences between architectures: where the layers are, and how logits are post-processed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["decoder_layers", "finish_logits", "has_plain_logits", "layer_matrice
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of the decoder of text: the list of modules that holds most weights.
+    """The layers of the text decoder: the module list with the most weights; empty if none.
 
     >>> from ledom.model.checkpoint import build_model
     >>> from ledom.model.presets import ModelConfig
@@ -29,12 +29,12 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     lists = [module for module in inside if isinstance(module, nn.ModuleList)]
     if not lists:
         return []
-    found = max(lists, key=_num_weights)  # the outermost of equals, as it comes first
+    found = max(lists, key=_num_weights)  # of equal lists the outermost, which comes first
     return list(found.children())
 
 
 def layer_matrices(model: PreTrainedModel) -> set[int]:
-    """The ids of the weights by which the layers multiply: of linear modules, not of tables.
+    """The `id()`s of the weight matrices in the layers: those of linear modules, not embeddings.
 
     >>> from ledom.model.checkpoint import build_model
     >>> from ledom.model.presets import ModelConfig
@@ -42,7 +42,7 @@ def layer_matrices(model: PreTrainedModel) -> set[int]:
     >>> shape = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
     ...                     num_attention_heads=2, num_key_value_heads=1)
     >>> model = build_model(shape, train_tokenizer([], 257), seed=0)
-    >>> len(layer_matrices(model))  # 7 of each layer; the embedding is a table
+    >>> len(layer_matrices(model))  # 7 per layer
     14
     """
     modules = chain.from_iterable(layer.modules() for layer in decoder_layers(model))
@@ -59,11 +59,11 @@ _FINISH: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logits_scaling": torch.div,  # Granite
     "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma
 }
-"""By the setting that asks for it."""
+"""Post-processing of logits, by the config key whose value it takes."""
 
 
 def has_plain_logits(config: PretrainedConfig) -> bool:
-    """Whether the logits are the projection alone.
+    """Whether the logits are the output of the vocabulary projection, with no post-processing.
 
     >>> has_plain_logits(PretrainedConfig())
     True
@@ -72,7 +72,7 @@ def has_plain_logits(config: PretrainedConfig) -> bool:
 
 
 def finish_logits(logits: Tensor, config: PretrainedConfig) -> Tensor:
-    """The model's logits [T, vocabulary] from its projections.
+    """The model's logits [T, vocabulary] from the outputs of its vocabulary projection.
 
     >>> finish_logits(torch.ones(1, 2), PretrainedConfig(logit_scale=2.0))
     tensor([[2., 2.]])

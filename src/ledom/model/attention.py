@@ -1,13 +1,13 @@
 """Attention over documents packed end to end, block-diagonal without a mask.
 
 Registered with transformers as the attention implementation `ledom`. The documents of a batch lie
-in one row, without padding; `cu_seq_lens_q` (the name that flash attention uses) says where each
-begins. Each attends only to itself, causally. On a GPU one call takes all of them. On a CPU, one
-call of the fused kernel per document is faster than any mask, and documents of one length share a
-call; to torch.compile the whole is one operation, however many documents there are. Inside
-`attending` (`lm.engine.trunk`) a function says instead what each token sees.
+in one row, without padding; `cu_seq_lens_q` (flash attention's name) holds their boundaries. Each
+document attends only to itself, causally. A GPU takes all documents in one call. On a CPU, one call
+of the fused kernel per document is faster than any mask; neighboring documents of equal length
+share a call. torch.compile sees a single operation, whatever the number of documents. Inside
+`attending` (used by `lm.engine.trunk`) a given function computes the attention instead.
 
-Shapes: T tokens of the row, H query heads, K key-value heads, D head width.
+Shapes: T tokens in the row, H query heads, K key-value heads, D head width.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ from ledom.model.kernels import (
 __all__ = ["IMPLEMENTATION", "Attend", "attending", "is_attending", "packed_attention"]
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. There are as many
-queries as tokens, or in the last layer as many as outputs are wanted."""
+"""(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. Q is T, except that
+the last layer may compute only the outputs that are wanted."""
 
 _ATTEND: ContextVar[Attend | None] = ContextVar("attend", default=None)
 
 IMPLEMENTATION = "ledom"
 _OTHER_ATTENTION = {"softcap": "soft-capped attention", "s_aux": "attention sinks"}
-"""What some architectures ask of attention, by transformers' name for the argument."""
+"""Unsupported kinds of attention, by the argument with which transformers requests them."""
 
 
 @contextmanager
 def attending(attend: Attend) -> Iterator[None]:
-    """Let `attend` compute every attention of a pass without boundaries until the block ends.
+    """Within this block, `attend` computes the attention of every pass without boundaries.
 
-    Not an argument of the pass: the layers of some architectures (Nemotron) do not pass any on.
+    It cannot be an argument of the pass: some architectures (Nemotron) do not hand arguments down
+    to their layers.
     """
     token = _ATTEND.set(attend)
     try:
@@ -59,7 +60,7 @@ def attending(attend: Attend) -> Iterator[None]:
 
 
 def is_attending() -> bool:
-    """Whether a function computes the attention now: for models that make masks of their own.
+    """Whether an `attending` block is active; models that build their own masks need to know.
 
     >>> with attending(lambda layer, queries, keys, values: queries):
     ...     is_attending()
@@ -82,9 +83,9 @@ def packed_attention(
     """Causal attention within each document of a packed row.
 
     Shapes: query [1, H, T, D]; key and value [1, K, T, D]; the result is [1, T, H, D].
-    `cu_seq_lens_q` holds the document boundaries 0 .. T, on the CPU; without it each row of a batch
-    is a document. Raises `ValueError` for boundaries that do not end at T, `CheckpointError` for an
-    architecture with a different attention.
+    `cu_seq_lens_q` holds the document boundaries, from 0 to T, on the CPU; without it each row of
+    the batch is a document. Raises `ValueError` for boundaries that do not end at T, and
+    `CheckpointError` for an architecture that needs another kind of attention.
 
     >>> x = torch.randn(1, 2, 5, 4)  # two documents, of two and of three tokens
     >>> boundaries = torch.tensor([0, 2, 5], dtype=torch.int32)
@@ -95,7 +96,7 @@ def packed_attention(
     True
     """
     _refuse_other_attention(module, attention_mask, kwargs)
-    # With boundaries it is not asked for, as the compiler would not see through it.
+    # Not read with boundaries (in training): torch.compile cannot trace a ContextVar.
     attend = _ATTEND.get() if cu_seq_lens_q is None else None
     if attend is not None:
         if scaling is not None:  # `attend` divides by the root of the head's width
@@ -120,7 +121,7 @@ def _refuse_other_attention(
     for name, what in _OTHER_ATTENTION.items():
         if arguments.get(name) is not None:
             raise CheckpointError(f"{kind}: ledom does not compute {what}; use another model")
-    if mask is not None:  # such as ALiBi, or a choice of keys
+    if mask is not None:  # ALiBi, or a selection of keys
         raise CheckpointError(f"{kind}: ledom does not read masks; use another model")
 
 
@@ -144,7 +145,7 @@ def _documents(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """[batch, H, T, D] each -> [batch, H, T, D], the fastest way on the device."""
+    """Attention document by document; inputs and result are [batch, H, T, D]."""
     if boundaries is not None and query.device.type == "cpu" and not dropout:
         dtype = value.dtype  # under autocast rotary positions leave queries and keys in fp32
         found: Tensor = _packed_cpu(query.to(dtype), key.to(dtype), value, boundaries, scale)[0]
@@ -164,7 +165,7 @@ def _check_end(boundaries: Tensor, query: Tensor) -> None:
 
 
 def _runs(boundaries: Tensor) -> Iterator[tuple[int, int, int]]:
-    """(start, end, documents) of stretches of neighboring documents of one length."""
+    """(start, end, number of documents) for each run of neighboring documents of equal length."""
     start, number, size = 0, 0, -1
     for a, b in pairwise(boundaries.tolist()):
         if b - a != size and number:
@@ -176,18 +177,18 @@ def _runs(boundaries: Tensor) -> Iterator[tuple[int, int, int]]:
 
 
 def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
-    """A stretch of [1, H, T, D] as a batch of its documents [documents, H, L, D]."""
+    """Tokens [start, end) of x [1, H, T, D] as a batch of documents [documents, H, L, D]."""
     parts: Tensor = x[0, :, start:end].unflatten(1, (documents, -1))
     return parts.transpose(0, 1)
 
 
-# Operations of our own are opaque to the compiler, which would otherwise compile again for every
-# number of documents. Nothing but inputs, output and normalizers is kept.
+# A custom operation is opaque to the compiler, which would otherwise recompile for every number of
+# documents. Only inputs, output and normalizers are kept for the backward pass.
 @torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
 def _packed_cpu(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """[1, H, T, D] each -> [1, H, T, D] and the logarithms of the normalizers, see `_outputs`."""
+    """The result [1, H, T, D] and the log normalizers (see `_outputs`); inputs [1, H, T, D]."""
     _check_end(boundaries, query)
     out, normalizers = _outputs(query)
     for start, end, documents in _runs(boundaries):
@@ -200,15 +201,16 @@ def _packed_cpu(
 
 
 @_packed_cpu.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _outputs(query)
 
 
 def _outputs(query: Tensor) -> tuple[Tensor, Tensor]:
-    """Buffers for the result [1, H, T, D] and, where there are any, the normalizers [H, T]."""
-    # Laid out as [T, H, D], which is how the next product reads it.
+    """Empty buffers for the result [1, H, T, D] and the log normalizers [H, T].
+
+    The second is [0, 0] where the kernel returns no normalizers.
+    """
+    # In memory the result is [T, H, D], the layout that the output projection reads.
     _, heads, length, width = query.shape
     out = query.new_empty(1, length, heads, width).transpose(1, 2)
     kept = (heads, length) if has_normalizers(query.dtype) else (0, 0)
@@ -240,28 +242,21 @@ def _packed_cpu_backward(
 
 @_packed_cpu_backward.register_fake
 def _(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    normalizers: Tensor,
-    boundaries: Tensor,
-    scale: float,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, boundaries, ctx.scale = inputs
     ctx.save_for_backward(query, key, value, *output, boundaries)
 
 
-def _derive(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, boundaries = ctx.saved_tensors
     return (*_packed_cpu_backward(grad, *tensors, boundaries, ctx.scale), None, None)
 
 
-_packed_cpu.register_autograd(_derive, setup_context=_remember)
+_packed_cpu.register_autograd(_backward, setup_context=_save_for_backward)
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -1,9 +1,8 @@
 """Model folders: load and save, with the direction and the pair format recorded.
 
-A checkpoint is a plain Hugging Face folder (config.json, model.safetensors, tokenizer.json), so
-everything else that reads such folders reads it too. Four keys of config.json are ours:
-`ledom_direction`, `ledom_pair_format`, `ledom_solution_style` and `ledom_bos_tokens`;
-`save_pretrained` keeps them.
+A checkpoint is a plain Hugging Face folder (config.json, model.safetensors, tokenizer.json), which
+any tool for such folders can read. ledom adds four keys to config.json: `ledom_direction`,
+`ledom_pair_format`, `ledom_solution_style` and `ledom_bos_tokens`; `save_pretrained` keeps them.
 This module knows nothing of training or scoring.
 """
 
@@ -59,34 +58,34 @@ __all__ = [
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_SIZES = (  # of a model, as the architectures call them
+_SIZES = (  # keys of config.json, by the names that architectures use
     *_LAYERS,
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
     *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
 )
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-_WEIGHTS_PER_BYTE = 8  # quantized models have 2, and some architectures share weights
-_MOST_LAYERS = 10_000  # transformers lists them all as it reads a config
+_WEIGHTS_PER_BYTE = 8  # most in a file: quantized models have 2, some architectures share weights
+_MOST_LAYERS = 10_000  # transformers builds a list of all layers when it reads a config
 NO_LIMIT = 2**31 - 1
-"""The context of a recurrent model, whose config names none."""
+"""The context of a model whose config names none, such as a recurrent one."""
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a model folder records besides its weights."""
+    """The contents of a model folder except the weights."""
 
     folder: Path
     tokenizer: Tokenizer
     direction: Direction
     pair_format: PairFormat
     bos_ids: list[int]
-    """What the model was trained to read first, in front of a document in its own order."""
+    """The tokens that the model reads before a document, in model order."""
     context: int
     """Longest text in tokens; `NO_LIMIT` where the architecture has none."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with any byte that decides what the model computes, and with how it is used."""
+        """A hash of every file that is loaded, and of direction and special tokens."""
         use = [str(self.direction), self.tokenizer.eos_id, self.bos_ids]
         identity = f"{hash_files(loaded_files(self.folder))} {use}"
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -133,19 +132,19 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a model folder, whole or not at all; `dtype` converts the weights first.
+    """Write a model folder atomically; with `dtype` the weights are converted first.
 
-    `weights` are written instead of the model's own, which may be sharded over processes.
-    Raises `OutputError` when the place cannot be written.
+    `weights`, if given, replace the model's own, which may be sharded over processes. Raises
+    `OutputError` when the folder cannot be written.
     """
     folder = Path(folder)
     setattr(model.config, DIRECTION_KEY, str(direction))
     setattr(model.config, _FORMAT_KEY, pair_format.template)
     setattr(model.config, _STYLE_KEY, pair_format.style)
-    setattr(model.config, BOS_KEY, [tokenizer.eos_token])  # as every token store is read
+    setattr(model.config, BOS_KEY, [tokenizer.eos_token])  # precedes every document in training
     state = model.state_dict() if weights is None else weights
     if dtype is not None:
-        # Tied weights stay one tensor, or they would be written twice.
+        # Tied weights must stay one tensor; otherwise they are written twice.
         converted = {(t.data_ptr(), t.shape): t.to(dtype) for t in state.values()}
         state = {
             name: converted[t.data_ptr(), t.shape] if t.is_floating_point() else t
@@ -162,7 +161,7 @@ def save_checkpoint(
 
 
 def _patch_config(file: Path, dtype: torch.dtype | None) -> None:
-    """Record the dtype that was written, which need not be that of the model in memory."""
+    """Record the dtype of the written weights, which may differ from the model's in memory."""
     config = read_json_object(file)
     if dtype is not None:
         config["dtype"] = str(dtype).removeprefix("torch.")
@@ -177,13 +176,13 @@ def read_checkpoint_info(
     bos_token: str | None = None,
     config: PretrainedConfig | None = None,
 ) -> CheckpointInfo:
-    """Read a model folder, all but its weights, and its config.json where it is not given.
+    """Read a model folder without its weights.
 
-    `direction` may be left out where the folder records one, and must be given where it does not
-    (a checkpoint made elsewhere). `bos_token` is what the model reads first, where that is another
-    than `bos_ids` finds; the empty text for nothing. Raises `DirectionError` when the two
-    directions disagree (without `turn`) or neither is there, `CheckpointError` for a folder that is
-    missing, incomplete or damaged.
+    `direction` is required if the folder records none (a checkpoint made elsewhere); `turn` ignores
+    the recorded one. `bos_token` overrides what `bos_ids` finds; the empty text means no token.
+    `config` is the folder's config.json, if it has been read already. Raises `DirectionError` when
+    the recorded and the given direction disagree or both are missing, and `CheckpointError` for a
+    folder that is missing, incomplete or damaged.
     """
     folder = Path(folder)
     config = config or _read_config(folder)
@@ -207,11 +206,12 @@ def bos_ids(
     asked: str | None = None,
     folder: Path | None = None,
 ) -> list[int]:
-    """What a model reads first: the token asked for, else those recorded in its config.json.
+    """The tokens that a model reads before a document: `asked`, else those in its config.json.
 
-    Where neither is there, a forward model gets what its tokenizer puts in front of a text, as it
-    was trained with; else, as a reverse model, the token that separates documents, EOS. Raises
-    `CheckpointError` for a token that the tokenizer does not have.
+    Without either, a forward model gets the tokens that its tokenizer puts before a text. A
+    tokenizer that adds none, and every reverse model, gets EOS, which separates documents in
+    training. An empty `asked` means no token. Raises `CheckpointError` for a token that the
+    tokenizer does not have.
     """
     if asked is not None:
         tokens = [asked] if asked else []
@@ -228,7 +228,7 @@ def bos_ids(
 
 
 def _check_sizes(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for a size that no model has, such as no heads or -1 layers."""
+    """Raise `CheckpointError` for an impossible size, such as 0 heads or -1 layers."""
     text_config = config.get("text_config")
     parts = (config, text_config) if isinstance(text_config, dict) else (config,)
     for key, size in ((key, part[key]) for part in parts for key in _SIZES if key in part):
@@ -238,15 +238,15 @@ def _check_sizes(folder: Path, config: Mapping[str, Any]) -> None:
             )
         if key in _LAYERS and isinstance(size, int) and size > _MOST_LAYERS:
             raise CheckpointError(
-                f"{folder / 'config.json'}: {key} is {size}; at most {_MOST_LAYERS} are loaded"
+                f"{folder / 'config.json'}: {key} is {size}; the most is {_MOST_LAYERS}"
             )
 
 
 def _check_size(folder: Path, config: PretrainedConfig, num_bytes: int) -> None:
-    """Raise `CheckpointError` for a config.json that asks for far more than the folder holds.
+    """Raise `CheckpointError` for a config.json that describes a far larger model than the files.
 
-    It would fill the memory before the first weight is found missing. Counted are the table of
-    embeddings and one square matrix per layer: less than any model has.
+    Such a model would fill the memory before the first missing weight is noticed. The estimate is
+    low on purpose: the embedding, or one square matrix per layer.
     """
     config = config.get_text_config()
     layers, width = (
@@ -266,7 +266,7 @@ def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
     for key, value in ((_FORMAT_KEY, template), (_STYLE_KEY, style)):
         if not isinstance(value, str):
             raise CheckpointError(
-                f"{folder / 'config.json'}: {key} is {value!r}; it must be a text"
+                f"{folder / 'config.json'}: {key} is {value!r}; it must be a string"
             )
     try:
         return PairFormat(template, style)
@@ -289,7 +289,7 @@ def read_context(folder: str | Path) -> int:
 
 
 def _context(config: PretrainedConfig) -> int:
-    """Longest text in tokens, by the key that the architecture has for it."""
+    """Longest text in tokens, under whichever key the architecture uses."""
     text = config.get_text_config()
     found = (getattr(text, name, None) for name in _CONTEXT_KEYS)
     return next((length for length in found if isinstance(length, int) and length > 0), NO_LIMIT)
@@ -305,13 +305,13 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load a model folder; see `read_checkpoint_info`.
 
-    `dtype` is that of the weights in memory; `auto` is that of the file. With `turn` a model of the
-    other direction is accepted too, to be trained in the given one.
+    `dtype` is that of the weights in memory; `auto` keeps the file's. `turn` also accepts a model
+    of the other direction, for training in the given one.
     """
     folder = Path(folder)
-    config = _read_config(folder)  # once: transformers takes as long as for a small model
+    config = _read_config(folder)  # once: it takes as long as loading a small model
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
-    # Refuses unreadable files and incomplete models.
+    # `loaded_files` refuses unreadable files and incomplete models.
     _check_size(folder, config, sum(file.stat().st_size for file in loaded_files(folder)))
     with _readable(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -323,7 +323,7 @@ def load_checkpoint(
             use_safetensors=True,
         )
     model, report = loaded
-    if report["missing_keys"]:  # transformers fills these at random
+    if report["missing_keys"]:  # transformers would initialize these at random
         raise CheckpointError(
             f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
             "file is incomplete or belongs to another config.json"
@@ -339,18 +339,18 @@ def load_checkpoint(
 
 @contextmanager
 def _readable(folder: str | Path) -> Iterator[None]:
-    """Say what keeps transformers from reading a folder, and keep its own words off the screen."""
+    """Turn any error of transformers into a `CheckpointError`, and silence its output."""
     try:
         with quiet():
             yield
     except LedomError:
         raise
-    except Exception as error:  # whatever transformers raises for files that others made
+    except Exception as error:  # transformers raises many types for foreign files
         raise CheckpointError(f"{folder}: cannot be loaded: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """Why transformers cannot read a folder, in one line, without its advice to run its code."""
+    """Why transformers cannot read a folder, in one line; its advice to run foreign code is cut."""
     if "trust_remote_code" in str(error):
         return "the model needs Python code of its own, which ledom does not run"
     return textwrap.shorten(str(error), 300) or type(error).__name__
@@ -372,7 +372,7 @@ def quiet() -> Iterator[None]:
 
 
 def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None) -> Direction:
-    """The direction of a model folder; raises `DirectionError` if it is unknown or not as asked.
+    """The direction of a model folder; raises `DirectionError` if unknown or other than `asked`.
 
     >>> str(choose_direction(Path("folder"), "reverse", None))
     'reverse'
@@ -380,8 +380,8 @@ def choose_direction(folder: Path, recorded: Any, asked: Direction | str | None)
     asked = None if asked is None else Direction(asked)
     if recorded is None and asked is None:
         raise DirectionError(
-            f"{folder}: config.json records no direction; say which one the model was trained in: "
-            "direction='forward' or 'reverse'"
+            f"{folder}: config.json records no direction; give the one that the model was trained "
+            "in: direction='forward' or 'reverse'"
         )
     if recorded is not None and asked is not None and str(recorded) != str(asked):
         raise DirectionError(

@@ -1,10 +1,11 @@
-"""A model's own forward pass, and whether texts may share a row: found out when a model is loaded.
+"""A model's own forward pass, and a trial at load that shows whether texts may share a row.
 
-Packing is exact where attention is a model's only way to mix tokens, and is the attention that
-ledom computes: causal, over the whole text, without biases. Convolutions, recurrences, custom
-attention classes, ALiBi, sliding windows and rotary positions that are scaled by the longest text
-all break this, most of them without an error. So no name is trusted: each model is tried, on eight
-forward passes over at most 20 tokens, and compared with its own pass as plain transformers runs it.
+Packing is exact if attention is the only way in which the model mixes tokens, and if it is the
+attention that ledom computes: causal, over the whole text, without biases. Convolutions,
+recurrences, custom attention classes, ALiBi, sliding windows and rotary positions scaled by the
+longest text all break this, most of them without an error. So an architecture's name proves
+nothing: each model is tried, in eight forward passes over at most 20 tokens, and compared with
+plain transformers.
 
 Shapes: T tokens read, N outputs wanted, V vocabulary.
 """
@@ -40,34 +41,34 @@ __all__ = [
 
 PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(ids, positions, boundaries, targets) of a packed row -> log P of each target [T]. All are int64
-[T], except the boundaries [documents + 1] on the CPU. May raise any error where it fails."""
+[T], except the boundaries [documents + 1] on the CPU. It may raise any error."""
 
-_PROBE = "ledom-probe"  # our attention, and a record of the masks that a model asks for
+_PROBE = "ledom-probe"  # our attention, which also records the masks that a model asks for
 _SIZES = (12, 7)  # tokens of the two texts
-_PREFIX = 6  # first tokens, which must say the same before other tokens
+_PREFIX = 6  # first tokens, whose outputs must not depend on later ones
 _FAR = 2**20  # a position beyond any text, for models without a limit
 
 
 @dataclass(frozen=True)
 class _Row:
-    """Two texts in a row, with what follows each token."""
+    """Two texts in one row, and the token to predict at each place."""
 
     ids: Tensor
     targets: Tensor
 
     def moved(self, first: int) -> Tensor:
-        """Positions, those of the first text from `first` on."""
+        """Position ids [T], which begin at `first` in the first text and at 0 in the second."""
         a, b = (torch.arange(size, device=self.ids.device) for size in _SIZES)
         return torch.cat([a + first, b])
 
 
 @torch.no_grad()
 def packing_reach(model: PreTrainedModel, packed: PackedRun, eos_id: int, context: int) -> int:
-    """The longest text, in tokens read, of which `packed` gives what the model's own pass gives.
+    """The longest text, in tokens read, for which `packed` agrees with the model's own pass.
 
-    0 where packing is not exact at all: such a model runs one text at a time. Otherwise the model
-    is left with ledom's attention. Raises `CheckpointError` for a model that cannot run on token
-    ids alone, or that sees later tokens.
+    It is 0 if packing is never exact: such a model runs one text at a time. Otherwise the model is
+    left with ledom's attention. Raises `CheckpointError` for a model that cannot run on token ids
+    alone, or that sees later tokens.
     """
     training = model.training
     model.eval()
@@ -83,7 +84,7 @@ def _reach(
 ) -> int:
     row = _random_row(model, eos_id)
     other = _Row(row.ids.clone(), row.targets)
-    # Other tokens, not others' order: a leak of averages would not show.
+    # New tokens rather than a new order of the same ones, which would hide a leak of averages.
     other.ids[1 : _SIZES[0]] = _random_ids(model, _SIZES[0] - 1, seed=1)
     expected = _alone(own, row)
     names = [config._attn_implementation for config in own._configs]
@@ -91,7 +92,7 @@ def _reach(
         reach = min(_mask_reach(model, row.ids[: _SIZES[0]], context), context)
         _use_attention(model, IMPLEMENTATION)
         reach = min(reach, _checked(model, packed, row, other, expected, context))
-    except Exception:  # whatever an architecture makes of arguments that it does not know
+    except Exception:  # an architecture may fail in any way on arguments that it does not know
         reach = 0
     if not reach:
         for config, name in zip(own._configs, names, strict=True):
@@ -107,7 +108,7 @@ def _checked(
     expected: Tensor,
     context: int,
 ) -> int:
-    """What the packed run itself allows."""
+    """The longest text for which the packed run is right; 0 for none."""
     boundaries = torch.tensor([0, _SIZES[0], sum(_SIZES)])
 
     def run(row: _Row, first: int = 0) -> Tensor:
@@ -117,9 +118,9 @@ def _checked(
     limit = tolerance(model.dtype)
     if not _close(found, expected, limit):
         return 0
-    # With another neighbor of the same length every product has the same shape: what the second
-    # text gets is the same to the last bit, whatever the precision, but for the order of sums. Only
-    # where tokens go to experts do products with them have other shapes, which round otherwise.
+    # A different neighbor of the same length leaves all shapes alone, so the second text's results
+    # may change only by the order of sums, whatever the precision. Experts are the exception: the
+    # shapes of their products depend on the tokens that they get.
     experts = any(name.endswith("experts") for name, _ in model.named_modules())
     limit = tolerance(model.dtype if experts else torch.float32) / 10
     second = slice(_SIZES[0], None)
@@ -133,9 +134,9 @@ def _checked(
 
 
 def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
-    """One text begins with EOS, as documents do, the other inside a document, as windows may.
+    """A row whose first text begins inside a document, as windows may, and whose second with EOS.
 
-    The draws leave the run's own alone.
+    The global random state is left alone.
     """
     ids = _random_ids(model, sum(_SIZES) + 1)
     targets = ids[1:].clone()
@@ -159,7 +160,7 @@ def _alone(own: OwnForward, row: _Row) -> Tensor:
     kind = type(own.model).__name__
     try:
         parts = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
-        # Of the same length, as other lengths round otherwise, which shows in half precision.
+        # Of the same length: another length rounds differently, which shows in half precision.
         other = row.ids[: _SIZES[0]].clone()
         other[_PREFIX:] = _random_ids(own.model, _SIZES[0] - _PREFIX, seed=1)
         prefix = own(other)[:_PREFIX].float().log_softmax(-1)
@@ -175,7 +176,7 @@ def _alone(own: OwnForward, row: _Row) -> Tensor:
             f"{str(own.model.dtype).removeprefix('torch.')}"
         )
     limit = tolerance(own.model.dtype)
-    # ProphetNet hangs on how many tokens follow. Half precision needs room for its rounding here.
+    # ProphetNet depends on how many tokens follow. Half precision needs room for rounding here.
     other_length = limit if own.model.dtype == torch.float32 else 4 * limit
     if not (
         _close(parts[0][:_PREFIX], prefix, limit)
@@ -183,17 +184,17 @@ def _alone(own: OwnForward, row: _Row) -> Tensor:
     ):
         raise CheckpointError(
             f"{kind} sees later tokens, so it gives no probability of a text; give a decoder (some "
-            "encoders are one with is_decoder: true in config.json)"
+            "encoders become one with is_decoder: true in config.json)"
         )
     return torch.cat(parts).gather(1, row.targets[:, None])[:, 0]
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """By how much two right log-probabilities may differ.
+    """The largest difference between two log-probabilities that are both right, in nats.
 
-    In fp32 another order of sums changes some 1e-6, and a leak far more. Half precision rounds
-    each layer's output to 8 or 11 bits: of log-probabilities near 10 the second decimal. What that
-    hides of a leak, the comparison of two neighbors shows.
+    In fp32 another order of sums changes about 1e-6, and a leak far more. Half precision rounds
+    each layer's output to 8 or 11 bits, which changes the second decimal of log-probabilities near
+    -10. A leak too small to show here shows when the neighboring text is replaced.
 
     >>> tolerance(torch.float32)
     0.0001
@@ -202,7 +203,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def _close(found: Tensor, expected: Tensor, limit: float) -> bool:
-    """Within the limit, or in proportion to the largest value where that is above 10.
+    """Whether all differences are within `limit`, which grows with values larger than 10.
 
     Rounding grows with the logits: a trained model gives random tokens log-probabilities of -30.
     """
@@ -211,14 +212,14 @@ def _close(found: Tensor, expected: Tensor, limit: float) -> bool:
 
 
 def _mask_reach(model: PreTrainedModel, ids: Tensor, context: int) -> int:
-    """How many tokens every layer's attention sees whole, by the masks that the model asks for.
+    """The longest text that every layer attends to in full, according to the model's masks.
 
-    Those that no layer gets do not count: Qwen2-MoE also asks for a window of no token at all.
+    Masks that reach no layer do not count: Qwen2-MoE also requests one with a window of 0 tokens.
     """
     try:
         masks = _Masks(context, marked=True)
         masks.record(model, ids)
-    except Exception:  # an architecture that computes with its masks
+    except Exception:  # an architecture that computes with its masks fails on marked ones
         masks = _Masks(context, marked=False)
         masks.record(model, ids)
     every_layer = len(masks.layers) >= (model.config.get_text_config().num_hidden_layers or 0)
@@ -227,9 +228,9 @@ def _mask_reach(model: PreTrainedModel, ids: Tensor, context: int) -> int:
 
 
 class _Masks:
-    """The masks that a model asks for in a pass, and which of them its layers get.
+    """The masks that a model requests in a pass, and which of them its layers receive.
 
-    A mask is a row of its place in `reaches`, or where not `marked` nothing.
+    When `marked`, a mask is a row filled with its index in `reaches`; otherwise it is None.
     """
 
     def __init__(self, context: int, marked: bool) -> None:
@@ -273,7 +274,7 @@ class _Masks:
 
 
 def _lengths_in(model: PreTrainedModel) -> list[int]:
-    """Lengths up to which rotary positions are not scaled, as far as the config names any."""
+    """Lengths in the config up to which rotary positions are not scaled, longest first."""
 
     def values(tree: Any) -> Iterator[int]:
         for key, value in tree.items():
@@ -286,7 +287,7 @@ def _lengths_in(model: PreTrainedModel) -> list[int]:
 
 
 class OwnForward:
-    """Runs a model with the attention that transformers chose for it."""
+    """Runs a model as plain transformers does, with the attention that transformers chooses."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -324,9 +325,9 @@ class OwnForward:
 
     @torch.no_grad()
     def check_training(self, longest: int) -> None:
-        """Raise `CheckpointError` for a model that does not train on texts of every length.
+        """Raise `CheckpointError` for a model that cannot be trained on texts of every length.
 
-        Tried with `longest` tokens and with one fewer, which cannot both be a multiple.
+        Both `longest` tokens and one fewer are tried: some architectures need a multiple.
         """
         training = self.model.training
         self.model.train()
@@ -364,21 +365,21 @@ def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
 
 
 def _assign(configs: list[PretrainedConfig], names: list[str | None]) -> None:
-    # The public property also changes the configs below, which have names of their own here.
+    # The public property would also change nested configs, which get their own names here.
     for config, name in zip(configs, names, strict=True):
         config._attn_implementation_internal = name
 
 
 def scales_with_length(model: PreTrainedModel) -> bool:
-    """Whether rotary positions are scaled by the longest text in sight (LongRoPE, dynamic NTK).
+    """Whether rotary positions depend on the length of the text (LongRoPE, dynamic NTK).
 
-    Keys of earlier tokens then change when a text grows, so none may be kept.
+    The keys of earlier tokens then change as a text grows, so they cannot be cached.
     """
     return any(True for _ in _scaling_modules(model))
 
 
 def _reset_length(model: PreTrainedModel) -> None:
-    """Forget the texts read before: dynamic NTK keeps the frequencies of the longest one."""
+    """Forget earlier texts: dynamic NTK keeps the frequencies of the longest one."""
     for module in _scaling_modules(model):
         kinds = module.rope_type
         prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]

@@ -1,8 +1,8 @@
-"""The files of a model folder: which of them are loaded, and a hash of every byte of those.
+"""The files of a model folder: which of them are loaded, and a hash of their contents.
 
-A file is hashed once: its digest is kept in the user's cache folder (`XDG_CACHE_HOME`, else
-`~/.cache`) for as long as the file's place, size, inode and times stay as they were. Where that
-folder cannot be written, files are hashed again each time. This module knows nothing of models.
+A file is hashed once. Its digest is cached in the user's cache folder (`XDG_CACHE_HOME`, else
+`~/.cache`) and used until the file's path, size, inode or times change. If the cache cannot be
+written, files are hashed each time. This module knows nothing of models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ledom.model.foreign.aliases import what_to_run
 
 __all__ = ["count_parameters", "file_digest", "hash_files", "loaded_files", "weight_files"]
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # as transformers looks for them
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # in transformers' order
 _SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -32,14 +32,14 @@ _SMALL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-_CACHED_BYTES = 2**20  # from which a digest is worth keeping
-_SETTLED_SECONDS = 2.0  # a file changed again sooner may keep its times
+_CACHED_BYTES = 2**20  # digests of smaller files are not worth caching
+_SETTLED_SECONDS = 2.0  # a file changed twice within this time may show the same times
 
 
 def weight_files(folder: Path, config: JsonObject) -> list[Path]:
-    """The files that hold a model's weights, an index of them first.
+    """The files that hold a model's weights; the index of shards, if any, comes first.
 
-    Raises `CheckpointError` for an adapter, and where a file is missing or not a regular one.
+    Raises `CheckpointError` for an adapter, and for a file that is missing or not a regular file.
 
     >>> weight_files(Path("no-folder"), {})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -57,7 +57,7 @@ def weight_files(folder: Path, config: JsonObject) -> list[Path]:
         remedy = what_to_run(str(folder))
         raise CheckpointError(
             f"{folder}: no weights here; expected {' or '.join(names)}"
-            + (f". To take in other formats, run: {remedy}" if remedy else "")
+            + (f"; to import other formats, run: {remedy}" if remedy else "")
         )
     if not found.name.endswith(".index.json"):
         return [_regular(found)]
@@ -84,7 +84,7 @@ def loaded_files(folder: Path) -> list[Path]:
 
 
 def count_parameters(folder: Path) -> int:
-    """The numbers in the tensors that a model folder stores, without reading them.
+    """The number of parameters in a model folder, from the tensors' shapes alone.
 
     Raises `CheckpointError` for a damaged file.
 
@@ -100,7 +100,7 @@ def count_parameters(folder: Path) -> int:
 
     total = 0
     for file in weight_files(folder, read_json_object(folder / "config.json")):
-        if file.suffix != ".safetensors":  # their index
+        if file.suffix != ".safetensors":  # the index
             continue
         try:
             with safe_open(file, framework="pt") as tensors:
@@ -112,7 +112,7 @@ def count_parameters(folder: Path) -> int:
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """SHA-256 over the names and contents of files, wherever they lie.
+    """SHA-256 over the names and contents of files, whatever their folder.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +157,7 @@ def file_digest(file: Path) -> str:
 
 
 def _known_digest(entry: Path, state: list[Any]) -> str | None:
-    """The digest kept for a file in this state."""
+    """The cached digest of a file in this state."""
     try:
         known = read_json(entry)
     except InputError:
@@ -166,7 +166,7 @@ def _known_digest(entry: Path, state: list[Any]) -> str | None:
 
 
 def _cache_entry(place: str) -> Path | None:
-    """Where the digest of the file at `place` is kept; None without a cache folder."""
+    """The cache file for the digest of the file at `place`; None without a home folder."""
     try:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # no home folder
@@ -176,7 +176,7 @@ def _cache_entry(place: str) -> Path | None:
 
 
 def _regular(file: Path) -> Path:
-    """The file; raises `CheckpointError` for none, a folder or a pipe."""
+    """The file; raises `CheckpointError` if it is missing, a folder or a pipe."""
     try:
         check_regular(file)
     except InputError as error:

@@ -1,13 +1,12 @@
-"""The products and the attention that are fastest on a CPU: torch's private operations.
+"""Fast matrix products and attention by torch's private operations, each with a public fallback.
 
-Every private operation of torch that ledom calls is called here. Each has a public way to the same
-result beside it, which is taken on other devices, in other precisions, and by a torch that lacks
-the operation.
+No other module calls a private operation of torch. The fallbacks give the same results; they run on
+other devices, in other precisions, and with a torch that lacks the operation.
 
-- Torch gives products in fp32 to MKL, which on AMD's processors with AVX-512 reaches half of what
-  they can. oneDNN reaches all of it, and also sums in fp32. Without AVX-512 MKL is the faster.
-- Only the kernel below `scaled_dot_product_attention` returns the normalizers, by which attention
-  over parts of the keys can be joined.
+- torch computes fp32 products with MKL, which reaches half of the peak on AMD processors with
+  AVX-512. oneDNN reaches all of it, and also sums in fp32. Without AVX-512, MKL is faster.
+- Only the private kernel behind `scaled_dot_product_attention` returns the normalizers, which are
+  needed to join attention over parts of the keys.
 
 Shapes: T tokens, N documents, H query heads, K key-value heads, Q queries, L keys, D head width.
 """
@@ -39,14 +38,14 @@ __all__ = [
     "varlen_attention",
 ]
 
-_ROWS = 32  # for fewer rows, oneDNN's calls cost more than they save
-_QUERIES = 128  # taken at a time by plain products, against the keys that they may see
-_SCORES_BYTES = 64 * 2**20  # most memory that attention weights take where they are written out
+_ROWS = 32  # with fewer rows, oneDNN's calls cost more than they save
+_QUERIES = 128  # queries per block of plain products; a block skips the keys that it may not see
+_SCORES_BYTES = 64 * 2**20  # most memory for a matrix of attention scores
 _HALF = (torch.float16, torch.bfloat16)
 _WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
-# What torch's compiler writes for a linear layer, what scaled_dot_product_attention calls, and its
-# derivative. None where this torch has no such operation.
+# A linear layer as torch's compiler emits it, the kernel of scaled_dot_product_attention, and its
+# backward pass. Each is None if this torch lacks it.
 _LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _FLASH_BACKWARD: Any = getattr(
@@ -57,11 +56,11 @@ _INT8_PACK: Any = getattr(torch.ops.onednn, "qlinear_prepack", None)
 
 
 class Int8Weight:
-    """A weight [out, in] on a CPU in whole numbers of 7 bits, with a scale per output.
+    """A weight [out, in] on a CPU, quantized to 7-bit integers with one scale per output.
 
-    Inputs are rounded to 8 bits with a scale per token, so no token's results depend on its
+    Inputs are quantized to 8 bits with one scale per token, so no token's result depends on its
     neighbors. Sums are exact. Weights have 7 bits because processors without VNNI add pairs of
-    products in 16 bits: with 8 bits the sums overflow and are wrong without an error.
+    products in 16 bits: 8-bit weights would overflow silently.
 
     >>> weight = Int8Weight(torch.tensor([[63.0, -31.0]]))
     >>> weight(torch.tensor([[127.0, 127.0]]), torch.tensor([1.0]))  # 127 * 63 - 127 * 31 + 1
@@ -94,7 +93,7 @@ class Int8Weight:
 
 
 def _scales(x: Tensor, largest: int) -> Tensor:
-    """By what to divide each row of x [T, in] so that its numbers are at most `largest` [T, 1]."""
+    """The divisor [T, 1] that brings each row of x [T, in] to at most `largest` in magnitude."""
     return x.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny).div_(largest)
 
 
@@ -130,7 +129,7 @@ def filled_rows(x: Tensor, weight: Tensor | Int8Weight) -> int:
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` by oneDNN in any case, for measurements; plain where this torch lacks the operation.
+    """`linear` by oneDNN whatever the shape, for measurements; plain torch if it lacks oneDNN.
 
     >>> onednn_linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
     tensor([[11.]])
@@ -172,23 +171,21 @@ def _for_onednn(x: Tensor) -> bool:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Attention results [1, H, Q, D] and the logarithms of their normalizers [1, H, Q] in fp32.
+    """Attention's result [1, H, Q, D] and the log normalizers [1, H, Q] in fp32.
 
-    q [1, H, Q, D], k and v [1, K, L, D]; the mask [Q, L] is added to the scores.
+    q is [1, H, Q, D], k and v are [1, K, L, D]; the mask [Q, L] is added to the scores.
 
     >>> one = torch.ones(1, 1, 1, 4)
     >>> attention(one, one, 3 * one)
     (tensor([[[[3., 3., 3., 3.]]]]), tensor([[[2.]]]))
     """
     if q.device.type != "cpu" or _FLASH is None:
-        return _attention_written_out(q, k, v, mask)
+        return _plain_attention(q, k, v, mask)
     out, normalizers = _FLASH(q, k, v, attn_mask=mask)
     return out, normalizers
 
 
-def _attention_written_out(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     rows = max(1, _SCORES_BYTES // (4 * q.shape[1] * k.shape[2]))
@@ -204,7 +201,7 @@ def _attention_written_out(
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether one call attends in many stretches of a row at once: flash attention on a GPU.
+    """Whether `varlen_attention` is one kernel call: flash attention on a GPU, in half precision.
 
     >>> has_varlen(torch.device("cpu"), torch.bfloat16)
     False
@@ -221,19 +218,19 @@ def varlen_attention(
     causal: bool,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention within stretches: results [Q, H, D], logarithms of the normalizers [Q, H] in fp32.
+    """Attention within segments: the result [Q, H, D] and the log normalizers [Q, H] in fp32.
 
-    Stretch n of the queries [Q, H, D] sees stretch n of k and v [L, K, D]; with `causal` its last
-    query all of it, the query before that one key less, and so on. `starts` says where the
-    stretches of queries and of keys begin, and the last one ends, in int32; `longest` are the
-    longest of each. For where `has_varlen`; elsewhere by plain products, a stretch at a time.
+    Segment n of the queries [Q, H, D] sees segment n of k and v [L, K, D]. With `causal`, the last
+    query sees the whole segment, the one before it one key less, and so on. `starts` are the
+    boundaries of the query segments and of the key segments [segments + 1] in int32; `longest` are
+    the lengths of the longest of each. Without `has_varlen`, each segment is computed by itself.
 
     >>> one, ends = torch.ones(2, 1, 4), torch.tensor([0, 2], dtype=torch.int32)
     >>> varlen_attention(one, one, 3 * one, (ends, ends), (2, 2), causal=True)[0][:, 0, 0]
     tensor([3., 3.])
     """
     if not has_varlen(q.device, q.dtype):
-        return _stretch_by_stretch(q, k, v, starts, causal, scale)
+        return _by_segment(q, k, v, starts, causal, scale)
     found: tuple[Tensor, Tensor] = _varlen.varlen_attn(  # type: ignore[assignment]
         q,
         k,
@@ -246,11 +243,11 @@ def varlen_attention(
         enable_gqa=True,
     )
     out, normalizers = found
-    # torch 2.13 documents [Q, H]; its flash attention gives [H, Q].
+    # torch 2.13 documents [Q, H], but its flash attention returns [H, Q].
     return out, normalizers.t() if len(normalizers) == q.shape[1] else normalizers
 
 
-def _stretch_by_stretch(
+def _by_segment(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -258,7 +255,7 @@ def _stretch_by_stretch(
     causal: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor]:
-    if scale is not None:  # what follows divides by the root of the head's width
+    if scale is not None:  # `_plain_attention` divides by the root of the head's width
         q = q * (scale * q.shape[-1] ** 0.5)
     results, normalizers = [], []
     sizes = [part.diff().tolist() for part in starts]
@@ -268,17 +265,17 @@ def _stretch_by_stretch(
         mask = torch.full((len(one), len(keys)), -torch.inf, device=q.device)
         mask = mask.triu_(len(keys) - len(one) + 1) if causal else mask.zero_()
         q_one, k_one, v_one = (x.transpose(0, 1)[None] for x in (one, keys, values))
-        out, logs = _attention_written_out(q_one, k_one, v_one, mask)
+        out, logs = _plain_attention(q_one, k_one, v_one, mask)
         results.append(out[0].transpose(0, 1))
         normalizers.append(logs[0].t())
     return torch.cat(results), torch.cat(normalizers)
 
 
 def has_normalizers(dtype: torch.dtype) -> bool:
-    """Whether `causal_attention` returns normalizers.
+    """Whether `causal_attention` uses the private kernel, and so returns normalizers.
 
-    The private kernel is slow in bf16 (its backward pass takes four times as long, for heads of
-    width 32): plain products take half the time, and compute the normalizers again.
+    The kernel is slow in bf16 (its backward pass takes four times as long, for heads of width 32).
+    Plain products take half of that time; their backward pass recomputes the weights.
 
     >>> has_normalizers(torch.bfloat16)
     False
@@ -287,9 +284,9 @@ def has_normalizers(dtype: torch.dtype) -> bool:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
-    """Causal attention in each of some documents on a CPU, all shapes [N, H, L, D].
+    """Causal attention within each of N documents on a CPU; inputs and result [N, H, L, D].
 
-    Also returns the logarithms of the normalizers [N, H, L], where `has_normalizers`.
+    Also returns the log normalizers [N, H, L] if `has_normalizers`, else None.
 
     >>> one = torch.ones(1, 1, 2, 4)
     >>> causal_attention(one, one, one, 0.5)[0].shape
@@ -316,7 +313,7 @@ def causal_attention_backward(
     normalizers: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The derivatives of `causal_attention` by q, k and v, from what it took and returned.
+    """Gradients of q, k and v, from the inputs and outputs of `causal_attention`.
 
     >>> one = torch.ones(1, 1, 2, 4)
     >>> out, normalizers = causal_attention(one, one, one, 0.5)
@@ -334,7 +331,7 @@ def causal_attention_backward(
 def _backward_by_plain_products(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights are computed again; sums are in fp32."""
+    """Recomputes the attention weights; the gradients of keys and values are summed in fp32."""
     shape = query.shape
     g, q, k, v, o = (x.reshape(-1, *shape[2:]) for x in (grad, query * scale, key, value, out))
     of_query = torch.empty_like(q)
@@ -353,7 +350,7 @@ def _backward_by_plain_products(
 
 
 def _weights(query: Tensor, key: Tensor, start: int) -> Tensor:
-    """Attention weights of the scaled queries [N, block, D] that begin at `start`."""
+    """Causal attention weights [N, block, keys] of the scaled queries from place `start` on."""
     scores = torch.bmm(query, key.mT)
     block = query.shape[1]
     later = torch.full((block, block), -torch.inf, dtype=scores.dtype).triu_(1)

@@ -1,6 +1,6 @@
-"""The shape of a model: plain Llama, so that everything that loads Llama loads ours.
+"""The shape of a model: plain Llama, so that any tool that loads Llama loads ours.
 
-A recipe says a shape in full, names a preset (`model: 7b`), or names one and changes some of it
+A recipe gives a shape in full, names a preset (`model: 7b`), or overrides parts of a preset
 (`model: {preset: 7b, max_position_embeddings: 4096}`).
 """
 
@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, int]] = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 1024,
     },
-    "base": {  # 124M with GPT-2's vocabulary of 50,257, whose shape it has
+    "base": {  # GPT-2's shape; 124M with its vocabulary of 50,257
         "hidden_size": 768,
         "intermediate_size": 2048,
         "num_hidden_layers": 12,
@@ -70,7 +70,7 @@ class ModelConfig(Config):
     num_hidden_layers: PositiveInt
     num_attention_heads: PositiveInt
     num_key_value_heads: PositiveInt
-    """Heads of keys and values, shared by groups of query heads."""
+    """Key-value heads; each is shared by a group of query heads."""
     max_position_embeddings: PositiveInt = 512
     """Longest text, in tokens."""
     tie_word_embeddings: bool = True

@@ -256,7 +256,7 @@ def test_a_cap_that_cannot_be_is_refused(
     ("key", "value", "message"),
     [
         ("n_head", 0, "n_head is 0"),
-        ("n_head", 5, "divide each other"),
+        ("n_head", 5, "n_embd must be an even multiple of n_head"),
         ("n_layer", "5", "n_layer is '5'"),
         ("vocab_size", 30, "128 rows, expected the vocabulary's 30, or 64"),
         ("n_embd", 128, "has the shape"),

@@ -18,8 +18,8 @@ class Published:
     repo: str
     direction: Direction
     added_tokens: tuple[str, ...] = ()
-    """Tokens that its tokenizer class adds after those of tokenizer.model, where no file of the
-    repository lists them."""
+    """Tokens that its tokenizer class adds after those of tokenizer.model and that no file of the
+    repository lists."""
 
 
 ALIASES = {
@@ -32,7 +32,7 @@ ALIASES = {
     "reverse-pythia": Published("afterless/reverse-pythia-160m", Direction.REVERSE),
     "2tpg": Published("drwahl/2tpg", Direction.REVERSE),
 }
-"""By the name that `ledom import` takes."""
+"""Published checkpoints, by the name that `ledom import` takes."""
 
 
 def is_hub_name(name: str) -> bool:
@@ -45,7 +45,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def what_to_run(model: str) -> str | None:
-    """How a model that `ledom.load` cannot read is imported; None for any other name.
+    """The command that imports a model which `ledom.load` cannot read; None for any other name.
 
     >>> what_to_run("ledom-2b")
     'ledom import ledom-2b --out ledom-2b'

@@ -1,7 +1,7 @@
-"""The self-check after an import: does the model read the claimed way, and what ends a text?
+"""The self-check after an import: which direction a model reads better, and which token is EOS.
 
-A few short texts are read in both directions in one pass over the weights, a module at a time, so
-that a model larger than the memory is checked too.
+The model reads a few short texts in both directions, in one pass over the weights, one module at a
+time, so a model larger than the memory can be checked too.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class SelfCheck:
     """What the self-check found."""
 
     forward_loss: float
-    """Mean over the tokens of the texts, without the first one read; nats per token."""
+    """Nats per token, over all tokens of the texts but the first one read of each."""
     reverse_loss: float
     eos_token: str
-    """The special token that is likeliest where a text is over: before its first word for a reverse
-    model, after its last for a forward one."""
+    """The likeliest special token at the end of a text in model order: after its last word for a
+    forward model, before its first word for a reverse one."""
     eos_probability: float
-    """Its mean probability there (geometric)."""
+    """Geometric mean of its probability there."""
 
     def require(self, direction: Direction) -> None:
         """Raise `CheckpointError` if the model does not read better in this direction."""
@@ -79,7 +79,7 @@ def check_model(
     rows = [d.to_model_order(row) for d in Direction for row in ids]
     batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
-        batch[place, : len(row)] = torch.tensor(row)  # a text cannot see what follows it
+        batch[place, : len(row)] = torch.tensor(row)  # no text sees the padding behind it
     model = build_skeleton(config)
     with streamed(model, folder):
         logits = model(input_ids=batch, use_cache=False).logits.float()
@@ -96,7 +96,7 @@ def check_model(
 
 
 def _likeliest(tokenizer: RustTokenizer, logprobs: torch.Tensor) -> tuple[str, torch.Tensor]:
-    """The special token with the largest of the log-probabilities [vocabulary]."""
+    """The special token with the largest log-probability, given those of all tokens [V]."""
     tokens = {
         number: token.content
         for number, token in tokenizer.get_added_tokens_decoder().items()

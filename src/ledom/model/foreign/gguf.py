@@ -1,6 +1,6 @@
-"""A GGUF file (llama.cpp's format): read by transformers with the package `gguf`, dequantized.
+"""GGUF files (llama.cpp's format), read and dequantized by transformers with the package `gguf`.
 
-transformers holds the whole model in memory, in fp32.
+The whole model is in memory at once, in fp32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["GGUF", "read_gguf"]
 
 @dataclass(frozen=True)
 class GGUF:
-    """What a GGUF file holds."""
+    """The contents of a GGUF file."""
 
     config: JsonObject
     tensors: dict[str, StoredTensor]
@@ -32,9 +32,13 @@ class GGUF:
 
 
 def read_gguf(file: Path) -> GGUF:
-    """Read a file; raises `CheckpointError` where transformers cannot, `MissingExtraError`."""
+    """Read a GGUF file.
+
+    Raises `CheckpointError` if transformers cannot read it, and `MissingExtraError` without the
+    package `gguf`.
+    """
     try:
-        import gguf  # noqa: F401  (what transformers needs)
+        import gguf  # noqa: F401  (transformers needs it)
     except ImportError:
         raise MissingExtraError("gguf", "gguf") from None
     with file.open("rb") as contents:
@@ -48,7 +52,7 @@ def read_gguf(file: Path) -> GGUF:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 file.parent, gguf_file=file.name, trust_remote_code=False
             )
-    except Exception as error:  # a type for each way in which a file can be bad
+    except Exception as error:  # transformers raises many types for bad files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{file}: transformers cannot read it: {reason[:300]}") from None
     config = model.config.to_dict()

@@ -30,15 +30,15 @@ class Downloaded:
     folder: Path
     commit: str
     sha256: dict[str, str] = field(default_factory=dict)
-    """By name, of the files whose hash the hub knows."""
+    """SHA-256 by file name, for the files whose hash the hub records."""
 
 
 def download(repo: str, revision: str | None = None) -> Downloaded:
-    """Fetch what an import reads of a repository, all of one commit.
+    """Download the files of a repository that an import reads, all from one commit.
 
-    A branch or tag is resolved to its commit first. Files go to the hub's cache, and a download
-    that was stopped is resumed. Without a network, what an earlier download left in the cache is
-    taken. Raises `CheckpointError` where neither provides them.
+    A branch or tag is resolved to its commit first. Files go to the hub's cache; an interrupted
+    download resumes. Without a network, the files in the cache are used. Raises `CheckpointError`
+    if the files can be had from neither.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -48,11 +48,9 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
         files = {entry.rfilename: entry for entry in info.siblings or []}
         wanted = _wanted([*files])
         folder = snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
-    except (
-        Exception
-    ) as error:  # no network, no such repository, no right: a type for each, by client
+    except Exception as error:  # the types differ by failure and by version of the client
         answered = isinstance(error, HfHubHTTPError)  # so there is a network
-        if not answered and (kept := _kept(repo, revision)) is not None:
+        if not answered and (kept := _cached(repo, revision)) is not None:
             note = "%s: the hub cannot be reached; taking commit %s from its cache"
             logging.getLogger("ledom").warning(note, repo, kept.commit)
             return kept
@@ -66,13 +64,13 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
     return Downloaded(Path(folder), str(info.sha), hashes)
 
 
-def _kept(repo: str, revision: str | None) -> Downloaded | None:
-    """A repository's files as the hub's cache has them; None where it has none."""
+def _cached(repo: str, revision: str | None) -> Downloaded | None:
+    """A repository's files in the hub's cache; None if there are none."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except Exception:  # a type for each way of not being there, by client
+    except Exception:  # the types differ by version of the client
         return None
     files = (file for file in folder.rglob("*") if file.is_file())
     blobs = {file.relative_to(folder).as_posix(): file.resolve().name for file in files}
@@ -81,10 +79,10 @@ def _kept(repo: str, revision: str | None) -> Downloaded | None:
 
 
 def snapshot(folder: Path) -> Path:
-    """The model folder in a repository's folder of the hub's cache; any other folder as it is.
+    """The model folder inside a repository's folder in the hub's cache; any other folder unchanged.
 
-    Of several commits it is the one that `refs/main` names. Raises `CheckpointError` where that
-    does not say which.
+    If several commits are cached, the one that `refs/main` names is taken. Raises `CheckpointError`
+    if it names none of them.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as cache:
@@ -108,7 +106,7 @@ def snapshot(folder: Path) -> Path:
 
 
 def _wanted(names: list[str]) -> list[str]:
-    """The files that an import reads: of weights in two formats the safer one."""
+    """The files that an import reads; of weights in several formats, only the safest."""
     kinds = ("*.safetensors", "pytorch_model*.bin", "model_*.pt", "*.gguf")
     weights = next((found for kind in kinds if (found := _matching(names, (kind,)))), [])
     if weights and weights[0].endswith(".pt"):

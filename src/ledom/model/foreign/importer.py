@@ -1,8 +1,8 @@
-"""`ledom import`: a published checkpoint or a foreign file as an ordinary model folder.
+"""`ledom import`: turns a published checkpoint or a foreign file into an ordinary model folder.
 
-This is the only part of ledom that downloads weights or reads formats other than safetensors and
-JSON. It runs no code that comes with a model and unpickles nothing. The folder is written whole or
-not at all, tensor by tensor, so that any size fits in little memory.
+Only this package downloads weights or reads formats other than safetensors and JSON. It runs no
+code that comes with a model, and unpickles nothing. The folder is written atomically and tensor by
+tensor, so a model of any size needs little memory.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from ledom.text.tokenizer import Tokenizer
 __all__ = ["RECORD", "ImportOptions", "Imported", "import_model"]
 
 RECORD = "ledom_import.json"
-"""Where a model came from, what was inferred and checked."""
+"""File in an imported folder: the model's source, its hashes, notes and the self-check."""
 _NOT_KEPT = ("auto_map", "_name_or_path", "transformers_version")
 
 Progress = Callable[..., Iterable[str]]
-"""Shows a bar over names; called as `ledom.cli.progress.track` is."""
+"""Shows a progress bar over names; has the signature of `ledom.cli.progress.track`."""
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What a source does not say, or what overrides it."""
+    """Settings that a source does not record, or that override what it records."""
 
     direction: Direction | str | None = None
     tokenizer: Path | None = None
@@ -61,14 +61,15 @@ class ImportOptions:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     softcap: float | None = None
-    """Of nanochat's logits, where nothing in the file says so."""
+    """The cap of a nanochat model's logits, if its files do not show it."""
     check: bool = True
+    """Whether to run the self-check."""
     progress: Progress = lambda names, name, done, total: names
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A written folder, and notes for the user."""
+    """The result of an import: the written folder, and notes for the user."""
 
     folder: Path
     direction: Direction
@@ -79,7 +80,7 @@ class Imported:
 
 @dataclass
 class _Source:
-    """Files on this machine, and where they came from."""
+    """The source's files on this machine, and their origin."""
 
     path: Path
     name: str
@@ -91,7 +92,7 @@ class _Source:
 
 @dataclass
 class _Model:
-    """What a source holds."""
+    """The contents of a source."""
 
     config: JsonObject
     tensors: dict[str, StoredTensor]
@@ -99,17 +100,16 @@ class _Model:
     eos_token: str | None
     files: list[Path]
     vocab_rows: int | None = None
-    """The vocabulary's size where tables may be padded."""
+    """The vocabulary's size, if the embedding and the head may be padded beyond it."""
     notes: list[str] = field(default_factory=list)
 
 
 def import_model(source: str, out: Path, options: ImportOptions | None = None) -> Imported:
     """Write the model `source` (an alias, USER/NAME on the hub, a folder, a GGUF file) to `out`.
 
-    Raises `InputError` for any other name, `CheckpointError` for files that are
-    missing, damaged or of a kind that ledom does not compute, `DirectionError` where no
-    direction is known, `OutputError` where `out` exists or cannot be written. Nothing is left
-    behind then.
+    Raises `InputError` for any other name, `CheckpointError` for files that are missing, damaged or
+    of a kind that ledom does not compute, `DirectionError` if the direction is unknown, and
+    `OutputError` if `out` exists or cannot be written. After an error nothing is left behind.
 
     >>> import_model("no-such", Path("model"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -165,7 +165,7 @@ def _record(
 
 
 def _find(source: str, revision: str | None) -> _Source:
-    """Where the source lies, fetched first where it is on the hub."""
+    """Find the source on this machine; one on the hub is downloaded first."""
     path = Path(source)
     if path.exists():
         if revision is not None:
@@ -174,8 +174,8 @@ def _find(source: str, revision: str | None) -> _Source:
     known = ALIASES.get(source)
     if known is None and not is_hub_name(source):
         raise InputError(
-            f"{source}: no such folder or file, nor a checkpoint that ledom knows; these are "
-            f"{', '.join(ALIASES)}; others on the hub are USER/NAME"
+            f"{source}: no such folder or file, nor a checkpoint that ledom knows; give a folder, "
+            f"one of {', '.join(ALIASES)}, or USER/NAME on the hub"
         )
     known = known or next((entry for entry in ALIASES.values() if entry.repo == source), None)
     repo = known.repo if known else source
@@ -247,7 +247,7 @@ def _direction(source: _Source, model: _Model, options: ImportOptions) -> Direct
 
 
 def _checked_config(config: JsonObject, path: Path) -> PretrainedConfig:
-    """The config as transformers understands it, without code of the model's own."""
+    """The config as a transformers object; the model's own code is never run."""
     if config.get("quantization_config"):
         raise CheckpointError(f"{path}: the weights are quantized; give plain ones, or a GGUF file")
     for key in _NOT_KEPT:
@@ -255,14 +255,14 @@ def _checked_config(config: JsonObject, path: Path) -> PretrainedConfig:
     kind = config.get("model_type")
     try:
         known: PretrainedConfig = AutoConfig.for_model(**config)
-    except Exception as error:  # a type for each way of being wrong
+    except Exception as error:  # transformers raises many types for bad configs
         if not isinstance(kind, str):
             reason = f"model_type is {kind!r}"
         else:
             reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path}: config.json is not of a model that transformers computes by itself "
-            f"({reason}); ledom runs no code that comes with a model"
+            f"{path}: config.json is not of a model built into transformers ({reason}); ledom runs "
+            "no code that comes with a model"
         ) from None
     return known
 
@@ -279,7 +279,7 @@ def _check_vocabulary(source: _Source, config: PretrainedConfig, tokenizer: Rust
 def _hash(
     source: _Source, model: _Model, tensors: dict[str, StoredTensor], progress: Progress
 ) -> dict[str, str]:
-    """SHA-256 of every file that was read, by name; refuses one that differs from the hub's."""
+    """SHA-256 of every file that was read, by name; an error if one differs from the hub's."""
     files = {str(file): file for file in [*model.files, *(t.file for t in tensors.values())]}
     hashes = {}
     for name in progress(sorted(files), "checksums", 0, len(files)):
@@ -312,7 +312,7 @@ def _check(
 
 
 def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source: _Source) -> str:
-    """The document-end token: the one asked for, the one measured, or the one recorded."""
+    """The document-end token: the user's choice, else the measured one, else the recorded one."""
     measured = check.eos_token if check else None
     chosen = options.eos_token or measured or model.eos_token
     if chosen is None:
@@ -325,7 +325,7 @@ def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source:
 
 
 def _require_space(out: Path, num_bytes: int) -> None:
-    """Raise `OutputError` where the disk has no room; `out.parent` exists."""
+    """Raise `OutputError` if the disk has too little free space; `out.parent` must exist."""
     free = shutil.disk_usage(out.parent).free
     if free < num_bytes:
         raise OutputError(

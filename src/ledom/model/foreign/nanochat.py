@@ -1,10 +1,10 @@
 """A nanochat model (karpathy/nanochat, October 2025 to March 2026) as a transformers model.
 
-One class computes every version that `nanochat_import` recognizes; its config says which. Unlike
-Llama it normalizes the embedding, rotates by -theta, normalizes queries and keys after the
-rotation, has norms without weights, and caps its logits. transformers' own NanoChat model covers
-the first versions only, and keeps its rotary tables in fp32 (nanochat: bfloat16), which moves a
-logit by 0.01; so it is not used. This module knows nothing of files.
+One class computes every version that `nanochat_import` recognizes; the config selects the version.
+Unlike Llama it normalizes the embedding, rotates by -theta, normalizes queries and keys after the
+rotation, has norms without weights, and caps its logits. transformers' own NanoChat model is not
+used: it covers only the first versions, and keeps its rotary tables in fp32 (nanochat: bfloat16),
+which changes logits by 0.01. This module knows nothing of files.
 
 Shapes: B texts, T tokens, C width, H query heads, K key-value heads, D head width.
 """
@@ -35,7 +35,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class NanochatConfig(PretrainedConfig):
-    """The shape of a nanochat model, and what its version computes."""
+    """The shape of a nanochat model, and the features of its version."""
 
     model_type = "ledom_nanochat"
 
@@ -81,7 +81,7 @@ class NanochatConfig(PretrainedConfig):
         super().__init__(**{"tie_word_embeddings": False} | kwargs)
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Every second layer has one, the last always, in versions that have any."""
+        """Whether a layer has a value embedding: every second one from the last, if any has."""
         alternate = layer % 2 == (self.num_hidden_layers - 1) % 2
         return bool(self.value_gate_channels) and alternate
 
@@ -91,7 +91,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions by -theta on heads [B, heads, T, D], whose halves are the pairs."""
+    """Rotate heads [B, heads, T, D] by -theta; dimension i is paired with i + D / 2."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
@@ -140,7 +140,7 @@ class _Attention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **packing: Any
     ) -> Tensor:
-        """[B, T, H, D]: by the implementation that the model was loaded with, or under a mask."""
+        """Attention [B, T, H, D]: the registered implementation, or plain SDPA under a mask."""
         attend = AttentionInterface().get(self.config._attn_implementation)
         if attend is not None and mask is None:
             out: Tensor = attend(self, q, k, v, None, **packing)[0]
@@ -182,7 +182,7 @@ class _Pretrained(PreTrainedModel):
 
 
 class NanochatModel(_Pretrained):
-    """Everything up to the last norm. Parameters have nanochat's names."""
+    """The model up to and including the last norm. Parameters have nanochat's names."""
 
     def __init__(self, config: NanochatConfig) -> None:
         super().__init__(config)
@@ -208,11 +208,10 @@ class NanochatModel(_Pretrained):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPast:
-        """Outputs [B, T, C] for ids [B, T]; every row is a text from its start to its end.
+        """Outputs [B, T, C] for ids [B, T].
 
-        `attending` and `cu_seq_lens_q` (see `model.attention`) pack texts into a row. Raises
-        `CheckpointError` for what this model does not compute: padding in front, and packed texts
-        longer than its window.
+        A row is one text, or several with `attending` or `cu_seq_lens_q` (see `model.attention`).
+        Raises `CheckpointError` for padding, and for packed texts longer than the model's window.
         """
         config, length = self.config, input_ids.shape[1]
         packing = {key: kwargs[key] for key in ("cu_seq_lens_q",) if key in kwargs}
@@ -247,7 +246,7 @@ class NanochatModel(_Pretrained):
         return angles.cos().to(kept).to(dtype), angles.sin().to(kept).to(dtype)
 
     def _window(self, length: int, device: torch.device, packing: dict[str, Any]) -> Tensor | None:
-        """Which keys a token of a sliding layer sees [T, T]; None where it sees all before it."""
+        """A sliding layer's mask [T, T], True where a key is seen; None if it hides nothing."""
         window = self.config.sliding_window
         boundaries = packing.get("cu_seq_lens_q")
         longest = length if boundaries is None else int(boundaries.diff().max())

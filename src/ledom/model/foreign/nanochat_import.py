@@ -1,14 +1,14 @@
-"""Which version of nanochat made a checkpoint, by its tensors' names and shapes.
+"""Recognizes the version of nanochat that made a checkpoint, by its tensors' names and shapes.
 
 | since | sign | what it computes |
 |---|---|---|
 | 2025-10-13 | none of the below | rotation by -theta, base 10000; logits capped at 15 |
-| 2025-12-09 | rows padded to a multiple of 64 | cut to the vocabulary |
+| 2025-12-09 | rows padded to a multiple of 64 | the padding is cut off |
 | 2026-01-11 | resid_lambdas, x0_lambdas | x = r x + z x0 before each block |
-| 2026-01-11 | window_pattern in the meta file | S: half the context, the last layer all of it |
+| 2026-01-11 | window_pattern in the meta file | S: a window of half the context; last layer: all |
 | 2026-01-18 | ve_gate [heads, 32] | value embeddings, gated by up to 2 |
-| 2026-03-02 | no sign | logits capped at 20: to be said |
-| 2026-03-09 | ve_gate [heads, 12] | base 100000, q, k times 1.15, gate up to 3, S a third |
+| 2026-03-02 | no sign | logits capped at 20; the user must say so |
+| 2026-03-09 | ve_gate [heads, 12] | base 100000; q, k times 1.15; gate up to 3; S: a third |
 | 2026-03-14 | smear_gate | refused |
 """
 
@@ -40,9 +40,9 @@ def is_nanochat(tensors: Mapping[str, Any]) -> bool:
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, Path] | None:
-    """The weights and the meta file of the last step in a folder, or below it; None without any.
+    """The weights and the meta file of the last step in or below a folder; None without weights.
 
-    Raises `CheckpointError` where several folders have some, or the meta file is not there.
+    Raises `CheckpointError` if several folders hold weights, or if the meta file is missing.
     """
     weights = sorted(folder.rglob("model_*.pt"), key=lambda file: (_step(file), file))
     if not weights:
@@ -53,7 +53,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, Path] | None:
     last = weights[-1]
     meta = last.with_name(last.name.replace("model_", "meta_")).with_suffix(".json")
     if not meta.is_file():
-        raise CheckpointError(f"{meta}: not there; it says the shape of {last.name}")
+        raise CheckpointError(f"{meta}: missing; it records the shape of {last.name}")
     return last, meta
 
 
@@ -63,7 +63,10 @@ def _step(file: Path) -> int:
 
 
 def read_model_config(meta: Path) -> JsonObject:
-    """The shape in a meta file (`model_config`) or a config.json with nanochat's own keys."""
+    """The shape in a meta file (`model_config`), or in a config.json with nanochat's own keys.
+
+    Raises `CheckpointError` for missing keys and impossible values.
+    """
     try:
         contents = read_json_object(meta)
         config = contents.get("model_config", contents)
@@ -78,8 +81,8 @@ def read_model_config(meta: Path) -> JsonObject:
     width, heads, groups = sizes["n_embd"], sizes["n_head"], sizes["n_kv_head"]
     if width % (2 * heads) or heads % groups:
         raise CheckpointError(
-            f"{meta}: n_embd {width}, n_head {heads} and n_kv_head {groups} do not "
-            "divide each other"
+            f"{meta}: n_embd is {width}, n_head {heads}, n_kv_head {groups}; n_embd must be an "
+            "even multiple of n_head, and n_head a multiple of n_kv_head"
         )
     pattern = config.get("window_pattern", "L")
     if not isinstance(pattern, str) or not re.fullmatch("[SLsl]+", pattern):
@@ -90,13 +93,14 @@ def read_model_config(meta: Path) -> JsonObject:
 def infer_config(
     tensors: Mapping[str, StoredTensor], shape: Mapping[str, Any], softcap: float | None = None
 ) -> tuple[NanochatConfig, list[str]]:
-    """The config of a nanochat model, and what was inferred, in words.
+    """The config of a nanochat model, and notes on what was inferred.
 
-    `softcap` is the cap of the logits where nothing in the file says it (15 by default). Raises
-    `CheckpointError` for a version that ledom does not compute.
+    `softcap` is the cap of the logits, if the files do not show it (15 by default). Raises
+    `CheckpointError` for a version that ledom does not compute, and `InputError` for a `softcap`
+    that cannot be right.
     """
     names = [name.removeprefix("_orig_mod.") for name in tensors]
-    _refuse(tensors)
+    _check_version(tensors)
     gate = _gate_inputs(tensors)
     if softcap is not None and (softcap not in _CAPS or gate != 32):
         raise InputError(
@@ -127,7 +131,7 @@ def infer_config(
 
 
 def _gate_inputs(tensors: Mapping[str, StoredTensor]) -> int:
-    """How many inputs the gate of the value embeddings reads; 0 in versions without any."""
+    """Number of inputs of the value embeddings' gate; 0 in versions without value embeddings."""
     gates = {t.shape[-1] for name, t in tensors.items() if name.endswith(".attn.ve_gate.weight")}
     if gates - {12, 32} or len(gates) > 1:
         raise CheckpointError(
@@ -136,7 +140,8 @@ def _gate_inputs(tensors: Mapping[str, StoredTensor]) -> int:
     return gates.pop() if gates else 0
 
 
-def _refuse(tensors: Mapping[str, StoredTensor]) -> None:
+def _check_version(tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise `CheckpointError` for tensors of versions that ledom does not compute."""
     for name, tensor in tensors.items():
         if re.search(r"(^|\.)(smear_gate|smear_lambda|backout_lambda)", name):
             raise CheckpointError(
@@ -172,7 +177,7 @@ def _describe(config: NanochatConfig, softcap: float | None) -> list[str]:
     lines = ["; ".join(words)]
     if gate == 32 and softcap is None:
         lines.append(
-            "nothing marks a model of 2 to 9 March 2026, whose cap is 20: then "
-            "import it with --softcap 20"
+            "a model of 2 to 9 March 2026 has a cap of 20, which its files do not show: import "
+            "such a model with --softcap 20"
         )
     return lines

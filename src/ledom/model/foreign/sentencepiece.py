@@ -1,9 +1,9 @@
-"""A sentencepiece model (tokenizer.model) as a `tokenizers` tokenizer, without sentencepiece.
+"""Reads a sentencepiece model (tokenizer.model) as a `tokenizers` tokenizer.
 
-The file is a protobuf (sentencepiece_model.proto). What is read: the pieces (field 1: text, score,
-type); of the trainer's settings (2) the kind of model (3), spaces after words (24) and byte
-fallback (35); of the normalizer's (3) its rules (2), dummy prefix (3), removal of white space (4)
-and escaping (5).
+The package sentencepiece is not needed. The file is a protobuf (sentencepiece_model.proto). These
+fields are read: 1, the pieces (text, score, type); of 2, the trainer's settings, the kind of model
+(3), spaces after words (24) and byte fallback (35); of 3, the normalizer's settings, its rules (2),
+dummy prefix (3), removal of white space (4) and escaping (5).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SPACE = "▁"
 
 
 def read_sentencepiece(file: Path) -> Tokenizer:
-    """The tokenizer of a file of the BPE kind, ids as in the file.
+    """The tokenizer in a BPE model's file, with the file's ids.
 
-    Raises `CheckpointError` for a damaged file, another kind, or a normalizer that changes more
-    than spaces.
+    Raises `CheckpointError` for a damaged file, another kind of model, or a normalizer that changes
+    more than spaces.
     """
     try:
         pieces, trainer, normalizer = _read(file.read_bytes())
@@ -125,12 +125,12 @@ def _check(
     for fault, is_so in faults.items():
         if is_so:
             raise CheckpointError(
-                f"{file}: {fault}, which is not read; give a tokenizer.json with --tokenizer"
+                f"{file}: {fault}, which ledom cannot read; give a tokenizer.json with --tokenizer"
             )
 
 
 def _merges(pieces: list[Piece], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to put a piece together from two others, the best piece first."""
+    """Every split of a piece into two other pieces, ordered by the piece's score, best first."""
     mergeable = {text for text, _, kind in pieces if kind == _NORMAL}
     found = []
     for text, score, kind in pieces:

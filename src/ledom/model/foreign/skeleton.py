@@ -1,8 +1,8 @@
-"""A model without its weights: which tensors it needs, and a pass that reads them one by one.
+"""A model without weights in memory: the tensors that it needs, and passes that stream them.
 
-Parameters are on the meta device, which takes no memory. `streamed` gives each module its
-weights when it is called and takes them away afterwards, so a model of any size runs in the memory
-of its largest matrix.
+Parameters are on the meta device, which takes no memory. `streamed` loads each module's weights
+when the module is called and drops them afterwards, so a model of any size runs in the memory of
+its largest module.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ledom.model.foreign.tensors import StoredTensor
 __all__ = ["build_skeleton", "fit_tensors", "streamed"]
 
 _BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
-"""What older versions of transformers saved with the weights, and compute today."""
+"""Buffers that older versions of transformers saved, and that newer ones compute."""
 _OTHER_NAMES = {"embed_out.weight": "lm_head.weight"}
-"""Names in files that transformers turns into its own (GPT-NeoX)."""
+"""Names in files, and transformers' names for the same tensors (GPT-NeoX)."""
 
 
 def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a config with its parameters on the meta device, its buffers computed."""
+    """A model from a config: parameters on the meta device, buffers in memory."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -48,7 +48,7 @@ def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _wanted_name(name: str, expected: Mapping[str, Any], prefix: str) -> str:
-    """The name that a stored tensor has in the model, if it has one there."""
+    """The model's name for a stored tensor; a name that the model lacks if there is none."""
     name = name.removeprefix("_orig_mod.").removeprefix("module.")
     if name not in expected and f"{prefix}.{name}" in expected:
         return f"{prefix}.{name}"
@@ -58,13 +58,13 @@ def _wanted_name(name: str, expected: Mapping[str, Any], prefix: str) -> str:
 def fit_tensors(
     tensors: Mapping[str, StoredTensor], model: PreTrainedModel, rows: int | None = None
 ) -> dict[str, StoredTensor]:
-    """The tensors that a model needs, named as in its files.
+    """The tensors that a model needs, under the names that its files use.
 
-    With `rows`, tables of the vocabulary may be padded: they are cut to so many rows. Raises
-    `CheckpointError` for tensors that are missing, unknown or of another shape.
+    With `rows`, the vocabulary's size, a padded embedding or head is cut to that many rows. Raises
+    `CheckpointError` for tensors that are missing, unknown or of the wrong shape.
     """
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    needed = {name for name, _ in model.named_parameters()}  # of tied ones the first
+    needed = {name for name, _ in model.named_parameters()}  # tied weights once
     fitted: dict[str, StoredTensor] = {}
     found = set()
     for stored, tensor in tensors.items():
@@ -108,7 +108,7 @@ def _without_padding(name: str, tensor: StoredTensor, rows: int) -> StoredTensor
 
 @contextmanager
 def streamed(model: PreTrainedModel, folder: Path) -> Iterator[None]:
-    """Within this block a skeleton computes with the weights of a folder, in fp32."""
+    """Within this block a skeleton computes in fp32, with weights read from a folder as needed."""
     places = _places(folder, model)
     first = {id(value): name for name, value in model.named_parameters()}
     hooks = []
@@ -127,7 +127,7 @@ def streamed(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 
 
 def _places(folder: Path, model: PreTrainedModel) -> dict[str, tuple[Path, str]]:
-    """By the model's own name: the file of a tensor and its name there."""
+    """For each tensor, by the model's name for it: its file, and its name in the file."""
     expected = model.state_dict()
     places = {}
     for file in folder.glob("*.safetensors"):

@@ -1,8 +1,8 @@
-"""Weights of any stored format, read piece by piece, and written as safetensors piece by piece.
+"""Reads weights in several formats and writes them as safetensors, piece by piece.
 
-A `StoredTensor` knows its dtype and shape and reads its bytes when asked to, so a checkpoint of any
-size is copied in little memory. Nothing is unpickled: PyTorch's files are read by
-`torch.load(weights_only=True)`. This module knows nothing of architectures.
+A `StoredTensor` has a dtype and a shape; its bytes are read on demand, so a checkpoint of any size
+is copied in little memory. PyTorch's files are read by `torch.load(weights_only=True)`, which runs
+no pickled code. This module knows nothing of architectures.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ledom.core.reading import JsonObject, check_regular, parse_json, read_json_
 
 __all__ = ["StoredTensor", "from_torch", "read_folder", "read_torch_file", "write_safetensors"]
 
-_PIECE = 2**24  # bytes that are in memory at a time
-_MAPPED = 2**30  # bytes of a PyTorch file that are mapped at a time
-_SHARD = 2**32  # most bytes of a file that is written, unless one tensor is larger
+_PIECE = 2**24  # bytes in memory at a time
+_MAPPED = 2**30  # bytes of a PyTorch file mapped at a time
+_SHARD = 2**32  # most bytes per written file, unless one tensor is larger
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -48,7 +48,7 @@ class StoredTensor:
     """A tensor in a file."""
 
     dtype: str
-    """As safetensors names it: F32, BF16 ..."""
+    """safetensors' name: F32, BF16 ..."""
     shape: tuple[int, ...]
     file: Path
     pieces: Callable[[], Iterator[bytes]]
@@ -59,7 +59,7 @@ class StoredTensor:
         return math.prod(self.shape) * _SIZES[self.dtype]
 
     def first_rows(self, rows: int) -> StoredTensor:
-        """The tensor without the rows from `rows` on."""
+        """The tensor's first `rows` rows."""
         if rows == self.shape[0]:
             return self
         cut = replace(self, shape=(rows, *self.shape[1:]))
@@ -75,10 +75,10 @@ def _first_bytes(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:
 
 
 def read_folder(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a model folder by name; safetensors are taken where both kinds are there.
+    """All tensors of a model folder by name; safetensors are preferred to PyTorch's files.
 
-    Raises `CheckpointError` for a folder without weights, an index that names files that are not
-    there or tensors that are in none, and files that are damaged.
+    Raises `CheckpointError` for a folder without weights, an index that names missing files or
+    tensors, and damaged files.
     """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index = folder / f"{stem}{suffix}.index.json"
@@ -101,7 +101,7 @@ def _read_indexed(index: Path) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{index}: not an index of shards: {error!r}") from None
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
-            raise CheckpointError(f"{index}: names the shard {name!r}, which is not there")
+            raise CheckpointError(f"{index}: names the shard {name!r}, which is missing")
     tensors = _read_files([index.parent / name for name in names])
     lost = [
         name
@@ -170,7 +170,10 @@ def _file_pieces(file: Path, start: int, count: int) -> Callable[[], Iterator[by
 
 
 class _TorchFile:
-    """A file of `torch.save`, mapped again now and then: pages once read count as memory."""
+    """A file of `torch.save`, memory-mapped.
+
+    It is mapped anew after every `_MAPPED` bytes: pages that have been read count as memory.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -195,7 +198,7 @@ class _TorchFile:
             loaded = torch.load(
                 self.file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.file)
             )
-        except Exception as error:  # a type for each way of being damaged
+        except Exception as error:  # torch raises many types for damaged files
             raise CheckpointError(f"{self.file}: {_why_not_loaded(error)}") from None
         if not isinstance(loaded, Mapping):
             raise CheckpointError(
@@ -211,11 +214,11 @@ def _why_not_loaded(error: Exception) -> str:
     if called:
         return f"is a pickle that calls {called[1]}; only plain tensors are read"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"cut short or damaged, or no file of torch.save: {lines[0][:200]}"
+    return f"cut short or damaged, or not a file of torch.save: {lines[0][:200]}"
 
 
 def read_torch_file(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of a file written by torch.save."""
+    """The tensors by name in a file of torch.save; raises `CheckpointError` if it is damaged."""
     source = _TorchFile(file)
     return {
         name: _stored(tensor, file, source.pieces(name))
@@ -224,7 +227,7 @@ def read_torch_file(file: Path) -> dict[str, StoredTensor]:
 
 
 def from_torch(tensor: torch.Tensor, file: Path) -> StoredTensor:
-    """A tensor in memory, that came from `file`."""
+    """A tensor that is in memory already; `file` is where it came from."""
     return _stored(tensor, file, lambda: _tensor_pieces(tensor))
 
 
@@ -247,7 +250,10 @@ def write_safetensors(
     tensors: Mapping[str, StoredTensor],
     progress: Callable[[Iterable[str]], Iterable[str]] = lambda names: names,
 ) -> None:
-    """Write model.safetensors, or shards and their index, into a folder; raises `OSError`."""
+    """Write model.safetensors, or shards and their index, into a folder; raises `OSError`.
+
+    `progress` wraps the iteration over the tensors' names.
+    """
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in tensors.items():
@@ -271,7 +277,7 @@ def write_safetensors(
 def _write_shards(
     folder: Path, tensors: Mapping[str, StoredTensor], places: Mapping[str, str]
 ) -> Iterator[str]:
-    """Write the files; yields each tensor's name when it is written."""
+    """Write the files, yielding each tensor's name after it is written."""
     for file in dict.fromkeys(places.values()):
         part = {name: tensors[name] for name, place in places.items() if place == file}
         with (folder / file).open("wb") as out:
@@ -279,7 +285,7 @@ def _write_shards(
 
 
 def _write_shard(out: IO[bytes], tensors: dict[str, StoredTensor]) -> Iterator[str]:
-    # The largest elements first, so that every tensor is aligned.
+    # Tensors with the largest elements come first, so that every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-_SIZES[tensors[name].dtype], name))
     header: JsonObject = {"__metadata__": {"format": "pt"}}
     end = 0

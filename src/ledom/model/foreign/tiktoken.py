@@ -1,8 +1,8 @@
-"""A pickled `tiktoken.Encoding` (tokenizer.pkl) as a `tokenizers` tokenizer, without unpickling.
+"""Reads a pickled `tiktoken.Encoding` (tokenizer.pkl) as a `tokenizers` tokenizer, safely.
 
-The pickle's opcodes are read, and only those that build plain data are known; the one global that
-may be named is `tiktoken.core.Encoding`, which becomes its state. So nothing is imported or
-called, whatever the file says.
+The pickle is not unpickled: its opcodes are interpreted here, only those that build plain data. The
+only global allowed is `tiktoken.core.Encoding`, which stands for its state. Nothing is imported or
+called, whatever the file contains.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ _CONSTANTS: dict[str, bool | None] = {"NONE": None, "NEWTRUE": True, "NEWFALSE":
 
 
 def read_tiktoken_pickle(file: Path) -> RustTokenizer:
-    """The tokenizer of a tokenizer.pkl, ids as there.
+    """The tokenizer in a tokenizer.pkl, with the file's ids.
 
-    Raises `CheckpointError` for a pickle that is damaged, or does more than describe an encoding.
+    Raises `CheckpointError` for a pickle that is damaged, or that does more than describe an
+    encoding.
     """
     try:
         state = _read_state(file.read_bytes())
@@ -42,12 +43,12 @@ def read_tiktoken_pickle(file: Path) -> RustTokenizer:
         return _build(str(pattern), dict(ranks), dict(special))
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    except Exception as error:  # whatever a damaged pickle leads to
+    except Exception as error:  # a damaged pickle may cause any error
         raise CheckpointError(f"{file}: not a pickled tiktoken encoding: {error!r:.200}") from None
 
 
 def _read_state(data: bytes) -> dict[str, Any]:
-    """What the pickle would give the encoding as its state."""
+    """The state that the pickle would restore the encoding to."""
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
     for opcode, argument, _ in pickletools.genops(data):
@@ -63,7 +64,7 @@ def _read_state(data: bytes) -> dict[str, Any]:
         elif name in ("GLOBAL", "STACK_GLOBAL"):
             module = str(argument).split(" ") if name == "GLOBAL" else [stack.pop(-2), stack.pop()]
             if ".".join(module) != _CLASS:
-                raise CheckpointError(f"the pickle calls {'.'.join(module)}; it is not read")
+                raise CheckpointError(f"the pickle calls {'.'.join(module)}, which is not allowed")
             stack.append(_OBJECT)
         elif name == "BUILD":
             state = stack.pop()
@@ -76,7 +77,7 @@ def _read_state(data: bytes) -> dict[str, Any]:
 
 
 def _collect(name: str, stack: list[Any]) -> None:
-    """Opcodes that put together what is on the stack."""
+    """Apply an opcode that combines items on the stack."""
     if name == "MARK":
         stack.append(_MARK)
     elif name == "EMPTY_DICT":
@@ -94,7 +95,7 @@ def _collect(name: str, stack: list[Any]) -> None:
     elif name == "NEWOBJ" and stack[-2:] == [_OBJECT, ()]:
         stack.pop()
     else:
-        raise CheckpointError(f"the pickle has the operation {name}; it is not read")
+        raise CheckpointError(f"the pickle has the operation {name}, which is not allowed")
 
 
 def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> RustTokenizer:
@@ -121,13 +122,14 @@ def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> Ru
     for name, number in special.items():
         if backend.token_to_id(name) != number:
             raise CheckpointError(
-                f"{name!r} has the id {number}, which leaves a gap in the ids; it is not read"
+                f"{name!r} has the id {number}, which leaves a gap in the ids; such encodings are "
+                "not supported"
             )
     return backend
 
 
 def _parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that were merged into this one: what its bytes merge to under lower ranks."""
+    """The two tokens whose merge is this token: its bytes merged by all lower ranks."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [a + b for a, b in pairwise(parts)]
@@ -140,7 +142,7 @@ def _parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
 
 
 def _byte_symbols() -> list[str]:
-    """The characters by which byte-level tokenizers write bytes (GPT-2's table)."""
+    """The character that represents each byte in byte-level tokenizers (GPT-2's table)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""The tokenizer of a foreign model folder, whatever file it is in, as a `tokenizers` tokenizer."""
+"""Finds the tokenizer of a foreign model folder and reads it as a `tokenizers` tokenizer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ __all__ = ["read_tokenizer", "recorded_eos"]
 
 
 def read_tokenizer(place: Path, added: tuple[str, ...] = ()) -> tuple[RustTokenizer, list[Path]]:
-    """The tokenizer in a folder, or of a file, and the files that it was read from.
+    """The tokenizer in a folder or a file, and the files that it was read from.
 
-    In this order: tokenizer.json, tokenizer.model, vocab.json with merges.txt, tokenizer.pkl (there
-    or in tokenizer/). `added` are tokens after those of tokenizer.model, where no other file names
-    any. Raises `CheckpointError` if it is missing or damaged.
+    A folder is searched for tokenizer.json, tokenizer.model, vocab.json with merges.txt, and
+    tokenizer.pkl (also in tokenizer/), in this order. `added` are tokens to append to those of
+    tokenizer.model or vocab.json if no file lists any. Raises `CheckpointError` for a tokenizer
+    that is missing or damaged.
     """
     if place.is_file():
         return _read_file(place), [place]
@@ -60,7 +61,7 @@ def _read_file(file: Path) -> RustTokenizer:
 
 
 def _read_byte_level(file: Path) -> RustTokenizer:
-    """GPT-2's two files."""
+    """GPT-2's format: vocab.json, and merges.txt beside it."""
     merges = file.with_name("merges.txt")
     check_regular(merges)
     backend = RustTokenizer(models.BPE.from_file(str(file), str(merges)))
@@ -72,7 +73,7 @@ def _read_byte_level(file: Path) -> RustTokenizer:
 
 
 def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) -> None:
-    """Add the tokens that tokenizer_config.json or added_tokens.json list, under their ids."""
+    """Add the tokens that the folder lists, under their ids; if it lists none, add `added`."""
     first = backend.get_vocab_size(with_added_tokens=True)
     listed: JsonObject = _read_json(folder / "tokenizer_config.json").get(
         "added_tokens_decoder", {}
@@ -97,7 +98,10 @@ def _add_tokens(backend: RustTokenizer, folder: Path, added: tuple[str, ...]) ->
 
 
 def recorded_eos(folder: Path, backend: RustTokenizer, config: JsonObject) -> str | None:
-    """The document-end token that a folder records, if it does and the tokenizer has it."""
+    """The document-end token that a folder records, if any, and if the tokenizer has it.
+
+    Otherwise a usual one that the tokenizer has, or None.
+    """
     token = _read_json(folder / "tokenizer_config.json").get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     number = config.get("eos_token_id")
