@@ -96,7 +96,7 @@ def test_logprobs_are_the_models_own_in_reading_order(lm: LanguageModel, plain: 
 def test_hits_are_the_models_most_likely_tokens(lm: LanguageModel, plain: PlainModel) -> None:
     """What greedy decoding writes is hit all along, and another text is not."""
     if not lm.reports_hits:
-        with pytest.raises(InputError, match="does not say which token is the most likely"):
+        with pytest.raises(InputError, match="does not report which token is the most likely"):
             lm.logprobs_and_hits([whole_text(lm, TEXTS[0])])
         return
     ids = lm.tokenizer.encode(TEXTS[0]).ids

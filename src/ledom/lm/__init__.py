@@ -22,8 +22,8 @@ _BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "vllm": ("ledom.lm.backends.vllm", "VLLMLanguageModel", ("dtype",)),
     "openai": ("ledom.lm.backends.openai", "OpenAILanguageModel", ()),
 }
-"""By the prefix of a model's name: the backend's module, imported only for it, its class, and which
-options of `load` it takes."""
+"""By the prefix of a model's name: the backend's module (imported on use), its class, and the
+arguments of `load` that it takes."""
 
 
 def load(
@@ -36,15 +36,22 @@ def load(
 ) -> LanguageModel:
     """Load a model.
 
-    `FOLDER` runs it in this process (`HFLanguageModel`), `tiny` is the embedded one of the given
-    direction; `vllm:FOLDER` runs it by vLLM (`VLLMLanguageModel`); `openai:NAME` is the model NAME
-    behind a server of OpenAI's completions protocol (`OpenAILanguageModel`). Options of these
-    classes are given here, or as text after the name: `openai:NAME,base_url=...,tokenizer=FOLDER`.
+    `model` is one of:
 
-    `direction` may be left out where the checkpoint records it; a checkpoint made elsewhere needs
-    it. `device` (cpu, cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16, int8; see
-    `lm.precision`) are for models that run here: vLLM chooses its devices, a server both. Raises
-    `CheckpointError`, `DirectionError`, and `InputError` for an unknown option.
+    - `FOLDER`: a model folder, run in this process (`HFLanguageModel`)
+    - `tiny`: the embedded model of the given direction
+    - `vllm:FOLDER`: a model folder, run by vLLM (`VLLMLanguageModel`)
+    - `openai:NAME`: the model NAME on a server of OpenAI's completions protocol
+      (`OpenAILanguageModel`)
+
+    Options of these classes are given as keywords, or as text after the name:
+    `openai:NAME,base_url=...,tokenizer=FOLDER`.
+
+    `direction` is required if the checkpoint records none, as one made elsewhere. `device` (cpu,
+    cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16, int8; see `lm.precision`) apply
+    to models in this process; vLLM takes only `dtype`, a server neither. Raises `CheckpointError`
+    for a folder that cannot be loaded, `DirectionError` for an unknown direction, and `InputError`
+    for an unknown option.
 
         >>> import ledom
         >>> reverse = ledom.load("tiny", direction="reverse")
@@ -82,7 +89,7 @@ def _split(model: str) -> tuple[str, str, list[str]]:
 
 
 def backend_of(model: str) -> str:
-    """Which backend runs a model of this name: vllm, openai, or the empty text for our own.
+    """The backend of a model by this name: vllm, openai, or an empty string for our own.
 
     >>> backend_of("vllm:FOLDER"), backend_of("FOLDER")
     ('vllm', '')
@@ -91,7 +98,9 @@ def backend_of(model: str) -> str:
 
 
 def embedded_folder(direction: Direction | str | None) -> Path:
-    """Where the embedded model of a direction lies.
+    """The folder of the embedded model of a direction.
+
+    Raises `DirectionError` without a direction.
 
     >>> embedded_folder("reverse").name
     'reverse'
@@ -100,6 +109,6 @@ def embedded_folder(direction: Direction | str | None) -> Path:
 
     if direction is None:
         raise DirectionError(
-            "the embedded pair has two models: say direction='forward' or 'reverse'"
+            "the embedded pair has two models: give direction='forward' or 'reverse'"
         )
     return Path(__file__).parent / "embedded" / str(Direction(direction))

@@ -1,10 +1,10 @@
-"""How sure a model was while it wrote, from the few most likely tokens at each place.
+"""How confident a model was while it wrote, from the few most likely tokens at each place.
 
-The confidence of a token is minus the mean log-probability of the k most likely tokens there: where
-one token has nearly all of the probability, the others have little, and it is large. A text has
-its mean, that of its last window, and that of its least sure window (DeepConf: Fu et al., Deep
-Think with Confidence, 2025). Servers return such log-probabilities, so it works where the whole
-distribution is not at hand.
+A token's confidence is minus the mean log-probability of the k most likely tokens at its place. It
+is large if one token has nearly all of the probability, because the others then have little. A text
+has three values: the means over all tokens, over its last window, and over its least confident
+window (DeepConf: Fu et al., Deep Think with Confidence, 2025). The top k suffice, so servers that
+do not return the whole distribution work too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ConfidenceSettings:
-    """How confidence is computed, and when it ends a text.
+    """How confidence is computed, and when low confidence ends a text.
 
     >>> ConfidenceSettings(window=0)
     Traceback (most recent call last):
@@ -38,10 +38,10 @@ class ConfidenceSettings:
     top_k: int = 20
     """How many of the most likely tokens; servers allow 5 (OpenAI) or 20 (vLLM)."""
     window: int = 64
-    """Tokens of a stretch. The paper's 2,048 are for reasoning of tens of thousands."""
+    """Tokens per window. The paper uses 2,048, for texts of tens of thousands of tokens."""
     least: float | tuple[float, ...] | None = None
-    """A text ends (`unsure`) as soon as the mean of its newest full window is below this: one
-    number for every prompt of a call of `generate`, or one for each."""
+    """A text ends (`unsure`) as soon as the mean of its newest full window is below this. Either
+    one number for all prompts of a call to `generate`, or one number per prompt."""
 
     def __post_init__(self) -> None:
         for name, value in (("top_k", self.top_k), ("window", self.window)):
@@ -49,7 +49,7 @@ class ConfidenceSettings:
                 raise InputError(f"confidence: {name} is {value}; it must be at least 1")
 
     def least_of(self, place: int) -> float | None:
-        """The threshold of the prompt at a place.
+        """The threshold for the prompt at index `place`.
 
         >>> ConfidenceSettings(least=(0.5, 2.0)).least_of(1)
         2.0
@@ -59,17 +59,17 @@ class ConfidenceSettings:
 
 @dataclass(frozen=True)
 class Confidence:
-    """The confidence of a text, in nats; the larger, the surer."""
+    """The confidence of a text in nats; larger is more confident."""
 
     mean: float
     tail: float
-    """The mean of its last window."""
+    """Mean over the last window."""
     lowest: float
-    """The mean of its least sure window."""
+    """Mean over the least confident window."""
 
 
 def is_unsure(tokens: Sequence[float], window: int, least: float | None) -> bool:
-    """Whether a text ends here, given the confidences of its tokens so far.
+    """Whether low confidence ends a text here, given the confidences of its tokens so far.
 
     >>> is_unsure([4.0, 0.5], 2, 1.0), is_unsure([4.0, 0.5, 1.0], 2, 1.0)
     (False, True)
@@ -80,7 +80,7 @@ def is_unsure(tokens: Sequence[float], window: int, least: float | None) -> bool
 
 
 def token_confidence(logprobs: Sequence[float]) -> float:
-    """Minus the mean of the most likely tokens' log-probabilities.
+    """A token's confidence, from the log-probabilities of the most likely tokens at its place.
 
     >>> token_confidence([-0.5, -1.5])
     1.0
@@ -89,9 +89,9 @@ def token_confidence(logprobs: Sequence[float]) -> float:
 
 
 def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:
-    """The confidence of a text from those of its tokens; None for no tokens.
+    """The confidence of a text, from its tokens' confidences; None for an empty text.
 
-    A text shorter than the window is one window.
+    A text shorter than the window counts as one window.
 
     >>> confidence_of([4.0, 1.0, 1.0, 2.0], 2)
     Confidence(mean=2.0, tail=1.5, lowest=1.0)
@@ -107,9 +107,9 @@ def confidence_of(tokens: Sequence[float], window: int) -> Confidence | None:
 def of_alternatives(
     alternatives: Sequence[Mapping[object, float]], settings: ConfidenceSettings
 ) -> Confidence | None:
-    """The confidence of a text, from a server's log-probabilities of alternatives to each token.
+    """The confidence of a text, from the alternatives that a server returns for each token.
 
-    The most likely `top_k` of each are taken: some servers add the token drawn.
+    Only the `top_k` most likely are used: some servers add the sampled token.
 
     >>> of_alternatives([{"a": -1.0, "b": -3.0, "drawn": -9.0}], ConfidenceSettings(top_k=2)).mean
     2.0

@@ -1,13 +1,13 @@
-"""What a language model is to the rest of ledom: two methods, in reading order.
+"""The interface of a language model: two methods, in reading order.
 
-    logprobs(targets)          the log-probability of each token of a span, given the rest that the
-                               model has read by then
+    logprobs(targets)          the log-probability of each token of a span, given the tokens that
+                               the model reads before it
     generate(prompts, ...)     texts that follow (forward) or precede (reverse) a prompt
 
-Backends live beside this file and are loaded by `ledom.load`. The rules that every backend keeps:
-results do not depend on how requests are batched or ordered; equal seeds give equal samples;
-everything in and out is in reading order; what a model cannot do is an error before any work.
-tests/lm/test_contract.py holds them all to it.
+Backends are in `lm/backends/` and are loaded by `ledom.load`. Every backend obeys these rules:
+results do not depend on how requests are batched or ordered; equal seeds give equal samples; all
+inputs and outputs are in reading order; a request that the model cannot serve is an error before
+any work. tests/lm/test_contract.py checks them for all backends.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class Sampling:
     top_k: int = 0
     """Only the k most likely tokens; 0 for all."""
     top_p: float = 1.0
-    """Only the most likely tokens that hold this much probability together."""
+    """Only the most likely tokens that together have this probability."""
     max_tokens: int = 256
-    """Most tokens to write."""
+    """Maximum number of tokens to write."""
     seed: int = 0
-    """With the prompt's text and the sample's number, decides every draw."""
+    """Seed; together with the prompt's text and the sample's number it determines every draw."""
     stop_pattern: str | None = None
-    """A regular expression: a text ends at its first match, leading white space aside."""
+    """A regular expression: a text ends at its first match, leading white space ignored."""
     confidence: ConfidenceSettings | None = None
-    """Whether texts get their confidence, and from what; see `ledom.lm.confidence`."""
+    """How to compute the texts' confidence; None: not at all. See `ledom.lm.confidence`."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -95,7 +95,7 @@ class Sampling:
 
     @property
     def greedy(self) -> Sampling:
-        """The same, but the most likely token each time.
+        """The same settings, but always taking the most likely token.
 
         >>> Sampling(top_k=5, max_tokens=9).greedy == Sampling(temperature=0, max_tokens=9)
         True
@@ -111,35 +111,34 @@ class Generation:
     ids: list[int]
     finish_reason: Literal["stop", "length", "pattern", "unsure"]
     """`stop`: the model ended its document; `length`: it reached `max_tokens`; `unsure`: its
-    confidence fell below `ConfidenceSettings.least`; `pattern`: it
-    matched `stop_pattern`, and `generate` continues it when given as a prompt."""
+    confidence fell below `ConfidenceSettings.least`; `pattern`: it matched `stop_pattern`, and
+    `generate` continues it when it is given as a prompt."""
     state: Any = field(default=None, compare=False, repr=False)
-    """What the backend needs to continue without reading the text again."""
+    """The backend's state, with which it continues without reading the text again."""
     self_certainty: float | None = field(default=None, compare=False)
-    """Mean over the tokens drawn, EOS included, of KL(uniform || P(token | what was read)) in nats:
-    the larger, the surer the model was (Kang, Zhao and Song, Scalable Best-of-N Selection for Large
-    Language Models via Self-Certainty, 2025). None where a backend does not see the whole
-    distribution."""
+    """Mean over the sampled tokens, EOS included, of KL(uniform || P(token | context)) in nats;
+    larger is more certain (Kang, Zhao and Song, Scalable Best-of-N Selection for Large Language
+    Models via Self-Certainty, 2025). None if the backend does not see the whole distribution."""
     confidence: Confidence | None = field(default=None, compare=False)
-    """Where `Sampling.confidence` asks for it: that of the tokens drawn, EOS included."""
+    """Confidence of the sampled tokens, EOS included, if `Sampling.confidence` is set."""
 
 
 class LanguageModel(ABC):
     """A model with a direction, a tokenizer and the pair format that it was trained on."""
 
     batches_requests: ClassVar[bool] = True
-    """Whether requests of one call are computed together, so that the last bits of a result may
-    depend on the others. To repeat a result to the bit, the whole call is repeated."""
+    """Whether the requests of one call are computed together, so that the last bits of a result may
+    depend on the other requests. Only the same call as a whole reproduces a result exactly."""
     stops_at_patterns: ClassVar[bool] = False
     """Whether `generate` stops at `Sampling.stop_pattern` and can continue from there."""
     reports_certainty: ClassVar[bool] = False
-    """Whether what it generates carries its `self_certainty`."""
+    """Whether its generations have `self_certainty`."""
     reports_confidence: ClassVar[bool] = False
-    """Whether `generate` takes `Sampling.confidence`."""
+    """Whether `generate` supports `Sampling.confidence`."""
     stops_when_unsure: ClassVar[bool] = False
-    """Whether `generate` takes `ConfidenceSettings.least`."""
+    """Whether `generate` supports `ConfidenceSettings.least`."""
     reports_hits: ClassVar[bool] = False
-    """Whether it has `logprobs_and_hits`."""
+    """Whether it supports `logprobs_and_hits`."""
 
     def __init__(
         self,
@@ -158,18 +157,18 @@ class LanguageModel(ABC):
         self.tokenizer = tokenizer
         self.pair_format = pair_format
         self.bos_ids = bos_ids
-        """The special tokens that the model reads first, in its own order: its tokenizer's BOS, or
-        the EOS that ends the document before; none where it was trained with none."""
+        """The special tokens that the model reads first, in model order: its tokenizer's BOS, or
+        the EOS of the previous document; empty if it was trained without."""
         self.context = context
         """Longest text in tokens, special ones included."""
         self.fingerprint = fingerprint
-        """Changes when the model does: what was computed with another one is not reused."""
+        """A hash that identifies the model; results of a model with another hash are not reused."""
         self.num_parameters = num_parameters
-        """Parameters, tied ones counted once; None where unknown, as for a server's model."""
+        """Parameters, tied ones counted once; None if unknown, as for a server's model."""
 
     @property
     def identity(self) -> dict[str, str]:
-        """What files made with the model record of it: its name, and a hash that identifies it."""
+        """The model's name and fingerprint, recorded in the files that are made with it."""
         return {"name": self.name, "hash": self.fingerprint}
 
     @property
@@ -195,8 +194,8 @@ class LanguageModel(ABC):
         return [*before, *ids, *after]
 
     def check_target(self, target: TokenSpan) -> None:
-        """Raise `InputError` for a span that has no context or lies beyond the text, or a text
-        longer than the model's context.
+        """Raise `InputError` if a span is outside the text, includes the first token in model
+        order, or belongs to a text longer than the model's context.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
@@ -215,13 +214,13 @@ class LanguageModel(ABC):
         if start == 0 and end > 0:
             raise InputError(
                 "the first token that the model reads has no context, so no log-probability; "
-                "add LanguageModel.add_special_tokens to the text"
+                "put special tokens around the text with LanguageModel.add_special_tokens"
             )
 
     def check_request(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
     ) -> None:
-        """Raise `InputError` for less than one sample, or for what the backend does not support."""
+        """Raise `InputError` for fewer than one sample, or for a request that is unsupported."""
         if num_samples < 1:
             raise InputError(f"num_samples is {num_samples}; it must be at least 1")
         if sampling.confidence is not None and not self.reports_confidence:
@@ -247,7 +246,7 @@ class LanguageModel(ABC):
     def text_prompts(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
     ) -> tuple[list[str], list[list[int]]]:
-        """The prompts of a backend that takes texts alone, and their ids in model order.
+        """The prompts and their ids in model order, for a backend that continues no generations.
 
         Raises `InputError` like `check_request`, and for a prompt that leaves no room to write.
         """
@@ -268,9 +267,9 @@ class LanguageModel(ABC):
         return context
 
     def shortened_prompt(self, prompt: str, room: int) -> tuple[str, int]:
-        """A prompt of at most `room` tokens, special ones aside, and how many tokens it lost.
+        """The prompt cut to at most `room` tokens, not counting special ones; and the number cut.
 
-        They are lost at its end far from what is written.
+        It is cut at the end that is far from the text to be written.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
@@ -280,7 +279,8 @@ class LanguageModel(ABC):
         forward = self.direction is Direction.FORWARD
         num_tokens, kept, text = len(self._ids_of(prompt)), room, prompt
         offsets = self.tokenizer.encode(prompt).offsets if num_tokens > room else []
-        while (left := len(self._ids_of(text))) > max(0, room):  # cut, it may be encoded otherwise
+        # A cut text may be encoded differently, into more tokens than were kept.
+        while (left := len(self._ids_of(text))) > max(0, room):
             if kept <= 0:
                 return "", num_tokens
             text = prompt[offsets[-kept][0] :] if forward else prompt[: offsets[kept - 1][1]]
@@ -288,10 +288,10 @@ class LanguageModel(ABC):
         return text, num_tokens - left
 
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
-        """The text of ids that the model wrote to a prompt, all in reading order.
+        """The text of the ids that the model wrote for a prompt, in reading order.
 
-        Decoded together with the prompt, less the prompt, so that prompt and text are the text of
-        all ids.
+        Prompt and ids are decoded together and the prompt is removed, because a token's text may
+        depend on its neighbors.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
@@ -304,16 +304,16 @@ class LanguageModel(ABC):
         together = self.tokenizer.decode([*ids, *known])
         if together.endswith(prompt):
             return together.removesuffix(prompt)
-        return self.tokenizer.decode(ids)  # the prompt is not what its own ids say
+        return self.tokenizer.decode(ids)  # decoding the prompt's ids does not give the prompt
 
     def _ids_of(self, prompt: str) -> list[int]:
-        """A prompt's ids in reading order: a document's start, or, for a reverse model, its end."""
+        """A prompt's ids in reading order: a document's start, or its end for a reverse model."""
         if self.direction is Direction.FORWARD:
             return self.tokenizer.encode(prompt).ids
         return self.tokenizer.encode_inside(prompt)
 
     def check_room(self, prompt: str, num_tokens: int, max_tokens: int) -> None:
-        """Raise `InputError` where there is nothing to read, or no room left to write."""
+        """Raise `InputError` if there is nothing to read, or no room left to write."""
         if not num_tokens:
             raise InputError("the prompt is empty, and this model reads no special token first")
         if num_tokens + max_tokens > self.context:
@@ -327,8 +327,7 @@ class LanguageModel(ABC):
         """Log-probabilities in nats, in reading order: for each target an array [end - start].
 
         A forward model conditions each token on those before it, a reverse model on those after.
-        Raises `InputError` for a span that is empty of context or beyond the text, or a text
-        longer than the model's context.
+        Raises `InputError` like `check_target`.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
@@ -339,22 +338,22 @@ class LanguageModel(ABC):
     def logprobs_and_hits(
         self, targets: Sequence[TokenSpan]
     ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-        """As `logprobs`, and whether each token is the one that the model finds most likely.
+        """As `logprobs`, and whether each token is the model's most likely one.
 
-        Raises `InputError` for a backend without it (`reports_hits`).
+        Raises `InputError` for a backend that does not support it (`reports_hits`).
         """
         raise InputError(
-            f"{self.name}: this backend does not say which token is the most likely; give the "
+            f"{self.name}: this backend does not report which token is the most likely; give the "
             "model's folder, which runs in this process"
         )
 
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
         """The `count` most likely (token id, log-probability) at each place of a span, best first.
 
-        Raises `InputError` where the backend does not see them.
+        Raises `InputError` for a backend that does not support it.
         """
         raise InputError(
-            f"{self.name}: this backend does not say which other tokens were likely; give the "
+            f"{self.name}: this backend does not report the alternatives to a token; give the "
             "model's folder, which runs in this process"
         )
 
@@ -366,13 +365,13 @@ class LanguageModel(ABC):
         num_samples: int = 1,
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        """Write `num_samples` texts for each prompt; yields (prompt's place, texts) as they end.
+        """Write `num_samples` texts per prompt; yields (prompt's index, its texts) when complete.
 
-        They are the samples numbered from `first_sample` on. A prompt is a text, or a generation
-        that stopped at the pattern: the model continues it without computing it again. A forward
-        model writes what follows the prompt; a reverse model writes what precedes it. An empty
-        prompt asks for a whole document. A draw depends only on the seed, the prompt's text and the
-        sample's number, so a job cut in two draws the same samples. Raises `InputError` for a
+        The samples are numbered from `first_sample`. A prompt is a text, or a generation that
+        stopped at the pattern, which the model continues without computing it again. A forward
+        model writes what follows the prompt; a reverse model, what precedes it. An empty prompt
+        asks for a whole document. A sample depends only on the seed, the prompt's text and the
+        sample's number, so a job split in two draws the same samples. Raises `InputError` for a
         prompt that leaves no room in the model's context.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
@@ -384,14 +383,14 @@ class LanguageModel(ABC):
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
-        """As `generate`; each prompt's samples are followed by its greedy text."""
+        """As `generate`, with the greedy text after each prompt's samples."""
         greedy = dict(self.generate(prompts, sampling.greedy))
         for place, texts in self.generate(prompts, sampling, num_samples):
             yield place, [*texts, *greedy[place]]
 
 
 def digest(text: str) -> int:
-    """64 bits that represent a text, in a seed.
+    """A 64-bit hash of a text, for use in seeds.
 
     >>> hex(digest(""))
     '0xe3b0c44298fc1c14'

@@ -1,4 +1,4 @@
-"""A backend's options as they are written after a model's name: `key=value`, checked by type."""
+"""Parses the options after a model's name, `key=value`, and checks them against the backend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ELSEWHERE = {
 
 
 def read_options(backend: type[LanguageModel], written: Sequence[str], model: str) -> JsonObject:
-    """`key=value` texts as arguments of the backend's class.
+    """Parse `key=value` strings into keyword arguments of the backend's class.
 
     Raises `InputError` for an unknown option, or a value of the wrong type.
 
@@ -45,7 +45,7 @@ def read_options(backend: type[LanguageModel], written: Sequence[str], model: st
                 f"{', '.join(sorted(known))}"
             )
         try:
-            # Options of another package's have no types here; YAML's are near enough.
+            # Options passed on to another package have no type hints here; YAML's types will do.
             hint, value = (hints[key], value) if key in known else (Any, parse_yaml(value)[0])
             config = ConfigDict(arbitrary_types_allowed=True)
             options[key] = TypeAdapter(hint, config=config).validate_python(value)

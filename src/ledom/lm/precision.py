@@ -1,10 +1,10 @@
-"""The numbers that a model on this machine computes in: by name, or found by a trial at load.
+"""The precision that a model computes in on this machine: given by name, or chosen by a trial.
 
-`auto` is bf16 where the device multiplies faster in it and a trial shows that it is safe: on a
-given text, it changes the log-probability of a token by at most `TOLERANCE` on average. The text is
-one that the model did not write: it finds its own likely, and errors are smallest there. Everywhere
-else `auto` is fp32. One exception: weights that are kept in half precision stay in it on a GPU,
-whose memory their fp32 copy may not fit.
+`auto` is bf16 if the device is faster in it and a trial at load shows that it is safe: on a fixed
+text, bf16 changes the log-probability of a token by at most `TOLERANCE` on average. The model did
+not write that text, because errors are smallest where a model finds a text likely. Otherwise `auto`
+is fp32. One exception: on a GPU, weights stored in half precision stay in it, because an fp32 copy
+may not fit its memory.
 
 Shapes: T tokens.
 """
@@ -33,17 +33,18 @@ The ship left the harbor before dawn, and nobody who saw it go expected to see i
 def mean(values): return sum(values) / len(values)
 "Well," said the old man, "in 1987 we paid $2.50 for it, and 15% of that was tax."
 """
-"""What the trial reads: arithmetic, prose, code and speech."""
+"""The text of the trial: arithmetic, prose, code and speech."""
 _NAMED = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 Load = Callable[[torch.dtype | Literal["auto"]], Checkpoint]
-"""Loads a checkpoint to its device; `auto` is the precision in which its weights are kept."""
+"""Loads a checkpoint onto its device; `auto` keeps the precision of the stored weights."""
 
 
 def load_in(dtype: str | torch.dtype, device: torch.device, load: Load) -> tuple[Checkpoint, str]:
-    """A checkpoint in a precision, and that precision's name. A `torch.dtype` may be any of floats.
+    """Load a checkpoint in a precision; returns it with the name of the precision in use.
 
-    Raises `InputError` for an unknown one, and for int8 on another device than a CPU.
+    `dtype` is a name, or any floating-point `torch.dtype`. Raises `InputError` for an unknown name,
+    and for int8 on a device other than a CPU.
 
     >>> load_in("int4", torch.device("cpu"), load=lambda dtype: None)
     Traceback (most recent call last):
@@ -63,10 +64,10 @@ def load_in(dtype: str | torch.dtype, device: torch.device, load: Load) -> tuple
 
 
 def _chosen(device: torch.device, load: Load) -> Checkpoint:
-    """A checkpoint in what `auto` means for it on a device."""
-    say = logging.getLogger("ledom").info
+    """Load a checkpoint in the precision that `auto` means for it on a device."""
+    log = logging.getLogger("ledom").info
     if not fast_bfloat16(device):
-        say("float32: this device is not faster in bfloat16")
+        log("float32: this device is not faster in bfloat16")
         return load(torch.float32)
     if device.type != "cpu" and (kept := load("auto")).model.dtype != torch.float32:
         return kept
@@ -80,11 +81,11 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
     try:
         error = float((_logprobs(rough) - exact).abs().mean())
     except RuntimeError as problem:  # an architecture that mixes dtypes
-        say("float32: the model does not run in bfloat16 (%s)", problem)
+        log("float32: the model does not run in bfloat16 (%s)", problem)
         del rough
         return load(torch.float32)
     safe = error <= TOLERANCE  # NaN is not
-    say(
+    log(
         "%s: bfloat16 changes the log-probability of a token by %.4f nats on average (limit: %s)",
         "bfloat16" if safe else "float32",
         error,
@@ -95,7 +96,7 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
 
 @torch.no_grad()
 def _logprobs(checkpoint: Checkpoint) -> Tensor:
-    """log P of each token of the text in the model's own order [T], in fp32."""
+    """log P of each token of the text [T], in model order, in fp32."""
     ids = checkpoint.direction.to_model_order(checkpoint.tokenizer.encode(_TEXT).ids)
     first = checkpoint.bos_ids or [checkpoint.tokenizer.eos_id]
     read = torch.tensor([*first, *ids][: checkpoint.context], device=checkpoint.model.device)
@@ -105,9 +106,9 @@ def _logprobs(checkpoint: Checkpoint) -> Tensor:
 
 
 def round_weights(trunk: Trunk, exact: bool, name: str) -> None:
-    """Let a model of Llama's shape multiply in int8, if its trunk is `exact` for all texts.
+    """Quantize a model of Llama's shape to int8, if its trunk is `exact` for texts of any length.
 
-    Raises `CheckpointError` for any other: parts of its work would stay in fp32.
+    Raises `CheckpointError` for any other model: parts of its work would stay in fp32.
     """
     if not (isinstance(trunk, LlamaTrunk) and exact):
         raise CheckpointError(

@@ -36,7 +36,7 @@ def test_what_the_engine_is_given(checkpoints: dict[str, Path]) -> None:
 
 
 def test_int8_is_refused(checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match="forward: int8 is for models that run here on a CPU"):
+    with pytest.raises(InputError, match="forward: int8 is for ledom's own backend on a CPU"):
         ledom.load(f"vllm:{checkpoints['forward']}", dtype="int8")
 
 

@@ -1,7 +1,7 @@
-"""A deterministic language model without weights, for tests, docs and trying things out.
+"""A deterministic language model without weights, for tests, docs and experiments.
 
-Every token's log-probability is a fixed function of the token and of its neighbor in model order,
-so results can be worked out by hand; generation is a seeded draw.
+A token's log-probability is a fixed function of the token and its predecessor in model order, so
+results can be worked out by hand; generated texts are seeded draws from a list.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FakeLanguageModel(LanguageModel):
         )
         self.answers = list(answers)
         self.num_scored = 0
-        """Targets scored so far: tests read it to see that nothing is scored twice."""
+        """Targets scored so far, by which tests check that nothing is scored twice."""
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
         for target in targets:
@@ -84,7 +84,7 @@ class FakeLanguageModel(LanguageModel):
             yield place, [self._draw(prompt, sampling, number) for number in numbers]
 
     def _draw(self, prompt: str | Generation, sampling: Sampling, sample: int) -> Generation:
-        """One of the answers, or the rest of it after the pattern where it stopped."""
+        """One of the answers, or the rest of one that stopped at the pattern."""
         if isinstance(prompt, Generation):
             text = str(prompt.state)
         else:

@@ -1,9 +1,10 @@
-"""A model folder on this machine as a `LanguageModel`: plain torch on transformers' modules.
+"""A model folder run in this process: plain torch on transformers' modules.
 
-Texts are packed end to end into rows of bounded size, without padding; what they share at their
-start is computed once (`prefix_tree`). The vocabulary projection is computed only where a
-log-probability is wanted, in chunks. Sampling is in `decoder`. Where a trial at load shows that
-this is not exact (`model.exactness`), each text runs alone through the model's own forward pass.
+Texts are packed end to end into rows of bounded size, without padding; shared prefixes are computed
+once (`prefix_tree`). The vocabulary projection is computed only for the tokens whose
+log-probabilities are wanted, in chunks. Sampling is in `decoder`. If a trial at load shows that
+packing is not exact for a model (`model.exactness`), each text runs alone through the model's own
+forward pass.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from ledom.model.exactness import OwnForward, packing_reach, vocab_size
 __all__ = ["HFLanguageModel"]
 
 _PATTERN_TOKENS = 12  # newest tokens searched for the stop pattern
-_LOGITS_BYTES = 64 * 2**20  # most memory that one chunk of logits takes
-_FEWEST_JOBS = 16  # of a thread: fewer take as long, as each step reads all weights
-_LOGITS_ROWS = 512  # most rows of one, so that with a small vocabulary it stays in cache
+_LOGITS_BYTES = 64 * 2**20  # most memory for a chunk of logits
+_LOGITS_ROWS = 512  # most rows in a chunk, so that it stays in cache if the vocabulary is small
+_FEWEST_JOBS = 16  # per thread: fewer are no faster, because each step reads all weights
 _Reader = Callable[[torch.Tensor, torch.Tensor], NDArray[np.float32]]
-"""Takes logits [T, V] and the labels [T] that they predict; gives numbers [..., T]."""
+"""Maps logits [T, V] and the labels [T] that they predict to values [..., T]."""
 _NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and labels of no token
 
 
@@ -56,7 +57,7 @@ class HFLanguageModel(LanguageModel):
     """A causal language model from a Hugging Face folder; see `ledom.load`.
 
     `dtype` is auto (see `lm.precision`), float32, bfloat16, float16, or on a CPU int8. Raises
-    `InputError` for another, and for a device that is not there.
+    `InputError` for any other, and for a device that is not available.
     """
 
     stops_at_patterns = True
@@ -80,14 +81,14 @@ class HFLanguageModel(LanguageModel):
         if place.type == "cpu":
             processes.configure_memory()
 
-        def load(numbers: torch.dtype | Literal["auto"]) -> Checkpoint:
-            found = load_checkpoint(path, direction, numbers, eos_token, bos_token=bos_token)
+        def load(precision: torch.dtype | Literal["auto"]) -> Checkpoint:
+            found = load_checkpoint(path, direction, precision, eos_token, bos_token=bos_token)
             found.model.to(place)  # type: ignore[arg-type]
             return found
 
         checkpoint, self.precision = load_in(dtype, place, load)
         fingerprint = checkpoint.fingerprint
-        if self.precision != "float32":  # other numbers: not to be mixed
+        if self.precision != "float32":  # results of different precisions must not be mixed
             fingerprint += f"-{self.precision}"
         super().__init__(
             name=str(path),
@@ -104,23 +105,23 @@ class HFLanguageModel(LanguageModel):
         self._trunk = build_trunk(self.model)
         eos_id = self.tokenizer.eos_id
         self._reach = packing_reach(self.model, self._trunk.packed, eos_id, self.context)
-        self._said = False
+        self._warned = False
         if self.precision == INT8:
             round_weights(self._trunk, self._reach == self.context and self._decodes, self.name)
         self.tokens_per_batch = tokens_per_batch
         self.rows = rows
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
-        return self._read_off(targets, _logprobs)
+        return self._evaluate(targets, _logprobs)
 
     def logprobs_and_hits(
         self, targets: Sequence[TokenSpan]
     ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-        both = self._read_off(targets, _logprobs_and_hits)
+        both = self._evaluate(targets, _logprobs_and_hits)
         return [(values[0], values[1] > 0) for values in both]
 
-    def _read_off(self, targets: Sequence[TokenSpan], read: _Reader) -> list[NDArray[np.float32]]:
-        """What `read` says of each target's tokens, in reading order along the last axis."""
+    def _evaluate(self, targets: Sequence[TokenSpan], read: _Reader) -> list[NDArray[np.float32]]:
+        """Apply `read` to each target's logits; values in reading order along the last axis."""
         for target in targets:
             self.check_target(target)
         results = [read(*_NOTHING)] * len(targets)
@@ -133,7 +134,7 @@ class HFLanguageModel(LanguageModel):
             while together:
                 try:
                     places = [packed[i] for i in together.popleft()]
-                except IndexError:  # another thread took the last
+                except IndexError:  # another thread took the last batch
                     return
                 some = [targets[place] for place in places]
                 values = self._score(some, [ordered[place] for place in places], read)
@@ -148,8 +149,8 @@ class HFLanguageModel(LanguageModel):
 
     @torch.inference_mode()
     def _score_alone(self, target: TokenSpan, ids: list[int], read: _Reader) -> NDArray[np.float32]:
-        """What is read off a target, whose ids are in model order, by the own forward pass."""
-        self._say_alone()
+        """As `_evaluate`, by the model's own forward pass over `ids`, in model order."""
+        self._warn_of_slowness()
         device = self.model.device
         span = self.direction.span_to_model_order(target.start, target.end, len(ids))
         start, end = span
@@ -168,15 +169,15 @@ class HFLanguageModel(LanguageModel):
             both = torch.stack([best.indices.float(), best.values])  # ids below 2^24 stay exact
             return both.movedim(1, -1).cpu().numpy()
 
-        ((ids, values),) = self._read_off([target], likeliest)
+        ((ids, values),) = self._evaluate([target], likeliest)
         rows = zip(ids.T.astype(int).tolist(), values.T.tolist(), strict=True)
         return [list(zip(tokens, logprobs, strict=True)) for tokens, logprobs in rows]
 
-    def _say_alone(self) -> None:
-        """Say once why this takes longer."""
-        if self._said:
+    def _warn_of_slowness(self) -> None:
+        """Log once that texts run one by one, and why."""
+        if self._warned:
             return
-        self._said = True
+        self._warned = True
         which = f"texts of more than {self._reach} tokens" if self._reach else "texts"
         logging.getLogger("ledom").warning(
             "%s: %s run one by one through the model's own forward pass, because ledom's faster "
@@ -190,11 +191,11 @@ class HFLanguageModel(LanguageModel):
     def _score(
         self, targets: Sequence[TokenSpan], ordered: Sequence[list[int]], read: _Reader
     ) -> list[NDArray[np.float32]]:
-        """What is read off targets, whose ids in model order are sorted."""
+        """As `_evaluate`, for one batch; `ordered` are the targets' ids in model order, sorted."""
         device = self.model.device
         tree = PrefixTree.build([ids[:-1] for ids in ordered])
         spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
-        # The token at model-order place i is predicted by the output at i - 1.
+        # The output at place i - 1 in model order predicts the token at place i.
         predicting = [
             places[start - 1 : end - 1] if end > start else places[:0]
             for (start, end), places in zip(spans, tree.places, strict=True)
@@ -220,7 +221,7 @@ class HFLanguageModel(LanguageModel):
     def _gather(
         self, hidden: torch.Tensor, labels: torch.Tensor, read: _Reader
     ) -> NDArray[np.float32]:
-        """What is read off outputs [T, width] and labels [T], the logits in bounded chunks."""
+        """Apply `read` to outputs [T, width] and labels [T], with the logits in bounded chunks."""
         rows = min(max(1, _LOGITS_BYTES // (4 * vocab_size(self.model))), _LOGITS_ROWS)
         parts = []
         for outputs, chunk in zip(hidden.split(rows), labels.split(rows), strict=True):
@@ -241,7 +242,7 @@ class HFLanguageModel(LanguageModel):
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
-        # In one batch: of the greedy texts alone, few are left while the longest is written.
+        # In one batch: greedy texts alone would leave it nearly empty while the longest is written.
         return self._generate(prompts, sampling, range(num_samples), with_greedy=True)
 
     def _generate(
@@ -251,7 +252,7 @@ class HFLanguageModel(LanguageModel):
         numbers: range,
         with_greedy: bool,
     ) -> Iterator[tuple[int, list[Generation]]]:
-        """The samples of these numbers, and perhaps the greedy text, of each prompt."""
+        """Each prompt's samples with these numbers, followed by its greedy text if asked for."""
         self.check_request(prompts, sampling, len(numbers))
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked = sampling.confidence
@@ -285,12 +286,12 @@ class HFLanguageModel(LanguageModel):
         sampling: Sampling,
         ends_at_pattern: Callable[[list[int]], bool] | None,
     ) -> Iterator[Job]:
-        """The jobs as they end, each by the fastest way that is exact for it."""
+        """Run the jobs, each by the fastest method that is exact for it; yield them as they end."""
         eos_id, reach = self.tokenizer.eos_id, self._reach if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
         workers = max(1, min(num_workers(self._trunk), len(together) // _FEWEST_JOBS))
-        # By steps: a stream can only be ended where it yields.
+        # Step by step: `merged` can end a stream only where it yields.
         streams = [
             Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern).steps(share)
             for share in even_groups(together, max(1, math.ceil(len(together) / workers)))
@@ -298,7 +299,7 @@ class HFLanguageModel(LanguageModel):
         written = chain.from_iterable(merged(streams))
         if not alone:
             return written
-        self._say_alone()
+        self._warn_of_slowness()
         lone = LoneDecoder(self._own, self._keeps, eos_id, sampling, ends_at_pattern)
         return chain(written, lone.run(alone))
 
@@ -311,7 +312,7 @@ class HFLanguageModel(LanguageModel):
         return keeps_exactly(self._own, self.tokenizer.eos_id)
 
     def _start(self, prompt: str | Generation, sampling: Sampling) -> GenerationState:
-        """What the model reads before it writes."""
+        """The state in which the model begins to write for a prompt."""
         if isinstance(prompt, Generation):
             if not isinstance(prompt.state, GenerationState):
                 raise InputError(
@@ -324,7 +325,10 @@ class HFLanguageModel(LanguageModel):
         return GenerationState(self.prompt_ids(prompt, sampling.max_tokens), digest(prompt), prompt)
 
     def _pattern_finder(self, pattern: str) -> Callable[[list[int]], bool]:
-        """Whether ids in model order, of which only the newest is unchecked, match the pattern."""
+        """A function that tells whether a text matches the pattern; called after every new token.
+
+        It takes the ids written so far, in model order.
+        """
         compiled = re.compile(pattern)
         forward = self.direction is Direction.FORWARD
 
@@ -332,7 +336,7 @@ class HFLanguageModel(LanguageModel):
             text = self.tokenizer.decode(self.direction.to_reading_order(ids[-_PATTERN_TOKENS:]))
             newest = text[-4:] if forward else text[:4]
             if "\ufffd" in newest[-1 if forward else 0 :][:1] and newest != "\ufffd" * 4:
-                return False  # the last bytes may belong to a character that is not whole yet
+                return False  # the newest bytes may be part of a character that is incomplete
             return bool(compiled.search(text.lstrip() if len(ids) <= _PATTERN_TOKENS else text))
 
         return found
@@ -359,20 +363,20 @@ class HFLanguageModel(LanguageModel):
 
 @dataclass(frozen=True)
 class GenerationState:
-    """Where a model continues a text."""
+    """The state from which a model writes, or continues, a text."""
 
     context: list[int]
-    """What the model has read, in model order."""
+    """The ids that the model has read, in model order."""
     key: int
-    """Stands for that text in the seed."""
+    """A hash of that text, for seeds."""
     prompt: str
     """The prompt of the first part."""
     written: Sequence[int] = ()
-    """The ids written since, in model order."""
+    """The ids written after the prompt, in model order."""
     text: str = ""
     """Their text."""
     kv_cache: tuple[torch.Tensor, torch.Tensor] | None = None
-    """Keys and values of all but its last token, where known; see `Job`."""
+    """Keys and values of all of `context` but its last token, if known; see `Job`."""
 
 
 def _logprobs(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:

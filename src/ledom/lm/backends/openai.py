@@ -1,11 +1,11 @@
-"""A model behind a server that speaks OpenAI's completions protocol, such as vLLM's.
+"""A model on a server that speaks OpenAI's completions protocol, such as vLLM's.
 
-Scoring sends token ids in model order and reads the log-probabilities of the prompt back (`echo`),
-so a server that holds a reverse model scores in reverse. vLLM must run without prefix caching for
-that. Sampling sends text where the server's own tokenizer makes the same ids of it, special tokens
-included, else ids; a reverse model's text needs its ids back, which vLLM returns
-(`return_token_ids`). The client retries errors that may pass (429, 5xx, a broken connection), with
-growing pauses; others raise a `ServerError`, and the stage that asked keeps what is finished.
+Scoring sends token ids in model order and reads back the log-probabilities of the prompt (`echo`),
+so a server with a reverse model scores in reverse. This needs vLLM to run without prefix caching.
+Sampling sends text if the server's tokenizer encodes it to the same ids, special tokens included,
+and ids otherwise. A reverse model must also return the ids that it wrote (`return_token_ids` of
+vLLM). The client retries transient errors (429, 5xx, a broken connection) with growing pauses;
+other errors raise `ServerError`, and the calling stage keeps the results so far.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _T = TypeVar("_T")
 
 
 class OpenAILanguageModel(LanguageModel):
-    """`model` as the server at `base_url` calls it; see `ledom.load`.
+    """The model that the server at `base_url` calls `model`; see `ledom.load`.
 
-    `tokenizer` is the model's own: its folder, or its tokenizer.json. From a whole model folder,
-    direction, pair format and context are read too. `requests_per_second` limits the rate at which
-    requests start; `concurrency` how many run at once. The key is `OPENAI_API_KEY` of the
-    environment; your own server (`base_url`) may not need one.
+    `tokenizer` is the model's own: its folder, or its tokenizer.json. A whole model folder also
+    gives direction, pair format and context. `requests_per_second` limits how many requests start
+    per second; `concurrency`, how many run at once. The key is read from the environment variable
+    `OPENAI_API_KEY`; your own server (`base_url`) may not need one.
     """
 
     batches_requests = False
@@ -103,12 +103,12 @@ class OpenAILanguageModel(LanguageModel):
         if start == end:
             return np.empty(0, np.float32)
         ids = self.direction.to_model_order(list(target.ids))[:end]
-        # One token more than asked for: not every server takes a limit of 0.
+        # One token is written in vain: not every server accepts a limit of 0.
         request = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0.0}
         return self._ask(lambda answer: self._scores(answer, start, end), prompt=ids, **request)
 
     def _scores(self, answer: Any, start: int, end: int) -> NDArray[np.float32]:
-        """A server's log-probabilities of the model-order places [start, end) of its prompt."""
+        """The log-probabilities of the prompt's tokens [start, end) in model order, flipped."""
         values = _prompt_logprobs(answer)
         if values is None or len(values) < end or None in values[start:end]:
             raise ServerError(
@@ -130,7 +130,7 @@ class OpenAILanguageModel(LanguageModel):
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         texts, contexts = self.text_prompts(prompts, sampling, num_samples)
-        # A server of text adds what its tokenizer does, and cannot flip a reverse model's text.
+        # Given text, a server adds its tokenizer's own special tokens, and cannot flip the ids.
         own = [self.tokenizer.token_id(token) for token in self.tokenizer.bos_tokens]
         reads_ids = self.bos_ids != own or self.direction is Direction.REVERSE
         extra = {"top_k": sampling.top_k} if sampling.top_k else {}
@@ -170,7 +170,7 @@ class OpenAILanguageModel(LanguageModel):
         if self.direction is Direction.FORWARD:
             if not isinstance(choice.text, str):
                 raise ServerError(f"{self.name}: the server returned a choice without text")
-            text = choice.text.encode(errors="replace").decode()  # not half a surrogate
+            text = choice.text.encode(errors="replace").decode()  # without lone surrogates
             known = self.tokenizer.encode(text).ids
             return Generation(text, known, reason, confidence=confidence)
         ids = getattr(choice, "token_ids", None)
@@ -197,8 +197,10 @@ class OpenAILanguageModel(LanguageModel):
     def _side_by_side(
         self, work: Callable[[Any], _T], items: Sequence[Any]
     ) -> Iterator[tuple[int, _T]]:
-        """(place, result) as they end. After a failure no request starts; those that run are
-        waited for, so that no answer is lost, and then it is raised.
+        """Yield (index, result) as the calls of `work` end.
+
+        After a failure no new request starts. The running ones are awaited, so that no answer is
+        lost; then the failure is raised.
         """
         failures: list[ServerError] = []
         ended = Event()
@@ -225,7 +227,7 @@ class OpenAILanguageModel(LanguageModel):
             raise failures[0]
 
     def _ask(self, read: Callable[[Any], _T], **request: Any) -> _T:
-        """What `read` makes of the server's answer, which may be anything."""
+        """Send a request and parse the answer with `read`; raises `ServerError` for any failure."""
         import openai
 
         self._limit.wait()
@@ -260,17 +262,17 @@ def _model_info(
     eos_token: str | None,
     bos_token: str | None,
 ) -> CheckpointInfo:
-    """What a model folder records besides its weights, or what a tokenizer alone implies."""
+    """The info of a model folder, or defaults around a tokenizer alone."""
     if source is None:
         raise InputError(
-            f"{model}: a server does not say how its model cuts text into tokens; give the "
-            f"model's folder or tokenizer.json: openai:{model},tokenizer=FOLDER"
+            f"{model}: a server does not report its model's tokenizer; give the model's folder or "
+            f"tokenizer.json: openai:{model},tokenizer=FOLDER"
         )
     if (Path(source) / "config.json").is_file():
         return read_checkpoint_info(source, direction, eos_token, bos_token=bos_token)
     if direction is None:
         raise DirectionError(
-            f"{model}: a server records no direction; say direction='forward' or 'reverse'"
+            f"{model}: a server records no direction; give direction='forward' or 'reverse'"
         )
     direction = Direction(direction)
     tokenizer = Tokenizer.load(source, eos_token)
@@ -279,7 +281,7 @@ def _model_info(
 
 
 def _identity(base_url: str, model: str, info: CheckpointInfo, context: int) -> str:
-    """A hash of all that is known of the model; the server's weights are not."""
+    """A hash of everything known about the model; the server's weights are unknown."""
     use = (info.pair_format.template, info.pair_format.style, context)
     special = (info.tokenizer.fingerprint, info.tokenizer.eos_id, info.bos_ids)
     known = [base_url, model, str(info.direction), *special, *use]
@@ -293,7 +295,7 @@ def _prompt_logprobs(answer: Any) -> list[float | None] | None:
 
 
 class _RateLimit:
-    """Starts of requests, evenly spaced."""
+    """Spaces the starts of requests evenly."""
 
     def __init__(self, per_second: float | None) -> None:
         if per_second is not None and not per_second > 0:

@@ -1,8 +1,8 @@
-"""A model folder run by vLLM, on its GPUs, in this process.
+"""A model folder run by vLLM, on GPUs, in this process.
 
-Everything is sent and read as token ids in model order, so either direction is scored and sampled.
-Scoring asks for the log-probabilities of the prompt (`prompt_logprobs`); prefix caching is off,
-since what a cache holds has none. Its own tokenizer stays unloaded. Written for vLLM's documented
+Prompts and outputs are token ids in model order, so both directions are scored and sampled. Scoring
+requests the log-probabilities of the prompt (`prompt_logprobs`); prefix caching is off, because
+cached tokens have none. vLLM does not load its own tokenizer. This is written for vLLM's documented
 offline interface and tested against a stand-in that computes with transformers, not on a GPU.
 """
 
@@ -25,7 +25,7 @@ from ledom.model.folder import count_parameters
 
 __all__ = ["VLLMLanguageModel"]
 
-_RESOURCES = {  # options that say where and how fast, not what
+_RESOURCES = {  # options that affect speed and placement, not results
     "cpu_offload_gb",
     "disable_log_stats",
     "enforce_eager",
@@ -36,14 +36,14 @@ _RESOURCES = {  # options that say where and how fast, not what
     "swap_space",
     "tensor_parallel_size",
 }
-_TOGETHER = 4096  # requests that vLLM gets at once; what is finished is kept between
+_TOGETHER = 4096  # requests per call of vLLM; results are yielded between calls
 
 
 class VLLMLanguageModel(LanguageModel):
     """A causal language model from a Hugging Face folder; see `ledom.load`.
 
     Further options go to `vllm.LLM` (`tensor_parallel_size`, `gpu_memory_utilization`,
-    `max_model_len` ...). Raises `CheckpointError` for what vLLM does not load.
+    `max_model_len` ...). Raises `CheckpointError` for a model that vLLM cannot load.
     """
 
     reports_confidence = True
@@ -67,7 +67,7 @@ class VLLMLanguageModel(LanguageModel):
                 f"and give vllm:{path},tensor_parallel_size=N"
             )
         if dtype == "int8":
-            raise InputError(f"{path}: int8 is for models that run here on a CPU; give auto")
+            raise InputError(f"{path}: int8 is for ledom's own backend on a CPU; give dtype auto")
         info = read_checkpoint_info(path, direction, eos_token, bos_token=bos_token)
         longest = int(engine.setdefault("max_model_len", info.context))
         decisive = {key: engine[key] for key in sorted(engine) if key not in _RESOURCES}
@@ -77,7 +77,7 @@ class VLLMLanguageModel(LanguageModel):
             tokenizer=info.tokenizer,
             pair_format=info.pair_format,
             bos_ids=info.bos_ids,
-            # A scored text is all prompt, and vLLM wants room for one token more.
+            # A scored text is all prompt, and vLLM needs room to write one more token.
             context=longest - 2,
             fingerprint=f"{info.fingerprint}-vllm-{dtype}-{digest(repr(decisive)):x}",
             num_parameters=count_parameters(info.folder),
@@ -135,7 +135,7 @@ class VLLMLanguageModel(LanguageModel):
             max_tokens=sampling.max_tokens,
             seed=digest(f"{sampling.seed} {sample} {prompt}") >> 1,
             logprobs=None if sampling.confidence is None else sampling.confidence.top_k,
-            stop_token_ids=[self.tokenizer.eos_id],  # without a tokenizer vLLM knows none
+            stop_token_ids=[self.tokenizer.eos_id],  # vLLM, without a tokenizer, has no default
             detokenize=False,
         )
 
@@ -163,7 +163,7 @@ class VLLMLanguageModel(LanguageModel):
 
 
 def _start(vllm: Any, path: str, **options: Any) -> Any:
-    """vLLM's engine for a model folder, without its tokenizer and its cache of prefixes."""
+    """Start vLLM's engine for a model folder, without its tokenizer and prefix cache."""
     try:
         return vllm.LLM(
             model=path, skip_tokenizer_init=True, enable_prefix_caching=False, **options

@@ -1,11 +1,11 @@
-"""Texts that are written in step: the keys of their prompts once, and as many of their own each.
+"""A block: texts that are written in lockstep, and share their prompts' keys and values.
 
-The texts of a block were admitted together, so each has read its prompt and equally many tokens
-since. A step attends to two things: the keys of the prompts, each read once for all samples of its
-prompt, and the texts' own keys, which need neither padding nor a mask.
+The texts of a block are admitted together, so all have read their prompt and the same number of
+tokens after it. A step attends to two caches: the prompts' keys, read once for all samples of a
+prompt, and the texts' own keys, which have equal length and so need neither padding nor a mask.
 
-Shapes: A texts, P prompts, n the most texts of one of them, K key-value heads, G query heads of
-each, H = K * G, D head width, C columns of the prompts, V vocabulary.
+Shapes: A texts, P prompts, n the most texts of any prompt, K key-value heads, G query heads per
+key-value head, H = K * G, D head width, C tokens of the longest prompt, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 
 __all__ = ["Block", "Job", "Prefilled"]
 
-_COLUMN_STEP = 32  # columns by which own keys grow
-_DROP_AT = 3 / 4  # share of the prompts still in use at which the others are dropped
+_COLUMN_STEP = 32  # tokens by which the cache of the texts' own keys grows
+_DROP_AT = 3 / 4  # unused prompts are dropped when at most this share is still in use
 
 Prefilled = tuple[Tensor | None, Tensor, Tensor]
-"""Of a prompt: the logits [V] behind it, where it was read whole, and its keys and values
-[layers, K, T, D]."""
+"""A prompt's next-token logits [V], and its keys and values [layers, K, T, D]. The logits are None
+for a job that brings a cache, whose last token is still to be read."""
 
 
 @dataclass
@@ -36,35 +36,40 @@ class Job:
     place: int
     sample: int
     key: tuple[int, ...]
-    """Seeds its draws."""
+    """Seed of its draws."""
     greedy: bool = False
-    """Whether it takes the most likely token each time, whatever the others of its batch do."""
+    """Whether it always takes the most likely token, whatever the batch's sampling settings."""
     ids: list[int] = field(default_factory=list)
+    """The tokens written so far, without EOS."""
     stopped: bool = False
+    """Whether the model ended it with EOS."""
     uniforms: NDArray[np.float64] | None = None
+    """A number in [0, 1) for each draw; None if it is greedy."""
     kv_cache: tuple[Tensor, Tensor] | None = None
-    """Keys and values [layers, K, T, D] of all of the prompt but its last token, where known;
-    once the job stopped at the pattern, those of the prompt and of what was written."""
+    """Keys and values [layers, K, T, D] of all of the prompt but its last token, if known. After
+    the job has stopped at the pattern: of the prompt and all written tokens but the last."""
     at_pattern: bool = False
+    """Whether it stopped at the pattern."""
     ended: bool = False
+    """Whether it is complete, for whatever reason."""
     least: float | None = None
     """The confidence below which it ends; see `lm.confidence`."""
     unsure: bool = False
-    """Whether it ended so."""
+    """Whether it ended because of low confidence."""
     certainty: float = 0.0
-    """Sum of `_divergence_from_uniform` over the tokens drawn."""
+    """Sum of `_divergence_from_uniform` over the sampled tokens."""
     confidences: list[float] = field(default_factory=list)
-    """Of the tokens drawn, where they are asked for; see `lm.confidence`."""
+    """Confidences of the sampled tokens, if requested; see `lm.confidence`."""
 
 
 class Block:
-    """Texts that were admitted together: each has read its prompt and `age` tokens since."""
+    """Texts that were admitted together; each has read its prompt and `age` tokens after it."""
 
     def __init__(self, jobs: list[Job], prompts: Sequence[Prefilled], prompt_of: list[int]) -> None:
         self.jobs = jobs
         self.age = 0
         self._prompt_of = np.array(prompt_of)
-        """[A]: which of the prompts each text has."""
+        """Index of each text's prompt [A]."""
         lengths = [keys.shape[2] for _, keys, _ in prompts]
         device = prompts[0][1].device
         self._lengths = torch.tensor(lengths, device=device)
@@ -79,13 +84,13 @@ class Block:
         self._arrange()
 
     def positions(self) -> Tensor:
-        """Of the tokens to be read next [A]."""
+        """Position ids [A] of the tokens to be read next."""
         return self._lengths[torch.from_numpy(self._prompt_of).to(self._lengths.device)] + self.age
 
     def _arrange(self) -> None:
-        """Find the cells [P, K, n] that hold the texts' heads [A, K] where prompts are attended to.
+        """Map the texts' heads [A, K] to cells [P, K, n], in which they are grouped by prompt.
 
-        A prompt with fewer than n texts has cells of no use.
+        A prompt with fewer than n texts has unused cells.
         """
         heads = self.keys.shape[2]
         order = np.argsort(self._prompt_of, kind="stable")
@@ -98,12 +103,12 @@ class Block:
         into[back.ravel()] = np.arange(back.size)
         device = self._lengths.device
         self._into = torch.from_numpy(into).to(device)
-        """[P * K * n]: the place in [A * K] that each cell is of."""
+        """For each cell [P * K * n], its index among the texts' heads [A * K]."""
         self._back = torch.from_numpy(back.ravel()).to(device)
-        """[A * K]: the cell of each."""
+        """For each of the texts' heads [A * K], its cell."""
 
     def reserve(self) -> None:
-        """Make room for one more column of own keys."""
+        """Make room for the keys and values of one more token per text."""
         if self.age < self.keys.shape[3]:
             return
         for name in ("keys", "values"):
@@ -115,10 +120,10 @@ class Block:
             setattr(self, name, new)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One token of each text: scaled queries [A, H, D], keys and values [A, K, D] -> [A, H, D].
+        """Attention of one token per text: scaled q [A, H, D], k and v [A, K, D] -> [A, H, D].
 
-        The query heads that share a key-value head are its queries, so no key is repeated. With so
-        few queries plain products take half the time of the fused kernel on a CPU.
+        Query heads that share a key-value head form one group of queries, so no key is repeated.
+        For so few queries, plain products take half the time of the fused kernel on a CPU.
         """
         end = self.age + 1
         keys, values = self.keys[layer], self.values[layer]
@@ -143,7 +148,7 @@ class Block:
         return torch.baddbmm(found, weights[:, :, columns:], values).view(len(k), -1, width)
 
     def copy(self, place: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [layers, K, T, D] of all tokens that a text has read."""
+        """Keys and values [layers, K, T, D] of all tokens that the text at `place` has read."""
         prompt = int(self._prompt_of[place])
         known = int(self._lengths[prompt])
         both = (self._known_keys, self.keys), (self._known_values, self.values)
@@ -154,7 +159,7 @@ class Block:
         return keys, values
 
     def drop(self, ended: Sequence[int]) -> None:
-        """Forget texts, given their places; the last ones move to the free places before them."""
+        """Remove the texts at these places; the last texts move into the gaps."""
         gone = set(ended)
         count = len(self.jobs) - len(gone)
         behind = (place for place in range(count, len(self.jobs)) if place not in gone)
@@ -172,7 +177,7 @@ class Block:
             self._arrange()
 
     def _drop_prompts(self) -> None:
-        """Forget prompts whose texts have ended, when they are many."""
+        """Remove the prompts whose texts have all ended, once these are many."""
         used, places = np.unique(self._prompt_of, return_inverse=True)
         if len(used) > _DROP_AT * len(self._lengths):
             return
@@ -186,9 +191,9 @@ class Block:
 
 
 def _stack(prompts: Sequence[Tensor]) -> Tensor:
-    """[layers, P, K, C, D] of keys or values [layers, K, T, D], padded at the end.
+    """Stack keys or values [layers, K, T, D] to [layers, P, K, C, D], padded at the end with zeros.
 
-    By zeros, not garbage: a masked column still takes part in the products, and NaN * 0 is NaN.
+    Uninitialized padding would not do: masked keys still enter the products, and NaN * 0 is NaN.
     """
     layers, heads, _, width = prompts[0].shape
     longest = max(prompt.shape[2] for prompt in prompts)

@@ -1,9 +1,9 @@
-"""Sampling on one device: many texts at once, the batch kept full.
+"""Sampling with continuous batching on one device.
 
-Texts are admitted in blocks (`block`), whenever a quarter of the rows is free. A step attends block
-by block; the layers' products take the rows of all blocks together. A text that ends gives its row
-to the last of its block; nothing is computed for it any more. Everything here is in model order;
-the caller flips it.
+Texts are admitted in blocks (`block`) whenever a quarter of the batch's rows is free. A step
+attends block by block; the layers' matrix products take the rows of all blocks together. The row of
+a text that has ended is taken by the last text of its block, so nothing more is computed for it.
+All ids are in model order; the caller flips them.
 
 Shapes: H query heads, K key-value heads, D head width, V vocabulary.
 """
@@ -29,11 +29,11 @@ from ledom.lm.language_model import Sampling
 
 __all__ = ["Decoder", "Writer"]
 
-_ADMIT_AT = 1 / 4  # share of rows that must be free before new texts are let in together
+_ADMIT_AT = 1 / 4  # share of rows that must be free before a new block is admitted
 
 
 class Writer:
-    """What every way of sampling shares: how a token is drawn, and when a text ends."""
+    """Base of the decoders: draws tokens, and decides when a text ends."""
 
     def __init__(
         self,
@@ -50,17 +50,17 @@ class Writer:
             job.uniforms = np.random.default_rng(job.key).random(self.sampling.max_tokens)
 
     def _take(self, logits: Tensor, jobs: Sequence[Job]) -> None:
-        """Draw a token for each job from its logits [jobs, V].
+        """Draw a token for each job from its logits [jobs, V], and end the jobs that are complete.
 
-        Raises `InputError` for logits that leave no distribution to draw from.
+        Raises `InputError` for logits that are not finite.
         """
         logits = logits.float()
         certainties = _divergence_from_uniform(logits).tolist()
         highest = (logits.amax(-1) / (self.sampling.temperature or 1.0)).tolist()
         if not all(map(math.isfinite, [*certainties, *highest])):
             raise InputError(
-                "the model's logits are not finite, or not after the temperature divided them; try "
-                "--dtype float32 or a higher temperature"
+                "the model's logits are not finite, or overflow when divided by the temperature; "
+                "try --dtype float32 or a higher temperature"
             )
         drawn = self._draw(logits, jobs)
         if (asked := self.sampling.confidence) is not None:
@@ -79,9 +79,10 @@ class Writer:
             job.ended = job.stopped or job.at_pattern or at_limit or job.unsure
 
     def _draw(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
-        """A token for each row of logits [rows, V], by the inverse of the cumulative probability.
+        """Draw a token for each row of logits [rows, V], by inverting the cumulative distribution.
 
-        One uniform number per token, fixed by the job's key: a draw does not depend on the batch.
+        Each draw uses one uniform number, fixed by the job's key, so it does not depend on the
+        batch.
         """
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
@@ -96,7 +97,7 @@ class Writer:
 
 
 class Decoder(Writer):
-    """Runs jobs through a model; see the module's docstring."""
+    """Samples with continuous batching; see the module's docstring."""
 
     def __init__(
         self,
@@ -118,8 +119,8 @@ class Decoder(Writer):
 
     @torch.inference_mode()
     def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        """Yield the jobs that ended, step by step. Equal prompts are read once."""
-        # Taken from the end: the longest prompts first, else in the order given.
+        """Yield the list of jobs that ended in each step. Equal prompts are read once."""
+        # Jobs are popped from the end: the longest prompts first, equal ones in the order given.
         waiting = sorted(jobs, key=lambda job: len(job.prompt), reverse=True)[::-1]
         blocks: list[Block] = []
         while waiting or any(block.jobs for block in blocks):
@@ -134,9 +135,9 @@ class Decoder(Writer):
                 yield [*self._advance(blocks)]
 
     def _admit(self, jobs: list[Job], blocks: list[Block]) -> Iterator[Job]:
-        """Make jobs a new block, and draw the first token of those whose prompt is read whole.
+        """Make jobs a new block, and draw the first token of those without a cache.
 
-        A job with a cache is fed its last token with the others.
+        A job with a cache has yet to read its last token, in the next step.
         """
         for job in jobs:
             self._seed(job)
@@ -151,7 +152,7 @@ class Decoder(Writer):
         yield from self._release(block)
 
     def _read_prompts(self, jobs: Sequence[Job]) -> tuple[list[Prefilled], list[int]]:
-        """The prompts of some jobs, each once, and which of them each job has."""
+        """The distinct prompts of the jobs, and the index of each job's prompt."""
         new = dict.fromkeys(tuple(job.prompt) for job in jobs if job.kv_cache is None)
         unread = [prompt for prompt in new if prompt not in self._prefilled]
         if unread:
@@ -171,7 +172,7 @@ class Decoder(Writer):
         return prompts, prompt_of
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[Prefilled]:
-        """Last logits [V], keys and values [layers, K, T, D] of each of some packed prompts."""
+        """Read the prompts in one packed row, and return what `Prefilled` describes for each."""
         device = self.model.device
         order = sorted(range(len(prompts)), key=lambda place: list(prompts[place]))
         tree = PrefixTree.build([prompts[place] for place in order])
@@ -201,7 +202,7 @@ class Decoder(Writer):
         return [found[place] for place in range(len(prompts))]
 
     def _advance(self, blocks: Sequence[Block]) -> Iterator[Job]:
-        """Feed every text its last token and draw the next."""
+        """Feed every text its last token and draw the next; yields the jobs that ended."""
         jobs = [job for block in blocks for job in block.jobs]
         newest = [job.ids[-1] if job.ids else job.prompt[-1] for job in jobs]
         for block in blocks:
@@ -225,11 +226,11 @@ class Decoder(Writer):
             yield from self._release(block)
 
     def _release(self, block: Block) -> Iterator[Job]:
-        """Yield the jobs of a block that have ended; it forgets them."""
+        """Yield the jobs of a block that have ended, then drop them from it."""
         ended = [place for place, job in enumerate(block.jobs) if job.ended]
         for place in ended:
             job = block.jobs[place]
-            # The last token was not fed yet.
+            # Without the last token, which has not been fed yet.
             job.kv_cache = block.copy(place) if job.at_pattern else None
             yield job
         if ended:
@@ -237,9 +238,9 @@ class Decoder(Writer):
 
 
 def _divergence_from_uniform(logits: Tensor) -> Tensor:
-    """KL(uniform || p) in nats for each row of logits [rows, V], at temperature 1 and untruncated.
+    """KL(uniform || p) = -mean(log p) - log V in nats, for each row of logits [rows, V].
 
-    It is -mean(log p) - log V.
+    p is the distribution at temperature 1, without truncation.
     """
     return -logits.log_softmax(-1).mean(-1) - math.log(logits.shape[-1])
 
@@ -251,10 +252,11 @@ def _confidences(logits: Tensor, top_k: int) -> Tensor:
 
 
 def _at_level(weights: Tensor, levels: Tensor) -> Tensor:
-    """For each row of weights [rows, V], which need not sum to 1, the token at a level in [0, 1).
+    """For each row of weights [rows, V] and each level in [0, 1), the token at that level.
 
-    That is the first one up to which the weights sum to more than that share of them all. Found in
-    two steps, since a cumulative sum over a whole row takes longer than all else of a draw.
+    That is the first one at which the cumulative sum exceeds level * total; the weights need not
+    sum to 1. The search has two steps, over sums of parts and then inside one part: a cumulative
+    sum over whole rows takes longer than the rest of a draw.
     """
     width = math.isqrt(weights.shape[-1])
     weights = functional.pad(weights, (0, -weights.shape[-1] % width)).unflatten(-1, (-1, width))
@@ -264,13 +266,13 @@ def _at_level(weights: Tensor, levels: Tensor) -> Tensor:
     part = torch.searchsorted(cumulative, wanted, right=True).clamp_(max=sums.shape[-1] - 1)
     inside = weights.take_along_dim(part[..., None], dim=1)[:, 0].double().cumsum(-1)
     wanted -= cumulative.gather(-1, part) - sums.gather(-1, part)
-    # The two sums of a part may differ in the last digit: stay inside it.
+    # The two ways to sum a part may differ in the last digit: stay inside the part.
     wanted = torch.minimum(wanted.clamp_(min=0), inside[:, -1:] * (1 - 1e-12))
     return (part * width + torch.searchsorted(inside, wanted, right=True))[:, 0]
 
 
 def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set to 0 what top-k and then top-p leave out; rows need not sum to 1 afterwards."""
+    """Zero the tokens that top-k and then top-p exclude; the rows are not normalized again."""
     if top_k and top_k < probabilities.shape[-1]:
         smallest = probabilities.topk(top_k, dim=-1).values[:, -1:]
         probabilities = probabilities * (probabilities >= smallest)
@@ -278,7 +280,7 @@ def _truncate(probabilities: Tensor, top_k: int, top_p: float) -> Tensor:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered
         left = before < top_p * ordered.sum(-1, keepdim=True)
-        left[:, 0] = True  # the likeliest stays, also where the share rounds to 0
+        left[:, 0] = True  # keep the likeliest token even if top_p rounds to 0
         ordered = ordered * left
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return probabilities

@@ -1,8 +1,8 @@
-"""Sampling by a model's own forward pass, one text after the other.
+"""Sampling by a model's own forward pass, one text at a time.
 
-For architectures that `decoder` does not compute exactly. What the model keeps of the tokens read
-(keys and values, or a state) is used where a trial shows that it changes nothing; elsewhere the
-text is read again for each token. Everything here is in model order.
+This is for architectures that `decoder` does not compute exactly. The model's own cache (keys and
+values, or a recurrent state) is used if a trial shows that it changes nothing; otherwise the whole
+text is read again for each token. All ids are in model order.
 
 Shapes: V vocabulary.
 """
@@ -25,11 +25,11 @@ from ledom.model.exactness import OwnForward, scales_with_length, tolerance, voc
 __all__ = ["LoneDecoder", "decodes_exactly", "keeps_exactly"]
 
 _STATES = ("past_key_values", "cache_params", "state")
-"""Under which architectures return what they keep, and take it again."""
+"""Names under which architectures return their cache, and accept it again."""
 
 
 class LoneDecoder(Writer):
-    """Runs jobs one after the other; with `keeps` the model's own cache is used."""
+    """Runs jobs one after the other; `keeps` says whether to use the model's own cache."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class LoneDecoder(Writer):
 
     @torch.inference_mode()
     def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield the jobs as they end. Neighbors with the same prompt share its reading."""
+        """Yield the jobs as they end. Consecutive jobs with equal prompts read the prompt once."""
         prompt: list[int] = []
         for job in jobs:
             if list(job.prompt) != prompt:
@@ -64,7 +64,7 @@ class LoneDecoder(Writer):
 
 
 class _Reader:
-    """The logits of what follows a text that grows."""
+    """Next-token logits of a growing text."""
 
     def __init__(self, own: OwnForward, keeps: bool) -> None:
         self.own, self.keeps = own, keeps
@@ -72,13 +72,13 @@ class _Reader:
         self.state: dict[str, Any] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Reader:
-        """The model stays the same one."""
+        """Copy the cache, but not the model."""
         other = _Reader(self.own, self.keeps)
         other.num_read, other.state = self.num_read, deepcopy(self.state, memo)
         return other
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
-        """Logits [V] after the last of `ids`, which begin with those of the call before."""
+        """Logits [V] after the last of `ids`, which must extend the ids of the previous call."""
         device = self.own.model.device
         if not self.keeps:
             last = torch.tensor([len(ids) - 1], device=device)
@@ -101,7 +101,7 @@ def _text(own: OwnForward, eos_id: int, size: int) -> list[int]:
 
 @torch.inference_mode()
 def keeps_exactly(own: OwnForward, eos_id: int) -> bool:
-    """Whether a text read in pieces, by what the model keeps, gives what it gives at once."""
+    """Whether reading a text token by token with the model's cache gives the same logits."""
     if scales_with_length(own.model):
         return False
     ids = _text(own, eos_id, 12)
@@ -111,19 +111,19 @@ def keeps_exactly(own: OwnForward, eos_id: int) -> bool:
         if not reader.state:
             return False
         expected = own(torch.tensor(ids, device=own.model.device))[7:]
-    except Exception:  # whatever an architecture makes of its own cache
+    except Exception:  # an architecture's own cache may fail in any way
         return False
     return _close(found, expected, own.model.dtype)
 
 
 @torch.inference_mode()
 def decodes_exactly(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
-    """Whether `Decoder` writes what the model's own pass over the same text makes most likely."""
+    """Whether `Decoder`, writing greedily, agrees with the model's own pass over the same text."""
     sampling = Sampling(temperature=0, max_tokens=4)
     jobs = [Job(_text(own, eos_id, size), size, 0, ()) for size in (9, 5)]
     try:
         done = list(Decoder(trunk, eos_id, sampling, len(jobs)).run(jobs))
-    except Exception:  # keys of different shapes in different layers, say
+    except Exception:  # for example, keys of different shapes in different layers
         return False
     for job in done:
         ids = [*job.prompt, *job.ids]

@@ -1,10 +1,10 @@
-"""What texts share at their start is computed once: batches of texts as trees of segments.
+"""Batches of texts as prefix trees, so that shared prefixes are computed once.
 
-Candidates of one question share it forward; pairs after the same demonstrations share those, in
-either direction; equal texts share everything. Texts are sorted, so that sharers are neighbors,
-and cut into batches that cost at most a budget of tokens.
+Forward, the candidates of a question share the question; in either direction, pairs with the same
+demonstrations share these; equal texts share everything. Texts are sorted, which puts shared
+prefixes next to each other, and split into batches of at most a budget of tokens.
 
-Everything here is in model order; how such a row attends: `tree_attention`.
+All ids are in model order. `tree_attention` computes the attention in such a row.
 """
 
 from __future__ import annotations
@@ -19,31 +19,32 @@ from numpy.typing import NDArray
 __all__ = ["PrefixTree", "batches", "shared_length"]
 
 _MIN_SHARED = 16
-"""Fewer shared tokens than this cost more in kernel calls than they save."""
+"""Sharing fewer tokens than this costs more in kernel calls than it saves."""
 _SHARED_TIMES = 8
+"""New tokens that a batch may hold per shared one; see `batches`."""
 
 
 @dataclass
 class PrefixTree:
-    """Texts laid out in one row, segment after segment, each shared stretch once.
+    """Texts laid out in one row, segment after segment; a shared prefix is a segment of its own.
 
-    A segment's tokens see those of its ancestors and the earlier ones of its own.
+    A token sees the segments above its own, and the earlier tokens of its own.
     """
 
     ids: list[int] = field(default_factory=list)
     """The row's tokens, [T]."""
     positions: list[int] = field(default_factory=list)
-    """Each token's place in the texts that it belongs to, [T]."""
+    """Each token's position in its texts, [T]."""
     sizes: list[int] = field(default_factory=list)
     """Tokens of each segment, in row order."""
     ancestors: list[list[int]] = field(default_factory=list)
-    """For each segment the segments before it, outermost first."""
+    """For each segment, the segments above it, outermost first."""
     places: list[NDArray[np.int64]] = field(default_factory=list)
-    """For each text, in the order given, the row's columns that hold its tokens."""
+    """For each text, in the order given, its tokens' indices in the row."""
 
     @classmethod
     def build(cls, texts: Sequence[Sequence[int]]) -> PrefixTree:
-        """The tree of texts that are sorted.
+        """The tree of some texts, which must be sorted.
 
         >>> tree = PrefixTree.build([[1, 2], [1, 2]])
         >>> tree.ids, tree.sizes
@@ -68,11 +69,11 @@ class _Builder:
         self.shared = [shared_length(a, b) for a, b in pairwise(texts)]
         """How many tokens each text shares with the next."""
         self.paths: list[list[int]] = []
-        """For each text so far, its segments."""
+        """The segments of each text added so far."""
 
     def grow(self, first: int, end: int, depth: int, above: list[int]) -> None:
-        """Add texts[first:end], whose first `depth` tokens lie in the segments `above`."""
-        while first < end and len(self.texts[first]) == depth:  # nothing of its own
+        """Add texts[first:end], whose first `depth` tokens are in the segments `above`."""
+        while first < end and len(self.texts[first]) == depth:  # no tokens of its own
             self.paths.append(above)
             first += 1
         while first < end:
@@ -85,14 +86,14 @@ class _Builder:
             first = last + 1
 
     def _last_sharer(self, first: int, end: int, depth: int) -> int:
-        """The last of texts[first:end] up to which neighbors share enough beyond `depth`."""
+        """The last of texts[first:end] up to which all neighbors share enough after `depth`."""
         last = first
         while last + 1 < end and _worth_sharing(self.shared[last], depth, self.texts[last]):
             last += 1
         return last
 
     def _extend(self, above: list[int], text: int, depth: int, end: int) -> list[int]:
-        """A path with a new segment for a text's tokens [depth, end), if there are any."""
+        """The path `above`, extended by a segment of the text's tokens [depth, end) if any."""
         if depth == end:
             return above
         self.tree.ids.extend(self.texts[text][depth:end])
@@ -103,12 +104,12 @@ class _Builder:
 
 
 def _worth_sharing(shared: int, depth: int, text: Sequence[int]) -> bool:
-    """Whether two neighbors share enough beyond `depth`; equal ends always do."""
+    """Whether sharing tokens [depth, shared) pays; the rest of a whole text always does."""
     return shared - depth >= _MIN_SHARED or shared == len(text)
 
 
 def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two texts share at their start.
+    """The number of tokens in the common prefix of two texts.
 
     >>> shared_length([1, 2, 3], [1, 2, 4])
     2
@@ -120,11 +121,12 @@ def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def batches(texts: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
-    """Groups of places of texts, sorted, each of at most `budget` new tokens (or one text).
+    """Split texts into batches of at most `budget` new tokens (or one text); yields their indices.
 
-    Whole groups of sharers would fill a batch unevenly; a group that is cut computes its shared
-    part once in each batch. So that this stays a small part of the work, a batch whose texts all
-    share a long start may hold `_SHARED_TIMES` as many new tokens as they share.
+    The indices are in the sorted order of the texts. A group of texts with a common prefix may be
+    split over batches, each of which then computes the prefix once. To keep that a small part of
+    the work, a batch whose texts all share a long prefix may hold `_SHARED_TIMES` as many new
+    tokens as the prefix has.
 
     >>> list(batches([[5], [1, 2], [1, 2]], budget=4))
     [[1, 2, 0]]

@@ -1,7 +1,7 @@
-"""Threads that each do whole pieces of work, for models too narrow for several threads per product.
+"""Threads that each process texts of their own, for models too narrow to split their products.
 
-A product of a narrow model takes microseconds: to share it among threads costs as much as it saves.
-So each thread takes texts of its own, and torch uses one thread inside it.
+A matrix product of a narrow model takes microseconds; splitting it over threads costs as much as it
+saves. So each thread takes whole batches, and torch uses a single thread inside each.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _NARROW = 512  # widest model whose products one thread does as fast as several
 
 
 def num_workers(trunk: Trunk) -> int:
-    """How many threads should take pieces of this model's work."""
+    """The number of threads to split this model's work over."""
     if not isinstance(trunk, LlamaTrunk):
-        # transformers' own modules may keep what one pass computes for the next.
+        # transformers' own modules may carry state from one pass to the next.
         return 1
     model: PreTrainedModel = trunk.model
     narrow = model.device.type == "cpu" and model.config.get_text_config().hidden_size <= _NARROW
@@ -35,9 +35,10 @@ def num_workers(trunk: Trunk) -> int:
 
 
 def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
-    """What all streams yield, as it comes; each runs in a thread of its own, if there are several.
+    """Yield the items of all streams as they arrive; several streams run in a thread each.
 
-    An error in one ends all. When the caller stops listening, each stream ends at its next item.
+    An error in one stream ends all of them. If the caller stops iterating, each stream ends at its
+    next item.
 
     >>> sorted(merged([iter("ab"), iter("c")]))
     ['a', 'b', 'c']
@@ -54,7 +55,7 @@ def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
                 queue.put(item)
                 if stopped.is_set():
                     return
-        except BaseException as error:  # raised again where the items are taken
+        except BaseException as error:  # raised again in the caller's thread
             stopped.set()
             queue.put(error)
         finally:
@@ -81,7 +82,7 @@ def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
 
 
 class _OneThread:
-    """torch's number of threads, which is 1 while any `merged` runs: it counts for the process."""
+    """Sets torch's number of threads, which is global to the process, to 1 while `merged` runs."""
 
     _lock = Lock()
     _running = 0
@@ -89,14 +90,14 @@ class _OneThread:
 
     @classmethod
     def available(cls) -> int:
-        """The number that was set."""
+        """The number of threads that torch uses outside `merged`."""
         with cls._lock:
             return cls._before if cls._running else torch.get_num_threads()
 
     @classmethod
     @contextmanager
     def inside(cls) -> Iterator[None]:
-        """Use one thread inside each operation."""
+        """Within this block, torch uses one thread per operation."""
         with cls._lock:
             if not cls._running:
                 cls._before = torch.get_num_threads()

@@ -1,12 +1,12 @@
-"""How the tokens of a tree's row attend: their own segment causally, and all of those above.
+"""Attention in a prefix tree's row: a token sees its own segment causally, and all segments above.
 
-On a CPU the fused kernel computes hidden pairs too and hides them afterwards, so a segment's
-queries go to it some at a time, with no more keys than they may see. What texts share is one call
-for all of the queries below it, without a mask, joined with what they saw before by the logarithms
-of their normalizers. On a GPU one call takes all segments, and one more each level of the tree.
-Everything here is in model order.
+On a CPU, the fused kernel also computes masked pairs, so a segment's queries go to it in small
+groups, with only the keys that they may see. A shared segment takes one call for all queries below
+it, without a mask; the results are joined by their log normalizers. On a GPU, one call takes each
+segment with itself, and one more call per level of the tree takes the shared segments. All tokens
+are in model order.
 
-Shapes: T tokens of the row, Q queries, H query heads, K key-value heads, D head width.
+Shapes: T tokens in the row, Q queries, H query heads, K key-value heads, D head width.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ledom.model.kernels import attention, has_varlen, varlen_attention
 
 __all__ = ["TreeAttention"]
 
-_QUERIES = 64  # queries of one segment that go to the CPU's kernel together
+_QUERIES = 64  # queries of a segment per call of the CPU's kernel
 
 _Span = tuple[int, int]
 
 
 class TreeAttention:
-    """How the tokens of a tree's row attend, and those at some `wanted` places (ascending).
+    """An `Attend` (`model.attention`) for the row of a tree.
 
-    Call it as an `Attend` of `model.attention`.
+    Queries are either those of all tokens, or those of the `wanted` indices in the row (ascending).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TreeAttention:
             self._plans[len(wanted)] = self._plan(wanted)
 
     def _plan(self, places: NDArray[np.int64]) -> _Plan | _VarlenPlan:
-        """How the queries at some places attend."""
+        """The kernel calls for the queries at these indices in the row."""
         if has_varlen(self._device, self._dtype):
             return _VarlenPlan(self._segments, places, self._device)
         return _Plan(self._segments, places, self._masks)
@@ -66,7 +66,7 @@ class TreeAttention:
 
 
 class _Segments:
-    """Where a tree's segments lie in its row."""
+    """The positions of a tree's segments in its row."""
 
     def __init__(self, tree: PrefixTree) -> None:
         ends = list(accumulate(tree.sizes))
@@ -75,14 +75,14 @@ class _Segments:
         ]
         self.depths = [len(above) for above in tree.ancestors]
         self.reaches = list(ends)
-        """Where the last token ends that sees a segment."""
+        """For each segment, the end of the last token that sees it."""
         for end, above in zip(ends, tree.ancestors, strict=True):
             for segment in above:
                 self.reaches[segment] = end
 
     def queries(self, places: NDArray[np.int64], segment: int) -> tuple[int, int, int]:
-        """Of queries at some places: where the segment's begin, where they end, and where the last
-        ends that sees it from below."""
+        """(first, last, below): the segment holds `places[first:last]`, those below it
+        `places[last:below]`."""
         start, end = self.spans[segment]
         found = np.searchsorted(places, (start, end, self.reaches[segment]))
         first, last, below = found.tolist()
@@ -90,12 +90,12 @@ class _Segments:
 
 
 class _Plan:
-    """The kernel calls for queries at some places of the row."""
+    """The CPU's kernel calls for the queries at some indices in the row."""
 
     def __init__(self, segments: _Segments, places: NDArray[np.int64], masks: _Masks) -> None:
         self._masks = masks
         self._own: list[tuple[_Span, _Span, NDArray[np.int64]]] = []
-        """(queries, keys, for each query its place in the segment)"""
+        """(queries, keys, each query's index in its segment)"""
         self._shared: list[tuple[_Span, _Span]] = []
         """(queries, keys)"""
         for segment, (start, end) in enumerate(segments.spans):
@@ -127,16 +127,16 @@ class _Plan:
 
 
 class _Masks:
-    """Masks [queries, keys] to add, 0 where a query sees a key, for queries of one segment."""
+    """Additive masks [queries, keys] for queries of one segment: 0 where a query sees a key."""
 
     def __init__(self, longest: int, device: torch.device, dtype: torch.dtype) -> None:
-        # Row i of the strip sees the columns up to longest + i; any block is a part of it.
+        # Row i of the strip sees the columns up to longest + i; every causal mask is a slice of it.
         strip = torch.full((_QUERIES, longest + _QUERIES), -torch.inf, device=device, dtype=dtype)
         self._strip = strip.triu(longest + 1)
         self._longest = longest
 
     def __call__(self, seen: NDArray[np.int64]) -> Tensor:
-        """The mask of queries that see the keys up to `seen`, ascending, each."""
+        """The mask of queries, of which number i sees the keys 0 to `seen[i]`; `seen` ascends."""
         first, last = int(seen[0]), int(seen[-1])
         if last - first + 1 == len(seen):
             start = self._longest - first
@@ -147,7 +147,7 @@ class _Masks:
 
 
 class _VarlenPlan:
-    """The same in few calls: each takes all pairs of a stretch of queries and one of keys."""
+    """The GPU's kernel calls: each takes many pairs of a span of queries and a span of keys."""
 
     def __init__(
         self, segments: _Segments, places: NDArray[np.int64], device: torch.device
@@ -156,14 +156,14 @@ class _VarlenPlan:
         shared: dict[int, list[tuple[_Span, _Span]]] = {}
         for segment, (start, end) in enumerate(segments.spans):
             first, last, below = segments.queries(places, segment)
-            # The last of a stretch of queries sees all of the keys that go with it.
-            for a, b in _stretches(places, first, last):
+            # With a causal kernel, the last query of a span sees all keys of the pair.
+            for a, b in _consecutive(places, first, last):
                 own.append(((a, b), (start, int(places[b - 1]) + 1)))
             if below > last:
                 level = shared.setdefault(segments.depths[segment], [])
                 level.append(((last, below), (start, end)))
-        self._own = _Stretches.of(own, device)
-        self._shared = [_Stretches.of(level, device) for level in shared.values()]
+        self._own = _SpanPairs.of(own, device)
+        self._shared = [_SpanPairs.of(level, device) for level in shared.values()]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """[Q, H, D], [T, K, D] twice -> [Q, H, D]."""
@@ -178,20 +178,22 @@ class _VarlenPlan:
 
 
 @dataclass
-class _Stretches:
-    """Pairs of a stretch of queries and a stretch of keys, which one call takes."""
+class _SpanPairs:
+    """Pairs of a span of queries and a span of keys, for one call of `varlen_attention`."""
 
     queries: Tensor
-    """Places among the queries."""
+    """Indices of the queries."""
     keys: Tensor
-    """Places in the row."""
+    """Indices of the keys in the row."""
     query_starts: Tensor
-    """Where each stretch begins in `queries`, and the end, [pairs + 1] in int32."""
+    """The boundaries of the spans in `queries`, [pairs + 1] in int32."""
     key_starts: Tensor
+    """The boundaries of the spans in `keys`, [pairs + 1] in int32."""
     longest: tuple[int, int]
+    """Lengths of the longest span of queries and of keys."""
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[_Span, _Span]], device: torch.device) -> _Stretches:
+    def of(cls, pairs: Sequence[tuple[_Span, _Span]], device: torch.device) -> _SpanPairs:
         queries, query_starts, longest = _joined([query for query, _ in pairs])
         keys, key_starts, longest_key = _joined([key for _, key in pairs])
         return cls(
@@ -203,7 +205,7 @@ class _Stretches:
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        """Results and normalizers of `queries`."""
+        """Results and log normalizers for `queries`."""
         return varlen_attention(
             q[self.queries],
             k[self.keys],
@@ -214,15 +216,15 @@ class _Stretches:
         )
 
 
-def _stretches(places: NDArray[np.int64], first: int, last: int) -> Iterator[_Span]:
-    """The parts of [first, last) whose places lie side by side."""
+def _consecutive(places: NDArray[np.int64], first: int, last: int) -> Iterator[_Span]:
+    """Split [first, last) into spans over which `places` are consecutive integers."""
     breaks = np.flatnonzero(np.diff(places[first:last]) != 1) + first + 1
     bounds = [first, *breaks.tolist(), last]
     return ((a, b) for a, b in pairwise(bounds) if a < b)
 
 
 def _joined(spans: Sequence[_Span]) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
-    """Spans end to end: their places, where each begins and the last ends, the longest."""
+    """Concatenated spans: their indices, their boundaries, and the length of the longest."""
     sizes = [end - start for start, end in spans]
     at = np.concatenate([np.arange(start, end) for start, end in spans])
     return at, np.array([0, *accumulate(sizes)], np.int32), max(sizes)

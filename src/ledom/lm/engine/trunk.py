@@ -1,12 +1,11 @@
-"""A decoder's layers over one row of tokens, for inference: the caller says how tokens attend.
+"""Runs a decoder's layers on one row of tokens, for inference; the caller supplies the attention.
 
-Models of Llama's shape run through a loop of their own, in which nothing is computed or written to
-memory that is not needed: projections that read the same input are one product, the feed-forward
-part works a piece of the row at a time, and the last layer computes its queries and
-what follows only for the tokens whose outputs are wanted. Every other architecture runs through
-its own transformers modules. Everything here is in model order.
+Models of Llama's shape have a faster loop of their own: projections of the same input are one
+product, the feed-forward part takes a piece of the row at a time to save memory, and the last layer
+computes only the tokens whose outputs are wanted. Every other architecture runs its own
+transformers modules. All tokens are in model order.
 
-Shapes: T tokens, H query heads, K key-value heads, D head width.
+Shapes: T tokens, Q queries, H query heads, K key-value heads, D head width.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
 
 _Weight = Tensor | Int8Weight
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
-_PIECE = 1024  # tokens of the row that the feed-forward part takes at a time
+_PIECE = 1024  # tokens that the feed-forward part takes at a time
 
 
 class Trunk:
@@ -44,7 +43,7 @@ class Trunk:
     ) -> Tensor:
         """Normalized outputs [T, width] of the tokens `ids` [T] at `positions` [T].
 
-        With `wanted`, places in the row in ascending order, only theirs: [len(wanted), width].
+        With `wanted`, ascending indices in the row, only their outputs: [len(wanted), width].
         """
         with attending(attend):
             hidden: Tensor = self.model.base_model(
@@ -53,14 +52,14 @@ class Trunk:
         return hidden if wanted is None else hidden[wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[T, vocabulary] of normalized outputs [T, width], as the model's own last step."""
+        """The model's logits [T, vocabulary] from normalized outputs [T, width]."""
         head: Any = self.model.get_output_embeddings()
         weight = self._rounded_head or head.weight
         projected = linear(hidden, weight, getattr(head, "bias", None))
         return finish_logits(projected, self.model.config.get_text_config())
 
     def packed(self, ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
-        """log P of `targets` [T] in a row of documents: see `model.exactness`."""
+        """log P of `targets` [T] in a row of documents; a `PackedRun` of `model.exactness`."""
         sizes = boundaries.diff().tolist()
         tree = PrefixTree(ids.tolist(), positions.tolist(), sizes, [[] for _ in sizes])
         attention = TreeAttention(tree, None, ids.device, self.model.dtype)
@@ -69,7 +68,7 @@ class Trunk:
 
 
 class LlamaTrunk(Trunk):
-    """Runs models of Llama's shape. The weights of `model` become views of joined ones."""
+    """Runs models of Llama's shape. The model's weights become views of concatenated ones."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -79,7 +78,7 @@ class LlamaTrunk(Trunk):
         self.layers = [_Layer(layer) for layer in base.layers]
 
     def round_weights(self) -> None:
-        """Multiply in int8 from now on. The model keeps its own weights."""
+        """Use int8 products from now on. The model keeps its own weights."""
         for layer in self.layers:
             layer.round_weights()
         head: Any = self.model.get_output_embeddings()
@@ -114,11 +113,11 @@ class LlamaTrunk(Trunk):
         attend: Attend,
         wanted: Tensor | None,
     ) -> Tensor:
-        """The residual stream [Q, width] after attention."""
+        """The residual stream [Q, width] after attention; only the `wanted` rows if given."""
         x = rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, layer.attention_epsilon)
         inner = layer.inner
         if wanted is None:
-            both, v = linear(x, layer.qkv, layer.qkv_bias).tensor_split([layer.turned], dim=-1)
+            both, v = linear(x, layer.qkv, layer.qkv_bias).tensor_split([layer.rotated], dim=-1)
             q, k = _rotate(self._heads(both), cos, sin).tensor_split([inner // self.head_dim], 1)
         else:
             q_bias, kv_bias = _split(layer.qkv_bias, inner)
@@ -147,7 +146,7 @@ def _without_filling(attend: Attend, count: int) -> Attend:
 
 
 class _Layer:
-    """One layer's weights, those that read the same input joined."""
+    """One layer's weights; those that multiply the same input are concatenated."""
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -157,8 +156,8 @@ class _Layer:
         self.q: _Weight = self.qkv[: self.inner]
         self.kv: _Weight = self.qkv[self.inner :]
         self.qkv_bias = _join(projections, "bias") if attention.q_proj.bias is not None else None
-        self.turned: int = self.inner + len(attention.k_proj.weight)
-        """Outputs of queries and keys together, which positions turn."""
+        self.rotated: int = self.inner + len(attention.k_proj.weight)
+        """Width of queries and keys together: the part to which rotary positions apply."""
         self.out: _Weight = attention.o_proj.weight
         self.out_bias: Tensor | None = attention.o_proj.bias
         self.up: _Weight = _join([mlp.gate_proj, mlp.up_proj], "weight")
@@ -172,7 +171,7 @@ class _Layer:
 
 
 def _join(modules: Sequence[Any], name: str) -> Tensor:
-    """Their parameters end to end in one tensor; the modules keep views of it, so none is twice."""
+    """Concatenate the modules' parameters of this name; the modules keep views, to save memory."""
     parameters = [getattr(module, name) for module in modules]
     joined = torch.cat([parameter.data for parameter in parameters])
     for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
@@ -189,7 +188,7 @@ def _split(bias: Tensor | None, at: int) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on heads [T, heads, D], the halves of a head being its pairs."""
+    """Apply rotary positions to heads [T, heads, D]; dimension i is paired with i + D / 2."""
     half = x.shape[-1] // 2
     out = x * cos
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
@@ -198,14 +197,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _feed_forward(layer: _Layer, hidden: Tensor) -> Tensor:
-    """The residual stream [T, width] after the gated feed-forward part; may be written over."""
+    """The residual stream [T, width] after the feed-forward part; `hidden` may be overwritten."""
     x = rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, layer.mlp_epsilon)
     gate, up = linear(x, layer.up).chunk(2, dim=-1)
     return add_linear(hidden, silu(gate, inplace=True).mul_(up), layer.down)
 
 
 def build_trunk(model: PreTrainedModel) -> Trunk:
-    """The fastest trunk that computes what the model does."""
+    """The fastest trunk that supports the model's architecture."""
     config = model.config
     full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     plain = (
