@@ -384,7 +384,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_leads_to_the_same_en
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, recipe, data):
     optim = recipe.optim.model_copy(update={"muon_lr": 1e30, "adamw_lr": 1e30, "warmup_steps": 0})
     message = (
-        r"the (loss|gradient.s norm) is (nan|inf) at step \d+, which is not saved. Lower optim"
+        r"the (loss|gradient.s norm) is (nan|inf) at step \d+, which is not saved; lower optim"
     )
     with pytest.raises(TrainingError, match=message):
         train(recipe.model_copy(update={"optim": optim}), FORWARD, data, tmp_path)

@@ -1,9 +1,9 @@
-"""What a run needs to resume exactly where it stopped: weights, optimizer state, step.
+"""Checkpoints from which a run resumes exactly: weights, optimizer state, step.
 
 A checkpoint is a folder, `checkpoints/<step>/`, in the format of torch.distributed.checkpoint: each
-process writes what it holds, and any number of processes can read it. It is written in the
-background, under another name until it is complete, so that a kill at any moment leaves the last
-good one. `run.json` in it says which run it belongs to.
+process writes its shard, and any number of processes can read it. It is written in the background,
+under a temporary name until it is complete, so the last good one survives a kill at any moment.
+Its `run.json` identifies the run.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _RUN = "run.json"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
 
-# A run of one process is intended.
+# torch warns of a run with a single process, which is intended here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 class Checkpoints:
-    """The checkpoints of one run: written in the background, restored, thinned out."""
+    """The checkpoints of one run: writes them in the background, restores one, removes old ones."""
 
     def __init__(
         self,
@@ -66,15 +66,15 @@ class Checkpoints:
         self._saved: int | None = None  # the step of the last write that has not failed
 
     def save(self, step: int) -> OutputError | None:
-        """Begin to write a checkpoint; training continues meanwhile.
+        """Start to write a checkpoint in the background.
 
-        Waits for the one before, and returns its failure if it was not reported yet.
+        Waits for the previous write, and returns its failure if that was not reported yet.
         """
         failure = self.failure(wait=True)
         if self._saved == step:
             return failure
         temporary = self.folder / f"{step:08d}{_UNFINISHED}"
-        # Copied before this returns: the weights may then change.
+        # Weights and state are copied before this returns, so training may go on.
         written = async_save(
             self._contents(),
             storage_writer=FileSystemWriter(temporary),
@@ -82,12 +82,12 @@ class Checkpoints:
             no_dist=self._world.size == 1,
         )
         self._saved = step
-        assert isinstance(written, Future)  # of a stager that works in this thread
+        assert isinstance(written, Future)  # as returned with the default stager
         self._writing = self._thread.submit(self._finish, step, temporary, written)
         return failure
 
     def _finish(self, step: int, temporary: Path, written: Future[Any]) -> None:
-        """Wait for all processes' parts; the first process then gives the folder its name."""
+        """Wait for the shards of all processes; the first one then renames the folder."""
         file = self.folder / f"{step:08d}"
         try:
             written.result()
@@ -103,7 +103,7 @@ class Checkpoints:
             raise OutputError(f"{file}: cannot be written: {reason}") from error
 
     def failure(self, wait: bool = False) -> OutputError | None:
-        """The error of the last write, if it failed; reported once."""
+        """The error of the last write if it failed; each error is returned once."""
         if self._writing is None or not (wait or self._writing.done()):
             return None
         error = self._writing.exception()
@@ -121,9 +121,9 @@ class Checkpoints:
             raise error
 
     def restore(self) -> int:
-        """Load the newest checkpoint into model and optimizers; returns its step, 0 without one.
+        """Load the newest checkpoint into model and optimizers; returns its step, or 0 without one.
 
-        Raises `CheckpointError` when it is damaged or belongs to a run with other settings.
+        Raises `CheckpointError` if it is damaged or belongs to a run with other settings.
         """
         newest, refusal = self._world.agreed(self._find() if self._world.is_first else (None, ""))
         if refusal:
@@ -138,7 +138,7 @@ class Checkpoints:
                 process_group=self._world.background,
                 no_dist=self._world.size == 1,
             )
-        except (Exception, CheckpointException) as error:  # many types for a damaged file
+        except (Exception, CheckpointException) as error:  # torch raises many types for damage
             raise CheckpointError(_damaged(newest)) from error
         set_state_dict(
             self._model,
@@ -154,7 +154,7 @@ class Checkpoints:
         return {"model": weights, "optimizers": optimizers}
 
     def _find(self) -> tuple[Path | None, str]:
-        """The newest checkpoint, and the reason where it cannot be used."""
+        """The newest checkpoint if any, and the reason if it cannot be used, else an empty text."""
         for unfinished in self.folder.glob("*" + _UNFINISHED):
             shutil.rmtree(unfinished, ignore_errors=True)
         finished = _finished(self.folder)
@@ -181,7 +181,7 @@ class Checkpoints:
 
 
 def newest_step(folder: Path) -> int:
-    """The step that a run in `folder` resumes at, 0 without a checkpoint.
+    """The step at which a run in `folder` resumes; 0 without a checkpoint.
 
     >>> newest_step(Path("no-run"))
     0
@@ -199,30 +199,30 @@ def _damaged(checkpoint: Path) -> str:
 
 
 def _reason(error: BaseException, folder: Path) -> str:
-    """The error of one process, in place of the traces of all."""
+    """The error of one process, instead of the traces of all."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     if "inline_container" in str(error):  # torch's writer hides the system's reason
         free = shutil.disk_usage(folder).free / 1e6
-        return f"a file was cut short, with {free:.1f} MB free on the disk; make room there"
+        return f"a file was cut short, with {free:.1f} MB free on the disk; free some space"
     return str(error)
 
 
 def _fixed(recipe: Recipe) -> Any:
-    """The settings that a resumed run must keep; how often to save, and where, may change."""
+    """The settings that a resumed run must keep: all but `parallel` and how often to save."""
     saving = {"validate_every", "checkpoint_every", "keep_checkpoints", "keep_hours"}
     return recipe.model_dump(mode="json", exclude={"parallel": True, "train": saving})
 
 
 def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
-    """`run` with the length of `now`, if all of its steps so far had the rates that `now` gives.
+    """`run` with the length of `now`, if both schedules agree on all steps so far; else `run`.
 
-    So a run may become longer or shorter as long as its rate has not begun to fall.
+    So a run may become longer or shorter until its learning rate has begun to fall.
     """
     try:
         before = OptimConfig.model_validate(run["recipe"]["optim"])
         after = OptimConfig.model_validate(now["recipe"]["optim"])
-    except (KeyError, TypeError, ValidationError):  # by another version
+    except (KeyError, TypeError, ValidationError):  # written by another version of ledom
         return run
     same = all(schedule(before, step) == schedule(after, step) for step in range(run["step"]))
     if run["step"] >= after.steps or not same:
@@ -233,7 +233,7 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
 
 
 def _flat(run: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings as a recipe names them, without the step."""
+    """A run's settings under the recipe's key names, without the step."""
     recipe = run.get("recipe")
     rest = {key: value for key, value in run.items() if key not in ("recipe", "step")}
     return {**rest, **recipe} if isinstance(recipe, dict) else rest

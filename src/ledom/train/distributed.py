@@ -1,8 +1,8 @@
-"""Many processes as one: who takes part, who holds which weights, who reads which windows.
+"""Distributed training: joins the processes, shards the weights, and splits batches.
 
-torchrun starts the processes and says in the environment who each is; without it a run is one
-process, and nothing here communicates. The weights are sharded by PyTorch's FSDP2. Nothing here
-knows what a step is, and the model knows nothing of all this.
+torchrun starts the processes and sets their ranks in the environment. Without it a run has a single
+process, and nothing here communicates. Weights are sharded by PyTorch's FSDP2. This module knows
+nothing of steps, and the model knows nothing of this module.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ __all__ = [
     "whole_weights",
 ]
 
-_LOSSES = "_token_losses"  # under which a sharded model keeps `token_losses`
+_LOSSES = "_token_losses"  # the attribute of a sharded model that holds `token_losses`
 
 ValueT = TypeVar("ValueT")
 
 
 class ParallelConfig(Config):
-    """How the work is spread over processes and memory. No result depends on it, so a run may
+    """How the work is spread over processes and memory. Results do not depend on it, so a run may
     resume with other values."""
 
     shard_size: PositiveInt | None = None
-    """Processes that share one copy of the weights; null: all of them. With the number of GPUs per
-    node, weights are sharded within each node and replicated over nodes."""
+    """Processes that share one copy of the weights; null: all of them. If it is the number of GPUs
+    per node, weights are sharded within each node and replicated across nodes."""
     tokens_per_microbatch: PositiveInt | None = None
-    """Approximate maximum of tokens that a process takes per pass; for a larger share of the batch
-    the gradients of several passes add up. null: one pass."""
+    """Approximate maximum of tokens per process and pass; a larger share of the batch takes several
+    passes, whose gradients are accumulated. null: one pass."""
     activation_checkpointing: bool = False
-    """Keep only the inputs of layers and compute the rest again in the backward pass (activation
-    checkpointing): a third more work, far less memory."""
+    """Keep only the layers' inputs and recompute the rest in the backward pass: a third more work,
+    far less memory."""
     compile: bool = False
     """Compile the layers (torch.compile)."""
 
@@ -75,15 +75,15 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
     background: dist.ProcessGroup | None = None
-    """For what communicates beside the training: asynchronous checkpoints."""
+    """Group for communication that runs beside the training: asynchronous checkpoints."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process has rank 0, which writes the files."""
         return self.rank == 0
 
     def total(self, *values: float | Tensor) -> list[float]:
-        """Sums over the processes of some numbers, the same on each."""
+        """The sum of each value over all processes; every process gets the same sums."""
         numbers = [torch.as_tensor(value, dtype=torch.float64).detach() for value in values]
         sums = torch.stack([number.to(self.device) for number in numbers])
         if self.size > 1:
@@ -91,7 +91,7 @@ class ProcessGroup:
         return cast(list[float], sums.tolist())
 
     def agreed(self, value: ValueT) -> ValueT:
-        """The first process's value, on each."""
+        """The value of the first process; every process gets it."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
@@ -100,10 +100,10 @@ class ProcessGroup:
 
 @contextmanager
 def connect(device: str = "cpu") -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun started with this one, until the block ends.
+    """Within this block, connect to the other processes that torchrun started.
 
-    Each takes the GPU of its number in the node when `device` is "cuda". Raises `InputError` for a
-    device that is not there, `WorkerError` when another process is lost.
+    If `device` is "cuda", each process uses the GPU of its local rank. Raises `InputError` for a
+    device that is not available, and `WorkerError` if another process is lost.
     """
     size, rank = processes.size(), processes.rank()
     place = processes.torch_device(device)
@@ -137,9 +137,9 @@ def distribute(
 ) -> None:
     """Put the model on the device, and shard it if there are several processes.
 
-    Sharded, the products run in `dtype`; weights, gradients' sums and optimizer state stay in fp32.
-    The gradients are sums over the processes, not means. Raises `RecipeError` when `shard_size`
-    does not fit.
+    A sharded model computes products in `dtype`; weights, gradient sums and optimizer state stay in
+    fp32. Gradients are summed over the processes, not averaged. Raises `RecipeError` if
+    `shard_size` does not divide the number of processes.
     """
     layers = decoder_layers(model)
     if config.activation_checkpointing:
@@ -153,19 +153,19 @@ def distribute(
 
 
 def _checkpoint_activations(model: PreTrainedModel) -> None:
-    with warnings.catch_warnings():  # newer versions of transformers give it another name
+    with warnings.catch_warnings():  # newer versions of transformers rename this method
         warnings.simplefilter("ignore", FutureWarning)
         try:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         except ValueError:
             kind = type(model).__name__
             raise RecipeError(
-                f"key parallel.activation_checkpointing: {kind} lacks it; leave it out"
+                f"key parallel.activation_checkpointing: {kind} does not support it; leave it out"
             ) from None
 
 
 def _mesh(world: ProcessGroup, config: ParallelConfig) -> DeviceMesh:
-    """The processes as shards, and as replicas of these where `shard_size` says so."""
+    """The processes as a mesh of shards, with replicas if `shard_size` is below their number."""
     shard_size = config.shard_size or world.size
     if world.size % shard_size:
         raise RecipeError(
@@ -182,27 +182,27 @@ def _mesh(world: ProcessGroup, config: ParallelConfig) -> DeviceMesh:
 def _shard(
     model: PreTrainedModel, layers: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype
 ) -> None:
-    """Shard each layer and the rest, with products in `dtype` and sums in fp32."""
+    """Shard each layer, and the rest of the model; products in `dtype`, gradient sums in fp32."""
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in [*layers, model]:
         sharded = fully_shard(module, mesh=mesh, mp_policy=precision)
         sharded.set_gradient_divide_factor(1.0)
-        sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sums
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo cannot scale sums
     setattr(model, _LOSSES, MethodType(token_losses, model))
     register_fsdp_forward_method(model, _LOSSES)
 
 
 def losses_of(model: PreTrainedModel) -> Callable[..., Tensor]:
-    """`token_losses` of a model. Where that is sharded, the weights are gathered around it."""
+    """`token_losses` for a model; if it is sharded, the weights are gathered for the call."""
     if isinstance(model, FSDPModule):
         return cast(Callable[..., Tensor], getattr(model, _LOSSES))
     return partial(token_losses, model)
 
 
 def accumulate(model: nn.Module, last: bool) -> None:
-    """Say whether the next backward pass is the last of its step.
+    """Prepare the next backward pass; `last` says whether it is the last of its step.
 
-    With replicas, only then are gradients summed over them.
+    Gradients are summed over replicas only in the last one.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_all_reduce(last)
@@ -211,12 +211,12 @@ def accumulate(model: nn.Module, last: bool) -> None:
 def share_out(
     sizes: Sequence[int], world: ProcessGroup, tokens_per_microbatch: int | None = None
 ) -> list[list[int]]:
-    """This process's windows of a batch, as places in it, by micro-batch.
+    """This process's share of a batch: for each micro-batch, the indices of its windows.
 
     `sizes` are the windows' numbers of predicted tokens; a micro-batch has about
-    `tokens_per_microbatch` of them. Every process gets the same number of micro-batches, of nearly
-    equal size, as processes wait for each other in each. Raises `RecipeError` when there are fewer
-    windows than processes.
+    `tokens_per_microbatch` of them. Every process gets the same number of micro-batches of nearly
+    equal size, because the processes wait for each other in each. Raises `RecipeError` if there are
+    fewer windows than processes.
 
     >>> share_out([5, 3, 2], ProcessGroup(torch.device("cpu")), tokens_per_microbatch=5)
     [[0], [1, 2]]
@@ -227,7 +227,7 @@ def share_out(
         )
     wanted = -(-sum(sizes) // (world.size * (tokens_per_microbatch or sum(sizes))))
     count = world.size * min(wanted, len(sizes) // world.size)
-    # The longest first, each to the part with the fewest tokens so far.
+    # Greedy: the longest window first, each to the part with the fewest tokens so far.
     parts: list[list[int]] = [[] for _ in range(count)]
     tokens = [0] * count
     for window in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -238,7 +238,7 @@ def share_out(
 
 
 def whole_weights(model: nn.Module, world: ProcessGroup) -> dict[str, Tensor]:
-    """All weights, gathered on the CPU of the first process; the others get nothing."""
+    """All weights, gathered on the CPU of the first process; empty in the others."""
     if world.size == 1:
         return model.state_dict()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)

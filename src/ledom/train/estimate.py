@@ -1,10 +1,10 @@
-"""What a run will need, worked out before it is started: memory, time, sizes.
+"""Estimates what a run will need before it starts: memory, time and file sizes.
 
-Pure arithmetic on a recipe; nothing is built or measured. Sizes are in bytes, rates per second.
-Shape legend: P parameters, D tokens, L layers, h width, f feed-forward width, V vocabulary.
+This is arithmetic on a recipe; no model is built, nothing is measured. Sizes are in bytes.
+Symbols: P parameters, D tokens, L layers, h width, f feed-forward width, V vocabulary.
 
-The step described is that of `ledom.train`: fp32 weights and optimizer state, products in bf16 (or
-fp32), attention that keeps no score matrix, FSDP2 where the state is sharded.
+The estimates assume the step of `ledom.train`: fp32 weights and optimizer state, products in bf16
+or fp32, attention that keeps no score matrix, and FSDP2 for sharded state.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 Precision = Literal["float32", "bfloat16"]
 
 _FP32, _BF16 = 4, 2  # bytes
-_PLANNED = ("llama", "mistral")  # architectures that `count_parameters` counts right
+_PLANNED = ("llama", "mistral")  # architectures for which `count_parameters` is right
 _USABLE = 0.92
 """Share of a GPU's memory for tensors; context, kernels, buffers and fragments take the rest."""
 
@@ -68,13 +68,13 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is to run on; the recipe's `parallel` says how it is sharded."""
+    """The hardware of a run; the recipe's `parallel` gives the sharding."""
 
     gpus: int = 1
     gpu: str = "h100"
     """A name of `GPUS`."""
     utilization: float = 0.4
-    """Share of the peak that the model's own 6PD FLOPs reach: an assumption; measure yours."""
+    """Model FLOPs (6PD) as a share of the GPU's peak: an assumption; measure yours."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -95,7 +95,7 @@ class ParameterCount:
     head: int
     """The output projection; 0 where it is the embedding."""
     layer_matrices: int
-    """Of all layers: attention and feed-forward."""
+    """Attention and feed-forward matrices of all layers."""
     norms: int
 
     @property
@@ -104,7 +104,7 @@ class ParameterCount:
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
-    """Parameters of a shape: without biases, with a gate in the feed-forward layer.
+    """Parameters of a Llama shape: no biases, a gated feed-forward layer.
 
     >>> count_parameters(ModelConfig.model_validate("tiny"), vocab_size=2048).total
     2755008
@@ -123,8 +123,8 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> ParameterCount:
 def _training_flops(num_parameters: float, num_tokens: float) -> float:
     """6PD: 2 FLOPs per parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1).
 
-    Left out are attention's own products, about 6 L h times the tokens seen; the look-up of an
-    embedding is counted as a product. Recomputed layers do not count.
+    Attention's own products, about 6 L h times the tokens seen, and recomputed layers are not
+    counted; the embedding's look-up is counted as a product.
 
     >>> _training_flops(1e9, 1e9)
     6e+18
@@ -148,28 +148,27 @@ class Memory:
     """Bytes on one GPU, by part."""
 
     weights: float
-    """The fp32 weights, and their copies in the precision of the products."""
+    """The fp32 weights, and copies in the precision of the products."""
     gradients: float
     optimizer: float
     activations: float
-    """What the backward pass needs of the forward one, and the loss's own working space."""
+    """Tensors kept for the backward pass, and the loss's own working space."""
     peak: float
-    """The most at any moment of a step."""
+    """The most in use at any moment of a step."""
     checkpoint: float
-    """Of the host's memory while a checkpoint is written: a copy of weights and state."""
+    """Host memory in use while a checkpoint is written: a copy of weights and optimizer state."""
 
 
 def activation_bytes(
     model: ModelConfig, precision: Precision, activation_checkpointing: bool
 ) -> tuple[float, float]:
-    """Bytes per token kept for the backward pass: by all layers, and by the loss.
+    """Bytes per token kept for the backward pass: (by all layers, by the loss).
 
-    Counted from what autograd keeps (after Korthikanti et al. 2022, section 4.1, for this shape). A
-    layer: each of two norms its input, the normalized input and the scaled one, of which only the
-    last is in the products' precision (6h); queries, keys and values, repeated for every head,
-    and attention's output (4h); of the feed-forward layer the gate, the activated gate, the
-    product's other side and the product (4f); attention's normalizers. The loss: a last norm, its
-    result and the normalizer of each token.
+    The count follows Korthikanti et al. 2022, section 4.1, for this shape. A layer keeps: for each
+    of two norms its input, the normalized input and the scaled one, of which only the last is in
+    the products' precision (6h); queries, keys and values, repeated for every head, and attention's
+    output (4h); gate, activated gate, up-projection and their product (4f); and attention's
+    normalizers. The loss keeps the last norm's tensors and a normalizer per token.
     """
     width, inner = model.hidden_size, model.intermediate_size
     size = _FP32 if precision == "float32" else _BF16
@@ -191,13 +190,13 @@ def memory(
     accumulate: bool = False,
     matrix_optimizer: Literal["muon", "adamw"] = "muon",
 ) -> Memory:
-    """Bytes that a step over `tokens` tokens at a time needs on one GPU.
+    """Bytes that a step needs on one GPU that takes `tokens` tokens per pass.
 
     Weights, gradients and state are in fp32, spread over `shards` GPUs (Rajbhandari et al. 2020,
     stage 3). AdamW keeps two numbers per parameter, Muon one per parameter of the layers' matrices.
-    There are also copies for the products. Without sharding, autocast keeps all weights in bf16;
-    with it, two layers (one in use, one on its way), the embedding and the head are gathered.
-    Without accumulation, gradients grow while activations are freed: the larger of the two counts.
+    Copies for the products are added: without sharding, autocast keeps all weights in bf16; with
+    sharding, two layers (one in use, one prefetched), the embedding and the head are gathered.
+    Without accumulation, gradients grow while activations are freed, so the larger one counts.
     """
     count = count_parameters(model, vocab_size)
     rest = count.total - count.layer_matrices
@@ -224,7 +223,7 @@ def memory(
 
 @dataclass(frozen=True)
 class Plan:
-    """What one direction of a recipe needs on some GPUs; its twin needs the same again."""
+    """The needs of one direction of a recipe on some GPUs; its twin needs the same again."""
 
     name: str
     gpu: str
@@ -232,27 +231,27 @@ class Plan:
     parameters: ParameterCount
     steps: int
     tokens: int
-    """Read in all steps, at most: a window may be shorter than `seq_len`."""
+    """Most tokens read in all steps; a window may be shorter than `seq_len`."""
     passes: int
-    """Forward and backward passes per step: parts of a GPU's share of the batch."""
+    """Forward and backward passes per step, into which a GPU's share of the batch is split."""
     tokens_per_pass: int
     memory: Memory
-    """On each GPU."""
+    """Memory per GPU."""
     usable: float
-    """Bytes of a GPU's memory that tensors can have."""
+    """Bytes of a GPU's memory that are available to tensors."""
     flops: float
     utilization: float
     tokens_per_second: float
-    """Of all GPUs together."""
+    """Tokens per second of all GPUs together."""
     hours: float
     checkpoint: float
     """Bytes of a checkpoint: fp32 weights and optimizer state."""
     model: float
     """Bytes of the finished bf16 model."""
     data: float
-    """Bytes of the tokens, if none is read twice."""
+    """Bytes of the token store, if no token is read twice."""
     advice: str | None
-    """What to change where the memory does not suffice."""
+    """What to change if the memory does not suffice, else None."""
 
     @property
     def fits(self) -> bool:
@@ -260,10 +259,10 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, setup: Setup) -> Plan:
-    """Work out a recipe's needs.
+    """Estimate what a recipe needs.
 
-    Raises `InputError` for GPUs that do not divide evenly, and for adapters (`lora`), which it does
-    not cover; `CheckpointError` where the recipe's `init_from` or tokenizer is missing.
+    Raises `InputError` if the shards do not divide the GPUs, and for adapters (`lora`), which are
+    not covered; `CheckpointError` if the recipe's `init_from` or tokenizer is missing.
     """
     _check(recipe, setup)
     return _Planner(recipe, setup, *_shape(recipe)).plan()
@@ -289,7 +288,7 @@ def _shards(recipe: Recipe, setup: Setup) -> int:
 
 @dataclass(frozen=True)
 class _Planner:
-    """A recipe on some GPUs, its model's shape and its vocabulary."""
+    """Makes the plan of a recipe on some GPUs, given its model's shape and vocabulary."""
 
     recipe: Recipe
     setup: Setup
@@ -328,7 +327,7 @@ class _Planner:
         )
 
     def memory(self, tokens: int, activation_checkpointing: bool) -> Memory:
-        """Of a GPU that takes so many tokens at a time."""
+        """The memory of a GPU that takes this many tokens per pass."""
         train = self.recipe.train
         return memory(
             self.shape,
@@ -342,7 +341,7 @@ class _Planner:
         )
 
     def advice(self, usable: float) -> str:
-        """The least change that fits: smaller passes, checkpointed activations, or more GPUs."""
+        """The smallest change that fits: smaller passes, activation checkpointing, or more GPUs."""
         seq_len = self.recipe.train.seq_len
         choices = (True,) if self.recipe.parallel.activation_checkpointing else (False, True)
         for checkpointing in choices:
@@ -362,12 +361,14 @@ class _Vocabulary:
 
 
 def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
-    """The model's shape and vocabulary: the recipe's, or those of the model it starts from."""
+    """The model's shape and vocabulary size: the recipe's, or those of its `init_from`."""
     if recipe.model is None:
         folder = Path(recipe.init_folder(Direction.FORWARD))
         file = folder / "config.json"
         if not file.is_file():
-            raise CheckpointError(f"{folder}: no config.json here; init_from is a model folder")
+            raise CheckpointError(
+                f"{folder}: no config.json here; init_from must be a model folder"
+            )
         config = read_json_object(file)
         _check_architecture(config, file)
         known = {key: config[key] for key in ModelConfig.model_fields if key in config}
@@ -376,7 +377,7 @@ def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
 
 
 def _check_architecture(config: JsonObject, file: Path) -> None:
-    """Raise `InputError` for a model whose parameters `count_parameters` would count wrong."""
+    """Raise `InputError` for a model whose parameters `count_parameters` would miscount."""
     kind = config.get("model_type", "llama")
     unusual = [key for key in ("attention_bias", "mlp_bias") if config.get(key)]
     width, heads, head_dim = map(config.get, ("hidden_size", "num_attention_heads", "head_dim"))
@@ -392,7 +393,7 @@ def _check_architecture(config: JsonObject, file: Path) -> None:
 
 
 def _vocab_size(data: DataConfig) -> int:
-    """That of the tokenizer where one is there; before the stores are made, what is asked for."""
+    """The tokenizer's size if the data has one already, else the requested `vocab_size`."""
     named = data.tokenizer
     if named is None and data.sources and Path(data.sources[0].path).exists():
         named = data.sources[0].path

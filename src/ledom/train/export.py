@@ -1,7 +1,7 @@
-"""A trained model as a folder that others can use without ledom.
+"""Exports a trained model as a folder that others can use without ledom.
 
-The folder is a plain Hugging Face one: safetensors, tokenizer, config (with the direction),
-generation config, and a model card that says how the model came about and how to use it.
+It is a plain Hugging Face folder: safetensors, tokenizer, config (with the direction), generation
+config, and a model card that documents how the model was made and how to use it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ledom.train.run_folder import Run
 
 __all__ = ["export_model"]
 
-_LOSS_ROWS = 10  # of the card's table
+_LOSS_ROWS = 10  # rows in the card's table of losses
 _EXAMPLE = '"and so they lived happily ever after."'
 
 
@@ -36,12 +36,11 @@ def export_model(
     name: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write the release folder of a run's model, whole or not at all; returns it.
+    """Write the release folder of a run's model atomically; returns its path.
 
-    `name` is what the card loads the model by (the folder's own name by default). Raises
-    `CheckpointError` for a model folder without safetensors, `DirectionError` for one with no
-    direction recorded or another than asked for, `OutputError` where `out` exists or cannot be
-    written.
+    `name` is the name by which the card loads the model (by default the folder's). Raises
+    `CheckpointError` for a model folder without safetensors, `DirectionError` if the direction is
+    unknown or differs from the given one, and `OutputError` if `out` exists or cannot be written.
     """
     weights = sorted(run.model.glob("*.safetensors*"))
     if not weights:
@@ -68,7 +67,7 @@ def export_model(
 
 
 def _generation_config(tokenizer: Tokenizer) -> JsonObject:
-    """How `generate` writes by default; ledom's own default temperature."""
+    """Defaults of transformers' `generate`, with ledom's default temperature."""
     return {
         "do_sample": True,
         "temperature": 0.7,
@@ -81,7 +80,7 @@ def _generation_config(tokenizer: Tokenizer) -> JsonObject:
 def _model_card(
     run: Run, config: JsonObject, tokenizer: Tokenizer, name: str, license: str | None = None
 ) -> str:
-    """The model card as Markdown with the hub's front matter."""
+    """The model card: Markdown with the hub's front matter."""
     reverse = config[DIRECTION_KEY] == Direction.REVERSE
     return render_card(
         Path(__file__).with_name("model_card.md"),
@@ -119,5 +118,5 @@ def _facts(run: Run, config: JsonObject, tokenizer: Tokenizer) -> list[tuple[str
 
 
 def _code(text: str) -> str:
-    """A text as it is, in a cell of a Markdown table."""
+    """A text as code in a cell of a Markdown table."""
     return "`" + text.replace("|", "\\|") + "`"

@@ -1,11 +1,11 @@
 """The training loop: one model, one direction, on one process or many.
 
-It reads batches of windows in reading order, turns them into the model's order, and steps. What a
-step does depends only on the recipe and the step's number, never on how many processes share it:
-forward and reverse twins see the same documents in the same order, and a run killed at any moment
-resumes from its last checkpoint as if it had never stopped. Requests to stop wait until the step is
-done: a run saved between the optimizers' updates, or before its row of metrics, could not resume
-exactly.
+It reads batches of windows in reading order, flips them to model order, and takes optimizer steps.
+A step depends only on the recipe and the step's number, never on the number of processes. So
+forward and reverse twins see the same documents in the same order, and a run that is killed at any
+moment resumes from its last checkpoint as if it had never stopped. Stop requests take effect after
+the current step: a run saved between the optimizers' updates, or before its row of metrics, could
+not resume exactly.
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ __all__ = ["Progress", "StopRequest", "TrainingRun", "stop_requests", "train"]
 _MAX_VALIDATION_BATCHES = 16
 _ALONE = ProcessGroup(torch.device("cpu"))
 
-
-_OURS: dict[signal.Signals, Any] = {
+_DEFAULT_HANDLERS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
 }
@@ -71,7 +70,7 @@ _OURS: dict[signal.Signals, Any] = {
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is after a step."""
+    """The state of a run after a step, for display."""
 
     step: int
     steps: int
@@ -79,14 +78,14 @@ class Progress:
     tokens_per_second: float
     valid_loss: float | None
     notice: str | None = None
-    """What the user should know: a checkpoint that could not be written."""
+    """A message for the user, if a checkpoint could not be written."""
 
 
 class TrainingRun:
-    """One direction's run: the model, its optimizers and batches, and the step that comes next.
+    """One direction's run: model, optimizers, batches, and the number of the next step.
 
-    Building it restores the newest checkpoint in `folder`. Raises `CheckpointError` when the folder
-    belongs to another run.
+    The constructor restores the newest checkpoint in `folder`. It raises `CheckpointError` if the
+    folder belongs to another run.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class TrainingRun:
         return finished
 
     def _next_row(self) -> Row:
-        """Take a step, and validate where one is due; returns the step's row of metrics."""
+        """Take a step, and validate if that is due; returns the step's row of metrics."""
         row = self._train_step()
         self.step += 1
         if self._is_due(self.recipe.train.validate_every):
@@ -162,9 +161,9 @@ class TrainingRun:
         return row
 
     def _save(self) -> OutputError | None:
-        """Save a checkpoint where one is due; returns why a checkpoint could not be written."""
+        """Save a checkpoint if one is due; returns the failure of an earlier one, if any."""
         failure = self.checkpoints.failure()
-        # After the last step too: the checkpoint says which run the finished model belongs to.
+        # After the last step too: the checkpoint records which run the finished model belongs to.
         if self._is_due(self.recipe.train.checkpoint_every):
             failure = self.checkpoints.save(self.step) or failure
         return failure
@@ -180,7 +179,7 @@ class TrainingRun:
             raise SystemExit(0)
 
     def _train_step(self) -> Row:
-        """One optimizer step on a batch, which the processes share; returns its row of metrics."""
+        """Take one optimizer step on the next batch; returns its row of metrics."""
         started = time.perf_counter()
         self._set_learning_rates()
         batch = self.batches[self.step]
@@ -208,7 +207,7 @@ class TrainingRun:
                 group["lr"] = group["peak_lr"] * scale
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Add up the gradients of this process's part of a batch; returns its part of the loss."""
+        """Accumulate the gradients of this process's part of a batch; returns that part's loss."""
         self.model.train()
         loss = torch.zeros((), device=self.world.device)
         limit = self.recipe.parallel.tokens_per_microbatch
@@ -233,16 +232,16 @@ def train(
     on_progress: Callable[[Progress], None] = lambda _: None,
     world: ProcessGroup = _ALONE,
 ) -> Path:
-    """Train one direction in `folder`; resumes from the newest checkpoint there, if any.
+    """Train one direction in `folder`, resuming from the newest checkpoint there, if any.
 
     Returns the folder of the finished model (bf16 weights). Metrics go to metrics.jsonl: `step`,
-    `loss` (the objective's: by default nats per token over the batch), `gradient_norm` (before
-    clipping), `tokens`, `tokens_per_second`, and at validations `valid_loss` (nats per token,
-    whatever the objective) with its parts (`validate`). SIGTERM ends the process with code 0 and
-    Ctrl-C raises KeyboardInterrupt, both after the current step and a checkpoint. If a periodic
-    checkpoint cannot be written, `Progress.notice` says so and the run continues. Raises
-    `TrainingError` when the loss or the gradient is not finite, `CheckpointError` when the folder
-    belongs to another run, `OutputError` when it cannot be written or another process trains there.
+    `loss` (the objective's; by default nats per token over the batch), `gradient_norm` (before
+    clipping), `tokens`, `tokens_per_second`, and at validations `valid_loss` (always nats per
+    token) with its parts (see `validate`). SIGTERM ends the process with code 0 and Ctrl-C raises
+    KeyboardInterrupt, both after the current step and a checkpoint. If a periodic checkpoint cannot
+    be written, `Progress.notice` reports it and the run continues. Raises `TrainingError` if the
+    loss or the gradient is not finite, `CheckpointError` if the folder belongs to another run, and
+    `OutputError` if it cannot be written or another process trains there.
     """
     with lock_folder(folder, "trains") if world.is_first else nullcontext():
         if world.device.type == "cpu":
@@ -253,7 +252,7 @@ def train(
 
 
 def _progress(row: Row, steps: int, failure: OutputError | None) -> Progress:
-    """What to show after a step, from its row of metrics and a checkpoint's failure."""
+    """The progress after a step, from its row of metrics and a checkpoint's failure."""
     return Progress(
         step=row["step"],
         steps=steps,
@@ -265,7 +264,7 @@ def _progress(row: Row, steps: int, failure: OutputError | None) -> Progress:
 
 
 def _unwritten(row: Row) -> None:
-    """What processes other than the first do with a row of metrics."""
+    """Drop a row of metrics, in processes other than the first."""
 
 
 def _packed(
@@ -279,14 +278,14 @@ def _check_finite(loss: float, gradient_norm: float, step: int) -> None:
     for what, value in (("loss", loss), ("gradient's norm", gradient_norm)):
         if not math.isfinite(value):
             raise TrainingError(
-                f"the {what} is {value} at step {step}, which is not saved. Lower "
-                "optim.muon_lr and optim.adamw_lr and start under another name; the last "
-                "checkpoint is from an earlier step"
+                f"the {what} is {value} at step {step}, which is not saved; lower optim.muon_lr "
+                "and optim.adamw_lr and start under another name (the last checkpoint is from an "
+                "earlier step)"
             )
 
 
 def packed_losses(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """The loss of every predicted token of a batch, in model order [T]."""
+    """The loss of every predicted token of a batch [T], in model order."""
     device = model.device
     return losses_of(model)(
         torch.from_numpy(batch.inputs).to(device),
@@ -304,66 +303,70 @@ def validate(
     recipe: Recipe,
     world: ProcessGroup = _ALONE,
 ) -> Row:
-    """The keys of a row of metrics that a validation adds; `valid_loss` is their mean.
+    """Validate a model; returns the keys that this adds to a row of metrics, `valid_loss` and more.
 
-    It reads windows spread evenly over the validation store, sixteen batches of them at most.
+    It reads windows spread evenly over the validation store, at most sixteen batches. See
+    docs/formats.md for the keys.
     """
     model.eval()
     windows = Windows(data.valid, recipe.train.seq_len, recipe.data.packing)
     size = recipe.train.batch_size
-    tally = ValidationStats(windows, _MAX_VALIDATION_BATCHES * size)
-    for start in range(0, len(tally.numbers), size):
-        places = range(start, min(start + size, len(tally.numbers)))
-        read = tally.read(places)
-        # Fewer windows than processes are read by each, as all must take part; the first counts.
+    stats = ValidationStats(windows, _MAX_VALIDATION_BATCHES * size)
+    for start in range(0, len(stats.numbers), size):
+        places = range(start, min(start + size, len(stats.numbers)))
+        read = stats.read(places)
+        # All processes must take part. If there are fewer windows, each process reads all of them,
+        # and only the first one's losses count.
         alone = len(read) < world.size
         share = range(len(read)) if alone else share_out([len(w) - 1 for w in read], world)[0]
         batch = _packed([read[i] for i in share], direction, recipe, data.tokenizer.eos_id)
         with _autocast(model, recipe):
             losses = packed_losses(model, batch)
         if world.is_first or not alone:
-            tally.add([places[i] for i in share], batch, losses.cpu().double().numpy(), direction)
-    return tally.row(world.total)
+            stats.add([places[i] for i in share], batch, losses.cpu().double().numpy(), direction)
+    return stats.row(world.total)
 
 
 def _autocast(model: PreTrainedModel, recipe: Recipe) -> torch.autocast:
-    """Products in the recipe's dtype; a sharded model sees to that itself."""
+    """A context in which products use the recipe's dtype; FSDP does this for a sharded model."""
     enabled = not isinstance(model, FSDPModule) and recipe.train.precision == "bfloat16"
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 class StopRequest:
-    """The signals received while they were held back."""
+    """The signals received inside a `stop_requests` block."""
 
     interrupted = False
-    """Ctrl-C (SIGINT)."""
+    """Whether SIGINT (Ctrl-C) was received."""
     terminated = False
-    """SIGTERM, from a job scheduler or a system that shuts down."""
+    """Whether SIGTERM was received, from a job scheduler or a system that shuts down."""
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Hold SIGINT and SIGTERM back, unless someone else handles them.
+    """Within this block, record SIGINT and SIGTERM instead of acting on them.
+
+    A signal that already has a custom handler is left alone.
 
     >>> with stop_requests() as requested:
     ...     requested.interrupted
     False
     """
-    held = StopRequest()
+    request = StopRequest()
 
-    def hold(number: int, _: object) -> None:
+    def record(number: int, _: object) -> None:
         if number == signal.SIGINT:
-            held.interrupted = True
+            request.interrupted = True
         else:
-            held.terminated = True
+            request.terminated = True
 
-    taken: list[signal.Signals] = []
+    replaced: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
-        taken = [number for number, usual in _OURS.items() if signal.getsignal(number) is usual]
-    for number in taken:
-        signal.signal(number, hold)
+        replaced = [n for n, usual in _DEFAULT_HANDLERS.items() if signal.getsignal(n) is usual]
+    for number in replaced:
+        signal.signal(number, record)
     try:
-        yield held
+        yield request
     finally:
-        for number in taken:
-            signal.signal(number, _OURS[number])
+        for number in replaced:
+            signal.signal(number, _DEFAULT_HANDLERS[number])

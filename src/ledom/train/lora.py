@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) by `peft`, the one place where it is imported.
+"""Low-rank adapters (LoRA, Hu et al. 2021), by `peft`; no other module imports it.
 
-The adapters sit inside the model while it is trained, so the loop, the attention and the
-checkpoints need not know of them; at the end they are merged, and what remains is a plain model.
+The adapters sit inside the model during training, so the loop, the attention and the checkpoints
+need not know of them. At the end they are merged, which leaves a plain model.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ __all__ = ["Adapters", "LoraConfig"]
 
 
 class LoraConfig(Config):
-    """Train low-rank changes of the layers' matrices instead of all weights."""
+    """Train low-rank updates of the layers' matrices instead of all weights."""
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
-    """The changes are scaled by alpha / rank."""
+    """The updates are scaled by alpha / rank."""
     dropout: NonNegativeFloat = Field(default=0.0, lt=1)
-    """Share of an adapter's inputs that is dropped in training."""
+    """Share of an adapter's inputs that is dropped during training."""
 
 
 class Adapters:
-    """Adapters on every linear layer of a model but its output; all other weights are frozen.
+    """Adapters on every linear layer of a model except its output; all other weights are frozen.
 
-    Raises `MissingExtraError` without `peft`, `RecipeError` where it does not know the
-    architecture.
+    Raises `MissingExtraError` without `peft`, and `RecipeError` for an architecture that `peft`
+    does not support.
     """
 
     def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
@@ -49,9 +49,9 @@ class Adapters:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        with warnings.catch_warnings():  # peft uses what transformers is about to rename
+        with warnings.catch_warnings():  # peft uses names that transformers has deprecated
             warnings.simplefilter("ignore", FutureWarning)
-            try:  # puts them into the model itself
+            try:  # changes the model in place
                 self._wrapper: Any = peft.get_peft_model(model, settings)
             except (ValueError, TypeError, AttributeError) as error:
                 reason = " ".join(str(error).split())[:200]
@@ -60,5 +60,5 @@ class Adapters:
                 ) from None
 
     def merge(self) -> None:
-        """Add the changes to the model's weights and remove the adapters."""
+        """Add the updates to the model's weights and remove the adapters."""
         self._wrapper.merge_and_unload()

@@ -1,10 +1,10 @@
-"""What a run measures, and where it goes: metrics.jsonl always, trackers where the recipe asks.
+"""The metrics of a run: metrics.jsonl, optional trackers, and validation statistics.
 
     windows of the validation store -> losses -> ValidationStats -> keys of a row of metrics.jsonl
 
-A row holds what was measured in one step. A run that resumes from a checkpoint drops the rows after
-it. Validation windows and tokens are the same in both directions, so twins can be compared window
-by window. This module takes losses as an array and knows nothing of models, recipes or devices.
+A row holds the metrics of one step. A run that resumes from a checkpoint drops the rows after it.
+Validation reads the same windows and tokens in both directions, so twins can be compared window by
+window. This module takes losses as an array and knows nothing of models, recipes or devices.
 
 Shapes: T predicted tokens of a packed batch, in model order.
 """
@@ -31,13 +31,13 @@ from ledom.data.packing import PackedBatch, Windows
 
 __all__ = ["Row", "ValidationStats", "open_metrics", "read_metrics", "thinned"]
 
-_MAX_BLOCKS = 512  # so that a row stays a few kB, however many windows are read
+_MAX_BLOCKS = 512  # groups of windows in a row, which so stays a few kB
 _MAX_SOURCES = 32
 _OTHERS = "other sources"
-_DIGITS = 6  # of losses: far finer than any difference that is shown
+_DIGITS = 6  # decimals of losses: far finer than any difference that is shown
 
 
-Row = JsonObject  # numbers; at validations also text, and numbers by name or in a list
+Row = JsonObject  # numbers; at validations also strings, dicts and lists of numbers
 Log = Callable[[Row], None]
 T = TypeVar("T")
 
@@ -46,10 +46,11 @@ T = TypeVar("T")
 def open_metrics(
     folder: Path, step: int, trackers: Iterable[str] = (), settings: JsonObject | None = None
 ) -> Iterator[Log]:
-    """A function that writes rows (each with its `step`) of a run that resumes at `step`.
+    """Open a run's metrics.jsonl; yields a function that writes rows, each with its `step`.
 
-    Trackers show `settings` as the run's configuration. Raises `OutputError` when the file cannot
-    be written, `MissingExtraError` when a tracker is not installed.
+    Rows after `step`, at which the run resumes, are dropped first. Trackers show `settings` as the
+    run's configuration. Raises `OutputError` if the file cannot be written, and `MissingExtraError`
+    if a tracker is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -83,10 +84,10 @@ def open_metrics(
 
 
 def read_metrics(file: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl, finished or not.
+    """The rows of the metrics.jsonl of a finished or running run.
 
-    A last line that a run has not finished writing is left out. Raises `InputError` for a file
-    that is missing or empty, and names the line that is damaged.
+    An incomplete last line is left out. Raises `InputError` for a file that is missing or empty,
+    and for a damaged line, which it names.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
@@ -111,7 +112,7 @@ def thinned(items: Sequence[T], most: int) -> list[T]:
 
 
 def _scalars(row: Row) -> dict[str, float]:
-    """The numbers that trackers draw; numbers by name as `key/name`."""
+    """The numbers in a row, for trackers; an entry of a dict is named `key/name`."""
     scalars: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, dict):
@@ -139,7 +140,7 @@ def _tensorboard(name: str, folder: Path, step: int, settings: JsonObject) -> It
 
 @contextmanager
 def _hosted(name: str, folder: Path, step: int, settings: JsonObject) -> Iterator[Log]:
-    """Weights & Biases, or trackio, which has the same interface."""
+    """Weights & Biases or trackio, which have the same interface."""
     try:
         module = import_module(name)
     except ImportError:
@@ -185,17 +186,17 @@ def _rows(metrics: Path) -> Iterator[Row]:
 
 def _is_row(row: Row) -> bool:
     numbers = [row.get("step"), row.get("loss"), row.get("tokens"), row.get("valid_loss", 0.0)]
-    # A count of a run's fits 64 bits, and no array holds a larger one.
+    # Every real count is smaller, and a larger one would overflow an array of 64-bit integers.
     if not all(isinstance(n, (int, float)) and not abs(n) > 2**62 for n in numbers):
         return False
     return bool(row["step"] >= 0 and row["tokens"] >= 0)
 
 
 class ValidationStats:
-    """Losses added up over validation windows: in all, by position, by source and by window.
+    """Sums of losses over validation windows: in total, by position, by source and by window.
 
-    Position is how many tokens the model has read after the first, since attention last stopped,
-    in the order in which it reads; binned in powers of two: 0, 1, 2-3, 4-7 and so on.
+    A token's position is its index among the predicted tokens since the last attention boundary, in
+    model order. Positions are binned by powers of two: 0, 1, 2-3, 4-7 and so on.
     """
 
     def __init__(self, windows: Windows, most: int) -> None:
@@ -205,14 +206,14 @@ class ValidationStats:
         self.numbers: list[int] = (np.arange(count) * len(windows) // count).tolist()
         self._num_blocks = min(count, _MAX_BLOCKS)
         self._sources, self._source_of = _numbered(windows.store.document_sources())
-        # The first token has position 0, the last seq_len - 1.
+        # Positions run from 0 to seq_len - 1.
         self._num_positions = 1 + max(windows.seq_len - 1, 0).bit_length()
         groups = self._num_positions + len(self._sources) + self._num_blocks
         self._sums = np.zeros((2, groups))  # of losses, of tokens
         self._digest = hashlib.sha256()
 
     def read(self, places: Sequence[int]) -> list[NDArray[np.int64]]:
-        """The ids of the windows at some places in `numbers`, each place once and in order."""
+        """The ids of the windows at `places` in `numbers`; read each place once, in order."""
         read = [self.windows[self.numbers[place]] for place in places]
         for window in read:
             self._digest.update(len(window).to_bytes(8, "little"))
@@ -226,10 +227,10 @@ class ValidationStats:
         losses: NDArray[np.float64],
         direction: Direction,
     ) -> None:
-        """Losses [T] of the windows at some places, packed in that order."""
+        """Add the losses [T] of the windows at `places`, packed in that order."""
         lengths = np.diff(batch.boundaries)
         positions = np.arange(len(losses)) - np.repeat(batch.boundaries[:-1], lengths)
-        groups = [np.frexp(positions)[1]]  # the exponent is the number of bits: the bin
+        groups = [np.frexp(positions)[1]]  # the binary exponent is the number of the bin
         documents = [self.windows.documents(self.numbers[place]) for place in places]
         if self._sources:
             of_token = np.concatenate([direction.to_model_order(d) for d in documents])
@@ -243,9 +244,9 @@ class ValidationStats:
             self._sums[1] += np.bincount(group, minlength=size)
 
     def row(self, total: Callable[..., list[float]]) -> JsonObject:
-        """The keys of a row of metrics; `total` adds numbers up over the processes of a run.
+        """The validation keys of a row of metrics; see docs/formats.md.
 
-        Losses are in nats per token. See docs/formats.md.
+        `total` sums numbers over the processes of a run. Losses are in nats per token.
         """
         losses, tokens = np.array(total(*self._sums.ravel())).reshape(self._sums.shape)
         boundaries = np.cumsum([self._num_positions, len(self._sources)])
@@ -253,7 +254,7 @@ class ValidationStats:
             _means(*part)
             for part in zip(np.split(losses, boundaries), np.split(tokens, boundaries), strict=True)
         )
-        # Every token is in one bin.
+        # Every token is in exactly one bin.
         position_tokens = tokens[: self._num_positions].sum()
         starts = [str((1 << bits) >> 1) for bits in range(self._num_positions)]
         row: JsonObject = {
@@ -279,7 +280,7 @@ def _means(losses: NDArray[np.float64], tokens: NDArray[np.float64]) -> tuple[An
 
 
 def _numbered(sources: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The names of the largest sources, and for each document the place of its source."""
+    """The names of the largest sources, and for each document the index of its source's name."""
     names = [name for name, _ in Counter(sources).most_common()]
     if len(names) > _MAX_SOURCES:
         names = [*names[: _MAX_SOURCES - 1], _OTHERS]

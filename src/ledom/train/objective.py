@@ -1,13 +1,13 @@
-"""What training minimizes: the loss of every token, or an objective on (question, solution) pairs.
+"""Training objectives: the loss of every token, or an objective on (question, solution) pairs.
 
-Token losses come without the logits of a whole batch in memory. The vocabulary projection and the
-cross-entropy are computed for some tokens at a time, and again in the backward pass; only one
-number per token is kept in between. A sixth more work in the projection saves the memory of T x V
-logits and of their derivative.
+Token losses do not need the logits of a whole batch in memory. The vocabulary projection and the
+cross-entropy are computed in chunks of tokens, and recomputed in the backward pass; only one number
+per token is kept in between. The recomputation saves the memory of T x V logits and of their
+gradient.
 
 Selection scores one field of a pair: the question, log P(x|y), with a reverse model; the solution,
-log P(y|x), with a forward one. That field is the target here. Its tokens can be given a term of
-their own, and right solutions can be compared with wrong ones. This module knows nothing of
+log P(y|x), with a forward one. That field is called the target here. Its tokens can have a term of
+their own, and right solutions can be contrasted with wrong ones. This module knows nothing of
 optimizers.
 
 Shapes: T tokens, V vocabulary, W width.
@@ -51,32 +51,32 @@ __all__ = [
 ]
 
 
-_LOGITS_BYTES = 2**24  # that one chunk of logits takes in fp32: what a processor's cache holds
-_LEAST_ROWS = 1024  # in a chunk: each goes once through the whole weight's gradient
+_LOGITS_BYTES = 2**24  # a chunk of logits in fp32, so that it fits a processor's cache
+_LEAST_ROWS = 1024  # rows per chunk, because each chunk updates the whole weight's gradient
 
 
 class ObjectiveConfig(Config):
     """A weighted sum of terms, each a mean over the batch.
 
-    With a target or a contrastive term, `data.train` is a JSONL file of problems with solutions; a
-    batch holds `train.batch_size` problems, and those of more than `train.seq_len` tokens are
-    skipped.
+    With a target or a contrastive term, `data.train` must be a JSONL file of problems with
+    solutions. A batch then holds `train.batch_size` problems; pairs of more than `train.seq_len`
+    tokens are skipped.
     """
 
     all_tokens: NonNegativeFloat = 1.0
     """Weight of the loss of all tokens, in nats per token."""
     target: NonNegativeFloat = 0.0
-    """Weight of the loss of the tokens that selection scores, in nats per token: the question's of
-    a reverse model, the solution's of a forward one."""
+    """Weight of the loss of the tokens that selection scores, in nats per token: those of the
+    question for a reverse model, of the solution for a forward one."""
     contrastive: NonNegativeFloat = 0.0
-    """Weight of -log p, in nats per pair, where p is the posterior probability of the right one of
-    a right and a wrong solution: P(x|y) / (P(x|y) + P(x|y')), reverse."""
+    """Weight of -log p, in nats per pair, where p is the posterior probability of a right solution
+    y against a wrong one y'; for a reverse model, P(x|y) / (P(x|y) + P(x|y'))."""
     negatives: str | None = None
-    """For the contrastive term: a JSONL file of candidates; those that are wrong are y'."""
+    """JSONL file of candidates for the contrastive term; the wrong ones among them are y'."""
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether questions and solutions must be separated.
+        """Whether the objective is on (question, solution) pairs instead of plain text.
 
         >>> ObjectiveConfig().needs_pairs, ObjectiveConfig(contrastive=1.0).needs_pairs
         (False, True)
@@ -86,25 +86,26 @@ class ObjectiveConfig(Config):
 
 @dataclass(frozen=True)
 class _Example:
-    """A pair between EOS and EOS in reading order, and its target's [start, end) among the
-    predicted tokens, which are in model order."""
+    """A pair as ids, and the tokens of it that selection scores."""
 
     ids: NDArray[np.int64]
+    """In reading order, with EOS at both ends."""
     target: slice
+    """The target's slice of the predicted tokens, which are in model order."""
 
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """The pairs of a step: the right ones first, then the wrong ones."""
+    """The pairs of a step: those with right solutions first, then those with wrong ones."""
 
     config: ObjectiveConfig
     targets: list[slice]
-    """Where each pair's target lies among its predicted tokens, in model order."""
+    """Each pair's target, as a slice of its predicted tokens in model order."""
     rivals: list[int]
-    """For each wrong pair, the place of its right one."""
+    """For each wrong pair, the index of the right pair with the same question."""
 
     def loss(self, losses: Tensor) -> Tensor:
-        """The objective, from the losses of all of the batch's tokens [T]."""
+        """The objective's value, from the losses of all tokens of the batch [T]."""
         num_right = len(self.sizes) - len(self.rivals)
         parts = losses.split(self.sizes)
         targets = [part[target] for part, target in zip(parts, self.targets, strict=True)]
@@ -161,7 +162,7 @@ class PairBatches:
         )
 
     def _examples(self, step: int) -> tuple[list[_Example], list[tuple[int, _Example]]]:
-        """The right pairs of a batch; and wrong ones, each with the place of its right one."""
+        """The right pairs of a batch, and wrong pairs, each with the index of its right pair."""
         size = min(self.batch_size, len(self._right))
         epoch, position = divmod(step, len(self._right) // size)
         rng = np.random.default_rng([self.seed, epoch])
@@ -177,7 +178,7 @@ class PairBatches:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Pairs of one problem to examples."""
+    """Encodes the pairs of a problem as examples."""
 
     direction: Direction
     tokenizer: Tokenizer
@@ -185,7 +186,7 @@ class _Encoder:
     seq_len: int
 
     def __call__(self, problem: Problem, wrong: list[str]) -> list[_Example | None]:
-        """The problem's own pair, then those with its wrong solutions; None for one too long."""
+        """The problem's own pair, then its wrong solutions' pairs; None for a pair too long."""
         right = self.pair_format.restyle(problem.solution or "", problem.answer)
         solutions = [right, *map(self.pair_format.restyle, wrong)]
         pairs = [(problem.question, solution) for solution in solutions]
@@ -231,11 +232,11 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
 def token_losses(
     model: PreTrainedModel, ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor
 ) -> Tensor:
-    """The cross-entropy [T] of `targets` where the model reads `ids` at `positions`, in fp32.
+    """The cross-entropy [T] in fp32 of `targets` [T], given `ids` [T] at `positions` [T].
 
     `boundaries` [documents + 1], on the CPU, divide the row into documents that do not see each
-    other. A model without ledom's attention (`model.exactness`) reads them one by one, each from
-    its first position.
+    other. A model without ledom's attention (see `model.exactness`) reads the documents one by one,
+    each from position 0.
     """
     if model.config._attn_implementation != IMPLEMENTATION:
         own = OwnForward(model)
@@ -262,11 +263,11 @@ def token_losses(
 
 
 def working_bytes(num_tokens: int, vocab_size: int, width: int, size: int) -> int:
-    """Bytes, at most, that working out the losses of T tokens takes beside their inputs.
+    """The most bytes that the loss of T tokens takes, forward or backward, beside its inputs.
 
-    `size` is that of a number in the products' precision. A chunk of logits is in fp32, and held
-    twice while its exponentials are summed. The backward pass also holds its derivative in the
-    products' precision, the weight's gradient and what a chunk adds to it.
+    `size` is the bytes of a number in the products' precision. A chunk of logits is in fp32, and is
+    held twice while its exponentials are summed. The backward pass also holds the chunk's gradient
+    in the products' precision, the weight's gradient, and a chunk's contribution to it.
 
     >>> working_bytes(8, vocab_size=100, width=4, size=4)
     6400
@@ -277,12 +278,12 @@ def working_bytes(num_tokens: int, vocab_size: int, width: int, size: int) -> in
 
 
 def _rows(vocab_size: int) -> int:
-    """Tokens in a chunk."""
+    """The number of tokens in a chunk."""
     return max(_LEAST_ROWS, _LOGITS_BYTES // (4 * vocab_size))
 
 
 class _ProjectedLosses(torch.autograd.Function):
-    """Cross-entropy [T] in fp32 of hidden [T, W] times the weight [V, W] against targets [T]."""
+    """Cross-entropy [T] in fp32 of the logits hidden [T, W] @ weight.T [W, V] and targets [T]."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ Muon: Jordan et al. 2024. `torch.optim.Muon` orthogonalizes in bf16 whatever the
 processor without bf16 arithmetic that is about 40 times slower than fp32 (measured), so this one
 takes the dtype as an argument.
 
-Orthogonalizing needs the whole matrix, of which a process holds some rows (FSDP2). Matrices of one
-shape are therefore exchanged: each process receives one of them whole, orthogonalizes it, and sends
-the rows back. So the work is shared out, and no process does it twice.
+Orthogonalizing needs the whole matrix, but with FSDP2 each process holds only some of its rows. So
+processes exchange matrices of equal shape: each receives one whole matrix, orthogonalizes it, and
+sends the rows back. No matrix is orthogonalized twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ledom.model.architectures import layer_matrices
 
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]
 
-_DECAY_SHARE = 0.4  # about that of the recipes; a plateau to the end costs much (docs/log.md)
+_DECAY_SHARE = 0.4  # about as in the recipes; having no decay costs much (docs/log.md)
 
 
 class OptimConfig(Config):
@@ -46,21 +46,21 @@ class OptimConfig(Config):
     matrix_optimizer: Literal["muon", "adamw"] = "muon"
     """What updates the layers' matrices; AdamW always updates embeddings, norms and output."""
     muon_lr: PositiveFloat = 0.02
-    """Peak rate of Muon."""
+    """Peak learning rate of Muon."""
     adamw_lr: PositiveFloat = 4e-3
-    """Peak rate of AdamW."""
+    """Peak learning rate of AdamW."""
     weight_decay: NonNegativeFloat = 0.0
-    """Decoupled decay of the hidden matrices, as a share of the rate."""
+    """Decoupled weight decay of the layers' matrices, as a factor of the learning rate."""
     warmup_steps: NonNegativeInt = 100
     """Steps over which the rates rise linearly from 0."""
     schedule: Literal["trapezoid", "cosine"] = "trapezoid"
-    """After the warm-up: a plateau and a linear decay at the end, or half a cosine all the way."""
+    """After the warm-up: a plateau with a linear decay at the end, or half a cosine period."""
     decay_steps: NonNegativeInt | None = None
     """Steps of the linear decay at the end of a trapezoid; null: two fifths of all, 0: none."""
     min_lr_ratio: NonNegativeFloat = Field(default=0.0, le=1)
-    """What the rates fall to, as a share of the peak."""
+    """Final learning rate, as a share of the peak."""
     clip: PositiveFloat = 1.0
-    """Maximum norm of the gradient; a larger one is scaled down."""
+    """Maximum norm of the gradient; a larger gradient is scaled down to it."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`dtype` is that of the Newton-Schulz steps."""
+        """`dtype` is the precision of the Newton-Schulz steps."""
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults | {"transposed": False})
         self._dtype = dtype
@@ -90,10 +90,10 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             for _, alike in groupby(sorted(weights, key=_shape), key=_shape):
-                for together in _worked_on_together(list(alike)):
-                    self._step_together(together, group)
+                for chunk in _chunks(list(alike)):
+                    self._update(chunk, group)
 
-    def _step_together(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         """Update weights of one shape."""
         directions = []
         for weight in weights:
@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
         outputs, inputs = weights[0].shape[::-1] if group["transposed"] else weights[0].shape
         scale = max(1.0, outputs / inputs) ** 0.5
         for weight, update in zip(
-            weights, _orthogonalize_together(directions, self._dtype), strict=True
+            weights, _orthogonalize_all(directions, self._dtype), strict=True
         ):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             weight.add_(update, alpha=-group["lr"] * scale)
@@ -116,10 +116,11 @@ def _shape(weight: Tensor) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
-def _worked_on_together(weights: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Weights of one shape, so few at a time that their working space is small.
+def _chunks(weights: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Split weights of one shape into chunks, to limit the memory in use.
 
-    Sharded ones go as many at a time as there are shards, so that each process has one.
+    A chunk has one weight, or if the weights are sharded one per shard, so that each process
+    orthogonalizes one.
     """
     first = weights[0]
     number = first.device_mesh.shape[-1] if isinstance(first, DTensor) else 1
@@ -127,17 +128,18 @@ def _worked_on_together(weights: list[Tensor]) -> Iterator[list[Tensor]]:
         yield weights[start : start + number]
 
 
-def _orthogonalize_together(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Matrices of one shape, orthogonalized, sharded as they came."""
+def _orthogonalize_all(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Orthogonalize matrices of one shape; the results are sharded as the inputs are."""
     if isinstance(matrices[0], DTensor):
         return _exchange_and_orthogonalize(cast(list[DTensor], matrices), dtype)
     return [orthogonalize(matrix, dtype) for matrix in matrices]
 
 
 def _exchange_and_orthogonalize(matrices: list[DTensor], dtype: torch.dtype) -> list[Tensor]:
-    """At most as many matrices as there are shards, one to each process; all have its rows.
+    """Orthogonalize sharded matrices, at most one per process, which each process gathers whole.
 
-    FSDP2 gives each process, in order, the next ceil(rows / shards) rows, the last ones fewer.
+    FSDP2 gives each process, in rank order, the next ceil(rows / shards) rows; the last ones get
+    fewer or none.
     """
     mesh = matrices[0].device_mesh
     group, rank = mesh.get_group(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
@@ -170,7 +172,7 @@ def _exchange_and_orthogonalize(matrices: list[DTensor], dtype: torch.dtype) -> 
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The nearest matrix with singular values near 1, by a quintic Newton-Schulz iteration.
+    """Bring a matrix's singular values near 1, by five steps of a quintic Newton-Schulz iteration.
 
     >>> values = torch.linalg.svdvals(orthogonalize(torch.diag(torch.tensor([5.0, 0.5]))))
     >>> bool((values > 0.6).all() and (values < 1.3).all())
@@ -190,10 +192,11 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 def build_optimizers(
     model: PreTrainedModel, config: OptimConfig, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """Muon over the layers' matrices, AdamW over embeddings, norms, output and adapters.
+    """Muon for the layers' matrices; AdamW for embeddings, norms, output and adapters.
 
-    With `matrix_optimizer: adamw`, AdamW over all. Each group's `peak_lr` is its rate at the
-    plateau. `dtype` is that of the run's products, and so of Muon's; all state is in fp32.
+    With `matrix_optimizer: adamw`, AdamW for all. Each parameter group's `peak_lr` is its peak
+    learning rate. `dtype` is the precision of the run's products, and of Muon's; all state is in
+    fp32.
 
     >>> from ledom.lm import load
     >>> found = build_optimizers(load("tiny", "forward").model, OptimConfig(steps=10, muon_lr=0.02))
@@ -215,7 +218,7 @@ def build_optimizers(
     }
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
-    # Checkpoints refuse an optimizer without weights; adapters leave no plain matrix to train.
+    # An optimizer without weights cannot be saved; with adapters no plain matrix is trained.
     if hidden and config.matrix_optimizer == "muon":
         groups = _by_layout(model, hidden)
         optimizers.append(Muon(groups, lr=config.muon_lr, weight_decay=decay, dtype=dtype))
@@ -230,7 +233,7 @@ def build_optimizers(
 
 
 def _by_layout(model: PreTrainedModel, matrices: list[Tensor]) -> list[dict[str, Any]]:
-    """Muon's groups: matrices that are [outputs, inputs], and those that are [inputs, outputs]."""
+    """Muon's parameter groups: matrices [outputs, inputs], and transposed ones (`Conv1D`)."""
     transposed = {id(m.weight) for m in model.modules() if isinstance(m, Conv1D)}
     groups = [
         {"params": [w for w in matrices if (id(w) in transposed) == flag], "transposed": flag}
@@ -240,7 +243,7 @@ def _by_layout(model: PreTrainedModel, matrices: list[Tensor]) -> list[dict[str,
 
 
 def schedule(config: OptimConfig, step: int) -> float:
-    """The share of the peak rate at a step.
+    """The learning rate at a step, as a share of the peak.
 
     >>> schedule(OptimConfig(steps=10, warmup_steps=2, decay_steps=4), step=0)
     0.5

@@ -1,7 +1,7 @@
-"""Recipes: one YAML file says everything about a training run.
+"""Recipes: one YAML file holds all settings of a training run.
 
-Defaults < file < command-line overrides (`key.key=value`). Strict: an unknown key is an error that
-lists the valid ones, never silently a default. Each part's config is defined where it is used.
+Precedence: command-line overrides (`key.key=value`), then the file, then defaults. An unknown key
+is an error that lists the valid ones. Each part's config class is defined where it is used.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ _RENAMED = {
     "objective.contrast": "contrastive",
     "objective.wrong": "negatives",
 }
-"""Keys of earlier recipes, and what each is called now."""
+"""Keys of older recipes, and their new names."""
 
 
 class TrainConfig(Config):
     """How the loop runs."""
 
     batch_size: PositiveInt = 32
-    """Windows (documents, or stretches of long ones) per step."""
+    """Windows (documents, or parts of long ones) per step."""
     seq_len: PositiveInt = 512
     """Maximum number of predicted tokens per window."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the products; auto is bfloat16 where the device is fast at it. A run goes on in
-    what it began in: where auto is the other one, by its name."""
+    """Precision of the products. auto is bfloat16 if the device is fast at it, else float32; it is
+    chosen when a run starts, and kept when the run resumes."""
     validate_every: PositiveInt = 250
     """Steps between validations."""
     checkpoint_every: PositiveInt = 250
@@ -73,35 +73,35 @@ class TrainConfig(Config):
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints to keep, whatever their age."""
     keep_hours: NonNegativeFloat = 0.0
-    """How long to keep older ones, in hours."""
+    """How long to keep older checkpoints, in hours."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where the metrics go besides metrics.jsonl."""
+    """Trackers that get the metrics, in addition to metrics.jsonl."""
 
 
 class Recipe(Config):
-    """A training run."""
+    """All settings of a training run."""
 
     name: str
-    """Names the run's folder."""
+    """Name of the run's folder."""
     seed: NonNegativeInt = 0
-    """Seed of weights and data order."""
+    """Seed of initial weights and data order."""
     init_from: str | None = None
-    """A model folder to start from instead of random weights; `{direction}` becomes the run's.
-    A model of the other direction can be given: it is trained further in the run's direction."""
+    """A model folder to start from instead of random weights; `{direction}` is replaced by the
+    run's direction. A model of the other direction is trained further in the run's direction."""
     data: DataConfig
     model: ModelConfig | None = None
-    """The shape; that of `init_from` where this is left out."""
+    """The model's shape; by default that of `init_from`."""
     optim: OptimConfig
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     lora: LoraConfig | None = None
-    """Low-rank adapters instead of all weights; `lora: {}` for the defaults."""
+    """Train low-rank adapters instead of all weights; `lora: {}` for the defaults."""
 
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        """A run must not write outside the folder of all runs."""
+        """Refuse a name that would let a run write outside the folder of all runs."""
         if not _NAME.fullmatch(name):
             raise ValueError(
                 "it names the run's folder: give 1 to 60 letters, digits, dots, dashes and "
@@ -122,7 +122,7 @@ class Recipe(Config):
         return self
 
     def data_of(self, direction: Direction) -> DataConfig:
-        """The data section; a model to start from brings its tokenizer.
+        """The data section, with the tokenizer of `init_from` unless another is set.
 
         >>> keys = {"name": "twins", "init_from": "runs/tiny/{direction}", "data": {}}
         >>> recipe = Recipe.model_validate(keys | {"optim": {"steps": 1}})
@@ -135,7 +135,7 @@ class Recipe(Config):
         return self.data.model_copy(update={"tokenizer": tokenizer})
 
     def init_folder(self, direction: Direction) -> str:
-        """The model folder to start from, where there is one.
+        """The model folder to start from; `init_from` must be set.
 
         >>> keys = {"name": "twins", "init_from": "runs/tiny/{direction}", "data": {}}
         >>> recipe = Recipe.model_validate(keys | {"optim": {"steps": 1}})
@@ -155,9 +155,9 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe and apply overrides such as `optim.steps=100`.
 
-    With `files`, the files named in it must exist. `note` is called with keys of the file that have
-    no effect beside the others; an override that has none is refused. Raises `RecipeError` naming
-    the file's line or the override, the key, the value and the valid keys.
+    With `files`, the files named in it must exist. `note` is called with a message for each key of
+    the file that has no effect given the others; an override without effect is an error. Raises
+    `RecipeError` with the file's line or the override, the key, the value and the valid keys.
 
     >>> import tempfile
     >>> with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
@@ -187,7 +187,7 @@ def load_recipe(
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe with every setting spelled out, so that `load_recipe` gives it again.
+    """Write a recipe with every setting spelled out, so that `load_recipe` returns an equal one.
 
     >>> import tempfile
     >>> parts = {"name": "a", "model": "tiny", "data": {}, "optim": {"steps": 1}}
@@ -203,20 +203,20 @@ def save_recipe(recipe: Recipe, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a recipe's values were written."""
+    """The file and the overrides that a recipe was read from, to locate its keys in errors."""
 
     path: Path
     root: yaml.Node
     overrides: Sequence[str]
 
     def override(self, location: Sequence[int | str]) -> str | None:
-        """The last override that set the key there, or a group around it."""
+        """The last override that set the key at `location`, or a group around it."""
         key = ".".join(map(str, location))
         setting = (o for o in reversed(self.overrides) if f"{key}.".startswith(_key(o)))
         return next(setting, None)
 
     def place(self, location: Sequence[int | str]) -> str:
-        """`recipe.yaml:7` for the key there or the group around it, or the override that set it."""
+        """Where the key at `location` was set: an override, or a line such as `recipe.yaml:7`."""
         if override := self.override(location):
             return f"override {override!r:.200}"
         node, line = self.root, None
@@ -234,7 +234,7 @@ def _key(override: str) -> str:
 
 
 def _items(node: yaml.Node) -> Iterator[tuple[int | str, tuple[yaml.Node, yaml.Node]]]:
-    """The parts of a group or a list: each part's key, the node that names it, and its value."""
+    """The items of a mapping or list: (key or index, (node of the key, node of the value))."""
     if isinstance(node, yaml.MappingNode):
         yield from ((key.value, (key, value)) for key, value in node.value)
     elif isinstance(node, yaml.SequenceNode):
@@ -242,7 +242,7 @@ def _items(node: yaml.Node) -> Iterator[tuple[int | str, tuple[yaml.Node, yaml.N
 
 
 def _read(path: Path, overrides: Sequence[str]) -> tuple[JsonObject, _Origin]:
-    """A recipe's tree of values, and where they come from."""
+    """A recipe's tree of values, and their origin."""
     try:
         tree, root = parse_yaml(read_text(path), path)
     except InputError as error:
@@ -253,7 +253,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[JsonObject, _Origin]:
 
 
 def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
-    """The files and folders that a recipe reads, by the key that names each.
+    """The files and folders that a recipe reads: (location of the key, path).
 
     >>> recipe = Recipe.model_validate({"name": "a", "model": "tiny", "optim": {"steps": 1},
     ...                                 "data": {"train": "problems.jsonl"}})
@@ -277,7 +277,7 @@ def named_files(recipe: Recipe) -> Iterator[tuple[tuple[int | str, ...], str]]:
 
 
 def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
-    """Keys that were set but have no effect, and why."""
+    """Keys that were set but have no effect: (location, reason)."""
     data, optim, objective = recipe.data, recipe.optim, recipe.objective
     generated = not data.sources and data.train == GENERATOR
     own_tokenizer = data.tokenizer is not None or recipe.init_from is not None
@@ -333,7 +333,7 @@ def _apply(tree: JsonObject, override: str) -> None:
 
 
 def _explain(error: ValidationError, origin: _Origin) -> str:
-    """One problem in one line, a mistyped key first: it explains the one that is then missing."""
+    """The most useful problem, in one line: a mistyped key first, as it explains a missing one."""
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
     place, key = origin.place(location), ".".join(map(str, location))
@@ -344,9 +344,9 @@ def _explain(error: ValidationError, origin: _Origin) -> str:
         return f"{place}: unknown key {key}; valid here: {valid}"
     if problem["type"] == "missing":
         return f"{place}: key {key} is missing"
-    if not key:  # parts that do not go together
+    if not key:  # keys of several groups contradict each other
         return f"{place}: {message}"
-    if isinstance(problem["input"], dict):  # the parts of one group
+    if isinstance(problem["input"], dict):  # keys of one group contradict each other
         return f"{place}: key {key}: {message}"
     return f"{place}: key {key} is {problem['input']!r:.80}: {message}"
 
@@ -354,7 +354,7 @@ def _explain(error: ValidationError, origin: _Origin) -> str:
 def _valid_keys(location: Sequence[int | str]) -> list[str]:
     config: Any = Recipe
     for part in location:
-        if not isinstance(part, str):  # the place of an item in a list, whose type is known by now
+        if not isinstance(part, str):  # a list index; the previous step found the items' type
             continue
         annotation: Any = config.model_fields[part].annotation
         config = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)

@@ -1,11 +1,11 @@
-"""The folder of a training run: what is where, found from any part of it.
+"""The folder of a training run: its layout, and how to find a run from part of it.
 
-    runs/<name>/recipe.yaml                 the settings, all of them
+    runs/<name>/recipe.yaml                 all settings
     runs/<name>/data/train, data/valid      token stores
     runs/<name>/<direction>/metrics.jsonl   a row per step
     runs/<name>/<direction>/model           the finished model
 
-A model folder by itself counts as a run of which nothing else is known.
+A model folder by itself counts as a run without metrics, recipe and data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Run", "find_run"]
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of how a model was trained."""
+    """A finished model, and what is known about its training."""
 
     model: Path
     """The finished model's folder."""
@@ -32,13 +32,13 @@ class Run:
     """Rows of metrics.jsonl."""
     recipe: JsonObject | None = None
     manifests: dict[str, Manifest] = field(default_factory=dict)
-    """Of the token stores, by the part that they are: train, valid; see `read_manifests`."""
+    """Manifests of the token stores, by part (train, valid); see `read_manifests`."""
 
 
 def find_run(path: str | Path) -> Run:
-    """The run that a model folder, or the folder it was trained in, belongs to.
+    """The run of a model folder, or of the folder that contains it.
 
-    Raises `CheckpointError` where there is no finished model.
+    Raises `CheckpointError` if there is no finished model.
 
     >>> find_run("no-run")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -78,13 +78,13 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What is read here of a recipe, which may be of another version of ledom."""
+    """The few keys that are read here; the recipe may be of another version of ledom."""
 
     data: _Data = _Data()
 
 
 def _read_sources(recipe: JsonObject, file: Path) -> dict[str, Manifest]:
-    """The manifests of the stores that a recipe mixes, as far as they are still where it says."""
+    """The manifests of the stores that a recipe mixes; stores that are gone are left out."""
     data = as_type(recipe, _Recipe, file).data
     parts = {source.path: source.path for source in data.sources or ()}
     if parts and data.valid:

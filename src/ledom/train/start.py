@@ -1,11 +1,11 @@
-"""What a run starts from: its inputs, the model, the batches, and what must fit before any work.
+"""The start of a run: checks before any work, hashes of the inputs, the model and the batches.
 
     recipe, prepared data -> initial_model, training_batches -> the loop
-    runs/<name>/inputs.json     recipe key -> hash of the file, model folder or token store there
+    runs/<name>/inputs.json     recipe key -> hash of the file, model folder or token store
 
-A run resumes with the inputs that it began with, and twins read the same ones. A token store is
-represented by the checksums in its manifest, whatever its size. This module knows nothing of steps
-or optimizers.
+A resumed run must have the inputs that it began with, and twins must have the same ones. The hash
+of a token store is made from the checksums in its manifest, whatever its size. This module knows
+nothing of steps or optimizers.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ __all__ = [
 
 
 def check_lengths(recipe: Recipe, direction: Direction) -> None:
-    """Raise `RecipeError` where windows are longer than the model's context.
+    """Raise `RecipeError` if windows are longer than the model's context.
 
-    Quick, and needs no data: call it before any work.
+    This is quick and needs no data: call it before any work.
     """
     contexts = []
     if recipe.model is not None:
@@ -64,9 +64,10 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
 
 
 def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
-    """Random weights, or those of `init_from`, which must have the recipe's shape and tokenizer.
+    """A model with random weights, or with those of `init_from`; the same in every process.
 
-    `init_from` may be a model of the other direction. They are the same in every process.
+    `init_from` may be a model of the other direction. Raises `RecipeError` if it does not have the
+    recipe's shape or tokenizer.
     """
     start = None
     if recipe.init_from is not None:
@@ -79,7 +80,7 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
             )
         if recipe.model is None:
             return start.model
-    assert recipe.model is not None  # the recipe's own check
+    assert recipe.model is not None  # checked by the recipe
     model = build_model(recipe.model, data.tokenizer, recipe.seed)
     if start is not None:
         try:
@@ -94,7 +95,10 @@ def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> P
 def choose_packing(
     model: PreTrainedModel, recipe: Recipe, eos_id: int, world: ProcessGroup
 ) -> None:
-    """Pack documents into rows where that is exact for the model; otherwise read each alone."""
+    """Set the model up to read packed rows if that is exact for it, else one document at a time.
+
+    Raises `RecipeError` for settings that reading one at a time does not support.
+    """
 
     def packed(ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
         return -token_losses(model, ids, positions, boundaries, targets)
@@ -106,8 +110,8 @@ def choose_packing(
     own.check_training(longest)
     if recipe.data.mask_across_documents != recipe.data.reset_position_ids:
         raise RecipeError(
-            f"key data.mask_across_documents: {kind} reads one document at a time, each from its "
-            "first position; give it the same value as data.reset_position_ids"
+            f"key data.mask_across_documents: {kind} reads one document at a time, each from "
+            "position 0; give it the same value as data.reset_position_ids"
         )
     if world.size > 1:
         raise RecipeError(f"{kind} reads one document at a time, which runs in one process only")
@@ -151,8 +155,8 @@ def _autocast_error(model: PreTrainedModel) -> str | None:
 
 
 def check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
-    """Raise `RecipeError` if a batch would be split that the objective needs whole, or if adapters
-    would be sharded."""
+    """Raise `RecipeError` if an objective on pairs, which needs whole batches, or adapters would be
+    split over processes or micro-batches."""
     shared = world.size > 1 or recipe.parallel.tokens_per_microbatch is not None
     if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
         raise RecipeError(
@@ -164,7 +168,7 @@ def check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
 def training_batches(
     recipe: Recipe, direction: Direction, data: PreparedData
 ) -> Batches | PairBatches:
-    """Documents of the token store; pairs where the objective separates question from solution."""
+    """Batches of windows of the token stores, or of pairs if the objective needs them."""
     if not recipe.objective.needs_pairs:
         sources = [
             (Windows(source.store, recipe.train.seq_len, recipe.data.packing), source.weight)
@@ -187,11 +191,10 @@ def training_batches(
 
 
 def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) -> None:
-    """Compare the recipe's inputs with those that the run in `folder` began with; write them down
-    where no step of it has been saved yet.
+    """Compare the inputs' hashes with those in the run's inputs.json, then write that file.
 
-    Raises `CheckpointError` naming the key whose content has changed, and `InputError` for an input
-    that cannot be read.
+    Before the first checkpoint nothing is compared. Raises `CheckpointError` with the key of an
+    input that has changed, and `InputError` for an input that cannot be read.
     """
     file = folder / "inputs.json"
     begun = file.is_file() and any(folder.glob("*/checkpoints/*"))
@@ -200,14 +203,14 @@ def check_inputs(recipe: Recipe, directions: Sequence[Direction], folder: Path) 
     for key, (name, digest) in found.items():
         if known.get(key, digest) != digest:
             raise CheckpointError(
-                f"{folder}: {key} ({name}) has changed since this run began; put back what was "
-                "there, or give this run another name"
+                f"{folder}: {key} ({name}) has changed since this run began; restore it, or give "
+                "this run another name"
             )
     write_json(file, known | {key: digest for key, (_, digest) in found.items()})
 
 
 def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[str, str]]:
-    """Recipe keys and the paths under them; `init_from` once for each direction."""
+    """(key, path) of each input of a recipe; `init_from` once per direction."""
     for location, name in named_files(recipe):
         if location != ("init_from",):
             yield ".".join(map(str, location)), name
@@ -216,7 +219,7 @@ def _inputs(recipe: Recipe, directions: Sequence[Direction]) -> Iterator[tuple[s
 
 
 def content_hash(path: Path) -> str:
-    """A hash of all bytes of a file, of a folder's files by name, or of a token store's shards.
+    """A hash of the contents of a file, of the files of a folder, or of a token store.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
