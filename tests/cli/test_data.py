@@ -195,7 +195,7 @@ def test_ctrl_c_keeps_finished_shards(run: Run, tokenizer_folder: Path, tmp_path
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process gets it
         assert process.wait() == 130
     said = process.said()
-    assert "interrupted; finished work is kept" in said
+    assert "interrupted; what was saved is kept" in said
     assert "Traceback" not in said
     finished = {
         shard: shard.stat().st_mtime_ns

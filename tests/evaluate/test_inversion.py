@@ -150,6 +150,7 @@ def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     code, text = run("invert", tmp_path / "outputs.jsonl", "--samples", 40, "--out", out)
     assert code == 0, text
     assert "MRR 0.500 [" in text
+    assert "right first 50.0 ± 50.0%; " in text
     assert "2 of 2 outputs have a known prompt" in text
     rows = [json.loads(line) for line in (out / "ranking.jsonl").read_text().splitlines()]
     assert [(row["output_id"], row["rank"]) for row in rows] == [

@@ -19,6 +19,7 @@ from ledom.evaluate.synthesis import (
     SynthesisSettings,
     Synthesized,
     read_seeds,
+    sift,
     synthesize,
 )
 from ledom.lm.backends.fake import FakeLanguageModel
@@ -105,6 +106,15 @@ def test_what_is_no_question_is_not_answered(tokenizer: Tokenizer, tmp_path: Pat
         "duplicate",
     ]
     assert len(found.agreements) == 0
+
+
+def test_answers_that_were_cut_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    problem = Problem(id="a/0", question="How many?", answer="22", extra={"seed": "a"})
+    forward = FakeLanguageModel(tokenizer, "forward", answers=["20 + 2 = 22"])
+    for most, cut in ((1, 3), (40, 0)):
+        how = SynthesisSettings(Sampling(max_tokens=most), num_answers=3)
+        found = sift([problem], forward, how, [], tmp_path / str(most), silent)
+        assert (found.num_answers, found.num_cut) == (3, cut)
 
 
 def test_the_seeds_own_question_is_known(tokenizer: Tokenizer, tmp_path: Path) -> None:

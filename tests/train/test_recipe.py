@@ -304,6 +304,15 @@ def test_only_the_direction_is_filled_in(recipe):
     assert started.init_folder(Direction.REVERSE) == "runs/{0}{x}/reverse"
 
 
+def test_a_model_to_start_from_may_be_a_folder_of_the_hubs_cache(recipe, tmp_path):
+    repo = tmp_path / "models--me--twin"
+    commit = repo / "snapshots" / "c0ffee"
+    commit.mkdir(parents=True)
+    started = load_recipe(recipe, [f"init_from={repo}"])
+    assert started.init_folder(Direction.REVERSE) == str(commit)
+    assert started.data_of(Direction.REVERSE).tokenizer == str(commit / "tokenizer.json")
+
+
 @pytest.mark.parametrize(
     ("cause", "unused", "reason"),
     [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import say, show_ranking
+from ledom.cli.display import say, show_ranking, warn
 from ledom.cli.options import (
     MOST_PROBLEMS,
     MOST_SAMPLES,
@@ -30,13 +30,13 @@ from ledom.cli.options import (
     check_count,
     choose_problems,
     load_model,
-    read_text,
     refuse_unused,
     results_folder,
     unused_by_models,
     unused_when_greedy,
 )
 from ledom.cli.progress import track
+from ledom.cli.texts import is_jsonl, read_text
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
 
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from ledom.evaluate.synthesis import Synthesized
 
 __all__ = ["RANKING", "SYNTHESIS"]
+
+_JUDGED = 100  # texts that decide whether the embedded pair knows their kind
 
 QueryText = Annotated[
     str,
@@ -151,9 +153,10 @@ def rank(
     Example: ledom rank "Ava has 3 pens and buys 4. How many?" passages.jsonl
     """
     from ledom.evaluate.retrieval import rank_passages, read_passages, reciprocal_ranks
+    from ledom.rerank.explain import unfamiliar_texts
 
     refuse_unused(context, *unused_by_models(model))
-    from_file = query.endswith(".jsonl")
+    from_file = is_jsonl(query, "query")
     if from_file and out is None:
         raise InputError("a file of queries needs a folder for the ranking; give --out FOLDER")
     found = read_passages(passages)
@@ -168,6 +171,7 @@ def rank(
     _show_mean(reciprocal_ranks(queries, ranking), len(queries), "queries have relevant passages")
     if cut := {one.passage_id for one in ranking if one.extra.get("truncated")}:
         say(f"note: {len(cut)} of {len(found)} passages were cut to fit the model's context")
+    warn(unfamiliar_texts(lm, [one.text for one in queries[:_JUDGED]], "its order"))
     if out is not None:
         say(f"ranking: {out / 'ranking.jsonl'}")
 
@@ -185,13 +189,14 @@ def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[
 
 
 def _show_mean(values: NDArray[np.float64], total: int, known: str) -> None:
-    """Print the mean reciprocal rank, over the items whose right result is known."""
+    """Print the mean reciprocal rank where the right result is known, and how often it is first."""
     from ledom.report.intervals import share_interval
-    from ledom.report.numbers import interval
+    from ledom.report.numbers import accuracy, interval
 
     if len(values):
         mean = interval(share_interval(values))
-        typer.echo(f"MRR {mean}, {len(values):,} of {total:,} {known}")
+        first = accuracy(share_interval((values == 1).astype(float)))
+        typer.echo(f"MRR {mean}, right first {first}%; {len(values):,} of {total:,} {known}")
 
 
 def synthesize(
@@ -222,9 +227,10 @@ def synthesize(
 
     Example: ledom synthesize solutions.jsonl --known train.jsonl --out out/new
     """
-    from ledom.evaluate.synthesis import SynthesisSettings
+    from ledom.evaluate.synthesis import SynthesisSettings, seed_prompt
     from ledom.evaluate.synthesis import synthesize as run
     from ledom.lm.language_model import Sampling
+    from ledom.rerank.explain import unfamiliar_texts
 
     refuse_unused(
         context,
@@ -240,7 +246,10 @@ def synthesize(
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
     say(f"seeds: {len(found)}; results in {out}/")
-    _show_synthesized(run(found, writer, judge, settings, questions, out, track), out)
+    made = run(found, writer, judge, settings, questions, out, track)
+    _show_synthesized(made, max_tokens, out)
+    texts = [seed_prompt(one, writer.pair_format) for one in found[:_JUDGED]]
+    warn(unfamiliar_texts(writer, texts))
 
 
 def _seeds(
@@ -277,7 +286,7 @@ def _questions(files: Sequence[Path]) -> list[str]:
     return [problem.question for file in files for problem in read_records(file, Problem)]
 
 
-def _show_synthesized(found: Synthesized, out: Path) -> None:
+def _show_synthesized(found: Synthesized, max_tokens: int, out: Path) -> None:
     """Print how many questions were kept, and how often the forward model's answer agrees."""
     from ledom.report.intervals import share_interval
     from ledom.report.numbers import accuracy
@@ -288,6 +297,11 @@ def _show_synthesized(found: Synthesized, out: Path) -> None:
     if len(agreements := found.agreements):
         share = accuracy(share_interval(agreements))
         typer.echo(f"the forward model's answer agrees: {share}%")
+    if found.num_cut:
+        say(
+            f"note: {found.num_cut:,} of {found.num_answers:,} answers did not end within "
+            f"{max_tokens} tokens, so they may be wrong; raise --max-tokens"
+        )
     say(f"problems: {out / 'problems.jsonl'}; removed questions: removed.jsonl")
 
 
@@ -318,8 +332,9 @@ def invert(
     from ledom.evaluate.inversion import invert as run
     from ledom.evaluate.inversion import reciprocal_ranks
     from ledom.lm.language_model import Sampling
+    from ledom.rerank.explain import unfamiliar_texts
 
-    from_file = output.endswith(".jsonl")
+    from_file = is_jsonl(output, "output")
     refuse_unused(
         context,
         *unused_when_greedy(temperature, "samples", "seed"),
@@ -346,6 +361,7 @@ def invert(
             f"{max_tokens} tokens; raise --max-tokens"
         )
     _show_mean(reciprocal_ranks(outputs, found), len(outputs), "outputs have a known prompt")
+    warn(unfamiliar_texts(models[0], [one.text for one in outputs[:_JUDGED]]))
     if out is not None:
         say(f"ranking: {out / 'ranking.jsonl'}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -53,11 +52,9 @@ __all__ = [
     "check_count",
     "choose_problems",
     "command_line",
-    "decode_text",
     "load_model",
     "model_or_none",
     "named_score_fields",
-    "read_text",
     "refuse_unused",
     "results_folder",
     "unused_by_models",
@@ -317,36 +314,6 @@ def check_count(count: int | None, found: int, source: str, option: str) -> None
         raise InputError(
             f"{option} is {count}, but {source} has {found}; leave it out to take all of them"
         )
-
-
-def read_text(argument: str, name: str) -> str:
-    """The text of an argument, or of standard input for `-`; see `decode_text`."""
-    if argument == "-":
-        return decode_text(_read_input(), f"{name} on standard input")
-    return decode_text(os.fsencode(argument), name)
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Decode UTF-8, whatever the locale; raises `InputError` for invalid bytes.
-
-    >>> decode_text("4 €".encode(), "query")
-    '4 €'
-    """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the {name} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; "
-            "convert it first, for example with iconv -t UTF-8"
-        ) from None
-
-
-def _read_input() -> bytes:
-    """Standard input, with line ends normalized as `open` does."""
-    if sys.stdin is None:
-        raise InputError("- means standard input, but standard input is closed; give the text")
-    data = sys.stdin.buffer.read()
-    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def run(app: Callable[..., Any]) -> int:
     except BaseException as error:  # a panic in Rust (tokenizers) is not an Exception
         code = _failed(error)
     if code == _INTERRUPTED:
-        say("interrupted; finished work is kept: run the same command again to resume")
+        say("interrupted; what was saved is kept: run the same command again to resume")
     return int(code)
 
 

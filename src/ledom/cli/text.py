@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,15 +22,14 @@ from ledom.cli.options import (
     TopK,
     TopP,
     Unused,
-    decode_text,
     load_model,
-    read_text,
     refuse_unused,
     results_folder,
     unused_by_models,
     unused_when_greedy,
 )
 from ledom.cli.progress import track
+from ledom.cli.texts import argument_text, read_text
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
 
@@ -104,10 +102,7 @@ def explain(
     text = read_text(question, "question")
     text = text.strip() if question == "-" else text
     written = read_solutions(
-        [
-            s if is_candidates_file(s) else decode_text(os.fsencode(s), "solution")
-            for s in solutions
-        ],
+        [s if is_candidates_file(s) else argument_text(s, "solution") for s in solutions],
         problem_id,
     )
     set_threads(threads)

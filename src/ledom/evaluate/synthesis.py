@@ -111,6 +111,10 @@ class Synthesized:
 
     problems: list[Problem]
     removed: list[Problem]
+    num_answers: int = 0
+    """How many answers the forward model gave."""
+    num_cut: int = 0
+    """How many of them reached `max_tokens`, so that what they state may not be their answer."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -219,8 +223,10 @@ def sift(
         problems, seen, lambda p: has_room(_answer_prompt(p, forward), forward, how.sampling)
     )
     asked = [problem for problem in first if REASON not in problem.extra]
-    answered = _answered(asked, forward, how, out, track)
-    found = _sorted_out(first, answered, seen, how.min_agreement)
+    answers = _answers(asked, forward, how, out, track)
+    found = _sorted_out(first, _with_agreement(asked, answers), seen, how.min_agreement)
+    num_cut = sum(one.finish_reason != "stop" for one in answers)
+    found = replace(found, num_answers=len(answers), num_cut=num_cut)
     write_records(out / "problems.jsonl", found.problems)
     write_records(out / "removed.jsonl", found.removed)
     _write_summary(found, out)
@@ -301,18 +307,18 @@ def _answer_prompt(problem: Problem, forward: LanguageModel) -> Prompt:
     return Prompt(problem.id, forward.pair_format.before_solution(problem.question))
 
 
-def _answered(
+def _answers(
     problems: Sequence[Problem],
     forward: LanguageModel,
     how: SynthesisSettings,
     out: Path,
     track: Track,
-) -> dict[str, Problem]:
-    """The problems by id, each with the share of the forward model's answers that agree with it."""
+) -> list[Proposal]:
+    """The forward model's answers to each problem's question."""
     if not problems:
-        return {}
+        return []
     prompts = [_answer_prompt(problem, forward) for problem in problems]
-    answers = propose(
+    return propose(
         forward,
         prompts,
         how.sampling,
@@ -321,6 +327,10 @@ def _answered(
         track,
         "answering questions",
     )
+
+
+def _with_agreement(problems: Sequence[Problem], answers: Sequence[Proposal]) -> dict[str, Problem]:
+    """The problems by id, each with the share of its answers that agree."""
     right: dict[str, list[bool]] = {problem.id: [] for problem in problems}
     expected = {problem.id: problem.answer or "" for problem in problems}
     for one in answers:
@@ -363,6 +373,8 @@ def _write_summary(found: Synthesized, out: Path) -> None:
             "num_questions": len(found.problems) + len(found.removed),
             "num_problems": len(found.problems),
             "removed": found.reasons,
+            "num_answers": found.num_answers,
+            "num_cut": found.num_cut,
             "agreement": None
             if interval is None
             else {"mean": interval.mean, "low": interval.low, "high": interval.high},

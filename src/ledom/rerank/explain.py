@@ -60,7 +60,7 @@ def is_candidates_file(source: str) -> bool:
     >>> is_candidates_file("candidates.jsonl"), is_candidates_file("3 + 4 = 7")
     (True, False)
     """
-    return source.endswith(".jsonl")
+    return source.lower().endswith(".jsonl")
 
 
 def read_solutions(sources: Sequence[str], problem_id: str | None = None) -> list[str]:
@@ -253,11 +253,13 @@ def unfamiliar(lm: LanguageModel | None, scores: Sequence[Score]) -> str | None:
     return _warning(loss, limit, "its preference")
 
 
-def unfamiliar_texts(lm: LanguageModel, texts: Sequence[str]) -> str | None:
+def unfamiliar_texts(
+    lm: LanguageModel, texts: Sequence[str], what: str = "what it writes"
+) -> str | None:
     """A warning if at least half of `texts` are unlike the embedded model's training texts.
 
     The texts are beginnings of documents for a forward model, endings for a reverse model. None for
-    other models. Texts of a few tokens are not judged.
+    other models. Texts of a few tokens are not judged. `what` of the model means nothing then.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -275,7 +277,7 @@ def unfamiliar_texts(lm: LanguageModel, texts: Sequence[str]) -> str | None:
             losses.append(-float(lm.logprobs([TokenSpan(ids, *span)])[0].mean()))
     if not losses or (loss := median(losses)) <= _UNLIKELY_LOSS:
         return None
-    return _warning(loss, "of this text; under 3 on its kind of problem", "what it writes")
+    return _warning(loss, "of this text; under 3 on its kind of problem", what)
 
 
 def _is_embedded(lm: LanguageModel) -> bool:

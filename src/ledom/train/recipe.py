@@ -30,6 +30,7 @@ from ledom.core.reading import Config, JsonObject, exists, read_text
 from ledom.core.strict_yaml import parse_yaml
 from ledom.data.prepare import DataConfig
 from ledom.data.problems import GENERATOR
+from ledom.model.foreign.hub import snapshot
 from ledom.model.presets import ModelConfig
 from ledom.train.distributed import ParallelConfig
 from ledom.train.lora import LoraConfig
@@ -135,7 +136,7 @@ class Recipe(Config):
         return self.data.model_copy(update={"tokenizer": tokenizer})
 
     def init_folder(self, direction: Direction) -> str:
-        """The model folder to start from; `init_from` must be set.
+        """The model folder to start from (`init_from` must be set); in the hub's cache a commit's.
 
         >>> keys = {"name": "twins", "init_from": "runs/tiny/{direction}", "data": {}}
         >>> recipe = Recipe.model_validate(keys | {"optim": {"steps": 1}})
@@ -143,7 +144,7 @@ class Recipe(Config):
         'runs/tiny/reverse'
         """
         assert self.init_from is not None
-        return self.init_from.replace("{direction}", str(direction))
+        return str(snapshot(Path(self.init_from.replace("{direction}", str(direction)))))
 
 
 def load_recipe(
