@@ -46,6 +46,7 @@ PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 _PROBE = "ledom-probe"  # our attention, which also records the masks that a model asks for
 _SIZES = (12, 7)  # tokens of the two texts
 _PREFIX = 6  # first tokens, whose outputs must not depend on later ones
+_NOISE = 3  # a right row may differ by so many times what another length changes
 _FAR = 2**20  # a position beyond any text, for models without a limit
 
 
@@ -86,12 +87,12 @@ def _reach(
     other = _Row(row.ids.clone(), row.targets)
     # New tokens rather than a new order of the same ones, which would hide a leak of averages.
     other.ids[1 : _SIZES[0]] = _random_ids(model, _SIZES[0] - 1, seed=1)
-    expected = _alone(own, row)
+    expected, noise = _alone(own, row)
     names = [config._attn_implementation for config in own._configs]
     try:
         reach = min(_mask_reach(model, row.ids[: _SIZES[0]], context), context)
         _use_attention(model, IMPLEMENTATION)
-        reach = min(reach, _checked(model, packed, row, other, expected, context))
+        reach = min(reach, _checked(model, packed, row, other, expected, noise, context))
     except Exception:  # an architecture may fail in any way on arguments that it does not know
         reach = 0
     if not reach:
@@ -106,6 +107,7 @@ def _checked(
     row: _Row,
     other: _Row,
     expected: Tensor,
+    noise: float,
     context: int,
 ) -> int:
     """The longest text for which the packed run is right; 0 for none."""
@@ -115,8 +117,7 @@ def _checked(
         return packed(row.ids, row.moved(first), boundaries, row.targets).float()
 
     found = run(row)
-    limit = tolerance(model.dtype)
-    if not _close(found, expected, limit):
+    if not _close(found, expected, tolerance(model.dtype), _NOISE * noise):
         return 0
     # A different neighbor of the same length leaves all shapes alone, so the second text's results
     # may change only by the order of sums, whatever the precision. Experts are the exception: the
@@ -155,8 +156,8 @@ def vocab_size(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _alone(own: OwnForward, row: _Row) -> Tensor:
-    """log P of the targets by the model's own pass over each text [T]."""
+def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
+    """log P of the targets by the model's own pass over each text [T], and what length changes."""
     kind = type(own.model).__name__
     try:
         parts = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
@@ -178,23 +179,22 @@ def _alone(own: OwnForward, row: _Row) -> Tensor:
     limit = tolerance(own.model.dtype)
     # ProphetNet depends on how many tokens follow. Half precision needs room for rounding here.
     other_length = limit if own.model.dtype == torch.float32 else 4 * limit
-    if not (
-        _close(parts[0][:_PREFIX], prefix, limit)
-        and _close(parts[0][:_PREFIX], shorter, other_length)
-    ):
+    first = parts[0][:_PREFIX]
+    if not (_close(first, prefix, limit) and _close(first, shorter, other_length)):
         raise CheckpointError(
             f"{kind} sees later tokens, so it gives no probability of a text; give a decoder (some "
             "encoders become one with is_decoder: true in config.json)"
         )
-    return torch.cat(parts).gather(1, row.targets[:, None])[:, 0]
+    noise = float((first - shorter).abs().max())  # nats
+    return torch.cat(parts).gather(1, row.targets[:, None])[:, 0], noise
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """The largest difference between two log-probabilities that are both right, in nats.
 
     In fp32 another order of sums changes about 1e-6, and a leak far more. Half precision rounds
-    each layer's output to 8 or 11 bits, which changes the second decimal of log-probabilities near
-    -10. A leak too small to show here shows when the neighboring text is replaced.
+    each layer's output to 8 or 11 bits: the second decimal of log-probabilities near -10. A
+    smaller leak shows when the neighboring text is replaced.
 
     >>> tolerance(torch.float32)
     0.0001
@@ -202,13 +202,13 @@ def tolerance(dtype: torch.dtype) -> float:
     return {torch.bfloat16: 0.25, torch.float16: 0.03}.get(dtype, 1e-4)
 
 
-def _close(found: Tensor, expected: Tensor, limit: float) -> bool:
-    """Whether all differences are within `limit`, which grows with values larger than 10.
+def _close(found: Tensor, expected: Tensor, limit: float, noise: float = 0.0) -> bool:
+    """Whether all differences are within `limit`, which grows with values over 10, or `noise`.
 
     Rounding grows with the logits: a trained model gives random tokens log-probabilities of -30.
     """
-    largest = float(expected.abs().max())
-    return bool((found - expected).abs().max() <= limit * max(1.0, largest / 10))  # NaN is not
+    limit = max(limit, limit * float(expected.abs().max()) / 10, noise)
+    return bool((found - expected).abs().max() <= limit)  # NaN is not
 
 
 def _mask_reach(model: PreTrainedModel, ids: Tensor, context: int) -> int:
