@@ -14,8 +14,8 @@ from waiting import SECONDS
 # each time, the block's 12,288 pages are 245,760 faults.
 _CHILD = """
 import ctypes, resource, sys, threading
-from ledom.core.processes import keep_pages
-print(keep_pages())
+from ledom.core.processes import _keep_pages
+print(_keep_pages())
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -42,17 +42,21 @@ else:
 def _run(where: str, **environment: str) -> tuple[str, int]:
     """Whether pages are kept, and the faults."""
     usual = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
-    command = [sys.executable, "-c", _CHILD, where]
+    kept, faults = _output(_CHILD, where, environment=usual | environment)
+    return kept, int(faults)
+
+
+def _output(code: str, *arguments: str, environment: dict[str, str]) -> list[str]:
+    """The words that a program prints in a process of its own."""
     done = subprocess.run(
-        command,
-        env=usual | environment,
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=SECONDS,
         check=True,
     )
-    kept, faults = done.stdout.split()
-    return kept, int(faults)
+    return done.stdout.split()
 
 
 @pytest.mark.skipif(processes._mallopt() is None, reason="not glibc")
@@ -74,7 +78,7 @@ def test_a_users_own_settings_stand(
         monkeypatch.setenv(name, value)
     asked: list[int] = []
     monkeypatch.setattr(processes, "_mallopt", lambda: lambda key, value: asked.append(key) or 1)
-    assert not processes.keep_pages()
+    assert not processes._keep_pages()
     assert asked == []
 
 
@@ -87,7 +91,7 @@ def test_few_threads_share_a_heap(cpus: int, heaps: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         processes, "_mallopt", lambda: lambda key, value: asked.update({key: value}) or 1
     )
-    assert processes.keep_pages()
+    assert processes._keep_pages()
     # malloc.h: M_TRIM_THRESHOLD is -1, M_MMAP_MAX -4, M_ARENA_MAX -8.
     assert asked == {-1: -1, -4: 0, -8: heaps}
 
@@ -98,7 +102,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("ctypes.CDLL", lambda name: Musl())
     assert processes._mallopt() is None
-    assert not processes.keep_pages()
+    assert not processes._keep_pages()
 
 
 # Products of 480 shapes: bytes in use after the first 320, and after all.
@@ -123,15 +127,7 @@ for rows in range(1, 481):
 def test_memory_stops_to_grow_with_the_number_of_shapes() -> None:
     """Unbounded, it would grow by 90 MB here."""
     usual = {k: v for k, v in os.environ.items() if k not in processes._CACHES}
-    done = subprocess.run(
-        [sys.executable, "-c", _PRODUCTS],
-        env=usual,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=True,
-    )
-    before, after = map(int, done.stdout.split())
+    before, after = map(int, _output(_PRODUCTS, environment=usual))
     assert after - before < 10 * 2**20
 
 
@@ -140,6 +136,6 @@ def test_a_users_size_of_the_caches_stays(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(first, "1000")
     monkeypatch.setenv(second, "")
     monkeypatch.delenv(second)  # and back to what it was, after the test
-    monkeypatch.setattr(processes, "keep_pages", lambda: True)
+    monkeypatch.setattr(processes, "_keep_pages", lambda: True)
     processes.configure_memory()
     assert (os.environ[first], os.environ[second]) == ("1000", "256")

@@ -32,7 +32,6 @@ __all__ = [
     "fast_bfloat16",
     "is_first",
     "is_first_failure",
-    "keep_pages",
     "local_rank",
     "local_size",
     "rank",
@@ -304,14 +303,14 @@ def configure_memory() -> None:
     """
     for name in _CACHES:
         os.environ.setdefault(name, str(_CACHED_SHAPES))
-    keep_pages()
+    _keep_pages()
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 _CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; one heap each takes more memory
 
 
-def keep_pages() -> bool:
+def _keep_pages() -> bool:
     """Make the allocator keep freed memory for reuse; returns whether it does.
 
     A model's forward pass frees buffers of many megabytes and allocates the same again a moment
@@ -323,7 +322,7 @@ def keep_pages() -> bool:
     configured the allocator (MALLOC_... or GLIBC_TUNABLES in the environment). Results do not
     change; resident memory stays at its peak.
 
-    >>> keep_pages() in (True, False)
+    >>> _keep_pages() in (True, False)
     True
     """
     mallopt = _mallopt()

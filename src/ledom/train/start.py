@@ -123,10 +123,10 @@ def choose_packing(
 
 
 def choose_precision(model: PreTrainedModel, recipe: Recipe, world: ProcessGroup) -> Recipe:
-    """The recipe with what `auto` is here in its place: bf16 where every process is fast at it, and
-    the model runs in it. Raises `RecipeError` for bf16 by name where it does not.
+    """The recipe with `auto` replaced: bfloat16 if every process is fast at it and the model runs
+    in it, else float32. Raises `RecipeError` if bfloat16 is named and the model does not run in it.
 
-    So a run's checkpoints record it, and no other processor goes on in another precision.
+    A run's checkpoints record the choice, so the run cannot resume in another precision.
     """
     asked = recipe.train.precision
     fast = world.total(fast_bfloat16(world.device)) == [world.size]

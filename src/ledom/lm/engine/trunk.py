@@ -138,9 +138,10 @@ def _without_filling(attend: Attend, count: int) -> Attend:
     """Attention among the first `count` tokens only; for the rest, which fill the row, zeros."""
 
     def attend_first(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        queries = len(q) if len(q) < len(k) else count  # of the last layer, only those wanted
-        out = attend(layer, q[:queries], k[:count], v[:count])
-        return pad(out, (0, 0, 0, 0, 0, len(q) - queries))
+        if len(q) < len(k):  # the last layer asks only for the wanted tokens, which are not filled
+            return attend(layer, q, k[:count], v[:count])
+        out = attend(layer, q[:count], k[:count], v[:count])
+        return pad(out, (0, 0, 0, 0, 0, len(q) - count))
 
     return attend_first
 
