@@ -103,8 +103,8 @@ def linear(x: Tensor, weight: Tensor | Int8Weight, bias: Tensor | None = None) -
     >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]))
     tensor([[16.]])
     """
-    rows, missing = len(x), filled_rows(x, weight) - len(x)
-    x = functional.pad(x, (0, 0, 0, missing)) if missing else x
+    rows = len(x)
+    x = _fill(x, filled_rows(x, weight))
     if isinstance(weight, Int8Weight):
         return weight(x, bias)[:rows]
     if not _for_onednn(x):
@@ -126,6 +126,11 @@ def filled_rows(x: Tensor, weight: Tensor | Int8Weight) -> int:
         return rows
     step = max(8, 1 << (rows.bit_length() - 5))
     return -(-rows // step) * step
+
+
+def _fill(x: Tensor, rows: int) -> Tensor:
+    """x [T, width] with zeros after its last row, [rows, width]; x itself if it has as many."""
+    return x if len(x) == rows else functional.pad(x, (0, 0, 0, rows - len(x)))
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -153,10 +158,8 @@ def add_linear(
     if not _for_onednn(x):
         total.addmm_(x, weight.t())
         return total if bias is None else total.add_(bias)
-    rows, missing = len(x), filled_rows(x, weight) - len(x)
-    if missing:
-        x, total = (functional.pad(part, (0, 0, 0, missing)) for part in (x, total))
-    out: Tensor = _LINEAR.binary(x, total, weight, bias, "add")
+    rows, filled = len(x), filled_rows(x, weight)
+    out: Tensor = _LINEAR.binary(_fill(x, filled), _fill(total, filled), weight, bias, "add")
     return out[:rows]
 
 
