@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ def test_the_table_fits_eighty_columns(
     show_summary(report(*(row(s.label) for s in strategies(("self_certainty", long)).values())))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= 80
+    assert re.split(r" {2,}", lines[0])[1:] == ["accuracy, %", "minus greedy", "minus majority"]
     (noisy,) = [line for line in lines if line.startswith("noisy channel")]
     assert noisy.split(maxsplit=2)[2] == (
         "100.0 [75.0, 100.0] −12.3 [−23.4, −10.0] −12.3 [−23.4, −10.0]"

@@ -68,7 +68,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     threads = SimpleNamespace(Event=lambda: clock, Thread=clock.thread)
     monkeypatch.setattr(progress, "threading", threads)
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(progress, "say", clock.lines.append)
+    monkeypatch.setattr(progress, "log", clock.lines.append)
     return clock
 
 

@@ -109,7 +109,8 @@ def test_benchmarks_and_rankings_are_shown(lm: FakeLanguageModel, tmp_path: Path
     write_records(tmp_path / "ranking.jsonl", ranking)
     (tmp_path / "scores.jsonl").write_text("")
     _, benchmarks, passages = collect(lm, [tmp_path], 1, seed=0).sections
-    assert benchmarks.tables[0].rows[1:] == [
+    assert benchmarks.tables[0].rows == [
+        ["task", "documents", "model, scoring", "accuracy, %", "minus forward"],
         ["pens", "4", "forward conditional", "100.0 ± 0.0", ""],
         ["pens", "4", "reverse posterior", "100.0 ± 0.0", "+10.0 [0.0, +20.0]"],
     ]

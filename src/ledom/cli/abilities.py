@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import say, show_ranking, warn
+from ledom.cli.display import log, show_ranking, warn
 from ledom.cli.options import (
     MOST_PROBLEMS,
     MOST_SAMPLES,
@@ -170,10 +170,10 @@ def rank(
         show_ranking((one.passage_id, texts[one.passage_id], one.score) for one in ranking[:top])
     _show_mean(reciprocal_ranks(queries, ranking), len(queries), "queries have relevant passages")
     if cut := {one.passage_id for one in ranking if one.extra.get("truncated")}:
-        say(f"note: {len(cut)} of {len(found)} passages were cut to fit the model's context")
+        log(f"note: {len(cut)} of {len(found)} passages were cut to fit the model's context")
     warn(unfamiliar_texts(lm, [one.text for one in queries[:_JUDGED]], "its order"))
     if out is not None:
-        say(f"ranking: {out / 'ranking.jsonl'}")
+        log(f"ranking: {out / 'ranking.jsonl'}")
 
 
 def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[Query]:
@@ -245,7 +245,7 @@ def synthesize(
     set_threads(threads)
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
-    say(f"seeds: {len(found)}; results in {out}/")
+    log(f"seeds: {len(found)}; results in {out}/")
     made = run(found, writer, judge, settings, questions, out, track)
     _show_synthesized(made, max_tokens, out)
     texts = [seed_prompt(one, writer.pair_format) for one in found[:_JUDGED]]
@@ -298,11 +298,11 @@ def _show_synthesized(found: Synthesized, max_tokens: int, out: Path) -> None:
         share = accuracy(share_interval(agreements))
         typer.echo(f"the forward model's answer agrees: {share}%")
     if found.num_cut:
-        say(
+        log(
             f"note: {found.num_cut:,} of {found.num_answers:,} answers did not end within "
             f"{max_tokens} tokens, so they may be wrong; raise --max-tokens"
         )
-    say(f"problems: {out / 'problems.jsonl'}; removed questions: removed.jsonl")
+    log(f"problems: {out / 'problems.jsonl'}; removed questions: removed.jsonl")
 
 
 def invert(
@@ -356,14 +356,14 @@ def invert(
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])
     if lacking := len(outputs) - len({one.output_id for one in found}):
-        say(
+        log(
             f"note: {lacking} of {len(outputs)} outputs got no prompt that ended within "
             f"{max_tokens} tokens; raise --max-tokens"
         )
     _show_mean(reciprocal_ranks(outputs, found), len(outputs), "outputs have a known prompt")
     warn(unfamiliar_texts(models[0], [one.text for one in outputs[:_JUDGED]]))
     if out is not None:
-        say(f"ranking: {out / 'ranking.jsonl'}")
+        log(f"ranking: {out / 'ranking.jsonl'}")
 
 
 def _outputs(output: str, from_file: bool) -> list[Output]:

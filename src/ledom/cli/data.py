@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import say
+from ledom.cli.display import log
 from ledom.cli.options import MOST_PROBLEMS, Out, Seed, Threads, refuse_unused
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
@@ -81,10 +81,10 @@ def train_tokenizer(
     made.save(out)
     found = next(read)
     if num_documents is not None and found < num_documents:
-        say(f"note: --num-documents is {num_documents}, there are {found}")
+        log(f"note: --num-documents is {num_documents}, there are {found}")
     if made.vocab_size < vocab_size:
-        say(f"note: --vocab-size is {vocab_size}; these documents have no more pairs to merge")
-    say(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
+        log(f"note: --vocab-size is {vocab_size}; these documents have no more pairs to merge")
+    log(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
 
 
 def _make_folder(folder: Path) -> None:
@@ -158,11 +158,11 @@ def tokenize(
 
 def _say_store(store: TokenStore | None, out: Path) -> None:
     if store is None:
-        say(f"submitted; the last job to finish writes {out / 'manifest.json'}")
-        say("run the same command again to repeat jobs that failed")
+        log(f"submitted; the last job to finish writes {out / 'manifest.json'}")
+        log("run the same command again to repeat jobs that failed")
         return
     counts = store.manifest
-    say(
+    log(
         f"{counts.num_documents:,} documents, {counts.num_tokens:,} tokens in "
         f"{len(store.shards)} shards: {out}"
     )
@@ -170,7 +170,7 @@ def _say_store(store: TokenStore | None, out: Path) -> None:
 
 def _say_notes(documents: Documents) -> None:
     for note in documents.notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
 
 
 def _key_and_value(option: str) -> tuple[str, str]:
@@ -218,7 +218,7 @@ def augment(
     made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
     for name, records in zip(_VARIED, made, strict=True):
         write_records(out / f"{name}.jsonl", records)
-        say(f"{out / name}.jsonl: {len(records)} records")
+        log(f"{out / name}.jsonl: {len(records)} records")
 
 
 COMMANDS = (train_tokenizer, tokenize, augment)

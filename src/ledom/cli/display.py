@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ledom.train.estimate import Plan
 
 __all__ = [
-    "say",
+    "log",
     "show_case",
     "show_plan",
     "show_ranking",
@@ -40,8 +40,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 _NOTABLE = -1.0  # nats; a word with a higher log-probability counts as explained
 
 
-def say(line: str) -> None:
-    """Print a line on standard error, in the first process only."""
+def log(line: str) -> None:
+    """Log a line on standard error, in the first process only."""
     if parallel.is_first():
         typer.echo(line, err=True)
 
@@ -49,7 +49,7 @@ def say(line: str) -> None:
 def warn(warning: str | None) -> None:
     """Print a report's warning, if it has one."""
     if warning:
-        say(f"warning: {warning}")
+        log(f"warning: {warning}")
 
 
 def show_summary(report: SelectionReport) -> None:
@@ -63,7 +63,7 @@ def show_summary(report: SelectionReport) -> None:
     if sentence := summarize(report).sentence:
         console.print(Text(sentence, "bold"), soft_wrap=True)
     warn(report.warning)
-    table = _table("strategy", "accuracy, %", "against greedy", "against majority")
+    table = _table("strategy", "accuracy, %", "minus greedy", "minus majority")
     for row in report.strategies:
         versus = (row.versus.get(other) for other in ("greedy", "majority"))
         shown = (difference(found) if found else "" for found in versus)
@@ -72,7 +72,7 @@ def show_summary(report: SelectionReport) -> None:
         console.width = min(console.width, _WIDTH)
         console.print(table)
     for needed in (row.needed for row in report.strategies if row.needed):
-        say(
+        log(
             f"the majority was certain after {needed.candidates.mean:.1f} of {needed.of} "
             f"candidates ({needed.saved.mean:.0%} saved)"
         )
@@ -165,18 +165,18 @@ def show_search(report: SearchReport) -> None:
     """Print the accuracy of a search and of its baselines at equal cost."""
     from rich.console import Console
 
-    table = _table("at equal generated tokens", "accuracy, %", "search against it")
+    table = _table("at equal generated tokens", "accuracy, %", "search minus it")
     for name, found in report.accuracy.items():
         versus = report.search_against.get(name)
         table.add_row(name, accuracy(found), difference(versus) if versus else "")
     if table.rows:
         Console(highlight=False).print(table)
-    say(
+    log(
         f"{report.tokens_per_problem:.0f} tokens per problem; {report.unfinished} of "
         f"{report.num_problems} searches ended without a finished solution"
     )
     if report.note:
-        say(report.note)
+        log(report.note)
     warn(report.warning)
 
 
@@ -204,4 +204,4 @@ def show_plan(plan: Plan) -> None:
         }
     )
     if plan.advice is not None:
-        say(plan.advice)
+        log(plan.advice)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import say
+from ledom.cli.display import log
 from ledom.cli.options import (
     MODELS,
     MOST_PROBLEMS,
@@ -153,7 +153,7 @@ def evaluate(
         leave_out=not tasks,
     )
     show_results(evaluate_models(job, track))
-    say(f"results: {out / 'results.json'}")
+    log(f"results: {out / 'results.json'}")
 
 
 def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
@@ -162,7 +162,7 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
 
     job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=command_line())
     show_reversal(run_reversal(job, track_training, track))
-    say(f"results: {out / 'reversal.json'}")
+    log(f"results: {out / 'reversal.json'}")
 
 
 def show_reversal(found: ReversalResult) -> None:
@@ -185,11 +185,11 @@ def show_reversal(found: ReversalResult) -> None:
     console = Console(highlight=False)
     console.width = max(console.width, _WIDTH)
     console.print(table, soft_wrap=True)
-    say(f"{found.num_facts} facts, each asked for its name and for its description; exact matches")
-    say("less forward, over both questions of the facts seen in one order:")
+    log(f"{found.num_facts} facts, each asked for its name and for its description; exact matches")
+    log("minus forward, over both questions of the facts seen in one order:")
     for result in results:
         if result.less_forward is not None:
-            say(f"  {result.arm}: {difference(result.less_forward)} points")
+            log(f"  {result.arm}: {difference(result.less_forward)} points")
 
 
 def _sources(
@@ -216,7 +216,7 @@ def show_results(found: Evaluation) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in ("metric", "model, scoring"):
         table.add_column(name, no_wrap=True)
-    for name in ("value", "less forward", "less reversed prompt"):
+    for name in ("value", "minus forward", "minus reversed prompt"):
         table.add_column(name, justify="right", no_wrap=True)
     for task in found.tasks:
         table.add_row(Text(task.task, "bold"))
@@ -226,9 +226,9 @@ def show_results(found: Evaluation) -> None:
     console.print(table, soft_wrap=True)
     for task in found.tasks:
         for note in (*_published(task), *task.notes, *_row_notes(task)):
-            say(f"{task.task}: {note}")
+            log(f"{task.task}: {note}")
     for note in found.notes:
-        say(note)
+        log(note)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ledom.cli.display import say
+from ledom.cli.display import log
 from ledom.cli.options import (
     Device,
     Dtype,
@@ -55,7 +55,7 @@ def gallery(
     set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
     page = collect(lm, runs or [], examples, seed, reverse, command_line())
-    say(f"page: {write_gallery(out, page)}")
+    log(f"page: {write_gallery(out, page)}")
 
 
 COMMANDS = (gallery,)

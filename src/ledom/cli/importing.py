@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ledom.cli.display import say
+from ledom.cli.display import log
 from ledom.cli.options import Threads
 from ledom.cli.progress import track
 from ledom.core.processes import set_threads
@@ -59,14 +59,14 @@ def import_command(
     options = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)
     made = import_model(source, out, options)
     for note in made.notes:
-        say(note)
+        log(note)
     if made.check is not None:
-        say(
+        log(
             f"nats per token: {made.check.forward_loss:.2f} forward, {made.check.reverse_loss:.2f} "
             f"reverse; a document ends with {made.check.eos_token} "
             f"(probability {made.check.eos_probability:.2g})"
         )
-    say(f"a {made.direction} model, documents end with {made.eos_token}: {made.folder}")
+    log(f"a {made.direction} model, documents end with {made.eos_token}: {made.folder}")
 
 
 import_command.__name__ = "import"  # a keyword of Python: the function cannot have this name

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ledom.cli.display import say
+from ledom.cli.display import log
 from ledom.core import processes as parallel
 from ledom.report.numbers import count
 
@@ -73,7 +73,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(line, markup=False)
         else:
-            say(line)
+            log(line)
 
     def line(self, seconds: float) -> str:
         """The state as text, `seconds` after the start.
@@ -95,7 +95,7 @@ class Progress:
 
     def _print_lines(self) -> None:
         while not self._ended.wait(SECONDS):
-            say(self.line(time.monotonic() - self._start))
+            log(self.line(time.monotonic() - self._start))
 
 
 def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import say, show_search, show_summary, show_weights
+from ledom.cli.display import log, show_search, show_summary, show_weights
 from ledom.cli.options import (
     MOST_COPIES,
     MOST_PROBLEMS,
@@ -162,7 +162,7 @@ def demo(
     Example: ledom demo --problems 100
     """
     minutes = max(1, round(problems * (samples + 1) * _DEMO_SECONDS / 2 / 60))
-    say(
+    log(
         f"{problems} new problems, {samples} candidates each: sample them, score them forward and "
         f"backward, choose, report. About {minutes} min on two cores; seed {seed}."
     )
@@ -256,13 +256,13 @@ def _run(job: Job) -> None:
             f"weights tuned on {job.weights.num_problems} other problems, then frozen; "
             "intervals are 95 %"
         )
-    say(f"{len(job.problems)} problems, results in {job.out}/")
+    log(f"{len(job.problems)} problems, results in {job.out}/")
     made = rerank(job, track)
     if made is None:
         return
     report, page = made
     show_summary(report)
-    say(f"report: {page}  (also as report.md and report.json; chosen answers in selected.jsonl)")
+    log(f"report: {page}  (also as report.md and report.json; chosen answers in selected.jsonl)")
 
 
 def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candidate] | None:
@@ -338,7 +338,7 @@ def tune(
         tuned = tune_folder(folder, problems, candidates, named_score_fields(score_field))
     tuned.save(out)
     show_weights(tuned)
-    say(f"weights of {len(tuned.weights)} strategies: {out}")
+    log(f"weights of {len(tuned.weights)} strategies: {out}")
 
 
 def search(
@@ -386,12 +386,12 @@ def search(
     set_threads(threads)
     writer = load_model(forward, "forward", device, dtype)
     judge = model_or_none(reverse, "reverse", device, dtype)
-    say(f"{len(chosen)} problems, results in {out}/")
+    log(f"{len(chosen)} problems, results in {out}/")
     report = search_job(SearchJob(chosen, out, writer, judge, config, command_line()), track)
     if report is None:
         return
     show_search(report)
-    say(f"answers: {out / 'searched.jsonl'}, measurement: {out / 'search.json'}")
+    log(f"answers: {out / 'searched.jsonl'}, measurement: {out / 'search.json'}")
 
 
 COMMANDS = (demo, rerank, tune, search)

@@ -24,7 +24,7 @@ from typing import Any
 
 import typer
 
-from ledom.cli.display import say
+from ledom.cli.display import log
 from ledom.core import processes as parallel
 from ledom.core.errors import LedomError, OutputError
 
@@ -124,7 +124,7 @@ def run(app: Callable[..., Any]) -> int:
     except BaseException as error:  # a panic in Rust (tokenizers) is not an Exception
         code = _failed(error)
     if code == _INTERRUPTED:
-        say("interrupted; what was saved is kept: run the same command again to resume")
+        log("interrupted; what was saved is kept: run the same command again to resume")
     return int(code)
 
 

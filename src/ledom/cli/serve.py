@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import say
+from ledom.cli.display import log
 from ledom.cli.options import (
     MOST_PROBLEMS,
     MOST_SAMPLES,
@@ -192,11 +192,11 @@ def _serve(judge: Judge, settings: Settings, upstream: Upstream | None) -> None:
     server = Server(Service(judge, settings, upstream), settings)
     token = settings.token
     access = "clients must send the token" if token else "for this machine only, without a token"
-    say(f"serving on {server.url}: {access}. Ctrl-C stops it")
+    log(f"serving on {server.url}: {access}. Ctrl-C stops it")
     try:
         server.run()
     except KeyboardInterrupt:
-        say("stopped; requests under way were finished")
+        log("stopped; requests under way were finished")
 
 
 COMMANDS = (serve,)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import say, show_case, warn
+from ledom.cli.display import log, show_case, warn
 from ledom.cli.options import (
     MOST_SAMPLES,
     SAMPLING,
@@ -112,7 +112,7 @@ def explain(
     show_case(report.cases[0])
     warn(report.warning)
     if page is not None:
-        say(f"page: {page}")
+        log(f"page: {page}")
 
 
 def generate(

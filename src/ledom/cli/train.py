@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import say, show_plan
+from ledom.cli.display import log, show_plan
 from ledom.cli.options import Device, Threads, command_line, refuse_unused
 from ledom.cli.progress import Progress, track_training
 from ledom.core.errors import InputError
@@ -76,7 +76,7 @@ def train(
 def _prepare(config: DataConfig, folder: Path) -> PreparedData:
     from ledom.data.prepare import prepare_data, shortfalls
 
-    say(f"preparing the data in {folder}")
+    log(f"preparing the data in {folder}")
     with Progress("preparing the data"):
         data = prepare_data(config, folder)
     for line in shortfalls(config, data):
@@ -98,11 +98,11 @@ def _train_one(
             finished = train(plan, way, data, own, on_progress, world)
     except SystemExit:  # SIGTERM: not an error
         if world.is_first:
-            say("stopped; every step is saved: run the same command again to resume")
+            log("stopped; every step is saved: run the same command again to resume")
         raise
     if world.is_first:
         save_recipe(plan, folder / "recipe.yaml")
-        say(f"{way} model: {finished}")
+        log(f"{way} model: {finished}")
 
 
 def compare(
@@ -126,8 +126,8 @@ def compare(
     report = replace(report, ledom_version=ledom.__version__, command=command_line())
     page = write_comparison(out, report)
     for line in claims(report):
-        say(line)
-    say(f"report: {page}  (the same as compare.md and compare.json)")
+        log(line)
+    log(f"report: {page}  (the same as compare.md and compare.json)")
 
 
 def plan(
@@ -200,13 +200,13 @@ def export(
         folder = source
     else:
         folder = export_model(find_run(source), out, direction, push, license)
-    say(f"released: {folder}; its card: {folder / 'README.md'}")
+    log(f"released: {folder}; its card: {folder / 'README.md'}")
     if push is not None:
-        say(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
+        log(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
 
 
 def _note(line: str) -> None:
-    say(f"note: {line}")
+    log(f"note: {line}")
 
 
 COMMANDS = (train, compare, plan, export)

@@ -166,14 +166,14 @@ def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Sec
 
 def _benchmarks(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     found = as_type(read_json(file), Evaluation, file)
-    rows = [["task", "documents", "model, scoring", "accuracy, %", "less forward"]]
+    rows = [["task", "documents", "model, scoring", "accuracy, %", "minus forward"]]
     for task in found.tasks:
         for row in task.rows:
             if row.metric in MAIN_METRICS and row.interval is not None and not row.note:
-                less = "" if row.less_forward is None else numbers.difference(row.less_forward)
+                gain = "" if row.less_forward is None else numbers.difference(row.less_forward)
                 name = f"{row.model} {row.scoring}".strip()
                 value = numbers.accuracy(row.interval)
-                rows.append([task.task, f"{task.num_documents:,}", name, value, less])
+                rows.append([task.task, f"{task.num_documents:,}", name, value, gain])
     return Section(
         heading=heading,
         lead="What a forward and a reverse model know, each scored correctly for its direction.",

@@ -184,7 +184,7 @@ def _model_row(run: RunComparison, direction: str, result: DirectionResult) -> l
 
 
 def _gap_table(runs: Sequence[RunComparison]) -> Rows:
-    rows = [["run", "step", "tokens seen", "reverse less forward, nats per token"]]
+    rows = [["run", "step", "tokens seen", "reverse minus forward, nats per token"]]
     for run in runs:
         rows += [
             [run.name, f"{point.step:,}", count(point.tokens), _gap_text(point)]
@@ -195,7 +195,7 @@ def _gap_table(runs: Sequence[RunComparison]) -> Rows:
 
 def _parts_table(name: str, parts: Sequence[tuple[str, str, PartGap]]) -> Rows:
     """`parts` are (run, the part's label, its gap)."""
-    rows = [["run", name, "tokens", "forward", "reverse", "reverse less forward"]]
+    rows = [["run", name, "tokens", "forward", "reverse", "reverse minus forward"]]
     for run, label, part in parts:
         losses = [number(part.forward, 3), number(part.reverse, 3), number(part.gap, 4, "+")]
         rows.append([run, label, count(part.num_tokens), *losses])

@@ -81,7 +81,7 @@ def gap_figure(runs: Sequence[RunComparison]) -> str:
             lines.append((run.name, points, {"color": color, "marker": "o"}))
         _draw_zero(axes)
         _draw_lines(axes, lines, 3.0, 4)
-        axes.set_title("reverse less forward, nats per token")
+        axes.set_title("reverse minus forward, nats per token")
 
     return draw_svg("gap", (WIDE, 3.0), draw)
 
@@ -144,7 +144,7 @@ def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
     for place, run in enumerate(runs):
         points = [(_bin(row.name), row.gap) for row in run.gap_by_position]
         lines.append((run.name, points, {"color": _color("reverse", place), "marker": "o"}))
-    return _by_position("gap-by-position", lines, "reverse less forward, nats per token", True)
+    return _by_position("gap-by-position", lines, "reverse minus forward, nats per token", True)
 
 
 def position_label(name: str) -> str:

@@ -283,7 +283,7 @@ def _markdown_claims(claims: Sequence[tuple[str, Interval]]) -> str:
 
 
 def _first_rows(summary: Summary) -> list[list[str]]:
-    against = [f"against {name}" for name in summary.columns]
+    heads = [f"minus {name}" for name in summary.columns]
     rows = [
         [
             row.label,
@@ -292,7 +292,7 @@ def _first_rows(summary: Summary) -> list[list[str]]:
         ]
         for row in summary.rows
     ]
-    return [["choosing by", "accuracy, %", *against], *rows]
+    return [["choosing by", "accuracy, %", *heads], *rows]
 
 
 def _answer_rows(answers: Sequence[ChosenAnswer]) -> list[list[str]]:
@@ -301,7 +301,7 @@ def _answer_rows(answers: Sequence[ChosenAnswer]) -> list[list[str]]:
 
 
 def _strategy_table(view: _View) -> list[list[str]]:
-    against = [f"against {name}" for name in view.baselines]
+    heads = [f"minus {name}" for name in view.baselines]
     rows = [
         [
             s.label,
@@ -313,7 +313,7 @@ def _strategy_table(view: _View) -> list[list[str]]:
         for group in view.groups.values()
         for s in group
     ]
-    return [["strategy", "kind", "accuracy, %", *against, "formula"], *rows]
+    return [["strategy", "kind", "accuracy, %", *heads, "formula"], *rows]
 
 
 def _markdown_case(view: _CaseView) -> str:

@@ -236,7 +236,7 @@ class Comparison:
 
 
 def _difference(equation: Node) -> Node | None:
-    """The left side less the right side, of an equation between scalars."""
+    """The left side minus the right side, of an equation between scalars."""
     sides = equation.parts
     if equation.kind == "named":
         sides = (Node("symbol", equation.name), *sides)
