@@ -20,5 +20,5 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     """Look for garbage from now on, but not again and again among all that was imported."""
     gc.freeze()
-    gc.set_threshold(10_000)  # and less often: it took 3 % of the time of tests that build models
+    gc.set_threshold(10_000)  # and less often: it took 3% of the time of tests that build models
     gc.enable()

@@ -579,7 +579,7 @@ def test_only_labeled_problems_count(
     assert {row["accuracy"]["mean"] for row in report["strategies"]} == {1.0}
     assert "2 of 5 labeled" in report["notes"][0]
     first = next(line for line in text.splitlines() if " is right on " in line)
-    assert first.startswith("Voting weighted by Reverse Reward is right on 100.0 %")
+    assert first.startswith("Voting weighted by Reverse Reward is right on 100.0%")
     assert len((tmp_path / "out" / "selected.jsonl").read_text().splitlines()) == 5
 
 
@@ -733,7 +733,7 @@ def test_compare_of_a_run(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, text = run("compare", tmp_path / "r", "--out", out)
     assert code == 0, text
-    assert "+0.2500 [+0.2500, +0.2500], +8.33 %; shown for this pair: the reverse" in text
+    assert "+0.2500 [+0.2500, +0.2500], +8.33%; shown for this pair: the reverse" in text
     report = json.loads((out / "compare.json").read_text())
     assert report["command"].startswith("ledom compare ")
     check_refused(run("compare", tmp_path, "--out", out), "no metrics of a run", "runs/NAME")

@@ -555,7 +555,7 @@ def test_the_command_prints_one_table(
     assert ["mine"] in lines
     for model, scoring in (("forward", "conditional"), ("reverse", "posterior")):
         assert any(line[:3] == ["acc", model, scoring] for line in lines)
-    assert "mine: 12 documents, chance 25.0 %" in printed
+    assert "mine: 12 documents, chance 25.0%" in printed
     assert json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
 
 

@@ -143,7 +143,7 @@ def test_what_the_interval_says(
 def test_the_claim_in_full(report: dict[str, Any]) -> None:
     assert claims(report) == [
         "scratch: after step 20 the reverse model is at 3.012 nats per token, its forward twin at "
-        "3.000, on 99,999 tokens in 512 windows: +0.0123 [+0.0012, +0.0234], +0.41 %; "
+        "3.000, on 99,999 tokens in 512 windows: +0.0123 [+0.0012, +0.0234], +0.41%; "
         f"{SHOWN} higher; the interval excludes 0"
     ]
 
@@ -168,7 +168,7 @@ def test_tables(report: dict[str, Any]) -> None:
         "| adapted | reverse | 20 | 12.3M | 2,346 | 3.1000 |",
         "| scratch | 20 | 20k | +0.0123 [+0.0012, +0.0234] |",
         f"| scratch | 4{DASH}7 | 1,234 | 3.000 | 2.900 | {MINUS}0.1000 |",
-        "| adapted, reverse | scratch, reverse | 3.0123 | at most 5,000 (25 %) | 20k |",
+        "| adapted, reverse | scratch, reverse | 3.0123 | at most 5,000 (25%) | 20k |",
         "| adapted, reverse | scratch, reverse | 3.0123 | never; its lowest is 3.2000 | 20k |",
         "* something to know",
     ):

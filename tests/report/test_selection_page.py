@@ -235,7 +235,7 @@ def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str,
             "saved": _bounds(0.3988, 0.3875, 0.4153),
         }
     }
-    expected = "19.2 [18.7, 19.6] of 32 candidates needed, 39.9 % [38.8, 41.5] saved"
+    expected = "19.2 [18.7, 19.6] of 32 candidates needed, 39.9% [38.8, 41.5] saved"
     assert expected in _Page(render_html(report)).text
     rows = [line for line in render_markdown(report).splitlines() if line.startswith("| majority")]
     assert expected in rows[0]
@@ -300,7 +300,7 @@ def test_page_shows_every_strategy_and_number(report: dict[str, Any]) -> None:
         "0.45",
     ):
         assert number in text, number
-    assert "Majority voting is right on 50.0 % of the 500 problems" in text
+    assert "Majority voting is right on 50.0% of the 500 problems" in text
 
 
 @pytest.mark.usefixtures("no_pictures")

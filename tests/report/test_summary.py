@@ -44,8 +44,8 @@ def _report(difference: Interval, **changes: Any) -> SelectionReport:
 def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
     summary = summarize(_report(Interval(0.07, 0.04, 0.1)))
     assert summary.sentence == (
-        "Voting weighted by every score is right on 67.0 % of the 400 problems, 7.0 points more "
-        "than the greedy answer (95 % interval 4.0 to 10.0)."
+        "Voting weighted by every score is right on 67.0% of the 400 problems, 7.0 points more "
+        "than the greedy answer (95% interval 4.0 to 10.0)."
     )
     names = [row.strategy for row in summary.rows]
     assert names == ["greedy", "random", "majority", "reverse_reward", "vote_all_terms"]
@@ -57,12 +57,12 @@ def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
     [
         (
             Interval(0.01, -0.02, 0.04),
-            "1.0 points more than the greedy answer (95 % interval \u22122.0 to 4.0; it includes "
+            "1.0 points more than the greedy answer (95% interval \u22122.0 to 4.0; it includes "
             "0, so this may be chance).",
         ),
         (
             Interval(-0.05, -0.08, -0.02),
-            "5.0 points fewer than the greedy answer (95 % interval 2.0 to 8.0).",
+            "5.0 points fewer than the greedy answer (95% interval 2.0 to 8.0).",
         ),
     ],
 )
@@ -72,7 +72,7 @@ def test_the_sentence_says_what_was_not_shown(difference: Interval, end: str) ->
 
 def test_labels_are_counted() -> None:
     partly = summarize(_report(Interval(0.07, 0.04, 0.1), num_labeled=120))
-    assert "67.0 % of the 120 of 400 labeled problems" in partly.sentence
+    assert "67.0% of the 120 of 400 labeled problems" in partly.sentence
     assert "A sample of 120 problems" in partly.sample
     none = summarize(_made(num_problems=6, num_labeled=0))
     assert none.sentence.startswith("None of the 6 problems has a right answer")

@@ -104,7 +104,7 @@ def test_more_problems_bring_the_weights_to_the_true_ones() -> None:
     """Of normals at 0 and 2 with spread 1 the log odds of (x right, x' wrong) are 2 (x - x').
 
     The penalty's share of the loss falls with the number of problems, so what is left is noise: a
-    standard error of about 4 %.
+    standard error of about 4%.
     """
     features = ("reverse", "verifier", "forward")
     many = fit_sum(features, with_external_score(made_pools(2000), 1.0))

@@ -257,7 +257,7 @@ def _published(task: TaskResult) -> list[str]:
     """Lines with a task's size, its chance level and its published figures."""
     from ledom.report.numbers import percent
 
-    chance = "" if task.chance is None else f", chance {percent(task.chance)} %"
+    chance = "" if task.chance is None else f", chance {percent(task.chance)}%"
     return [
         f"{task.num_documents:,} documents{chance}",
         *(

@@ -254,7 +254,7 @@ def _run(job: Job) -> None:
     if job.weights.num_problems and not job.folds:
         job.notes.append(
             f"weights tuned on {job.weights.num_problems} other problems, then frozen; "
-            "intervals are 95 %"
+            "intervals are 95%"
         )
     log(f"{len(job.problems)} problems, results in {job.out}/")
     made = rerank(job, track)

@@ -118,7 +118,7 @@ def _claim(name: str, gap: FinalGap) -> _Claim:
     return _Claim(
         claim=f"{name}: after step {gap.step:,} the reverse model is at {number(gap.reverse, 3)} "
         f"nats per token, its forward twin at {number(gap.forward, 3)}{tokens}",
-        value=f"{_gap_text(gap)}, {number(100 * gap.relative, 2, '+')} %",
+        value=f"{_gap_text(gap)}, {number(100 * gap.relative, 2, '+')}%",
         verdict=_VERDICTS[verdict],
         is_shown=verdict in ("better", "worse"),
     )
@@ -208,7 +208,7 @@ def _crossings_table(crossings: Sequence[Crossing]) -> Rows:
         reached = f"never; its lowest is {number(row.lowest, 4)}"
         if row.tokens is not None and row.share is not None:
             early = "at most " if row.at_first_validation else ""
-            reached = f"{early}{count(row.tokens)} ({number(100 * row.share, 0)} %)"
+            reached = f"{early}{count(row.tokens)} ({number(100 * row.share, 0)}%)"
         model, other = f"{row.run}, {row.direction}", f"{row.other_run}, {row.other_direction}"
         rows.append([model, other, number(row.loss, 4), reached, count(row.other_tokens)])
     return rows

@@ -249,11 +249,11 @@ def _figures(view: _View) -> dict[str, str]:
 
 
 def _needed(needed: Needed) -> str:
-    """`19.2 [18.7, 19.6] of 32 candidates needed, 40.1 % [38.8, 41.5] saved`."""
+    """`19.2 [18.7, 19.6] of 32 candidates needed, 40.1% [38.8, 41.5] saved`."""
     saved = [percent(bound) for bound in asdict(needed.saved).values()]
     return (
         f"{interval(needed.candidates, 1)} of {needed.of} candidates needed, "
-        f"{saved[0]} % [{saved[1]}, {saved[2]}] saved"
+        f"{saved[0]}% [{saved[1]}, {saved[2]}] saved"
     )
 
 

@@ -145,20 +145,20 @@ def _sentence(
     if labeled != total:
         of = f"the {labeled} of {total} labeled problems"
     right = percent(chosen.accuracy.mean)
-    sentence = f"{_upper(_plain(chosen))} is right on {right} % of {of}"
+    sentence = f"{_upper(_plain(chosen))} is right on {right}% of {of}"
     if opponent is None:
         return sentence + "."
     return f"{sentence}, {_compared(chosen.versus[opponent.id], _plain(opponent))}."
 
 
 def _compared(against: Interval, opponent: str) -> str:
-    """`8.3 points more than the greedy answer (95 % interval 1.0 to 15.6)`."""
+    """`8.3 points more than the greedy answer (95% interval 1.0 to 15.6)`."""
     more, sign = ("more", 1) if against.mean >= 0 else ("fewer", -1)
     low, high = sorted((100 * sign * against.low, 100 * sign * against.high))
     chance = "; it includes 0, so this may be chance" if against.verdict == "open" else ""
     return (
         f"{number(100 * abs(against.mean), 1)} points {more} than {opponent} "
-        f"(95 % interval {number(low, 1)} to {number(high, 1)}{chance})"
+        f"(95% interval {number(low, 1)} to {number(high, 1)}{chance})"
     )
 
 
