@@ -11,7 +11,15 @@ import pytest
 
 from ledom.core.errors import InputError, OutputError
 from ledom.core.records import Document, Problem, read_records
-from ledom.core.stage import Make, Stage, Work, even_groups, read_settings, read_timings
+from ledom.core.stage import (
+    Make,
+    Stage,
+    Work,
+    even_groups,
+    no_progress,
+    read_settings,
+    read_timings,
+)
 
 
 def document(number: int, size: int = 1) -> Document:
@@ -63,7 +71,7 @@ def test_its_seconds_survive_a_stop_and_stay_out_of_the_file(
     )
     timings = tmp_path / "timings.json"
     timings.write_text('{"other.jsonl": 7}')
-    Stage(path, Document, {}).fill(work, lambda items, *_: iter(items), "", timings)
+    Stage(path, Document, {}).fill(work, no_progress, "", timings)
     assert read_timings(timings) == {"other.jsonl": 7.0, "out.jsonl": 5.0}
     assert "seconds" not in path.read_text()
 
@@ -215,7 +223,7 @@ def test_two_runs_that_make_the_same_file_at_once_are_refused(tmp_path: Path) ->
 
     def fill(make: Make[Document, Document]) -> list[Document]:
         work = Work(items, make, lambda items: [[item] for item in items], together=False)
-        return Stage(path, Document, {}).fill(work, lambda chunks, *_: iter(chunks), "making")
+        return Stage(path, Document, {}).fill(work, no_progress, "making")
 
     def both(some: Sequence[Document], _: object) -> Iterator[tuple[Sequence[Document], bool]]:
         with pytest.raises(OutputError, match=r"in use by process .*, which makes out\.jsonl"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from command_line import Run
 from kills import contents, run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import HubError, InputError
+from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.results import to_json
 from ledom.text.tokenizer import Tokenizer
@@ -44,10 +45,6 @@ QUESTIONS = [
     for i in range(12)
 ]
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
-
-
-def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    yield from chunks
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
@@ -81,7 +78,7 @@ def found_rows(found: dict[str, Any], metric: str) -> dict[tuple[str, str], dict
 
 
 def evaluate(source: Source, out: Path, *models: FakeLanguageModel) -> dict[str, Any]:
-    found: dict[str, Any] = to_json(evaluate_models(Job([source], models, out), silent))
+    found: dict[str, Any] = to_json(evaluate_models(Job([source], models, out), no_progress))
     assert json.loads((out / "results.json").read_text()) == found
     return found
 
@@ -207,7 +204,7 @@ def test_kills_at_any_moments_leave_the_same_bytes(
     def work(out: Path) -> None:
         models = [FakeLanguageModel(tokenizer, direction, ["5 is"]) for direction in Direction]
         sources = [find_source(str(file), Options()) for file in files]
-        evaluate_models(Job(sources, models, out), silent)
+        evaluate_models(Job(sources, models, out), no_progress)
 
     assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=6) > 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -381,7 +378,7 @@ def test_a_reverse_model_that_reads_nothing_first_is_refused(tokenizer: Tokenize
 def test_two_models_of_one_direction_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = FakeLanguageModel(tokenizer, FORWARD)
     with pytest.raises(InputError, match="both models are forward ones"):
-        evaluate_models(Job([], [model, model], tmp_path), silent)
+        evaluate_models(Job([], [model, model], tmp_path), no_progress)
 
 
 def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Path) -> None:
@@ -408,7 +405,7 @@ def test_two_tasks_of_one_name_are_refused_before_any_work(
         write(file, QUESTIONS)
     both = [find_source(str(file), Options()) for file in files]
     with pytest.raises(InputError, match="two tasks are called 'mine'"):
-        evaluate_models(Job(both, [models[REVERSE]], tmp_path / "out"), silent)
+        evaluate_models(Job(both, [models[REVERSE]], tmp_path / "out"), no_progress)
     assert not (tmp_path / "out").exists()
 
 
@@ -442,7 +439,7 @@ def test_a_suite_without_a_network_does_what_it_can(
 
     here, out = find_source(str(after), Options()), tmp_path / "out"
     some = [fails("lost"), here, fails("gone")]
-    found = evaluate_models(Job(some, [models[REVERSE]], out, leave_out=True), silent)
+    found = evaluate_models(Job(some, [models[REVERSE]], out, leave_out=True), no_progress)
     assert [task.task for task in found.tasks] == ["mine"]
     assert [note.split(": task")[0] for note in found.notes] == [
         "lost is left out",
@@ -451,10 +448,10 @@ def test_a_suite_without_a_network_does_what_it_can(
     assert all("could not be loaded (division by zero)" in note for note in found.notes)
     assert all("with no network give --data FOLDER" in note for note in found.notes)
     with pytest.raises(HubError, match="'lost' could not be loaded"):
-        evaluate_models(Job(some, [models[REVERSE]], out), silent)
+        evaluate_models(Job(some, [models[REVERSE]], out), no_progress)
     none = [fails("lost"), fails("gone")]
     with pytest.raises(HubError, match="none of 2 tasks could be loaded; the first: task 'lost'"):
-        evaluate_models(Job(none, [models[REVERSE]], out, leave_out=True), silent)
+        evaluate_models(Job(none, [models[REVERSE]], out, leave_out=True), no_progress)
 
 
 @pytest.mark.parametrize(
@@ -485,7 +482,7 @@ def test_after_a_suite_found_no_network_it_does_not_try_again(
         return Source(name, load)
 
     some = [watched(name) for name in ("lost", "gone", "mine")]
-    found = evaluate_models(Job(some, [models[REVERSE]], tmp_path, leave_out=True), silent)
+    found = evaluate_models(Job(some, [models[REVERSE]], tmp_path, leave_out=True), no_progress)
     assert [task.task for task in found.tasks] == ["mine"]
     assert seen == expected
     assert not huggingface_hub.is_offline_mode()

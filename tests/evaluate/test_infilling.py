@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +13,7 @@ from kills import contents, run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import read_records
+from ledom.core.stage import no_progress
 from ledom.evaluate.infilling import Gap, Middle, cuts, infill, middle_spans
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
@@ -24,10 +23,6 @@ from stand_in_models import ScriptedLanguageModel
 Fakes = dict[str, FakeLanguageModel]
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 GAP = Gap(id="g", beginning="Ava has", ending=" 7 pens.")
-
-
-def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    yield from chunks
 
 
 @pytest.mark.parametrize(
@@ -67,7 +62,7 @@ def test_the_forward_model_chooses_by_the_mean_per_token(
     prompt = GAP.beginning if direction is FORWARD else GAP.ending
     proposer = ScriptedLanguageModel(tokenizer, str(direction), {prompt: drawn})
     forward = FakeLanguageModel(tokenizer)
-    found = infill([GAP], proposer, forward, Sampling(), 3, tmp_path, silent)["g"]
+    found = infill([GAP], proposer, forward, Sampling(), 3, tmp_path, no_progress)["g"]
     texts = {text for one in drawn for text in cuts(one, GAP, direction)}
     expected = sorted(((mean_by_hand(tokenizer, text), text) for text in texts), reverse=True)
     assert [one.score for one in found] == pytest.approx([s for s, _ in expected], abs=1e-4)
@@ -104,7 +99,7 @@ def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_pat
 
     def work(out: Path) -> None:
         reverse = FakeLanguageModel(tokenizer, "reverse", [" 3 and 4, so", " 5 less 2 are"])
-        infill(gaps, reverse, FakeLanguageModel(tokenizer), Sampling(), 6, out, silent)
+        infill(gaps, reverse, FakeLanguageModel(tokenizer), Sampling(), 6, out, no_progress)
 
     assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=5) > 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -113,14 +108,14 @@ def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_pat
 def test_models_and_texts_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
     forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
     with pytest.raises(DirectionError, match="give a forward one to choose middles"):
-        infill([GAP], reverse, reverse, Sampling(), 1, tmp_path, silent)
+        infill([GAP], reverse, reverse, Sampling(), 1, tmp_path, no_progress)
     small = FakeLanguageModel(tokenizer, "reverse", context=12)
     with pytest.raises(InputError, match="'g': the prompt .* lower --max-tokens"):
-        infill([GAP], small, forward, Sampling(max_tokens=12), 1, tmp_path, silent)
+        infill([GAP], small, forward, Sampling(max_tokens=12), 1, tmp_path, no_progress)
     long = Gap(id="l", beginning="one two " * 50, ending=" 7 pens.")
     small = FakeLanguageModel(tokenizer, context=60)
     with pytest.raises(InputError, match="'l': beginning and ending have .* the context of 60"):
-        infill([long], reverse, small, Sampling(max_tokens=12), 1, tmp_path, silent)
+        infill([long], reverse, small, Sampling(max_tokens=12), 1, tmp_path, no_progress)
     assert contents(tmp_path) == {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from command_line import Run, check_refused
 from kills import contents, run_through_kills
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import write_records
+from ledom.core.stage import no_progress
 from ledom.evaluate.inversion import (
     InvertedPrompt,
     Output,
@@ -32,10 +32,6 @@ ANSWER = "1 + 1 = 2\n#### 2"
 QUESTIONS = ["What is 1 + 1?", "How many are 1 and 1?", "What is 2 + 2?"]
 
 
-def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    yield from chunks
-
-
 def by_hand(tokenizer: Tokenizer, question: str, prior: bool) -> float:
     """The fake's log P of all tokens behind the first, or of those behind the empty line alone."""
     encode, eos = tokenizer.encode, tokenizer.eos_id
@@ -50,7 +46,7 @@ def inverted(
     reverse = ScriptedLanguageModel(tokenizer, "reverse", {f"\n\n{ANSWER}": drawn})
     outputs = [Output(id="o", text=ANSWER)]
     forward = FakeLanguageModel(tokenizer)
-    return invert(outputs, reverse, forward, Sampling(), len(drawn), out, silent, prior)
+    return invert(outputs, reverse, forward, Sampling(), len(drawn), out, no_progress, prior)
 
 
 @pytest.mark.parametrize("prior", [True, False])
@@ -100,14 +96,14 @@ def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_pat
 
     def work(out: Path) -> None:
         reverse = FakeLanguageModel(tokenizer, "reverse", QUESTIONS)
-        invert(outputs, reverse, FakeLanguageModel(tokenizer), Sampling(), 6, out, silent)
+        invert(outputs, reverse, FakeLanguageModel(tokenizer), Sampling(), 6, out, no_progress)
 
     assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=4) > 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    outputs, how = [Output(id="o", text=ANSWER)], (Sampling(max_tokens=8), 2, tmp_path, silent)
+    outputs, how = [Output(id="o", text=ANSWER)], (Sampling(max_tokens=8), 2, tmp_path, no_progress)
     forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
     with pytest.raises(DirectionError, match="give a reverse one to propose"):
         invert(outputs, forward, reverse, *how)

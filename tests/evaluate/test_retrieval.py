@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from kills import contents, run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Document, read_records, write_records
+from ledom.core.stage import no_progress
 from ledom.evaluate.retrieval import (
     Query,
     Ranked,
@@ -35,10 +36,6 @@ QUERIES = [
 ]
 PASSAGES = [Document(id=f"p{i}", text=f"{i} + 3 = {i + 3}") for i in range(18)]
 Fakes = dict[str, FakeLanguageModel]
-
-
-def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    yield from chunks
 
 
 def values(ids: Sequence[int]) -> list[float]:
@@ -72,7 +69,7 @@ def test_the_scores_of_every_pair_by_hand(
 ) -> None:
     """Several tiles; scored here one pair at a time."""
     lm = FakeLanguageModel(tokenizer, direction)
-    rank_passages(lm, QUERIES, PASSAGES, tmp_path, silent)
+    rank_passages(lm, QUERIES, PASSAGES, tmp_path, no_progress)
     scores = read_records(tmp_path / "scores.jsonl", Relevance)
     assert len(scores) == len(QUERIES) * len(PASSAGES)
     texts = {record.id: record.text for record in (*QUERIES, *PASSAGES)}
@@ -133,7 +130,7 @@ def test_passages_of_one_text_share_their_scores(
 ) -> None:
     lm = FakeLanguageModel(tokenizer, direction)
     twins = [*PASSAGES[:2], Document(id="twin", text=PASSAGES[0].text)]
-    ranking = rank_passages(lm, QUERIES[:1], twins, tmp_path, silent)
+    ranking = rank_passages(lm, QUERIES[:1], twins, tmp_path, no_progress)
     score = {one.passage_id: one.score for one in ranking}
     assert score["twin"] == score["p0"]
     assert lm.num_scored == (2 if direction is REVERSE else 4)  # forward: the priors too
@@ -142,7 +139,7 @@ def test_passages_of_one_text_share_their_scores(
 def test_a_long_passage_loses_its_end_and_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lm = FakeLanguageModel(tokenizer, REVERSE, context=30)
     passages = [PASSAGES[0], Document(id="long", text="1 + 1 = 2\n" * 20)]
-    rank_passages(lm, QUERIES[:1], passages, tmp_path, silent)
+    rank_passages(lm, QUERIES[:1], passages, tmp_path, no_progress)
     scores = read_records(tmp_path / "scores.jsonl", Relevance)
     assert [one.extra for one in scores] == [{}, {"truncated": True}]
 
@@ -151,7 +148,7 @@ def test_a_query_that_fills_the_context_is_refused(tokenizer: Tokenizer, tmp_pat
     lm = FakeLanguageModel(tokenizer, REVERSE, context=30)
     long = Query(id="long", text="1 + 1 = 2 " * 20)
     with pytest.raises(InputError, match="query 'long' has .* tokens, which leave no room"):
-        rank_passages(lm, [long], PASSAGES, tmp_path, silent)
+        rank_passages(lm, [long], PASSAGES, tmp_path, no_progress)
     assert lm.num_scored == 0
 
 
@@ -161,7 +158,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
     """Stopped in the second of four tiles; the first is not scored again."""
     lm = FakeLanguageModel(tokenizer, FORWARD)
     monkeypatch.setattr(FakeLanguageModel, "batches_requests", True)
-    rank_passages(lm, QUERIES, PASSAGES, tmp_path / "whole", silent)
+    rank_passages(lm, QUERIES, PASSAGES, tmp_path / "whole", no_progress)
     whole, logprobs = lm.num_scored, FakeLanguageModel.logprobs
     calls = []
 
@@ -173,8 +170,8 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
 
     monkeypatch.setattr(FakeLanguageModel, "logprobs", stops)
     with pytest.raises(KeyboardInterrupt):
-        rank_passages(lm, QUERIES, PASSAGES, tmp_path / "cut", silent)
-    rank_passages(lm, QUERIES, PASSAGES, tmp_path / "cut", silent)
+        rank_passages(lm, QUERIES, PASSAGES, tmp_path / "cut", no_progress)
+    rank_passages(lm, QUERIES, PASSAGES, tmp_path / "cut", no_progress)
     assert calls[0] == 16 * 15 + 16  # and the priors of 16 passages
     assert sum(calls) - calls[1] == whole
     for name in ("scores.jsonl", "ranking.jsonl"):
@@ -184,7 +181,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
 @pytest.mark.slow
 def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def work(out: Path) -> None:
-        rank_passages(FakeLanguageModel(tokenizer, REVERSE), QUERIES, PASSAGES, out, silent)
+        rank_passages(FakeLanguageModel(tokenizer, REVERSE), QUERIES, PASSAGES, out, no_progress)
 
     assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=2) > 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

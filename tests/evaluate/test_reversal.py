@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from kills import run_through_kills
 from ledom.cli.evaluate import show_reversal
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.core.stage import no_progress
 from ledom.evaluate import reversal
 from ledom.evaluate.facts import PAIR_FORMAT, Fact, make_facts, texts
 from ledom.evaluate.reversal import (
@@ -95,15 +96,11 @@ class Memory(LanguageModel):
 FORWARD, REVERSE = Memory(Direction.FORWARD), Memory(Direction.REVERSE)
 
 
-def quiet(chunks: Iterable[Any], *_: object) -> Iterator[Any]:
-    return iter(chunks)
-
-
 def test_each_direction_answers_the_questions_whose_answers_stood_where_it_writes(
     tmp_path: Path,
 ) -> None:
     def right(lm: Memory) -> list[bool]:
-        answers = ask(lm, QUESTIONS, tmp_path / f"{lm.direction}.jsonl", quiet)
+        answers = ask(lm, QUESTIONS, tmp_path / f"{lm.direction}.jsonl", no_progress)
         return [answer == q.right for answer, q in zip(answers, QUESTIONS, strict=True)]
 
     assert right(FORWARD) == [True, False, False, True, True, True]
@@ -111,7 +108,7 @@ def test_each_direction_answers_the_questions_whose_answers_stood_where_it_write
 
 
 def test_the_pair_chooses_the_sentence_that_both_models_know(tmp_path: Path) -> None:
-    chosen = ask_pair(FORWARD, REVERSE, QUESTIONS, 0, tmp_path, quiet)
+    chosen = ask_pair(FORWARD, REVERSE, QUESTIONS, 0, tmp_path, no_progress)
     assert chosen == [q.right for q in QUESTIONS]
 
 
@@ -127,10 +124,10 @@ def test_a_stop_while_asking_keeps_the_answers_that_were_there(tmp_path: Path) -
 
     asked: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        ask(Dying(Direction.FORWARD), QUESTIONS, tmp_path / "answers.jsonl", quiet)
+        ask(Dying(Direction.FORWARD), QUESTIONS, tmp_path / "answers.jsonl", no_progress)
     assert len(asked) == 5
-    found = ask(Dying(Direction.FORWARD), QUESTIONS, tmp_path / "answers.jsonl", quiet)
-    assert found == ask(FORWARD, QUESTIONS, tmp_path / "whole.jsonl", quiet)
+    found = ask(Dying(Direction.FORWARD), QUESTIONS, tmp_path / "answers.jsonl", no_progress)
+    assert found == ask(FORWARD, QUESTIONS, tmp_path / "whole.jsonl", no_progress)
     assert asked[5:] == ["We know that Eli Fox is", "We know that the founder of New Dawn is"]
 
 
@@ -142,13 +139,13 @@ def test_a_guess_with_a_better_reward_is_chosen_over_the_right_answer(tmp_path: 
             return "nobody" in TOKENIZER.decode(target.ids)
 
     liars = Liar(Direction.FORWARD), Liar(Direction.REVERSE)
-    assert ask_pair(*liars, QUESTIONS[:2], 0, tmp_path, quiet) == ["nobody", "nobody"]
+    assert ask_pair(*liars, QUESTIONS[:2], 0, tmp_path, no_progress) == ["nobody", "nobody"]
 
 
 def test_accuracies_and_differences_are_per_kind_of_fact_and_question(tmp_path: Path) -> None:
     right = [question.right for question in QUESTIONS]
     answers = dict.fromkeys(ARMS, right) | {
-        "forward": ask(FORWARD, QUESTIONS, tmp_path / "answers.jsonl", quiet)
+        "forward": ask(FORWARD, QUESTIONS, tmp_path / "answers.jsonl", no_progress)
     }
     found = {(r.seen, r.asked, r.arm): r for r in compare_arms(QUESTIONS, answers)}
     assert found["name first", "description", "forward"].accuracy.mean == 1
@@ -181,7 +178,7 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
         return nullcontext(lambda progress: trained.append(name))
 
     job = ReversalJob(tmp_path, per_order=2, steps=2)
-    found = run_reversal(job, watch, quiet)
+    found = run_reversal(job, watch, no_progress)
     assert len(trained) == 4 * 2
     assert [q.right for q in found.questions[::2]] == [f.description for f in make_facts(2)]
     written = json.loads((tmp_path / "reversal.json").read_text())
@@ -189,10 +186,10 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     assert set(written["questions"][0]["answers"]) == set(ARMS)
     trained.clear()
     (tmp_path / "reversal.json").unlink()
-    assert run_reversal(job, watch, quiet) == found
+    assert run_reversal(job, watch, no_progress) == found
     assert trained == []  # every model was finished
     with pytest.raises(InputError, match="seed: 0 there, 1 now"):
-        run_reversal(ReversalJob(tmp_path, per_order=2, steps=2, seed=1), watch, quiet)
+        run_reversal(ReversalJob(tmp_path, per_order=2, steps=2, seed=1), watch, no_progress)
 
 
 def test_the_table_is_whole_on_a_narrow_terminal(
@@ -218,7 +215,7 @@ def test_the_table_is_whole_on_a_narrow_terminal(
 def test_kills_at_any_moments_leave_the_same_answers(tmp_path: Path) -> None:
     def work(out: Path) -> None:
         job = ReversalJob(out, per_order=1, steps=2)
-        run_reversal(job, lambda name, done, steps: nullcontext(lambda progress: None), quiet)
+        run_reversal(job, lambda name, done, steps: nullcontext(lambda progress: None), no_progress)
 
     assert run_through_kills(work, tmp_path / "whole", tmp_path / "killed", seed=1, kills=2) > 0
     written = [(tmp_path / name / "reversal.json").read_bytes() for name in ("whole", "killed")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from command_line import Run, check_refused
 from kills import contents, run_through_kills
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import Problem, read_records, write_records
+from ledom.core.stage import no_progress
 from ledom.evaluate.synthesis import (
     Seed,
     SynthesisSettings,
@@ -38,10 +39,6 @@ READ = {"s": "\n\n3 + 4 = 7\n#### 7", "b": "#### 7"}
 RIGHT, WRONG = "so 7\n#### 7", "so 8\n#### 8"
 
 
-def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    yield from chunks
-
-
 def made(
     tokenizer: Tokenizer,
     out: Path,
@@ -57,7 +54,7 @@ def made(
     forward = ScriptedLanguageModel(tokenizer, "forward", script)
     num_answers = len(next(iter(answers.values()), [""]))
     how = SynthesisSettings(Sampling(), len(texts), num_answers, **settings)
-    return synthesize([seed], reverse, forward, how, known, out, silent)
+    return synthesize([seed], reverse, forward, how, known, out, no_progress)
 
 
 def reasons(found: Synthesized) -> dict[str, str]:
@@ -113,7 +110,7 @@ def test_answers_that_were_cut_are_counted(tokenizer: Tokenizer, tmp_path: Path)
     forward = FakeLanguageModel(tokenizer, "forward", answers=["20 + 2 = 22"])
     for most, cut in ((1, 3), (40, 0)):
         how = SynthesisSettings(Sampling(max_tokens=most), num_answers=3)
-        found = sift([problem], forward, how, [], tmp_path / str(most), silent)
+        found = sift([problem], forward, how, [], tmp_path / str(most), no_progress)
         assert (found.num_answers, found.num_cut) == (3, cut)
 
 
@@ -140,7 +137,7 @@ HOW = SynthesisSettings(Sampling(), 3, 2)
 def written_by_fakes(tokenizer: Tokenizer, out: Path) -> None:
     questions = [f"What is {i} and 1?" for i in range(9)]
     reverse = FakeLanguageModel(tokenizer, "reverse", questions)
-    synthesize(SEEDS, reverse, FakeLanguageModel(tokenizer), HOW, (), out, silent)
+    synthesize(SEEDS, reverse, FakeLanguageModel(tokenizer), HOW, (), out, no_progress)
 
 
 @pytest.mark.slow
@@ -165,7 +162,7 @@ def test_a_finished_folder_is_not_made_again(
 def test_models_of_the_wrong_direction(tokenizer: Tokenizer, tmp_path: Path) -> None:
     forward = FakeLanguageModel(tokenizer)
     with pytest.raises(DirectionError, match="fake is a forward model; give a reverse one"):
-        synthesize(SEEDS, forward, forward, HOW, (), tmp_path, silent)
+        synthesize(SEEDS, forward, forward, HOW, (), tmp_path, no_progress)
 
 
 def test_what_leaves_no_room_is_removed(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -176,7 +173,7 @@ def test_what_leaves_no_room_is_removed(tokenizer: Tokenizer, tmp_path: Path) ->
     forward = ScriptedLanguageModel(tokenizer, "forward", {f"{PENS}\n\n": [RIGHT]})
     reverse.context = forward.context = 120
     how = SynthesisSettings(Sampling(max_tokens=60), 2, 1)
-    found = synthesize([long, SOLVED], reverse, forward, how, (), tmp_path, silent)
+    found = synthesize([long, SOLVED], reverse, forward, how, (), tmp_path, no_progress)
     assert [problem.id for problem in found.problems] == ["s/1"]
     assert {p.id: p.extra["reason"] for p in found.removed} == {
         "s/0": "too long",
@@ -191,7 +188,7 @@ def test_ids_stay_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
     forward = ScriptedLanguageModel(tokenizer, "forward", {f"{PENS}\n\n": [RIGHT]})
     reverse.context = 120
     how = SynthesisSettings(Sampling(max_tokens=60), 1, 1)
-    found = synthesize([long, SOLVED], reverse, forward, how, (), tmp_path, silent)
+    found = synthesize([long, SOLVED], reverse, forward, how, (), tmp_path, no_progress)
     assert [problem.id for problem in found.problems] == ["s/0"]
     assert [problem.id for problem in found.removed] == ["s/0/0"]
 
@@ -212,7 +209,7 @@ def test_a_blank_answer_leaves_that_of_the_solution() -> None:
 def test_seeds_without_room_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     reverse = FakeLanguageModel(tokenizer, "reverse", context=20)
     with pytest.raises(InputError, match="'s0': the prompt .* lower --max-tokens"):
-        synthesize(SEEDS, reverse, FakeLanguageModel(tokenizer), HOW, (), tmp_path, silent)
+        synthesize(SEEDS, reverse, FakeLanguageModel(tokenizer), HOW, (), tmp_path, no_progress)
     assert contents(tmp_path) == {}
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, read_records
+from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.results import to_json
 from ledom.rerank.search_pipeline import SearchJob, _equal_cost, search_job
@@ -19,10 +20,6 @@ from ledom.rerank.step_search import SearchConfig
 from ledom.text.tokenizer import Tokenizer
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(40)]
-
-
-def plain(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
-    yield from chunks
 
 
 def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> SearchJob:
@@ -33,7 +30,7 @@ def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> SearchJob:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_files_and_measurement(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    report = search_job(job(tokenizer, tmp_path), plain)
+    report = search_job(job(tokenizer, tmp_path), no_progress)
     assert json.loads((tmp_path / "search.json").read_text()) == to_json(report)
     searched = read_records(tmp_path / "searched.jsonl", Candidate)
     assert [c.problem_id for c in searched] == [p.id for p in PROBLEMS]
@@ -68,8 +65,8 @@ def test_a_search_that_broke_off_goes_on(tokenizer: Tokenizer, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         search_job(job(tokenizer, tmp_path / "a"), stop_after(33))
     second = job(tokenizer, tmp_path / "a")
-    search_job(second, plain)
-    search_job(job(tokenizer, tmp_path / "b"), plain)
+    search_job(second, no_progress)
+    search_job(job(tokenizer, tmp_path / "b"), no_progress)
     assert (tmp_path / "a" / "searched.jsonl").read_text() == (
         tmp_path / "b" / "searched.jsonl"
     ).read_text()
@@ -79,7 +76,7 @@ def test_a_search_that_broke_off_goes_on(tokenizer: Tokenizer, tmp_path: Path) -
 def test_without_answers_nothing_is_measured(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path)
     made.problems = [Problem(id="a", question="What?")]
-    report = search_job(made, plain)
+    report = search_job(made, no_progress)
     assert not report.accuracy
     assert (tmp_path / "searched.jsonl").is_file()
 
@@ -89,7 +86,7 @@ def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path
     made = job(tokenizer, tmp_path)
     asked = [Problem(id=p.id, question=p.question) for p in PROBLEMS[:30]]
     made.problems = [*asked, *PROBLEMS[30:]]
-    report = search_job(made, plain)
+    report = search_job(made, no_progress)
     assert report is not None
     assert (report.num_problems, report.num_labeled) == (40, 10)
     assert report.note == "10 of 40 labeled: only these are measured"
@@ -108,7 +105,7 @@ def test_only_labeled_problems_are_measured(tokenizer: Tokenizer, tmp_path: Path
 def test_without_a_reverse_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     made = job(tokenizer, tmp_path, lam=0.0)
     made.reverse = None
-    assert search_job(made, plain).accuracy["random"].mean > 0
+    assert search_job(made, no_progress).accuracy["random"].mean > 0
 
 
 @pytest.mark.slow
@@ -121,7 +118,7 @@ def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(
     searched = [
         Candidate(problem_id=p.id, index=0, text="", extra={"generated": budget}) for p in PROBLEMS
     ]
-    for candidates in _by_problem(_equal_cost(made, searched, plain)).values():
+    for candidates in _by_problem(_equal_cost(made, searched, no_progress)).values():
         costs = [len(tokenizer.encode(c.text).ids) + 1 for c in candidates]
         assert budget - max(costs) < sum(costs) <= budget
         assert [c.index for c in candidates] == list(range(len(candidates)))
@@ -135,9 +132,9 @@ def test_rivals_drawn_for_other_budgets_are_refused(tokenizer: Tokenizer, tmp_pa
     """Equal in sum, but not problem by problem."""
     two = replace(job(tokenizer, tmp_path), problems=PROBLEMS[:2])
     for budgets in ((60, 90), (60, 90)):  # the same again is reused
-        _equal_cost(two, searched(budgets), plain)
+        _equal_cost(two, searched(budgets), no_progress)
     with pytest.raises(InputError, match="budgets"):
-        _equal_cost(two, searched((90, 60)), plain)
+        _equal_cost(two, searched((90, 60)), no_progress)
 
 
 def searched(budgets: Sequence[int]) -> list[Candidate]:

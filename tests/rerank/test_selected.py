@@ -6,23 +6,19 @@ The fake models' scores follow from the tokens, so equal texts tie and every tex
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ledom.core.records import Candidate, Problem, read_records
+from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.rerank.pipeline import Job, Selection, rerank
 from ledom.rerank.weights import default_weights
 from ledom.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-def plain(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
-    yield from chunks
 
 
 def select(
@@ -39,7 +35,7 @@ def select(
     ]
     models = [FakeLanguageModel(tokenizer, d) for d in ("forward", "reverse")]
     last = models[1] if reverse else None
-    rerank(Job(problems, out, models[0], last, default_weights(), candidates), plain)
+    rerank(Job(problems, out, models[0], last, default_weights(), candidates), no_progress)
     return read_records(out / "selected.jsonl", Selection)
 
 

@@ -21,6 +21,7 @@ from ledom.core import processes as parallel
 from ledom.core import stage
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
+from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation, Sampling, TokenSpan
 from ledom.rerank import sample, score
@@ -67,24 +68,20 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "_TOGETHER", 3)
 
 
-def plain(chunks: Iterable[Any], *_: Any) -> Iterator[Any]:
-    yield from chunks
-
-
 def job(tokenizer: Tokenizer, out: Path, **changes: Any) -> Job:
     forward, reverse = (Company(tokenizer, d, ANSWERS) for d in ("forward", "reverse"))
     return Job(PROBLEMS, out, forward, reverse, default_weights(), num_samples=6, **changes)
 
 
-def reranked(tokenizer: Tokenizer, out: Path, track: Any = plain) -> None:
+def reranked(tokenizer: Tokenizer, out: Path, track: Any = no_progress) -> None:
     rerank(job(tokenizer, out), track)
 
 
-def stopped_early(tokenizer: Tokenizer, out: Path, track: Any = plain) -> None:
+def stopped_early(tokenizer: Tokenizer, out: Path, track: Any = no_progress) -> None:
     rerank(job(tokenizer, out, early_stop=True), track)
 
 
-def searched(tokenizer: Tokenizer, out: Path, track: Any = plain) -> None:
+def searched(tokenizer: Tokenizer, out: Path, track: Any = no_progress) -> None:
     forward, reverse = (Company(tokenizer, d, ANSWERS) for d in ("forward", "reverse"))
     config = SearchConfig(width=2, expansions=2)
     search_job(SearchJob(PROBLEMS, out, forward, reverse, config), track)
@@ -176,7 +173,7 @@ def test_an_early_stop_keeps_its_questions(tokenizer: Tokenizer, tmp_path: Path)
     other = job(tokenizer, tmp_path, early_stop=True)
     other.problems = [replace(p, question=p.question + " Say it.") for p in PROBLEMS]
     with pytest.raises(InputError, match=r"candidates.jsonl: .*questions: "):
-        rerank(other, plain)
+        rerank(other, no_progress)
 
 
 def changed(file: Path, line: int, **values: Any) -> None:

@@ -19,7 +19,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, Protocol, TypeVar
@@ -39,6 +38,7 @@ __all__ = [
     "Work",
     "at_once",
     "even_groups",
+    "no_progress",
     "read_finished",
     "read_settings",
     "read_timings",
@@ -139,7 +139,7 @@ class Stage(Generic[RecordT]):
     def _parts(self) -> list[Path]:
         """The part files of all processes, including those of an earlier run."""
         name = f"{self.path.name}.part"
-        found = self.path.parent.glob("*") if self.path.parent.is_dir() else ()
+        found = self.path.parent.glob("*")  # none if there is no such folder
         return sorted(p for p in found if p.name == name or p.name.startswith(f"{name}."))
 
     def _read_parts(self) -> list[RecordT]:
@@ -242,7 +242,7 @@ class Stage(Generic[RecordT]):
         >>> work = Work([Problem(id="a", question="2 + 2?")], copy, lambda items: [items], False)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     stage = Stage(Path(folder, "out.jsonl"), Document, {"seed": 1})
-        ...     stage.fill(work, lambda chunks, *progress: chunks, "copying")[0].text
+        ...     stage.fill(work, no_progress, "copying")[0].text
         ...     sorted(path.name for path in Path(folder).iterdir())
         '2 + 2?'
         ['out.jsonl', 'out.jsonl.settings.json']
@@ -306,6 +306,11 @@ class Stage(Generic[RecordT]):
                 self.append(whole)
 
 
+def no_progress(chunks: Iterable[T], *_: object) -> Iterator[T]:
+    """A `Track` that shows nothing."""
+    return iter(chunks)
+
+
 def at_once(
     make: Callable[[Sequence[ItemT]], Iterable[Sequence[RecordT]]],
 ) -> Make[ItemT, RecordT]:
@@ -328,11 +333,7 @@ def read_timings(path: Path) -> dict[str, float]:
         known = read_json(path)
     except InputError:
         return {}
-    return {
-        name: float(value)
-        for name, value in known.items()
-        if isinstance(value, int | float) and value >= 0
-    }
+    return {k: float(v) for k, v in known.items() if isinstance(v, int | float) and v >= 0}
 
 
 def even_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -342,8 +343,7 @@ def even_groups(items: Sequence[T], size: int) -> list[Sequence[T]]:
     ['ab', 'cd', 'efg']
     """
     count = -(-len(items) // size)
-    boundaries = [len(items) * i // count for i in range(count + 1)] if count else [0]
-    return [items[start:end] for start, end in pairwise(boundaries)]
+    return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
 
 
 def read_settings(path: Path) -> JsonObject:

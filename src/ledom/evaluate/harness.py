@@ -66,6 +66,14 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     always reads its special tokens, after the text.
 
     `cut` counts, by task, the requests whose context was cut to fit the model's.
+
+    >>> from lm_eval.api.instance import Instance
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = LedomLM(FakeLanguageModel())
+    >>> ask = Instance("loglikelihood", {}, ("2 + 2 =", " 4"), 0, metadata=("task", 0, 1))
+    >>> (logprob, is_greedy), = lm.loglikelihood([ask])  # nats
+    >>> round(logprob, 3), is_greedy
+    (-3.178, False)
     """
 
     def __init__(
@@ -265,7 +273,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
                 results[place] = result
         return results
 
-    def write_alike(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[Written]:
+    def write_alike(self, contexts: Sequence[str], settings: JsonObject) -> list[Written]:
         """One text for each context, all with the same generation settings of the harness."""
         settings = normalize_gen_kwargs(settings, _MAX_TOKENS)
         until = [term for term in handle_stop_sequences(settings["until"], None) if term]

@@ -72,11 +72,12 @@ def infill(
     gap whose texts leave no room for a middle.
 
     >>> import tempfile
+    >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> reverse, forward = FakeLanguageModel(direction="reverse"), FakeLanguageModel()
     >>> gap = Gap(id="g", beginning="2 + 2", ending="= 4")
     >>> with tempfile.TemporaryDirectory() as out:
-    ...     found = infill([gap], reverse, forward, Sampling(), 2, Path(out), lambda c, *_: iter(c))
+    ...     found = infill([gap], reverse, forward, Sampling(), 2, Path(out), no_progress)
     >>> [middle.rank for middle in found["g"]][:2]
     [1, 2]
     """

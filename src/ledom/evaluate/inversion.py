@@ -95,6 +95,15 @@ def invert(
     prompts are scored by log P(output | prompt), else by log P(prompt, output). Before any work,
     raises `InputError` for an output that leaves no room for a prompt, and `DirectionError` for
     models of the wrong direction.
+
+    >>> import tempfile
+    >>> from ledom.core.stage import no_progress
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> reverse = FakeLanguageModel(direction="reverse", answers=["2 + 2?"])
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     outputs, forward = [Output(id="a", text="4")], FakeLanguageModel()
+    ...     invert(outputs, reverse, forward, Sampling(), 3, Path(out), no_progress)[0].prompt
+    '2 + 2?'
     """
     check_directions(reverse, forward)
     pair_format = reverse.pair_format

@@ -138,9 +138,10 @@ def propose(
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
     >>> import tempfile
+    >>> from ledom.core.stage import no_progress
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     found = propose(lm, [Prompt("p", "2 + 2?")], Sampling(), 3, Path(folder, "p.jsonl"),
-    ...                     lambda chunks, *_: iter(chunks), "")
+    ...                     no_progress, "")
     >>> [proposal.key for proposal in found]
     [('p', 0), ('p', 1), ('p', 2)]
     """
@@ -189,13 +190,14 @@ def verify(
     that does not fit the model's context.
 
     >>> import tempfile
+    >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm, proposals = FakeLanguageModel(), [Proposal(item_id="p", index=0, text="4")]
     >>> def spans(some):
     ...     return [TokenSpan([0, *lm.tokenizer.encode(one.text).ids], 1, 2) for one in some]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     found = verify(lm, proposals, spans, [], Path(folder, "scores.jsonl"),
-    ...                    lambda chunks, *_: iter(chunks), "")
+    ...                    no_progress, "")
     >>> [(one.key, one.num_tokens) for one in found]
     [(('p', 0), 1)]
     """

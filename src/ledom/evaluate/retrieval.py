@@ -167,6 +167,16 @@ def rank_passages(
     Returns the whole ranking; ranking.jsonl gets only the `top` passages of each query. A passage
     that is too long loses its end (see `score_candidates`). Ties stay in the order given. Raises
     `InputError` for a query that leaves no room for a passage.
+
+    >>> import tempfile
+    >>> from ledom.core.stage import no_progress
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, query = FakeLanguageModel(direction="reverse"), Query(id="q", text="2 + 2?")
+    >>> passages = [Document(id=text, text=text) for text in ("three", "four")]
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     ranking = rank_passages(lm, [query], passages, Path(out), no_progress)
+    >>> [(one.rank, one.passage_id) for one in ranking]
+    [(1, 'three'), (2, 'four')]
     """
     _check_room(lm, queries)
     settings = {

@@ -186,6 +186,17 @@ def synthesize(
     removed. A seed that leaves no room for a question counts as a removed problem. Before any work,
     raises `InputError` if no seed leaves room, and `DirectionError` for models of the wrong
     direction.
+
+    >>> import tempfile
+    >>> from ledom.core.stage import no_progress
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> reverse = FakeLanguageModel(direction="reverse", answers=["How many is 2 + 2?"])
+    >>> forward = FakeLanguageModel(answers=["2 + 2 = 4\\n#### 4"])
+    >>> seed, how = Seed(id="s", solution="#### 4"), SynthesisSettings(Sampling(), 1, 1)
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     found = synthesize([seed], reverse, forward, how, [], Path(out), no_progress)
+    >>> [(problem.question, problem.answer) for problem in found.problems]
+    [('How many is 2 + 2?', '4')]
     """
     check_directions(reverse, forward)
     prompts = [Prompt(seed.id, seed_prompt(seed, reverse.pair_format)) for seed in seeds]

@@ -61,7 +61,13 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 class ModelConfig(Config):
-    """Shape of a Llama model; the vocabulary comes from the tokenizer."""
+    """Shape of a Llama model; the vocabulary comes from the tokenizer.
+
+    >>> ModelConfig.model_validate("tiny").num_hidden_layers
+    6
+    >>> ModelConfig.model_validate({"preset": "tiny", "num_hidden_layers": 4}).num_hidden_layers
+    4
+    """
 
     hidden_size: PositiveInt
     """Width of the residual stream."""

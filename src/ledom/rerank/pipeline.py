@@ -126,13 +126,14 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     the problems, and for a job that lacks a model or labels that it needs.
 
     >>> import tempfile
+    >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> from ledom.rerank.weights import default_weights
     >>> problem, lm = Problem(id="p", question="2 + 2?"), FakeLanguageModel(direction="reverse")
     >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("445")]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     job = Job([problem], Path(folder), None, lm, default_weights(), drawn)
-    ...     report, page = rerank(job, track=lambda chunks, *_: iter(chunks))
+    ...     report, page = rerank(job, track=no_progress)
     >>> report.num_candidates, page.name
     (3, 'report.html')
     """

@@ -80,11 +80,12 @@ def search_job(job: SearchJob, track: Track) -> SearchReport | None:
     `score` (nats per token) and `generated` (tokens that its search generated).
 
     >>> import tempfile
+    >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm, config = FakeLanguageModel(answers=["1 + 1 = 2"]), SearchConfig(width=1, lam=0)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     job = SearchJob([Problem(id="p", question="1 + 1?")], Path(folder), lm, None, config)
-    ...     report = search_job(job, track=lambda chunks, *_: iter(chunks))
+    ...     report = search_job(job, track=no_progress)
     >>> report.num_problems, report.unfinished
     (1, 0)
     """

@@ -65,13 +65,14 @@ def fill_candidates(
     See `ledom.core.stage.Work` for the other parameters.
 
     >>> import tempfile
+    >>> from ledom.core.stage import no_progress
     >>> def answered(problems):
     ...     return ([Candidate(problem_id=p.id, index=0, text="4")] for p in problems)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     made = fill_candidates(
     ...         Path(folder, "candidates.jsonl"), [Problem(id="p", question="2 + 2?")], {},
     ...         at_once(answered), groups=lambda items: [items], together=False,
-    ...         track=lambda chunks, *_: iter(chunks), name="sampling")
+    ...         track=no_progress, name="sampling")
     ...     made[0].text, sorted(file.name for file in Path(folder).iterdir())[0]
     ('4', 'candidates.jsonl')
     """
@@ -140,12 +141,12 @@ def fill_scores(
     kept in `scores.flip.jsonl`.
 
     >>> import tempfile
+    >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="2 + 2?")
     >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     scores = fill_scores(Path(folder), [problem], drawn, lm, Scoring(),
-    ...                          track=lambda chunks, *_: iter(chunks))
+    ...     scores = fill_scores(Path(folder), [problem], drawn, lm, Scoring(), no_progress)
     >>> [score.target for score in scores]
     ['x|y', 'y']
     """
