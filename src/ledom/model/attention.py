@@ -12,7 +12,7 @@ Shapes: T tokens in the row, H query heads, K key-value heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
@@ -115,7 +115,7 @@ def packed_attention(
 
 
 def _refuse_other_attention(
-    module: torch.nn.Module, mask: Tensor | None, arguments: dict[str, Any]
+    module: torch.nn.Module, mask: Tensor | None, arguments: Mapping[str, object]
 ) -> None:
     kind = type(module).__name__
     for name, what in _OTHER_ATTENTION.items():

@@ -7,9 +7,9 @@ draw.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ledom.report.figures import COLORS, HALF, WIDE, draw_svg, label_ends
+from ledom.report.figures import COLORS, HALF, WIDE, LineStyle, draw_svg, label_ends
 from ledom.report.numbers import count
 from ledom.report.training_results import DirectionResult, RunComparison
 from ledom.train.metrics import thinned
@@ -29,7 +29,7 @@ __all__ = [
 _FAMILIES = {"forward": "vote", "reverse": "pick"}
 _MOST_MARKERS = 40  # more would overlap
 _MOST_PARTS = 8
-_Line = tuple[str, list[tuple[float, float]], dict[str, Any]]  # label, points, keywords of plot
+_Line = tuple[str, list[tuple[float, float]], LineStyle]  # label, points, style
 
 
 def loss_figure(runs: Sequence[RunComparison]) -> str:
@@ -108,7 +108,7 @@ def parts_figure(run: RunComparison, part: str) -> str:
         lines: list[_Line] = []
         for way, (tokens, parts) in by_way.items():
             for place, name in enumerate(names):
-                style = {"color": COLORS[families[place]], "marker": "o"}
+                style: LineStyle = {"color": COLORS[families[place]], "marker": "o"}
                 shown = position_label(name) if part == "by_position" else name
                 first = way == next(iter(by_way))
                 label, dashes = (shown, "-") if first else ("", "--")

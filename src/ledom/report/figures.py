@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,7 @@ __all__ = [
     "HALF",
     "MARKERS",
     "WIDE",
+    "LineStyle",
     "draw_svg",
     "label_ends",
     "short",
@@ -49,6 +50,15 @@ COLORS = {
 MARKERS = "osD^vP"
 _LONGEST_NAME = 44
 WIDE, HALF = 8.4, 4.1  # inches; both are shown at the same scale
+
+
+class LineStyle(TypedDict, total=False):
+    """How a line is drawn: keywords of matplotlib's `plot`."""
+
+    color: Required[str]
+    marker: str
+    linestyle: str
+
 
 _STYLE: Mapping[str, object] = {
     "svg.fonttype": "none",

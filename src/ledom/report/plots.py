@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ledom.report.figures import COLORS, HALF, MARKERS, WIDE, draw_svg, label_ends, short
+from ledom.report.figures import COLORS, HALF, MARKERS, WIDE, LineStyle, draw_svg, label_ends, short
 from ledom.report.results import (
     AccuracyByLambda,
     AccuracyByN,
@@ -200,10 +200,10 @@ def _draw_by_n(
     label_ends(axes, ends, [style["color"] for style in styles], right, label)
 
 
-def _line_styles(kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """A color of its kind's family, a marker and a dash for each line, as keywords of plot."""
+def _line_styles(kinds: Sequence[str]) -> list[LineStyle]:
+    """For each line a color of its kind's family, a marker and a dash."""
     seen: dict[str, int] = {}
-    styles = []
+    styles: list[LineStyle] = []
     for kind in kinds:
         family = [name for name in COLORS if name == kind or name.startswith(f"{kind}-")]
         count = seen[kind] = seen.get(kind, -1) + 1

@@ -232,7 +232,7 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
     return {**run, "recipe": {**run["recipe"], "optim": optim}}
 
 
-def _flat(run: dict[str, Any]) -> dict[str, Any]:
+def _flat(run: JsonObject) -> JsonObject:
     """A run's settings under the recipe's key names, without the step."""
     recipe = run.get("recipe")
     rest = {key: value for key, value in run.items() if key not in ("recipe", "step")}

@@ -243,18 +243,19 @@ def token_losses(
         sizes = boundaries.diff().tolist()
         logits = torch.cat([own(document) for document in ids.split(sizes)])
         return cross_entropy(logits.float(), targets, reduction="none")
-    reads: dict[str, Any] = {
-        "input_ids": ids[None],
-        "position_ids": positions[None],
-        "use_cache": False,
-        "cu_seq_lens_q": boundaries,
-    }
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
-    if getattr(head, "bias", None) is not None or not has_plain_logits(config):
-        return cross_entropy(model(**reads).logits[0].float(), targets, reduction="none")
-    hidden = model.base_model(**reads).last_hidden_state[0]
-    weight = head.weight
+    plain = getattr(head, "bias", None) is None and has_plain_logits(config)
+    run = model.base_model if plain else model
+    output = run(
+        input_ids=ids[None],
+        position_ids=positions[None],
+        use_cache=False,
+        cu_seq_lens_q=boundaries,
+    )
+    if not plain:
+        return cross_entropy(output.logits[0].float(), targets, reduction="none")
+    hidden, weight = output.last_hidden_state[0], head.weight
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)

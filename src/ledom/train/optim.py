@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal, cast
 
@@ -210,12 +211,7 @@ def build_optimizers(
         if weight.requires_grad:
             matrix = id(weight) in matrices and "lora_" not in name
             (hidden if matrix else other).append(weight)
-    adamw: dict[str, Any] = {
-        "lr": config.adamw_lr,
-        "betas": (0.9, 0.95),
-        "eps": 1e-10,
-        "fused": True,
-    }
+    adamw = partial(torch.optim.AdamW, lr=config.adamw_lr, betas=(0.9, 0.95), eps=1e-10, fused=True)
     decay = config.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
     # An optimizer without weights cannot be saved; with adapters no plain matrix is trained.
@@ -223,9 +219,9 @@ def build_optimizers(
         groups = _by_layout(model, hidden)
         optimizers.append(Muon(groups, lr=config.muon_lr, weight_decay=decay, dtype=dtype))
     elif hidden:
-        optimizers.append(torch.optim.AdamW(hidden, **adamw, weight_decay=decay))
+        optimizers.append(adamw(hidden, weight_decay=decay))
     if other:
-        optimizers.append(torch.optim.AdamW(other, **adamw, weight_decay=0.0))
+        optimizers.append(adamw(other, weight_decay=0.0))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

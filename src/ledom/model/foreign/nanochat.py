@@ -224,7 +224,9 @@ class NanochatModel(_Pretrained):
         rotation = self._rotation(position_ids, x.dtype)
         if is_attending() and int(position_ids.max()) >= (config.sliding_window or math.inf):
             raise CheckpointError("packed texts are longer than this nanochat model's window")
-        window = None if is_attending() else self._window(length, x.device, packing)
+        window = (
+            None if is_attending() else self._window(length, x.device, packing.get("cu_seq_lens_q"))
+        )
         for layer, block in enumerate(self.h):
             if config.residual_lambdas:
                 x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * x0
@@ -245,10 +247,11 @@ class NanochatModel(_Pretrained):
         kept = torch.bfloat16 if self.config.rope_bfloat16 else dtype
         return angles.cos().to(kept).to(dtype), angles.sin().to(kept).to(dtype)
 
-    def _window(self, length: int, device: torch.device, packing: dict[str, Any]) -> Tensor | None:
+    def _window(
+        self, length: int, device: torch.device, boundaries: Tensor | None
+    ) -> Tensor | None:
         """A sliding layer's mask [T, T], True where a key is seen; None if it hides nothing."""
         window = self.config.sliding_window
-        boundaries = packing.get("cu_seq_lens_q")
         longest = length if boundaries is None else int(boundaries.diff().max())
         if window is None or longest <= window:
             return None
