@@ -4,7 +4,7 @@
         --forward tiny --reverse tiny --second-forward FOLDER --second-reverse FOLDER
 
 Each arm is a weighted sum of the same four numbers from each of its scores: log P, its mean per
-token, the log P of the numbers, and that of the least likely digit. The weights are cross-fitted in
+token, the log P of its numbers, and that of its least likely digit. The weights are cross-fitted in
 five folds of the problems. The second models have the same size, recipe and data, and another seed:
 
     ledom train recipes/tiny.yaml seed=2 name=tiny-2 --direction both
@@ -29,7 +29,7 @@ from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval, pairwise_auc
-from ledom.report.results import Interval
+from ledom.report.numbers import MISSING, interval
 from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
 from ledom.rerank.candidates import match_candidates
 from ledom.rerank.fit import fit_sum
@@ -62,13 +62,13 @@ def scored(
     problems: Sequence[Problem],
     candidates: Sequence[Candidate],
 ) -> CandidateTable:
-    """The table of one model's scores, kept in the folder `name`."""
+    """The table of one model's scores, which are kept in the folder `name`."""
     scores = fill_scores(out / name, problems, candidates, lm, Scoring(), track)
     return build_candidate_table(problems, candidates, scores)
 
 
 def renamed(table: CandidateTable, names: Mapping[str, str]) -> dict[str, FloatArray]:
-    """Features by score and part: `names` gives each score's new name."""
+    """The table's features of some scores; `names` maps each score to its new name."""
     own = {"forward": "forward", "question": "reverse", "prior": "prior"}
     found = {}
     for score, new in names.items():
@@ -82,7 +82,7 @@ def renamed(table: CandidateTable, names: Mapping[str, str]) -> dict[str, FloatA
 def all_scores(
     arguments: argparse.Namespace, problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> CandidateTable:
-    """One table with the features of every model that is given."""
+    """One table with the features of all given models."""
     out = Path(arguments.out)
     reverse = ledom.load(arguments.reverse, "reverse")
     table = scored(out, "reverse", reverse, problems, candidates)
@@ -107,14 +107,17 @@ def all_scores(
 
 @dataclass(frozen=True)
 class Result:
-    """What an arm reaches, each [P]; `auc` is NaN where a problem has no right or no wrong one."""
+    """The AUC and the accuracy of the pick on each problem, both [P].
+
+    `auc` is NaN for a problem without a right answer or without a wrong one.
+    """
 
     auc: FloatArray
     pick: FloatArray
 
 
 def cross_fitted(table: CandidateTable, features: tuple[str, ...]) -> Result:
-    """Every problem judged by weights that were fitted on the other folds."""
+    """Score every problem with weights that were fitted on the other folds."""
     fold = np.random.default_rng(0).permutation(len(table.problem_ids)) % FOLDS
     auc, pick = np.empty(len(fold)), np.empty(len(fold))
     arm = Pick("arm", "an arm", features)
@@ -130,6 +133,7 @@ def cross_fitted(table: CandidateTable, features: tuple[str, ...]) -> Result:
 def _by_problem(
     values: FloatArray, table: CandidateTable
 ) -> tuple[list[FloatArray], list[NDArray[np.bool_]]]:
+    """Values and labels of each problem's answers, as `pairwise_auc` takes them."""
     rows = range(len(table.problem_ids))
     return (
         [values[i, table.mask[i]] for i in rows],
@@ -138,31 +142,31 @@ def _by_problem(
 
 
 def print_arms(table: CandidateTable) -> None:
-    """Accuracy of the pick and AUC of each arm, and against the second forward model."""
+    """Print each arm's AUC and accuracy, and its paired differences from two forward models."""
     results = {
         name: cross_fitted(table, tuple(f"{s}{part}" for s in scores for part in PARTS))
         for name, scores in ARMS.items()
         if all(score in table.features for score in scores)
     }
-    against = next(name for name in (REFERENCE, "forward", "reverse") if name in results)
-    print(f"\n| arm | AUC | against {against} | pick, % | against {against}, points |")
+    baseline = next(name for name in (REFERENCE, "forward", "reverse") if name in results)
+    print(f"\n| arm | AUC | minus {baseline} | pick, % | minus {baseline}, points |")
     print("|---|---|---|---|---|")
     for name, result in results.items():
-        other = results[against]
+        other = results[baseline]
         known = ~np.isnan(result.auc)
         auc = bootstrap_interval(result.auc[known])
         auc_gain = paired_interval(result.auc[known], other.auc[known])
         pick = bootstrap_interval(100 * result.pick)
         pick_gain = paired_interval(100 * result.pick, 100 * other.pick)
         print(
-            f"| {name} | {show(auc, 3)} | {show(auc_gain, 3, True)} | {show(pick, 1)} "
-            f"| {show(pick_gain, 1, True)} |"
+            f"| {name} | {interval(auc)} | {interval(auc_gain, sign='+')} | {interval(pick, 1)} "
+            f"| {interval(pick_gain, 1, '+')} |"
         )
 
 
 def print_scores(table: CandidateTable) -> None:
-    """AUC of each score per token by itself, and a second model's against the first's, paired."""
-    print("\n| score per token | AUC | against the first model |\n|---|---|---|")
+    """Print the AUC of each score per token, and paired differences between two like models."""
+    print("\n| score per token | AUC | minus the first model |\n|---|---|---|")
     auc = {
         name: pairwise_auc(*_by_problem(table.features[f"{name}_mean"], table))
         for name in SCORES
@@ -170,14 +174,16 @@ def print_scores(table: CandidateTable) -> None:
     }
     for name, own in auc.items():
         known, first = ~np.isnan(own), auc[name.removeprefix("second_")]
-        gain = show(paired_interval(own[known], first[known]), 3, True) if own is not first else "-"
-        print(f"| {name} | {show(bootstrap_interval(own[known]), 3)} | {gain} |")
+        gain = MISSING
+        if own is not first:
+            gain = interval(paired_interval(own[known], first[known]), sign="+")
+        print(f"| {name} | {interval(bootstrap_interval(own[known]))} | {gain} |")
 
 
 def print_kinds(
     table: CandidateTable, problems: Sequence[Problem], candidates: Sequence[Candidate]
 ) -> None:
-    """AUC of each score over right answers and wrong ones of one kind."""
+    """Print each score's AUC over the right answers and the wrong ones of one kind."""
     groups = match_candidates(problems, candidates)
     kinds = np.full(table.mask.shape, "", dtype=object)
     for row, problem in enumerate(problems):
@@ -197,23 +203,18 @@ def print_kinds(
         for name in shown:
             auc = pairwise_auc(*_by_problem(table.features[name], part))
             auc = auc[~np.isnan(auc)]
-            cells.append(show(bootstrap_interval(auc), 3) if len(auc) else "-")
+            cells.append(interval(bootstrap_interval(auc)) if len(auc) else MISSING)
         print(f"| {kind} | {share:.1f} | {' | '.join(cells)} |")
-
-
-def show(bounds: Interval, digits: int, signed: bool = False) -> str:
-    """As `0.61 [0.58, 0.64]`."""
-    sign = "+" if signed else ""
-    mean, low, high = (f"{v:{sign}.{digits}f}" for v in (bounds.mean, bounds.low, bounds.high))
-    return f"{mean} [{low}, {high}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", required=True)
     parser.add_argument("--candidates", required=True)
-    parser.add_argument("--num-problems", type=int, help="the first so many; default: all")
-    parser.add_argument("--forward", default="tiny", help="none: the reverse model's arms alone")
+    parser.add_argument("--num-problems", type=int, help="use only the first N problems")
+    parser.add_argument(
+        "--forward", default="tiny", help="a model, or none to measure reverse arms only"
+    )
     parser.add_argument("--reverse", default="tiny")
     parser.add_argument("--second-forward")
     parser.add_argument("--second-reverse")

@@ -4,10 +4,10 @@
     python benchmarks/copies.py
 
 Each reference solution is compared with a planted answer: the question itself and a wrong number.
-log P(x|y) of both is computed without and with the guard, `ledom rerank --mask-copies N`. Printed
-is the share of problems whose planted answer is preferred: a writer can win these unsolved. Without
---problems the embedded generator makes the problems. From a file, the shortest questions with a
-solution are taken.
+log P(x|y) of both is computed without and with the guard, `ledom rerank --mask-copies N`. The table
+counts the problems whose planted answer is preferred: a policy could win these without solving
+them. Without --problems, the problems are generated. From a file, the problems with a solution and
+the shortest questions are used.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--problems", help="a JSONL file of problems with solutions")
     parser.add_argument("--reverse", default="tiny", help="the model that scores")
     parser.add_argument("--num-problems", type=int, default=100)
-    parser.add_argument("--mask-copies", type=int, default=12, help="words of a passage")
+    parser.add_argument(
+        "--mask-copies", type=int, default=12, help="least length of a masked passage, in words"
+    )
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     set_threads(arguments.threads)
@@ -67,7 +69,9 @@ def main() -> None:
         solved = [p for p in read_records(arguments.problems, Problem) if p.solution]
         problems = sorted(solved, key=lambda problem: len(problem.question))[:count]
     lm = ledom.load(arguments.reverse, "reverse")
-    print("| the scorer reads | median log P(x|y), reference | planted | planted one preferred |")
+    print(
+        "| the scorer reads | median log P(x|y), reference | planted | planted answer preferred |"
+    )
     print("|---|---|---|---|")
     for words in (0, arguments.mask_copies):
         values = question_logprobs(problems, lm, words)

@@ -1,4 +1,4 @@
-"""CTranslate2 with the weights of one of ledom's models: the peer of scoring.py and sampling.py."""
+"""CTranslate2 with a ledom model's weights, as a peer in scoring.py and sampling.py."""
 
 from __future__ import annotations
 
@@ -15,49 +15,53 @@ __all__ = ["CTranslate2"]
 
 
 class CTranslate2:
-    """A generator on as many threads as torch uses: all in each product, or (`apart`) each with
-    batches of its own.
+    """Scores and writes texts in model order, on as many threads as torch uses.
 
-    `folder` keeps the converted weights, in the precision of the checkpoint; `precision`, float32
-    or int8, is what it computes in. Everything is in model order.
+    The threads share each matrix product or, with `batch_per_thread`, each computes its own batch.
+    `folder` keeps the converted weights, in the checkpoint's precision. `precision` (float32 or
+    int8) is that of the computation.
     """
 
     def __init__(
-        self, lm: HFLanguageModel, folder: Path, precision: str = "float32", apart: bool = False
+        self,
+        lm: HFLanguageModel,
+        folder: Path,
+        precision: str = "float32",
+        batch_per_thread: bool = False,
     ) -> None:
         if not folder.exists():
             TransformersConverter(lm.name).convert(str(folder))
             self._name_special_tokens(folder / "config.json")
         self._threads = torch.get_num_threads()
-        self.words: list[str] = json.loads((folder / "vocabulary.json").read_text())
+        self.vocabulary: list[str] = json.loads((folder / "vocabulary.json").read_text())
         self.eos_id = lm.tokenizer.eos_id
         self.generator = ctranslate2.Generator(
             str(folder),
             device="cpu",
             compute_type=precision,
-            intra_threads=1 if apart else self._threads,
-            inter_threads=self._threads if apart else 1,
+            intra_threads=1 if batch_per_thread else self._threads,
+            inter_threads=self._threads if batch_per_thread else 1,
         )
-        self._restore()
+        self._restore_threads()
 
-    def _restore(self) -> None:
-        """It sets OpenMP's number of threads for the process: torch has its own again."""
+    def _restore_threads(self) -> None:
+        """Set torch's number of threads again: CTranslate2 sets OpenMP's for the whole process."""
         torch.set_num_threads(self._threads)
 
     @staticmethod
     def _name_special_tokens(config: Path) -> None:
-        """Call the tokens that the model lacks, which are null, like one that it has."""
+        """Give special tokens that the model lacks (null) the name of one that it has."""
         settings = json.loads(config.read_text())
         names = [name for name in settings if name.endswith("_token")]
         known = next(settings[name] for name in names if settings[name])
         config.write_text(json.dumps(settings | {n: settings[n] or known for n in names}))
 
     def logprobs(self, texts: list[list[int]], batch_size: int) -> list[list[float]]:
-        """log P of each token of some texts but the first."""
+        """log P of each token of each text but the first, in nats."""
         found = self.generator.score_batch(
-            self._words(texts), max_batch_size=batch_size, max_input_length=0
+            self._tokens(texts), max_batch_size=batch_size, max_input_length=0
         )
-        self._restore()
+        self._restore_threads()
         return [result.log_probs for result in found]
 
     def generate(
@@ -68,9 +72,9 @@ class CTranslate2:
         temperature: float,
         num_samples: int = 1,
     ) -> list[list[int]]:
-        """What it writes behind each prompt, without the end; the likeliest at temperature 0."""
+        """The texts written after each prompt, without EOS; greedy at temperature 0."""
         found = self.generator.generate_batch(
-            self._words(prompts),
+            self._tokens(prompts),
             max_batch_size=batch_size,
             max_length=max_tokens,
             min_length=0,
@@ -81,8 +85,8 @@ class CTranslate2:
             include_prompt_in_result=False,
             end_token=[self.eos_id],
         )
-        self._restore()
+        self._restore_threads()
         return [ids for result in found for ids in result.sequences_ids]
 
-    def _words(self, texts: list[list[int]]) -> list[list[str]]:
-        return [[self.words[i] for i in ids] for ids in texts]
+    def _tokens(self, texts: list[list[int]]) -> list[list[str]]:
+        return [[self.vocabulary[i] for i in ids] for ids in texts]

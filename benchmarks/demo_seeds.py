@@ -33,10 +33,10 @@ class Run:
 
 
 def run_seed(seed: int, folder: Path, arguments: list[str]) -> Run:
-    """Run the demo, or read what an earlier call noted of it."""
-    note = folder / "elapsed.json"
-    if note.is_file():
-        run = Run(**json.loads(note.read_text(encoding="utf-8")))
+    """Run the demo, or read the record of an earlier run."""
+    record = folder / "elapsed.json"
+    if record.is_file():
+        run = Run(**json.loads(record.read_text(encoding="utf-8")))
         if run.arguments != arguments:
             raise SystemExit(f"{folder} was made with {run.arguments}; give another --out")
         return run
@@ -45,12 +45,12 @@ def run_seed(seed: int, folder: Path, arguments: list[str]) -> Run:
     command = [sys.executable, "-m", "ledom", "demo", "--seed", str(seed), "--out", str(folder)]
     subprocess.run([*command, *arguments], check=True)
     run = Run(seed, time.perf_counter() - started, resumed, arguments)
-    note.write_text(json.dumps(asdict(run)), encoding="utf-8")
+    record.write_text(json.dumps(asdict(run)), encoding="utf-8")
     return run
 
 
 def table(runs: list[Run], reports: list[dict[str, Any]]) -> str:
-    """A row for each seed, then how many intervals of each claim lie above 0."""
+    """A row per seed, then the number of intervals above 0 per claim."""
     claims = [row["claim"] for row in reports[0]["headline"] if row.get("main")]
     lines = [
         "| seed | greedy, % | " + " | ".join(claims) + " | time |",
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo-seeds"))
     parser.add_argument("--seeds", type=int, default=10)
     for name in ("problems", "samples", "threads"):
-        parser.add_argument(f"--{name}", type=int, help="the demo's own where left out")
+        parser.add_argument(f"--{name}", type=int, help="default: the demo's")
     options = parser.parse_args()
     arguments: list[str] = []
     for name in ("problems", "samples", "threads"):

@@ -4,9 +4,9 @@
         [--problems P.jsonl --candidates C.jsonl] [--threads 1]
 
 The embedded pair scores candidates in fp32 and in each other precision. The precisions take turns,
-some problems at a time, so that other work on the machine slows all alike. Noise is the change in
-fp32 itself when texts share other batches. Without files the problems are generated, and the
-embedded forward model answers them. A CPU without bf16 instructions takes 50 times as long in bf16.
+some problems at a time, so that other work on the machine slows all alike. The noise
+baseline is fp32 with other batches. Without files, the problems are generated and the embedded
+forward model answers them. A CPU without bf16 instructions takes 50 times as long in bf16.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import generated_answers
 
 from ledom.core.records import Candidate, Problem, Score, read_records
-from ledom.data.problems import generate_problems
-from ledom.lm import EMBEDDED, embedded_folder, load
+from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import paired_interval, pairwise_auc
+from ledom.report.numbers import interval
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.sample import sample_candidates
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import choose_weights
 
-TOGETHER = 20  # problems that a precision scores before the next has its turn
-SMALL_BATCH = 1024  # tokens; four times as many by default
+TURN = 20  # problems that a precision scores before the next one's turn
+SMALL_BATCH = 1024  # tokens; the other arms have four times as many
 STRATEGY = "all_terms"
 
 
 @dataclass
-class Way:
-    """The pair in one precision, its scores and the CPU seconds that they took."""
+class Arm:
+    """The pair in one precision, with its scores and the CPU seconds that they took."""
 
     name: str
     models: list[LanguageModel]
@@ -55,8 +55,8 @@ class Way:
         self.seconds += time.process_time() - started
 
 
-def ways(dtypes: Sequence[str]) -> list[Way]:
-    """fp32, the same in smaller batches, and the other precisions."""
+def make_arms(dtypes: Sequence[str]) -> list[Arm]:
+    """fp32, fp32 in smaller batches, and the other precisions."""
 
     def pair(dtype: str, tokens: int = 4 * SMALL_BATCH) -> list[LanguageModel]:
         folders = [embedded_folder(direction) for direction in ("forward", "reverse")]
@@ -65,35 +65,27 @@ def ways(dtypes: Sequence[str]) -> list[Way]:
             for folder in folders
         ]
 
-    noise = Way("float32, other batches", pair("float32", SMALL_BATCH))
-    rough = [Way(dtype, pair(dtype)) for dtype in dtypes]
-    return [Way("float32", pair("float32")), noise, *rough]
-
-
-def sampled(questions: int, answers: int) -> tuple[list[Problem], list[Candidate]]:
-    """Unseen problems, and the embedded model's answers."""
-    problems = list(generate_problems("test", questions, seed=9))
-    forward = load("tiny", "forward")
-    chunks = sample_candidates(problems, forward, Sampling(temperature=0.7), answers)
-    return problems, [candidate for chunk in chunks for candidate in chunk]
+    noise = Arm("float32, other batches", pair("float32", SMALL_BATCH))
+    others = [Arm(dtype, pair(dtype)) for dtype in dtypes]
+    return [Arm("float32", pair("float32")), noise, *others]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What follows from a precision's scores."""
+    """The scores of one precision, and the choices that follow from them."""
 
     tokens: np.ndarray
-    """log P of every token scored."""
+    """log P of every scored token, in nats."""
     auc: np.ndarray
-    """Of each problem; NaN where all answers are right, or all wrong."""
+    """Per problem; NaN where all answers are right or all are wrong."""
     pick: np.ndarray
-    """The place of each problem's chosen candidate."""
+    """The column of each problem's chosen candidate."""
     right: np.ndarray
-    """Whether that is right."""
+    """Whether the chosen candidate is right."""
 
 
-def result(table: CandidateTable, scores: Sequence[Score]) -> Result:
-    """The embedded weights' choice among the candidates, each a sum of every score."""
+def choose(table: CandidateTable, scores: Sequence[Score]) -> Result:
+    """Choose the candidate with the highest weighted sum of all scores (embedded weights)."""
     weights = choose_weights(None, None, EMBEDDED, EMBEDDED)
     value = STRATEGIES[STRATEGY].score(table, weights.weights[STRATEGY])
     rows = range(len(value))
@@ -110,25 +102,25 @@ def result(table: CandidateTable, scores: Sequence[Score]) -> Result:
 
 
 def print_table(
-    problems: Sequence[Problem], candidates: Sequence[Candidate], done: Sequence[Way]
+    problems: Sequence[Problem], candidates: Sequence[Candidate], arms: Sequence[Arm]
 ) -> None:
-    """A row for each precision, beside fp32."""
+    """Print a row per precision, with its differences from fp32."""
     print(
         f"\n| {len(problems)} problems, {len(candidates)} texts | CPU s | of fp32's time "
         "| error of a token, mean and largest, nats | AUC | other picks | picks right "
-        "| against fp32, points |\n|---|---|---|---|---|---|---|---|"
+        "| minus fp32, points |\n|---|---|---|---|---|---|---|---|"
     )
     exact: Result | None = None
-    for way in done:
-        found = result(build_candidate_table(problems, candidates, way.scores), way.scores)
+    for arm in arms:
+        found = choose(build_candidate_table(problems, candidates, arm.scores), arm.scores)
         exact = exact or found
         error = np.abs(found.tokens - exact.tokens)
         points = paired_interval(100 * found.right, 100 * exact.right)
         print(
-            f"| {way.name} | {way.seconds:.1f} | {way.seconds / done[0].seconds:.2f} "
+            f"| {arm.name} | {arm.seconds:.1f} | {arm.seconds / arms[0].seconds:.2f} "
             f"| {error.mean():.1e}, {error.max():.2g} | {np.nanmean(found.auc):.4f} "
             f"| {(found.pick != exact.pick).sum()} | {found.right.mean():.1%} "
-            f"| {points.mean:+.1f} [{points.low:+.1f}, {points.high:+.1f}] |"
+            f"| {interval(points, 1, '+')} |"
         )
 
 
@@ -136,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8"])
     parser.add_argument("--questions", type=int, default=200)
-    parser.add_argument("--answers", type=int, default=8, help="of each question")
+    parser.add_argument("--answers", type=int, default=8, help="per question")
     parser.add_argument("--problems", type=Path)
     parser.add_argument("--candidates", type=Path)
     parser.add_argument("--threads", type=int, default=1)
@@ -146,17 +138,17 @@ def main() -> None:
         problems = read_records(args.problems, Problem)[: args.questions]
         candidates = read_records(args.candidates, Candidate)
     else:
-        problems, candidates = sampled(args.questions, args.answers)
-    whose = {problem.id for problem in problems}
-    candidates = [c for c in candidates if c.problem_id in whose and not c.greedy]
-    compared = ways(args.dtypes)
-    for start in range(0, len(problems), TOGETHER):
-        some = problems[start : start + TOGETHER]
+        problems, candidates = generated_answers(args.questions, args.answers)
+    wanted = {problem.id for problem in problems}
+    candidates = [c for c in candidates if c.problem_id in wanted and not c.greedy]
+    arms = make_arms(args.dtypes)
+    for start in range(0, len(problems), TURN):
+        some = problems[start : start + TURN]
         ids = {problem.id for problem in some}
         own = [candidate for candidate in candidates if candidate.problem_id in ids]
-        for way in compared:
-            way.score(some, own)
-    print_table(problems, candidates, compared)
+        for arm in arms:
+            arm.score(some, own)
+    print_table(problems, candidates, arms)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is wrong with a wrong solution, judged by its own equations.
 
 A solution in the `equations` style is a chain: each equation takes numbers of the question and
-earlier results. The first of these that holds is the kind of error:
+earlier results. The kind of error is the first of these that applies:
 
     no equations        there is nothing to check
     false equation      an equation's sides differ
@@ -42,8 +42,8 @@ _IN_QUESTION = re.compile(r"(?<![\w.:])\d+(?:\.\d+)?(?![\w:]|\.\d)")
 def error_kind(question: str, solution: str) -> str:
     """The kind of error, one of `ERROR_KINDS`, of a solution that is known to be wrong.
 
-    Numbers compare by value, a rounded result as it is rounded; percentages and numbers in words
-    (a dozen, twice, a week) count as numbers of the question.
+    Numbers are compared by value, rounded results to their own decimals. Percentages and numbers in
+    words (a dozen, twice, a week) count as numbers of the question.
 
     >>> question = "Ava has 3 boxes of 4 pens and finds 5 more. How many pens has she?"
     >>> [error_kind(question, text) for text in (
@@ -74,12 +74,12 @@ def error_kind(question: str, solution: str) -> str:
 
 
 def _forms(value: Fraction) -> set[Fraction]:
-    """A number's value, and that as a percentage and of a hundred."""
+    """The values that a number stands for, also as a percentage, a rest of 100 % or an increase."""
     return {value, value / 100, value * 100, 100 - value, 1 - value / 100, 1 + value / 100}
 
 
 def _holds(sides: Sequence[str]) -> bool:
-    """Whether all sides have one value, as far as the decimals of the result go.
+    """Whether all sides are equal, to the decimals of the last one.
 
     A result with a percent sign may be the percentage itself: 12 / 20 * 100 = 60%.
     """

@@ -3,9 +3,9 @@
     python benchmarks/evaluating.py [--documents 12] [--shots 2] [--model FOLDER]
 
 Needs `pip install 'ledom[eval,bench]'`. Both answer the same requests with the same weights:
-questions with four choices after solved examples, all different. HFLM runs at each of its batch
-sizes, and its best result is compared. CPU seconds are counted, which other work on the machine
-disturbs little. Every log-likelihood must agree to 1e-3.
+questions with four choices, each question after solved examples of its own. HFLM runs at several
+batch sizes, and its best is compared. Times are CPU seconds, which other work on the machine hardly
+affects. Every log-likelihood must agree to 1e-3.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ BATCHES = (1, 8, 32)
 
 
 def requests(documents: int, shots: int) -> list[Instance]:
-    """Four choices per document, each document behind examples of its own."""
+    """Four requests per document, one per choice; each document follows its own examples."""
     questions = problem_questions("after", documents * (shots + 1), seed=5)
     made = []
     for number in range(documents):
-        asked, *examples = questions[number * (shots + 1) : (number + 1) * (shots + 1)]
+        last, *examples = questions[number * (shots + 1) : (number + 1) * (shots + 1)]
         shown = [f"{e.question}\n\n{e.choices[e.answer_index]}" for e in examples]
-        context = "\n\n".join([*shown, asked.question])
+        context = "\n\n".join([*shown, last.question])
         made += [
             Instance("loglikelihood", {}, (context, f"\n\n{c}"), i, metadata=("t", number, 1))
-            for i, c in enumerate(asked.choices)
+            for i, c in enumerate(last.choices)
         ]
     return made
 
 
-def seconds(answer: Callable[[], Any]) -> tuple[float, list[float]]:
-    """CPU seconds, and the log-likelihoods."""
+def timed(answer: Callable[[], Any]) -> tuple[float, list[float]]:
+    """CPU seconds of one call, and the log-likelihoods that it returns."""
     start = time.process_time()
     found = answer()
     return time.process_time() - start, [value for value, _ in found]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--documents", type=int, default=12)
-    parser.add_argument("--shots", type=int, default=2)
+    parser.add_argument("--shots", type=int, default=2, help="solved examples")
     parser.add_argument("--model", default=str(embedded_folder("forward")))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -67,10 +67,10 @@ def main() -> None:
     print(f"{len(asked)} requests of {statistics.mean(lengths):.0f} tokens")
     times: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
-        spent, found = seconds(lambda: ours.loglikelihood(asked))
+        spent, found = timed(lambda: ours.loglikelihood(asked))
         times.setdefault("ledom", []).append(spent)
         for size, lm in theirs.items():
-            spent, expected = seconds(lambda lm=lm: lm.loglikelihood(asked, disable_tqdm=True))  # type: ignore[misc]
+            spent, expected = timed(lambda lm=lm: lm.loglikelihood(asked, disable_tqdm=True))  # type: ignore[misc]
             times.setdefault(f"HFLM, batch {size}", []).append(spent)
             assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-3
     for name, spent_each in times.items():

@@ -5,7 +5,7 @@
 A file counts if one of its functions is called (`sys.setprofile`). Code that runs at import and
 page templates do not count. The fewer files, the less a reader must open to follow a command. The
 rooms cli and model are the two ends; the files of the rooms between are counted separately. Also
-printed is the least number of files that could hold as many lines, at 400 lines per file.
+printed is the least number of files of 400 lines that could hold the same lines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import ledom
 from ledom.cli.app import app
 
 PACKAGE = Path(ledom.__file__).parent
-LONGEST = 400  # lines of a file
+MOST_LINES = 400  # of a file
 COMMANDS = {
     "rerank": ["rerank", "--num-problems", "2", "--samples", "2", "--max-tokens", "32"],
     "train": [
@@ -43,15 +43,16 @@ COMMANDS = {
 
 
 def files_touched(arguments: list[str]) -> list[str]:
+    """The package's files whose functions a command calls."""
     seen: set[str] = set()
 
-    def note(frame: FrameType, event: str, _: Any) -> None:
+    def record(frame: FrameType, event: str, _: Any) -> None:
         # The bodies of modules and classes run at import; they have no optimized locals.
         if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
             seen.add(frame.f_code.co_filename)
 
-    threading.setprofile(note)
-    sys.setprofile(note)
+    threading.setprofile(record)
+    sys.setprofile(record)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             app(arguments, standalone_mode=False)
@@ -63,9 +64,9 @@ def files_touched(arguments: list[str]) -> list[str]:
 
 
 def _counted(files: Sequence[str]) -> str:
-    """Their number and their lines, and how few files could hold so many."""
+    """The number of files and lines, and the least number of files for these lines."""
     lines = sum((PACKAGE / file).read_text().count("\n") for file in files)
-    return f"{len(files)} files of {lines:,} lines (at least {-(-lines // LONGEST)})"
+    return f"{len(files)} files of {lines:,} lines (at least {-(-lines // MOST_LINES)})"
 
 
 def main() -> None:

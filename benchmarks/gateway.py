@@ -2,9 +2,9 @@
 
     python benchmarks/gateway.py [--problems 200] [--samples 8] [--threads 1] [--out out/gateway]
 
-`ledom rerank` samples candidates for generated problems, and chooses. A stand-in upstream then
-sends the same candidates to a gateway, which chooses among them for each problem. The benchmark
-compares both choices, and their accuracies with that of a random choice.
+`ledom rerank` samples candidates for generated problems and chooses among them. A stand-in upstream
+then sends the same candidates to a gateway, which chooses among them too. The benchmark compares
+both choices, and their accuracies with that of a random choice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SEED = 3
 
 
 def rerank(problems: int, samples: int, threads: int, out: Path) -> list[Selection]:
-    """What `ledom rerank` chooses, of candidates that it samples into `out`."""
+    """The answers that `ledom rerank` chooses from candidates that it samples into `out`."""
     command = [sys.executable, "-m", "ledom", "rerank", "--split", "test", "--seed", str(SEED)]
     command += ["--num-problems", str(problems), "--samples", str(samples)]
     command += ["--mask-copies", str(MASK_COPIES), "--threads", str(threads), "--out", str(out)]
@@ -43,7 +43,7 @@ def rerank(problems: int, samples: int, threads: int, out: Path) -> list[Selecti
 
 @contextmanager
 def upstream(texts: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """A server of OpenAI's chat protocol that sends these texts for a question; its address."""
+    """A server of OpenAI's chat protocol that returns these texts by question; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -57,7 +57,7 @@ def upstream(texts: Mapping[str, Sequence[str]]) -> Iterator[str]:
             self.wfile.write(answer)
 
         def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer((HOST, 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -86,7 +86,7 @@ def served(
 
 
 def main() -> None:
-    """Measure, and print one line."""
+    """Print one line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--samples", type=int, default=8)
@@ -108,7 +108,7 @@ def main() -> None:
         return equal_answers(extract_answer(text) or "", problem.answer or "")
 
     count = len(problems)
-    blind = [
+    by_chance = [
         sum(right(problem, text) for text in texts[problem.question]) / len(texts[problem.question])
         for problem in problems
     ]
@@ -119,7 +119,7 @@ def main() -> None:
         "same choice": sum(a == s.text for a, s in zip(answers, selections, strict=True)),
         "accuracy, gateway": round(by_gateway / count, 4),
         "accuracy, rerank": round(by_rerank / count, 4),
-        "accuracy, blind choice": round(sum(blind) / count, 4),
+        "accuracy, random choice": round(sum(by_chance) / count, 4),
         "strategy": selections[0].strategy,
     }
     print(json.dumps(found))

@@ -1,21 +1,21 @@
-"""Everything that a GPU is for, in one run of under ten minutes: scoring, sampling, training.
+"""Scoring, sampling and training on a GPU, in one run of under ten minutes.
 
     python benchmarks/gpu.py [--shapes base 2b] [--device cuda]
-    python benchmarks/gpu.py --quick     # tiny, a few texts, on whatever is here: does it run?
+    python benchmarks/gpu.py --quick     # a tiny shape and few texts: does it run?
 
-Needs `pip install ledom[bench]`; vLLM is a peer where it is installed. Models have random weights
-of the shapes, with the embedded pair's vocabulary, in bf16 (fp32 on a CPU); texts are generated
-problems with solutions. Each table gives tokens per second, the ratio to ledom's, and the share of
-what a plain product of the shape's width reaches here (for training: 6 operations per weight and
-token; for scoring and sampling 2). Scoring: log P(question | solution) reverse. Arms:
+Needs `pip install ledom[bench]`; vLLM is a peer where it is installed. Models have random weights,
+the embedded pair's vocabulary, and bf16 (fp32 on a CPU). Texts are generated problems with
+solutions. Each table gives tokens per second, ledom's advantage, and the FLOP/s as a share of what
+a plain matrix product of the shape's width reaches here. Training counts 6 FLOPs per weight and
+token, scoring and sampling 2. Scoring is log P(question | solution), reverse. Arms:
 
     plain       transformers, one text at a time (sampling: `generate` in batches)
-    HFLM        lm-evaluation-harness, at the best of some batch sizes
+    HFLM        lm-evaluation-harness, at the best of several batch sizes
     vLLM        its prompt log-probabilities, and its sampler
     plain-c     training only: whole batches, fused AdamW, compiled; ledom-c: parallel.compile
 
-Peers are timed on fewer texts where they would take long. No two arms run at once; the first call
-of each is not counted.
+Slow peers are timed on fewer texts. Arms run one after the other, and the first call of each is not
+counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from hflm import HarnessScorer
 from rates import left_padded, median_seconds, processor
-from training import SEQ_LEN, WARM, make_recipe, run_ledom, run_plain
+from training import SEQ_LEN, WARM, flops_per_token, make_recipe, run_ledom, run_plain
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ledom
@@ -50,21 +50,21 @@ _HAS_VLLM = importlib.util.find_spec("vllm") is not None
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """How much to measure."""
 
     texts: int
     few: int
-    """Texts for peers that take them one by one."""
+    """Texts for slow peers."""
     samples: int
     max_tokens: int
     steps: int
     warm: int
-    """Steps that are not counted."""
+    """The first steps, which are not counted."""
     rounds: int
     batches: tuple[int, ...]
-    """Of HFLM: the best of them."""
+    """Batch sizes of HFLM; its best one is reported."""
     arms: tuple[str, ...]
-    """Of the training."""
+    """Arms of training."""
 
 
 FULL = Size(
@@ -99,24 +99,24 @@ QUICK = Size(
 
 
 def wait_for(device: str) -> None:
-    """Kernels run behind Python's back: until they are done."""
+    """Wait until the device has run all kernels, which are launched asynchronously."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def warm_seconds(work: Callable[[], object], device: str, rounds: int) -> float:
-    """The median time of one call, after a first that is not counted."""
+    """Median seconds of one call, after a first one that is not counted."""
 
-    def whole() -> None:
+    def finished() -> None:
         work()
         wait_for(device)
 
-    whole()
-    return median_seconds(whole, rounds)
+    finished()
+    return median_seconds(finished, rounds)
 
 
 def product_rate(config: ModelConfig, dtype: torch.dtype, device: str, rows: int) -> float:
-    """FLOP/s of a plain product of the shape on so many rows."""
+    """FLOP/s of a plain product, [rows, width] x [width, inner]."""
     width, inner = config.hidden_size, config.intermediate_size
     x, weight = (
         torch.randn(*size, device=device, dtype=dtype) for size in ((rows, width), (width, inner))
@@ -125,21 +125,21 @@ def product_rate(config: ModelConfig, dtype: torch.dtype, device: str, rows: int
 
 
 def random_model(config: ModelConfig, direction: str, folder: Path) -> Path:
-    """A model folder of the shape, with the embedded pair's tokenizer."""
+    """Write a model folder of this shape, with the embedded pair's tokenizer."""
     small = ledom.load("tiny", direction)
     model = build_model(config, small.tokenizer, seed=0)
-    place = folder / direction
-    save_checkpoint(place, model, small.tokenizer, small.direction, small.pair_format)
-    return place
+    path = folder / direction
+    save_checkpoint(path, model, small.tokenizer, small.direction, small.pair_format)
+    return path
 
 
 @dataclass
 class Table:
-    """Rows of arms: tokens per second, beside ledom's and a product's rate."""
+    """Prints a row per arm: tokens per second, ledom's advantage, share of a product's rate."""
 
     title: str
     flops: float
-    """Per token."""
+    """FLOPs per token."""
     rate: float
     """FLOP/s of a plain product."""
 
@@ -149,7 +149,7 @@ class Table:
         print("|---|---|---|---|")
 
     def row(self, arm: str, tokens_per_second: float) -> None:
-        """The first is ledom's."""
+        """Print an arm's row; the first must be ledom's."""
         self._ours = self._ours or tokens_per_second
         share = tokens_per_second * self.flops / self.rate
         print(
@@ -160,7 +160,7 @@ class Table:
 
 
 def scoring(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
-    """log P(question | solution), each token of both counted once per text."""
+    """Print the table of scoring; the tokens of questions and solutions count once per text."""
     problems = generate_problems("test", size.texts, seed=9)
     pairs = [(problem.question, problem.require_solution()) for problem in problems]
     encoded = lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids)
@@ -188,7 +188,7 @@ def scoring(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
 
 
 def plain_model(lm: HFLanguageModel) -> PreTrainedModel:
-    """The model in transformers' own hands, in the same precision on the same device."""
+    """The same model as transformers loads it, in the same precision on the same device."""
     model: Any = AutoModelForCausalLM.from_pretrained(lm.name, dtype=lm.model.dtype)
     moved: PreTrainedModel = model.to(lm.model.device).eval()
     return moved
@@ -197,7 +197,7 @@ def plain_model(lm: HFLanguageModel) -> PreTrainedModel:
 def plain_sums(
     model: PreTrainedModel, lm: LanguageModel, asked: Sequence[TokenSpan]
 ) -> list[float]:
-    """The sum of each span, a text at a time."""
+    """The sum of each span's log-probabilities in nats, one text at a time."""
     sums = []
     for target in asked:
         ids = torch.tensor(lm.direction.to_model_order(list(target.ids)), device=model.device)
@@ -210,17 +210,17 @@ def plain_sums(
 
 
 def check(lm: LanguageModel, plain: PreTrainedModel, asked: list[TokenSpan]) -> None:
-    """How far ledom's sums are from transformers'."""
+    """Print the largest difference between ledom's sums and transformers'."""
     ours = [float(values.sum()) for values in lm.logprobs(asked)]
     differences = [abs(a - b) for a, b in zip(ours, plain_sums(plain, lm, asked), strict=True)]
     print(f"largest difference of a sum from transformers': {max(differences):.1e} nats")
 
 
 def sampling(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
-    """Texts of random weights seldom end: nearly all have `max_tokens` tokens."""
+    """Print the table of sampling. Random weights seldom write EOS: texts have `max_tokens`."""
     problems = generate_problems("test", size.samples, seed=9)
     prompts = [lm.pair_format.before_solution(problem.question) for problem in problems]
-    drawn = Sampling(temperature=0.7, max_tokens=size.max_tokens)
+    options = Sampling(temperature=0.7, max_tokens=size.max_tokens)
     table = Table("sampling, forward", 2.0 * (lm.num_parameters or 0), rate)
 
     def rate_of(write: Callable[[], Iterator[int]]) -> float:
@@ -228,27 +228,27 @@ def sampling(lm: HFLanguageModel, device: str, size: Size, rate: float) -> None:
         taken = warm_seconds(lambda: counts.append(sum(write())), device, size.rounds)
         return statistics.mean(counts) / taken
 
-    def ledoms(which: LanguageModel) -> Iterator[int]:
-        for _, texts in which.generate(prompts, drawn):
+    def written(which: LanguageModel) -> Iterator[int]:
+        for _, texts in which.generate(prompts, options):
             yield from (len(text.ids) for text in texts)
 
-    table.row("ledom", rate_of(lambda: ledoms(lm)))
+    table.row("ledom", rate_of(lambda: written(lm)))
     plain = plain_model(lm)
     table.row("plain, batches of 128", rate_of(lambda: generated(plain, lm, prompts, size)))
     if _HAS_VLLM:
         del plain
         other = ledom.load(f"vllm:{lm.name}", lm.direction)
-        table.row("vLLM", rate_of(lambda: ledoms(other)))
+        table.row("vLLM", rate_of(lambda: written(other)))
 
 
 def generated(
     model: PreTrainedModel, lm: LanguageModel, prompts: Sequence[str], size: Size
 ) -> Iterator[int]:
-    """What `generate` writes to left-padded batches: tokens per text."""
+    """Tokens per text that transformers' `generate` writes, in left-padded batches of 128."""
     eos = lm.tokenizer.eos_id
     for start in range(0, len(prompts), 128):
-        some = [lm.prompt_ids(p, size.max_tokens) for p in prompts[start : start + 128]]
-        ids, mask = left_padded(some, eos, model.device)
+        batch = [lm.prompt_ids(p, size.max_tokens) for p in prompts[start : start + 128]]
+        ids, mask = left_padded(batch, eos, model.device)
         generate: Any = model.generate  # typed as a tensor
         out = generate(
             ids,
@@ -267,12 +267,10 @@ def generated(
 def training(
     config: ModelConfig, device: str, size: Size, rate: float, bf16: bool, folder: Path
 ) -> None:
-    """Fixed windows of 256 tokens, 16 per step."""
+    """Print the table of training: fixed windows of 256 tokens, 16 per step."""
     recipe = make_recipe(config, size.steps, compiled=False)
     data = prepare_data(recipe.data, folder / "data")
-    weights = sum(p.numel() for p in build_model(recipe.model, data.tokenizer, 0).parameters())
-    attention = 6 * recipe.model.num_hidden_layers * recipe.model.hidden_size * SEQ_LEN
-    table = Table("training", 6.0 * weights + attention, rate)
+    table = Table("training", flops_per_token(recipe, data), rate)
     for arm in size.arms:
         compiled = arm.endswith("-c")
         if arm.startswith("ledom"):
@@ -307,10 +305,10 @@ def main() -> None:
 def measure(
     config: ModelConfig, device: str, dtype: torch.dtype, size: Size, rate: float, folder: Path
 ) -> None:
-    """The three tables of one shape."""
+    """Print the three tables of one shape."""
     for direction, table in (("reverse", scoring), ("forward", sampling)):
-        place = random_model(config, direction, folder)
-        table(HFLanguageModel(place, device=device, dtype=dtype), device, size, rate)
+        path = random_model(config, direction, folder)
+        table(HFLanguageModel(path, device=device, dtype=dtype), device, size, rate)
     training(config, device, size, rate, dtype == torch.bfloat16, folder)
 
 

@@ -24,7 +24,7 @@ SIZES = (100, 400, 1600)
 
 @dataclass
 class Run:
-    """What one command took."""
+    """The cost of one command."""
 
     problems: int
     seconds: float
@@ -34,7 +34,7 @@ class Run:
 
 
 def run(problems: int, options: list[str]) -> Run:
-    """Run the command, to its report."""
+    """Run the command to its end."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ledom", "rerank", "--num-problems", str(problems)]
         command += [*options, "--out", folder]
@@ -48,7 +48,7 @@ def run(problems: int, options: list[str]) -> Run:
 
 
 def rows(runs: list[Run]) -> list[str]:
-    """The table's rows: per problem of all, and per problem more than in the run before."""
+    """The table's rows: seconds per problem, and per problem added since the previous run."""
     made = []
     for before, now in zip([None, *runs], runs, strict=False):
         each = f"{now.seconds / now.problems:.3f} ({now.cpu_seconds / now.problems:.3f})"
@@ -70,19 +70,13 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    options = [
-        "--samples",
-        args.samples,
-        "--max-tokens",
-        args.max_tokens,
-        "--threads",
-        args.threads,
-    ]
+    options = ["--samples", str(args.samples), "--max-tokens", str(args.max_tokens)]
+    options += ["--threads", str(args.threads)]
     print("| problems | s | s per problem (CPU) | per added problem (CPU) | peak, MB |")
     print("|---|---|---|---|---|", flush=True)
     runs: list[Run] = []
     for size in sorted(args.sizes):
-        runs.append(run(size, [*map(str, options)]))
+        runs.append(run(size, options))
         print(rows(runs)[-1], flush=True)
 
 

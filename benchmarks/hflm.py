@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's HFLM on spans of ledom's: the peer of scoring.py and gpu.py."""
+"""lm-evaluation-harness's HFLM on ledom's spans, as a peer in scoring.py and gpu.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["HarnessScorer"]
 
 
 class HarnessScorer:
-    """The sum of each span's log-probabilities under a model of transformers."""
+    """Sums the log-probabilities of each span under a transformers model."""
 
     def __init__(
         self, model: PreTrainedModel, lm: LanguageModel, asked: Sequence[TokenSpan]
@@ -22,17 +22,17 @@ class HarnessScorer:
         self.model, self.context = model, lm.context
         self.tokenizer = AutoTokenizer.from_pretrained(lm.name)
         self.requests: list[Any] = []
-        """As HFLM takes them: a key, the ids to condition on, the ids to score."""
+        """In HFLM's form and in model order: a key, the ids to condition on, the ids to score."""
         for target in asked:
             ids = lm.direction.to_model_order(list(target.ids))
             start, end = lm.direction.span_to_model_order(target.start, target.end, len(ids))
             self.requests.append((("", ""), ids[:start], ids[start:end]))
 
     def sums(self, batch: int) -> list[float]:
-        """In batches of some size."""
+        """The sum of each span in nats, computed in batches of this many texts."""
         from lm_eval.models.huggingface import HFLM
 
-        # It says each time that it was given a model, between the benchmark's own lines.
+        # It warns each time that it was given a model, which would break up the tables.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         hflm = HFLM(
             pretrained=self.model,

@@ -1,10 +1,11 @@
-"""Memory and time of importing a checkpoint of LEDOM-7B's shape, from shards without contents.
+"""Memory and time of importing a checkpoint of LEDOM-7B's shape, from empty shards.
 
     python benchmarks/importing.py [--folder /tmp/import-benchmark] [--keep]
 
 Writes four sparse safetensors files (15.6 GB nominal, almost nothing on disk), imports them without
 the self-check, then runs the self-check's forward pass on the result. Each step is a process of its
-own; its peak resident memory (ru_maxrss) is printed. The imported folder takes 15.6 GB of disk.
+own, whose peak resident memory (ru_maxrss) is printed; `start` only imports the code. The imported
+folder takes 15.6 GB of disk.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SHARDS = 4
 
 
 def tensors() -> dict[str, list[int]]:
-    """Names and shapes."""
+    """The shape of every tensor by name."""
     width, inner, vocabulary = (
         CONFIG[k] for k in ("hidden_size", "intermediate_size", "vocab_size")
     )
@@ -53,7 +54,7 @@ def tensors() -> dict[str, list[int]]:
 
 
 def write_source(folder: Path) -> None:
-    """A model folder whose weights are holes."""
+    """Write a model folder whose weight files are sparse."""
     from ledom.lm import embedded_folder
 
     folder.mkdir(parents=True)
@@ -84,7 +85,7 @@ def write_source(folder: Path) -> None:
 
 
 def step(name: str, folder: Path) -> None:
-    """One measured step, in this process."""
+    """Run one step in this process."""
     from transformers import AutoConfig
 
     from ledom.core.direction import Direction
@@ -104,7 +105,7 @@ def step(name: str, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/import-benchmark"))
-    parser.add_argument("--keep", action="store_true", help="leave the files")
+    parser.add_argument("--keep", action="store_true", help="do not delete the files")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:

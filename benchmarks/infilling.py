@@ -6,18 +6,17 @@
 The middle of a held-out text is left out: the middle steps of a generated problem's solution, or a
 dozen words of a novel. The reverse model, which reads the ending, or the forward model, which reads
 the beginning, proposes middles. The forward model chooses among equally many proposals of each.
-Perplexity per token is given for middle and ending after the beginning, and for the ending alone
-after all before it. Differences are of mean log-probabilities in nats per token, paired over texts,
-with 95% intervals.
+Two perplexities per token are given: of middle and ending after the beginning, and of the ending
+after all text before it. Differences are of mean log-probabilities in nats per token, paired over
+texts, with 95% intervals.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 import ledom
 from ledom.core.processes import set_threads
 from ledom.core.records import Document, read_records
+from ledom.core.stage import no_progress
 from ledom.data.problems import generate_problems
 from ledom.evaluate.infilling import Gap, infill, middle_spans
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
@@ -35,13 +35,11 @@ BEGINNING, MIDDLE, ENDING = 60, 14, 40  # words of a novel
 Values = dict[str, NDArray[np.float64]]
 
 
-def quiet(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
-    """No progress."""
-    yield from chunks
-
-
 def of_problems(count: int, seed: int) -> Iterator[tuple[Gap, str]]:
-    """Question and first step; last step and answer; the true steps between."""
+    """Gaps in solutions, each with its true middle.
+
+    The beginning is the question and the first step, the ending the last step and the answer.
+    """
     for problem in generate_problems("test", 20 * count, seed):
         lines = problem.require_solution().split("\n")
         if len(lines) < 5:
@@ -52,7 +50,7 @@ def of_problems(count: int, seed: int) -> Iterator[tuple[Gap, str]]:
 
 
 def of_novels(path: Path, seed: int) -> Iterator[tuple[Gap, str]]:
-    """Stretches of words at random places."""
+    """Gaps at random places in documents, each with its true middle; without end."""
     rng, number = Random(seed), 0
     texts = [document.text.split(" ") for document in read_records(path, Document)]
     length = BEGINNING + MIDDLE + ENDING
@@ -71,7 +69,7 @@ def of_novels(path: Path, seed: int) -> Iterator[tuple[Gap, str]]:
 def nats_per_token(
     lm: LanguageModel, gaps: Sequence[Gap], middles: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean log-probabilities [gap]: of middle and ending, and of the ending alone."""
+    """Mean log P per token, [gap]: of middle and ending, and of the ending alone."""
     both = [*middle_spans(lm, list(zip(gaps, middles, strict=True)))]
     joined = [
         Gap(id=g.id, beginning=g.beginning + m, ending=g.ending)
@@ -83,8 +81,10 @@ def nats_per_token(
 
 
 def show(arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> None:
-    """The table; the baseline is the forward model that writes and chooses."""
-    print("| middle | perplexity, middle and ending | less forward | ending alone | less forward |")
+    """Print the table; the baseline is the forward model with proposals of its own."""
+    print(
+        "| middle | perplexity, middle and ending | minus forward | ending alone | minus forward |"
+    )
     print("|---|---|---|---|---|")
     for name, values in arms.items():
         cells = [name]
@@ -96,7 +96,7 @@ def show(arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--novels", type=Path, help="a JSONL file of documents; problems without")
+    parser.add_argument("--novels", type=Path, help="a JSONL file of documents; default: problems")
     parser.add_argument("--forward", default="tiny")
     parser.add_argument("--reverse", default="tiny")
     parser.add_argument("--count", type=int, default=60)
@@ -125,7 +125,7 @@ def main() -> None:
     for name, proposer in models.items():
         for count in (1, options.proposals):
             out = options.out / f"{name}-{count}"
-            found = infill(gaps, proposer, forward, sampling, count, out, quiet)
+            found = infill(gaps, proposer, forward, sampling, count, out, no_progress)
             label = name if count > 1 else f"{name}, one proposal"
             best = [found[gap.id][0].text for gap in gaps]
             arms[label] = nats_per_token(forward, gaps, best)

@@ -18,9 +18,8 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ import ledom
 from ledom.core.direction import Direction
 from ledom.core.processes import set_threads
 from ledom.core.records import Problem, read_records, write_records
+from ledom.core.stage import no_progress
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.problems import generate_problems
 from ledom.evaluate.inversion import (
@@ -51,20 +51,15 @@ SAMPLING = Sampling(temperature=0.7)
 Arms = dict[str, NDArray[np.float64]]
 
 
-def quiet(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
-    """No progress."""
-    yield from chunks
-
-
 def pairs(forward: LanguageModel, split: str, count: int, seed: int, out: Path) -> list[Problem]:
-    """Questions of a split, each with what the forward model answered."""
+    """Questions of a split, each with the forward model's answer as its solution."""
     problems = generate_problems(split, count, seed)
     prompts = [Prompt(problem.id, problem.question) for problem in problems]
-    return sample_pairs(forward, prompts, SAMPLING, out / f"outputs.{split}.jsonl", quiet)
+    return sample_pairs(forward, prompts, SAMPLING, out / f"outputs.{split}.jsonl", no_progress)
 
 
 def trained_inverter(found: Sequence[Problem], steps: int, out: Path) -> Path:
-    """The embedded reverse model, trained further on pairs."""
+    """Fine-tune the embedded reverse model on pairs; returns the folder of the result."""
     write_records(out / "pairs.jsonl", found)
     recipe = Recipe(
         name="inverter",
@@ -80,7 +75,7 @@ def trained_inverter(found: Sequence[Problem], steps: int, out: Path) -> Path:
 
 
 def by_count(out: Path) -> list[InvertedPrompt]:
-    """The proposals in a folder, the most often drawn first."""
+    """The finished proposals in a folder, the most frequent first."""
     drawn: dict[str, Counter[str]] = {}
     for one in read_records(out / "proposals.jsonl", Proposal):
         if one.finish_reason == "stop":
@@ -95,23 +90,23 @@ def by_count(out: Path) -> list[InvertedPrompt]:
 def measure(
     name: str, folder: str, forward: LanguageModel, outputs: list[Output], samples: int, out: Path
 ) -> Arms:
-    """The reciprocal ranks of one arm in every order."""
+    """The reciprocal ranks of one arm's proposals in each order."""
     reverse, found = ledom.load(folder, "reverse"), {}
     for prior in (True, False):
-        place = out / f"{name}-{'prior' if prior else 'no-prior'}"
+        path = out / f"{name}-{'prior' if prior else 'no-prior'}"
         if not prior:  # the same proposals
-            place.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             for file in (out / f"{name}-prior").glob("proposals.jsonl*"):
-                shutil.copy(file, place)
-        ranking = invert(outputs, reverse, forward, SAMPLING, samples, place, quiet, prior)
+                shutil.copy(file, path)
+        ranking = invert(outputs, reverse, forward, SAMPLING, samples, path, no_progress, prior)
         order = "log P(prompt, output)" if prior else "log P(output | prompt)"
         found[f"{name}, {order}"] = reciprocal_ranks(outputs, ranking)
-    return found | {f"{name}, drawn": reciprocal_ranks(outputs, by_count(place))}
+    return found | {f"{name}, drawn": reciprocal_ranks(outputs, by_count(path))}
 
 
 def show(arms: Arms) -> None:
-    """The table, with the trained arm's paired difference from the embedded one."""
-    print("| arm, ordered by | proposed, % | exact match, % | MRR | exact match less embedded |")
+    """Print the table, with the trained arm's paired difference from the embedded one."""
+    print("| arm, ordered by | proposed, % | exact match, % | MRR | exact match minus embedded |")
     print("|---|---|---|---|---|")
     for name, ranks in arms.items():
         exact, arm = (ranks == 1).astype(float), name.partition(",")[0]

@@ -1,34 +1,32 @@
-"""Memory that a training run takes, against what `ledom plan` says it will.
+"""The memory that a training run takes, against the prediction of `ledom plan`.
 
     python benchmarks/memory.py [--preset small] [--tokens 512 2048 8192] [--steps 3]
 
 Each case trains a few steps on the CPU in fp32, in a process of its own, on documents of random
-words, and writes a checkpoint; what is measured is the process's resident memory at its peak, less
-what it had after a few steps of a small model, which load code. The plan's peak is the larger one
-of a step's, and of weights and state beside their copy for the checkpoint. ledom lets glibc keep
-what is freed; `MALLOC_MMAP_THRESHOLD_` makes it give everything back, so that what is measured is
-what is in use.
+words, and writes a checkpoint. Measured is the process's peak resident memory minus its memory
+after a few steps of a small model, which load the code. The predicted peak is the larger of two:
+that of a step, and that of weights and optimizer state with their copy for the checkpoint. ledom
+lets glibc keep freed memory; `MALLOC_MMAP_THRESHOLD_` makes glibc return it, so that only memory
+in use is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from common import resident, run_child
 
 VOCAB_SIZE, SEQ_LEN = 8192, 512
 MB = 1e6
 
 
 def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any]:
-    """Train here; the resident memory before and at the peak, in bytes."""
+    """Train in this process; resident memory before and at the peak in bytes, and sizes."""
     import torch
 
     from ledom.core.direction import Direction
@@ -54,7 +52,7 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any
         )
         train(recipe, Direction.FORWARD, data, folder / name)
 
-    run("tiny", 1, 64, "warm")  # what is loaded at first use: code, not the run
+    run("tiny", 1, 64, "warm")  # loads the code that is loaded at first use
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = resident("VmRSS")
     run(preset, tokens // seq_len, seq_len, "run")
@@ -68,15 +66,8 @@ def measure(folder: Path, preset: str, tokens: int, steps: int) -> dict[str, Any
     }
 
 
-def resident(key: str) -> float:
-    """A line of this process's status, in bytes."""
-    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return 1024 * float(found[1])
-
-
 def write_documents(file: Path, count: int) -> None:
-    """Documents of random words, each longer than a window."""
+    """Write documents of random words, each longer than a window."""
     rng = Random(0)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(20_000)]
     with file.open("w", encoding="utf-8") as out:
@@ -108,13 +99,9 @@ def main() -> None:
     for tokens in arguments.tokens:
         with tempfile.TemporaryDirectory() as folder:
             write_documents(Path(folder) / "train.jsonl", 400)
-            command = [sys.executable, __file__, "--preset", arguments.preset, "--child", folder]
-            command += ["--tokens", str(tokens), "--steps", str(arguments.steps)]
-            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
-        found = json.loads(done.stdout.splitlines()[-1])
+            command: list[object] = ["--preset", arguments.preset, "--child", folder]
+            command += ["--tokens", tokens, "--steps", arguments.steps]
+            found = run_child(__file__, command, MALLOC_MMAP_THRESHOLD_="65536")
         model = ModelConfig.model_validate(arguments.preset)
         part = memory(model, found["vocab_size"], found["tokens"], "float32")
         planned = max(part.peak, part.weights + part.optimizer + part.checkpoint)

@@ -1,11 +1,11 @@
-"""Training on several processes, and the loss of one, on the CPU with gloo.
+"""Training on several processes, one of which may be killed, on the CPU with gloo.
 
     python benchmarks/processes.py [--processes 2] [--steps 20]
 
-Trains the `tiny` preset in fp32 on generated problems, by the command line as a user would:
-once in one process; once under torchrun with FSDP2, whose losses are compared; and once more, where
-one process is killed (SIGKILL) half-way, to see how long the others take to end, what they say, and
-whether the same command then goes on to the same losses.
+Trains the `tiny` preset in fp32 on generated problems, by `ledom train`: once in one process; once
+under torchrun with FSDP2, to compare the losses; and once more, where one process is killed
+(SIGKILL) half-way. That shows how long the others take to end, which error they print, and whether
+the same command then resumes to the same losses.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def write_recipe(file: Path, steps: int) -> None:
+    """Write the recipe of all runs."""
     recipe: dict[str, Any] = {
         "name": "alone",
         "data": {"num_documents": 600, "num_valid": 20},
@@ -41,14 +42,14 @@ def write_recipe(file: Path, steps: int) -> None:
 
 
 def command(name: str, processes: int) -> list[str]:
-    """`ledom train` on so many processes, into runs/NAME."""
+    """`ledom train` on this number of processes, into runs/NAME."""
     launcher = [*TORCHRUN, str(processes)] if processes > 1 else [sys.executable]
     train = ["-m", "ledom", "train", "recipe.yaml", f"name={name}", "--direction", "reverse"]
     return [*launcher, *train, "--threads", "1"]
 
 
 def losses(folder: Path, name: str) -> list[float]:
-    """Of the steps so far."""
+    """The losses of the steps so far."""
     try:
         rows = read_metrics(folder / "runs" / name / "reverse" / "metrics.jsonl")
     except InputError:  # before the first step has ended
@@ -57,6 +58,7 @@ def losses(folder: Path, name: str) -> list[float]:
 
 
 def run(folder: Path, name: str, processes: int) -> list[float]:
+    """Train to the end; returns the losses."""
     done = subprocess.run(command(name, processes), cwd=folder, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
@@ -64,14 +66,14 @@ def run(folder: Path, name: str, processes: int) -> list[float]:
 
 
 def difference(found: list[float], expected: list[float]) -> float:
-    """The largest of any step; infinite where steps are missing."""
+    """The largest difference of any step's loss; infinite if steps are missing."""
     if len(found) != len(expected):
         return float("inf")
     return max(abs(a - b) for a, b in zip(found, expected, strict=True))
 
 
 def worker(launcher: int, rank: int) -> int:
-    """The process id of a worker of torchrun."""
+    """The process id of torchrun's worker of this rank."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     for child in children:
         if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
@@ -80,19 +82,20 @@ def worker(launcher: int, rank: int) -> int:
 
 
 def kill_one(folder: Path, name: str, processes: int, steps: int) -> tuple[float, str]:
-    """SIGKILL the last process half-way: seconds until torchrun has ended, and what was said."""
-    with (folder / "said.txt").open("w") as said:
-        job = subprocess.Popen(command(name, processes), cwd=folder, stdout=said, stderr=said)
+    """SIGKILL the last process half-way; returns seconds until torchrun ended, and the errors."""
+    log = folder / "log.txt"
+    with log.open("w") as out:
+        job = subprocess.Popen(command(name, processes), cwd=folder, stdout=out, stderr=out)
         while len(losses(folder, name)) < steps // 2:
             if job.poll() is not None:
-                sys.exit(f"it ended early:\n{(folder / 'said.txt').read_text()[-2000:]}")
+                sys.exit(f"{name} ended early:\n{log.read_text()[-2000:]}")
             time.sleep(0.02)
         os.kill(worker(job.pid, processes - 1), signal.SIGKILL)
         started = time.perf_counter()
         job.wait()
-    lines = (folder / "said.txt").read_text().splitlines()
-    told = [line for line in lines if line.startswith("error: ")]
-    return time.perf_counter() - started, " / ".join(told) or "no error was said"
+        seconds = time.perf_counter() - started
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    return seconds, " / ".join(errors) or "no error was printed"
 
 
 def main() -> None:
@@ -107,9 +110,9 @@ def main() -> None:
         shared = run(folder, "shared", args.processes)
         print(f"losses from {alone[0]:.4f} to {alone[-1]:.4f} in {args.steps} steps")
         print(f"{args.processes} processes: differ by {difference(shared, alone):.1e} at most")
-        seconds, said = kill_one(folder, "killed", args.processes, args.steps)
+        seconds, errors = kill_one(folder, "killed", args.processes, args.steps)
         reached = len(losses(folder, "killed"))
-        print(f"one killed after step {reached}: all had ended {seconds:.1f} s later; {said}")
+        print(f"one killed after step {reached}: all had ended {seconds:.1f} s later; {errors}")
         resumed = run(folder, "killed", args.processes)
         print(f"run again to the end: differ by {difference(resumed, alone):.1e} at most")
 

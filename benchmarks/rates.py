@@ -1,7 +1,7 @@
-"""What benchmarks share: times, left-padded batches, and what the processor can do.
+"""Times, left-padded batches, and the rates of plain matrix products, for several benchmarks.
 
-A ratio of two programs' times means little without the processor's name and the rates of plain
-products of the model's shapes: other processors favor other products.
+A ratio of two programs' times means little without the processor's name and the rates of products
+of the model's shapes: other processors favor other products.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 REPEATS = 5
-FLOP = 1e9  # of products per repeat, at least
+LEAST_FLOP = 1e9  # per repeat
 
 
 def processor() -> str:
-    """Its name, the widest vectors that torch uses, and the number of threads."""
+    """The processor's name, the widest vectors that torch uses, and the number of threads."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
@@ -40,21 +40,21 @@ def processor() -> str:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Wall-clock seconds of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def median_seconds(work: Callable[[], object], rounds: int) -> float:
-    """The median time of one call."""
+    """Median wall-clock seconds of one call."""
     return statistics.median(seconds(work) for _ in range(rounds))
 
 
 def left_padded(
     prompts: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask of prompts, padded on the left as `generate` needs them."""
+    """Ids and attention mask [prompts, longest], padded on the left as `generate` needs them."""
     width = max(map(len, prompts))
     ids = [[pad] * (width - len(prompt)) + [*prompt] for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -62,7 +62,7 @@ def left_padded(
 
 
 def shapes(lm: HFLanguageModel) -> dict[str, tuple[int, int, int]]:
-    """What each of a layer's products reads and gives, and how often; the vocabulary's apart."""
+    """Inputs, outputs and number of each matrix product of the model, by name."""
     config = lm.model.config
     width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     layers = config.num_hidden_layers
@@ -79,7 +79,7 @@ def shapes(lm: HFLanguageModel) -> dict[str, tuple[int, int, int]]:
     }
 
 
-WAYS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+KERNELS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "torch's own": lambda x, weight: x @ weight.t(),
     "oneDNN's": onednn_linear,
     "ledom's choice": linear,
@@ -88,31 +88,31 @@ WAYS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 @torch.inference_mode()
 def product_seconds(rows: int, width: int, outputs: int) -> dict[str, float]:
-    """Seconds of one product [rows, width] x [width, outputs] in fp32, each way; medians.
+    """Median seconds of one product [rows, width] x [width, outputs] in fp32, by kernel.
 
-    The ways take turns, so that what else runs on the machine slows them alike.
+    The kernels take turns, so that other work on the machine slows all alike.
     """
     x, weight = torch.randn(rows, width), torch.randn(outputs, width)
-    times = max(1, round(FLOP / (2 * rows * width * outputs)))
+    times = max(1, round(LEAST_FLOP / (2 * rows * width * outputs)))
 
-    def repeated(way: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
-        return seconds(lambda: [way(x, weight) for _ in range(times)]) / times
+    def repeated(kernel: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
+        return seconds(lambda: [kernel(x, weight) for _ in range(times)]) / times
 
-    for way in WAYS.values():
-        way(x, weight)
-    rounds = [[repeated(way) for way in WAYS.values()] for _ in range(REPEATS)]
-    return dict(zip(WAYS, map(statistics.median, zip(*rounds, strict=True)), strict=True))
+    for kernel in KERNELS.values():
+        kernel(x, weight)
+    rounds = [[repeated(kernel) for kernel in KERNELS.values()] for _ in range(REPEATS)]
+    return dict(zip(KERNELS, map(statistics.median, zip(*rounds, strict=True)), strict=True))
 
 
 def print_rates(lm: HFLanguageModel, rows: int) -> dict[str, float]:
-    """A line per product of the model on so many rows; the rate of all of them, by way, in FLOP/s.
+    """Print the rate of each of the model's products on `rows` rows.
 
-    Of the shares of all products only the layers' count: the vocabulary is projected to for fewer
-    rows.
+    Returns the rate of the layers' products together in FLOP/s, by kernel. It leaves out the
+    projection to the vocabulary, which runs on fewer rows.
     """
     print(f"\n{processor()}; products in fp32 on {rows} rows, GFLOP/s")
-    print(f"| product | shape | {' | '.join(WAYS)} |\n|---|---|{'---|' * len(WAYS)}")
-    total, spent = 0.0, dict.fromkeys(WAYS, 0.0)
+    print(f"| product | shape | {' | '.join(KERNELS)} |\n|---|---|{'---|' * len(KERNELS)}")
+    total, spent = 0.0, dict.fromkeys(KERNELS, 0.0)
     for name, (width, outputs, count) in shapes(lm).items():
         flop = 2.0 * rows * width * outputs
         found = product_seconds(rows, width, outputs)
@@ -120,7 +120,7 @@ def print_rates(lm: HFLanguageModel, rows: int) -> dict[str, float]:
         print(f"| {name} | {width} x {outputs} | {rates} |")
         if name != "vocabulary":
             total += count * flop
-            spent = {way: spent[way] + count * found[way] for way in WAYS}
-    rates_of_all = {way: total / spent[way] for way in WAYS}
-    print(f"| the layers' | | {' | '.join(f'{r / 1e9:.0f}' for r in rates_of_all.values())} |\n")
-    return rates_of_all
+            spent = {name: spent[name] + count * found[name] for name in KERNELS}
+    together = {name: total / spent[name] for name in KERNELS}
+    print(f"| the layers' | | {' | '.join(f'{r / 1e9:.0f}' for r in together.values())} |\n")
+    return together

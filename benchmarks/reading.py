@@ -1,21 +1,18 @@
-"""How fast and in how little memory training data is read.
+"""The speed and the memory of reading training data.
 
     python benchmarks/reading.py [--steps 30] [--tokens 435e9] [--store-gb 10]
 
-Three measurements, each in a process of its own. **Opening**: a store of 435 billion tokens (sparse
-files, so nothing is stored): seconds and resident memory. **Memory**: windows read at random from a
-store of 10 GB, whose index is real, in both packings. **Rate**: windows of a store, in shuffled
-order and packed for a model, on one core, against training the embedded pair's shape on the same
-batches in the same process.
+Three measurements, each in a process of its own. **Opening**: seconds and resident memory to open a
+store of 435 billion tokens (sparse files, so nothing is stored). **Memory**: windows read at random
+from a store of 10 GB, whose index is real, in both packings. **Rate**: reading windows in shuffled
+order and packing them for a model, against training the embedded pair's shape on the same batches
+in the same process, on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,14 +20,15 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from common import resident, run_child
 
 SHARD_TOKENS = 250_000_000  # half a gigabyte
-DOCUMENT_TOKENS = 1000  # of sparse stores; a web page's
+DOCUMENT_TOKENS = 1000  # in sparse stores; like a web page
 SEQ_LEN, BATCH = 2048, 16
 
 
 def sparse_store(folder: Path, num_tokens: int, with_index: bool) -> None:
-    """A finished store whose tokens, all 0, take no space; nor does the index unless it is real."""
+    """Write a finished store of zeros that takes no space, except for a real index."""
     folder.mkdir()
     shards = []
     for number in range(-(-num_tokens // SHARD_TOKENS)):
@@ -56,7 +54,7 @@ def sparse_store(folder: Path, num_tokens: int, with_index: bool) -> None:
 
 
 def opening(folder: Path) -> dict[str, Any]:
-    """Open a store and its windows, look one up, and say what it took."""
+    """Open a store and read one batch of it: seconds and memory."""
     from ledom.data.packing import Batches, Windows
     from ledom.data.store import TokenStore
 
@@ -76,7 +74,7 @@ def opening(folder: Path) -> dict[str, Any]:
 
 
 def reading(folder: Path, batches_read: int, packing: Any) -> dict[str, Any]:
-    """Read batches at random places all over a store."""
+    """Read batches at random places of a store: speed and memory."""
     from ledom.data.packing import Batches, Windows
     from ledom.data.store import TokenStore
 
@@ -135,7 +133,7 @@ def rate(folder: Path, steps: int, packing: Any, seq_len: int) -> dict[str, Any]
 
 
 def read_rate(recipe: Any, data: Any) -> float:
-    """Tokens/s of what the loop does between two steps, without the step."""
+    """Tokens/s of reading and packing batches, as the training loop does between steps."""
     from ledom.core.direction import Direction
     from ledom.data.packing import pack
     from ledom.train.start import training_batches
@@ -152,7 +150,7 @@ def read_rate(recipe: Any, data: Any) -> float:
 
 
 def write_rate_store(folder: Path) -> None:
-    """Documents of the length of the embedded pair's, and its tokenizer."""
+    """Write a store of documents as long as the embedded pair's, with its tokenizer."""
     import ledom
     from ledom.data.store import write_store
     from ledom.text.tokenizer import Tokenizer
@@ -167,29 +165,17 @@ def write_rate_store(folder: Path) -> None:
     tokenizer.save(folder / "store")
 
 
-def resident(key: str = "VmRSS") -> float:
-    """This process's memory, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return 1024 * float(line.split()[1])
-    raise OSError(f"no {key} in /proc/self/status")
-
-
 def in_process(name: str, **arguments: Any) -> dict[str, Any]:
-    """Run a function of this file in a process of its own."""
-    command = [sys.executable, __file__, "--child", json.dumps([name, arguments])]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
-    if done.returncode:
-        sys.exit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    """The result of a function of this file, run in a process of its own."""
+    result: dict[str, Any] = run_child(__file__, ["--child", json.dumps([name, arguments])])
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=30, help="of training")
-    parser.add_argument("--tokens", type=float, default=435e9, help="of the store that is opened")
-    parser.add_argument("--store-gb", type=float, default=10, help="of the store that is read")
+    parser.add_argument("--steps", type=int, default=30, help="steps of training")
+    parser.add_argument("--tokens", type=float, default=435e9, help="size of the store to open")
+    parser.add_argument("--store-gb", type=float, default=10, help="size of the store to read")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
@@ -214,6 +200,7 @@ def main() -> None:
 
 
 def show(title: str, found: dict[str, Any]) -> None:
+    """Print a line of figures."""
     print(f"{title}: " + ", ".join(f"{key} {value:,.5g}" for key, value in found.items()))
 
 

@@ -2,16 +2,16 @@
 
     python benchmarks/retrieval.py --problems 24
 
-Needs `pip install 'ledom[bench]'`. The queries are questions that no model was trained on, the
-passages their solutions, in three pools:
+Needs `pip install 'ledom[bench]'`. The queries are questions that no model was trained on, and the
+passages are their solutions, in three pools:
 
-copies      every fourth problem is new, and the three behind it are the same text with other
-            numbers; solutions are bare equations, so that only numbers tell them apart
+copies      every problem occurs four times, with different numbers; solutions are bare equations,
+            so that only numbers tell them apart
 held-out    problems of the ten kinds held out of training
 trained     problems of the kinds that the pair was trained on
 
-Printed are MRR and its paired difference from BM25, with 95% intervals over queries, and the share
-of queries whose own solution comes first. BM25 is that of the library bm25s with its defaults, on
+The table gives the MRR and its paired difference from BM25, with 95% intervals over queries, and
+the share of queries whose own solution comes first. BM25 is the library bm25s with its defaults, on
 words and numbers.
 """
 
@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import bm25s
 import numpy as np
@@ -34,6 +33,7 @@ import ledom
 from ledom.core.direction import Direction
 from ledom.core.processes import set_threads
 from ledom.core.records import Document, Problem, read_records
+from ledom.core.stage import no_progress
 from ledom.data.augment import renumber
 from ledom.data.problems import generate_problems
 from ledom.evaluate.retrieval import (
@@ -48,12 +48,12 @@ from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.numbers import interval, percent
 from ledom.text.solution_style import restyle
 
-_COPIES = 4  # problems of one text, the first included
+_COPIES = 4  # problems of one text, including the first
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 
 
 def copies(count: int, seed: int) -> Iterator[Problem]:
-    """Problems with three copies each that have other numbers; solutions are bare equations."""
+    """Problems, each followed by three copies with other numbers; solutions are equations."""
     rng, made = Random(seed), 0
     for problem in generate_problems("test", 4 * count, seed):
         solution = restyle(problem.require_solution(), "equations", problem.answer)
@@ -75,14 +75,14 @@ POOLS: dict[str, Callable[[int, int], Iterator[Problem]]] = {
 
 
 def pool(problems: Iterable[Problem]) -> tuple[list[Query], list[Document]]:
-    """Questions, and the solutions as passages."""
+    """The questions as queries and the solutions as passages."""
     problems = list(problems)
     queries = [Query(id=p.id, text=p.question, relevant=[p.id]) for p in problems]
     return queries, [Document(id=p.id, text=p.require_solution()) for p in problems]
 
 
-def by_words(queries: Sequence[Query], passages: Sequence[Document]) -> list[Ranked]:
-    """The ranking of BM25."""
+def bm25_ranking(queries: Sequence[Query], passages: Sequence[Document]) -> list[Ranked]:
+    """The passages of each query, ordered by BM25."""
     index = bm25s.BM25()
     index.index([_WORD.findall(p.text.lower()) for p in passages], show_progress=False)
     scores = [
@@ -95,19 +95,15 @@ def by_words(queries: Sequence[Query], passages: Sequence[Document]) -> list[Ran
     return order_passages(Direction.REVERSE, queries, passages, scores)
 
 
-def silent(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Iterator[Any]:
-    yield from chunks
-
-
 def rankings(
     queries: Sequence[Query], passages: Sequence[Document]
 ) -> Iterator[tuple[str, list[Ranked]]]:
     """By BM25, and by each model with and without the prior."""
-    yield "BM25", by_words(queries, passages)
+    yield "BM25", bm25_ranking(queries, passages)
     for direction in (Direction.REVERSE, Direction.FORWARD):
         lm = ledom.load("tiny", direction)
         with TemporaryDirectory() as folder:
-            rank_passages(lm, queries, passages, Path(folder), silent)
+            rank_passages(lm, queries, passages, Path(folder), no_progress)
             scores = read_records(Path(folder) / "scores.jsonl", Relevance)
         for prior in (False, True):
             name = f"{direction}, {'with' if prior else 'without'} the prior"
@@ -115,7 +111,7 @@ def rankings(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pools", nargs="+", choices=POOLS, default=[*POOLS])
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
@@ -123,15 +119,16 @@ def main() -> None:
     set_threads(1)
     for pool_name in options.pools:
         queries, passages = pool(POOLS[pool_name](options.problems, options.seed))
-        print(f"{pool_name}: {len(queries)} queries and passages", flush=True)
-        words: NDArray[np.float64] | None = None
+        print(f"{pool_name}: {len(queries)} queries and passages")
+        print("| ranked by | MRR | minus BM25 | own solution first, % |\n|---|---|---|---|")
+        bm25: NDArray[np.float64] | None = None
         for name, ranking in rankings(queries, passages):
             values = reciprocal_ranks(queries, ranking)
-            words = values if words is None else words
-            less = interval(paired_share_interval(values, words), sign="+")
+            bm25 = values if bm25 is None else bm25
+            gain = interval(paired_share_interval(values, bm25), sign="+")
             first = percent(float((values == 1).mean()))
             print(
-                f"| {name} | {interval(share_interval(values))} | {less} | {first} |",
+                f"| {name} | {interval(share_interval(values))} | {gain} | {first} |",
                 flush=True,
             )
 

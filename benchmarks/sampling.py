@@ -1,12 +1,12 @@
-"""Tokens a second of ledom's sampler against transformers' `generate` and CTranslate2, in one run.
+"""Tokens per second of ledom's sampler, transformers' `generate` and CTranslate2, in one run.
 
     python benchmarks/sampling.py [--model tiny] [--samples 1 4] [--rounds 3] [--threads 2]
 
-Needs `pip install ledom[bench]`. All draw from the same forward model and the same prompts, batch
-128, fp32, warm. Only tokens that count are counted: those up to and with a text's end. Every way
-of a peer runs once: `generate` with each of its cache settings (one sample per prompt), CTranslate2
-with each of some batch sizes, its threads in each product or with batches of their own. Then the
-best of each takes turns with ledom. Also checked: greedy output is the same, token for token.
+Needs `pip install ledom[bench]`. All sample from the same forward model and the same 128 prompts,
+in fp32, warm. Tokens are counted up to and including a text's EOS. Every configuration of a peer
+runs once: `generate` with each of its cache settings (one sample per prompt), CTranslate2 with each
+of several batch sizes, its threads sharing each product or with a batch each. Then the best of each
+peer takes turns with ledom. The run also counts the greedy texts that equal ledom's.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ MAX_TOKENS = 160
 TEMPERATURE = 0.7
 
 Written = tuple[float, int, list[list[int]]]
-"""Seconds, tokens that count, and the texts without their ends."""
-Way = Callable[[bool], Written]
-"""Writes to all prompts, greedy if asked."""
+"""Seconds, number of tokens (EOS included), and the texts' tokens without EOS."""
+Configuration = Callable[[bool], Written]
+"""Writes texts for all prompts, greedily if called with True."""
 
 
 def transformers_generate(
     model: PreTrainedModel, eos: int, prompts: list[list[int]], cache: str, greedy: bool
 ) -> Written:
-    """What `generate` writes to one left-padded batch."""
+    """Texts that `generate` writes, as one left-padded batch."""
     ids, mask = left_padded(prompts, eos)
     options = (
         {"do_sample": False}
@@ -74,7 +74,7 @@ def transformers_generate(
 def ctranslate2_generate(
     model: CTranslate2, prompts: list[list[int]], batch: int, greedy: bool, num_samples: int = 1
 ) -> Written:
-    """What CTranslate2 writes, in batches of some prompts."""
+    """Texts that CTranslate2 writes, in batches of `batch` prompts."""
     temperature = 0.0 if greedy else TEMPERATURE
     started = time.perf_counter()
     texts = model.generate(prompts, batch, MAX_TOKENS, temperature, num_samples)
@@ -82,8 +82,10 @@ def ctranslate2_generate(
     return seconds, sum(len(text) + 1 for text in texts), texts
 
 
-def ours(lm: LanguageModel, prompts: list[str], greedy: bool, num_samples: int = 1) -> Written:
-    """What ledom writes to the same prompts."""
+def ledom_generate(
+    lm: LanguageModel, prompts: list[str], greedy: bool, num_samples: int = 1
+) -> Written:
+    """Texts that ledom writes."""
     sampling = Sampling(temperature=0.0 if greedy else TEMPERATURE, max_tokens=MAX_TOKENS)
     started = time.perf_counter()
     made = dict(lm.generate(prompts, sampling, num_samples))
@@ -92,14 +94,14 @@ def ours(lm: LanguageModel, prompts: list[str], greedy: bool, num_samples: int =
     return seconds, sum(len(text) + 1 for text in texts), texts
 
 
-def ways(
+def configurations(
     lm: HFLanguageModel, folder: Path, texts: list[str], num_samples: int
-) -> dict[str, dict[str, Way]]:
-    """By program and arrangement: what writes so many texts to each prompt, greedy if asked."""
+) -> dict[str, dict[str, Configuration]]:
+    """All configurations by program and name, each writing `num_samples` texts per prompt."""
     eos = lm.tokenizer.eos_id
     prompts = [[eos, *lm.tokenizer.encode(text).ids] for text in texts]
-    found: dict[str, dict[str, Way]] = {
-        "ledom": {"": lambda greedy: ours(lm, texts, greedy, num_samples)}
+    found: dict[str, dict[str, Configuration]] = {
+        "ledom": {"": lambda greedy: ledom_generate(lm, texts, greedy, num_samples)}
     }
     if num_samples == 1:
         model = AutoModelForCausalLM.from_pretrained(lm.name, dtype=torch.float32).eval()
@@ -107,12 +109,12 @@ def ways(
             f"{cache} cache": partial(transformers_generate, model, eos, prompts, cache)
             for cache in ("dynamic", "static")
         }
-    together, apart = (CTranslate2(lm, folder, apart=apart) for apart in (False, True))
-    arranged = {"": together, ", each thread its own": apart}
+    together, apart = (CTranslate2(lm, folder, batch_per_thread=flag) for flag in (False, True))
+    peers = {"": together, ", a batch per thread": apart}
     repeated = [prompt for prompt in prompts for _ in range(num_samples)]
     found["CTranslate2"] = {
         f"batches of {batch}{how}": partial(ctranslate2_generate, peer, repeated, batch)
-        for (how, peer), batch in product(arranged.items(), PEER_BATCHES)
+        for (how, peer), batch in product(peers.items(), PEER_BATCHES)
         if batch <= BATCH * num_samples
     }
     if num_samples > 1:
@@ -122,40 +124,42 @@ def ways(
     return found
 
 
-def fastest(arranged: dict[str, dict[str, Way]]) -> dict[str, Way]:
-    """The best way of each program, by one run of each, warm; named after both."""
-    best: dict[str, Way] = {}
-    for program, found in arranged.items():
+def fastest(by_program: dict[str, dict[str, Configuration]]) -> dict[str, Configuration]:
+    """Each program's fastest configuration, from one warm run of each; named after both."""
+    best: dict[str, Configuration] = {}
+    for program, found in by_program.items():
         taken = {
             how: seconds / tokens
-            for how, way in found.items()
-            for seconds, tokens, _ in [way(False)]
+            for how, write in found.items()
+            for seconds, tokens, _ in [write(False)]
         }
         how = min(taken, key=lambda how: taken[how])
         best[f"{program}, {how}" if how else program] = found[how]
     return best
 
 
-def check_greedy(arranged: dict[str, dict[str, Way]]) -> None:
-    """Say how many greedy texts of each way are ledom's; this also warms all up."""
-    ledom = arranged["ledom"][""](True)[2]
-    for program, found in arranged.items():
-        for how, way in found.items():
-            same = sum(a == b for a, b in zip(way(True)[2], ledom, strict=True))
-            whose = f"{program}, {how}" if how else program
-            print(f"greedy texts of {whose} that are ledom's: {same} of {len(ledom)}")
+def check_greedy(by_program: dict[str, dict[str, Configuration]]) -> None:
+    """Print how many greedy texts of each configuration equal ledom's; also warms up."""
+    ledom = by_program["ledom"][""](True)[2]
+    for program, found in by_program.items():
+        for how, write in found.items():
+            same = sum(a == b for a, b in zip(write(True)[2], ledom, strict=True))
+            name = f"{program}, {how}" if how else program
+            print(f"greedy texts of {name} that equal ledom's: {same} of {len(ledom)}")
 
 
 def print_rows(
     title: str, rates: dict[str, list[float]], flop: float, peaks: dict[str, float]
 ) -> None:
-    """A table: tokens a second, ledom's advantage in the same round, the share of a product."""
+    """Print tokens per second, ledom's advantage per round, and shares of products' rates."""
     print(f"\n| {title} | tokens/s | ledom's advantage (rounds) | GFLOP/s | of products |")
     print("|---|---|---|---|---|")
     for name, found in rates.items():
         ratios = [our / their for our, their in zip(rates["ledom"], found, strict=True)]
         rate = statistics.median(found)
-        shares = ", ".join(f"{rate * flop / peak:.0%} of {way}" for way, peak in peaks.items())
+        shares = ", ".join(
+            f"{rate * flop / peak:.0%} of {kernel}" for kernel, peak in peaks.items()
+        )
         print(
             f"| {name} | {rate:.0f} | {statistics.median(ratios):.2f}x "
             f"({min(ratios):.2f} to {max(ratios):.2f}) | {rate * flop / 1e9:.1f} | {shares} |",
@@ -167,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--samples", type=int, nargs="+", default=[1], help="of each prompt")
+    parser.add_argument("--samples", type=int, nargs="+", default=[1], help="per prompt")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -179,15 +183,16 @@ def main() -> None:
     flop = 2.0 * (lm.num_parameters or 0)
     for num_samples in arguments.samples:
         with tempfile.TemporaryDirectory() as folder:
-            arranged = ways(lm, Path(folder) / "peer", texts, num_samples)
+            by_program = configurations(lm, Path(folder) / "peer", texts, num_samples)
             if num_samples == 1:
-                check_greedy(arranged)
-            best = fastest(arranged)
+                check_greedy(by_program)
+            best = fastest(by_program)
             rounds = [
-                {name: way(False) for name, way in best.items()} for _ in range(arguments.rounds)
+                {name: write(False) for name, write in best.items()}
+                for _ in range(arguments.rounds)
             ]
         rates = {name: [done[name][1] / done[name][0] for done in rounds] for name in best}
-        print_rows(f"{num_samples} sample(s) of each of {BATCH} prompts", rates, flop, peaks)
+        print_rows(f"{num_samples} sample(s) for each of {BATCH} prompts", rates, flop, peaks)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""Log-probabilities a second: ledom against HFLM (lm-evaluation-harness) and CTranslate2.
+"""Speed of log-probabilities: ledom against HFLM (lm-evaluation-harness) and CTranslate2.
 
     python benchmarks/scoring.py [--problems test.jsonl --candidates candidates.jsonl]
         [--demonstrations train.jsonl] [--cases pair forward shots smollm2 wide memory]
         [--questions 16] [--answers 8] [--rounds 3] [--batches 8 32]
 
-Needs `pip install ledom[bench]`. The default is small: some minutes on two cores. Figures to
-publish want 64 questions with 16 answers and five rounds. In one run all score the same spans with
-the same weights and threads: log P(x|y) reverse, log P(y|x) forward; in fp32, CTranslate2 also in
-int8. A peer runs at each of its batch sizes, CTranslate2 with its threads in each product or with
-batches of their own, and its best is compared; every sum must agree to 1e-3 (int8: its error is
-printed). Without files, generated problems and samples of the embedded model stand in for them. The
-shares of the rates of plain products (`rates.py`) count only work that must be done
-(`needed_flops`).
+Needs `pip install ledom[bench]`. The default is small: some minutes on two cores. Published figures
+need 64 questions with 16 answers and five rounds. All score the same spans with the same weights
+and threads: log P(x|y) reverse, log P(y|x) forward; in fp32, CTranslate2 also in int8. A peer runs
+at several batch sizes, CTranslate2 with its threads sharing each product or with a batch each, and
+its best is compared. The table gives the largest difference of a sum: fp32 must agree to 1e-3.
+Without files, problems are generated and the embedded model answers them. Shares of the rates of
+plain products (`rates.py`) count only the necessary work (`needed_flops`).
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import generated_answers, resident
 from ctranslate import CTranslate2
 from hflm import HarnessScorer
-from memory import resident
 from rates import print_rates, seconds
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -40,9 +39,8 @@ from ledom.data.problems import generate_problems
 from ledom.lm import embedded_folder, load
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.prefix_tree import PrefixTree
-from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
-from ledom.rerank.sample import sample_candidates
 
 NUM_SHOTS = 8
 LONG_CONTEXT = 4096  # tokens; holds the demonstrations
@@ -51,11 +49,11 @@ CASES = ("pair", "forward", "shots", "smollm2", "wide", "memory")
 
 @dataclass(frozen=True)
 class Measuring:
-    """How much is measured."""
+    """How to measure."""
 
     rounds: int
     batches: Sequence[int]
-    """Of the peers; the best is compared."""
+    """Batch sizes of the peers; each one's best is compared."""
 
 
 def real_pairs(
@@ -71,19 +69,10 @@ def real_pairs(
     return chosen, [c for kept in by_problem.values() for c in kept]
 
 
-def generated_pairs(questions: int, answers: int) -> tuple[list[Problem], list[Candidate]]:
-    """Unseen problems with samples of the embedded forward model."""
-    problems = list(generate_problems("test", questions, seed=9))
-    chunks = sample_candidates(
-        problems, load("tiny", "forward"), Sampling(temperature=0.7), answers
-    )
-    return problems, [c for chunk in chunks for c in chunk if not c.greedy]
-
-
 def targets(
     lm: LanguageModel, pairs: list[tuple[str, str]], shots: list[tuple[str, str]]
 ) -> list[TokenSpan]:
-    """What is asked of both: log P(y|x) forward, log P(x|y) reverse, after the demonstrations."""
+    """The spans to score: log P(y|x) forward, log P(x|y) reverse, after the demonstrations."""
     shown = [
         i
         for pair in lm.pair_format.encode(lm.tokenizer, shots, *lm.special_ids)
@@ -100,10 +89,11 @@ def targets(
 
 
 def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
-    """Products that no scorer can leave out, each token that texts share at their start once.
+    """FLOPs of the products that every scorer needs; a prefix shared by texts counts once.
 
-    Every token's keys and values; what else a layer computes, but of the last layer only where a
-    log-probability is wanted; attention to the tokens seen; the vocabulary once a label.
+    Counted are the keys and values of every token; the rest of each layer, in the last one only at
+    positions whose log-probability is wanted; causal attention; one projection to the vocabulary
+    per wanted log-probability.
     """
     config = lm.model.config
     ordered = ((lm.direction.to_model_order(list(t.ids)), t) for t in asked)
@@ -128,26 +118,26 @@ def needed_flops(lm: HFLanguageModel, asked: list[TokenSpan]) -> float:
 
 @dataclass
 class Peer:
-    """Another scorer: the sum of each span's log-probabilities, in batches of some size."""
+    """Another scorer, which sums the log-probabilities of each span."""
 
     name: str
-    ways: Sequence[Callable[[int], list[float]]]
-    """By batch size, with its threads in different arrangements."""
-    way: Callable[[int], list[float]] = field(init=False)
-    """The fastest."""
+    configurations: Sequence[Callable[[int], list[float]]]
+    """Its configurations: functions from the batch size to the sums."""
+    fastest: Callable[[int], list[float]] = field(init=False)
+    """The fastest configuration."""
     batch: int = 0
     """The size at which it is fastest."""
 
     def warm_up(self, batches: Sequence[int]) -> None:
-        """Run once, and find the arrangement and the batch size."""
-        for way in self.ways:
-            way(batches[0])
-        choices = [(way, size) for way in self.ways for size in batches]
-        self.way, self.batch = min(choices, key=lambda c: seconds(lambda: c[0](c[1])))
+        """Run every configuration, and find the fastest with its batch size."""
+        for run in self.configurations:
+            run(batches[0])
+        choices = [(run, size) for run in self.configurations for size in batches]
+        self.fastest, self.batch = min(choices, key=lambda c: seconds(lambda: c[0](c[1])))
 
     def sums(self) -> list[float]:
-        """Its result, the fastest way."""
-        return self.way(self.batch)
+        """The sum of each span in nats, by the fastest configuration."""
+        return self.fastest(self.batch)
 
 
 def peers(lm: HFLanguageModel, asked: list[TokenSpan], folder: Path) -> list[Peer]:
@@ -157,8 +147,8 @@ def peers(lm: HFLanguageModel, asked: list[TokenSpan], folder: Path) -> list[Pee
     texts = [lm.direction.to_model_order(list(target.ids)) for target in asked]
     spans = [lm.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in asked]
 
-    def ctranslate(precision: str, apart: bool) -> Callable[[int], list[float]]:
-        model = CTranslate2(lm, folder, precision, apart)
+    def ctranslate(precision: str, batch_per_thread: bool) -> Callable[[int], list[float]]:
+        model = CTranslate2(lm, folder, precision, batch_per_thread)
 
         def sums(size: int) -> list[float]:
             found = model.logprobs(texts, size)
@@ -171,8 +161,8 @@ def peers(lm: HFLanguageModel, asked: list[TokenSpan], folder: Path) -> list[Pee
 
     return [
         Peer("HFLM", [HarnessScorer(plain, lm, asked).sums]),
-        Peer("CTranslate2", [ctranslate("float32", apart) for apart in (False, True)]),
-        Peer("CTranslate2 int8", [ctranslate("int8", apart) for apart in (False, True)]),
+        Peer("CTranslate2", [ctranslate("float32", flag) for flag in (False, True)]),
+        Peer("CTranslate2 int8", [ctranslate("int8", flag) for flag in (False, True)]),
     ]
 
 
@@ -185,10 +175,10 @@ def compare(
     folder: Path,
     measuring: Measuring,
 ) -> None:
-    """A table: seconds of all; the peers are timed on about `sample` of the spans, evenly taken.
+    """Print the table of one case: median seconds of all scorers, which take turns.
 
-    They share nothing between texts, so their time is in proportion to their number. All take
-    turns, after a warm round: medians over the rounds.
+    The peers are timed on about `sample` of the spans, evenly spaced. They share nothing between
+    texts, so their time is proportional to the number of spans.
     """
     asked = targets(lm, pairs, shots)
     few = asked[:: max(1, len(asked) // sample)]
@@ -202,7 +192,7 @@ def compare(
     ours, *theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
     rates = print_rates(lm, lm.tokens_per_batch)
     needed = needed_flops(lm, asked)
-    shares = ", ".join(f"{needed / ours / rate:.0%} of {way}" for way, rate in rates.items())
+    shares = ", ".join(f"{needed / ours / rate:.0%} of {kernel}" for kernel, rate in rates.items())
     print(
         f"| {case}, {len(asked)} pairs | s | ledom's advantage (rounds) | difference of a sum, "
         "median and largest |\n|---|---|---|---|"
@@ -215,7 +205,7 @@ def compare(
 
 
 def print_peer(peer: Peer, taken: float, ratios: Sequence[float], found: list[float]) -> None:
-    """Its row of the table."""
+    """Print a peer's row of the table."""
     differences = [abs(a - b) for a, b in zip(found, peer.sums(), strict=True)]
     print(
         f"| {peer.name}, batches of {peer.batch} | {taken:.2f} "
@@ -226,12 +216,12 @@ def print_peer(peer: Peer, taken: float, ratios: Sequence[float], found: list[fl
 
 
 def memory(num_candidates: int) -> None:
-    """A line: resident memory at its peak less what it was before.
+    """Print resident memory before scoring, and its rise to the peak.
 
-    A vocabulary of 151,936 and texts of 2,048 tokens, each of which is asked for but the first; the
-    model is so narrow that activations are small.
+    Texts have 2,048 tokens of a vocabulary of 151,936, and every token but the first is scored. The
+    model is narrow, so that activations are small.
     """
-    # The peak is a process's.
+    # In a process of its own, because the peak is that of the whole process.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
         before, peak = child.submit(score_long_texts, num_candidates).result()
     more = (peak - before) / 1e6
@@ -239,7 +229,7 @@ def memory(num_candidates: int) -> None:
 
 
 def score_long_texts(num_candidates: int) -> tuple[float, float]:
-    """Resident bytes before and at the peak."""
+    """Resident memory in bytes, before scoring and at the peak."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         lm = random_model(Path(folder) / "long", width=64, inner=128, layers=1, heads=2)
@@ -259,7 +249,7 @@ def random_model(
     kv_heads: int = 2,
     vocab_size: int = 151_936,
 ) -> HFLanguageModel:
-    """A reverse model of random weights, by default with Qwen2.5's vocabulary."""
+    """A reverse model with random weights, by default with Qwen2.5's vocabulary size."""
     small = load("tiny", "reverse")
     config = LlamaConfig(
         hidden_size=width,
@@ -286,7 +276,7 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=Path)
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--questions", type=int, default=16)
-    parser.add_argument("--answers", type=int, default=8, help="of each question")
+    parser.add_argument("--answers", type=int, default=8, help="per question")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="of the peers")
     parser.add_argument("--threads", type=int, default=2)
@@ -297,7 +287,7 @@ def main() -> None:
             args.problems, args.candidates, args.questions, args.answers
         )
     else:
-        problems, candidates = generated_pairs(args.questions, args.answers)
+        problems, candidates = generated_answers(args.questions, args.answers)
     solved = (
         read_records(args.demonstrations, Problem)
         if args.demonstrations
@@ -312,7 +302,7 @@ def main() -> None:
 
 
 def run_case(case: str, pairs: Any, shots: Any, folder: Path, measuring: Measuring) -> None:
-    """One of `CASES`; `folder` is for models. The peers take a part of the pairs."""
+    """Measure one of `CASES`; `folder` is for models. The peers score a part of the pairs."""
     slow = pairs[: min(64, max(16, len(pairs) // 16))]  # for models that take seconds per pair
     if case in ("pair", "forward"):
         direction = "reverse" if case == "pair" else "forward"
@@ -336,10 +326,10 @@ def run_case(case: str, pairs: Any, shots: Any, folder: Path, measuring: Measuri
 
 
 def _long(direction: str, folder: Path) -> HFLanguageModel:
-    """One of the embedded pair at a context that holds the demonstrations, from a copy in `folder`.
+    """One of the embedded pair, with a context that holds the demonstrations; a copy in `folder`.
 
-    A context that is set after loading would not do: up to which length packed rows are exact is
-    found at load, and longer texts are scored one by one.
+    The context must be set before loading: loading finds the length up to which packed rows are
+    exact, and longer texts are scored one by one.
     """
     shutil.copytree(embedded_folder(direction), folder)
     file = folder / "config.json"

@@ -2,11 +2,11 @@
 
     python benchmarks/serving.py [--rounds 5] [--posts 256] [--minutes 10] [--threads 1]
 
-Throughput: `posts` one-sample requests at once, in turn with the same pairs judged in this process,
-so that whatever else the machine does meets both; the ratios are of the median times, and of CPU
-time. Latency: one small request of median length, again and again, alone and beside four clients
-that send 200 answers each. Memory: the server's resident memory from the second minute of full load
-to the last. Kill: the server is killed under load and started again; every client sees a broken
+Throughput: `posts` one-sample requests at once. They take turns with the same pairs judged in this
+process, so that other work on the machine affects both. Ratios are given of median times and of CPU
+times. Latency: a small request of median length, repeated, alone and beside four clients that send
+200 answers each. Memory: the server's resident memory from the second minute of full load to the
+last. Kill: the server is killed under load and started again; every client must see a broken
 connection or a right answer, never a wrong one.
 """
 
@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common import resident
+
 HOST = "127.0.0.1"
 LARGE = 200  # answers of a large request
 
@@ -42,7 +44,7 @@ def pairs(count: int) -> list[tuple[str, str]]:
 def serving(
     threads: int, port: int = 0, options: Sequence[str] = ()
 ) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """A server in a process of its own; its port and the process."""
+    """Run a server in a process of its own; yields its port and the process."""
     command = [sys.executable, "-m", "ledom", "serve", "--port", str(port), *options]
     command += ["--threads", str(threads), "--max-seconds", "3600"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -59,7 +61,7 @@ def serving(
 
 
 class Client:
-    """A kept connection that posts JSON: as little work beside the server as can be."""
+    """A persistent connection that posts JSON, with as little work as possible."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -89,6 +91,7 @@ class Client:
 
 
 def small(pair: tuple[str, str]) -> dict[str, Any]:
+    """The body of a request of one sample."""
     return {"prompt": pair[0], "response": pair[1]}
 
 
@@ -105,7 +108,7 @@ async def all_at_once(clients: list[Client], given: list[tuple[str, str]]) -> fl
 
 
 def cpu_seconds(process: subprocess.Popen[str]) -> float:
-    """CPU time of a process so far."""
+    """CPU seconds of a process so far."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -113,8 +116,9 @@ def cpu_seconds(process: subprocess.Popen[str]) -> float:
 async def throughput(
     port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], rounds: int
 ) -> dict[str, Any]:
-    """Pairs per second over HTTP and in this process, measured in turn; and the same by CPU time,
-    which other programs on the machine disturb less.
+    """Pairs per second over HTTP and in this process, measured in turn.
+
+    Also the ratio of CPU times, which other work on the machine affects less.
     """
     from ledom.lm import load
     from ledom.rerank.weights import choose_weights
@@ -147,7 +151,7 @@ async def throughput(
 
 
 def busy_seconds(process: subprocess.Popen[str]) -> float:
-    """CPU time of a process's threads so far, to the microsecond."""
+    """CPU seconds of a process's threads so far, to the microsecond."""
     threads = Path(f"/proc/{process.pid}/task").iterdir()
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
@@ -155,8 +159,9 @@ def busy_seconds(process: subprocess.Popen[str]) -> float:
 async def timed(
     client: Client, process: subprocess.Popen[str], pair: tuple[str, str], count: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds of one small request, sent so many times, one after the other, sorted: by the clock,
-    and of the server's CPU, which has work all the while.
+    """Send one small request `count` times in sequence; returns two sorted lists of seconds.
+
+    The first is wall-clock time, the second the CPU time of the server meanwhile.
     """
     times, busy = [], []
     for _ in range(count):
@@ -171,7 +176,7 @@ async def timed(
 async def latency(
     port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], count: int
 ) -> dict[str, Any]:
-    """p50 of a small request alone, p99 beside large ones."""
+    """The latency of a small request: p50 alone, p99 beside large ones."""
     client = Client(port)
     pair = sorted(given, key=lambda pair: sum(map(len, pair)))[len(given) // 2]
     await timed(client, process, pair, 20)
@@ -199,12 +204,6 @@ async def latency(
     }
 
 
-def resident(process: subprocess.Popen[str]) -> float:
-    """MB of memory."""
-    text = Path(f"/proc/{process.pid}/status").read_text()
-    return int(text.split("VmRSS:")[1].split()[0]) / 1e3
-
-
 async def memory(
     port: int, process: subprocess.Popen[str], given: list[tuple[str, str]], minutes: float
 ) -> dict[str, Any]:
@@ -214,7 +213,7 @@ async def memory(
     start = time.monotonic()
     while (passed := time.monotonic() - start) < 60 * minutes:
         await all_at_once(clients, given)
-        sizes.append((passed, resident(process)))
+        sizes.append((passed, resident(pid=process.pid) / 1e6))
     kept = [size for passed, size in sizes if passed >= 12 * minutes]
     for client in clients:
         client.close()
@@ -265,11 +264,13 @@ async def killed(threads: int, given: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and print a line each."""
+    """Print a line of JSON per measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--posts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=200, help="for the latency")
+    parser.add_argument(
+        "--requests", type=int, default=200, help="number of requests for the latency"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of full load; 0 skips it")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()

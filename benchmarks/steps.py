@@ -2,10 +2,9 @@
 
     python benchmarks/steps.py --problems 400
 
-In the right solution of each problem one number of one step is replaced by another of its kind;
-everything else stays. Each reading names the step of the least likely token. The right answer is
-known, so nothing is fitted here; which number of a step stands for it (its least likely token, its
-mean or its sum) was chosen on the tune split (--split tune).
+In the right solution of each problem, one number of one step is replaced by another number of the
+same kind. Each model names the step with the lowest score. Nothing is fitted here; the score of a
+step (its least likely token, its mean or its sum) was chosen on the tune split (`--split tune`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.data.augment import other_number
 from ledom.data.problems import generate_problems
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.report.results import Interval
+from ledom.report.numbers import accuracy, difference
 from ledom.rerank.features import Step, split_steps
 from ledom.rerank.score import score_candidates
 
@@ -36,9 +35,9 @@ _SUMMARIES: dict[str, Callable[[Step], float]] = {
 
 
 def corrupt_step(solution: str, rng: Random) -> tuple[str, int]:
-    """The solution with one number of a random step changed, and that step's place.
+    """The solution with one number of a random step changed, and that step's index.
 
-    The final answer's line is no step.
+    The final answer's line is not a step.
     """
     lines = solution.splitlines()
     place = rng.choice([i for i, line in enumerate(lines[:-1]) if _NUMBER.search(line)])
@@ -51,7 +50,7 @@ def corrupt_step(solution: str, rng: Random) -> tuple[str, int]:
 def corrupted(
     split: str, count: int, seed: int
 ) -> tuple[list[Problem], list[Candidate], list[int]]:
-    """Problems with at least two steps, a corrupted solution of each, and where it is wrong."""
+    """Problems of at least two steps, a corrupted solution of each, and its wrong step."""
     problems: list[Problem] = []
     candidates: list[Candidate] = []
     places: list[int] = []
@@ -67,7 +66,7 @@ def corrupted(
 def read(
     model: str, direction: str, problems: list[Problem], candidates: list[Candidate]
 ) -> list[list[Step]]:
-    """Each solution's steps, without its last line."""
+    """The scored steps of each solution, without its last line."""
     lm = ledom.load(model, direction=direction)
     target = "y|x" if direction == "forward" else "y"
     scores = [s for part in score_candidates(problems, candidates, lm) for s in part]
@@ -78,7 +77,7 @@ def read(
 def named(
     readings: Sequence[Sequence[Sequence[Step]]], summary: Callable[[Step], float]
 ) -> list[int]:
-    """The step that each solution's readings, added up, find least likely."""
+    """The step of each solution with the lowest score, summed over the models' readings."""
     return [
         int(np.argmin([sum(map(summary, step)) for step in zip(*own, strict=True)]))
         for own in zip(*readings, strict=True)
@@ -97,7 +96,9 @@ def main() -> None:
     forward, reverse = (read("tiny", d, problems, candidates) for d in ("forward", "reverse"))
     chance = np.array([1 / len(steps) for steps in forward])
     print(f"{len(problems)} problems, {np.mean([len(s) for s in forward]):.1f} steps each")
-    print(f"at random: {100 * chance.mean():.1f} %")
+    print(f"a random step is right in {100 * chance.mean():.1f} %")
+    print("| score of a step | model | the wrong step is named, % | minus forward, points |")
+    print("|---|---|---|---|")
     for name, summary in _SUMMARIES.items():
         rows = {
             "forward": named([forward], summary),
@@ -107,13 +108,7 @@ def main() -> None:
         right = {reading: np.equal(row, places).astype(float) for reading, row in rows.items()}
         for reading, values in right.items():
             own, versus = share_interval(values), paired_share_interval(values, right["forward"])
-            print(f"{name:20} {reading:8} {percent(own)}  against forward {percent(versus)}")
-
-
-def percent(interval: Interval) -> str:
-    """As `12.3 [10.0, 14.6]`."""
-    mean, low, high = (100 * value for value in (interval.mean, interval.low, interval.high))
-    return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+            print(f"| {name} | {reading} | {accuracy(own)} | {difference(versus)} |")
 
 
 if __name__ == "__main__":

@@ -7,29 +7,29 @@ agreement: the share of the forward model's answers that agree, for questions th
 writes for solutions and for bare answers of generated problems, and for solutions of a JSONL file
 of problems (--problems); as the control, for the true questions of the same solutions.
 
-training: three kinds of problem that the embedded pair never saw. Both of its models are trained
-further on --num-real problems of these kinds: the base. The reverse one then writes questions for
-the solutions of other problems of these kinds; they are sifted as `ledom synthesize` does, by the
-forward one's answers. The forward base model is then trained further, for equally many steps:
+training: three kinds of problem that the embedded pair never saw. Both of its models are first
+trained further on --num-real problems of these kinds; these are the base models. The reverse one
+then writes questions for the solutions of other problems of these kinds, and the forward one's
+answers sift them, as in `ledom synthesize`. The forward base model is then trained further, for the
+same number of steps in each arm:
 
     real        on the real problems alone
     reverse     on these, and the new problems
-    forward     on these, and as many whole problems that the forward base wrote, sifted alike
+    forward     on these, and as many whole problems that the forward base wrote, sifted likewise
     true        on these, and the solutions of `reverse` with their true questions
     solutions   on these, and the solutions of `reverse` without a question
 
-Printed is the accuracy of greedy answers to unseen problems of these kinds, averaged over
+The table gives the accuracy of greedy answers to unseen problems of these kinds, averaged over
 --seeds, with paired differences and 95% intervals over problems. A stopped run resumes.
 """
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ import ledom
 from ledom.core.direction import Direction
 from ledom.core.processes import set_threads
 from ledom.core.records import Problem, read_records, write_records
+from ledom.core.stage import no_progress
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.problems import generate_problems
 from ledom.evaluate.proposals import Prompt, propose
@@ -53,19 +54,14 @@ from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
 
-HOW = SynthesisSettings(Sampling(temperature=0.7), num_samples=2, num_answers=2)
+SETTINGS = SynthesisSettings(Sampling(temperature=0.7), num_samples=2, num_answers=2)
 GREEDY = Sampling(temperature=0, max_tokens=160)
 KINDS = (14, 72, 95)
 """Templates of `gsm_symbolic`: of those held out from the pair's training, the three shortest."""
 
 
-def quiet(chunks: Iterable[Any], name: str, done: int, total: int) -> Iterator[Any]:
-    """No progress."""
-    yield from chunks
-
-
 def as_generated(problem: Problem) -> Problem:
-    """The problem, its solution written as the embedded pair reads solutions."""
+    """The problem with its solution in the style of the embedded pair."""
     plain = restyle(problem.require_solution(), "plain", problem.answer)
     return replace(problem, solution=normalize_solution(plain))
 
@@ -76,7 +72,7 @@ def without_question(problem: Problem) -> Seed:
 
 
 def measure_agreement(options: Namespace) -> None:
-    """The table of round trips."""
+    """Print the table of round trips."""
     forward, reverse = ledom.load("tiny", "forward"), ledom.load("tiny", "reverse")
     drawn = list(generate_problems("tune", options.num_seeds, seed=9))
     sources = {"generated": drawn}
@@ -91,34 +87,34 @@ def measure_agreement(options: Namespace) -> None:
         shares = {}
         for kind, some in (("solutions", solutions), ("bare answers", bare)):
             out = options.out / f"{name}-{kind.replace(' ', '-')}"
-            found = synthesize(some, reverse, forward, HOW, (), out, quiet)
+            found = synthesize(some, reverse, forward, SETTINGS, (), out, no_progress)
             shares[kind] = found.by_seed
             show_agreement(f"{kind}, {name}", found)
             print(found.reasons)
         true = [replace(problem, extra={"seed": problem.id}) for problem in own]
-        found = sift(true, forward, HOW, (), options.out / f"{name}-true", quiet)
+        found = sift(true, forward, SETTINGS, (), options.out / f"{name}-true", no_progress)
         show_agreement(f"(their true questions, {name})", found)
         both = [seed for seed in shares["solutions"] if seed in found.by_seed]
         ours, theirs = (
             np.array([some[seed] for seed in both]) for some in (shares["solutions"], found.by_seed)
         )
-        print("solutions less true questions:", difference(paired_share_interval(ours, theirs)))
+        print("solutions minus true questions:", difference(paired_share_interval(ours, theirs)))
 
 
 def show_agreement(name: str, found: Synthesized) -> None:
-    """A row of the table; seeds whose questions were all removed unanswered have no share."""
+    """Print a row; seeds whose questions were all removed before any answer have no share."""
     total, shares = len(found.problems) + len(found.removed), found.agreements
     share = accuracy(share_interval(shares)) if len(shares) else "–"
     print(f"| {name} | {total} | {len(shares)} | {share} | {len(found.problems)} |", flush=True)
 
 
 def distinct_answers(seeds: Iterable[Seed]) -> list[Seed]:
-    """The first seed of each answer: equal prompts would draw equal texts."""
+    """The first seed of each answer, since equal prompts would get equal texts."""
     return list({seed.final_answer: seed for seed in reversed(list(seeds))}.values())[::-1]
 
 
 def some_kinds(split: str, count: int, seed: int) -> list[Problem]:
-    """Generated problems of the kinds to learn."""
+    """Generated problems of `KINDS`."""
     drawn = generate_problems(split, 20 * count, seed, held_out=True)
     return list(islice((p for p in drawn if p.extra["template"] in KINDS), count))
 
@@ -126,7 +122,7 @@ def some_kinds(split: str, count: int, seed: int) -> list[Problem]:
 def trained(
     name: str, start: Path, problems: Sequence[Problem], steps: int, seed: int, options: Namespace
 ) -> Path:
-    """A model trained further on problems, in its own direction; one that is there is taken."""
+    """Train a model further on problems, unless it exists; returns its folder."""
     folder: Path = options.out / name
     if (folder / "model").is_dir():
         return folder / "model"
@@ -152,7 +148,7 @@ def trained(
 
 
 def base_model(direction: Direction, real: Sequence[Problem], options: Namespace) -> Path:
-    """The embedded model, trained on the real problems; the rate rises anew for the last steps."""
+    """The embedded model trained on the real problems, in two runs with a schedule each."""
     folder = embedded_folder(direction)
     for part, steps in enumerate((60, 30), start=1):
         folder = trained(f"base-{direction}-{part}", folder, real, steps, 1, options)
@@ -160,9 +156,9 @@ def base_model(direction: Direction, real: Sequence[Problem], options: Namespace
 
 
 def written_forward(forward: LanguageModel, count: int, known: list[str], out: Path) -> Synthesized:
-    """Whole problems that the forward model writes, each with its own answer."""
+    """Whole problems that the forward model writes, with their answers."""
     prompts, path = [Prompt("forward", "")], out / "proposals.jsonl"
-    written = propose(forward, prompts, HOW.sampling, count, path, quiet, "")
+    written = propose(forward, prompts, SETTINGS.sampling, count, path, no_progress, "")
     problems = []
     for one in written:
         question, mark, solution = one.text.partition(forward.pair_format.literals[1])
@@ -177,11 +173,11 @@ def written_forward(forward: LanguageModel, count: int, known: list[str], out: P
         if one.finish_reason != "stop" or not mark or not problem.question or not answer:
             problem.extra[REASON] = "not one question"
         problems.append(problem)
-    return sift(problems, forward, HOW, known, out, quiet)
+    return sift(problems, forward, SETTINGS, known, out, no_progress)
 
 
 def arms_of_training(options: Namespace) -> dict[str, list[Problem]]:
-    """What each arm is trained on."""
+    """The training problems of each arm."""
     real = some_kinds("train", options.num_real, seed=21)
     known = [problem.question for problem in real]
     forward, reverse = (
@@ -190,10 +186,10 @@ def arms_of_training(options: Namespace) -> dict[str, list[Problem]]:
     )
     true = {p.id: p for p in some_kinds("train", options.num_new, seed=22)}
     seeds = [without_question(problem) for problem in true.values()]
-    one_each = replace(HOW, num_samples=1)
+    one_each = replace(SETTINGS, num_samples=1)
     found = {
         "reverse": synthesize(
-            seeds, reverse, forward, one_each, known, options.out / "new-reverse", quiet
+            seeds, reverse, forward, one_each, known, options.out / "new-reverse", no_progress
         ),
         "forward": written_forward(forward, options.num_new, known, options.out / "new-forward"),
     }
@@ -215,15 +211,15 @@ def arms_of_training(options: Namespace) -> dict[str, list[Problem]]:
 def answers_right(
     lm: LanguageModel, problems: Sequence[Problem], path: Path
 ) -> NDArray[np.float64]:
-    """Whether the greedy answer to each problem is right; the answers are kept."""
+    """1 where the greedy answer is right, else 0, [problems]; `path` keeps the answers."""
     prompts = [Prompt(p.id, lm.pair_format.before_solution(p.question)) for p in problems]
-    written = propose(lm, prompts, GREEDY, 1, path, quiet, "")
+    written = propose(lm, prompts, GREEDY, 1, path, no_progress, "")
     pairs = zip(problems, written, strict=True)
     return np.array([is_correct(one.text, problem.answer or "") for problem, one in pairs], float)
 
 
 def measure_training(options: Namespace) -> None:
-    """The table of trainings, after each seed."""
+    """Print the table of trainings after each seed."""
     test = some_kinds("test", options.num_test, seed=23)
     arms = arms_of_training(options)
     base = base_model(Direction.FORWARD, arms["real"], options)
@@ -239,9 +235,9 @@ def measure_training(options: Namespace) -> None:
 
 
 def show_training(means: Mapping[str, NDArray[np.float64]]) -> None:
-    """Accuracy per arm, and its paired difference from the others."""
+    """Print the accuracy of each arm, and its paired differences from three of them."""
     others = ("real", "forward", "solutions")
-    print(f"| trained on | right, % | less {' | less '.join(others)} |")
+    print(f"| trained on | right, % | minus {' | minus '.join(others)} |")
     print("|---|---|---|---|---|")
     for name, values in means.items():
         cells = [accuracy(share_interval(values))]

@@ -2,10 +2,10 @@
 
     python benchmarks/tokenizing.py [--documents FILE.jsonl --tokenizer FILE --eos-token TOKEN]
 
-Both encode the same documents with the same tokenizer on one thread a process. The plain side has
-its texts in memory before the clock starts; ledom's is the whole command: starting Python, reading
-JSON, encoding, writing, checksums and manifest, in the CPU seconds of all its processes. Without
-options the documents are random words and the tokenizer is trained on them. Sides take turns; the
+Both encode the same documents with the same tokenizer, on one thread per process. The plain side
+has its texts in memory before the clock starts. ledom's time is that of the whole command: starting
+Python, reading JSON, encoding, writing, checksums and manifest, in all its processes. Without
+options the documents are random words and the tokenizer is trained on them. The two take turns; the
 figures are medians.
 """
 
@@ -29,7 +29,7 @@ BATCH = 1000  # documents that the plain side encodes at a time
 
 
 def plain(texts: list[str], tokenizer_file: Path, eos: str, out: Path) -> tuple[int, float, float]:
-    """Tokens, CPU seconds and seconds of encoding and writing texts that are there."""
+    """Encode texts in memory and write the ids: tokens, CPU seconds, wall-clock seconds."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -49,7 +49,7 @@ def plain(texts: list[str], tokenizer_file: Path, eos: str, out: Path) -> tuple[
 def ledom(
     documents: Path, tokenizer_file: Path, eos: str, out: Path, workers: int
 ) -> tuple[int, float, float]:
-    """Tokens, CPU seconds and seconds of the whole command."""
+    """Run the whole command: tokens, CPU seconds, wall-clock seconds."""
     command = [sys.executable, "-m", "ledom", "tokenize", str(documents), "--out", str(out)]
     command += ["--tokenizer", str(tokenizer_file), "--eos-token", eos, "--workers", str(workers)]
     before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -60,7 +60,7 @@ def ledom(
 
 
 def write_documents(file: Path, megabytes: float) -> None:
-    """Documents of random words, of which a few are frequent and most are rare."""
+    """Write documents of random words, of which a few are frequent and most are rare."""
     rng = Random(0)
     words = ["".join(rng.choices("aeiounrstlmdp", k=rng.randint(2, 10))) for _ in range(30_000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def show(measured: dict[str, list[tuple[int, float, float]]]) -> None:
-    """Rates, and ratios to the plain side's of the same round."""
+    """Print rates, and their ratios to the plain side's in the same round."""
     base = measured["plain encode_batch"]
     tokens = base[0][0]
     assert all(found[0] == tokens for rounds in measured.values() for found in rounds)

@@ -4,7 +4,7 @@
 
 Needs `pip install ledom[bench]`. Every arm trains the same Llama from the same weights on the same
 windows of generated problems, fp32 weights under bf16 autocast where the processor has the
-instructions, AdamW at the same rates, clipping at 1. Arms, each in its own process and in turn:
+instructions, AdamW at the same rates, clipping at 1. The arms take turns, each in its own process:
 
     trainer         Trainer at its defaults: batches of 8
     trainer-16      the same with ledom's batch; -c: compiled
@@ -12,7 +12,7 @@ instructions, AdamW at the same rates, clipping at 1. Arms, each in its own proc
     ledom           `ledom.train.loop.train`, with AdamW for all weights; -c: parallel.compile
 
 Speed is that of the median step, the first ten left out. `loss` is the mean over the last twenty
-steps. The share of a plain product counts 6 operations a weight and token, and the causal half of
+steps. The share of a plain product counts 6 FLOPs per weight and token, and the causal half of
 attention.
 """
 
@@ -21,14 +21,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from common import run_child
 
 BATCH, SEQ_LEN, WARM = 16, 256, 10
 RATE = 2e-3
@@ -47,7 +47,7 @@ Result = dict[str, Any]
 
 
 def make_recipe(shape: Any, steps: int, compiled: bool) -> Any:
-    """What all arms train: fixed windows, attention over all of a window as the peers do it."""
+    """The recipe of all arms: fixed windows, with attention across documents as in the peers."""
     from ledom.data.prepare import DataConfig
     from ledom.model.presets import ModelConfig
     from ledom.train.distributed import ParallelConfig
@@ -75,7 +75,7 @@ def make_recipe(shape: Any, steps: int, compiled: bool) -> Any:
 
 
 def run_ledom(recipe: Any, data: Any, folder: Path, device: str = "cpu") -> Result:
-    """The loop itself; its rows say how long each step took."""
+    """Train by ledom's loop; its metrics give the seconds of each step."""
     from ledom.core.direction import Direction
     from ledom.train.distributed import connect
     from ledom.train.loop import train
@@ -89,7 +89,7 @@ def run_ledom(recipe: Any, data: Any, folder: Path, device: str = "cpu") -> Resu
 
 
 def plain_model(recipe: Any, data: Any) -> Any:
-    """The same weights with transformers' own attention."""
+    """A model of the same weights with transformers' own attention."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -103,7 +103,7 @@ def plain_model(recipe: Any, data: Any) -> Any:
 
 
 def batches(recipe: Any, data: Any) -> Iterator[Any]:
-    """Each step's ids [BATCH, SEQ_LEN + 1]."""
+    """Each step's token ids, [BATCH, SEQ_LEN + 1]."""
     import numpy as np
     import torch
 
@@ -116,7 +116,7 @@ def batches(recipe: Any, data: Any) -> Iterator[Any]:
 
 
 def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool, device: str = "cpu") -> Result:
-    """Whole batches, autocast, fused AdamW, clipping."""
+    """Train by a plain loop: whole batches, autocast, fused AdamW, clipping."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -144,7 +144,7 @@ def run_plain(recipe: Any, data: Any, compiled: bool, bf16: bool, device: str = 
 
 
 def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> Result:
-    """Trainer. It shifts the labels itself, and so reads a token a window more."""
+    """Train by Trainer. It shifts the labels itself, so it reads one token more per window."""
     from torch.optim.lr_scheduler import LambdaLR
     from torch.utils.data import Dataset, SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -163,7 +163,7 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
             return SequentialSampler(Rows())
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            """The other arms' rates; its own begin with a step at rate 0."""
+            """The same rates as in the other arms; Trainer's own begin with a step at rate 0."""
             chosen: Any = optimizer or self.optimizer
             self.lr_scheduler = LambdaLR(chosen, lambda step: min(1.0, (step + 1) / WARM))
             return self.lr_scheduler
@@ -204,7 +204,7 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
 
 
 def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Result:
-    """One arm, in this process."""
+    """Train one arm in this process."""
     import torch
 
     from ledom.core.processes import fast_bfloat16
@@ -224,22 +224,31 @@ def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Res
     return made | needed_flops(recipe, data)
 
 
+def flops_per_token(recipe: Any, data: Any) -> float:
+    """FLOPs of a training step per token: 6 per weight, and causal attention."""
+    from ledom.model.checkpoint import build_model
+
+    shape = recipe.model
+    model: Any = build_model(shape, data.tokenizer, 0)
+    weights: int = sum(p.numel() for p in model.parameters())
+    # Causal attention needs half of 12 FLOPs.
+    attention: int = 6 * shape.num_hidden_layers * shape.hidden_size * SEQ_LEN
+    return 6.0 * weights + attention
+
+
 def needed_flops(recipe: Any, data: Any) -> Result:
-    """Floating-point operations a token, and what a plain product reaches."""
+    """FLOPs per token (`flops`), and the FLOP/s of a plain product (`product`)."""
     import torch
     from rates import median_seconds
 
     from ledom.core.processes import fast_bfloat16
-    from ledom.model.checkpoint import build_model
 
     shape = recipe.model
-    weights = sum(p.numel() for p in build_model(shape, data.tokenizer, 0).parameters())
-    attention = 6 * shape.num_hidden_layers * shape.hidden_size * SEQ_LEN  # the causal half of 12
     dtype = torch.bfloat16 if fast_bfloat16(torch.device("cpu")) else torch.float32
     a = torch.randn(BATCH * SEQ_LEN, shape.hidden_size).to(dtype)
     b = torch.randn(shape.hidden_size, shape.intermediate_size).to(dtype)
     seconds = median_seconds(lambda: a @ b, rounds=100)
-    return {"flops": 6 * weights + attention, "product": 2 * a.shape[0] * b.numel() / seconds}
+    return {"flops": flops_per_token(recipe, data), "product": 2 * a.shape[0] * b.numel() / seconds}
 
 
 def main() -> None:
@@ -254,14 +263,14 @@ def main() -> None:
     if args.child:
         arm, folder = args.child
         made = run_arm(arm, args.shape[0], args.steps, args.threads, Path(folder))
-        print("RESULT " + json.dumps(made))
+        print(json.dumps(made))
         return
     for shape in args.shape:
         compare(shape, args)
 
 
 def compare(shape: str, args: Any) -> None:
-    """A table of all arms; rounds go through them in turn."""
+    """Print a table of all arms, which take turns in every round."""
     rates: dict[str, list[float]] = {arm: [] for arm in args.arms}
     losses: dict[str, float] = {}
     product, flops = [], 0.0
@@ -269,12 +278,7 @@ def compare(shape: str, args: Any) -> None:
         for _ in range(args.rounds):
             for arm in args.arms:
                 settings = ["--shape", shape, "--steps", args.steps, "--threads", args.threads]
-                command = [sys.executable, __file__, *map(str, settings), "--child", arm, folder]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-                if not found:
-                    sys.exit(f"{arm} failed:\n{done.stderr[-2000:]}")
-                made = json.loads(found[0].removeprefix("RESULT "))
+                made = run_child(__file__, [*settings, "--child", arm, folder])
                 seconds = statistics.median(made["seconds"][WARM:])
                 rates[arm].append(made["batch"] * SEQ_LEN / seconds)
                 losses[arm] = statistics.mean(made["losses"][-20:])
@@ -282,8 +286,8 @@ def compare(shape: str, args: Any) -> None:
                 flops = made["flops"]
     peak = statistics.median(product)
     base = statistics.median(rates.get("trainer") or next(iter(rates.values())))
-    print(f"\n{shape}: {flops / 1e6:.1f} MFLOP a token; a plain product {peak / 1e9:.0f} GFLOP/s")
-    print("| arm | tokens/s | against trainer | of a plain product | loss |")
+    print(f"\n{shape}: {flops / 1e6:.1f} MFLOP per token; a plain product {peak / 1e9:.0f} GFLOP/s")
+    print("| arm | tokens/s | relative to trainer | of a plain product | loss |")
     print("|---|---|---|---|---|")
     for arm, found_rates in rates.items():
         rate = statistics.median(found_rates)

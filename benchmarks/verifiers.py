@@ -1,4 +1,4 @@
-"""Reverse Reward beside a trained verifier: what it adds, and what it reaches without one.
+"""What Reverse Reward adds to a trained verifier, and how accurate it is without one.
 
     python benchmarks/verifiers.py --problems math/math500.jsonl \
         --candidates math/math500_candidates.jsonl --fields prm_last prm_min \
@@ -17,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from control import PARTS, Result, cross_fitted, renamed, scored, show
+from control import PARTS, Result, cross_fitted, renamed, scored
 
 import ledom
 from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import bootstrap_interval, paired_interval
+from ledom.report.numbers import interval
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.candidates import match_candidates
 from ledom.rerank.strategies import STRATEGIES
@@ -37,15 +38,15 @@ ARMS: dict[str, tuple[str, ...]] = {
     "verifier + reverse": ("verifier", "question", "prior"),
     "verifier + forward + reverse": ("verifier", "forward", "question", "prior"),
 }
-"""The scores of each arm; those of the verifier stand for its fields."""
+"""The scores of each arm; `verifier` stands for all of the verifier's fields."""
 
 
 def gather(arguments: argparse.Namespace) -> CandidateTable:
-    """One table with the verifier's fields and the scores of the models that are given."""
+    """One table with the verifier's fields and the scores of the given models."""
     candidates = read_records(arguments.candidates, Candidate)
     wanted = {candidate.problem_id for candidate in candidates}
-    every = read_records(arguments.problems, Problem, unique_ids())
-    problems = [problem for problem in every if problem.id in wanted]
+    all_problems = read_records(arguments.problems, Problem, unique_ids())
+    problems = [problem for problem in all_problems if problem.id in wanted]
     models = {
         direction: ledom.load(model, direction)
         for direction in ("forward", "reverse")
@@ -85,7 +86,7 @@ def features_of(scores: Sequence[str], fields: Sequence[str]) -> tuple[str, ...]
 
 
 def report(table: CandidateTable, fields: Sequence[str]) -> None:
-    """Pick accuracy and AUC of each arm, against the verifier and the majority."""
+    """Print AUC and accuracy of each arm, with paired differences from verifier and majority."""
     results: dict[str, Result] = {name: cross_fitted(table, (name,)) for name in fields}
     for name, scores in ARMS.items():
         features = features_of(scores, fields)
@@ -95,23 +96,20 @@ def report(table: CandidateTable, fields: Sequence[str]) -> None:
     majority = STRATEGIES["majority"].accuracy(table, None)
     for name in ("random", "majority", "oracle"):
         right = STRATEGIES[name].accuracy(table, None)
-        print(f"{name}: {show(bootstrap_interval(100 * right), 1)} %")
-    print(
-        "\n| arm | AUC | against the verifier | pick, % | against the verifier | against majority |"
-    )
+        print(f"{name}: {interval(bootstrap_interval(100 * right), 1)} %")
+    print("\n| arm | AUC | minus verifier | pick, % | minus verifier | minus majority |")
     print("|---|---|---|---|---|---|")
     known = ~np.isnan(verifier.auc)
     for name, result in results.items():
-        gains = (
-            paired_interval(result.auc[known], verifier.auc[known]),
-            paired_interval(100 * result.pick, 100 * verifier.pick),
-            paired_interval(100 * result.pick, 100 * majority),
-        )
-        print(
-            f"| {name} | {show(bootstrap_interval(result.auc[known]), 3)} "
-            f"| {show(gains[0], 3, True)} | {show(bootstrap_interval(100 * result.pick), 1)} "
-            f"| {show(gains[1], 1, True)} | {show(gains[2], 1, True)} |"
-        )
+        auc, pick = result.auc[known], 100 * result.pick
+        cells = [
+            interval(bootstrap_interval(auc)),
+            interval(paired_interval(auc, verifier.auc[known]), sign="+"),
+            interval(bootstrap_interval(pick), 1),
+            interval(paired_interval(pick, 100 * verifier.pick), 1, "+"),
+            interval(paired_interval(pick, 100 * majority), 1, "+"),
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
