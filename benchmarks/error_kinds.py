@@ -74,7 +74,7 @@ def error_kind(question: str, solution: str) -> str:
 
 
 def _forms(value: Fraction) -> set[Fraction]:
-    """The values that a number stands for, also as a percentage, a rest of 100 % or an increase."""
+    """The values that a number stands for, also as a percentage, a rest of 100% or an increase."""
     return {value, value / 100, value * 100, 100 - value, 1 - value / 100, 1 + value / 100}
 
 

@@ -96,7 +96,7 @@ def main() -> None:
     forward, reverse = (read("tiny", d, problems, candidates) for d in ("forward", "reverse"))
     chance = np.array([1 / len(steps) for steps in forward])
     print(f"{len(problems)} problems, {np.mean([len(s) for s in forward]):.1f} steps each")
-    print(f"a random step is right in {100 * chance.mean():.1f} %")
+    print(f"a random step is right in {100 * chance.mean():.1f}%")
     print("| score of a step | model | the wrong step is named, % | minus forward, points |")
     print("|---|---|---|---|")
     for name, summary in _SUMMARIES.items():

@@ -96,7 +96,7 @@ def report(table: CandidateTable, fields: Sequence[str]) -> None:
     majority = STRATEGIES["majority"].accuracy(table, None)
     for name in ("random", "majority", "oracle"):
         right = STRATEGIES[name].accuracy(table, None)
-        print(f"{name}: {interval(bootstrap_interval(100 * right), 1)} %")
+        print(f"{name}: {interval(bootstrap_interval(100 * right), 1)}%")
     print("\n| arm | AUC | minus verifier | pick, % | minus verifier | minus majority |")
     print("|---|---|---|---|---|---|")
     known = ~np.isnan(verifier.auc)
