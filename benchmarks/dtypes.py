@@ -4,9 +4,9 @@
         [--problems P.jsonl --candidates C.jsonl] [--threads 1]
 
 The embedded pair scores candidates in fp32 and in each other precision. The precisions take turns,
-some problems at a time, so that other work on the machine slows all alike. The noise
-baseline is fp32 with other batches. Without files, the problems are generated and the embedded
-forward model answers them. A CPU without bf16 instructions takes 50 times as long in bf16.
+some problems at a time, so that other work on the machine slows all alike. The noise baseline is
+fp32 with other batches. Without files, the problems are generated and the embedded forward model
+answers them. A CPU without bf16 instructions takes 50 times as long in bf16.
 """
 
 from __future__ import annotations
