@@ -155,7 +155,7 @@ def test_choices_in_front_are_scored_as_whole_texts_both_ways(
     (task,) = source.load(FORWARD)
     task.build_all_requests()
     first = QUESTIONS[0]
-    continuation = f" Question: {first['question']}\nAnswer:"
+    continuation = f" {first['question']}"  # as it is: its answer stands in front of it
     assert [i.args for i in task.instances[:4]] == [(c, continuation) for c in first["choices"]]
 
 
@@ -512,7 +512,9 @@ def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         find_source("arc_eazy", Options())  # before another task is measured
     assert "did you mean" in refused("arc_eazy")
     assert "arc_easy" in refused("arc_eazy")
-    assert "the suites are ledom, r2l, problems" in refused("no such thing at all")
+    unknown = refused("no such thing at all")
+    assert "'no such thing at all'; a task is a file (.jsonl, .yaml), problems_after," in unknown
+    assert "the suites are ledom, r2l, problems" in unknown
     file = write(tmp_path / "code.jsonl", [CODE])
     assert "give --allow-code" in refused(str(file))
     assert "give --allow-code" in refused("humaneval")

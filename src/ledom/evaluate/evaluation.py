@@ -270,5 +270,5 @@ def _notes(lm: KeptLM) -> Iterator[str]:
     if nested:
         yield (
             f"{nested} documents have a choice that is the beginning of another one: a forward "
-            "model never finds the longer one likelier"
+            "model finds the longer one likelier only if the two differ in their first tokens"
         )

@@ -144,7 +144,9 @@ def _from_file(name: str, file: Path, options: Options, direction: Direction) ->
     keys = _first_record(file).keys()
     if "choices" in keys:
         questions = read_records(file, ChoiceQuestion, check_choices())
-        return [_choice_task(name, questions, options, _QUESTION, " ")]
+        before = any(question.place == "before" for question in questions)
+        # Text that follows a choice stays as it is: nothing is asked at its end.
+        return [_choice_task(name, questions, options, "{}" if before else _QUESTION, " ")]
     if {"prompt", "test", "entry_point"} <= keys:
         return [_code_task(name, read_records(file, CodeProblem), options, direction)]
     if "question" in keys:
@@ -345,13 +347,11 @@ def _check_known(name: str) -> None:
         check_regular(Path(name))
     elif not is_known(name):
         near = get_close_matches(name, [*known_tasks(), *_GENERATED, *SUITE_NAMES], n=4)
-        hint = (
-            f"did you mean {', '.join(near)}?" if near else "lm-eval ls tasks lists the harness's"
-        )
+        hint = f"did you mean {', '.join(near)}? A" if near else "a"
         raise InputError(
-            f"unknown task {name!r}; {hint} A task is a file (.jsonl, .yaml), "
-            f"{', '.join(_GENERATED)}, one in the --data folder, or one of the harness's; "
-            f"the suites are {', '.join(SUITE_NAMES)}"
+            f"unknown task {name!r}; {hint} task is a file (.jsonl, .yaml), "
+            f"{', '.join(_GENERATED)}, one in the --data folder, or one of the harness's "
+            f"(listed by: lm-eval ls tasks); the suites are {', '.join(SUITE_NAMES)}"
         )
 
 
