@@ -25,6 +25,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "arcsin": sympy.asin,
     "arccos": sympy.acos,
     "arctan": sympy.atan,
+    "cis": lambda angle: sympy.cos(angle) + sympy.I * sympy.sin(angle),
     "ln": sympy.log,
     "abs": sympy.Abs,
     "floor": sympy.floor,

@@ -31,6 +31,7 @@ _STARTS = frozenset(
     ["(", r"\frac", r"\binom", r"\sqrt", "sqrt", r"\pi", r"\lfloor", r"\lceil", r"\lvert"]
 )
 _FUNCTIONS = FUNCTIONS - {"sqrt"}
+_INVERTED = frozenset(["sin", "cos", "tan"])  # \sin^{-1} x is the arcsine, never 1 / \sin x
 _MAYBE_FUNCTIONS = words("f g h phi varphi sigma tau mu psi zeta Gamma Phi Psi Lambda")
 _MATRICES = {"pmatrix": "()", "bmatrix": "()", "matrix": "()", "vmatrix": "||", "Bmatrix": "{}"}
 
@@ -340,7 +341,9 @@ class Atoms(ABC):
         if self.peek_text() == "^":
             self.take()
             exponent = self.group()
-            if exponent.value is None or exponent.value <= 0:  # \sin^{-1}
+            if exponent.value == -1 and name in _INVERTED:
+                name, exponent = f"arc{name}", None
+            elif exponent.value is None or exponent.value <= 0:
                 raise NotUnderstood("an exponent of a function")
         is_bracketed = self.peek_text() == "("
         value = call(name, *self._arguments(), *([base] if base else []))
@@ -352,12 +355,25 @@ class Atoms(ABC):
         if self.peek_text() == "(":
             node = self.atom()
             arguments = node.parts if node.kind == "bracket" else (node,)
-            return arguments if self.peek_text() != "°" else (self._degrees(node),)
+            if self.peek_text() != "°":
+                return tuple(map(_radians, arguments))
+            self.take()
+            return (_degrees(node),)
         node = self.power()
         while self.starts_atom() and self.peek_text() not in _FUNCTIONS:
             node = product(node, self.power())
-        return (self._degrees(node) if self.peek_text() == "°" else node,)
+        if self.peek_text() != "°":
+            return (node,)
+        self.take()
+        return (_degrees(node),)
 
-    def _degrees(self, node: Node) -> Node:
-        self.expect("°")
-        return quotient(product(node, Node("symbol", "pi")), number(180))
+
+def _degrees(angle: Node) -> Node:
+    """An angle in degrees, in radians."""
+    return quotient(product(angle, Node("symbol", "pi")), number(180))
+
+
+def _radians(argument: Node) -> Node:
+    """An argument in radians, if its unit is the degree; others are unchanged."""
+    in_degrees = argument.kind == "quantity" and argument.label.units == {("degree", 1)}
+    return _degrees(argument.parts[0]) if in_degrees else argument

@@ -200,11 +200,12 @@ class _Reader(Atoms):
         return token.text not in _LABEL_SIGNS
 
     def sum(self) -> Node:
-        """Terms joined by signs; two signs in a row raise `NotUnderstood`."""
+        """Terms joined by signs. Two signs in a row raise `NotUnderstood`, except in 3 + -4i."""
         terms = [self._term()]
         while (sign := self.peek_text()) in ("+", "-", r"\pm", r"\mp"):
             self.take()
-            if self.peek_text() in ("+", "-", r"\pm", r"\mp"):
+            following = self.peek_text()
+            if following in ("+", "-", r"\pm", r"\mp") and (sign, following) != ("+", "-"):
                 raise NotUnderstood("two signs")
             terms.append(_with_sign(sign, self._term()))
         return terms[0] if len(terms) == 1 else total(*terms)

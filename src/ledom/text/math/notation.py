@@ -165,6 +165,7 @@ GREEK = words(
 )
 FUNCTIONS = words(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt max min gcd lcm"
+    " cis"
 )
 """Functions that are recognized with and without a backslash."""
 _UNIT_FUNCTIONS = words("min sec")  # minutes and seconds if no argument follows
