@@ -58,6 +58,16 @@ def test_tune_then_rerank_on_other_problems(
     assert code == 0, text
     report = json.loads((tmp_path / "o" / "report.json").read_text())
     assert any("tuned on 6 other problems" in note for note in report["notes"])
+    assert not any("another model" in note for note in report["notes"])
+
+    # The same weights in another precision: not refused, since weights may suit another model.
+    fakes["reverse"].fingerprint += "-bfloat16"
+    again = ("--problems", fresh, "--weights", weights, "--out", tmp_path / "p")
+    assert run("rerank", *again)[0] == 0
+    notes = json.loads((tmp_path / "p" / "report.json").read_text())["notes"]
+    (note,) = [note for note in notes if "another model" in note]
+    assert note.startswith("the weights were fitted on scores of another model: reverse: ")
+    assert note.endswith("(fake-reverse) there, fake (fake-reverse-bfloat16) now")
 
 
 def judged(path: Path, problems: Sequence[Problem], **changes: object) -> Path:

@@ -3,11 +3,14 @@
 import errno
 import hashlib
 import os
+from itertools import count
 
 import pytest
+from torch.distributed import HashStore
 
-from ledom.core.errors import OutputError
-from ledom.core.files import fingerprint, write_atomically, write_folder
+from ledom.core import processes
+from ledom.core.errors import InputError, OutputError
+from ledom.core.files import check_processes, fingerprint, write_atomically, write_folder
 from ledom.core.records import Document, write_records
 
 
@@ -110,3 +113,25 @@ def test_texts_that_hold_what_parts_them_have_fingerprints_of_their_own() -> Non
     assert len({fingerprint([row]) for row in rows}) == len(rows)
     known = hashlib.sha256(b"a\0b\0").hexdigest()[:16]
     assert fingerprint([("a", "b")]) == known  # finished files keep theirs
+
+
+def test_processes_with_other_settings_are_refused_at_the_start(tmp_path, monkeypatch):
+    """One after the other, with torch's store; on unlike machines auto takes unlike precisions."""
+    store = HashStore()
+    monkeypatch.setattr(processes, "size", lambda: 3)
+    monkeypatch.setattr(processes, "_store", lambda: store)
+    identity = {"name": "tiny", "hash": "ab"}
+    for rank, name in enumerate(("ab", "ab", "ab-bfloat16")):
+        monkeypatch.setattr(processes, "rank", lambda own=rank: own)
+        monkeypatch.setattr(processes, "_texts", count())
+        settings = {"model": identity | {"hash": name}, "seed": 1}
+        if rank < 2:
+            check_processes(settings, tmp_path)
+            continue
+        with pytest.raises(InputError) as refusal:
+            check_processes(settings, tmp_path)
+    assert str(refusal.value) == (
+        f"{tmp_path}: process 2 would make it with other settings than process 0 (model: tiny (ab) "
+        "there, tiny (ab-bfloat16) now, which computes otherwise here: write ,dtype=float32 after "
+        "its name); give all processes the same"
+    )

@@ -235,6 +235,23 @@ def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, tokenizer):
         prepare_data(config.model_copy(update={"tokenizer": "none.json"}), tmp_path / "other")
 
 
+@pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_folder_that_changed_is_noticed(tmp_path, tokenizer, word_tokenizer, changed):
+    """Training would go on with the old one, which the data folder keeps."""
+    own = tmp_path / "own"
+    tokenizer.save(own)
+    write_documents(tmp_path / "d.jsonl", 20)
+    config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own))
+    prepare_data(config, tmp_path / "data")
+    prepare_data(config, tmp_path / "data")
+    if changed == "tokenizer.json":
+        word_tokenizer(40).save(own)
+    else:
+        (own / changed).write_text('{"eos_token": "a"}')
+    with pytest.raises(InputError, match=r"data: was made .* tokenizer .*own, which has changed"):
+        prepare_data(config, tmp_path / "data")
+
+
 def test_a_bad_line_of_documents_is_the_one_named(tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_text('{"id": "a", "text": "x"}\n{"id": "b", "txt": "y"}\n')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 
 import ledom
 from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.rerank.weights import TunedWeights
 from ledom.serve.app import make_app
 from ledom.serve.judge import Judge
 from ledom.serve.service import Service
@@ -142,3 +144,17 @@ def test_a_text_that_the_embedded_pair_does_not_know_has_a_warning() -> None:
     with TestClient(app, base_url="http://127.0.0.1") as client:
         assert client.post("/ledom/score", json=known).json()["warning"] is None
         assert "means nothing" in client.post("/ledom/score", json=foreign).json()["warning"]
+
+
+def test_weights_of_another_model_are_warned_of(
+    pair: tuple[FakeLanguageModel, FakeLanguageModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    fitted = {str(lm.direction): lm.identity for lm in pair}
+    weights = TunedWeights({"reverse_reward": {"forward": 1.0, "reverse": 1.0}}, 1, 8, frozenset())
+    Judge(*pair, weights=weights)  # of models that are not known
+    Judge(*pair, weights=replace(weights, models=fitted))
+    assert not caplog.records
+    fitted["forward"] = fitted["forward"] | {"hash": "other"}
+    Judge(*pair, weights=replace(weights, models=fitted))
+    (record,) = caplog.records
+    assert "fitted on scores of another model: forward: " in record.getMessage()

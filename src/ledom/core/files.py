@@ -17,10 +17,12 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
 from ledom.core.reading import JsonObject, read_json
 
 __all__ = [
+    "check_processes",
     "check_settings",
     "differences",
     "file_hash",
@@ -228,6 +230,23 @@ def check_settings(
     if different := list(differences(found, wanted)):
         raise InputError(
             f"was made with other settings ({'; '.join(different[:3])}); {remedy}", path=path
+        )
+
+
+def check_processes(settings: JsonObject, path: Path) -> None:
+    """Raise `InputError` if this process would make `path` with other settings than the first one.
+
+    Machines differ: `--dtype auto` may choose another precision on each. All processes must call
+    this, before the work that they share.
+
+    >>> check_processes({"seed": 1}, Path("out"))  # alone
+    """
+    first = json.loads(processes.from_first(json.dumps(settings)))
+    if different := list(differences(first, json.loads(json.dumps(settings)))):
+        raise InputError(
+            f"process {processes.rank()} would make it with other settings than process 0 "
+            f"({'; '.join(different[:3])}); give all processes the same",
+            path=path,
         )
 
 

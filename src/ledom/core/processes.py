@@ -30,6 +30,7 @@ __all__ = [
     "default_device",
     "default_threads",
     "fast_bfloat16",
+    "from_first",
     "is_first",
     "is_first_failure",
     "local_rank",
@@ -44,7 +45,7 @@ __all__ = [
 
 _T = TypeVar("_T")
 _LONGEST_WAIT = timedelta(days=30)  # shares take long; torchrun itself notices dead processes
-_barriers = count()
+_barriers, _texts = count(), count()
 
 
 def rank() -> int:
@@ -113,6 +114,22 @@ def wait() -> None:
     if _store().add(name, 1) == size():
         _store().set(f"{name}-all", "here")
     _store().wait([f"{name}-all"], _LONGEST_WAIT)
+
+
+def from_first(text: str) -> str:
+    """The text that the first process gives, in every process; all must call this.
+
+    >>> from_first("alone")
+    'alone'
+    """
+    if size() == 1:
+        return text
+    name = f"ledom-text-{next(_texts)}"
+    if is_first():
+        _store().set(name, text)
+    _store().wait([name], _LONGEST_WAIT)
+    found: bytes = _store().get(name)
+    return found.decode()
 
 
 def is_first_failure() -> bool:

@@ -25,7 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
-from ledom.core.files import check_settings, file_hash, lock_folder, write_json
+from ledom.core.files import check_processes, check_settings, file_hash, lock_folder, write_json
 from ledom.core.reading import JsonObject, as_type, exists, read_json, read_jsonl
 from ledom.core.records import Key, Record, read_records, write_records
 
@@ -114,6 +114,7 @@ class Stage(Generic[RecordT]):
     ) -> None:
         self.path = path
         self.settings = json.loads(json.dumps(settings))
+        check_processes(self.settings, path)
         self._type = record_type
         self._check = check or (lambda: lambda record: None)
         own = f".{processes.rank()}" if processes.rank() else ""

@@ -221,6 +221,7 @@ def _prepare(config: DataConfig, folder: Path) -> None:
     if marker.is_file():
         remedy = "give the run another name, or remove this folder"
         check_settings(read_json(marker), settings, folder, remedy)
+        _check_tokenizer(config, folder, remedy)
         return
     train, valid, origins = _sources(config)
     tokenizer = _tokenizer(config, train)
@@ -240,6 +241,23 @@ def _tokenizer(config: DataConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
             "that is trained here has its own"
         )
     return train_tokenizer(islice(texts(), _TOKENIZER_SAMPLE), config.vocab_size)
+
+
+def _check_tokenizer(config: DataConfig, folder: Path, remedy: str) -> None:
+    """Raise `InputError` if the recipe's tokenizer is no longer the one kept in `folder`.
+
+    The settings have a hash of a tokenizer.json only: not of a folder's, nor of the file beside it
+    that names EOS.
+    """
+    if config.tokenizer is None:
+        return
+    named, kept = Tokenizer.load(config.tokenizer, config.eos_token), Tokenizer.load(folder)
+    if (named.fingerprint, named.eos_id) != (kept.fingerprint, kept.eos_id):
+        raise InputError(
+            f"was made with other files of the tokenizer {config.tokenizer}, which has changed "
+            f"since; restore it, {remedy}",
+            path=folder,
+        )
 
 
 def _file_hashes(config: DataConfig) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """The precision that a model computes in on this machine: given by name, or chosen by a trial.
 
-`auto` is bf16 if the device is faster in it and a trial at load shows that it is safe: on a fixed
-text, bf16 changes the log-probability of a token by at most `TOLERANCE` on average. The model did
-not write that text, because errors are smallest where a model finds a text likely. Otherwise `auto`
-is fp32. One exception: on a GPU, weights stored in half precision stay in it, because an fp32 copy
-may not fit its memory.
+`auto` is bf16 if the device is faster in it and a trial at load shows that it is safe: on each of
+two fixed texts, bf16 changes the log-probability of a token by at most `TOLERANCE` on average. The
+model did not write these texts, because errors are smallest where a model finds a text likely.
+Otherwise `auto` is fp32. One exception: on a GPU, weights stored in half precision stay in it,
+because an fp32 copy may not fit its memory.
 
 Shapes: T tokens.
 """
@@ -28,12 +28,18 @@ __all__ = ["INT8", "TOLERANCE", "load_in", "round_weights"]
 INT8 = "int8"
 TOLERANCE = 0.001
 """Nats by which bf16 may change the log-probability of a token, on average."""
-_TEXT = """Tom had 48 apples, gave 19 to Ann and bought 6 more: 48 - 19 + 6 = 35.
+_TEXTS = (
+    """Tom had 48 apples, gave 19 to Ann and bought 6 more: 48 - 19 + 6 = 35.
 The ship left the harbor before dawn, and nobody who saw it go expected to see it again.
 def mean(values): return sum(values) / len(values)
 "Well," said the old man, "in 1987 we paid $2.50 for it, and 15% of that was tax."
-"""
-"""The text of the trial: arithmetic, prose, code and speech."""
+""",
+    """В 7 утра было −12 °C. 他在1998年买了3本书。 مرحبا 12 + 30 = 42; नमस्ते, καλημέρα, naïve café!
+for (int i = 0; i < 64; i++) { s[i] += 0x1F * 3.14159e-2; }  // 2718281828
+""",
+)
+"""The texts of the trial: arithmetic, prose, code and speech in English; other scripts, digits and
+signs, whose tokens have other weights."""
 _NAMED = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
 Load = Callable[[torch.dtype | Literal["auto"]], Checkpoint]
@@ -73,31 +79,32 @@ def _chosen(device: torch.device, load: Load) -> Checkpoint:
         return kept
     checkpoint = load(torch.float32)
     try:
-        exact = _logprobs(checkpoint)
+        exact = [_logprobs(checkpoint, text) for text in _TEXTS]
     except Exception:  # a model that does not run on ids alone is refused elsewhere
         return checkpoint
     del checkpoint  # one at a time in memory
     rough = load(torch.bfloat16)
     try:
-        error = float((_logprobs(rough) - exact).abs().mean())
+        found = [_logprobs(rough, text) for text in _TEXTS]
     except RuntimeError as problem:  # an architecture that mixes dtypes
         log("float32: the model does not run in bfloat16 (%s)", problem)
         del rough
         return load(torch.float32)
-    safe = error <= TOLERANCE  # NaN is not
+    errors = [float((one - other).abs().mean()) for one, other in zip(found, exact, strict=True)]
+    safe = all(error <= TOLERANCE for error in errors)  # NaN is not
     log(
         "%s: bfloat16 changes the log-probability of a token by %.4f nats on average (limit: %s)",
         "bfloat16" if safe else "float32",
-        error,
+        max(errors),
         TOLERANCE,
     )
     return rough if safe else load(torch.float32)
 
 
 @torch.no_grad()
-def _logprobs(checkpoint: Checkpoint) -> Tensor:
-    """log P of each token of the text [T], in model order, in fp32."""
-    ids = checkpoint.direction.to_model_order(checkpoint.tokenizer.encode(_TEXT).ids)
+def _logprobs(checkpoint: Checkpoint, text: str) -> Tensor:
+    """log P of each token of a text [T], in model order, in fp32."""
+    ids = checkpoint.direction.to_model_order(checkpoint.tokenizer.encode(text).ids)
     first = checkpoint.bos_ids or [checkpoint.tokenizer.eos_id]
     read = torch.tensor([*first, *ids][: checkpoint.context], device=checkpoint.model.device)
     logits = checkpoint.model(input_ids=read[None]).logits[0, :-1].float()

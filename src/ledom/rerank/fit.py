@@ -9,7 +9,7 @@ by accuracy on problems that the weights were not fitted on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from ledom.rerank.candidate_table import (
 from ledom.rerank.candidates import labeled_problems, match_candidates
 from ledom.rerank.external_scores import choose_external_scores, read_candidates
 from ledom.rerank.features import FEATURES
-from ledom.rerank.stages import read_scores, scored_problems
+from ledom.rerank.stages import read_scores, scored_problems, scoring_models
 from ledom.rerank.strategies import Strategy, Vote, strategies
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash
 
@@ -119,7 +119,8 @@ def tune_folder(
     table = build_candidate_table(
         questions, answers, scores, choose_external_scores(answers, external_scores)
     )
-    return tune_labeled(table, questions, labeled_problems(questions, answers))
+    tuned = tune_labeled(table, questions, labeled_problems(questions, answers))
+    return replace(tuned, models=scoring_models(folder))
 
 
 def cross_fit(

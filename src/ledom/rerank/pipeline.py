@@ -18,6 +18,7 @@ import numpy as np
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
+from ledom.core.files import check_processes
 from ledom.core.records import (
     CONFIDENCE,
     NUM_TOKENS,
@@ -139,6 +140,9 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     """
     needed = () if job.folds else job.weights.external_scores
     _check(job, [*(job.external_scores or ()), *needed])
+    identities = {str(lm.direction): lm.identity for lm in _models(job)}
+    check_processes(identities, job.out)
+    job.notes += [] if job.folds else job.weights.other_models(identities)
     candidates = _candidates(job, track)
     match_candidates(job.problems, candidates)
     external_scores = choose_external_scores(candidates, job.external_scores, needed)

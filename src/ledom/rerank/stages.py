@@ -32,6 +32,7 @@ __all__ = [
     "fill_scores",
     "read_scores",
     "scored_problems",
+    "scoring_models",
 ]
 
 TIMINGS = "timings.json"
@@ -245,6 +246,17 @@ def scored_problems(folder: Path) -> set[str]:
     """
     files = _score_files(folder).values()
     return {score.problem_id for file in files for score in read_records(file, Score)}
+
+
+def scoring_models(folder: Path) -> dict[str, JsonObject]:
+    """The forward and the reverse model that made the scores in a reranked folder, by direction.
+
+    >>> scoring_models(Path("no such folder"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no such folder: no scores here; make them with: ledom rerank
+    """
+    files = _score_files(folder)
+    return {str(way): read_settings(files[way])["model"] for way in Direction if way in files}
 
 
 def _score_files(folder: Path) -> dict[str, Path]:

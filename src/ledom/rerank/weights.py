@@ -10,9 +10,10 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import yaml
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import FiniteFloat, NonNegativeInt
 
 from ledom.core.errors import InputError
-from ledom.core.files import write_atomically
+from ledom.core.files import differences, write_atomically
 from ledom.core.reading import as_type
 from ledom.core.records import Problem
 from ledom.core.strict_yaml import read_yaml
@@ -67,6 +68,9 @@ class TunedWeights:
     """Hashes of the questions that the weights were fitted on; see `question_hash`."""
     external_scores: tuple[str, ...] = ()
     """The external scores that the weights need in every candidate."""
+    models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The models whose scores the weights were fitted on, by direction: see
+    `LanguageModel.identity`. Empty if unknown."""
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file."""
@@ -76,6 +80,7 @@ class TunedWeights:
             "num_problems": self.num_problems,
             "num_candidates": self.num_candidates,
             "external_scores": list(self.external_scores),
+            "models": {direction: dict(model) for direction, model in self.models.items()},
             "weights": self.weights,
             "problems": " ".join(sorted(self.problem_hashes)),
         }
@@ -114,7 +119,27 @@ class TunedWeights:
             file.num_candidates,
             frozenset(hashes),
             tuple(file.external_scores),
+            {direction: asdict(model) for direction, model in file.models.items()},
         )
+
+    def other_models(self, models: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """One line per model, by direction, that is not the one whose scores were fitted.
+
+        So is the same model in another precision. Weights of unknown models give no line.
+
+        >>> fitted = {"forward": {"name": "m", "hash": "ab"}}
+        >>> weights = TunedWeights({}, 1, 8, frozenset(), models=fitted)
+        >>> weights.other_models({"forward": {"name": "m", "hash": "ab-int8"}})
+        ... # doctest: +NORMALIZE_WHITESPACE
+        ['the weights were fitted on scores of another model: forward: m (ab) there, m (ab-int8)
+        now, which computes otherwise here: write ,dtype=float32 after its name']
+        """
+        return [
+            f"the weights were fitted on scores of another model: {line}"
+            for direction, model in models.items()
+            if direction in self.models
+            for line in differences(self.models[direction], model, direction)
+        ]
 
     def refuse_overlap(self, problems: Iterable[Problem]) -> None:
         """Raise `InputError` if the weights were fitted on one of these problems.
@@ -134,6 +159,14 @@ class TunedWeights:
 
 
 @dataclass(frozen=True)
+class _Model:
+    """A model in a weights file."""
+
+    name: str
+    hash: str
+
+
+@dataclass(frozen=True)
 class _WeightsFile:
     """The keys of a weights file."""
 
@@ -142,6 +175,7 @@ class _WeightsFile:
     problems: str
     weights: dict[str, dict[str, FiniteFloat]]
     external_scores: list[str] = field(default_factory=list)
+    models: dict[Literal["forward", "reverse"], _Model] = field(default_factory=dict)
 
 
 def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, Strategy]) -> None:

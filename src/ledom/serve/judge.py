@@ -6,6 +6,7 @@ characters, never as the token.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,6 +114,8 @@ class Judge:
         for lm in self.models:
             lm.tokenizer.spell_out_special_tokens()
         self.weights = weights or default_weights()
+        for line in self.weights.other_models({str(m.direction): m.identity for m in self.models}):
+            logging.getLogger("ledom").warning("%s", line)
         self.mask_copies = mask_copies
         default = "reverse_reward" if len(self.models) == 2 else None
         self.strategy = strategy or default or ("reverse_only" if reverse else "forward")
