@@ -25,6 +25,10 @@ from ledom.core.reading import read_json_object
 from ledom.core.records import Problem, write_records
 from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.engine.block import Block
+from ledom.lm.engine.own_decoder import Reader
+from ledom.lm.engine.trials import in_float32
+from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model import exactness
 from ledom.model.checkpoint import save_checkpoint
@@ -219,6 +223,61 @@ def test_packing_does_not_hang_on_the_precision(
         for text, found in zip(texts, lm.logprobs(texts), strict=True):
             atol = 1e-4 if reach else 0
             np.testing.assert_allclose(found, lm.logprobs([text])[0], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_exact_does_not_hang_on_the_precision(
+    dtype: str, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each planted fault changes less than bf16 rounds."""
+
+    model = tiny("llama", tokenizer)
+    save_checkpoint(tmp_path, model, tokenizer, Direction.REVERSE, PairFormat())
+
+    def ways() -> tuple[int, bool, bool]:
+        lm = HFLanguageModel(tmp_path, device="cpu", dtype=dtype)
+        return lm._reach, lm._decodes, lm._keeps
+
+    assert ways() == (128, True, True)
+    attend, logits, read = Block.attend, Trunk.logits, Reader.__call__
+    monkeypatch.setattr(Block, "attend", lambda *given: 1.02 * attend(*given))
+    assert ways() == (128, False, True)
+    monkeypatch.setattr(Trunk, "logits", lambda *given: 1.002 * logits(*given))
+    monkeypatch.setattr(Reader, "__call__", lambda *given: 1.002 * read(*given))
+    assert ways() == (0, False, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "reason"),
+    [
+        ("xlstm", "bfloat16", "same dtype"),  # on more than a chunk of 64 tokens
+        ("deepseek_v4", "float16", "same dtype"),
+        ("xlnet", "bfloat16", "scalar type"),
+    ],
+)
+def test_what_does_not_run_in_half_precision_is_told_so(
+    kind: str, dtype: str, reason: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    model = tiny(kind, tokenizer)
+    save_checkpoint(tmp_path, model, tokenizer, Direction.REVERSE, PairFormat())
+    message = (
+        rf"{type(model).__name__} does not run correctly in {dtype} \(.*{reason}.*; try float32"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        HFLanguageModel(tmp_path, device="cpu", dtype=dtype)
+
+
+def test_a_large_model_is_tried_by_a_copy_of_its_first_layers(tokenizer: Tokenizer) -> None:
+    model = tiny("llama", tokenizer, num_hidden_layers=4).bfloat16()
+    assert in_float32(model.float()) is None
+    model.bfloat16()
+    size, layer = model.num_parameters(), sum(p.numel() for p in model.model.layers[0].parameters())
+    for room, layers in ((size, 4), (size - 1, 3), (size - 3 * layer, 1)):
+        copy = in_float32(model, room)
+        assert copy is not None
+        assert (copy.dtype, len(copy.model.layers)) == (torch.float32, layers)
+    assert in_float32(model, size - 4 * layer) is None
+    assert (model.dtype, len(model.model.layers)) == (torch.bfloat16, 4)
 
 
 def test_a_row_may_round_as_much_as_another_length_does(

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["decoder_layers", "finish_logits", "has_plain_logits", "layer_matrices"]
+__all__ = [
+    "decoder_layers",
+    "finish_logits",
+    "half_precision",
+    "has_plain_logits",
+    "layer_list",
+    "layer_matrices",
+]
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -24,13 +31,22 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     >>> len(decoder_layers(build_model(shape, train_tokenizer([], 257), seed=0)))
     2
     """
-    decoder = model.get_decoder()
-    inside = chain(decoder.modules(), model.modules())
+    found = layer_list(model)
+    return [] if found is None else list(found.children())
+
+
+def layer_list(model: PreTrainedModel) -> nn.ModuleList | None:
+    """The list of `decoder_layers` itself; None if there is none."""
+    inside = chain(model.get_decoder().modules(), model.modules())
     lists = [module for module in inside if isinstance(module, nn.ModuleList)]
-    if not lists:
-        return []
-    found = max(lists, key=_num_weights)  # of equal lists the outermost, which comes first
-    return list(found.children())
+    # of equal lists the outermost, which comes first
+    return max(lists, key=_num_weights) if lists else None
+
+
+def half_precision(model: PreTrainedModel) -> str:
+    """bfloat16 or float16, if any weights of a model are in it (a few may stay in fp32); or ""."""
+    dtypes = {str(weight.dtype).removeprefix("torch.") for weight in model.parameters()}
+    return next((name for name in ("bfloat16", "float16") if name in dtypes), "")
 
 
 def layer_matrices(model: PreTrainedModel) -> set[int]:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from ledom.core.errors import CheckpointError
+from ledom.model.architectures import half_precision
 from ledom.model.attention import IMPLEMENTATION, packed_attention
 
 __all__ = [
@@ -140,8 +141,7 @@ def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
     The global random state is left alone.
     """
     ids = _random_ids(model, sum(_SIZES) + 1)
-    targets = ids[1:].clone()
-    ids = ids[:-1].clone()
+    ids, targets = ids[:-1].clone(), ids[1:].clone()
     ids[_SIZES[0]] = eos_id
     return _Row(ids, targets)
 
@@ -158,7 +158,6 @@ def vocab_size(model: PreTrainedModel) -> int:
 
 def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
     """log P of the targets by the model's own pass over each text [T], and what length changes."""
-    kind = type(own.model).__name__
     try:
         parts = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
         # Of the same length: another length rounds differently, which shows in half precision.
@@ -167,24 +166,20 @@ def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
         prefix = own(other)[:_PREFIX].float().log_softmax(-1)
         shorter = own(row.ids[:_PREFIX]).float().log_softmax(-1)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(
-            f"{kind} does not run on token ids alone ({reason}); give a decoder of text"
-        ) from error
+        raise own.refusal(error, "does not run on token ids alone", "give a decoder") from error
     if not all(part.isfinite().all() for part in (*parts, prefix, shorter)):
         raise CheckpointError(
-            f"{kind}: its logits are not finite; the weights are damaged, or too large for "
-            f"{str(own.model.dtype).removeprefix('torch.')}"
+            f"{type(own.model).__name__}: its logits are not finite; the weights are damaged, or "
+            f"too large for {str(own.model.dtype).removeprefix('torch.')}"
         )
     limit = tolerance(own.model.dtype)
     # ProphetNet depends on how many tokens follow. Half precision needs room for rounding here.
     other_length = limit if own.model.dtype == torch.float32 else 4 * limit
     first = parts[0][:_PREFIX]
     if not (_close(first, prefix, limit) and _close(first, shorter, other_length)):
-        raise CheckpointError(
-            f"{kind} sees later tokens, so it gives no probability of a text; give a decoder (some "
-            "encoders become one with is_decoder: true in config.json)"
-        )
+        seen = "sees later tokens, so it gives no probability of a text"
+        remedy = "give a decoder (some encoders become one with is_decoder: true in config.json)"
+        raise own.refusal("other tokens after it change a text's beginning", seen, remedy)
     noise = float((first - shorter).abs().max())  # nats
     return torch.cat(parts).gather(1, row.targets[:, None])[:, 0], noise
 
@@ -336,13 +331,18 @@ class OwnForward:
                 for length in (longest, max(longest - 1, 1)):
                     self(torch.zeros(length, dtype=torch.long, device=self.model.device))
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(
-                f"{type(self.model).__name__} cannot be trained on texts of {length} tokens "
-                f"({reason}); give another architecture"
-            ) from error
+            what = f"cannot be trained on texts of {length} tokens"
+            raise self.refusal(error, what, "give another architecture") from error
         finally:
             self.model.train(training)
+
+    def refusal(self, error: object, what: str, remedy: str) -> CheckpointError:
+        """The error for a model that cannot be used; in half precision, that may be the cause."""
+        kind, half = type(self.model).__name__, half_precision(self.model)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if half:
+            what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
+        return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
 
     def restore(self) -> None:
         """Give the model its own attention for good."""

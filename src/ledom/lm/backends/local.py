@@ -3,7 +3,7 @@
 Texts are packed end to end into rows of bounded size, without padding; shared prefixes are computed
 once (`prefix_tree`). The vocabulary projection is computed only for the tokens whose
 log-probabilities are wanted, in chunks. Sampling is in `decoder`. If a trial at load shows that
-packing is not exact for a model (`model.exactness`), each text runs alone through the model's own
+packing is not exact for a model (`engine.trials`), each text runs alone through the model's own
 forward pass.
 """
 
@@ -32,15 +32,16 @@ from ledom.core.stage import even_groups
 from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Decoder
-from ledom.lm.engine.own_decoder import LoneDecoder, decodes_exactly, keeps_exactly
+from ledom.lm.engine.own_decoder import LoneDecoder
 from ledom.lm.engine.prefix_tree import PrefixTree, batches
 from ledom.lm.engine.threads import merged, num_workers
 from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.lm.engine.trials import decodes_exactly, keeps_exactly, longest_packed
 from ledom.lm.engine.trunk import build_trunk
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
 from ledom.lm.precision import INT8, load_in, round_weights
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
-from ledom.model.exactness import OwnForward, packing_reach, vocab_size
+from ledom.model.exactness import OwnForward, vocab_size
 
 __all__ = ["HFLanguageModel"]
 
@@ -104,7 +105,7 @@ class HFLanguageModel(LanguageModel):
         self._own = OwnForward(self.model)
         self._trunk = build_trunk(self.model)
         eos_id = self.tokenizer.eos_id
-        self._reach = packing_reach(self.model, self._trunk.packed, eos_id, self.context)
+        self._reach = longest_packed(self._trunk, self._own, eos_id, self.context)
         self._warned = False
         if self.precision == INT8:
             round_weights(self._trunk, self._reach == self.context and self._decodes, self.name)

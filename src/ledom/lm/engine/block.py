@@ -123,7 +123,8 @@ class Block:
         """Attention of one token per text: scaled q [A, H, D], k and v [A, K, D] -> [A, H, D].
 
         Query heads that share a key-value head form one group of queries, so no key is repeated.
-        For so few queries, plain products take half the time of the fused kernel on a CPU.
+        For so few queries, plain products take half the time of the fused kernel on a CPU. In bf16
+        they round the scores before the softmax: see `kernels.causal_attention`.
         """
         end = self.age + 1
         keys, values = self.keys[layer], self.values[layer]
