@@ -106,6 +106,26 @@ def test_samples_stops_and_counts(server: Server) -> None:
     assert cut["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("model", ["forward", "reverse"])
+def test_the_logprobs_end_where_a_stop_cuts_the_text(server: Server, model: str) -> None:
+    body = {"model": model, "prompt": TEXT, "max_tokens": 16, "seed": 3, "logprobs": 1}
+    (whole,) = post(server, "/v1/completions", **body)["choices"]
+    tokens, values = whole["logprobs"]["tokens"], whole["logprobs"]["token_logprobs"]
+    place = next(  # a stop that is found once, between whole characters
+        i
+        for i in range(2, len(tokens) - 2)
+        if "".join(tokens[i - 1 : i + 2]).isascii() and whole["text"].count(tokens[i]) == 1
+    )
+    (cut,) = post(server, "/v1/completions", **body, stop=[tokens[place], ""])["choices"]
+    kept = slice(0, place) if model == "forward" else slice(place + 1, None)
+    assert cut["finish_reason"] == "stop"
+    before, _, behind = whole["text"].partition(tokens[place])
+    assert cut["text"] == (before if model == "forward" else behind)
+    assert cut["logprobs"]["tokens"] == tokens[kept]
+    assert cut["logprobs"]["token_logprobs"] == values[kept]
+    assert len(cut["logprobs"]["text_offset"]) == len(tokens[kept])
+
+
 def test_what_is_streamed_is_the_text(server: Server) -> None:
     body = {"model": "reverse", "prompt": "7", "max_tokens": 8, "temperature": 0}
     whole = post(server, "/v1/completions", **body)["choices"][0]["text"]
@@ -143,6 +163,8 @@ def test_what_cannot_be_done_is_refused(server: Server) -> None:
         ({"model": "forward", "prompt": [10**9]}, 400, "no token has the id"),
         ({"model": "forward", "prompt": "a", "max_tokens": 10**6}, 413, "max_tokens"),
         ({"model": "forward", "prompt": "a", "echo": True, "max_tokens": 9}, 400, "echo"),
+        ({"model": "forward", "prompt": "a", "max_tokens": 0}, 400, "max_tokens is 0"),
+        ({"model": "ledom/auto", "prompt": "a", "max_tokens": 0}, 400, "max_tokens is 0"),
         ({"model": "forward", "prompt": "a", "temperature": -1}, 422, "temperature"),
         ({"model": "forward", "prompt": []}, 422, "prompt"),
         ({"model": "forward", "prompt": "a " * 2000, "max_tokens": 9}, 400, "does not fit"),

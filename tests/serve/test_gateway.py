@@ -104,6 +104,18 @@ def test_without_an_upstream_the_forward_model_answers(
         )
 
 
+def test_without_an_upstream_candidates_end_at_the_stop(models: Models) -> None:
+    with gateway(models, None) as client:
+        more = {"ledom": {"n": 1}, "max_tokens": 8, "seed": 1}
+        whole = chat(client, **more).json()["choices"][0]["message"]["content"]
+        stop = whole[3:5]
+        answer = chat(client, **more, stop=[stop]).json()
+    (candidate,) = answer["ledom"]["candidates"]
+    assert candidate["text"] == whole[: whole.index(stop)]
+    assert answer["choices"][0]["message"]["content"] == candidate["text"]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize(
     ("model", "given", "message"),
     [

@@ -25,12 +25,14 @@ from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import Refusal, validation_message
 from ledom.serve.service import REWARD, Service
 from ledom.serve.upstream import Drawn
+from ledom.serve.writing import cut_at_stops
 from ledom.text.answers import extract_answer
 
 __all__ = ["Chosen", "Options", "choose", "strategy_slugs"]
 
 _SAMPLES = 8
 _TEMPERATURE = 0.7
+_MAX_TOKENS = 256
 
 
 class Options(Config):
@@ -113,7 +115,7 @@ async def choose(
     """
     start = time.perf_counter()
     # The upstream itself limits the length of its texts.
-    asked = 1 if service.upstream else int(body.get("max_tokens") or 1)
+    asked = 1 if service.upstream else body.get("max_tokens") or _MAX_TOKENS
     service.check_writing(options.n, asked)
     drawn = await _draw(service, question, options, path, body)
     known = [place for place, text in enumerate(drawn.texts) if text.strip()]
@@ -155,19 +157,20 @@ async def _draw(
     sampling = Sampling(
         temperature=_TEMPERATURE if asked is None else asked,
         top_p=body.get("top_p") or 1.0,
-        max_tokens=int(body.get("max_tokens") or 256),
-        seed=abs(int(body.get("seed") or 0)),
+        max_tokens=body.get("max_tokens") or _MAX_TOKENS,
+        seed=abs(body.get("seed") or 0),
     )
     prompt = lm.pair_format.before_solution(question)
     made = await service.compute(lambda: dict(lm.generate([prompt], sampling, options.n))[0])
+    kept = [cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
     chat = path.startswith("chat")
     choices: list[JsonObject] = [
         {"finish_reason": "stop" if g.finish_reason == "stop" else "length"}
         | ({"message": {"role": "assistant", "content": g.text}} if chat else {"text": g.text})
-        for g in made
+        for g in kept
     ]
     written = sum(len(g.ids) + (g.finish_reason == "stop") for g in made)
-    return Drawn(choices, [g.text for g in made], len(lm.prompt_ids(prompt, 1)), written)
+    return Drawn(choices, [g.text for g in kept], len(lm.prompt_ids(prompt, 1)), written)
 
 
 def _select(

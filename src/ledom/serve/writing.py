@@ -5,15 +5,25 @@ It knows nothing of requests.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.lm.language_model import Generation, LanguageModel, TokenSpan
 
-__all__ = ["Token", "next_tokens", "prompt_text", "score_ids", "token_text", "written_tokens"]
+__all__ = [
+    "Token",
+    "cut_at_stops",
+    "next_tokens",
+    "prompt_text",
+    "score_ids",
+    "token_text",
+    "tokens_of",
+    "written_tokens",
+]
 
 Alternatives = list[tuple[int, float]]
 
@@ -104,6 +114,49 @@ def written_tokens(
     """
     context, ids = _all_ids(lm, prompt, generation)
     return _score(lm, context, ids, count) if ids else []
+
+
+def cut_at_stops(
+    generation: Generation, stop: str | Sequence[str] | None, direction: Direction
+) -> Generation:
+    """What was written before the first of the stop texts, in OpenAI's form; its ids are kept.
+
+    A reverse model writes to the left, so its text is cut at the last place of a stop.
+
+    >>> made = Generation("4 is. Yes. No", [], "length")
+    >>> [cut_at_stops(made, ".", direction).text for direction in Direction]
+    ['4 is', ' No']
+    """
+    kept = generation.text
+    for text in filter(None, [stop] if isinstance(stop, str) else stop or []):
+        if direction is Direction.FORWARD:
+            kept = kept.partition(text)[0]
+        else:
+            kept = kept.rpartition(text)[2]
+    if kept == generation.text:
+        return generation
+    return replace(generation, text=kept, finish_reason="stop")
+
+
+def tokens_of(lm: LanguageModel, tokens: Sequence[Token], text: str) -> list[Token]:
+    """The tokens of `text`, the part of a generation that was kept; `tokens` are all of its tokens.
+
+    A token that is only in part in the text is one of them.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()
+    >>> tokens = [Token(i, 0.0) for i in lm.tokenizer.encode("2 + 2").ids]
+    >>> "".join(token_text(lm, token.id) for token in tokens_of(lm, tokens, "2 +"))
+    '2 +'
+    """
+    ids, forward = [token.id for token in tokens], lm.direction is Direction.FORWARD
+
+    def holds_text(count: int) -> bool:
+        part = lm.tokenizer.decode(ids[:count] if forward else ids[len(ids) - count :])
+        return part.startswith(text) if forward else part.endswith(text)
+
+    count = bisect_left(range(len(ids)), True, key=holds_text)
+    return list(tokens[:count] if forward else tokens[len(ids) - count :])
 
 
 def next_tokens(lm: LanguageModel, prompt: str, generation: Generation, count: int) -> Alternatives:

@@ -66,12 +66,6 @@ class CompletionBody(Body):
             seed=abs(self.seed or 0),
         )
 
-    @property
-    def stops(self) -> list[str]:
-        """The texts that end a completion."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [text for text in given if text]
-
 
 class TokenizeBody(Body):
     """vLLM's body."""
@@ -134,26 +128,16 @@ def _write(lm: LanguageModel, body: CompletionBody, prompts: Sequence[str | list
 
 
 def _choice(
-    lm: LanguageModel, body: CompletionBody, generation: Generation, tokens: list[Token] | None
+    lm: LanguageModel, body: CompletionBody, made: Generation, tokens: list[Token] | None
 ) -> JsonObject:
-    text, stopped = _cut(generation.text, body.stops, lm.direction)
-    reason = "stop" if stopped or generation.finish_reason == "stop" else "length"
+    kept = writing.cut_at_stops(made, body.stop, lm.direction)
+    if tokens is not None and kept is not made:
+        tokens = writing.tokens_of(lm, tokens, kept.text)
     return {
-        "text": text,
-        "finish_reason": reason,
+        "text": kept.text,
+        "finish_reason": "stop" if kept.finish_reason == "stop" else "length",
         "logprobs": None if tokens is None else _logprobs(lm, tokens),
     }
-
-
-def _cut(text: str, stops: Sequence[str], direction: Direction) -> tuple[str, bool]:
-    """The text written before the first stop, and whether a stop was found."""
-    kept = text
-    for stop in stops:
-        if direction is Direction.FORWARD:
-            kept = kept.partition(stop)[0]
-        else:
-            kept = kept.rpartition(stop)[2]
-    return kept, len(kept) < len(text)
 
 
 def _echo(

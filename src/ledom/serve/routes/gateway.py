@@ -61,6 +61,7 @@ class ChatBody(Body):
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    stop: str | list[str] | None = None
     n: Annotated[int | None, Field(ge=1)] = None
     """Candidates to draw; one is returned."""
     stream: bool | None = None
@@ -152,6 +153,8 @@ async def completions(body: CompletionBody, service: ServiceOf) -> Any:
     `model: reverse` writes what comes before the prompt. With `echo`, the log-probabilities of a
     continuation sum to log P(continuation | context), in both directions.
     """
+    if body.max_tokens == 0 and not body.echo:
+        raise Refusal(400, "max_tokens is 0; ask for at least 1, or score the prompt with echo")
     by_choice = body.model.split(",")[0].split("/")[0] == REWARD
     answer = await (complete_by_choice if by_choice else complete)(body, service)
     return stream(completion_events(answer)) if body.stream else answer
