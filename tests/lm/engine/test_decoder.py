@@ -1,14 +1,20 @@
-"""Draws by the inverse of the cumulative probability."""
+"""Draws by the inverse of the cumulative probability, and what is kept in memory."""
 
 import math
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import ledom
 from ledom.core.errors import InputError
-from ledom.lm.engine.block import Job
-from ledom.lm.engine.decoder import Writer, _at_level, _truncate
+from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.engine import decoder
+from ledom.lm.engine.block import Block, Job
+from ledom.lm.engine.decoder import Decoder, Writer, _at_level, _truncate
 from ledom.lm.language_model import Sampling
 
 
@@ -64,3 +70,57 @@ def test_huge_logits_are_drawn_from() -> None:
     job.uniforms = np.array([0.5])
     Writer(2, Sampling(0.001, max_tokens=1))._take(torch.tensor([[0.0, 1e35, -3e38]]), [job])
     assert job.ids == [1]
+
+
+@pytest.fixture
+def made_decoder(checkpoints: dict[str, Path]) -> Decoder:
+    """A decoder of four rows that writes up to six tokens."""
+    lm = ledom.load(checkpoints["forward"], device="cpu")
+    assert isinstance(lm, HFLanguageModel)
+    return Decoder(lm._trunk, lm.tokenizer.eos_id, Sampling(max_tokens=6), rows=4)
+
+
+def test_a_finished_block_is_freed_before_the_next_is_made(
+    made_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its keys and values would be in memory while the next prompts are read."""
+    made: list[weakref.ref[Block]] = []
+    at_admission: list[list[int]] = []
+
+    class Watched(Block):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)  # type: ignore[arg-type]
+            made.append(weakref.ref(self))
+
+    admit = Decoder._admit
+
+    def watched(self: Decoder, jobs: list[Job], blocks: list[Block]) -> Iterator[Job]:
+        alive = (block for ref in made if (block := ref()) is not None)
+        at_admission.append([len(block.jobs) for block in alive])
+        return admit(self, jobs, blocks)
+
+    monkeypatch.setattr(decoder, "Block", Watched)
+    monkeypatch.setattr(Decoder, "_admit", watched)
+    jobs = [Job([7, 8, 9 + place], place, 0, (place,)) for place in range(12)]
+    assert len([*made_decoder.run(jobs)]) == 12
+    assert len(at_admission) >= 3
+    assert 0 not in [size for sizes in at_admission for size in sizes]
+
+
+def test_a_read_prompt_keeps_its_keys_and_values_only(
+    made_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trunk's keys are views of tensors that also hold the queries."""
+    trunk = made_decoder.trunk
+    kept: list[int] = []
+    stack = torch.stack
+
+    def watched(tensors: list[torch.Tensor]) -> torch.Tensor:
+        kept.extend(x.untyped_storage().nbytes() - x.nbytes for x in tensors)
+        return stack(tensors)
+
+    monkeypatch.setattr(decoder.torch, "stack", watched)
+    with torch.inference_mode():
+        made_decoder._prefill([[7, 8, 9], [7, 8, 10]])
+    layers = trunk.model.config.get_text_config().num_hidden_layers
+    assert kept == [0] * (2 * layers)

@@ -79,8 +79,11 @@ class Block:
         self._mask = self._known_keys.new_zeros(len(lengths), 1, 1, max(lengths))
         self._mask.masked_fill_(columns >= self._lengths[:, None, None, None], -torch.inf)
         layers, _, heads, _, width = self._known_keys.shape
-        self.keys = self._known_keys.new_empty(layers, len(jobs), heads, 0, width)
-        self.values = torch.empty_like(self.keys)
+        empty = self._known_keys.new_empty(len(jobs), heads, 0, width)
+        self._keys, self._values = [empty] * layers, [empty] * layers
+        """The texts' own keys and values by layer, each [A, K, tokens, D]: a layer at a time can
+        grow. One tensor of all layers would be held twice meanwhile, and would leave a gap in
+        memory that is too small for its successor."""
         self._arrange()
 
     def positions(self) -> Tensor:
@@ -92,7 +95,7 @@ class Block:
 
         A prompt with fewer than n texts has unused cells.
         """
-        heads = self.keys.shape[2]
+        heads = self._known_keys.shape[2]
         order = np.argsort(self._prompt_of, kind="stable")
         _, first, counts = np.unique(self._prompt_of[order], return_index=True, return_counts=True)
         rank = np.empty(len(order), dtype=np.int64)
@@ -109,15 +112,13 @@ class Block:
 
     def reserve(self) -> None:
         """Make room for the keys and values of one more token per text."""
-        if self.age < self.keys.shape[3]:
+        if self.age < self._keys[0].shape[2]:
             return
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            grown = [*old.shape]
-            grown[3] += _COLUMN_STEP
-            new = old.new_empty(grown)
-            new[:, :, :, : self.age] = old
-            setattr(self, name, new)
+        for held in (self._keys, self._values):
+            for layer, old in enumerate(held):
+                new = old.new_empty(*old.shape[:2], self.age + _COLUMN_STEP, old.shape[3])
+                new[:, :, : self.age] = old
+                held[layer] = new
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of one token per text: scaled q [A, H, D], k and v [A, K, D] -> [A, H, D].
@@ -127,7 +128,7 @@ class Block:
         they round the scores before the softmax: see `kernels.causal_attention`.
         """
         end = self.age + 1
-        keys, values = self.keys[layer], self.values[layer]
+        keys, values = self._keys[layer], self._values[layer]
         keys[:, :, self.age], values[:, :, self.age] = k, v
         keys, values = keys[:, :, :end].flatten(0, 1), values[:, :, :end].flatten(0, 1)
         known_keys = self._known_keys[layer].flatten(0, 1)  # [P * K, C, D]
@@ -152,9 +153,14 @@ class Block:
         """Keys and values [layers, K, T, D] of all tokens that the text at `place` has read."""
         prompt = int(self._prompt_of[place])
         known = int(self._lengths[prompt])
-        both = (self._known_keys, self.keys), (self._known_values, self.values)
+        both = (self._known_keys, self._keys), (self._known_values, self._values)
         keys, values = (
-            torch.cat([read[:, prompt, :, :known], own[:, place, :, : self.age]], dim=2)
+            torch.stack(
+                [
+                    torch.cat([prompts[prompt, :, :known], texts[place, :, : self.age]], dim=1)
+                    for prompts, texts in zip(read, own, strict=True)
+                ]
+            )
             for read, own in both
         )
         return keys, values
@@ -167,10 +173,11 @@ class Block:
         kept = [next(behind) if place in gone else place for place in range(count)]
         moved = [(new, old) for new, old in enumerate(kept) if new != old]
         if moved:
-            new, old = torch.tensor(moved, device=self.keys.device).unbind(1)
-            for held in (self.keys, self.values):
-                held[:, new] = held[:, old]
-        self.keys, self.values = self.keys[:, :count], self.values[:, :count]
+            new, old = torch.tensor(moved, device=self._lengths.device).unbind(1)
+            for rows in (*self._keys, *self._values):
+                rows[new] = rows[old]
+        self._keys = [rows[:count] for rows in self._keys]
+        self._values = [rows[:count] for rows in self._values]
         self.jobs = [self.jobs[place] for place in kept]
         self._prompt_of = self._prompt_of[kept]
         if count:

@@ -123,16 +123,17 @@ class Decoder(Writer):
         # Jobs are popped from the end: the longest prompts first, equal ones in the order given.
         waiting = sorted(jobs, key=lambda job: len(job.prompt), reverse=True)[::-1]
         blocks: list[Block] = []
-        while waiting or any(block.jobs for block in blocks):
+        while waiting or blocks:
             free = self.max_rows - sum(len(block.jobs) for block in blocks)
             if waiting and free >= _ADMIT_AT * self.max_rows:
                 admitted = [waiting.pop() for _ in range(min(free, len(waiting)))]
                 yield [*self._admit(admitted, blocks)]
                 following = tuple(waiting[-1].prompt) if waiting else None
                 self._prefilled = {p: kept for p, kept in self._prefilled.items() if p == following}
-            blocks = [block for block in blocks if block.jobs]
             if blocks:
                 yield [*self._advance(blocks)]
+            # Before the next block is made: an empty one would keep its cache meanwhile.
+            blocks = [block for block in blocks if block.jobs]
 
     def _admit(self, jobs: list[Job], blocks: list[Block]) -> Iterator[Job]:
         """Make jobs a new block, and draw the first token of those without a cache.
@@ -148,8 +149,9 @@ class Decoder(Writer):
             logits = torch.stack([one for one in known if one is not None])
             self._take(logits, [jobs[place] for place in fresh])
         block = Block(jobs, prompts, prompt_of)
-        blocks.append(block)
         yield from self._release(block)
+        if block.jobs:
+            blocks.append(block)
 
     def _read_prompts(self, jobs: Sequence[Job]) -> tuple[list[Prefilled], list[int]]:
         """The distinct prompts of the jobs, and the index of each job's prompt."""
@@ -183,8 +185,9 @@ class Decoder(Writer):
         values: list[Tensor] = []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys.append(k.transpose(0, 1))
-            values.append(v.transpose(0, 1))
+            # Copies, because k and v are views of tensors that also hold the queries.
+            keys.append(k.transpose(0, 1).clone())
+            values.append(v.transpose(0, 1).clone())
             return attention(layer, q, k, v)
 
         hidden = self.trunk(
