@@ -46,3 +46,23 @@ def test_the_options_of_rerank_stand_in_groups(run: Run) -> None:
     assert code == 0
     for panel in ("Problems", "Sampling", "Selection", "Models and hardware"):
         assert f" {panel} " in text
+
+
+@pytest.mark.parametrize("name", ["eval", "rerank", "serve"])
+def test_where_a_model_may_be_left_out(name: str) -> None:
+    helps = {p.name: getattr(p, "help", "") for p in COMMANDS[name].params}
+    assert "none: no model." in helps["forward"]
+    assert "none: no model." in helps["reverse"]
+
+
+@pytest.mark.parametrize("name", ["rank", "invert", "synthesize", "generate", "explain", "gallery"])
+def test_where_a_model_is_needed(name: str) -> None:
+    assert not any(
+        "none: no model" in (getattr(p, "help", "") or "") for p in COMMANDS[name].params
+    )
+
+
+@pytest.mark.parametrize("name", ["rerank", "search", "synthesize"])
+def test_all_splits_are_named(name: str) -> None:
+    (split,) = (p for p in COMMANDS[name].params if p.name == "split")
+    assert "train, valid, tune or test" in (getattr(split, "help", "") or "")

@@ -19,8 +19,6 @@ from ledom.cli.options import (
     Dtype,
     MaxTokens,
     Model,
-    Out,
-    OutForFile,
     Seed,
     Split,
     Temperature,
@@ -31,10 +29,10 @@ from ledom.cli.options import (
     choose_problems,
     load_model,
     refuse_unused,
-    results_folder,
     unused_by_models,
     unused_when_greedy,
 )
+from ledom.cli.outputs import Out, OutForFile, results_folder
 from ledom.cli.progress import track
 from ledom.cli.texts import is_jsonl, read_text
 from ledom.core.errors import InputError

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log
-from ledom.cli.options import MOST_PROBLEMS, Out, Seed, Threads, refuse_unused
+from ledom.cli.options import MOST_PROBLEMS, Seed, Threads, refuse_unused
+from ledom.cli.outputs import Out, out_folder
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
 from ledom.core.processes import set_threads
@@ -54,7 +55,7 @@ def train_tokenizer(
     ] = None,
     format: Format = None,
     text_key: TextKey = "text",
-    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json.")] = Path("ledom-tokenizer"),
+    out: Annotated[Path, out_folder("Folder for tokenizer.json.")] = Path("ledom-tokenizer"),
     threads: Threads = None,
 ) -> None:
     """Train a byte-level BPE tokenizer on documents.
@@ -129,7 +130,7 @@ def tokenize(
         typer.Option(help="An option of sbatch, such as partition=cpu (repeatable)."),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for the store. Finished shards there are kept.")
+        Path, out_folder("Folder for the store. Finished shards there are kept.")
     ] = Path("ledom-tokens"),
     threads: Threads = None,
 ) -> None:

@@ -13,8 +13,7 @@ from ledom.cli.options import (
     MOST_PROBLEMS,
     Device,
     Dtype,
-    Model,
-    Out,
+    ModelOrNone,
     Seed,
     Threads,
     command_line,
@@ -22,6 +21,7 @@ from ledom.cli.options import (
     refuse_unused,
     unused_by_models,
 )
+from ledom.cli.outputs import Out
 from ledom.cli.progress import track, track_training
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
@@ -103,8 +103,8 @@ def evaluate(
     limit: Limit = None,
     num_fewshot: NumFewshot = 0,
     allow_code: AllowCode = False,
-    forward: Model = "tiny",
-    reverse: Model = "tiny",
+    forward: ModelOrNone = "tiny",
+    reverse: ModelOrNone = "tiny",
     chat: Chat = False,
     add_bos: AddBos = False,
     out: Out = Path("out/eval"),

@@ -19,6 +19,7 @@ from ledom.cli.options import (
     refuse_unused,
     unused_by_models,
 )
+from ledom.cli.outputs import out_file
 from ledom.core.processes import set_threads
 
 __all__ = ["COMMANDS"]
@@ -38,7 +39,7 @@ def gallery(
         int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Show the first N examples per section.")
     ] = 3,
     reverse: Model = "tiny",
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("out/gallery.html"),
+    out: Annotated[Path, out_file("The HTML file to write.")] = Path("out/gallery.html"),
     device: Device = None,
     dtype: Dtype = "auto",
     seed: Seed = 0,

@@ -9,6 +9,7 @@ import typer
 
 from ledom.cli.display import log
 from ledom.cli.options import Threads
+from ledom.cli.outputs import out_folder
 from ledom.cli.progress import track
 from ledom.core.processes import set_threads
 
@@ -23,7 +24,7 @@ def import_command(
             "(Llama, GPT-2, GPT-NeoX, nanochat) or a .gguf file."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The model folder to write. It must not exist.")],
+    out: Annotated[Path, out_folder("The model folder to write. It must not exist.")],
     direction: Annotated[
         str | None,
         typer.Option(help="forward or reverse. Needed if neither the name nor the file tells."),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,9 +33,8 @@ __all__ = [
     "MaskCopies",
     "MaxTokens",
     "Model",
+    "ModelOrNone",
     "NumProblems",
-    "Out",
-    "OutForFile",
     "Problems",
     "Samples",
     "ScoreFields",
@@ -56,7 +53,6 @@ __all__ = [
     "model_or_none",
     "named_score_fields",
     "refuse_unused",
-    "results_folder",
     "unused_by_models",
     "unused_by_pair",
     "unused_when_greedy",
@@ -72,13 +68,6 @@ MOST_COPIES = 1000
 PROBLEMS, SAMPLING, SCORING, SELECTION = "Problems", "Sampling", "Scoring", "Selection"
 MODELS = "Models and hardware"
 
-Out = Annotated[
-    Path, typer.Option(help="Folder for the results. Finished work found there is reused.")
-]
-OutForFile = Annotated[
-    Path | None,
-    typer.Option(help="Folder for the results, required for JSONL. Finished work is reused."),
-]
 Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Random seed.")]
 
 Problems = Annotated[
@@ -100,7 +89,10 @@ NumProblems = Annotated[
 ]
 Split = Annotated[
     str,
-    typer.Option(rich_help_panel=PROBLEMS, help="Split of the generated problems: test or tune."),
+    typer.Option(
+        rich_help_panel=PROBLEMS,
+        help="Split of the generated problems: train, valid, tune or test.",
+    ),
 ]
 HeldOut = Annotated[
     bool,
@@ -188,14 +180,12 @@ MaskCopies = Annotated[
     ),
 ]
 
-Model = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=MODELS,
-        help="A model folder, tiny (embedded), vllm:FOLDER or openai:NAME, with options after "
-        "commas (see ledom docs formats). none: no model.",
-    ),
-]
+_MODEL = (
+    "A model folder, tiny (embedded), vllm:FOLDER or openai:NAME, with options after commas (see "
+    "ledom docs formats)."
+)
+Model = Annotated[str, typer.Option(rich_help_panel=MODELS, help=_MODEL)]
+ModelOrNone = Annotated[str, typer.Option(rich_help_panel=MODELS, help=f"{_MODEL} none: no model.")]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -314,20 +304,6 @@ def check_count(count: int | None, found: int, source: str, option: str) -> None
         raise InputError(
             f"{option} is {count}, but {source} has {found}; leave it out to take all of them"
         )
-
-
-@contextmanager
-def results_folder(out: Path | None) -> Iterator[Path]:
-    """The user's folder for the results, or a temporary one that is removed at the end.
-
-    >>> with results_folder(Path("out")) as named, results_folder(None) as unnamed:
-    ...     named, unnamed.is_dir()
-    (PosixPath('out'), True)
-    >>> unnamed.exists()
-    False
-    """
-    with TemporaryDirectory() as unnamed:
-        yield out or Path(unnamed)
 
 
 def command_line() -> str:

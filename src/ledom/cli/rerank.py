@@ -23,8 +23,8 @@ from ledom.cli.options import (
     MaskCopies,
     MaxTokens,
     Model,
+    ModelOrNone,
     NumProblems,
-    Out,
     Problems,
     Samples,
     ScoreFields,
@@ -46,6 +46,7 @@ from ledom.cli.options import (
     unused_by_pair,
     unused_when_greedy,
 )
+from ledom.cli.outputs import Out, out_file
 from ledom.cli.progress import Progress, track
 from ledom.core.processes import set_threads
 from ledom.data.problems import GENERATOR
@@ -196,8 +197,8 @@ def rerank(
     lam: Lambda = None,
     folds: Folds = 0,
     score_field: ScoreFields = None,
-    forward: Model = "tiny",
-    reverse: Model = "tiny",
+    forward: ModelOrNone = "tiny",
+    reverse: ModelOrNone = "tiny",
     demonstrations: Demonstrations = None,
     contrast: Contrast = 0,
     flip: Flip = 0,
@@ -322,7 +323,7 @@ def tune(
         typer.Option(help="The candidates that were scored. Default: those in the folder."),
     ] = None,
     score_field: ScoreFields = None,
-    out: Annotated[Path, typer.Option(help="The weights file to write.")] = Path("weights.yaml"),
+    out: Annotated[Path, out_file("The weights file to write.")] = Path("weights.yaml"),
     threads: Threads = None,
 ) -> None:
     """Fit lambda and the weights of every strategy to a reranked folder. Needs no model.
@@ -364,7 +365,7 @@ def search(
     temperature: Temperature = 0.7,
     max_tokens: MaxTokens = 96,
     forward: Model = "tiny",
-    reverse: Model = "tiny",
+    reverse: ModelOrNone = "tiny",
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,

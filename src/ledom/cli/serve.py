@@ -16,7 +16,7 @@ from ledom.cli.options import (
     Dtype,
     Lambda,
     MaskCopies,
-    Model,
+    ModelOrNone,
     Threads,
     WeightsFile,
     model_or_none,
@@ -98,8 +98,8 @@ MaxSeconds = Annotated[float, typer.Option(min=1, max=86400, help="Maximum secon
 
 def serve(
     context: typer.Context,
-    forward: Model = "tiny",
-    reverse: Model = "tiny",
+    forward: ModelOrNone = "tiny",
+    reverse: ModelOrNone = "tiny",
     strategy: Strategy = None,
     weights: WeightsFile = None,
     lam: Lambda = None,

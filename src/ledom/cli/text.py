@@ -24,10 +24,10 @@ from ledom.cli.options import (
     Unused,
     load_model,
     refuse_unused,
-    results_folder,
     unused_by_models,
     unused_when_greedy,
 )
+from ledom.cli.outputs import out_folder, results_folder
 from ledom.cli.progress import track
 from ledom.cli.texts import argument_text, read_text
 from ledom.core.errors import InputError
@@ -61,9 +61,7 @@ Proposals = Annotated[
 ]
 OutBetween = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder for the texts between a beginning and an ending. Finished work is reused."
-    ),
+    out_folder("Folder for the texts between a beginning and an ending. Finished work is reused."),
 ]
 
 
@@ -77,9 +75,7 @@ def explain(
         str | None, typer.Option("--id", help="Read only this problem's candidates from the files.")
     ] = None,
     reverse: Model = "tiny",
-    out: Annotated[
-        Path | None, typer.Option(help="Also write an HTML page to this folder.")
-    ] = None,
+    out: Annotated[Path | None, out_folder("Also write an HTML page to this folder.")] = None,
     device: Device = None,
     dtype: Dtype = "auto",
     threads: Threads = None,

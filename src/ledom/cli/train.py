@@ -11,6 +11,7 @@ import typer
 
 from ledom.cli.display import log, show_plan
 from ledom.cli.options import Device, Threads, command_line, refuse_unused
+from ledom.cli.outputs import out_folder
 from ledom.cli.progress import Progress, track_training
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
@@ -36,7 +37,7 @@ def train(
     direction: Annotated[
         str, typer.Option(help="forward, reverse, or both (one after the other).")
     ] = "both",
-    out: Annotated[Path, typer.Option(help="Folder that holds all runs.")] = Path("runs"),
+    out: Annotated[Path, out_folder("Folder that holds all runs.")] = Path("runs"),
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -109,7 +110,7 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(help="Folders made by ledom train, such as runs/NAME.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("ledom-compare"),
+    out: Annotated[Path, out_folder("Folder for the page.")] = Path("ledom-compare"),
     threads: Threads = None,
 ) -> None:
     """Compare the training of both directions, and of several runs, from their metrics.
@@ -167,8 +168,7 @@ def export(
         typer.Argument(help="A model folder, a run's folder (runs/NAME/reverse) or a token store."),
     ],
     out: Annotated[
-        Path,
-        typer.Option(help="Folder for the released model. A store gets its card in place."),
+        Path, out_folder("Folder for the released model. A store gets its card in place.")
     ] = Path("ledom-export"),
     direction: Annotated[
         str | None, typer.Option(help="Direction of a model whose config.json records none.")
