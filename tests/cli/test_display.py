@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ledom.cli.display import show_summary, show_weights
+from ledom.cli.display import show_ranking, show_summary, show_weights
 from ledom.report.results import Interval, Needed, SelectionReport, StrategyResult
 from ledom.rerank.strategies import strategies
 from ledom.rerank.weights import TunedWeights
@@ -70,3 +70,11 @@ def test_weights_are_shown_by_the_strategies_labels(capsys: pytest.CaptureFixtur
         "reverse reward",
         "vote, self-certainty",
     ]
+
+
+def test_a_piped_text_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    passage = "a passage of many words " * 10 + "\nits second line"
+    show_ranking([("p " * 60 + "name", passage, -1.25)])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "1. " + "p " * 60 + "name  -1.2"
+    assert lines == passage.splitlines()

@@ -15,7 +15,9 @@ from ledom.core import processes as parallel
 from ledom.report.numbers import accuracy, byte_count, count, difference
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ledom.report.results import Case, SelectionReport
     from ledom.rerank.search_pipeline import SearchReport
@@ -119,12 +121,17 @@ def show_case(case: Case) -> None:
             line.append(_printable(word.text), style)
         total = round(candidate.total, 1) + 0.0  # not -0.0
         console.print(f"[bold]{candidate.rank}.[/bold] log P(question | answer) = {total}")
-        console.print(Text(_printable(_shortened(candidate.text)), "dim"))
-        console.print(line)
+        _print_text(console, Text(_printable(_shortened(candidate.text)), "dim"))
+        _print_text(console, line)
         least = sorted((word.logprob, word.text) for word in words if word.logprob is not None)
         lacking = [f"{text} ({logprob:.1f})" for logprob, text in least[:3] if logprob < _NOTABLE]
         named = ", ".join(lacking) or "nothing"
         console.print(f"left unexplained: {_printable(named)}\n", markup=False)
+
+
+def _print_text(console: Console, text: Text) -> None:
+    """Print a text, wrapped on a terminal only: elsewhere its lines stay as they are."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _printable(text: str) -> str:
@@ -145,8 +152,8 @@ def show_ranking(found: Iterable[tuple[str, str, float]]) -> None:
     console = Console(highlight=False)
     for rank, (name, text, score) in enumerate(found, start=1):
         head = Text.assemble((f"{rank}. ", "bold"), _printable(f"{name}  " if name else ""))
-        console.print(head.append(f"{score + 0.0:.1f}"))
-        console.print(Text(_printable(_shortened(text)), "dim"))
+        _print_text(console, head.append(f"{score + 0.0:.1f}"))
+        _print_text(console, Text(_printable(_shortened(text)), "dim"))
 
 
 def show_weights(tuned: TunedWeights) -> None:
