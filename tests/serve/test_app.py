@@ -158,3 +158,28 @@ def test_weights_of_another_model_are_warned_of(
     Judge(*pair, weights=replace(weights, models=fitted))
     (record,) = caplog.records
     assert "fitted on scores of another model: forward: " in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (None, 415),
+        ("application/x-www-form-urlencoded", 415),  # what curl -d sends
+        ("text/plain", 415),
+        ("application/jsonp", 415),
+        ("application/json; charset=utf-8", 200),
+        ("Application/vnd.api+JSON", 200),
+    ],
+)
+def test_a_body_must_be_announced_as_json(
+    client: TestClient, kind: str | None, status: int
+) -> None:
+    headers = {"Content-Type": kind} if kind else {}
+    answer = client.post("/tokenize", content=b'{"prompt": "a"}', headers=headers)
+    assert answer.status_code == status, answer.text
+    if status == 415:
+        assert answer.json()["error"] == {
+            "message": f"Content-Type is {kind or ''!r}; send application/json",
+            "type": "unsupported_media_type",
+            "code": 415,
+        }

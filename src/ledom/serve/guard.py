@@ -11,6 +11,7 @@ import asyncio
 import base64
 import binascii
 import hmac
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
@@ -33,6 +34,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 _OPEN = ("/healthz",)
 _CLIENT_GONE = 499  # never sent: a label for the metrics
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+_JSON_TYPE = re.compile(r"application/([\w.-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -121,6 +123,9 @@ class Guard:
         except TimeoutError:
             raise Refusal(408, f"the body took more than {limits.read_seconds:g} s") from None
         if body:
+            kind = headers.get(b"content-type", b"").decode("latin-1")
+            if not _JSON_TYPE.fullmatch(kind):
+                raise Refusal(415, f"Content-Type is {kind!r:.60}; send application/json")
             try:
                 await apart(len(body), lambda: parse_json(bytes(body)))
             except InputError as error:
