@@ -9,11 +9,12 @@ import pytest
 
 from command_line import Run
 from ledom.core.errors import DirectionError, InputError
-from ledom.core.records import write_records
+from ledom.core.records import Problem, write_records
 from ledom.data.problems import generate_problems
 from ledom.evaluate.gallery import RUNS, collect, written_backwards
 from ledom.evaluate.infilling import Gap, Middle
 from ledom.evaluate.inversion import InvertedPrompt
+from ledom.evaluate.proposals import Proposal
 from ledom.evaluate.results import Evaluation, Row, TaskResult
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import Answered, ArmResult, ReversalResult
@@ -121,17 +122,44 @@ def test_benchmarks_and_rankings_are_shown(lm: FakeLanguageModel, tmp_path: Path
     ]
 
 
+def _synthesized(folder: Path, texts: list[str], solutions: list[str]) -> None:
+    """A run whose problems s/0, s/1 ... were read from these texts of the reverse model."""
+    made = [
+        Problem(id=f"s/{i}", question=text.partition("\n\n")[0], solution=solution, answer="7")
+        for i, (text, solution) in enumerate(zip(texts, solutions, strict=True))
+    ]
+    drawn = [Proposal(item_id="s", index=i, text=text) for i, text in enumerate(texts)]
+    write_records(folder / "problems.jsonl", made)
+    write_records(folder / "proposals.jsonl", drawn)
+    (folder / "removed.jsonl").write_text("")
+
+
 def test_synthesized_problems_are_shown_token_by_token(
     lm: FakeLanguageModel, tmp_path: Path
 ) -> None:
-    problems = [*generate_problems("test", 3, 0)]
-    write_records(tmp_path / "problems.jsonl", problems)
-    (tmp_path / "removed.jsonl").write_text("")
+    solution = "3 + 4 = 7\n#### 7"
+    _synthesized(tmp_path, ["How many?", "How much?", "Who?"], [solution] * 3)
     _, section = collect(lm, [tmp_path], 2, seed=0).sections
-    assert ["".join(example.written) for example in section.examples] == [
-        problem.question for problem in problems[:2]
-    ]
+    assert ["".join(example.written) for example in section.examples] == ["How many?", "How much?"]
+    assert {"".join(example.after) for example in section.examples} == {f"\n\n{solution}"}
     assert section.rule == "the first 2 of 3 problems that were kept."
+
+
+def test_steps_that_were_written_for_a_bare_answer_are_not_shown_as_given(
+    lm: FakeLanguageModel, tmp_path: Path
+) -> None:
+    _synthesized(tmp_path, ["How many?\n\n3 + 4 = 7\n"], ["3 + 4 = 7\n#### 7"])
+    _, section = collect(lm, [tmp_path], 1, seed=0).sections
+    (example,) = section.examples
+    assert "".join(example.written) == "How many?\n\n3 + 4 = 7\n"
+    assert "".join(example.after) == "#### 7"
+
+
+def test_a_problem_without_its_proposal_is_refused(lm: FakeLanguageModel, tmp_path: Path) -> None:
+    _synthesized(tmp_path, ["How many?"], ["#### 7"])
+    (tmp_path / "proposals.jsonl").write_text("")
+    with pytest.raises(InputError, match="problems.jsonl:1: 's/0' is not in proposals.jsonl"):
+        collect(lm, [tmp_path], 1, seed=0)
 
 
 def test_inverted_prompts_and_middles_are_told_from_rankings(
@@ -175,7 +203,7 @@ def test_a_middle_of_another_gap_is_refused(lm: FakeLanguageModel, tmp_path: Pat
 
 def test_runs_in_which_nothing_was_kept_are_shown(lm: FakeLanguageModel, tmp_path: Path) -> None:
     for folder, names in (
-        ("synthesized", ("problems.jsonl", "removed.jsonl")),
+        ("synthesized", ("problems.jsonl", "removed.jsonl", "proposals.jsonl")),
         ("inverted", ("ranking.jsonl", "proposals.jsonl")),
     ):
         (tmp_path / folder).mkdir()

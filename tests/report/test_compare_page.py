@@ -238,3 +238,23 @@ def test_three_files_are_written(tmp_path: Path, report: dict[str, Any]) -> None
     written = json.loads((tmp_path / "compare.json").read_text())
     assert written["runs"][0] == report["runs"][0]
     assert written["crossings"] == report["crossings"]
+
+
+def test_the_keyboard_reaches_what_scrolls_and_every_figure_has_a_name(
+    report: dict[str, Any],
+) -> None:
+    page = render_html(report)
+    scrolling = re.findall(r'<(?:div class="scroll"|figure|pre|p class="solution")[^>]*>', page)
+    assert len(scrolling) > 4
+    assert [tag for tag in scrolling if 'tabindex="0"' not in tag and "picture" not in tag] == []
+    assert all(re.search('aria-label="[^"]+"', tag) for tag in scrolling if "scroll" in tag)
+    names = re.findall(r'aria-labelledby="([^"]*)"', page)
+    assert len(names) >= page.count("<svg ") > 0
+    assert [name for name in names if page.count(f'id="{name}"') != 1] == []
+
+
+def test_long_names_leave_a_figure_its_axes(report: dict[str, Any]) -> None:
+    """matplotlib warns of axes that a legend has pushed out."""
+    for run in report["runs"]:
+        run["name"] += "W" * 300
+    assert "W" * 45 not in "".join(re.findall("<svg .*?</svg>", render_html(report), re.DOTALL))

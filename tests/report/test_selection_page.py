@@ -549,3 +549,16 @@ def test_a_case_states_the_score_that_the_table_states(
     assert "log P(x|y) = \u221273.7 nats" in text
     assert "log P(x|y) = \u221277.7 nats" in text
     assert "explains the question 4.0 nats better" in text
+
+
+def test_the_keyboard_reaches_what_scrolls_and_every_figure_has_a_name(
+    report: dict[str, Any],
+) -> None:
+    page = render_html(report)
+    scrolling = re.findall(r'<(?:div class="scroll"|figure|pre|p class="solution")[^>]*>', page)
+    assert len(scrolling) > 4
+    assert [tag for tag in scrolling if 'tabindex="0"' not in tag and "picture" not in tag] == []
+    assert all(re.search('aria-label="[^"]+"', tag) for tag in scrolling if "scroll" in tag)
+    names = re.findall(r'aria-labelledby="([^"]*)"', page)
+    assert len(names) >= page.count("<svg ") > 0
+    assert [name for name in names if page.count(f'id="{name}"') != 1] == []

@@ -9,7 +9,7 @@ the first items, so nothing is hand-picked. This module knows nothing of the pag
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ledom.core.records import Problem, read_records
 from ledom.data.problems import generate_problems
 from ledom.evaluate.infilling import Gap, Middle
 from ledom.evaluate.inversion import InvertedPrompt
+from ledom.evaluate.proposals import Proposal
 from ledom.evaluate.results import MAIN_METRICS, Evaluation
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import ARMS, ReversalResult
@@ -144,24 +145,34 @@ def _question(lm: LanguageModel, label: str, prompt: str, written: Sequence[int]
 
 
 def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    problems = read_records(file, Problem, Problem.require_solution, allow_none=True)
-    examples = [
-        _question(
-            lm,
-            problem.id,
-            seed_prompt(problem, lm.pair_format),
-            lm.tokenizer.encode(problem.question).ids,
-        )
-        for problem in problems[:count]
-    ]
+    drawn = read_records(file.with_name("proposals.jsonl"), Proposal, allow_none=True)
+    texts = {f"{one.item_id}/{one.index}": one.text for one in drawn}
+
+    def check(problem: Problem) -> None:
+        problem.require_solution()
+        if problem.id not in texts:
+            raise InputError(f"{problem.id!r} is not in proposals.jsonl; restore that file")
+
+    problems = read_records(file, Problem, check, allow_none=True)
     return Section(
         heading=heading,
-        lead="A reverse model wrote a question for a solution; it was kept because a forward model "
-        "gives it the same answer. The tokens are those of this page's model.",
-        rule=f"the first {len(examples)} of {len(problems):,} problems that were kept.",
+        lead="A reverse model wrote a question for a solution, or question and steps for a bare "
+        "answer; it was kept because a forward model gives it the same answer. The tokens are "
+        "those of this page's model.",
+        rule=f"the first {min(count, len(problems))} of {len(problems):,} problems that were kept.",
         source=str(file),
-        examples=examples,
+        examples=[_of_seed(lm, problem, texts[problem.id]) for problem in problems[:count]],
     )
+
+
+def _of_seed(lm: LanguageModel, problem: Problem, text: str) -> Example:
+    """The example of a kept problem; `text` is what the model wrote in front of its seed."""
+    before, between, _ = lm.pair_format.literals
+    written = text.removeprefix(before)
+    if between and between in written:  # the steps too: the seed was a bare answer
+        problem = replace(problem, solution=None)
+    prompt = seed_prompt(problem, lm.pair_format)
+    return _question(lm, problem.id, prompt, lm.tokenizer.encode(written).ids)
 
 
 def _benchmarks(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
@@ -304,7 +315,7 @@ RUNS = (
     RunKind(
         "Synthesized problems",
         "ledom synthesize solutions.jsonl --out RUN",
-        ("problems.jsonl", "removed.jsonl"),
+        ("problems.jsonl", "removed.jsonl", "proposals.jsonl"),
         _synthesized,
     ),
     RunKind(

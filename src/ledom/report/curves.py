@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ledom.report.figures import COLORS, HALF, WIDE, LineStyle, draw_svg, label_ends
+from ledom.report.figures import COLORS, HALF, WIDE, LineStyle, draw_svg, label_ends, short
 from ledom.report.numbers import count
 from ledom.report.training_results import DirectionResult, RunComparison
 from ledom.train.metrics import thinned
@@ -117,7 +117,7 @@ def parts_figure(run: RunComparison, part: str) -> str:
         _draw_lines(axes, lines, 3.4, 2)
         axes.set_title("validation loss, nats per token")
 
-    return draw_svg(f"{part.replace('_', '-')}-over-time", (WIDE, 3.4), draw)
+    return draw_svg(part, (WIDE, 3.4), draw)
 
 
 def loss_by_position_figure(runs: Sequence[RunComparison]) -> str:
@@ -131,7 +131,7 @@ def loss_by_position_figure(runs: Sequence[RunComparison]) -> str:
         parts = result.validation.by_position
         points = _points(list(map(_bin, parts)), [losses[-1] for losses in parts.values()])
         lines.append((label, points, {"color": color, "marker": "o"}))
-    return _by_position("loss-by-position", lines, "validation loss, nats per token", False)
+    return _by_position("loss_by_position", lines, "validation loss, nats per token", False)
 
 
 def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
@@ -144,7 +144,7 @@ def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
     for place, run in enumerate(runs):
         points = [(_bin(row.name), row.gap) for row in run.gap_by_position]
         lines.append((run.name, points, {"color": _color("reverse", place), "marker": "o"}))
-    return _by_position("gap-by-position", lines, "reverse minus forward, nats per token", True)
+    return _by_position("gap_by_position", lines, "reverse minus forward, nats per token", True)
 
 
 def position_label(name: str) -> str:
@@ -165,7 +165,7 @@ def _by_position(name: str, lines: list[_Line], title: str, with_zero: bool) -> 
         if with_zero:
             _draw_zero(axes)
         for label, points, style in lines:
-            axes.plot(*_columns(points), linewidth=1.5, markersize=3.5, label=label, **style)
+            axes.plot(*_columns(points), linewidth=1.5, markersize=3.5, label=short(label), **style)
         bins = sorted({x for _, points, _ in lines for x, _ in points})
         starts = [(1 << int(x)) >> 1 for x in bins]
         axes.set_xticks(bins, labels=[f"{start}" for start in starts])

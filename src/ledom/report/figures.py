@@ -94,9 +94,11 @@ _STYLE: Mapping[str, object] = {
 def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
     """A figure of `size` (width, height) inches as an SVG element; `draw` fills its axes.
 
+    The page names it: an element with the id `NAME-title`.
+
     >>> svg = draw_svg("line", (2, 1), lambda axes: axes.plot([1, 2]))
-    >>> svg[:47]
-    '<svg class="figure" role="img" aria-label="Figu'
+    >>> svg[:59]
+    '<svg class="figure" role="img" aria-labelledby="line-title"'
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -120,9 +122,10 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\1{name}-", svg)
     for color, value in COLORS.items():
         svg = svg.replace(f": {value}", f": var(--fig-{color}, {value})")
-    label = f"Figure: {name.replace('-', ' ')}"
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace("<svg ", f'<svg class="figure" role="img" aria-label="{label}" ', 1)
+    return svg.replace(
+        "<svg ", f'<svg class="figure" role="img" aria-labelledby="{name}-title" ', 1
+    )
 
 
 def label_ends(

@@ -160,7 +160,7 @@ def by_n_figure(by_n: AccuracyByN | None, strategies: Sequence[StrategyResult]) 
         for name, shares in by_n.strategies.items()
     }
     height = max(3.3, 1.0 + 0.19 * len(lines))
-    return draw_svg("by-n", (WIDE, height), lambda axes: _draw_by_n(axes, lines, kinds, height))
+    return draw_svg("by_n", (WIDE, height), lambda axes: _draw_by_n(axes, lines, kinds, height))
 
 
 def _draw_by_n(
@@ -227,7 +227,7 @@ def by_lambda_figure(curve: AccuracyByLambda | None) -> str:
     """
     if curve is None:
         return ""
-    return draw_svg("by-lambda", (HALF, 2.9), lambda axes: _draw_by_lambda(axes, curve))
+    return draw_svg("by_lambda", (HALF, 2.9), lambda axes: _draw_by_lambda(axes, curve))
 
 
 def _draw_by_lambda(axes: Axes, curve: AccuracyByLambda) -> None:
