@@ -71,7 +71,7 @@ GOOD = '{"id": "a", "question": "Which?", "choices": ["x", "y"], "answer_index":
     ("change", "message"),
     [
         (("Which?", " "), "question 'a' has an empty question"),
-        (('["x", "y"]', '["x"]'), "has 1 choices, expected two or more"),
+        (('["x", "y"]', '["x"]'), "has fewer than two choices: 1"),
         (('"y"', '" "'), "choice 1 is ' ', expected a text"),
         (('"y"', "7"), "key choices.1: .*found 7"),
         (('"y"', '"x"'), "has the choice 'x' twice"),

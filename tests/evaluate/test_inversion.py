@@ -148,6 +148,9 @@ def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     assert "MRR 0.500 [" in text
     assert "right first 50.0 ± 50.0%; " in text
     assert "2 of 2 outputs have a known prompt" in text
+    summary = json.loads((out / "inversion.json").read_text())
+    assert (summary["num_outputs"], summary["num_known"]) == (2, 2)
+    assert summary["mrr"]["mean"] == summary["right_first"]["mean"] == 0.5
     rows = [json.loads(line) for line in (out / "ranking.jsonl").read_text().splitlines()]
     assert [(row["output_id"], row["rank"]) for row in rows] == [
         (name, rank) for name in "ab" for rank in (1, 2, 3)

@@ -227,6 +227,10 @@ def test_a_file_of_queries_with_relevant_passages(
         places.append(1 + (scores > scores[i]).sum() + (scores[:i] == scores[i]).sum())
     assert f"MRR {np.mean(1 / np.array(places)):.3f} [" in text
     assert "18 of 20 queries have relevant passages" in text
+    summary = json.loads((out / "retrieval.json").read_text())
+    assert (summary["num_queries"], summary["num_known"]) == (20, 18)
+    assert summary["mrr"]["mean"] == pytest.approx(np.mean(1 / np.array(places)))
+    assert summary["right_first"]["mean"] == pytest.approx(np.mean(np.array(places) == 1))
 
 
 @pytest.mark.parametrize(

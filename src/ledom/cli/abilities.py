@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ from ledom.cli.outputs import Out, OutForFile, results_folder
 from ledom.cli.progress import track
 from ledom.cli.texts import is_jsonl, read_text
 from ledom.core.errors import InputError
+from ledom.core.files import write_json
 from ledom.core.processes import set_threads
 
 if TYPE_CHECKING:
@@ -166,12 +168,15 @@ def rank(
     if not from_file:
         texts = {passage.id: passage.text for passage in found}
         show_ranking((one.passage_id, texts[one.passage_id], one.score) for one in ranking[:top])
-    _show_mean(reciprocal_ranks(queries, ranking), len(queries), "queries have relevant passages")
     if cut := {one.passage_id for one in ranking if one.extra.get("truncated")}:
         log(f"note: {len(cut)} of {len(found)} passages were cut to fit the model's context")
     warn(unfamiliar_texts(lm, [one.text for one in queries[:_JUDGED]], "its order"))
-    if out is not None:
-        log(f"ranking: {out / 'ranking.jsonl'}")
+    _summarize(
+        reciprocal_ranks(queries, ranking),
+        "queries have relevant passages",
+        {"num_queries": len(queries), "num_passages": len(found), "num_truncated": len(cut)},
+        out and out / "retrieval.json",
+    )
 
 
 def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[Query]:
@@ -186,15 +191,28 @@ def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[
     return [Query(id="query", text=text)]
 
 
-def _show_mean(values: NDArray[np.float64], total: int, known: str) -> None:
-    """Print the mean reciprocal rank where the right result is known, and how often it is first."""
+def _summarize(
+    values: NDArray[np.float64], known: str, counts: dict[str, int], path: Path | None
+) -> None:
+    """Print and save the mean reciprocal rank and how often the right result is first.
+
+    `values` are the reciprocal ranks where the right result is known. The file gets `counts`, too.
+    """
     from ledom.report.intervals import share_interval
     from ledom.report.numbers import accuracy, interval
 
+    mean = first = None
     if len(values):
-        mean = interval(share_interval(values))
-        first = accuracy(share_interval((values == 1).astype(float)))
-        typer.echo(f"MRR {mean}, right first {first}%; {len(values):,} of {total:,} {known}")
+        mean, first = share_interval(values), share_interval((values == 1).astype(float))
+        total = next(iter(counts.values()))
+        typer.echo(
+            f"MRR {interval(mean)}, right first {accuracy(first)}%; {len(values):,} of {total:,} "
+            f"{known}"
+        )
+    if path is not None:
+        shares = {"mrr": mean and asdict(mean), "right_first": first and asdict(first)}
+        write_json(path, {**counts, "num_known": len(values), **shares})
+        log(f"ranking: {path.with_name('ranking.jsonl')}; summary: {path}")
 
 
 def synthesize(
@@ -358,10 +376,13 @@ def invert(
             f"note: {lacking} of {len(outputs)} outputs got no prompt that ended within "
             f"{max_tokens} tokens; raise --max-tokens"
         )
-    _show_mean(reciprocal_ranks(outputs, found), len(outputs), "outputs have a known prompt")
     warn(unfamiliar_texts(models[0], [one.text for one in outputs[:_JUDGED]]))
-    if out is not None:
-        log(f"ranking: {out / 'ranking.jsonl'}")
+    _summarize(
+        reciprocal_ranks(outputs, found),
+        "outputs have a known prompt",
+        {"num_outputs": len(outputs), "num_without_prompt": lacking},
+        out and out / "inversion.json",
+    )
 
 
 def _outputs(output: str, from_file: bool) -> list[Output]:

@@ -73,7 +73,7 @@ def check_choices() -> Callable[[ChoiceQuestion], None]:
         if not question.question.strip():
             raise InputError(f"{named} has an empty question; remove it")
         if len(texts) < 2:
-            raise InputError(f"{named} has {len(texts)} choices, expected two or more")
+            raise InputError(f"{named} has fewer than two choices: {len(texts)}")
         for number, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{named}: choice {number} is {text!r:.40}, expected a text")

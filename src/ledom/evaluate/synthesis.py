@@ -13,7 +13,7 @@ can be rejected without an answer are removed before the forward model is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -386,8 +386,6 @@ def _write_summary(found: Synthesized, out: Path) -> None:
             "removed": found.reasons,
             "num_answers": found.num_answers,
             "num_cut": found.num_cut,
-            "agreement": None
-            if interval is None
-            else {"mean": interval.mean, "low": interval.low, "high": interval.high},
+            "agreement": interval and asdict(interval),
         },
     )
