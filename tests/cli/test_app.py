@@ -491,7 +491,7 @@ def test_an_unwritable_output_folder(
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
     check_refused(
-        run("rerank", "--problems", problem_file, "--out", out), str(out), "cannot be written"
+        run("rerank", "--problems", problem_file, "--out", out), str(out.parent), "is a file"
     )
 
 

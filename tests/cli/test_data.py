@@ -157,9 +157,9 @@ def test_bad_input_is_one_clear_line(
 
 def test_places_that_cannot_be_written(run: Run, corpus: Path, tokenizer_folder: Path) -> None:
     out = corpus / "a.jsonl" / "out"
-    check_refused(run("train-tokenizer", corpus, "--out", out), "cannot be written")
+    check_refused(run("train-tokenizer", corpus, "--out", out), "is a file")
     check_refused(
-        run("tokenize", corpus, "--tokenizer", tokenizer_folder, "--out", out), "cannot be written"
+        run("tokenize", corpus, "--tokenizer", tokenizer_folder, "--out", out), "is a file"
     )
 
 

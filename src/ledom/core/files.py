@@ -241,8 +241,9 @@ def check_processes(settings: JsonObject, path: Path) -> None:
 
     >>> check_processes({"seed": 1}, Path("out"))  # alone
     """
-    first = json.loads(processes.from_first(json.dumps(settings)))
-    if different := list(differences(first, json.loads(json.dumps(settings)))):
+    own = json.dumps(settings)
+    first = processes.from_first(own)
+    if different := list(differences(*map(json.loads, (first, own)))):  # no file
         raise InputError(
             f"process {processes.rank()} would make it with other settings than process 0 "
             f"({'; '.join(different[:3])}); give all processes the same",
