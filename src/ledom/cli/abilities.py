@@ -204,11 +204,8 @@ def _summarize(
     mean = first = None
     if len(values):
         mean, first = share_interval(values), share_interval((values == 1).astype(float))
-        total = next(iter(counts.values()))
-        typer.echo(
-            f"MRR {interval(mean)}, right first {accuracy(first)}%; {len(values):,} of {total:,} "
-            f"{known}"
-        )
+        share = f"{len(values):,} of {next(iter(counts.values())):,}"
+        typer.echo(f"MRR {interval(mean)}, right first {accuracy(first)}%; {share} {known}")
     if path is not None:
         shares = {"mrr": mean and asdict(mean), "right_first": first and asdict(first)}
         write_json(path, {**counts, "num_known": len(values), **shares})
