@@ -360,12 +360,10 @@ def invert(
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     count = 1 if temperature == 0 else samples
     set_threads(threads)
-    models = (
-        load_model(reverse, "reverse", device, dtype),
-        load_model(forward, "forward", device, dtype),
-    )
+    proposer = load_model(reverse, "reverse", device, dtype)
+    verifier = load_model(forward, "forward", device, dtype)
     with results_folder(out) as folder:
-        found = run(outputs, *models, sampling, count, folder, track, prior)
+        found = run(outputs, proposer, verifier, sampling, count, folder, track, prior)
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])
     if lacking := len(outputs) - len({one.output_id for one in found}):
@@ -373,7 +371,7 @@ def invert(
             f"note: {lacking} of {len(outputs)} outputs got no prompt that ended within "
             f"{max_tokens} tokens; raise --max-tokens"
         )
-    warn(unfamiliar_texts(models[0], [one.text for one in outputs[:_JUDGED]]))
+    warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
     _summarize(
         reciprocal_ranks(outputs, found),
         "outputs have a known prompt",

@@ -144,9 +144,7 @@ def _from_file(name: str, file: Path, options: Options, direction: Direction) ->
     keys = _first_record(file).keys()
     if "choices" in keys:
         questions = read_records(file, ChoiceQuestion, check_choices())
-        before = any(question.place == "before" for question in questions)
-        # Text that follows a choice stays as it is: nothing is asked at its end.
-        return [_choice_task(name, questions, options, "{}" if before else _QUESTION, " ")]
+        return [_choice_task(name, questions, options, _QUESTION, " ")]
     if {"prompt", "test", "entry_point"} <= keys:
         return [_code_task(name, read_records(file, CodeProblem), options, direction)]
     if "question" in keys:
@@ -237,6 +235,8 @@ def _choice_task(
     if len(places) > 1:
         raise InputError(f"task {name!r} mixes questions with place after and before; split it")
     before = places == {"before"}
+    if before:  # text that follows a choice stays as it is: nothing is asked at its end
+        text = "{}"
     rows = [
         {"text": text.format(q.question), "choices": q.choices, "answer_index": q.answer_index}
         for q in questions
