@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--second-forward")
     parser.add_argument("--second-reverse")
     parser.add_argument("--out", default="out/control")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="default: all CPUs")
     arguments = parser.parse_args()
     set_threads(arguments.threads)
     problems = read_records(arguments.problems, Problem, unique_ids())[: arguments.num_problems]

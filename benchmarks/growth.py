@@ -44,7 +44,7 @@ def run(problems: int, options: list[str]) -> Run:
         seconds = time.perf_counter() - started
     if code := os.waitstatus_to_exitcode(status):
         raise SystemExit(f"{' '.join(command)} ended with exit code {code}")
-    return Run(problems, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3)
+    return Run(problems, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)  # Linux: KiB
 
 
 def rows(runs: list[Run]) -> list[str]:

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=21)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="default: all CPUs")
     arguments = parser.parse_args()
     set_threads(arguments.threads)
     problems, candidates, places = corrupted(arguments.split, arguments.problems, arguments.seed)

@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--forward")
     parser.add_argument("--reverse")
     parser.add_argument("--out", default="out/verifiers")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="default: all CPUs")
     arguments = parser.parse_args()
     set_threads(arguments.threads)
     table = gather(arguments)
