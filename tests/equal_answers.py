@@ -80,6 +80,8 @@ EQUAL = [
     (r"0.\overline{36}", r"\frac{4}{11}", "36/99"),
     (r"0.\overline{3}", "1/3", "3/9"),
     (r"0.1\overline{6}", "1/6", "1/10 + 6/90"),
+    (r".\overline{3}", "1/3", "without a 0 in front"),
+    (r"-.\bar{36}", r"-\frac{4}{11}", "without a 0 in front, and negative"),
     (r"0.\bar{9}", "1", "9/9"),
     ("0.(3)", "1/3", "repeating digits in brackets"),
     ("4210_{5}", "4210_5", "braces round one subscript"),
