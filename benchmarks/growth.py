@@ -44,7 +44,8 @@ def run(problems: int, options: list[str]) -> Run:
         seconds = time.perf_counter() - started
     if code := os.waitstatus_to_exitcode(status):
         raise SystemExit(f"{' '.join(command)} ended with exit code {code}")
-    return Run(problems, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)  # Linux: KiB
+    megabytes = usage.ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+    return Run(problems, seconds, usage.ru_utime + usage.ru_stime, megabytes)
 
 
 def rows(runs: list[Run]) -> list[str]:
