@@ -110,12 +110,33 @@ def test_models_and_texts_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path) 
     with pytest.raises(DirectionError, match="give a forward one to choose middles"):
         infill([GAP], reverse, reverse, Sampling(), 1, tmp_path, no_progress)
     small = FakeLanguageModel(tokenizer, "reverse", context=12)
-    with pytest.raises(InputError, match="'g': the prompt .* lower --max-tokens"):
+    with pytest.raises(InputError, match="'g': the prompt .* lower max_tokens"):
         infill([GAP], small, forward, Sampling(max_tokens=12), 1, tmp_path, no_progress)
     long = Gap(id="l", beginning="one two " * 50, ending=" 7 pens.")
     small = FakeLanguageModel(tokenizer, context=60)
     with pytest.raises(InputError, match="'l': beginning and ending have .* the context of 60"):
         infill([long], reverse, small, Sampling(max_tokens=12), 1, tmp_path, no_progress)
+    text = f"{long.beginning}{long.ending}"
+    over = len(tokenizer.encode(text).ids) + 1  # with EOS, which the model reads first
+    for context, remedy in (
+        (over + 3, "lower max_tokens to 3, or shorten them"),
+        (over, "shorten"),
+    ):
+        small = FakeLanguageModel(tokenizer, context=context)
+        with pytest.raises(InputError, match=f"of fake; {remedy}"):
+            infill([long], reverse, small, Sampling(max_tokens=12), 1, tmp_path, no_progress)
+    assert contents(tmp_path) == {}
+
+
+def test_a_gap_has_a_text_on_either_side(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Without an ending, the score of an empty middle would be that of no token: 0, the best."""
+    forward, reverse = (FakeLanguageModel(tokenizer, way) for way in ("forward", "reverse"))
+    for name, gap in (
+        ("beginning", Gap(id="g", beginning="", ending="7")),
+        ("ending", Gap(id="g", beginning="7", ending="")),
+    ):
+        with pytest.raises(InputError, match=f"'g': the {name} is empty; give a text"):
+            infill([gap], reverse, forward, Sampling(), 1, tmp_path, no_progress)
     assert contents(tmp_path) == {}
 
 

@@ -108,7 +108,7 @@ def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path
     with pytest.raises(DirectionError, match="give a reverse one to propose"):
         invert(outputs, forward, reverse, *how)
     small = FakeLanguageModel(tokenizer, "reverse", context=12)
-    with pytest.raises(InputError, match="'o': the prompt .* lower --max-tokens"):
+    with pytest.raises(InputError, match="'o': the prompt .* lower max_tokens"):
         invert(outputs, small, forward, *how)
     assert contents(tmp_path) == {}
 

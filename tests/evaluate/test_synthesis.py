@@ -208,7 +208,7 @@ def test_a_blank_answer_leaves_that_of_the_solution() -> None:
 
 def test_seeds_without_room_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     reverse = FakeLanguageModel(tokenizer, "reverse", context=20)
-    with pytest.raises(InputError, match="'s0': the prompt .* lower --max-tokens"):
+    with pytest.raises(InputError, match="'s0': the prompt .* lower max_tokens"):
         synthesize(SEEDS, reverse, FakeLanguageModel(tokenizer), HOW, (), tmp_path, no_progress)
     assert contents(tmp_path) == {}
 

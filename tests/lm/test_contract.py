@@ -232,8 +232,13 @@ def test_top_k_keeps_to_the_likeliest(lm: LanguageModel) -> None:
 
 def test_bad_requests_are_refused(lm: LanguageModel) -> None:
     long = "1 " * lm.context
-    with pytest.raises(InputError, match=rf"'1 1 .* not fit the model's context of {lm.context}"):
+    does_not_fit = f"does not fit the model's context of {lm.context}; "
+    with pytest.raises(InputError, match=f"'1 1 .* {does_not_fit}shorten it$"):
         list(lm.generate([long], Sampling(max_tokens=2)))
+    room = lm.context - len(lm.prompt_ids("1", 1))
+    with pytest.raises(InputError, match=f"{does_not_fit}lower max_tokens to {room}, or shorten"):
+        list(lm.generate(["1"], Sampling(max_tokens=lm.context)))
+    lm.prompt_ids("1", room)  # fits
     with pytest.raises(InputError, match="num_samples is 0"):
         list(lm.generate(["1"], Sampling(), num_samples=0))
 

@@ -69,7 +69,7 @@ def infill(
     """The middles of each gap, by the gap's id, best first.
 
     Before any work, raises `DirectionError` if `forward` is a reverse model, and `InputError` for a
-    gap whose texts leave no room for a middle.
+    gap with an empty text, or whose texts leave no room for a middle.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress
@@ -84,8 +84,8 @@ def infill(
     Direction.FORWARD.require(forward.direction, forward.name, "to choose middles")
     known = {gap.id: gap for gap in gaps}
     prompts = [Prompt(gap.id, _prompt(gap, proposer.direction)) for gap in gaps]
+    _check_gaps(gaps, forward, sampling)
     check_prompts(prompts, proposer, sampling)
-    _check_room(gaps, forward, sampling)
     path = out / "proposals.jsonl"
     drawn = propose(proposer, prompts, sampling, num_samples, path, track, "writing middles")
     middles = _numbered(
@@ -126,15 +126,24 @@ def _ranked(gap_id: str, means: list[tuple[float, str]], direction: Direction) -
     ]
 
 
-def _check_room(gaps: Sequence[Gap], forward: LanguageModel, sampling: Sampling) -> None:
-    """Raise `InputError` for a gap whose texts leave no room for a middle in the forward model."""
+def _check_gaps(gaps: Sequence[Gap], forward: LanguageModel, sampling: Sampling) -> None:
+    """Raise `InputError` for a gap without a text on either side, or without room for a middle."""
     for gap in gaps:
+        for name, text in (("beginning", gap.beginning), ("ending", gap.ending)):
+            if not text:  # an empty middle would have no token to score
+                raise InputError(
+                    f"{gap.id!r}: the {name} is empty; give a text, or only the other end"
+                )
         ids = forward.add_special_tokens(forward.tokenizer.encode(gap.beginning + gap.ending).ids)
-        if len(ids) - 1 + sampling.max_tokens > forward.context:
+        num_tokens = len(ids) - 1
+        if num_tokens + sampling.max_tokens > forward.context:
+            room = forward.context - num_tokens
             raise InputError(
-                f"{gap.id!r}: beginning and ending have {len(ids) - 1} tokens; with "
+                f"{gap.id!r}: beginning and ending have {num_tokens} tokens; with "
                 f"max_tokens={sampling.max_tokens} between them they do not fit the context of "
-                f"{forward.context} of {forward.name}; lower --max-tokens, or shorten them"
+                f"{forward.context} of {forward.name}; "
+                + (f"lower max_tokens to {room}, or " if room > 0 else "")
+                + "shorten them"
             )
 
 

@@ -99,13 +99,13 @@ def check_prompts(prompts: Sequence[Prompt], lm: LanguageModel, sampling: Sampli
     >>> lm = FakeLanguageModel(context=8)
     >>> check_prompts([Prompt("p", "2 + 2?")], lm, Sampling(max_tokens=2))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ledom.core.errors.InputError: 'p': ...; lower --max-tokens, or remove it
+    ledom.core.errors.InputError: 'p': ...; lower max_tokens to 1, or shorten it
     """
     for prompt in prompts:
         try:
             lm.prompt_ids(prompt.text, sampling.max_tokens)
         except InputError as error:
-            raise InputError(f"{prompt.id!r}: {error}; lower --max-tokens, or remove it") from None
+            raise InputError(f"{prompt.id!r}: {error}") from None
 
 
 def has_room(prompt: Prompt, lm: LanguageModel, sampling: Sampling) -> bool:

@@ -315,11 +315,17 @@ class LanguageModel(ABC):
     def check_room(self, prompt: str, num_tokens: int, max_tokens: int) -> None:
         """Raise `InputError` if there is nothing to read, or no room left to write."""
         if not num_tokens:
-            raise InputError("the prompt is empty, and this model reads no special token first")
+            raise InputError(
+                "the prompt is empty, and this model reads no special token first; give a text"
+            )
         if num_tokens + max_tokens > self.context:
+            remedy = "shorten it"
+            if num_tokens < self.context:
+                remedy = f"lower max_tokens to {self.context - num_tokens}, or {remedy}"
             raise InputError(
                 f"the prompt {shorten(prompt, 60)!r} has {num_tokens} tokens; with "
-                f"max_tokens={max_tokens} it does not fit the model's context of {self.context}"
+                f"max_tokens={max_tokens} it does not fit the model's context of {self.context}; "
+                f"{remedy}"
             )
 
     @abstractmethod

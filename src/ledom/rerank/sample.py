@@ -85,7 +85,7 @@ def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Samp
         problem, reason = too_long[0]
         raise InputError(
             f"{len(too_long)} of {len(problems)} problems cannot be sampled for, the first is "
-            f"{problem.id!r}: {reason}; lower max_tokens, or remove these problems"
+            f"{problem.id!r}: {reason}, or remove these problems"
         )
 
 
