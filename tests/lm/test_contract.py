@@ -207,6 +207,15 @@ def test_samples_can_be_drawn_in_parts(lm: LanguageModel) -> None:
     assert [rest[place] for place in range(2)] == [five[2:] for five in together]
 
 
+def test_steps_make_the_same_texts(lm: LanguageModel) -> None:
+    prompts = ["Ava has 12", "What is 3 + 4?"]
+    sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)
+    steps = [*lm.generate_in_steps(prompts, sampling, 2)]
+    texts = dict(one for step in steps for one in step)
+    assert [texts[place] for place in range(2)] == made(lm, prompts, sampling, 2)
+    assert len(steps) >= len(prompts)
+
+
 def test_greedy_text_stands_behind_the_samples(lm: LanguageModel) -> None:
     prompts = ["Ava has 12", "What is 3 + 4?"]
     sampling = Sampling(temperature=0.9, max_tokens=6, seed=3)

@@ -145,9 +145,9 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open, self.entered = threading.Event(), threading.Event()
-        judge: Callable[[Judge, Any], Steps[Judgement]] = Judge.judge_in_steps
+        judge: Callable[[Judge, Any], Steps[list[Judgement]]] = Judge.judge_in_steps
 
-        def wait(this: Judge, pairs: list[Pair]) -> Steps[Judgement]:
+        def wait(this: Judge, pairs: list[Pair]) -> Steps[list[Judgement]]:
             self.entered.set()
             assert self.open.wait(SECONDS)
             return (yield from judge(this, pairs))

@@ -26,7 +26,7 @@ class Work:
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, items: list[int]) -> Steps[int]:
+    def __call__(self, items: list[int]) -> Steps[list[int]]:
         self.batches.append(items)
         assert self.gate.wait(SECONDS)
         yield
@@ -232,6 +232,41 @@ def test_what_is_cancelled_is_not_computed() -> None:
         assert await busy == [0]
         assert work.batches == [[0], [4]]
         await queue.close()
+
+    run(test)
+
+
+async def cancelled_in_its_first_step(others: list[list[int]]) -> tuple[Work, list[list[int]]]:
+    """A request whose caller leaves in its first step, in one batch with the others."""
+    work = Work()
+    queue = batcher(work)
+    work.gate.clear()
+    kept = [asyncio.create_task(queue.submit(items)) for items in others]
+    gone = asyncio.create_task(queue.submit([1]))
+    await until_async(lambda: work.batches)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    work.gate.set()
+    results = await asyncio.gather(*kept)
+    assert await queue.submit([9]) == [18]
+    await queue.close()
+    return work, results
+
+
+def test_a_batch_that_nobody_waits_for_ends_at_its_next_step() -> None:
+    async def test() -> None:
+        work, _ = await cancelled_in_its_first_step([])
+        assert work.batches == [[1], [9]]
+        assert work.ended == [[9]]
+
+    run(test)
+
+
+def test_a_batch_that_someone_waits_for_is_computed_as_a_whole() -> None:
+    async def test() -> None:
+        work, results = await cancelled_in_its_first_step([[2], [3]])
+        assert results == [[4], [6]]
+        assert work.ended == work.batches == [[2, 3, 1], [9]]
 
     run(test)
 

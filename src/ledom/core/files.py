@@ -25,6 +25,7 @@ __all__ = [
     "check_processes",
     "check_settings",
     "differences",
+    "digest",
     "file_hash",
     "fingerprint",
     "lock_folder",
@@ -186,10 +187,19 @@ def fingerprint(rows: Iterable[tuple[str, ...]]) -> str:
     >>> fingerprint([("a", "b")]) == fingerprint([("ab", "")])
     False
     """
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for row in rows:
-        digest.update("".join(f"{_escape_nul(text)}\0" for text in row).encode())
-    return digest.hexdigest()[:16]
+        hashed.update("".join(f"{_escape_nul(text)}\0" for text in row).encode())
+    return hashed.hexdigest()[:16]
+
+
+def digest(text: str) -> int:
+    """A 64-bit hash of a text, for use in seeds.
+
+    >>> hex(digest(""))
+    '0xe3b0c44298fc1c14'
+    """
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def _escape_nul(text: str) -> str:

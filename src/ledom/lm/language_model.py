@@ -12,7 +12,6 @@ any work. tests/lm/test_contract.py checks them for all backends.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from ledom.lm.confidence import Confidence, ConfidenceSettings
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
-__all__ = ["Generation", "LanguageModel", "Sampling", "TokenSpan", "digest"]
+__all__ = ["Generation", "LanguageModel", "Sampling", "TokenSpan"]
 
 
 _COLDEST, _HOTTEST = 0.001, 1000.0  # temperatures within which fp32 logits stay finite
@@ -386,6 +385,17 @@ class LanguageModel(ABC):
         (0, '4')
         """
 
+    def generate_in_steps(
+        self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+    ) -> Iterator[list[tuple[int, list[Generation]]]]:
+        """As `generate`, but yields after each step the prompts that it completed, often none.
+
+        A caller that stops iterating ends the work. A step is one token of each text, or, for a
+        backend that cannot stop inside a text, one prompt.
+        """
+        for completed in self.generate(prompts, sampling, num_samples):
+            yield [completed]
+
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
@@ -393,12 +403,3 @@ class LanguageModel(ABC):
         greedy = dict(self.generate(prompts, sampling.greedy))
         for place, texts in self.generate(prompts, sampling, num_samples):
             yield place, [*texts, *greedy[place]]
-
-
-def digest(text: str) -> int:
-    """A 64-bit hash of a text, for use in seeds.
-
-    >>> hex(digest(""))
-    '0xe3b0c44298fc1c14'
-    """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -12,6 +12,9 @@ served in short batches, so a small request waits only briefly behind them. A ba
 no request also pauses between its steps to serve new requests. A batch starts as soon as the worker
 is free: batches grow under load, and an idle server adds no delay.
 
+A batch ends at its next step if nobody waits for any of its requests any more. A batch that someone
+waits for is computed as a whole.
+
 This module knows nothing of models or protocols.
 """
 
@@ -35,8 +38,8 @@ _MEMORY = 0.8  # weight of earlier batches in the moving average of the speed
 _WIDE = 16  # a batch of new requests may cost this many times the usual cost
 _FAIR = 4  # after this many batches without a begun request, one of these goes first
 
-Steps: TypeAlias = Generator[None, None, list[_R]]
-"""Work in steps: a generator that yields wherever it may pause, and returns the results."""
+Steps: TypeAlias = Generator[None, None, _R]
+"""Work in steps: a generator that yields wherever it may pause or end, and returns its result."""
 
 
 class Overloaded(Exception):  # noqa: N818 (a state of the server)
@@ -86,7 +89,7 @@ class Batcher(Generic[_T, _R]):
 
     def __init__(
         self,
-        work: Callable[[list[_T]], Steps[_R]],
+        work: Callable[[list[_T]], Steps[list[_R]]],
         cost: Callable[[_T], float],
         seconds: float,
         capacity: int,
@@ -111,7 +114,7 @@ class Batcher(Generic[_T, _R]):
         return self._waiting
 
     async def submit(self, items: Sequence[_T]) -> list[_R]:
-        """The results of the items, in order. If cancelled, the remaining items are dropped.
+        """The results of the items, in order. If cancelled, the work on them ends.
 
         Raises `Overloaded` or `Closing` at once, and any error that `work` raises for these items.
         """
@@ -228,6 +231,8 @@ class Batcher(Generic[_T, _R]):
             for request, items in parts.items():
                 await self._do([(request, item) for item in items])
             return
+        if results is None:
+            return
         for (request, _), result in zip(batch, results, strict=True):
             request.results.append(result)
             if len(request.results) == len(request.items) and not request.is_over:
@@ -238,20 +243,31 @@ class Batcher(Generic[_T, _R]):
             request.done.set_exception(error)
         self._drop(request)
 
-    async def _compute(self, batch: list[tuple[_Request[_T, _R], _T]]) -> list[_R]:
-        """Compute a batch, step by step. If the batch completes no request, new requests are
-        served between two steps.
+    async def _compute(self, batch: list[tuple[_Request[_T, _R], _T]]) -> list[_R] | None:
+        """Compute a batch, step by step; None if all of its requests are over before.
+
+        If the batch completes no request, new requests are served between two steps.
         """
         items = [item for _, item in batch]
         steps = self._work(items)
-        loop = asyncio.get_running_loop()
+        run = asyncio.get_running_loop().run_in_executor
+
+        def pauses() -> bool:  # called in the thread
+            return _is_over(batch) or interrupted()
+
+        def interrupted() -> bool:
+            return bool(self._fresh) and not _completes_a_request(batch)
+
         results: list[_R] | None = None
         seconds = 0.0
         while results is None:
+            if _is_over(batch):
+                await run(self._thread, steps.close)
+                return None
             start = time.perf_counter()
-            results = await loop.run_in_executor(self._thread, _next_step, steps)
+            results = await run(self._thread, _advance, steps, pauses)
             seconds += time.perf_counter() - start
-            if results is None and self._fresh and not _completes_a_request(batch):
+            if results is None and interrupted():
                 between: list[tuple[_Request[_T, _R], _T]] = []
                 self._take_fresh(between)
                 await self._do(between)
@@ -267,12 +283,16 @@ class Batcher(Generic[_T, _R]):
         self._last_items = len(items)
 
 
+def _is_over(batch: Sequence[tuple[_Request[_T, _R], _T]]) -> bool:
+    return all(request.is_over for request, _ in batch)
+
+
 def _completes_a_request(batch: Sequence[tuple[_Request[_T, _R], _T]]) -> bool:
     return any(request.taken == len(request.items) for request, _ in batch)
 
 
-def finish(steps: Steps[_R]) -> list[_R]:
-    """Run all steps without a pause; the results.
+def finish(steps: Steps[_R]) -> _R:
+    """Run all steps without a pause; the result.
 
     >>> def double(numbers):
     ...     yield
@@ -280,16 +300,18 @@ def finish(steps: Steps[_R]) -> list[_R]:
     >>> finish(double([1, 2]))
     [2, 4]
     """
-    while (results := _next_step(steps)) is None:
-        pass
-    return results
+    result = _advance(steps, pauses=lambda: False)
+    assert result is not None
+    return result
 
 
-def _next_step(steps: Steps[_R]) -> list[_R] | None:
-    """Run one step. Returns the results after the last step, None before."""
+def _advance(steps: Steps[_R], pauses: Callable[[], bool]) -> _R | None:
+    """Run steps until it pauses; the result, or None if further steps are left."""
     try:
         next(steps)
+        while not pauses():
+            next(steps)
     except StopIteration as end:
-        results: list[_R] = end.value
-        return results
+        result: _R = end.value
+        return result
     return None

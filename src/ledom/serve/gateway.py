@@ -21,11 +21,12 @@ from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.pipeline import preferred_strategy, select
 from ledom.rerank.strategies import STRATEGIES, Pick, Vote, usable
 from ledom.rerank.weights import TunedWeights, default_weights
+from ledom.serve import writing
+from ledom.serve.batching import Steps
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import Refusal, validation_message
 from ledom.serve.service import REWARD, Service
 from ledom.serve.upstream import Drawn
-from ledom.serve.writing import cut_at_stops
 from ledom.text.answers import extract_answer
 
 __all__ = ["Chosen", "Options", "choose", "strategy_slugs"]
@@ -161,8 +162,8 @@ async def _draw(
         seed=abs(body.get("seed") or 0),
     )
     prompt = lm.pair_format.before_solution(question)
-    made = await service.compute(lambda: dict(lm.generate([prompt], sampling, options.n))[0])
-    kept = [cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
+    (made,) = await service.compute(lambda: writing.write(lm, [prompt], sampling, options.n))
+    kept = [writing.cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
     chat = path.startswith("chat")
     choices: list[JsonObject] = [
         {"finish_reason": "stop" if g.finish_reason == "stop" else "length"}
@@ -179,7 +180,7 @@ def _select(
     options: Options,
     candidates: Sequence[Candidate],
     judged: Sequence[Judgement],
-) -> JsonObject:
+) -> Steps[JsonObject]:
     """Choose as `ledom rerank` does; `Chosen.details`."""
     weights = service.judge.weights if options.lam is None else default_weights(options.lam)
     scores = [
@@ -188,6 +189,7 @@ def _select(
         for score in judgement.scores_of(candidate)
     ]
     table = build_candidate_table([Problem(id="question", question=question)], candidates, scores)
+    yield
     name = _strategy(options.strategy, table, weights)
     (selection,) = select(table, candidates, name, weights)
     return {

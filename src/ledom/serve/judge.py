@@ -185,7 +185,7 @@ class Judge:
         """
         return finish(self.judge_in_steps(pairs))
 
-    def judge_in_steps(self, pairs: Sequence[Pair]) -> Steps[Judgement]:
+    def judge_in_steps(self, pairs: Sequence[Pair]) -> Steps[list[Judgement]]:
         """`judge` as a generator that yields after each batch of a model."""
         problem_of: dict[str, Problem] = {}
         candidates: dict[Pair, Candidate] = {}

@@ -44,7 +44,7 @@ class Service:
             observe=self.metrics.batch,
         )
         # Jobs have different settings and cannot share a batch: they run one at a time, in turn.
-        self._jobs: Batcher[Callable[[], Any], Any] = Batcher(
+        self._jobs: Batcher[Callable[[], Steps[Any]], Any] = Batcher(
             _one_by_one,
             lambda job: math.inf,
             limits.batch_seconds,
@@ -94,8 +94,11 @@ class Service:
         self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
         return judged
 
-    async def compute(self, job: Callable[[], _T]) -> _T:
-        """Run a job that uses a model. Jobs run one at a time, in parallel with the judge."""
+    async def compute(self, job: Callable[[], Steps[_T]]) -> _T:
+        """Run a job that uses a model. Jobs run one at a time, in parallel with the judge.
+
+        A job whose client has gone ends at its next step.
+        """
         (result,) = await self._jobs.submit([job])
         found: _T = result
         return found
@@ -159,11 +162,10 @@ class Service:
             await self.upstream.close()
 
 
-def _one_by_one(jobs: list[Callable[[], Any]]) -> Steps[Any]:
+def _one_by_one(jobs: list[Callable[[], Steps[Any]]]) -> Steps[list[Any]]:
     results = []
     for job in jobs:
-        results.append(job())
-        yield
+        results.append((yield from job()))
     return results
 
 

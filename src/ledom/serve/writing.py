@@ -1,18 +1,19 @@
 """Token-by-token views of prompts and generated texts, with log-probabilities, in reading order.
 
-It knows nothing of requests.
+Work that takes long is in steps, between which it can be ended. It knows nothing of requests.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.lm.language_model import Generation, LanguageModel, TokenSpan
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
+from ledom.serve.batching import Steps
 
 __all__ = [
     "Token",
@@ -22,8 +23,11 @@ __all__ = [
     "score_ids",
     "token_text",
     "tokens_of",
+    "write",
     "written_tokens",
 ]
+
+_STEP_TOKENS = 2**14  # most tokens to score in a step: enough for several threads
 
 Alternatives = list[tuple[int, float]]
 
@@ -99,6 +103,24 @@ def _strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
     if first and list(ids[: len(first)]) == first:
         return list(ids[len(first) :])
     return list(ids)
+
+
+def write(
+    lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, count: int = 1
+) -> Steps[list[list[Generation]]]:
+    """The `count` texts that the model writes for each prompt, in its own steps.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> from ledom.serve.batching import finish
+    >>> ((made,),) = finish(write(FakeLanguageModel(answers=["4"]), ["2 + 2?"], Sampling()))
+    >>> made.text
+    '4'
+    """
+    texts: dict[int, list[Generation]] = {}
+    for completed in lm.generate_in_steps(prompts, sampling, count):
+        texts.update(completed)
+        yield
+    return [texts[place] for place in range(len(prompts))]
 
 
 def written_tokens(
@@ -198,7 +220,7 @@ def _tokens(lm: LanguageModel, target: TokenSpan, count: int) -> list[Token]:
     ]
 
 
-def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
+def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> Steps[list[Token]]:
     """The tokens of a text, each with its log-probability given the tokens to its left.
 
     A forward model predicts these directly; the first token has no log-probability. A reverse
@@ -209,8 +231,8 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
     log P(continuation | context).
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel()
-    >>> tokens = score_ids(lm, [3, 1, 2], count=0)
+    >>> from ledom.serve.batching import finish
+    >>> tokens = finish(score_ids(FakeLanguageModel(), [3, 1, 2], count=0))
     >>> [token.logprob and round(token.logprob, 3) for token in tokens]  # none for the first
     [None, -1.609, -1.386]
     """
@@ -224,6 +246,23 @@ def score_ids(lm: LanguageModel, ids: Sequence[int], count: int) -> list[Token]:
     special = [Token(i, None) for i in ids[: len(ids) - len(known)]]
     ending = lm.special_ids[1]
     starts = [TokenSpan([*known[:n], *ending], 0, n) for n in range(1, len(known) + 1)]
-    totals = [0.0, *(float(values.sum(dtype=float)) for values in lm.logprobs(starts))]
+    totals = [0.0]
+    for group in _groups(starts):
+        totals += [float(values.sum(dtype=float)) for values in lm.logprobs(group)]
+        yield
     values = [after - before for before, after in pairwise(totals)]
     return [*special, *(Token(i, v) for i, v in zip(known, values, strict=True))]
+
+
+def _groups(spans: Sequence[TokenSpan]) -> Iterator[list[TokenSpan]]:
+    """The spans in groups of at most `_STEP_TOKENS` tokens, and of at least one span."""
+    group: list[TokenSpan] = []
+    size = 0
+    for span in spans:
+        if group and size + len(span.ids) > _STEP_TOKENS:
+            yield group
+            group, size = [], 0
+        group.append(span)
+        size += len(span.ids)
+    if group:
+        yield group

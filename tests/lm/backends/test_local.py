@@ -14,6 +14,8 @@ import ledom
 from ledom.core.errors import InputError
 from ledom.core.records import Problem
 from ledom.lm.backends.local import HFLanguageModel
+from ledom.lm.engine.block import Job
+from ledom.lm.engine.decoder import Writer
 from ledom.lm.language_model import Sampling
 from made import whole_text
 
@@ -105,6 +107,27 @@ def test_a_model_that_is_not_packed_writes_the_same(
         monkeypatch.setattr(lm, "_reach", reach)
         alone = dict(lm.generate(texts, sampling))
         assert [alone[i][0].ids for i in range(3)] == [packed[i][0].ids for i in range(3)]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_caller_that_stops_iterating_ends_the_writing(
+    lm: HFLanguageModel, problems: list[Problem], monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """One token of each text is drawn in a step, and none after the last step."""
+    drawn = []
+    take = Writer._take
+
+    def count(self: Writer, logits: torch.Tensor, jobs: list[Job]) -> None:
+        drawn.append(len(jobs))
+        take(self, logits, jobs)
+
+    monkeypatch.setattr(Writer, "_take", count)
+    if not packed:
+        monkeypatch.setattr(lm, "_reach", 0)
+    steps = lm.generate_in_steps(prompts(problems, 1), Sampling(temperature=0, max_tokens=8), 2)
+    assert [next(steps) for _ in range(3)] == [[], [], []]
+    del steps
+    assert drawn == ([2, 2, 2] if packed else [1, 1, 1])
 
 
 @pytest.mark.slow

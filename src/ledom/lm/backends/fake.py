@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
+from ledom.core.files import digest
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 

@@ -14,7 +14,6 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -28,9 +27,10 @@ from torch.nn.functional import cross_entropy
 from ledom.core import processes
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.core.files import digest
 from ledom.core.stage import even_groups
 from ledom.lm.confidence import confidence_of
-from ledom.lm.engine.block import Job
+from ledom.lm.engine.block import GenerationState, Job
 from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.own_decoder import LoneDecoder
 from ledom.lm.engine.prefix_tree import PrefixTree, batches
@@ -38,7 +38,7 @@ from ledom.lm.engine.threads import merged, num_workers
 from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trials import decodes_exactly, keeps_exactly, longest_packed
 from ledom.lm.engine.trunk import build_trunk
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.lm.precision import INT8, load_in, round_weights
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.exactness import OwnForward, vocab_size
@@ -238,22 +238,31 @@ class HFLanguageModel(LanguageModel):
         first_sample: int = 0,
     ) -> Iterator[tuple[int, list[Generation]]]:
         numbers = range(first_sample, first_sample + num_samples)
-        return self._generate(prompts, sampling, numbers, with_greedy=False)
+        return chain.from_iterable(self._generate(prompts, sampling, numbers))
+
+    def generate_in_steps(
+        self, prompts: Sequence[str], sampling: Sampling, num_samples: int = 1
+    ) -> Iterator[list[tuple[int, list[Generation]]]]:
+        return self._generate(prompts, sampling, range(num_samples))
 
     def generate_with_greedy(
         self, prompts: Sequence[str], sampling: Sampling, num_samples: int
     ) -> Iterator[tuple[int, list[Generation]]]:
         # In one batch: greedy texts alone would leave it nearly empty while the longest is written.
-        return self._generate(prompts, sampling, range(num_samples), with_greedy=True)
+        numbers = range(num_samples)
+        return chain.from_iterable(self._generate(prompts, sampling, numbers, with_greedy=True))
 
     def _generate(
         self,
         prompts: Sequence[str | Generation],
         sampling: Sampling,
         numbers: range,
-        with_greedy: bool,
-    ) -> Iterator[tuple[int, list[Generation]]]:
-        """Each prompt's samples with these numbers, followed by its greedy text if asked for."""
+        with_greedy: bool = False,
+    ) -> Iterator[list[tuple[int, list[Generation]]]]:
+        """Each prompt's samples with these numbers, followed by its greedy text if asked for.
+
+        Yields after each step; see `generate_in_steps`.
+        """
         self.check_request(prompts, sampling, len(numbers))
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked = sampling.confidence
@@ -273,21 +282,23 @@ class HFLanguageModel(LanguageModel):
         pattern = sampling.stop_pattern
         ends_at_pattern = None if pattern is None else self._pattern_finder(pattern)
         done: dict[int, dict[int, Generation]] = {}
-        for job in self._write(jobs, sampling, ends_at_pattern):
-            done.setdefault(job.place, {})[job.sample] = self._generation(
-                job, starts[job.place], sampling
-            )
-            if len(done[job.place]) == len(numbers) + with_greedy:
-                finished = done.pop(job.place)
-                yield job.place, [finished[sample] for sample in sorted(finished)]
+        for ended in self._write(jobs, sampling, ends_at_pattern):
+            complete = []
+            for job in ended:
+                texts = done.setdefault(job.place, {})
+                texts[job.sample] = self._generation(job, starts[job.place], sampling)
+                if len(texts) == len(numbers) + with_greedy:
+                    del done[job.place]
+                    complete.append((job.place, [texts[sample] for sample in sorted(texts)]))
+            yield complete
 
     def _write(
         self,
         jobs: Sequence[Job],
         sampling: Sampling,
         ends_at_pattern: Callable[[list[int]], bool] | None,
-    ) -> Iterator[Job]:
-        """Run the jobs, each by the fastest method that is exact for it; yield them as they end."""
+    ) -> Iterator[list[Job]]:
+        """Run the jobs, each by the fastest method that is exact for it; see `Decoder.steps`."""
         eos_id, reach = self.tokenizer.eos_id, self._reach if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
@@ -297,12 +308,12 @@ class HFLanguageModel(LanguageModel):
             Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern).steps(share)
             for share in even_groups(together, max(1, math.ceil(len(together) / workers)))
         ]
-        written = chain.from_iterable(merged(streams))
+        written = merged(streams)
         if not alone:
             return written
         self._warn_of_slowness()
         lone = LoneDecoder(self._own, self._keeps, eos_id, sampling, ends_at_pattern)
-        return chain(written, lone.run(alone))
+        return chain(written, lone.steps(alone))
 
     @cached_property
     def _decodes(self) -> bool:
@@ -360,24 +371,6 @@ class HFLanguageModel(LanguageModel):
         context = [*job.prompt, *job.ids]
         state = GenerationState(context, key, start.prompt, written, whole, job.kv_cache)
         return Generation(text, ids, "pattern", state, certainty, confidence)
-
-
-@dataclass(frozen=True)
-class GenerationState:
-    """The state from which a model writes, or continues, a text."""
-
-    context: list[int]
-    """The ids that the model has read, in model order."""
-    key: int
-    """A hash of that text, for seeds."""
-    prompt: str
-    """The prompt of the first part."""
-    written: Sequence[int] = ()
-    """The ids written after the prompt, in model order."""
-    text: str = ""
-    """Their text."""
-    kv_cache: tuple[torch.Tensor, torch.Tensor] | None = None
-    """Keys and values of all of `context` but its last token, if known; see `Job`."""
 
 
 def _logprobs(logits: torch.Tensor, labels: torch.Tensor) -> NDArray[np.float32]:

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import DirectionError, InputError, MissingExtraError, ServerError
+from ledom.core.files import digest
 from ledom.lm.confidence import Confidence, of_alternatives
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import CheckpointInfo, bos_ids, read_checkpoint_info
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer

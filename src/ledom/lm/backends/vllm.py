@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ledom.core import processes
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, MissingExtraError
+from ledom.core.files import digest
 from ledom.lm.confidence import of_alternatives
-from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan, digest
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import read_checkpoint_info
 from ledom.model.folder import count_parameters
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Block", "Job", "Prefilled"]
+__all__ = ["Block", "GenerationState", "Job", "Prefilled"]
 
 _COLUMN_STEP = 32  # tokens by which the cache of the texts' own keys grows
 _DROP_AT = 3 / 4  # unused prompts are dropped when at most this share is still in use
@@ -60,6 +60,24 @@ class Job:
     """Sum of `_divergence_from_uniform` over the sampled tokens."""
     confidences: list[float] = field(default_factory=list)
     """Confidences of the sampled tokens, if requested; see `lm.confidence`."""
+
+
+@dataclass(frozen=True)
+class GenerationState:
+    """The state from which a model writes, or continues, a text."""
+
+    context: list[int]
+    """The ids that the model has read, in model order."""
+    key: int
+    """A hash of that text, for seeds."""
+    prompt: str
+    """The prompt of the first part."""
+    written: Sequence[int] = ()
+    """The ids written after the prompt, in model order."""
+    text: str = ""
+    """Their text."""
+    kv_cache: tuple[Tensor, Tensor] | None = None
+    """Keys and values of all of `context` but its last token, if known; see `Job`."""
 
 
 class Block:

@@ -43,24 +43,28 @@ class LoneDecoder(Writer):
         self.own, self.keeps = own, keeps
 
     @torch.inference_mode()
-    def run(self, jobs: Sequence[Job]) -> Iterator[Job]:
-        """Yield the jobs as they end. Consecutive jobs with equal prompts read the prompt once."""
+    def steps(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """Yield after each token the job that it ended, if any.
+
+        Consecutive jobs with equal prompts read the prompt once.
+        """
         prompt: list[int] = []
         for job in jobs:
             if list(job.prompt) != prompt:
                 prompt = list(job.prompt)
                 reader = Reader(self.own, self.keeps)
                 first = reader(prompt)
-            yield self._write(job, deepcopy(reader), first)
+            yield from self._write(job, deepcopy(reader), first)
 
-    def _write(self, job: Job, reader: Reader, logits: Tensor) -> Job:
+    def _write(self, job: Job, reader: Reader, logits: Tensor) -> Iterator[list[Job]]:
         """Write one text, whose prompt has been read."""
         self._seed(job)
         self._take(logits[None], [job])
         while not job.ended:
+            yield []
             self._take(reader([*job.prompt, *job.ids])[None], [job])
         job.kv_cache = None
-        return job
+        yield [job]
 
 
 class Reader:

@@ -17,6 +17,7 @@ from ledom.core.direction import Direction
 from ledom.core.reading import JsonObject
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.serve import writing
+from ledom.serve.batching import Steps
 from ledom.serve.refusals import Refusal, describe
 from ledom.serve.routes.shared import ANSWER, Body, ServiceOf, new_id, now, usage
 from ledom.serve.service import Service
@@ -108,22 +109,24 @@ async def complete(body: CompletionBody, service: Service) -> JsonObject:
 Choices = tuple[list[JsonObject], tuple[int, int]]
 
 
-def _write(lm: LanguageModel, body: CompletionBody, prompts: Sequence[str | list[int]]) -> Choices:
+def _write(
+    lm: LanguageModel, body: CompletionBody, prompts: Sequence[str | list[int]]
+) -> Steps[Choices]:
     """Choices, and how many tokens were read and written."""
     texts = [writing.prompt_text(lm, prompt) for prompt in prompts]
-    sampling = body.sampling()
-    made = dict(lm.generate(texts, sampling, body.n or 1))
+    made = yield from writing.write(lm, texts, body.sampling(), body.n or 1)
     choices = []
-    for place, text in enumerate(texts):
-        for generation in made[place]:
+    for text, generations in zip(texts, made, strict=True):
+        for generation in generations:
             tokens = (
                 writing.written_tokens(lm, text, generation, body.logprobs)
                 if body.logprobs is not None
                 else None
             )
             choices.append(_choice(lm, body, generation, tokens))
+            yield
     read = sum(len(lm.prompt_ids(text, 1)) for text in texts)
-    written = sum(len(g.ids) + (g.finish_reason == "stop") for gs in made.values() for g in gs)
+    written = sum(len(g.ids) + (g.finish_reason == "stop") for gs in made for g in gs)
     return choices, (read, written)
 
 
@@ -145,7 +148,7 @@ def _echo(
     body: CompletionBody,
     prompts: Sequence[str | list[int]],
     service: Service,
-) -> Choices:
+) -> Steps[Choices]:
     """The tokens of the prompts with their log-probabilities; see `writing.score_ids`.
 
     With `max_tokens` 1 one token is appended, because clients then drop the last one: the most
@@ -158,7 +161,7 @@ def _echo(
     for prompt in prompts:
         ids = [*lm.bos_ids, *lm.tokenizer.encode(prompt).ids] if isinstance(prompt, str) else prompt
         service.check_scoring(lm, len(ids))
-        tokens = writing.score_ids(lm, ids, count)
+        tokens = yield from writing.score_ids(lm, ids, count)
         if body.max_tokens:
             tokens.append(_following(lm, ids, count))
             written += 1

@@ -17,6 +17,7 @@ from ledom.report.words import question_words
 from ledom.rerank.explain import unfamiliar
 from ledom.serve import writing
 from ledom.serve.apart import apart
+from ledom.serve.batching import Steps
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, ServiceOf
@@ -128,11 +129,11 @@ async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     return await service.compute(lambda: _generate(lm, body))
 
 
-def _generate(lm: LanguageModel, body: GenerateBody) -> JsonObject:
+def _generate(lm: LanguageModel, body: GenerateBody) -> Steps[JsonObject]:
     made = Generation("", [], "length")
     if body.max_tokens:
         settings = (body.temperature, body.top_k, body.top_p, body.max_tokens, body.seed)
-        ((_, (made,)),) = lm.generate([body.prompt], Sampling(*settings))
+        ((made,),) = yield from writing.write(lm, [body.prompt], Sampling(*settings))
     tokens = writing.written_tokens(lm, body.prompt, made, body.alternatives)
     following = writing.next_tokens(lm, body.prompt, made, body.alternatives)
     return {
