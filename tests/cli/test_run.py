@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from command_line import Run, check_refused
+from ledom.cli import app
 from ledom.train import estimate as plan
 from waiting import SECONDS
 
@@ -64,6 +65,19 @@ def test_an_unexpected_error_is_one_line(
         assert "Traceback (most recent call last)" in text
         assert "in call\n" in text
         assert says in text.splitlines()[-1]
+
+
+def test_ctrl_c_before_the_commands_are_ready_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "prepare_process", lambda: None)
+    monkeypatch.setattr(app, "all_commands", fails(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "interrupted; what was saved is kept: run the same command again to resume"
+    ]
 
 
 def test_an_error_of_many_lines_is_one_line(run: Run, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ _SHARED = {"demo", "rerank", "search", "train"}  # commands that several process
 def main() -> None:
     """Run the command line; the `ledom` program."""
     prepare_process()
-    sys.exit(run(all_commands()))
+    sys.exit(run(lambda **options: all_commands()(**options)))  # Ctrl-C may come before they exist
 
 
 @cache
