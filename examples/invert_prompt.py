@@ -4,8 +4,9 @@
     python examples/invert_prompt.py --pairs 1000 --steps 100
     python examples/invert_prompt.py --output "..." --forward FOLDER --reverse FOLDER
 
-With --steps the reverse model is first fine-tuned on outputs of the model that is inverted.
-Without, this script does the same as `ledom invert`.
+With --steps the reverse model is first fine-tuned on outputs of the model that is inverted. Pairs
+and model stay in the folder --out, where a stopped training resumes. Without, this script does the
+same as `ledom invert`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ledom
 from ledom.data.prepare import DataConfig, prepare_data
@@ -60,22 +62,22 @@ def main() -> None:
     parser.add_argument("--output", default=OUTPUT, help="what the model wrote")
     parser.add_argument("--forward", default="tiny", help="the model that wrote it, a folder")
     parser.add_argument("--reverse", default=str(embedded_folder("reverse")), help="a folder")
-    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=1000, help="pairs to train on")
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0: none")
-    parser.add_argument("--out", type=Path, default=Path("out/invert"))
+    parser.add_argument("--out", type=Path, default=Path("out/invert"), help="of the training")
     options = parser.parse_args()
 
     forward = ledom.load(options.forward, "forward")
     folder = options.reverse
     if options.steps:
         folder = train_inverter(forward, folder, options.pairs, options.steps, options.out)
+        print(f"the trained reverse model: {folder}\n")
     reverse = ledom.load(folder, "reverse")
     outputs = [Output(id="output", text=options.output)]
     sampling = ledom.Sampling(temperature=0.7)
-    found = invert(
-        outputs, reverse, forward, sampling, options.samples, options.out / "found", quiet
-    )
+    with TemporaryDirectory() as out:  # its files would belong to this output and these models
+        found = invert(outputs, reverse, forward, sampling, options.samples, Path(out), quiet)
     for one in found[:3]:
         print(f"{one.rank}. log P(prompt, output) = {one.score:.1f}\n{one.prompt}\n")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import pytest
 
-from ledom.cli.display import show_ranking, show_summary, show_weights
+from ledom.cli.display import show_ranking, show_summary, show_texts, show_weights
 from ledom.report.results import Interval, Needed, SelectionReport, StrategyResult
 from ledom.rerank.strategies import strategies
 from ledom.rerank.weights import TunedWeights
@@ -78,3 +79,15 @@ def test_a_piped_text_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None
     head, *lines = capsys.readouterr().out.splitlines()
     assert head == "1. " + "p " * 60 + "name  -1.2"
     assert lines == passage.splitlines()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_written_texts_cannot_move_the_cursor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    """A file or another program gets them as they are."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    show_texts(["4\x1b[2J\n\t5\u0301", "6"])
+    first, second = capsys.readouterr().out.split(f"\n\n{'-' * 40}\n\n")
+    assert first == ("4\\x1b[2J\n\t5\u0301" if terminal else "4\x1b[2J\n\t5\u0301")
+    assert second == "6\n"

@@ -106,7 +106,7 @@ def test_a_check_is_refused_by_file_and_line(tmp_path):
 
 def test_a_missing_key_lists_those_needed(tmp_path):
     file = write_lines(tmp_path / "c.jsonl", {"text": "x"})
-    with pytest.raises(InputError, match="a Candidate needs: problem_id, index, text$"):
+    with pytest.raises(InputError, match="each Candidate needs: problem_id, index, text$"):
         read_records(file, Candidate)
 
 

@@ -161,6 +161,22 @@ def test_on_the_command_line(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     assert text.count(GAP.ending) == 3
 
 
+def test_a_middle_that_is_too_long_to_be_scored_is_left_out(
+    run: Run, fakes: Fakes, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Half a character is written as one token, and read again as the three of U+FFFD."""
+    size = len(tokenizer.encode(f"{GAP.beginning}{GAP.ending}").ids)
+    room = size + 2  # EOS, and a token to write
+    forward = FakeLanguageModel(tokenizer, context=room)
+    reverse = ScriptedLanguageModel(tokenizer, "reverse", {GAP.ending: ["\ufffd", ""]})
+    found = infill([GAP], reverse, forward, Sampling(max_tokens=1), 2, tmp_path, no_progress)["g"]
+    assert [one.text for one in found] == [""]
+    assert found[0].score == pytest.approx(mean_by_hand(tokenizer, ""), abs=1e-4)
+    fakes["reverse"].answers, fakes["forward"].context = ["é"], room
+    ends = ["--after", GAP.beginning, "--before", GAP.ending, "--max-tokens", 1]
+    check_refused(run("generate", *ends), "fits the context of tiny", "lower --max-tokens")
+
+
 def test_what_is_refused(run: Run, fakes: Fakes) -> None:
     check_refused(run("generate"), "nothing to write from", "--before ENDING")
     check_refused(run("generate", "--before", "-", "--after", "-"), "only one standard input")

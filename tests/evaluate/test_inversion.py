@@ -67,6 +67,24 @@ def test_prompts_are_ordered_by_what_the_forward_model_says(
     assert [one.rank for one in found] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("room", [1, 0])
+def test_a_prompt_that_is_too_long_to_be_verified_is_left_out(
+    tokenizer: Tokenizer, tmp_path: Path, room: int
+) -> None:
+    """Half a character is written as one token, and read again as three: U+FFFD has three bytes."""
+    garbage = "\ufffd" * 9
+    reverse = ScriptedLanguageModel(tokenizer, "reverse", {f"\n\n{ANSWER}": [garbage, "Why?"]})
+    length = len(tokenizer.encode(f"{garbage}\n\n{ANSWER}").ids) + 1
+    forward = FakeLanguageModel(tokenizer, context=length - 1 + room)
+    outputs, how = [Output(id="o", text=ANSWER)], (Sampling(), 2, tmp_path, no_progress)
+    found = invert(outputs, reverse, forward, *how)
+    assert {one.prompt for one in found} == {"Why?"} | ({garbage} if room else set())
+    assert [one.score for one in found if one.prompt == "Why?"] == pytest.approx(
+        [by_hand(tokenizer, "Why?", True)], abs=1e-4
+    )
+    assert invert(outputs, reverse, forward, *how) == found  # from the files
+
+
 def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> None:
     """The first token then has no log-probability and is not asked for."""
     forward = FakeLanguageModel(tokenizer)
@@ -110,6 +128,10 @@ def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path
     small = FakeLanguageModel(tokenizer, "reverse", context=12)
     with pytest.raises(InputError, match="'o': the prompt .* lower max_tokens"):
         invert(outputs, small, forward, *how)
+    size = len(forward.tokenizer.encode(f"\n\n{ANSWER}").ids) + 1  # EOS is read, too
+    full = FakeLanguageModel(tokenizer, context=size)
+    with pytest.raises(InputError, match=f"'o' has {size} tokens, which leave no room .* {size};"):
+        invert(outputs, reverse, full, *how)
     assert contents(tmp_path) == {}
 
 
@@ -133,7 +155,8 @@ def test_outputs_without_a_finished_prompt_are_counted(
     for _ in range(2):
         code, text = run("invert", ANSWER, "--max-tokens", 9, "--out", tmp_path / "out")
         assert code == 0, text
-        assert "1 of 1 outputs got no prompt that ended within 9 tokens; raise --max-tokens" in text
+        assert "1 of 1 outputs got no prompt: each proposal was empty, did not end" in text
+        assert "within 9 tokens, or is too long for the forward model; try another" in text
 
 
 def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
@@ -164,6 +187,7 @@ def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
         ([{"id": "a", "text": "x"}] * 2, ["outputs.jsonl:2", "'a' occurs twice"]),
         ([{"id": "a"}], ["outputs.jsonl:1", "missing key 'text'"]),
         ([{"id": "a", "text": "x", "prompt": 1}], ["outputs.jsonl:1", "prompt"]),
+        ([{"id": "a", "text": "x", "prompt": "\n"}], ["outputs.jsonl:1", "an empty prompt"]),
         ([], ["no Output records"]),
     ],
 )

@@ -368,8 +368,9 @@ def invert(
         show_ranking(("", one.prompt, one.score) for one in found[:top])
     if lacking := len(outputs) - len({one.output_id for one in found}):
         log(
-            f"note: {lacking} of {len(outputs)} outputs got no prompt that ended within "
-            f"{max_tokens} tokens; raise --max-tokens"
+            f"note: {lacking} of {len(outputs)} outputs got no prompt: each proposal was empty, "
+            f"did not end within {max_tokens} tokens, or is too long for the forward model; try "
+            "another --max-tokens"
         )
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
     _summarize(

@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ __all__ = [
     "show_ranking",
     "show_search",
     "show_summary",
+    "show_texts",
     "show_weights",
     "warn",
 ]
@@ -154,6 +156,15 @@ def show_ranking(found: Iterable[tuple[str, str, float]]) -> None:
         head = Text.assemble((f"{rank}. ", "bold"), _printable(f"{name}  " if name else ""))
         _print_text(console, head.append(f"{score + 0.0:.1f}"))
         _print_text(console, Text(_printable(_shortened(text)), "dim"))
+
+
+def show_texts(texts: Iterable[str]) -> None:
+    """Print texts, a line between each two; as they are, but on a terminal as `_printable`."""
+    shown = _printable if sys.stdout.isatty() else str
+    for number, text in enumerate(texts):
+        if number:
+            typer.echo("\n" + "-" * 40 + "\n")
+        typer.echo(shown(text), color=True)  # else it would lose the escape sequences in the text
 
 
 def show_weights(tuned: TunedWeights) -> None:

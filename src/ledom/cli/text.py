@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import log, show_case, warn
+from ledom.cli.display import log, show_case, show_texts, warn
 from ledom.cli.options import (
     MOST_SAMPLES,
     SAMPLING,
@@ -151,7 +150,7 @@ def generate(
         name, direction = (forward, "forward") if ending is None else (reverse, "reverse")
         lm = load_model(name, direction, device, dtype)
         given = beginning or ending or ""
-        _show(_written(lm, given, sampling, samples))
+        show_texts(_written(lm, given, sampling, samples))
         warn(unfamiliar_texts(lm, [given]))
         return
     writer = load_model(reverse, "reverse", device, dtype)
@@ -159,8 +158,13 @@ def generate(
     count = 1 if temperature == 0 else proposals
     gap = Gap(id="gap", beginning=beginning, ending=ending)
     with results_folder(out) as folder:
-        found = infill([gap], writer, judge, sampling, count, folder, track)
-    _show(f"{beginning}{middle.text}{ending}" for middle in found[gap.id][:samples])
+        middles = infill([gap], writer, judge, sampling, count, folder, track)[gap.id]
+    if not middles:
+        raise InputError(
+            f"no text that {reverse} wrote fits the context of {forward} between beginning and "
+            "ending; lower --max-tokens"
+        )
+    show_texts(f"{beginning}{middle.text}{ending}" for middle in middles[:samples])
     warn(unfamiliar_texts(writer, [ending]))
 
 
@@ -185,13 +189,6 @@ def _written(lm: LanguageModel, text: str, sampling: Sampling, samples: int) -> 
     ((_, generations),) = lm.generate([text], sampling, samples)
     is_forward = lm.direction is Direction.FORWARD
     return [text + made.text if is_forward else made.text + text for made in generations]
-
-
-def _show(texts: Iterable[str]) -> None:
-    for number, text in enumerate(texts):
-        if number:
-            typer.echo("\n" + "-" * 40 + "\n")
-        typer.echo(text)
 
 
 COMMANDS = (explain, generate)

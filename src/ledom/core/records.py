@@ -94,7 +94,7 @@ class Record:
                 raise InputError(first_problem(error)) from None
             needed = [name for name, known in schema.model_fields.items() if known.is_required()]
             raise InputError(
-                f"missing key {missing!r}; a {cls.__name__} needs: {', '.join(needed)}"
+                f"missing key {missing!r}; each {cls.__name__} needs: {', '.join(needed)}"
             ) from None
         return cls(**vars(checked), extra=checked.model_extra or {})
 

@@ -66,7 +66,7 @@ def infill(
     out: Path,
     track: Track,
 ) -> dict[str, list[Middle]]:
-    """The middles of each gap, by the gap's id, best first.
+    """The middles of each gap, by the gap's id, best first; none that is too long for `forward`.
 
     Before any work, raises `DirectionError` if `forward` is a reverse model, and `InputError` for a
     gap with an empty text, or whose texts leave no room for a middle.
@@ -102,9 +102,10 @@ def infill(
         track,
         "choosing",
     )
+    texts = {middle.key: middle.text for middle in middles}
     means: dict[str, list[tuple[float, str]]] = {gap.id: [] for gap in gaps}
-    for middle, score in zip(middles, scores, strict=True):
-        means[middle.item_id].append((score.logprob / max(1, score.num_tokens), middle.text))
+    for score in scores:
+        means[score.item_id].append((score.logprob / max(1, score.num_tokens), texts[score.key]))
     found = {gap.id: _ranked(gap.id, means[gap.id], proposer.direction) for gap in gaps}
     write_records(out / "gaps.jsonl", gaps)
     write_records(out / "middles.jsonl", (middle for own in found.values() for middle in own))

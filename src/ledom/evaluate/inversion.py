@@ -75,6 +75,11 @@ def read_outputs(path: Path) -> list[Output]:
         check_id(output)
         if not output.text.strip():
             raise InputError(f"output {output.id!r} has an empty text; remove it")
+        if output.prompt is not None and not output.prompt.strip():
+            raise InputError(
+                f"output {output.id!r} has an empty prompt; leave the key 'prompt' out if it is "
+                "unknown"
+            )
 
     return read_records(path, Output, check)
 
@@ -91,10 +96,11 @@ def invert(
 ) -> list[InvertedPrompt]:
     """The prompts proposed for each output, best first; ties stay in the order of drawing.
 
-    A proposal that reached `max_tokens` lacks its beginning and is left out. Without `prior`,
-    prompts are scored by log P(output | prompt), else by log P(prompt, output). Before any work,
-    raises `InputError` for an output that leaves no room for a prompt, and `DirectionError` for
-    models of the wrong direction.
+    Left out are empty proposals, those that reached `max_tokens` and so lack their beginning, and
+    those that do not fit the forward model's context. Without `prior`, prompts are scored by
+    log P(output | prompt), else by log P(prompt, output). Before any work, raises `InputError` for
+    an output that leaves no room for a prompt, and `DirectionError` for models of the wrong
+    direction.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress
@@ -109,10 +115,12 @@ def invert(
     pair_format = reverse.pair_format
     prompts = [Prompt(one.id, pair_format.after_question(one.text)) for one in outputs]
     check_prompts(prompts, reverse, sampling)
+    _check_room(outputs, forward)
     path = out / "proposals.jsonl"
     drawn = propose(reverse, prompts, sampling, num_samples, path, track, "proposing prompts")
     proposals = _distinct(drawn, pair_format.literals[0])
     texts = {output.id: output.text for output in outputs}
+    found = {proposal.key: proposal.text for proposal in proposals}
     scores = verify(
         forward,
         proposals,
@@ -123,16 +131,23 @@ def invert(
         "verifying prompts",
     )
     ranking = [
-        InvertedPrompt(output_id=output_id, rank=rank, prompt=proposal.text, score=score)
-        for output_id, own in groupby(
-            zip(proposals, scores, strict=True), lambda pair: pair[0].item_id
-        )
-        for rank, (score, proposal) in enumerate(
-            sorted(((s.logprob, p) for p, s in own), key=lambda one: -one[0]), start=1
-        )
+        InvertedPrompt(output_id=output_id, rank=rank, prompt=found[one.key], score=one.logprob)
+        for output_id, own in groupby(scores, lambda one: one.item_id)
+        for rank, one in enumerate(sorted(own, key=lambda one: -one.logprob), start=1)
     ]
     write_records(out / "ranking.jsonl", ranking)
     return ranking
+
+
+def _check_room(outputs: Sequence[Output], forward: LanguageModel) -> None:
+    """Raise `InputError` for an output that fills the forward model's context by itself."""
+    alone = pair_spans(forward, [("", output.text) for output in outputs], prior=False)
+    for output, span in zip(outputs, alone, strict=True):
+        if len(span.ids) - 1 >= forward.context:
+            raise InputError(
+                f"{forward.name}: output {output.id!r} has {len(span.ids) - 1} tokens, which leave "
+                f"no room for a prompt in the model's context of {forward.context}; shorten it"
+            )
 
 
 def sample_pairs(

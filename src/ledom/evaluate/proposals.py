@@ -186,8 +186,8 @@ def verify(
     """The likelihood of each proposal, in the proposals' order, kept in the file `path`.
 
     `spans` puts proposals into their contexts and marks the tokens to score. `context` identifies
-    the texts and settings that it uses, for the file's settings. Raises `InputError` for a proposal
-    that does not fit the model's context.
+    the texts and settings that it uses, for the file's settings. A proposal that does not fit the
+    model's context is left out: nobody knows beforehand into how many tokens it will be encoded.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress
@@ -212,8 +212,9 @@ def verify(
         for proposal, found in zip(some, values, strict=True):
             yield [_likelihood(lm, proposal, found)]
 
+    every = zip(proposals, spans(proposals), strict=True)
     work = Work(
-        items=proposals,
+        items=[proposal for proposal, span in every if len(span.ids) - 1 <= lm.context],
         make=at_once(make),
         groups=lambda some: even_groups(some, _TOGETHER),
         together=lm.batches_requests,
