@@ -70,7 +70,10 @@ def test_the_reversal_run_shows_its_table_and_the_first_questions(
         seed=5,
         steps=1,
         num_facts=3,
-        results=[ArmResult("name first", "name", arm, SURE) for arm in arms],
+        results=[
+            *(ArmResult("name first", "name", arm, SURE) for arm in arms),
+            ArmResult("both orders", "name", "pair", Interval(0.5, 0.4, 0.6)),  # the only arm
+        ],
         questions=[
             Answered(f"fact-{i}", "name first", "name", f"the keeper of {i}", "Ada Bel", answers)
             for i in range(4)
@@ -80,6 +83,7 @@ def test_the_reversal_run_shows_its_table_and_the_first_questions(
     _, section = collect(lm, [tmp_path], 2, seed=0).sections
     table, asked = section.tables
     assert table.rows[1] == ["name first", "name", *["100.0 ± 0.0"] * 5]
+    assert table.rows[2] == ["both orders", "name", "–", "–", "50.0 ± 10.0", "–", "–"]
     assert [row[0] for row in asked.rows[1:]] == [
         "name of the keeper of 0",
         "name of the keeper of 1",

@@ -242,6 +242,15 @@ def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str,
     assert expected in rows[0]
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_no_share_reaches_beyond_its_bounds(report: dict[str, Any]) -> None:
+    """All right in 29 problems: not 100.0 ± 12.0, in the summary and among the strategies."""
+    report["strategies"][2]["accuracy"] = _bounds(1.0, 0.88, 1.0)  # majority
+    text = _Page(render_html(report)).text
+    assert "± 12.0" not in text
+    assert text.count("[88.0, 100.0]") == 2
+
+
 @pytest.mark.slow
 def test_page_refers_to_nothing_outside_itself(report: dict[str, Any]) -> None:
     page = render_html(report)

@@ -198,7 +198,9 @@ def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
     found = as_type(read_json(file), ReversalResult, file)
     rows = [["seen in training", "asked for", *ARMS]]
     kinds = groupby(found.results, lambda result: (result.seen, result.asked))
-    rows += [[*kind, *(numbers.accuracy(one.accuracy) for one in own)] for kind, own in kinds]
+    for kind, own in kinds:
+        by_arm = {one.arm: one.accuracy for one in own}
+        rows.append([*kind, *(numbers.accuracy(by_arm.get(arm)) for arm in ARMS)])
     asked = [["question", "seen in training", *ARMS]]
     for question in found.questions[:count]:
         answers = [question.answers.get(arm, "") for arm in ARMS]

@@ -23,6 +23,7 @@ __all__ = [
 
 MISSING = "\N{EN DASH}"
 """Stands for an unknown number."""
+_ROUNDING = 1e-9  # by which a sum of shares may leave 0 to 1
 
 
 def number(value: float | None, digits: int = 2, sign: str = "-") -> str:
@@ -51,14 +52,19 @@ def percent(share: float | None) -> str:
 def accuracy(found: Interval | None) -> str:
     """A share in percent, with the wider side of its interval.
 
-    A share that is itself one of the bounds, such as 0 of 79, is shown with both bounds.
+    Both bounds are shown where that side would leave 0 to 100, and for a share that is itself one
+    of the bounds, such as 0 of 79.
 
     >>> accuracy(Interval(0.473, 0.451, 0.49)), accuracy(Interval(0.0, 0.0, 0.046))
     ('47.3 ± 2.2', '0.0 [0.0, 4.6]')
+    >>> accuracy(Interval(0.033, 0.0, 0.1))  # not 3.3 ± 6.7
+    '3.3 [0.0, 10.0]'
     """
     if found is None:
         return MISSING
-    if found.low < found.high and found.mean in (found.low, found.high):
+    least, most = found.mean - found.margin, found.mean + found.margin
+    outside = least < -_ROUNDING or most > 1 + _ROUNDING
+    if found.low < found.high and (outside or found.mean in (found.low, found.high)):
         return interval(Interval(100 * found.mean, 100 * found.low, 100 * found.high), 1)
     return f"{percent(found.mean)} ± {percent(found.margin)}"
 
