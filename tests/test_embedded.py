@@ -175,3 +175,5 @@ def test_a_prompt_unlike_its_training_is_said_to_be(
             warning = unfamiliar_texts(lm, [text]) or ""
             assert warning.startswith("unlike anything that the embedded model was trained on")
     assert unfamiliar_texts(pair["reverse"], ["", "#### 42"]) is None  # too short to tell
+    for lm in pair.values():  # longer than the context
+        assert "unlike anything" in (unfamiliar_texts(lm, ["Call me Ishmael. " * 200]) or "")

@@ -273,7 +273,7 @@ def test_ctrl_c_keeps_finished_work(
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (None, ("problems.jsonl", "no such file")),
+        (None, ("problems.jsonl", "no such file; problem sets with a name: gsm_symbolic, gsm8k")),
         ("", ("problems.jsonl", "no Problem records")),
         ("{nonsense\n", ("problems.jsonl:1", "not JSON")),
         ('{"id": "a", "question": "q"}\n\n[1]\n', ("problems.jsonl:3", "expected a JSON object")),

@@ -144,6 +144,22 @@ def test_a_long_passage_loses_its_end_and_says_so(tokenizer: Tokenizer, tmp_path
     assert [one.extra for one in scores] == [{}, {"truncated": True}]
 
 
+@pytest.mark.parametrize("long", ["1 + 1 = 2\n" * 20, "1 \U0001f600 " * 40])
+def test_what_a_forward_model_reads_of_a_long_passage_is_the_same_without_the_query(
+    tokenizer: Tokenizer, tmp_path: Path, long: str
+) -> None:
+    """The fake sees one token back, so any passage is as likely after a query as without one."""
+    lm = FakeLanguageModel(tokenizer, FORWARD, context=60)
+    passages = [PASSAGES[0], Document(id="long", text=long)]
+    ranking = rank_passages(lm, QUERIES[:2], passages, tmp_path, no_progress)
+    assert [one.score for one in ranking] == pytest.approx([0.0] * 4, abs=1e-4)
+    assert [one.extra for one in ranking] == [{}, {"truncated": True}] * 2
+    of_long = [one for one in read_records(tmp_path / "scores.jsonl", Relevance) if one.extra]
+    assert len(of_long) == 2
+    assert all(one.logprob == pytest.approx(one.prior, abs=1e-4) for one in of_long)
+    assert all(one.logprob < -15 for one in of_long)  # the beginning is read, not nothing
+
+
 def test_a_query_that_fills_the_context_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lm = FakeLanguageModel(tokenizer, REVERSE, context=30)
     long = Query(id="long", text="1 + 1 = 2 " * 20)

@@ -271,6 +271,7 @@ def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     refused = run("synthesize", path, "--num-seeds", many)
     check_refused(refused, f"--num-seeds is {many}, but {path} has {len(SEEDS)}; leave it out")
     check_refused(run("synthesize", path, "--known", tmp_path / "no.jsonl"), "no such file")
+    check_refused(run("synthesize", "gsm9k"), "gsm9k: no such file", "gsm_symbolic, gsm8k,")
     assert not out.exists()
     assert read_seeds(path) == SEEDS
 

@@ -269,7 +269,7 @@ def _seeds(
     context: typer.Context, source: str, count: int | None, split: str, seed: int, draws: bool
 ) -> list[SynthesisSeed]:
     """The seeds in a file, or the problems of a benchmark or of the generator as seeds."""
-    from ledom.data.problems import BENCHMARKS, GENERATOR
+    from ledom.data.problems import BENCHMARKS, GENERATOR, check_file
     from ledom.evaluate.synthesis import Seed as SynthesisSeed
     from ledom.evaluate.synthesis import check_seed, read_seeds
 
@@ -279,6 +279,7 @@ def _seeds(
             (True, f"only {GENERATOR} has splits", ["split"]),
             (not draws, "nothing is drawn at random", ["seed"]),
         )
+        check_file(source)
         given = read_seeds(Path(source))
         check_count(count, len(given), source, "--num-seeds")
         return given[:count]

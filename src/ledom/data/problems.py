@@ -24,7 +24,7 @@ from random import Random
 from typing import Any, Literal
 
 from ledom.core.errors import HubError, InputError, MissingExtraError
-from ledom.core.reading import JsonObject
+from ledom.core.reading import JsonObject, exists
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.text.solution_style import (
     ANSWER_MARK,
@@ -41,6 +41,7 @@ __all__ = [
     "HELD_OUT_TEMPLATES",
     "SPLITS",
     "Benchmark",
+    "check_file",
     "generate_problems",
     "load_benchmark",
     "load_problems",
@@ -196,7 +197,20 @@ def load_problems(
         return list(generate_problems(split, count or _NUM_GENERATED, seed, held_out))
     if source in BENCHMARKS:
         return load_benchmark(source)[:count]
+    check_file(source)
     return read_records(source, Problem, unique_ids())[:count]
+
+
+def check_file(source: str) -> None:
+    """Raise `InputError` if there is no such file; the message lists the names that need none.
+
+    >>> check_file("gsm9k")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: gsm9k: no such file; problem sets with a name: gsm_symbolic, ...
+    """
+    if not exists(source):
+        names = ", ".join([GENERATOR, *BENCHMARKS])
+        raise InputError(f"no such file; problem sets with a name: {names}", path=source)
 
 
 def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]:

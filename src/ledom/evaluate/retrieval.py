@@ -301,13 +301,16 @@ def _work(
 def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance]:
     """Score some pairs together; equal passages are scored once.
 
-    A forward model first scores each passage after an empty query, which gives log P(passage).
+    A forward model first scores each passage after an empty query, which gives log P(passage). What
+    it loses for its length in one context is then missing in the other too.
     """
     asked: dict[tuple[str, str], list[_Pair]] = {}
+    read = [pair.passage.text for pair in pairs]
     if lm.direction is Direction.FORWARD:
-        asked = {(_PRIOR, pair.passage.text): [] for pair in pairs}
-    for pair in pairs:
-        asked.setdefault((pair.query.id, pair.passage.text), []).append(pair)
+        read = _fitting(lm, pairs)
+        asked = {(_PRIOR, text): [] for text in read}
+    for pair, text in zip(pairs, read, strict=True):
+        asked.setdefault((pair.query.id, text), []).append(pair)
     keys = [*asked]
     texts = {_PRIOR: ""} | {pair.query.id: pair.query.text for pair in pairs}
     problems = [Problem(id=query_id, question=text) for query_id, text in texts.items()]
@@ -319,7 +322,6 @@ def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance
     for scores in score_candidates(problems, candidates, lm):
         query_id, text = keys[scores[0].index]
         values = {score.target: score.logprob for score in scores}
-        extra = {"truncated": True} if scores[0].extra.get("truncated") else {}
         if lm.direction is Direction.FORWARD and query_id == _PRIOR:
             priors[text] = values["y|x"]
             continue
@@ -328,10 +330,31 @@ def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance
             continue
         logprob = values["x|y" if lm.direction is Direction.REVERSE else "y|x"]
         for pair in asked[query_id, text]:
+            cut = scores[0].extra.get("truncated") or text != pair.passage.text
             yield Relevance(
                 query_id=query_id,
                 passage_id=pair.passage.id,
                 logprob=logprob,
                 prior=prior,
-                extra=extra,
+                extra={"truncated": True} if cut else {},
             )
+
+
+def _fitting(lm: LanguageModel, pairs: Sequence[_Pair]) -> list[str]:
+    """The passages; one that does not fit the model's context after its query loses its end."""
+    texts = [(p.query.text, lm.pair_format.restyle(p.passage.text)) for p in pairs]
+    encoded = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
+    return [
+        _cut(lm, *text) if len(one.ids) - 1 > lm.context else pair.passage.text
+        for pair, text, one in zip(pairs, texts, encoded, strict=True)
+    ]
+
+
+def _cut(lm: LanguageModel, query: str, passage: str) -> str:
+    """The beginning of the passage that fits the model's context after the query."""
+    while True:  # the rest may be encoded to more tokens than were kept
+        (pair,) = lm.pair_format.encode(lm.tokenizer, [(query, passage)], *lm.special_ids)
+        excess = len(pair.ids) - 1 - lm.context
+        if excess <= 0:
+            return passage
+        passage = passage[: pair.offsets[pair.solution[1] - excess][0]]

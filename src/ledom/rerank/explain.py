@@ -259,7 +259,8 @@ def unfamiliar_texts(
     """A warning if at least half of `texts` are unlike the embedded model's training texts.
 
     The texts are beginnings of documents for a forward model, endings for a reverse model. None for
-    other models. Texts of a few tokens are not judged. `what` of the model means nothing then.
+    other models. Texts of a few tokens are not judged; of a text that is longer than the context,
+    the part that the model would continue is. `what` of the model means nothing then.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -268,9 +269,9 @@ def unfamiliar_texts(
     """
     if not _is_embedded(lm):
         return None
-    losses = []
+    losses, room = [], lm.context - len(lm.bos_ids) - 1
     for text in texts:
-        read = lm.prompt_ids(text, 1)
+        read = lm.prompt_ids(lm.shortened_prompt(text, room)[0], 1)
         ids, first = lm.direction.to_reading_order(read), len(lm.bos_ids)
         if len(ids) - first >= _FEW_TOKENS:
             span = lm.direction.span_to_model_order(first, len(ids), len(ids))
