@@ -120,8 +120,29 @@ def test_a_file_that_changed_is_noticed(tmp_path):
     config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     prepare_data(config, tmp_path / "data")
     write_documents(tmp_path / "d.jsonl", 21)
-    with pytest.raises(InputError, match=r"data: .* settings .files\..*d\.jsonl: .*another name"):
+    changed = r"data: .* settings .train: 'SHA-256 \w+' there, 'SHA-256 \w+' now.*another name"
+    with pytest.raises(InputError, match=changed):
         prepare_data(config, tmp_path / "data")
+    (tmp_path / "d.jsonl").rename(tmp_path / "e.jsonl")
+    with pytest.raises(InputError, match=changed):
+        prepare_data(DataConfig(train=str(tmp_path / "e.jsonl"), vocab_size=300), tmp_path / "data")
+    with pytest.raises(InputError, match="train: 'SHA-256 .*' there, 'gsm_symbolic' now"):
+        prepare_data(DataConfig(num_documents=20, vocab_size=300), tmp_path / "data")
+
+
+def test_a_file_may_be_moved_after_the_preparation(tmp_path):
+    def prepared(file: str, folder: str) -> PreparedData:
+        return prepare_data(
+            DataConfig(train=str(tmp_path / file), vocab_size=300), tmp_path / folder
+        )
+
+    write_documents(tmp_path / "d.jsonl", 20)
+    first = prepared("d.jsonl", "a")
+    (tmp_path / "d.jsonl").rename(tmp_path / "e.jsonl")
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = prepared("e.jsonl", "b")
+    assert moved.tokenizer.fingerprint == first.tokenizer.fingerprint
+    assert moved.sources[0].store.manifest == first.sources[0].store.manifest
 
 
 def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):

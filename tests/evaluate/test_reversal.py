@@ -190,6 +190,9 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     assert trained == []  # every model was finished
     with pytest.raises(InputError, match="seed: 0 there, 1 now"):
         run_reversal(ReversalJob(tmp_path, per_order=2, steps=2, seed=1), watch, no_progress)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert run_reversal(ReversalJob(moved, per_order=2, steps=2), watch, no_progress) == found
+    assert trained == []
 
 
 def test_the_table_is_whole_on_a_narrow_terminal(

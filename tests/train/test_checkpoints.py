@@ -214,6 +214,17 @@ def test_a_run_with_other_settings_is_refused_with_what_differs(
         Checkpoints(tmp_path, *make(0), recipe, Direction.REVERSE, ALONE).restore()
 
 
+def test_the_files_of_the_data_may_be_moved(tmp_path, recipe, make, checkpoints):
+    """What they contain is compared when the data are prepared."""
+    save(checkpoints, 5)
+    moved = {"train": "elsewhere.jsonl", "valid": "there.jsonl", "tokenizer": "t.json"}
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update=moved)})
+    assert Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore() == 5
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"seed": 7})})
+    with pytest.raises(CheckpointError, match="data.seed: 0 there, 7 now"):
+        Checkpoints(tmp_path, *make(0), other, FORWARD, ALONE).restore()
+
+
 def test_how_often_to_save_and_where_to_run_may_change(tmp_path, recipe, make, checkpoints):
     save(checkpoints, 5)
     changes = {"validate_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1, "keep_hours": 1}

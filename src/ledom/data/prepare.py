@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError, RecipeError
 from ledom.core.files import check_settings, file_hash, lock_folder, write_json
-from ledom.core.reading import Config, read_json
+from ledom.core.reading import Config, JsonObject, read_json
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, generate_problems
@@ -220,7 +220,7 @@ def _prepare(config: DataConfig, folder: Path) -> None:
     marker = folder / "data.json"
     if marker.is_file():
         remedy = "give the run another name, or remove this folder"
-        check_settings(read_json(marker), settings, folder, remedy)
+        check_settings(_by_content(read_json(marker)), _by_content(settings), folder, remedy)
         _check_tokenizer(config, folder, remedy)
         return
     train, valid, origins = _sources(config)
@@ -258,6 +258,18 @@ def _check_tokenizer(config: DataConfig, folder: Path, remedy: str) -> None:
             f"since; restore it, {remedy}",
             path=folder,
         )
+
+
+def _by_content(settings: JsonObject) -> JsonObject:
+    """Settings in which contents stand for the names of files, which may have been moved."""
+    hashes = settings.get("files", {})
+    named = {key: value for key, value in settings.items() if key != "files"}
+    contents = {
+        key: f"SHA-256 {hashes[value]}"
+        for key, value in named.items()
+        if isinstance(value, str) and value in hashes
+    }
+    return named | contents
 
 
 def _file_hashes(config: DataConfig) -> dict[str, str]:

@@ -39,6 +39,7 @@ _FOLDER = "checkpoints"
 _RUN = "run.json"
 _UNFINISHED = ".tmp"
 _HOUR = 3600.0  # seconds
+_DATA_FILES = ("train", "valid", "tokenizer")  # keys of a recipe's data that may name a file
 
 # torch warns of a run with a single process, which is intended here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -233,7 +234,15 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
 
 
 def _flat(run: JsonObject) -> JsonObject:
-    """A run's settings under the recipe's key names, without the step."""
+    """A run's settings under the recipe's key names, without the step and the names of data files.
+
+    Such a file may be moved: `prepare_data` compares the contents.
+    """
     recipe = run.get("recipe")
     rest = {key: value for key, value in run.items() if key not in ("recipe", "step")}
-    return {**rest, **recipe} if isinstance(recipe, dict) else rest
+    if not isinstance(recipe, dict):
+        return rest
+    data = recipe.get("data")
+    if isinstance(data, dict):
+        recipe = recipe | {"data": {k: v for k, v in data.items() if k not in _DATA_FILES}}
+    return {**rest, **recipe}
