@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ledom.text.answers import extract_answer, is_correct
+from ledom.core.records import Candidate, Problem
+from ledom.text.answers import extract_answer, is_correct, is_right
 from ledom.text.math.equality import equal_answers
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -148,6 +149,27 @@ def test_is_correct_compares_by_value() -> None:
     assert not is_correct("The answer is 1200.", "")
     assert not is_correct("", "")
     assert not is_correct("no number", "3")
+
+
+@pytest.mark.parametrize(
+    ("label", "known", "answer", "right"),
+    [
+        (True, "4", "5", True),
+        (False, "4", "4", False),
+        (True, None, None, True),
+        (None, "4", "4.0", True),
+        (None, "4", "5", False),
+        (None, "4", None, False),
+        (None, None, "4", None),
+        (None, " ", "4", None),
+    ],
+)
+def test_the_label_counts_before_the_answer(
+    label: bool | None, known: str | None, answer: str | None, right: bool | None
+) -> None:
+    candidate = Candidate(problem_id="p", index=0, text="...", correct=label)
+    problem = Problem(id="p", question="2 + 2?", answer=known)
+    assert is_right(candidate, answer, problem) is right
 
 
 @pytest.mark.slow

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.records import EARLY_STOP, Candidate, Problem, Score
-from ledom.data.labels import is_right
 from ledom.rerank.candidates import SharedScores, pools
 from ledom.rerank.features import available_features, candidate_features
-from ledom.text.answers import extract_answer
+from ledom.text.answers import extract_answer, is_right
 from ledom.text.math.equality import equal_answers, has_content
 
 __all__ = [

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score, read_records
-from ledom.data.labels import is_right
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.report.results import Case, CaseCandidate, ModelInfo, QuestionToken, SelectionReport
@@ -26,7 +25,7 @@ from ledom.rerank.candidates import SharedScores, pools
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import TunedWeights
-from ledom.text.answers import extract_answer
+from ledom.text.answers import extract_answer, is_right
 
 __all__ = [
     "FAMILIAR_LOSS",

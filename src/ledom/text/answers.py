@@ -1,7 +1,7 @@
-"""Finds the final answer of a solution.
+"""Finds the final answer of a solution, and tells whether it is right.
 
 Texts come from models: nothing here raises on any string, and everything takes time linear in its
-length. This module knows nothing of models, records or files.
+length. This module knows nothing of models or files.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import json
 import re
 from collections import deque
 
+from ledom.core.records import Candidate, Problem
 from ledom.text.math.equality import equal_answers, has_content, is_number
 from ledom.text.math.expressions import read
 from ledom.text.math.notation import MARKUP, bare, keyboard
 from ledom.text.math.units import NOT_UNITS
 
-__all__ = ["extract_answer", "is_correct"]
+__all__ = ["extract_answer", "is_correct", "is_right"]
 
 _CURRENCY = r"(?:US\$|Rs\.?|[$€£¥₹₱₩])"
 _UNSIGNED = (
@@ -112,6 +113,23 @@ def is_correct(candidate_text: str, answer: str) -> bool:
     True
     """
     return equal_answers(extract_answer(candidate_text), answer)
+
+
+def is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool | None:
+    """Whether a candidate is right; None if neither its label nor the problem's answer tells.
+
+    The candidate's label counts first. Without one, its final `answer` (`extract_answer` of its
+    text) is compared with the problem's.
+
+    >>> problem = Problem(id="p", question="2 + 2?", answer="4")
+    >>> is_right(Candidate(problem_id="p", index=0, text="#### 5"), "5", problem)
+    False
+    >>> is_right(Candidate(problem_id="p", index=0, text="#### 5", correct=True), "5", problem)
+    True
+    """
+    if candidate.correct is not None:
+        return candidate.correct
+    return equal_answers(problem.answer, answer) if problem.is_labeled else None
 
 
 # ---- finders: text -> the answer that it states, or None ----

@@ -32,12 +32,11 @@ from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import Config
 from ledom.core.records import Candidate, Problem, read_records
-from ledom.data.labels import is_right
 from ledom.data.packing import Batch
 from ledom.model.architectures import has_plain_logits
 from ledom.model.attention import IMPLEMENTATION
 from ledom.model.exactness import OwnForward
-from ledom.text.answers import extract_answer
+from ledom.text.answers import extract_answer, is_right
 from ledom.text.pair_format import EncodedPair, PairFormat
 from ledom.text.tokenizer import Tokenizer
 
