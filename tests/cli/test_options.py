@@ -1,18 +1,24 @@
-"""Options: bounds, those that nothing would use, and texts that are not UTF-8."""
+"""Options: bounds, those that nothing would use, and --out, refused if it holds the wrong kind."""
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+import typer.main
 
 from command_line import Run, check_refused
+from ledom.cli.app import app
 from ledom.cli.options import command_line
 from ledom.lm.backends.fake import FakeLanguageModel
 
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+OUT = {name: p for name, command in COMMANDS.items() for p in command.params if p.name == "out"}
+WRITES_FILE = {"tune", "gallery"}
 HUGE = str(10**20)
 IGNORED = [
     ("rerank --candidates C --samples 4", "--samples would have no effect: the candidates come"),
@@ -96,17 +102,6 @@ def test_absurd_values_are_refused_with_the_bound(
     check_refused(run(*command.split()), option, bound)
 
 
-def test_more_problems_than_there_are(
-    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
-) -> None:
-    for command in ("rerank", "search"):
-        refused = run(
-            command, "--problems", problem_file, "--num-problems", 7, "--out", tmp_path / "out"
-        )
-        check_refused(refused, f"--num-problems is 7, but {problem_file} has 6")
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.usefixtures("no_pictures")
 def test_defaults_are_never_refused(
     run: Run,
@@ -121,31 +116,24 @@ def test_defaults_are_never_refused(
     assert run("generate", "--before", "#### 2", "--temperature", 0)[0] == 0
 
 
-def test_texts_that_are_not_utf_8(
-    run: Run, fakes: dict[str, FakeLanguageModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad = os.fsdecode(b"ab\xffc")
-    check_refused(
-        run("generate", "--before", bad),
-        "the ending is not UTF-8: byte 0xff at position 2",
-        "iconv",
-    )
-    check_refused(run("explain", bad, "x"), "the question is not UTF-8")
-    check_refused(run("explain", "x", "y", bad), "the solution is not UTF-8")
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xc3("), encoding="ascii"))
-    check_refused(
-        run("generate", "--before", "-"), "the ending on standard input is not UTF-8: byte 0xc3"
-    )
-    # UTF-8 is read as such whatever encoding the locale gave standard input.
-    good = io.TextIOWrapper(io.BytesIO("é\r\nb".encode()), encoding="ascii")
-    monkeypatch.setattr(sys, "stdin", good)
-    code, text = run("generate", "--after", "-")
-    assert code == 0, text
-    assert text.startswith("é\nb")
-    monkeypatch.setattr(sys, "stdin", None)
-    check_refused(run("generate", "--after", "-"), "standard input is closed")
-
-
 def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "explain", "Ava's 3 pens", os.fsdecode(b"\xff")])
     assert command_line() == """ledom explain 'Ava'"'"'s 3 pens' '\\udcff'"""
+
+
+def arguments(command: click.Command) -> list[str]:
+    """A text for every required argument: none of them is read."""
+    return ["x" for p in command.params if isinstance(p, click.Argument) and p.required]
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_a_path_of_the_wrong_kind_is_refused_first(run: Run, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    given = name, *arguments(COMMANDS[name]), "--out"
+    if name in WRITES_FILE:
+        check_refused(run(*given, tmp_path), f"{tmp_path}: this is a folder, but --out needs a")
+    else:
+        check_refused(run(*given, file), f"{file}: this is a file, but --out needs a folder")
+    check_refused(run(*given, file / "inside"), f"{file}: this is a file, but --out needs a folder")
+    assert file.read_text() == "mine"

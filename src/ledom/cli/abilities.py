@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log, show_ranking, warn
+from ledom.cli.inputs import check_count, choose_problems, is_jsonl, load_model, read_text
 from ledom.cli.options import (
     MOST_PROBLEMS,
     MOST_SAMPLES,
@@ -20,22 +21,20 @@ from ledom.cli.options import (
     Dtype,
     MaxTokens,
     Model,
+    Out,
+    OutForFile,
     Seed,
     Split,
     Temperature,
     Threads,
     TopK,
     TopP,
-    check_count,
-    choose_problems,
-    load_model,
     refuse_unused,
+    results_folder,
     unused_by_models,
     unused_when_greedy,
 )
-from ledom.cli.outputs import Out, OutForFile, results_folder
 from ledom.cli.progress import track
-from ledom.cli.texts import is_jsonl, read_text
 from ledom.core.errors import InputError
 from ledom.core.files import write_json
 from ledom.core.processes import set_threads

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log
-from ledom.cli.options import MOST_PROBLEMS, Seed, Threads, refuse_unused
-from ledom.cli.outputs import Out, out_folder
+from ledom.cli.options import MOST_PROBLEMS, Out, Seed, Threads, out_folder, refuse_unused
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
 from ledom.core.processes import set_threads

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log
+from ledom.cli.inputs import model_or_none
 from ledom.cli.options import (
     MODELS,
     MOST_PROBLEMS,
     Device,
     Dtype,
     ModelOrNone,
+    Out,
     Seed,
     Threads,
     command_line,
-    model_or_none,
     refuse_unused,
     unused_by_models,
 )
-from ledom.cli.outputs import Out
 from ledom.cli.progress import track, track_training
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads

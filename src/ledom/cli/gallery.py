@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ledom.cli.display import log
+from ledom.cli.inputs import load_model
 from ledom.cli.options import (
     Device,
     Dtype,
@@ -15,11 +16,10 @@ from ledom.cli.options import (
     Seed,
     Threads,
     command_line,
-    load_model,
+    out_file,
     refuse_unused,
     unused_by_models,
 )
-from ledom.cli.outputs import out_file
 from ledom.core.processes import set_threads
 
 __all__ = ["COMMANDS"]

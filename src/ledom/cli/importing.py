@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from ledom.cli.display import log
-from ledom.cli.options import Threads
-from ledom.cli.outputs import out_folder
+from ledom.cli.options import Threads, out_folder
 from ledom.cli.progress import track
 from ledom.core.processes import set_threads
 

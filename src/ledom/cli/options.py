@@ -1,20 +1,22 @@
-"""Shared parts of commands: options with bounds, checks for unused options, texts and models."""
+"""Options that commands share, with bounds, and a check that each option has an effect.
+
+`--out` is checked when options are read, so before any model is loaded.
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import typer
 
 from ledom.core.errors import InputError
-
-if TYPE_CHECKING:
-    from ledom.core.records import Problem
-    from ledom.lm.language_model import LanguageModel
+from ledom.core.reading import exists
 
 __all__ = [
     "MODELS",
@@ -35,6 +37,8 @@ __all__ = [
     "Model",
     "ModelOrNone",
     "NumProblems",
+    "Out",
+    "OutForFile",
     "Problems",
     "Samples",
     "ScoreFields",
@@ -46,13 +50,12 @@ __all__ = [
     "TopP",
     "Unused",
     "WeightsFile",
-    "check_count",
-    "choose_problems",
     "command_line",
-    "load_model",
-    "model_or_none",
     "named_score_fields",
+    "out_file",
+    "out_folder",
     "refuse_unused",
+    "results_folder",
     "unused_by_models",
     "unused_by_pair",
     "unused_when_greedy",
@@ -210,6 +213,38 @@ Threads = Annotated[
     ),
 ]
 
+
+def out_folder(help: str) -> Any:
+    """An option for a folder to write; a file in its place, or above it, is refused."""
+    return typer.Option(help=help, callback=_check_folder)
+
+
+def out_file(help: str) -> Any:
+    """An option for a file to write; a folder in its place, or a file above it, is refused."""
+    return typer.Option(help=help, callback=_check_file)
+
+
+def _check_folder(path: Path | None) -> Path | None:
+    for place in () if path is None else (path, *path.parents):
+        if exists(place) and not place.is_dir():
+            raise InputError("this is a file, but --out needs a folder; give another", path=place)
+    return path
+
+
+def _check_file(path: Path | None) -> Path | None:
+    if path is not None:
+        if path.is_dir():
+            raise InputError("this is a folder, but --out needs a file; add a name", path=path)
+        _check_folder(path.parent)
+    return path
+
+
+Out = Annotated[Path, out_folder("Folder for the results. Finished work found there is reused.")]
+OutForFile = Annotated[
+    Path | None,
+    out_folder("Folder for the results, required for JSONL. Finished work is reused."),
+]
+
 Unused = tuple[object, str, Iterable[str]]
 """A condition, the reason to give, and the parameters that have no effect when it holds."""
 
@@ -265,47 +300,6 @@ def unused_when_greedy(temperature: float, *names: str) -> tuple[Unused, ...]:
     )
 
 
-def choose_problems(
-    context: typer.Context,
-    source: str,
-    count: int | None,
-    draws: bool,
-    split: str,
-    seed: int,
-    held_out: bool = False,
-    option: str = "--num-problems",
-) -> list[Problem]:
-    """The problems that the options ask for; `draws` says whether the command samples at random.
-
-    Raises `InputError` if there are fewer than `count`, or if an option has no effect.
-    """
-    from ledom.data.problems import GENERATOR, load_problems
-
-    given = source != GENERATOR
-    reason = f"the problems come from {source}, and"
-    refuse_unused(
-        context,
-        (given, f"{reason} only {GENERATOR} has splits", ["split", "held_out"]),
-        (given and not draws, f"{reason} nothing is drawn at random", ["seed"]),
-    )
-    problems = load_problems(source, count, split, seed, held_out)
-    check_count(count, len(problems), source, option)
-    return problems
-
-
-def check_count(count: int | None, found: int, source: str, option: str) -> None:
-    """Raise `InputError` if `source` has fewer items than the option asks for.
-
-    >>> check_count(5, 3, "mine.jsonl", "--num-problems")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: --num-problems is 5, but mine.jsonl has 3; leave it out to ...
-    """
-    if count is not None and found < count:
-        raise InputError(
-            f"{option} is {count}, but {source} has {found}; leave it out to take all of them"
-        )
-
-
 def command_line() -> str:
     """The command line of this process, for reports; invalid UTF-8 is escaped."""
     written = shlex.join(["ledom", *sys.argv[1:]])
@@ -321,22 +315,15 @@ def named_score_fields(names: list[str] | None) -> list[str] | None:
     return [] if names == ["none"] else names or None
 
 
-def model_or_none(
-    name: str, direction: str, device: str | None, dtype: str
-) -> LanguageModel | None:
-    """The model of a direction, or None if its name is `none`."""
-    return None if name == "none" else load_model(name, direction, device, dtype)
+@contextmanager
+def results_folder(out: Path | None) -> Iterator[Path]:
+    """The user's folder for the results, or a temporary one that is removed at the end.
 
-
-def load_model(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel:
-    """The model of a direction, for a command that needs one.
-
-    >>> load_model("none", "reverse", None, "auto")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: this command needs a reverse model; give a model folder, or ...
+    >>> with results_folder(Path("out")) as named, results_folder(None) as unnamed:
+    ...     named, unnamed.is_dir()
+    (PosixPath('out'), True)
+    >>> unnamed.exists()
+    False
     """
-    from ledom.lm import load
-
-    if name == "none":
-        raise InputError(f"this command needs a {direction} model; give a model folder, or tiny")
-    return load(name, direction, device=device, dtype=dtype)
+    with TemporaryDirectory() as unnamed:
+        yield out or Path(unnamed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log, show_search, show_summary, show_weights
+from ledom.cli.inputs import choose_problems, load_model, model_or_none
 from ledom.cli.options import (
     MOST_COPIES,
     MOST_PROBLEMS,
@@ -25,6 +26,7 @@ from ledom.cli.options import (
     Model,
     ModelOrNone,
     NumProblems,
+    Out,
     Problems,
     Samples,
     ScoreFields,
@@ -36,17 +38,14 @@ from ledom.cli.options import (
     TopP,
     Unused,
     WeightsFile,
-    choose_problems,
     command_line,
-    load_model,
-    model_or_none,
     named_score_fields,
+    out_file,
     refuse_unused,
     unused_by_models,
     unused_by_pair,
     unused_when_greedy,
 )
-from ledom.cli.outputs import Out, out_file
 from ledom.cli.progress import Progress, track
 from ledom.core.processes import set_threads
 from ledom.data.problems import GENERATOR

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log
+from ledom.cli.inputs import model_or_none
 from ledom.cli.options import (
     MOST_PROBLEMS,
     MOST_SAMPLES,
@@ -19,7 +20,6 @@ from ledom.cli.options import (
     ModelOrNone,
     Threads,
     WeightsFile,
-    model_or_none,
     refuse_unused,
     unused_by_pair,
 )

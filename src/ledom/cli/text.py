@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log, show_case, show_texts, warn
+from ledom.cli.inputs import argument_text, load_model, read_text
 from ledom.cli.options import (
     MOST_SAMPLES,
     SAMPLING,
@@ -21,14 +22,13 @@ from ledom.cli.options import (
     TopK,
     TopP,
     Unused,
-    load_model,
+    out_folder,
     refuse_unused,
+    results_folder,
     unused_by_models,
     unused_when_greedy,
 )
-from ledom.cli.outputs import out_folder, results_folder
 from ledom.cli.progress import track
-from ledom.cli.texts import argument_text, read_text
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
 

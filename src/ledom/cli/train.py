@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log, show_plan
-from ledom.cli.options import Device, Threads, command_line, refuse_unused
-from ledom.cli.outputs import out_folder
+from ledom.cli.options import Device, Threads, command_line, out_folder, refuse_unused
 from ledom.cli.progress import Progress, track_training
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads

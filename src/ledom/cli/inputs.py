@@ -1,0 +1,147 @@
+"""What the arguments and options of a command name: its texts, problems and models."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from ledom.cli.options import refuse_unused
+from ledom.core.errors import InputError
+
+if TYPE_CHECKING:
+    from ledom.core.records import Problem
+    from ledom.lm.language_model import LanguageModel
+
+__all__ = [
+    "argument_text",
+    "check_count",
+    "choose_problems",
+    "is_jsonl",
+    "load_model",
+    "model_or_none",
+    "read_text",
+]
+
+
+def is_jsonl(argument: str, name: str) -> bool:
+    """Whether an argument names a JSONL file; anything else is itself the text called `name`.
+
+    Raises `InputError` for another file that is there: its name was surely not meant as the text.
+
+    >>> is_jsonl("queries.jsonl", "query"), is_jsonl("2 + 2?", "query")
+    (True, False)
+    """
+    if argument.lower().endswith(".jsonl"):
+        return True
+    _refuse_file(argument, name, "; a file of records must be named .jsonl")
+    return False
+
+
+def read_text(argument: str, name: str) -> str:
+    """The text of an argument, or of standard input for `-`; see `argument_text`."""
+    if argument == "-":
+        return _decode(_read_input(), f"{name} on standard input")
+    return argument_text(argument, name)
+
+
+def argument_text(argument: str, name: str) -> str:
+    """An argument as text; raises `InputError` for the name of a file, and if it is not UTF-8.
+
+    >>> argument_text("4 €", "query")
+    '4 €'
+    """
+    _refuse_file(argument, name)
+    return _decode(os.fsencode(argument), name)
+
+
+def _refuse_file(argument: str, name: str, also: str = "") -> None:
+    if os.path.isfile(argument):
+        raise InputError(
+            f"this is a file, but a text is needed; to use its contents as the {name}, give - and "
+            f"the file as standard input (< FILE){also}",
+            path=argument,
+        )
+
+
+def _decode(data: bytes, name: str) -> str:
+    """Decode UTF-8, whatever the locale."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the {name} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}; "
+            "convert it first, for example with iconv -t UTF-8"
+        ) from None
+
+
+def _read_input() -> bytes:
+    """Standard input, with line ends normalized as `open` does."""
+    if sys.stdin is None:
+        raise InputError("- means standard input, but standard input is closed; give the text")
+    data = sys.stdin.buffer.read()
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def choose_problems(
+    context: typer.Context,
+    source: str,
+    count: int | None,
+    draws: bool,
+    split: str,
+    seed: int,
+    held_out: bool = False,
+    option: str = "--num-problems",
+) -> list[Problem]:
+    """The problems that the options ask for; `draws` says whether the command samples at random.
+
+    Raises `InputError` if there are fewer than `count`, or if an option has no effect.
+    """
+    from ledom.data.problems import GENERATOR, load_problems
+
+    given = source != GENERATOR
+    reason = f"the problems come from {source}, and"
+    refuse_unused(
+        context,
+        (given, f"{reason} only {GENERATOR} has splits", ["split", "held_out"]),
+        (given and not draws, f"{reason} nothing is drawn at random", ["seed"]),
+    )
+    problems = load_problems(source, count, split, seed, held_out)
+    check_count(count, len(problems), source, option)
+    return problems
+
+
+def check_count(count: int | None, found: int, source: str, option: str) -> None:
+    """Raise `InputError` if `source` has fewer items than the option asks for.
+
+    >>> check_count(5, 3, "mine.jsonl", "--num-problems")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: --num-problems is 5, but mine.jsonl has 3; leave it out to ...
+    """
+    if count is not None and found < count:
+        raise InputError(
+            f"{option} is {count}, but {source} has {found}; leave it out to take all of them"
+        )
+
+
+def model_or_none(
+    name: str, direction: str, device: str | None, dtype: str
+) -> LanguageModel | None:
+    """The model of a direction, or None if its name is `none`."""
+    return None if name == "none" else load_model(name, direction, device, dtype)
+
+
+def load_model(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel:
+    """The model of a direction, for a command that needs one.
+
+    >>> load_model("none", "reverse", None, "auto")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: this command needs a reverse model; give a model folder, or ...
+    """
+    from ledom.lm import load
+
+    if name == "none":
+        raise InputError(f"this command needs a {direction} model; give a model folder, or tiny")
+    return load(name, direction, device=device, dtype=dtype)

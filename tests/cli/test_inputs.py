@@ -1,0 +1,75 @@
+"""Texts on the command line, in UTF-8 and never the name of a file, and the number of problems."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import Run, check_refused
+from ledom.cli.inputs import is_jsonl
+from ledom.lm.backends.fake import FakeLanguageModel
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rank", "given.json", "passages.jsonl"],
+        ["invert", "given.json"],
+        ["generate", "--before", "given.json"],
+        ["generate", "--after", "given.json"],
+        ["explain", "given.json", "3 + 4 = 7"],
+        ["explain", "2 + 3?", "given.json"],
+    ],
+)
+def test_the_name_of_a_file_is_no_text(
+    run: Run, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("given.json").write_text("{}")
+    Path("passages.jsonl").write_text('{"id": "a", "text": "b"}\n')
+    check_refused(run(*command), "given.json: this is a file, but a text is needed;")
+
+
+def test_the_letter_case_of_jsonl_does_not_matter() -> None:
+    assert is_jsonl("QUERIES.JSONL", "query")
+    assert not is_jsonl("no such file.json", "query")
+
+
+def test_texts_that_are_not_utf_8(
+    run: Run, fakes: dict[str, FakeLanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = os.fsdecode(b"ab\xffc")
+    check_refused(
+        run("generate", "--before", bad),
+        "the ending is not UTF-8: byte 0xff at position 2",
+        "iconv",
+    )
+    check_refused(run("explain", bad, "x"), "the question is not UTF-8")
+    check_refused(run("explain", "x", "y", bad), "the solution is not UTF-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xc3("), encoding="ascii"))
+    check_refused(
+        run("generate", "--before", "-"), "the ending on standard input is not UTF-8: byte 0xc3"
+    )
+    # UTF-8 is read as such whatever encoding the locale gave standard input.
+    good = io.TextIOWrapper(io.BytesIO("é\r\nb".encode()), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", good)
+    code, text = run("generate", "--after", "-")
+    assert code == 0, text
+    assert text.startswith("é\nb")
+    monkeypatch.setattr(sys, "stdin", None)
+    check_refused(run("generate", "--after", "-"), "standard input is closed")
+
+
+def test_more_problems_than_there_are(
+    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+) -> None:
+    for command in ("rerank", "search"):
+        refused = run(
+            command, "--problems", problem_file, "--num-problems", 7, "--out", tmp_path / "out"
+        )
+        check_refused(refused, f"--num-problems is 7, but {problem_file} has 6")
+    assert not (tmp_path / "out").exists()
