@@ -14,18 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ledom.cli import (
-    abilities,
-    data,
-    evaluate,
-    gallery,
-    importing,
-    packaged,
-    rerank,
-    serve,
-    text,
-    train,
-)
+from ledom.cli import abilities, data, evaluate, packaged, rerank, serve, text, train
 from ledom.cli.run import DEBUG_VARIABLE, prepare_process, run
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
@@ -39,8 +28,8 @@ app = typer.Typer(
 
 _GROUPS = {
     "Main job": rerank.COMMANDS,
-    "Models": (*text.COMMANDS, *importing.COMMANDS),
-    "Evaluation": (*evaluate.COMMANDS, *abilities.RANKING, *gallery.COMMANDS),
+    "Models": (*text.COMMANDS, *train.IMPORT),
+    "Evaluation": (*evaluate.COMMANDS, *abilities.RANKING),
     "Serving": serve.COMMANDS,
     "Training": train.COMMANDS,
     "Data": (*data.COMMANDS, *abilities.SYNTHESIS),

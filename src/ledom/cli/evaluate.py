@@ -1,4 +1,4 @@
-"""ledom eval: benchmarks by one or two models, in one table."""
+"""ledom eval measures one or two models on benchmarks; ledom gallery shows finished runs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log
-from ledom.cli.inputs import model_or_none
+from ledom.cli.inputs import load_model, model_or_none
 from ledom.cli.options import (
     MODELS,
     MOST_PROBLEMS,
     Device,
     Dtype,
+    Model,
     ModelOrNone,
     Out,
     Seed,
     Threads,
     command_line,
+    out_file,
     refuse_unused,
     unused_by_models,
 )
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 TASKS = "Tasks"
+_MOST_EXAMPLES = 100
 _WIDTH = 140  # columns that the table may take: numbers are never cut
 _NOT_FOR_REVERSAL = (
     "data",
@@ -278,5 +281,37 @@ def _row_notes(task: TaskResult) -> list[str]:
     ]
 
 
+def gallery(
+    context: typer.Context,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Also show these folders, made by eval, rank, synthesize, generate or invert."
+        ),
+    ] = None,
+    examples: Annotated[
+        int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Show the first N examples per section.")
+    ] = 3,
+    reverse: Model = "tiny",
+    out: Annotated[Path, out_file("The HTML file to write.")] = Path("out/gallery.html"),
+    device: Device = None,
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Make a page with texts that a reverse model writes, token by token from the end.
+
+    Example: ledom gallery out/eval --out gallery.html
+    """
+    from ledom.evaluate.gallery import collect
+    from ledom.report.gallery_page import write_gallery
+
+    refuse_unused(context, *unused_by_models(reverse))
+    set_threads(threads)
+    lm = load_model(reverse, "reverse", device, dtype)
+    page = collect(lm, runs or [], examples, seed, reverse, command_line())
+    log(f"page: {write_gallery(out, page)}")
+
+
 evaluate.__name__ = "eval"
-COMMANDS = (evaluate,)
+COMMANDS = (evaluate, gallery)

@@ -1,4 +1,4 @@
-"""Commands for training runs: plan a run, train, compare, export the model."""
+"""Commands for training runs and models: plan a run, train, compare, export, import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from ledom.cli.display import log, show_plan
 from ledom.cli.options import Device, Threads, command_line, out_folder, refuse_unused
-from ledom.cli.progress import Progress, track_training
+from ledom.cli.progress import Progress, track, track_training
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ledom.train.distributed import ProcessGroup
     from ledom.train.recipe import Recipe
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "IMPORT"]
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A YAML recipe, or the name of one of ledom's: tiny, gsm8k, 7b ...")
@@ -204,8 +204,65 @@ def export(
         log(f"uploaded: {upload(folder, push, private, 'dataset' if is_data else 'model')}")
 
 
+def import_command(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="ledom-7b, ledom-2b, reverse-pythia, 2tpg, USER/NAME on the hub, a model folder "
+            "(Llama, GPT-2, GPT-NeoX, nanochat) or a .gguf file."
+        ),
+    ],
+    out: Annotated[Path, out_folder("The model folder to write. It must not exist.")],
+    direction: Annotated[
+        str | None,
+        typer.Option(help="forward or reverse. Needed if neither the name nor the file tells."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="A tokenizer file or folder, for weights that come without one."),
+    ] = None,
+    eos_token: Annotated[
+        str | None,
+        typer.Option(help="The end-of-document token. Default: the one that the self-check finds."),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit on the hub. Default: the newest commit."),
+    ] = None,
+    softcap: Annotated[
+        float | None,
+        typer.Option(help="Logit softcap: 20 for a nanochat model from 2 to 9 March 2026."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Check that the model reads text better in its own direction.")
+    ] = True,
+    threads: Threads = None,
+) -> None:
+    """Turn a published checkpoint or a foreign file into a model folder.
+
+    Example: ledom import ledom-7b --out ledom-7b
+    """
+    set_threads(threads)
+    from ledom.model.foreign.importer import ImportOptions, import_model
+
+    options = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)
+    made = import_model(source, out, options)
+    for note in made.notes:
+        log(note)
+    if made.check is not None:
+        log(
+            f"nats per token: {made.check.forward_loss:.2f} forward, {made.check.reverse_loss:.2f} "
+            f"reverse; a document ends with {made.check.eos_token} "
+            f"(probability {made.check.eos_probability:.2g})"
+        )
+    log(f"a {made.direction} model, documents end with {made.eos_token}: {made.folder}")
+
+
 def _note(line: str) -> None:
     log(f"note: {line}")
 
 
+import_command.__name__ = "import"  # a keyword of Python: the function cannot have this name
+
 COMMANDS = (train, compare, plan, export)
+IMPORT = (import_command,)
