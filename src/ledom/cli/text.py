@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ledom.cli.display import log, show_case, show_texts, warn
-from ledom.cli.inputs import argument_text, load_model, read_text
+from ledom.cli.inputs import argument_text, is_jsonl, load_model, read_text
 from ledom.cli.options import (
     MOST_SAMPLES,
     SAMPLING,
@@ -86,20 +87,16 @@ def explain(
     from ledom.core.records import Problem
     from ledom.report.selection_page import write_report
     from ledom.rerank.explain import explain as run
-    from ledom.rerank.explain import is_candidates_file, read_solutions
 
-    from_files = any(is_candidates_file(solution) for solution in solutions)
+    is_file = [is_jsonl(solution, "solution") for solution in solutions]
     refuse_unused(
         context,
-        (not from_files, "it selects candidates from files, and none is given", ["problem_id"]),
+        (not any(is_file), "it selects candidates from files, and none is given", ["problem_id"]),
         *unused_by_models(reverse),
     )
     text = read_text(question, "question")
     text = text.strip() if question == "-" else text
-    written = read_solutions(
-        [s if is_candidates_file(s) else argument_text(s, "solution") for s in solutions],
-        problem_id,
-    )
+    written = _solutions(solutions, is_file, problem_id)
     set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
     report = run(Problem(id=problem_id or "question", question=text), written, lm)
@@ -108,6 +105,24 @@ def explain(
     warn(report.warning)
     if page is not None:
         log(f"page: {page}")
+
+
+def _solutions(
+    sources: Sequence[str], is_file: Sequence[bool], problem_id: str | None
+) -> list[str]:
+    """Solutions from arguments, each a solution or the name of a file of candidates."""
+    from ledom.core.records import Candidate, read_records
+
+    found: list[str] = []
+    for source, named in zip(sources, is_file, strict=True):
+        if named:
+            records = read_records(source, Candidate)
+            found += [c.text for c in records if problem_id in (None, c.problem_id)]
+        else:
+            found.append(argument_text(source, "solution"))
+    if not found:
+        raise InputError(f"no candidates of problem {problem_id!r} in {', '.join(sources)}")
+    return found
 
 
 def generate(

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError
-from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.core.records import Candidate, Problem, Score
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.report.results import Case, CaseCandidate, ModelInfo, QuestionToken, SelectionReport
@@ -30,9 +29,7 @@ from ledom.text.answers import extract_answer, is_right
 __all__ = [
     "FAMILIAR_LOSS",
     "explain",
-    "is_candidates_file",
     "model_info",
-    "read_solutions",
     "unfamiliar",
     "unfamiliar_texts",
     "worked_cases",
@@ -51,36 +48,6 @@ _FEW_TOKENS = 8  # shorter texts are not judged: "A baker" may start anything
 _CASES = 3
 _CANDIDATES = 6  # shown per case
 _TARGETS = {"forward": "y|x", "reverse": "x|y", "prior": "y"}  # of the scores shown, by name
-
-
-def is_candidates_file(source: str) -> bool:
-    """Whether `source` names a file of candidates; anything else is itself a solution.
-
-    >>> is_candidates_file("candidates.jsonl"), is_candidates_file("3 + 4 = 7")
-    (True, False)
-    """
-    return source.lower().endswith(".jsonl")
-
-
-def read_solutions(sources: Sequence[str], problem_id: str | None = None) -> list[str]:
-    """Solutions from `sources`: each is a solution, or a JSONL file of candidates.
-
-    With `problem_id`, only that problem's candidates are read from the files. Raises `InputError`
-    for a bad file, or if no solution is found.
-
-    >>> read_solutions(["3 + 4 = 7", "3 - 4 = 1"])
-    ['3 + 4 = 7', '3 - 4 = 1']
-    """
-    solutions: list[str] = []
-    for source in sources:
-        if is_candidates_file(source):
-            records = read_records(source, Candidate)
-            solutions += [c.text for c in records if problem_id in (None, c.problem_id)]
-        else:
-            solutions.append(source)
-    if not solutions:
-        raise InputError(f"no candidates of problem {problem_id!r} in {', '.join(sources)}")
-    return solutions
 
 
 def explain(problem: Problem, solutions: Sequence[str], lm: LanguageModel) -> SelectionReport:
