@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ledom.core.records import Document
-    from ledom.evaluate.inversion import Output
-    from ledom.evaluate.retrieval import Query
     from ledom.evaluate.synthesis import Seed as SynthesisSeed
     from ledom.evaluate.synthesis import Synthesized
 
@@ -151,19 +148,20 @@ def rank(
 
     Example: ledom rank "Ava has 3 pens and buys 4. How many?" passages.jsonl
     """
-    from ledom.evaluate.retrieval import rank_passages, read_passages, reciprocal_ranks
+    from ledom.evaluate import retrieval
     from ledom.rerank.explain import unfamiliar_texts
 
     refuse_unused(context, *unused_by_models(model))
-    from_file = is_jsonl(query, "query")
-    if from_file and out is None:
-        raise InputError("a file of queries needs a folder for the ranking; give --out FOLDER")
-    found = read_passages(passages)
-    queries = _queries(query, found, from_file)
+    from_file = _is_file(query, "query", out)
+    found = retrieval.read_passages(passages)
+    if from_file:
+        queries = retrieval.read_queries(Path(query), found)
+    else:
+        queries = [retrieval.Query(id="query", text=_text(query, "query").strip())]
     set_threads(threads)
     lm = load_model(model, direction, device, dtype)
     with results_folder(out) as folder:
-        ranking = rank_passages(lm, queries, found, folder, track, prior, top)
+        ranking = retrieval.rank_passages(lm, queries, found, folder, track, prior, top)
     if not from_file:
         texts = {passage.id: passage.text for passage in found}
         show_ranking((one.passage_id, texts[one.passage_id], one.score) for one in ranking[:top])
@@ -171,23 +169,28 @@ def rank(
         log(f"note: {len(cut)} of {len(found)} passages were cut to fit the model's context")
     warn(unfamiliar_texts(lm, [one.text for one in queries[:_JUDGED]], "its order"))
     _summarize(
-        reciprocal_ranks(queries, ranking),
+        retrieval.reciprocal_ranks(queries, ranking),
         "queries have relevant passages",
         {"num_queries": len(queries), "num_passages": len(found), "num_truncated": len(cut)},
         out and out / "retrieval.json",
     )
 
 
-def _queries(query: str, passages: Sequence[Document], from_file: bool) -> list[Query]:
-    """The queries in a file, or one query with the given text."""
-    from ledom.evaluate.retrieval import Query, read_queries
+def _is_file(argument: str, name: str, out: Path | None) -> bool:
+    """Whether an argument names a JSONL file, whose ranking needs a folder."""
+    if not is_jsonl(argument, name):
+        return False
+    if out is None:
+        raise InputError("the ranking of a file needs a folder; give --out FOLDER", path=argument)
+    return True
 
-    if from_file:
-        return read_queries(Path(query), passages)
-    text = read_text(query, "query").strip()
-    if not text:
-        raise InputError("the query is empty; give a text")
-    return [Query(id="query", text=text)]
+
+def _text(argument: str, name: str) -> str:
+    """The text of an argument; raises `InputError` for an empty one."""
+    text = read_text(argument, name)
+    if not text.strip():
+        raise InputError(f"the {name} is empty; give a text")
+    return text
 
 
 def _summarize(
@@ -342,28 +345,28 @@ def invert(
 
     Example: ledom invert "So, a pizza will last for 24 / 12 = 2 days."
     """
-    from ledom.evaluate.inversion import invert as run
-    from ledom.evaluate.inversion import reciprocal_ranks
+    from ledom.evaluate import inversion
     from ledom.lm.language_model import Sampling
     from ledom.rerank.explain import unfamiliar_texts
 
-    from_file = is_jsonl(output, "output")
+    from_file = _is_file(output, "output", out)
     refuse_unused(
         context,
         *unused_when_greedy(temperature, "samples", "seed"),
         (from_file, "for a file of outputs no prompts are printed", ["top"]),
         *unused_by_models(forward, reverse),
     )
-    if from_file and out is None:
-        raise InputError("a file of outputs needs a folder for the ranking; give --out FOLDER")
-    outputs = _outputs(output, from_file)
+    if from_file:
+        outputs = inversion.read_outputs(Path(output))
+    else:
+        outputs = [inversion.Output(id="output", text=_text(output, "output").rstrip("\n"))]
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     count = 1 if temperature == 0 else samples
     set_threads(threads)
     proposer = load_model(reverse, "reverse", device, dtype)
     verifier = load_model(forward, "forward", device, dtype)
     with results_folder(out) as folder:
-        found = run(outputs, proposer, verifier, sampling, count, folder, track, prior)
+        found = inversion.invert(outputs, proposer, verifier, sampling, count, folder, track, prior)
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])
     if lacking := len(outputs) - len({one.output_id for one in found}):
@@ -374,23 +377,11 @@ def invert(
         )
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
     _summarize(
-        reciprocal_ranks(outputs, found),
+        inversion.reciprocal_ranks(outputs, found),
         "outputs have a known prompt",
         {"num_outputs": len(outputs), "num_without_prompt": lacking},
         out and out / "inversion.json",
     )
-
-
-def _outputs(output: str, from_file: bool) -> list[Output]:
-    """The outputs in a file, or one output with the given text."""
-    from ledom.evaluate.inversion import Output, read_outputs
-
-    if from_file:
-        return read_outputs(Path(output))
-    text = read_text(output, "output").rstrip("\n")
-    if not text.strip():
-        raise InputError("the output is empty; give a text")
-    return [Output(id="output", text=text)]
 
 
 RANKING = (rank, invert)
