@@ -376,12 +376,9 @@ def invert(
             "another --max-tokens"
         )
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
-    _summarize(
-        inversion.reciprocal_ranks(outputs, found),
-        "outputs have a known prompt",
-        {"num_outputs": len(outputs), "num_without_prompt": lacking},
-        out and out / "inversion.json",
-    )
+    ranks = inversion.reciprocal_ranks(outputs, found)
+    counts = {"num_outputs": len(outputs), "num_without_prompt": lacking}
+    _summarize(ranks, "outputs have a known prompt", counts, out and out / "inversion.json")
 
 
 RANKING = (rank, invert)
