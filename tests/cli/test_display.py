@@ -73,6 +73,19 @@ def test_weights_are_shown_by_the_strategies_labels(capsys: pytest.CaptureFixtur
     ]
 
 
+def test_a_piped_row_is_not_wrapped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = [f"feature{number}" for number in range(30)]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    tuned = TunedWeights({"all_terms": dict.fromkeys(features, 0.25)}, 10, 80, frozenset())
+    show_weights(tuned)
+    assert capsys.readouterr().out.count("\n") == 1
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show_weights(tuned)
+    assert capsys.readouterr().out.count("\n") > 1  # a terminal's lines end at its edge
+
+
 def test_a_piped_text_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     passage = "a passage of many words " * 10 + "\nits second line"
     show_ranking([("p " * 60 + "name", passage, -1.25)])

@@ -5,6 +5,7 @@ Results go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "log",
+    "output_console",
     "show_case",
     "show_plan",
     "show_ranking",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _WIDTH = 80  # maximum columns of the table of strategies
+_PIPE = 10_000  # columns where there is no terminal: a program reads whole lines
 _GAP = (0, 1, 0, 0)  # padding of a cell: narrow, so that the table fits
 _LONGEST = 2000  # characters of a solution to show
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -56,14 +59,24 @@ def warn(warning: str | None) -> None:
         log(f"warning: {warning}")
 
 
+def output_console(least: int = 0) -> Console:
+    """Standard output for tables, of at least so many columns.
+
+    Lines wrap on a terminal, and where the environment gives a width.
+    """
+    from rich.console import Console
+
+    is_narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=max(Console().width if is_narrow else _PIPE, least))
+
+
 def show_summary(report: SelectionReport) -> None:
     """Print the report's one-sentence summary, then a table of accuracies."""
-    from rich.console import Console
     from rich.text import Text
 
     from ledom.report.summary import summarize
 
-    console = Console(highlight=False)
+    console = output_console()
     if sentence := summarize(report).sentence:
         console.print(Text(sentence, "bold"), soft_wrap=True)
     warn(report.warning)
@@ -95,7 +108,6 @@ def _table(first: str, *others: str) -> Table:
 
 def _print_pairs(rows: Mapping[str, str]) -> None:
     """Print names and values in two columns."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -103,17 +115,16 @@ def _print_pairs(rows: Mapping[str, str]) -> None:
     table.add_column()
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    output_console().print(table)
 
 
 def show_case(case: Case) -> None:
     """Print the question once per candidate; the redder a word, the less it is explained."""
-    from rich.console import Console
     from rich.text import Text
 
     from ledom.report.words import question_words
 
-    console = Console(highlight=False)
+    console = output_console()
     for candidate in case.candidates:
         words = question_words(case.question, candidate.question_tokens)
         line = Text()
@@ -148,10 +159,9 @@ def _shortened(text: str) -> str:
 
 def show_ranking(found: Iterable[tuple[str, str, float]]) -> None:
     """Print (name, text, score in nats), best first. An empty name is left out."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = output_console()
     for rank, (name, text, score) in enumerate(found, start=1):
         head = Text.assemble((f"{rank}. ", "bold"), _printable(f"{name}  " if name else ""))
         _print_text(console, head.append(f"{score + 0.0:.1f}"))
@@ -181,14 +191,12 @@ def show_weights(tuned: TunedWeights) -> None:
 
 def show_search(report: SearchReport) -> None:
     """Print the accuracy of a search and of its baselines at equal cost."""
-    from rich.console import Console
-
     table = _table("at equal generated tokens", "accuracy, %", "search minus it")
     for name, found in report.accuracy.items():
         versus = report.search_against.get(name)
         table.add_row(name, accuracy(found), difference(versus) if versus else "")
     if table.rows:
-        Console(highlight=False).print(table)
+        output_console().print(table)
     log(
         f"{report.tokens_per_problem:.0f} tokens per problem; {report.unfinished} of "
         f"{report.num_problems} searches ended without a finished solution"
@@ -207,7 +215,8 @@ def show_plan(plan: Plan) -> None:
             f"embedding {count(size.embedding)}, head {count(size.head)}, "
             f"norms {count(size.norms)}",
             "tokens": f"{count(plan.tokens)} in {plan.steps:,} steps",
-            "pass": f"{plan.tokens_per_pass:,} tokens per GPU, {plan.passes} passes per step",
+            "pass": f"{plan.tokens_per_pass:,} tokens per GPU, "
+            f"{plan.passes} pass{'' if plan.passes == 1 else 'es'} per step",
             "memory": f"{byte_count(memory.peak)} per GPU, of {byte_count(plan.usable)} usable",
             "": f"weights {byte_count(memory.weights)}, gradients {byte_count(memory.gradients)}, "
             f"optimizer {byte_count(memory.optimizer)}, activations "

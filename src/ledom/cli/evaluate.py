@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import log
+from ledom.cli.display import log, output_console
 from ledom.cli.inputs import load_model, model_or_none
 from ledom.cli.options import (
     MODELS,
@@ -170,7 +170,6 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
 
 def show_reversal(found: ReversalResult) -> None:
     """Print accuracies: a row per kind of fact and question, a column per arm."""
-    from rich.console import Console
     from rich.table import Table
 
     from ledom.report.numbers import accuracy, difference
@@ -185,9 +184,7 @@ def show_reversal(found: ReversalResult) -> None:
         table.add_column(result.arm, justify="right", no_wrap=True)
     for (seen, asked), results in rows.items():
         table.add_row(seen, asked, *(accuracy(result.accuracy) for result in results))
-    console = Console(highlight=False)
-    console.width = max(console.width, _WIDTH)
-    console.print(table, soft_wrap=True)
+    output_console(_WIDTH).print(table, soft_wrap=True)
     log(f"{found.num_facts} facts, each asked for its name and for its description; exact matches")
     log("minus forward, over both questions of the facts seen in one order:")
     for result in results:
@@ -210,12 +207,9 @@ def _sources(
 
 def show_results(found: Evaluation) -> None:
     """Print one table of all tasks, then the notes."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    terminal = Console(highlight=False)
-    console = Console(highlight=False, width=max(terminal.width, _WIDTH))
     table = Table(box=None, padding=(0, 1, 0, 0))
     for name in ("metric", "model, scoring"):
         table.add_column(name, no_wrap=True)
@@ -226,7 +220,7 @@ def show_results(found: Evaluation) -> None:
         for row in task.rows:
             table.add_row(*_cells(row))
         table.add_section()
-    console.print(table, soft_wrap=True)
+    output_console(_WIDTH).print(table, soft_wrap=True)
     for task in found.tasks:
         for note in (*_published(task), *task.notes, *_row_notes(task)):
             log(f"{task.task}: {note}")
