@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from command_line import Run
 from kills import run_through_kills
 from ledom.cli.evaluate import show_reversal
 from ledom.core.direction import Direction
@@ -193,6 +195,19 @@ def test_the_command_resumes_and_refuses_another_seed(tmp_path: Path) -> None:
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert run_reversal(ReversalJob(moved, per_order=2, steps=2), watch, no_progress) == found
     assert trained == []
+
+
+def test_sigterm_in_a_training_says_how_to_resume_and_is_no_success(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(job: ReversalJob, watch: reversal.Watch, track: object) -> None:
+        with watch("training: forward", 0, 2):
+            raise SystemExit(0)
+
+    monkeypatch.setattr(reversal, "run_reversal", stopped)
+    code, text = run("eval", "--suite", "reversal", "--out", tmp_path)
+    assert code == 128 + signal.SIGTERM
+    assert text == "stopped; every step is saved: run the same command again to resume\n"
 
 
 def test_the_table_is_whole_on_a_narrow_terminal(

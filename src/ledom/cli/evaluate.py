@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -164,7 +165,11 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
     from ledom.evaluate.reversal import ReversalJob, run_reversal
 
     job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=command_line())
-    show_reversal(run_reversal(job, track_training, track))
+    try:
+        found = run_reversal(job, track_training, track)
+    except SystemExit:  # SIGTERM in a training: the suite is not finished
+        raise SystemExit(128 + signal.SIGTERM) from None
+    show_reversal(found)
     log(f"results: {out / 'reversal.json'}")
 
 

@@ -93,13 +93,8 @@ def _train_one(
     from ledom.train.recipe import save_recipe
 
     own = folder / str(way)
-    try:
-        with track_training(str(way), newest_step(own), plan.optim.steps) as on_progress:
-            finished = train(plan, way, data, own, on_progress, world)
-    except SystemExit:  # SIGTERM: not an error
-        if world.is_first:
-            log("stopped; every step is saved: run the same command again to resume")
-        raise
+    with track_training(str(way), newest_step(own), plan.optim.steps) as on_progress:
+        finished = train(plan, way, data, own, on_progress, world)
     if world.is_first:
         save_recipe(plan, folder / "recipe.yaml")
         log(f"{way} model: {finished}")
