@@ -24,6 +24,7 @@ from ledom.evaluate.inversion import (
 )
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
+from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 from stand_in_models import ScriptedLanguageModel
 
@@ -32,12 +33,12 @@ ANSWER = "1 + 1 = 2\n#### 2"
 QUESTIONS = ["What is 1 + 1?", "How many are 1 and 1?", "What is 2 + 2?"]
 
 
-def by_hand(tokenizer: Tokenizer, question: str, prior: bool) -> float:
+def by_hand(tokenizer: Tokenizer, question: str, prior: bool, answer: str = ANSWER) -> float:
     """The fake's log P of all tokens behind the first, or of those behind the empty line alone."""
     encode, eos = tokenizer.encode, tokenizer.eos_id
-    fed = [eos, *encode(f"{question}\n\n{ANSWER}").ids, eos]
+    fed = [eos, *encode(f"{question}\n\n{answer}").ids, eos]
     values = [-math.log1p((a + b) % 7) for a, b in pairwise(fed)]
-    return sum(values if prior else values[-len(encode(ANSWER).ids) - 1 :])
+    return sum(values if prior else values[-len(encode(answer).ids) - 1 :])
 
 
 def inverted(
@@ -65,6 +66,20 @@ def test_prompts_are_ordered_by_what_the_forward_model_says(
     assert [one.prompt for one in found] == [question for _, question in expected]
     assert [one.score for one in found] == pytest.approx([s for s, _ in expected], abs=1e-4)
     assert [one.rank for one in found] == [1, 2, 3]
+
+
+def test_each_model_reads_an_output_in_its_own_style(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The proposer reads equations alone, the verifier the words too; and the other way round."""
+    words = "She has 1 + 1 = 2 pens.\n#### 2"
+    for proposer_reads, verifier_reads in [(ANSWER, words), (words, ANSWER)]:
+        reverse = ScriptedLanguageModel(tokenizer, "reverse", {f"\n\n{proposer_reads}": ["Why?"]})
+        forward = FakeLanguageModel(tokenizer)
+        styled = reverse if proposer_reads == ANSWER else forward
+        styled.pair_format = PairFormat(style="equations")
+        out, outputs = tmp_path / styled.direction, [Output(id="o", text=words)]
+        (found,) = invert(outputs, reverse, forward, Sampling(), 1, out, no_progress)
+        expected = by_hand(tokenizer, "Why?", True, verifier_reads)
+        assert (found.prompt, found.score) == ("Why?", pytest.approx(expected, abs=1e-4))
 
 
 @pytest.mark.parametrize("room", [1, 0])

@@ -113,7 +113,11 @@ def invert(
     """
     check_directions(reverse, forward)
     pair_format = reverse.pair_format
-    prompts = [Prompt(one.id, pair_format.after_question(one.text)) for one in outputs]
+    read = [pair_format.restyle(output.text) for output in outputs]
+    prompts = [
+        Prompt(output.id, pair_format.after_question(text))
+        for output, text in zip(outputs, read, strict=True)
+    ]
     check_prompts(prompts, reverse, sampling)
     _check_room(outputs, forward)
     path = out / "proposals.jsonl"
@@ -201,7 +205,8 @@ def pair_spans(
 ) -> Iterator[TokenSpan]:
     """For each (question, solution), the tokens whose log-probabilities sum to log P of both.
 
-    Without `prior`, they sum to log P(solution | question). The document-end token counts.
+    Without `prior`, they sum to log P(solution | question). The solution is read in the model's
+    style. The document-end token counts.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm = FakeLanguageModel()
@@ -211,7 +216,8 @@ def pair_spans(
     2
     10
     """
-    for pair in lm.pair_format.encode(lm.tokenizer, pairs, *lm.special_ids):
+    styled = [(question, lm.pair_format.restyle(solution)) for question, solution in pairs]
+    for pair in lm.pair_format.encode(lm.tokenizer, styled, *lm.special_ids):
         start = max(1, len(lm.bos_ids)) if prior else pair.solution[0]  # the first has no context
         yield TokenSpan(pair.ids, start, len(pair.ids))
 
