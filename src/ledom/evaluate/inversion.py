@@ -145,8 +145,8 @@ def invert(
 
 def _check_room(outputs: Sequence[Output], forward: LanguageModel) -> None:
     """Raise `InputError` for an output that fills the forward model's context by itself."""
-    alone = pair_spans(forward, [("", output.text) for output in outputs], prior=False)
-    for output, span in zip(outputs, alone, strict=True):
+    for output in outputs:
+        (span,) = pair_spans(forward, [("", output.text)], prior=False)
         if len(span.ids) - 1 >= forward.context:
             raise InputError(
                 f"{forward.name}: output {output.id!r} has {len(span.ids) - 1} tokens, which leave "

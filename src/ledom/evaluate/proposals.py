@@ -212,9 +212,14 @@ def verify(
         for proposal, found in zip(some, values, strict=True):
             yield [_likelihood(lm, proposal, found)]
 
-    every = zip(proposals, spans(proposals), strict=True)
+    fitting = [
+        proposal
+        for some in even_groups(proposals, _TOGETHER)  # all of their tokens at once may be GBs
+        for proposal, span in zip(some, spans(some), strict=True)
+        if len(span.ids) - 1 <= lm.context
+    ]
     work = Work(
-        items=[proposal for proposal, span in every if len(span.ids) - 1 <= lm.context],
+        items=fitting,
         make=at_once(make),
         groups=lambda some: even_groups(some, _TOGETHER),
         together=lm.batches_requests,
