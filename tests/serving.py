@@ -77,12 +77,13 @@ def gateway(
     handler: Handler | None,
     seconds: float = SECONDS,
     weights: TunedWeights | None = None,
+    key: str = "key",
 ) -> Iterator[TestClient]:
     """A client of a gateway whose upstream is `handler`; without one the forward model answers."""
     upstream = None
     if handler is not None:
         transport = httpx.MockTransport(handler)
-        upstream = Upstream("http://up/v1", "big", "key", seconds, 1.0, 2.0, transport)
+        upstream = Upstream("http://up/v1", "big", key, seconds, 1.0, 2.0, transport)
     app = make_app(Service(Judge(*models, weights=weights), Settings(), upstream))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client

@@ -53,6 +53,13 @@ def test_a_port_that_is_taken_is_one_line(server: Server) -> None:
         Server(None, settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("token", ["", "two words", "line\n", "é"])
+def test_a_token_that_no_client_can_send_is_refused(token: str) -> None:
+    with pytest.raises(InputError, match="LEDOM_TOKEN") as refused:
+        Settings(token=token).check()
+    assert not token or token not in str(refused.value)
+
+
 def test_without_a_token_only_this_machine_is_served() -> None:
     with pytest.raises(InputError, match="LEDOM_TOKEN"):
         Settings(host="0.0.0.0").check()

@@ -169,7 +169,7 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
     ),
     "refuses": (lambda r: httpx.Response(400, text="bad model"), 400, "answered 400: bad model"),
     "broken": (lambda r: httpx.Response(500), 502, "answered 500"),
-    "busy": (lambda r: httpx.Response(429), 429, "answered 429"),
+    "busy": (lambda r: httpx.Response(429, text="later"), 429, "answered 429: later"),
     "not its format": (
         lambda r: httpx.Response(200, stream=_Garbled(), headers={"Content-Encoding": "gzip"}),
         502,
@@ -178,9 +178,10 @@ FAILURES: dict[str, tuple[Handler, int, str]] = {
     "elsewhere": (
         lambda r: httpx.Response(302, headers={"Location": "http://127.0.0.1/metrics"}),
         502,
-        "answered 302",
+        "answered 302, a redirect; give --upstream the final address",
     ),
-    "no key": (lambda r: httpx.Response(401, text="bad key"), 502, "answered 401: bad key"),
+    "no key": (lambda r: httpx.Response(401, text="bad key"), 502, "rejects this server's key"),
+    "an unlikely status": (lambda r: httpx.Response(204), 502, "answered 204"),
 }
 
 
@@ -201,10 +202,77 @@ def test_a_busy_upstream_says_when_to_try_again(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ledom.serve.upstream._PAUSES", ())
-    for given, passed in (({"Retry-After": "33"}, "33"), ({"Retry-After": "soon"}, "5"), ({}, "5")):
-        busy = httpx.Response(429, headers=given)
+    cases = {"33": "33", "soon": "5", "-1": "5", "²": "5", "9" * 30: "3600", "": "5"}
+    cases |= {"Wed, 21 Oct 2099 07:28:00 GMT": "3600", "Wed, 21 Oct 2015 07:28:00 GMT": "0"}
+    for given, passed in cases.items():
+        busy = httpx.Response(429, headers={"Retry-After": given.encode("latin-1")})
         with gateway(models, lambda request, busy=busy: busy) as client:
             assert chat(client).headers["retry-after"] == passed
+    for given, passes in ({"Retry-After": "7"}, "7"), ({}, None):
+        down = httpx.Response(503, headers=given)
+        with gateway(models, lambda request, down=down: down) as client:
+            answer = chat(client)
+            assert (answer.status_code, answer.headers.get("retry-after")) == (502, passes)
+
+
+def test_an_upstream_that_asks_for_a_long_wait_is_not_asked_again(models: Models) -> None:
+    asked = []
+
+    def busy(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(429, headers={"Retry-After": "60"})
+
+    with gateway(models, busy) as client:
+        assert chat(client).status_code == 429
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 418, 429, 500])
+def test_no_message_has_the_key(
+    models: Models, status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An upstream may repeat what it was sent; of a wrong key it may repeat a part."""
+    monkeypatch.setattr("ledom.serve.upstream._PAUSES", ())
+
+    def repeats(request: httpx.Request) -> httpx.Response:
+        said = request.headers["authorization"] if status != 401 else "no such key: sk-12***"
+        return httpx.Response(status, text=f"{said} is refused")
+
+    with gateway(models, repeats, key="sk-123456") as client:
+        answer = chat(client)
+        assert "sk-12" not in answer.text + caplog.text + client.get("/metrics").text
+        assert status == 401 or "Bearer *** is refused" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("key", ["sk-1\n", "sk 1", "sk-é", "\x00"])
+def test_a_key_that_no_header_can_hold_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match="OPENAI_API_KEY") as refused:
+        Upstream("http://up/v1", "big", key)
+    assert key not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"messages": [{"role": "user", "content": " "}]},
+        {"messages": [{"role": "user", "content": "word " * 5000}]},
+        {"ledom": {"strategy": "the best"}},
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_before_anything_is_drawn(
+    models: Models, more: dict[str, Any]
+) -> None:
+    asked = []
+
+    def count(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return honest(request)
+
+    with gateway(models, count) as client:
+        answer = chat(client, **more)
+    assert answer.status_code in (400, 413), answer.text
+    assert not asked
 
 
 def test_an_upstream_that_recovers_is_used(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

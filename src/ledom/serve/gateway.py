@@ -100,7 +100,7 @@ def strategy_slugs() -> dict[str, str]:
     'vote_all_terms'
     """
     return {
-        re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"): name
+        _slug(name): name
         for name, strategy in STRATEGIES.items()
         if isinstance(strategy, (Pick, Vote))
     }
@@ -118,6 +118,9 @@ async def choose(
     # The upstream itself limits the length of its texts.
     asked = 1 if service.upstream else body.get("max_tokens") or _MAX_TOKENS
     service.check_writing(options.n, asked)
+    # Before anything is drawn, which may cost money.
+    _check_strategy(options.strategy)
+    await service.check_pairs([Pair(question, "")])
     drawn = await _draw(service, question, options, path, body)
     known = [place for place, text in enumerate(drawn.texts) if text.strip()]
     if not known:
@@ -153,7 +156,6 @@ async def _draw(
             "out",
         )
     lm = service.model("forward")
-    service.check_prompts(lm, [question])
     asked = body.get("temperature")
     sampling = Sampling(
         temperature=_TEMPERATURE if asked is None else asked,
@@ -214,13 +216,25 @@ def _select(
     }
 
 
+def _check_strategy(asked: str | None) -> None:
+    """Raise `InputError` for a strategy that cannot choose, whatever the candidates are."""
+    if asked is not None and _slug(asked) not in strategy_slugs():
+        raise InputError(
+            f"no strategy {asked!r:.60} can choose; choose among: {', '.join(strategy_slugs())}"
+        )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def _strategy(asked: str | None, table: CandidateTable, weights: TunedWeights) -> str:
     """The id of the strategy asked for; raises `InputError` if it cannot choose here."""
     if asked is None:
         return preferred_strategy(table, weights)
     able = usable(table, weights.weights)
     slugs = {slug: name for slug, name in strategy_slugs().items() if name in able}
-    slug = re.sub(r"[^a-z0-9]+", "-", asked.lower()).strip("-")
+    slug = _slug(asked)
     if slug not in slugs:
         raise InputError(
             f"strategy {asked!r:.60} cannot choose with this server's models and weights; choose "

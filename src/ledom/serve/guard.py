@@ -22,7 +22,7 @@ from ledom.core.reading import parse_json
 from ledom.serve.apart import apart
 from ledom.serve.metrics import Metrics
 from ledom.serve.refusals import Refusal, refusal_of
-from ledom.serve.settings import Settings
+from ledom.serve.settings import Settings, is_loopback
 
 __all__ = ["Guard"]
 
@@ -33,7 +33,6 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _OPEN = ("/healthz",)
 _CLIENT_GONE = 499  # never sent: a label for the metrics
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 _JSON_TYPE = re.compile(r"application/([\w.-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -90,7 +89,7 @@ class Guard:
             # must not reach it under another host name (DNS rebinding).
             host = headers.get(b"host", b"").decode("latin-1")
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-            if name not in _LOCAL_NAMES:
+            if not is_loopback(name):
                 raise Refusal(403, f"host {name!r:.60} is not this machine; use 127.0.0.1")
             return
         if scope["path"] in _OPEN:

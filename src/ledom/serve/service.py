@@ -85,14 +85,18 @@ class Service:
 
         Raises `Refusal` if a limit is exceeded, and `InputError` for a pair that cannot be judged.
         """
+        await self.check_pairs(pairs)
+        judged = await self._batcher.submit(pairs)
+        self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
+        return judged
+
+    async def check_pairs(self, pairs: Sequence[Pair]) -> None:
+        """Raise `Refusal` or `InputError` for pairs that `judge_pairs` would refuse."""
         limits = self.settings.limits
         if len(pairs) > limits.max_candidates:
             raise Refusal(413, f"{len(pairs)} texts; at most {limits.max_candidates} per request")
         size = sum(len(pair.question) + len(pair.answer) for pair in pairs)
         await apart(size, lambda: self._check(pairs, size))
-        judged = await self._batcher.submit(pairs)
-        self.metrics.tokens("scored", sum(judgement.num_tokens for judgement in judged))
-        return judged
 
     async def compute(self, job: Callable[[], Steps[_T]]) -> _T:
         """Run a job that uses a model. Jobs run one at a time, in parallel with the judge.

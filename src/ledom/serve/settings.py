@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from ledom.core.errors import InputError
 from ledom.core.reading import Config
 
-__all__ = ["Limits", "Settings"]
+__all__ = ["Limits", "Settings", "check_secret", "is_loopback"]
 
 
 class Limits(Config):
@@ -61,26 +62,42 @@ class Settings(Config):
         Traceback (most recent call last):
         ledom.core.errors.InputError: host is '0.0.0.0', and without a token anyone who reaches ...
         """
-        if self.token == "":
-            raise InputError("the token is empty; give one, or leave it out")
+        if self.token is not None:
+            check_secret("the token in LEDOM_TOKEN", self.token)
         if self.reports is not None and not self.reports.is_dir():
             raise InputError("is not a folder; give one with reports", path=self.reports)
-        if self.token is None and not _is_loopback(self.host):
+        if self.token is None and not is_loopback(self.host):
             raise InputError(
                 f"host is {self.host!r}, and without a token anyone who reaches it could use the "
                 "server; set LEDOM_TOKEN, or listen on 127.0.0.1"
             )
 
 
-def _is_loopback(host: str) -> bool:
+def check_secret(what: str, secret: str) -> None:
+    """Raise `InputError` for a secret that no client can send as a bearer token.
+
+    >>> check_secret("the token in LEDOM_TOKEN", "abc\\n")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the token in LEDOM_TOKEN is empty or has spaces, line ends or ...
+    """
+    if not re.fullmatch(r"[!-~]+", secret):
+        raise InputError(
+            f"{what} is empty or has spaces, line ends or characters beyond ASCII, which no header "
+            "can hold; give another, or unset it"
+        )
+
+
+def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host of that name.
 
-    >>> _is_loopback("127.0.0.1"), _is_loopback("localhost"), _is_loopback("0.0.0.0")
-    (True, True, False)
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("[::1]")
+    (True, True, True)
+    >>> is_loopback("0.0.0.0")
+    False
     """
     if host == "localhost":
         return True
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False

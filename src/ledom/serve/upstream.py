@@ -1,15 +1,19 @@
 """The server that the gateway draws candidates from, over OpenAI's protocol.
 
 Any failure of the upstream (a timeout, an error, an invalid or incomplete answer) becomes one
-`Refusal`. Requests that may succeed later (429, 5xx, a broken connection) are retried. If the
-upstream ignores or rejects `n`, it gets one request per candidate.
+`Refusal`. Requests that may succeed later (429, 5xx, a broken connection) are retried, unless the
+upstream asks for a longer wait than that takes. If the upstream ignores or rejects `n`, it gets one
+request per candidate. The server's key is in no message.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -18,11 +22,14 @@ from ledom.core.errors import InputError
 from ledom.core.reading import JsonObject, parse_json
 from ledom.serve.chat_text import content_of
 from ledom.serve.refusals import Refusal
+from ledom.serve.settings import check_secret
 
 __all__ = ["Drawn", "Upstream"]
 
 _PAUSES = (0.5, 2.0)  # seconds before the first and the second retry
+_LONGEST_WAIT = 3600  # most seconds that a client is told to wait
 _MOST_BYTES = 64 * 2**20  # of one answer
+_WAIT = 5  # seconds that a client is told to wait after a 429 without a time
 _DECLINES = (400, 404, 413, 422)  # statuses that mean that the client's request is wrong
 _TOGETHER = 8  # concurrent requests to an upstream that sends one choice per request
 
@@ -59,6 +66,8 @@ class Upstream:
             raise InputError(
                 f"upstream is {self.base_url!r}; give its address, such as http://127.0.0.1:8001/v1"
             )
+        if self.key:
+            check_secret("the key in OPENAI_API_KEY", self.key)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.client = httpx.AsyncClient(
             headers=headers, timeout=self.seconds, transport=self.transport
@@ -136,12 +145,20 @@ class Upstream:
         """The upstream's answer; failures that may pass are retried."""
         url = f"{self.base_url.rstrip('/')}/{path}"
         for pause in (*_PAUSES, None):
+            wait = 0
             try:
                 return await self._post(url, body)
-            except (httpx.RequestError, _Passing) as error:
-                if pause is None or isinstance(error, httpx.TimeoutException):
-                    raise _refusal(error, self.seconds) from None
-            await asyncio.sleep(pause)
+            except httpx.TimeoutException:
+                raise Refusal(
+                    504, f"the upstream did not answer within {self.seconds:g} s; ask for less"
+                ) from None
+            except httpx.RequestError as error:
+                problem = Refusal(502, f"the connection to the upstream failed: {error}")
+            except _Passing as error:
+                problem, wait = error, error.wait or 0
+            if pause is None or wait > max(_PAUSES):
+                raise problem
+            await asyncio.sleep(max(pause, wait))
         raise AssertionError
 
     async def _post(self, url: str, body: Mapping[str, Any]) -> JsonObject:
@@ -151,14 +168,8 @@ class Upstream:
                 content += part
                 if len(content) > _MOST_BYTES:
                     raise Refusal(502, "the upstream's answer is too large")
-        if answer.status_code == 429 or answer.status_code >= 500:
-            raise _Passing(answer.status_code, answer.headers.get("Retry-After", ""))
         if answer.status_code != 200:
-            said = " ".join(content[:300].decode("utf-8", "replace").split())
-            message = f"the upstream answered {answer.status_code}: {said}"
-            if answer.status_code in _DECLINES:
-                raise _Declined(400, message)
-            raise Refusal(502, message)
+            raise self._refusal(answer, content)
         try:
             data = parse_json(bytes(content))
         except InputError as error:
@@ -168,27 +179,52 @@ class Upstream:
             raise Refusal(502, "the upstream's answer is not valid: it has no choices")
         return data
 
+    def _refusal(self, answer: httpx.Response, content: bytearray) -> Refusal:
+        """The error response for an answer whose status is not 200."""
+        status = answer.status_code
+        message = f"the upstream answered {status}"
+        if status == 401:  # what it says may have parts of the key
+            return Refusal(502, f"{message}: it rejects this server's key (OPENAI_API_KEY)")
+        if answer.is_redirect:
+            return Refusal(502, f"{message}, a redirect; give --upstream the final address")
+        said = " ".join(content[:2000].decode("utf-8", "replace").split())
+        said = said.replace(self.key, "***") if self.key else said
+        message += f": {said[:300]}" if said else ""
+        if status in _DECLINES:
+            return _Declined(400, message)
+        if status == 429 or status >= 500:
+            return _Passing(status, message, _seconds(answer.headers.get("Retry-After", "")))
+        return Refusal(502, message)
 
-class _Passing(Exception):  # noqa: N818
-    """An error that may not occur on a retry."""
 
-    def __init__(self, status: int, wait: str) -> None:
-        super().__init__(f"the upstream answered {status}")
-        self.status = status
-        self.wait = wait if wait.isdigit() else "5"
+class _Passing(Refusal):
+    """An error that may not occur on a retry; `wait` is what the upstream asks for, in seconds."""
+
+    def __init__(self, status: int, message: str, wait: int | None) -> None:
+        self.wait = wait
+        if status == 429 and wait is None:
+            wait = _WAIT
+        headers = None if wait is None else {"Retry-After": str(wait)}
+        super().__init__(429 if status == 429 else 502, message, headers)
 
 
 class _Declined(Refusal):
     """The upstream rejects the request; a different one may be accepted."""
 
 
-def _refusal(error: Exception, seconds: float) -> Refusal:
-    if isinstance(error, httpx.TimeoutException):
-        return Refusal(504, f"the upstream did not answer within {seconds:g} s")
-    if isinstance(error, _Passing):
-        headers = {"Retry-After": error.wait} if error.status == 429 else None
-        return Refusal(429 if error.status == 429 else 502, str(error), headers)
-    return Refusal(502, f"the connection to the upstream failed: {error}")
+def _seconds(retry_after: str) -> int | None:
+    """The seconds that a `Retry-After` asks for, given as a number or a date; None if neither.
+
+    >>> _seconds("7"), _seconds("Wed, 21 Oct 2015 07:28:00 GMT"), _seconds("9" * 20), _seconds("-1")
+    (7, 0, 3600, None)
+    """
+    if retry_after.isascii() and retry_after.isdigit():
+        return min(int(retry_after[:9]), _LONGEST_WAIT)
+    try:
+        wait = parsedate_to_datetime(retry_after).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0, math.ceil(wait)), _LONGEST_WAIT)
 
 
 def _is_address(url: str) -> bool:
