@@ -231,16 +231,15 @@ class LanguageModel(ABC):
                 "for each, or one for all"
             )
         if least is not None and not self.stops_when_unsure:
-            raise InputError(
-                f"{self.name}: this backend cannot stop a text while it is written; give the "
-                "model's folder, which runs in this process"
-            )
+            raise self._unsupported("cannot stop a text while it is written")
         continues = any(isinstance(prompt, Generation) for prompt in prompts)
         if (continues or sampling.stop_pattern is not None) and not self.stops_at_patterns:
-            raise InputError(
-                f"{self.name}: this backend cannot stop at a pattern; give the model's folder, "
-                "which runs in this process"
-            )
+            raise self._unsupported("cannot stop at a pattern")
+
+    def _unsupported(self, what: str) -> InputError:
+        return InputError(
+            f"{self.name}: this backend {what}; give the model's folder, which runs in this process"
+        )
 
     def text_prompts(
         self, prompts: Sequence[str | Generation], sampling: Sampling, num_samples: int
@@ -347,20 +346,14 @@ class LanguageModel(ABC):
 
         Raises `InputError` for a backend that does not support it (`reports_hits`).
         """
-        raise InputError(
-            f"{self.name}: this backend does not report which token is the most likely; give the "
-            "model's folder, which runs in this process"
-        )
+        raise self._unsupported("does not report which token is the most likely")
 
     def alternatives(self, target: TokenSpan, count: int) -> list[list[tuple[int, float]]]:
         """The `count` most likely (token id, log-probability) at each place of a span, best first.
 
         Raises `InputError` for a backend that does not support it.
         """
-        raise InputError(
-            f"{self.name}: this backend does not report the alternatives to a token; give the "
-            "model's folder, which runs in this process"
-        )
+        raise self._unsupported("does not report the alternatives to a token")
 
     @abstractmethod
     def generate(
