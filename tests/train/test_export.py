@@ -19,13 +19,12 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.core.hub import push
 from ledom.core.records import Problem, write_records
-from ledom.data.card import write_dataset_card
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.store import write_store
 from ledom.model.checkpoint import load_checkpoint
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
-from ledom.train.export import export_model
+from ledom.train.export import export_model, write_dataset_card
 from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig, save_recipe

@@ -178,9 +178,8 @@ def export(
     Example: ledom export runs/tiny/reverse --out tiny-reverse --push me/tiny-reverse
     """
     from ledom.core.hub import push as upload
-    from ledom.data.card import write_dataset_card
     from ledom.data.store import read_manifests
-    from ledom.train.export import export_model
+    from ledom.train.export import export_model, write_dataset_card
     from ledom.train.run_folder import find_run
 
     is_data = bool(read_manifests(source))

@@ -1,29 +1,32 @@
-"""Exports a trained model as a folder that others can use without ledom.
+"""Exports a trained model as a folder that others can use without ledom, or a store with its card.
 
-It is a plain Hugging Face folder: safetensors, tokenizer, config (with the direction), generation
-config, and a model card that documents how the model was made and how to use it.
+A model becomes a plain Hugging Face folder: safetensors, tokenizer, config (with the direction),
+generation config, and a model card that documents how the model was made and how to use it. A token
+store is such a folder already; its card documents the source of the text, its size, and hashes.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError
-from ledom.core.files import write_folder, write_json
+from ledom.core.files import write_atomically, write_folder, write_json
 from ledom.core.hub import render_card
 from ledom.core.reading import JsonObject, check_regular, read_json_object
+from ledom.data.store import read_manifests
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
 from ledom.model.folder import count_parameters
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.metrics import thinned
 from ledom.train.run_folder import Run
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "write_dataset_card"]
 
 _LOSS_ROWS = 10  # rows in the card's table of losses
 _EXAMPLE = '"and so they lived happily ever after."'
@@ -120,3 +123,36 @@ def _facts(run: Run, config: JsonObject, tokenizer: Tokenizer) -> list[tuple[str
 def _code(text: str) -> str:
     """A text as code in a cell of a Markdown table."""
     return "`" + text.replace("|", "\\|") + "`"
+
+
+def write_dataset_card(folder: Path, name: str | None = None, license: str | None = None) -> bool:
+    """Write README.md into a folder that is or holds token stores; False if there are none.
+
+    >>> import tempfile
+    >>> from ledom.data.store import write_store
+    >>> from ledom.text.tokenizer import train_tokenizer
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     before = write_dataset_card(Path(folder))
+    ...     _ = write_store(folder, ["so"], train_tokenizer([], 257))
+    ...     before, write_dataset_card(Path(folder))
+    (False, True)
+    """
+    stores = read_manifests(folder)
+    if not stores:
+        return False
+    files = [
+        {**asdict(shard), "path": str(Path(part) / shard.file)}
+        for part, store in stores.items()
+        for shard in store.shards
+    ]
+    card = render_card(
+        Path(__file__).with_name("dataset_card.md"),
+        name=name or folder.absolute().name,
+        license=license,
+        stores=stores,
+        first=next(iter(stores.values())),
+        files=files,
+    )
+    with write_atomically(folder / "README.md") as out:
+        out.write(card)
+    return True
