@@ -9,10 +9,10 @@ import pytest
 
 import ledom
 from ledom.core.errors import CheckpointError, DirectionError, InputError, MissingExtraError
+from ledom.lm import read_options
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.backends.openai import OpenAILanguageModel
-from ledom.lm.options import read_options
 
 
 def test_direction_is_read_from_the_checkpoint(checkpoints: dict[str, Path]) -> None:

@@ -1,13 +1,19 @@
-"""Language models behind one interface of two methods; `load` opens one."""
+"""Language models behind one interface of two methods; `load` opens one by its name and options."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError
+from ledom.core.errors import CheckpointError, DirectionError, InputError
+from ledom.core.reading import JsonObject
+from ledom.core.strict_yaml import parse_yaml
 from ledom.lm.language_model import LanguageModel
 from ledom.model.foreign.aliases import what_to_run
 from ledom.model.foreign.hub import snapshot
@@ -24,6 +30,11 @@ _BACKENDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 """By the prefix of a model's name: the backend's module (imported on use), its class, and the
 arguments of `load` that it takes."""
+
+_ELSEWHERE = {
+    "direction": "the command has its own option for it",
+    "api_key": "it is read from the environment variable OPENAI_API_KEY, so that no log keeps it",
+}
 
 
 def load(
@@ -62,8 +73,6 @@ def load(
     defaults = {"device": device, "dtype": dtype}
     options = {key: defaults[key] for key in taken} | options
     if written:
-        from ledom.lm.options import read_options
-
         options |= read_options(backend, written, str(model))
     if name == EMBEDDED and not prefix:  # a folder of that name is ./tiny
         name = str(embedded_folder(direction))
@@ -88,6 +97,41 @@ def _split(model: str) -> tuple[str, str, list[str]]:
     return prefix, name, options
 
 
+def read_options(backend: type[LanguageModel], written: Sequence[str], model: str) -> JsonObject:
+    """Parse `key=value` strings into keyword arguments of the backend's class.
+
+    Raises `InputError` for an unknown option, or a value of the wrong type.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> read_options(FakeLanguageModel, ["context=64"], "fake")
+    {'context': 64}
+    """
+    parameters = list(signature(backend).parameters.values())[1:]
+    takes_more = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+    known = {p.name for p in parameters if p.kind is not Parameter.VAR_KEYWORD} - {*_ELSEWHERE}
+    hints = get_type_hints(backend.__init__)
+    options: JsonObject = {}
+    for text in written:
+        key, equals, value = text.partition("=")
+        if key in _ELSEWHERE:
+            raise InputError(f"{model!r}: {key} cannot be given here; {_ELSEWHERE[key]}")
+        if not equals or not (key in known or takes_more):
+            raise InputError(
+                f"{model!r}: {text!r} is not an option; write key=value, with one of "
+                f"{', '.join(sorted(known))}"
+            )
+        try:
+            # Options passed on to another package have no type hints here; YAML's types will do.
+            hint, value = (hints[key], value) if key in known else (Any, parse_yaml(value)[0])
+            config = ConfigDict(arbitrary_types_allowed=True)
+            options[key] = TypeAdapter(hint, config=config).validate_python(value)
+        except ValidationError as error:
+            raise InputError(f"{model!r}: {text}: {error.errors()[0]['msg']}") from None
+        except InputError as error:
+            raise InputError(f"{model!r}: {text}: {error}") from None
+    return options
+
+
 def backend_of(model: str) -> str:
     """The backend of a model by this name: vllm, openai, or an empty string for our own.
 
@@ -105,8 +149,6 @@ def embedded_folder(direction: Direction | str | None) -> Path:
     >>> embedded_folder("reverse").name
     'reverse'
     """
-    from ledom.core.errors import DirectionError
-
     if direction is None:
         raise DirectionError(
             "the embedded pair has two models: give direction='forward' or 'reverse'"
