@@ -15,6 +15,8 @@ is free: batches grow under load, and an idle server adds no delay.
 A batch ends at its next step if nobody waits for any of its requests any more. A batch that someone
 waits for is computed as a whole.
 
+Work that needs no model does not queue; `apart` keeps it from blocking other requests.
+
 This module knows nothing of models or protocols.
 """
 
@@ -29,13 +31,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
 
-__all__ = ["Batcher", "Closing", "Overloaded", "Steps", "finish"]
+__all__ = ["Batcher", "Closing", "Overloaded", "Steps", "apart", "finish"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _FIRST_COST = 2000.0  # cost of a batch before any speed is known
 _MEMORY = 0.8  # weight of earlier batches in the moving average of the speed
 _WIDE = 16  # a batch of new requests may cost this many times the usual cost
+_SHORT = 20_000  # characters: a few milliseconds of work, about the cost of using a thread
 _FAIR = 4  # after this many batches without a begun request, one of these goes first
 
 Steps: TypeAlias = Generator[None, None, _R]
@@ -315,3 +318,12 @@ def _advance(steps: Steps[_R], pauses: Callable[[], bool]) -> _R | None:
         result: _R = end.value
         return result
     return None
+
+
+async def apart(size: int, work: Callable[[], _R]) -> _R:
+    """Run `work`, which reads `size` characters, in a thread if `size` is large; its result.
+
+    >>> asyncio.run(apart(3, lambda: "abc"))
+    'abc'
+    """
+    return work() if size <= _SHORT else await asyncio.to_thread(work)

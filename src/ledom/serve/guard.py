@@ -19,7 +19,7 @@ from typing import Any
 
 from ledom.core.errors import InputError
 from ledom.core.reading import parse_json
-from ledom.serve.apart import apart
+from ledom.serve.batching import apart
 from ledom.serve.metrics import Metrics
 from ledom.serve.refusals import Refusal, refusal_of
 from ledom.serve.settings import Settings, is_loopback

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from ledom.core.direction import Direction
 from ledom.lm.language_model import LanguageModel
-from ledom.serve.apart import apart
-from ledom.serve.batching import Batcher, Steps
+from ledom.serve.batching import Batcher, Steps, apart
 from ledom.serve.judge import Judge, Judgement, Pair
 from ledom.serve.metrics import Metrics
 from ledom.serve.refusals import Refusal

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 
 from ledom.core.reading import JsonObject
-from ledom.serve.apart import apart
+from ledom.serve.batching import apart
 from ledom.serve.chat_text import question_of
 from ledom.serve.gateway import Chosen, Options, choose
 from ledom.serve.refusals import Refusal, describe

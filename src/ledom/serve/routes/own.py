@@ -16,8 +16,7 @@ from ledom.report.results import QuestionToken
 from ledom.report.words import question_words
 from ledom.rerank.explain import unfamiliar
 from ledom.serve import writing
-from ledom.serve.apart import apart
-from ledom.serve.batching import Steps
+from ledom.serve.batching import Steps, apart
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, ServiceOf

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AliasChoices, Field
 
 from ledom.core.reading import JsonObject
-from ledom.serve.apart import apart
+from ledom.serve.batching import apart
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import Refusal, describe, refusal_of
 from ledom.serve.routes.shared import (

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ledom.core.errors import InputError
 from ledom.core.reading import JsonObject
-from ledom.serve.apart import apart
+from ledom.serve.batching import apart
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
