@@ -1,9 +1,11 @@
-"""The rooms: what may import what, and that the maps in the docs are of the tree at hand."""
+"""The rooms: what may import what, how long code may be, and that the docs describe this tree."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -102,3 +104,17 @@ def test_the_architecture_page_names_every_module() -> None:
                 assert f"`{name}`" in section[1], f"docs/architecture.md lacks {room}/{name}"
         for name in re.findall(r"^- `([\w/]+)`", section[1], re.MULTILINE):
             assert (PACKAGE / room / f"{name}.py").is_file(), f"no module {room}/{name}"
+
+
+def test_files_and_functions_are_short() -> None:
+    texts = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    assert {path.name for path, text in texts.items() if len(text.splitlines()) > 400} == set()
+    lengths = {
+        f"{path.name}: {node.name}": node.end_lineno - node.lineno + 1
+        for path, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+    }
+    assert {name for name, lines in lengths.items() if lines > 60} == set()
+    assert statistics.median(lengths.values()) <= 10
+    assert statistics.quantiles(lengths.values(), n=20)[-1] <= 40
