@@ -174,7 +174,7 @@ OPTIONS = {
     "export": ["--out", "--direction", "--license"],
     "train-tokenizer": ["--vocab-size", "--num-documents", "--format", "--text-key", "--out"],
     "tokenize": ["--tokenizer", "--eos-token", "--executor", "--workers", "--tasks", "--slurm"],
-    "augment": ["--variants", "--wrong", "--out", "--seed"],
+    "augment": ["--variants", "--wrong", "--false-results", "--out", "--seed"],
     "import": ["--direction", "--tokenizer", "--eos-token", "--softcap", "--out"],
     "docs": ["--"],
 }

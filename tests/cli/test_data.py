@@ -270,7 +270,7 @@ def test_export_refuses_options_without_effect(
     assert run(*given)[0] == 0
 
 
-@pytest.mark.parametrize("option", ["--variants", "--wrong"])
+@pytest.mark.parametrize("option", ["--variants", "--wrong", "--false-results"])
 def test_augment_refuses_absurd_numbers(run: Run, tmp_path: Path, option: str) -> None:
     result = run("augment", tmp_path / "none.jsonl", option, 10**30)
     check_refused(result, option, "1000")

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from fractions import Fraction
 from random import Random
 
 import pytest
 
 from ledom.core.records import Problem, read_records, write_records
-from ledom.data.augment import augment, corrupt, renumber
+from ledom.data.augment import augment, corrupt, miscalculate, renumber
 from ledom.text.answers import extract_answer
 from ledom.text.solution_style import is_true, restyle
 
@@ -94,6 +95,30 @@ def test_a_wrong_answer_differs_in_value_not_in_zeros():
     assert all(float(extract_answer(text)) != 7.5 for text in wrong)
 
 
+def test_a_miscalculation_is_one_false_equation_and_what_follows_from_it():
+    wrong = {miscalculate(CLIPS, Random(seed)) for seed in range(200)} - {None}
+    assert len(wrong) > 20
+    for text in wrong:
+        first, second, last = (line.replace("#### ", "").split(" = ") for line in text.splitlines())
+        if first[-1] == "24":  # 48 / 2 = 24
+            assert sorted(second[0].split(" + ")) == ["24", "48"]
+            assert second[-1] != "72"
+        else:
+            assert Fraction(second[-1]) == 48 + Fraction(first[-1])
+        assert last == second[-1:]
+    firsts = {text.partition("\n")[0] for text in wrong}
+    assert {"48 / 2 = 25", "48 / 2 = 26", "48 / 2 = 240", "48 / 2 = 2.4"} <= firsts
+
+
+def test_miscalculations_leave_the_other_wrong_solutions_as_they_are():
+    varied, wrong = augment([CLIPS, WEEK], 3, 4, seed=1)
+    same, more = augment([CLIPS, WEEK], 3, 4, 2, seed=1)
+    assert same == varied
+    assert [one for one in more if one in wrong] == wrong
+    assert len(wrong) < len(more) <= len(wrong) + 2 * len(varied)
+    assert len({candidate.key for candidate in more}) == len(more)
+
+
 def test_ids_of_variants_stay_unique():
     asked = [replace(CLIPS, id="a"), replace(CLIPS, id="a-0"), replace(CLIPS, id="a-0-0")]
     varied, wrong = augment(asked, 2, 1)
@@ -110,7 +135,8 @@ def test_what_is_no_chain_of_true_equations_is_left_alone(solution, answer):
     problem = Problem(id="a", question="What are 2 and 3?", answer=answer, solution=solution)
     assert renumber(problem, Random(0)) is None
     assert corrupt(problem, Random(0)) is None
-    assert augment([problem], 3, 3) == ([problem], [])
+    assert miscalculate(problem, Random(0)) is None
+    assert augment([problem], 3, 3, 3) == ([problem], [])
 
 
 def test_vary_is_deterministic_and_its_files_fit(tmp_path):

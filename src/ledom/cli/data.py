@@ -194,6 +194,10 @@ def augment(
             min=0, max=1000, help="Maximum number of wrong solutions per problem or variant."
         ),
     ] = 4,
+    false_results: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="As many more at most, each with one false equation."),
+    ] = 0,
     out: Out = Path("ledom-augment"),
     seed: Seed = 0,
     threads: Threads = None,
@@ -214,7 +218,7 @@ def augment(
     if not kept:
         raise InputError("these are documents; give problems with solutions", path=problems)
     shown = partial(track, name="problems", done=0, total=len(kept))
-    varied, candidates = run(kept, variants, wrong, seed, shown)
+    varied, candidates = run(kept, variants, wrong, false_results, seed, shown)
     made: tuple[list[Record], ...] = [*varied], [*candidates], [*held_out]
     for name, records in zip(_VARIED, made, strict=True):
         write_records(out / f"{name}.jsonl", records)

@@ -2,8 +2,8 @@
 
 A solution in the `equations` style is a small program: each equation takes numbers of the question,
 constants and earlier results. `renumber` gives the question other numbers and computes the program
-again; `corrupt` puts one common mistake into the program and computes the wrong answer. Only the
-given problems are used. This module knows nothing of tokens or models.
+again; `corrupt` puts one common mistake into it, `miscalculate` a false result, and computes the
+wrong answer. Only the given problems are used. This module knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from random import Random
 from ledom.core.records import Candidate, Problem
 from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle, value_of
 
-__all__ = ["augment", "corrupt", "numbers_in_words", "other_number", "renumber"]
+__all__ = ["augment", "corrupt", "miscalculate", "numbers_in_words", "other_number", "renumber"]
 
 _TRIES = 40
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -62,6 +62,10 @@ class _Program:
             return None
         return cls(equations, answer) if answer in equations[-1] else None
 
+    def is_missed_by(self, equations: Sequence[tuple[str, ...]]) -> bool:
+        """Whether these equations lead to another answer."""
+        return equations[-1][-1] != _written(value_of(self.answer), exact=False)  # 7.50 is 7.5
+
     def text(self) -> str:
         """The solution, in the `equations` style."""
         lines = [" = ".join(sides) for sides in self.equations]
@@ -80,14 +84,15 @@ def augment(
     problems: Sequence[Problem],
     num_variants: int,
     num_wrong: int,
+    num_false: int = 0,
     seed: int = 0,
     track: Callable[[Sequence[Problem]], Iterable[Problem]] = iter,
 ) -> tuple[list[Problem], list[Candidate]]:
     """Each problem with up to `num_variants` variants, and up to `num_wrong` wrong solutions each.
 
-    Variants have other numbers. Variants and wrong solutions are in the `equations` style. There
-    are fewer if a solution is not a chain of true equations, or if no suitable numbers were found.
-    Ids stay unique.
+    Up to `num_false` more have a false equation. Variants have other numbers; they and the wrong
+    solutions are in the `equations` style. There are fewer if a solution is not a chain of true
+    equations, or if no suitable numbers were found. Ids stay unique.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> solved = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -112,9 +117,11 @@ def augment(
         for version in versions:
             varied.append(version)
             texts = {text for _ in range(num_wrong) if (text := corrupt(version, rng))}
+            own = Random(f"{seed} false {version.id}")  # so that all others stay as they are
+            false = {text for _ in range(num_false) if (text := miscalculate(version, own))}
             wrong += [
                 Candidate(problem_id=version.id, index=index, text=text, correct=False)
-                for index, text in enumerate(sorted(texts))
+                for index, text in enumerate([*sorted(texts), *sorted(false)])
             ]
     return varied, wrong
 
@@ -174,12 +181,48 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
     for _ in range(_TRIES):
         changed = rng.choice(_FAULTS)(program.equations, numbers, rng)
         done = changed and _compute(changed[0], changed[1], strict=False)
-        if not done or not done[0]:
-            continue
-        answer = done[0][-1][-1]
-        if answer != _written(value_of(program.answer), exact=False):  # 7.50 is 7.5
-            return _Program(_rewrite(done[0], rng), answer).text()
+        if done and done[0] and program.is_missed_by(done[0]):
+            return _Program(_rewrite(done[0], rng), done[0][-1][-1]).text()
     return None
+
+
+def miscalculate(problem: Problem, rng: Random) -> str | None:
+    """A solution of the problem with one false equation, and all later results computed from it.
+
+    Its answer differs from the right one. None if no such result was found.
+
+    >>> text = "Ava has 3 pens and buys 4. How many has she?"
+    >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
+    >>> print(miscalculate(known, Random(1)))
+    3 + 4 = 6
+    #### 6
+    """
+    program = _Program.read(problem)
+    for _ in range(_TRIES if program else 0):
+        at = rng.randrange(len(program.equations))
+        first, *_, right = program.equations[at]
+        result = _other_result(right, rng)
+        done = result and _compute(program.equations[at + 1 :], {right: result}, strict=False)
+        if not done:
+            continue
+        equations = [*program.equations[:at], (first, result), *done[0]]
+        if program.is_missed_by(equations):
+            return _Program(_rewrite(equations, rng), equations[-1][-1]).text()
+    return None
+
+
+def _other_result(result: str, rng: Random) -> str | None:
+    """A wrong digit, a number close by, or a decimal point in the wrong place; None if equal."""
+    value, how = value_of(result), rng.random()
+    if how < 0.5:
+        at = rng.choice([place for place, digit in enumerate(result) if digit.isdigit()])
+        other = value_of(f"{result[:at]}{rng.randrange(10)}{result[at + 1 :]}")
+    elif how < 0.8:
+        other = value + rng.choice((-10, -2, -1, 1, 2, 10))
+    else:
+        other = value * rng.choice((10, Fraction(1, 10)))
+    written = _written(other, exact=False)
+    return None if written == _written(value, exact=False) else written
 
 
 _Equations = list[tuple[str, ...]]
