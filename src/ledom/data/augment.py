@@ -187,9 +187,9 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
 
 
 def miscalculate(problem: Problem, rng: Random) -> str | None:
-    """A solution of the problem with one false equation, and all later results computed from it.
+    """A solution with one false equation, later results computed from it, and a wrong answer.
 
-    Its answer differs from the right one. None if no such result was found.
+    None if none was found.
 
     >>> text = "Ava has 3 pens and buys 4. How many has she?"
     >>> known = Problem(id="a", question=text, answer="7", solution="3 + 4 = 7\\n#### 7")
@@ -198,15 +198,16 @@ def miscalculate(problem: Problem, rng: Random) -> str | None:
     #### 6
     """
     program = _Program.read(problem)
-    for _ in range(_TRIES if program else 0):
+    if program is None:
+        return None
+    for _ in range(_TRIES):
         at = rng.randrange(len(program.equations))
         first, *_, right = program.equations[at]
-        result = _other_result(right, rng)
-        done = result and _compute(program.equations[at + 1 :], {right: result}, strict=False)
-        if not done:
+        if (result := _other_result(right, rng)) is None:
             continue
-        equations = [*program.equations[:at], (first, result), *done[0]]
-        if program.is_missed_by(equations):
+        done = _compute(program.equations[at + 1 :], {right: result}, strict=False)
+        equations = [*program.equations[:at], (first, result), *(done[0] if done else ())]
+        if done and program.is_missed_by(equations):
             return _Program(_rewrite(equations, rng), equations[-1][-1]).text()
     return None
 
