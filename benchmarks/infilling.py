@@ -4,8 +4,10 @@
     python benchmarks/infilling.py --novels valid.jsonl --forward FOLDER --reverse FOLDER
 
 The middle of a held-out text is left out: the middle steps of a generated problem's solution, or a
-dozen words of a novel. The reverse model, which reads the ending, or the forward model, which reads
-the beginning, proposes middles. The forward model chooses among equally many proposals of each.
+dozen words of a novel. Only texts whose true middle has at most `--max-tokens` tokens are taken, so
+that a proposal can fill the gap. The reverse model, which reads the ending, or the forward model,
+which reads the beginning, proposes middles. The forward model chooses among equally many proposals
+of each; the table gives the mean length of the chosen middles.
 Two perplexities per token are given: of middle and ending after the beginning, and of the ending
 after all text before it. Differences are of mean log-probabilities in nats per token, paired over
 texts, with 95% intervals.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -42,7 +45,7 @@ def of_problems(count: int, seed: int) -> Iterator[tuple[Gap, str]]:
     """
     for problem in generate_problems("test", 20 * count, seed):
         lines = problem.require_solution().split("\n")
-        if len(lines) < 5:
+        if len(lines) < 4:
             continue
         beginning = f"{problem.question}\n\n{lines[0]}"
         ending = "\n" + "\n".join(lines[-2:])
@@ -66,6 +69,10 @@ def of_novels(path: Path, seed: int) -> Iterator[tuple[Gap, str]]:
         number += 1
 
 
+def mean_tokens(lm: LanguageModel, middles: Sequence[str]) -> float:
+    return float(np.mean([len(lm.tokenizer.encode_inside(middle)) for middle in middles]))
+
+
 def nats_per_token(
     lm: LanguageModel, gaps: Sequence[Gap], middles: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -80,14 +87,18 @@ def nats_per_token(
     return np.array(first), np.array(second)
 
 
-def show(arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> None:
+def show(
+    arms: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    lengths: Mapping[str, float],
+) -> None:
     """Print the table; the baseline is the forward model with proposals of its own."""
     print(
-        "| middle | perplexity, middle and ending | minus forward | ending alone | minus forward |"
+        "| middle | its tokens | perplexity, middle and ending | minus forward "
+        "| ending alone | minus forward |"
     )
-    print("|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|")
     for name, values in arms.items():
-        cells = [name]
+        cells = [name, f"{lengths[name]:.0f}"]
         for value, base in zip(values, arms["forward"], strict=True):
             versus = interval(paired_interval(value, base), sign="+")
             cells += [f"{np.exp(-value.mean()):.2f}", "–" if name == "forward" else versus]
@@ -112,26 +123,28 @@ def main() -> None:
         if options.novels is None
         else of_novels(options.novels, options.seed)
     )
-    cases = [case for case, _ in zip(source, range(options.count), strict=False)]
-    gaps = [gap for gap, _ in cases]
     models = {
         "reverse": ledom.load(options.reverse, "reverse"),
         "forward": ledom.load(options.forward, "forward"),
     }
     forward = models["forward"]
+    fitting = (case for case in source if mean_tokens(forward, [case[1]]) <= options.max_tokens)
+    cases = list(islice(fitting, options.count))
+    gaps = [gap for gap, _ in cases]
     sampling = Sampling(temperature=0.7, max_tokens=options.max_tokens)
-    arms = {"true": nats_per_token(forward, gaps, [middle for _, middle in cases])}
-    arms["none"] = nats_per_token(forward, gaps, [""] * len(gaps))
+    middles = {"true": [middle for _, middle in cases], "none": [""] * len(gaps)}
     for name, proposer in models.items():
         for count in (1, options.proposals):
             out = options.out / f"{name}-{count}"
             found = infill(gaps, proposer, forward, sampling, count, out, no_progress)
             label = name if count > 1 else f"{name}, one proposal"
-            best = [found[gap.id][0].text for gap in gaps]
-            arms[label] = nats_per_token(forward, gaps, best)
-            print(label, repr(gaps[0].beginning[-80:]), repr(best[0]), repr(gaps[0].ending[:80]))
+            middles[label] = best = [found[gap.id][0].text for gap in gaps]
+            choice = np.mean([len(found[gap.id]) for gap in gaps])
+            print(f"{label}: one of {choice:.0f} different middles is chosen; the first:")
+            print(repr(gaps[0].beginning[-80:]), repr(best[0]), repr(gaps[0].ending[:80]))
     print(f"{len(gaps)} texts, {options.proposals} proposals each")
-    show(arms)
+    arms = {name: nats_per_token(forward, gaps, texts) for name, texts in middles.items()}
+    show(arms, {n: mean_tokens(forward, texts) for n, texts in middles.items()})
 
 
 if __name__ == "__main__":
