@@ -213,7 +213,7 @@ def check_file(source: str) -> None:
         raise InputError(f"no such file; problem sets with a name: {names}", path=source)
 
 
-def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]:
+def load_benchmark(name: str) -> list[Problem]:
     """The problems of a benchmark; those from the hub get the ids `<name>-<number>`.
 
     Raises `InputError` for an unknown name or a folder without the file, and `HubError` if the hub
@@ -226,8 +226,7 @@ def load_benchmark(name: str, folder: str | Path | None = None) -> list[Problem]
     if name not in BENCHMARKS:
         raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
-    folder = folder or os.environ.get(FOLDER_VARIABLE)
-    if folder:
+    if folder := os.environ.get(FOLDER_VARIABLE):
         return read_records(Path(folder) / benchmark.file, Problem, unique_ids())
     rows = _from_hub(name, benchmark)
     return [_problem(name, number, benchmark.read(row)) for number, row in enumerate(rows)]

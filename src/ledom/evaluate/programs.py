@@ -19,7 +19,7 @@ from pathlib import Path
 
 __all__ = ["runs_to_its_end"]
 
-_MEGABYTE = 2**20
+_MEMORY = 2**30  # bytes
 _LIMITED = """
 import ctypes, os, resource, sys
 
@@ -43,7 +43,7 @@ exec(compile(source, "program", "exec"), {"__name__": "__main__"})
 """
 
 
-def runs_to_its_end(program: str, seconds: int = 10, megabytes: int = 1024) -> bool:
+def runs_to_its_end(program: str, seconds: int = 10) -> bool:
     """Whether a Python program reaches its last line within the limits, without an error.
 
     A program that exits earlier does not, whatever its exit code.
@@ -58,7 +58,7 @@ def runs_to_its_end(program: str, seconds: int = 10, megabytes: int = 1024) -> b
         file = Path(folder) / "program.txt"
         ending = f"\nopen({str(reached)!r}, 'x').close()\n"
         file.write_text(program + ending, "utf-8", "replace")
-        limits = [str(seconds), str(megabytes * _MEGABYTE), str(file)]
+        limits = [str(seconds), str(_MEMORY), str(file)]
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", _LIMITED, *limits],
             cwd=folder,

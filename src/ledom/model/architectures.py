@@ -17,6 +17,7 @@ __all__ = [
     "has_plain_logits",
     "layer_list",
     "layer_matrices",
+    "num_weights",
 ]
 
 
@@ -40,7 +41,7 @@ def layer_list(model: PreTrainedModel) -> nn.ModuleList | None:
     inside = chain(model.get_decoder().modules(), model.modules())
     lists = [module for module in inside if isinstance(module, nn.ModuleList)]
     # of equal lists the outermost, which comes first
-    return max(lists, key=_num_weights) if lists else None
+    return max(lists, key=num_weights) if lists else None
 
 
 def half_precision(model: PreTrainedModel) -> str:
@@ -65,7 +66,12 @@ def layer_matrices(model: PreTrainedModel) -> set[int]:
     return {id(m.weight) for m in modules if isinstance(m, nn.Linear | Conv1D)}
 
 
-def _num_weights(module: nn.Module) -> int:
+def num_weights(module: nn.Module) -> int:
+    """The number of weights; shared ones count once.
+
+    >>> num_weights(nn.Linear(2, 3))
+    9
+    """
     return sum(weight.numel() for weight in module.parameters())
 
 

@@ -66,11 +66,7 @@ def bootstrap_interval(
 
 
 def paired_interval(
-    values: NDArray[np.float64],
-    baseline: NDArray[np.float64],
-    num_resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
+    values: NDArray[np.float64], baseline: NDArray[np.float64], num_resamples: int = 10_000
 ) -> Interval:
     """The mean of `values - baseline` (each [num_problems], same problems in the same order).
 
@@ -82,11 +78,11 @@ def paired_interval(
     """
     values, baseline = _checked(values, "values"), _checked(baseline, "baseline")
     _check_lengths(values, baseline)
-    return bootstrap_interval(values - baseline, num_resamples, level, seed)
+    return bootstrap_interval(values - baseline, num_resamples)
 
 
 def share_interval(
-    values: NDArray[np.float64], num_resamples: int = 10_000, level: float = 0.95, seed: int = 0
+    values: NDArray[np.float64], num_resamples: int = 10_000, level: float = 0.95
 ) -> Interval:
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
@@ -101,16 +97,10 @@ def share_interval(
     (0.0, 0.046)
     """
     values = _checked_shares(values, "values")
-    return _interval_within(0.0, values, num_resamples, level, seed)
+    return _interval_within(0.0, values, num_resamples, level)
 
 
-def paired_share_interval(
-    values: NDArray[np.float64],
-    baseline: NDArray[np.float64],
-    num_resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
+def paired_share_interval(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> Interval:
     """`paired_interval` for shares; equal differences are treated as in `share_interval`.
 
     The difference on an unseen problem may be anything from -1 to 1.
@@ -121,14 +111,14 @@ def paired_share_interval(
     """
     values, baseline = _checked_shares(values, "values"), _checked_shares(baseline, "baseline")
     _check_lengths(values, baseline)
-    return _interval_within(-1.0, values - baseline, num_resamples, level, seed)
+    return _interval_within(-1.0, values - baseline)
 
 
 def _interval_within(
-    least: float, values: NDArray[np.float64], num_resamples: int, level: float, seed: int
+    least: float, values: NDArray[np.float64], num_resamples: int = 10_000, level: float = 0.95
 ) -> Interval:
     """The interval of values that lie between `least` and 1."""
-    found = bootstrap_interval(values, num_resamples, level, seed)
+    found = bootstrap_interval(values, num_resamples, level)
     if np.ptp(values) > _ROUNDING:
         return found
     value = float(values[0])
@@ -161,11 +151,7 @@ def pairwise_auc(
 
 
 def auc_interval(
-    scores: Sequence[NDArray[np.float64]],
-    correct: Sequence[NDArray[np.bool_]],
-    num_resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
+    scores: Sequence[NDArray[np.float64]], correct: Sequence[NDArray[np.bool_]]
 ) -> Interval:
     """The mean `pairwise_auc` over the problems that have right and wrong candidates.
 
@@ -183,7 +169,7 @@ def auc_interval(
             f"none of the {len(scores)} problems has both right and wrong candidates; "
             "the AUC needs at least one that does"
         )
-    return share_interval(auc, num_resamples, level, seed)
+    return share_interval(auc)
 
 
 def _checked(values: NDArray[np.float64], name: str) -> NDArray[np.float64]:

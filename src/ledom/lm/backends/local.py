@@ -40,6 +40,7 @@ from ledom.lm.engine.trials import decodes_exactly, keeps_exactly, longest_packe
 from ledom.lm.engine.trunk import build_trunk
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.lm.precision import INT8, load_in, round_weights
+from ledom.model.architectures import num_weights
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.exactness import OwnForward, vocab_size
 
@@ -99,7 +100,7 @@ class HFLanguageModel(LanguageModel):
             bos_ids=checkpoint.bos_ids,
             context=checkpoint.context,
             fingerprint=fingerprint,
-            num_parameters=sum(p.numel() for p in checkpoint.model.parameters()),
+            num_parameters=num_weights(checkpoint.model),
         )
         self.model = checkpoint.model
         self._own = OwnForward(self.model)

@@ -20,7 +20,7 @@ from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.own_decoder import Reader
 from ledom.lm.engine.trunk import Trunk, build_trunk
 from ledom.lm.language_model import Sampling
-from ledom.model.architectures import half_precision, layer_list
+from ledom.model.architectures import half_precision, layer_list, num_weights
 from ledom.model.exactness import (
     OwnForward,
     packing_reach,
@@ -84,10 +84,10 @@ def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedMo
     layers = layer_list(model)
     if not half_precision(model) or layers is None:
         return None
-    room = most - _size(model) + _size(layers)
+    room = most - num_weights(model) + num_weights(layers)
     kept = []
     for layer in layers:
-        room -= _size(layer)
+        room -= num_weights(layer)
         if room < 0:
             break
         kept.append(layer)
@@ -102,10 +102,6 @@ def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedMo
     except Exception:  # an architecture may fail in any way with fewer layers
         return None
     return copy
-
-
-def _size(module: nn.Module) -> int:
-    return sum(weight.numel() for weight in module.parameters())
 
 
 def _text(own: OwnForward, eos_id: int, size: int) -> list[int]:

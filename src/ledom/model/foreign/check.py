@@ -6,7 +6,6 @@ time, so a model larger than the memory can be checked too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +70,10 @@ def check_model(
     config: PretrainedConfig,
     tokenizer: RustTokenizer,
     direction: Direction,
-    texts: Sequence[str] = TEXTS,
 ) -> SelfCheck:
-    """Read `texts` with the model in a folder; see `SelfCheck`."""
+    """Read `TEXTS` with the model in a folder; see `SelfCheck`."""
     context = int(config.max_position_embeddings)
-    ids = [tokenizer.encode(text, add_special_tokens=False).ids[:context] for text in texts]
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids[:context] for text in TEXTS]
     rows = [d.to_model_order(row) for d in Direction for row in ids]
     batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
