@@ -54,8 +54,8 @@ def served_page() -> Iterator[str]:
 
     judge = Judge(ledom.load("tiny", "forward"), ledom.load("tiny", "reverse"))
     settings = Settings(port=0)
-    server = Server(Service(judge, settings), settings)
-    thread = threading.Thread(target=server.run, daemon=True)
+    server = Server(settings)
+    thread = threading.Thread(target=server.run, args=[Service(judge, settings)], daemon=True)
     thread.start()
     while thread.is_alive() and not server.started:
         time.sleep(0.01)

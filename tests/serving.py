@@ -40,8 +40,9 @@ QUESTIONS = ["Ava has 3 pens and buys 4.", "Bo had 4 cats, then 3 came.", "How m
 def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterator[Server]:
     """A server on a free port, in a thread; it must end when it is told to."""
     settings = Settings(port=0, limits=limits, reports=reports)
-    server = Server(Service(judge, settings), settings)
-    thread = threading.Thread(target=server.run, daemon=True)
+    server = Server(settings)
+    service = Service(judge, settings)
+    thread = threading.Thread(target=server.run, args=(service,), daemon=True)
     thread.start()
     until(lambda: server.started or not thread.is_alive())
     try:

@@ -338,13 +338,17 @@ def test_a_client_that_does_not_read_is_dropped(
 
 def test_more_connections_than_allowed_are_503(pair: Models) -> None:
     with running(Judge(*pair), Limits(max_connections=3)) as server:
+        assert server._server is not None
         connections = server._server.server_state.connections
         with ExitStack() as idle:
             for _ in range(3):
                 address = ("127.0.0.1", server.port)
                 idle.enter_context(socket.create_connection(address, timeout=SECONDS))
             until(lambda: len(connections) == 3)
-            assert post(server, ["a"]).status_code == 503
+            refused = post(server, ["a"])
+            assert refused.status_code == 503
+            assert refused.headers["retry-after"] == "1"
+            assert "too many connections" in refused.json()["error"]["message"]
         until(lambda: not connections)
         assert post(server, ["a"]).status_code == 200
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -156,3 +157,21 @@ def test_a_request_that_ran_out_of_time_ends_too(model: SlowModel) -> None:
         model.allowed.release()
         until(lambda: model.ended == 1)
         assert model.steps == 1
+
+
+def test_a_second_signal_ends_requests_under_way(model: SlowModel) -> None:
+    """The first one waits for them, as for a request that is still written."""
+    with running(Judge(None, model), Limits()) as server, ThreadPoolExecutor(1) as pool:
+        url = f"{server.url}/v1/completions"
+        answer = pool.submit(httpx.post, url, json=COMPLETION, timeout=SECONDS)
+        until(lambda: model.steps == 1)
+        assert server._server is not None
+        server._server.handle_exit(signal.SIGINT, None)
+        until(lambda: server._socket.fileno() < 0)
+        assert not answer.done()
+        server._server.handle_exit(signal.SIGINT, None)
+        refused = answer.result(SECONDS)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["message"] == "the server is shutting down"
+        model.allowed.release()
+    assert model.steps == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,10 @@ def test_options_of_the_body_count_more_than_those_of_the_name() -> None:
 @pytest.mark.slow
 def test_openais_client_streams_the_chosen_answer(models: Models) -> None:
     openai = pytest.importorskip("openai")
-    with running(Judge(*models), Limits()) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=SECONDS)
+    with running(Judge(*models), Limits()) as server, ExitStack() as closes:
+        client = closes.enter_context(
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=SECONDS)
+        )
         asked: dict[str, Any] = {
             "model": "ledom/auto",
             "messages": [{"role": "user", "content": QUESTIONS[0]}],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import httpx
 import pytest
@@ -50,7 +52,7 @@ def test_it_answers_on_a_port(server: Server) -> None:
 def test_a_port_that_is_taken_is_one_line(server: Server) -> None:
     settings = Settings(port=server.port)
     with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{server.port}"):
-        Server(None, settings)  # type: ignore[arg-type]
+        Server(settings)
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\n", "é"])
@@ -101,3 +103,76 @@ def test_a_head_without_end_ends_the_connection(server: Server) -> None:
             for _ in range(20):
                 client.sendall(b"X: " + b"x" * 9000 + b"\r\n")
             assert client.recv(100) == b""
+
+
+def answer_to(server: Server, request: bytes) -> tuple[int, str]:
+    """The status and the body of the answer to a raw request, after which the connection ends."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS) as client:
+        client.sendall(request)
+        answer = b""
+        while part := client.recv(2**16):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode()
+
+
+SCORE = b"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_", [b"\x16\x03\x01\r\n\r\n", b"BREW /tea HTTP/1.1\r\n\r\n", b"GET / HTTP/x\r\n\r\n"]
+)
+def test_what_is_not_http_gets_the_usual_error(server: Server, request_: bytes) -> None:
+    status, body = answer_to(server, request_)
+    assert status == 400
+    assert json.loads(body)["error"]["type"] == "bad_request"
+
+
+def test_an_upgrade_with_a_body_says_what_to_do(server: Server) -> None:
+    """Java's client sends this; the parser drops such a body."""
+    status, body = answer_to(server, SCORE + UPGRADE + b"Content-Length: 2\r\n\r\n{}")
+    assert status == 400
+    assert "'h2c'; send HTTP/1.1 without this header" in json.loads(body)["error"]["message"]
+
+
+def test_an_upgrade_without_a_body_is_ignored(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n" + UPGRADE + b"\r\n"
+    assert answer_to(server, request)[0] == 200
+    assert "websockets" not in caplog.text
+
+
+def test_a_compressed_body_is_415(server: Server) -> None:
+    content = gzip.compress(b'{"queries": "a", "documents": ["b"]}')
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    answer = httpx.post(f"{server.url}/score", content=content, headers=headers, timeout=SECONDS)
+    assert answer.status_code == 415
+    assert "Content-Encoding is 'gzip'; send the body uncomp" in answer.json()["error"]["message"]
+
+
+def test_wrong_routes_say_what_there_is(server: Server) -> None:
+    answer = httpx.get(f"{server.url}/v1/nothing", timeout=SECONDS)
+    assert answer.status_code == 404
+    assert "no route '/v1/nothing'; GET /openapi.json" in answer.json()["error"]["message"]
+    answer = httpx.get(f"{server.url}/reward", timeout=SECONDS)
+    assert answer.status_code == 405
+    assert answer.json()["error"]["message"] == "'/reward' takes no GET; send POST"
+
+
+def test_nobody_connects_before_the_models_are_there() -> None:
+    server = Server(Settings(port=0))
+    with closing(server):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", server.port), timeout=SECONDS)
+        with closing(Server(Settings(port=server.port))) as other:  # neither listens yet
+            other.listen()
+            with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{server.port}"):
+                server.listen()
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_here_is_one_line(host: str) -> None:
+    with pytest.raises(InputError, match=r"cannot listen on .*; give another --port or --host"):
+        Server(Settings(host=host, port=0, token="t"))

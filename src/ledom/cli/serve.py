@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,8 @@ from ledom.core.processes import set_threads
 
 if TYPE_CHECKING:
     from ledom.serve.judge import Judge
-    from ledom.serve.settings import Settings
+    from ledom.serve.server import Server
+    from ledom.serve.service import Service
     from ledom.serve.upstream import Upstream
 
 __all__ = ["COMMANDS"]
@@ -129,21 +131,20 @@ def serve(
     )
     if upstream is not None and upstream_model is None:
         raise InputError("--upstream needs --upstream-model, the model name to request from it")
-    from ledom.serve.server import require_extra
+    from ledom.serve.server import Server, require_extra
     from ledom.serve.settings import Limits, Settings
 
     require_extra()
+    from ledom.serve.service import Service
+
     limits = Limits(max_waiting=max_waiting, max_candidates=max_candidates, seconds=max_seconds)
     token = os.environ.get(TOKEN_VARIABLE)
     settings = Settings(host=host, port=port, token=token, reports=reports, limits=limits)
-    settings.check()
     set_threads(threads)
     source = _upstream(upstream, upstream_model, 0.9 * max_seconds, prompt_price, completion_price)
-    _serve(
-        _judge(forward, reverse, device, dtype, strategy, weights, lam, mask_copies),
-        settings,
-        source,
-    )
+    with closing(Server(settings)) as server:  # has the port before models are loaded
+        judge = _judge(forward, reverse, device, dtype, strategy, weights, lam, mask_copies)
+        _serve(server, Service(judge, settings, source))
 
 
 def _upstream(
@@ -184,19 +185,16 @@ def _judge(
     )
 
 
-def _serve(judge: Judge, settings: Settings, upstream: Upstream | None) -> None:
+def _serve(server: Server, service: Service) -> None:
     """Answer until Ctrl-C or SIGTERM."""
-    from ledom.serve.server import Server
-    from ledom.serve.service import Service
-
-    server = Server(Service(judge, settings, upstream), settings)
-    token = settings.token
+    server.listen()
+    token = service.settings.token
     access = "clients must send the token" if token else "for this machine only, without a token"
     log(f"serving on {server.url}: {access}. Ctrl-C stops it")
     try:
-        server.run()
+        server.run(service)
     except KeyboardInterrupt:
-        log("stopped; requests under way were finished")
+        log("stopped")
 
 
 COMMANDS = (serve,)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -63,7 +64,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return Refusal(error.status_code, str(error.detail), error.headers).response()
+    message, method = str(error.detail), request.method
+    if message == HTTPStatus.NOT_FOUND.phrase:
+        message = f"no route {request.url.path!r:.60}; GET /openapi.json lists them"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        known = (error.headers or {}).get("Allow", "another method")
+        message = f"{request.url.path!r:.60} takes no {method:.20}; send {known}"
+    return Refusal(error.status_code, message, error.headers).response()
 
 
 async def _failed(request: Request, error: Exception) -> Response:

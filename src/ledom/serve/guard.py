@@ -13,7 +13,7 @@ import binascii
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -75,6 +75,11 @@ class Guard:
             await self._run(scope, receive, exchange, body)
         except _ClientGone:
             raise
+        except asyncio.CancelledError:  # the server ends before the answer
+            if exchange.status:
+                raise
+            ending = Refusal(503, "the server is shutting down", {"Retry-After": "5"})
+            await ending.response()(scope, receive, exchange.send)
         except Exception as error:
             refusal = refusal_of(error)
             if refusal is None or exchange.status:
@@ -104,6 +109,7 @@ class Guard:
         limits = self._settings.limits
         too_large = Refusal(413, f"the body is larger than {limits.max_bytes} bytes; send less")
         headers = {key.lower(): value for key, value in scope["headers"]}
+        _check_coding(headers)
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limits.max_bytes:
             raise too_large
@@ -172,6 +178,21 @@ class Guard:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
+
+
+def _check_coding(headers: Mapping[bytes, bytes]) -> None:
+    """Raise `Refusal` for a body that is not sent as it is."""
+    coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if coding.strip().lower() != "identity":
+        raise Refusal(415, f"Content-Encoding is {coding!r:.60}; send the body uncompressed")
+    has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+    options = headers.get(b"connection", b"").lower()
+    if b"upgrade" in headers and b"upgrade" in options and has_body:  # the parser drops the body
+        raise Refusal(
+            400,
+            f"Upgrade is {headers[b'upgrade'].decode('latin-1')!r:.60}; send HTTP/1.1 without "
+            "this header (curl --http1.1; in Java, HttpClient.Version.HTTP_1_1)",
+        )
 
 
 def _credential(header: bytes) -> bytes:

@@ -1,15 +1,21 @@
-"""uvicorn's HTTP protocol with time and size limits; without them it waits for a header forever."""
+"""uvicorn with time and size limits, without which it waits for a header forever.
+
+Its own errors have the form of all others, and a second signal ends the requests under way.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from types import FrameType
 from typing import Any, ClassVar
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ledom.serve.refusals import Refusal
 from ledom.serve.settings import Limits
 
-__all__ = ["BoundedProtocol", "bounded"]
+__all__ = ["BoundedProtocol", "Uvicorn", "bounded"]
 
 _HEADER_BYTES = 64 * 2**10  # most bytes of a request's header
 
@@ -43,6 +49,24 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_header_timer()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, in JSON."""
+        body = bytes(Refusal(400, "this is not a request in HTTP/1.1").response().body)
+        head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        self.transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self.transport.close()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Start `app`: the server's, or uvicorn's refusal of one connection too many."""
+        if app is not self.app:
+            headers = {"Retry-After": "1", "Connection": "close"}
+            app = Refusal(503, "too many connections; try again in 1 s", headers).response()
+        super()._start_asgi_task(cycle, app)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Close the connection after the answer: its parser reads nothing more."""
+        self.cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
         self._header_bytes += len(data) if self._header_timer else 0
@@ -99,3 +123,14 @@ def bounded(limits: Limits) -> type[BoundedProtocol]:
 
     Limited.limits = limits
     return Limited
+
+
+class Uvicorn(uvicorn.Server):
+    """uvicorn's server, whose requests under way get a 503 at a second signal."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
+            return
+        for task in list(self.server_state.tasks):
+            task.get_loop().call_soon_threadsafe(task.cancel)

@@ -1,6 +1,7 @@
 """The server on a port: uvicorn around the app, with limits that uvicorn lacks.
 
-On SIGTERM or Ctrl-C it takes no new requests, finishes those under way, and exits.
+On SIGTERM or Ctrl-C it takes no new requests, finishes those under way, and exits. A second signal
+ends those too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from ledom.core.errors import InputError, MissingExtraError
 from ledom.serve.settings import Settings
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from ledom.serve.service import Service
 
 __all__ = ["Server", "require_extra"]
@@ -32,21 +35,45 @@ def require_extra() -> None:
 
 
 class Server:
-    """A service on a port of this machine. Raises `InputError` if the port is taken."""
+    """A port of this machine, from the start, and the service on it, once it runs.
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    Raises `InputError` if the port is taken. Clients cannot connect before `listen` or `run`.
+    """
+
+    service: Service
+
+    def __init__(self, settings: Settings) -> None:
+        settings.check()
+        self._settings = settings
+        self._socket = _bind(settings.host, settings.port)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://{_address(settings.host, self.port)}"
+        self._server: uvicorn.Server | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether the server answers requests."""
+        return self._server is not None and self._server.started
+
+    def listen(self) -> None:
+        """Let clients connect; they are answered once the server runs.
+
+        Raises `InputError` if another program listened on the port meanwhile.
+        """
+        try:
+            self._socket.listen(_BACKLOG)
+        except OSError as error:
+            raise _cannot_listen(self._settings.host, self.port, error) from None
+
+    def run(self, service: Service) -> None:
+        """Serve until a signal arrives or `stop` is called."""
         import uvicorn
 
         from ledom.serve.app import make_app
-        from ledom.serve.protocol import bounded
+        from ledom.serve.protocol import Uvicorn, bounded
 
-        settings.check()
         self.service = service
-        self._socket = _listen(settings.host, settings.port)
-        self.port: int = self._socket.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"http://{host}:{self.port}"
-        limits = settings.limits
+        limits = self._settings.limits
         config = uvicorn.Config(
             make_app(service),
             http=bounded(limits),
@@ -54,33 +81,50 @@ class Server:
             log_level="warning",
             access_log=False,
             server_header=False,
+            backlog=_BACKLOG,
             limit_concurrency=limits.max_connections,
             timeout_keep_alive=max(1, round(limits.read_seconds)),
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
-        self._server = uvicorn.Server(config)
-
-    @property
-    def started(self) -> bool:
-        """Whether the server answers requests."""
-        return self._server.started
-
-    def run(self) -> None:
-        """Serve until a signal arrives or `stop` is called."""
+        self._server = Uvicorn(config)
         with self._socket:
             self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
         """Finish the requests under way and exit. Any thread may call this."""
-        self._server.should_exit = True
+        if self._server is not None:
+            self._server.should_exit = True
+
+    def close(self) -> None:
+        """Give the port back; for a server that does not run."""
+        self._socket.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that has the port, and does not listen yet."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host.removeprefix("[").removesuffix("]"), port))
     except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; give another --port or "
-            "--host"
-        ) from None
+        bound.close()
+        raise _cannot_listen(host, port, error) from None
+    return bound
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> InputError:
+    return InputError(
+        f"cannot listen on {_address(host, port)}: {error.strerror or error}; give another --port "
+        "or --host"
+    )
+
+
+def _address(host: str, port: int) -> str:
+    """Host and port as in a URL.
+
+    >>> _address("127.0.0.1", 80), _address("::1", 80)
+    ('127.0.0.1:80', '[::1]:80')
+    """
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
