@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "log",
+    "new_table",
     "output_console",
     "show_case",
     "show_plan",
@@ -80,7 +81,7 @@ def show_summary(report: SelectionReport) -> None:
     if sentence := summarize(report).sentence:
         console.print(Text(sentence, "bold"), soft_wrap=True)
     warn(report.warning)
-    table = _table("strategy", "accuracy, %", "minus greedy", "minus majority")
+    table = new_table(["strategy"], ["accuracy, %", "minus greedy", "minus majority"])
     for row in report.strategies:
         versus = (row.versus.get(other) for other in ("greedy", "majority"))
         shown = (difference(found) if found else "" for found in versus)
@@ -95,13 +96,14 @@ def show_summary(report: SelectionReport) -> None:
         )
 
 
-def _table(first: str, *others: str) -> Table:
-    """A table with these column heads; the first column holds words, the others numbers."""
+def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
+    """An empty table with these heads of columns that hold words and of those that hold numbers."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=_GAP)
-    table.add_column(first, overflow="fold")  # only words wrap: a cut number is useless
-    for column in others:
+    for column in words:
+        table.add_column(column, overflow="fold")  # only words wrap: a cut number is useless
+    for column in numbers:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
@@ -191,7 +193,7 @@ def show_weights(tuned: TunedWeights) -> None:
 
 def show_search(report: SearchReport) -> None:
     """Print the accuracy of a search and of its baselines at equal cost."""
-    table = _table("at equal generated tokens", "accuracy, %", "search minus it")
+    table = new_table(["at equal generated tokens"], ["accuracy, %", "search minus it"])
     for name, found in report.accuracy.items():
         versus = report.search_against.get(name)
         table.add_row(name, accuracy(found), difference(versus) if versus else "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledom.cli.display import log, output_console
+from ledom.cli.display import log, new_table, output_console
 from ledom.cli.inputs import load_model, model_or_none
 from ledom.cli.options import (
     MODELS,
@@ -175,18 +175,13 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
 
 def show_reversal(found: ReversalResult) -> None:
     """Print accuracies: a row per kind of fact and question, a column per arm."""
-    from rich.table import Table
-
     from ledom.report.numbers import accuracy, difference
 
     rows: dict[tuple[str, str], list[ArmResult]] = {}
     for result in found.results:
         rows.setdefault((result.seen, result.asked), []).append(result)
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for name in ("seen in training", "asked for"):
-        table.add_column(name, no_wrap=True)
-    for result in next(iter(rows.values())):
-        table.add_column(result.arm, justify="right", no_wrap=True)
+    arms = [result.arm for result in next(iter(rows.values()))]
+    table = new_table(["seen in training", "asked for"], arms)
     for (seen, asked), results in rows.items():
         table.add_row(seen, asked, *(accuracy(result.accuracy) for result in results))
     output_console(_WIDTH).print(table, soft_wrap=True)
@@ -212,14 +207,10 @@ def _sources(
 
 def show_results(found: Evaluation) -> None:
     """Print one table of all tasks, then the notes."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for name in ("metric", "model, scoring"):
-        table.add_column(name, no_wrap=True)
-    for name in ("value", "minus forward", "minus reversed prompt"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ["value", "minus forward", "minus reversed prompt"]
+    table = new_table(["metric", "model, scoring"], columns)
     for task in found.tasks:
         table.add_row(Text(task.task, "bold"))
         for row in task.rows:
