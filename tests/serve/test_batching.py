@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -341,3 +342,38 @@ def test_so_many_requests_share_a_batch_however_long_it_takes() -> None:
         await queue.close()
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("overhead", "per_item", "least", "most"),
+    [
+        (0.2, 0.001, 50, 400),  # a distant server: half of a batch's time may be overhead
+        (0.2, 0.0, 200, 2000),  # nothing else: batches grow until the request is done
+        (0.0, 0.01, 4, 6),  # a local model: the time limit of 0.05 s
+        (0.01, 0.01, 3, 5),
+        (0.0, 1.0, 1, 1),  # slower than the limit: one at a time, between which others are served
+    ],
+)
+def test_batches_stay_large_where_their_time_does_not_depend_on_their_size(
+    monkeypatch: pytest.MonkeyPatch, overhead: float, per_item: float, least: int, most: int
+) -> None:
+    now = 0.0
+
+    def work(items: list[int]) -> Steps[list[int]]:
+        nonlocal now
+        sizes.append(len(items))
+        now += overhead + per_item * len(items)
+        yield
+        return items
+
+    sizes: list[int] = []
+    monkeypatch.setattr("ledom.serve.batching.time", SimpleNamespace(perf_counter=lambda: now))
+
+    async def one_large_request() -> None:
+        queue = Batcher(work, lambda item: 200.0, seconds=0.05, capacity=5000)
+        assert await queue.submit(range(5000)) == list(range(5000))
+        await queue.close()
+
+    run(one_large_request)
+    usual = sizes[len(sizes) // 2 : -1]
+    assert least <= min(usual) <= max(usual) <= most

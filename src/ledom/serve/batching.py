@@ -5,7 +5,8 @@ A request is a list of items. One worker computes batches of items. A batch is f
 1. One item of each new request, that is, of each request that no batch has served yet. A small
    request is therefore in the next batch, however many items large requests have left.
 2. Further items of the other requests, in turn, up to a time limit. The limit is halved if the
-   batch completes a request. Times are estimated from the speed of earlier batches.
+   batch completes a request. Times are estimated from earlier batches; where most of a batch's time
+   does not depend on its size, as with a distant server, the limit gives way.
 
 Many small requests thus share one large batch, which is fastest for all of them. Large requests are
 served in short batches, so a small request waits only briefly behind them. A batch that completes
@@ -36,7 +37,9 @@ __all__ = ["Batcher", "Closing", "Overloaded", "Steps", "apart", "finish"]
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _FIRST_COST = 2000.0  # cost of a batch before any speed is known
-_MEMORY = 0.8  # weight of earlier batches in the moving average of the speed
+_MEMORY = 0.8  # weight of earlier batches in moving averages
+_GROWTH = 4  # a batch may cost this many times the average of earlier ones
+_SPREAD = 0.1  # least standard deviation of costs, relative to their mean, that shows a slope
 _WIDE = 16  # a batch of new requests may cost this many times the usual cost
 _SHORT = 20_000  # characters: a few milliseconds of work, about the cost of using a thread
 _FAIR = 4  # after this many batches without a begun request, one of these goes first
@@ -104,7 +107,7 @@ class Batcher(Generic[_T, _R]):
         self._fresh: deque[_Request[_T, _R]] = deque()  # requests that no batch has served yet
         self._begun: deque[_Request[_T, _R]] = deque()  # requests served in part
         self._waiting = self._passed_over = 0
-        self._speed: float | None = None
+        self._pace: _Pace | None = None
         self._last_items = 1.0
         self._wake = asyncio.Event()
         self._closing = False
@@ -189,7 +192,7 @@ class Batcher(Generic[_T, _R]):
 
     def _usual_cost(self) -> float:
         """The cost of a batch of large requests."""
-        return _FIRST_COST if self._speed is None else self._speed * self._seconds
+        return _FIRST_COST if self._pace is None else self._pace.cost_within(self._seconds)
 
     def _next_cost(self, queue: deque[_Request[_T, _R]]) -> float:
         return self._cost(queue[0].items[queue[0].taken])
@@ -278,12 +281,48 @@ class Batcher(Generic[_T, _R]):
         return results
 
     def _learn(self, items: list[_T], seconds: float) -> None:
-        """Update the speed."""
         self._observe(len(items), seconds)
-        speed = min(sum(map(self._cost, items)) / max(seconds, 1e-6), 1e12)
-        past = speed if self._speed is None else self._speed
-        self._speed = _MEMORY * past + (1 - _MEMORY) * speed
+        cost, seconds = sum(map(self._cost, items)), max(seconds, 1e-6)
+        if self._pace is None:
+            self._pace = _Pace(cost, seconds)
+        else:
+            self._pace.learn(cost, seconds)
         self._last_items = len(items)
+
+
+class _Pace:
+    """How the time of a batch depends on its cost: overhead + slope * cost.
+
+    Both are fitted to earlier batches, recent ones counting more. Were the overhead part of the
+    speed, batches would shrink to one item wherever it exceeds their time limit.
+
+    >>> pace = _Pace(cost=200.0, seconds=0.21)
+    >>> pace.learn(cost=100.0, seconds=0.2)  # so 0.19 s of each, and 0.0001 s per unit
+    >>> round(pace.cost_within(0.39)), round(pace.cost_within(0.05))
+    (720, 720)
+    """
+
+    def __init__(self, cost: float, seconds: float) -> None:
+        self._cost, self._seconds = cost, seconds  # moving averages
+        self._variance = self._covariance = 0.0
+        self._slope = seconds / max(cost, 1e-9)
+
+    def learn(self, cost: float, seconds: float) -> None:
+        """Take another batch into account."""
+        off, late = cost - self._cost, seconds - self._seconds
+        self._cost += (1 - _MEMORY) * off
+        self._seconds += (1 - _MEMORY) * late
+        self._variance = _MEMORY * (self._variance + (1 - _MEMORY) * off * off)
+        self._covariance = _MEMORY * (self._covariance + (1 - _MEMORY) * off * late)
+        if self._variance > (_SPREAD * self._cost) ** 2:
+            self._slope = self._covariance / self._variance
+
+    def cost_within(self, limit: float) -> float:
+        """The cost of a batch that takes `limit` seconds, or else twice the overhead."""
+        slope = min(self._slope, self._seconds / max(self._cost, 1e-9))
+        overhead = self._seconds - slope * self._cost
+        most = _GROWTH * self._cost
+        return min(max(limit - overhead, overhead) / slope, most) if slope > 0 else most
 
 
 def _is_over(batch: Sequence[tuple[_Request[_T, _R], _T]]) -> bool:
