@@ -159,6 +159,7 @@ async def _draw(
     asked = body.get("temperature")
     sampling = Sampling(
         temperature=_TEMPERATURE if asked is None else asked,
+        top_k=max(0, body.get("top_k") or 0),
         top_p=body.get("top_p") or 1.0,
         max_tokens=body.get("max_tokens") or _MAX_TOKENS,
         seed=abs(body.get("seed") or 0),

@@ -20,6 +20,7 @@ from ledom.serve import writing
 from ledom.serve.batching import Steps
 from ledom.serve.refusals import Refusal, describe
 from ledom.serve.routes.shared import ANSWER, Body, ServiceOf, new_id, now, usage
+from ledom.serve.routes.unsupported import WritingBody
 from ledom.serve.service import Service
 from ledom.serve.writing import Token, token_text
 
@@ -31,8 +32,11 @@ _MOST_LOGPROBS = 20
 Ids = Annotated[list[int], Field(min_length=1)]
 
 
-class CompletionBody(Body):
-    """The supported part of OpenAI's body; `model` is forward, reverse or ledom/STRATEGY."""
+class CompletionBody(WritingBody):
+    """OpenAI's body; `model` is forward, reverse or ledom/STRATEGY.
+
+    Keys that are not named here are sent to the upstream unchanged.
+    """
 
     model: Annotated[str, Field(examples=["reverse"])]
     prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=[f"\n\n{ANSWER}"])]
@@ -86,6 +90,9 @@ class DetokenizeBody(Body):
 async def complete(body: CompletionBody, service: Service) -> JsonObject:
     """Complete with a model of this server, or score the prompt (`echo`)."""
     lm = service.model(body.model)
+    body.refuse_unsupported()
+    if body.ledom:
+        raise Refusal(400, "ledom has options of the gateway; name a model such as ledom/auto")
     prompts, count = body.prompts(), body.n or 1
     if not prompts:
         raise Refusal(422, "prompt: at least one is needed")

@@ -6,6 +6,7 @@ how the choice was made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -24,6 +25,7 @@ from ledom.serve.routes.completions import (
     stream,
 )
 from ledom.serve.routes.shared import QUESTION, Body, ServiceOf, new_id, now, usage
+from ledom.serve.routes.unsupported import WritingBody
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["complete_by_choice", "router"]
@@ -42,10 +44,8 @@ class Message(Body):
     content: str | list[JsonObject] | None = None
 
 
-class ChatBody(Body):
+class ChatBody(WritingBody):
     """OpenAI's body; keys that are not named here are sent to the upstream unchanged."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
 
     model: Annotated[str, Field(examples=["ledom/auto"])]
     """`ledom/STRATEGY`, with options after commas: `ledom/vote-all-terms,n=8`."""
@@ -60,6 +60,7 @@ class ChatBody(Body):
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=-1)] = None
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | list[str] | None = None
     n: Annotated[int | None, Field(ge=1)] = None
@@ -75,6 +76,9 @@ async def chat(body: ChatBody, service: ServiceOf) -> Any:
     """Answer by the best of n candidates."""
     _check_name(body.model)
     options = Options.read(body.model, body.ledom, body.n)
+    if not service.upstream:
+        body.refuse_unsupported()
+        _check_text(body.messages)
     question = question_of([message.model_dump() for message in body.messages])
     sent = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in _OURS}
     if not service.upstream and body.max_completion_tokens:
@@ -91,6 +95,19 @@ async def chat(body: ChatBody, service: ServiceOf) -> Any:
         "usage": _usage(chosen),
         "ledom": chosen.details,
     }
+
+
+def _check_text(messages: Sequence[Message]) -> None:
+    """Raise `Refusal` for a part of a message that is not text, such as an image."""
+    parts = [part for m in messages if isinstance(m.content, list) for part in m.content]
+    for part in parts:
+        kind = part.get("type")
+        if not isinstance(part.get("text"), str):
+            raise Refusal(
+                400,
+                f"messages: a part of type {kind!r:.60}; this server's models read only text; "
+                "leave it out",
+            )
 
 
 def _usage(chosen: Chosen) -> JsonObject | None:
@@ -129,6 +146,8 @@ async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObje
         raise Refusal(400, "the gateway takes one prompt, as text")
     if body.echo or body.logprobs is not None:
         raise Refusal(400, "the gateway has no log-probabilities of tokens; see its key ledom")
+    if not service.upstream:
+        body.refuse_unsupported()
     options = Options.read(body.model, body.ledom, body.n)
     sent = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in _OURS}
     prompt = prompts[0]

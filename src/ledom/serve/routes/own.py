@@ -20,6 +20,7 @@ from ledom.serve.batching import Steps, apart
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, ServiceOf
+from ledom.serve.routes.unsupported import WritingBody
 
 __all__ = ["router"]
 
@@ -98,7 +99,7 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     }
 
 
-class GenerateBody(Body):
+class GenerateBody(WritingBody):
     """A prompt to continue, by one token or many."""
 
     model: Annotated[str, Field(examples=["reverse"])]
@@ -123,6 +124,7 @@ async def generate(body: GenerateBody, service: ServiceOf) -> JsonObject:
     prompt, at the start (reverse) or at the end (forward), and send it again.
     """
     lm = service.model(body.model)
+    body.refuse_unsupported()
     service.check_writing(1, max(1, body.max_tokens))
     service.check_prompts(lm, [body.prompt])
     return await service.compute(lambda: _generate(lm, body))
