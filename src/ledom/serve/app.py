@@ -65,7 +65,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message, method = str(error.detail), request.method
-    if message == HTTPStatus.NOT_FOUND.phrase:
+    if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"no route {request.url.path!r:.60}; GET /openapi.json lists them"
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         known = (error.headers or {}).get("Allow", "another method")

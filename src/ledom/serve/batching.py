@@ -6,7 +6,7 @@ A request is a list of items. One worker computes batches of items. A batch is f
    request is therefore in the next batch, however many items large requests have left.
 2. Further items of the other requests, in turn, up to a time limit. The limit is halved if the
    batch completes a request. Times are estimated from earlier batches; where most of a batch's time
-   does not depend on its size, as with a distant server, the limit gives way.
+   does not depend on its size, as with a remote server, the limit gives way.
 
 Many small requests thus share one large batch, which is fastest for all of them. Large requests are
 served in short batches, so a small request waits only briefly behind them. A batch that completes
@@ -250,7 +250,7 @@ class Batcher(Generic[_T, _R]):
         self._drop(request)
 
     async def _compute(self, batch: list[tuple[_Request[_T, _R], _T]]) -> list[_R] | None:
-        """Compute a batch, step by step; None if all of its requests are over before.
+        """Compute a batch, step by step; None if all of its requests end first.
 
         If the batch completes no request, new requests are served between two steps.
         """
@@ -309,16 +309,16 @@ class _Pace:
 
     def learn(self, cost: float, seconds: float) -> None:
         """Take another batch into account."""
-        off, late = cost - self._cost, seconds - self._seconds
-        self._cost += (1 - _MEMORY) * off
-        self._seconds += (1 - _MEMORY) * late
-        self._variance = _MEMORY * (self._variance + (1 - _MEMORY) * off * off)
-        self._covariance = _MEMORY * (self._covariance + (1 - _MEMORY) * off * late)
+        more, longer = cost - self._cost, seconds - self._seconds
+        self._cost += (1 - _MEMORY) * more
+        self._seconds += (1 - _MEMORY) * longer
+        self._variance = _MEMORY * (self._variance + (1 - _MEMORY) * more * more)
+        self._covariance = _MEMORY * (self._covariance + (1 - _MEMORY) * more * longer)
         if self._variance > (_SPREAD * self._cost) ** 2:
             self._slope = self._covariance / self._variance
 
     def cost_within(self, limit: float) -> float:
-        """The cost of a batch that takes `limit` seconds, or else twice the overhead."""
+        """The cost of a batch that takes `limit` seconds, or twice the overhead if that is more."""
         slope = min(self._slope, self._seconds / max(self._cost, 1e-9))
         overhead = self._seconds - slope * self._cost
         most = _GROWTH * self._cost

@@ -221,7 +221,7 @@ def _check_strategy(asked: str | None) -> None:
     """Raise `InputError` for a strategy that cannot choose, whatever the candidates are."""
     if asked is not None and _slug(asked) not in strategy_slugs():
         raise InputError(
-            f"no strategy {asked!r:.60} can choose; choose among: {', '.join(strategy_slugs())}"
+            f"unknown strategy {asked!r:.60}; choose among: {', '.join(strategy_slugs())}"
         )
 
 

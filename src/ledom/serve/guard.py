@@ -181,7 +181,7 @@ class Guard:
 
 
 def _check_coding(headers: Mapping[bytes, bytes]) -> None:
-    """Raise `Refusal` for a body that is not sent as it is."""
+    """Raise `Refusal` for a body that is compressed, or that an upgrade makes the parser drop."""
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if coding.strip().lower() != "identity":
         raise Refusal(415, f"Content-Encoding is {coding!r:.60}; send the body uncompressed")

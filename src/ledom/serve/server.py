@@ -35,7 +35,7 @@ def require_extra() -> None:
 
 
 class Server:
-    """A port of this machine, from the start, and the service on it, once it runs.
+    """A server that holds its port from the start, and answers on it once it runs.
 
     Raises `InputError` if the port is taken. Clients cannot connect before `listen` or `run`.
     """
@@ -58,7 +58,7 @@ class Server:
     def listen(self) -> None:
         """Let clients connect; they are answered once the server runs.
 
-        Raises `InputError` if another program listened on the port meanwhile.
+        Raises `InputError` if another program has begun to listen on the port.
         """
         try:
             self._socket.listen(_BACKLOG)

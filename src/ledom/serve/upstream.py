@@ -2,8 +2,8 @@
 
 Any failure of the upstream (a timeout, an error, an invalid or incomplete answer) becomes one
 `Refusal`. Requests that may succeed later (429, 5xx, a broken connection) are retried, unless the
-upstream asks for a longer wait than that takes. If the upstream ignores or rejects `n`, it gets one
-request per candidate. The server's key is in no message.
+upstream asks for a longer wait than the longest pause between tries. If the upstream ignores or
+rejects `n`, it gets one request per candidate. No message contains the server's key.
 """
 
 from __future__ import annotations
