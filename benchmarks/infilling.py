@@ -69,8 +69,8 @@ def of_novels(path: Path, seed: int) -> Iterator[tuple[Gap, str]]:
         number += 1
 
 
-def mean_tokens(lm: LanguageModel, middles: Sequence[str]) -> float:
-    return float(np.mean([len(lm.tokenizer.encode_inside(middle)) for middle in middles]))
+def num_tokens(lm: LanguageModel, middle: str) -> int:
+    return len(lm.tokenizer.encode_inside(middle))
 
 
 def nats_per_token(
@@ -128,7 +128,7 @@ def main() -> None:
         "forward": ledom.load(options.forward, "forward"),
     }
     forward = models["forward"]
-    fitting = (case for case in source if mean_tokens(forward, [case[1]]) <= options.max_tokens)
+    fitting = (case for case in source if num_tokens(forward, case[1]) <= options.max_tokens)
     cases = list(islice(fitting, options.count))
     gaps = [gap for gap, _ in cases]
     sampling = Sampling(temperature=0.7, max_tokens=options.max_tokens)
@@ -144,7 +144,11 @@ def main() -> None:
             print(repr(gaps[0].beginning[-80:]), repr(best[0]), repr(gaps[0].ending[:80]))
     print(f"{len(gaps)} texts, {options.proposals} proposals each")
     arms = {name: nats_per_token(forward, gaps, texts) for name, texts in middles.items()}
-    show(arms, {n: mean_tokens(forward, texts) for n, texts in middles.items()})
+    lengths = {
+        name: float(np.mean([num_tokens(forward, text) for text in texts]))
+        for name, texts in middles.items()
+    }
+    show(arms, lengths)
 
 
 if __name__ == "__main__":
