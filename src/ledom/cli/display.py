@@ -61,9 +61,9 @@ def warn(warning: str | None) -> None:
 
 
 def output_console(least: int = 0) -> Console:
-    """Standard output for tables, of at least so many columns.
+    """A console on standard output that has at least `least` columns.
 
-    Lines wrap on a terminal, and where the environment gives a width.
+    Lines wrap on a terminal, and where the environment sets a width.
     """
     from rich.console import Console
 
@@ -97,7 +97,7 @@ def show_summary(report: SelectionReport) -> None:
 
 
 def new_table(words: Iterable[str], numbers: Iterable[str]) -> Table:
-    """An empty table with these heads of columns that hold words and of those that hold numbers."""
+    """An empty table, given the heads of its columns of words and of its columns of numbers."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=_GAP)
@@ -171,12 +171,12 @@ def show_ranking(found: Iterable[tuple[str, str, float]]) -> None:
 
 
 def show_texts(texts: Iterable[str]) -> None:
-    """Print texts, a line between each two; as they are, but on a terminal as `_printable`."""
+    """Print texts with lines between them; on a terminal, control characters are escaped."""
     shown = _printable if sys.stdout.isatty() else str
     for number, text in enumerate(texts):
         if number:
             typer.echo("\n" + "-" * 40 + "\n")
-        typer.echo(shown(text), color=True)  # else it would lose the escape sequences in the text
+        typer.echo(shown(text), color=True)  # else typer strips escape sequences
 
 
 def show_weights(tuned: TunedWeights) -> None:

@@ -114,29 +114,23 @@ def track(chunks: Iterable[Any], name: str, done: int, total: int | None) -> Ite
 def track_training(name: str, done: int, steps: int) -> Iterator[Callable[[Any], None]]:
     """Show steps, loss and tokens per second; yields the callback for `ledom.train.loop`.
 
-    `done` is the number of steps that an earlier run took. If SIGTERM stops the training, it says
-    how to resume.
+    `done` is the number of steps that an earlier run took. SIGTERM ends a training with
+    `SystemExit` after the current step; a line then says how to resume.
     """
     valid = ""
-    with _saying_how_to_resume(), Progress(name, done, steps) as progress:
-
-        def show(report: Any) -> None:
-            nonlocal valid
-            if report.notice is not None:
-                progress.note(f"step {report.step}: {report.notice}")
-            if report.valid_loss is not None:
-                valid = f", valid {report.valid_loss:.3f}"
-            speed = f"{report.tokens_per_second:,.0f} tokens/s"
-            progress.update(report.step, state=f"loss {report.loss:.3f}{valid}, {speed}")
-
-        yield show
-
-
-@contextmanager
-def _saying_how_to_resume() -> Iterator[None]:
-    """SIGTERM ends a training with SystemExit, after the current step."""
     try:
-        yield
+        with Progress(name, done, steps) as progress:
+
+            def show(report: Any) -> None:
+                nonlocal valid
+                if report.notice is not None:
+                    progress.note(f"step {report.step}: {report.notice}")
+                if report.valid_loss is not None:
+                    valid = f", valid {report.valid_loss:.3f}"
+                speed = f"{report.tokens_per_second:,.0f} tokens/s"
+                progress.update(report.step, state=f"loss {report.loss:.3f}{valid}, {speed}")
+
+            yield show
     except SystemExit:
         log("stopped; every step is saved: run the same command again to resume")
         raise
