@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import pytest
 
 from command_line import Run, check_refused
 from held_up import ledom_held_up
+from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
 from ledom.data.store import TokenStore, encode_documents, write_store
+from ledom.text.solution_style import is_true
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import loop
 from started import started
@@ -274,6 +277,20 @@ def test_export_refuses_options_without_effect(
 def test_augment_refuses_absurd_numbers(run: Run, tmp_path: Path, option: str) -> None:
     result = run("augment", tmp_path / "none.jsonl", option, 10**30)
     check_refused(result, option, "1000")
+
+
+def test_augment_makes_as_many_false_results_as_asked_for(run: Run, tmp_path: Path) -> None:
+    problems, out = tmp_path / "solved.jsonl", tmp_path / "out"
+    row = '{"id": "%s", "question": "Ava has 3 pens and buys %d. How many has she?", "answer": "%d"'
+    row += ', "solution": "3 + %d = %d"}\n'
+    problems.write_text("".join(row % (n, n, 3 + n, n, 3 + n) for n in (4, 5)))
+    code, text = run("augment", problems, "--wrong", 0, "--false-results", 3, "--out", out)
+    assert code == 0, text
+    wrong = read_records(out / "wrong.jsonl", Candidate)
+    per_problem = Counter(one.problem_id for one in wrong)
+    assert {*per_problem} == {one.id for one in read_records(out / "train.jsonl", Problem)}
+    assert max(per_problem.values()) <= 3
+    assert not any(is_true(one.text.splitlines()[0]) for one in wrong)
 
 
 @pytest.mark.parametrize("device", ["inf", "0", "meta", "cuda:99"])

@@ -196,7 +196,11 @@ def augment(
     ] = 4,
     false_results: Annotated[
         int,
-        typer.Option(min=0, max=1000, help="As many more at most, each with one false equation."),
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Maximum number of further wrong solutions, each with one false equation.",
+        ),
     ] = 0,
     out: Out = Path("ledom-augment"),
     seed: Seed = 0,

@@ -2,8 +2,8 @@
 
 A solution in the `equations` style is a small program: each equation takes numbers of the question,
 constants and earlier results. `renumber` gives the question other numbers and computes the program
-again; `corrupt` puts one common mistake into it, `miscalculate` a false result, and computes the
-wrong answer. Only the given problems are used. This module knows nothing of tokens or models.
+again; `corrupt` puts one common mistake into it, `miscalculate` one false result, and both compute
+the wrong answer. Only the given problems are used. This module knows nothing of tokens or models.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def augment(
 ) -> tuple[list[Problem], list[Candidate]]:
     """Each problem with up to `num_variants` variants, and up to `num_wrong` wrong solutions each.
 
-    Up to `num_false` more have a false equation. Variants have other numbers; they and the wrong
+    Up to `num_false` more have one false equation. Variants have other numbers; they and the wrong
     solutions are in the `equations` style. There are fewer if a solution is not a chain of true
     equations, or if no suitable numbers were found. Ids stay unique.
 
@@ -117,7 +117,7 @@ def augment(
         for version in versions:
             varied.append(version)
             texts = {text for _ in range(num_wrong) if (text := corrupt(version, rng))}
-            own = Random(f"{seed} false {version.id}")  # so that all others stay as they are
+            own = Random(f"{seed} false {version.id}")  # else the others would change
             false = {text for _ in range(num_false) if (text := miscalculate(version, own))}
             wrong += [
                 Candidate(problem_id=version.id, index=index, text=text, correct=False)
