@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=1000, help="pairs to train on")
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0: none")
-    parser.add_argument("--out", type=Path, default=Path("out/invert"), help="of the training")
+    parser.add_argument("--out", type=Path, default=Path("out/invert"), help="folder of the training")
     options = parser.parse_args()
 
     forward = ledom.load(options.forward, "forward")
