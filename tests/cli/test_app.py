@@ -273,7 +273,7 @@ def test_ctrl_c_keeps_finished_work(
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (None, ("problems.jsonl", "no such file; problem sets with a name: gsm_symbolic, gsm8k")),
+        (None, ("problems.jsonl", "no such file; give one, or a problem set: gsm_symbolic, gsm8k")),
         ("", ("problems.jsonl", "no Problem records")),
         ("{nonsense\n", ("problems.jsonl:1", "not JSON")),
         ('{"id": "a", "question": "q"}\n\n[1]\n', ("problems.jsonl:3", "expected a JSON object")),
@@ -681,7 +681,7 @@ def test_explain_takes_a_file(
     code, output = run("explain", "What?", file, "--id", "p0")
     assert (code, output.count("left unexplained")) == (0, 2)  # equal texts are one
     code, output = run("explain", "What?", file, "--id", "p9")
-    assert (code, output.strip()) == (2, f"error: no candidates of problem 'p9' in {file}")
+    check_refused((code, output), f"no candidates of problem 'p9' in {file}; give another --id")
 
 
 def test_demonstrations_need_solutions(

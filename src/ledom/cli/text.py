@@ -121,7 +121,9 @@ def _solutions(
         else:
             found.append(argument_text(source, "solution"))
     if not found:
-        raise InputError(f"no candidates of problem {problem_id!r} in {', '.join(sources)}")
+        raise InputError(
+            f"no candidates of problem {problem_id!r} in {', '.join(sources)}; give another --id"
+        )
     return found
 
 

@@ -202,15 +202,15 @@ def load_problems(
 
 
 def check_file(source: str) -> None:
-    """Raise `InputError` if there is no such file; the message lists the names that need none.
+    """Raise `InputError` if there is no such file; the message lists the problem sets by name.
 
     >>> check_file("gsm9k")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ledom.core.errors.InputError: gsm9k: no such file; problem sets with a name: gsm_symbolic, ...
+    ledom.core.errors.InputError: gsm9k: no such file; give one, or a problem set: gsm_symbolic, ...
     """
     if not exists(source):
         names = ", ".join([GENERATOR, *BENCHMARKS])
-        raise InputError(f"no such file; problem sets with a name: {names}", path=source)
+        raise InputError(f"no such file; give one, or a problem set: {names}", path=source)
 
 
 def load_benchmark(name: str) -> list[Problem]:

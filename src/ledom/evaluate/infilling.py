@@ -138,13 +138,13 @@ def _check_gaps(gaps: Sequence[Gap], forward: LanguageModel, sampling: Sampling)
         ids = forward.add_special_tokens(forward.tokenizer.encode(gap.beginning + gap.ending).ids)
         num_tokens = len(ids) - 1
         if num_tokens + sampling.max_tokens > forward.context:
-            room = forward.context - num_tokens
+            remedy, room = "shorten them", forward.context - num_tokens
+            if room > 0:
+                remedy = f"lower max_tokens to {room}, or {remedy}"
             raise InputError(
                 f"{gap.id!r}: beginning and ending have {num_tokens} tokens; with "
                 f"max_tokens={sampling.max_tokens} between them they do not fit the context of "
-                f"{forward.context} of {forward.name}; "
-                + (f"lower max_tokens to {room}, or " if room > 0 else "")
-                + "shorten them"
+                f"{forward.context} of {forward.name}; {remedy}"
             )
 
 

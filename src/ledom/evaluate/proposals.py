@@ -187,7 +187,7 @@ def verify(
 
     `spans` puts proposals into their contexts and marks the tokens to score. `context` identifies
     the texts and settings that it uses, for the file's settings. A proposal that does not fit the
-    model's context is left out: nobody knows beforehand into how many tokens it will be encoded.
+    model's context is left out: its length in tokens is known only once it has been written.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress

@@ -301,8 +301,8 @@ def _work(
 def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance]:
     """Score some pairs together; equal passages are scored once.
 
-    A forward model first scores each passage after an empty query, which gives log P(passage). What
-    it loses for its length in one context is then missing in the other too.
+    A forward model first scores each passage after an empty query, which gives log P(passage). A
+    passage that is cut to fit the context after its query is cut at the same place there.
     """
     asked: dict[tuple[str, str], list[_Pair]] = {}
     read = [pair.passage.text for pair in pairs]
