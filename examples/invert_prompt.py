@@ -5,18 +5,18 @@
     python examples/invert_prompt.py --output "..." --forward FOLDER --reverse FOLDER
 
 With --steps the reverse model is first fine-tuned on outputs of the model that is inverted. Pairs
-and model stay in the folder --out, where a stopped training resumes. Without, this script does the
-same as `ledom invert`.
+and model stay in the folder --out, where a stopped training resumes. Without --steps, this script
+does the same as `ledom invert`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import ledom
+from ledom.core.stage import no_progress
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.problems import generate_problems
 from ledom.evaluate.inversion import Output, invert, sample_pairs
@@ -32,11 +32,6 @@ So, a pizza will last for 24 / 12 = 2 days.
 #### 2"""
 
 
-def quiet(chunks: Iterable[object], name: str, done: int, total: int) -> Iterator[object]:
-    """No progress."""
-    yield from chunks
-
-
 def train_inverter(
     forward: ledom.LanguageModel, reverse: str, num_pairs: int, steps: int, out: Path
 ) -> str:
@@ -44,7 +39,7 @@ def train_inverter(
     problems = generate_problems("train", num_pairs, seed=1)
     prompts = [Prompt(problem.id, problem.question) for problem in problems]
     sampling = ledom.Sampling(temperature=0.7)
-    pairs = sample_pairs(forward, prompts, sampling, out / "outputs.jsonl", quiet)
+    pairs = sample_pairs(forward, prompts, sampling, out / "outputs.jsonl", no_progress)
     ledom.write_records(out / "pairs.jsonl", pairs)
     recipe = Recipe(
         name="inverter",
@@ -65,7 +60,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=1000, help="pairs to train on")
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0: none")
-    parser.add_argument("--out", type=Path, default=Path("out/invert"), help="folder of the training")
+    parser.add_argument("--out", type=Path, default=Path("out/invert"), help="where to train")
     options = parser.parse_args()
 
     forward = ledom.load(options.forward, "forward")
@@ -77,7 +72,7 @@ def main() -> None:
     outputs = [Output(id="output", text=options.output)]
     sampling = ledom.Sampling(temperature=0.7)
     with TemporaryDirectory() as out:  # its files would belong to this output and these models
-        found = invert(outputs, reverse, forward, sampling, options.samples, Path(out), quiet)
+        found = invert(outputs, reverse, forward, sampling, options.samples, Path(out), no_progress)
     for one in found[:3]:
         print(f"{one.rank}. log P(prompt, output) = {one.score:.1f}\n{one.prompt}\n")
 
