@@ -18,11 +18,11 @@ from ledom.serve.routes.shared import Body
 __all__ = ["WritingBody"]
 
 _EMPTY: tuple[Any, ...] = (0, "", [], {})  # 0 equals 0.0 and false
-_AS_IT_IS: dict[str, tuple[Any, ...]] = {
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
     # How tokens are drawn
     "allowed_token_ids": _EMPTY,
     "bad_words": _EMPTY,
-    "best_of": (),  # and n
+    "best_of": (),  # only the value of n
     "frequency_penalty": _EMPTY,
     "logit_bias": _EMPTY,
     "logits_processors": _EMPTY,
@@ -96,16 +96,16 @@ class WritingBody(Body):
         """Raise `Refusal` for a setting without a field that would change the answer.
 
         >>> WritingBody(user="me", min_p=0).refuse_unsupported()
-        >>> WritingBody(min_p=0.1).refuse_unsupported()
+        >>> WritingBody(min_p=0.1).refuse_unsupported()  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ledom.serve.refusals.Refusal: min_p is 0.1; this server's models ignore it; leave it out
+        ledom.serve.refusals.Refusal: min_p is 0.1; this server's models do not support it; ...
         """
         asked: JsonObject = self.model_extra or {}
-        neutral = {**_AS_IT_IS, "best_of": (getattr(self, "n", None) or 1,)}
+        neutral = {**_NEUTRAL, "best_of": (getattr(self, "n", None) or 1,)}
         for name, value in asked.items():
             if name in neutral and value is not None and value not in neutral[name]:
                 raise Refusal(
                     400,
-                    f"{name} is {reprlib.repr(value):.60}; this server's models ignore it; leave "
-                    "it out",
+                    f"{name} is {reprlib.repr(value):.60}; this server's models do not support it; "
+                    "leave it out",
                 )
