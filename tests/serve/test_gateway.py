@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from ledom.core.records import Candidate, Problem, Score, read_records
@@ -151,6 +153,27 @@ def test_options_of_the_body_count_more_than_those_of_the_name() -> None:
     with pytest.raises(Refusal):
         Options.read("ledom/a,b", None, None)
     assert "oracle" not in strategy_slugs()
+
+
+def test_a_stream_has_all_that_the_chosen_message_holds(models: Models) -> None:
+    function = {"name": "add", "arguments": '{"a": 3}'}
+    calls = [{"id": "call", "type": "function", "function": function}]
+    logprobs = {"content": [{"token": "7", "logprob": -0.5, "bytes": [55], "top_logprobs": []}]}
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        message = {"role": "assistant", "content": "It is 7.", "tool_calls": calls, "audio": None}
+        choice = {"message": message, "logprobs": logprobs, "finish_reason": "tool_calls"}
+        return httpx.Response(200, json={"choices": [choice] * json.loads(request.content)["n"]})
+
+    with gateway(models, upstream) as client:
+        lines = chat(client, stream=True).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    choices = [event["choices"][0] for event in events]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == "It is 7."
+    (called,) = [choice for choice in choices if "tool_calls" in choice["delta"]]
+    assert called["delta"] == {"tool_calls": [{"index": 0, **calls[0]}]}
+    assert called["logprobs"] == logprobs
+    assert choices[-1]["finish_reason"] == "tool_calls"
 
 
 @pytest.mark.slow

@@ -131,12 +131,30 @@ def _chat_events(head: JsonObject, chosen: Chosen, wants_usage: bool) -> list[Js
 
     events = [event({"role": "assistant", "content": ""})]
     events += [event({"content": piece}) for piece in pieces(chosen.text)]
+    logprobs, other = chosen.choice.get("logprobs"), _beside_text(chosen.choice)
+    if other or logprobs:
+        events.append(event(other))
+        events[-1]["choices"][0]["logprobs"] = logprobs
     reason = chosen.choice.get("finish_reason")
     events.append(event({}, reason if isinstance(reason, str) else "stop"))
     events[-1]["ledom"] = chosen.details
     if wants_usage:
         events.append(head | {"choices": [], "usage": _usage(chosen)})
     return events
+
+
+def _beside_text(choice: JsonObject) -> JsonObject:
+    """What a message holds beside role and text, such as tool calls, in the form of a stream."""
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return {}
+    other = {k: v for k, v in message.items() if k not in ("role", "content") and v is not None}
+    calls = other.get("tool_calls")
+    if isinstance(calls, list):  # a client joins parts of a call by its index
+        other["tool_calls"] = [
+            {"index": index, **call} for index, call in enumerate(calls) if isinstance(call, dict)
+        ]
+    return other
 
 
 async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObject:
