@@ -62,9 +62,11 @@ class _Program:
             return None
         return cls(equations, answer) if answer in equations[-1] else None
 
-    def is_missed_by(self, equations: Sequence[tuple[str, ...]]) -> bool:
-        """Whether these equations lead to another answer."""
-        return equations[-1][-1] != _written(value_of(self.answer), exact=False)  # 7.50 is 7.5
+    def wrong_text(self, equations: list[tuple[str, ...]], rng: Random) -> str | None:
+        """A solution with these equations; None if they lead to the right answer."""
+        answer = equations[-1][-1]
+        is_right = answer == _written(value_of(self.answer), exact=False)  # 7.50 is 7.5
+        return None if is_right else _Program(_rewrite(equations, rng), answer).text()
 
     def text(self) -> str:
         """The solution, in the `equations` style."""
@@ -138,8 +140,7 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
     >>> varied.question != text, answer == "#### " + equation.partition(" = ")[2]
     (True, True)
     """
-    program = _Program.read(problem)
-    if program is None:
+    if (program := _Program.read(problem)) is None:
         return None
     question = normalize_numbers(problem.question)
     numbers = set(_IN_QUESTION.findall(question))
@@ -174,15 +175,14 @@ def corrupt(problem: Problem, rng: Random) -> str | None:
     3 * 4 = 12
     #### 12
     """
-    program = _Program.read(problem)
-    if program is None:
+    if (program := _Program.read(problem)) is None:
         return None
     numbers = _IN_QUESTION.findall(normalize_numbers(problem.question))
     for _ in range(_TRIES):
         changed = rng.choice(_FAULTS)(program.equations, numbers, rng)
         done = changed and _compute(changed[0], changed[1], strict=False)
-        if done and done[0] and program.is_missed_by(done[0]):
-            return _Program(_rewrite(done[0], rng), done[0][-1][-1]).text()
+        if done and done[0] and (text := program.wrong_text(done[0], rng)):
+            return text
     return None
 
 
@@ -197,8 +197,7 @@ def miscalculate(problem: Problem, rng: Random) -> str | None:
     3 + 4 = 6
     #### 6
     """
-    program = _Program.read(problem)
-    if program is None:
+    if (program := _Program.read(problem)) is None:
         return None
     for _ in range(_TRIES):
         at = rng.randrange(len(program.equations))
@@ -206,9 +205,9 @@ def miscalculate(problem: Problem, rng: Random) -> str | None:
         if (result := _other_result(right, rng)) is None:
             continue
         done = _compute(program.equations[at + 1 :], {right: result}, strict=False)
-        equations = [*program.equations[:at], (first, result), *(done[0] if done else ())]
-        if done and program.is_missed_by(equations):
-            return _Program(_rewrite(equations, rng), equations[-1][-1]).text()
+        before = [*program.equations[:at], (first, result)]
+        if done and (text := program.wrong_text([*before, *done[0]], rng)):
+            return text
     return None
 
 

@@ -1,4 +1,4 @@
-"""Finds the files under a folder, each once, and keeps notes of what is left out.
+"""Finds the files under a folder, each once, and lists what it leaves out.
 
 Hidden files and folders (`.git`, `.ipynb_checkpoints`, `.DS_Store`) belong to other programs and
 are skipped. Links are followed, except to a folder that contains the link; a file or folder with

@@ -288,8 +288,8 @@ class LanguageModel(ABC):
     def written_text(self, prompt: str, ids: Sequence[int]) -> str:
         """The text of the ids that the model wrote for a prompt, in reading order.
 
-        Prompt and ids are decoded together and the prompt is removed, because a token's text may
-        depend on its neighbors.
+        A token's text may depend on its neighbors, so both are decoded together; then the prompt is
+        removed.
 
         >>> from ledom.lm.backends.fake import FakeLanguageModel
         >>> lm = FakeLanguageModel()
