@@ -110,7 +110,7 @@ def test_int8_sums_do_not_overflow(sign: int) -> None:
     assert torch.equal(linear(x, product, bias)[0], sign * 127.0 * 63 * 512 + bias)
 
 
-PRIVATE = ("_LINEAR", "_FLASH", "_FLASH_BACKWARD")
+PRIVATE = ("_LINEAR", "_FLASH", "_FLASH_BACKWARD", "_SOFTMAX_BACKWARD")
 
 
 @pytest.fixture
@@ -155,20 +155,37 @@ def test_attention_and_its_normalizers_without_the_kernel(
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("length", [3, 300])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("length", [3, 200, 300])
 def test_causal_attention_and_its_derivatives_without_the_kernels(
-    public: Callable[..., Any], length: int
+    public: Callable[..., Any], length: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     torch.manual_seed(0)
-    q, k, v, grad = torch.randn(4, 2, 3, length, 8)
+    q, k, v, grad = torch.randn(4, 2, 3, length, 8, dtype=dtype)
 
     def values_and_derivatives() -> tuple[Tensor, ...]:
-        out, normalizers = kernels.causal_attention(q, k, v, 0.3)
-        return out, *kernels.causal_attention_backward(grad, q, k, v, out, normalizers, 0.3)
+        numbers, kept_dtype = kernels.kept_numbers(dtype)
+        kept = torch.empty(q.shape[:-1].numel() * numbers, dtype=kept_dtype)
+        out = kernels.causal_attention(q, k, v, 0.3, kept)
+        return out, *kernels.causal_attention_backward(grad, q, k, v, out, kept, 0.3)
 
-    assert kernels.has_normalizers(torch.float32)
     for ours, theirs in zip(values_and_derivatives(), public(values_and_derivatives), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
+def test_weights_that_are_kept_give_the_same_derivatives_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, k, v, grad = torch.randn(4, 2, 3, 200, 8, dtype=torch.bfloat16)
+    found = []
+    for kept_keys in (200, 199):
+        monkeypatch.setattr(kernels, "_KEPT_KEYS", kept_keys)
+        kept = torch.full((2 * 3 * 200 * kept_keys,), torch.nan, dtype=torch.bfloat16)
+        out = kernels.causal_attention(q, k, v, 0.3, kept)
+        assert kept.isnan().all() == (kept_keys < 200)
+        found.append((out, *kernels.causal_attention_backward(grad, q, k, v, out, kept, 0.3)))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_models_losses_and_gradients_without_the_kernels(

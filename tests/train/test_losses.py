@@ -14,12 +14,15 @@ from ledom.train.objective import token_losses, working_bytes
 NUM_TOKENS = 45
 
 
-@pytest.fixture(params=[7, 1024], ids=["chunks", "one chunk"])
-def rows(request, monkeypatch):
-    """Tokens in a chunk: seven chunks with a rest, or all at once."""
-    monkeypatch.setattr(module, "_LEAST_ROWS", request.param)
+@pytest.fixture(
+    params=[(7, True), (7, False), (1024, True)], ids=["chunks", "chunks again", "one chunk"]
+)
+def chunks(request, monkeypatch):
+    """Seven chunks with a rest, or one; logits kept or computed again."""
+    rows, kept = request.param
+    monkeypatch.setattr(module, "_LEAST_ROWS", rows)
     monkeypatch.setattr(module, "_LOGITS_BYTES", 1)
-    return request.param
+    monkeypatch.setattr(module, "_KEPT_BYTES", 2**20 if kept else 0)
 
 
 def batch(vocab_size):
@@ -42,7 +45,7 @@ def plain_losses(model, ids, positions, boundaries, targets):
     return cross_entropy(logits.float(), targets, reduction="none")
 
 
-def test_losses_and_gradients_are_those_of_all_logits_at_once(rows, tokenizer, tiny_config):
+def test_losses_and_gradients_are_those_of_all_logits_at_once(chunks, tokenizer, tiny_config):
     model = build_model(tiny_config, tokenizer, seed=3)
     given = batch(tokenizer.vocab_size)
     expected, losses = plain_losses(model, *given), token_losses(model, *given)
@@ -54,7 +57,7 @@ def test_losses_and_gradients_are_those_of_all_logits_at_once(rows, tokenizer, t
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
 
 
-def test_under_autocast_the_losses_stay_in_fp32(rows, tokenizer, tiny_config):
+def test_under_autocast_the_losses_stay_in_fp32(chunks, tokenizer, tiny_config):
     model = build_model(tiny_config, tokenizer, seed=3)
     given = batch(tokenizer.vocab_size)
     expected = gradients(model, plain_losses(model, *given))
@@ -84,11 +87,30 @@ def test_logits_that_are_more_than_a_projection_are_the_models_own(tokenizer):
     assert (plain_losses(model, *given) - expected).abs().max() > 1e-3
 
 
-def test_working_space_is_that_of_one_chunk(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_logits_give_the_same_gradients_bit_for_bit(
+    dtype, tokenizer, tiny_config, monkeypatch
+):
+    model = build_model(tiny_config, tokenizer, seed=3)
+    found = []
+    for kept in (0, 2**20):
+        monkeypatch.setattr(module, "_KEPT_BYTES", kept)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            losses = token_losses(model, *batch(tokenizer.vocab_size))
+        found.append(gradients(model, losses))
+    for name, gradient in found[0].items():
+        assert torch.equal(gradient, found[1][name]), name
+
+
+def test_working_space_is_that_of_one_chunk_and_of_kept_logits(monkeypatch):
     monkeypatch.setattr(module, "_LEAST_ROWS", 100)
     monkeypatch.setattr(module, "_LOGITS_BYTES", 1)
+    monkeypatch.setattr(module, "_KEPT_BYTES", 0)
     # In fp32: logits, the weight's gradient and what is added; or logits and their exponentials.
     assert working_bytes(50, 10, 80, 4) == 4 * (50 * 10 + 2 * 10 * 80)
     assert working_bytes(1000, 10, 2, 4) == 4 * 2 * 100 * 10
     # In bf16 the derivative stands beside the logits, and what is added is half as large.
     assert working_bytes(1000, 10, 80, 2) == (4 + 2) * 100 * 10 + (4 + 2) * 10 * 80
+    monkeypatch.setattr(module, "_KEPT_BYTES", 2 * 50 * 10)
+    assert working_bytes(50, 10, 2, 2) == 2 * 50 * 10 + 2 * 4 * 50 * 10
+    assert working_bytes(51, 10, 2, 2) == 2 * 4 * 51 * 10

@@ -27,8 +27,8 @@ from ledom.core.errors import CheckpointError
 from ledom.model.kernels import (
     causal_attention,
     causal_attention_backward,
-    has_normalizers,
     has_varlen,
+    kept_numbers,
     varlen_attention,
 )
 
@@ -183,21 +183,19 @@ def _rows(x: Tensor, start: int, end: int, documents: int) -> Tensor:
 
 
 # A custom operation is opaque to the compiler, which would otherwise recompile for every number of
-# documents. Only inputs, output and normalizers are kept for the backward pass.
+# documents.
 @torch.library.custom_op("ledom::packed_attention", mutates_args=(), device_types="cpu")
 def _packed_cpu(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The result [1, H, T, D] and the log normalizers (see `_outputs`); inputs [1, H, T, D]."""
+    """The result [1, H, T, D] and what the backward pass needs; inputs [1, H, T, D]."""
     _check_end(boundaries, query)
-    out, normalizers = _outputs(query)
+    out, kept = _outputs(query)
     for start, end, documents in _runs(boundaries):
         q, k, v = (_rows(x, start, end, documents) for x in (query, key, value))
-        part, logs = causal_attention(q, k, v, scale)
+        part = causal_attention(q, k, v, scale, kept[start:end].view(-1))
         _rows(out, start, end, documents).copy_(part)
-        if logs is not None:
-            normalizers[:, start:end].unflatten(1, (documents, -1)).copy_(logs.transpose(0, 1))
-    return out, normalizers
+    return out, kept
 
 
 @_packed_cpu.register_fake
@@ -206,15 +204,12 @@ def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 def _outputs(query: Tensor) -> tuple[Tensor, Tensor]:
-    """Empty buffers for the result [1, H, T, D] and the log normalizers [H, T].
-
-    The second is [0, 0] where the kernel returns no normalizers.
-    """
+    """Empty buffers: the result [1, H, T, D], and room [T, H numbers] for `kept_numbers`."""
     # In memory the result is [T, H, D], the layout that the output projection reads.
     _, heads, length, width = query.shape
     out = query.new_empty(1, length, heads, width).transpose(1, 2)
-    kept = (heads, length) if has_normalizers(query.dtype) else (0, 0)
-    return out, query.new_empty(kept, dtype=torch.float32)
+    numbers, dtype = kept_numbers(query.dtype)
+    return out, query.new_empty((length, heads * numbers), dtype=dtype)
 
 
 @torch.library.custom_op("ledom::packed_attention_backward", mutates_args=(), device_types="cpu")
@@ -224,17 +219,14 @@ def _packed_cpu_backward(
     key: Tensor,
     value: Tensor,
     out: Tensor,
-    normalizers: Tensor,
+    kept: Tensor,
     boundaries: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = tuple(torch.empty_like(x) for x in (query, key, value))
     for start, end, documents in _runs(boundaries):
         g, q, k, v, o = (_rows(x, start, end, documents) for x in (grad, query, key, value, out))
-        logs = None
-        if has_normalizers(query.dtype):
-            logs = normalizers[:, start:end].unflatten(1, (documents, -1)).transpose(0, 1)
-        found = causal_attention_backward(g, q, k, v, o, logs, scale)
+        found = causal_attention_backward(g, q, k, v, o, kept[start:end].view(-1), scale)
         for whole, part in zip(gradients, found, strict=True):
             _rows(whole, start, end, documents).copy_(part)
     return gradients  # type: ignore[return-value]

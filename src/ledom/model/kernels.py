@@ -13,6 +13,7 @@ Shapes: T tokens, N documents, H query heads, K key-value heads, Q queries, L ke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ __all__ = [
     "causal_attention",
     "causal_attention_backward",
     "filled_rows",
-    "has_normalizers",
     "has_varlen",
+    "kept_numbers",
     "linear",
     "onednn_linear",
     "varlen_attention",
@@ -40,17 +41,19 @@ __all__ = [
 
 _ROWS = 32  # with fewer rows, oneDNN's calls cost more than they save
 _QUERIES = 128  # queries per block of plain products; a block skips the keys that it may not see
+_KEPT_KEYS = 256  # the longest document whose attention weights are kept for the backward pass
 _SCORES_BYTES = 64 * 2**20  # most memory for a matrix of attention scores
 _HALF = (torch.float16, torch.bfloat16)
 _WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
 
-# A linear layer as torch's compiler emits it, the kernel of scaled_dot_product_attention, and its
-# backward pass. Each is None if this torch lacks it.
+# A linear layer as torch's compiler emits it, the kernel of scaled_dot_product_attention, its
+# backward pass, and that of softmax. Each is None if this torch lacks it.
 _LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _FLASH_BACKWARD: Any = getattr(
     torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None
 )
+_SOFTMAX_BACKWARD: Any = getattr(torch.ops.aten, "_softmax_backward_data", None)
 _INT8: Any = getattr(torch.ops.onednn, "qlinear_pointwise", None)
 _INT8_PACK: Any = getattr(torch.ops.onednn, "qlinear_prepack", None)
 
@@ -274,90 +277,108 @@ def _by_segment(
     return torch.cat(results), torch.cat(normalizers)
 
 
-def has_normalizers(dtype: torch.dtype) -> bool:
-    """Whether `causal_attention` uses the private kernel, and so returns normalizers.
+def kept_numbers(dtype: torch.dtype) -> tuple[int, torch.dtype]:
+    """How many numbers `causal_attention` keeps per head and token, and their dtype.
 
-    The kernel is slow in bf16 (its backward pass takes four times as long, for heads of width 32).
-    Plain products take half of that time; their backward pass recomputes the weights.
+    The private kernel returns log normalizers. It is slow in bf16 (its backward pass takes four
+    times as long, for heads of width 32). Plain products take half of that time. They keep the
+    attention weights of short documents, and compute those of longer ones again.
 
-    >>> has_normalizers(torch.bfloat16)
-    False
+    >>> kept_numbers(torch.bfloat16)
+    (256, torch.bfloat16)
     """
+    return (1, dtype) if _has_fused(dtype) else (_KEPT_KEYS, dtype)
+
+
+def _has_fused(dtype: torch.dtype) -> bool:
     return _FLASH is not None and _FLASH_BACKWARD is not None and dtype == torch.float32
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, kept: Tensor) -> Tensor:
     """Causal attention within each of N documents on a CPU; inputs and result [N, H, L, D].
 
-    Also returns the log normalizers [N, H, L] if `has_normalizers`, else None. In bf16, scores are
-    rounded before the softmax, as torch has no product with fp32 outputs on a CPU: the result's
-    mean error is 2 to 5 times the fused kernel's, more for larger scores (up to 5, up to 40).
+    `kept` [N H L numbers] receives what the backward pass needs (see `kept_numbers`). In bf16,
+    scores are rounded before the softmax, as torch has no product with fp32 outputs on a CPU: the
+    result's mean error is 2 to 5 times the fused kernel's, more for larger scores (up to 5, up to
+    40).
 
     >>> one = torch.ones(1, 1, 2, 4)
-    >>> causal_attention(one, one, one, 0.5)[0].shape
+    >>> causal_attention(one, one, one, 0.5, torch.empty(2)).shape
     torch.Size([1, 1, 2, 4])
     """
-    if has_normalizers(q.dtype):
-        out, normalizers = _FLASH(q, k, v, is_causal=True, scale=scale)
-        return out, normalizers
     shape = q.shape
+    if _has_fused(q.dtype):
+        out, normalizers = _FLASH(q, k, v, is_causal=True, scale=scale)
+        kept.view(shape[:-1]).copy_(normalizers)
+        fused: Tensor = out
+        return fused
     q, k, v = (x.reshape(-1, *shape[2:]) for x in (q * scale, k, v))
     found = torch.empty_like(q)
-    for start in range(0, shape[2], _QUERIES):
-        end = min(start + _QUERIES, shape[2])
-        found[:, start:end] = torch.bmm(_weights(q[:, start:end], k[:, :end], start), v[:, :end])
-    return found.view(shape), None
+    for block, keys, place in _blocks(kept, len(q), shape[2]):
+        weights = _weights(q[:, block], k[:, keys], block.start, place)
+        found[:, block] = torch.bmm(weights, v[:, keys])
+    return found.view(shape)
 
 
 def causal_attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    normalizers: Tensor | None,
-    scale: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, kept: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, from the inputs and outputs of `causal_attention`.
+    """Gradients of q, k and v, from what `causal_attention` took, returned and kept.
 
-    >>> one = torch.ones(1, 1, 2, 4)
-    >>> out, normalizers = causal_attention(one, one, one, 0.5)
-    >>> causal_attention_backward(one, one, one, one, out, normalizers, 0.5)[2][0, 0, :, 0]
+    >>> one, kept = torch.ones(1, 1, 2, 4), torch.empty(2)
+    >>> out = causal_attention(one, one, one, 0.5, kept)
+    >>> causal_attention_backward(one, one, one, one, out, kept, 0.5)[2][0, 0, :, 0]
     tensor([1.5000, 0.5000])
     """
-    if normalizers is not None:
-        found: tuple[Tensor, Tensor, Tensor] = _FLASH_BACKWARD(
-            grad, q, k, v, out, normalizers, 0.0, True, scale=scale
+    if _has_fused(q.dtype):
+        fused: tuple[Tensor, Tensor, Tensor] = _FLASH_BACKWARD(
+            grad, q, k, v, out, kept.view(q.shape[:-1]), 0.0, True, scale=scale
         )
-        return found
-    return _backward_by_plain_products(grad, q, k, v, out, scale)
-
-
-def _backward_by_plain_products(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Recomputes the attention weights; the gradients of keys and values are summed in fp32."""
-    shape = query.shape
-    g, q, k, v, o = (x.reshape(-1, *shape[2:]) for x in (grad, query * scale, key, value, out))
+        return fused
+    shape = q.shape
+    g, q, k, v = (x.reshape(-1, *shape[2:]) for x in (grad, q * scale, k, v))
     of_query = torch.empty_like(q)
-    of_key, of_value = (torch.zeros(x.shape, dtype=torch.float32) for x in (k, v))
-    means = (g * o).sum(-1, keepdim=True)
-    for start in range(0, shape[2], _QUERIES):
-        end = min(start + _QUERIES, shape[2])
-        block = slice(start, end)
-        weights = _weights(q[:, block], k[:, :end], start)
-        of_value[:, :end] += torch.bmm(weights.mT, g[:, block])
-        slopes = torch.bmm(g[:, block], v[:, :end].mT).sub_(means[:, block]).mul_(weights)
-        of_query[:, block] = torch.bmm(slopes, k[:, :end]).mul_(scale)
-        of_key[:, :end] += torch.bmm(slopes.mT, q[:, block])
+    of_key, of_value = (torch.empty(x.shape, dtype=torch.float32) for x in (k, v))
+    for block, keys, place in _blocks(kept, len(q), shape[2]):
+        weights = _weights(q[:, block], k[:, keys], block.start) if place is None else place
+        slopes = _softmax_backward(torch.bmm(g[:, block], v[:, keys].mT), weights)
+        of_query[:, block] = torch.bmm(slopes, k[:, keys]).mul_(scale)
+        for total, factor, rows in ((of_key, slopes, q), (of_value, weights, g)):
+            share = torch.bmm(factor.mT, rows[:, block])
+            if keys.stop == shape[2]:
+                total.copy_(share)
+            else:
+                total[:, keys] += share
     of_key, of_value = of_key.to(k.dtype), of_value.to(v.dtype)
     return of_query.view(shape), of_key.view(shape), of_value.view(shape)
 
 
-def _weights(query: Tensor, key: Tensor, start: int) -> Tensor:
-    """Causal attention weights [N, block, keys] of the scaled queries from place `start` on."""
+def _blocks(kept: Tensor, rows: int, length: int) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """Each block's queries, the keys they see, and the place of its weights [rows, block, keys].
+
+    The last block comes first: it sees all keys, so that sums over blocks need not begin with
+    zeros. The weights of documents longer than 256 tokens have no place.
+    """
+    end = 0
+    for start in reversed(range(0, length, _QUERIES)):
+        stop = min(start + _QUERIES, length)
+        begin, end = end, end + rows * (stop - start) * stop
+        place = kept[begin:end].view(rows, stop - start, stop) if length <= _KEPT_KEYS else None
+        yield slice(start, stop), slice(stop), place
+
+
+def _weights(query: Tensor, key: Tensor, start: int, out: Tensor | None = None) -> Tensor:
+    """Causal attention weights [rows, block, keys] of scaled queries from place `start` on."""
     scores = torch.bmm(query, key.mT)
     block = query.shape[1]
     later = torch.full((block, block), -torch.inf, dtype=scores.dtype).triu_(1)
     scores[:, :, start:].add_(later)  # half the time of masked_fill
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=out)
+
+
+def _softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of the scores, from that of their softmax over the last dimension."""
+    if _SOFTMAX_BACKWARD is None:
+        return weights * (grad - (grad * weights).sum(-1, keepdim=True))
+    found: Tensor = _SOFTMAX_BACKWARD(grad, weights, -1, grad.dtype)
+    return found

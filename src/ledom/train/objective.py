@@ -52,6 +52,7 @@ __all__ = [
 
 _LOGITS_BYTES = 2**24  # a chunk of logits in fp32, so that it fits a processor's cache
 _LEAST_ROWS = 1024  # rows per chunk, because each chunk updates the whole weight's gradient
+_KEPT_BYTES = 2**26  # logits of a whole batch that the backward pass need not compute again
 
 
 class ObjectiveConfig(Config):
@@ -267,14 +268,20 @@ def working_bytes(num_tokens: int, vocab_size: int, width: int, size: int) -> in
 
     `size` is the bytes of a number in the products' precision. A chunk of logits is in fp32, and is
     held twice while its exponentials are summed. The backward pass also holds the chunk's gradient
-    in the products' precision, the weight's gradient, and a chunk's contribution to it.
+    in the products' precision, the weight's gradient, and a chunk's contribution to it. The logits
+    of a small batch are kept for the backward pass.
 
     >>> working_bytes(8, vocab_size=100, width=4, size=4)
-    6400
+    9600
     """
     logits = min(num_tokens, _rows(vocab_size)) * vocab_size
     derivative = 0 if size == 4 else size * logits  # in fp32 it takes the logits' place
-    return max(2 * 4 * logits, 4 * logits + derivative + vocab_size * width * (4 + size))
+    kept = size * num_tokens * vocab_size if _is_kept(num_tokens, vocab_size, size) else 0
+    return kept + max(2 * 4 * logits, 4 * logits + derivative + vocab_size * width * (4 + size))
+
+
+def _is_kept(num_tokens: int, vocab_size: int, size: int) -> bool:
+    return size * num_tokens * vocab_size <= _KEPT_BYTES
 
 
 def _rows(vocab_size: int) -> int:
@@ -288,28 +295,33 @@ class _ProjectedLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         rows = _rows(len(weight))
+        is_kept = _is_kept(len(hidden), len(weight), hidden.element_size())
+        kept: list[Tensor] = []
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         normalizers = torch.empty_like(losses)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = (hidden[part] @ weight.T).float()
+            product = hidden[part] @ weight.T
+            logits = product.float()
             torch.logsumexp(logits, dim=-1, out=normalizers[part])
             chosen = logits.gather(1, targets[part, None])[:, 0]
             torch.sub(normalizers[part], chosen, out=losses[part])
+            if is_kept:
+                kept.append(product)
         ctx.rows = rows
-        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.save_for_backward(hidden, weight, targets, normalizers, *kept)
         return losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden, weight, targets, normalizers = ctx.saved_tensors
+        hidden, weight, targets, normalizers, *kept = ctx.saved_tensors
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        for start in range(0, len(hidden), ctx.rows):
+        for chunk, start in enumerate(range(0, len(hidden), ctx.rows)):
             part = slice(start, start + ctx.rows)
             share = grads[0][part, None]
-            logits = (hidden[part] @ weight.T).float()
-            slopes = logits.sub_(normalizers[part, None]).exp_().mul_(share)
+            product = kept[chunk] if kept else hidden[part] @ weight.T
+            slopes = (product.float() - normalizers[part, None]).exp_().mul_(share)
             slopes.scatter_add_(1, targets[part, None], -share)
             slopes = slopes.to(weight.dtype)
             torch.mm(slopes, weight, out=hidden_grad[part])
