@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
@@ -219,3 +222,99 @@ def test_options_of_the_gateway_are_refused_where_nothing_is_chosen(own: TestCli
     answer = ask(own, "completions", ledom={"n": 4})
     assert answer.status_code == 400
     assert "name a model such as ledom/auto" in answer.json()["error"]["message"]
+
+
+DIALOG = f"{QUESTIONS[0]}\n\n3 + 4 = 7\n#### 7"
+READING: dict[str, tuple[str, dict[str, Any]]] = {
+    "score": ("/v1/score", {"queries": QUESTIONS[0], "documents": ["7", "8"]}),
+    "rerank": ("/rerank", {"query": QUESTIONS[0], "documents": ["7", "8"]}),
+    "TEI": ("/rerank", {"query": QUESTIONS[0], "texts": ["7", "8"]}),
+    "classify": ("/classify", {"input": DIALOG}),
+    "embeddings": ("/v1/embeddings", {"input": DIALOG}),
+    "tokenize": ("/tokenize", {"prompt": "7"}),
+    "detokenize": ("/detokenize", {"tokens": [7]}),
+}
+OF_READING: dict[str, tuple[Any, list[Any]]] = {  # a value that is refused, and neutral ones
+    "activation": (False, [True]),
+    "chat_template": ("{{ messages }}", [""]),
+    "dimensions": (2, [1]),
+    "embed_dtype": ("float16", ["float32"]),
+    "endianness": ("big", ["native", "little"]),
+    "instruction": ("Find the answer.", [""]),
+    "max_chunks_per_doc": (1, []),
+    "max_tokens_per_query": (3, []),
+    "messages": ([{"role": "user", "content": "a"}], [[]]),
+    "mm_processor_kwargs": ({"a": 1}, [{}]),
+    "normalize": (True, [False]),
+    "rank_fields": (["a"], [[]]),
+    "return_embeddings": (True, [False]),
+    "return_token_strs": (True, [False]),
+    "softmax": (False, [True]),
+    "truncate_prompt_tokens": (4, [-1]),
+    "truncation": (False, [True]),
+    "truncation_direction": ("Left", ["Right", "right"]),
+    "truncation_side": ("left", ["right"]),
+}
+OF_ONE_ROUTE: dict[str, dict[str, tuple[Any, list[Any]]]] = {
+    "score": {"encoding_format": ("base64", ["float"]), "truncate": ("START", ["END", True])},
+    "rerank": {
+        "raw_scores": (True, [False]),
+        "return_text": (True, [False]),
+        "truncate": (False, [True]),
+    },
+    "TEI": {"top_n": (1, [0]), "max_tokens_per_doc": (9, [])},
+    "embeddings": {"use_activation": (True, [False])},
+}
+
+
+def read(client: TestClient, route: str, **more: Any) -> httpx.Response:
+    path, body = READING[route]
+    return client.post(path, json=body | more)
+
+
+def numbers(answer: httpx.Response) -> Any:
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    return found | {"id": "", "created": 0} if isinstance(found, dict) else found
+
+
+@pytest.mark.parametrize("route", READING)
+def test_a_setting_that_would_change_a_score_is_refused(own: TestClient, route: str) -> None:
+    plain = numbers(read(own, route))
+    for name, (other, neutral) in (OF_READING | OF_ONE_ROUTE.get(route, {})).items():
+        answer = read(own, route, **{name: other})
+        assert answer.status_code == 400, (name, answer.text)
+        error = answer.json()["error"]
+        message = error if route == "TEI" else error["message"]
+        assert message.startswith(f"{name} is {repr(other)[:1]}")
+        assert message.endswith("; leave it out")
+        for value in neutral:
+            assert numbers(read(own, route, **{name: value})) == plain, (name, value)
+    assert numbers(read(own, route, **dict.fromkeys(OF_READING))) == plain  # all null
+    assert numbers(read(own, route, **HARMLESS)) == plain
+
+
+def test_a_reranker_gives_the_reward_itself_if_asked(own: TestClient) -> None:
+    for route, name in (("rerank", "relevance_score"), ("TEI", "score")):
+        raw, usual = (read(own, route, use_activation=value).json() for value in (False, True))
+        rows = [found["results"] if route == "rerank" else found for found in (raw, usual)]
+        for one, other in zip(*rows, strict=True):
+            assert one["index"] == other["index"]
+            assert other[name] == pytest.approx(math.exp(one[name]))
+            assert one[name] < 0
+
+
+def test_an_embedding_as_text_is_a_number_in_fp32(own: TestClient) -> None:
+    """OpenAI's own client asks for base64 unless it is told otherwise."""
+    (reward,) = read(own, "embeddings").json()["data"][0]["embedding"]
+    text = read(own, "embeddings", encoding_format="base64").json()["data"][0]["embedding"]
+    assert np.frombuffer(base64.b64decode(text), "<f4") == np.float32(reward)
+    assert read(own, "embeddings", encoding_format="bytes").status_code == 422
+
+
+def test_a_mistyped_key_of_our_own_route_is_refused(own: TestClient) -> None:
+    body = {"question": QUESTIONS[0], "answers": ["7"]}
+    assert own.post("/ledom/score", json=body).status_code == 200
+    answer = own.post("/ledom/score", json=body | {"lambda": 0.2})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == "lambda: Extra inputs are not permitted"

@@ -17,15 +17,19 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
 from ledom.data.prepare import PreparedData
 from ledom.data.store import write_store
+from ledom.model.checkpoint import save_checkpoint
+from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import start
 from ledom.train.distributed import ProcessGroup
-from ledom.train.loop import train
+from ledom.train.loop import Progress, TrainingRun, train
+from ledom.train.metrics import read_metrics
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe
 from ledom.train.start import check_inputs, choose_precision, content_hash
 
 BOTH = list(Direction)
+ALONE = ProcessGroup(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -173,11 +177,82 @@ def test_a_model_that_fails_in_bf16_trains_in_float32(
 ) -> None:
     """DBRX adds up what its experts say in another precision than they say it."""
     monkeypatch.setattr(start, "fast_bfloat16", lambda device: True)
-    alone, model = ProcessGroup(torch.device("cpu")), tiny("dbrx", tokenizer)
-    chosen = choose_precision(model, with_precision("auto", recipe), alone)
+    model = tiny("dbrx", tokenizer)
+    chosen = choose_precision(model, with_precision("auto", recipe), ALONE)
     assert chosen.train.precision == "float32"
     with pytest.raises(
         RecipeError,
         match=r"key train.precision: DbrxForCausalLM does not run in bfloat16 \(.*\); set",
     ):
-        choose_precision(model, with_precision("bfloat16", recipe), alone)
+        choose_precision(model, with_precision("bfloat16", recipe), ALONE)
+
+
+def started_from(
+    folder: Path, kind: str, recipe: Recipe, data: PreparedData, **changes: Any
+) -> Recipe:
+    """A run of six steps from a tiny model of an architecture, which is saved in `folder`."""
+    model = tiny(kind, data.tokenizer, **changes)
+    save_checkpoint(folder, model, data.tokenizer, Direction.REVERSE, recipe.data.pairs)
+    optim = OptimConfig(steps=6, warmup_steps=0, decay_steps=0, matrix_optimizer="adamw")
+    return recipe.model_copy(update={"init_from": str(folder), "model": None, "optim": optim})
+
+
+def losses_in(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_dropout_is_drawn_by_seed_and_step(
+    tmp_path: Path, recipe: Recipe, data: PreparedData
+) -> None:
+    """A run that was stopped ends as one that was not, and another seed draws otherwise."""
+    given = started_from(tmp_path / "given", "gpt2", recipe, data, resid_pdrop=0.3)
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    whole = train(given, Direction.REVERSE, data, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(given, Direction.REVERSE, data, tmp_path / "stopped", interrupt)
+    stopped = train(given, Direction.REVERSE, data, tmp_path / "stopped")
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, stopped)]
+    assert weights[0] == weights[1]
+    runs = [losses_in(tmp_path / name) for name in ("whole", "stopped")]
+    assert runs[0] == runs[1]
+    config = json.loads((whole / "config.json").read_text())
+    assert config["resid_pdrop"] == 0.3
+    # The same windows, read by the same weights: only what is dropped differs.
+    run = TrainingRun(given, Direction.REVERSE, data, tmp_path / "run", ALONE)
+    drawn = []
+    for step, seed in ((0, 1), (0, 1), (0, 2), (1, 1)):
+        run.step, run.recipe = step, run.recipe.model_copy(update={"seed": seed})
+        run._seed_dropout()
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize("kind", ["gemma", "mistral", "llama"])
+def test_the_model_to_start_from_is_trained_whatever_shape_is_given_too(
+    kind: str, tmp_path: Path, recipe: Recipe, data: PreparedData
+) -> None:
+    """Gemma's weights have the names of Llama's; a Llama with these weights is another model."""
+    changes: dict[str, Any] = {"tie_word_embeddings": True}
+    if kind == "llama":
+        changes["rope_parameters"] = {"rope_type": "default", "rope_theta": 50.0}
+    given = started_from(tmp_path / "given", kind, recipe, data, **changes)
+    config = json.loads((tmp_path / "given/config.json").read_text())
+    shape = ModelConfig.model_validate(
+        {key: config[key] for key in ModelConfig.model_fields if key in config}
+    )
+    losses = []
+    for name, model in (("without", None), ("with", shape)):
+        alike = given.model_copy(update={"model": model})
+        finished = train(alike, Direction.REVERSE, data, tmp_path / name)
+        losses.append(losses_in(tmp_path / name))
+        assert json.loads((finished / "config.json").read_text())["model_type"] == kind
+    assert losses[0] == losses[1]
+    other = shape.model_copy(update={"rms_norm_eps": 1e-3})
+    message = r"^key model.rms_norm_eps is 0.001: .* has another shape, 1e-0[56] there; leave model"
+    with pytest.raises(RecipeError, match=message):
+        train(given.model_copy(update={"model": other}), Direction.REVERSE, data, tmp_path / "no")

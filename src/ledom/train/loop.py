@@ -181,6 +181,7 @@ class TrainingRun:
     def _train_step(self) -> Row:
         """Take one optimizer step on the next batch; returns its row of metrics."""
         started = time.perf_counter()
+        self._seed_dropout()
         self._set_learning_rates()
         batch = self.batches[self.step]
         loss = self._backward(batch)
@@ -199,6 +200,15 @@ class TrainingRun:
             "tokens": sum(batch.sizes),
             "tokens_per_second": sum(batch.sizes) / (time.perf_counter() - started),
         }
+
+    def _seed_dropout(self) -> None:
+        """Make what the model draws in a step, such as dropout, depend on the recipe and the step.
+
+        Otherwise a run that resumes would draw other numbers. Each process draws its own, so with
+        dropout the numbers do depend on how a batch is shared out.
+        """
+        key = (self.recipe.seed, self.step, self.world.rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
     def _set_learning_rates(self) -> None:
         scale = schedule(self.recipe.optim, self.step)

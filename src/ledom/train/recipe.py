@@ -91,7 +91,7 @@ class Recipe(Config):
     run's direction. A model of the other direction is trained further in the run's direction."""
     data: DataConfig
     model: ModelConfig | None = None
-    """The model's shape; by default that of `init_from`."""
+    """The shape of a Llama; with `init_from` it may be left out, and must be that model's."""
     optim: OptimConfig
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()

@@ -66,30 +66,38 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
 def initial_model(recipe: Recipe, direction: Direction, data: PreparedData) -> PreTrainedModel:
     """A model with random weights, or with those of `init_from`; the same in every process.
 
-    `init_from` may be a model of the other direction. Raises `RecipeError` if it does not have the
-    recipe's shape or tokenizer.
+    `init_from` may be a model of the other direction, and of any architecture. Raises `RecipeError`
+    if it does not have the recipe's shape or tokenizer.
     """
-    start = None
-    if recipe.init_from is not None:
-        folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
-        start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
-        if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
+    if recipe.init_from is None:
+        assert recipe.model is not None  # checked by the recipe
+        return build_model(recipe.model, data.tokenizer, recipe.seed)
+    folder, eos_token = recipe.init_folder(direction), recipe.data.eos_token
+    start = load_checkpoint(folder, direction, eos_token=eos_token, turn=True)
+    if start.tokenizer.fingerprint != data.tokenizer.fingerprint:
+        raise RecipeError(
+            f"key init_from: the tokenizer of {recipe.init_from} is not the data's; set "
+            "data.tokenizer to its tokenizer.json, or leave data.tokenizer out"
+        )
+    _check_shape(recipe, start.model)
+    return start.model
+
+
+def _check_shape(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Raise `RecipeError` if the recipe gives a shape other than that of `init_from`.
+
+    The model itself is trained, not a new Llama with its weights: many architectures name their
+    weights alike and compute with them in other ways.
+    """
+    asked = {} if recipe.model is None else recipe.model.model_dump(exclude={"initializer_range"})
+    config = model.config.get_text_config()
+    for key, value in asked.items():
+        found = getattr(config, key, None)
+        if found != value:
             raise RecipeError(
-                f"key init_from: the tokenizer of {recipe.init_from} is not the data's; set "
-                "data.tokenizer to its tokenizer.json, or leave data.tokenizer out"
+                f"key model.{key} is {value}: {recipe.init_from} has another shape, {found} there; "
+                "leave model out (model=null), since init_from brings its own"
             )
-        if recipe.model is None:
-            return start.model
-    assert recipe.model is not None  # checked by the recipe
-    model = build_model(recipe.model, data.tokenizer, recipe.seed)
-    if start is not None:
-        try:
-            model.load_state_dict(start.model.state_dict())
-        except RuntimeError as error:
-            raise RecipeError(
-                f"key init_from: {recipe.init_from} has another shape: {error}"
-            ) from None
-    return model
 
 
 def choose_packing(

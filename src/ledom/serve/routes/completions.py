@@ -19,8 +19,8 @@ from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSp
 from ledom.serve import writing
 from ledom.serve.batching import Steps
 from ledom.serve.refusals import Refusal, describe
-from ledom.serve.routes.shared import ANSWER, Body, ServiceOf, new_id, now, usage
-from ledom.serve.routes.unsupported import WritingBody
+from ledom.serve.routes.shared import ANSWER, ServiceOf, new_id, now, usage
+from ledom.serve.routes.unsupported import ReadingBody, WritingBody
 from ledom.serve.service import Service
 from ledom.serve.writing import Token, token_text
 
@@ -72,7 +72,7 @@ class CompletionBody(WritingBody):
         )
 
 
-class TokenizeBody(Body):
+class TokenizeBody(ReadingBody):
     """vLLM's body."""
 
     prompt: Annotated[str, Field(examples=["3 + 4 = 7"])]
@@ -80,7 +80,7 @@ class TokenizeBody(Body):
     add_special_tokens: bool = False
 
 
-class DetokenizeBody(Body):
+class DetokenizeBody(ReadingBody):
     """vLLM's body."""
 
     tokens: Annotated[list[int], Field(examples=[[10, 11]])]
@@ -258,6 +258,7 @@ def pieces(text: str) -> list[str]:
 @router.post("/tokenize", responses=describe(404))
 def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
     """The ids of a text. A prompt that is just a special token's name is encoded as that token."""
+    body.refuse_unsupported()
     lm = service.model(body.model or service.default_model)
     special = lm.tokenizer.backend.token_to_id(body.prompt)
     if special is not None and not lm.tokenizer.decode([special]):
@@ -271,6 +272,7 @@ def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
 @router.post("/detokenize", responses=describe(404))
 def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
     """The text of ids in reading order; special tokens are left out."""
+    body.refuse_unsupported()
     lm = service.model(body.model or service.default_model)
     writing.check_ids(lm, body.tokens)
     return {"prompt": lm.tokenizer.decode(body.tokens)}

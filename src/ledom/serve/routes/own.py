@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ledom.core.reading import JsonObject
 from ledom.core.records import Score
@@ -30,7 +30,9 @@ _CHARACTERS = 10  # work per token of an answer, in the unit of `apart`
 
 
 class ScoreBody(Body):
-    """A question, and answers to it."""
+    """A question, and answers to it. Other keys are refused: no other program has this protocol."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
     question: Annotated[str, Field(examples=[QUESTION])]
     answers: Annotated[list[str], Field(min_length=1, examples=[[ANSWER, WRONG]])]

@@ -22,11 +22,16 @@ from ledom.serve.routes.shared import (
     new_id,
     usage,
 )
+from ledom.serve.routes.unsupported import ReadingBody
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["reranking"])
+
+
+_OF_DOCUMENTS = {"max_tokens_per_doc", "top_n"}
+_OF_TEXTS = {"raw_scores", "return_text", "truncate"}
 
 
 class Document(Body):
@@ -35,7 +40,7 @@ class Document(Body):
     text: str
 
 
-class RerankBody(Body):
+class RerankBody(ReadingBody):
     """Jina's, Cohere's and vLLM's body, or TEI's, which has `texts`."""
 
     model: str | None = None
@@ -49,6 +54,8 @@ class RerankBody(Body):
     max_tokens_per_doc: Annotated[int | None, Field(ge=1)] = None
     """Documents are cut after this many tokens."""
     return_documents: bool = True
+    use_activation: bool = True
+    """False returns the reward itself; True a number from 0 to 1."""
     texts: list[str] | None = None
     raw_scores: bool = False
     return_text: bool = False
@@ -64,8 +71,12 @@ class RerankBody(Body):
         given = self.documents or []
         return [doc if isinstance(doc, str) else doc.text for doc in given]
 
+    def _unsupported(self) -> JsonObject:
+        other = _OF_TEXTS if self.texts is None else _OF_DOCUMENTS
+        return super()._unsupported() | {name: getattr(self, name) for name in other}
 
-class ScoreBody(Body):
+
+class ScoreBody(ReadingBody):
     """One question for all answers, or one question per answer."""
 
     model: str | None = None
@@ -105,6 +116,7 @@ class ScoreBody(Body):
 @router.post("/v1/score", responses=describe())
 async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     """vLLM's score: how good each document is as an answer to its query."""
+    body.refuse_unsupported()
     judged = await service.judge_pairs(body.pairs())
     data = ({"object": "score", "score": one.value(body.use_activation)} for one in judged)
     return listed("score", body.model, judged, data)
@@ -118,18 +130,20 @@ async def rerank(body: RerankBody, service: ServiceOf) -> Any:
     answers = body.answers()
     if body.texts is not None:
         try:
+            body.refuse_unsupported()
             return await _tei(body, body.texts, service)
         except Exception as error:
             refusal = refusal_of(error)
             if refusal is None:
                 raise
             return _tei_refusal(refusal)
+    body.refuse_unsupported()
     if body.max_tokens_per_doc is not None:
         size, most = sum(map(len, answers)), body.max_tokens_per_doc
         answers = await apart(size, lambda: _cut(answers, most, service))
     judged = await service.judge_pairs([Pair(body.query, answer) for answer in answers])
     results = [
-        {"index": i, "relevance_score": judged[i].probability}
+        {"index": i, "relevance_score": judged[i].value(body.use_activation)}
         | ({"document": {"text": answers[i]}} if body.return_documents else {})
         for i in _best_first(judged)[: body.top_n or None]
     ]
@@ -148,7 +162,7 @@ async def _tei(body: RerankBody, texts: list[str], service: Service) -> list[Jso
             413, "a text is longer than the model's context; shorten it, or send truncate: true"
         )
     return [
-        {"index": i, "score": judged[i].value(not body.raw_scores)}
+        {"index": i, "score": judged[i].value(body.use_activation and not body.raw_scores)}
         | ({"text": texts[i]} if body.return_text else {})
         for i in _best_first(judged)
     ]

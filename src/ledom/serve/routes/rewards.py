@@ -5,7 +5,9 @@ These trainers send one sample per request; the service batches the samples of m
 
 from __future__ import annotations
 
-from typing import Annotated
+import base64
+import struct
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -17,6 +19,7 @@ from ledom.serve.chat_text import answer_of, question_of, response_in, split_dia
 from ledom.serve.judge import Judgement, Pair
 from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import ANSWER, QUESTION, Body, ServiceOf, listed, usage
+from ledom.serve.routes.unsupported import ReadingBody
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["router"]
@@ -41,13 +44,25 @@ class SlimeBody(Body):
     response: Annotated[str, Field(examples=[ANSWER])]
 
 
-class ClassifyBody(Body):
+class DialogBody(ReadingBody):
     """The body that verl's reward loop sends: one dialog or several, each as one text."""
 
     model: str | None = None
     input: Annotated[str | list[str], Field(examples=[f"{QUESTION}\n\n{ANSWER}"])]
+
+
+class ClassifyBody(DialogBody):
+    """vLLM's body."""
+
     use_activation: bool = True
     """False returns the reward itself; True a number from 0 to 1."""
+
+
+class EmbeddingBody(DialogBody):
+    """OpenAI's body, as sglang has it."""
+
+    encoding_format: Literal["float", "base64"] | None = None
+    """base64, the default of OpenAI's own client, is the text of a little-endian fp32 number."""
 
 
 @router.post("/get_reward", responses=describe())
@@ -86,7 +101,7 @@ async def slime(body: SlimeBody, service: ServiceOf) -> float:
 @router.post("/classify", responses=describe())
 async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
     """vLLM's classification protocol for verl. The reward is the last entry of `probs`."""
-    judged = await _judge_dialogs(body.input, service)
+    judged = await _judge_dialogs(body, service)
     data = (
         {"label": "reward", "probs": [one.value(body.use_activation)], "num_classes": 1}
         for one in judged
@@ -95,23 +110,29 @@ async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
 
 
 @router.post("/v1/embeddings", responses=describe())
-async def embeddings(body: ClassifyBody, service: ServiceOf) -> JsonObject:
+async def embeddings(body: EmbeddingBody, service: ServiceOf) -> JsonObject:
     """sglang's embeddings protocol for verl. The reward is the only number of each embedding."""
-    judged = await _judge_dialogs(body.input, service)
+    judged = await _judge_dialogs(body, service)
+    as_text = body.encoding_format == "base64"
     return {
         "object": "list",
         "model": body.model or REWARD,
         "data": [
-            {"index": index, "object": "embedding", "embedding": [judgement.reward]}
-            for index, judgement in enumerate(judged)
+            {"index": index, "object": "embedding", "embedding": _base64(r) if as_text else [r]}
+            for index, r in enumerate(judgement.reward for judgement in judged)
         ],
         "usage": usage(sum(judgement.num_tokens for judgement in judged)),
     }
 
 
-async def _judge_dialogs(texts: str | list[str], service: Service) -> list[Judgement]:
+def _base64(number: float) -> str:
+    return base64.b64encode(struct.pack("<f", number)).decode()
+
+
+async def _judge_dialogs(body: DialogBody, service: Service) -> list[Judgement]:
+    body.refuse_unsupported()
     between = service.judge.models[0].pair_format.literals[1]
-    given = [texts] if isinstance(texts, str) else texts
+    given = [body.input] if isinstance(body.input, str) else body.input
     size = sum(map(len, given))
     pairs = await apart(size, lambda: [Pair(*split_dialog(text, between)) for text in given])
     return await service.judge_pairs(pairs)

@@ -1,4 +1,4 @@
-"""Settings of OpenAI's and vLLM's protocols that this server's own models do not support.
+"""Settings of other programs' protocols that this server's own models do not support.
 
 A setting that would change the answer is refused, unless its value leaves the answer as it is. All
 other unknown keys are ignored, such as `user`, `metadata` and `store`.
@@ -15,10 +15,13 @@ from ledom.core.reading import JsonObject
 from ledom.serve.refusals import Refusal
 from ledom.serve.routes.shared import Body
 
-__all__ = ["WritingBody"]
+__all__ = ["ReadingBody", "WritingBody"]
 
 _EMPTY: tuple[Any, ...] = (0, "", [], {})  # 0 equals 0.0 and false
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_Neutral = dict[str, tuple[Any, ...]]
+"""The values of each setting that leave the answer as it is; null always does."""
+
+_WRITING: _Neutral = {
     # How tokens are drawn
     "allowed_token_ids": _EMPTY,
     "bad_words": _EMPTY,
@@ -81,16 +84,55 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "stream": _EMPTY,
     "top_logprobs": _EMPTY,
 }
-"""The values of each setting that leave the answer as it is; null always does."""
+_READING: _Neutral = {
+    # What the model reads
+    "add_special_tokens": (True,),
+    "chat_template": _EMPTY,
+    "chat_template_kwargs": _EMPTY,
+    "instruction": _EMPTY,
+    "max_chunks_per_doc": (),
+    "max_tokens_per_doc": (),
+    "max_tokens_per_query": (),
+    "messages": _EMPTY,
+    "mm_processor_kwargs": _EMPTY,
+    "rank_fields": _EMPTY,
+    "truncate": (True, "END"),
+    "truncate_prompt_tokens": (-1,),  # to the model's context; a longer question is refused
+    "truncation": (True,),
+    "truncation_direction": ("right", "Right"),
+    "truncation_side": ("right",),
+    # The numbers
+    "activation": (True,),
+    "normalize": (False,),
+    "raw_scores": (False,),
+    "softmax": (True,),
+    "use_activation": (False,),  # routes that have it return the reward itself with False
+    # The form of the answer
+    "dimensions": (1,),
+    "embed_dtype": ("float32",),
+    "encoding_format": ("float",),
+    "endianness": ("native", "little"),
+    "return_embeddings": _EMPTY,
+    "return_text": _EMPTY,
+    "return_token_ids": _EMPTY,
+    "return_token_strs": _EMPTY,
+    "return_tokens_as_token_ids": _EMPTY,
+    "top_n": (0,),
+}
 
 
-class WritingBody(Body):
-    """Base of the bodies of routes that write text. Unknown keys are kept, for an upstream.
-
-    A route has a field for each setting that it supports.
-    """
+class _SettingsBody(Body):
+    """Base of the bodies whose unknown keys are checked; a route has a field for each setting that
+    it supports."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False, frozen=True)
+
+    def _neutral(self) -> _Neutral:
+        raise NotImplementedError
+
+    def _unsupported(self) -> JsonObject:
+        """The settings that were given, and that the route would ignore."""
+        return self.model_extra or {}
 
     def refuse_unsupported(self) -> None:
         """Raise `Refusal` for a setting without a field that would change the answer.
@@ -100,12 +142,25 @@ class WritingBody(Body):
         Traceback (most recent call last):
         ledom.serve.refusals.Refusal: min_p is 0.1; this server's models do not support it; ...
         """
-        asked: JsonObject = self.model_extra or {}
-        neutral = {**_NEUTRAL, "best_of": (getattr(self, "n", None) or 1,)}
-        for name, value in asked.items():
+        neutral = self._neutral()
+        for name, value in self._unsupported().items():
             if name in neutral and value is not None and value not in neutral[name]:
                 raise Refusal(
                     400,
                     f"{name} is {reprlib.repr(value):.60}; this server's models do not support it; "
                     "leave it out",
                 )
+
+
+class WritingBody(_SettingsBody):
+    """Base of the bodies of routes that write text. Unknown keys are kept, for an upstream."""
+
+    def _neutral(self) -> _Neutral:
+        return {**_WRITING, "best_of": (getattr(self, "n", None) or 1,)}
+
+
+class ReadingBody(_SettingsBody):
+    """Base of the bodies of routes that score texts, or turn them into tokens."""
+
+    def _neutral(self) -> _Neutral:
+        return _READING
