@@ -21,7 +21,9 @@ from ledom.evaluate.inversion import (
     invert,
     pair_spans,
     reciprocal_ranks,
+    sample_pairs,
 )
+from ledom.evaluate.proposals import Prompt
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.text.pair_format import PairFormat
@@ -98,6 +100,14 @@ def test_a_prompt_that_is_too_long_to_be_verified_is_left_out(
         [by_hand(tokenizer, "Why?", True)], abs=1e-4
     )
     assert invert(outputs, reverse, forward, *how) == found  # from the files
+
+
+def test_the_formats_ending_is_no_part_of_an_output(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    forward = ScriptedLanguageModel(tokenizer, "forward", {"2 + 2?\n<a>": ["4</a>"]})
+    forward.pair_format = PairFormat("{question}\n<a>{solution}</a>")
+    asked = [Prompt("a", "2 + 2?")]
+    (pair,) = sample_pairs(forward, asked, Sampling(), tmp_path / "outputs.jsonl", no_progress)
+    assert (pair.question, pair.solution) == ("2 + 2?", "4")
 
 
 def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> None:

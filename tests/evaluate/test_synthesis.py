@@ -25,6 +25,7 @@ from ledom.evaluate.synthesis import (
 )
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
+from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 from stand_in_models import ScriptedLanguageModel
 
@@ -78,6 +79,16 @@ def test_a_question_that_is_answered_alike_stays(tokenizer: Tokenizer, tmp_path:
     summary = json.loads((tmp_path / "synthesis.json").read_text())
     assert summary["removed"] == {"other answer": 1}
     assert summary["agreement"]["mean"] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_the_formats_ending_is_no_part_of_an_answer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """`7</a>` is the answer 7, as a model writes it that was trained on `...</a>`."""
+    reverse = ScriptedLanguageModel(tokenizer, "reverse", {READ[SOLVED.id]: [PENS]})
+    forward = ScriptedLanguageModel(tokenizer, "forward", {f"{PENS}\n<a>": [f"{RIGHT}</a>"]})
+    forward.pair_format = PairFormat("{question}\n<a>{solution}</a>")
+    how = SynthesisSettings(Sampling(), 1, 1)
+    found = synthesize([SOLVED], reverse, forward, how, [], tmp_path, no_progress)
+    assert [problem.extra["agreement"] for problem in found.problems] == [1.0]
 
 
 def test_an_answer_gets_a_question_and_the_steps_between(

@@ -12,6 +12,7 @@ from ledom.core.records import Candidate, Key, Problem
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.rerank.sample import is_finished, sample_candidates, sample_until_decided
+from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?") for i in range(40)]
@@ -92,3 +93,16 @@ def test_a_reverse_model_writes_no_answers(tokenizer: Tokenizer) -> None:
         next(sample_until_decided(PROBLEMS, reverse, SAMPLING, N, {}))
     with pytest.raises(DirectionError, match="give a forward one to sample solutions"):
         next(sample_candidates(PROBLEMS, reverse, SAMPLING, N))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_the_formats_ending_is_no_part_of_an_answer(tokenizer: Tokenizer, early: bool) -> None:
+    """A model trained on `...</a>` writes it; it would be scored twice, and read as the answer."""
+    lm = FakeLanguageModel(tokenizer, answers=["1 + 1 = 2\n#### 2</a>"])
+    lm.pair_format = PairFormat("<q>{question}</q>\n<a>{solution}</a>")
+    drawn = (
+        [own for own, _ in sample_until_decided(PROBLEMS[:1], lm, SAMPLING, 2, {})]
+        if early
+        else [*sample_candidates(PROBLEMS[:1], lm, SAMPLING, 2)]
+    )
+    assert {c.text for own in drawn for c in own} == {"1 + 1 = 2\n#### 2"}

@@ -12,9 +12,10 @@ import ledom
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.rerank import step_search as module
 from ledom.rerank.step_search import SearchConfig, search
+from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(40)]
@@ -50,6 +51,7 @@ def good_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
                     logprob=3 * value,
                     num_tokens=3,
                     token_logprobs=[value] * 3,
+                    token_spans=[[0, 1], [1, 2], [0, 0]],
                 )
                 for target in ("y|x", "x|y")
             ]
@@ -159,3 +161,23 @@ def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguag
 def test_bad_settings(settings: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SearchConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_the_formats_ending_is_no_part_of_a_solution(
+    tokenizer: Tokenizer, reverse: FakeLanguageModel
+) -> None:
+    """`</a>` ends a text; an open beam is scored without it, a finished one with it."""
+    lm = FakeLanguageModel(tokenizer, answers=["1 + 1 = 2\n#### 2\n</a>"])
+    lm.pair_format = PairFormat("{question}\n{solution}\n</a>")
+    config = SearchConfig(width=1, expansions=1, lam=0)
+    ((_, (beam,), _),) = search(PROBLEMS[:1], lm, None, config)
+    assert (beam.text, beam.finish_reason) == ("1 + 1 = 2\n#### 2", "stop")
+    whole = tokenizer.encode(f"{PROBLEMS[0].question}\n{beam.text}\n</a>").ids
+    y = len(tokenizer.encode(f"{PROBLEMS[0].question}\n").ids)
+    eos = tokenizer.eos_id
+    (values,) = lm.logprobs([TokenSpan([eos, *whole, eos], y + 1, len(whole) + 2)])
+    assert beam.score == pytest.approx(values.mean(), abs=1e-5)
+    ((_, (beam,), _),) = search(PROBLEMS[:1], lm, None, replace(config, max_steps=1))
+    assert (beam.text, beam.finish_reason) == ("1 + 1 = 2\n", "pattern")
+    shown = len(tokenizer.encode(f"{PROBLEMS[0].question}\n1 + 1 = 2").ids)
+    assert beam.score == pytest.approx(values[: shown - y].mean(), abs=1e-5)

@@ -167,8 +167,8 @@ def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Sec
 
 def _of_seed(lm: LanguageModel, problem: Problem, text: str) -> Example:
     """The example of a kept problem; `text` is what the model wrote in front of its seed."""
-    before, between, _ = lm.pair_format.literals
-    written = text.removeprefix(before)
+    between = lm.pair_format.literals[1]
+    written = lm.pair_format.written_question(text)
     if between and between in written:  # the steps too: the seed was a bare answer
         problem = replace(problem, solution=None)
     prompt = seed_prompt(problem, lm.pair_format)

@@ -33,6 +33,7 @@ from ledom.evaluate.proposals import (
     verify,
 )
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.text.pair_format import PairFormat
 
 __all__ = ["InvertedPrompt", "Output", "invert", "read_outputs", "reciprocal_ranks", "sample_pairs"]
 
@@ -122,7 +123,7 @@ def invert(
     _check_room(outputs, forward)
     path = out / "proposals.jsonl"
     drawn = propose(reverse, prompts, sampling, num_samples, path, track, "proposing prompts")
-    proposals = _distinct(drawn, pair_format.literals[0])
+    proposals = _distinct(drawn, pair_format)
     texts = {output.id: output.text for output in outputs}
     found = {proposal.key: proposal.text for proposal in proposals}
     scores = verify(
@@ -181,18 +182,23 @@ def sample_pairs(
     check_prompts(asked, forward, sampling)
     written = propose(forward, asked, sampling, 1, path, track, "sampling outputs")
     texts = {prompt.id: prompt.text for prompt in prompts}
-    return [
-        Problem(id=one.item_id, question=texts[one.item_id], solution=one.text)
+    solutions = [
+        (one.item_id, forward.pair_format.written_solution(one.text))
         for one in written
-        if one.finish_reason == "stop" and one.text.strip()
+        if one.finish_reason == "stop"
+    ]
+    return [
+        Problem(id=item_id, question=texts[item_id], solution=solution)
+        for item_id, solution in solutions
+        if solution.strip()
     ]
 
 
-def _distinct(proposals: Sequence[Proposal], opening: str) -> list[Proposal]:
-    """Each distinct finished prompt of an output once, without the pair format's `opening`."""
+def _distinct(proposals: Sequence[Proposal], pair_format: PairFormat) -> list[Proposal]:
+    """Each distinct finished prompt of an output once."""
     found: dict[tuple[str, str], Proposal] = {}
     for one in proposals:
-        text = one.text.removeprefix(opening)
+        text = pair_format.written_question(one.text)
         if one.finish_reason == "stop" and text.strip():
             found.setdefault(
                 (one.item_id, text), Proposal(item_id=one.item_id, index=one.index, text=text)

@@ -257,8 +257,8 @@ def seed_prompt(seed: Seed | Problem, pair_format: PairFormat) -> str:
 
 def _read(seed: Seed, proposal: Proposal, pair_format: PairFormat) -> Problem:
     """The problem in a proposal for a seed; with a reason for removal if it is not a good one."""
-    before, between, _ = pair_format.literals
-    text = proposal.text.removeprefix(before)
+    between = pair_format.literals[1]
+    text = pair_format.written_question(proposal.text)
     question, mark, steps = text.partition(between) if between else (text, "", "")
     question = question.strip()
     if seed.solution is not None:
@@ -329,7 +329,7 @@ def _answers(
     if not problems:
         return []
     prompts = [_answer_prompt(problem, forward) for problem in problems]
-    return propose(
+    written = propose(
         forward,
         prompts,
         how.sampling,
@@ -338,6 +338,7 @@ def _answers(
         track,
         "answering questions",
     )
+    return [replace(one, text=forward.pair_format.written_solution(one.text)) for one in written]
 
 
 def _with_agreement(problems: Sequence[Problem], answers: Sequence[Proposal]) -> dict[str, Problem]:

@@ -106,7 +106,7 @@ def _record(
     lm: LanguageModel,
     truncated: bool,
 ) -> Score:
-    texts = [one.text.removeprefix(lm.pair_format.literals[0]) for one in written]
+    texts = [lm.pair_format.written_question(one.text) for one in written]
     overlaps = [round(word_overlap(text, question), 5) for text in texts]
     mean = sum(overlaps) / len(overlaps)
     questions = [

@@ -268,7 +268,7 @@ def _candidate(
     candidate = Candidate(
         problem_id=problem_id,
         index=index,
-        text=text.text,
+        text=lm.pair_format.written_solution(text.text),
         model=lm.name,
         finish_reason="length" if text.finish_reason == "pattern" else text.finish_reason,
         greedy=sampling.temperature == 0,

@@ -196,7 +196,10 @@ def _expand(
         for made in texts:
             one.generated += len(made.ids) + (made.finish_reason == "stop")
             length = before.num_tokens + len(made.ids)
-            beam = Beam(before.text + made.text, made.finish_reason, length, last=made)
+            text = before.text + made.text
+            if made.finish_reason == "stop":
+                text = forward.pair_format.written_solution(text)
+            beam = Beam(text, made.finish_reason, length, last=made)
             # Duplicates are merged, but a finished and an open beam of the same text are not.
             if all((beam.text, beam.finish_reason) != (o.text, o.finish_reason) for o in one.beams):
                 one.beams.append(beam)
@@ -225,18 +228,16 @@ def _score(
 
 def _reward(beam: Beam, candidate: Candidate, scores: SharedScores, lam: float) -> float:
     """A beam's score: the weighted means per token of log P(y|x) and log P(x|y)."""
-    solution = _token_logprobs(candidate, scores, "y|x")
-    if beam.finish_reason != "stop":
-        solution = solution[:-1]  # EOS does not count for an open beam
-    reward = (1 - lam) * _mean(solution)
-    return reward + lam * _mean(_token_logprobs(candidate, scores, "x|y")) if lam > 0 else reward
+    reward = (1 - lam) * _mean(candidate, scores, "y|x", beam.finish_reason == "stop")
+    return reward + lam * _mean(candidate, scores, "x|y", True) if lam > 0 else reward
 
 
-def _token_logprobs(candidate: Candidate, scores: SharedScores, target: str) -> list[float]:
+def _mean(candidate: Candidate, scores: SharedScores, target: str, finished: bool) -> float:
+    """A score's mean per token; without the tokens of the text's end unless it is `finished`.
+
+    These are EOS, and the format's words after a solution: an open beam goes on instead.
+    """
     score = scores.find(candidate, target)
     assert score is not None, "every beam is scored"
-    return score.token_logprobs or []
-
-
-def _mean(values: Sequence[float]) -> float:
+    values = [value for value, (_, end) in score.tokens() or () if finished or end]
     return sum(values) / len(values) if values else 0.0

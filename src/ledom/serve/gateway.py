@@ -167,14 +167,15 @@ async def _draw(
     prompt = lm.pair_format.before_solution(question)
     (made,) = await service.compute(lambda: writing.write(lm, [prompt], sampling, options.n))
     kept = [writing.cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
+    texts = [lm.pair_format.written_solution(g.text) for g in kept]
     chat = path.startswith("chat")
     choices: list[JsonObject] = [
         {"finish_reason": "stop" if g.finish_reason == "stop" else "length"}
-        | ({"message": {"role": "assistant", "content": g.text}} if chat else {"text": g.text})
-        for g in kept
+        | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
+        for g, text in zip(kept, texts, strict=True)
     ]
     written = sum(len(g.ids) + (g.finish_reason == "stop") for g in made)
-    return Drawn(choices, [g.text for g in kept], len(lm.prompt_ids(prompt, 1)), written)
+    return Drawn(choices, texts, len(lm.prompt_ids(prompt, 1)), written)
 
 
 def _select(

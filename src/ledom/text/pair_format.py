@@ -91,6 +91,22 @@ class PairFormat:
         _, between, after = self.literals
         return f"{between}{solution}{after}"
 
+    def written_solution(self, text: str) -> str:
+        """The solution in a text that a forward model wrote after `before_solution`.
+
+        >>> PairFormat("Q: {question} A: {solution}.").written_solution("4.")
+        '4'
+        """
+        return text.removesuffix(self.literals[2])
+
+    def written_question(self, text: str) -> str:
+        """The question in a text that a reverse model wrote before `after_question`.
+
+        >>> PairFormat("Q: {question} A: {solution}.").written_question("Q: 2 + 2?")
+        '2 + 2?'
+        """
+        return text.removeprefix(self.literals[0])
+
     def encode(
         self,
         tokenizer: Tokenizer,
