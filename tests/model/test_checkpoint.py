@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -152,6 +153,33 @@ def test_weights_that_lack_a_tensor_are_refused(folder):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"the weights lack model\.layers\.1\.mlp\.up_proj"):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.bias",  # attention_bias is false
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.2.mlp.up_proj.weight",  # it has two layers
+        "lm_head.bias",
+    ],
+)
+def test_weights_that_the_config_leaves_out_are_refused(folder, name):
+    """transformers would go on without them."""
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | {name: torch.ones(3)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"a model without '{re.escape(name)}', which the"):
+        load_checkpoint(folder)
+
+
+def test_weights_of_other_uses_are_left_out_with_a_word(folder, caplog):
+    """A value head is none of the language model's; a buffer that is computed is nobody's."""
+    file = folder / "model.safetensors"
+    more = ("v_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
+    save_file(load_file(file) | {n: torch.ones(3) for n in more}, file, metadata={"format": "pt"})
+    load_checkpoint(folder)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == f"{folder}: 1 tensors are not used, the first is 'v_head.weight'"
 
 
 def test_weights_of_another_shape_are_refused(folder):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterable
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ledom.core.errors import CheckpointError
+
 __all__ = [
+    "COMPUTED_BUFFERS",
+    "check_unused",
     "decoder_layers",
     "finish_logits",
     "half_precision",
@@ -19,6 +26,9 @@ __all__ = [
     "layer_matrices",
     "num_weights",
 ]
+
+COMPUTED_BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+"""Names of buffers that older versions of transformers saved, and that newer ones compute."""
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -73,6 +83,30 @@ def num_weights(module: nn.Module) -> int:
     9
     """
     return sum(weight.numel() for weight in module.parameters())
+
+
+def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) -> None:
+    """Raise `CheckpointError` for weights of the decoder that were not loaded; log any others.
+
+    A bias, a norm or a layer more means that config.json describes another model. Heads and towers
+    of other uses stand beside the decoder: a value head, an image encoder.
+    """
+    modules = {name for name, _ in model.named_modules()} - {model.base_model_prefix, ""}
+    inside, beside = [], []
+    for name in sorted(unused):
+        if not COMPUTED_BUFFERS.search(name):
+            parts = name.split(".")
+            owners = (".".join(parts[:count]) for count in range(1, len(parts)))
+            (inside if modules.intersection(owners) else beside).append(name)
+    if inside:
+        raise CheckpointError(
+            f"{folder}: config.json describes a model without {inside[0]!r}, which the weights "
+            f"have ({len(inside)} such tensors); correct config.json, or remove them"
+        )
+    if beside:
+        logging.getLogger("ledom").warning(
+            "%s: %d tensors are not used, the first is %r", folder, len(beside), beside[0]
+        )
 
 
 _FINISH: dict[str, Callable[[Tensor, float], Tensor]] = {

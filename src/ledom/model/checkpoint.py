@@ -33,6 +33,7 @@ from ledom.core.errors import CheckpointError, DirectionError, InputError, Ledom
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
+from ledom.model.architectures import check_unused
 from ledom.model.folder import hash_files, loaded_files
 from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
@@ -328,6 +329,7 @@ def load_checkpoint(
             f"{folder}: the weights lack {', '.join(sorted(report['missing_keys'])[:3])}; the "
             "file is incomplete or belongs to another config.json"
         )
+    check_unused(folder, model, report["unexpected_keys"])
     vocab_size = model.config.get_text_config().vocab_size
     if vocab_size < info.tokenizer.vocab_size:
         raise CheckpointError(

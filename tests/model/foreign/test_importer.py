@@ -25,6 +25,7 @@ from transformers import (
 )
 
 import ledom
+from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.errors import CheckpointError, InputError
 from ledom.lm import embedded_folder
@@ -126,6 +127,25 @@ def test_a_tokenizer_larger_than_the_model_is_refused(foreign: Path, tmp_path: P
     tokenizer.save(foreign)
     with pytest.raises(CheckpointError, match="has the id 2048, the model only 2048 tokens"):
         import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_a_head_of_its_own_is_kept_whatever_the_config_says(
+    tmp_path: Path, tokenizer: Tokenizer, kind: str
+) -> None:
+    """transformers unties weights that a config ties, if the files hold two that differ."""
+    tiny(kind, tokenizer, tie_word_embeddings=False).save_pretrained(tmp_path / "in")
+    tokenizer.save(tmp_path / "in")
+    change_config(tmp_path / "in", lambda config: config | {"tie_word_embeddings": True})
+    made = import_model(
+        str(tmp_path / "in"), tmp_path / "out", ImportOptions("forward", check=False)
+    )
+    assert made.notes == ["the head is not the embedding, although config.json ties them"]
+    plain, ours = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(IDS).logits
+        for folder in (tmp_path / "in", made.folder)
+    )
+    torch.testing.assert_close(ours, plain, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "neox"])

@@ -29,7 +29,7 @@ from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
 from ledom.model.foreign.gguf import read_gguf
 from ledom.model.foreign.hub import download, snapshot
-from ledom.model.foreign.skeleton import build_skeleton, fit_tensors
+from ledom.model.foreign.skeleton import build_skeleton, differing_ties, fit_tensors
 from ledom.model.foreign.tensors import (
     StoredTensor,
     read_folder,
@@ -122,6 +122,8 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     model = _read(found, options)
     direction = _direction(found, model, options)
     config = _checked_config(model.config, found.path)
+    if differing_ties(model.tensors, build_skeleton(config)):
+        config = _untied(found, model)
     tensors = _fitting_tensors(found, model, config)
     _check_vocabulary(found, config, model.tokenizer)
     hashes = _hash(found, model, tensors, options.progress)
@@ -138,6 +140,19 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         write_json(folder / "config.json", written, sort_keys=True)
         write_json(folder / RECORD, _record(found, hashes, model.notes, check), sort_keys=True)
     return Imported(out, direction, eos, model.notes, check)
+
+
+def _untied(source: _Source, model: _Model) -> PretrainedConfig:
+    """The config with the embedding and the head apart, as transformers reads such files."""
+    model.config["tie_word_embeddings"] = False
+    config = _checked_config(model.config, source.path)
+    if left := differing_ties(model.tensors, build_skeleton(config)):
+        raise CheckpointError(
+            f"{source.name}: config.json ties {left[0]!r} to another weight, but the files hold "
+            "two different ones; correct config.json"
+        )
+    model.notes.append("the head is not the embedding, although config.json ties them")
+    return config
 
 
 def _fitting_tensors(

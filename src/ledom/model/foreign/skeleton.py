@@ -7,7 +7,6 @@ its largest module.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +19,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ledom.core.errors import CheckpointError
+from ledom.model.architectures import COMPUTED_BUFFERS
 from ledom.model.foreign.tensors import StoredTensor
 
-__all__ = ["build_skeleton", "fit_tensors", "streamed"]
+__all__ = ["build_skeleton", "differing_ties", "fit_tensors", "streamed"]
 
-_BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
-"""Buffers that older versions of transformers saved, and that newer ones compute."""
 _OTHER_NAMES = {"embed_out.weight": "lm_head.weight"}
 """Names in files, and transformers' names for the same tensors (GPT-NeoX)."""
 
@@ -55,6 +53,27 @@ def _wanted_name(name: str, expected: Mapping[str, Any], prefix: str) -> str:
     return name
 
 
+def differing_ties(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) -> list[str]:
+    """Names of weights that a model ties to others, although the files hold different ones.
+
+    A config may claim that the head is the embedding, of a model trained with two: transformers
+    then takes both from the files.
+    """
+    expected = model.state_dict()
+    stored = {}
+    for name, tensor in tensors.items():
+        own = _wanted_name(name, expected, model.base_model_prefix)
+        stored[_OTHER_NAMES.get(own, own) if own not in expected else own] = tensor
+    first: dict[int, str] = {}
+    differing = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        both = stored.get(name), stored.get(other)
+        if name != other and both[0] and both[1] and not both[0].equals(both[1]):
+            differing.append(name)
+    return differing
+
+
 def fit_tensors(
     tensors: Mapping[str, StoredTensor], model: PreTrainedModel, rows: int | None = None
 ) -> dict[str, StoredTensor]:
@@ -71,7 +90,7 @@ def fit_tensors(
         name = _wanted_name(stored, expected, model.base_model_prefix)
         own = name if name in expected else _OTHER_NAMES.get(name, name)
         if own not in expected:
-            if _BUFFERS.search(stored):
+            if COMPUTED_BUFFERS.search(stored):
                 continue
             raise CheckpointError(
                 f"{tensor.file}: the tensor {stored!r} is not part of a {model.config.model_type} "

@@ -58,6 +58,12 @@ class StoredTensor:
     def num_bytes(self) -> int:
         return math.prod(self.shape) * _SIZES[self.dtype]
 
+    def equals(self, other: StoredTensor) -> bool:
+        """Whether both have the same dtype, shape and bytes."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        return all(a == b for a, b in zip(self.pieces(), other.pieces(), strict=True))
+
     def first_rows(self, rows: int) -> StoredTensor:
         """The tensor's first `rows` rows."""
         if rows == self.shape[0]:
