@@ -202,6 +202,40 @@ def test_parts_between_patterns_are_the_whole_text(tmp_path: Path, direction: st
     assert blanks
 
 
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("where", ["config", "generation_config"])
+def test_a_text_ends_at_any_token_that_generate_ends_at(
+    tmp_path: Path, where: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As chat models name the end of a turn beside EOS. What is no special token ends nothing."""
+    tokenizer = sentencepiece_like()
+    tokenizer.backend.add_special_tokens(["<turn>"])
+    turn = tokenizer.token_id("<turn>")
+    folder = foreign(tmp_path / "m", tokenizer, bos=True)
+    file = folder / f"{where}.json"
+    settings = json.loads(file.read_text()) | {"eos_token_id": [2, turn, 40]}
+    (folder / "generation_config.json").unlink()
+    file.write_text(json.dumps(settings))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():  # it ends the turn at the third token, and would go on
+        model.lm_head.weight[turn] = model.lm_head.weight[2] = 0
+        ids = [1, *tokenizer.encode(QUESTION).ids]
+        greedy: Any = {"do_sample": False, "max_new_tokens": 8}
+        free = model.generate(torch.tensor([ids]), eos_token_id=2, **greedy)
+        model.lm_head.weight[turn] = 2 * model.lm_head.weight[free[0, len(ids) + 2]]
+    model.save_pretrained(folder)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [2, turn, 40]}))
+    out = model.generate(torch.tensor([ids]), eos_token_id=[2, turn], **greedy)
+    expected = out[0, len(ids) :].tolist()
+    assert expected[-1] == turn
+    lm = ledom.load(folder, "forward", device="cpu")
+    assert isinstance(lm, HFLanguageModel)
+    assert lm.stop_ids == {2, turn}
+    monkeypatch.setattr(lm, "_reach", lm._reach * packed)
+    ((_, (made,)),) = lm.generate([QUESTION], Sampling(temperature=0, max_tokens=8))
+    assert (made.ids, made.finish_reason) == (expected[:-1], "stop")
+
+
 def test_no_pattern_is_found_inside_a_character(llama: Path) -> None:
     lm = ledom.load(llama, "forward", device="cpu")
     assert isinstance(lm, HFLanguageModel)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from textwrap import shorten
 from typing import Any, ClassVar, Literal
@@ -150,14 +150,17 @@ class LanguageModel(ABC):
         context: int,
         fingerprint: str,
         num_parameters: int | None = None,
+        stop_ids: Iterable[int] = (),
     ) -> None:
         self.name = name
         self.direction = direction
         self.tokenizer = tokenizer
         self.pair_format = pair_format
         self.bos_ids = bos_ids
-        """The special tokens that the model reads first, in model order: its tokenizer's BOS, or
-        the EOS of the previous document; empty if it was trained without."""
+        """What the model reads first, in model order: its tokenizer's BOS, or the EOS of the
+        previous document; empty if it was trained without."""
+        self.stop_ids = frozenset([tokenizer.eos_id, *stop_ids])
+        """The tokens that end a text: EOS, and others that the model's files name."""
         self.context = context
         """Longest text in tokens, special ones included."""
         self.fingerprint = fingerprint
@@ -167,19 +170,17 @@ class LanguageModel(ABC):
 
     @property
     def identity(self) -> dict[str, str]:
-        """The model's name and fingerprint, recorded in the files that are made with it."""
+        """Name and fingerprint, recorded in the files that are made with the model."""
         return {"name": self.name, "hash": self.fingerprint}
 
     @property
     def special_ids(self) -> tuple[list[int], list[int]]:
-        """The special tokens before and after a document, in reading order.
-
-        In model order, BOS is read first and EOS is predicted last.
-        """
-        first, last = self.bos_ids, [self.tokenizer.eos_id]
+        """The special tokens before and after a document, in reading order: BOS is read first,
+        EOS is predicted last."""
+        eos = [self.tokenizer.eos_id]
         if self.direction is Direction.FORWARD:
-            return first, last
-        return last, self.direction.to_reading_order(first)
+            return self.bos_ids, eos
+        return eos, self.direction.to_reading_order(self.bos_ids)
 
     def add_special_tokens(self, ids: Sequence[int]) -> list[int]:
         """A document's ids as the model was trained to see them, in reading order.

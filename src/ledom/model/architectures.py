@@ -92,7 +92,7 @@ def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) ->
     of other uses stand beside the decoder: a value head, an image encoder.
     """
     modules = {name for name, _ in model.named_modules()} - {model.base_model_prefix, ""}
-    inside, beside = [], []
+    inside, beside = list[str](), list[str]()
     for name in sorted(unused):
         if not COMPUTED_BUFFERS.search(name):
             parts = name.split(".")

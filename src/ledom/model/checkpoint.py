@@ -34,7 +34,7 @@ from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
 from ledom.model.architectures import check_unused
-from ledom.model.folder import hash_files, loaded_files
+from ledom.model.folder import end_ids, hash_files, loaded_files
 from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
 from ledom.text.pair_format import PairFormat
@@ -83,6 +83,8 @@ class CheckpointInfo:
     """The tokens that the model reads before a document, in model order."""
     context: int
     """Longest text in tokens; `NO_LIMIT` where the architecture has none."""
+    stop_ids: frozenset[int]
+    """The special tokens that end a text by the model's files, such as the end of a turn."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -186,10 +188,10 @@ def read_checkpoint_info(
     folder that is missing, incomplete or damaged.
     """
     folder = Path(folder)
-    config = config or _read_config(folder)
-    tokenizer = Tokenizer.load(folder, eos_token)
-    recorded = getattr(config, DIRECTION_KEY, None)
-    chosen = choose_direction(folder, None if turn else recorded, direction)
+    config, tokenizer = config or _read_config(folder), Tokenizer.load(folder, eos_token)
+    stops = end_ids(folder, read_json_object(folder / "config.json"))
+    recorded = None if turn else getattr(config, DIRECTION_KEY, None)
+    chosen = choose_direction(folder, recorded, direction)
     return CheckpointInfo(
         folder=folder,
         tokenizer=tokenizer,
@@ -197,6 +199,7 @@ def read_checkpoint_info(
         pair_format=_pair_format(folder, config),
         bos_ids=bos_ids(tokenizer, chosen, getattr(config, BOS_KEY, None), bos_token, folder),
         context=_context(config),
+        stop_ids=frozenset(tokenizer.special_ids.intersection(stops)),
     )
 
 
@@ -291,8 +294,7 @@ def read_context(folder: str | Path) -> int:
 
 def _context(config: PretrainedConfig) -> int:
     """Longest text in tokens, under whichever key the architecture uses."""
-    text = config.get_text_config()
-    found = (getattr(text, name, None) for name in _CONTEXT_KEYS)
+    found = (getattr(config.get_text_config(), name, None) for name in _CONTEXT_KEYS)
     return next((length for length in found if isinstance(length, int) and length > 0), NO_LIMIT)
 
 

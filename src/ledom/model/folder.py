@@ -22,7 +22,14 @@ from ledom.core.files import write_json
 from ledom.core.reading import JsonObject, check_regular, read_json, read_json_object, real_path
 from ledom.model.foreign.aliases import what_to_run
 
-__all__ = ["count_parameters", "file_digest", "hash_files", "loaded_files", "weight_files"]
+__all__ = [
+    "count_parameters",
+    "end_ids",
+    "file_digest",
+    "hash_files",
+    "loaded_files",
+    "weight_files",
+]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # in transformers' order
 _SMALL_FILES = (
@@ -81,6 +88,20 @@ def loaded_files(folder: Path) -> list[Path]:
     config = read_json_object(folder / "config.json")
     small = [_regular(folder / name) for name in _SMALL_FILES if (folder / name).exists()]
     return small + weight_files(folder, config)
+
+
+def end_ids(folder: Path, config: JsonObject) -> list[int]:
+    """The ids at which transformers ends a text of a model: one, several, or none recorded.
+
+    Chat models have several: the end of a document, and that of a turn.
+
+    >>> end_ids(Path("no-folder"), {"eos_token_id": 2})
+    [2]
+    """
+    file = folder / "generation_config.json"
+    named = read_json_object(file).get("eos_token_id") if file.exists() else None
+    named = config.get("eos_token_id") if named is None else named
+    return [i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)]
 
 
 def count_parameters(folder: Path) -> int:

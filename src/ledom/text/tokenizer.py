@@ -125,6 +125,16 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
+    def special_ids(self) -> set[int]:
+        """The ids of its special tokens.
+
+        >>> train_tokenizer([], 257).special_ids == {train_tokenizer([], 257).eos_id}
+        True
+        """
+        added = self.backend.get_added_tokens_decoder()
+        return {number for number, token in added.items() if token.special}
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the vocabulary and merges: equal for equal tokenizers.
 

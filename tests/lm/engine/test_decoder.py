@@ -60,7 +60,7 @@ def test_a_share_that_rounds_to_zero_keeps_the_likeliest_token() -> None:
 def test_logits_without_a_distribution_are_refused(row: list[float], temperature: float) -> None:
     job = Job([1], 0, 0, (0,))
     job.uniforms = np.array([0.5])
-    writer = Writer(2, Sampling(temperature, max_tokens=1))
+    writer = Writer([2], Sampling(temperature, max_tokens=1))
     with pytest.raises(InputError, match="logits are not finite"):
         writer._take(torch.tensor([row]), [job])
 
@@ -68,7 +68,7 @@ def test_logits_without_a_distribution_are_refused(row: list[float], temperature
 def test_huge_logits_are_drawn_from() -> None:
     job = Job([1], 0, 0, (0,))
     job.uniforms = np.array([0.5])
-    Writer(2, Sampling(0.001, max_tokens=1))._take(torch.tensor([[0.0, 1e35, -3e38]]), [job])
+    Writer([2], Sampling(0.001, max_tokens=1))._take(torch.tensor([[0.0, 1e35, -3e38]]), [job])
     assert job.ids == [1]
 
 
@@ -77,7 +77,7 @@ def made_decoder(checkpoints: dict[str, Path]) -> Decoder:
     """A decoder of four rows that writes up to six tokens."""
     lm = ledom.load(checkpoints["forward"], device="cpu")
     assert isinstance(lm, HFLanguageModel)
-    return Decoder(lm._trunk, lm.tokenizer.eos_id, Sampling(max_tokens=6), rows=4)
+    return Decoder(lm._trunk, lm.stop_ids, Sampling(max_tokens=6), rows=4)
 
 
 def test_a_finished_block_is_freed_before_the_next_is_made(

@@ -121,6 +121,18 @@ def test_the_likeliest_special_token_becomes_eos(foreign: Path, tmp_path: Path) 
     assert ledom.load(made.folder).tokenizer.eos_token == "<|end|>"
 
 
+def test_other_tokens_that_end_a_text_are_kept(foreign: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(foreign)
+    tokenizer.backend.add_special_tokens(["a"])
+    tokenizer.save(foreign)
+    ends = [tokenizer.token_id("b"), tokenizer.token_id("a"), tokenizer.eos_id]
+    (foreign / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    made = import_model(str(foreign), tmp_path / "out", ImportOptions("reverse", check=False))
+    config = json.loads((made.folder / "config.json").read_text())
+    assert config["eos_token_id"] == [tokenizer.eos_id, tokenizer.token_id("a")]
+    assert ledom.load(made.folder).stop_ids == {tokenizer.eos_id, tokenizer.token_id("a")}
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(foreign: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(foreign)
     tokenizer.backend.add_special_tokens(["<|extra|>"])

@@ -101,6 +101,7 @@ class HFLanguageModel(LanguageModel):
             context=checkpoint.context,
             fingerprint=fingerprint,
             num_parameters=num_weights(checkpoint.model),
+            stop_ids=checkpoint.stop_ids,
         )
         self.model = checkpoint.model
         self._own = OwnForward(self.model)
@@ -300,20 +301,20 @@ class HFLanguageModel(LanguageModel):
         ends_at_pattern: Callable[[list[int]], bool] | None,
     ) -> Iterator[list[Job]]:
         """Run the jobs, each by the fastest method that is exact for it; see `Decoder.steps`."""
-        eos_id, reach = self.tokenizer.eos_id, self._reach if self._decodes else 0
+        reach = self._reach if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
         workers = max(1, min(num_workers(self._trunk), len(together) // _FEWEST_JOBS))
         # Step by step: `merged` can end a stream only where it yields.
         streams = [
-            Decoder(self._trunk, eos_id, sampling, self.rows, ends_at_pattern).steps(share)
+            Decoder(self._trunk, self.stop_ids, sampling, self.rows, ends_at_pattern).steps(share)
             for share in even_groups(together, max(1, math.ceil(len(together) / workers)))
         ]
         written = merged(streams)
         if not alone:
             return written
         self._warn_of_slowness()
-        lone = LoneDecoder(self._own, self._keeps, eos_id, sampling, ends_at_pattern)
+        lone = LoneDecoder(self._own, self._keeps, self.stop_ids, sampling, ends_at_pattern)
         return chain(written, lone.steps(alone))
 
     @cached_property

@@ -84,6 +84,7 @@ class OpenAILanguageModel(LanguageModel):
             bos_ids=info.bos_ids,
             context=context,
             fingerprint=_identity(str(self._client.base_url), model, info, context),
+            stop_ids=info.stop_ids,
         )
         self._concurrency = concurrency
         self._limit = _RateLimit(requests_per_second)
@@ -181,7 +182,7 @@ class OpenAILanguageModel(LanguageModel):
                 "and a reverse model's tokens must be flipped before they are decoded; give the "
                 "model's folder"
             )
-        ids = self.direction.to_reading_order([i for i in ids if i != self.tokenizer.eos_id])
+        ids = self.direction.to_reading_order([i for i in ids if i not in self.stop_ids])
         return Generation(self.written_text(prompt, ids), ids, reason, confidence=confidence)
 
     def _confidence(self, choice: Any, sampling: Sampling) -> Confidence | None:
@@ -278,7 +279,9 @@ def _model_info(
     direction = Direction(direction)
     tokenizer = Tokenizer.load(source, eos_token)
     first = bos_ids(tokenizer, direction, asked=bos_token)
-    return CheckpointInfo(Path(source), tokenizer, direction, PairFormat(), first, _CONTEXT)
+    return CheckpointInfo(
+        Path(source), tokenizer, direction, PairFormat(), first, _CONTEXT, frozenset()
+    )
 
 
 def _identity(base_url: str, model: str, info: CheckpointInfo, context: int) -> str:

@@ -82,6 +82,7 @@ class VLLMLanguageModel(LanguageModel):
             context=longest - 2,
             fingerprint=f"{info.fingerprint}-vllm-{dtype}-{digest(repr(decisive)):x}",
             num_parameters=count_parameters(info.folder),
+            stop_ids=info.stop_ids,
         )
         self._llm = _start(vllm, str(path), dtype=dtype, **engine)
         self._params = vllm.SamplingParams
@@ -136,7 +137,7 @@ class VLLMLanguageModel(LanguageModel):
             max_tokens=sampling.max_tokens,
             seed=digest(f"{sampling.seed} {sample} {prompt}") >> 1,
             logprobs=None if sampling.confidence is None else sampling.confidence.top_k,
-            stop_token_ids=[self.tokenizer.eos_id],  # vLLM, without a tokenizer, has no default
+            stop_token_ids=sorted(self.stop_ids),  # vLLM, without a tokenizer, has no default
             detokenize=False,
         )
 
@@ -148,7 +149,7 @@ class VLLMLanguageModel(LanguageModel):
         return self._llm.generate(requests, params, use_tqdm=False)
 
     def _generation(self, prompt: str, output: Any, sampling: Sampling) -> Generation:
-        written = [int(i) for i in output.token_ids if i != self.tokenizer.eos_id]
+        written = [int(i) for i in output.token_ids if i not in self.stop_ids]
         ids = self.direction.to_reading_order(written)
         reason = "stop" if output.finish_reason == "stop" else "length"
         confidence = None

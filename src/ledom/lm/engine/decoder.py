@@ -11,7 +11,7 @@ Shapes: H query heads, K key-value heads, D head width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -37,12 +37,12 @@ class Writer:
 
     def __init__(
         self,
-        eos_id: int,
+        stop_ids: Collection[int],
         sampling: Sampling,
         ends_at_pattern: Callable[[list[int]], bool] | None = None,
     ) -> None:
         self.ends_at_pattern = ends_at_pattern
-        self.eos_id = eos_id
+        self.stop_ids = stop_ids
         self.sampling = sampling
 
     def _seed(self, job: Job) -> None:
@@ -70,7 +70,7 @@ class Writer:
                 job.unsure = is_unsure(job.confidences, asked.window, job.least)
         for job, token, certainty in zip(jobs, drawn.tolist(), certainties, strict=True):
             job.certainty += certainty
-            if token == self.eos_id:
+            if token in self.stop_ids:
                 job.stopped = True
             else:
                 job.ids.append(token)
@@ -102,12 +102,12 @@ class Decoder(Writer):
     def __init__(
         self,
         trunk: Trunk,
-        eos_id: int,
+        stop_ids: Collection[int],
         sampling: Sampling,
         rows: int,
         ends_at_pattern: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        super().__init__(eos_id, sampling, ends_at_pattern)
+        super().__init__(stop_ids, sampling, ends_at_pattern)
         self.trunk = trunk
         self.model = trunk.model
         self.max_rows = rows

@@ -9,7 +9,7 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -35,11 +35,11 @@ class LoneDecoder(Writer):
         self,
         own: OwnForward,
         keeps: bool,
-        eos_id: int,
+        stop_ids: Collection[int],
         sampling: Sampling,
         ends_at_pattern: Callable[[list[int]], bool] | None = None,
     ) -> None:
-        super().__init__(eos_id, sampling, ends_at_pattern)
+        super().__init__(stop_ids, sampling, ends_at_pattern)
         self.own, self.keeps = own, keeps
 
     @torch.inference_mode()

@@ -131,7 +131,7 @@ def _decodes(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
     sampling = Sampling(temperature=0, max_tokens=4)
     jobs = [Job(_text(own, eos_id, size), size, 0, ()) for size in (9, 5)]
     try:
-        done = list(Decoder(trunk, eos_id, sampling, len(jobs)).run(jobs))
+        done = list(Decoder(trunk, [eos_id], sampling, len(jobs)).run(jobs))
     except Exception:  # for example, keys of different shapes in different layers
         return False
     for job in done:

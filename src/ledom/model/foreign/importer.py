@@ -23,7 +23,7 @@ from ledom.core.errors import CheckpointError, DirectionError, InputError, Outpu
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject, read_json_object
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
-from ledom.model.folder import file_digest
+from ledom.model.folder import end_ids, file_digest
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
@@ -134,8 +134,8 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
         check = _check(folder, config, model, direction, options)
         eos = _eos(model, check, options, found)
         Tokenizer(model.tokenizer, eos).save(folder)
-        eos_id = model.tokenizer.token_to_id(eos)
-        written = {**model.config, DIRECTION_KEY: str(direction), "eos_token_id": eos_id}
+        written = {**model.config, DIRECTION_KEY: str(direction)}
+        written["eos_token_id"] = _end_ids(found, model, eos)
         written["architectures"] = [type(build_skeleton(config)).__name__]
         write_json(folder / "config.json", written, sort_keys=True)
         write_json(folder / RECORD, _record(found, hashes, model.notes, check), sort_keys=True)
@@ -337,6 +337,13 @@ def _eos(model: _Model, check: SelfCheck | None, options: ImportOptions, source:
     if model.eos_token is not None and chosen != model.eos_token:
         model.notes.append(f"the document-end token is {chosen}; the source says {model.eos_token}")
     return chosen
+
+
+def _end_ids(source: _Source, model: _Model, eos: str) -> int | list[int]:
+    """The id of the document-end token, before those of other special tokens that end a text."""
+    kept = Tokenizer(model.tokenizer, eos)
+    others = kept.special_ids.intersection(end_ids(source.path, model.config)) - {kept.eos_id}
+    return [kept.eos_id, *sorted(others)] if others else kept.eos_id
 
 
 def _require_space(out: Path, num_bytes: int) -> None:
