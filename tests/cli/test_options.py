@@ -137,3 +137,27 @@ def test_a_path_of_the_wrong_kind_is_refused_first(run: Run, tmp_path: Path, nam
         check_refused(run(*given, file), f"{file}: this is a file, but --out needs a folder")
     check_refused(run(*given, file / "inside"), f"{file}: this is a file, but --out needs a folder")
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        *((f"{name} --out", "Invalid value for '--out': it is empty; give a path") for name in OUT),
+        ("tokenize x --tokenizer", "Invalid value for '--tokenizer': it is empty"),
+        ("tokenize --tokenizer x", "the name of a file or folder is empty"),
+        ("train-tokenizer", "the name of a file or folder is empty"),
+        ("compare", "it is empty; give a path"),
+        ("export", "it is empty; give a path"),
+        ("tune", "it is empty; give a path"),
+        ("gallery", "it is empty; give a path"),
+        ("serve --reports", "Invalid value for '--reports': it is empty"),
+        ("generate --before x --reverse", "the model's name in '' is empty"),
+    ],
+)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_is_not_the_current_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str, empty: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_refused(run(*given.split(), empty), said.replace("''", repr(empty)))
+    assert not [*tmp_path.iterdir()]

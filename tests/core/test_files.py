@@ -3,11 +3,14 @@
 import errno
 import hashlib
 import os
+import signal
+from functools import partial
 from itertools import count
 
 import pytest
 from torch.distributed import HashStore
 
+from kills import in_a_child
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError
 from ledom.core.files import check_processes, fingerprint, write_atomically, write_folder
@@ -106,6 +109,28 @@ def test_a_folder_replaces_another_only_when_asked(tmp_path):
         (folder / "new").touch()
     assert os.listdir(tmp_path) == ["model"]
     assert os.listdir(out) == ["new"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_removed_by_the_next_write(tmp_path, kind):
+    path = tmp_path / "a[1].out"
+    write = write_atomically if kind == "file" else partial(write_folder, replace=True)
+
+    def killed():
+        with write(path) as out:
+            (out if kind == "file" else (out / "part").open("w")).write("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_child(killed) == signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1
+    others = [".a[1].out.tmp", ".a[1].outer.0-1.x", ".b.out"]
+    for name in others:
+        (tmp_path / name).touch()
+    with write(path):  # a write at the same time, by a process that is alive
+        with write(path):
+            pass
+        assert len(os.listdir(tmp_path)) == 1 + 1 + len(others)
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, *others])
 
 
 def test_texts_that_hold_what_parts_them_have_fingerprints_of_their_own() -> None:

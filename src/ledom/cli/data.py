@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log
-from ledom.cli.options import MOST_PROBLEMS, Out, Seed, Threads, out_folder, refuse_unused
+from ledom.cli.options import (
+    MOST_PROBLEMS,
+    Out,
+    Seed,
+    Threads,
+    named_path,
+    out_folder,
+    refuse_unused,
+)
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
 from ledom.core.processes import set_threads
@@ -99,7 +107,11 @@ def tokenize(
     documents: Texts,
     tokenizer: Annotated[
         Path,
-        typer.Option(help="A tokenizer.json, or its folder; see ledom train-tokenizer."),
+        typer.Option(
+            parser=named_path,
+            metavar="PATH",
+            help="A tokenizer.json, or its folder; see ledom train-tokenizer.",
+        ),
     ],
     eos_token: Annotated[
         str | None,

@@ -21,6 +21,7 @@ from ledom.cli.options import (
     Seed,
     Threads,
     command_line,
+    named_path,
     out_file,
     refuse_unused,
     unused_by_models,
@@ -65,7 +66,12 @@ Suite = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(rich_help_panel=TASKS, help="Folder of task files, for use without a network."),
+    typer.Option(
+        rich_help_panel=TASKS,
+        parser=named_path,
+        metavar="PATH",
+        help="Folder of task files, for use without a network.",
+    ),
 ]
 Limit = Annotated[
     int | None,
@@ -276,7 +282,8 @@ def gallery(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Also show these folders, made by eval, rank, synthesize, generate or invert."
+            parser=named_path,
+            help="Also show these folders, made by eval, rank, synthesize, generate or invert.",
         ),
     ] = None,
     examples: Annotated[

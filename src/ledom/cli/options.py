@@ -51,6 +51,7 @@ __all__ = [
     "Unused",
     "WeightsFile",
     "command_line",
+    "named_path",
     "named_score_fields",
     "out_file",
     "out_folder",
@@ -214,14 +215,27 @@ Threads = Annotated[
 ]
 
 
+def named_path(given: str | Path) -> Path:
+    """The parser of an option or argument that may be a folder: refuses an empty text.
+
+    Python takes the empty path for the current folder.
+
+    >>> named_path("out"), named_path(".")
+    (PosixPath('out'), PosixPath('.'))
+    """
+    if not str(given).strip():
+        raise typer.BadParameter("it is empty; give a path (. is the current folder)")
+    return Path(given)
+
+
 def out_folder(help: str) -> Any:
     """An option for a folder to write; a file in its place, or above it, is refused."""
-    return typer.Option(help=help, callback=_check_folder)
+    return typer.Option(help=help, callback=_check_folder, parser=named_path, metavar="PATH")
 
 
 def out_file(help: str) -> Any:
     """An option for a file to write; a folder in its place, or a file above it, is refused."""
-    return typer.Option(help=help, callback=_check_file)
+    return typer.Option(help=help, callback=_check_file, parser=named_path, metavar="PATH")
 
 
 def _check_folder(path: Path | None) -> Path | None:

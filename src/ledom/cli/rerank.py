@@ -39,6 +39,7 @@ from ledom.cli.options import (
     Unused,
     WeightsFile,
     command_line,
+    named_path,
     named_score_fields,
     out_file,
     refuse_unused,
@@ -312,7 +313,9 @@ def _scoring(
 
 
 def tune(
-    folder: Annotated[Path, typer.Argument(help="The output folder of ledom rerank.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=named_path, help="The output folder of ledom rerank.")
+    ],
     problems: Annotated[
         Path | None,
         typer.Option(help="The problems that were reranked. Default: those in the folder."),

@@ -21,6 +21,7 @@ from ledom.cli.options import (
     ModelOrNone,
     Threads,
     WeightsFile,
+    named_path,
     refuse_unused,
     unused_by_pair,
 )
@@ -82,7 +83,11 @@ Host = Annotated[
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")]
 Reports = Annotated[
     Path | None,
-    typer.Option(help="Folder of reports, such as out/: the page at / lists its HTML files."),
+    typer.Option(
+        parser=named_path,
+        metavar="PATH",
+        help="Folder of reports, such as out/: the page at / lists its HTML files.",
+    ),
 ]
 MaxWaiting = Annotated[
     int,

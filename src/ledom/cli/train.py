@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli.display import log, show_plan
-from ledom.cli.options import Device, Threads, command_line, out_folder, refuse_unused
+from ledom.cli.options import Device, Threads, command_line, named_path, out_folder, refuse_unused
 from ledom.cli.progress import Progress, track, track_training
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
@@ -102,7 +102,8 @@ def _train_one(
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders made by ledom train, such as runs/NAME.")
+        list[Path],
+        typer.Argument(parser=named_path, help="Folders made by ledom train, such as runs/NAME."),
     ],
     out: Annotated[Path, out_folder("Folder for the page.")] = Path("ledom-compare"),
     threads: Threads = None,
@@ -159,7 +160,10 @@ def export(
     context: typer.Context,
     source: Annotated[
         Path,
-        typer.Argument(help="A model folder, a run's folder (runs/NAME/reverse) or a token store."),
+        typer.Argument(
+            parser=named_path,
+            help="A model folder, a run's folder (runs/NAME/reverse) or a token store.",
+        ),
     ],
     out: Annotated[
         Path, out_folder("Folder for the released model. A store gets its card in place.")
@@ -213,7 +217,11 @@ def import_command(
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="A tokenizer file or folder, for weights that come without one."),
+        typer.Option(
+            parser=named_path,
+            metavar="PATH",
+            help="A tokenizer file or folder, for weights that come without one.",
+        ),
     ] = None,
     eos_token: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -42,7 +43,7 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     """Open a text file that replaces `path` only when the block ends without an error.
 
     Raises `OutputError` when `path` cannot be written or the disk is full; an earlier file there
-    is then unchanged.
+    is then unchanged. What a killed process of this machine left beside `path` is removed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +58,8 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        _remove_leftovers(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             yield out
             out.flush()
@@ -105,7 +107,8 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        _remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
         try:
             yield temporary
             temporary.chmod(0o755)
@@ -116,6 +119,32 @@ def write_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def _prefix(path: Path, process: int | None = None) -> str:
+    """How the names of this process's temporary files for `path` begin; they are beside it."""
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+    return f".{path.name}.{host}-{os.getpid() if process is None else process}."
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes of this machine that were killed have left beside `path`."""
+    start, _, _ = _prefix(path, 0).rpartition("0.")
+    for left in path.parent.glob(f"{glob.escape(start)}*"):
+        process = left.name.removeprefix(start).partition(".")[0]
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+            left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _cannot_write(path: Path, error: OSError) -> OutputError:

@@ -79,6 +79,8 @@ def open_documents(
     """
     if format is not None and format not in FORMATS:
         raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+    if not all(name.strip() for name in named):
+        raise InputError("the name of a file or folder is empty; . is the current folder")
     if any(name.startswith(HUB) for name in named):
         if len(named) > 1:
             raise InputError(

@@ -68,6 +68,8 @@ def load(
         >>> reverse = ledom.load("tiny", direction="reverse")
     """
     prefix, name, written = _split(str(model))
+    if not name.strip():  # Python takes the empty path for the current folder
+        raise InputError(f"the model's name in {str(model)!r} is empty; . is the current folder")
     module, class_name, taken = _BACKENDS[prefix]
     backend = getattr(import_module(module), class_name)
     defaults = {"device": device, "dtype": dtype}
