@@ -160,6 +160,34 @@ def test_models_and_outputs_that_do_not_fit(tokenizer: Tokenizer, tmp_path: Path
     assert contents(tmp_path) == {}
 
 
+def test_an_output_without_room_is_left_out_and_the_others_are_inverted(
+    run: Run, fakes: Fakes, tmp_path: Path
+) -> None:
+    """One is too long for the reverse model with 200 more tokens, one for the forward model."""
+    fakes["reverse"].answers = QUESTIONS
+    tokenizer = fakes["reverse"].tokenizer
+    texts = {"a": ANSWER, "b": ANSWER * 9, "c": ANSWER * 4}
+    sizes = {i: len(tokenizer.encode(f"\n\n{text}").ids) + 1 for i, text in texts.items()}
+    fakes["reverse"].context = sizes["c"] + 200
+    fakes["forward"].context = sizes["c"]
+    file, alone, out = tmp_path / "outputs.jsonl", tmp_path / "alone.jsonl", tmp_path / "out"
+    write_records(file, [Output(id=i, text=t, prompt=QUESTIONS[0]) for i, t in texts.items()])
+    write_records(alone, [Output(id="a", text=ANSWER, prompt=QUESTIONS[0])])
+    code, text = run("invert", file, "--max-tokens", 200, "--out", out)
+    assert code == 0, text
+    assert "note: 2 of 3 outputs leave no room for a prompt of 200 tokens in a model's" in text
+    assert run("invert", alone, "--max-tokens", 200, "--out", tmp_path / "right")[0] == 0
+    for name in ("ranking.jsonl", "proposals.jsonl", "scores.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "right" / name).read_bytes()
+    found = json.loads((out / "inversion.json").read_text())
+    assert (found["num_outputs"], found["num_without_prompt"]) == (3, 2)
+    right = json.loads((tmp_path / "right/inversion.json").read_text())
+    rank = found["mrr"]["mean"]  # 0 for an output without a prompt
+    assert rank == pytest.approx(right["mrr"]["mean"] / 3, abs=1e-4)
+    write_records(file, [Output(id=i, text=texts[i]) for i in "bc"])
+    check_refused(run("invert", file, "--max-tokens", 200, "--out", out), "'b': the prompt")
+
+
 def test_an_output_on_the_command_line(run: Run, fakes: Fakes) -> None:
     fakes["reverse"].answers = QUESTIONS
     code, text = run("invert", f"{ANSWER}\n", "--samples", 40, "--top", 2)

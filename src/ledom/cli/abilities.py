@@ -365,19 +365,25 @@ def invert(
     set_threads(threads)
     proposer = load_model(reverse, "reverse", device, dtype)
     verifier = load_model(forward, "forward", device, dtype)
+    fitting = inversion.with_room(outputs, proposer, verifier, sampling)
+    if left_out := len(outputs) - len(fitting):
+        log(
+            f"note: {left_out} of {len(outputs)} outputs leave no room for a prompt of "
+            f"{max_tokens} tokens in a model's context, and are left out; try a lower --max-tokens"
+        )
     with results_folder(out) as folder:
-        found = inversion.invert(outputs, proposer, verifier, sampling, count, folder, track, prior)
+        found = inversion.invert(fitting, proposer, verifier, sampling, count, folder, track, prior)
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])
-    if lacking := len(outputs) - len({one.output_id for one in found}):
+    if lacking := len(fitting) - len({one.output_id for one in found}):
         log(
-            f"note: {lacking} of {len(outputs)} outputs got no prompt: each proposal was empty, "
+            f"note: {lacking} of {len(fitting)} outputs got no prompt: each proposal was empty, "
             f"did not end within {max_tokens} tokens, or is too long for the forward model; try "
             "another --max-tokens"
         )
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
     ranks = inversion.reciprocal_ranks(outputs, found)
-    counts = {"num_outputs": len(outputs), "num_without_prompt": lacking}
+    counts = {"num_outputs": len(outputs), "num_without_prompt": left_out + lacking}
     _summarize(ranks, "outputs have a known prompt", counts, out and out / "inversion.json")
 
 

@@ -35,7 +35,15 @@ from ledom.evaluate.proposals import (
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 
-__all__ = ["InvertedPrompt", "Output", "invert", "read_outputs", "reciprocal_ranks", "sample_pairs"]
+__all__ = [
+    "InvertedPrompt",
+    "Output",
+    "invert",
+    "read_outputs",
+    "reciprocal_ranks",
+    "sample_pairs",
+    "with_room",
+]
 
 
 @dataclass(kw_only=True)
@@ -97,11 +105,11 @@ def invert(
 ) -> list[InvertedPrompt]:
     """The prompts proposed for each output, best first; ties stay in the order of drawing.
 
-    Left out are empty proposals, those that reached `max_tokens` and so lack their beginning, and
-    those that do not fit the forward model's context. Without `prior`, prompts are scored by
-    log P(output | prompt), else by log P(prompt, output). Before any work, raises `InputError` for
-    an output that leaves no room for a prompt, and `DirectionError` for models of the wrong
-    direction.
+    Left out are outputs that leave no room for a prompt (see `with_room`), empty proposals, those
+    that reached `max_tokens` and so lack their beginning, and those that do not fit the forward
+    model's context. Without `prior`, prompts are scored by log P(output | prompt), else by
+    log P(prompt, output). Before any work, raises `InputError` if no output leaves room, and
+    `DirectionError` for models of the wrong direction.
 
     >>> import tempfile
     >>> from ledom.core.stage import no_progress
@@ -113,17 +121,11 @@ def invert(
     '2 + 2?'
     """
     check_directions(reverse, forward)
-    pair_format = reverse.pair_format
-    read = [pair_format.restyle(output.text) for output in outputs]
-    prompts = [
-        Prompt(output.id, pair_format.after_question(text))
-        for output, text in zip(outputs, read, strict=True)
-    ]
-    check_prompts(prompts, reverse, sampling)
-    _check_room(outputs, forward)
+    outputs = with_room(outputs, reverse, forward, sampling)
+    prompts = [_prompt(output, reverse) for output in outputs]
     path = out / "proposals.jsonl"
     drawn = propose(reverse, prompts, sampling, num_samples, path, track, "proposing prompts")
-    proposals = _distinct(drawn, pair_format)
+    proposals = _distinct(drawn, reverse.pair_format)
     texts = {output.id: output.text for output in outputs}
     found = {proposal.key: proposal.text for proposal in proposals}
     scores = verify(
@@ -144,15 +146,48 @@ def invert(
     return ranking
 
 
-def _check_room(outputs: Sequence[Output], forward: LanguageModel) -> None:
-    """Raise `InputError` for an output that fills the forward model's context by itself."""
+def with_room(
+    outputs: Sequence[Output], reverse: LanguageModel, forward: LanguageModel, sampling: Sampling
+) -> list[Output]:
+    """The outputs that leave room for a prompt of `max_tokens` tokens in the reverse model's
+    context, and for a prompt at all in the forward model's.
+
+    Raises the `InputError` of the first output if none does.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> reverse = FakeLanguageModel(direction="reverse", context=16)
+    >>> outputs = [Output(id="a", text="4"), Output(id="b", text="So it is 4.")]
+    >>> [o.id for o in with_room(outputs, reverse, FakeLanguageModel(), Sampling(max_tokens=8))]
+    ['a']
+    """
+    kept: list[Output] = []
+    refusals: list[InputError] = []
     for output in outputs:
-        (span,) = pair_spans(forward, [("", output.text)], prior=False)
-        if len(span.ids) - 1 >= forward.context:
-            raise InputError(
-                f"{forward.name}: output {output.id!r} has {len(span.ids) - 1} tokens, which leave "
-                f"no room for a prompt in the model's context of {forward.context}; shorten it"
-            )
+        try:
+            check_prompts([_prompt(output, reverse)], reverse, sampling)
+            _check_room(output, forward)
+            kept.append(output)
+        except InputError as error:
+            refusals.append(error)
+    if refusals and not kept:
+        raise refusals[0]
+    return kept
+
+
+def _prompt(output: Output, reverse: LanguageModel) -> Prompt:
+    """What the reverse model reads of an output before it writes a prompt."""
+    pair_format = reverse.pair_format
+    return Prompt(output.id, pair_format.after_question(pair_format.restyle(output.text)))
+
+
+def _check_room(output: Output, forward: LanguageModel) -> None:
+    """Raise `InputError` for an output that fills the forward model's context by itself."""
+    (span,) = pair_spans(forward, [("", output.text)], prior=False)
+    if len(span.ids) - 1 >= forward.context:
+        raise InputError(
+            f"{forward.name}: output {output.id!r} has {len(span.ids) - 1} tokens, which leave "
+            f"no room for a prompt in the model's context of {forward.context}; shorten it"
+        )
 
 
 def sample_pairs(
