@@ -83,8 +83,23 @@ def test_a_text_longer_than_the_context_loses_its_end(tokenizer: Tokenizer) -> N
     long, short = scores(lm, "7 " * 500, "7")
     assert long.extra["truncated"] is True
     assert "truncated" not in short.extra
-    with pytest.raises(InputError, match="problem 'p': .* leaves no room"):
+    with pytest.raises(InputError, match="question 'Ava .* leave no room for a solution in"):
         scores(FakeLanguageModel(tokenizer, context=10), "7 " * 30)
+
+
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("long", ["7 " * 500, "\U0001f600 7" * 40])
+@pytest.mark.parametrize("context", range(57, 61))  # places inside and between the characters
+def test_a_cut_text_has_the_scores_of_its_beginning(
+    tokenizer: Tokenizer, direction: Direction, long: str, context: int
+) -> None:
+    """A character of four bytes is read whole or not at all."""
+    lm = FakeLanguageModel(tokenizer, direction, context=context)
+    cut = scores(lm, long)
+    beginning = long[: max(end for _, end in cut[-1].token_spans or [])]
+    whole = scores(lm, beginning)
+    assert [score.logprob for score in whole] == [score.logprob for score in cut]
+    assert not any("truncated" in score.extra for score in whole)
 
 
 @pytest.mark.parametrize(

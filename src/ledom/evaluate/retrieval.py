@@ -41,7 +41,7 @@ from ledom.core.records import (
 )
 from ledom.core.stage import Stage, Track, Work, at_once
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.score import score_candidates
+from ledom.rerank.score import fit_pairs, score_candidates
 
 __all__ = [
     "Query",
@@ -307,7 +307,11 @@ def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance
     asked: dict[tuple[str, str], list[_Pair]] = {}
     read = [pair.passage.text for pair in pairs]
     if lm.direction is Direction.FORWARD:
-        read = _fitting(lm, pairs)
+        whole = [(p.query.text, lm.pair_format.restyle(p.passage.text)) for p in pairs]
+        fitted = fit_pairs(lm, whole, lm.context)
+        for place, ((_, text), (_, beginning)) in enumerate(zip(whole, fitted, strict=True)):
+            if beginning != text:
+                read[place] = beginning
         asked = {(_PRIOR, text): [] for text in read}
     for pair, text in zip(pairs, read, strict=True):
         asked.setdefault((pair.query.id, text), []).append(pair)
@@ -338,23 +342,3 @@ def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance
                 prior=prior,
                 extra={"truncated": True} if cut else {},
             )
-
-
-def _fitting(lm: LanguageModel, pairs: Sequence[_Pair]) -> list[str]:
-    """The passages; one that does not fit the model's context after its query loses its end."""
-    texts = [(p.query.text, lm.pair_format.restyle(p.passage.text)) for p in pairs]
-    encoded = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
-    return [
-        _cut(lm, *text) if len(one.ids) - 1 > lm.context else pair.passage.text
-        for pair, text, one in zip(pairs, texts, encoded, strict=True)
-    ]
-
-
-def _cut(lm: LanguageModel, query: str, passage: str) -> str:
-    """The beginning of the passage that fits the model's context after the query."""
-    while True:  # the rest may be encoded to more tokens than were kept
-        (pair,) = lm.pair_format.encode(lm.tokenizer, [(query, passage)], *lm.special_ids)
-        excess = len(pair.ids) - 1 - lm.context
-        if excess <= 0:
-            return passage
-        passage = passage[: pair.offsets[pair.solution[1] - excess][0]]

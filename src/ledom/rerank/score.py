@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from ledom.text.pair_format import EncodedPair
 __all__ = [
     "ScoredPair",
     "check_room",
+    "fit_pairs",
     "read_solution",
     "score_candidates",
     "score_groups",
@@ -184,9 +186,7 @@ def score_pairs(
     """
     shown = _demonstration_ids(demonstrations, lm)
     texts = [(question, solution) for _, question, solution in asked]
-    pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
-    room = lm.context - len(shown)
-    fitted = [_fit(pair, room, c) for pair, (c, _, _) in zip(pairs, asked, strict=True)]
+    fitted = fit_pairs(lm, texts, lm.context - len(shown))
     failure: ServerError | None = None
     try:
         targets = [_target(pair, lm, shown) for pair, _ in fitted]
@@ -194,10 +194,49 @@ def score_pairs(
     except ServerError as error:
         failure, logprobs = error, error.finished
     for place, values in sorted(logprobs.items()):
-        pair, truncated = fitted[place]
-        yield place, ScoredPair(pair, _checked(values, asked[place][0], lm), truncated)
+        candidate, _, solution = asked[place]
+        pair, read = fitted[place]
+        yield place, ScoredPair(pair, _checked(values, candidate, lm), truncated=read != solution)
     if failure is not None:
         raise failure
+
+
+def fit_pairs(
+    lm: LanguageModel, texts: Sequence[tuple[str, str]], room: int
+) -> list[tuple[EncodedPair, str]]:
+    """Encode (question, solution) pairs; a solution loses the end that does not fit.
+
+    A pair fits if the model reads at most `room` tokens of it. Returns each pair with the beginning
+    of its solution that it holds, as if that text had been given. Raises `InputError` for a
+    question that leaves no room.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm = FakeLanguageModel()  # reads EOS, a token per byte, and two line ends between the texts
+    >>> [text for _, text in fit_pairs(lm, [("2 + 2?", "4"), ("2 + 2?", "2 + 2 = 4")], room=12)]
+    ['4', '2 +']
+    """
+    pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
+    return [
+        (pair, solution) if len(pair.ids) - 1 <= room else _fit(lm, question, solution, room)
+        for pair, (question, solution) in zip(pairs, texts, strict=True)
+    ]
+
+
+def _fit(lm: LanguageModel, question: str, solution: str, room: int) -> tuple[EncodedPair, str]:
+    """As `fit_pairs`, for one pair."""
+    while True:  # a beginning may be encoded to more tokens than were kept of the whole
+        (pair,) = lm.pair_format.encode(lm.tokenizer, [(question, solution)], *lm.special_ids)
+        excess = len(pair.ids) - 1 - room
+        if excess <= 0:
+            return pair, solution
+        start, end = pair.solution
+        if end - excess <= start:
+            raise InputError(
+                f"{lm.name}: the question {shorten(question, 60)!r} has "
+                f"{pair.question[1] - pair.question[0]} tokens, which leave no room for a solution "
+                f"in the {room} tokens of the model's context; remove it"
+            )
+        solution = solution[: pair.offsets[end - excess][0]]
 
 
 def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:
@@ -216,33 +255,6 @@ def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> 
     if lm.direction is Direction.FORWARD:
         return [i for pair in pairs for i in (*pair.ids, *after, *opening)]
     return [i for pair in pairs for i in (*opening, *pair.ids, *after)]
-
-
-def _fit(pair: EncodedPair, room: int, candidate: Candidate) -> tuple[EncodedPair, bool]:
-    """Cut the end of y, but not EOS, if the pair has more tokens than `room`.
-
-    Returns the pair, and whether it was cut.
-    """
-    excess = len(pair.ids) - 1 - room
-    if excess <= 0:
-        return pair, False
-    start, end = pair.solution
-    if end - excess <= start:
-        length = pair.question[1] - pair.question[0]
-        raise InputError(
-            f"problem {candidate.problem_id!r}: a question of {length} tokens leaves no "
-            f"room for a solution in the {room} tokens of the model's context; remove the problem"
-        )
-    kept = end - excess
-    return (
-        EncodedPair(
-            ids=pair.ids[:kept] + pair.ids[end:],
-            question=pair.question,
-            solution=(start, kept),
-            offsets=pair.offsets[:kept] + pair.offsets[end:],
-        ),
-        True,
-    )
 
 
 def _target(pair: EncodedPair, lm: LanguageModel, shown: list[int]) -> TokenSpan:
