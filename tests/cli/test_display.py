@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from command_line import Run
 from ledom.cli.display import show_ranking, show_summary, show_texts, show_weights
+from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.results import Interval, Needed, SelectionReport, StrategyResult
 from ledom.rerank.strategies import strategies
 from ledom.rerank.weights import TunedWeights
@@ -104,3 +107,26 @@ def test_written_texts_cannot_move_the_cursor(
     first, second = capsys.readouterr().out.split(f"\n\n{'-' * 40}\n\n")
     assert first == ("4\\x1b[2J\n\t5\u0301" if terminal else "4\x1b[2J\n\t5\u0301")
     assert second == "6\n"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
+def test_what_is_shown_fits_80_columns(
+    run: Run,
+    fakes: dict[str, FakeLanguageModel],
+    problem_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = tmp_path / "out"
+    shown = [
+        run("rerank", "--problems", problem_file, "--samples", 8, "--out", out)[1],
+        run("tune", out, "--out", tmp_path / "weights.yaml")[1],
+        *(run(name, "--help")[1] for name in ("rerank", "search", "train", "explain")),
+    ]
+    for text in shown:
+        assert "\u2026" not in text  # how rich marks what it cut
+    tables = [line for line in shown[1].splitlines() if "+" in line]
+    assert tables
+    assert all(len(line) <= 80 for line in tables)

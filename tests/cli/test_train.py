@@ -1,0 +1,101 @@
+"""train, plan, export and compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command_line import Run, check_refused
+from ledom.data.store import write_store
+from ledom.text.tokenizer import Tokenizer
+
+
+def test_train_refuses_bad_recipes(run: Run, tmp_path: Path) -> None:
+    check_refused(run("train", tmp_path / "none.yaml"), "none.yaml", "no such file")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: x\nmodell: {}\n")
+    check_refused(
+        run("train", recipe), "unknown key modell", "valid here: name, seed, init_from, data"
+    )
+    check_refused(run("train", recipe, "--direction", "up"), "r.yaml")
+
+
+@pytest.mark.parametrize("command", [("export", "MODEL"), ("train", "RECIPE")])
+def test_an_unknown_direction(
+    run: Run, checkpoints: dict[str, Path], command: tuple[str, str]
+) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
+    named = {"MODEL": checkpoints["forward"], "RECIPE": recipe}
+    check_refused(
+        run(command[0], named.get(command[1], command[1]), "--direction", "up"),
+        "direction is 'up'; give forward",
+    )
+
+
+def test_a_refused_run_keeps_its_recipe(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: r\ndata: {num_documents: 60, num_valid: 1, vocab_size: 300}\n"
+        "model: {hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,\n"
+        "        num_attention_heads: 2, num_key_value_heads: 1}\n"
+        "optim: {steps: 2}\ntrain: {batch_size: 2, seq_len: 64}\n"
+    )
+    arguments = ("train", recipe, "--direction", "forward", "--threads", 1, "--out", tmp_path)
+    assert run(*arguments)[0] == 0
+    saved = tmp_path / "r" / "recipe.yaml"
+    before = saved.read_text()
+    check_refused(run(*arguments, "optim.clip=2"), "optim.clip: 1.0 there, 2.0 now")
+    assert saved.read_text() == before
+    assert run(*arguments, "train.validate_every=7")[0] == 0  # which may change
+    assert "validate_every: 7" in saved.read_text()
+
+
+def test_plan_as_a_table_and_as_json(run: Run) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "7b.yaml"
+    code, text = run("plan", recipe, "parallel.tokens_per_microbatch=null", "--gpus", 64)
+    assert code == 0
+    assert "7.79B: layers 7.4B" in text
+    assert "give parallel.tokens_per_microbatch=" in text
+    code, text = run("plan", recipe, "train.seq_len=2048", "--gpus", 64, "--json")
+    assert code == 0
+    needs = json.loads(text)
+    assert needs["parameters"]["embedding"] == 64_000 * 3072
+    assert needs["tokens"] == 103_750 * 512 * 2048
+    check_refused(run("plan", recipe, "--gpu", "abacus"), "gpu is 'abacus'", "h100")
+
+
+def test_export_a_model_and_the_card_of_data(
+    run: Run, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "released"
+    code, text = run("export", checkpoints["reverse"], "--out", out)
+    assert code == 0, text
+    assert f"released: {out}; its card: {out / 'README.md'}" in text
+    check_refused(run("export", checkpoints["reverse"], "--out", out), "exists already")
+    check_refused(run("export", tmp_path), "no finished model here", "runs/NAME/reverse")
+    tokenizer = Tokenizer.load(checkpoints["reverse"])
+    write_store(tmp_path / "data" / "train", ["one text"], tokenizer, source="texts")
+    code, text = run("export", tmp_path / "data")
+    assert code == 0, text
+    assert "| train | texts | 1 |" in (tmp_path / "data" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_compare_of_a_run(run: Run, tmp_path: Path) -> None:
+    for way, loss in (("forward", 3.0), ("reverse", 3.25)):
+        row = {"step": 1, "loss": 4.0, "tokens": 100, "valid_loss": loss, "valid_data": "ab"}
+        row |= {"valid_loss_by_window": [loss, loss], "valid_tokens_by_window": [5, 5]}
+        (tmp_path / "r" / way).mkdir(parents=True)
+        (tmp_path / "r" / way / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    code, text = run("compare", tmp_path / "r", "--out", out)
+    assert code == 0, text
+    assert "+0.2500 [+0.2500, +0.2500], +8.33%; shown for this pair: the reverse" in text
+    report = json.loads((out / "compare.json").read_text())
+    assert report["command"].startswith("ledom compare ")
+    check_refused(run("compare", tmp_path, "--out", out), "no metrics of a run", "runs/NAME")
+    (tmp_path / "r" / "reverse" / "metrics.jsonl").write_text("{}\n")
+    refused = run("compare", tmp_path / "r", "--out", out)
+    check_refused(refused, "reverse/metrics.jsonl:1: not a row with the numbers")
