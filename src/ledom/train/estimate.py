@@ -35,7 +35,6 @@ __all__ = [
     "count_parameters",
     "make_plan",
     "memory",
-    "utilization",
 ]
 
 Precision = Literal["float32", "bfloat16"]
@@ -74,7 +73,8 @@ class Setup:
     gpu: str = "h100"
     """A name of `GPUS`."""
     utilization: float = 0.4
-    """Model FLOPs (6PD) as a share of the GPU's peak: an assumption; measure yours."""
+    """Model FLOPs (6PD) as a share of the GPUs' peak (Chowdhery et al. 2022, appendix B): an
+    assumption; measure yours."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -130,17 +130,6 @@ def _training_flops(num_parameters: float, num_tokens: float) -> float:
     6e+18
     """
     return 6 * num_parameters * num_tokens
-
-
-def utilization(
-    num_parameters: float, num_tokens: float, hours: float, gpus: int, gpu: Gpu
-) -> float:
-    """Model FLOPs utilization: 6PD as a share of the peak (Chowdhery et al. 2022, appendix B).
-
-    >>> round(utilization(7e9, 1e12, hours=1000, gpus=64, gpu=GPUS["h100"]), 3)
-    0.184
-    """
-    return _training_flops(num_parameters, num_tokens) / (hours * 3600 * gpus * gpu.flops)
 
 
 @dataclass(frozen=True)
@@ -276,14 +265,11 @@ def _check(recipe: Recipe, setup: Setup) -> None:
             f"train.batch_size is {recipe.train.batch_size}: fewer windows than the {setup.gpus} "
             "GPUs"
         )
-    if setup.gpus % (shards := _shards(recipe, setup)):
+    shards = recipe.parallel.shard_size
+    if shards and setup.gpus % shards:
         raise InputError(
             f"parallel.shard_size is {shards}, which does not divide the {setup.gpus} GPUs"
         )
-
-
-def _shards(recipe: Recipe, setup: Setup) -> int:
-    return recipe.parallel.shard_size or setup.gpus
 
 
 @dataclass(frozen=True)
@@ -294,6 +280,10 @@ class _Planner:
     setup: Setup
     shape: ModelConfig
     vocab_size: int
+
+    @property
+    def shards(self) -> int:
+        return self.recipe.parallel.shard_size or self.setup.gpus
 
     def plan(self) -> Plan:
         recipe, setup, train = self.recipe, self.setup, self.recipe.train
@@ -320,7 +310,7 @@ class _Planner:
             utilization=setup.utilization,
             tokens_per_second=rate,
             hours=tokens / rate / 3600,
-            checkpoint=needs.checkpoint * _shards(recipe, setup),
+            checkpoint=needs.checkpoint * self.shards,
             model=_BF16 * count.total,
             data=tokens * (2 if self.vocab_size <= 2**16 else 4),
             advice=None if needs.peak <= usable else self.advice(usable),
@@ -334,7 +324,7 @@ class _Planner:
             self.vocab_size,
             tokens,
             precision="float32" if train.precision == "float32" else "bfloat16",
-            shards=_shards(self.recipe, self.setup),
+            shards=self.shards,
             activation_checkpointing=activation_checkpointing,
             accumulate=tokens < train.batch_size / self.setup.gpus * train.seq_len,
             matrix_optimizer=self.recipe.optim.matrix_optimizer,
