@@ -97,6 +97,7 @@ def test_a_cut_text_has_the_scores_of_its_beginning(
     lm = FakeLanguageModel(tokenizer, direction, context=context)
     cut = scores(lm, long)
     beginning = long[: max(end for _, end in cut[-1].token_spans or [])]
+    assert cut[-1].text == beginning
     whole = scores(lm, beginning)
     assert [score.logprob for score in whole] == [score.logprob for score in cut]
     assert not any("truncated" in score.extra for score in whole)

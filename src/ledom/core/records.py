@@ -308,6 +308,10 @@ class Score(Record):
         values, spans = self.token_logprobs, self.token_spans
         return None if values is None or spans is None else list(zip(values, spans, strict=True))
 
+    def solution(self, text: str) -> str:
+        """The solution that the model read, given the candidate's text."""
+        return text if self.text is None else self.text
+
 
 def read_records(
     path: str | Path,

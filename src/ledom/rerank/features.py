@@ -93,7 +93,7 @@ def candidate_features(
         if target in ("x'|y", "x~|y"):
             continue
         prefix = _PREFIXES[target]
-        text = problem.question if target == "x|y" else score.text or candidate.text
+        text = problem.question if target == "x|y" else score.solution(candidate.text)
         digits = _digit_logprobs(score, text)
         values[prefix] = score.logprob
         values[f"{prefix}_mean"] = score.logprob / max(1, score.num_tokens)
@@ -177,4 +177,4 @@ def worst_step(reverse: Score, forward: Score | None, text: str) -> float:
 
 
 def _least_by_step(score: Score, text: str) -> list[float]:
-    return [step.least for step in split_steps(score, text if score.text is None else score.text)]
+    return [step.least for step in split_steps(score, score.solution(text))]

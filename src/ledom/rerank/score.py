@@ -131,11 +131,11 @@ def score_candidates(
             for candidate, solution in zip(chunk, solutions, strict=True)
         ]
         for place, scored in score_pairs(lm, asked, demonstrations):
-            candidate, _, solution = asked[place]
+            candidate = asked[place][0]
             records = _records(candidate, scored.pair, scored.logprobs, lm)
             for record in records:
-                if record.target != "x|y" and solution != candidate.text:
-                    record.text = solution
+                if record.target != "x|y" and scored.solution != candidate.text:
+                    record.text = scored.solution
                 if scored.truncated:
                     record.extra["truncated"] = True
             yield records
@@ -165,6 +165,8 @@ class ScoredPair:
     pair: EncodedPair
     logprobs: NDArray[np.float32]
     """Forward: those of y and the EOS after it. Reverse: all from the EOS before x to y's end."""
+    solution: str
+    """What the model read of the solution: its beginning, if the rest did not fit."""
     truncated: bool
 
 
@@ -196,7 +198,7 @@ def score_pairs(
     for place, values in sorted(logprobs.items()):
         candidate, _, solution = asked[place]
         pair, read = fitted[place]
-        yield place, ScoredPair(pair, _checked(values, candidate, lm), truncated=read != solution)
+        yield place, ScoredPair(pair, _checked(values, candidate, lm), read, read != solution)
     if failure is not None:
         raise failure
 

@@ -311,8 +311,9 @@ def _score_check(
         if score.key in seen:
             raise InputError(f"{whose} for {score.target} occurs twice")
         seen.add(score.key)
-        text = score.text if score.text is not None else texts[own]
-        _check_numbers(score, whose, questions[score.problem_id] if score.target == "x|y" else text)
+        of_question = score.target == "x|y"
+        text = questions[score.problem_id] if of_question else score.solution(texts[own])
+        _check_numbers(score, whose, text)
 
     return check
 

@@ -183,7 +183,7 @@ def _details(body: ScoreBody, index: int, judgement: Judgement) -> JsonObject:
 
 def _score(score: Score, text: str, with_tokens: bool) -> JsonObject:
     """A score as JSON. Offsets count characters of its `text`, the form that the model read."""
-    text = score.text or text
+    text = score.solution(text)
     found: JsonObject = {
         "logprob": score.logprob,
         "num_tokens": score.num_tokens,
