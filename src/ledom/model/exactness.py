@@ -65,48 +65,36 @@ class _Row:
 
 
 @torch.no_grad()
-def packing_reach(model: PreTrainedModel, packed: PackedRun, eos_id: int, context: int) -> int:
+def packing_reach(own: OwnForward, packed: PackedRun, eos_id: int, context: int) -> int:
     """The longest text, in tokens read, for which `packed` agrees with the model's own pass.
 
     It is 0 if packing is never exact: such a model runs one text at a time. Otherwise the model is
     left with ledom's attention. Raises `CheckpointError` for a model that cannot run on token ids
     alone, or that sees later tokens.
     """
-    training = model.training
+    model, training = own.model, own.model.training
     model.eval()
+    row = _random_row(model, eos_id)
     try:
-        return _reach(model, OwnForward(model), packed, eos_id, context)
+        expected, noise = _alone(own, row)
+        try:
+            reach = min(_mask_reach(own, row.ids[: _SIZES[0]], context), context)
+            own.use(IMPLEMENTATION)
+            reach = min(reach, _checked(model, packed, row, expected, noise, context))
+        except Exception:  # an architecture may fail in any way on arguments that it does not know
+            reach = 0
+        if not reach:
+            own.restore()
+        return reach
     finally:
         _reset_length(model)
         model.train(training)
-
-
-def _reach(
-    model: PreTrainedModel, own: OwnForward, packed: PackedRun, eos_id: int, context: int
-) -> int:
-    row = _random_row(model, eos_id)
-    other = _Row(row.ids.clone(), row.targets)
-    # New tokens rather than a new order of the same ones, which would hide a leak of averages.
-    other.ids[1 : _SIZES[0]] = _random_ids(model, _SIZES[0] - 1, seed=1)
-    expected, noise = _alone(own, row)
-    names = [config._attn_implementation for config in own._configs]
-    try:
-        reach = min(_mask_reach(model, row.ids[: _SIZES[0]], context), context)
-        _use_attention(model, IMPLEMENTATION)
-        reach = min(reach, _checked(model, packed, row, other, expected, noise, context))
-    except Exception:  # an architecture may fail in any way on arguments that it does not know
-        reach = 0
-    if not reach:
-        for config, name in zip(own._configs, names, strict=True):
-            config._attn_implementation_internal = name
-    return reach
 
 
 def _checked(
     model: PreTrainedModel,
     packed: PackedRun,
     row: _Row,
-    other: _Row,
     expected: Tensor,
     noise: float,
     context: int,
@@ -120,6 +108,9 @@ def _checked(
     found = run(row)
     if not _close(found, expected, tolerance(model.dtype), _NOISE * noise):
         return 0
+    other = _Row(row.ids.clone(), row.targets)
+    # New tokens rather than a new order of the same ones, which would hide a leak of averages.
+    other.ids[1 : _SIZES[0]] = _random_ids(model, _SIZES[0] - 1, seed=1)
     # A different neighbor of the same length leaves all shapes alone, so the second text's results
     # may change only by the order of sums, whatever the precision. Experts are the exception: the
     # shapes of their products depend on the tokens that they get.
@@ -206,18 +197,18 @@ def _close(found: Tensor, expected: Tensor, limit: float, noise: float = 0.0) ->
     return bool((found - expected).abs().max() <= limit)  # NaN is not
 
 
-def _mask_reach(model: PreTrainedModel, ids: Tensor, context: int) -> int:
+def _mask_reach(own: OwnForward, ids: Tensor, context: int) -> int:
     """The longest text that every layer attends to in full, according to the model's masks.
 
     Masks that reach no layer do not count: Qwen2-MoE also requests one with a window of 0 tokens.
     """
     try:
         masks = _Masks(context, marked=True)
-        masks.record(model, ids)
+        masks.record(own, ids)
     except Exception:  # an architecture that computes with its masks fails on marked ones
         masks = _Masks(context, marked=False)
-        masks.record(model, ids)
-    every_layer = len(masks.layers) >= (model.config.get_text_config().num_hidden_layers or 0)
+        masks.record(own, ids)
+    every_layer = len(masks.layers) >= (own.model.config.get_text_config().num_hidden_layers or 0)
     counted = masks.used if every_layer and not masks.changed else range(len(masks.reaches))
     return min((masks.reaches[place] for place in counted), default=context)
 
@@ -235,7 +226,7 @@ class _Masks:
         self.layers: set[int] = set()
         self.changed = not marked
 
-    def record(self, model: PreTrainedModel, ids: Tensor) -> None:
+    def record(self, own: OwnForward, ids: Tensor) -> None:
         places = torch.arange(min(self.context, _FAR), device=ids.device)
         zero = torch.zeros((), dtype=torch.long, device=ids.device)
 
@@ -264,8 +255,8 @@ class _Masks:
 
         AttentionInterface.register(_PROBE, attend)
         AttentionMaskInterface.register(_PROBE, mask)
-        _use_attention(model, _PROBE)
-        model(input_ids=ids[None], use_cache=False)
+        own.use(_PROBE)
+        own.model(input_ids=ids[None], use_cache=False)
 
 
 def _lengths_in(model: PreTrainedModel) -> list[int]:
@@ -286,10 +277,11 @@ class OwnForward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._configs = _configs(model)
+        configs = (getattr(module, "config", None) for module in model.modules())
+        found = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
+        self._configs = list(found.values())
         default = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
-        current = [config._attn_implementation for config in self._configs]
-        self._names = [default if name == IMPLEMENTATION else name for name in current]
+        self._names = [default if name == IMPLEMENTATION else name for name in self._current()]
         parameters = inspect.signature(model.forward).parameters
         self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
         self._selects = "logits_to_keep" in parameters
@@ -311,12 +303,28 @@ class OwnForward:
     @contextmanager
     def attention(self) -> Iterator[None]:
         """Give the model its own attention until the block ends."""
-        before = [config._attn_implementation for config in self._configs]
-        _assign(self._configs, self._names)
+        before = self._current()
+        self.restore()
         try:
             yield
         finally:
-            _assign(self._configs, before)
+            self._assign(before)
+
+    def use(self, name: str) -> None:
+        """Let every layer run the attention registered with transformers under a name."""
+        self._assign([name] * len(self._configs))
+
+    def restore(self) -> None:
+        """Give the model its own attention for good."""
+        self._assign(self._names)
+
+    def _current(self) -> list[str | None]:
+        return [config._attn_implementation for config in self._configs]
+
+    def _assign(self, names: list[str | None]) -> None:
+        # The public property would also change nested configs, which get their own names here.
+        for config, name in zip(self._configs, names, strict=True):
+            config._attn_implementation_internal = name
 
     @torch.no_grad()
     def check_training(self, longest: int) -> None:
@@ -343,31 +351,6 @@ class OwnForward:
         if half:
             what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
         return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
-
-    def restore(self) -> None:
-        """Give the model its own attention for good."""
-        _assign(self._configs, self._names)
-
-
-def _use_attention(model: PreTrainedModel, name: str) -> None:
-    """Let every layer run the attention registered with transformers under a name."""
-    configs = _configs(model)
-    _assign(configs, [name] * len(configs))
-
-
-def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
-    found = {id(model.config): model.config}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if isinstance(config, PretrainedConfig):
-            found[id(config)] = config
-    return list(found.values())
-
-
-def _assign(configs: list[PretrainedConfig], names: list[str | None]) -> None:
-    # The public property would also change nested configs, which get their own names here.
-    for config, name in zip(configs, names, strict=True):
-        config._attn_implementation_internal = name
 
 
 def scales_with_length(model: PreTrainedModel) -> bool:

@@ -112,7 +112,7 @@ def choose_packing(
         return -token_losses(model, ids, positions, boundaries, targets)
 
     own, kind, longest = OwnForward(model), type(model).__name__, recipe.train.seq_len
-    if packing_reach(model, packed, eos_id, longest) >= longest:
+    if packing_reach(own, packed, eos_id, longest) >= longest:
         return
     own.restore()
     own.check_training(longest)

@@ -37,9 +37,11 @@ _MOST_COPIED = 2**29  # parameters of a copy: 2 GB
 
 def longest_packed(trunk: Trunk, own: OwnForward, eos_id: int, context: int) -> int:
     """The longest text, in tokens read, that may share a row; see `packing_reach`."""
-    reach = packing_reach(own.model, trunk.packed, eos_id, context)
+    reach = packing_reach(own, trunk.packed, eos_id, context)
     if reach and (copy := in_float32(own.model)) is not None:
-        reach = min(reach, packing_reach(copy, build_trunk(copy).packed, eos_id, context))
+        reach = min(
+            reach, packing_reach(OwnForward(copy), build_trunk(copy).packed, eos_id, context)
+        )
     if not reach:
         own.restore()
         _check_long_text(own, context)
