@@ -27,9 +27,11 @@ from ledom.lm.language_model import Generation, Sampling, TokenSpan
 from ledom.rerank import sample, score
 from ledom.rerank import step_search as search_module
 from ledom.rerank.fit import tune_folder
+from ledom.rerank.flip import FlipSettings
 from ledom.rerank.pipeline import Job, rerank
 from ledom.rerank.score import score_groups
 from ledom.rerank.search_pipeline import SearchJob, search_job
+from ledom.rerank.stages import Scoring, fill_scores, read_scores
 from ledom.rerank.step_search import SearchConfig
 from ledom.rerank.weights import default_weights
 from ledom.text.tokenizer import Tokenizer
@@ -255,6 +257,42 @@ def test_tune_refuses_other_problems_and_candidates(tokenizer: Tokenizer, tmp_pa
     (out / "scores.reverse.jsonl.settings.json").write_text('{"model": ')
     with pytest.raises(InputError, match=r"scores.reverse.jsonl.settings.json: damaged"):
         tune_folder(out)
+
+
+def test_tune_refuses_scores_that_an_earlier_reverse_model_left(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A contrast is log P(x|y) less that of other questions, of one model and one way of reading.
+
+    Its folder was made with model A; then only the reverse scores were made again, with model B.
+    """
+    lm = FakeLanguageModel(tokenizer, "reverse")
+    problems = [Problem(id=str(i), question=f"What is {i} + 1?", answer="2") for i in range(1, 9)]
+    drawn = [
+        Candidate(problem_id=p.id, index=i, text=text)
+        for p in problems
+        for i, text in enumerate(["#### 2", "so #### 3"])
+    ]
+    how = Scoring(contrast=2, flip=FlipSettings(1))
+
+    def again(how: Scoring) -> None:
+        for file in tmp_path.glob("scores.reverse.jsonl*"):
+            file.unlink()
+        fill_scores(tmp_path, problems, drawn, lm, how, no_progress)
+
+    again(how)
+    scores = read_scores(tmp_path, problems, drawn)
+    assert {score.target for score in scores} == {"x|y", "y", "x'|y", "x~|y"}
+    again(replace(how, contrast=0, flip=None, mask_copies=3))
+    with pytest.raises(InputError, match=r"scores.contrast.jsonl: .*mask_copies.*; remove"):
+        read_scores(tmp_path, problems, drawn)
+    lm.fingerprint = "B"
+    again(Scoring())
+    for name in ("contrast", "flip"):
+        with pytest.raises(InputError, match=rf"scores.{name}.jsonl: .*model: .*; remove"):
+            read_scores(tmp_path, problems, drawn)
+        (tmp_path / f"scores.{name}.jsonl").unlink()
+    assert {score.target for score in read_scores(tmp_path, problems, drawn)} == {"x|y", "y"}
 
 
 def test_the_stand_in_depends_on_its_company(tokenizer: Tokenizer) -> None:

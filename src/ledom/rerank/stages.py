@@ -220,8 +220,8 @@ def read_scores(
 ) -> list[Score]:
     """All scores in a reranked folder.
 
-    Raises `InputError` if there are none, if they are of other problems or candidates, and if they
-    are damaged.
+    Raises `InputError` if there are none, if they are of other problems or candidates, if those of
+    one model were made in different ways, and if they are damaged.
 
     >>> read_scores(Path("no such folder"), [], [])
     Traceback (most recent call last):
@@ -229,12 +229,30 @@ def read_scores(
     """
     scores: list[Score] = []
     hashes = _text_hashes(problems, candidates)
-    for name, file in _score_files(folder).items():
+    files = _score_files(folder)
+    for name, file in files.items():
         settings = read_settings(file)
         check_settings({key: settings.get(key) for key in hashes}, hashes, file)
+        if name in (CONTRAST, FLIP):
+            _check_as_reverse(settings, file, files.get(str(Direction.REVERSE)))
         check = partial(_score_check, problems, candidates, name)
         scores += read_finished(file, Score, check)
     return scores
+
+
+def _check_as_reverse(settings: JsonObject, file: Path, reverse: Path | None) -> None:
+    """Raise `InputError` for scores of another model, or read otherwise, than the reverse ones.
+
+    An earlier run may have left them; a contrast of two models means nothing.
+    """
+    remedy = f"remove {file.name}, or make it again beside the reverse scores"
+    if reverse is None:
+        raise InputError(f"there are no reverse scores beside it; {remedy}", path=file)
+    own, wanted = (
+        {key: made[key] for key in ("model", "demonstrations", "mask_copies") if key in made}
+        for made in (settings, read_settings(reverse))
+    )
+    check_settings(own, wanted, file, remedy)
 
 
 def scored_problems(folder: Path) -> set[str]:
