@@ -89,6 +89,9 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("The correct answer is C) 15.", "C) 15"),
         ("Option B is correct, as 5 > 3.", "B"),
         ("(B) is the correct answer.", "(B)"),
+        ("The answer is 18 (9 * 2).", "18"),
+        ("The answer is 100 - 30 = 70 dollars, which is 70% of 100.", "70 dollars"),
+        ("{'answer': 5}", "5"),
         # thoughts and tags
         ("<think>\\boxed{5}</think> The answer is 6.", "6"),
         ("<think>The answer is 5.</think>", "5"),
@@ -111,7 +114,17 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("the interval [3, 4)", "[3, 4)"),
         ("He pays $5 for the 3 and $6 for it", "$6"),
         ("$\\frac{1}{2}$ of them are 7", "7"),
-        # no mark: the last number
+        ("so x is \\sqrt[3]{2}", "\\sqrt[3]{2}"),
+        ("so x is 2\\sqrt[3]{2}.", "2\\sqrt[3]{2}"),
+        ("so x is \\frac72", "\\frac72"),
+        ("so it is 5×10³", "5×10³"),
+        ("so there are 2³ ways.", "2³"),
+        # no mark: the last number, which is no exponent
+        ("the area is 20 cm^2.", "20"),
+        ("the volume is 20 m^{3}.", "20"),
+        ("the area is 20 cm²", "20"),
+        ("it is 25 m s^-2", "25"),
+        ("so it is e^2", None),
         ("He buys 3 eggs, then 5 more: 8 eggs.", "8"),
         ("He pays $1,200, and no more", "$1,200"),
         ("so 10 - 3", "3"),

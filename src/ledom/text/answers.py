@@ -35,13 +35,15 @@ _ANSWER_MARK = re.compile(
     re.MULTILINE,
 )
 _PI = r"(?:π|\\pi\b)"
+_RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
 _NUMBER_IN_TEXT = re.compile(
-    r"(?<![A-Za-z0-9_.])"
+    r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)"  # not the exponent of m^2
     r"(?:(?<![)\]])(?<![0-9)\]]\s)[-\u2212]|(?<=[=:]\s)[-\u2212]\s)?"  # "5 - 3" subtracts
     rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}\s(?=[0-9]{{1,9}}/))?{_UNSIGNED}"
     r"(?:/[0-9]+|(?::[0-9]+)+(?:\s?[ap]\.?m\b)?)?"
     r"(?:[eE][-+]?[0-9]{1,4}(?![\w.]\w)"
-    rf"|(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?\^\{{?-?[0-9]+\}}?|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
+    rf"|(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?(?:\^\{{?-?[0-9]+\}}?|{_RAISED})"
+    rf"|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
     r"(?:\s?(?:hundred|thousand|million|billion|trillion)\b)?"
 )
 _GROUP = r"\{(?:[^{}]|\{[^{}]{0,99}\}){1,99}\}"
@@ -49,7 +51,8 @@ _ROOT = r"[A-Za-z]\s?=\s?[-\u2212]?[0-9./]+"
 _FORMULA = re.compile(
     r"\$\$?([^$\n]{1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
     r"|((?<![0-9])-?[0-9]{0,20}(?:\\(?:[dt]?frac|sqrt|[dt]?binom)"
-    rf"(?:{_GROUP}){{1,2}}|√\s?(?:[0-9]+|\([^()\n]{{1,99}}\))|{_PI}(?=/))(?:/[0-9]+)?)"
+    rf"(?:\[[0-9]\])?(?:{_GROUP}|[0-9]){{1,2}}"
+    rf"|√\s?(?:[0-9]+|\([^()\n]{{1,99}}\))|{_PI}(?=/))(?:/[0-9]+)?)"
     rf"|((?:[(\[]|\\\{{)[-\u2212]?{_UNSIGNED}(?:,\s?[-\u2212]?{_UNSIGNED}){{1,20}}(?:[)\]]|\\\}}))"
     rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}})"
 )
@@ -62,6 +65,7 @@ _FENCE = re.compile(r"```(?:json)?")
 _CLAUSE = re.compile(
     r"(?:[,;]\s|\s\(|\s(?=(?:because|since|as|rather than|instead of|(?:and |but )?not)\b))"
     r"(?!and (?!not\b)|or\b)(?=[^\W\d_]{2})"
+    r"|\s\((?=[^()]{1,99}\)\Z)"  # a remark: 7 (3 + 4)
 )
 _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
@@ -185,7 +189,7 @@ def _after_mark(text: str) -> str | None:
     if mark is None:
         return None
     rest = _JSON_ESCAPE.sub(lambda escape: escape[1] or " ", text[mark.end() :])
-    if '"' in mark[0] and mark[0].endswith(":"):  # a key in JSON that does not parse as a whole
+    if mark[0].endswith(('":', "':")):  # a key in JSON that does not parse as a whole
         value = _JSON_VALUE.match(rest)
         return _stated(value[1] or value[2] or "", is_last=True) if value else None
     lines = [line for line in rest.split("\n") if has_content(line)]
@@ -202,6 +206,8 @@ def _stated(line: str, *, is_last: bool) -> str | None:
     sentence = _first_sentence(line)
     clause = _CLAUSE.search(sentence)
     clauses = [sentence[: clause.start()]] if clause else []
+    if sums and clauses:
+        sums.append(clauses[0].rpartition("=")[2])
     for reading in (sentence, *clauses):
         if _CHOICE.fullmatch(reading) or _has_values(reading):
             return reading

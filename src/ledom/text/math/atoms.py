@@ -44,7 +44,8 @@ class Atoms(ABC):
         self.place = 0
         self.is_money = False
         self._depth = 0
-        letters = {c for t in found if t.kind in ("name", "word") for c in t.text}
+        named = [t.text for t in found if t.kind in ("name", "word")]
+        letters = {c for text in named if text not in ("and", "or") for c in text}
         self._has_both_cases = any(c.isupper() and c.lower() in letters for c in letters)
 
     @abstractmethod

@@ -60,6 +60,7 @@ _RELATIONS = {
 }
 _SEPARATORS = frozenset([",", ";", "and", "or"])
 _LABEL_SIGNS = frozenset(["%", "°", "/", "^", "²", "³", "¢"])
+_LABEL_WORDS = _LABEL_SIGNS | ONE_LETTER_UNITS | frozenset("23")
 _VARIABLES = frozenset("abcxyz")
 _TIMES = frozenset(["*", r"\cdot", r"\times", r"\ast"])
 _OVER = frozenset(["/", r"\div"])
@@ -226,7 +227,11 @@ class _Reader(Atoms):
             elif self.starts_atom() and not self._starts_label():
                 if divided:  # 1/2x is read in two ways
                     raise NotUnderstood("a product after a division")
-                node = product(node, self.power())
+                spaced = text == "(" and self.tokens[self.place].spaced
+                following = self.power()
+                if spaced and node.value is not None and following.value is not None:
+                    raise NotUnderstood("a product or a remark: 7 (3 + 4)")
+                node = product(node, following)
             else:
                 return node
 
@@ -256,16 +261,21 @@ class _Reader(Atoms):
             return True
         if not token.spaced or not self._rest_is_label():
             return False
-        return len(word) == 3 and not _VARIABLES.issuperset(word)
+        return word == "of" or (len(word) == 3 and not _VARIABLES.issuperset(word))
 
     def _rest_is_label(self) -> bool:
+        before = ""
+        is_power = False  # inside the braces of m^{2}
         for token in self.tokens[self.place + 1 :]:
-            if token.text in _SEPARATORS or token.text in _RELATIONS:
+            text, last, before = token.text, before, token.text
+            if text in _SEPARATORS or text in _RELATIONS:
                 return True
-            if token.kind != "word" and token.text not in _LABEL_SIGNS | ONE_LETTER_UNITS | set(
-                "23"
-            ):
-                return token.text in (")", "]", r"\}", "}")
+            if text == "{" and last == "^":
+                is_power = True
+            elif text == "}" and is_power:
+                is_power = False
+            elif token.kind != "word" and text not in _LABEL_WORDS:
+                return text in (")", "]", r"\}", "}")
         return True
 
     def factor(self) -> Node:

@@ -116,6 +116,7 @@ _SPELLINGS = (
     (re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])"), " th"),
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?([mM])\.?(?![A-Za-z])"), r" \1\2"),
     (re.compile(r"(?<![A-Za-z\\])[Ii]nfinity(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"\A([A-J])\)\Z"), r"\1"),  # the letter of a choice
     # a set as plain text writes it; the comma of {1,000} groups digits
     (re.compile(r"(?:\A|(?<==)|(?<== ))\{(?=[^{}]*,(?!\d{3}(?!\d)))([^{}]*)\}\Z"), r"\{\1\}"),
 )
@@ -158,7 +159,8 @@ _PLAIN_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # if a comma separates numbe
 _BASED = re.compile(r"(?=[0-9A-F]{2})[0-9A-F]*[A-F][0-9A-F]*\s?_\s?\{?\s?(?:1[1-6])\s?\}?")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _CURRENCY = re.compile(r"\\\$|US\$|Rs\.?(?![A-Za-z])|[$€£¥₹₱₩]")
-_WORD = re.compile(r"[^\W\d_]+(?:['’.-][^\W\d_]+)*['’]?\.?")
+_HYPHEN = r"(?:(?<=[^\W\d_]{3})-|-(?=[^\W\d_]{3}))"  # T-shirt; elsewhere it subtracts: x-y
+_WORD = re.compile(rf"[^\W\d_]+(?:(?:['’.]|{_HYPHEN})[^\W\d_]+)*['’]?\.?")
 _SIGN = re.compile(r"\\\\|\\[{}|%]|\*\*|<=|>=|!=|[-+*/^_(){}\[\]|,;:=<>!%°&.¢²³]")
 GREEK = words(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "

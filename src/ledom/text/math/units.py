@@ -56,6 +56,7 @@ won ₩ krw
 peso ₱
 dozen
 ordinal th
+unit
 bit
 byte
 kilobit Kb
