@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
 from ledom.model.architectures import check_unused
-from ledom.model.folder import end_ids, hash_files, loaded_files
+from ledom.model.folder import end_ids, hash_files, loaded_files, read_config
 from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
 from ledom.text.pair_format import PairFormat
@@ -58,15 +58,8 @@ __all__ = [
 
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_SIZES = (  # keys of config.json, by the names that architectures use
-    *_LAYERS,
-    *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
-    *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
-)
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _WEIGHTS_PER_BYTE = 8  # most in a file: quantized models have 2, some architectures share weights
-_MOST_LAYERS = 10_000  # transformers builds a list of all layers when it reads a config
 NO_LIMIT = 2**31 - 1
 """The context of a model whose config names none, such as a recurrent one."""
 
@@ -157,18 +150,13 @@ def save_checkpoint(
         with write_folder(folder, replace=True) as temporary:
             with quiet():
                 model.save_pretrained(temporary, state_dict=state)
-            _patch_config(temporary / "config.json", dtype)
+            config = read_json_object(temporary / "config.json")
+            if dtype is not None:  # the model in memory may have another
+                config["dtype"] = str(dtype).removeprefix("torch.")
+            write_json(temporary / "config.json", config, sort_keys=True)
             tokenizer.save(temporary)
     except SafetensorError as error:
         raise OutputError(f"{folder}: cannot be written: {error}") from error
-
-
-def _patch_config(file: Path, dtype: torch.dtype | None) -> None:
-    """Record the dtype of the written weights, which may differ from the model's in memory."""
-    config = read_json_object(file)
-    if dtype is not None:
-        config["dtype"] = str(dtype).removeprefix("torch.")
-    write_json(file, config, sort_keys=True)
 
 
 def read_checkpoint_info(
@@ -188,8 +176,8 @@ def read_checkpoint_info(
     folder that is missing, incomplete or damaged.
     """
     folder = Path(folder)
-    config, tokenizer = config or _read_config(folder), Tokenizer.load(folder, eos_token)
-    stops = end_ids(folder, read_json_object(folder / "config.json"))
+    config, tokenizer = config or _load_config(folder), Tokenizer.load(folder, eos_token)
+    stops = end_ids(folder, read_config(folder))
     recorded = None if turn else getattr(config, DIRECTION_KEY, None)
     chosen = choose_direction(folder, recorded, direction)
     return CheckpointInfo(
@@ -231,21 +219,6 @@ def bos_ids(
     return [tokenizer.token_id(token) for token in tokens]
 
 
-def _check_sizes(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for an impossible size, such as 0 heads or -1 layers."""
-    text_config = config.get("text_config")
-    parts = (config, text_config) if isinstance(text_config, dict) else (config,)
-    for key, size in ((key, part[key]) for part in parts for key in _SIZES if key in part):
-        if isinstance(size, bool | str | float) or (isinstance(size, int) and size < 1):
-            raise CheckpointError(
-                f"{folder / 'config.json'}: {key} is {size!r}; it must be a whole number above 0"
-            )
-        if key in _LAYERS and isinstance(size, int) and size > _MOST_LAYERS:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: {key} is {size}; the most is {_MOST_LAYERS}"
-            )
-
-
 def _check_size(folder: Path, config: PretrainedConfig, num_bytes: int) -> None:
     """Raise `CheckpointError` for a config.json that describes a far larger model than the files.
 
@@ -278,10 +251,8 @@ def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
-def _read_config(folder: Path) -> PretrainedConfig:
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
-    _check_sizes(folder, read_json_object(folder / "config.json"))
+def _load_config(folder: Path) -> PretrainedConfig:
+    read_config(folder)  # refuses sizes that transformers could not bear
     with _readable(folder):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return config
@@ -289,7 +260,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
 
 def read_context(folder: str | Path) -> int:
     """A model folder's context, from its config.json alone; see `CheckpointInfo`."""
-    return _context(_read_config(Path(folder)))
+    return _context(_load_config(Path(folder)))
 
 
 def _context(config: PretrainedConfig) -> int:
@@ -312,7 +283,7 @@ def load_checkpoint(
     of the other direction, for training in the given one.
     """
     folder = Path(folder)
-    config = _read_config(folder)  # once: it takes as long as loading a small model
+    config = _load_config(folder)  # once: it takes as long as loading a small model
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
     # `loaded_files` refuses unreadable files and incomplete models.
     _check_size(folder, config, sum(file.stat().st_size for file in loaded_files(folder)))

@@ -1,4 +1,4 @@
-"""The files of a model folder: which of them are loaded, and a hash of their contents.
+"""The files of a model folder: its config.json, which files are loaded, and a hash of them.
 
 A file is hashed once. Its digest is cached in the user's cache folder (`XDG_CACHE_HOME`, else
 `~/.cache`) and used until the file's path, size, inode or times change. If the cache cannot be
@@ -19,7 +19,14 @@ from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
 from ledom.core.files import write_json
-from ledom.core.reading import JsonObject, check_regular, read_json, read_json_object, real_path
+from ledom.core.reading import (
+    JsonObject,
+    check_regular,
+    exists,
+    read_json,
+    read_json_object,
+    real_path,
+)
 from ledom.model.foreign.aliases import what_to_run
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "file_digest",
     "hash_files",
     "loaded_files",
+    "read_config",
     "weight_files",
 ]
 
@@ -39,8 +47,38 @@ _SMALL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_SIZES = (  # keys of config.json, by the names that architectures use
+    *_LAYERS,
+    *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
+    *("hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim", "vocab_size"),
+)
+_MOST_LAYERS = 10_000  # transformers builds a list of all layers when it reads a config
 _CACHED_BYTES = 2**20  # digests of smaller files are not worth caching
 _SETTLED_SECONDS = 2.0  # a file changed twice within this time may show the same times
+
+
+def read_config(folder: Path) -> JsonObject:
+    """A model folder's config.json.
+
+    Raises `CheckpointError` if there is none, or for an impossible size, such as 0 heads.
+
+    >>> read_config(Path("no-folder"))
+    Traceback (most recent call last):
+    ledom.core.errors.CheckpointError: no-folder: no config.json here; give a model folder
+    """
+    file = folder / "config.json"
+    if not exists(file):
+        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
+    config = read_json_object(file)
+    text_config = config.get("text_config")
+    parts = (config, text_config) if isinstance(text_config, dict) else (config,)
+    for key, size in ((key, part[key]) for part in parts for key in _SIZES if key in part):
+        if isinstance(size, bool | str | float) or (isinstance(size, int) and size < 1):
+            raise CheckpointError(f"{file}: {key} is {size!r}; it must be a whole number above 0")
+        if key in _LAYERS and isinstance(size, int) and size > _MOST_LAYERS:
+            raise CheckpointError(f"{file}: {key} is {size}; the most is {_MOST_LAYERS}")
+    return config
 
 
 def weight_files(folder: Path, config: JsonObject) -> list[Path]:
@@ -85,7 +123,7 @@ def loaded_files(folder: Path) -> list[Path]:
     ...     [file.name for file in loaded_files(Path(folder))]
     ['config.json', 'model.safetensors']
     """
-    config = read_json_object(folder / "config.json")
+    config = read_config(folder)
     small = [_regular(folder / name) for name in _SMALL_FILES if (folder / name).exists()]
     return small + weight_files(folder, config)
 
@@ -120,7 +158,7 @@ def count_parameters(folder: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     total = 0
-    for file in weight_files(folder, read_json_object(folder / "config.json")):
+    for file in weight_files(folder, read_config(folder)):
         if file.suffix != ".safetensors":  # the index
             continue
         try:

@@ -18,10 +18,10 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError
 from ledom.core.files import write_atomically, write_folder, write_json
 from ledom.core.hub import render_card
-from ledom.core.reading import JsonObject, check_regular, read_json_object
+from ledom.core.reading import JsonObject, check_regular
 from ledom.data.store import read_manifests
 from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
-from ledom.model.folder import count_parameters
+from ledom.model.folder import count_parameters, read_config
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.metrics import thinned
 from ledom.train.run_folder import Run
@@ -52,7 +52,7 @@ def export_model(
         check_regular(file)
     if out.exists():
         raise OutputError(f"{out}: exists already; give another folder, or remove this one")
-    config = read_json_object(run.model / "config.json")
+    config = read_config(run.model)
     chosen = choose_direction(run.model, config.get(DIRECTION_KEY), direction)
     tokenizer = Tokenizer.load(run.model)
     first = bos_ids(tokenizer, chosen, config.get(BOS_KEY), folder=run.model)

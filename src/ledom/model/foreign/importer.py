@@ -21,9 +21,9 @@ import ledom
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.core.files import write_folder, write_json
-from ledom.core.reading import JsonObject, read_json_object
+from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
-from ledom.model.folder import end_ids, file_digest
+from ledom.model.folder import end_ids, file_digest, read_config
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
@@ -237,10 +237,8 @@ def _read_folder(source: _Source, options: ImportOptions) -> _Model:
         config, rows = inferred.to_dict(), shape["vocab_size"]
     elif options.softcap is not None:
         raise InputError(f"--softcap {options.softcap:g}: only a nanochat model takes it")
-    elif not shape_file.is_file():
-        raise CheckpointError(f"{folder}: no config.json here; give a model folder")
     else:
-        config = read_json_object(shape_file)
+        config = read_config(folder)
     place = options.tokenizer or folder
     tokenizer, files = read_tokenizer(place, source.added_tokens)
     eos = recorded_eos(place if place.is_dir() else place.parent, tokenizer, config)
