@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError
+from ledom.core.errors import InputError, require
 from ledom.lm.confidence import Confidence, ConfidenceSettings
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
@@ -82,9 +82,7 @@ class Sampling:
             f"max_tokens is {self.max_tokens}; it must be at least 1": self.max_tokens >= 1,
             f"seed is {self.seed}; it must be 0 or more": self.seed >= 0,
         }
-        for message, holds in checks.items():
-            if not holds:
-                raise InputError(message)
+        require(checks)
         try:
             re.compile(self.stop_pattern or "")
         except re.error as error:

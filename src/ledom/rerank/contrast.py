@@ -22,7 +22,13 @@ import numpy as np
 from ledom.core.records import Candidate, Problem, Score
 from ledom.data.augment import other_number
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.score import ScoredPair, read_solution, score_groups, score_pairs
+from ledom.rerank.score import (
+    ScoredPair,
+    make_score,
+    read_solution,
+    score_groups,
+    score_pairs,
+)
 
 __all__ = ["ChangedNumber", "change_numbers", "contrast_candidates"]
 
@@ -137,16 +143,8 @@ def _record(
         {"start": c.start, "end": c.end, "number": c.number, "logprob": value}
         for c, value in zip(changes, logprobs, strict=True)
     ]
-    record = Score(
-        problem_id=candidate.problem_id,
-        index=candidate.index,
-        model=lm.name,
-        direction=lm.direction.value,
-        target="x'|y",
-        logprob=round(float(np.logaddexp.reduce(logprobs) - np.log(len(logprobs))), 5),
-        num_tokens=sum(map(len, parts)),
-        extra={"copies": copies},
-    )
-    if any(pair.truncated for pair in scored):
-        record.extra["truncated"] = True
+    logprob = float(np.logaddexp.reduce(logprobs) - np.log(len(logprobs)))
+    truncated = any(pair.truncated for pair in scored)
+    record = make_score(candidate, lm, "x'|y", logprob, sum(map(len, parts)), truncated)
+    record.extra["copies"] = copies
     return record

@@ -17,7 +17,7 @@ from math import log
 
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
-from ledom.rerank.score import read_solution
+from ledom.rerank.score import make_score, read_solution
 
 __all__ = ["FlipSettings", "flip_candidates", "longest_question", "word_overlap"]
 
@@ -109,16 +109,9 @@ def _record(
     texts = [lm.pair_format.written_question(one.text) for one in written]
     overlaps = [round(word_overlap(text, question), 5) for text in texts]
     mean = sum(overlaps) / len(overlaps)
-    questions = [
+    num_tokens = sum(len(one.ids) + (one.finish_reason == "stop") for one in written)
+    record = make_score(candidate, lm, "x~|y", log(max(mean, _LEAST)), num_tokens, truncated)
+    record.extra["questions"] = [
         {"text": text, "overlap": overlap} for text, overlap in zip(texts, overlaps, strict=True)
     ]
-    return Score(
-        problem_id=candidate.problem_id,
-        index=candidate.index,
-        model=lm.name,
-        direction=lm.direction.value,
-        target="x~|y",
-        logprob=round(log(max(mean, _LEAST)), 5),
-        num_tokens=sum(len(one.ids) + (one.finish_reason == "stop") for one in written),
-        extra={"questions": questions} | ({"truncated": True} if truncated else {}),
-    )
+    return record

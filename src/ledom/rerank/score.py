@@ -27,6 +27,7 @@ __all__ = [
     "ScoredPair",
     "check_room",
     "fit_pairs",
+    "make_score",
     "read_solution",
     "score_candidates",
     "score_groups",
@@ -131,14 +132,7 @@ def score_candidates(
             for candidate, solution in zip(chunk, solutions, strict=True)
         ]
         for place, scored in score_pairs(lm, asked, demonstrations):
-            candidate = asked[place][0]
-            records = _records(candidate, scored.pair, scored.logprobs, lm)
-            for record in records:
-                if record.target != "x|y" and scored.solution != candidate.text:
-                    record.text = scored.solution
-                if scored.truncated:
-                    record.extra["truncated"] = True
-            yield records
+            yield _records(asked[place][0], scored, lm)
 
 
 def read_solution(
@@ -288,18 +282,15 @@ def _checked(
     return np.minimum(values, np.float32(0))
 
 
-def _records(
-    candidate: Candidate, pair: EncodedPair, values: NDArray[np.float32], lm: LanguageModel
-) -> list[Score]:
+def _records(candidate: Candidate, scored: ScoredPair, lm: LanguageModel) -> list[Score]:
+    pair, values = scored.pair, scored.logprobs
     if lm.direction is Direction.FORWARD:
         # A literal after y counts as part of its end; a trained model is certain of it.
-        return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], lm)]
-    question_end = pair.question[1]
+        return [_record(candidate, "y|x", values, pair.offsets[pair.solution[0] :], scored, lm)]
+    x, y = slice(pair.question[1]), slice(*pair.solution)
     return [
-        _record(candidate, "x|y", values[:question_end], pair.offsets[:question_end], lm),
-        _record(
-            candidate, "y", values[slice(*pair.solution)], pair.offsets[slice(*pair.solution)], lm
-        ),
+        _record(candidate, "x|y", values[x], pair.offsets[x], scored, lm),
+        _record(candidate, "y", values[y], pair.offsets[y], scored, lm),
     ]
 
 
@@ -308,16 +299,40 @@ def _record(
     target: Target,
     values: NDArray[np.float32],
     spans: Sequence[tuple[int, int]],
+    scored: ScoredPair,
     lm: LanguageModel,
 ) -> Score:
+    logprob = float(values.sum(dtype=np.float64))
+    score = make_score(candidate, lm, target, logprob, len(values), scored.truncated)
+    score.token_logprobs = [round(float(value), 5) for value in values]
+    score.token_spans = [list(span) for span in spans]
+    if target != "x|y" and scored.solution != candidate.text:
+        score.text = scored.solution
+    return score
+
+
+def make_score(
+    candidate: Candidate,
+    lm: LanguageModel,
+    target: Target,
+    logprob: float,
+    num_tokens: int,
+    truncated: bool,
+) -> Score:
+    """A candidate's score by a model; `truncated` if the model did not read all of its text.
+
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> candidate = Candidate(problem_id="p", index=0, text="4")
+    >>> make_score(candidate, FakeLanguageModel(), "y|x", -1.5, num_tokens=2, truncated=True).extra
+    {'truncated': True}
+    """
     return Score(
         problem_id=candidate.problem_id,
         index=candidate.index,
         model=lm.name,
         direction=lm.direction.value,
         target=target,
-        logprob=round(float(values.sum(dtype=np.float64)), 5),
-        num_tokens=len(values),
-        token_logprobs=[round(float(value), 5) for value in values],
-        token_spans=[list(span) for span in spans],
+        logprob=round(logprob, 5),
+        num_tokens=num_tokens,
+        extra={"truncated": True} if truncated else {},
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError
+from ledom.core.errors import InputError, require
 from ledom.core.records import Candidate, Problem
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
@@ -53,9 +53,7 @@ class SearchConfig:
             f"lambda is {self.lam}; it must lie in [0, 1]": 0 <= self.lam <= 1,
             f"max_steps is {self.max_steps}; it must be at least 1": self.max_steps >= 1,
         }
-        for message, holds in checks.items():
-            if not holds:
-                raise InputError(message)
+        require(checks)
         self.stepwise(0)  # raises for an invalid pattern
 
     def stepwise(self, step: int) -> Sampling:

@@ -16,9 +16,10 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError
-from ledom.core.reading import JsonObject, as_type, read_json_object
+from ledom.core.errors import InputError, require
+from ledom.core.reading import JsonObject, as_type
 from ledom.data.prepare import DataConfig
+from ledom.model.folder import read_config
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.objective import working_bytes
@@ -82,9 +83,7 @@ class Setup:
             f"gpu is {self.gpu!r}; the known ones are {', '.join(GPUS)}": self.gpu in GPUS,
             f"utilization is {self.utilization}; it must lie in (0, 1]": 0 < self.utilization <= 1,
         }
-        for message, holds in checks.items():
-            if not holds:
-                raise InputError(message)
+        require(checks)
 
 
 @dataclass(frozen=True)
@@ -354,12 +353,7 @@ def _shape(recipe: Recipe) -> tuple[ModelConfig, int]:
     """The model's shape and vocabulary size: the recipe's, or those of its `init_from`."""
     if recipe.model is None:
         folder = Path(recipe.init_folder(Direction.FORWARD))
-        file = folder / "config.json"
-        if not file.is_file():
-            raise CheckpointError(
-                f"{folder}: no config.json here; init_from must be a model folder"
-            )
-        config = read_json_object(file)
+        file, config = folder / "config.json", read_config(folder)
         _check_architecture(config, file)
         known = {key: config[key] for key in ModelConfig.model_fields if key in config}
         return as_type(known, ModelConfig, file), as_type(config, _Vocabulary, file).vocab_size
