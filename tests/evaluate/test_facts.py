@@ -47,5 +47,5 @@ def test_facts_are_seeded_and_share_neither_name_nor_title() -> None:
 
 def test_more_facts_than_titles_are_refused() -> None:
     assert len(make_facts(161)) == 483
-    with pytest.raises(InputError, match="162 facts per order; there are titles for 161 at most"):
+    with pytest.raises(InputError, match="162 facts per order; the most is 161"):
         make_facts(162)

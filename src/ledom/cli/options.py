@@ -179,8 +179,8 @@ MaskCopies = Annotated[
         min=0,
         max=MOST_COPIES,
         rich_help_panel=SCORING,
-        help="Hide passages of N or more words that an answer copies from the question from the "
-        "reverse model. 0: hide nothing. Cost: none.",
+        help="Hide from the reverse model passages of N or more words that an answer copies from "
+        "the question. 0: hide nothing. Cost: none.",
     ),
 ]
 

@@ -167,14 +167,7 @@ def demo(
         f"{problems} new problems, {samples} candidates each: sample them, score them forward and "
         f"backward, choose, report. About {minutes} min on two cores; seed {seed}."
     )
-    rerank(
-        context,
-        num_problems=problems,
-        samples=samples,
-        out=out,
-        seed=seed,
-        threads=threads,
-    )
+    rerank(context, num_problems=problems, samples=samples, out=out, seed=seed, threads=threads)
 
 
 def rerank(
@@ -220,7 +213,7 @@ def rerank(
         context,
         *unused_when_greedy(temperature),
         (not confidence, "it needs --confidence", ["window", "stop_unsure"]),
-        (early_stop, "--early-stop stops already", ["stop_unsure"]),
+        (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),
         *_without_effect(candidates, weights, folds, forward, reverse),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))

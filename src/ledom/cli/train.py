@@ -213,7 +213,7 @@ def import_command(
     out: Annotated[Path, out_folder("The model folder to write. It must not exist.")],
     direction: Annotated[
         str | None,
-        typer.Option(help="forward or reverse. Needed if neither the name nor the file tells."),
+        typer.Option(help="forward or reverse. Needed if neither the name nor the file says."),
     ] = None,
     tokenizer: Annotated[
         Path | None,

@@ -80,7 +80,7 @@ def make_facts(per_order: int, seed: int = 0) -> list[Fact]:
     titles = [f"{first} {second}" for first in _ADJECTIVES.split() for second in _NOUNS.split()]
     count, most = per_order * len(ORDERS), len(titles) // len(ORDERS)
     if per_order > most:
-        raise InputError(f"{per_order} facts per order; there are titles for {most} at most")
+        raise InputError(f"{per_order} facts per order; the most is {most}")
     titles = rng.sample(titles, count)
     names: dict[str, None] = {}
     while len(names) < count:

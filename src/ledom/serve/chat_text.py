@@ -41,7 +41,7 @@ def question_of(prompt: str | Messages) -> str:
     if not isinstance(prompt, str):
         said = [content_of(message) for message in prompt if message.get("role") == "user"]
         if not said:
-            raise InputError("the prompt has no user message")
+            raise InputError("the prompt has no user message; send one")
         return said[-1].strip()
     said = [text for role, text in _turns(prompt) if role == "user"]
     return said[-1] if said else _plain(prompt)

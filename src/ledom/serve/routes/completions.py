@@ -92,10 +92,10 @@ async def complete(body: CompletionBody, service: Service) -> JsonObject:
     lm = service.model(body.model)
     body.refuse_unsupported()
     if body.ledom:
-        raise Refusal(400, "ledom has options of the gateway; name a model such as ledom/auto")
+        raise Refusal(400, "the key ledom is for the gateway; name a model such as ledom/auto")
     prompts, count = body.prompts(), body.n or 1
     if not prompts:
-        raise Refusal(422, "prompt: at least one is needed")
+        raise Refusal(422, "prompt is an empty list; send at least one")
     service.check_writing(len(prompts) * count, body.sampling().max_tokens)
     service.check_prompts(lm, prompts)
     if body.echo:
