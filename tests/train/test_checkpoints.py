@@ -214,6 +214,33 @@ def test_a_run_with_other_settings_is_refused_with_what_differs(
         Checkpoints(tmp_path, *make(0), recipe, Direction.REVERSE, ALONE).restore()
 
 
+def test_a_twin_with_other_settings_is_refused(tmp_path, recipe, make):
+    """`ledom compare` takes the difference between their losses for that of the direction."""
+    forward, reverse = tmp_path / "forward", tmp_path / "reverse"
+    given = recipe.model_copy(update={"init_from": "a"})
+    save(Checkpoints(forward, *make(0), given, FORWARD, ALONE), 5)
+
+    def begin(other, folder=reverse):
+        return Checkpoints(folder, *make(0), other, Direction.REVERSE, ALONE).restore()
+
+    other = recipe.model_copy(update={"seed": 2, "init_from": "b"})  # a model of its own direction
+    message = rf"^{reverse}: its twin {forward}/.*00005 was trained with other settings \(seed: 1 "
+    with pytest.raises(CheckpointError, match=message + r"there, 2 now\); train both with"):
+        begin(other)
+    with pytest.raises(CheckpointError, match=r"settings \(optim.adamw_lr: .* there, 0.5 now\)"):
+        begin(with_optim(recipe, adamw_lr=0.5))
+    assert begin(other, tmp_path / "elsewhere") == 0  # no twin
+    same = other.model_copy(update={"seed": 1})
+    assert begin(with_optim(same, steps=60)) == 0  # the rates of the twin's 5 steps are the same
+    more = {"parallel": ParallelConfig(tokens_per_microbatch=100)}
+    assert begin(same.model_copy(update=more)) == 0
+    save(Checkpoints(reverse, *make(0), same, Direction.REVERSE, ALONE), 5)
+    assert begin(same) == 5
+    shutil.rmtree(reverse)
+    (forward / "checkpoints/00000005/run.json").write_text("{")
+    assert begin(other) == 0
+
+
 def test_the_files_of_the_data_may_be_moved(tmp_path, recipe, make, checkpoints):
     """What they contain is compared when the data are prepared."""
     save(checkpoints, 5)

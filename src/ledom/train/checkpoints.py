@@ -124,7 +124,8 @@ class Checkpoints:
     def restore(self) -> int:
         """Load the newest checkpoint into model and optimizers; returns its step, or 0 without one.
 
-        Raises `CheckpointError` if it is damaged or belongs to a run with other settings.
+        Raises `CheckpointError` if it is damaged or belongs to a run with other settings; without
+        one, if the twin in `runs/<name>` has other settings than this run.
         """
         newest, refusal = self._world.agreed(self._find() if self._world.is_first else (None, ""))
         if refusal:
@@ -160,7 +161,7 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
         finished = _finished(self.folder)
         if not finished:
-            return None, ""
+            return None, self._twins_refusal()
         newest = finished[-1]
         try:
             run = read_json(newest / _RUN)
@@ -173,6 +174,30 @@ class Checkpoints:
                 "them back, give this run another name, or remove the folder"
             )
         return newest, ""
+
+    def _twins_refusal(self) -> str:
+        """The reason if the twin was trained with other settings; else an empty text.
+
+        Their losses would be compared as if only the direction differed.
+        """
+        run, direction = self.folder.parent, self._run["direction"]
+        (other,) = (way for way in Direction if way != direction)
+        twins = _finished(run.with_name(str(other)) / _FOLDER)
+        if not twins or run.name != direction:
+            return ""
+        try:
+            theirs = read_json(twins[-1] / _RUN)
+        except InputError:  # its own restart reports the damage
+            return ""
+        there, now = _flat(_as_scheduled(theirs, self._run)), _flat(self._run)
+        own = dict.fromkeys(("direction", "init_from"))
+        changes = list(differences(there | own, now | own))
+        if not changes:
+            return ""
+        return (
+            f"{run}: its twin {twins[-1]} was trained with other settings "
+            f"({'; '.join(changes[:3])}); train both with the same, or give this run another name"
+        )
 
     def _thin_out(self) -> None:
         """Remove checkpoints that are neither among the newest nor recent."""
@@ -223,9 +248,9 @@ def _as_scheduled(run: JsonObject, now: JsonObject) -> JsonObject:
     try:
         before = OptimConfig.model_validate(run["recipe"]["optim"])
         after = OptimConfig.model_validate(now["recipe"]["optim"])
+        same = all(schedule(before, s) == schedule(after, s) for s in range(run["step"]))
     except (KeyError, TypeError, ValidationError):  # written by another version of ledom
         return run
-    same = all(schedule(before, step) == schedule(after, step) for step in range(run["step"]))
     if run["step"] >= after.steps or not same:
         return run
     length = {"steps": after.steps, "decay_steps": after.decay_steps}
