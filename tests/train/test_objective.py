@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError
-from ledom.core.records import Candidate, Problem, write_records
+from ledom.core.errors import InputError, RecipeError
+from ledom.core.records import Candidate, Document, Problem, write_records
 from ledom.data.packing import pack
 from ledom.data.prepare import read_split
 from ledom.lm.backends.local import HFLanguageModel
@@ -16,6 +16,7 @@ from ledom.rerank.score import score_candidates
 from ledom.text.pair_format import PairFormat
 from ledom.train.loop import packed_losses, train
 from ledom.train.objective import ObjectiveConfig, PairBatches, read_wrong_solutions
+from ledom.train.start import training_batches
 
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 QUESTION = "Ava has 3 pens and buys 4. How many?"
@@ -97,6 +98,50 @@ def test_what_cannot_be_trained_on_is_refused(tokenizer):
         batches_of(config, REVERSE, tokenizer, seq_len=5)
     with pytest.raises(InputError, match=r"w\.jsonl: none of the problems has a wrong solution"):
         batches_of(config, REVERSE, tokenizer, wrong={})
+
+
+def test_pairs_that_do_not_fit_are_counted(tokenizer, caplog):
+    """The right pair of b, and one wrong pair of each."""
+    problems = [
+        Problem(id="a", question=QUESTION, answer="7", solution=RIGHT),
+        Problem(id="b", question=QUESTION, answer="7", solution=f"{RIGHT}\n" * 9),
+    ]
+    wrong = {"a": [WRONG, f"{WRONG}\n" * 9], "b": [WRONG * 9]}
+    size = len(tokenizer.encode(f"{QUESTION}\n\n{WRONG}").ids) + 1
+    config = ObjectiveConfig(contrastive=1)
+    batches = batches_of(config, REVERSE, tokenizer, problems, wrong, seq_len=size)
+    assert len(batches[0].windows) == 2
+    assert caplog.messages == [
+        f"3 of 5 pairs have more than the {size} tokens of train.seq_len: skipped"
+    ]
+
+
+def test_a_wrong_solution_that_reads_as_the_right_one_is_left_out(tokenizer):
+    """Without its words it is the same; set against itself it would teach nothing."""
+    problem = Problem(id="a", question=QUESTION, answer="7", solution=f"So {RIGHT}")
+    wrong = {"a": [f"Or {RIGHT}", WRONG, f"Or {WRONG}"]}
+    style = PairFormat(style="equations")
+    config = ObjectiveConfig(contrastive=1)
+    batches = PairBatches([problem], wrong, config, REVERSE, tokenizer, style, 4, 200, 0)
+    assert batches._wrong[0][0].ids.tolist() != batches._right[0].ids.tolist()
+    assert len(batches._wrong[0]) == 1
+
+
+def test_problems_with_one_id_have_no_wrong_solutions_of_their_own(tmp_path):
+    file = tmp_path / "candidates.jsonl"
+    write_records(file, [Candidate(problem_id="a", index=0, text="#### 7", correct=False)])
+    twice = [Problem(id="a", question=q, answer=a) for q, a in (("3 + 3?", "6"), ("3 + 4?", "7"))]
+    with pytest.raises(InputError, match="the id 'a' occurs twice"):
+        read_wrong_solutions(file, twice)
+
+
+def test_documents_hold_no_pairs(recipe, data, tmp_path):
+    file = tmp_path / "documents.jsonl"
+    write_records(file, [Document(id=i, text="so") for i in "abc"])
+    plain = recipe.data.model_copy(update={"train": str(file)})
+    asked = recipe.model_copy(update={"data": plain, "objective": ObjectiveConfig(target=1)})
+    with pytest.raises(RecipeError, match="which holds documents; objective.target and"):
+        training_batches(asked, REVERSE, data)
 
 
 def test_wrong_solutions_are_those_labeled_or_judged_wrong(tmp_path):

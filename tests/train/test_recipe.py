@@ -318,6 +318,13 @@ def test_a_model_to_start_from_may_be_a_folder_of_the_hubs_cache(recipe, tmp_pat
     [
         (["optim.matrix_optimizer=adamw"], "optim.muon_lr=0.5", "optim.matrix_optimizer is adamw"),
         (["optim.schedule=cosine"], "optim.decay_steps=3", "optim.schedule is cosine"),
+        (["lora={}"], "optim.muon_lr=0.5", "lora trains only adapters, by AdamW without decay"),
+        (
+            ["lora={}"],
+            "optim.weight_decay=0.1",
+            "lora trains only adapters, by AdamW without decay",
+        ),
+        (["init_from=m"], "model.initializer_range=0.1", "init_from brings its weights"),
         ([], "objective.negatives=w.jsonl", "objective.contrastive is 0"),
         ([], "objective.all_tokens=2", "it is the only term"),
         ([], "data.valid=v.jsonl", "data.train is gsm_symbolic, which has a valid split"),

@@ -15,6 +15,7 @@ Shapes: T tokens, V vocabulary, W width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from transformers import PreTrainedModel
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.reading import Config
-from ledom.core.records import Candidate, Problem, read_records
+from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.data.packing import Batch
 from ledom.model.architectures import has_plain_logits
 from ledom.model.attention import IMPLEMENTATION
@@ -138,10 +139,13 @@ class PairBatches:
         encoder = _Encoder(direction, tokenizer, pair_format, seq_len)
         self._right: list[_Example] = []
         self._wrong: list[list[_Example]] = []
+        count = skipped = 0
         for problem in problems:
             right, *others = encoder(
                 problem, wrong.get(problem.id, []) if config.contrastive else []
             )
+            count += 1 + len(others)
+            skipped += sum(example is None for example in (right, *others))
             if right is not None:
                 self._right.append(right)
                 self._wrong.append([other for other in others if other is not None])
@@ -149,6 +153,13 @@ class PairBatches:
             raise InputError(f"none of the pairs fits into the {seq_len} tokens of train.seq_len")
         if config.contrastive and not any(self._wrong):
             raise InputError("none of the problems has a wrong solution", path=config.negatives)
+        if skipped:
+            logging.getLogger("ledom").warning(
+                "%d of %d pairs have more than the %d tokens of train.seq_len: skipped",
+                skipped,
+                count,
+                seq_len,
+            )
 
     def __getitem__(self, step: int) -> PairBatch:
         right, wrong = self._examples(step)
@@ -188,7 +199,9 @@ class _Encoder:
     def __call__(self, problem: Problem, wrong: list[str]) -> list[_Example | None]:
         """The problem's own pair, then its wrong solutions' pairs; None for a pair too long."""
         right = self.pair_format.restyle(problem.solution or "", problem.answer)
-        solutions = [right, *map(self.pair_format.restyle, wrong)]
+        others = dict.fromkeys(map(self.pair_format.restyle, wrong))
+        others.pop(right, None)  # in this style there is no difference
+        solutions = [right, *others]
         pairs = [(problem.question, solution) for solution in solutions]
         eos = [self.tokenizer.eos_id]
         encoded = self.pair_format.encode(self.tokenizer, pairs, eos, eos)
@@ -210,7 +223,8 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
     """The distinct wrong solutions in a file of candidates, by problem id.
 
     A candidate without a label is judged by its answer, or ignored if its problem has no answer
-    either. Candidates of other problems are ignored too.
+    either. Candidates of other problems are ignored too. Raises `InputError` for two problems with
+    one id: it would not say whose the wrong solutions are.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
@@ -220,7 +234,11 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
     ...     read_wrong_solutions(file.name, [Problem(id="p", question="2 + 2?", answer="4")])
     {'p': ['#### 5', '#### 6']}
     """
-    by_id = {problem.id: problem for problem in problems}
+    by_id: dict[str, Problem] = {}
+    check_id = unique_ids()
+    for problem in problems:
+        check_id(problem)
+        by_id[problem.id] = problem
     wrong: dict[str, dict[str, None]] = {}
     for candidate in read_records(path, Candidate):
         problem = by_id.get(candidate.problem_id)

@@ -290,6 +290,18 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
             "optim.matrix_optimizer is adamw",
         ),
         (optim.schedule == "cosine", "optim", ["decay_steps"], "optim.schedule is cosine"),
+        (
+            recipe.lora is not None,
+            "optim",
+            ["matrix_optimizer", "muon_lr", "weight_decay"],
+            "lora trains only adapters, by AdamW without decay",
+        ),
+        (
+            recipe.init_from is not None and recipe.model is not None,
+            "model",
+            ["initializer_range"],
+            "init_from brings its weights",
+        ),
         (not objective.contrastive, "objective", ["negatives"], "objective.contrastive is 0"),
         (
             not objective.needs_pairs,

@@ -184,6 +184,11 @@ def training_batches(
         ]
         return Batches(sources, recipe.train.batch_size, recipe.seed)
     problems = [record for record in read_split(recipe.data)[0] if isinstance(record, Problem)]
+    if not problems:
+        raise RecipeError(
+            f"key data.train is {recipe.data.train!r}, which holds documents; objective.target and "
+            "objective.contrastive need problems with solutions"
+        )
     wrong = recipe.objective.negatives
     return PairBatches(
         problems,
