@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, InputError, LedomError
+from ledom.core.errors import CheckpointError, InputError, LedomError, RecipeError
 from ledom.data.packing import pack
 from ledom.data.prepare import DataConfig, SourceConfig
 from ledom.model.checkpoint import build_model
@@ -24,6 +24,7 @@ from ledom.train.estimate import (
 )
 from ledom.train.loop import packed_losses
 from ledom.train.lora import LoraConfig
+from ledom.train.objective import ObjectiveConfig
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
 
@@ -159,6 +160,25 @@ def test_a_pass_that_does_not_fit_gets_advice_that_fits():
         assert not make_plan(recipe(parallel=more), setup).fits
     hopeless = make_plan(recipe(), Setup(2, "rtx4090"))
     assert "shard over more GPUs" in str(hopeless.advice)
+
+
+def test_a_contrast_takes_wrong_pairs_too_and_pairs_are_not_shared() -> None:
+    """Each right pair has a wrong one, and all are read in one pass."""
+    small = recipe("tiny", steps=100, batch_size=8, seq_len=256)
+    plain = make_plan(small, Setup())
+    objective = ObjectiveConfig(contrastive=1.0, negatives="wrong.jsonl")
+    pairs = small.model_copy(update={"objective": objective})
+    plan = make_plan(pairs, Setup())
+    assert plan.tokens == 2 * plain.tokens == 2 * 100 * 8 * 256
+    assert plan.tokens_per_pass == 2 * plain.tokens_per_pass == 2 * 8 * 256
+    assert plan.hours == pytest.approx(2 * plain.hours)
+    assert plan.memory == memory(pairs.model, VOCAB_SIZE, 2 * 8 * 256)
+    with pytest.raises(RecipeError, match="run in one process"):
+        make_plan(pairs, Setup(2))
+    large = recipe(batch_size=64).model_copy(update={"objective": objective})
+    assert make_plan(large, Setup()).advice == (
+        "does not fit; lower train.batch_size, since the pairs of a step take one pass"
+    )
 
 
 def test_shards_within_a_node_need_more_memory_than_over_all():

@@ -24,6 +24,7 @@ from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.objective import working_bytes
 from ledom.train.recipe import Recipe
+from ledom.train.start import check_shareable
 
 __all__ = [
     "GPUS",
@@ -249,8 +250,8 @@ class Plan:
 def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     """Estimate what a recipe needs.
 
-    Raises `InputError` if the shards do not divide the GPUs, and for adapters (`lora`), which are
-    not covered; `CheckpointError` if the recipe's `init_from` or tokenizer is missing.
+    Raises `InputError` if the GPUs cannot share the run, and for adapters (`lora`), which are not
+    covered; `CheckpointError` if the recipe's `init_from` or tokenizer is missing.
     """
     _check(recipe, setup)
     return _Planner(recipe, setup, *_shape(recipe)).plan()
@@ -259,16 +260,11 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
 def _check(recipe: Recipe, setup: Setup) -> None:
     if recipe.lora is not None:
         raise InputError("key lora: the plan is for training all weights; leave lora out")
-    if recipe.train.batch_size < setup.gpus:
-        raise InputError(
-            f"train.batch_size is {recipe.train.batch_size}: fewer windows than the {setup.gpus} "
-            "GPUs"
-        )
-    shards = recipe.parallel.shard_size
-    if shards and setup.gpus % shards:
-        raise InputError(
-            f"parallel.shard_size is {shards}, which does not divide the {setup.gpus} GPUs"
-        )
+    check_shareable(recipe, gpus := setup.gpus)
+    if (size := recipe.train.batch_size) < gpus:
+        raise InputError(f"train.batch_size is {size}: fewer windows than the {gpus} GPUs")
+    if (shards := recipe.parallel.shard_size) and gpus % shards:
+        raise InputError(f"parallel.shard_size is {shards}, which does not divide the {gpus} GPUs")
 
 
 @dataclass(frozen=True)
@@ -287,10 +283,11 @@ class _Planner:
     def plan(self) -> Plan:
         recipe, setup, train = self.recipe, self.setup, self.recipe.train
         count = count_parameters(self.shape, self.vocab_size)
-        share = -(-train.batch_size // setup.gpus) * train.seq_len
+        windows = train.batch_size * (2 if recipe.objective.contrastive else 1)  # wrong pairs too
+        share = -(-windows // setup.gpus) * train.seq_len
         at_once = max(train.seq_len, min(share, recipe.parallel.tokens_per_microbatch or share))
         needs = self.memory(at_once, recipe.parallel.activation_checkpointing)
-        tokens = recipe.optim.steps * train.batch_size * train.seq_len
+        tokens = recipe.optim.steps * windows * train.seq_len
         flops = setup.utilization * setup.gpus * GPUS[setup.gpu].flops
         rate = flops / _training_flops(count.total, 1)
         usable = _USABLE * GPUS[setup.gpu].memory
@@ -331,6 +328,8 @@ class _Planner:
 
     def advice(self, usable: float) -> str:
         """The smallest change that fits: smaller passes, activation checkpointing, or more GPUs."""
+        if self.recipe.objective.needs_pairs:
+            return "does not fit; lower train.batch_size, since the pairs of a step take one pass"
         seq_len = self.recipe.train.seq_len
         choices = (True,) if self.recipe.parallel.activation_checkpointing else (False, True)
         for checkpointing in choices:

@@ -100,7 +100,7 @@ class TrainingRun:
         self.folder, self.world = folder, world
         check_lengths(recipe, direction)
         self.model = initial_model(recipe, direction, data)
-        check_shareable(recipe, world)
+        check_shareable(recipe, world.size)
         choose_packing(self.model, recipe, data.tokenizer.eos_id, world)
         self.recipe = recipe = choose_precision(self.model, recipe, world)
         self.adapters = Adapters(self.model, recipe.lora, recipe.seed) if recipe.lora else None

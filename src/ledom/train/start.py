@@ -162,10 +162,10 @@ def _autocast_error(model: PreTrainedModel) -> str | None:
     return None
 
 
-def check_shareable(recipe: Recipe, world: ProcessGroup) -> None:
+def check_shareable(recipe: Recipe, num_processes: int) -> None:
     """Raise `RecipeError` if an objective on pairs, which needs whole batches, or adapters would be
     split over processes or micro-batches."""
-    shared = world.size > 1 or recipe.parallel.tokens_per_microbatch is not None
+    shared = num_processes > 1 or recipe.parallel.tokens_per_microbatch is not None
     if shared and (recipe.objective.needs_pairs or recipe.lora is not None):
         raise RecipeError(
             "objective.target, objective.contrastive and lora run in one process, without "
