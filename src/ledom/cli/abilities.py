@@ -48,6 +48,14 @@ if TYPE_CHECKING:
 
 __all__ = ["RANKING", "SYNTHESIS"]
 
+_NO_ROOM = (
+    "note: {} of {} outputs leave no room for a prompt of {} tokens in a model's context, and are "
+    "left out; try a lower --max-tokens"
+)
+_NO_PROMPT = (
+    "note: {} of {} outputs got no prompt: each proposal was empty, did not end within {} tokens, "
+    "or is too long for the forward model; try another --max-tokens"
+)
 _JUDGED = 100  # texts that decide whether the embedded pair knows their kind
 
 QueryText = Annotated[
@@ -367,20 +375,13 @@ def invert(
     verifier = load_model(forward, "forward", device, dtype)
     fitting = inversion.with_room(outputs, proposer, verifier, sampling)
     if left_out := len(outputs) - len(fitting):
-        log(
-            f"note: {left_out} of {len(outputs)} outputs leave no room for a prompt of "
-            f"{max_tokens} tokens in a model's context, and are left out; try a lower --max-tokens"
-        )
+        log(_NO_ROOM.format(left_out, len(outputs), max_tokens))
     with results_folder(out) as folder:
         found = inversion.invert(fitting, proposer, verifier, sampling, count, folder, track, prior)
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])
     if lacking := len(fitting) - len({one.output_id for one in found}):
-        log(
-            f"note: {lacking} of {len(fitting)} outputs got no prompt: each proposal was empty, "
-            f"did not end within {max_tokens} tokens, or is too long for the forward model; try "
-            "another --max-tokens"
-        )
+        log(_NO_PROMPT.format(lacking, len(fitting), max_tokens))
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
     ranks = inversion.reciprocal_ranks(outputs, found)
     counts = {"num_outputs": len(outputs), "num_without_prompt": left_out + lacking}

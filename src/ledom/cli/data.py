@@ -44,6 +44,14 @@ Format = Annotated[
         help="jsonl, parquet, text (one document per file) or lines. Default: by file name."
     ),
 ]
+TokenizerFile = Annotated[
+    Path,
+    typer.Option(
+        parser=named_path,
+        metavar="PATH",
+        help="A tokenizer.json, or its folder; see ledom train-tokenizer.",
+    ),
+]
 TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
 
 _MOST_TASKS = 100_000
@@ -105,14 +113,7 @@ def _make_folder(folder: Path) -> None:
 def tokenize(
     context: typer.Context,
     documents: Texts,
-    tokenizer: Annotated[
-        Path,
-        typer.Option(
-            parser=named_path,
-            metavar="PATH",
-            help="A tokenizer.json, or its folder; see ledom train-tokenizer.",
-        ),
-    ],
+    tokenizer: TokenizerFile,
     eos_token: Annotated[
         str | None,
         typer.Option(help="The token after each document. Default: the tokenizer's own."),

@@ -236,9 +236,9 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
     """
     by_id: dict[str, Problem] = {}
     check_id = unique_ids()
-    for problem in problems:
-        check_id(problem)
-        by_id[problem.id] = problem
+    for one in problems:
+        check_id(one)
+        by_id[one.id] = one
     wrong: dict[str, dict[str, None]] = {}
     for candidate in read_records(path, Candidate):
         problem = by_id.get(candidate.problem_id)
