@@ -47,7 +47,7 @@ PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 _PROBE = "ledom-probe"  # our attention, which also records the masks that a model asks for
 _SIZES = (12, 7)  # tokens of the two texts
 _PREFIX = 6  # first tokens, whose outputs must not depend on later ones
-_NOISE = 3  # a right row may differ by so many times what another length changes
+_NOISE = 3  # a correct row may differ by this many times what another length changes
 _FAR = 2**20  # a position beyond any text, for models without a limit
 
 
@@ -127,7 +127,7 @@ def _checked(
 
 
 def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
-    """A row whose first text begins inside a document, as windows may, and whose second with EOS.
+    """A row of two texts: the first begins inside a document, as windows may, the second with EOS.
 
     The global random state is left alone.
     """
@@ -148,7 +148,10 @@ def vocab_size(model: PreTrainedModel) -> int:
 
 
 def _alone(own: OwnForward, row: _Row) -> tuple[Tensor, float]:
-    """log P of the targets by the model's own pass over each text [T], and what length changes."""
+    """log P of the targets [T] by the model's own pass over each text, and the noise of rounding.
+
+    The noise is how much, in nats, another length changes the results for the same tokens.
+    """
     try:
         parts = [own(ids).float().log_softmax(-1) for ids in row.ids.split(_SIZES)]
         # Of the same length: another length rounds differently, which shows in half precision.
