@@ -55,10 +55,11 @@ def test_names_that_are_taken_or_odd(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("0.5", "'0.5', expected a finite number"),
-        (True, "True, expected a finite number"),
-        ([1.0], r"\[1.0\], expected a finite number"),
+        ("0.5", "'0.5', expected a number of at most 1e.100"),
+        (True, "True, expected a number of at most 1e.100"),
+        ([1.0], r"\[1.0\], expected a number of at most 1e.100"),
         (None, "has no 'verifier'"),
+        (-2e100, "-2e.100, expected a number of at most 1e.100"),
     ],
 )
 def test_what_is_no_number_is_named_with_file_and_line(

@@ -81,7 +81,7 @@ def with_external_score(table: CandidateTable, unit: float) -> CandidateTable:
 
 @pytest.mark.slow
 def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
-    for unit in (1e-3, 1e4):
+    for unit in (1e-200, 1e-3, 1e4, 1e98):
         table = with_external_score(made_pools(), unit)
         tuned = tune(table, problems(300))
         assert tuned.external_scores == ("verifier",)
@@ -97,6 +97,16 @@ def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
         assert accuracy["all_external"] > accuracy["all_terms"] + 0.05
         tuned.save(tmp_path / "weights.yaml")
         assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
+
+
+def test_a_constant_score_has_no_weight_in_a_sum() -> None:
+    """0.1 + 0.1 + ... rounds: that is no difference between candidates."""
+    table = made_pools()
+    constant = np.full(table.mask.shape, 0.1)
+    for values in (constant, 0 * constant, 1e-200 * constant):
+        features = table.features | {"verifier": values}
+        weights = fit_sum(("reverse", "verifier"), replace(table, features=features))
+        assert abs(weights["verifier"] * values.max()) < 1e-6 * weights["reverse"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ error that names the file and the line. This module knows nothing of models or t
 from __future__ import annotations
 
 import json
-import sys
 from array import array
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -48,6 +47,8 @@ NUM_TOKENS = "num_tokens"
 """Extra key of a sampled candidate: the number of tokens, the end token included."""
 EARLY_STOP = "early_stop_of"
 """Key in a candidate's `sampling`: how many its problem would have without an early stop."""
+
+_LARGEST_SCORE = 1e100  # in magnitude: its square is still a number
 
 Key = tuple[Any, ...]
 """Identifies a record in its file: an id, then numbers or names within it."""
@@ -231,10 +232,10 @@ class Candidate(Record):
                 "field that the command line names or the weights need"
             )
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not abs(value) <= sys.float_info.max:  # NaN is refused too
+        if not is_number or not abs(value) <= _LARGEST_SCORE:  # NaN is refused too
             raise InputError(
                 f"candidate {self.index} of problem {self.problem_id!r}: the score field {name!r} "
-                f"is {value!r:.40}, expected a finite number"
+                f"is {value!r:.40}, expected a number of at most {_LARGEST_SCORE:g}"
             )
         return float(value)
 

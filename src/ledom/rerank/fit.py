@@ -314,9 +314,14 @@ def _relative(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
 
 
 def _spread(features: tuple[str, ...], table: CandidateTable) -> FloatArray:
-    """[F]: the standard deviation of each feature within a problem."""
-    relative = _relative(features, table)[table.mask]
-    spread: FloatArray = np.sqrt((relative**2).mean(axis=0)) + 1e-9
+    """[F]: the standard deviation of each feature within a problem; 1 if it is 0 everywhere.
+
+    That of a constant is a billionth of its size: rounding is no spread.
+    """
+    largest = np.array([np.abs(table.features[name][table.mask]).max() for name in features])
+    size = np.where(largest > 0, largest, 1e9)  # before the squares, in which 1e-200 is lost
+    relative = _relative(features, table)[table.mask] / size
+    spread: FloatArray = (np.sqrt((relative**2).mean(axis=0)) + 1e-9) * size
     return spread
 
 
