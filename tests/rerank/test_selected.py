@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ledom.core.records import Candidate, Problem, read_records
+from ledom.core.records import Candidate, Problem, read_records, write_records
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.rerank.pipeline import Job, Selection, rerank
@@ -91,3 +92,13 @@ def test_a_single_candidate_of_one_problem(
     (found,) = select(tokenizer, tmp_path, ["so it is\n#### 2"], reverse=reverse)
     assert (found.problem_id, found.index, found.text) == ("p0", 0, "so it is\n#### 2")
     assert (found.answer, found.confidence) == ("2", 1)
+
+
+def test_given_candidates_leave_the_problems_that_they_were_measured_on(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """A label that was corrected after an earlier run in the folder."""
+    old = Problem(id="p0", question="What is 0 + 1?", answer="1")
+    write_records(tmp_path / "problems.jsonl", [old])
+    select(tokenizer, tmp_path, ["#### 2"])
+    assert read_records(tmp_path / "problems.jsonl", Problem) == [replace(old, answer="2")]

@@ -151,6 +151,8 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         scores += fill_scores(job.out, job.problems, candidates, lm, job.scoring, track)
     if not parallel.is_first():
         return None
+    if job.candidates is not None:  # `ledom tune` would read those of an earlier run
+        write_records(job.out / "problems.jsonl", job.problems)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     labeled = labeled_problems(job.problems, candidates)
     measured = _measured(job, table, labeled)
