@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,18 @@ def test_each_number_changes_in_turn_to_one_of_its_kind() -> None:
     assert all(len(number.partition(".")[2]) == 1 for number in decimals)
     percents = {c.number for c, old in zip(changes, places, strict=True) if old == "40"}
     assert all(int(number) % 5 == 0 for number in percents)
+
+
+@pytest.mark.parametrize("number", ["٣", "１２", "२५", "３,０００.５"])
+def test_a_copy_keeps_the_script_of_its_digits(number: str) -> None:
+    """Else a copy would differ by its script, or only by it: 3 for a full-width 3."""
+    changes = change_numbers(f"Ava has {number} pens.", 5)
+    assert len(changes) == 5
+    zero = ord(number[0]) - unicodedata.decimal(number[0])
+    script = {chr(zero + digit) for digit in range(10)} | set(",.")
+    for change in changes:
+        assert set(change.number) <= script
+        assert float(change.number.replace(",", "")) != float(number.replace(",", ""))
 
 
 def test_copies_depend_on_the_question_alone() -> None:

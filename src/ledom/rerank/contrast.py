@@ -13,6 +13,7 @@ The copies depend only on the question. Every record lists the numbers that were
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -79,14 +80,15 @@ def change_numbers(question: str, num_copies: int) -> list[ChangedNumber]:
 
 
 def _another(match: re.Match[str], question: str, rng: Random) -> str:
-    """A number of the same kind, with commas if the old one has them."""
+    """A number of the same kind, with commas if the old one has them, in digits of its script."""
     plain = match.group().replace(",", "")
     # The next character shows whether the number is a percentage.
     number = other_number(plain, f"{plain}{question[match.end() :][:1]}", rng)
-    if "," not in match.group():
-        return number
-    whole, point, decimals = number.partition(".")
-    return f"{int(whole):,}{point}{decimals}"
+    if "," in match.group():
+        whole, point, decimals = number.partition(".")
+        number = f"{int(whole):,}{point}{decimals}"
+    zero = ord(plain[0]) - unicodedata.decimal(plain[0])
+    return number.translate({ord(str(digit)): zero + digit for digit in range(10)})
 
 
 def contrast_candidates(
