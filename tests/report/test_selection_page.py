@@ -15,8 +15,7 @@ import pytest
 from from_json import from_json
 from ledom.core.errors import OutputError
 from ledom.report import selection_page
-from ledom.report.results import QuestionToken, SelectionReport, to_json
-from ledom.report.words import Word, question_words
+from ledom.report.results import SelectionReport, to_json
 from reachable import check_reachable
 from waiting import SECONDS
 
@@ -41,10 +40,6 @@ def render_markdown(report: dict[str, Any]) -> str:
 
 def write_report(folder: Path, report: dict[str, Any]) -> Path:
     return selection_page.write_report(folder, _typed(report))
-
-
-def words_of(question: str, tokens: list[dict[str, Any]]) -> list[Word]:
-    return question_words(question, [QuestionToken(**token) for token in tokens])
 
 
 def _bounds(mean: float, low: float, high: float) -> dict[str, float]:
@@ -185,43 +180,6 @@ def _words(page: str) -> list[tuple[str, dict[str, str | None]]]:
 
 def _columns(line: str) -> int:
     return len(re.findall(r"(?<!\\)\|", line)) - 1
-
-
-# --- words ---
-
-
-def test_words_cover_the_question_exactly() -> None:
-    for question in (QUESTION, "", " ", "  lead and trail \n", "漢字です yes", HOSTILE):
-        assert "".join(word.text for word in words_of(question, [])) == question
-
-
-def test_words_sum_the_logprobs_of_their_tokens() -> None:
-    words = {w.text: w.logprob for w in words_of(QUESTION, _tokens(-4.0))}
-    assert words["Ann"] == -6.5
-    assert words["3"] == -1.0
-    assert words["red"] == -0.5 - 4.0  # a token of white space counts to the word after it
-    assert words["apples."] == -1.0 - 0.5 - 0.25
-    assert words["How"] == -2.0
-    assert words["many?"] == -0.125
-    assert words["  "] is None
-
-
-def test_tokens_that_fit_no_word() -> None:
-    words = words_of("one two ", [{"start": 7, "end": 8, "logprob": -1.0}])
-    assert [w.logprob for w in words] == [None, None, -1.0, None]  # no word after it: before
-    words = words_of("one", [{"start": 9, "end": 12, "logprob": -1.0}])
-    assert words == [Word("one")]  # past the end, as of a clipped question
-    assert words_of("", [{"start": 0, "end": 1, "logprob": -1.0}]) == []
-
-
-def test_heat_grows_with_surprise_and_is_clipped_at_six_nats() -> None:
-    heats = [Word("w", logprob).heat for logprob in (None, 0.1, 0.0, -1.5, -3.0, -6.0, -60.0)]
-    assert heats == [0.0, 0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
-
-
-def test_words_are_marked_beyond_one_nat() -> None:
-    marks = [Word("w", -1.0, gap).mark for gap in (None, 1.0, 1.01, -1.0, -1.01)]
-    assert marks == ["", "", "lost", "", "gained"]
 
 
 # --- the page ---

@@ -1,0 +1,131 @@
+"""Tasks by name and from files: which questions they ask, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+
+pytest.importorskip("lm_eval")
+
+from ledom.evaluate import tasks
+from ledom.evaluate.tasks import Options, find_source, find_suite
+
+FORWARD = Direction.FORWARD
+QUESTIONS = [
+    {"id": f"q{i}", "question": f"{i} + 3?", "choices": [f"{i + 3}", "none"], "answer_index": 0}
+    for i in range(3)
+]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_suite_runs_from_local_files_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("arc_easy", "boolq_closed_book"):
+        write(tmp_path / f"{name}.jsonl", QUESTIONS)
+    sources, notes = find_suite("ledom", Options(data=tmp_path))
+    assert [source.name for source in sources] == ["boolq", "arc_easy"]
+    assert sources[0].published[0].reverse == 37.77
+    assert "not exactly the task of the published figures" in sources[0].notes[0]
+    assert sources[1].notes == ()
+    assert any("winogrande is left out" in note for note in notes)
+    (tmp_path / "arc_easy.jsonl").unlink()
+    with pytest.raises(InputError, match="holds no task of the suite 'r2l'; logiqa is left out"):
+        find_suite("r2l", Options(data=tmp_path))
+
+
+def test_documents_are_tasks_of_neighbors(tmp_path: Path) -> None:
+    text = " ".join(f"This is sentence number {n} of the whole long book." for n in range(6))
+    rows = [{"id": str(d), "text": text.replace("book", f"book {d}")} for d in range(6)]
+    file = write(tmp_path / "novels.jsonl", rows)
+    both = find_source(str(file), Options()).load(FORWARD)
+    assert [task.config.task for task in both] == ["novels_after", "novels_before"]
+    (one,) = find_source("novels_before", Options(data=tmp_path, limit=5)).load(FORWARD)
+    assert len(one.eval_docs) == 5
+
+
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_no_question_is_its_own_example(tmp_path: Path, place: str) -> None:
+    """The first two questions are shown, the next two asked, the last is beyond the limit."""
+    rows = [
+        {"id": f"{i}", "question": f"Q{i}", "choices": [f"w{i}", f"r{i}"], "answer_index": 1}
+        | {"place": place}
+        for i in range(5)
+    ]
+    file = write(tmp_path / "few.jsonl", rows)
+    (task,) = find_source(str(file), Options(num_fewshot=2, limit=2)).load(FORWARD)
+    asked = [*task.test_docs()]
+    assert [doc["choices"][1] for doc in asked] == ["r2", "r3"]
+    for doc in asked:
+        shown = str(task.fewshot_context(doc, 2))
+        assert shown.index("Q0") < shown.index("Q1")
+        assert "r0" in shown
+        assert (doc["choices"][1] if place == "after" else doc["text"]) not in shown
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_examples_leave_a_question_to_ask(tmp_path: Path, count: int) -> None:
+    rows = [
+        {"id": f"{i}", "question": "?", "choices": ["a", "b"], "answer_index": 0}
+        for i in range(count)
+    ]
+    file = write(tmp_path / "few.jsonl", rows)
+    source = find_source(str(file), Options(num_fewshot=2))
+    with pytest.raises(InputError, match=f"'few' has {count} questions, all used as examples"):
+        source.load(FORWARD)
+
+
+CODE = {"task_id": "t", "prompt": "def f():\n", "test": "def check(f): pass", "entry_point": "f"}
+
+
+def test_bad_tasks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str, options: Options = Options()) -> str:  # noqa: B008
+        with pytest.raises(InputError) as caught:
+            find_source(name, options).load(FORWARD)
+        return str(caught.value)
+
+    monkeypatch.setattr("ledom.evaluate.harness_tasks._registry", None)  # not read: 16 s
+    with pytest.raises(InputError, match="unknown task 'arc_eazy'"):
+        find_source("arc_eazy", Options())  # before another task is measured
+    assert "did you mean" in refused("arc_eazy")
+    assert "arc_easy" in refused("arc_eazy")
+    unknown = refused("no such thing at all")
+    assert "'no such thing at all'; a task is a file (.jsonl, .yaml), problems_after," in unknown
+    assert "the suites are ledom, r2l, problems" in unknown
+    file = write(tmp_path / "code.jsonl", [CODE])
+    assert "give --allow-code" in refused(str(file))
+    assert "give --allow-code" in refused("humaneval")
+    assert "empty.jsonl:1: the file has no records" in refused(
+        str(write(tmp_path / "empty.jsonl", []))
+    )
+    file = write(tmp_path / "odd.jsonl", [{"a": 1}])
+    assert "odd.jsonl:1: not a task file" in refused(str(file))
+    assert "no such file" in refused(str(tmp_path / "none.jsonl")).lower()
+    file = write(tmp_path / "open.jsonl", [{"id": "1", "question": "why?"}])
+    assert "has no answer to compare with" in refused(str(file))
+    mixed = [QUESTIONS[0], QUESTIONS[1] | {"place": "before"}]
+    assert "mixes questions" in refused(str(write(tmp_path / "mixed.jsonl", mixed)))
+    assert "not a folder" in refused("arc_easy", Options(data=tmp_path / "no"))
+
+    assert "nowhere.yaml" in refused("nowhere.yaml")
+    assert "hub" not in refused("nowhere.yaml")
+
+    def unreachable(name: str, num_fewshot: int, dataset: Path | None) -> Any:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr("ledom.evaluate.harness_tasks.build_tasks", unreachable)
+    message = refused("arc_easy")
+    assert "Couldn't reach the hub" in message
+    assert "with no network give --data FOLDER" in message
+    with pytest.raises(InputError, match="unknown suite 'apple'; the suites are ledom, r2l"):
+        find_suite("apple", Options())
+    assert tasks.CODE_TASKS == ("humaneval",)
