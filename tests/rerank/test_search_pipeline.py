@@ -17,6 +17,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.results import to_json
 from ledom.rerank.search_pipeline import SearchJob, _equal_cost, search_job
 from ledom.rerank.step_search import SearchConfig
+from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"What is {i} + 1?", answer="2") for i in range(40)]
@@ -122,6 +123,20 @@ def test_best_of_n_is_drawn_until_it_costs_what_the_search_did(
         costs = [len(tokenizer.encode(c.text).ids) + 1 for c in candidates]
         assert budget - max(costs) < sum(costs) <= budget
         assert [c.index for c in candidates] == list(range(len(candidates)))
+
+
+def test_the_formats_ending_costs_tokens_too(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Best of N pays for all that the model wrote, as the search does."""
+    made = job(tokenizer, tmp_path, width=1, expansions=1)
+    assert isinstance(made.forward, FakeLanguageModel)
+    made.forward.answers = [f"{text}</a>" for text in made.forward.answers]
+    made.forward.pair_format = PairFormat("{question}\n{solution}</a>")
+    searched = [
+        Candidate(problem_id=p.id, index=0, text="", extra={"generated": 500}) for p in PROBLEMS
+    ]
+    for candidates in _by_problem(_equal_cost(made, searched, no_progress)).values():
+        costs = [len(tokenizer.encode(f"{c.text}</a>").ids) + 1 for c in candidates]
+        assert 500 - max(costs) < sum(costs) <= 500
 
 
 def _by_problem(candidates: list[Candidate]) -> dict[str, list[Candidate]]:

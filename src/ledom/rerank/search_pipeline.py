@@ -17,7 +17,7 @@ import numpy as np
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.files import fingerprint, write_json
-from ledom.core.records import Candidate, Problem, Score
+from ledom.core.records import NUM_TOKENS, Candidate, Problem, Score
 from ledom.core.stage import Track, at_once
 from ledom.lm.language_model import LanguageModel
 from ledom.report.intervals import paired_share_interval, share_interval
@@ -183,7 +183,7 @@ def _equal_cost(job: SearchJob, searched: Sequence[Candidate], track: Track) -> 
         cheap = set()
         for chunk in sample_candidates(waiting, lm, sampling, drawn):
             pool = [candidate for candidate in chunk if not candidate.greedy]
-            costs = np.cumsum([len(lm.tokenizer.encode(c.text).ids) + 1 for c in pool])
+            costs = np.cumsum([int(c.extra[NUM_TOKENS]) for c in pool])
             limit = budget[pool[0].problem_id]
             if costs[-1] <= limit:
                 cheap.add(pool[0].problem_id)
