@@ -141,6 +141,33 @@ def test_a_tokenizer_larger_than_the_model_is_refused(foreign: Path, tmp_path: P
         import_model(str(foreign), tmp_path / "out", ImportOptions("reverse"))
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_single_file_comes_before_shards_as_in_transformers(
+    tmp_path: Path, tokenizer: Tokenizer, suffix: str
+) -> None:
+    """A model that was saved once in shards, and again in one file."""
+    folder = tmp_path / "in"
+    tiny("llama", tokenizer).save_pretrained(folder)
+    tokenizer.save(folder)
+    weights = load_file(folder / "model.safetensors")
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    old = {name: value + 1 for name, value in weights.items()}
+    (folder / "model.safetensors").unlink()
+    for file, held in ((f"{stem}.{suffix}", weights), (f"{stem}-1.{suffix}", old)):
+        if suffix == "bin":
+            torch.save(held, folder / file)
+        else:
+            save_file(held, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, f"{stem}-1.{suffix}")}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    made = import_model(str(folder), tmp_path / "out", ImportOptions("forward", check=False))
+    plain, ours = (
+        AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()(IDS).logits
+        for place in (folder, made.folder)
+    )
+    torch.testing.assert_close(ours, plain, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
 def test_a_head_of_its_own_is_kept_whatever_the_config_says(
     tmp_path: Path, tokenizer: Tokenizer, kind: str
@@ -259,6 +286,7 @@ def damage(what: str, folder: Path) -> None:
         as_bin(folder)
         (folder / "pytorch_model-00002.bin").unlink()
     elif what == "outside":
+        (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
         index = {"weight_map": {name: "../model.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     elif what == "cut bin":

@@ -87,13 +87,14 @@ def read_folder(folder: Path) -> dict[str, StoredTensor]:
     tensors, and damaged files.
     """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        single = folder / f"{stem}{suffix}"
+        if single.exists():  # before an index, as transformers does
+            return _read_files([single])
         index = folder / f"{stem}{suffix}.index.json"
         if index.is_file():
             return _read_indexed(index)
-        files = sorted(folder.glob(f"*{suffix}"))
-        single = folder / f"{stem}{suffix}"
-        if files:
-            return _read_files([single] if single in files else files)
+        if files := sorted(folder.glob(f"*{suffix}")):
+            return _read_files(files)
     raise CheckpointError(
         f"{folder}: no weights here: no *.safetensors, *.bin or model_*.pt; give a model folder"
     )
