@@ -285,9 +285,10 @@ def damage(what: str, folder: Path) -> None:
     elif what == "shard":
         as_bin(folder)
         (folder / "pytorch_model-00002.bin").unlink()
-    elif what == "outside":
-        (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
-        index = {"weight_map": {name: "../model.safetensors"}}
+    elif what == "elsewhere":
+        (folder / "inside").mkdir()
+        (folder / "model.safetensors").rename(folder / "inside" / "model.safetensors")
+        index = {"weight_map": {name: "inside/model.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     elif what == "cut bin":
         as_bin(folder)
@@ -329,7 +330,7 @@ class Touches:
         ("unknown", ["'model.extra' is not part of a llama model"]),
         ("none", ["no weights here"]),
         ("shard", ["names the shard 'pytorch_model-00002.bin', which is missing"]),
-        ("outside", ["names the shard '../model.safetensors', which is missing"]),
+        ("elsewhere", ["names the shard 'inside/model.safetensors', which is missing"]),
         ("cut bin", ["pytorch_model-00001.bin: cut short or damaged"]),
         ("pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
         ("zipped pickle", ["pytorch_model-00001.bin: is a pickle that calls"]),
