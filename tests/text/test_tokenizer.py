@@ -220,6 +220,19 @@ def test_padding_and_truncation_of_a_file_are_switched_off(tmp_path, tokenizer):
     assert loaded.encode_batch(["a", TEXTS[2]]) == tokenizer.encode_batch(["a", TEXTS[2]])
 
 
+def test_random_merges_of_a_file_are_switched_off(tmp_path, tokenizer):
+    """BPE dropout would give the same text other ids each time."""
+    settings = json.loads(tokenizer.backend.to_str())
+    settings["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    loaded = Tokenizer.load(tmp_path)
+    for text in TEXTS:
+        assert loaded.encode(text) == loaded.encode(text) == tokenizer.encode(text)
+        assert loaded.encode_inside(text) == tokenizer.encode_inside(text)
+    loaded.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
 def test_files_that_are_no_tokenizer_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file"):
         Tokenizer.load(tmp_path)

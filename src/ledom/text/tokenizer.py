@@ -61,6 +61,11 @@ class Tokenizer:
         backend: RustTokenizer,
         eos_token: str = EOS_TOKEN,
     ) -> None:
+        # Some files turn these on; each would silently change the ids of a text.
+        backend.no_padding()
+        backend.no_truncation()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None  # random merges
         self.backend = backend
         self.eos_token = eos_token
         self.bos_tokens = _added_in_front(backend)
@@ -99,9 +104,6 @@ class Tokenizer:
             backend = RustTokenizer.from_file(str(file))
         except Exception as error:  # the binding raises bare Exception
             raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from None
-        # Some files turn these on; both would silently change the ids of a text.
-        backend.no_padding()
-        backend.no_truncation()
         eos_token = eos_token or _configured_eos(file.parent) or EOS_TOKEN
         return cls(backend, eos_token)
 
