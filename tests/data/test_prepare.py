@@ -408,3 +408,20 @@ def test_the_validation_store_knows_where_its_documents_came_from(tmp_path):
     data = prepare_data(config, tmp_path / "data")
     assert data.valid.document_sources() == ["book 0", "book 0", "no source"]
     assert data.sources[0].store.document_sources() == []
+
+
+def test_records_with_the_id_of_one_held_out_are_counted(tmp_path, caplog):
+    """Four files of 60 documents in one, each numbered from 0: of 240, numbers 0, 50, 40, 30 and 20
+    are held out, and each stands four times."""
+    file = tmp_path / "joined.jsonl"
+    documents = [Document(id=str(i % 60), text=f"Document {i}.") for i in range(240)]
+    write_records(file, documents)
+    data = prepare_data(DataConfig(train=str(file), vocab_size=257), tmp_path / "data")
+    assert len(texts_of(data, data.valid)) == 5
+    assert len(train_texts(data)) == 240 - 5 * 4
+    said = f"{file}: 15 records have the id of one held out for validation: not trained on"
+    assert caplog.messages == [said]
+    caplog.clear()
+    write_documents(file, 100)
+    prepare_data(DataConfig(train=str(file), vocab_size=257), tmp_path / "other")
+    assert caplog.messages == []

@@ -8,6 +8,7 @@ renders.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -326,14 +327,20 @@ def read_split(
     # Every fiftieth record, so that validation covers all of a sorted file.
     held_out = records[::_HELD_OUT_EVERY][: config.num_valid]
     held_ids = {record.id for record in held_out}
-    records = [record for record in records if record.id not in held_ids]
-    if not records:
+    left = [record for record in records if record.id not in held_ids]
+    if more := len(records) - len(left) - len(held_out):
+        logging.getLogger("ledom").warning(
+            "%s: %d records have the id of one held out for validation: not trained on",
+            config.train,
+            more,
+        )
+    if not left:
         raise InputError(
             "nothing is left to train on once a part is held out for validation; add records "
             "with other ids, or name a file as data.valid",
             path=config.train,
         )
-    return records, held_out
+    return left, held_out
 
 
 def _read_documents(path: str | Path) -> list[Document | Problem]:
