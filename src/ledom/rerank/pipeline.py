@@ -155,14 +155,10 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         write_records(job.out / "problems.jsonl", job.problems)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     labeled = labeled_problems(job.problems, candidates)
-    measured = _measured(job, table, labeled)
+    measured = _measured(job, table, labeled, candidates, scores)
     chosen = preferred_strategy(table, job.weights)
     selections = select(table, candidates, chosen, job.weights)
     write_records(job.out / "selected.jsonl", selections)
-    if labeled.any():
-        timings = read_timings(job.out / TIMINGS)
-        costs = Costs.count(table, candidates, scores, _parameters(job), timings)
-        measured = replace(measured, strategies=costs.added_to(measured.strategies, table))
     report = SelectionReport(
         **vars(measured),
         title=job.title,
@@ -180,7 +176,13 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     return report, write_report(job.out, report)
 
 
-def _measured(job: Job, table: CandidateTable, labeled: BoolArray) -> Measurement:
+def _measured(
+    job: Job,
+    table: CandidateTable,
+    labeled: BoolArray,
+    candidates: Sequence[Candidate],
+    scores: Sequence[Score],
+) -> Measurement:
     """The measurement on the labeled problems; with folds, first fits the job's weights on them."""
     folds: Folds = ()
     if job.folds:
@@ -192,7 +194,10 @@ def _measured(job: Job, table: CandidateTable, labeled: BoolArray) -> Measuremen
         )
     if not labeled.any():
         return Measurement(num_labeled=0)
-    return measure(table, job.weights, folds, labeled)
+    measured = measure(table, job.weights, folds, labeled)
+    timings = read_timings(job.out / TIMINGS)
+    costs = Costs.count(table, candidates, scores, _parameters(job), timings)
+    return replace(measured, strategies=costs.added_to(measured.strategies, table))
 
 
 def _check(job: Job, external_scores: Sequence[str]) -> None:
