@@ -73,6 +73,19 @@ def test_a_number_that_a_word_stands_for_is_kept():
     assert len({question.split()[2] for question in questions}) > 3
 
 
+def test_an_exponent_is_kept():
+    """It may equal a number of the solution: a box of cm^3 would become one of cm^7."""
+    box = Problem(
+        id="a",
+        question="A box of 8 cm^3 is filled 3 times. How much is that?",
+        answer="24",
+        solution="8 * 3 = 24\n#### 24",
+    )
+    questions = [renumber(box, Random(seed)).question for seed in range(20)]
+    assert all("cm^3" in question for question in questions)
+    assert len({question.split()[7] for question in questions}) > 3
+
+
 def test_wrong_solutions_have_a_wrong_answer():
     rng = Random(0)
     wrong = {corrupt(CLIPS, rng) for _ in range(60)}

@@ -21,7 +21,7 @@ __all__ = ["augment", "corrupt", "miscalculate", "numbers_in_words", "other_numb
 
 _TRIES = 40
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_IN_QUESTION = re.compile(r"(?<![\w.:/])\d+(?:\.\d+)?(?![\w:/]|\.\d)")
+_IN_QUESTION = re.compile(r"(?<![\w.:/^])\d+(?:\.\d+)?(?![\w:/]|\.\d)")
 _OPERATOR = re.compile(r" ([-+*/]) ")
 _PERCENT = re.compile(r"^(\d+) / 100 \* |^(\d+)% \* ")
 # Numbers that a word of the question may also mean: a 12 in the solution may be a dozen.
