@@ -164,8 +164,7 @@ def test_causal_attention_and_its_derivatives_without_the_kernels(
     q, k, v, grad = torch.randn(4, 2, 3, length, 8, dtype=dtype)
 
     def values_and_derivatives() -> tuple[Tensor, ...]:
-        numbers, kept_dtype = kernels.kept_numbers(dtype)
-        kept = torch.empty(q.shape[:-1].numel() * numbers, dtype=kept_dtype)
+        kept = q.new_empty(q.shape[:-1].numel() * kernels.kept_numbers(dtype))
         out = kernels.causal_attention(q, k, v, 0.3, kept)
         return out, *kernels.causal_attention_backward(grad, q, k, v, out, kept, 0.3)
 

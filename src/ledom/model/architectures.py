@@ -88,8 +88,8 @@ def num_weights(module: nn.Module) -> int:
 def check_unused(folder: Path, model: PreTrainedModel, unused: Iterable[str]) -> None:
     """Raise `CheckpointError` for weights of the decoder that were not loaded; log any others.
 
-    A bias, a norm or a layer more means that config.json describes another model. Heads and towers
-    of other uses stand beside the decoder: a value head, an image encoder.
+    An additional bias, norm or layer means that config.json describes another model. Modules for
+    other uses, such as a value head or an image encoder, are not part of the decoder.
     """
     modules = {name for name, _ in model.named_modules()} - {model.base_model_prefix, ""}
     inside, beside = list[str](), list[str]()

@@ -208,8 +208,7 @@ def _outputs(query: Tensor) -> tuple[Tensor, Tensor]:
     # In memory the result is [T, H, D], the layout that the output projection reads.
     _, heads, length, width = query.shape
     out = query.new_empty(1, length, heads, width).transpose(1, 2)
-    numbers, dtype = kept_numbers(query.dtype)
-    return out, query.new_empty((length, heads * numbers), dtype=dtype)
+    return out, query.new_empty(length, heads * kept_numbers(query.dtype))
 
 
 @torch.library.custom_op("ledom::packed_attention_backward", mutates_args=(), device_types="cpu")

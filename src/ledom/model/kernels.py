@@ -277,17 +277,17 @@ def _by_segment(
     return torch.cat(results), torch.cat(normalizers)
 
 
-def kept_numbers(dtype: torch.dtype) -> tuple[int, torch.dtype]:
-    """How many numbers `causal_attention` keeps per head and token, and their dtype.
+def kept_numbers(dtype: torch.dtype) -> int:
+    """How many numbers `causal_attention` keeps per head and token, in the inputs' dtype.
 
     The private kernel returns log normalizers. It is slow in bf16 (its backward pass takes four
     times as long, for heads of width 32). Plain products take half of that time. They keep the
     attention weights of short documents, and compute those of longer ones again.
 
     >>> kept_numbers(torch.bfloat16)
-    (256, torch.bfloat16)
+    256
     """
-    return (1, dtype) if _has_fused(dtype) else (_KEPT_KEYS, dtype)
+    return 1 if _has_fused(dtype) else _KEPT_KEYS
 
 
 def _has_fused(dtype: torch.dtype) -> bool:
@@ -357,7 +357,7 @@ def _blocks(kept: Tensor, rows: int, length: int) -> Iterator[tuple[slice, slice
     """Each block's queries, the keys they see, and the place of its weights [rows, block, keys].
 
     The last block comes first: it sees all keys, so that sums over blocks need not begin with
-    zeros. The weights of documents longer than 256 tokens have no place.
+    zeros. The weights of documents longer than `_KEPT_KEYS` have no place.
     """
     end = 0
     for start in reversed(range(0, length, _QUERIES)):

@@ -231,9 +231,10 @@ def _reward(beam: Beam, candidate: Candidate, scores: SharedScores, lam: float) 
 
 
 def _mean(candidate: Candidate, scores: SharedScores, target: str, finished: bool) -> float:
-    """A score's mean per token; without the tokens of the text's end unless it is `finished`.
+    """A score's mean per token.
 
-    These are EOS, and the format's words after a solution: an open beam goes on instead.
+    Unless the text is `finished`, EOS and the format's words after a solution do not count: an open
+    beam will continue.
     """
     score = scores.find(candidate, target)
     assert score is not None, "every beam is scored"

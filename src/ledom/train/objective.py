@@ -338,8 +338,8 @@ class _ProjectedLosses(torch.autograd.Function):
         for chunk, start in enumerate(range(0, len(hidden), ctx.rows)):
             part = slice(start, start + ctx.rows)
             share = grads[0][part, None]
-            product = kept[chunk] if kept else hidden[part] @ weight.T
-            slopes = (product.float() - normalizers[part, None]).exp_().mul_(share)
+            logits = kept[chunk] if kept else hidden[part] @ weight.T
+            slopes = torch.sub(logits, normalizers[part, None]).exp_().mul_(share)  # in fp32
             slopes.scatter_add_(1, targets[part, None], -share)
             slopes = slopes.to(weight.dtype)
             torch.mm(slopes, weight, out=hidden_grad[part])

@@ -53,6 +53,11 @@ def _wanted_name(name: str, expected: Mapping[str, Any], prefix: str) -> str:
     return name
 
 
+def _parameter(wanted: str, expected: Mapping[str, Any]) -> str:
+    """transformers' name for a `_wanted_name`; files may use another."""
+    return wanted if wanted in expected else _OTHER_NAMES.get(wanted, wanted)
+
+
 def differing_ties(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) -> list[str]:
     """Names of weights that a model ties to others, although the files hold different ones.
 
@@ -62,8 +67,8 @@ def differing_ties(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) 
     expected = model.state_dict()
     stored = {}
     for name, tensor in tensors.items():
-        own = _wanted_name(name, expected, model.base_model_prefix)
-        stored[_OTHER_NAMES.get(own, own) if own not in expected else own] = tensor
+        wanted = _wanted_name(name, expected, model.base_model_prefix)
+        stored[_parameter(wanted, expected)] = tensor
     first: dict[int, str] = {}
     differing = []
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -88,7 +93,7 @@ def fit_tensors(
     found = set()
     for stored, tensor in tensors.items():
         name = _wanted_name(stored, expected, model.base_model_prefix)
-        own = name if name in expected else _OTHER_NAMES.get(name, name)
+        own = _parameter(name, expected)
         if own not in expected:
             if COMPUTED_BUFFERS.search(stored):
                 continue
@@ -152,7 +157,7 @@ def _places(folder: Path, model: PreTrainedModel) -> dict[str, tuple[Path, str]]
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                own = name if name in expected else _OTHER_NAMES.get(name, name)
+                own = _parameter(name, expected)
                 places[own] = file, name
     return places
 
