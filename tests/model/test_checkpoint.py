@@ -204,6 +204,9 @@ def test_a_missing_file_is_refused_by_name(folder, missing):
         ("gemma3", {"text_config": {"max_position_embeddings": 33}}, 33),
         ("mamba", {}, 2**31 - 1),
         ("bloom", {}, 2**31 - 1),
+        ("whisper", {"max_target_positions": 30}, 30),
+        ("roberta", {"max_position_embeddings": 50, "pad_token_id": 1}, 48),  # positions 2 to 49
+        ("camembert", {"max_position_embeddings": 50, "pad_token_id": 0}, 49),
     ],
 )
 def test_the_context_is_under_the_architectures_own_key(tmp_path, kind, settings, context):

@@ -17,6 +17,7 @@ from ledom.core.errors import CheckpointError
 
 __all__ = [
     "COMPUTED_BUFFERS",
+    "NO_LIMIT",
     "check_unused",
     "decoder_layers",
     "finish_logits",
@@ -24,11 +25,22 @@ __all__ = [
     "has_plain_logits",
     "layer_list",
     "layer_matrices",
+    "longest_text",
     "num_weights",
 ]
 
 COMPUTED_BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
 """Names of buffers that older versions of transformers saved, and that newer ones compute."""
+NO_LIMIT = 2**31 - 1
+"""The context of a model whose config names none, such as a recurrent one."""
+_CONTEXT_KEYS = (  # by architecture
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"),
+)
+_PADDED_POSITIONS = (
+    *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"),
+    *("xlm-roberta-xl", "xmod"),
+)
+"""Architectures whose first position is the id of the padding token + 1."""
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -52,6 +64,23 @@ def layer_list(model: PreTrainedModel) -> nn.ModuleList | None:
     lists = [module for module in inside if isinstance(module, nn.ModuleList)]
     # of equal lists the outermost, which comes first
     return max(lists, key=num_weights) if lists else None
+
+
+def longest_text(config: PretrainedConfig) -> int:
+    """The context: the longest text in tokens, under whichever key the architecture has it.
+
+    `NO_LIMIT` where it has none.
+
+    >>> from transformers import RobertaConfig
+    >>> longest_text(RobertaConfig(max_position_embeddings=514, pad_token_id=1))
+    512
+    """
+    config = config.get_text_config()
+    found = (getattr(config, name, None) for name in _CONTEXT_KEYS)
+    length = next((n for n in found if isinstance(n, int) and n > 0), NO_LIMIT)
+    if config.model_type in _PADDED_POSITIONS:
+        length = max(1, length - (config.pad_token_id or 0) - 1)
+    return length
 
 
 def half_precision(model: PreTrainedModel) -> str:

@@ -33,7 +33,7 @@ from ledom.core.errors import CheckpointError, DirectionError, InputError, Ledom
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import read_json_object
 from ledom.model import attention
-from ledom.model.architectures import check_unused
+from ledom.model.architectures import check_unused, longest_text
 from ledom.model.folder import end_ids, hash_files, loaded_files, read_config
 from ledom.model.foreign import nanochat as nanochat  # registers its model with transformers
 from ledom.model.presets import ModelConfig
@@ -43,7 +43,6 @@ from ledom.text.tokenizer import Tokenizer
 __all__ = [
     "BOS_KEY",
     "DIRECTION_KEY",
-    "NO_LIMIT",
     "Checkpoint",
     "CheckpointInfo",
     "bos_ids",
@@ -58,10 +57,7 @@ __all__ = [
 
 DIRECTION_KEY, _FORMAT_KEY = "ledom_direction", "ledom_pair_format"
 _STYLE_KEY, BOS_KEY = "ledom_solution_style", "ledom_bos_tokens"
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _WEIGHTS_PER_BYTE = 8  # most in a file: quantized models have 2, some architectures share weights
-NO_LIMIT = 2**31 - 1
-"""The context of a model whose config names none, such as a recurrent one."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class CheckpointInfo:
     bos_ids: list[int]
     """The tokens that the model reads before a document, in model order."""
     context: int
-    """Longest text in tokens; `NO_LIMIT` where the architecture has none."""
+    """Longest text in tokens; see `longest_text`."""
     stop_ids: frozenset[int]
     """The special tokens that end a text by the model's files, such as the end of a turn."""
 
@@ -186,7 +182,7 @@ def read_checkpoint_info(
         direction=chosen,
         pair_format=_pair_format(folder, config),
         bos_ids=bos_ids(tokenizer, chosen, getattr(config, BOS_KEY, None), bos_token, folder),
-        context=_context(config),
+        context=longest_text(config),
         stop_ids=frozenset(tokenizer.special_ids.intersection(stops)),
     )
 
@@ -260,13 +256,7 @@ def _load_config(folder: Path) -> PretrainedConfig:
 
 def read_context(folder: str | Path) -> int:
     """A model folder's context, from its config.json alone; see `CheckpointInfo`."""
-    return _context(_load_config(Path(folder)))
-
-
-def _context(config: PretrainedConfig) -> int:
-    """Longest text in tokens, under whichever key the architecture uses."""
-    found = (getattr(config.get_text_config(), name, None) for name in _CONTEXT_KEYS)
-    return next((length for length in found if isinstance(length, int) and length > 0), NO_LIMIT)
+    return longest_text(_load_config(Path(folder)))
 
 
 def load_checkpoint(

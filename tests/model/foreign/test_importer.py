@@ -29,6 +29,7 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.core.errors import CheckpointError, InputError
 from ledom.lm import embedded_folder
+from ledom.model.architectures import longest_text
 from ledom.model.checkpoint import load_checkpoint
 from ledom.model.foreign import check, importer, tensors
 from ledom.model.foreign.importer import ImportOptions, import_model
@@ -88,14 +89,33 @@ def test_the_other_direction_is_refused(run: Run, foreign: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_check_measures_as_transformers_does(foreign: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "embedded",
+        "bloom",  # without a longest text
+        "mamba2",  # a module reads another's weights: without them PyTorch returns noise
+        "apertus",  # buffers that are stored
+        "camembert",  # tied
+        "gemma4",  # needs to be in memory as a whole
+    ],
+)
+def test_the_check_measures_as_transformers_does(
+    foreign: Path, tmp_path: Path, tokenizer: Tokenizer, kind: str
+) -> None:
     """One text at a time, the whole model in memory."""
+    if kind != "embedded":
+        foreign = tmp_path / "other"
+        made = tiny(kind, tokenizer, max_position_embeddings=256)
+        made.save_pretrained(foreign)
+        tokenizer.save(foreign)
     model = AutoModelForCausalLM.from_pretrained(foreign, dtype=torch.float32).eval()
     tokenizer = Tokenizer.load(foreign)
     found = check.check_model(foreign, model.config, tokenizer.backend, ledom.Direction.REVERSE)
+    context = longest_text(model.config)
     sums, count, ends = {1: 0.0, -1: 0.0}, 0, []
     for text in check.TEXTS:
-        ids = torch.tensor(tokenizer.encode(text).ids)
+        ids = torch.tensor(tokenizer.encode(text).ids[:context])
         count += len(ids) - 1
         for step in sums:
             order = ids if step == 1 else ids.flip(0)
@@ -105,6 +125,7 @@ def test_the_check_measures_as_transformers_does(foreign: Path) -> None:
         ends.append(logprobs[-1, tokenizer.eos_id].item())
     assert found.forward_loss == pytest.approx(sums[1] / count, rel=1e-4)
     assert found.reverse_loss == pytest.approx(sums[-1] / count, rel=1e-4)
+    assert found.eos_token == tokenizer.eos_token
     assert found.eos_probability == pytest.approx(np.exp(np.mean(ends)), rel=1e-3)
 
 
@@ -185,6 +206,42 @@ def test_a_head_of_its_own_is_kept_whatever_the_config_says(
         for folder in (tmp_path / "in", made.folder)
     )
     torch.testing.assert_close(ours, plain, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "apertus",  # buffers that are stored
+        "camembert",  # the tied head comes before the embedding, whose name the file has
+        "mamba2",  # an infinity in config.json
+        "gemma3n_text",
+    ],
+)
+@torch.no_grad()
+def test_what_a_file_holds_is_all_kept(tmp_path: Path, tokenizer: Tokenizer, kind: str) -> None:
+    model = tiny(kind, tokenizer)
+    stored = model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name in stored and buffer.is_floating_point():
+            buffer += 0.5
+    model.save_pretrained(tmp_path / "in")
+    tokenizer.save(tmp_path / "in")
+    made = import_model(
+        str(tmp_path / "in"), tmp_path / "out", ImportOptions("forward", check=False)
+    )
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "in", dtype=torch.float32).eval()
+    ours = load_checkpoint(made.folder).model
+    torch.testing.assert_close(ours(IDS).logits, plain(IDS).logits, atol=1e-5, rtol=0)
+
+
+def test_weights_with_other_names_in_files_are_refused_with_a_remedy(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    tiny("mixtral", tokenizer).save_pretrained(tmp_path / "in")
+    tokenizer.save(tmp_path / "in")
+    with pytest.raises(CheckpointError, match=r"not part of a mixtral .*without an import"):
+        import_model(str(tmp_path / "in"), tmp_path / "out", ImportOptions("forward"))
+    assert ledom.load(tmp_path / "in", "forward").num_parameters > 0
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "neox"])

@@ -1,7 +1,8 @@
 """The self-check after an import: which direction a model reads better, and which token is EOS.
 
-The model reads a few short texts in both directions, in one pass over the weights, one module at a
-time, so a model larger than the memory can be checked too.
+The model reads a few short texts in both directions, in one pass over the weights, one layer at a
+time, so a model larger than the memory can be checked too. A few architectures need to be in memory
+as a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from transformers import PretrainedConfig
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError
-from ledom.model.foreign.skeleton import build_skeleton, streamed
+from ledom.model.architectures import longest_text
+from ledom.model.foreign.skeleton import build_skeleton, read_whole, streamed
 
 __all__ = ["TEXTS", "SelfCheck", "check_model"]
 
@@ -72,15 +74,13 @@ def check_model(
     direction: Direction,
 ) -> SelfCheck:
     """Read `TEXTS` with the model in a folder; see `SelfCheck`."""
-    context = int(config.max_position_embeddings)
+    context = longest_text(config)
     ids = [tokenizer.encode(text, add_special_tokens=False).ids[:context] for text in TEXTS]
     rows = [d.to_model_order(row) for d in Direction for row in ids]
     batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
         batch[place, : len(row)] = torch.tensor(row)  # no text sees the padding behind it
-    model = build_skeleton(config)
-    with streamed(model, folder):
-        logits = model(input_ids=batch, use_cache=False).logits.float()
+    logits = _logits(folder, config, batch)
     losses, ends = [], []
     for row, values in zip(rows, logits, strict=True):
         targets = torch.tensor(row[1:])
@@ -91,6 +91,17 @@ def check_model(
     eos, logprob = _likeliest(tokenizer, torch.stack(claimed).mean(0))
     forward, reverse = sum(losses[:half]) / count, sum(losses[half:]) / count
     return SelfCheck(forward, reverse, eos, float(logprob.exp()))
+
+
+def _logits(folder: Path, config: PretrainedConfig, batch: torch.Tensor) -> torch.Tensor:
+    """The logits [texts, T, V] of a batch of texts [texts, T]."""
+    model = build_skeleton(config)
+    try:
+        with streamed(model, folder):
+            found: torch.Tensor = model(input_ids=batch, use_cache=False).logits.float()
+    except Exception:  # an architecture may need weights that are not in memory then
+        found = read_whole(config, folder)(input_ids=batch, use_cache=False).logits
+    return found
 
 
 def _likeliest(tokenizer: RustTokenizer, logprobs: torch.Tensor) -> tuple[str, torch.Tensor]:

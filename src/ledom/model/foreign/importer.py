@@ -13,16 +13,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoConfig, PretrainedConfig
 
 import ledom
 from ledom.core.direction import Direction
-from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
+from ledom.core.errors import (
+    CheckpointError,
+    DirectionError,
+    InputError,
+    LedomError,
+    OutputError,
+)
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject
-from ledom.model.checkpoint import DIRECTION_KEY, choose_direction
+from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet
 from ledom.model.folder import end_ids, file_digest, read_config
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
@@ -267,7 +274,11 @@ def _checked_config(config: JsonObject, path: Path) -> PretrainedConfig:
         config.pop(key, None)
     kind = config.get("model_type")
     try:
-        known: PretrainedConfig = AutoConfig.for_model(**config)
+        if not isinstance(kind, str):  # transformers would guess it from the folder's name
+            raise ValueError
+        with TemporaryDirectory() as folder:  # only a file's infinities are read as numbers
+            write_json(Path(folder, "config.json"), config)
+            known: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for bad configs
         if not isinstance(kind, str):
             reason = f"model_type is {kind!r}"
@@ -282,10 +293,11 @@ def _checked_config(config: JsonObject, path: Path) -> PretrainedConfig:
 
 def _check_vocabulary(source: _Source, config: PretrainedConfig, tokenizer: RustTokenizer) -> None:
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if largest >= config.vocab_size:
+    vocab_size = config.get_text_config().vocab_size
+    if largest >= vocab_size:
         raise CheckpointError(
             f"{source.name}: the tokenizer has the id {largest}, the model only "
-            f"{config.vocab_size} tokens; they do not belong together"
+            f"{vocab_size} tokens; they do not belong together"
         )
 
 
@@ -319,7 +331,16 @@ def _check(
 ) -> SelfCheck | None:
     if not options.check:
         return None
-    check = check_model(folder, config, model.tokenizer, direction)
+    try:
+        with quiet():
+            check = check_model(folder, config, model.tokenizer, direction)
+    except LedomError:
+        raise
+    except Exception as error:  # an architecture may fail in any way on token ids alone
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the self-check failed ({reason}); give --no-check to import the model as it is"
+        ) from error
     check.require(direction)
     return check
 

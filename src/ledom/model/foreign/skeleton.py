@@ -1,14 +1,15 @@
 """A model without weights in memory: the tensors that it needs, and passes that stream them.
 
-Parameters are on the meta device, which takes no memory. `streamed` loads each module's weights
-when the module is called and drops them afterwards, so a model of any size runs in the memory of
-its largest module.
+Parameters are on the meta device, which takes no memory. `streamed` loads the weights of a layer
+when the layer is called and drops them afterwards, so a model of any size runs in the memory of its
+largest layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,10 +20,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from ledom.core.errors import CheckpointError
-from ledom.model.architectures import COMPUTED_BUFFERS
+from ledom.model.architectures import COMPUTED_BUFFERS, decoder_layers
 from ledom.model.foreign.tensors import StoredTensor
 
-__all__ = ["build_skeleton", "differing_ties", "fit_tensors", "streamed"]
+__all__ = ["build_skeleton", "differing_ties", "fit_tensors", "read_whole", "streamed"]
 
 _OTHER_NAMES = {"embed_out.weight": "lm_head.weight"}
 """Names in files, and transformers' names for the same tensors (GPT-NeoX)."""
@@ -41,6 +42,15 @@ def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, trust_remote_code=False
         )
+    model.eval()
+    return model
+
+
+def read_whole(config: PretrainedConfig, folder: Path) -> PreTrainedModel:
+    """The model with all of its weights in memory, in fp32."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     model.eval()
     return model
 
@@ -79,27 +89,47 @@ def differing_ties(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) 
     return differing
 
 
+def _owners(model: PreTrainedModel) -> dict[str, str]:
+    """For each weight and stored buffer, its own name, or that of the one that it is tied to.
+
+    A file may hold a tied weight under either name.
+    """
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    owners = {name: name for name in model.state_dict()}
+    for same in names.values():
+        owner = next((name for name in same if name not in ties), same[0])
+        owners |= dict.fromkeys(same, owner)
+    return owners
+
+
 def fit_tensors(
     tensors: Mapping[str, StoredTensor], model: PreTrainedModel, rows: int | None = None
 ) -> dict[str, StoredTensor]:
-    """The tensors that a model needs, under the names that its files use.
+    """The tensors that a model needs, under the names that its files use; tied ones once.
 
     With `rows`, the vocabulary's size, a padded embedding or head is cut to that many rows. Raises
     `CheckpointError` for tensors that are missing, unknown or of the wrong shape.
     """
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    needed = {name for name, _ in model.named_parameters()}  # tied weights once
-    fitted: dict[str, StoredTensor] = {}
-    found = set()
+    owners = _owners(model)
+    fitted: dict[str, tuple[str, StoredTensor]] = {}  # by owner
     for stored, tensor in tensors.items():
         name = _wanted_name(stored, expected, model.base_model_prefix)
         own = _parameter(name, expected)
         if own not in expected:
             if COMPUTED_BUFFERS.search(stored):
                 continue
+            remedy = (  # transformers renames the tensors of some architectures while it reads them
+                "; if transformers reads the folder, give it as a model as it is, without an import"
+                if tensor.file.suffix == ".safetensors"
+                else ""
+            )
             raise CheckpointError(
                 f"{tensor.file}: the tensor {stored!r} is not part of a {model.config.model_type} "
-                "model as ledom knows it"
+                f"model as ledom knows it{remedy}"
             )
         if rows is not None and tensor.shape[1:] == expected[own][1:] and expected[own][0] == rows:
             tensor = _without_padding(stored, tensor, rows)
@@ -108,16 +138,16 @@ def fit_tensors(
                 f"{tensor.file}: the tensor {stored!r} has the shape {[*tensor.shape]}, "
                 f"config.json needs {[*expected[own]]}"
             )
-        found.add(own)
-        if own in needed:
-            fitted[name] = tensor
-    missing = sorted(needed - found)
+        owner = owners[own]
+        if own == owner or owner not in fitted:
+            fitted[owner] = name, tensor
+    missing = sorted({*owners.values()}.difference(fitted))
     if missing:
         raise CheckpointError(
             f"the weights lack {len(missing)} tensors, the first {missing[0]!r}; the files are "
             "incomplete or belong to another config.json"
         )
-    return fitted
+    return dict(fitted.values())
 
 
 def _without_padding(name: str, tensor: StoredTensor, rows: int) -> StoredTensor:
@@ -132,48 +162,94 @@ def _without_padding(name: str, tensor: StoredTensor, rows: int) -> StoredTensor
 
 @contextmanager
 def streamed(model: PreTrainedModel, folder: Path) -> Iterator[None]:
-    """Within this block a skeleton computes in fp32, with weights read from a folder as needed."""
-    places = _places(folder, model)
-    first = {id(value): name for name, value in model.named_parameters()}
+    """Within this block a skeleton computes in fp32, with weights read from a folder as needed.
+
+    Raises `RuntimeError` if parts were never called: where a part reads their weights instead,
+    PyTorch may compute with whatever was in memory, without an error.
+    """
+    owners = _owners(model)
+    places = _places(folder, owners)
+    for name, buffer in model.named_buffers():
+        if name in places:
+            buffer.copy_(_read(*places[name]))
     hooks = []
-    for module in model.modules():
-        own = dict(module.named_parameters(recurse=False))
-        if not own:
-            continue
-        files = {name: places[first[id(value)]] for name, value in own.items()}
-        hooks.append(module.register_forward_pre_hook(_load(files), prepend=True))
-        hooks.append(module.register_forward_hook(_unload(own)))
+    waiting = set()
+    for part, weights in _parts(model):
+        slots = [_Slot(*weight, places[owners[name]]) for name, weight in weights.items()]
+        waiting.add(part)
+        hooks.append(part.register_forward_pre_hook(_load(slots, waiting), prepend=True))
+        hooks.append(part.register_forward_hook(_unload(slots)))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+    if waiting:
+        raise RuntimeError(f"{len(waiting)} parts were not called")
 
 
-def _places(folder: Path, model: PreTrainedModel) -> dict[str, tuple[Path, str]]:
-    """For each tensor, by the model's name for it: its file, and its name in the file."""
-    expected = model.state_dict()
+def _parts(
+    model: PreTrainedModel,
+) -> Iterator[tuple[nn.Module, dict[str, tuple[nn.Module, str]]]]:
+    """The parts of a model that are in memory one at a time, and the weights of each by name: its
+    (module, attribute).
+
+    A layer is one part, because its modules may read each other's weights. Every other module with
+    weights of its own is a part, too.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    layers = decoder_layers(model)
+    inside = {module for layer in layers for module in layer.modules()}
+    for part in [*layers, *(module for module in names if module not in inside)]:
+        weights = {
+            f"{names[module]}.{attribute}".removeprefix("."): (module, attribute)
+            for module in (part.modules() if part in inside else [part])
+            for attribute, _ in module.named_parameters(recurse=False)
+        }
+        if weights:
+            yield part, weights
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A weight of a module, and where its values are: the file, and the name in it."""
+
+    module: nn.Module
+    attribute: str
+    place: tuple[Path, str]
+
+
+def _places(folder: Path, owners: Mapping[str, str]) -> dict[str, tuple[Path, str]]:
+    """For each tensor, by its owner's name: its file, and its name in the file."""
     places = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                own = _parameter(name, expected)
-                places[own] = file, name
+                places[owners[_parameter(name, owners)]] = file, name
     return places
 
 
-def _load(files: dict[str, tuple[Path, str]]) -> Any:
-    def hook(module: nn.Module, arguments: Any) -> None:
-        for name, (file, stored) in files.items():
-            with safe_open(file, framework="pt") as tensors:
-                value = tensors.get_tensor(stored).to(torch.float32, copy=True)
-            module._parameters[name] = nn.Parameter(value, requires_grad=False)
+def _read(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as tensors:
+        value: torch.Tensor = tensors.get_tensor(name)
+        return value.to(torch.float32, copy=True)
+
+
+def _load(slots: list[_Slot], waiting: set[nn.Module]) -> Any:
+    def hook(part: nn.Module, arguments: Any) -> None:
+        waiting.discard(part)
+        for slot in slots:
+            value = nn.Parameter(_read(*slot.place), requires_grad=False)
+            slot.module._parameters[slot.attribute] = value
 
     return hook
 
 
-def _unload(parameters: dict[str, nn.Parameter]) -> Any:
-    def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-        module._parameters.update(parameters)
+def _unload(slots: list[_Slot]) -> Any:
+    empty = [slot.module._parameters[slot.attribute] for slot in slots]
+
+    def hook(part: nn.Module, arguments: Any, output: Any) -> None:
+        for slot, parameter in zip(slots, empty, strict=True):
+            slot.module._parameters[slot.attribute] = parameter
 
     return hook
