@@ -6,7 +6,7 @@ import pytest
 
 from ledom.core.direction import Direction
 from ledom.core.records import Problem
-from ledom.evaluate.written import CodeProblem, answer_of, is_right, prompt
+from ledom.evaluate.written import CodeProblem, answers_of, is_right, prompt
 
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
 ASKED = Problem(id="p", question="How many pens?", answer="8")
@@ -32,14 +32,48 @@ def test_a_forward_model_reads_the_examples_first_and_writes_behind_the_question
 @pytest.mark.parametrize(
     ("direction", "text", "answer"),
     [
-        (REVERSE, "8 is the answer of the following question.\n12 - 4 = 8", "8"),
-        (REVERSE, "12 - 4 = 8", None),
-        (FORWARD, " 12 - 4 = 8\nThe answer is 8.", "8"),
-        (FORWARD, " Paris\nor so", "Paris"),
+        (REVERSE, "8 is the answer of the following question.\n12 - 4 = 8", ["8"]),
+        (REVERSE, "So.\n8 is the answer of the following question.\n12 - 4 = 8", ["8"]),
+        (
+            REVERSE,  # it writes to the left: its own answer is the last one in the text
+            "5 is the answer of the following question.\nx\n8 is the answer of the following "
+            "question.\n12 - 4 = 8",
+            ["8"],
+        ),
+        (REVERSE, "12 - 4 = 8", []),
+        (FORWARD, " 12 - 4 = 8\nThe answer is 8.", ["8"]),
+        (FORWARD, "The answer is 8.\nWell done.", ["8"]),
+        (FORWARD, " Paris\nor so", ["Paris"]),
+        (FORWARD, " ", []),
     ],
 )
-def test_the_answer_is_read_off_its_end(direction: Direction, text: str, answer: str) -> None:
-    assert answer_of(direction, text) == answer
+def test_the_answer_is_read_off_its_end(direction: Direction, text: str, answer: list[str]) -> None:
+    assert answers_of(direction, text)[: len(answer) or None] == answer
+
+
+@pytest.mark.parametrize(
+    ("right", "written", "is_equal"),
+    [
+        ("-5", "5", False),
+        ("1.5", "15", False),
+        ("3/4", "34", False),
+        ("x+1", "x-1", False),
+        ("(0, 1)", "01", False),
+        (r"-\sin x", r"\sin x", False),
+        ("7", "7 pens because 3 + 4 = 7", True),
+        ("7", "7.\nWell done", True),
+        ("8", "7 pens because 3 + 4 = 7", False),
+        ("Dr. No", "dr no", True),
+        ("Jean-Paul", "jeanpaul", True),
+        ("Schindler's List", "Schindlers List", True),
+        ("Catch-22", "Catch-22", True),
+    ],
+)
+def test_punctuation_counts_in_numbers_and_formulas_only(
+    right: str, written: str, is_equal: bool
+) -> None:
+    text = f"So it is. The answer is {written}."
+    assert is_right("text", FORWARD, {"answer": right, "question": "?"}, text) is is_equal
 
 
 def test_answers_are_equal_by_value_or_as_plain_text() -> None:

@@ -9,7 +9,6 @@ form is that of LEDOM (Yin et al., ACL 2026). This module knows nothing of model
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +20,14 @@ from ledom.evaluate.programs import runs_to_its_end
 from ledom.text.answers import extract_answer
 from ledom.text.math.equality import equal_answers
 
-__all__ = ["WRITTEN", "CodeProblem", "Form", "answer_of", "is_right", "prompt"]
+__all__ = ["WRITTEN", "CodeProblem", "Form", "answers_of", "is_right", "prompt"]
 
 _ANSWER = " is the answer of the following question."
 _CHAIN = "The above is the thought chain."
 _SOLUTION = "# The above solves the following task."
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"()](?![0-9])|(?<=[^\W\d_])-(?=[^\W\d_])")
+"""Signs that mean nothing in words; beside a digit they do: -5, 1.5, 5!, 7:30."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -105,21 +106,26 @@ def prompt(kind: str, direction: Direction, problem: Any, examples: Sequence[Any
     return "\n\n".join([form.question(problem), *shown])
 
 
-def answer_of(direction: Direction, text: str) -> str | None:
-    """The answer in a written text: at the end, or at the front for a reverse model.
+def answers_of(direction: Direction, text: str) -> list[str]:
+    """The readings of the answer in a written text; empty if it states none.
 
-    >>> answer_of(Direction.FORWARD, "3 + 4 = 7. The answer is 7.")
-    '7'
-    >>> answer_of(Direction.REVERSE, "7 is the answer of the following question.")
-    '7'
+    A forward model writes the answer at the end. A reverse model writes it in front of its chain of
+    thought; what it writes before that line is no part of it.
+
+    >>> answers_of(Direction.FORWARD, "3 + 4 = 7. The answer is 7 pens, as 3 + 4 = 7.")
+    ['7 pens, as 3 + 4 = 7', '7']
+    >>> answers_of(Direction.REVERSE, "So be it.\\n7 is the answer of the following question.")
+    ['7']
     """
     if direction is Direction.FORWARD:
-        _, found, answer = text.rpartition("The answer is ")
-        if found:
-            return answer.strip().removesuffix(".")
-        return extract_answer(text) or text.strip().split("\n")[0] or None
-    answer, found, _ = text.partition(_ANSWER)
-    return answer.strip() if found else None
+        _, found, stated = text.rpartition("The answer is ")
+        extracted = extract_answer(text)
+        first = stated if found else extracted or text
+        readings = [first.strip().split("\n")[0].removesuffix("."), extracted]
+    else:
+        before, found, _ = text.rpartition(_ANSWER)
+        readings = [before.strip().rpartition("\n")[2]]
+    return [*dict.fromkeys(reading for reading in readings if reading)]
 
 
 def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) -> bool:
@@ -131,15 +137,25 @@ def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) ->
     if kind == "code":
         body = text if direction is Direction.REVERSE else problem["prompt"] + text
         return runs_to_its_end(f"{body}\n{problem['test']}\ncheck({problem['entry_point']})\n")
-    answer = answer_of(direction, text)
-    if answer is None:
-        return False
-    known = [problem["answer"], *problem.get("aliases", ())]
+    known = [right for right in (problem["answer"], *problem.get("aliases", ())) if right]
     return any(
-        equal_answers(answer, right) or _plain(answer) == _plain(right) for right in known if right
+        equal_answers(answer, right) or _same_words(answer, right)
+        for answer in answers_of(direction, text)
+        for right in known
     )
 
 
+def _same_words(first: str, second: str) -> bool:
+    """Whether two answers in words are equal but for case, articles and punctuation, as TriviaQA
+    compares them. In a formula or a number all of these mean something.
+
+    >>> _same_words("The Beatles!", "beatles"), _same_words("x + 1", "x - 1")
+    (True, False)
+    """
+    if not (_WORD.search(first) and _WORD.search(second)):
+        return False
+    return _plain(first) == _plain(second)
+
+
 def _plain(text: str) -> str:
-    """A text in lower case without articles and punctuation, as TriviaQA compares answers."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub("", text.lower())).split())
