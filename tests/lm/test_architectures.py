@@ -298,6 +298,26 @@ def test_a_row_may_round_as_much_as_another_length_does(
         assert HFLanguageModel(tmp_path, device="cpu", dtype="bfloat16")._reach == reach
 
 
+def test_a_row_may_differ_by_what_rounding_changes(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2-135M, trained further, gives a first token without BOS a log P that differs by 5e-4
+    nats in a row, and by as much if its embeddings are rounded otherwise."""
+    checked, move = exactness._checked, 0.0
+
+    def moved(model: Any, run: Any, *others: Any) -> int:
+        return checked(model, lambda *row: run(*row) + move, *others)
+
+    monkeypatch.setattr(exactness, "_checked", moved)
+    exact, rounding = tiny("llama", tokenizer), tiny("llama", tokenizer)
+    with torch.no_grad():  # what the tokens differ in is lost in the last places of the sums
+        rounding.model.embed_tokens.weight.add_(300)
+        rounding.lm_head.weight.sub_(rounding.lm_head.weight.mean(-1, keepdim=True)).mul_(2000)
+    for move, reaches in ((1e-3, (0, 128)), (0.1, (0, 0))):
+        for name, model, reach in zip("ab", (exact, rounding), reaches, strict=True):
+            assert load(model, tokenizer, tmp_path / f"{name}{move}")._reach == reach
+
+
 LONG = "Ava has 12 pens. 12 + 3 = 15\n#### 15 so it is 4 of 5 " * 2
 COMPANY = ["7 of 5", LONG, "Ava has 12"]
 _LONGROPE = {

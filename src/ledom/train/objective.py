@@ -36,7 +36,7 @@ from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.data.packing import Batch
 from ledom.model.architectures import has_plain_logits
 from ledom.model.attention import IMPLEMENTATION
-from ledom.model.exactness import OwnForward
+from ledom.model.own_forward import OwnForward
 from ledom.text.answers import extract_answer, is_right
 from ledom.text.pair_format import EncodedPair, PairFormat
 from ledom.text.tokenizer import Tokenizer

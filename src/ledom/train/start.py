@@ -29,7 +29,8 @@ from ledom.data.packing import Batches, Windows
 from ledom.data.prepare import PreparedData, read_split
 from ledom.data.store import MANIFEST, TokenStore
 from ledom.model.checkpoint import build_model, load_checkpoint, read_context
-from ledom.model.exactness import OwnForward, packing_reach
+from ledom.model.exactness import packing_reach
+from ledom.model.own_forward import OwnForward
 from ledom.train.distributed import ProcessGroup
 from ledom.train.objective import PairBatches, read_wrong_solutions, token_losses
 from ledom.train.recipe import Recipe, named_files

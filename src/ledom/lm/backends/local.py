@@ -42,7 +42,8 @@ from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSp
 from ledom.lm.precision import INT8, load_in, round_weights
 from ledom.model.architectures import num_weights
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
-from ledom.model.exactness import OwnForward, vocab_size
+from ledom.model.exactness import vocab_size
+from ledom.model.own_forward import OwnForward
 
 __all__ = ["HFLanguageModel"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Writer
 from ledom.lm.language_model import Sampling
-from ledom.model.exactness import OwnForward
+from ledom.model.own_forward import OwnForward
 
 __all__ = ["LoneDecoder", "Reader"]
 

@@ -12,7 +12,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from ledom.lm.engine.block import Job
@@ -21,13 +21,8 @@ from ledom.lm.engine.own_decoder import Reader
 from ledom.lm.engine.trunk import Trunk, build_trunk
 from ledom.lm.language_model import Sampling
 from ledom.model.architectures import half_precision, layer_list, num_weights
-from ledom.model.exactness import (
-    OwnForward,
-    packing_reach,
-    scales_with_length,
-    tolerance,
-    vocab_size,
-)
+from ledom.model.exactness import close, packing_reach, rounded, tolerance, vocab_size
+from ledom.model.own_forward import OwnForward, scales_with_length
 
 __all__ = ["decodes_exactly", "in_float32", "keeps_exactly", "longest_packed"]
 
@@ -122,10 +117,13 @@ def _keeps(own: OwnForward, eos_id: int) -> bool:
         found = torch.stack([reader(ids[:end]) for end in range(8, len(ids) + 1)])
         if not reader.state:
             return False
-        expected = own(torch.tensor(ids, device=own.model.device))[7:]
+        read = torch.tensor(ids, device=own.model.device)
+        expected = own(read)[7:].float().log_softmax(-1)
+        with rounded(own.model):
+            noise = (own(read)[7:].float().log_softmax(-1) - expected).abs().max()
     except Exception:  # an architecture's own cache may fail in any way
         return False
-    return _close(found, expected, own.model.dtype)
+    return close(found.float().log_softmax(-1), expected, tolerance(own.model.dtype), float(noise))
 
 
 @torch.inference_mode()
@@ -148,8 +146,3 @@ def _decodes(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
         if (log_p.max(-1).values - chosen).max() > limit or (certainty - found).abs() > 10 * limit:
             return False
     return True
-
-
-def _close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
-    difference = found.float().log_softmax(-1) - expected.float().log_softmax(-1)
-    return bool(difference.abs().max() <= tolerance(dtype))

@@ -1,0 +1,132 @@
+"""A model's own forward pass, as plain transformers runs it: what ledom's faster ways must equal.
+
+Shapes: T tokens read, N outputs wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ledom.core.errors import CheckpointError
+from ledom.model.architectures import half_precision
+from ledom.model.attention import IMPLEMENTATION
+
+__all__ = ["OwnForward", "reset_length", "scales_with_length"]
+
+
+class OwnForward:
+    """Runs a model as plain transformers does, with the attention that transformers chooses."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        configs = (getattr(module, "config", None) for module in model.modules())
+        found = {id(config): config for config in configs if isinstance(config, PretrainedConfig)}
+        self._configs = list(found.values())
+        default = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+        self._names = [default if name == IMPLEMENTATION else name for name in self._current()]
+        parameters = inspect.signature(model.forward).parameters
+        self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
+        self._selects = "logits_to_keep" in parameters
+
+    def __call__(self, ids: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Logits [T, V] for ids [T] in model order, or [N, V] at the places `wanted` [N]."""
+        options = dict(self._options)
+        if wanted is not None and self._selects:
+            options["logits_to_keep"] = wanted
+        logits: Tensor = self.run(ids, **options).logits[0]
+        return logits if wanted is None or self._selects else logits[wanted]
+
+    def run(self, ids: Tensor, **options: Any) -> Any:
+        """The model's outputs for ids [T]."""
+        with self.attention():
+            reset_length(self.model)
+            return self.model(input_ids=ids[None], **options)
+
+    @contextmanager
+    def attention(self) -> Iterator[None]:
+        """Give the model its own attention until the block ends."""
+        before = self._current()
+        self.restore()
+        try:
+            yield
+        finally:
+            self._assign(before)
+
+    def use(self, name: str) -> None:
+        """Let every layer run the attention registered with transformers under a name."""
+        self._assign([name] * len(self._configs))
+
+    def restore(self) -> None:
+        """Give the model its own attention for good."""
+        self._assign(self._names)
+
+    def _current(self) -> list[str | None]:
+        return [config._attn_implementation for config in self._configs]
+
+    def _assign(self, names: list[str | None]) -> None:
+        # The public property would also change nested configs, which get their own names here.
+        for config, name in zip(self._configs, names, strict=True):
+            config._attn_implementation_internal = name
+
+    @torch.no_grad()
+    def check_training(self, longest: int) -> None:
+        """Raise `CheckpointError` for a model that cannot be trained on texts of every length.
+
+        Both `longest` tokens and one fewer are tried: some architectures need a multiple.
+        """
+        training = self.model.training
+        self.model.train()
+        try:
+            with torch.random.fork_rng():  # dropout draws
+                for length in (longest, max(longest - 1, 1)):
+                    self(torch.zeros(length, dtype=torch.long, device=self.model.device))
+        except Exception as error:
+            what = f"cannot be trained on texts of {length} tokens"
+            raise self.refusal(error, what, "give another architecture") from error
+        finally:
+            self.model.train(training)
+
+    def refusal(self, error: object, what: str, remedy: str) -> CheckpointError:
+        """The error for a model that cannot be used; in half precision, that may be the cause."""
+        kind, half = type(self.model).__name__, half_precision(self.model)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if half:
+            what, remedy = f"does not run correctly in {half}", f"try float32, or {remedy}"
+        return CheckpointError(f"{kind} {what} ({reason}); {remedy}")
+
+
+def scales_with_length(model: PreTrainedModel) -> bool:
+    """Whether rotary positions depend on the length of the text (LongRoPE, dynamic NTK).
+
+    The keys of earlier tokens then change as a text grows, so they cannot be cached.
+    """
+    return any(True for _ in _scaling_modules(model))
+
+
+def reset_length(model: PreTrainedModel) -> None:
+    """Forget earlier texts: dynamic NTK keeps the frequencies of the longest one."""
+    for module in _scaling_modules(model):
+        kinds = module.rope_type
+        prefixes = [f"{layer_type}_" for layer_type in kinds] if isinstance(kinds, dict) else [""]
+        for prefix in prefixes:
+            original = getattr(module, f"{prefix}original_inv_freq", None)
+            if isinstance(original, Tensor) and hasattr(module, "original_max_seq_len"):
+                # A copy: LongRoPE writes its frequencies into this buffer.
+                buffer = original.to(getattr(module, f"{prefix}inv_freq").device, copy=True)
+                module.register_buffer(f"{prefix}inv_freq", buffer, False)
+                setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+
+
+def _scaling_modules(model: PreTrainedModel) -> Iterator[Any]:
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        names = kinds.values() if isinstance(kinds, dict) else [kinds]
+        if any(isinstance(n, str) and ("dynamic" in n or n == "longrope") for n in names):
+            yield module
