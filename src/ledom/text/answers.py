@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
+from collections.abc import Iterable
 
 from ledom.core.records import Candidate, Problem
 from ledom.text.math.equality import equal_answers, has_content, is_number
@@ -27,35 +28,64 @@ _UNSIGNED = (
 
 # ---- where a text states its answer ----
 
-_BOXED_OR_BRACE = re.compile(r"\\boxed\s{0,4}\{|\\[\\{}]|[{}]")
+_BOXED_OR_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{|\\[\\{}]|[{}]")
 _ANSWER_MARK = re.compile(
-    r"(?i:\b(?:answers?|(?:correct|right|best) (?:option|choice))\b[\\*_\"'`\s]{0,8}"
+    r"(?i:(?:\b|_)(?:answers?|(?:correct|right|best) (?:option|choice))\b[\\*_\"'`\s]{0,8}"
     r"(?:(?:is|are|was|(?:would|must|should|will) be)\b|[:=]))"
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
 )
 _PI = r"(?:π|\\pi\b)"
 _RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
+_REPEATING = r"\\overline\s?\{[0-9]+\}|(?<=\.)\([0-9]+\)|(?<=\.[0-9])\([0-9]+\)"
+_TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[ap]\.?m\b)?"
 _NUMBER_IN_TEXT = re.compile(
     r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)"  # not the exponent of m^2
-    r"(?:(?<![)\]])(?<![0-9)\]]\s)[-\u2212]|(?<=[=:]\s)[-\u2212]\s)?"  # "5 - 3" subtracts
+    # "5 - 3" subtracts
+    r"(?:(?<![)\]])(?<![0-9)\]]\s)(?:[-\u2212]|(?:±|\\pm)\s?)|(?<=[=:]\s)[-\u2212]\s)?"
     rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}\s(?=[0-9]{{1,9}}/))?{_UNSIGNED}"
-    r"(?:/[0-9]+|(?::[0-9]+)+(?:\s?[ap]\.?m\b)?)?"
+    rf"(?:\.?(?:{_REPEATING})|_(?:[0-9]{{1,2}}|\{{[0-9]{{1,2}}\}})|[₀-₉]{{1,2}}"
+    rf"|(?:/[0-9]+)+|(?:[-\u2013][0-9]+)+|{_TIME})"  # 5/6/2020 and 10-12 are each one answer
     r"(?:[eE][-+]?[0-9]{1,4}(?![\w.]\w)"
     rf"|(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?(?:\^\{{?-?[0-9]+\}}?|{_RAISED})"
     rf"|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
     r"(?:\s?(?:hundred|thousand|million|billion|trillion)\b)?"
 )
 _GROUP = r"\{(?:[^{}]|\{[^{}]{0,99}\}){1,99}\}"
+_VALUE = rf"[-\u2212]?{_UNSIGNED}(?:/[0-9]+)?"
 _ROOT = r"[A-Za-z]\s?=\s?[-\u2212]?[0-9./]+"
+_RELATION = r"\s?(?:[<>]=?|[≤≥]|\\(?:[lg](?:eq?|t))(?![A-Za-z]))\s?"
+_LATEX = (
+    r"(?:\\(?:[dt]?frac|sqrt|[dt]?binom)"
+    rf"(?:\[[0-9]\])?\s?(?:{_GROUP}|[0-9]){{1,2}}"
+    rf"|√\s?(?:[0-9]+|\([^()\n]{{1,99}}\))|(?<![^\W\d_\\])sqrt\([^()\n]{{1,99}}\)|{_PI}"
+    rf"|\\(?:ln|log|sin|cos|tan)(?![A-Za-z])(?:_(?:[0-9]+|{_GROUP}))?\s?)"
+)
+_MEMBER = rf"[-\u2212]?(?:∞|\\infty|[0-9]{{0,9}}{_LATEX}(?:/[0-9]+)?|{_UNSIGNED}(?:/[0-9]+)?)"
+_BRACKETED = (
+    rf"(?:[(\[]|\\\{{|(?<![\w^_}}\\])\{{){_MEMBER}(?:,\s?{_MEMBER}){{1,20}}(?:[)\]]|\\?\}})"
+)
+_FACTOR = (
+    rf"(?:{_UNSIGNED}|{_LATEX}|(?<![^\W\d_])(?<!['\u2019])[a-z](?![^\W\d_])"
+    r"|\((?:[^()\n]|\([^()\n]{0,99}\)){1,199}\))"
+    rf"(?:\^(?:{_GROUP}|-?[0-9]+|[a-z])|_(?:[0-9]|{_GROUP})|{_RAISED})?"
+)
+_JOINT = (
+    r"(?:\s?(?:[-+\u2212*·×/±]|\\(?:cdot|times|pm|mp)(?![A-Za-z]))\s?|(?<=[0-9])\s(?=\\(?!text))"
+    r"|(?<=[0-9])\s(?=[a-z]\^)|)"
+)
+_SUM = rf"(?<![\w.\\^_{{])[-\u2212±]?{_FACTOR}(?:{_JOINT}{_FACTOR}){{0,40}}"
 _FORMULA = re.compile(
     r"\$\$?([^$\n]{1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
-    r"|((?<![0-9])-?[0-9]{0,20}(?:\\(?:[dt]?frac|sqrt|[dt]?binom)"
-    rf"(?:\[[0-9]\])?(?:{_GROUP}|[0-9]){{1,2}}"
-    rf"|√\s?(?:[0-9]+|\([^()\n]{{1,99}}\))|{_PI}(?=/))(?:/[0-9]+)?)"
-    rf"|((?:[(\[]|\\\{{)[-\u2212]?{_UNSIGNED}(?:,\s?[-\u2212]?{_UNSIGNED}){{1,20}}(?:[)\]]|\\\}}))"
-    rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}})"
+    rf"|({_BRACKETED}(?:\s?(?:∪|\\cup)\s?{_BRACKETED}){{0,9}})"
+    rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}}|{_ROOT}\sor\s{_VALUE}(?!\w))"
+    rf"|(?<![\w.])((?:{_VALUE}{_RELATION})?[A-Za-z]{_RELATION}{_VALUE})"
+    rf"|(?P<sum>{_SUM})"
 )
+_PART = re.compile(rf"-?[0-9]{{0,20}}{_LATEX}(?:/[0-9]+)?")
+# A sum of numbers alone is a step of a calculation; 5m and T-5 are no expressions.
+_SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
+_TERM = re.compile(r"[0-9)][a-z(]|[a-z]\^|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s*\"'`)]|$)")
 _JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
@@ -71,13 +101,22 @@ _ARROW = re.compile(r"=>|\u21d2|\\(?:Rightarrow|implies)(?![A-Za-z])")
 _CHOICE = re.compile(r"\([A-Za-z]\)|[A-Z]")
 _CHOSEN = re.compile(r"(?<![\w'])(\([A-J]\)|[A-J]) is (?:the )?(?:correct|right|best)\b")
 _OPTION = re.compile(r"either\s|(?:the )?(?:option|choice)\s(?=\(?[A-J]\b)", re.IGNORECASE)
-_TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>")
+_TAGGED = re.compile(r"<answer>([^<]{1,1000})</answer>", re.IGNORECASE)
+_EMPHASIS = re.compile(
+    r"</?(?:b|i|u|em|strong|mark|code|span)>|(?<![\w*_`\\$])(\*\*|\*|__|`)(?![\s*_`])([^*_`\n]{1,200}?)(?<!\s)\1(?![\w*_`])"
+)
+_NEXT_QUESTION = re.compile(r"\n[ \t]{0,8}(?:Q|Question)\s?:")
+_LISTED = re.compile(r"\b(?:solutions|roots|zeros|zeroes|values)\b[^.\n=]{0,60}?\bare:?\s")
+_NAME = re.compile(r"\([A-Za-z]\)|[A-Z]\)|[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
+_REMARK = re.compile(r"\s\([^()]{1,99}\)\Z")
+_EXCLAIMED = re.compile(r"(?<=[0-9])!\Z")
 _RANGE_OR_DENIAL = re.compile(r"(?:between|not|neither)\b")
 _VARIABLE = re.compile(
     r"(?<![^\W\d_])(?!\A.\s?=|(?<=\s)x\s)[b-zB-Z](?![^\W\d_])|[\\^;]"  # "3 x 4" multiplies
     r"|,\s[^\W\d_]+\s?\Z"  # "width = 3, height = 5" has two answers
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_PROSE = re.compile(r"[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^])")
 
 
 def extract_answer(text: str) -> str | None:
@@ -90,9 +129,11 @@ def extract_answer(text: str) -> str | None:
     3. the key "answer" of a JSON text, "answer is", "correct option is", "Answer:", or a last line
        "A: answer"; in a sentence, the answer is the part before "because" or "rather than", or
        else the last number; in a chain of equations, the part after the last "=";
-    4. the last number, or the formula, pair or list of values that contains it.
+    4. all of a text that is a word or can be read as an answer;
+    5. the last number, or the formula, pair or list of values that contains it.
 
-    Text before `</think>` counts only if no answer follows it; `<answer>` tags count as a box.
+    Text before `</think>` counts only if no answer follows it; `<answer>` tags count as a box. An
+    answer of kinds 1 to 3 counts before a further question ("Q: ...") that the model wrote.
 
     >>> extract_answer("So 16 - 3 = 13, and the answer is 6 rather than 5.")
     '6'
@@ -101,8 +142,13 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer("The correct option is (C).")
     '(C)'
     """
-    thought, _, conclusion = keyboard(text).rpartition("</think>")
+    thought, _, conclusion = _EMPHASIS.sub(_inside, keyboard(text)).rpartition("</think>")
     for part in (conclusion, thought):
+        before, *further = _NEXT_QUESTION.split(part, maxsplit=1)
+        for find in _STATING if further else ():
+            answer = find(before)
+            if answer is not None:
+                return answer
         for find in _FINDERS:
             answer = find(part)
             if answer is not None:
@@ -139,13 +185,17 @@ def is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool
 # ---- finders: text -> the answer that it states, or None ----
 
 
+def _inside(emphasis: re.Match[str]) -> str:
+    return emphasis[2] or ""
+
+
 def _after_hashes(text: str) -> str | None:
     if "####" not in text:
         return None
     is_last_line = True
     for line in reversed(text.split("\n")):
         _, mark, after = line.rpartition("####")
-        answer = bare(after) if mark else ""
+        answer = (_after_mark(after) or bare(after)) if mark else ""
         if has_content(answer) and (is_last_line or is_number(answer)):
             return answer
         is_last_line = is_last_line and not has_content(line)
@@ -162,7 +212,7 @@ def _in_box(text: str) -> str | None:
                 span = (start, match.start())
         elif match[0] == "{":
             starts.append(None)
-        elif match[0].startswith(r"\boxed"):
+        elif len(match[0]) > 2:  # a box
             starts.append(match.end())
     return text[slice(*span)].strip() or None
 
@@ -180,7 +230,10 @@ def _in_json(text: str) -> str | None:
         data = json.loads(text, parse_int=str, parse_float=str, strict=False)  # no file
     except (ValueError, RecursionError):
         return None
-    answer = data.get("answer")
+    key = next((key for key in ("answer", *data) if key in data and key.endswith("answer")), "")
+    answer = data.get(key)
+    if isinstance(answer, list):
+        answer = ", ".join(map(str, answer))
     return _stated(answer, is_last=True) if isinstance(answer, str) else None
 
 
@@ -201,6 +254,7 @@ def _after_mark(text: str) -> str | None:
 def _stated(line: str, *, is_last: bool) -> str | None:
     """The answer in a line; only the last line of a text may hold one without a number."""
     line = _OPTION.sub("", bare(_ARROW.split(_CALCULATOR.sub("", line))[-1]), count=1)
+    line = _EXCLAIMED.sub("", line)  # "The answer is 5!"
     before, _, after = line.rpartition("=")
     sums = [] if _VARIABLE.search(before) else [after, _first_sentence(after)]
     sentence = _first_sentence(line)
@@ -217,7 +271,7 @@ def _stated(line: str, *, is_last: bool) -> str | None:
     if not is_last:
         return None
     if _is_prose(line):
-        number = _last_number(line)
+        number = _last_number(_REMARK.sub("", line)) or _last_number(line)
     else:
         number = None if read(sentence) else _last_formula(line)
     return number or (sentence if has_content(sentence) else None)
@@ -250,14 +304,46 @@ def _chosen(text: str) -> str | None:
     return chosen[1] if chosen else None
 
 
+def _listed(text: str) -> str | None:
+    """The list of values at the end of a text: "The roots are 3 and 5."."""
+    mark = _last_match(_LISTED, text)
+    values = bare(text[mark.end() :]) if mark else ""
+    node = read(values)
+    return values if node is not None and node.kind == "list" else None
+
+
+def _whole(text: str) -> str | None:
+    """A text that is itself the answer: a choice, a word, or what can be read completely."""
+    line = bare(text)
+    if "\n" in line or "=" in line or not has_content(line):
+        return None
+    if _NAME.fullmatch(line):
+        return line
+    return None if _PROSE.match(line) or read(line) is None else line  # "so x" is no s * o * x
+
+
 def _last_formula(text: str) -> str | None:
     """The formula or list that contains the last number, if it parses completely."""
-    formula, last = _last_match(_FORMULA, text), _last_match(_NUMBER_IN_TEXT, text)
+    formulas = (found for found in _FORMULA.finditer(text) if _is_formula(found))
+    formula, last = _last_of(formulas), _last_match(_NUMBER_IN_TEXT, text)
     if formula is None or (last and last.end() > formula.end()):
         return None
     inside = formula[formula.lastindex or 0]
     sides = [inside] if _has_values(inside) else [inside.rpartition("=")[2]]
+    if formula["sum"]:
+        if last and last.start() < formula.start():  # a lone π
+            return None
+        part = _last_match(_PART, inside)
+        sides += [part[0]] if part else []
     return next((bare(side) for side in sides if has_content(side) and read(side)), None)
+
+
+def _is_formula(found: re.Match[str]) -> bool:
+    """Whether a match of `_FORMULA` is more than numbers, or numbers and the letter of a unit."""
+    text = found["sum"]
+    if text is None or _PART.search(text):
+        return True
+    return bool(_SIGNED.search(text) and _TERM.search(text))
 
 
 def _last_number(text: str) -> str | None:
@@ -266,10 +352,12 @@ def _last_number(text: str) -> str | None:
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+    return _last_of(pattern.finditer(text))
 
 
-_FINDERS = (
-    *(_after_hashes, _in_box, _in_tags, _in_json, _after_mark),
-    *(_chosen, _last_formula, _last_number),
-)
+def _last_of(found: Iterable[re.Match[str]]) -> re.Match[str] | None:
+    return next(iter(deque(found, maxlen=1)), None)
+
+
+_STATING = (_after_hashes, _in_box, _in_tags, _in_json, _after_mark)
+_FINDERS = (*_STATING, _listed, _chosen, _whole, _last_formula, _last_number)

@@ -31,7 +31,8 @@ __all__ = [
 MAX_CHARS = 400
 """A longer answer is not parsed, so that parsing and exact arithmetic stay cheap."""
 
-MARKUP = " \t\r\n*_`\"'"
+_QUOTES = "\u2018\u2019\u201c\u201d\u201e\u201f\xab\xbb\u2039\u203a\u300c\u300d\u300e\u300f"
+MARKUP = " \t\r\n*_`\"'" + _QUOTES
 """Characters that may surround an answer."""
 
 
@@ -77,7 +78,7 @@ _KEYBOARD = str.maketrans(
             chr(code): " " + unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
             for code in [0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F)]  # one half, two thirds, ...
         },
-        **dict(zip("\u066b\u066c\u2236\u3000\xb5\u2126", ".,: \u03bc\u03a9", strict=True)),
+        **dict(zip("\u066a\u066b\u066c\u2236\u3000\xb5", "%.,: \u03bc", strict=True)),
         "\u3001": ", ",  # Chinese and Japanese
         "\u3002": ". ",
     }
@@ -123,7 +124,8 @@ _SPELLINGS = (
 _CLOSING_DOLLAR = re.compile(r"(?<![\s\\$])\$(?![A-Za-z0-9])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
-_PRIMED = re.compile(r"[^'\"\u2019*]+(['\"\u2019\u2032\u2033]{1,3}|\*)")  # 5', f'', z*: no quotes
+# 5', f'', z*: no quotes
+_PRIMED = re.compile(r"[^'\"\u2018\u2019*]+(['\"\u2019\u2032\u2033]{1,3}|\*)")
 _PRIMES = str.maketrans({"\u2019": "'", "\u2032": "'", "\u2033": "''", '"': "''"})
 _BOX = re.compile(r"\\boxed\s?\{(.*)\}")
 _DELIMITER_COMMAND = re.compile(r"\\[()\[\]]")
@@ -200,6 +202,7 @@ def keyboard(text: str) -> str:
     """
     if text.isascii():
         return text
+    text = unicodedata.normalize("NFC", text)
     text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
     return text.translate(_KEYBOARD)
 
