@@ -17,6 +17,7 @@ from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
 from ledom.data.prepare import PreparedData
 from ledom.data.store import write_store
+from ledom.model.attention import IMPLEMENTATION
 from ledom.model.checkpoint import save_checkpoint
 from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from ledom.train.loop import Progress, TrainingRun, train
 from ledom.train.metrics import read_metrics
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe
-from ledom.train.start import check_inputs, choose_precision, content_hash
+from ledom.train.start import check_inputs, choose_packing, choose_precision, content_hash
 
 BOTH = list(Direction)
 ALONE = ProcessGroup(torch.device("cpu"))
@@ -199,6 +200,26 @@ def started_from(
 
 def losses_in(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_a_window_longer_than_attention_reaches_is_for_one_process(
+    recipe: Recipe, tokenizer: Tokenizer
+) -> None:
+    """Up to the sliding window (recipe: 64 tokens) rows are packed, on any number of processes."""
+    for window, processes, refusal in (
+        (64, 2, None),
+        (16, 1, None),
+        (16, 2, "of more than 16 tokens one at a time.* lower train.seq_len to 16"),
+    ):
+        model = tiny("mistral", tokenizer, sliding_window=window)
+        world = ProcessGroup(torch.device("cpu"), 0, processes)
+        if refusal is None:
+            choose_packing(model, recipe, tokenizer.eos_id, world)
+            packed = model.config._attn_implementation == IMPLEMENTATION
+            assert packed is (window == 64)
+        else:
+            with pytest.raises(RecipeError, match=refusal):
+                choose_packing(model, recipe, tokenizer.eos_id, world)
 
 
 def test_dropout_is_drawn_by_seed_and_step(

@@ -113,7 +113,8 @@ def choose_packing(
         return -token_losses(model, ids, positions, boundaries, targets)
 
     own, kind, longest = OwnForward(model), type(model).__name__, recipe.train.seq_len
-    if packing_reach(own, packed, eos_id, longest) >= longest:
+    reach = packing_reach(own, packed, eos_id, longest)
+    if reach >= longest:
         return
     own.restore()
     own.check_training(longest)
@@ -123,11 +124,17 @@ def choose_packing(
             "position 0; give it the same value as data.reset_position_ids"
         )
     if world.size > 1:
-        raise RecipeError(f"{kind} reads one document at a time, which runs in one process only")
+        shorter = f" of more than {reach} tokens" if reach else ""
+        remedy = f", or lower train.seq_len to {reach}" if reach else ""
+        raise RecipeError(
+            f"{kind} reads texts{shorter} one at a time, which works in one process only; start it "
+            f"without torchrun{remedy}"
+        )
     if world.is_first:
         logging.getLogger("ledom").warning(
-            "%s: packed rows are not exact for it, so it reads one document at a time (slower)",
+            "%s: packed rows are not exact for it%s, so it reads one document at a time (slower)",
             kind,
+            f" above a train.seq_len of {reach}" if reach else "",
         )
 
 
