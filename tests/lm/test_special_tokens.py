@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import ledom
 from ledom.core.errors import CheckpointError
 from ledom.core.records import Candidate, Problem
+from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.rerank.score import score_candidates
@@ -250,3 +253,15 @@ def test_scoring_a_foreign_text_by_hand(llama: Path) -> None:
     assert ids == [*AutoTokenizer.from_pretrained(llama)("Once upon a time").input_ids, 2]
     values = lm.logprobs([TokenSpan(ids, 1, len(ids))])[0]
     np.testing.assert_allclose(values, plain_logprobs(llama, ids), atol=2e-5)
+
+
+def test_a_text_before_a_prompt_keeps_its_last_blank() -> None:
+    """Also if the tokenizer changes the prompt's letters, as BERT's does."""
+    words = ["[UNK]", "[SEP]", "the", "cat", "sat"]
+    backend = RustTokenizer(models.WordPiece({word: i for i, word in enumerate(words)}))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece()
+    lm = FakeLanguageModel(Tokenizer(backend, "[SEP]"), "reverse")
+    for prompt in ("sat", "Sat"):
+        assert lm.written_text(prompt, [2, 3]) == "the cat "
+    assert lm.written_text("", [2, 3]) == "the cat"

@@ -209,6 +209,11 @@ def test_fewer_windows_than_gpus_are_refused():
         make_plan(recipe(batch_size=32), Setup(64))
 
 
+def test_windows_longer_than_the_context_are_refused_as_in_training():
+    with pytest.raises(RecipeError, match=r"train.seq_len is 8193: the model's context is 8192"):
+        make_plan(recipe(seq_len=8193), Setup(8))
+
+
 def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer, tiny_config):
     start = Recipe(
         name="test",

@@ -299,9 +299,10 @@ class LanguageModel(ABC):
         if self.direction is Direction.FORWARD:
             return self.tokenizer.decode_after(known, ids)
         together = self.tokenizer.decode([*ids, *known])
-        if together.endswith(prompt):
-            return together.removesuffix(prompt)
-        return self.tokenizer.decode(ids)  # decoding the prompt's ids does not give the prompt
+        for end in (prompt, self.tokenizer.decode(known)):  # these differ if letters lose their case
+            if end and together.endswith(end):
+                return together.removesuffix(end)
+        return self.tokenizer.decode(ids)
 
     def _ids_of(self, prompt: str) -> list[int]:
         """A prompt's ids in reading order: a document's start, or its end for a reverse model."""

@@ -24,7 +24,7 @@ from ledom.model.presets import ModelConfig
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.objective import working_bytes
 from ledom.train.recipe import Recipe
-from ledom.train.start import check_shareable
+from ledom.train.start import check_lengths, check_shareable
 
 __all__ = [
     "GPUS",
@@ -250,11 +250,13 @@ class Plan:
 def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     """Estimate what a recipe needs.
 
-    Raises `InputError` if the GPUs cannot share the run, and for adapters (`lora`), which are not
-    covered; `CheckpointError` if the recipe's `init_from` or tokenizer is missing.
+    Raises `InputError` if the GPUs cannot share the run, if windows are longer than the model's
+    context, and for adapters (`lora`), which are not covered; `CheckpointError` if the recipe's `init_from` or tokenizer is missing.
     """
     _check(recipe, setup)
-    return _Planner(recipe, setup, *_shape(recipe)).plan()
+    planner = _Planner(recipe, setup, *_shape(recipe))
+    check_lengths(recipe, Direction.FORWARD)
+    return planner.plan()
 
 
 def _check(recipe: Recipe, setup: Setup) -> None:
