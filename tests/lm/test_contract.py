@@ -125,11 +125,15 @@ def test_batching_and_order_change_nothing(lm: LanguageModel) -> None:
 def test_a_span_is_a_part_of_the_whole(lm: LanguageModel) -> None:
     target = whole_text(lm, TEXTS[0])
     every = lm.logprobs([target])[0]
-    part, empty = lm.logprobs(
-        [TokenSpan(target.ids, target.start + 3, target.end - 4), TokenSpan(target.ids, 4, 4)]
+    part, empty, alone = lm.logprobs(
+        [
+            TokenSpan(target.ids, target.start + 3, target.end - 4),
+            TokenSpan(target.ids, 4, 4),
+            TokenSpan(target.ids[:1], 0, 0),
+        ]
     )
     np.testing.assert_allclose(part, every[3:-4], atol=1e-5)
-    assert len(empty) == 0
+    assert len(empty) == len(alone) == 0
 
 
 def test_an_empty_text_still_has_its_special_tokens(lm: LanguageModel) -> None:

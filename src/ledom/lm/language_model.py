@@ -299,7 +299,7 @@ class LanguageModel(ABC):
         if self.direction is Direction.FORWARD:
             return self.tokenizer.decode_after(known, ids)
         together = self.tokenizer.decode([*ids, *known])
-        for end in (prompt, self.tokenizer.decode(known)):  # these differ if letters lose their case
+        for end in (prompt, self.tokenizer.decode(known)):  # not equal if case is lost
             if end and together.endswith(end):
                 return together.removesuffix(end)
         return self.tokenizer.decode(ids)

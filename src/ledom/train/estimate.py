@@ -251,7 +251,8 @@ def make_plan(recipe: Recipe, setup: Setup) -> Plan:
     """Estimate what a recipe needs.
 
     Raises `InputError` if the GPUs cannot share the run, if windows are longer than the model's
-    context, and for adapters (`lora`), which are not covered; `CheckpointError` if the recipe's `init_from` or tokenizer is missing.
+    context, and for adapters (`lora`), which are not covered; `CheckpointError` if the recipe's
+    `init_from` or tokenizer is missing.
     """
     _check(recipe, setup)
     planner = _Planner(recipe, setup, *_shape(recipe))

@@ -130,8 +130,9 @@ class HFLanguageModel(LanguageModel):
             self.check_target(target)
         results = [read(*_NOTHING)] * len(targets)
         ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
+        asked = [place for place, target in enumerate(targets) if target.end > target.start]
         # The last token is only predicted, never read.
-        packed = [place for place, ids in enumerate(ordered) if len(ids) - 1 <= self._reach]
+        packed = [place for place in asked if len(ordered[place]) - 1 <= self._reach]
         together = deque(batches([ordered[place][:-1] for place in packed], self.tokens_per_batch))
 
         def scored() -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -147,7 +148,7 @@ class HFLanguageModel(LanguageModel):
         workers = min(num_workers(self._trunk), len(together))
         for place, values in merged([scored() for _ in range(workers)]):
             results[place] = values
-        for place in sorted({*range(len(targets))}.difference(packed)):
+        for place in sorted({*asked}.difference(packed)):
             results[place] = self._score_alone(targets[place], ordered[place], read)
         return results
 
@@ -156,10 +157,7 @@ class HFLanguageModel(LanguageModel):
         """As `_evaluate`, by the model's own forward pass over `ids`, in model order."""
         self._warn_of_slowness()
         device = self.model.device
-        span = self.direction.span_to_model_order(target.start, target.end, len(ids))
-        start, end = span
-        if end <= start:
-            return read(*_NOTHING)
+        start, end = self.direction.span_to_model_order(target.start, target.end, len(ids))
         wanted = torch.arange(start - 1, end - 1, device=device)
         logits = self._own(torch.tensor(ids[:-1], device=device), wanted).float()
         labels = torch.tensor(ids[start:end], device=device)
@@ -201,12 +199,10 @@ class HFLanguageModel(LanguageModel):
         spans = [self.direction.span_to_model_order(t.start, t.end, len(t.ids)) for t in targets]
         # The output at place i - 1 in model order predicts the token at place i.
         predicting = [
-            places[start - 1 : end - 1] if end > start else places[:0]
+            places[start - 1 : end - 1]
             for (start, end), places in zip(spans, tree.places, strict=True)
         ]
         wanted, order = np.unique(np.concatenate(predicting), return_inverse=True)
-        if not len(wanted):
-            return [read(*_NOTHING) for _ in targets]
         hidden = self._trunk(
             torch.tensor(tree.ids, device=device),
             torch.tensor(tree.positions, device=device),
