@@ -15,6 +15,7 @@ import pytest
 from ledom.core.records import Candidate, Problem, read_records, write_records
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
+from ledom.rerank.fit import tune_folder
 from ledom.rerank.pipeline import Job, Selection, rerank
 from ledom.rerank.weights import default_weights
 from ledom.text.tokenizer import Tokenizer
@@ -102,3 +103,18 @@ def test_given_candidates_leave_the_problems_that_they_were_measured_on(
     write_records(tmp_path / "problems.jsonl", [old])
     select(tokenizer, tmp_path, ["#### 2"])
     assert read_records(tmp_path / "problems.jsonl", Problem) == [replace(old, answer="2")]
+
+
+def test_weights_are_fitted_on_the_labels_of_the_last_run(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Candidates that were sampled, then given again with labels of their own."""
+    texts = ["#### 1", "#### 2"]
+    kept = [Candidate(problem_id="p0", index=i, text=text) for i, text in enumerate(texts)]
+    write_records(tmp_path / "candidates.jsonl", [replace(c, correct=False) for c in kept])
+    forward = FakeLanguageModel(tokenizer)
+    problem = Problem(id="p0", question="What is 0 + 1?")
+    given = [replace(c, correct=c.index == 1) for c in kept]
+    rerank(Job([problem], tmp_path, forward, None, default_weights(), given), no_progress)
+    assert tune_folder(tmp_path).num_problems == 1  # a right and a wrong candidate
+    assert read_records(tmp_path / "candidates.given.jsonl", Candidate) == given

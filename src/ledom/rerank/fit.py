@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ledom.core.errors import InputError
+from ledom.core.reading import exists
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.rerank.candidate_table import (
     BoolArray,
@@ -25,7 +26,7 @@ from ledom.rerank.candidate_table import (
 from ledom.rerank.candidates import labeled_problems, match_candidates
 from ledom.rerank.external_scores import choose_external_scores, read_candidates
 from ledom.rerank.features import FEATURES
-from ledom.rerank.stages import read_scores, scored_problems, scoring_models
+from ledom.rerank.stages import GIVEN, read_scores, scored_problems, scoring_models
 from ledom.rerank.strategies import Strategy, Vote, strategies
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash
 
@@ -100,17 +101,19 @@ def tune_folder(
 ) -> TunedWeights:
     """Fit the weights of every strategy on the labeled problems in a reranked `folder`.
 
-    Problems and candidates are read from the folder, unless other files are given. Those without
-    scores are left out. `external_scores` are weighed too (see `choose_external_scores`). Raises
-    `InputError` for a bad file, scores of other problems or candidates, a folder without scores, or
-    no problem with both right and wrong candidates.
+    Problems and candidates are those of the last run in the folder, unless files are given. Those
+    without scores are left out. `external_scores` are weighed too (see `choose_external_scores`).
+    Raises `InputError` for a bad file, scores of other problems or candidates, a folder without
+    scores, or no problem with both right and wrong candidates.
 
     >>> tune_folder(Path("no-folder"))
     Traceback (most recent call last):
     ledom.core.errors.InputError: no-folder/problems.jsonl: no such file
     """
     questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
-    answers = read_candidates(candidates or folder / "candidates.jsonl", external_scores or ())
+    kept = (folder / name for name in (GIVEN, "candidates.jsonl"))
+    file = candidates or next(filter(exists, kept), folder / "candidates.jsonl")
+    answers = read_candidates(file, external_scores or ())
     scored = scored_problems(folder)
     questions = [problem for problem in questions if problem.id in scored]
     answers = [candidate for candidate in answers if candidate.problem_id in scored]

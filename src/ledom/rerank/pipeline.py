@@ -1,6 +1,7 @@
 """The main job: problems -> candidates -> scores -> selection -> report. Each arrow is a file:
 
-    out/problems.jsonl  candidates.jsonl  scores.forward.jsonl  scores.reverse.jsonl
+    out/problems.jsonl  candidates.jsonl (or candidates.given.jsonl)
+        scores.forward.jsonl  scores.reverse.jsonl
         selected.jsonl  report.html  report.json  report.md
 
 A stopped stage resumes. Finished stages are reused if the settings are the same.
@@ -49,7 +50,7 @@ from ledom.rerank.sample import (
     sampling_groups,
 )
 from ledom.rerank.score import check_room
-from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores
+from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores, keep_inputs
 from ledom.rerank.strategies import Vote, leading, strategies, usable
 from ledom.rerank.weights import Folds, TunedWeights
 from ledom.text.answers import extract_answer
@@ -151,8 +152,7 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         scores += fill_scores(job.out, job.problems, candidates, lm, job.scoring, track)
     if not parallel.is_first():
         return None
-    if job.candidates is not None:  # `ledom tune` would read those of an earlier run
-        write_records(job.out / "problems.jsonl", job.problems)
+    keep_inputs(job.out, job.problems, job.candidates)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     labeled = labeled_problems(job.problems, candidates)
     measured = _measured(job, table, labeled, candidates, scores)

@@ -26,10 +26,12 @@ from ledom.rerank.flip import FlipSettings, flip_candidates, longest_question
 from ledom.rerank.score import score_candidates, score_groups
 
 __all__ = [
+    "GIVEN",
     "TIMINGS",
     "Scoring",
     "fill_candidates",
     "fill_scores",
+    "keep_inputs",
     "read_scores",
     "scored_problems",
     "scoring_models",
@@ -38,6 +40,8 @@ __all__ = [
 TIMINGS = "timings.json"
 """The file with the seconds that each other file took. Two runs with the same settings differ only
 in this file and in the seconds of their reports."""
+GIVEN = "candidates.given.jsonl"
+"""The candidates of the last run, if they were given and not sampled."""
 CONTRAST, FLIP = "contrast", "flip"
 _CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
     "forward": (Direction.FORWARD, ("y|x",)),
@@ -213,6 +217,27 @@ def _fingerprint_of(changes: Mapping[str, Sequence[ChangedNumber]]) -> str:
     return fingerprint(
         (id_, str(c.start), str(c.end), c.number) for id_, own in changes.items() for c in own
     )
+
+
+def keep_inputs(
+    folder: Path, problems: Sequence[Problem], given: Sequence[Candidate] | None
+) -> None:
+    """Leave in `folder` what the last run measured, with its labels, for `ledom tune`.
+
+    `given` are its candidates if they were not sampled. Their scores may be those of an earlier
+    run, whose problems and candidates may have other labels.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     keep_inputs(Path(folder), [Problem(id="p", question="2 + 2?")], None)
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['problems.jsonl']
+    """
+    write_records(folder / "problems.jsonl", problems)
+    if given is None:
+        (folder / GIVEN).unlink(missing_ok=True)
+    else:
+        write_records(folder / GIVEN, given)
 
 
 def read_scores(
