@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from ledom.core.reading import (
     exists,
     parse_json,
     read_json,
+    read_jsonl,
     read_text,
     real_path,
 )
@@ -172,3 +174,23 @@ def test_files_are_read_in_one_way() -> None:
         if OTHER_READERS.search(line) and "# no file" not in line
     ]
     assert others == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            gzip.compress(b'{"id": "a"}'),
+            "it is compressed with gzip; unpack it first",
+        ),
+        ('{"id": "a"}\n'.encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+        (b"PK\x03\x04\xff", "it is a zip archive; unpack it first"),
+    ],
+)
+def test_another_format_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    file = tmp_path / "problems.jsonl"
+    file.write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        read_text(file)
+    with pytest.raises(InputError, match=f"jsonl:1: not UTF-8 text: {message}"):
+        list(read_jsonl(file))

@@ -55,6 +55,17 @@ LONGEST_NUMBER = 309
 """Most digits of an integer that is read: those of the largest float."""
 
 _LARGEST = 2**63 - 1  # integer in torch and numpy
+_FORMATS = {
+    b"\x1f\x8b": "it is compressed with gzip; unpack it first",
+    b"\x28\xb5\x2f\xfd": "it is compressed with zstd; unpack it first",
+    b"BZh": "it is compressed with bzip2; unpack it first",
+    b"\xfd7zXZ": "it is compressed with xz; unpack it first",
+    b"PK\x03\x04": "it is a zip archive; unpack it first",
+    b"PAR1": "it is a Parquet file; convert it to JSON Lines",
+    b"\xff\xfe": "it is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "it is UTF-16; save it as UTF-8",
+}
+"""What a file is that begins with these bytes."""
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -114,9 +125,14 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text: {error}", path=path) from None
+        raise InputError(_not_utf8(error), path=path) from None
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", path=path) from None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    found = next((what for start, what in _FORMATS.items() if error.object.startswith(start)), "")
+    return f"not UTF-8 text: {found or error}"
 
 
 def read_json(path: str | Path, non_finite: bool = False) -> JsonObject:
@@ -229,7 +245,7 @@ def parse_json(text: bytes, non_finite: bool = False) -> JsonObject:
     except InputError:
         raise
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 text: {error}") from None
+        raise InputError(_not_utf8(error)) from None
     except RecursionError:
         raise InputError(f"nested more than {DEEPEST} deep") from None
     except ValueError as error:
