@@ -15,14 +15,16 @@ import torch
 import yaml
 
 import ledom
+from architectures import tiny
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
 from ledom.core.hub import push
 from ledom.core.records import Problem, write_records
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.store import write_store
-from ledom.model.checkpoint import load_checkpoint
+from ledom.model.checkpoint import load_checkpoint, save_checkpoint
 from ledom.model.presets import ModelConfig
+from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.export import export_model, write_dataset_card
 from ledom.train.loop import train
@@ -150,6 +152,16 @@ def test_the_model_folder_is_found_from_the_runs(run_folder):
     assert find_run(run_folder / "reverse") == find_run(run_folder / "reverse" / "model")
     rows = find_run(run_folder / "reverse").metrics
     assert [row["step"] for row in rows if "valid_loss" in row] == [10]
+
+
+@pytest.mark.parametrize(("kind", "context"), [("gpt2", "128 tokens"), ("mamba", "any length")])
+def test_the_card_knows_the_shape_of_every_architecture(tmp_path, tokenizer, kind, context):
+    """GPT-2's config.json has no key hidden_size, nor num_hidden_layers."""
+    model = tiny(kind, tokenizer)
+    save_checkpoint(tmp_path / "in", model, tokenizer, Direction.REVERSE, PairFormat())
+    card = (export_model(find_run(tmp_path / "in"), tmp_path / "out") / "README.md").read_text()
+    assert "| width, layers | 32, 2 |" in card
+    assert f"| context | {context} |" in card
 
 
 def test_a_card_for_the_hub_loads_the_model_from_there(tmp_path, checkpoints):

@@ -49,6 +49,7 @@ __all__ = [
     "build_model",
     "choose_direction",
     "load_checkpoint",
+    "load_config",
     "quiet",
     "read_checkpoint_info",
     "read_context",
@@ -172,7 +173,7 @@ def read_checkpoint_info(
     folder that is missing, incomplete or damaged.
     """
     folder = Path(folder)
-    config, tokenizer = config or _load_config(folder), Tokenizer.load(folder, eos_token)
+    config, tokenizer = config or load_config(folder), Tokenizer.load(folder, eos_token)
     stops = end_ids(folder, read_config(folder))
     recorded = None if turn else getattr(config, DIRECTION_KEY, None)
     chosen = choose_direction(folder, recorded, direction)
@@ -247,7 +248,13 @@ def _pair_format(folder: Path, config: PretrainedConfig) -> PairFormat:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
 
 
-def _load_config(folder: Path) -> PretrainedConfig:
+def load_config(folder: Path) -> PretrainedConfig:
+    """A model folder's config.json; raises `CheckpointError` if it is missing or damaged.
+
+    >>> load_config(Path("no-folder"))
+    Traceback (most recent call last):
+    ledom.core.errors.CheckpointError: no-folder: no config.json here; give a model folder
+    """
     read_config(folder)  # refuses sizes that transformers could not bear
     with _readable(folder):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -256,7 +263,7 @@ def _load_config(folder: Path) -> PretrainedConfig:
 
 def read_context(folder: str | Path) -> int:
     """A model folder's context, from its config.json alone; see `CheckpointInfo`."""
-    return longest_text(_load_config(Path(folder)))
+    return longest_text(load_config(Path(folder)))
 
 
 def load_checkpoint(
@@ -273,7 +280,7 @@ def load_checkpoint(
     of the other direction, for training in the given one.
     """
     folder = Path(folder)
-    config = _load_config(folder)  # once: it takes as long as loading a small model
+    config = load_config(folder)  # once: it takes as long as loading a small model
     info = read_checkpoint_info(folder, direction, eos_token, turn, bos_token, config)
     # `loaded_files` refuses unreadable files and incomplete models.
     _check_size(folder, config, sum(file.stat().st_size for file in loaded_files(folder)))

@@ -20,7 +20,8 @@ from ledom.core.files import write_atomically, write_folder, write_json
 from ledom.core.hub import render_card
 from ledom.core.reading import JsonObject, check_regular
 from ledom.data.store import read_manifests
-from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction
+from ledom.model.architectures import NO_LIMIT, longest_text
+from ledom.model.checkpoint import BOS_KEY, DIRECTION_KEY, bos_ids, choose_direction, load_config
 from ledom.model.folder import count_parameters, read_config
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.metrics import thinned
@@ -105,12 +106,15 @@ def _model_card(
 
 
 def _facts(run: Run, config: JsonObject, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    shape = load_config(run.model).get_text_config()  # names its keys alike for all architectures
+    width, layers = (getattr(shape, key, "?") for key in ("hidden_size", "num_hidden_layers"))
+    context = longest_text(shape)
     facts = [
         ("direction", config[DIRECTION_KEY]),
         ("parameters", f"{count_parameters(run.model):,}"),
-        ("width, layers", f"{config.get('hidden_size')}, {config.get('num_hidden_layers')}"),
+        ("width, layers", f"{width}, {layers}"),
         ("vocabulary", f"{tokenizer.vocab_size:,}; end token {_code(tokenizer.eos_token)}"),
-        ("context", f"{config.get('max_position_embeddings')} tokens"),
+        ("context", "any length" if context == NO_LIMIT else f"{context:,} tokens"),
     ]
     tokens = sum(int(row["tokens"]) for row in run.metrics)
     if tokens:
