@@ -114,70 +114,38 @@ COMMANDS: dict[str, list[str]] = {
 _VALUES = [None, True, -1, 0, 1e308, 10**30, "", "x", [], {}, ["a"], {"a": 1}, "\ud800", "\x00"]
 _PATHS = ["", "nowhere", "/dev/null", "/dev/full", "problems.jsonl", "done", "a\x01b", "x" * 5000]
 _NUMBERS = ["-1", "0", "nan", "inf", "1e400", str(10**30), "x", "", "1e-320", "-0"]
-OPTIONS = {
-    "demo": ["--problems", "--samples", "--threads"],
-    "rerank": [
-        "--problems",
-        "--forward",
-        "--weights",
-        "--lambda",
-        "--folds",
-        "--num-problems",
-        "--split",
-        "--score-field",
-        "--samples",
-        "--temperature",
-        "--top-k",
-        "--top-p",
-        "--max-tokens",
-        "--seed",
-        "--device",
-        "--dtype",
-        "--threads",
-        "--demonstrations",
-        "--candidates",
-        "--flip",
-        "--contrast",
-        "--confidence",
-        "--window",
-        "--stop-unsure",
-        "--mask-copies",
-    ],
-    "search": ["--problems", "--border", "--width", "--expansions", "--lambda", "--temperature"],
-    "tune": ["--problems", "--candidates", "--score-field", "--out"],
-    "explain": ["--id", "--reverse", "--out", "--device", "--dtype"],
-    "generate": ["--reverse", "--after", "--samples", "--temperature", "--top-k", "--top-p"],
-    "eval": ["--suite", "--data", "--limit", "--num-fewshot", "--reverse", "--out", "--seed"],
-    "rank": ["--model", "--direction", "--top", "--out", "--dtype", "--threads"],
-    "gallery": ["--examples", "--reverse", "--out", "--dtype", "--seed", "--threads"],
-    "synthesize": ["--num-seeds", "--known", "--agreement", "--similarity", "--answers", "--out"],
-    "invert": ["--samples", "--top-p", "--seed", "--forward", "--reverse", "--out"],
-    "serve": [
-        "--strategy",
-        "--weights",
-        "--lambda",
-        "--mask-copies",
-        "--upstream",
-        "--prompt-price",
-        "--host",
-        "--port",
-        "--reports",
-        "--max-waiting",
-        "--max-candidates",
-        "--max-seconds",
-        "--dtype",
-        "--threads",
-    ],
-    "train": ["--direction", "--out", "--device", "--threads"],
-    "compare": ["--out"],
-    "plan": ["--gpus", "--gpu", "--utilization"],
-    "export": ["--out", "--direction", "--license"],
-    "train-tokenizer": ["--vocab-size", "--num-documents", "--format", "--text-key", "--out"],
-    "tokenize": ["--tokenizer", "--eos-token", "--executor", "--workers", "--tasks", "--slurm"],
-    "augment": ["--variants", "--wrong", "--false-results", "--out", "--seed"],
-    "import": ["--direction", "--tokenizer", "--eos-token", "--softcap", "--out"],
-    "docs": ["--"],
+_OPTIONS = {  # by command
+    "demo": "--problems --samples --threads",
+    "rerank": (
+        "--problems --forward --weights --lambda --folds --num-problems --split --score-field "
+        "--samples --temperature --top-k --top-p --max-tokens --seed --device --dtype --threads "
+        "--demonstrations --candidates --flip --contrast --confidence --window --stop-unsure "
+        "--mask-copies"
+    ),
+    "search": "--problems --border --width --expansions --lambda --temperature",
+    "tune": "--problems --candidates --score-field --out",
+    "explain": "--id --reverse --out --device --dtype",
+    "generate": "--reverse --after --samples --temperature --top-k --top-p",
+    "eval": "--suite --data --limit --num-fewshot --reverse --out --seed",
+    "rank": "--model --direction --top --out --dtype --threads",
+    "gallery": "--examples --reverse --out --dtype --seed --threads",
+    "synthesize": "--num-seeds --known --agreement --similarity --answers --out",
+    "invert": "--samples --top-p --seed --forward --reverse --out",
+    "serve": (
+        "--strategy --weights --lambda --mask-copies --upstream --prompt-price --host --port "
+        "--reports --max-waiting --max-candidates --max-seconds --dtype --threads"
+    ),
+    "train": "--direction --out --device --threads",
+    "compare": "--out",
+    "plan": "--gpus --gpu --utilization",
+    "export": "--out --direction --license",
+    "train-tokenizer": "--vocab-size --num-documents --format --text-key --out",
+    "tokenize": "--tokenizer --eos-token --executor --workers --tasks --slurm",
+    "augment": "--variants --wrong --false-results --out --seed",
+    "import": "--direction --tokenizer --eos-token --softcap --out",
+    "docs": "--",
 }
+OPTIONS = {command: options.split() for command, options in _OPTIONS.items()}
 """Options that get odd values; `ARGUMENTS` are what the command needs besides, all of it good."""
 ARGUMENTS = {
     "rerank": f"{RERANK} --out out",

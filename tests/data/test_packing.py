@@ -14,14 +14,8 @@ from ledom.data.store import (
     write_manifest,
     write_store,
 )
-from ledom.text.tokenizer import Tokenizer
 
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
-
-
-@pytest.fixture(scope="module")
-def words(word_tokenizer) -> Tokenizer:
-    return word_tokenizer(1000)
 
 
 def store_of(folder, words, *documents: list[int]) -> TokenStore:

@@ -11,7 +11,7 @@ import pytest
 
 from ledom.core import files
 from ledom.core.errors import CheckpointError, InputError, OutputError, RecipeError
-from ledom.core.records import Document, Problem, write_records
+from ledom.core.records import Document, write_records
 from ledom.data import prepare
 from ledom.data.packing import Windows
 from ledom.data.prepare import DataConfig, PreparedData, SourceConfig, prepare_data, shortfalls
@@ -40,6 +40,17 @@ def write_documents(path: Path, count: int) -> list[str]:
     return [d.text for d in documents]
 
 
+def altered(config, **changes):
+    return config.model_copy(update=changes)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Of twenty documents, in d.jsonl."""
+    write_documents(tmp_path / "d.jsonl", 20)
+    return DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+
+
 @pytest.mark.slow
 def test_the_generator_gives_disjoint_parts(tmp_path):
     config = DataConfig(num_documents=200, num_valid=4, vocab_size=400)
@@ -57,12 +68,9 @@ def test_the_generator_gives_disjoint_parts(tmp_path):
 
 
 def test_problems_become_rendered_pairs(tmp_path, problems):
-    write_records(tmp_path / "p.jsonl", problems)
-    config = DataConfig(
-        train=str(tmp_path / "p.jsonl"),
-        pair_format="Q {question} A {solution}",
-        vocab_size=400,
-    )
+    file = tmp_path / "p.jsonl"
+    write_records(file, problems)
+    config = DataConfig(train=str(file), pair_format="Q {question} A {solution}", vocab_size=400)
     data = prepare_data(config, tmp_path / "data")
     rendered = [f"Q {p.question} A {p.solution}" for p in problems]
     assert texts_of(data, data.valid) == [rendered[0], rendered[50], rendered[100]]
@@ -77,24 +85,18 @@ def test_documents_are_taken_as_they_are(tmp_path):
     assert train_texts(data) == texts[1:50] + texts[51:]
 
 
-def test_a_validation_file_and_limits(tmp_path):
+def test_a_validation_file_and_limits(tmp_path, config):
     texts = write_documents(tmp_path / "d.jsonl", 20)
     valid = write_documents(tmp_path / "v.jsonl", 10)
-    config = DataConfig(
-        train=str(tmp_path / "d.jsonl"),
-        valid=str(tmp_path / "v.jsonl"),
-        num_documents=5,
-        num_valid=3,
-        vocab_size=300,
-    )
+    config = altered(config, valid=str(tmp_path / "v.jsonl"), num_documents=5, num_valid=3)
     data = prepare_data(config, tmp_path / "data")
     assert train_texts(data) == texts[:5]
     assert texts_of(data, data.valid) == valid[:3]
 
 
-def test_prepared_data_are_used_again(tmp_path, monkeypatch):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+@pytest.mark.parametrize("changes", [{}, {"packing": "fixed"}])
+def test_prepared_data_are_used_again(tmp_path, config, monkeypatch, changes):
+    """How windows are read is free to change: the stores are the same whatever is read out."""
     first = prepare_data(config, tmp_path / "data")
 
     def never(*_, **__):
@@ -102,22 +104,19 @@ def test_prepared_data_are_used_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(prepare, "write_store", never)
     monkeypatch.setattr(prepare, "train_tokenizer", never)
-    second = prepare_data(config, tmp_path / "data")
+    second = prepare_data(altered(config, **changes), tmp_path / "data")
     assert second.sources[0].store.manifest == first.sources[0].store.manifest
+    assert second.valid.manifest == first.valid.manifest
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
 
 
-def test_other_settings_are_refused(tmp_path):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+def test_other_settings_are_refused(tmp_path, config):
     prepare_data(config, tmp_path / "data")
     with pytest.raises(InputError, match="other settings .vocab_size: 300 there, 301 now."):
-        prepare_data(config.model_copy(update={"vocab_size": 301}), tmp_path / "data")
+        prepare_data(altered(config, vocab_size=301), tmp_path / "data")
 
 
-def test_a_file_that_changed_is_noticed(tmp_path):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+def test_a_file_that_changed_is_noticed(tmp_path, config):
     prepare_data(config, tmp_path / "data")
     write_documents(tmp_path / "d.jsonl", 21)
     changed = r"data: .* settings .train: 'SHA-256 \w+' there, 'SHA-256 \w+' now.*another name"
@@ -125,38 +124,28 @@ def test_a_file_that_changed_is_noticed(tmp_path):
         prepare_data(config, tmp_path / "data")
     (tmp_path / "d.jsonl").rename(tmp_path / "e.jsonl")
     with pytest.raises(InputError, match=changed):
-        prepare_data(DataConfig(train=str(tmp_path / "e.jsonl"), vocab_size=300), tmp_path / "data")
+        prepare_data(altered(config, train=str(tmp_path / "e.jsonl")), tmp_path / "data")
     with pytest.raises(InputError, match="train: 'SHA-256 .*' there, 'gsm_symbolic' now"):
         prepare_data(DataConfig(num_documents=20, vocab_size=300), tmp_path / "data")
 
 
-def test_a_file_may_be_moved_after_the_preparation(tmp_path):
-    def prepared(file: str, folder: str) -> PreparedData:
-        return prepare_data(
-            DataConfig(train=str(tmp_path / file), vocab_size=300), tmp_path / folder
-        )
-
-    write_documents(tmp_path / "d.jsonl", 20)
-    first = prepared("d.jsonl", "a")
+def test_a_file_may_be_moved_after_the_preparation(tmp_path, config):
+    first = prepare_data(config, tmp_path / "a")
     (tmp_path / "d.jsonl").rename(tmp_path / "e.jsonl")
     (tmp_path / "a").rename(tmp_path / "b")
-    moved = prepared("e.jsonl", "b")
+    moved = prepare_data(altered(config, train=str(tmp_path / "e.jsonl")), tmp_path / "b")
     assert moved.tokenizer.fingerprint == first.tokenizer.fingerprint
     assert moved.sources[0].store.manifest == first.sources[0].store.manifest
 
 
-def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, tokenizer):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+def test_another_tokenizer_beside_the_store_is_noticed(tmp_path, config, tokenizer):
     prepare_data(config, tmp_path / "data")
     tokenizer.save(tmp_path / "data")
     with pytest.raises(InputError, match="train: was made with a different tokenizer"):
         prepare_data(config, tmp_path / "data")
 
 
-def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch, caplog):
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
+def test_twins_that_start_together_prepare_once(tmp_path, config, monkeypatch, caplog):
     whole, written = prepare.write_store, []
 
     def slow(folder, *rest, **notes):
@@ -172,10 +161,10 @@ def test_twins_that_start_together_prepare_once(tmp_path, monkeypatch, caplog):
     assert twins[0].sources[0].store.manifest == twins[1].sources[0].store.manifest
 
 
-def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, monkeypatch, caplog):
+def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(
+    tmp_path, config, monkeypatch, caplog
+):
     """The holder is another process: it holds the lock until it is killed."""
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     monkeypatch.setattr(files, "_LOG_AFTER", (0.01, 0.01))
     ready, said = os.pipe()
     child = os.fork()
@@ -201,9 +190,8 @@ def test_waiting_says_for_whom_and_a_dead_holder_is_not_waited_for(tmp_path, mon
     assert not (tmp_path / "data" / ".lock.holder").exists()
 
 
-def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
+def test_preparation_that_broke_off_is_done_again(tmp_path, config, monkeypatch):
     texts = write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
     with monkeypatch.context() as patch:
         whole = prepare.write_store
 
@@ -219,14 +207,13 @@ def test_preparation_that_broke_off_is_done_again(tmp_path, monkeypatch):
     assert train_texts(data) + texts_of(data, data.valid) == texts[1:] + texts[:1]
 
 
-def test_a_recipe_names_the_eos_that_no_file_does(tmp_path, tokenizer):
+def test_a_recipe_names_the_eos_that_no_file_does(tmp_path, config, tokenizer):
     own = tmp_path / "tokenizer.json"
     own.write_text(tokenizer.backend.to_str().replace(json.dumps(EOS_TOKEN), '"</s>"'))
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own))
+    config = altered(config, tokenizer=str(own))
     with pytest.raises(CheckpointError, match=r"no token '<\|end\|>'.* data\.eos_token"):
         prepare_data(config, tmp_path / "data")
-    config = config.model_copy(update={"eos_token": "</s>"})
+    config = altered(config, eos_token="</s>")
     data = prepare_data(config, tmp_path / "data")
     assert data.tokenizer.eos_token == "</s>"
     assert data.sources[0].store.eos_id == data.tokenizer.eos_id
@@ -240,29 +227,29 @@ def test_a_recipe_names_the_eos_that_no_file_does(tmp_path, tokenizer):
         prepare_data(DataConfig(num_documents=3, eos_token="a"), tmp_path / "trained")
 
 
-def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, tokenizer):
+def test_a_tokenizer_of_ones_own_keeps_its_eos(tmp_path, config, tokenizer):
     """Its document-end token has another name, which tokenizer_config.json tells."""
     own = tmp_path / "own"
     own.mkdir()
     content = tokenizer.backend.to_str().replace(json.dumps(EOS_TOKEN), '"</s>"')
     (own / "tokenizer.json").write_text(content)
     (own / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own / "tokenizer.json"))
+    config = altered(config, tokenizer=str(own / "tokenizer.json"))
     data = prepare_data(config, tmp_path / "data")
     assert data.tokenizer.eos_token == "</s>"
     assert data.sources[0].store.eos_id == Tokenizer.load(own).eos_id
     with pytest.raises(CheckpointError, match=r"none\.json: no such file"):
-        prepare_data(config.model_copy(update={"tokenizer": "none.json"}), tmp_path / "other")
+        prepare_data(altered(config, tokenizer="none.json"), tmp_path / "other")
 
 
 @pytest.mark.parametrize("changed", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_tokenizer_folder_that_changed_is_noticed(tmp_path, tokenizer, word_tokenizer, changed):
+def test_a_tokenizer_folder_that_changed_is_noticed(
+    tmp_path, config, tokenizer, word_tokenizer, changed
+):
     """Training would go on with the old one, which the data folder keeps."""
     own = tmp_path / "own"
     tokenizer.save(own)
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), tokenizer=str(own))
+    config = altered(config, tokenizer=str(own))
     prepare_data(config, tmp_path / "data")
     prepare_data(config, tmp_path / "data")
     if changed == "tokenizer.json":
@@ -273,36 +260,30 @@ def test_a_tokenizer_folder_that_changed_is_noticed(tmp_path, tokenizer, word_to
         prepare_data(config, tmp_path / "data")
 
 
-def test_a_bad_line_of_documents_is_the_one_named(tmp_path):
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"id": "a", "text": "x"}', '{"id": "b", "txt": "y"}'], r":2: missing key 'text'"),
+        (['{"id": "a", "question": "q", "answer": "1"}'], r":1: problem 'a' has no solution"),
+        (['{"id": "a", "text": "x"}'], ": nothing is left to train on"),  # one is held out
+    ],
+)
+def test_a_file_that_is_no_training_data_is_refused(tmp_path, lines, message):
     file = tmp_path / "d.jsonl"
-    file.write_text('{"id": "a", "text": "x"}\n{"id": "b", "txt": "y"}\n')
-    with pytest.raises(InputError, match=r"d\.jsonl:2: missing key 'text'"):
+    file.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=rf"d\.jsonl{message}"):
         prepare_data(DataConfig(train=str(file)), tmp_path / "data")
 
 
-def test_a_problem_without_solution_is_refused(tmp_path):
-    write_records(tmp_path / "p.jsonl", [Problem(id="a", question="q", answer="1")])
-    with pytest.raises(InputError, match=r"p\.jsonl:\d: problem 'a' has no solution"):
-        prepare_data(DataConfig(train=str(tmp_path / "p.jsonl")), tmp_path / "data")
-
-
-def test_too_few_records_to_hold_some_out_are_refused(tmp_path):
-    write_documents(tmp_path / "d.jsonl", 1)
-    with pytest.raises(InputError, match=r"d\.jsonl: nothing is left to train on"):
-        prepare_data(DataConfig(train=str(tmp_path / "d.jsonl")), tmp_path / "data")
-
-
-def test_less_data_than_asked_for_is_noted(tmp_path):
+def test_less_data_than_asked_for_is_noted(tmp_path, config):
     """Twenty documents of a few words: a thousand tokens cannot be learned from them."""
-    file = tmp_path / "d.jsonl"
-    write_documents(file, 20)
-    config = DataConfig(train=str(file), num_documents=25, vocab_size=1000)
-    data = prepare_data(config, tmp_path / "data")
-    documents, vocabulary = shortfalls(config, data)
-    assert documents == f"data.num_documents is 25; {file} holds 20"
+    more = altered(config, num_documents=25, vocab_size=1000)
+    data = prepare_data(more, tmp_path / "data")
+    documents, vocabulary = shortfalls(more, data)
+    assert documents == f"data.num_documents is 25; {config.train} holds 20"
     assert vocabulary.startswith("data.vocab_size is 1000; the documents have no more pairs")
     assert data.tokenizer.vocab_size < 1000
-    enough = config.model_copy(update={"num_documents": 20, "vocab_size": 260})
+    enough = altered(config, num_documents=20, vocab_size=260)
     assert shortfalls(enough, prepare_data(enough, tmp_path / "enough")) == []
 
 
@@ -385,16 +366,6 @@ def test_sources_need_a_validation_store_and_no_training_file(stores):
         prepare_data(mixture(stores, train="x.jsonl"), stores / "run")
     with pytest.raises(InputError, match=r"none: no manifest\.json"):
         prepare_data(mixture(stores, valid="none"), stores / "run")
-
-
-def test_how_windows_are_read_is_free_to_change(tmp_path):
-    """The prepared stores are the same whatever is read out of them."""
-    write_documents(tmp_path / "d.jsonl", 20)
-    config = DataConfig(train=str(tmp_path / "d.jsonl"), vocab_size=300)
-    first = prepare_data(config, tmp_path / "data")
-    second = prepare_data(config.model_copy(update={"packing": "fixed"}), tmp_path / "data")
-    assert second.sources[0].store.manifest == first.sources[0].store.manifest
-    assert second.valid.manifest == first.valid.manifest
 
 
 def test_the_validation_store_knows_where_its_documents_came_from(tmp_path):

@@ -5,12 +5,6 @@ import pytest
 
 from ledom.core.errors import InputError, OutputError
 from ledom.data.store import TokenStore, write_store
-from ledom.text.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def words(word_tokenizer) -> Tokenizer:
-    return word_tokenizer(1000)
 
 
 def store_of(tmp_path, words, *documents: list[int]) -> TokenStore:

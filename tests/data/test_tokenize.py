@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import runpy
 import signal
-import stat
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,35 +12,16 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from ledom.core.errors import InputError, MissingExtraError, OutputError, WorkerError
+from ledom.core.errors import InputError, OutputError, WorkerError
 from ledom.data import tokenize as module
 from ledom.data.documents import Documents, open_documents
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.store import TokenStore
 from ledom.data.tokenize import Execution, TokenizeProgress, tokenize
 from ledom.text.tokenizer import Tokenizer
-from started import started
+from number_documents import EXPECTED, NUMBERS, Make, ids_of, write_numbers
 
 pytestmark = pytest.mark.slow
-
-NUMBERS = [[number, number + 1] for number in range(2, 42)]  # the documents' ids
-
-
-@pytest.fixture
-def words(word_tokenizer: Callable[[int], Tokenizer]) -> Tokenizer:
-    return word_tokenizer(1000)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    file = tmp_path / "documents.jsonl"
-    write(file, NUMBERS)
-    return file
-
-
-def write(file: Path, documents: list[list[int]]) -> None:
-    texts = (" ".join(map(str, ids)) for ids in documents)
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 @pytest.fixture
@@ -63,20 +39,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return done
 
 
-def ids_of(store: TokenStore | None) -> list[list[int]]:
-    assert store is not None
-    store.verify()
-    return [document.tolist() for document in store.documents()]
-
-
-EXPECTED = [[*ids, 0] for ids in NUMBERS]
-
-
 @pytest.mark.parametrize("tasks", [1, 3, 8])
 def test_the_store_is_the_documents_in_order(
-    tmp_path: Path, words: Tokenizer, file: Path, here: list[int], tasks: int
+    tmp_path: Path, make: Make, words: Tokenizer, here: list[int], tasks: int
 ) -> None:
-    store = tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=tasks))
+    store = make(Execution(tasks=tasks))
     assert ids_of(store) == EXPECTED
     assert store is not None
     assert here == [*range(tasks)]
@@ -92,23 +59,21 @@ def test_the_store_is_the_documents_in_order(
 
 
 def test_another_tokenizer_is_not_replaced(
-    tmp_path: Path, words: Tokenizer, tokenizer: Tokenizer, file: Path, here: list[int]
+    tmp_path: Path, make: Make, words: Tokenizer, tokenizer: Tokenizer, file: Path, here: list[int]
 ) -> None:
     tokenizer.save(tmp_path / "s")
     with pytest.raises(InputError, match=r"s: holds another tokenizer.json, which would be replac"):
-        tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=1))
+        make(Execution(tasks=1))
     assert Tokenizer.load(tmp_path / "s").fingerprint == tokenizer.fingerprint
     words.save(tmp_path / "own")
     store = tokenize(open_documents([str(file)]), words, tmp_path / "own", Execution(tasks=1))
     assert ids_of(store) == EXPECTED
 
 
-def test_datatrove_reads_the_store(
-    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
-) -> None:
+def test_datatrove_reads_the_store(tmp_path: Path, make: Make, here: list[int]) -> None:
     from datatrove.utils.dataset import DatatroveFolderDataset
 
-    tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution(tasks=2))
+    make(Execution(tasks=2))
     dataset = DatatroveFolderDataset(str(tmp_path / "s"), seq_len=2, token_size=2)
     assert len(dataset) == 40
     assert dataset[1]["input_ids"].tolist() == [3, 4, 0]
@@ -117,7 +82,7 @@ def test_datatrove_reads_the_store(
 def test_a_large_vocabulary_takes_four_bytes(
     tmp_path: Path, word_tokenizer: Callable[[int], Tokenizer], here: list[int]
 ) -> None:
-    write(tmp_path / "d.jsonl", [[65_999, 3]])
+    write_numbers(tmp_path / "d.jsonl", [[65_999, 3]])
     store = tokenize(
         open_documents([str(tmp_path / "d.jsonl")]),
         word_tokenizer(66_000),
@@ -128,7 +93,7 @@ def test_a_large_vocabulary_takes_four_bytes(
 
 
 def test_what_is_finished_is_not_done_again(
-    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+    tmp_path: Path, make: Make, file: Path, here: list[int]
 ) -> None:
     documents = open_documents([str(file)])
 
@@ -139,24 +104,23 @@ def test_what_is_finished_is_not_done_again(
             return documents.texts(part, num_parts)
 
     with pytest.raises(InputError, match=r"documents\.jsonl:26: no key 'text'"):
-        tokenize(Unreadable(documents), words, tmp_path / "s", Execution(tasks=4))
+        make(Execution(tasks=4), Unreadable(documents))
     assert here == [0, 1, 2]
     assert not TokenStore.exists(tmp_path / "s")
     assert not (tmp_path / "s" / "00002_unshuffled.ds").exists()
     assert len([*(tmp_path / "s").glob("*.ds")]) == 2
-    assert ids_of(tokenize(documents, words, tmp_path / "s")) == EXPECTED  # four tasks, as begun
+    assert ids_of(make()) == EXPECTED  # four tasks, as begun
     assert here == [0, 1, 2, 2, 3]
     assert not [*(tmp_path / "s").glob("*.part*")]
-    assert ids_of(tokenize(documents, words, tmp_path / "s")) == EXPECTED
+    assert ids_of(make()) == EXPECTED
     assert len(here) == 5
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "index gone", "no finalize"])
 def test_a_damaged_shard_is_made_again(
-    tmp_path: Path, words: Tokenizer, file: Path, here: list[int], damage: str
+    tmp_path: Path, make: Make, here: list[int], damage: str
 ) -> None:
-    documents = open_documents([str(file)])
-    tokenize(documents, words, tmp_path / "s", Execution(tasks=3))
+    make(Execution(tasks=3))
     shard = tmp_path / "s" / "00001_unshuffled.ds"
     if damage == "cut":
         shard.write_bytes(shard.read_bytes()[:-1])
@@ -167,46 +131,46 @@ def test_a_damaged_shard_is_made_again(
     else:  # killed between the shard and its finalize
         (tmp_path / "s" / "tasks" / "shards" / "00001.json").unlink()
         (tmp_path / "s" / "manifest.json").unlink()
-    assert ids_of(tokenize(documents, words, tmp_path / "s")) == EXPECTED
+    assert ids_of(make()) == EXPECTED
     assert here == [0, 1, 2, 1]
 
 
 def test_other_settings_are_refused(
     tmp_path: Path,
-    words: Tokenizer,
+    make: Make,
     word_tokenizer: Callable[[int], Tokenizer],
     file: Path,
     here: list[int],
 ) -> None:
     documents = open_documents([str(file)])
-    tokenize(documents, words, tmp_path / "s", Execution(tasks=2))
+    make(Execution(tasks=2))
     with pytest.raises(InputError, match=r"s: was made with other settings \(tokenizer: "):
         tokenize(documents, word_tokenizer(999), tmp_path / "s")
     with pytest.raises(InputError, match=r"\(tasks: 2 there, 3 now\); give another output folder"):
-        tokenize(documents, words, tmp_path / "s", Execution(tasks=3))
-    write(file, NUMBERS[1:])
+        make(Execution(tasks=3))
+    write_numbers(file, NUMBERS[1:])
     with pytest.raises(InputError, match=r"\(documents: '1 files, \d+ bytes, state .*' there"):
-        tokenize(documents, words, tmp_path / "s")
+        make()
     assert here == [0, 1]
 
 
 def test_a_run_without_a_finished_shard_may_start_again_otherwise(
-    tmp_path: Path, words: Tokenizer, file: Path, here: list[int]
+    tmp_path: Path, make: Make, words: Tokenizer, here: list[int]
 ) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"bad\.jsonl:1"):
         tokenize(open_documents([str(tmp_path / "bad.jsonl")]), words, tmp_path / "s")
-    assert ids_of(tokenize(open_documents([str(file)]), words, tmp_path / "s")) == EXPECTED
+    assert ids_of(make()) == EXPECTED
 
 
 def test_a_store_of_another_making_is_left_alone(
-    tmp_path: Path, words: Tokenizer, file: Path
+    tmp_path: Path, make: Make, words: Tokenizer
 ) -> None:
     from ledom.data.store import write_store
 
     write_store(tmp_path / "s", ["5 6"], words)
     with pytest.raises(InputError, match="a store that was not made by ledom tokenize; give anoth"):
-        tokenize(open_documents([str(file)]), words, tmp_path / "s")
+        make()
     assert ids_of(TokenStore(tmp_path / "s")) == [[5, 6, 0]]
 
 
@@ -219,7 +183,7 @@ def test_no_documents_are_refused(tmp_path: Path, words: Tokenizer, here: list[i
 
 
 def test_a_place_that_cannot_be_written(
-    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch, here: list[int]
+    make: Make, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch, here: list[int]
 ) -> None:
     with pytest.raises(OutputError, match=r"documents\.jsonl/s: cannot be written"):
         tokenize(open_documents([str(file)]), words, file / "s")
@@ -229,32 +193,30 @@ def test_a_place_that_cannot_be_written(
 
     monkeypatch.setattr(module.TokenizedFile, "write_bytes", full)
     with pytest.raises(OutputError, match="s: cannot be written: .*No space left"):
-        tokenize(open_documents([str(file)]), words, tmp_path / "s")
+        make()
 
 
-def test_two_at_once_are_refused(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+def test_two_at_once_are_refused(tmp_path: Path, make: Make) -> None:
     (tmp_path / "s").mkdir()
     with (
         FileLock(tmp_path / "s" / ".lock"),
         pytest.raises(OutputError, match="in use by .*, which tokenizes there; stop it, or"),
     ):
-        tokenize(open_documents([str(file)]), words, tmp_path / "s")
+        make()
 
 
-def test_processes_of_their_own(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+def test_processes_of_their_own(make: Make) -> None:
     seen: list[TokenizeProgress] = []
     execution = Execution(workers=2, tasks=3, on_progress=seen.append)
-    assert ids_of(tokenize(open_documents([str(file)]), words, tmp_path / "s", execution)) == (
-        EXPECTED
-    )
+    assert ids_of(make(execution)) == EXPECTED
     assert seen[-1] == TokenizeProgress(tasks_done=3, num_tasks=3, num_tokens=120)
     assert [p.tasks_done for p in seen] == sorted(p.tasks_done for p in seen)
 
 
-def test_the_error_of_a_process_comes_back(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+def test_the_error_of_a_process_comes_back(tmp_path: Path, make: Make, file: Path) -> None:
     file.write_text(file.read_text() + '{"txt": 1}\n')
     with pytest.raises(InputError, match=r"documents\.jsonl:41: no key 'text', only txt"):
-        tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution(workers=1, tasks=1))
+        make(Execution(workers=1, tasks=1))
     assert not TokenStore.exists(tmp_path / "s")
 
 
@@ -275,18 +237,16 @@ class Killed:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_task_leaves_nothing_that_counts(
-    tmp_path: Path, words: Tokenizer, file: Path
-) -> None:
+def test_a_killed_task_leaves_nothing_that_counts(tmp_path: Path, make: Make, file: Path) -> None:
     documents = open_documents([str(file)])
     out, execution = tmp_path / "s", Execution(workers=1, tasks=2)
     with pytest.raises(WorkerError, match="task 1 was killed by signal 9 .* run the same command"):
-        tokenize(Killed(documents), words, out, execution)
+        make(execution, Killed(documents))
     assert [f.name for f in out.glob("*.ds")] == ["00000_unshuffled.ds"]
     assert [*out.glob("00001*.part")]
     assert not TokenStore.exists(out)
     made = (out / "00000_unshuffled.ds").stat().st_mtime_ns
-    assert ids_of(tokenize(documents, words, out, execution)) == EXPECTED
+    assert ids_of(make(execution)) == EXPECTED
     assert (out / "00000_unshuffled.ds").stat().st_mtime_ns == made
     assert not [*out.glob("*.part*")]
 
@@ -301,128 +261,19 @@ def test_a_killed_task_leaves_nothing_that_counts(
     ],
 )
 def test_damaged_notes_on_what_is_finished_are_refused(
-    tmp_path: Path,
-    words: Tokenizer,
-    file: Path,
-    here: list[int],
-    name: str,
-    contents: str,
-    message: str,
+    tmp_path: Path, make: Make, here: list[int], name: str, contents: str, message: str
 ) -> None:
-    documents, out = open_documents([str(file)]), tmp_path / "s"
+    out = tmp_path / "s"
     execution = Execution(workers=1, tasks=2)
-    tokenize(documents, words, out, execution)
+    make(execution)
     (out / "tasks" / name).write_text(contents)
     with pytest.raises(InputError, match=f"{name}: {message}"):
-        tokenize(documents, words, out, execution)
+        make(execution)
 
 
-def test_unknown_executor(tmp_path: Path, words: Tokenizer, file: Path) -> None:
+def test_unknown_executor(make: Make) -> None:
     with pytest.raises(InputError, match="unknown executor 'dask'; known: local, slurm, ray"):
-        tokenize(open_documents([str(file)]), words, tmp_path / "s", Execution("dask"))
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Slurm's programs as stand-ins; `sbatch` keeps what it is given in this folder."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, line in {
-        "sbatch": f'for last; do :; done; cat "$last" >> {folder}/jobs; echo Submitted job 42',
-        "scontrol": "echo node1",
-    }.items():
-        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
-        (folder / name).chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    return folder
-
-
-def launch_elsewhere(pickled: str) -> None:
-    """What a job of Slurm's runs."""
-    os.chdir("/")
-    sys.argv = ["launch_pickled_pipeline", pickled]
-    runpy.run_module("datatrove.tools.launch_pickled_pipeline", run_name="__main__")
-
-
-def test_slurm_gets_a_job_of_all_tasks(
-    tmp_path: Path, words: Tokenizer, file: Path, cluster: Path
-) -> None:
-    options = {"partition": "cpu", "time": "4:00:00", "account": "me"}
-    execution = Execution("slurm", workers=7, tasks=3, slurm=options)
-    documents = open_documents([str(file)])
-    assert tokenize(documents, words, tmp_path / "s", execution) is None
-    asked = (cluster / "jobs").read_text()
-    for line in (
-        "--partition=cpu",
-        "--time=4:00:00",
-        "--account=me",
-        "--array=0-2%7",
-        "--cpus-per-task=1",
-        "--job-name=ledom-tokenize",
-    ):
-        assert f"#SBATCH {line}\n" in asked
-    assert "--qos" not in asked
-    pickled = tmp_path / "s" / "tasks" / "executor.pik"
-    assert f"launch_pickled_pipeline {pickled}" in asked
-    # Each job of the array, as Slurm would start it; the last one finishes the store.
-    for task in range(3):
-        assert not TokenStore.exists(tmp_path / "s")
-        environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"}
-        environment["PATH"] = os.environ["PATH"]
-        job = started(tmp_path / "said", pickled, run=launch_elsewhere, environment=environment)
-        with job as process:
-            assert process.wait() == 0, process.said()
-    assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED
-    assert ids_of(tokenize(documents, words, tmp_path / "s", execution)) == EXPECTED
-
-
-def test_slurm_needs_its_programs_and_a_partition(
-    tmp_path: Path, words: Tokenizer, file: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    documents = open_documents([str(file)])
-    with pytest.raises(InputError, match="give its partition, as --slurm partition=NAME"):
-        tokenize(documents, words, tmp_path / "s", Execution("slurm"))
-    (cluster / "sbatch").write_text("#!/bin/sh\nexit 3\n")
-    with pytest.raises(InputError, match=r"sbatch refused the job \(exit code 3\)"):
-        tokenize(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="sbatch was not found; run this on a machine with Slurm"):
-        tokenize(documents, words, tmp_path / "s", Execution("slurm", slurm={"partition": "p"}))
-
-
-def test_ray_gets_a_core_a_task(
-    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    ran: list[Any] = []
-
-    def run(self: Any) -> None:
-        ran.append(self)
-        for rank in self.get_incomplete_ranks():
-            self._run_for_rank(rank)
-
-    monkeypatch.setattr(module.RayPipelineExecutor, "run", run)
-    store = tokenize(
-        open_documents([str(file)]), words, tmp_path / "s", Execution("ray", workers=5, tasks=3)
-    )
-    assert ids_of(store) == EXPECTED
-    (executor,) = ran
-    assert (executor.tasks, executor.workers, executor.cpus_per_task) == (3, 5, 1)
-    assert Path(executor.logging_dir.path) == tmp_path / "s" / "tasks"
-
-
-def test_ray_is_an_extra_and_may_lose_tasks(
-    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    documents = open_documents([str(file)])
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"ray is not .*pip install 'ledom\[ray\]'"):
-        tokenize(documents, words, tmp_path / "s", Execution("ray"))
-    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
-    monkeypatch.setattr(module.RayPipelineExecutor, "run", lambda self: None)  # it only warns
-    with pytest.raises(WorkerError, match="not all of the 2 tasks have finished, see .*logs"):
-        tokenize(documents, words, tmp_path / "s", Execution("ray", tasks=2))
+        make(Execution("dask"))
 
 
 def test_tasks_go_by_size_and_workers(tmp_path: Path, file: Path) -> None:
@@ -435,14 +286,14 @@ def test_tasks_go_by_size_and_workers(tmp_path: Path, file: Path) -> None:
 
 
 def test_a_file_system_without_locks_is_named(
-    tmp_path: Path, words: Tokenizer, file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*_: Any, **__: Any) -> None:
         raise NotImplementedError("no flock")
 
     monkeypatch.setattr(FileLock, "acquire", none)
     with pytest.raises(OutputError, match="s: its file system has no file locks"):
-        tokenize(open_documents([str(file)]), words, tmp_path / "s")
+        make()
     documents = tmp_path / "d.jsonl"
     documents.write_text('{"text": "one two"}\n' * 20)
     with pytest.raises(OutputError, match="data: its file system has no file locks"):

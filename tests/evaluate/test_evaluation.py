@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 
-from command_line import Run
+from evaluated import QUESTIONS, evaluate, found_rows, write_rows
 from kills import contents, run_through_kills
 from ledom.core.direction import Direction
 from ledom.core.errors import HubError, InputError
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.report.results import to_json
 from ledom.text.tokenizer import Tokenizer
 
 pytest.importorskip("lm_eval")
@@ -30,141 +25,18 @@ from lm_eval.tasks import TaskManager
 from ledom.evaluate import evaluation, harness, kept, tasks
 from ledom.evaluate.evaluation import Job, evaluate_models
 from ledom.evaluate.harness import LedomLM
-from ledom.evaluate.harness_tasks import build_task
-from ledom.evaluate.results import ENTROPY
 from ledom.evaluate.scorings import Parts
 from ledom.evaluate.tasks import Options, Source, find_source
 
-QUESTIONS = [
-    {
-        "id": f"q{i}",
-        "question": f"What is {i} + 3?",
-        "choices": [f"{i + 3}", f"{i + 2} or so", f"it is {2 * i}", "none of these"],
-        "answer_index": i % 4,
-    }
-    for i in range(12)
-]
 FORWARD, REVERSE = Direction.FORWARD, Direction.REVERSE
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def after(tmp_path: Path) -> Path:
-    return write(tmp_path / "mine.jsonl", QUESTIONS)
-
-
-@pytest.fixture
-def before(tmp_path: Path) -> Path:
-    return write(tmp_path / "front.jsonl", [row | {"place": "before"} for row in QUESTIONS])
-
-
-@pytest.fixture
-def models(tokenizer: Tokenizer) -> dict[Direction, FakeLanguageModel]:
-    return {direction: FakeLanguageModel(tokenizer, direction) for direction in Direction}
-
-
-def logprobs(model: FakeLanguageModel, fed: Sequence[int]) -> list[float]:
-    """The fake's log P of each id but the first, ids in the order fed."""
-    return [-math.log1p((a + b) % 7) for a, b in pairwise(fed)]
-
-
-def found_rows(found: dict[str, Any], metric: str) -> dict[tuple[str, str], dict[str, Any]]:
-    (task,) = found["tasks"]
-    return {(r["model"], r["scoring"]): r for r in task["rows"] if r["metric"] == metric}
-
-
-def evaluate(source: Source, out: Path, *models: FakeLanguageModel) -> dict[str, Any]:
-    found: dict[str, Any] = to_json(evaluate_models(Job([source], models, out), no_progress))
-    assert json.loads((out / "results.json").read_text()) == found
-    return found
-
-
-def test_every_scoring_of_a_task_by_hand(
-    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
-) -> None:
-    """The choices are scored here from the ids that are fed, one text at a time."""
-    found = evaluate(find_source(str(after), Options()), tmp_path / "out", *models.values())
-    encode = models[FORWARD].tokenizer.encode
-    eos = models[FORWARD].tokenizer.eos_id
-    right: dict[tuple[str, str], list[bool]] = {}
-    for row in QUESTIONS:
-        context = f"Question: {row['question']}\nAnswer:"
-        known = len(encode(context).ids)
-        scores: dict[tuple[str, str], list[float]] = {}
-        for choice in row["choices"]:
-            ids = encode(f"{context} {choice}").ids
-            values = logprobs(models[FORWARD], ids)[known - 1 :]
-            scores.setdefault(("forward", "conditional"), []).append(sum(values))
-            alone = sum(logprobs(models[FORWARD], [eos, *encode(f" {choice}").ids]))
-            scores.setdefault(("forward", "mutual information"), []).append(sum(values) - alone)
-            flipped = logprobs(models[REVERSE], [eos, *ids[::-1]])
-            scores.setdefault(("reverse", "Bayes"), []).append(sum(flipped))
-            scores.setdefault(("reverse", "posterior"), []).append(sum(flipped[len(ids) - known :]))
-            swapped = encode(f"{choice} {context}").ids
-            values = logprobs(models[REVERSE], [eos, *swapped[::-1]])
-            count = len(encode(choice).ids)
-            scores.setdefault(("reverse", "reversed prompt"), []).append(sum(values[-count:]))
-        for key, one in scores.items():
-            right.setdefault(key, []).append(int(np.argmax(one)) == row["answer_index"])
-    rows = found_rows(found, "acc")
-    assert {key: row["value"] for key, row in rows.items()} == {
-        key: pytest.approx(np.mean(one)) for key, one in right.items()
-    }
-    posterior = rows["reverse", "posterior"]
-    difference = np.mean(right["reverse", "posterior"]) - np.mean(right["forward", "conditional"])
-    assert posterior["less_forward"]["mean"] == pytest.approx(difference)
-    difference = np.mean(right["reverse", "posterior"]) - np.mean(
-        right["reverse", "reversed prompt"]
-    )
-    assert posterior["less_reversed"]["mean"] == pytest.approx(difference)
-    assert found["tasks"][0]["chance"] == 0.25
-    assert found["tasks"][0]["num_documents"] == 12
-
-
-def test_the_entropy_is_that_of_the_right_choice(
-    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
-) -> None:
-    found = evaluate(find_source(str(after), Options()), tmp_path / "out", models[FORWARD])
-    encode = models[FORWARD].tokenizer.encode
-    expected = []
-    for row in QUESTIONS:
-        context = f"Question: {row['question']}\nAnswer:"
-        ids = encode(f"{context} {row['choices'][row['answer_index']]}").ids
-        expected.append(-sum(logprobs(models[FORWARD], ids)[len(encode(context).ids) - 1 :]))
-    (row,) = found_rows(found, ENTROPY).values()
-    assert row["value"] == pytest.approx(np.mean(expected), abs=1e-5)
-
-
-def test_choices_in_front_are_scored_as_whole_texts_both_ways(
-    before: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
-) -> None:
-    source = find_source(str(before), Options())
-    found = evaluate(source, tmp_path / "out", *models.values())
-    assert {*found_rows(found, "acc")} == {
-        ("forward", "conditional"),
-        ("forward", "whole text"),
-        ("forward", "reversed prompt"),
-        ("reverse", "Bayes"),
-        ("reverse", "posterior"),
-        ("reverse", "mutual information"),
-    }
-    (task,) = source.load(FORWARD)
-    task.build_all_requests()
-    first = QUESTIONS[0]
-    continuation = f" {first['question']}"  # as it is: its answer stands in front of it
-    assert [i.args for i in task.instances[:4]] == [(c, continuation) for c in first["choices"]]
 
 
 @pytest.mark.slow
 def test_the_numbers_are_those_of_the_harness_itself(
-    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+    choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
     """lm_eval with `LedomLM`, and `ledom eval`."""
-    source = find_source(str(after), Options())
+    source = find_source(str(choices), Options())
     for model in models.values():
         found = evaluate(source, tmp_path / str(model.direction), model)
         theirs = simple_evaluate(
@@ -199,7 +71,10 @@ def test_kills_at_any_moments_leave_the_same_bytes(
     monkeypatch.setattr(harness, "_TOGETHER", 8)
     monkeypatch.setattr(kept, "_TEXTS_TOGETHER", 2)
     problems = [{"id": str(i), "question": f"{i} + 3?", "answer": f"{i + 3}"} for i in range(6)]
-    files = write(tmp_path / "mine.jsonl", QUESTIONS), write(tmp_path / "sums.jsonl", problems)
+    files = (
+        write_rows(tmp_path / "mine.jsonl", QUESTIONS),
+        write_rows(tmp_path / "sums.jsonl", problems),
+    )
 
     def work(out: Path) -> None:
         models = [FakeLanguageModel(tokenizer, direction, ["5 is"]) for direction in Direction]
@@ -213,7 +88,7 @@ def test_kills_at_any_moments_leave_the_same_bytes(
 @pytest.mark.slow
 def test_a_run_that_is_stopped_resumes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     rows = [QUESTIONS[i % 12] | {"id": str(i)} for i in range(150)]
-    file = write(tmp_path / "mine.jsonl", rows)
+    file = write_rows(tmp_path / "mine.jsonl", rows)
     source = find_source(str(file), Options())
     model = Stopped(tokenizer, REVERSE)
     with pytest.raises(KeyboardInterrupt):
@@ -232,86 +107,20 @@ def test_a_run_that_is_stopped_resumes(tmp_path: Path, tokenizer: Tokenizer) -> 
 
 
 def test_another_model_or_task_does_not_take_the_answers(
-    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+    choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
-    source = find_source(str(after), Options())
+    source = find_source(str(choices), Options())
     evaluate(source, tmp_path / "out", models[FORWARD])
     models[FORWARD].fingerprint = "another"
     with pytest.raises(InputError, match="was made with other settings .model"):
         evaluate(source, tmp_path / "out", models[FORWARD])
 
 
-def test_greedy_metrics_are_not_applicable_in_reverse(
-    models: dict[Direction, FakeLanguageModel], tmp_path: Path
-) -> None:
-    """Trap 4: accuracy of a task such as LAMBADA is greedy decoding."""
-    from datasets import Dataset
-
-    rows = [{"text": "a b", "target": f"{i}"} for i in range(4)]
-    config = {
-        "task": "last_word",
-        "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
-        "test_split": "test",
-        "output_type": "loglikelihood",
-        "doc_to_text": lambda doc: doc["text"],
-        "doc_to_target": lambda doc: " " + doc["target"],
-        "num_fewshot": 0,
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    source = Source("last_word", lambda direction: [build_task(dict(config))])
-    found = evaluate(source, tmp_path / "out", *models.values())
-    rows_found = found_rows(found, "acc")
-    assert rows_found["reverse", "Bayes"]["note"].startswith("not applicable")
-    assert "note" not in rows_found["forward", "conditional"]
-    assert "less_forward" not in rows_found["reverse", "Bayes"]
-
-
-def test_a_metric_that_is_no_mean_is_the_harness_own_number(
-    models: dict[Direction, FakeLanguageModel], tmp_path: Path
-) -> None:
-    """Perplexity is exp(-mean log P), of which an interval in percent would be nonsense."""
-    from datasets import Dataset
-
-    def words(name: str, *texts: str) -> Any:
-        rows = Dataset.from_list([{"t": text} for text in texts])
-        return build_task(
-            {
-                "task": name,
-                "custom_dataset": lambda **_: {"test": rows},
-                "test_split": "test",
-                "output_type": "loglikelihood",
-                "doc_to_text": "x",
-                "doc_to_target": lambda doc: " " + doc["t"],
-                "num_fewshot": 0,
-                "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
-            }
-        )
-
-    model = models[FORWARD]
-
-    def perplexity(*texts: str) -> float:
-        fed = [model.tokenizer.encode(f"x {text}").ids for text in texts]
-        return math.exp(-sum(sum(logprobs(model, ids)) for ids in fed) / len(texts))
-
-    one = Source("words", lambda direction: [words("words", "a b", "a c d")])
-    (row,) = found_rows(evaluate(one, tmp_path / "one", model), "perplexity").values()
-    assert row["value"] == pytest.approx(perplexity("a b", "a c d"))
-    assert "interval" not in row
-
-    two = Source("both", lambda direction: [words("short", "a b"), words("long", "a c d", "e f")])
-    (task,) = evaluate(two, tmp_path / "two", model)["tasks"]
-    shown = {row["metric"]: row["value"] for row in task["rows"] if "perp" in row["metric"]}
-    assert shown == {
-        "perplexity of short": pytest.approx(perplexity("a b")),
-        "perplexity of long": pytest.approx(perplexity("a c d", "e f")),
-    }
-
-
 def test_written_answers_are_read_off_in_both_directions(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     problems = [{"id": str(i), "question": f"{i} + 3?", "answer": f"{i + 3}"} for i in range(6)]
-    file = write(tmp_path / "sums.jsonl", problems)
+    file = write_rows(tmp_path / "sums.jsonl", problems)
     written = {
         FORWARD: "The answer is 5.\n\nQuestion: more",
         REVERSE: "more\n\n5 is the answer of the following question.\n2 + 3",
@@ -330,7 +139,7 @@ def test_what_is_cut_and_what_begins_another_choice_is_noted(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     rows = [{"id": "1", "question": "so " * 60, "choices": ["a", "a b"], "answer_index": 0}]
-    file = write(tmp_path / "long.jsonl", rows)
+    file = write_rows(tmp_path / "long.jsonl", rows)
     model = FakeLanguageModel(tokenizer, REVERSE, context=40)
     (task,) = evaluate(find_source(str(file), Options()), tmp_path / "out", model)["tasks"]
     assert "2 requests were longer than the model's context of 40" in task["notes"][0]
@@ -357,7 +166,7 @@ def test_two_tasks_of_one_name_are_refused_before_any_work(
     files = [tmp_path / folder / "mine.jsonl" for folder in "ab"]
     for file in files:
         file.parent.mkdir()
-        write(file, QUESTIONS)
+        write_rows(file, QUESTIONS)
     both = [find_source(str(file), Options()) for file in files]
     with pytest.raises(InputError, match="two tasks are called 'mine'"):
         evaluate_models(Job(both, [models[REVERSE]], tmp_path / "out"), no_progress)
@@ -382,7 +191,7 @@ def test_the_entropy_is_that_of_a_right_choice_that_exists(
 
 
 def test_a_suite_without_a_network_does_what_it_can(
-    after: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
+    choices: Path, models: dict[Direction, FakeLanguageModel], tmp_path: Path
 ) -> None:
     """Data that cannot be fetched: a note for a suite, an error for a task asked for by name."""
 
@@ -392,7 +201,7 @@ def test_a_suite_without_a_network_does_what_it_can(
 
         return Source(name, load)
 
-    here, out = find_source(str(after), Options()), tmp_path / "out"
+    here, out = find_source(str(choices), Options()), tmp_path / "out"
     some = [fails("lost"), here, fails("gone")]
     found = evaluate_models(Job(some, [models[REVERSE]], out, leave_out=True), no_progress)
     assert [task.task for task in found.tasks] == ["mine"]
@@ -414,7 +223,7 @@ def test_a_suite_without_a_network_does_what_it_can(
     [(ConnectionError("no route"), [False, True, True]), (KeyError("split"), [False] * 3)],
 )
 def test_after_a_suite_found_no_network_it_does_not_try_again(
-    after: Path,
+    choices: Path,
     models: dict[Direction, FakeLanguageModel],
     tmp_path: Path,
     error: Exception,
@@ -427,7 +236,7 @@ def test_after_a_suite_found_no_network_it_does_not_try_again(
         def load(direction: Direction) -> Sequence[Any]:
             seen.append(huggingface_hub.is_offline_mode())
             if name == "mine":
-                return find_source(str(after), Options()).load(direction)
+                return find_source(str(choices), Options()).load(direction)
 
             def fail() -> None:
                 raise error
@@ -441,39 +250,3 @@ def test_after_a_suite_found_no_network_it_does_not_try_again(
     assert [task.task for task in found.tasks] == ["mine"]
     assert seen == expected
     assert not huggingface_hub.is_offline_mode()
-
-
-def test_the_command_prints_one_table(
-    run: Run, fakes: dict[str, FakeLanguageModel], after: Path, tmp_path: Path
-) -> None:
-    code, printed = run("eval", after, "--out", tmp_path / "out")
-    assert code == 0, printed
-    lines = [line.split() for line in printed.splitlines()]
-    assert ["mine"] in lines
-    for model, scoring in (("forward", "conditional"), ("reverse", "posterior")):
-        assert any(line[:3] == ["acc", model, scoring] for line in lines)
-    assert "mine: 12 documents, chance 25.0%" in printed
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--suite", "apple"], "unknown suite 'apple'"),
-        (["arc_easy", "--suite", "r2l"], "give tasks or --suite, not both"),
-        (["--forward", "none", "--reverse", "none"], "give a forward or a reverse model"),
-        (["--forward", "none", "--add-bos"], "--add-bos would have no effect"),
-        (["none.jsonl"], "none.jsonl"),
-    ],
-)
-def test_bad_commands_are_one_line(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    tmp_path: Path,
-    arguments: list[str],
-    message: str,
-) -> None:
-    code, printed = run("eval", *arguments, "--out", tmp_path / "out")
-    assert code == 2
-    assert message in printed
-    assert len(printed.strip().splitlines()) == 1

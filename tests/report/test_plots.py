@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 
+import matplotlib
 import pytest
 
 from ledom.report import plots
@@ -52,7 +53,7 @@ RELIABILITY = Reliability(
 )
 
 
-def _all_figures() -> list[str]:
+def _draw_all() -> list[str]:
     return [
         plots.strategies_figure(STRATEGIES),
         plots.by_n_figure(BY_N, STRATEGIES),
@@ -61,14 +62,20 @@ def _all_figures() -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module")
+def figures() -> list[str]:
+    """One of each kind."""
+    return _draw_all()
+
+
 def _texts(svg: str) -> list[str]:
     elements = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
     return ["".join(element.itertext()) for element in elements]
 
 
 @pytest.mark.slow
-def test_figures_are_self_contained_svg_elements() -> None:
-    for svg in _all_figures():
+def test_figures_are_self_contained_svg_elements(figures: list[str]) -> None:
+    for svg in figures:
         assert svg.startswith("<svg ")
         assert svg.endswith("</svg>")
         assert set(re.findall(r"https?://[^\"]*", svg)) <= {
@@ -80,8 +87,8 @@ def test_figures_are_self_contained_svg_elements() -> None:
 
 
 @pytest.mark.slow
-def test_ids_are_unique_across_figures_and_references_resolve() -> None:
-    page = "".join(_all_figures())
+def test_ids_are_unique_across_figures_and_references_resolve(figures: list[str]) -> None:
+    page = "".join(figures)
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     references = re.findall(r'href="#([^"]*)"', page) + re.findall(r"url\(#([^)]*)\)", page)
@@ -90,8 +97,10 @@ def test_ids_are_unique_across_figures_and_references_resolve() -> None:
 
 
 @pytest.mark.slow
-def test_figures_are_deterministic() -> None:
-    assert _all_figures() == _all_figures()
+def test_figures_are_deterministic_and_leave_matplotlib_settings_alone(figures: list[str]) -> None:
+    before = dict(matplotlib.rcParams)
+    assert _draw_all() == figures
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_names_stay_text_and_are_not_read_as_mathematics() -> None:
@@ -116,8 +125,8 @@ def test_lambda_figure_marks_the_chosen_value() -> None:
 
 
 @pytest.mark.slow
-def test_colors_are_variables_that_a_page_can_set() -> None:
-    for svg in _all_figures():
+def test_colors_are_variables_that_a_page_can_set(figures: list[str]) -> None:
+    for svg in figures:
         assert "var(--fig-ink, #1c2024)" in svg or "var(--fig-muted, #667080)" in svg
         bare = re.sub(r"var\([^)]*\)", "", svg)
         assert not re.search(r": #(?!0{6}|f{6})[0-9a-f]{6}", bare)
@@ -150,15 +159,6 @@ def test_a_single_point_is_drawn() -> None:
 )
 def test_labels_are_spread(wanted: list[float], expected: list[float]) -> None:
     assert spread(wanted, gap=2.0) == pytest.approx(expected)
-
-
-@pytest.mark.slow
-def test_drawing_leaves_matplotlib_settings_alone() -> None:
-    import matplotlib
-
-    before = dict(matplotlib.rcParams)
-    _all_figures()
-    assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.slow

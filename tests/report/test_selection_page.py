@@ -1,160 +1,27 @@
-"""The report: one JSON object, and its renderings as a safe page and as Markdown."""
+"""The report of a selection: its page and its Markdown."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from from_json import from_json
-from ledom.core.errors import OutputError
 from ledom.report import selection_page
-from ledom.report.results import SelectionReport, to_json
 from reachable import check_reachable
-from waiting import SECONDS
+from selection_report import HOSTILE, QUESTION, as_report, bounds
 
-HOSTILE = "<script>alert(1)</script> a|b `c` \x00\x1b[31m \ud800 \u202e </details> {{ 7*7 }}"
 MINUS = "\N{MINUS SIGN}"
-QUESTION = "Ann has 3  red apples.\nHow many?"
-
-
-def _typed(report: dict[str, Any]) -> SelectionReport:
-    said_of_all = {"description": "", "formula": ""}
-    strategies = [said_of_all | row for row in report.get("strategies", [])]
-    return from_json(SelectionReport, report | {"strategies": strategies})
 
 
 def render_html(report: dict[str, Any]) -> str:
-    return selection_page.render_html(_typed(report))
+    return selection_page.render_html(as_report(report))
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    return selection_page.render_markdown(_typed(report))
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> Path:
-    return selection_page.write_report(folder, _typed(report))
-
-
-def _bounds(mean: float, low: float, high: float) -> dict[str, float]:
-    return {"mean": mean, "low": low, "high": high}
-
-
-def _tokens(last: float) -> list[dict[str, Any]]:
-    """Tokens of `QUESTION`: "Ann", " has", " 3", "  ", "red", " app", "les", "." and the rest."""
-    ends = [3, 7, 9, 11, 14, 18, 21, 22, 26, 32]
-    logprobs = [-6.5, -0.25, -1.0, -0.5, last, -1.0, -0.5, -0.25, -2.0, -0.125]
-    starts = [0, *ends[:-1]]
-    tokens = [
-        {"start": start, "end": end, "logprob": logprob}
-        for start, end, logprob in zip(starts, ends, logprobs, strict=True)
-    ]
-    return [{"start": 0, "end": 0, "logprob": -9.0}, *tokens]  # the document's start
-
-
-def _candidate(index: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "index": index,
-        "text": f"solution number {index}",
-        "answer": str(index),
-        "correct": index == 0,
-        "rank": index + 1,
-        "role": None,
-        "count": 1,
-        "scores": {"log P(x|y)": -12.345 - index},
-        "question_tokens": _tokens(-0.5),
-        **changes,
-    }
-
-
-@pytest.fixture
-def report() -> dict[str, Any]:
-    strategies: list[dict[str, Any]] = [
-        {
-            "id": "greedy",
-            "label": "greedy",
-            "kind": "baseline",
-            "accuracy": _bounds(0.412, 0.4, 0.42),
-            "versus": {},
-        },
-        {
-            "id": "reverse|reward",
-            "label": "reverse|reward",
-            "kind": "pick",
-            "description": "both models",
-            "formula": "log P(y|x) + log P(x|y)",
-            "accuracy": _bounds(0.473, 0.451, 0.49),
-            "versus": {"greedy": _bounds(0.061, 0.011, 0.1)},
-        },
-        {
-            "id": "majority",
-            "label": "majority",
-            "kind": "vote",
-            "accuracy": _bounds(0.5, 0.45, 0.55),
-            "versus": {"greedy": _bounds(-0.0321, -0.05, -0.01)},
-        },
-        {
-            "id": "oracle",
-            "label": "oracle",
-            "kind": "bound",
-            "accuracy": _bounds(0.8, 0.7, 0.9),
-            "versus": {},
-        },
-    ]
-    candidates = [
-        _candidate(0, role="picked", count=3),
-        _candidate(1, role="rejected", question_tokens=_tokens(-4.5)),
-        _candidate(2, answer=None, correct=None, text=HOSTILE),
-    ]
-    return {
-        "title": "Reranking",
-        "warning": None,
-        "command": "ledom rerank --n 4",
-        "ledom_version": "0.1.0",
-        "num_problems": 500,
-        "num_candidates": 4,
-        "chosen": "majority",
-        "notes": ["tuned elsewhere"],
-        "models": {"forward": {"name": "fwd", "parameters": 2_600_000}},
-        "settings": {"lambda": 0.45, "normalization": "tokens"},
-        "strategies": strategies,
-        "headline": [
-            {
-                "claim": "Reward against greedy",
-                "difference": _bounds(0.061, 0.011, 0.1),
-                "main": True,
-            },
-            {"claim": "Reward against vote", "difference": _bounds(0.004, -0.012, 0.02)},
-        ],
-        "accuracy_by_n": {"n": [1, 2], "strategies": {"greedy": [0.4, 0.5]}},
-        "accuracy_by_lambda": {
-            "lambda": [0.0, 1.0],
-            "accuracy": [0.4, 0.5],
-            "low": [0.3, 0.4],
-            "high": [0.5, 0.6],
-            "chosen": 1.0,
-        },
-        "reliability": {
-            "score": "log P(x|y)",
-            "bins": [
-                {"mean_score": -1.0, "accuracy": 0.5, "low": 0.4, "high": 0.6, "count": 9},
-            ],
-        },
-        "auc": [{"score": "log P(x|y)", "auc": _bounds(0.642, 0.631, 0.653)}],
-        "by_group": [
-            {"group": "easy", "num_problems": 40, "accuracy": {"greedy": 0.61}},
-            {"group": "hard", "num_problems": 60, "accuracy": {"greedy": 0.19, "majority": 0.25}},
-        ],
-        "cases": [
-            {"problem_id": "p-1", "question": QUESTION, "answer": "0", "candidates": candidates}
-        ],
-    }
+    return selection_page.render_markdown(as_report(report))
 
 
 class _Page(HTMLParser):
@@ -189,9 +56,9 @@ def _columns(line: str) -> int:
 def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str, Any]) -> None:
     report["strategies"][2] |= {
         "needed": {
-            "candidates": _bounds(19.24, 18.71, 19.6),
+            "candidates": bounds(19.24, 18.71, 19.6),
             "of": 32,
-            "saved": _bounds(0.3988, 0.3875, 0.4153),
+            "saved": bounds(0.3988, 0.3875, 0.4153),
         }
     }
     expected = "19.2 [18.7, 19.6] of 32 candidates needed, 39.9% [38.8, 41.5] saved"
@@ -201,9 +68,9 @@ def test_what_a_stopped_vote_needed_stands_beside_its_accuracy(report: dict[str,
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_no_share_reaches_beyond_its_bounds(report: dict[str, Any]) -> None:
+def test_no_share_reaches_beyond_itsbounds(report: dict[str, Any]) -> None:
     """All right in 29 problems: not 100.0 ± 12.0, in the summary and among the strategies."""
-    report["strategies"][2]["accuracy"] = _bounds(1.0, 0.88, 1.0)  # majority
+    report["strategies"][2]["accuracy"] = bounds(1.0, 0.88, 1.0)  # majority
     text = _Page(render_html(report)).text
     assert "± 12.0" not in text
     assert text.count("[88.0, 100.0]") == 2
@@ -273,7 +140,7 @@ def test_page_shows_every_strategy_and_number(report: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_headline_says_what_was_shown(report: dict[str, Any]) -> None:
-    report["headline"].append({"claim": "Third", "difference": _bounds(-0.2, -0.3, -0.1)})
+    report["headline"].append({"claim": "Third", "difference": bounds(-0.2, -0.3, -0.1)})
     items = re.findall(r'<li class="(\w+)">(.*?)</li>', render_html(report), re.DOTALL)
     # The claim that was named before the test comes first, all of them are folded below.
     assert [verdict for verdict, _ in items] == ["better", "better", "open", "worse"]
@@ -392,7 +259,7 @@ def test_missing_parts_of_a_case_render(report: dict[str, Any]) -> None:
     assert render_markdown(report)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_pictures")
 def test_rendering_is_pure(report: dict[str, Any]) -> None:
     before = json.dumps(report)
     assert render_html(report) == render_html(json.loads(before))
@@ -435,85 +302,12 @@ def test_many_groups_go_down_the_table(report: dict[str, Any]) -> None:
     assert "| g49 (1) | 50.0 |" in markdown
 
 
-# --- the files ---
-
-
 @pytest.mark.usefixtures("no_pictures")
-def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str, Any]) -> None:
-    page = write_report(tmp_path / "new" / "folder", report)
-    assert page == tmp_path / "new" / "folder" / "report.html"
-    assert page.read_text(encoding="utf-8") == render_html(report)
-    assert page.with_suffix(".md").read_text(encoding="utf-8") == render_markdown(report)
-    written = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-    assert written == to_json(_typed(report))
-    assert written["cases"] == report["cases"]  # the hostile text too, its lone surrogate included
-    assert sorted(path.name for path in page.parent.iterdir()) == [
-        "report.html",
-        "report.json",
-        "report.md",
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_numbers_that_are_not_finite_become_null(
-    tmp_path: Path, report: dict[str, Any], bad: float
-) -> None:
-    report["headline"][0]["difference"]["low"] = bad
-    report["cases"][0]["candidates"][0]["question_tokens"][1]["logprob"] = bad
-    report["settings"]["bad"] = bad
-    page = write_report(tmp_path, report)
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    text = page.with_suffix(".json").read_text(encoding="utf-8")
-    written = json.loads(text, parse_constant=refuse)
-    assert written["headline"][0]["difference"]["low"] is None
-    assert written["settings"]["bad"] is None
-
-
-@pytest.mark.slow
-def test_numpy_numbers_are_written(tmp_path: Path, report: dict[str, Any]) -> None:
-    import numpy
-
-    report["num_problems"] = numpy.int64(7)
-    report["accuracy_by_n"]["strategies"]["greedy"] = numpy.array([0.5, numpy.nan])
-    written = json.loads(write_report(tmp_path, report).with_suffix(".json").read_text())
-    assert written["num_problems"] == 7
-    assert written["accuracy_by_n"]["strategies"]["greedy"] == [0.5, None]
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_place_that_cannot_be_written_is_an_output_error(
-    tmp_path: Path, report: dict[str, Any]
-) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
-        write_report(blocked, report)
-
-
-def test_importing_is_cheap() -> None:
-    code = (
-        "import sys, ledom.report.selection_page\n"
-        "heavy = {'matplotlib', 'jinja2', 'numpy', 'torch'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_case_states_the_score_that_the_table_states(
-    report: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_case_states_the_score_that_the_table_states(report: dict[str, Any]) -> None:
     case = report["cases"][0]
     for candidate in case["candidates"]:
         candidate["scores"] = {"reverse": -73.67 if candidate["role"] == "picked" else -77.71}
-    text = write_report(tmp_path, report).read_text()
+    text = render_html(report)
     assert "log P(x|y) = \u221273.7 nats" in text
     assert "log P(x|y) = \u221277.7 nats" in text
     assert "explains the question 4.0 nats better" in text

@@ -4,22 +4,18 @@ import os
 import re
 import shutil
 import signal
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
 
 from kills import in_a_child
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, OutputError, RecipeError, TrainingError
 from ledom.core.files import lock_folder
-from ledom.data.packing import Windows, pack
+from ledom.data.packing import pack
 from ledom.model.checkpoint import (
     build_model,
     load_checkpoint,
@@ -68,6 +64,16 @@ def assert_same_end(folder, other, step=30):
         assert row.keys() == reference.keys()
         for key in row.keys() - {"tokens_per_second"}:
             assert row[key] == reference[key]
+
+
+def leave_at(step):
+    """Progress that is reported to someone who stops the run after this step."""
+
+    def on_progress(progress):
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return on_progress
 
 
 @pytest.fixture(scope="module")
@@ -130,74 +136,6 @@ def test_both_directions_see_the_same_documents(tmp_path, recipe, data, monkeypa
     ]
 
 
-@torch.no_grad()
-def plain_losses(model, windows, flip):
-    """Each window alone, through transformers' own attention; ids flipped by hand."""
-    config = type(model.config)(**{**model.config.to_dict(), "attn_implementation": "sdpa"})
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    plain.load_state_dict(model.state_dict())
-    losses = []
-    for window in windows:
-        ids = window.tolist()
-        ids = torch.tensor([ids[len(ids) - 1 - i] for i in range(len(ids))] if flip else ids)
-        logits = plain(input_ids=ids[None, :-1], use_cache=False).logits[0]
-        losses.append(cross_entropy(logits, ids[1:], reduction="none"))
-    return torch.cat(losses)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("direction", Direction)
-def test_documents_within_a_window_do_not_see_each_other(data, tiny_config, direction):
-    """Fixed windows: the losses are those of each document alone, or of the whole row."""
-    model = build_model(tiny_config, data.tokenizer, 5).eval()
-    store = data.sources[0].store
-    windows = [Windows(store, 400, "fixed")[i] for i in (0, 3, 4)]
-    pieces = []  # as the model meets them: in reverse, a window's last document comes first
-    for window in windows:
-        ends = np.flatnonzero(window[1:-1] == store.eos_id) + 1
-        found = [p for p in split_overlapping(window, ends) if len(p) > 1]
-        pieces += found[::-1] if direction is REVERSE else found
-    assert len(pieces) > 3
-    expected = plain_losses(model, pieces, flip=direction is REVERSE)
-    losses = packed_losses(model, pack(windows, direction, store.eos_id))
-    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
-    across = pack(
-        windows, direction, store.eos_id, mask_across_documents=False, reset_position_ids=False
-    )
-    whole = plain_losses(model, windows, flip=direction is REVERSE)
-    torch.testing.assert_close(packed_losses(model, across), whole, atol=1e-5, rtol=0)
-    assert (whole - expected).abs().max() > 0.1
-
-
-def split_overlapping(window, ends):
-    """The stretches between document ends; an end belongs to both of its neighbors."""
-    edges = [0, *ends.tolist(), len(window) - 1]
-    return [window[start : end + 1] for start, end in pairwise(edges)]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("direction", Direction)
-def test_packed_losses_are_those_of_plain_transformers(data, tiny_config, direction):
-    model = build_model(tiny_config, data.tokenizer, 5).eval()
-    store = data.sources[0].store
-    windows = [Windows(store, 100)[i] for i in range(6)]
-    expected = plain_losses(model, windows, flip=direction is REVERSE)
-    losses = packed_losses(model, pack(windows, direction, store.eos_id))
-    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=0)
-    opposite = FORWARD if direction is REVERSE else REVERSE
-    other = packed_losses(model, pack(windows, opposite, store.eos_id))
-    assert (other - expected).abs().max() > 0.1
-
-
-def test_validation_loss_is_the_mean_over_tokens(recipe, data, tiny_config):
-    model = build_model(tiny_config, data.tokenizer, 5)
-    every = list(Windows(data.valid, 64))
-    assert len(every) % 4  # the last batch is not full
-    expected = plain_losses(model, every, flip=True).mean().item()
-    found = validate(model, data, REVERSE, recipe)
-    assert found["valid_loss"] == pytest.approx(expected, abs=1e-5)
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data):
     done, original = 0, Muon.step
@@ -217,84 +155,47 @@ def test_a_killed_run_goes_on_exactly(tmp_path, uninterrupted, recipe, data):
     assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, 18))
     # A write in the background may not have come to its end.
     assert newest_checkpoint(tmp_path)["step"] in (10, 15)
+    with (tmp_path / "metrics.jsonl").open("a") as out:
+        out.write('{"step": 18, "lo')  # nor that of a row
     train(recipe, REVERSE, data, tmp_path)
     assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, 31))
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
 
-@pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done(tmp_path, uninterrupted, recipe, data):
-    def interrupt(progress):
-        if progress.step == 7:
-            raise KeyboardInterrupt
+def press_after(original, number):
+    """A function that sends this process a signal when it has returned."""
 
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, REVERSE, data, tmp_path, interrupt)
-    assert newest_checkpoint(tmp_path)["step"] == newest_step(tmp_path) == 7
-    train(recipe, REVERSE, data, tmp_path)
-    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+    def wrapped(*args, **kwargs):
+        result = original(*args, **kwargs)
+        os.kill(os.getpid(), number)
+        return result
+
+    return wrapped
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["between the optimizers", "in validation"])
-def test_ctrl_c_waits_for_the_end_of_the_step(
-    tmp_path, uninterrupted, recipe, data, monkeypatch, place
+def test_a_stopped_run_ends_its_step_and_goes_on_exactly(
+    tmp_path, uninterrupted, recipe, data, monkeypatch
 ):
-    """Saved half-way through a step, a run could not go on exactly."""
-    pressed = []
+    """Saved half-way through a step it could not. Its caller stops it, and signals do."""
 
-    def press(original, when):
-        def wrapped(*args, **kwargs):
-            result = original(*args, **kwargs)
-            pressed.append(None)
-            if len(pressed) == when:
-                os.kill(os.getpid(), signal.SIGINT)
-            return result
-
-        return wrapped
+    def check_stop(step, error, on_progress=lambda progress: None):
+        with pytest.raises(error) as stopped:
+            train(recipe, REVERSE, data, tmp_path, on_progress)
+        assert error is not SystemExit or stopped.value.code == 0
+        assert newest_checkpoint(tmp_path)["step"] == newest_step(tmp_path) == step
+        assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, step + 1))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     with monkeypatch.context() as patch:
-        if place == "between the optimizers":
-            patch.setattr(Muon, "step", press(Muon.step, 8))
-        else:
-            patch.setattr(loop, "validate", press(validate, 1))
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, REVERSE, data, tmp_path)
-    step = 8 if place == "between the optimizers" else 10
-    assert newest_checkpoint(tmp_path)["step"] == step
-    assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, step + 1))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    train(recipe, REVERSE, data, tmp_path)
-    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_ends_with_code_0(tmp_path, uninterrupted, recipe, data):
-    def terminate(progress):
-        if progress.step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(SystemExit) as ended:
-        train(recipe, REVERSE, data, tmp_path, terminate)
-    assert ended.value.code == 0
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert newest_checkpoint(tmp_path)["step"] == 7
-    train(recipe, REVERSE, data, tmp_path)
-    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
-
-
-@pytest.mark.slow
-def test_a_row_cut_short_by_a_kill_is_dropped(tmp_path, uninterrupted, recipe, data):
-    def interrupt(progress):
-        if progress.step == 12:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, REVERSE, data, tmp_path, interrupt)
-    with (tmp_path / "metrics.jsonl").open("a") as out:
-        out.write(
-            '{"step": 13, "loss": 5.0, "tokens": 9, "tokens_per_second": 1}\n{"step": 14, "lo'
-        )
+        patch.setattr(Muon, "step", press_after(Muon.step, signal.SIGINT))
+        check_stop(1, KeyboardInterrupt)  # between the optimizers
+    check_stop(3, KeyboardInterrupt, leave_at(3))
+    check_stop(4, SystemExit, press_after(lambda progress: None, signal.SIGTERM))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", press_after(validate, signal.SIGINT))
+        check_stop(10, KeyboardInterrupt)
     train(recipe, REVERSE, data, tmp_path)
     assert_same_end(tmp_path, uninterrupted[REVERSE][0])
 
@@ -316,12 +217,8 @@ def test_a_run_that_gets_another_length_is_as_one_of_that_length(tmp_path, recip
         update={"optim": recipe.optim.model_copy(update={"steps": 14, "decay_steps": 6})}
     )
 
-    def leave(progress):
-        if progress.step == 7:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):  # as a run of 30 steps
-        train(recipe, REVERSE, data, tmp_path / "resumed", leave)
+        train(recipe, REVERSE, data, tmp_path / "resumed", leave_at(7))
     train(shorter, REVERSE, data, tmp_path / "resumed")
     train(shorter, REVERSE, data, tmp_path / "whole")
     assert_same_end(tmp_path / "resumed", tmp_path / "whole", step=14)
@@ -365,20 +262,19 @@ def test_a_run_shorter_than_its_checkpoints_are_apart_is_known_too(tmp_path, rec
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_leads_to_the_same_end(
     tmp_path, uninterrupted, recipe, data
 ):
-    def interrupt(progress):
-        if progress.step == 12:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, REVERSE, data, tmp_path, interrupt)
-    newest = tmp_path / "checkpoints" / "00000012"
+    whole, folder = uninterrupted[REVERSE][0], tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "model")
+    newest = folder / "checkpoints" / "00000030"
     file = newest / "__0_0.distcp"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=r"00000012: damaged"):
-        train(recipe, REVERSE, data, tmp_path)
+    with pytest.raises(CheckpointError, match=r"00000030: damaged"):
+        train(recipe, REVERSE, data, folder)
     shutil.rmtree(newest)
-    train(recipe, REVERSE, data, tmp_path)
-    assert_same_end(tmp_path, uninterrupted[REVERSE][0])
+    progress = []
+    train(recipe, REVERSE, data, folder, progress.append)
+    assert [p.step for p in progress] == [26, 27, 28, 29, 30]
+    assert_same_end(folder, whole)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, recipe, data):

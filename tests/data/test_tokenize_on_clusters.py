@@ -1,0 +1,116 @@
+"""Tokenizing by Slurm and Ray, each with a stand-in: what they are asked to run, and its store."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import stat
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledom.core.errors import InputError, MissingExtraError, WorkerError
+from ledom.data import tokenize as module
+from ledom.data.store import TokenStore
+from ledom.data.tokenize import Execution
+from number_documents import EXPECTED, Make, ids_of
+from started import started
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's programs as stand-ins; `sbatch` keeps what it is given in this folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, line in {
+        "sbatch": f'for last; do :; done; cat "$last" >> {folder}/jobs; echo Submitted job 42',
+        "scontrol": "echo node1",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return folder
+
+
+def launch_elsewhere(pickled: str) -> None:
+    """What a job of Slurm's runs."""
+    os.chdir("/")
+    sys.argv = ["launch_pickled_pipeline", pickled]
+    runpy.run_module("datatrove.tools.launch_pickled_pipeline", run_name="__main__")
+
+
+def test_slurm_gets_a_job_of_all_tasks(tmp_path: Path, make: Make, cluster: Path) -> None:
+    options = {"partition": "cpu", "time": "4:00:00", "account": "me"}
+    execution = Execution("slurm", workers=7, tasks=3, slurm=options)
+    assert make(execution) is None
+    asked = (cluster / "jobs").read_text()
+    for line in (
+        "--partition=cpu",
+        "--time=4:00:00",
+        "--account=me",
+        "--array=0-2%7",
+        "--cpus-per-task=1",
+        "--job-name=ledom-tokenize",
+    ):
+        assert f"#SBATCH {line}\n" in asked
+    assert "--qos" not in asked
+    pickled = tmp_path / "s" / "tasks" / "executor.pik"
+    assert f"launch_pickled_pipeline {pickled}" in asked
+    # Each job of the array, as Slurm would start it; the last one finishes the store.
+    for task in range(3):
+        assert not TokenStore.exists(tmp_path / "s")
+        environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"}
+        environment["PATH"] = os.environ["PATH"]
+        job = started(tmp_path / "said", pickled, run=launch_elsewhere, environment=environment)
+        with job as process:
+            assert process.wait() == 0, process.said()
+    assert ids_of(TokenStore(tmp_path / "s")) == EXPECTED
+    assert ids_of(make(execution)) == EXPECTED
+
+
+def test_slurm_needs_its_programs_and_a_partition(
+    tmp_path: Path, make: Make, cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="give its partition, as --slurm partition=NAME"):
+        make(Execution("slurm"))
+    (cluster / "sbatch").write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(InputError, match=r"sbatch refused the job \(exit code 3\)"):
+        make(Execution("slurm", slurm={"partition": "p"}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="sbatch was not found; run this on a machine with Slurm"):
+        make(Execution("slurm", slurm={"partition": "p"}))
+
+
+def test_ray_gets_a_core_a_task(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    ran: list[Any] = []
+
+    def run(self: Any) -> None:
+        ran.append(self)
+        for rank in self.get_incomplete_ranks():
+            self._run_for_rank(rank)
+
+    monkeypatch.setattr(module.RayPipelineExecutor, "run", run)
+    store = make(Execution("ray", workers=5, tasks=3))
+    assert ids_of(store) == EXPECTED
+    (executor,) = ran
+    assert (executor.tasks, executor.workers, executor.cpus_per_task) == (3, 5, 1)
+    assert Path(executor.logging_dir.path) == tmp_path / "s" / "tasks"
+
+
+def test_ray_is_an_extra_and_may_lose_tasks(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"ray is not .*pip install 'ledom\[ray\]'"):
+        make(Execution("ray"))
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    monkeypatch.setattr(module.RayPipelineExecutor, "run", lambda self: None)  # it only warns
+    with pytest.raises(WorkerError, match="not all of the 2 tasks have finished, see .*logs"):
+        make(Execution("ray", tasks=2))

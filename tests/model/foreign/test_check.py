@@ -1,0 +1,69 @@
+"""The self-check after an import: what it measures, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import ledom
+from architectures import tiny
+from command_line import Run, check_refused
+from ledom.model.architectures import longest_text
+from ledom.model.foreign import check
+from ledom.text.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_other_direction_is_refused(run: Run, foreign: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("import", foreign, "--direction", "forward", "--out", out)
+    check_refused(result, "does not look like a forward model", "--direction reverse", "--no-check")
+    assert not out.exists()
+    code, text = run("import", foreign, "--direction", "forward", "--no-check", "--out", out)
+    assert code == 0, text
+    assert ledom.load(out).direction is ledom.Direction.FORWARD
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "embedded",
+        "bloom",  # without a longest text
+        "mamba2",  # a module reads another's weights: without them PyTorch returns noise
+        "apertus",  # buffers that are stored
+        "camembert",  # tied
+        "gemma4",  # needs to be in memory as a whole
+    ],
+)
+def test_the_check_measures_as_transformers_does(
+    foreign: Path, tmp_path: Path, tokenizer: Tokenizer, kind: str
+) -> None:
+    """One text at a time, the whole model in memory."""
+    if kind != "embedded":
+        foreign = tmp_path / "other"
+        made = tiny(kind, tokenizer, max_position_embeddings=256)
+        made.save_pretrained(foreign)
+        tokenizer.save(foreign)
+    model = AutoModelForCausalLM.from_pretrained(foreign, dtype=torch.float32).eval()
+    tokenizer = Tokenizer.load(foreign)
+    found = check.check_model(foreign, model.config, tokenizer.backend, ledom.Direction.REVERSE)
+    context = longest_text(model.config)
+    sums, count, ends = {1: 0.0, -1: 0.0}, 0, []
+    for text in check.TEXTS:
+        ids = torch.tensor(tokenizer.encode(text).ids[:context])
+        count += len(ids) - 1
+        for step in sums:
+            order = ids if step == 1 else ids.flip(0)
+            with torch.no_grad():
+                logprobs = model(order[None]).logits[0].log_softmax(-1)
+            sums[step] -= logprobs[:-1].gather(1, order[1:, None]).sum().item()
+        ends.append(logprobs[-1, tokenizer.eos_id].item())
+    assert found.forward_loss == pytest.approx(sums[1] / count, rel=1e-4)
+    assert found.reverse_loss == pytest.approx(sums[-1] / count, rel=1e-4)
+    assert found.eos_token == tokenizer.eos_token
+    assert found.eos_probability == pytest.approx(np.exp(np.mean(ends)), rel=1e-3)

@@ -1,0 +1,29 @@
+"""Documents of numbers: with the tokenizer of words their ids can be read off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ledom.data.store import TokenStore
+
+__all__ = ["EXPECTED", "NUMBERS", "Make", "ids_of", "write_numbers"]
+
+NUMBERS = [[number, number + 1] for number in range(2, 42)]
+"""The documents' ids."""
+EXPECTED = [[*ids, 0] for ids in NUMBERS]
+"""Those of their store."""
+Make = Callable[..., TokenStore | None]
+
+
+def write_numbers(file: Path, documents: list[list[int]]) -> None:
+    texts = (" ".join(map(str, ids)) for ids in documents)
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def ids_of(store: TokenStore | None) -> list[list[int]]:
+    """The documents of a store that is whole."""
+    assert store is not None
+    store.verify()
+    return [document.tolist() for document in store.documents()]
