@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ledom.core import processes as parallel
 from ledom.core.direction import Direction
 from ledom.core.records import Candidate, Problem, write_records
 from ledom.data.problems import generate_problems
+from ledom.lm import EMBEDDED
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import LanguageModel
 from ledom.model.checkpoint import build_model, save_checkpoint
@@ -112,6 +114,33 @@ def fakes(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> dict[str, Fa
 
     monkeypatch.setattr(ledom.lm, "load", load)
     return models
+
+
+@pytest.fixture(scope="session")
+def _embedded() -> dict[tuple[str, ...], LanguageModel]:
+    """What `embedded_once` has loaded, by direction and options."""
+    return {}
+
+
+@pytest.fixture
+def embedded_once(
+    monkeypatch: pytest.MonkeyPatch, _embedded: dict[tuple[str, ...], LanguageModel]
+) -> None:
+    """The tests that use this share the embedded models: to load one takes a third of a second."""
+    load = ledom.lm.load
+
+    def load_once(
+        model: str | Path = EMBEDDED, direction: Direction | str | None = None, **options: Any
+    ) -> LanguageModel:
+        if model != EMBEDDED or direction is None:
+            return load(model, direction, **options)
+        key = (str(direction), *(f"{name} {value}" for name, value in options.items() if value))
+        if key not in _embedded:
+            _embedded[key] = load(model, direction, **options)
+        return _embedded[key]
+
+    for module in (ledom, ledom.lm):
+        monkeypatch.setattr(module, "load", load_once)
 
 
 @pytest.fixture

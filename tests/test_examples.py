@@ -18,7 +18,7 @@ from ledom.serve.settings import Limits
 from serving import running
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("embedded_once")]
 
 RunExample = Callable[..., str]
 

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 import kills
+import ledom.lm
 from kills import contents, in_a_child, run_through_kills
 from ledom.cli import app
 from ledom.core import stage
+from ledom.core.direction import Direction
 from ledom.core.records import Problem, write_records
 from ledom.data import tokenize
+from ledom.lm import EMBEDDED
 from ledom.rerank import sample, score
 from ledom.text.tokenizer import Tokenizer
 
@@ -81,8 +84,13 @@ def results(out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.usefixtures("embedded_once")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_kills_at_any_moments_leave_the_same_bytes(folder: Path, command: str) -> None:
+    if command == "rerank":  # loaded before the forks, whose work is to write files
+        for direction in Direction:
+            ledom.lm.load(EMBEDDED, direction, dtype="auto")
+
     def work(out: Path) -> None:
         app.app([*COMMANDS[command].split(), "--out", str(out)], standalone_mode=False)
 

@@ -12,7 +12,7 @@ import pytest
 
 from command_line import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures", "embedded_once")]
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 TOUR = README[README.index("## Five minutes") : README.index("## Beyond the tour")]

@@ -77,6 +77,7 @@ def test_from_documents_to_a_trained_model(
         f"name: r\ndata:\n  sources: [{{path: {tokens}}}]\n  valid: {valid}\n"
         "model: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, "
         "num_attention_heads: 4, num_key_value_heads: 2}\noptim: {steps: 2, warmup_steps: 1}\n"
+        "train: {batch_size: 4, seq_len: 128}\n"
     )
     arguments = ("train", recipe, "--direction", "reverse", "--out", tmp_path / "runs")
     run_whole = loop.train

@@ -4,10 +4,13 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from ledom.core import processes
+from started import started
 from waiting import SECONDS
 
 # 20 times a block of 48 MB, every page of it written, by the main thread or by another. Mapped anew
@@ -39,32 +42,21 @@ else:
 """
 
 
-def _run(where: str, **environment: str) -> tuple[str, int]:
-    """Whether pages are kept, and the faults."""
+@pytest.mark.skipif(processes._mallopt() is None, reason="not glibc")
+@pytest.mark.parametrize("where", ["main", "other"])
+def test_freed_blocks_are_not_mapped_anew(where: str) -> None:
     usual = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
-    kept, faults = _output(_CHILD, where, environment=usual | environment)
-    return kept, int(faults)
-
-
-def _output(code: str, *arguments: str, environment: dict[str, str]) -> list[str]:
-    """The words that a program prints in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=environment,
+        [sys.executable, "-c", _CHILD, where],
+        env=usual,
         capture_output=True,
         text=True,
         timeout=SECONDS,
         check=True,
     )
-    return done.stdout.split()
-
-
-@pytest.mark.skipif(processes._mallopt() is None, reason="not glibc")
-@pytest.mark.parametrize("where", ["main", "other"])
-def test_freed_blocks_are_not_mapped_anew(where: str) -> None:
-    kept, faults = _run(where)
+    kept, faults = done.stdout.split()
     assert kept == "True"
-    assert faults < 1000
+    assert int(faults) < 1000
 
 
 @pytest.mark.parametrize(
@@ -105,29 +97,33 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not processes._keep_pages()
 
 
-# Products of 480 shapes: bytes in use after the first 320, and after all.
-_PRODUCTS = """
-import ctypes, torch
-from ledom.core.processes import configure_memory
-configure_memory()
-torch.set_num_threads(1)
-class Use(ctypes.Structure):
+class _Use(ctypes.Structure):
+    """glibc's struct mallinfo2, its fields by letters: e is what is mapped, h what is in use."""
+
     _fields_ = [(name, ctypes.c_size_t) for name in "abcdefghij"]
-read = ctypes.CDLL(None).mallinfo2
-read.restype = Use
-weight = torch.ones(320, 192)
-for rows in range(1, 481):
-    torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 192), weight, None, "none", [], "")
-    if rows in (320, 480):
-        print(read().h + read().e)
-"""
+
+
+def _multiply() -> None:
+    """Products of 480 shapes; writes the bytes in use after the first 320, and after all."""
+    for name in processes._CACHES:
+        os.environ.pop(name, None)
+    processes.configure_memory()
+    torch.set_num_threads(1)
+    read = ctypes.CDLL(None).mallinfo2
+    read.restype = _Use
+    weight = torch.ones(320, 192)
+    for rows in range(1, 481):
+        torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 192), weight, None, "none", [], "")
+        if rows in (320, 480):
+            os.write(sys.stdout.fileno(), b"%d\n" % (read().h + read().e))
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc 2.33 or newer")
-def test_memory_stops_to_grow_with_the_number_of_shapes() -> None:
-    """Unbounded, it would grow by 90 MB here."""
-    usual = {k: v for k, v in os.environ.items() if k not in processes._CACHES}
-    before, after = map(int, _output(_PRODUCTS, environment=usual))
+def test_memory_stops_to_grow_with_the_number_of_shapes(tmp_path: Path) -> None:
+    """Unbounded, it would grow by 90 MB here. Of a process that has multiplied nothing yet."""
+    with started(tmp_path / "said", run=_multiply) as process:
+        assert process.wait() == 0, process.said()
+    before, after = map(int, process.said().split())
     assert after - before < 10 * 2**20
 
 

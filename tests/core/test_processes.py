@@ -22,7 +22,7 @@ from ledom.core.errors import InputError
 from ledom.core.records import Problem, write_records
 from ledom.text.tokenizer import Tokenizer
 from stand_ins import CompletionsServer, Reply
-from started import Started, port_of_a_group, started
+from started import Started, ledom, port_of_a_group, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 
@@ -126,7 +126,11 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def torchrun(*arguments: str) -> None:
-    launcher.main(["--standalone", "--nproc-per-node=2", "-m", "ledom", *arguments])
+    """As torchrun does it, but in forks of this process, which has imported what they need."""
+    config_of = launcher.config_from_args
+    launcher.config_from_args = lambda given: (config_of(given)[0], ledom, arguments)
+    forks = ["--standalone", "--nproc-per-node=2", "--start-method=fork"]
+    launcher.main([*forks, "-m", "ledom", *arguments])
 
 
 @contextmanager

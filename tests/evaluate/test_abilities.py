@@ -27,6 +27,7 @@ def test_every_ability_is_shown() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("embedded_once")
 @pytest.mark.parametrize("block", BLOCKS, ids=name_of)
 def test_the_examples_of_the_docs(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str

@@ -234,6 +234,7 @@ def test_of_stop_strings_that_overlap_the_one_met_first_counts(
     assert LedomLM(model).generate_until(asked) == ["a last?"]
 
 
+@pytest.mark.usefixtures("embedded_once")
 def test_a_stop_string_across_tokens_stops_a_reverse_model() -> None:
     """The string is the end of one token and the start of the next, in reading order."""
     lm = LedomLM(ledom.load("tiny", "reverse", device="cpu"))
@@ -323,6 +324,7 @@ def test_a_document_is_never_divided() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("embedded_once")
 def test_the_embedded_pair_prefers_the_right_solution(
     problems: list[Problem],
 ) -> None:

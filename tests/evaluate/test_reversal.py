@@ -166,9 +166,11 @@ def test_accuracies_and_differences_are_per_kind_of_fact_and_question(tmp_path: 
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small models."""
+    """Small models, small batches, few and short proposals."""
     shape = reversal._SHAPE.model_copy(update={"hidden_size": 32, "num_hidden_layers": 1})
-    monkeypatch.setattr(reversal, "_SHAPE", shape)
+    small = {"_SHAPE": shape, "_BATCH_SIZE": 8, "_SAMPLES": 2, "_MOST_TOKENS": 6}
+    for name, value in small.items():
+        monkeypatch.setattr(reversal, name, value)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_the_feature_is_the_difference(checkpoints: dict[str, Path]) -> None:
     assert found[1, 0] == 0.0  # no number, no copies
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "embedded_once")
 @pytest.mark.slow
 def test_it_is_a_stage_of_its_own(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path

@@ -86,7 +86,7 @@ def test_a_solution_without_room_loses_its_end(checkpoints: dict[str, Path]) -> 
     assert score.extra["truncated"] is True
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "embedded_once")
 @pytest.mark.slow
 def test_it_is_a_stage_of_its_own(
     run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path

@@ -177,6 +177,7 @@ def test_a_browser_gives_the_token_as_its_password(pair: Pair) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("embedded_once")
 def test_the_recorded_examples_are_those_of_the_embedded_pair() -> None:
     """By the library instead of the server, for the first of them."""
     recorded = json.loads((PAGE / "examples.json").read_text())

@@ -122,10 +122,17 @@ def short(recipe):
     )
 
 
-def test_four_processes_then_two_then_one_are_as_one(tmp_path, short, data_folder):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, short, data_folder):
+    """The folder of that run in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(short, Direction.REVERSE, PreparedData(data_folder), folder)
+    return folder
+
+
+def test_four_processes_then_two_then_one_are_as_one(tmp_path, short, alone, data_folder):
     """However the weights are sharded, over replicas too, with micro-batches or recomputing."""
-    alone, folder = tmp_path / "alone", tmp_path / "elastic"
-    train(short, Direction.REVERSE, PreparedData(data_folder), alone)
+    folder = tmp_path / "elastic"
     legs = [
         (4, 4, ParallelConfig(shard_size=2, tokens_per_microbatch=60)),
         (2, 8, ParallelConfig(activation_checkpointing=True)),
@@ -162,14 +169,14 @@ def train_and_lose_one(world, recipe, data_folder, folder):
     train_until(world, recipe, data_folder, folder, 99)
 
 
-def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(tmp_path, short, data_folder):
+def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(
+    tmp_path, short, alone, data_folder
+):
     recipe, folder = short.model_dump_json(), tmp_path / "run"
     codes = run(2, train_and_lose_one, recipe, data_folder, folder)
     assert codes == [WORKER_LOST, -signal.SIGKILL]
     assert len(losses(folder)[0]) == 7
     train(short, Direction.REVERSE, PreparedData(data_folder), folder)
-    alone = tmp_path / "alone"
-    train(short, Direction.REVERSE, PreparedData(data_folder), alone)
     assert losses(folder)[0] == pytest.approx(losses(alone)[0], abs=1e-5)
 
 
