@@ -118,3 +118,12 @@ def test_files_and_functions_are_short() -> None:
     assert {name for name, lines in lengths.items() if lines > 60} == set()
     assert statistics.median(lengths.values()) <= 10
     assert statistics.quantiles(lengths.values(), n=20)[-1] <= 40
+
+
+def test_tests_are_short_and_mirror_the_rooms() -> None:
+    root = ROOT / "tests"
+    files = [path.relative_to(root) for path in root.rglob("*.py")]
+    assert [str(f) for f in files if len((root / f).read_text().splitlines()) > 400] == []
+    folders = {file.parent for file in files}
+    assert {Path(room) for room in ROOMS} <= folders
+    assert [str(folder) for folder in folders if not (PACKAGE / folder).is_dir()] == []
