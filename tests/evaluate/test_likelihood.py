@@ -43,6 +43,7 @@ class TableModel(LanguageModel):
     """log P(letter | the letter read before it), from `TABLE`."""
 
     batches_requests = False
+    reports_hits = True
 
     def __init__(self, direction: Direction, context: int = 100) -> None:
         backend = RustTokenizer(models.WordLevel(IDS, unk_token="d"))
@@ -54,16 +55,23 @@ class TableModel(LanguageModel):
         self.longest = 0
 
     def logprobs(self, targets: Sequence[TokenSpan]) -> list[NDArray[np.float32]]:
+        return [values for values, _ in self.logprobs_and_hits(targets)]
+
+    def logprobs_and_hits(
+        self, targets: Sequence[TokenSpan]
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         return [self._one(target) for target in targets]
 
-    def _one(self, target: TokenSpan) -> NDArray[np.float32]:
+    def _one(self, target: TokenSpan) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         self.check_target(target)
         self.longest = max(self.longest, len(target.ids) - 1)
         names = [*LETTERS, END]
         read = [names[i] for i in self.direction.to_model_order(list(target.ids))]
         start, end = self.direction.span_to_model_order(target.start, target.end, len(read))
-        values = [math.log(TABLE[read[i - 1]][read[i]]) for i in range(start, end)]
-        return self.direction.to_reading_order(np.array(values, np.float32))
+        rows = [(TABLE[read[i - 1]], read[i]) for i in range(start, end)]
+        values = np.array([math.log(row[letter]) for row, letter in rows], np.float32)
+        hits = np.array([letter == max(row, key=row.__getitem__) for row, letter in rows])
+        return self.direction.to_reading_order(values), self.direction.to_reading_order(hits)
 
     def generate(
         self,
@@ -223,8 +231,13 @@ def test_the_reversed_prompt_control_puts_the_choice_on_the_wrong_side() -> None
 
 
 def test_greedy_has_no_meaning_in_reverse() -> None:
-    """Trap 4."""
-    assert not any(parts.greedy for parts in parts_of(REVERSE, *asked("ab", CHOICES)))
+    """Trap 4. The likeliest letter after "a" is b, and after b it is c."""
+
+    def greedy(direction: Direction) -> list[bool]:
+        return [parts.greedy for parts in parts_of(direction, *asked("a", ("bc", "ba", "b")))]
+
+    assert greedy(FORWARD) == [True, False, True]
+    assert greedy(REVERSE) == [False] * 3
 
 
 def test_texts_without_a_context_are_whole_probabilities() -> None:

@@ -59,7 +59,7 @@ def test_needed_by_hand() -> None:
 
 
 def test_the_winner_is_that_of_the_full_vote() -> None:
-    """On random table of every shape, ties, unread answers and missing candidates included."""
+    """On random tables of every shape, ties, unread answers and missing candidates included."""
     rng = np.random.default_rng(0)
     for _ in range(60):
         kinds, count = int(rng.integers(1, 6)), int(rng.integers(1, 14))

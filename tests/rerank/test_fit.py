@@ -18,7 +18,7 @@ from ledom.rerank.weights import TunedWeights
 
 
 def made_pools(num_problems: int = 300, seed: int = 0) -> CandidateTable:
-    """CandidateTable in which right candidates have a higher log P(x|y), and nothing else tells."""
+    """A table in which right candidates have a higher log P(x|y), and nothing else tells."""
     rng = np.random.default_rng(seed)
     shape = (num_problems, 8)
     correct = rng.random(shape) < 0.3

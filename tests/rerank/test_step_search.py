@@ -101,10 +101,13 @@ def test_what_ran_out_of_tokens_is_not_finished(
     forward.answers = ["#### 2", "1 + 1 = 2 and so on and on and on"]
     room = len(tokenizer.encode("#### 2").ids) + 1
     one_ends = replace(short, sampling=Sampling(temperature=0.7, max_tokens=room))
+    seen: set[str] = set()
     for _, beams, _ in search(PROBLEMS, forward, reverse, one_ends):
         reasons = [beam.finish_reason for beam in beams]
+        seen |= {*reasons}
         assert reasons == sorted(reasons, key=lambda reason: reason != "stop")
         assert all((b.finish_reason == "stop") == (b.text == "#### 2") for b in beams)
+    assert seen == {"stop", "length"}
 
 
 def test_a_context_that_is_full_ends_a_beam(
@@ -133,9 +136,11 @@ def test_a_greedy_beam_of_one_is_the_greedy_text(checkpoints: dict[str, Path]) -
     prompts = [lm.pair_format.before_solution(p.question) for p in PROBLEMS[:3]]
     expected = {place: made[0] for place, made in lm.generate(prompts, whole)}
     config = SearchConfig(1, 1, 0.0, step_end=r"[^ ]", max_steps=25, sampling=whole)
-    for place, (_, beams, _) in enumerate(search(PROBLEMS[:3], lm, None, config)):
-        assert expected[place].text.startswith(beams[0].text)
-        assert beams[0].num_tokens >= 20 or beams[0].finish_reason != "pattern"
+    found = [beams[0] for _, beams, _ in search(PROBLEMS[:3], lm, None, config)]
+    for place, beam in enumerate(found):
+        assert expected[place].text.startswith(beam.text)
+        assert beam.num_tokens >= 20 or beam.finish_reason != "pattern"
+    assert len(found) == 3
 
 
 def test_models_that_do_not_fit(forward: FakeLanguageModel, reverse: FakeLanguageModel) -> None:
