@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from architectures import tiny
 from ledom.core.direction import Direction
 from ledom.core.errors import MissingExtraError
 from ledom.model.checkpoint import build_model, save_checkpoint
@@ -59,6 +60,15 @@ def test_only_adapters_are_trained(recipe, data):
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert len(trained) == 2 * 2 * 7  # two factors, two layers, seven matrices
     assert all("lora_" in name for name in trained)
+
+
+def test_layers_that_are_stored_transposed_take_adapters_without_a_warning(tokenizer):
+    """GPT-2's; merging without a step changes nothing."""
+    model = tiny("gpt2", tokenizer)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    Adapters(model, LoraConfig(rank=2), seed=0).merge()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, before[name])
 
 
 def test_without_peft_the_remedy_is_named(recipe, data, monkeypatch):

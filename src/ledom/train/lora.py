@@ -51,6 +51,7 @@ class Adapters:
         )
         with warnings.catch_warnings():  # peft uses names that transformers has deprecated
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft sets it right for Conv1D
             try:  # changes the model in place
                 self._wrapper: Any = peft.get_peft_model(model, settings)
             except (ValueError, TypeError, AttributeError) as error:
