@@ -1,38 +1,48 @@
-"""Votes count classes of equal answers, although equality is not transitive."""
+"""Steps of a solution and their scores, on numbers small enough to work out by hand."""
 
 from __future__ import annotations
 
-from itertools import combinations, permutations
+from typing import Any
 
 import pytest
 
-from ledom.rerank.candidate_table import AnswerClasses
-from ledom.text.math.equality import equal_answers
+from ledom.core.records import Candidate, Problem, Score
+from ledom.rerank.candidate_table import build_candidate_table, split_steps, worst_step
+from made import made_score, token_score
+
+TEXT = "2 + 3 = 5\n\n5 * 2 = 11\n#### 11"
+#       tokens:     "2 +"   " 3 = 5"  "\n\n"   "5 * 2" " = 11"   "\n####"  " 11"
+SPANS = [[0, 3], [3, 9], [9, 11], [11, 16], [16, 21], [21, 26], [26, 29]]
 
 
-def test_equal_answers_share_a_class() -> None:
-    classes = AnswerClasses()
-    answers = ["$1,200", "7", "1200 dollars", r"\frac{14}{2}", "1200.0", "yes", "Yes."]
-    assert [classes.number(answer) for answer in answers] == [0, 1, 0, 1, 0, 2, 2]
+def score(target: str, values: list[float], **more: Any) -> Score:
+    spans = [*SPANS, [0, 0]][: len(values)]  # forward the document's end comes last
+    return token_score(target, values, spans, **more)
 
 
-@pytest.mark.parametrize("answer", [None, "", " ", "..."])
-def test_no_answer_has_no_class(answer: str | None) -> None:
-    assert AnswerClasses().number(answer) == -1
+REVERSE = score("y", [-0.5, -0.25, -9.0, -0.5, -4.0, -1.0, -2.0])
+FORWARD = score("y|x", [-3.0, -0.5, -9.0, -0.25, -1.0, -1.0, -0.5, -7.0])
 
 
-@pytest.mark.parametrize("answers", list(permutations(["5", "5 cm", "5 m", "5 centimeters"])))
-def test_members_of_a_class_are_equal_in_every_order(answers: tuple[str, ...]) -> None:
-    classes = AnswerClasses()
-    number_of = {answer: classes.number(answer) for answer in answers}
-    assert number_of == {answer: classes.number(answer) for answer in answers}  # stays the same
-    assert number_of["5 cm"] != number_of["5 m"]
-    assert number_of["5 cm"] == number_of["5 centimeters"] or number_of["5"] == number_of["5 m"]
-    for one, other in combinations(answers, 2):
-        if number_of[one] == number_of[other]:
-            assert equal_answers(one, other)
+def test_tokens_belong_to_the_step_of_their_last_character() -> None:
+    steps = split_steps(REVERSE, TEXT)
+    assert [TEXT[s.start : s.end] for s in steps] == ["2 + 3 = 5", "5 * 2 = 11", "#### 11"]
+    assert [s.logprob for s in steps] == [-0.75, -4.5, -3.0]
+    assert [s.least for s in steps] == [-0.5, -4.0, -2.0]
+    assert [s.num_tokens for s in steps] == [2, 2, 2]  # neither the blank line nor the end
 
 
-def test_a_percent_does_not_join_two_numbers() -> None:
-    classes = AnswerClasses()
-    assert [classes.number(answer) for answer in ("50", "50%", "0.5")] == [0, 0, 1]
+def test_the_worst_step_averages_readings_of_one_text() -> None:
+    assert worst_step(REVERSE, None, TEXT) == -4.0
+    assert worst_step(REVERSE, FORWARD, TEXT) == -2.5
+    other = score("y|x", [-50.0], text="2 + 3")
+    assert worst_step(REVERSE, other, TEXT) == -4.0
+    assert worst_step(made_score("y"), None, TEXT) == 0.0
+
+
+def test_it_is_a_feature() -> None:
+    problem = Problem(id="p", question="How many?", answer="10")
+    candidate = Candidate(problem_id="p", index=0, text=TEXT)
+    scores = [FORWARD, made_score("x|y"), REVERSE]
+    table = build_candidate_table([problem], [candidate], scores)
+    assert table.features["worst_step"][0, 0] == pytest.approx(-2.5)

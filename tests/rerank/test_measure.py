@@ -10,9 +10,8 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem
 from ledom.report.results import Interval, Measurement, StrategyResult
-from ledom.rerank.candidate_table import CandidateTable
+from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.candidates import labeled_problems
-from ledom.rerank.features import FEATURES
 from ledom.rerank.fit import tune
 from ledom.rerank.measure import measure
 from ledom.rerank.weights import TunedWeights

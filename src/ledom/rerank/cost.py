@@ -21,9 +21,8 @@ import numpy as np
 
 from ledom.core.records import NUM_TOKENS, Candidate, Score
 from ledom.report.results import Cost, StrategyResult
-from ledom.rerank.candidate_table import CandidateTable, FloatArray
+from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
 from ledom.rerank.candidates import SharedScores
-from ledom.rerank.features import FEATURES
 from ledom.rerank.strategies import (
     EarlyVote,
     Greedy,

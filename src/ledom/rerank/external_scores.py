@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, read_records
-from ledom.rerank.features import EXTERNAL_LABELS, FEATURES
+from ledom.rerank.candidate_table import EXTERNAL_LABELS, FEATURES
 from ledom.rerank.strategies import STRATEGIES
 
 __all__ = ["check_names", "choose_external_scores", "read_candidates"]

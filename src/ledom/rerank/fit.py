@@ -18,6 +18,7 @@ from ledom.core.errors import InputError
 from ledom.core.reading import exists
 from ledom.core.records import Problem, read_records, unique_ids
 from ledom.rerank.candidate_table import (
+    FEATURES,
     BoolArray,
     CandidateTable,
     FloatArray,
@@ -25,7 +26,6 @@ from ledom.rerank.candidate_table import (
 )
 from ledom.rerank.candidates import labeled_problems, match_candidates
 from ledom.rerank.external_scores import choose_external_scores, read_candidates
-from ledom.rerank.features import FEATURES
 from ledom.rerank.stages import GIVEN, read_scores, scored_problems, scoring_models
 from ledom.rerank.strategies import Strategy, Vote, strategies
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash

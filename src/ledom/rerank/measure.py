@@ -30,8 +30,13 @@ from ledom.report.results import (
     Reliability,
     StrategyResult,
 )
-from ledom.rerank.candidate_table import BoolArray, CandidateTable, FloatArray
-from ledom.rerank.features import EXTERNAL_LABELS, FEATURES
+from ledom.rerank.candidate_table import (
+    EXTERNAL_LABELS,
+    FEATURES,
+    BoolArray,
+    CandidateTable,
+    FloatArray,
+)
 from ledom.rerank.strategies import (
     STRATEGIES,
     EarlyVote,

@@ -27,9 +27,9 @@ from ledom.core.records import (
 )
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
-from ledom.rerank.candidate_table import AnswerClasses
 from ledom.rerank.strategies import is_decided
 from ledom.text.answers import extract_answer
+from ledom.text.math.equality import AnswerClasses
 
 __all__ = [
     "check_prompts",

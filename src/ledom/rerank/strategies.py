@@ -19,8 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.rerank.candidate_table import BoolArray, CandidateTable, FloatArray
-from ledom.rerank.features import EXTERNAL_LABELS
+from ledom.rerank.candidate_table import EXTERNAL_LABELS, BoolArray, CandidateTable, FloatArray
 
 __all__ = [
     "STRATEGIES",

@@ -15,7 +15,7 @@ from textwrap import shorten
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.features import FEATURES, candidate_features
+from ledom.rerank.candidate_table import FEATURES, candidate_features
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.strategies import STRATEGIES, Pick, Weights
 from ledom.rerank.weights import TunedWeights, default_weights

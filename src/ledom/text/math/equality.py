@@ -22,7 +22,14 @@ from ledom.text.math.nodes import Node, number, product, total
 from ledom.text.math.notation import text_key
 from ledom.text.math.process import same_value
 
-__all__ = ["Algebra", "Comparison", "equal_answers", "has_content", "is_number"]
+__all__ = [
+    "Algebra",
+    "AnswerClasses",
+    "Comparison",
+    "equal_answers",
+    "has_content",
+    "is_number",
+]
 
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,17})", re.ASCII)
@@ -80,6 +87,38 @@ def is_number(answer: str) -> bool:
     while node is not None and node.kind in ("choice", "named", "quantity", "time"):
         node = node.parts[0]
     return node is not None and node.kind == "number"
+
+
+class AnswerClasses:
+    """Groups the equal answers to one problem, and numbers the groups.
+
+    All answers of a class equal each other. Equality is not transitive ("5 cm" and "5 m" both equal
+    "5"), so a new answer joins the first class whose members all equal it.
+
+    >>> classes = AnswerClasses()
+    >>> [classes.number(answer) for answer in ("1/2", "2", "0.5", None)]
+    [0, 1, 0, -1]
+    """
+
+    def __init__(self) -> None:
+        self._by_answer: dict[str, int] = {}
+        self._members: list[list[str]] = []
+
+    def number(self, answer: str | None) -> int:
+        """The number of the answer's class; -1 without an answer."""
+        if answer is None or not has_content(answer):
+            return -1
+        if answer not in self._by_answer:
+            self._by_answer[answer] = self._class_of(answer)
+        return self._by_answer[answer]
+
+    def _class_of(self, answer: str) -> int:
+        for known, members in enumerate(self._members):
+            if all(equal_answers(member, answer) for member in members):
+                members.append(answer)
+                return known
+        self._members.append([answer])
+        return len(self._members) - 1
 
 
 class Algebra(Protocol):
