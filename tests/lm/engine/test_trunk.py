@@ -3,10 +3,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ledom.lm.engine import tree_attention
+from ledom.lm.engine import prefix_tree
 from ledom.lm.engine import trunk as trunk_module
-from ledom.lm.engine.prefix_tree import PrefixTree
-from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
 from ledom.model import attention, kernels
 
@@ -58,7 +57,7 @@ def some_texts():
 def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch):
     """With AVX-512 rows are filled up; on a GPU attention is in few calls."""
     monkeypatch.setattr(kernels, "_WIDE", processor == "avx512")
-    monkeypatch.setattr(tree_attention, "has_varlen", lambda device, dtype: processor == "gpu")
+    monkeypatch.setattr(prefix_tree, "has_varlen", lambda device, dtype: processor == "gpu")
     plain, ours = pair_of_models(family)
     trunk = build_trunk(ours)
     assert type(trunk) is (Trunk if family == "qwen3" else LlamaTrunk)

@@ -33,9 +33,8 @@ from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import GenerationState, Job
 from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.own_decoder import LoneDecoder
-from ledom.lm.engine.prefix_tree import PrefixTree, batches
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention, batches
 from ledom.lm.engine.threads import merged, num_workers
-from ledom.lm.engine.tree_attention import TreeAttention
 from ledom.lm.engine.trials import decodes_exactly, keeps_exactly, longest_packed
 from ledom.lm.engine.trunk import build_trunk
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan

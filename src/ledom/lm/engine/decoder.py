@@ -22,8 +22,7 @@ from torch.nn import functional
 from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled
-from ledom.lm.engine.prefix_tree import PrefixTree
-from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling
 

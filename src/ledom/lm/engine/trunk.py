@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad, rms_norm, silu
 from transformers import PreTrainedModel
 
-from ledom.lm.engine.prefix_tree import PrefixTree
-from ledom.lm.engine.tree_attention import TreeAttention
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.model.architectures import finish_logits
 from ledom.model.attention import Attend, attending
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
