@@ -59,10 +59,10 @@ def load(
     `openai:NAME,base_url=...,tokenizer=FOLDER`.
 
     `direction` is required if the checkpoint records none, as one made elsewhere. `device` (cpu,
-    cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16, int8; see `lm.precision`) apply
-    to models in this process; vLLM takes only `dtype`, a server neither. Raises `CheckpointError`
-    for a folder that cannot be loaded, `DirectionError` for an unknown direction, and `InputError`
-    for an unknown option.
+    cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16, int8; see `lm.engine.trials`)
+    apply to models in this process; vLLM takes only `dtype`, a server neither. Raises
+    `CheckpointError` for a folder that cannot be loaded, `DirectionError` for an unknown direction,
+    and `InputError` for an unknown option.
 
         >>> import ledom
         >>> reverse = ledom.load("tiny", direction="reverse")

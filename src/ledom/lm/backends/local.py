@@ -35,10 +35,16 @@ from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.own_decoder import LoneDecoder
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention, batches
 from ledom.lm.engine.threads import merged, num_workers
-from ledom.lm.engine.trials import decodes_exactly, keeps_exactly, longest_packed
+from ledom.lm.engine.trials import (
+    INT8,
+    decodes_exactly,
+    keeps_exactly,
+    load_in,
+    longest_packed,
+    round_weights,
+)
 from ledom.lm.engine.trunk import build_trunk
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
-from ledom.lm.precision import INT8, load_in, round_weights
 from ledom.model.architectures import num_weights
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
 from ledom.model.exactness import vocab_size
@@ -58,7 +64,7 @@ _NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and lab
 class HFLanguageModel(LanguageModel):
     """A causal language model from a Hugging Face folder; see `ledom.load`.
 
-    `dtype` is auto (see `lm.precision`), float32, bfloat16, float16, or on a CPU int8. Raises
+    `dtype` is auto (see `lm.engine.trials`), float32, bfloat16, float16, or on a CPU int8. Raises
     `InputError` for any other, and for a device that is not available.
     """
 

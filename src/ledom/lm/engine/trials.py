@@ -1,33 +1,161 @@
-"""Trials at load: which of the fast ways to run a model give the results of its own forward pass.
+"""Trials at load: the precision that a model computes in, and which fast ways to run it are exact.
 
-Half precision rounds by more than a small fault changes: a row whose second text sees a little of
-the first, a cache that loses a little, a scale that sampling leaves out. So a model in half
-precision is tried twice: as it is, and as a copy in fp32, of its first layers only if it is large.
+`auto` is bf16 if the device is faster in it and a trial shows that it is safe: on each of two fixed
+texts, bf16 changes the log-probability of a token by at most `TOLERANCE` on average. The model did
+not write these texts, because errors are smallest where a model finds a text likely. Otherwise
+`auto` is fp32. One exception: on a GPU, weights stored in half precision stay in it, because an
+fp32 copy may not fit its memory.
+
+A way to run a model is exact if it gives the results of the model's own forward pass. Half
+precision rounds by more than a small fault changes: a row whose second text sees a little of the
+first, a cache that loses a little, a scale that sampling leaves out. So a model in half precision
+is tried twice: as it is, and as a copy in fp32, of its first layers only if it is large.
+
 All ids are in model order.
+
+Shapes: T tokens.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ledom.core.errors import CheckpointError, InputError
+from ledom.core.processes import fast_bfloat16
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Decoder
 from ledom.lm.engine.own_decoder import Reader
-from ledom.lm.engine.trunk import Trunk, build_trunk
+from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
 from ledom.lm.language_model import Sampling
 from ledom.model.architectures import half_precision, layer_list, num_weights
+from ledom.model.checkpoint import Checkpoint
 from ledom.model.exactness import close, packing_reach, rounded, tolerance, vocab_size
 from ledom.model.own_forward import OwnForward, scales_with_length
 
-__all__ = ["decodes_exactly", "in_float32", "keeps_exactly", "longest_packed"]
+__all__ = [
+    "INT8",
+    "TOLERANCE",
+    "decodes_exactly",
+    "in_float32",
+    "keeps_exactly",
+    "load_in",
+    "longest_packed",
+    "round_weights",
+]
 
+INT8 = "int8"
+TOLERANCE = 0.001
+"""Nats by which bf16 may change the log-probability of a token, on average."""
+_TEXTS = (
+    """Tom had 48 apples, gave 19 to Ann and bought 6 more: 48 - 19 + 6 = 35.
+The ship left the harbor before dawn, and nobody who saw it go expected to see it again.
+def mean(values): return sum(values) / len(values)
+"Well," said the old man, "in 1987 we paid $2.50 for it, and 15% of that was tax."
+""",
+    """В 7 утра было −12 °C. 他在1998年买了3本书。 مرحبا 12 + 30 = 42; नमस्ते, καλημέρα, naïve café!
+for (int i = 0; i < 64; i++) { s[i] += 0x1F * 3.14159e-2; }  // 2718281828
+""",
+)
+"""The texts of the trial: arithmetic, prose, code and speech in English; other scripts, digits and
+signs, whose tokens have other weights."""
+_NAMED = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _LONG = 257  # tokens: more than the chunks of recurrent architectures
 _MOST_COPIED = 2**29  # parameters of a copy: 2 GB
+
+Load = Callable[[torch.dtype | Literal["auto"]], Checkpoint]
+"""Loads a checkpoint onto its device; `auto` keeps the precision of the stored weights."""
+
+
+# ---- the precision ----
+
+
+def load_in(dtype: str | torch.dtype, device: torch.device, load: Load) -> tuple[Checkpoint, str]:
+    """Load a checkpoint in a precision; returns it with the name of the precision in use.
+
+    `dtype` is a name, or any floating-point `torch.dtype`. Raises `InputError` for an unknown name,
+    and for int8 on a device other than a CPU.
+
+    >>> load_in("int4", torch.device("cpu"), load=lambda dtype: None)
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: dtype is 'int4'; give auto, float32, bfloat16, float16 or int8
+    """
+    name = str(dtype).removeprefix("torch.")
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return load(dtype), name
+    if name == "auto":
+        checkpoint = _chosen(device, load)
+        return checkpoint, str(checkpoint.model.dtype).removeprefix("torch.")
+    if name == INT8 and device.type != "cpu":
+        raise InputError(f"int8 is for the CPU, not for {device}; give bfloat16")
+    if name not in (INT8, *_NAMED):
+        raise InputError(f"dtype is {name!r}; give auto, {', '.join(_NAMED)} or int8")
+    return load(_NAMED.get(name, torch.float32)), name
+
+
+def _chosen(device: torch.device, load: Load) -> Checkpoint:
+    """Load a checkpoint in the precision that `auto` means for it on a device."""
+    log = logging.getLogger("ledom").info
+    if not fast_bfloat16(device):
+        log("float32: this device is not faster in bfloat16")
+        return load(torch.float32)
+    if device.type != "cpu" and (kept := load("auto")).model.dtype != torch.float32:
+        return kept
+    checkpoint = load(torch.float32)
+    try:
+        exact = [_logprobs(checkpoint, text) for text in _TEXTS]
+    except Exception:  # a model that does not run on ids alone is refused elsewhere
+        return checkpoint
+    del checkpoint  # one at a time in memory
+    rough = load(torch.bfloat16)
+    try:
+        found = [_logprobs(rough, text) for text in _TEXTS]
+    except RuntimeError as problem:  # an architecture that mixes dtypes
+        log("float32: the model does not run in bfloat16 (%s)", problem)
+        del rough
+        return load(torch.float32)
+    errors = [float((one - other).abs().mean()) for one, other in zip(found, exact, strict=True)]
+    safe = all(error <= TOLERANCE for error in errors)  # NaN is not
+    log(
+        "%s: bfloat16 changes the log-probability of a token by %.4f nats on average (limit: %s)",
+        "bfloat16" if safe else "float32",
+        max(errors),
+        TOLERANCE,
+    )
+    return rough if safe else load(torch.float32)
+
+
+@torch.no_grad()
+def _logprobs(checkpoint: Checkpoint, text: str) -> Tensor:
+    """log P of each token of a text [T], in model order, in fp32."""
+    ids = checkpoint.direction.to_model_order(checkpoint.tokenizer.encode(text).ids)
+    first = checkpoint.bos_ids or [checkpoint.tokenizer.eos_id]
+    read = torch.tensor([*first, *ids][: checkpoint.context], device=checkpoint.model.device)
+    logits = checkpoint.model(input_ids=read[None]).logits[0, :-1].float()
+    found: Tensor = logits.log_softmax(-1).gather(-1, read[1:, None])[:, 0]
+    return found
+
+
+def round_weights(trunk: Trunk, exact: bool, name: str) -> None:
+    """Quantize a model of Llama's shape to int8, if its trunk is `exact` for texts of any length.
+
+    Raises `CheckpointError` for any other model: parts of its work would stay in fp32.
+    """
+    if not (isinstance(trunk, LlamaTrunk) and exact):
+        raise CheckpointError(
+            f"{name}: int8 is for models of Llama's shape whose texts may share a row, which this "
+            f"{type(trunk.model).__name__} is not; give float32"
+        )
+    trunk.round_weights()
+
+
+# ---- fast ways to run a model ----
 
 
 def longest_packed(trunk: Trunk, own: OwnForward, eos_id: int, context: int) -> int:
