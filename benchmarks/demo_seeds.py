@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.report.numbers import accuracy, difference
+from ledom.report.formatting import accuracy, difference
 from ledom.report.results import Interval
 
 

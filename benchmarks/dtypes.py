@@ -25,8 +25,8 @@ from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import LanguageModel
+from ledom.report.formatting import interval
 from ledom.report.intervals import paired_interval, pairwise_auc
-from ledom.report.numbers import interval
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.score import score_candidates
 from ledom.rerank.strategies import STRATEGIES

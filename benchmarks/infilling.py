@@ -31,8 +31,8 @@ from ledom.core.stage import no_progress
 from ledom.data.problems import generate_problems
 from ledom.evaluate.infilling import Gap, infill, middle_spans
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.report.formatting import interval
 from ledom.report.intervals import paired_interval
-from ledom.report.numbers import interval
 
 BEGINNING, MIDDLE, ENDING = 60, 14, 40  # words of a novel
 Values = dict[str, NDArray[np.float64]]

@@ -41,8 +41,8 @@ from ledom.evaluate.inversion import (
 from ledom.evaluate.proposals import Prompt, Proposal
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
+from ledom.report.formatting import accuracy, difference, interval
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.report.numbers import accuracy, difference, interval
 from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig

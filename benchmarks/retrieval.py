@@ -44,8 +44,8 @@ from ledom.evaluate.retrieval import (
     rank_passages,
     reciprocal_ranks,
 )
+from ledom.report.formatting import interval, percent
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.report.numbers import interval, percent
 from ledom.text.solution_style import restyle
 
 _COPIES = 4  # problems of one text, including the first

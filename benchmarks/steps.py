@@ -21,8 +21,8 @@ from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem
 from ledom.data.augment import other_number
 from ledom.data.problems import generate_problems
+from ledom.report.formatting import accuracy, difference
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.report.numbers import accuracy, difference
 from ledom.rerank.candidate_table import Step, split_steps
 from ledom.rerank.score import score_candidates
 

@@ -46,8 +46,8 @@ from ledom.evaluate.synthesis import REASON, Seed, SynthesisSettings, Synthesize
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.model.checkpoint import read_checkpoint_info
+from ledom.report.formatting import accuracy, difference
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.report.numbers import accuracy, difference
 from ledom.text.answers import extract_answer, is_correct
 from ledom.text.solution_style import normalize_solution, restyle
 from ledom.train.loop import train

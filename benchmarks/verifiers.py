@@ -23,8 +23,8 @@ import ledom
 from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.lm.language_model import LanguageModel
+from ledom.report.formatting import interval
 from ledom.report.intervals import bootstrap_interval, paired_interval
-from ledom.report.numbers import interval
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.candidates import match_candidates
 from ledom.rerank.strategies import STRATEGIES

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ledom.report.numbers import number
+from ledom.report.formatting import number
 from ledom.report.results import AucResult, Interval, SelectionReport, StrategyResult
 from ledom.report.summary import summarize
 

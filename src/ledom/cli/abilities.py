@@ -208,8 +208,8 @@ def _summarize(
 
     `values` are the reciprocal ranks where the right result is known. The file gets `counts`, too.
     """
+    from ledom.report.formatting import accuracy, interval
     from ledom.report.intervals import share_interval
-    from ledom.report.numbers import accuracy, interval
 
     mean = first = None
     if len(values):
@@ -312,8 +312,8 @@ def _questions(files: Sequence[Path]) -> list[str]:
 
 def _show_synthesized(found: Synthesized, max_tokens: int, out: Path) -> None:
     """Print how many questions were kept, and how often the forward model's answer agrees."""
+    from ledom.report.formatting import accuracy
     from ledom.report.intervals import share_interval
-    from ledom.report.numbers import accuracy
 
     total = len(found.problems) + len(found.removed)
     reasons = ", ".join(f"{number} {reason}" for reason, number in found.reasons.items())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ledom.core import processes as parallel
-from ledom.report.numbers import accuracy, byte_count, count, difference
+from ledom.report.formatting import accuracy, byte_count, count, difference
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -181,7 +181,7 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
 
 def show_reversal(found: ReversalResult) -> None:
     """Print accuracies: a row per kind of fact and question, a column per arm."""
-    from ledom.report.numbers import accuracy, difference
+    from ledom.report.formatting import accuracy, difference
 
     rows: dict[tuple[str, str], list[ArmResult]] = {}
     for result in found.results:
@@ -232,21 +232,21 @@ def show_results(found: Evaluation) -> None:
 
 def _cells(row: Row) -> tuple[str, ...]:
     """The cells of a row of the table."""
-    from ledom.report import numbers
+    from ledom.report.formatting import accuracy, difference, interval, number
 
     if row.note.startswith("not applicable"):
         value = "n/a"
     elif row.unit == "nats":
-        value = f"{numbers.number(row.value)} nats"
+        value = f"{number(row.value)} nats"
     elif row.interval is None:
-        value = numbers.number(row.value, 4)
+        value = number(row.value, 4)
     elif row.unit == "share":
-        value = numbers.accuracy(row.interval)
+        value = accuracy(row.interval)
     else:
-        value = numbers.interval(row.interval)
+        value = interval(row.interval)
     value += " *" if row.note.startswith("approximate") else ""
     less = [
-        "" if found is None else numbers.difference(found)
+        "" if found is None else difference(found)
         for found in (row.less_forward, row.less_reversed)
     ]
     return (f"  {row.metric}", f"{row.model} {row.scoring}".strip(), value, *less)
@@ -254,7 +254,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _published(task: TaskResult) -> list[str]:
     """Lines with a task's size, its chance level and its published figures."""
-    from ledom.report.numbers import percent
+    from ledom.report.formatting import percent
 
     chance = "" if task.chance is None else f", chance {percent(task.chance)}%"
     return [

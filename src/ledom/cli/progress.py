@@ -15,7 +15,7 @@ from typing import Any
 
 from ledom.cli.display import log
 from ledom.core import processes as parallel
-from ledom.report.numbers import count
+from ledom.report.formatting import count
 
 __all__ = ["Progress", "track", "track_tokenizing", "track_training"]
 

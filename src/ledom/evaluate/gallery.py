@@ -27,7 +27,7 @@ from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import ARMS, ReversalResult
 from ledom.evaluate.synthesis import seed_prompt
 from ledom.lm.language_model import LanguageModel, Sampling
-from ledom.report import numbers
+from ledom.report.formatting import accuracy, difference, number
 from ledom.report.gallery_page import Example, Gallery, Missing, Section, Table
 
 __all__ = ["RUNS", "collect", "written_backwards"]
@@ -181,9 +181,9 @@ def _benchmarks(heading: str, file: Path, lm: LanguageModel, count: int) -> Sect
     for task in found.tasks:
         for row in task.rows:
             if row.metric in MAIN_METRICS and row.interval is not None and not row.note:
-                gain = "" if row.less_forward is None else numbers.difference(row.less_forward)
+                gain = "" if row.less_forward is None else difference(row.less_forward)
                 name = f"{row.model} {row.scoring}".strip()
-                value = numbers.accuracy(row.interval)
+                value = accuracy(row.interval)
                 rows.append([task.task, f"{task.num_documents:,}", name, value, gain])
     return Section(
         heading=heading,
@@ -200,7 +200,7 @@ def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
     kinds = groupby(found.results, lambda result: (result.seen, result.asked))
     for kind, own in kinds:
         by_arm = {one.arm: one.accuracy for one in own}
-        rows.append([*kind, *(numbers.accuracy(by_arm.get(arm)) for arm in ARMS)])
+        rows.append([*kind, *(accuracy(by_arm.get(arm)) for arm in ARMS)])
     asked = [["question", "seen in training", *ARMS]]
     for question in found.questions[:count]:
         answers = [question.answers.get(arm, "") for arm in ARMS]
@@ -255,7 +255,7 @@ def _best(
     lists = [[*own] for _, own in groupby(ranking, lambda one: one[0])][:count]
     rows = [[whole, "rank", part, "score, nats"]]
     rows += [
-        [of, str(rank), item, numbers.number(score, 1)]
+        [of, str(rank), item, number(score, 1)]
         for own in lists
         for of, rank, item, score in own[:_BEST]
     ]

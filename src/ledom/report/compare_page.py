@@ -10,8 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ledom.report import curves
-from ledom.report.numbers import MISSING, count, interval, number
-from ledom.report.page import clean, escape, markdown_table, render_template, write_pages
+from ledom.report.formatting import (
+    MISSING,
+    clean,
+    count,
+    escape,
+    interval,
+    markdown_table,
+    number,
+    render_template,
+    write_pages,
+)
 from ledom.report.training_results import (
     Comparison,
     Crossing,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ledom.report.figures import COLORS, HALF, WIDE, LineStyle, draw_svg, label_ends, short
-from ledom.report.numbers import count
+from ledom.report.formatting import count
 from ledom.report.training_results import DirectionResult, RunComparison
 from ledom.train.metrics import thinned
 

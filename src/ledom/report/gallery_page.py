@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ledom.core.direction import Direction
 from ledom.core.files import write_atomically
-from ledom.report.page import clean, render_template
+from ledom.report.formatting import clean, render_template
 
 __all__ = ["Example", "Gallery", "Missing", "Section", "Table", "render_gallery", "write_gallery"]
 

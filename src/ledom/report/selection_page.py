@@ -10,8 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ledom.report import plots
-from ledom.report.numbers import MISSING, accuracy, count, difference, interval, number, percent
-from ledom.report.page import clean, escape, markdown_table, render_template, write_pages
+from ledom.report.formatting import (
+    MISSING,
+    accuracy,
+    clean,
+    count,
+    difference,
+    escape,
+    interval,
+    markdown_table,
+    number,
+    percent,
+    render_template,
+    write_pages,
+)
 from ledom.report.results import (
     Case,
     CaseCandidate,

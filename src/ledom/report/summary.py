@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ledom.report.numbers import interval, number, percent
+from ledom.report.formatting import interval, number, percent
 from ledom.report.results import AucResult, Difference, Interval, SelectionReport, StrategyResult
 
 __all__ = ["Row", "Summary", "summarize"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ledom.report.numbers import number
+from ledom.report.formatting import number
 from ledom.report.results import QuestionToken
 
 __all__ = ["Word", "compare", "question_words"]
