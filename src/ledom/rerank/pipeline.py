@@ -221,7 +221,7 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
 
 def _parameters(job: Job) -> dict[str, int | None]:
     """See `Costs.parameters`."""
-    sizes = {str(lm.direction): model_info(lm).parameters for lm in _models(job)}
+    sizes = {str(lm.direction): lm.num_parameters for lm in _models(job)}
     return sizes | {"writer": 0 if job.candidates is not None else sizes["forward"]}
 
 
