@@ -15,8 +15,8 @@ from ledom.core.errors import CheckpointError, DirectionError, InputError
 from ledom.core.reading import JsonObject
 from ledom.core.strict_yaml import parse_yaml
 from ledom.lm.language_model import LanguageModel
+from ledom.model.folder import snapshot
 from ledom.model.foreign.aliases import what_to_run
-from ledom.model.foreign.hub import snapshot
 
 __all__ = ["EMBEDDED", "LanguageModel", "load"]
 

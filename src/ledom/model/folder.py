@@ -1,4 +1,4 @@
-"""The files of a model folder: its config.json, which files are loaded, and a hash of them.
+"""A model folder: its place in the hub's cache, its config.json, the loaded files and their hash.
 
 A file is hashed once. Its digest is cached in the user's cache folder (`XDG_CACHE_HOME`, else
 `~/.cache`) and used until the file's path, size, inode or times change. If the cache cannot be
@@ -25,6 +25,7 @@ from ledom.core.reading import (
     exists,
     read_json,
     read_json_object,
+    read_text,
     real_path,
 )
 from ledom.model.foreign.aliases import what_to_run
@@ -36,6 +37,7 @@ __all__ = [
     "hash_files",
     "loaded_files",
     "read_config",
+    "snapshot",
     "weight_files",
 ]
 
@@ -56,6 +58,33 @@ _SIZES = (  # keys of config.json, by the names that architectures use
 _MOST_LAYERS = 10_000  # transformers builds a list of all layers when it reads a config
 _CACHED_BYTES = 2**20  # digests of smaller files are not worth caching
 _SETTLED_SECONDS = 2.0  # a file changed twice within this time may show the same times
+
+
+def snapshot(folder: Path) -> Path:
+    """The model folder inside a repository's folder in the hub's cache; any other folder unchanged.
+
+    If several commits are cached, the one that `refs/main` names is taken. Raises `CheckpointError`
+    if it names none of them.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as cache:
+    ...     commit = Path(cache, "models--me--twin", "snapshots", "c0ffee")
+    ...     commit.mkdir(parents=True)
+    ...     snapshot(commit.parent.parent).name, snapshot(commit).name
+    ('c0ffee', 'c0ffee')
+    """
+    commits, main = folder / "snapshots", folder / "refs" / "main"
+    if exists(folder / "config.json") or not os.path.isdir(commits):
+        return folder
+    named = read_text(main).strip() if exists(main) else None
+    found = [path for path in commits.iterdir() if path.is_dir()]
+    found = [path for path in found if path.name == named] or found
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{commits}: holds {len(found)} commits, and refs/main names none of them; give the "
+            "folder of one"
+        )
+    return found[0]
 
 
 def read_config(folder: Path) -> JsonObject:

@@ -30,7 +30,7 @@ from ledom.core.reading import Config, JsonObject, exists, read_text
 from ledom.core.strict_yaml import parse_yaml
 from ledom.data.prepare import DataConfig
 from ledom.data.problems import GENERATOR
-from ledom.model.foreign.hub import snapshot
+from ledom.model.folder import snapshot
 from ledom.model.presets import ModelConfig
 from ledom.train.distributed import ParallelConfig
 from ledom.train.lora import LoraConfig

@@ -1,17 +1,15 @@
-"""The Hugging Face hub and its cache: the only place in ledom that fetches weights."""
+"""Downloads from the Hugging Face hub: the only place in ledom that fetches weights."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ledom.core.errors import CheckpointError
-from ledom.core.reading import exists, read_text
 
-__all__ = ["Downloaded", "download", "snapshot"]
+__all__ = ["Downloaded", "download"]
 
 _SMALL = (
     "config.json",
@@ -76,33 +74,6 @@ def _cached(repo: str, revision: str | None) -> Downloaded | None:
     blobs = {file.relative_to(folder).as_posix(): file.resolve().name for file in files}
     hashes = {name: blob for name, blob in blobs.items() if re.fullmatch("[0-9a-f]{64}", blob)}
     return Downloaded(folder, folder.name, hashes)
-
-
-def snapshot(folder: Path) -> Path:
-    """The model folder inside a repository's folder in the hub's cache; any other folder unchanged.
-
-    If several commits are cached, the one that `refs/main` names is taken. Raises `CheckpointError`
-    if it names none of them.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as cache:
-    ...     commit = Path(cache, "models--me--twin", "snapshots", "c0ffee")
-    ...     commit.mkdir(parents=True)
-    ...     snapshot(commit.parent.parent).name, snapshot(commit).name
-    ('c0ffee', 'c0ffee')
-    """
-    commits, main = folder / "snapshots", folder / "refs" / "main"
-    if exists(folder / "config.json") or not os.path.isdir(commits):
-        return folder
-    named = read_text(main).strip() if exists(main) else None
-    found = [path for path in commits.iterdir() if path.is_dir()]
-    found = [path for path in found if path.name == named] or found
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{commits}: holds {len(found)} commits, and refs/main names none of them; give the "
-            "folder of one"
-        )
-    return found[0]
 
 
 def _wanted(names: list[str]) -> list[str]:

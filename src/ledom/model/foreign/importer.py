@@ -30,12 +30,12 @@ from ledom.core.errors import (
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet
-from ledom.model.folder import end_ids, file_digest, read_config
+from ledom.model.folder import end_ids, file_digest, read_config, snapshot
 from ledom.model.foreign import nanochat_import
 from ledom.model.foreign.aliases import ALIASES, is_hub_name
 from ledom.model.foreign.check import SelfCheck, check_model
 from ledom.model.foreign.gguf import read_gguf
-from ledom.model.foreign.hub import download, snapshot
+from ledom.model.foreign.hub import download
 from ledom.model.foreign.skeleton import build_skeleton, differing_ties, fit_tensors
 from ledom.model.foreign.tensors import (
     StoredTensor,
