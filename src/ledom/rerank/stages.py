@@ -7,7 +7,7 @@ that agree with each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ledom.core.records import Candidate, Key, Problem, Score, read_records, wri
 from ledom.core.stage import Make, Stage, Track, Work, at_once, read_finished, read_settings
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.candidates import candidate_check, distinct_candidates
-from ledom.rerank.contrast import ChangedNumber, change_numbers, contrast_candidates
+from ledom.rerank.contrast import change_numbers, contrast_candidates
 from ledom.rerank.flip import FlipSettings, flip_candidates, longest_question
 from ledom.rerank.score import score_candidates, score_groups
 
@@ -89,13 +89,7 @@ def fill_candidates(
     stage = Stage(path, Candidate, settings, lambda: candidate_check(problems))
     if parallel.is_first():
         write_records(path.with_name("problems.jsonl"), problems)
-    work = Work(
-        items=problems,
-        make=make,
-        groups=groups,
-        together=together,
-        is_done=is_done,
-    )
+    work = Work(items=problems, make=make, groups=groups, together=together, is_done=is_done)
     return stage.fill(work, track, name, path.with_name(TIMINGS))
 
 
@@ -167,10 +161,11 @@ def fill_scores(
     )
     if how.contrast and lm.direction is Direction.REVERSE:
         changes = {p.id: change_numbers(p.question, how.contrast) for p in problems}
+        copies = ((i, str(c.start), str(c.end), c.number) for i in changes for c in changes[i])
         scores += files.fill(
             CONTRAST,
             [candidate for candidate in distinct if changes[candidate.problem_id]],
-            settings | {"contrast": how.contrast, "copies": _fingerprint_of(changes)},
+            settings | {"contrast": how.contrast, "copies": fingerprint(copies)},
             lambda some: contrast_candidates(problems, some, lm, changes, *read),
         )
     if (flip := how.flip) and lm.direction is Direction.REVERSE:
@@ -211,12 +206,6 @@ class _ScoreFiles:
             together=self.lm.batches_requests,
         )
         return stage.fill(work, self.track, f"scoring, {name}", self.folder / TIMINGS)
-
-
-def _fingerprint_of(changes: Mapping[str, Sequence[ChangedNumber]]) -> str:
-    return fingerprint(
-        (id_, str(c.start), str(c.end), c.number) for id_, own in changes.items() for c in own
-    )
 
 
 def keep_inputs(
