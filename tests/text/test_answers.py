@@ -114,11 +114,13 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("C. 15", "C. 15"),
         ("Yes.", "Yes"),
         ("x > 3", "x > 3"),
+        ("f(x) = x^2", "f(x) = x^2"),
         ("\\ln 2", "\\ln 2"),
         ("(x+1)(x+2)", "(x+1)(x+2)"),
         ("2 hours and 30 minutes", "2 hours and 30 minutes"),
         ("so x is -5", "-5"),  # no product of letters
         ("3 + 4 = 8", "8"),
+        ("5 + 6 = 11, 11 * 2 = 22 apples", "22"),
         # thoughts and tags
         ("<think>\\boxed{5}</think> The answer is 6.", "6"),
         ("<think>The answer is 5.</think>", "5"),
@@ -160,6 +162,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
         ("so x is \\frac{3}{4}\\pi.", "\\frac{3}{4}\\pi"),
         ("so the value is \\log_2 3", "\\log_2 3"),
         ("so we get x^2 + 3x + 2.", "x^2 + 3x + 2"),
+        ("so it is n(n+1)/2.", "n(n+1)/2"),
         ("so z is 3 - 4i.", "3 - 4i"),
         ("so z = 3+4i", "3+4i"),
         ("so it factors as (x+1)(x+2).", "(x+1)(x+2)"),

@@ -85,7 +85,7 @@ _FORMULA = re.compile(
 _PART = re.compile(rf"-?[0-9]{{0,20}}{_LATEX}(?:/[0-9]+)?")
 # A sum of numbers alone is a step of a calculation; 5m and T-5 are no expressions.
 _SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
-_TERM = re.compile(r"[0-9)][a-z(]|[a-z]\^|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
+_TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s*\"'`)]|$)")
 _JSON_ESCAPE = re.compile(r"\\(?:n(?![a-z])|(\"))")
@@ -315,11 +315,14 @@ def _listed(text: str) -> str | None:
 def _whole(text: str) -> str | None:
     """A text that is itself the answer: a choice, a word, or what can be read completely."""
     line = bare(text)
-    if "\n" in line or "=" in line or not has_content(line):
+    if "\n" in line or not has_content(line):
         return None
     if _NAME.fullmatch(line):
         return line
-    return None if _PROSE.match(line) or read(line) is None else line  # "so x" is no s * o * x
+    node = None if _PROSE.match(line) else read(line)  # "so x" is no s * o * x
+    if node is None or ("=" in line and node.kind != "named"):  # 3 + 4 = 8 is a step
+        return None
+    return line
 
 
 def _last_formula(text: str) -> str | None:
