@@ -231,13 +231,13 @@ def test_the_reversed_prompt_control_puts_the_choice_on_the_wrong_side() -> None
 
 
 def test_greedy_has_no_meaning_in_reverse() -> None:
-    """Trap 4. The likeliest letter after "a" is b, and after b it is c."""
+    """Trap 4. The likeliest first letter is a, after "a" it is b, and after "b" it is c."""
 
-    def greedy(direction: Direction) -> list[bool]:
-        return [parts.greedy for parts in parts_of(direction, *asked("a", ("bc", "ba", "b")))]
+    def greedy(direction: Direction, context: str, *choices: str) -> list[bool]:
+        return [parts.greedy for parts in parts_of(direction, *asked(context, choices))]
 
-    assert greedy(FORWARD) == [True, False, True]
-    assert greedy(REVERSE) == [False] * 3
+    assert greedy(FORWARD, "a", "bc", "ba", "b") == [True, False, True]
+    assert greedy(REVERSE, "c", "ba", "bb") == [False, False]  # "cba" is what it writes from EOS
 
 
 def test_texts_without_a_context_are_whole_probabilities() -> None:
