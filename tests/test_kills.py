@@ -28,7 +28,7 @@ COMMANDS = {
     "tokenize": "tokenize docs.jsonl --tokenizer tokenizer --tasks 3 --workers 1",
     "augment": "augment problems.jsonl --variants 2",
     "train": "train recipe.yaml --direction reverse",
-    "rerank": "rerank --num-problems 4 --samples 2 --max-tokens 96 --flip 1 --seed 4",
+    "rerank": "rerank --num-problems 4 --samples 2 --max-tokens 64 --flip 1 --seed 4",
 }
 """The last with the embedded pair: real weights, real log-probabilities."""
 RECIPE = """name: test
