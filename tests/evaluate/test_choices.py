@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from ledom.core.errors import InputError
-from ledom.core.records import Document, read_records
+from ledom.core.records import Document, read_records, unique_ids
 from ledom.evaluate.choices import (
     ChoiceQuestion,
-    check_choices,
     neighbor_questions,
     problem_questions,
 )
@@ -86,10 +85,10 @@ def test_bad_questions_are_refused_by_line(
     file = tmp_path / "q.jsonl"
     file.write_text(GOOD.replace('"a"', '"b"') + "\n" + GOOD.replace(*change) + "\n")
     with pytest.raises(InputError, match=f"q.jsonl:2: .*{message}"):
-        read_records(file, ChoiceQuestion, check_choices())
+        read_records(file, ChoiceQuestion, unique_ids())
 
 
 def test_choices_that_begin_one_another_are_good(tmp_path: Path) -> None:
     file = tmp_path / "q.jsonl"
     file.write_text(GOOD.replace('"y"', '"xy"'))
-    assert read_records(file, ChoiceQuestion, check_choices())[0].choices == ["x", "xy"]
+    assert read_records(file, ChoiceQuestion, unique_ids())[0].choices == ["x", "xy"]

@@ -13,13 +13,12 @@ import pytest
 from command_line import Run, check_refused
 from kills import contents, run_through_kills
 from ledom.core.errors import DirectionError, InputError
-from ledom.core.records import Problem, read_records, write_records
+from ledom.core.records import Problem, read_records, unique_ids, write_records
 from ledom.core.stage import no_progress
 from ledom.evaluate.synthesis import (
     Seed,
     SynthesisSettings,
     Synthesized,
-    read_seeds,
     sift,
     synthesize,
 )
@@ -284,7 +283,7 @@ def test_what_else_is_refused(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     check_refused(run("synthesize", path, "--known", tmp_path / "no.jsonl"), "no such file")
     check_refused(run("synthesize", "gsm9k"), "gsm9k: no such file", "gsm_symbolic, gsm8k,")
     assert not out.exists()
-    assert read_seeds(path) == SEEDS
+    assert read_records(path, Seed, unique_ids()) == SEEDS
 
 
 def test_without_datasketch_the_command_says_what_to_install(

@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom.cli import options
 from ledom.cli.display import log, show_ranking, warn
 from ledom.cli.inputs import check_count, choose_problems, is_jsonl, load_model, read_text
-from ledom.cli.options import (
-    MOST_PROBLEMS,
-    MOST_SAMPLES,
-    PROBLEMS,
-    SAMPLING,
-    SELECTION,
-    Device,
-    Dtype,
-    MaxTokens,
-    Model,
-    Out,
-    OutForFile,
-    Seed,
-    Split,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    refuse_unused,
-    results_folder,
-    unused_by_models,
-    unused_when_greedy,
-)
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
 from ledom.core.files import write_json
 from ledom.core.processes import set_threads
+from ledom.core.records import Problem, read_records, unique_ids
+from ledom.data.problems import BENCHMARKS, GENERATOR, check_file
+from ledom.report.formatting import accuracy, interval
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ledom.evaluate.synthesis import Seed as SynthesisSeed
-    from ledom.evaluate.synthesis import Synthesized
+    from ledom.evaluate.synthesis import Seed, Synthesized
 
 __all__ = ["RANKING", "SYNTHESIS"]
 
@@ -67,7 +46,7 @@ PassagePrior = Annotated[
     typer.Option(help="Add log P(passage), how likely the passage is on its own, to each score."),
 ]
 TopPassages = Annotated[
-    int, typer.Option(min=1, max=MOST_PROBLEMS, help="Passages to keep per query.")
+    int, typer.Option(min=1, max=options.MOST_PROBLEMS, help="Passages to keep per query.")
 ]
 Seeds = Annotated[
     str,
@@ -80,43 +59,48 @@ NumSeeds = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=MOST_PROBLEMS,
-        rich_help_panel=PROBLEMS,
+        max=options.MOST_PROBLEMS,
+        rich_help_panel=options.PROBLEMS,
         help="Number of seeds, from the start of a file. Default: the whole file, 40 generated.",
     ),
 ]
 Known = Annotated[
     list[Path] | None,
     typer.Option(
-        rich_help_panel=PROBLEMS,
+        rich_help_panel=options.PROBLEMS,
         help="A JSONL file of problems, such as training data; new questions that are near "
         "duplicates of these are removed (repeatable). So are those of the seeds' own questions.",
     ),
 ]
 Questions = Annotated[
     int,
-    typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Questions per seed."),
+    typer.Option(
+        min=1,
+        max=options.MOST_SAMPLES,
+        rich_help_panel=options.SAMPLING,
+        help="Questions per seed.",
+    ),
 ]
 Answers = Annotated[
     int,
     typer.Option(
         min=1,
-        max=MOST_SAMPLES,
-        rich_help_panel=SAMPLING,
+        max=options.MOST_SAMPLES,
+        rich_help_panel=options.SAMPLING,
         help="Answers sampled from the forward model per question.",
     ),
 ]
 Agreement = Annotated[
     float,
     typer.Option(
-        rich_help_panel=SELECTION,
+        rich_help_panel=options.SELECTION,
         help="Minimum share of the forward model's answers that equal the seed's answer.",
     ),
 ]
 Similarity = Annotated[
     float,
     typer.Option(
-        rich_help_panel=SELECTION,
+        rich_help_panel=options.SELECTION,
         help="Jaccard similarity of 5-word n-grams at which two questions are near duplicates.",
     ),
 ]
@@ -128,29 +112,34 @@ OutputText = Annotated[
 ]
 Prompts = Annotated[
     int,
-    typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Prompts to propose."),
+    typer.Option(
+        min=1,
+        max=options.MOST_SAMPLES,
+        rich_help_panel=options.SAMPLING,
+        help="Prompts to propose.",
+    ),
 ]
 PromptPrior = Annotated[
     bool,
     typer.Option(help="Add log P(prompt), how likely the prompt is on its own, to each score."),
 ]
-TopPrompts = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Prompts to print.")]
+TopPrompts = Annotated[int, typer.Option(min=1, max=options.MOST_SAMPLES, help="Prompts to print.")]
 
 
 def rank(
     context: typer.Context,
     query: QueryText,
     passages: Annotated[Path, typer.Argument(help="A JSONL file of passages (id, text).")],
-    model: Model = "tiny",
+    model: options.Model = "tiny",
     direction: Annotated[
         str, typer.Option(help="The model's direction: reverse or forward.")
     ] = "reverse",
     prior: PassagePrior = False,
     top: TopPassages = 10,
-    out: OutForFile = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    out: options.OutForFile = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Order passages by log P(query | passage), most likely first.
 
@@ -159,7 +148,7 @@ def rank(
     from ledom.evaluate import retrieval
     from ledom.rerank.explain import unfamiliar_texts
 
-    refuse_unused(context, *unused_by_models(model))
+    options.refuse_unused(context, *options.unused_by_models(model))
     from_file = _is_file(query, "query", out)
     found = retrieval.read_passages(passages)
     if from_file:
@@ -168,7 +157,7 @@ def rank(
         queries = [retrieval.Query(id="query", text=_text(query, "query").strip())]
     set_threads(threads)
     lm = load_model(model, direction, device, dtype)
-    with results_folder(out) as folder:
+    with options.results_folder(out) as folder:
         ranking = retrieval.rank_passages(lm, queries, found, folder, track, prior, top)
     if not from_file:
         texts = {passage.id: passage.text for passage in found}
@@ -208,7 +197,6 @@ def _summarize(
 
     `values` are the reciprocal ranks where the right result is known. The file gets `counts`, too.
     """
-    from ledom.report.formatting import accuracy, interval
     from ledom.report.intervals import share_interval
 
     mean = first = None
@@ -226,23 +214,23 @@ def synthesize(
     context: typer.Context,
     seeds: Seeds = "gsm_symbolic",
     num_seeds: NumSeeds = None,
-    split: Split = "tune",
+    split: options.Split = "tune",
     known: Known = None,
     samples: Questions = 2,
     answers: Answers = 4,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    max_tokens: MaxTokens = 256,
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    max_tokens: options.MaxTokens = 256,
     agreement: Agreement = 0.5,
     similarity: Similarity = 0.8,
-    forward: Model = "tiny",
-    reverse: Model = "tiny",
-    device: Device = None,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    out: Out = Path("ledom-synthesize"),
-    seed: Seed = 0,
+    forward: options.Model = "tiny",
+    reverse: options.Model = "tiny",
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    out: options.Out = Path("ledom-synthesize"),
+    seed: options.Seed = 0,
 ) -> None:
     """Write questions for solutions or bare answers; keep those that a forward model confirms.
 
@@ -255,16 +243,16 @@ def synthesize(
     from ledom.lm.language_model import Sampling
     from ledom.rerank.explain import unfamiliar_texts
 
-    refuse_unused(
+    options.refuse_unused(
         context,
-        *unused_when_greedy(temperature, "samples", "answers"),
-        *unused_by_models(forward, reverse),
+        *options.unused_when_greedy(temperature, "samples", "answers"),
+        *options.unused_by_models(forward, reverse),
     )
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
     counts = (1, 1) if temperature == 0 else (samples, answers)
     settings = SynthesisSettings(sampling, *counts, agreement, similarity)
     found = _seeds(context, seeds, num_seeds, split, seed, temperature > 0)
-    questions = _questions(known or ())
+    questions = [one.question for file in known or () for one in read_records(file, Problem)]
     set_threads(threads)
     writer = load_model(reverse, "reverse", device, dtype)
     judge = load_model(forward, "forward", device, dtype)
@@ -277,42 +265,28 @@ def synthesize(
 
 def _seeds(
     context: typer.Context, source: str, count: int | None, split: str, seed: int, draws: bool
-) -> list[SynthesisSeed]:
+) -> list[Seed]:
     """The seeds in a file, or the problems of a benchmark or of the generator as seeds."""
-    from ledom.data.problems import BENCHMARKS, GENERATOR, check_file
-    from ledom.evaluate.synthesis import Seed as SynthesisSeed
-    from ledom.evaluate.synthesis import check_seed, read_seeds
+    from ledom.evaluate.synthesis import Seed
 
     if source != GENERATOR and source not in BENCHMARKS:
-        refuse_unused(
+        options.refuse_unused(
             context,
             (True, f"only {GENERATOR} has splits", ["split"]),
             (not draws, "nothing is drawn at random", ["seed"]),
         )
         check_file(source)
-        given = read_seeds(Path(source))
+        given = read_records(source, Seed, unique_ids())
         check_count(count, len(given), source, "--num-seeds")
         return given[:count]
     problems = choose_problems(context, source, count, draws, split, seed, option="--num-seeds")
-    found = [
-        SynthesisSeed(id=p.id, solution=p.solution, answer=p.answer, question=p.question)
-        for p in problems
+    return [
+        Seed(id=p.id, solution=p.solution, answer=p.answer, question=p.question) for p in problems
     ]
-    for one in found:
-        check_seed(one)
-    return found
-
-
-def _questions(files: Sequence[Path]) -> list[str]:
-    """The questions in files of problems."""
-    from ledom.core.records import Problem, read_records
-
-    return [problem.question for file in files for problem in read_records(file, Problem)]
 
 
 def _show_synthesized(found: Synthesized, max_tokens: int, out: Path) -> None:
     """Print how many questions were kept, and how often the forward model's answer agrees."""
-    from ledom.report.formatting import accuracy
     from ledom.report.intervals import share_interval
 
     total = len(found.problems) + len(found.removed)
@@ -333,19 +307,19 @@ def invert(
     context: typer.Context,
     output: OutputText,
     samples: Prompts = 32,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    max_tokens: MaxTokens = 256,
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    max_tokens: options.MaxTokens = 256,
     prior: PromptPrior = True,
     top: TopPrompts = 3,
-    forward: Model = "tiny",
-    reverse: Model = "tiny",
-    device: Device = None,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    out: OutForFile = None,
-    seed: Seed = 0,
+    forward: options.Model = "tiny",
+    reverse: options.Model = "tiny",
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    out: options.OutForFile = None,
+    seed: options.Seed = 0,
 ) -> None:
     """Find the prompts that are likely to have produced an output.
 
@@ -358,14 +332,14 @@ def invert(
     from ledom.rerank.explain import unfamiliar_texts
 
     from_file = _is_file(output, "output", out)
-    refuse_unused(
+    options.refuse_unused(
         context,
-        *unused_when_greedy(temperature, "samples", "seed"),
+        *options.unused_when_greedy(temperature, "samples", "seed"),
         (from_file, "for a file of outputs no prompts are printed", ["top"]),
-        *unused_by_models(forward, reverse),
+        *options.unused_by_models(forward, reverse),
     )
     if from_file:
-        outputs = inversion.read_outputs(Path(output))
+        outputs = read_records(output, inversion.Output, unique_ids())
     else:
         outputs = [inversion.Output(id="output", text=_text(output, "output").rstrip("\n"))]
     sampling = Sampling(temperature, top_k, top_p, max_tokens, seed)
@@ -376,7 +350,7 @@ def invert(
     fitting = inversion.with_room(outputs, proposer, verifier, sampling)
     if left_out := len(outputs) - len(fitting):
         log(_NO_ROOM.format(left_out, len(outputs), max_tokens))
-    with results_folder(out) as folder:
+    with options.results_folder(out) as folder:
         found = inversion.invert(fitting, proposer, verifier, sampling, count, folder, track, prior)
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])

@@ -9,20 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom.cli import options
 from ledom.cli.display import log
-from ledom.cli.options import (
-    MOST_PROBLEMS,
-    Out,
-    Seed,
-    Threads,
-    named_path,
-    out_folder,
-    refuse_unused,
-)
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
 from ledom.core.processes import set_threads
 from ledom.core.reading import real_path
+from ledom.core.records import Problem, Record, write_records
 
 if TYPE_CHECKING:
     from ledom.data.documents import Documents
@@ -47,7 +40,7 @@ Format = Annotated[
 TokenizerFile = Annotated[
     Path,
     typer.Option(
-        parser=named_path,
+        parser=options.named_path,
         metavar="PATH",
         help="A tokenizer.json, or its folder; see ledom train-tokenizer.",
     ),
@@ -65,13 +58,15 @@ def train_tokenizer(
     num_documents: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MOST_PROBLEMS, help="Read only the first N documents. Default: all."
+            min=1, max=options.MOST_PROBLEMS, help="Read only the first N documents. Default: all."
         ),
     ] = None,
     format: Format = None,
     text_key: TextKey = "text",
-    out: Annotated[Path, out_folder("Folder for tokenizer.json.")] = Path("ledom-tokenizer"),
-    threads: Threads = None,
+    out: Annotated[Path, options.out_folder("Folder for tokenizer.json.")] = Path(
+        "ledom-tokenizer"
+    ),
+    threads: options.Threads = None,
 ) -> None:
     """Train a byte-level BPE tokenizer on documents.
 
@@ -142,9 +137,9 @@ def tokenize(
         typer.Option(help="An option of sbatch, such as partition=cpu (repeatable)."),
     ] = None,
     out: Annotated[
-        Path, out_folder("Folder for the store. Finished shards there are kept.")
+        Path, options.out_folder("Folder for the store. Finished shards there are kept.")
     ] = Path("ledom-tokens"),
-    threads: Threads = None,
+    threads: options.Threads = None,
 ) -> None:
     """Tokenize documents into a token store, for training in either direction.
 
@@ -158,7 +153,7 @@ def tokenize(
     from ledom.data.tokenize import Execution, tokenize
     from ledom.text.tokenizer import Tokenizer
 
-    refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
+    options.refuse_unused(context, (executor != "slurm", f"the executor is {executor}", ["slurm"]))
     set_threads(threads)
     sbatch = dict(_key_and_value(option) for option in slurm or [])
     given = open_documents(documents, format, text_key)
@@ -215,15 +210,14 @@ def augment(
             help="Maximum number of further wrong solutions, each with one false equation.",
         ),
     ] = 0,
-    out: Out = Path("ledom-augment"),
-    seed: Seed = 0,
-    threads: Threads = None,
+    out: options.Out = Path("ledom-augment"),
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
 ) -> None:
     """Make more training pairs from worked problems: variants with other numbers, wrong solutions.
 
     Example: ledom augment gsm8k/train.jsonl --out varied
     """
-    from ledom.core.records import Problem, Record, write_records
     from ledom.data.augment import augment as run
     from ledom.data.prepare import DataConfig, read_split
 

@@ -15,13 +15,13 @@ import typer
 
 from ledom.core import processes as parallel
 from ledom.report.formatting import accuracy, byte_count, count, difference
+from ledom.report.results import Case, SelectionReport
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from ledom.report.results import Case, SelectionReport
     from ledom.rerank.search_pipeline import SearchReport
     from ledom.rerank.weights import TunedWeights
     from ledom.train.estimate import Plan

@@ -8,27 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom.cli import options
 from ledom.cli.display import log, new_table, output_console
-from ledom.cli.inputs import load_model, model_or_none
-from ledom.cli.options import (
-    MODELS,
-    MOST_PROBLEMS,
-    Device,
-    Dtype,
-    Model,
-    ModelOrNone,
-    Out,
-    Seed,
-    Threads,
-    command_line,
-    named_path,
-    out_file,
-    refuse_unused,
-    unused_by_models,
-)
+from ledom.cli.inputs import load_model, models_or_none
 from ledom.cli.progress import track, track_training
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
+from ledom.report.formatting import accuracy, difference, interval, number, percent
 
 if TYPE_CHECKING:
     from ledom.evaluate.results import Evaluation, Row, TaskResult
@@ -68,7 +54,7 @@ Data = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=TASKS,
-        parser=named_path,
+        parser=options.named_path,
         metavar="PATH",
         help="Folder of task files, for use without a network.",
     ),
@@ -77,7 +63,7 @@ Limit = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=MOST_PROBLEMS,
+        max=options.MOST_PROBLEMS,
         rich_help_panel=TASKS,
         help="Documents per task, from its start; for reversal, facts per order.",
     ),
@@ -94,11 +80,13 @@ AllowCode = Annotated[
         "on time and memory, but without a sandbox.",
     ),
 ]
-Chat = Annotated[bool, typer.Option(rich_help_panel=MODELS, help="Use the models' chat templates.")]
+Chat = Annotated[
+    bool, typer.Option(rich_help_panel=options.MODELS, help="Use the models' chat templates.")
+]
 AddBos = Annotated[
     bool,
     typer.Option(
-        rich_help_panel=MODELS,
+        rich_help_panel=options.MODELS,
         help="Begin every text for the forward model with the token that began its training texts. "
         "Default: as in lm-evaluation-harness, with the tokens that its tokenizer adds.",
     ),
@@ -113,15 +101,15 @@ def evaluate(
     limit: Limit = None,
     num_fewshot: NumFewshot = 0,
     allow_code: AllowCode = False,
-    forward: ModelOrNone = "tiny",
-    reverse: ModelOrNone = "tiny",
+    forward: options.ModelOrNone = "tiny",
+    reverse: options.ModelOrNone = "tiny",
     chat: Chat = False,
     add_bos: AddBos = False,
-    out: Out = Path("out/eval"),
-    device: Device = None,
-    dtype: Dtype = "auto",
-    seed: Seed = 0,
-    threads: Threads = None,
+    out: options.Out = Path("out/eval"),
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
 ) -> None:
     """Measure what a forward and a reverse model know, on the same benchmarks.
 
@@ -130,11 +118,11 @@ def evaluate(
     from ledom.evaluate.suites import REVERSAL
     from ledom.evaluate.tasks import Options
 
-    refuse_unused(
+    options.refuse_unused(
         context,
         (suite == REVERSAL, "this suite trains its own models", _NOT_FOR_REVERSAL),
         (forward == "none", "there is no forward model", ["add_bos"]),
-        *unused_by_models(forward, reverse),
+        *options.unused_by_models(forward, reverse),
     )
     if suite == REVERSAL and not tasks:
         set_threads(threads)
@@ -142,15 +130,12 @@ def evaluate(
         return
     if forward == reverse == "none":
         raise InputError("give a forward or a reverse model, or both")
-    options = Options(data, limit, num_fewshot, seed, allow_code)
-    sources, notes = _sources(tasks, suite, options)
+    how = Options(data, limit, num_fewshot, seed, allow_code)
+    sources, notes = _sources(tasks, suite, how)
     set_threads(threads)
     from ledom.evaluate.evaluation import Job, evaluate_models
 
-    models = [
-        model_or_none(model, direction, device, dtype)
-        for model, direction in ((forward, "forward"), (reverse, "reverse"))
-    ]
+    models = models_or_none(forward, reverse, device, dtype)
     job = Job(
         sources=sources,
         models=[model for model in models if model is not None],
@@ -158,7 +143,7 @@ def evaluate(
         limit=limit,
         chat=chat,
         add_bos_token=True if add_bos else None,
-        command=command_line(),
+        command=options.command_line(),
         notes=notes,
         leave_out=not tasks,
     )
@@ -170,7 +155,7 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
     """Train and test the models of the reversal suite."""
     from ledom.evaluate.reversal import ReversalJob, run_reversal
 
-    job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=command_line())
+    job = ReversalJob(out, limit or ReversalJob.per_order, seed, command=options.command_line())
     try:
         found = run_reversal(job, track_training, track)
     except SystemExit:  # SIGTERM in a training: the suite is not finished
@@ -181,8 +166,6 @@ def _measure_reversal(out: Path, limit: int | None, seed: int) -> None:
 
 def show_reversal(found: ReversalResult) -> None:
     """Print accuracies: a row per kind of fact and question, a column per arm."""
-    from ledom.report.formatting import accuracy, difference
-
     rows: dict[tuple[str, str], list[ArmResult]] = {}
     for result in found.results:
         rows.setdefault((result.seen, result.asked), []).append(result)
@@ -199,7 +182,7 @@ def show_reversal(found: ReversalResult) -> None:
 
 
 def _sources(
-    tasks: list[str] | None, suite: str | None, options: Options
+    tasks: list[str] | None, suite: str | None, how: Options
 ) -> tuple[list[Source], list[str]]:
     """The tasks to measure, and notes about those that are left out."""
     from ledom.evaluate.tasks import find_source, find_suite
@@ -207,8 +190,8 @@ def _sources(
     if tasks and suite:
         raise InputError("give tasks or --suite, not both")
     if tasks:
-        return [find_source(task, options) for task in tasks], []
-    return find_suite(suite or "problems", options)
+        return [find_source(task, how) for task in tasks], []
+    return find_suite(suite or "problems", how)
 
 
 def show_results(found: Evaluation) -> None:
@@ -232,8 +215,6 @@ def show_results(found: Evaluation) -> None:
 
 def _cells(row: Row) -> tuple[str, ...]:
     """The cells of a row of the table."""
-    from ledom.report.formatting import accuracy, difference, interval, number
-
     if row.note.startswith("not applicable"):
         value = "n/a"
     elif row.unit == "nats":
@@ -254,8 +235,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _published(task: TaskResult) -> list[str]:
     """Lines with a task's size, its chance level and its published figures."""
-    from ledom.report.formatting import percent
-
     chance = "" if task.chance is None else f", chance {percent(task.chance)}%"
     return [
         f"{task.num_documents:,} documents{chance}",
@@ -282,19 +261,19 @@ def gallery(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            parser=named_path,
+            parser=options.named_path,
             help="Also show these folders, made by eval, rank, synthesize, generate or invert.",
         ),
     ] = None,
     examples: Annotated[
         int, typer.Option(min=1, max=_MOST_EXAMPLES, help="Show the first N examples per section.")
     ] = 3,
-    reverse: Model = "tiny",
-    out: Annotated[Path, out_file("The HTML file to write.")] = Path("out/gallery.html"),
-    device: Device = None,
-    dtype: Dtype = "auto",
-    seed: Seed = 0,
-    threads: Threads = None,
+    reverse: options.Model = "tiny",
+    out: Annotated[Path, options.out_file("The HTML file to write.")] = Path("out/gallery.html"),
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
 ) -> None:
     """Make a page with texts that a reverse model writes, token by token from the end.
 
@@ -303,10 +282,10 @@ def gallery(
     from ledom.evaluate.gallery import collect
     from ledom.report.gallery_page import write_gallery
 
-    refuse_unused(context, *unused_by_models(reverse))
+    options.refuse_unused(context, *options.unused_by_models(reverse))
     set_threads(threads)
     lm = load_model(reverse, "reverse", device, dtype)
-    page = collect(lm, runs or [], examples, seed, reverse, command_line())
+    page = collect(lm, runs or [], examples, seed, reverse, options.command_line())
     log(f"page: {write_gallery(out, page)}")
 
 

@@ -10,9 +10,10 @@ import typer
 
 from ledom.cli.options import refuse_unused
 from ledom.core.errors import InputError
+from ledom.core.records import Problem
+from ledom.data.problems import GENERATOR, load_problems
 
 if TYPE_CHECKING:
-    from ledom.core.records import Problem
     from ledom.lm.language_model import LanguageModel
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "is_jsonl",
     "load_model",
     "model_or_none",
+    "models_or_none",
     "read_text",
 ]
 
@@ -99,8 +101,6 @@ def choose_problems(
 
     Raises `InputError` if there are fewer than `count`, or if an option has no effect.
     """
-    from ledom.data.problems import GENERATOR, load_problems
-
     given = source != GENERATOR
     reason = f"the problems come from {source}, and"
     refuse_unused(
@@ -131,6 +131,16 @@ def model_or_none(
 ) -> LanguageModel | None:
     """The model of a direction, or None if its name is `none`."""
     return None if name == "none" else load_model(name, direction, device, dtype)
+
+
+def models_or_none(
+    forward: str, reverse: str, device: str | None, dtype: str
+) -> tuple[LanguageModel | None, LanguageModel | None]:
+    """The forward and the reverse model; None for one whose name is `none`."""
+    return (
+        model_or_none(forward, "forward", device, dtype),
+        model_or_none(reverse, "reverse", device, dtype),
+    )
 
 
 def load_model(name: str, direction: str, device: str | None, dtype: str) -> LanguageModel:

@@ -8,52 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom.cli import options
 from ledom.cli.display import log, show_search, show_summary, show_weights
-from ledom.cli.inputs import choose_problems, load_model, model_or_none
-from ledom.cli.options import (
-    MOST_COPIES,
-    MOST_PROBLEMS,
-    SAMPLING,
-    SCORING,
-    SELECTION,
-    Device,
-    Dtype,
-    EarlyStop,
-    HeldOut,
-    Lambda,
-    MaskCopies,
-    MaxTokens,
-    Model,
-    ModelOrNone,
-    NumProblems,
-    Out,
-    Problems,
-    Samples,
-    ScoreFields,
-    Seed,
-    Split,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    Unused,
-    WeightsFile,
-    command_line,
-    named_path,
-    named_score_fields,
-    out_file,
-    refuse_unused,
-    unused_by_models,
-    unused_by_pair,
-    unused_when_greedy,
-)
+from ledom.cli.inputs import choose_problems, load_model, model_or_none, models_or_none
 from ledom.cli.progress import Progress, track
 from ledom.core.processes import set_threads
+from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import GENERATOR
 
 if TYPE_CHECKING:
-    from ledom.core.records import Candidate
-    from ledom.lm.language_model import Sampling
     from ledom.rerank.pipeline import Job
     from ledom.rerank.stages import Scoring
 
@@ -78,21 +41,21 @@ _SAMPLING = (
 CandidateFile = Annotated[
     Path | None,
     typer.Option(
-        rich_help_panel=SAMPLING,
+        rich_help_panel=options.SAMPLING,
         help="A JSONL file of candidates. Default: sample them from the forward model.",
     ),
 ]
 Folds = Annotated[
     int,
     typer.Option(
-        rich_help_panel=SELECTION,
+        rich_help_panel=options.SELECTION,
         help="Fit the weights on these problems by cross-fitting in this many folds.",
     ),
 ]
 Demonstrations = Annotated[
     Path | None,
     typer.Option(
-        rich_help_panel=SCORING,
+        rich_help_panel=options.SCORING,
         help="A JSONL file of solved problems that the models read before each text they score.",
     ),
 ]
@@ -100,8 +63,8 @@ ConfidenceOption = Annotated[
     int,
     typer.Option(
         min=0,
-        max=MOST_COPIES,
-        rich_help_panel=SAMPLING,
+        max=options.MOST_COPIES,
+        rich_help_panel=options.SAMPLING,
         help="Record the model's confidence, from the K most likely tokens at each position, and "
         "use it to choose. DeepConf uses 20; OpenAI's own servers allow 5. Cost: almost none.",
     ),
@@ -111,7 +74,7 @@ ConfidenceWindow = Annotated[
     typer.Option(
         min=1,
         max=100_000,
-        rich_help_panel=SAMPLING,
+        rich_help_panel=options.SAMPLING,
         help="Tokens per window for --confidence and --stop-unsure.",
     ),
 ]
@@ -120,7 +83,7 @@ StopUnsure = Annotated[
     typer.Option(
         min=0,
         max=1,
-        rich_help_panel=SAMPLING,
+        rich_help_panel=options.SAMPLING,
         help="Stop a sample when its confidence falls below a threshold (DeepConf's online stop). "
         "The first quarter of a problem's samples sets the threshold: this share of them, such as "
         "0.9, never falls below it. Needs --confidence. 0: never stop.",
@@ -130,8 +93,8 @@ Contrast = Annotated[
     int,
     typer.Option(
         min=0,
-        max=MOST_COPIES,
-        rich_help_panel=SCORING,
+        max=options.MOST_COPIES,
+        rich_help_panel=options.SCORING,
         help="Also score K copies of each question with one number changed. Cost: each answer is "
         "read once more, and about half of the question K times.",
     ),
@@ -140,8 +103,8 @@ Flip = Annotated[
     int,
     typer.Option(
         min=0,
-        max=MOST_COPIES,
-        rich_help_panel=SCORING,
+        max=options.MOST_COPIES,
+        rich_help_panel=options.SCORING,
         help="Also write K questions backwards from each answer, and compare them with the real "
         "one (FLIP). Cost: K questions per answer.",
     ),
@@ -150,13 +113,13 @@ Flip = Annotated[
 
 def demo(
     context: typer.Context,
-    out: Out = Path("ledom-demo"),
+    out: options.Out = Path("ledom-demo"),
     problems: Annotated[
-        int, typer.Option(min=1, max=MOST_PROBLEMS, help="Number of problems.")
+        int, typer.Option(min=1, max=options.MOST_PROBLEMS, help="Number of problems.")
     ] = _DEMO_PROBLEMS,
-    samples: Samples = _DEMO_SAMPLES,
-    seed: Seed = 0,
-    threads: Threads = None,
+    samples: options.Samples = _DEMO_SAMPLES,
+    seed: options.Seed = 0,
+    threads: options.Threads = None,
 ) -> None:
     """Run the main job on the embedded pair: answer new math problems, choose, report.
 
@@ -172,73 +135,80 @@ def demo(
 
 def rerank(
     context: typer.Context,
-    problems: Problems = GENERATOR,
-    num_problems: NumProblems = None,
-    split: Split = "test",
-    held_out: HeldOut = False,
+    problems: options.Problems = GENERATOR,
+    num_problems: options.NumProblems = None,
+    split: options.Split = "test",
+    held_out: options.HeldOut = False,
     candidates: CandidateFile = None,
-    samples: Samples = 32,
-    early_stop: EarlyStop = False,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    max_tokens: MaxTokens = 256,
+    samples: options.Samples = 32,
+    early_stop: options.EarlyStop = False,
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    max_tokens: options.MaxTokens = 256,
     confidence: ConfidenceOption = 0,
     window: ConfidenceWindow = 64,
     stop_unsure: StopUnsure = 0.0,
-    weights: WeightsFile = None,
-    lam: Lambda = None,
+    weights: options.WeightsFile = None,
+    lam: options.Lambda = None,
     folds: Folds = 0,
-    score_field: ScoreFields = None,
-    forward: ModelOrNone = "tiny",
-    reverse: ModelOrNone = "tiny",
+    score_field: options.ScoreFields = None,
+    forward: options.ModelOrNone = "tiny",
+    reverse: options.ModelOrNone = "tiny",
     demonstrations: Demonstrations = None,
     contrast: Contrast = 0,
     flip: Flip = 0,
-    mask_copies: MaskCopies = 0,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    out: Out = Path("ledom-rerank"),
-    seed: Seed = 0,
+    mask_copies: options.MaskCopies = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    out: options.Out = Path("ledom-rerank"),
+    seed: options.Seed = 0,
 ) -> None:
     """Sample candidates (or read yours), score them both ways, choose, and report.
 
     Example: ledom rerank --problems mine.jsonl --candidates theirs.jsonl --forward none
     """
+    from ledom.lm.confidence import ConfidenceSettings
+    from ledom.lm.language_model import Sampling
     from ledom.rerank.pipeline import Job
     from ledom.rerank.weights import choose_weights
 
-    refuse_unused(
+    options.refuse_unused(
         context,
-        *unused_when_greedy(temperature),
         (not confidence, "it needs --confidence", ["window", "stop_unsure"]),
         (early_stop, "--early-stop already stops sampling", ["stop_unsure"]),
-        *_without_effect(candidates, weights, folds, forward, reverse),
+        *_without_effect(temperature, candidates, weights, folds, forward, reverse),
     )
     job = Job([], out, None, None, choose_weights(lam, weights, forward, reverse))
-    job.folds, job.command = folds, command_line()
-    job.external_scores = named_score_fields(score_field)
-    job.sampling = _sampling(temperature, top_k, top_p, max_tokens, seed, confidence, window)
+    job.folds, job.command = folds, options.command_line()
+    job.external_scores = options.named_score_fields(score_field)
+    asked = ConfidenceSettings(confidence, window) if confidence else None
+    job.sampling = Sampling(temperature, top_k, top_p, max_tokens, seed, confidence=asked)
     job.num_samples, job.early_stop, job.stop_unsure = samples, early_stop, stop_unsure
     draws = candidates is None and temperature > 0
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
     job.scoring = _scoring(demonstrations, mask_copies, contrast, flip, seed)
     set_threads(threads)
-    job.forward = model_or_none(forward, "forward", device, dtype)
-    job.reverse = model_or_none(reverse, "reverse", device, dtype)
+    job.forward, job.reverse = models_or_none(forward, reverse, device, dtype)
     _run(job)
 
 
 def _without_effect(
-    candidates: Path | None, weights: Path | None, folds: int, forward: str, reverse: str
-) -> tuple[Unused, ...]:
+    temperature: float,
+    candidates: Path | None,
+    weights: Path | None,
+    folds: int,
+    forward: str,
+    reverse: str,
+) -> tuple[options.Unused, ...]:
     """The rules of ledom rerank for `refuse_unused`."""
     return (
+        *options.unused_when_greedy(temperature),
         (candidates, f"the candidates come from {candidates}", _SAMPLING),
         (folds, "--folds fits the weights on these problems", ["lam", "weights"]),
-        *unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
+        *options.unused_by_pair(weights, forward, reverse, "contrast", "flip", "mask_copies"),
     )
 
 
@@ -275,27 +245,10 @@ def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candida
     return [candidate for candidate in found if candidate.problem_id in wanted]
 
 
-def _sampling(
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    max_tokens: int,
-    seed: int,
-    confidence: int,
-    window: int,
-) -> Sampling:
-    from ledom.lm.confidence import ConfidenceSettings
-    from ledom.lm.language_model import Sampling
-
-    asked = ConfidenceSettings(confidence, window) if confidence else None
-    return Sampling(temperature, top_k, top_p, max_tokens, seed, confidence=asked)
-
-
 def _scoring(
     demonstrations: Path | None, mask_copies: int, contrast: int, flip: int, seed: int
 ) -> Scoring:
     """The settings of scoring, with demonstrations read from their file."""
-    from ledom.core.records import Problem, read_records
     from ledom.rerank.flip import FlipSettings
     from ledom.rerank.stages import Scoring
 
@@ -307,7 +260,7 @@ def _scoring(
 
 def tune(
     folder: Annotated[
-        Path, typer.Argument(parser=named_path, help="The output folder of ledom rerank.")
+        Path, typer.Argument(parser=options.named_path, help="The output folder of ledom rerank.")
     ],
     problems: Annotated[
         Path | None,
@@ -317,9 +270,9 @@ def tune(
         Path | None,
         typer.Option(help="The candidates that were scored. Default: those in the folder."),
     ] = None,
-    score_field: ScoreFields = None,
-    out: Annotated[Path, out_file("The weights file to write.")] = Path("weights.yaml"),
-    threads: Threads = None,
+    score_field: options.ScoreFields = None,
+    out: Annotated[Path, options.out_file("The weights file to write.")] = Path("weights.yaml"),
+    threads: options.Threads = None,
 ) -> None:
     """Fit lambda and the weights of every strategy to a reranked folder. Needs no model.
 
@@ -331,7 +284,7 @@ def tune(
 
     set_threads(threads)
     with Progress("fitting the weights"):
-        tuned = tune_folder(folder, problems, candidates, named_score_fields(score_field))
+        tuned = tune_folder(folder, problems, candidates, options.named_score_fields(score_field))
     tuned.save(out)
     show_weights(tuned)
     log(f"weights of {len(tuned.weights)} strategies: {out}")
@@ -339,9 +292,9 @@ def tune(
 
 def search(
     context: typer.Context,
-    problems: Problems = GENERATOR,
-    num_problems: NumProblems = None,
-    split: Split = "test",
+    problems: options.Problems = GENERATOR,
+    num_problems: options.NumProblems = None,
+    split: options.Split = "test",
     width: Annotated[
         int, typer.Option(min=1, max=1000, help="Partial solutions kept per round (k).")
     ] = 4,
@@ -357,15 +310,15 @@ def search(
     max_steps: Annotated[
         int, typer.Option(min=1, max=100_000, help="Maximum number of steps per solution.")
     ] = 32,
-    temperature: Temperature = 0.7,
-    max_tokens: MaxTokens = 96,
-    forward: Model = "tiny",
-    reverse: ModelOrNone = "tiny",
-    device: Device = None,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    out: Out = Path("ledom-search"),
-    seed: Seed = 0,
+    temperature: options.Temperature = 0.7,
+    max_tokens: options.MaxTokens = 96,
+    forward: options.Model = "tiny",
+    reverse: options.ModelOrNone = "tiny",
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    out: options.Out = Path("ledom-search"),
+    seed: options.Seed = 0,
 ) -> None:
     """Search over reasoning steps, and compare with best of N at equal generated tokens.
 
@@ -375,7 +328,7 @@ def search(
     from ledom.rerank.search_pipeline import SearchJob, search_job
     from ledom.rerank.step_search import SearchConfig
 
-    refuse_unused(context, *unused_by_models(forward, reverse))
+    options.refuse_unused(context, *options.unused_by_models(forward, reverse))
     sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
     config = SearchConfig(width, expansions, lam, step_end, max_steps, sampling)
     chosen = choose_problems(context, problems, num_problems, temperature > 0, split, seed)
@@ -383,7 +336,9 @@ def search(
     writer = load_model(forward, "forward", device, dtype)
     judge = model_or_none(reverse, "reverse", device, dtype)
     log(f"{len(chosen)} problems, results in {out}/")
-    report = search_job(SearchJob(chosen, out, writer, judge, config, command_line()), track)
+    report = search_job(
+        SearchJob(chosen, out, writer, judge, config, options.command_line()), track
+    )
     if report is None:
         return
     show_search(report)

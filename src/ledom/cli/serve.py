@@ -9,30 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom.cli import options
 from ledom.cli.display import log
-from ledom.cli.inputs import model_or_none
-from ledom.cli.options import (
-    MOST_PROBLEMS,
-    MOST_SAMPLES,
-    Device,
-    Dtype,
-    Lambda,
-    MaskCopies,
-    ModelOrNone,
-    Threads,
-    WeightsFile,
-    named_path,
-    refuse_unused,
-    unused_by_pair,
-)
+from ledom.cli.inputs import models_or_none
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
 
 if TYPE_CHECKING:
-    from ledom.serve.judge import Judge
     from ledom.serve.server import Server
     from ledom.serve.service import Service
-    from ledom.serve.upstream import Upstream
 
 __all__ = ["COMMANDS"]
 
@@ -84,7 +69,7 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0:
 Reports = Annotated[
     Path | None,
     typer.Option(
-        parser=named_path,
+        parser=options.named_path,
         metavar="PATH",
         help="Folder of reports, such as out/: the page at / lists its HTML files.",
     ),
@@ -93,24 +78,24 @@ MaxWaiting = Annotated[
     int,
     typer.Option(
         min=1,
-        max=MOST_PROBLEMS,
+        max=options.MOST_PROBLEMS,
         help="Maximum number of texts waiting for a model; beyond it, status 429.",
     ),
 ]
 MaxCandidates = Annotated[
-    int, typer.Option(min=1, max=MOST_SAMPLES, help="Maximum number of texts per request.")
+    int, typer.Option(min=1, max=options.MOST_SAMPLES, help="Maximum number of texts per request.")
 ]
 MaxSeconds = Annotated[float, typer.Option(min=1, max=86400, help="Maximum seconds per request.")]
 
 
 def serve(
     context: typer.Context,
-    forward: ModelOrNone = "tiny",
-    reverse: ModelOrNone = "tiny",
+    forward: options.ModelOrNone = "tiny",
+    reverse: options.ModelOrNone = "tiny",
     strategy: Strategy = None,
-    weights: WeightsFile = None,
-    lam: Lambda = None,
-    mask_copies: MaskCopies = 8,
+    weights: options.WeightsFile = None,
+    lam: options.Lambda = None,
+    mask_copies: options.MaskCopies = 8,
     upstream: UpstreamAddress = None,
     upstream_model: UpstreamModel = None,
     prompt_price: PromptPrice = None,
@@ -121,73 +106,45 @@ def serve(
     max_waiting: MaxWaiting = 4096,
     max_candidates: MaxCandidates = 1024,
     max_seconds: MaxSeconds = 120.0,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Serve the reward to other programs: reinforcement learning, reranking, evaluation.
 
     Example: ledom serve --port 8000
     """
-    refuse_unused(
+    options.refuse_unused(
         context,
-        (upstream is None, "there is no --upstream", list(_UPSTREAM)),
-        *unused_by_pair(weights, forward, reverse, "mask_copies"),
+        (upstream is None, "there is no --upstream", _UPSTREAM),
+        *options.unused_by_pair(weights, forward, reverse, "mask_copies"),
     )
     if upstream is not None and upstream_model is None:
         raise InputError("--upstream needs --upstream-model, the model name to request from it")
+    from ledom.rerank.weights import choose_weights
     from ledom.serve.server import Server, require_extra
     from ledom.serve.settings import Limits, Settings
 
     require_extra()
+    from ledom.serve.judge import Judge
     from ledom.serve.service import Service
+    from ledom.serve.upstream import Upstream
 
     limits = Limits(max_waiting=max_waiting, max_candidates=max_candidates, seconds=max_seconds)
     token = os.environ.get(TOKEN_VARIABLE)
     settings = Settings(host=host, port=port, token=token, reports=reports, limits=limits)
     set_threads(threads)
-    source = _upstream(upstream, upstream_model, 0.9 * max_seconds, prompt_price, completion_price)
+    source = None
+    if upstream is not None:
+        key, seconds = os.environ.get("OPENAI_API_KEY"), 0.9 * max_seconds
+        source = Upstream(
+            upstream, upstream_model or "", key, seconds, prompt_price, completion_price
+        )
     with closing(Server(settings)) as server:  # has the port before models are loaded
-        judge = _judge(forward, reverse, device, dtype, strategy, weights, lam, mask_copies)
+        tuned = choose_weights(lam, weights, forward, reverse)
+        both = models_or_none(forward, reverse, device, dtype)
+        judge = Judge(*both, strategy, tuned, mask_copies)
         _serve(server, Service(judge, settings, source))
-
-
-def _upstream(
-    address: str | None,
-    model: str | None,
-    seconds: float,
-    prompt_price: float | None,
-    completion_price: float | None,
-) -> Upstream | None:
-    from ledom.serve.upstream import Upstream
-
-    if address is None:
-        return None
-    key = os.environ.get("OPENAI_API_KEY")
-    return Upstream(address, model or "", key, seconds, prompt_price, completion_price)
-
-
-def _judge(
-    forward: str,
-    reverse: str,
-    device: str | None,
-    dtype: str,
-    strategy: str | None,
-    weights: Path | None,
-    lam: float | None,
-    mask_copies: int,
-) -> Judge:
-    from ledom.rerank.weights import choose_weights
-    from ledom.serve.judge import Judge
-
-    tuned = choose_weights(lam, weights, forward, reverse)
-    return Judge(
-        model_or_none(forward, "forward", device, dtype),
-        model_or_none(reverse, "reverse", device, dtype),
-        strategy,
-        tuned,
-        mask_copies,
-    )
 
 
 def _serve(server: Server, service: Service) -> None:

@@ -8,30 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom.cli import options
 from ledom.cli.display import log, show_case, show_texts, warn
 from ledom.cli.inputs import argument_text, is_jsonl, load_model, read_text
-from ledom.cli.options import (
-    MOST_SAMPLES,
-    SAMPLING,
-    Device,
-    Dtype,
-    MaxTokens,
-    Model,
-    Seed,
-    Temperature,
-    Threads,
-    TopK,
-    TopP,
-    Unused,
-    out_folder,
-    refuse_unused,
-    results_folder,
-    unused_by_models,
-    unused_when_greedy,
-)
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
+from ledom.core.records import Candidate, Problem, read_records
 
 if TYPE_CHECKING:
     from ledom.lm.language_model import LanguageModel, Sampling
@@ -49,19 +32,21 @@ After = Annotated[
         "the reverse model writes what comes between, and the forward model chooses."
     ),
 ]
-NumTexts = Annotated[int, typer.Option(min=1, max=MOST_SAMPLES, help="Number of texts.")]
+NumTexts = Annotated[int, typer.Option(min=1, max=options.MOST_SAMPLES, help="Number of texts.")]
 Proposals = Annotated[
     int,
     typer.Option(
         min=1,
-        max=MOST_SAMPLES,
-        rich_help_panel=SAMPLING,
+        max=options.MOST_SAMPLES,
+        rich_help_panel=options.SAMPLING,
         help="Texts to choose from when writing between a beginning and an ending.",
     ),
 ]
 OutBetween = Annotated[
     Path | None,
-    out_folder("Folder for the texts between a beginning and an ending. Finished work is reused."),
+    options.out_folder(
+        "Folder for the texts between a beginning and an ending. Finished work is reused."
+    ),
 ]
 
 
@@ -74,25 +59,26 @@ def explain(
     problem_id: Annotated[
         str | None, typer.Option("--id", help="Read only this problem's candidates from the files.")
     ] = None,
-    reverse: Model = "tiny",
-    out: Annotated[Path | None, out_folder("Also write an HTML page to this folder.")] = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    reverse: options.Model = "tiny",
+    out: Annotated[
+        Path | None, options.out_folder("Also write an HTML page to this folder.")
+    ] = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
 ) -> None:
     """Show which words of a question each candidate solution explains.
 
     Example: ledom explain "Ava has 3 pens and buys 4. How many?" "3 + 4 = 7" "3 - 4 = 1"
     """
-    from ledom.core.records import Problem
     from ledom.report.selection_page import write_report
     from ledom.rerank.explain import explain as run
 
     is_file = [is_jsonl(solution, "solution") for solution in solutions]
-    refuse_unused(
+    options.refuse_unused(
         context,
         (not any(is_file), "it selects candidates from files, and none is given", ["problem_id"]),
-        *unused_by_models(reverse),
+        *options.unused_by_models(reverse),
     )
     text = read_text(question, "question")
     text = text.strip() if question == "-" else text
@@ -111,8 +97,6 @@ def _solutions(
     sources: Sequence[str], is_file: Sequence[bool], problem_id: str | None
 ) -> list[str]:
     """Solutions from arguments, each a solution or the name of a file of candidates."""
-    from ledom.core.records import Candidate, read_records
-
     found: list[str] = []
     for source, named in zip(sources, is_file, strict=True):
         if named:
@@ -133,16 +117,16 @@ def generate(
     after: After = None,
     samples: NumTexts = 1,
     proposals: Proposals = 16,
-    temperature: Temperature = 0.7,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    max_tokens: MaxTokens = 256,
-    seed: Seed = 0,
-    forward: Model = "tiny",
-    reverse: Model = "tiny",
-    device: Device = None,
-    dtype: Dtype = "auto",
-    threads: Threads = None,
+    temperature: options.Temperature = 0.7,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    max_tokens: options.MaxTokens = 256,
+    seed: options.Seed = 0,
+    forward: options.Model = "tiny",
+    reverse: options.Model = "tiny",
+    device: options.Device = None,
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
     out: OutBetween = None,
 ) -> None:
     """Write what comes before a text, after it, or between two.
@@ -154,7 +138,9 @@ def generate(
     from ledom.rerank.explain import unfamiliar_texts
 
     names = [name for name, text in ((reverse, before), (forward, after)) if text is not None]
-    refuse_unused(context, *_without_effect(before, after, temperature), *unused_by_models(*names))
+    options.refuse_unused(
+        context, *_without_effect(before, after, temperature), *options.unused_by_models(*names)
+    )
     if not names:
         raise InputError("nothing to write from; give --before ENDING, --after BEGINNING or both")
     if before == after == "-":
@@ -174,7 +160,7 @@ def generate(
     judge = load_model(forward, "forward", device, dtype)
     count = 1 if temperature == 0 else proposals
     gap = Gap(id="gap", beginning=beginning, ending=ending)
-    with results_folder(out) as folder:
+    with options.results_folder(out) as folder:
         middles = infill([gap], writer, judge, sampling, count, folder, track)[gap.id]
     if not middles:
         raise InputError(
@@ -187,12 +173,14 @@ def generate(
 
 def _without_effect(
     before: str | None, after: str | None, temperature: float
-) -> tuple[Unused, ...]:
+) -> tuple[options.Unused, ...]:
     """The rules of ledom generate for `refuse_unused`."""
     one_end = before is None or after is None
     chosen = "it needs both --before and --after"
     return (
-        *unused_when_greedy(temperature, "proposals", "seed", *(["samples"] if one_end else [])),
+        *options.unused_when_greedy(
+            temperature, "proposals", "seed", *(["samples"] if one_end else [])
+        ),
         (one_end, chosen, ["proposals", "out"]),
         (before is None, "only --before needs a reverse model", ["reverse"]),
         (after is None, "only --after needs a forward model", ["forward"]),

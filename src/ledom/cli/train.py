@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ledom.cli import options
 from ledom.cli.display import log, show_plan
-from ledom.cli.options import Device, Threads, command_line, named_path, out_folder, refuse_unused
 from ledom.cli.progress import Progress, track, track_training
 from ledom.core.errors import InputError
-from ledom.core.processes import set_threads
+from ledom.core.processes import default_device, set_threads, torch_device
 
 if TYPE_CHECKING:
     from ledom.core.direction import Direction
@@ -36,9 +36,9 @@ def train(
     direction: Annotated[
         str, typer.Option(help="forward, reverse, or both (one after the other).")
     ] = "both",
-    out: Annotated[Path, out_folder("Folder that holds all runs.")] = Path("runs"),
-    device: Device = None,
-    threads: Threads = None,
+    out: Annotated[Path, options.out_folder("Folder that holds all runs.")] = Path("runs"),
+    device: options.Device = None,
+    threads: options.Threads = None,
 ) -> None:
     """Train a model or a pair. A stopped run resumes from its last checkpoint.
 
@@ -48,7 +48,6 @@ def train(
     """
     from ledom.cli.packaged import find_recipe
     from ledom.core.direction import Direction
-    from ledom.core.processes import default_device, torch_device
     from ledom.train.distributed import connect
     from ledom.train.recipe import load_recipe, save_recipe
     from ledom.train.start import check_inputs, check_lengths
@@ -103,10 +102,12 @@ def _train_one(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(parser=named_path, help="Folders made by ledom train, such as runs/NAME."),
+        typer.Argument(
+            parser=options.named_path, help="Folders made by ledom train, such as runs/NAME."
+        ),
     ],
-    out: Annotated[Path, out_folder("Folder for the page.")] = Path("ledom-compare"),
-    threads: Threads = None,
+    out: Annotated[Path, options.out_folder("Folder for the page.")] = Path("ledom-compare"),
+    threads: options.Threads = None,
 ) -> None:
     """Compare the training of both directions, and of several runs, from their metrics.
 
@@ -119,7 +120,7 @@ def compare(
     set_threads(threads)
     with Progress("comparing the runs"):
         report = compare_runs(runs)
-    report = replace(report, ledom_version=ledom.__version__, command=command_line())
+    report = replace(report, ledom_version=ledom.__version__, command=options.command_line())
     page = write_comparison(out, report)
     for line in claims(report):
         log(line)
@@ -161,12 +162,12 @@ def export(
     source: Annotated[
         Path,
         typer.Argument(
-            parser=named_path,
+            parser=options.named_path,
             help="A model folder, a run's folder (runs/NAME/reverse) or a token store.",
         ),
     ],
     out: Annotated[
-        Path, out_folder("Folder for the released model. A store gets its card in place.")
+        Path, options.out_folder("Folder for the released model. A store gets its card in place.")
     ] = Path("ledom-export"),
     direction: Annotated[
         str | None, typer.Option(help="Direction of a model whose config.json records none.")
@@ -187,7 +188,7 @@ def export(
     from ledom.train.run_folder import find_run
 
     is_data = bool(read_manifests(source))
-    refuse_unused(
+    options.refuse_unused(
         context,
         (push is None, "nothing is uploaded without --push", ["private"]),
         (is_data, f"{source} is a token store; its card is added in place", ["out", "direction"]),
@@ -210,7 +211,7 @@ def import_command(
             "(Llama, GPT-2, GPT-NeoX, nanochat) or a .gguf file."
         ),
     ],
-    out: Annotated[Path, out_folder("The model folder to write. It must not exist.")],
+    out: Annotated[Path, options.out_folder("The model folder to write. It must not exist.")],
     direction: Annotated[
         str | None,
         typer.Option(help="forward or reverse. Needed if neither the name nor the file says."),
@@ -218,7 +219,7 @@ def import_command(
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            parser=named_path,
+            parser=options.named_path,
             metavar="PATH",
             help="A tokenizer file or folder, for weights that come without one.",
         ),
@@ -238,7 +239,7 @@ def import_command(
     check: Annotated[
         bool, typer.Option(help="Check that the model reads text better in its own direction.")
     ] = True,
-    threads: Threads = None,
+    threads: options.Threads = None,
 ) -> None:
     """Turn a published checkpoint or a foreign file into a model folder.
 
@@ -247,8 +248,8 @@ def import_command(
     set_threads(threads)
     from ledom.model.foreign.importer import ImportOptions, import_model
 
-    options = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)
-    made = import_model(source, out, options)
+    how = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)
+    made = import_model(source, out, how)
     for note in made.notes:
         log(note)
     if made.check is not None:

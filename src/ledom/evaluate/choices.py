@@ -8,13 +8,13 @@ favors neither.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
 from ledom.core.errors import InputError
-from ledom.core.records import Document, Record, unique_ids
+from ledom.core.records import Document, Record
 from ledom.data.problems import generate_problems
 from ledom.rerank.contrast import change_numbers
 
@@ -22,7 +22,6 @@ __all__ = [
     "PLACES",
     "ChoiceQuestion",
     "Place",
-    "check_choices",
     "neighbor_questions",
     "problem_questions",
 ]
@@ -52,40 +51,28 @@ class ChoiceQuestion(Record):
     answer_index: int
     place: Place = "after"
 
+    def __post_init__(self) -> None:
+        """Refuse an empty question or choice, a repeated one, and an answer that is not there.
 
-def check_choices() -> Callable[[ChoiceQuestion], None]:
-    """A function that checks questions one by one, for `read_records`.
-
-    It raises `InputError` for a repeated id, an empty question, fewer than two choices, an empty or
-    repeated choice, and an answer_index out of range.
-
-    >>> twice = ChoiceQuestion(id="q", question="2 + 2?", choices=["4", "4"], answer_index=0)
-    >>> check_choices()(twice)
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: question 'q' has the choice '4' twice; remove one
-    """
-    check_id = unique_ids()
-
-    def check(question: ChoiceQuestion) -> None:
-        named = f"question {question.id!r}"
-        check_id(question)
-        texts = question.choices
-        if not question.question.strip():
+        >>> ChoiceQuestion(id="q", question="2 + 2?", choices=["4", "4"], answer_index=0)
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: question 'q' has the choice '4' twice; remove one
+        """
+        named, last = f"question {self.id!r}", len(self.choices) - 1
+        if not self.question.strip():
             raise InputError(f"{named} has an empty question; remove it")
-        if len(texts) < 2:
-            raise InputError(f"{named} has fewer than two choices: {len(texts)}")
-        for number, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
+        if last < 1:
+            raise InputError(f"{named} has fewer than two choices: {last + 1}")
+        for number, text in enumerate(self.choices):
+            if not text.strip():
                 raise InputError(f"{named}: choice {number} is {text!r:.40}, expected a text")
-            if text in texts[:number]:
+            if text in self.choices[:number]:
                 raise InputError(f"{named} has the choice {text!r:.40} twice; remove one")
-        if not 0 <= question.answer_index < len(texts):
+        if not 0 <= self.answer_index <= last:
             raise InputError(
-                f"{named}: answer_index is {question.answer_index}, but the choices are numbered "
-                f"from 0 to {len(texts) - 1}"
+                f"{named}: answer_index is {self.answer_index}, but the choices are numbered "
+                f"from 0 to {last}"
             )
-
-    return check
 
 
 def neighbor_questions(
@@ -113,7 +100,7 @@ def neighbor_questions(
             f"{_SHORTEST} to {_LONGEST} characters; questions of {_NUM_CHOICES} choices need "
             f"{_NUM_CHOICES} such documents"
         )
-    questions = []
+    questions: list[ChoiceQuestion] = []
     for name in usable:
         own = sentences[name]
         pairs = rng.sample(range(len(own) - 1), min(_PER_DOCUMENT, len(own) - 1))
@@ -123,8 +110,8 @@ def neighbor_questions(
                 given, right = right, given
             others = rng.sample([other for other in usable if other != name], _NUM_CHOICES - 1)
             wrong = [rng.choice(sentences[other]) for other in others]
-            questions.append(_question(f"{name}-{place}-{first}", given, right, wrong, place, rng))
-    return [question for question in questions if len({*question.choices}) == _NUM_CHOICES]
+            questions += _question(f"{name}-{place}-{first}", given, right, wrong, place, rng)
+    return questions
 
 
 def _sentences(text: str) -> list[str]:
@@ -155,8 +142,7 @@ def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQue
         changed = (change.apply(right) for change in change_numbers(right, 2 * _NUM_CHOICES))
         wrong = [*dict.fromkeys(text for text in changed if text != right)][: _NUM_CHOICES - 1]
         if len(wrong) == _NUM_CHOICES - 1:
-            name = f"{problem.id}-{place}"
-            questions.append(_question(name, given, right, wrong, place, rng))
+            questions += _question(f"{problem.id}-{place}", given, right, wrong, place, rng)
         if len(questions) == count:
             break
     return questions
@@ -164,9 +150,12 @@ def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQue
 
 def _question(
     name: str, given: str, right: str, wrong: Sequence[str], place: Place, rng: Random
-) -> ChoiceQuestion:
+) -> Iterator[ChoiceQuestion]:
+    """The question with its choices in random order; none if two choices are equal."""
     choices = [right, *wrong]
     rng.shuffle(choices)
-    return ChoiceQuestion(
-        id=name, question=given, choices=choices, answer_index=choices.index(right), place=place
-    )
+    if len({*choices}) == len(choices):
+        answer = choices.index(right)
+        yield ChoiceQuestion(
+            id=name, question=given, choices=choices, answer_index=answer, place=place
+        )

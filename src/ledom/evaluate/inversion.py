@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
-from ledom.core.records import Problem, Record, read_records, unique_ids, write_records
+from ledom.core.records import Problem, Record, write_records
 from ledom.core.stage import Track
 from ledom.evaluate.proposals import (
     Prompt,
@@ -39,7 +39,6 @@ __all__ = [
     "InvertedPrompt",
     "Output",
     "invert",
-    "read_outputs",
     "reciprocal_ranks",
     "sample_pairs",
     "with_room",
@@ -58,6 +57,21 @@ class Output(Record):
     text: str
     prompt: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse an empty text or prompt.
+
+        >>> Output(id="a", text=" ")
+        Traceback (most recent call last):
+        ledom.core.errors.InputError: output 'a' has an empty text; remove it
+        """
+        if not self.text.strip():
+            raise InputError(f"output {self.id!r} has an empty text; remove it")
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError(
+                f"output {self.id!r} has an empty prompt; leave the key 'prompt' out if it is "
+                "unknown"
+            )
+
 
 @dataclass(kw_only=True)
 class InvertedPrompt(Record):
@@ -67,30 +81,6 @@ class InvertedPrompt(Record):
     rank: int
     prompt: str
     score: float
-
-
-def read_outputs(path: Path) -> list[Output]:
-    """Read a JSONL file of outputs; raises `InputError` with the line of a bad or repeated one.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     _ = Path(file.name).write_text('{"id": "a", "text": "4", "prompt": "2 + 2?"}')
-    ...     read_outputs(Path(file.name))[0].prompt
-    '2 + 2?'
-    """
-    check_id = unique_ids()
-
-    def check(output: Output) -> None:
-        check_id(output)
-        if not output.text.strip():
-            raise InputError(f"output {output.id!r} has an empty text; remove it")
-        if output.prompt is not None and not output.prompt.strip():
-            raise InputError(
-                f"output {output.id!r} has an empty prompt; leave the key 'prompt' out if it is "
-                "unknown"
-            )
-
-    return read_records(path, Output, check)
 
 
 def invert(

@@ -18,7 +18,7 @@ and citation by a reverse model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -66,6 +66,13 @@ class Query(Record):
     text: str
     relevant: list[str] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse an empty text, and an empty list of relevant passages."""
+        if not self.text.strip():
+            raise InputError(f"query {self.id!r} has an empty text; remove it")
+        if self.relevant == []:
+            raise InputError(f"query {self.id!r} has no relevant passages; leave the key out")
+
 
 @dataclass(kw_only=True)
 class Relevance(Record):
@@ -108,7 +115,14 @@ def read_passages(path: Path) -> list[Document]:
     Traceback (most recent call last):
     ledom.core.errors.InputError: ...:1: passage 'a' has an empty text; remove it
     """
-    return read_records(path, Document, _check())
+    check_id = unique_ids()
+
+    def check(passage: Document) -> None:
+        check_id(passage)
+        if not passage.text.strip():
+            raise InputError(f"passage {passage.id!r} has an empty text; remove it")
+
+    return read_records(path, Document, check)
 
 
 def read_queries(path: Path, passages: Sequence[Document]) -> list[Query]:
@@ -124,12 +138,10 @@ def read_queries(path: Path, passages: Sequence[Document]) -> list[Query]:
     ['a']
     """
     known = {passage.id for passage in passages}
-    check = _check()
+    check_id = unique_ids()
 
-    def check_query(query: Query) -> None:
-        check(query)
-        if query.relevant == []:
-            raise InputError(f"query {query.id!r} has no relevant passages; leave the key out")
+    def check(query: Query) -> None:
+        check_id(query)
         for passage_id in query.relevant or ():
             if passage_id not in known:
                 raise InputError(
@@ -137,20 +149,7 @@ def read_queries(path: Path, passages: Sequence[Document]) -> list[Query]:
                     f"among the {len(known)} passages"
                 )
 
-    return read_records(path, Query, check_query)
-
-
-def _check() -> Callable[[Query | Document], None]:
-    """A function that checks the ids and texts of queries or passages one by one."""
-    check_id = unique_ids()
-
-    def check(record: Query | Document) -> None:
-        name = "query" if isinstance(record, Query) else "passage"
-        check_id(record)
-        if not record.text.strip():
-            raise InputError(f"{name} {record.id!r} has an empty text; remove it")
-
-    return check
+    return read_records(path, Query, check)
 
 
 def rank_passages(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.core.files import write_json
-from ledom.core.records import Problem, Record, read_records, unique_ids, write_records
+from ledom.core.records import Problem, Record, write_records
 from ledom.core.stage import Track
 from ledom.evaluate.proposals import (
     Prompt,
@@ -45,8 +45,6 @@ __all__ = [
     "Seed",
     "SynthesisSettings",
     "Synthesized",
-    "check_seed",
-    "read_seeds",
     "seed_prompt",
     "sift",
     "synthesize",
@@ -62,7 +60,11 @@ REASON = "reason"
 class Seed(Record):
     """A solution, or an answer alone, for which a question is written; a problem can be a seed.
 
-    A blank solution or answer becomes None.
+    A blank solution or answer becomes None. Raises `InputError` if there is no final answer.
+
+    >>> Seed(id="a")
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: seed 'a' has no solution and no answer; add the key 'answer'
     """
 
     id: str
@@ -73,10 +75,15 @@ class Seed(Record):
     def __post_init__(self) -> None:
         self.answer = (self.answer or "").strip() or None
         self.solution = self.solution if (self.solution or "").strip() else None
+        if not self.final_answer:
+            lack = (
+                "a solution that states no answer" if self.solution else "no solution and no answer"
+            )
+            raise InputError(f"seed {self.id!r} has {lack}; add the key 'answer'")
 
     @property
     def final_answer(self) -> str:
-        """The answer, given or stated by the solution; empty if there is none.
+        """The answer, given or stated by the solution.
 
         >>> Seed(id="a", solution="3 + 4 = 7\\n#### 7").final_answer
         '7'
@@ -137,38 +144,6 @@ class Synthesized:
 
 def _seed_of(problem: Problem) -> str:
     return str(problem.extra["seed"])
-
-
-def read_seeds(path: Path) -> list[Seed]:
-    """Read a JSONL file of seeds.
-
-    Raises `InputError` with the line of a seed whose id is repeated, or that has no final answer.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
-    ...     _ = Path(file.name).write_text('{"id": "a", "answer": "7"}')
-    ...     read_seeds(Path(file.name))[0].answer
-    '7'
-    """
-    check_id = unique_ids()
-
-    def check(seed: Seed) -> None:
-        check_id(seed)
-        check_seed(seed)
-
-    return read_records(path, Seed, check)
-
-
-def check_seed(seed: Seed) -> None:
-    """Raise `InputError` for a seed without a final answer.
-
-    >>> check_seed(Seed(id="a"))
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: seed 'a' has no solution and no answer; add the key 'answer'
-    """
-    if not seed.final_answer:
-        what = "a solution that states no answer" if seed.solution else "no solution and no answer"
-        raise InputError(f"seed {seed.id!r} has {what}; add the key 'answer'")
 
 
 def synthesize(

@@ -28,7 +28,6 @@ from ledom.evaluate.choices import (
     PLACES,
     ChoiceQuestion,
     Place,
-    check_choices,
     neighbor_questions,
     problem_questions,
 )
@@ -143,7 +142,7 @@ def _from_file(name: str, file: Path, options: Options, direction: Direction) ->
     """The tasks in a local file, by what its first record holds."""
     keys = _first_record(file).keys()
     if "choices" in keys:
-        questions = read_records(file, ChoiceQuestion, check_choices())
+        questions = read_records(file, ChoiceQuestion, unique_ids())
         return [_choice_task(name, questions, options, _QUESTION, " ")]
     if {"prompt", "test", "entry_point"} <= keys:
         return [_code_task(name, read_records(file, CodeProblem), options, direction)]
