@@ -67,27 +67,11 @@ class Parts:
     """Whether the choices of the document are continuations or contexts."""
 
 
-def _conditional(parts: Parts) -> float:
-    return parts.continuation
-
-
-def _whole_text(parts: Parts) -> float | None:
-    return parts.whole
-
-
 def _bayes(parts: Parts) -> float | None:
     if parts.context is None:  # the request has no context
         return parts.continuation
     joint = parts.continuation + parts.context
     return joint if parts.kind == "many contexts" else joint - (parts.alone or 0.0)
-
-
-def _posterior(parts: Parts) -> float | None:
-    return parts.continuation if parts.kind == "no context" else parts.context
-
-
-def _forward_information(parts: Parts) -> float | None:
-    return None if parts.alone is None else parts.continuation - parts.alone
 
 
 def _reverse_information(parts: Parts) -> float | None:
@@ -96,22 +80,18 @@ def _reverse_information(parts: Parts) -> float | None:
     return parts.context - parts.alone
 
 
-def _reversed_prompt(parts: Parts) -> float | None:
-    return parts.reversed_prompt
-
-
 SCORINGS: dict[Direction, dict[Scoring, Callable[[Parts], float | None]]] = {
     Direction.FORWARD: {
-        "conditional": _conditional,
-        "whole text": _whole_text,
-        "mutual information": _forward_information,
-        "reversed prompt": _reversed_prompt,
+        "conditional": lambda of: of.continuation,
+        "whole text": lambda of: of.whole,
+        "mutual information": lambda of: None if of.alone is None else of.continuation - of.alone,
+        "reversed prompt": lambda of: of.reversed_prompt,
     },
     Direction.REVERSE: {
         "Bayes": _bayes,
-        "posterior": _posterior,
+        "posterior": lambda of: of.continuation if of.kind == "no context" else of.context,
         "mutual information": _reverse_information,
-        "reversed prompt": _reversed_prompt,
+        "reversed prompt": lambda of: of.reversed_prompt,
     },
 }
 """The scorings of each direction. A score is None where the scoring does not apply.

@@ -244,9 +244,9 @@ def _choice_task(
         name,
         rows[options.num_fewshot :][: options.limit],
         output_type="multiple_choice",
-        doc_to_text=_answer_index if before else _text,
-        doc_to_choice=_choices,
-        doc_to_target=_text if before else _answer_index,
+        doc_to_text="answer_index" if before else "text",
+        doc_to_choice="choices",
+        doc_to_target="text" if before else "answer_index",
         target_delimiter=delimiter,
         num_fewshot=options.num_fewshot,
         fewshot_config={"sampler": "first_n", "samples": rows[: options.num_fewshot]},
@@ -281,8 +281,8 @@ def _written_task(
         name,
         rows,
         output_type="generate_until",
-        doc_to_text=_prompt,
-        doc_to_target=_nothing,
+        doc_to_text="prompt",
+        doc_to_target="",
         process_results=partial(_judge, kind, direction),
         generation_kwargs={"until": list(form.until), "max_gen_toks": form.max_tokens},
         num_fewshot=0,
@@ -297,32 +297,12 @@ def _judge(
     return {"exact_match": float(is_right(kind, direction, problem, results[0]))}
 
 
-def _text(doc: Mapping[str, Any]) -> str:
-    return str(doc["text"])
-
-
-def _choices(doc: Mapping[str, Any]) -> list[str]:
-    return list(doc["choices"])
-
-
-def _answer_index(doc: Mapping[str, Any]) -> int:
-    return int(doc["answer_index"])
-
-
-def _prompt(doc: Mapping[str, Any]) -> str:
-    return str(doc["prompt"])
-
-
-def _nothing(doc: Mapping[str, Any]) -> str:
-    return ""
-
-
 def _mean(metric: str) -> JsonObject:
     return {"metric": metric, "aggregation": "mean", "higher_is_better": True}
 
 
 def _make(name: str, rows: Sequence[JsonObject], **config: Any) -> Any:
-    """A task of the harness, with its rows in memory."""
+    """A task of the harness, with its rows in memory; `doc_to_...` name the rows' keys."""
     from datasets import Dataset
 
     from ledom.evaluate.harness_tasks import build_task
