@@ -1,9 +1,20 @@
-"""Candidates and the scores that equal texts share."""
+"""Candidates, their external scores, and the scores that equal texts share."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
+
+from ledom.core.errors import InputError
 from ledom.core.records import Candidate
-from ledom.rerank.candidates import SharedScores, pools
+from ledom.rerank.candidates import (
+    SharedScores,
+    choose_external_scores,
+    pools,
+    read_candidates,
+)
 from made import made_score
 
 
@@ -30,3 +41,49 @@ def test_a_pool_has_no_greedy_candidates_and_keeps_the_problems_order() -> None:
     found = pools(["a", "b"], drawn)
     assert list(found) == ["a", "b"]
     assert [[c.text for c in pool] for pool in found.values()] == [["2"], ["1"]]
+
+
+def judged(index: int = 0, greedy: bool = False, **scores: object) -> Candidate:
+    return Candidate(problem_id="p", index=index, text="#### 1", greedy=greedy, extra=scores)
+
+
+def test_self_certainty_is_taken_where_all_have_it() -> None:
+    sure = [judged(0, self_certainty=1.5), judged(1, self_certainty=2)]
+    greedy = judged(2, greedy=True)  # stands apart, and need not have it
+    assert choose_external_scores([*sure, greedy]) == ("self_certainty",)
+    assert choose_external_scores([*sure, judged(3)]) == ()
+    assert choose_external_scores(sure, []) == ()
+
+
+def test_score_fields_asked_for_and_needed() -> None:
+    both = [judged(verifier=0.5, other=-3)]
+    assert choose_external_scores(both, ["verifier"]) == ("verifier",)
+    assert choose_external_scores(both, None, ["other"]) == ("other",)
+    assert choose_external_scores(both, ["verifier", "other"], ["verifier"]) == (
+        "verifier",
+        "other",
+    )
+    with pytest.raises(InputError, match="candidate 0 of problem 'p' has no 'reward'"):
+        choose_external_scores(both, ["verifier"], ["reward"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("0.5", "'0.5', expected a number of at most 1e.100"),
+        (True, "True, expected a number of at most 1e.100"),
+        ([1.0], r"\[1.0\], expected a number of at most 1e.100"),
+        (None, "has no 'verifier'"),
+        (-2e100, "-2e.100, expected a number of at most 1e.100"),
+    ],
+)
+def test_what_is_no_number_is_named_with_file_and_line(
+    tmp_path: Path, value: object, message: str
+) -> None:
+    path = tmp_path / "c.jsonl"
+    rows = [judged(0, verifier=1), judged(1, greedy=True), judged(2, verifier=value)]
+    path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    assert len(read_candidates(path)) == 3  # whatever is not asked for does not matter
+    with pytest.raises(InputError, match=message) as error:
+        read_candidates(path, ["verifier"])
+    assert str(error.value).startswith(f"{path}:3: candidate 2 of problem 'p'")

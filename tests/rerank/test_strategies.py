@@ -11,7 +11,7 @@ from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.pipeline import select
-from ledom.rerank.strategies import STRATEGIES, strategies
+from ledom.rerank.strategies import STRATEGIES, check_score_names, strategies
 from ledom.rerank.weights import default_weights
 from made import made_score, token_score
 
@@ -264,3 +264,19 @@ def test_scores_are_relative_to_the_model_that_wrote() -> None:
     assert raw.features["reverse"].min() < -90
     few = [c for c in candidates if c.problem_id in ("p0", "p1")]
     assert not build_candidate_table(problems[:2], few, scores).by_model
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("forward", "ledom computes a score of that name"),
+        ("majority", "ledom computes a score of that name"),
+        ("index", "a key of every candidate"),
+        ("correct", "a key of every candidate"),
+        ("vote, verifier", "letters, digits"),
+        ("", "letters, digits"),
+    ],
+)
+def test_names_that_are_taken_or_odd(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_score_names(["verifier", name])

@@ -231,13 +231,14 @@ def _run(job: Job) -> None:
 
 def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candidate] | None:
     """The candidates in a file. If the job has a part of the problems, only those are kept."""
-    from ledom.rerank.candidates import candidate_check
-    from ledom.rerank.external_scores import read_candidates
+    from ledom.rerank.candidates import candidate_check, read_candidates
+    from ledom.rerank.strategies import check_score_names
 
     if file is None:
         return None
     needed = () if job.folds else job.weights.external_scores
     external_scores = [*(job.external_scores or ()), *needed]
+    check_score_names(external_scores)
     if is_all:
         return read_candidates(file, external_scores, candidate_check(job.problems))
     wanted = {problem.id for problem in job.problems}

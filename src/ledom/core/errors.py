@@ -35,7 +35,6 @@ __all__ = [
     "ServerError",
     "TrainingError",
     "WorkerError",
-    "require",
 ]
 
 
@@ -63,19 +62,6 @@ class InputError(LedomError, ValueError):
         where = "" if path is None else f"{path}: " if line is None else f"{path}:{line}: "
         super().__init__(where + message)
         self.reason, self.line = message, line
-
-
-def require(checks: Mapping[str, bool]) -> None:
-    """Raise `InputError` with the first message whose condition is false.
-
-    >>> top_p = 2
-    >>> require({f"top_p is {top_p}; it must lie in (0, 1]": 0 < top_p <= 1})
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
-    """
-    for message, holds in checks.items():
-        if not holds:
-            raise InputError(message)
 
 
 class HubError(InputError):

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Never, TypeVar
 
@@ -42,6 +42,7 @@ __all__ = [
     "read_jsonl",
     "read_text",
     "real_path",
+    "require",
 ]
 
 T = TypeVar("T")
@@ -323,6 +324,19 @@ def read_json_object(file: Path) -> JsonObject:
         return read_json(file, non_finite=True)  # some models have NaN and infinities
     except InputError as error:
         raise CheckpointError(str(error)) from None
+
+
+def require(checks: Mapping[str, bool]) -> None:
+    """Raise `InputError` with the first message whose condition is false.
+
+    >>> top_p = 2
+    >>> require({f"top_p is {top_p}; it must lie in (0, 1]": 0 < top_p <= 1})
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: top_p is 2; it must lie in (0, 1]
+    """
+    for message, holds in checks.items():
+        if not holds:
+            raise InputError(message)
 
 
 class Config(BaseModel):

@@ -331,7 +331,7 @@ def read_timings(path: Path) -> dict[str, float]:
     {}
     """
     try:
-        known = read_json(path)
+        known = read_json(path) if exists(path) else {}
     except InputError:
         return {}
     return {k: float(v) for k, v in known.items() if isinstance(v, int | float) and v >= 0}

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError, require
+from ledom.core.errors import InputError
+from ledom.core.reading import require
 from ledom.lm.confidence import Confidence, ConfidenceSettings
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer

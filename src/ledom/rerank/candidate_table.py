@@ -161,7 +161,7 @@ def build_candidate_table(
     wrote them, each feature is taken relative to its mean over the writer's candidates. No label
     is used for this; see `_relative_to_models`.
 
-    `external_scores` name number fields of the candidates (see `ledom.rerank.external_scores`).
+    `external_scores` name number fields of the candidates (see `choose_external_scores`).
     Raises `InputError` for a candidate that lacks a score or one of these fields.
 
     >>> drawn = [Candidate(problem_id="p", index=i, text=f"#### {i + 3}") for i in range(2)]

@@ -3,28 +3,45 @@
 A text that several candidates of a problem share is scored once: `distinct_candidates` returns the
 first candidate of each text, and `SharedScores` finds its score for the others. The pool of a
 problem, from which strategies choose, holds all candidates but the greedy and the broken-off ones.
+
+An external score is an extra field of a candidate, such as the score of a trained verifier: a
+finite number, larger for better candidates. Every candidate needs it, except greedy ones.
+Strategies weigh it under the field's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
-from ledom.core.records import Candidate, Key, Problem, Score, unique_ids
+from ledom.core.records import (
+    CONFIDENCE,
+    SELF_CERTAINTY,
+    Candidate,
+    Key,
+    Problem,
+    Score,
+    read_records,
+    unique_ids,
+)
 
 __all__ = [
     "SharedScores",
     "candidate_check",
     "check_problems",
+    "choose_external_scores",
     "distinct_candidates",
     "labeled_problems",
     "match_candidates",
     "pools",
+    "read_candidates",
 ]
 
+_WRITTEN_SCORES = (SELF_CERTAINTY, *CONFIDENCE)  # the external scores that sampling writes
 _MAX_INDEX = 2**63  # other JSON readers take larger numbers for floats
 
 
@@ -112,6 +129,65 @@ def match_candidates(
             "the key 'greedy'"
         )
     return groups
+
+
+def read_candidates(
+    path: Path,
+    names: Sequence[str] = (),
+    check: Callable[[Candidate], object] | None = None,
+) -> list[Candidate]:
+    """Read a file of candidates, each of which must have the external scores `names`.
+
+    `check` may raise for further reasons. Raises `InputError` with file and line for a bad record.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+    ...     _ = Path(file.name).write_text(
+    ...         '{"problem_id": "p", "index": 0, "text": "4", "verifier": 0.9}')
+    ...     read_candidates(Path(file.name), ["verifier"])[0].external_score("verifier")
+    0.9
+    """
+
+    def check_both(candidate: Candidate) -> None:
+        _check_external_scores(candidate, names)
+        if check is not None:
+            check(candidate)
+
+    return read_records(path, Candidate, check_both)
+
+
+def choose_external_scores(
+    candidates: Sequence[Candidate], asked: Sequence[str] | None = None, needed: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """The external scores to use: those `asked` for, and those that the weights `needed`.
+
+    If `asked` is None, those that sampling writes (`self_certainty`, the confidences) are used,
+    provided that every candidate has them. Greedy candidates need none. Raises `InputError` for a
+    candidate without one of the scores.
+
+    >>> sure = Candidate(problem_id="p", index=0, text="2", extra={"self_certainty": 1.5})
+    >>> choose_external_scores([sure])
+    ('self_certainty',)
+    """
+    if asked is None:
+        pool = [candidate for candidate in candidates if not candidate.greedy]
+        asked = [name for name in _WRITTEN_SCORES if all(name in c.extra for c in pool)]
+    names = tuple(dict.fromkeys([*asked, *needed]))
+    for candidate in candidates:
+        _check_external_scores(candidate, names)
+    return names
+
+
+def _check_external_scores(candidate: Candidate, names: Iterable[str]) -> None:
+    """Raise `InputError` if a candidate that is not greedy lacks one of these scores.
+
+    >>> lacking = Candidate(problem_id="p", index=0, text="4")
+    >>> _check_external_scores(lacking, ["verifier"])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: candidate 0 of problem 'p' has no 'verifier', a score field ...
+    """
+    for name in () if candidate.greedy else names:
+        candidate.external_score(name)
 
 
 def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -24,10 +24,14 @@ from ledom.rerank.candidate_table import (
     FloatArray,
     build_candidate_table,
 )
-from ledom.rerank.candidates import labeled_problems, match_candidates
-from ledom.rerank.external_scores import choose_external_scores, read_candidates
+from ledom.rerank.candidates import (
+    choose_external_scores,
+    labeled_problems,
+    match_candidates,
+    read_candidates,
+)
 from ledom.rerank.stages import GIVEN, read_scores, scored_problems, scoring_models
-from ledom.rerank.strategies import Strategy, Vote, strategies
+from ledom.rerank.strategies import Strategy, Vote, check_score_names, strategies
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash
 
 __all__ = ["check_folds", "cross_fit", "fit_sum", "tune", "tune_folder", "tune_labeled"]
@@ -110,6 +114,7 @@ def tune_folder(
     Traceback (most recent call last):
     ledom.core.errors.InputError: no-folder/problems.jsonl: no such file
     """
+    check_score_names(external_scores or ())
     questions = read_records(problems or folder / "problems.jsonl", Problem, unique_ids())
     kept = (folder / name for name in (GIVEN, "candidates.jsonl"))
     file = candidates or next(filter(exists, kept), folder / "candidates.jsonl")

@@ -44,7 +44,6 @@ from ledom.rerank.strategies import (
     Strategy,
     needed_candidates,
     strategies,
-    usable,
 )
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights
 
@@ -179,7 +178,7 @@ def _only_labeled(
 def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatArray]:
     """Accuracies [P] by strategy, of those that can choose for every problem."""
     rights = {}
-    for name in usable(table, weighing.tuned.weights):
+    for name in weighing.tuned.usable(table):
         right = weighing(table, name)
         if not np.isnan(right).any():
             rights[name] = right
@@ -282,7 +281,7 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
 
 def _reliability(table: CandidateTable, weighing: _Weighing) -> Reliability | None:
     """Accuracy by the winning answer's share of a weighted vote."""
-    able = usable(table, weighing.tuned.weights)
+    able = weighing.tuned.usable(table)
     name = next((name for name in _VOTES if name in able), None)
     if name is None:
         return None

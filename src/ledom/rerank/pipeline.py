@@ -36,10 +36,15 @@ from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.results import ChosenAnswer, Measurement, SelectionReport
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
-from ledom.rerank.candidates import check_problems, labeled_problems, match_candidates, pools
+from ledom.rerank.candidates import (
+    check_problems,
+    choose_external_scores,
+    labeled_problems,
+    match_candidates,
+    pools,
+)
 from ledom.rerank.cost import Costs
 from ledom.rerank.explain import model_info, unfamiliar, worked_cases
-from ledom.rerank.external_scores import check_names, choose_external_scores
 from ledom.rerank.fit import check_folds, cross_fit, tune_labeled
 from ledom.rerank.measure import measure
 from ledom.rerank.sample import (
@@ -51,7 +56,7 @@ from ledom.rerank.sample import (
 )
 from ledom.rerank.score import check_room
 from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores, keep_inputs
-from ledom.rerank.strategies import Vote, leading, strategies, usable
+from ledom.rerank.strategies import Vote, check_score_names, leading, strategies
 from ledom.rerank.weights import Folds, TunedWeights
 from ledom.text.answers import extract_answer
 
@@ -231,7 +236,7 @@ def _models(job: Job) -> list[LanguageModel]:
 
 def _check_sampling(job: Job, external_scores: Sequence[str]) -> None:
     """Raise `InputError` for prompts, settings or score fields that sampling cannot do."""
-    check_names(external_scores)
+    check_score_names(external_scores)
     if job.candidates is not None:
         if job.early_stop:
             raise InputError("the candidates are given: there is no sampling to stop early")
@@ -296,7 +301,7 @@ def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
     >>> preferred_strategy(table, default_weights())  # no scores: the plain vote
     'majority'
     """
-    able = usable(table, weights.weights)
+    able = weights.usable(table)
     return next(name for name in _PREFERRED if name in able)
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError, require
+from ledom.core.errors import InputError
+from ledom.core.reading import require
 from ledom.core.records import Candidate, Problem
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling

@@ -10,6 +10,7 @@ Shapes: P problems, N candidates.
 from __future__ import annotations
 
 import heapq
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ledom.rerank.candidate_table import EXTERNAL_LABELS, BoolArray, CandidateTable, FloatArray
+from ledom.core.errors import InputError
+from ledom.core.records import Candidate
+from ledom.rerank.candidate_table import (
+    EXTERNAL_LABELS,
+    FEATURES,
+    BoolArray,
+    CandidateTable,
+    FloatArray,
+)
 
 __all__ = [
     "STRATEGIES",
@@ -29,14 +38,16 @@ __all__ = [
     "Strategy",
     "Vote",
     "Weights",
+    "check_score_names",
     "is_decided",
     "leading",
     "needed_candidates",
     "strategies",
-    "usable",
 ]
 
 Weights = Mapping[str, float] | None
+
+_SCORE_NAME = re.compile(r"\w[\w .-]*")
 
 
 @dataclass(frozen=True)
@@ -131,8 +142,7 @@ class Random(Strategy):
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
         """See `Strategy.accuracy`: the share of candidates that are right."""
-        share: FloatArray = (table.correct & table.mask).sum(axis=1) / table.mask.sum(axis=1)
-        return share
+        return np.asarray((table.correct & table.mask).sum(axis=1) / table.mask.sum(axis=1))
 
 
 class Pick(Strategy):
@@ -141,11 +151,9 @@ class Pick(Strategy):
     kind = "pick"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """See `Strategy.accuracy`."""
         score = self.score(table, weights)
         best = (score == score.max(axis=1, keepdims=True)) & table.mask
-        right: FloatArray = (best & table.correct).sum(axis=1) / best.sum(axis=1)
-        return right
+        return np.asarray((best & table.correct).sum(axis=1) / best.sum(axis=1))
 
 
 class Vote(Strategy):
@@ -170,7 +178,6 @@ class EarlyVote(Vote):
     """A vote for which no more candidates are drawn once it is decided."""
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """See `Vote.accuracy`."""
         drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
         return super().accuracy(replace(table, mask=table.mask & drawn), weights)
 
@@ -181,7 +188,6 @@ class Bound(Strategy):
     kind = "bound"
 
     def accuracy(self, table: CandidateTable, weights: Weights) -> FloatArray:
-        """See `Strategy.accuracy`."""
         return (table.correct & table.mask).any(axis=1).astype(float)
 
 
@@ -222,13 +228,8 @@ def needed_candidates(table: CandidateTable) -> NDArray[np.int64]:
     >>> needed_candidates(table)  # 3 of 5 are a majority
     array([3])
     """
-    return np.array(
-        [
-            _needed(answers[mask], table.num_planned)
-            for answers, mask in zip(table.answers, table.mask, strict=True)
-        ],
-        np.int64,
-    )
+    rows = zip(table.answers, table.mask, strict=True)
+    return np.array([_needed(own[mask], table.num_planned) for own, mask in rows], np.int64)
 
 
 def _needed(answers: NDArray[np.int64], planned: int) -> int:
@@ -243,8 +244,7 @@ def _needed(answers: NDArray[np.int64], planned: int) -> int:
 
 def _same_answer(table: CandidateTable) -> BoolArray:
     """[P, N, N]: whether two candidates of a problem have equal answers, or both none."""
-    same: BoolArray = table.answers[:, :, None] == table.answers[:, None, :]
-    return same
+    return np.asarray(table.answers[:, :, None] == table.answers[:, None, :])
 
 
 _FORWARD = ("forward", "forward_mean", "forward_numbers", "forward_min_digit_logprob")
@@ -361,38 +361,36 @@ def strategies(external_scores: Sequence[str] = ()) -> dict[str, Strategy]:
     """
     found = dict(STRATEGIES)
     oracle = found.pop("oracle")  # the bound stays last
-    labels = [EXTERNAL_LABELS.get(name, name) for name in external_scores]
-    for name, label in zip(external_scores, labels, strict=True):
-        vote = Vote(f"vote, {label}", "by exp(score / temperature)", (name,))
+    labels = {name: EXTERNAL_LABELS.get(name, name) for name in external_scores}
+    for name, label in labels.items():
         found[f"external:{name}"] = Pick(label, "an external score", (name,))
+        vote = Vote(f"vote, {label}", "by exp(score / temperature)", (name,))
         found[f"vote_external:{name}"] = vote
-    for name, features in {"all": _ALL, "reverse": _JOINT}.items() if external_scores else ():
-        joint = (*features, *external_scores)
-        scores = "every score" if name == "all" else "the reverse scores"
-        what = f"{scores} and {', '.join(labels)}"
-        label = f"{name} + external scores"
-        found[f"{name}_external"] = Pick(label, f"{what}, weighted", joint)
-        vote = Vote(f"vote, {label}", f"by {what} / temperature", joint)
-        found[f"vote_{name}_external"] = vote
+    joint = {"all": ("every score", _ALL), "reverse": ("the reverse scores", _JOINT)}
+    for name, (scores, features) in joint.items() if external_scores else ():
+        what, label = f"{scores} and {', '.join(labels.values())}", f"{name} + external scores"
+        terms = (*features, *external_scores)
+        found[f"{name}_external"] = Pick(label, f"{what}, weighted", terms)
+        found[f"vote_{name}_external"] = Vote(f"vote, {label}", f"by {what} / temperature", terms)
     return found | {"oracle": oracle}
 
 
-def usable(
-    table: CandidateTable, weights: Mapping[str, Mapping[str, float]]
-) -> dict[str, Strategy]:
-    """The strategies that can choose, by id: those whose features and weights exist.
+def check_score_names(names: Iterable[str]) -> None:
+    """Raise `InputError` for a name that an external score cannot have.
 
-    `weights` are by strategy and feature. A strategy with a single feature needs none.
-
-    >>> from ledom.core.records import Candidate, Problem
-    >>> from ledom.rerank.candidate_table import build_candidate_table
-    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
-    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
-    >>> list(usable(table, {}))
-    ['greedy', 'random', 'majority', 'majority_stopped', 'oracle']
+    >>> check_score_names(["text"])
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: 'text' is a key of every candidate, not an extra score field
     """
-    return {
-        name: strategy
-        for name, strategy in strategies(table.external_scores).items()
-        if strategy.available(table) and (len(strategy.features) <= 1 or name in weights)
-    }
+    for name in names:
+        if name in FEATURES or name in STRATEGIES:
+            raise InputError(
+                f"a score field cannot be called {name!r}: ledom computes a score of that name"
+            )
+        if name in Candidate.own_keys():
+            raise InputError(f"{name!r} is a key of every candidate, not an extra score field")
+        if not _SCORE_NAME.fullmatch(name):
+            raise InputError(
+                f"a score field cannot be called {name!r}: give a key of the candidates made of "
+                "letters, digits, spaces and _ . -"
+            )

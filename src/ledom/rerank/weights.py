@@ -26,8 +26,8 @@ from ledom.core.reading import as_type
 from ledom.core.records import Problem
 from ledom.core.strict_yaml import read_yaml
 from ledom.lm import EMBEDDED, embedded_folder
-from ledom.rerank.external_scores import check_names
-from ledom.rerank.strategies import STRATEGIES, Strategy, strategies
+from ledom.rerank.candidate_table import CandidateTable
+from ledom.rerank.strategies import STRATEGIES, Strategy, check_score_names, strategies
 
 __all__ = [
     "LAMBDAS",
@@ -100,7 +100,7 @@ class TunedWeights:
         file = as_type(tree, _WeightsFile, path)
         hashes = file.problems.split()
         try:
-            check_names(file.external_scores)
+            check_score_names(file.external_scores)
             _check_rows(file.weights, strategies(file.external_scores))
             bad = next((text for text in hashes if not _HASH.fullmatch(text)), None)
             if bad is not None:
@@ -121,6 +121,24 @@ class TunedWeights:
             tuple(file.external_scores),
             {direction: asdict(model) for direction, model in file.models.items()},
         )
+
+    def usable(self, table: CandidateTable) -> dict[str, Strategy]:
+        """The strategies that can choose, by id: those whose features and weights exist.
+
+        A strategy with a single feature needs no weights.
+
+        >>> from ledom.core.records import Candidate
+        >>> from ledom.rerank.candidate_table import build_candidate_table
+        >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+        >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
+        >>> list(TunedWeights({}, 0, 0, frozenset()).usable(table))
+        ['greedy', 'random', 'majority', 'majority_stopped', 'oracle']
+        """
+        return {
+            name: strategy
+            for name, strategy in strategies(table.external_scores).items()
+            if strategy.available(table) and (len(strategy.features) <= 1 or name in self.weights)
+        }
 
     def other_models(self, models: Mapping[str, Mapping[str, str]]) -> list[str]:
         """One line per model, by direction, that is not the one whose scores were fitted.

@@ -19,7 +19,7 @@ from ledom.core.records import Candidate, Problem
 from ledom.lm.language_model import Sampling
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.pipeline import preferred_strategy, select
-from ledom.rerank.strategies import STRATEGIES, Pick, Vote, usable
+from ledom.rerank.strategies import STRATEGIES, Pick, Vote
 from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve import writing
 from ledom.serve.batching import Steps
@@ -234,7 +234,7 @@ def _strategy(asked: str | None, table: CandidateTable, weights: TunedWeights) -
     """The id of the strategy asked for; raises `InputError` if it cannot choose here."""
     if asked is None:
         return preferred_strategy(table, weights)
-    able = usable(table, weights.weights)
+    able = weights.usable(table)
     slugs = {slug: name for slug, name in strategy_slugs().items() if name in able}
     slug = _slug(asked)
     if slug not in slugs:

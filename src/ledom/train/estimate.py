@@ -16,8 +16,8 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from ledom.core.direction import Direction
-from ledom.core.errors import InputError, require
-from ledom.core.reading import JsonObject, as_type
+from ledom.core.errors import InputError
+from ledom.core.reading import JsonObject, as_type, require
 from ledom.data.prepare import DataConfig
 from ledom.model.folder import read_config
 from ledom.model.presets import ModelConfig
