@@ -97,7 +97,7 @@ COMMANDS: dict[str, list[str]] = {
     "gaps/middles.jsonl": ["gallery gaps --reverse model --out out.html"],
     "gaps/gaps.jsonl": ["gallery gaps --reverse model --out out.html", f"{FILL} --out gaps"],
     "gaps/proposals.jsonl": [f"{FILL} --out gaps"],
-    "weights.yaml": [f"{RERANK} --weights weights.yaml --out out"],
+    "weights.json": [f"{RERANK} --weights weights.json --out out"],
     "recipe.yaml": ["train recipe.yaml --direction reverse --out out", "plan recipe.yaml"],
     "docs.jsonl": [
         "train-tokenizer docs.jsonl --vocab-size 300 --out out",

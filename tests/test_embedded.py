@@ -49,7 +49,7 @@ def test_it_is_small_and_matched(pair: dict[str, HFLanguageModel]) -> None:
 
 
 def test_the_weights_were_not_tuned_on_test_problems() -> None:
-    tuned = TunedWeights.load(ASSETS / "weights.yaml")
+    tuned = TunedWeights.load(ASSETS / "weights.json")
     assert tuned.num_problems == len(tuned.problem_hashes) > 100
     # A question's fingerprint is the beginning of the hash that decides its split: all are of the
     # generator's tune split, 0.92 to 0.96.

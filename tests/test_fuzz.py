@@ -93,11 +93,11 @@ def good(
     assert worker.run(root, rerank, seconds=300)[0] == 0  # it imports, too
     filling = COMMANDS["gaps/proposals.jsonl"][0].split()
     assert worker.run(root, filling)[0] == 0
-    tuned = worker.run(root, ["tune", "done", "--out", "weights.yaml"])
+    tuned = worker.run(root, ["tune", "done", "--out", "weights.json"])
     if tuned[0] != 0:  # the random models were never right
-        (root / "weights.yaml").write_text(
-            "num_problems: 1\nnum_candidates: 2\nproblems: [abc]\n"
-            "weights: {forward: {forward: 1.0}}\n"
+        (root / "weights.json").write_text(
+            '{"format": 3, "num_problems": 1, "num_candidates": 2, "problem_hashes": [],'
+            ' "weights": {"forward": {"forward": 1.0}}}'
         )
     return root
 

@@ -122,7 +122,7 @@ def test_what_is_shown_fits_80_columns(
     out = tmp_path / "out"
     shown = [
         run("rerank", "--problems", problem_file, "--samples", 8, "--out", out)[1],
-        run("tune", out, "--out", tmp_path / "weights.yaml")[1],
+        run("tune", out, "--out", tmp_path / "weights.json")[1],
         *(run(name, "--help")[1] for name in ("rerank", "search", "train", "explain")),
     ]
     for text in shown:

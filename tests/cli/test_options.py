@@ -86,7 +86,7 @@ def test_an_option_that_nothing_uses_is_refused_before_any_work(
     command: str,
     says: str,
 ) -> None:
-    named = {"P": problem_file, "C": candidate_file, "W": tmp_path / "weights.yaml"}
+    named = {"P": problem_file, "C": candidate_file, "W": tmp_path / "weights.json"}
     out = tmp_path / "out"
     arguments = [named.get(word, word) for word in command.split()]
     if arguments[0] != "generate":

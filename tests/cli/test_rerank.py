@@ -42,7 +42,7 @@ def test_rerank_from_problems_to_report(
 def test_tune_then_rerank_on_other_problems(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
-    out, weights = tmp_path / "tuning", tmp_path / "weights.yaml"
+    out, weights = tmp_path / "tuning", tmp_path / "weights.json"
     assert run("rerank", "--problems", problem_file, "--samples", 8, "--out", out)[0] == 0
     code, text = run("tune", out, "--out", weights)
     assert code == 0, text
@@ -90,7 +90,7 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
 ) -> None:
     given = judged(tmp_path / "judged.jsonl", QUESTIONS)
-    out, weights = tmp_path / "tuning", tmp_path / "weights.yaml"
+    out, weights = tmp_path / "tuning", tmp_path / "weights.json"
     both = ("--problems", problem_file, "--candidates", given, "--score-field", "verifier")
     assert run("rerank", *both, "--out", out)[0] == 0
     rows = json.loads((out / "report.json").read_text())["strategies"]
@@ -100,7 +100,7 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     )
     code, text = run("tune", out, *both, "--out", weights)
     assert code == 0, text
-    assert "external_scores:\n- verifier\n" in weights.read_text()
+    assert json.loads(weights.read_text())["external_scores"] == ["verifier"]
 
     fresh, out = tmp_path / "fresh.jsonl", tmp_path / "o"
     more = [Problem(id=f"n{i}", question=f"What is 9{i} + 1?", answer="2") for i in range(2)]

@@ -94,8 +94,8 @@ def test_an_external_score_is_weighed_whatever_its_unit(tmp_path: Path) -> None:
         }
         assert accuracy["vote_external:verifier"] > accuracy["majority"] + 0.1
         assert accuracy["all_external"] > accuracy["all_terms"] + 0.05
-        tuned.save(tmp_path / "weights.yaml")
-        assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
+        tuned.save(tmp_path / "weights.json")
+        assert TunedWeights.load(tmp_path / "weights.json") == tuned
 
 
 def test_a_constant_score_has_no_weight_in_a_sum() -> None:
@@ -124,8 +124,8 @@ def test_more_problems_bring_the_weights_to_the_true_ones() -> None:
 
 def test_weights_survive_the_file(tmp_path: Path) -> None:
     tuned = tune(with_few_terms(made_pools(50)), problems(50))
-    tuned.save(tmp_path / "weights.yaml")
-    assert TunedWeights.load(tmp_path / "weights.yaml") == tuned
+    tuned.save(tmp_path / "weights.json")
+    assert TunedWeights.load(tmp_path / "weights.json") == tuned
 
 
 def test_weights_refuse_the_problems_they_were_tuned_on() -> None:

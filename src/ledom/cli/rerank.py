@@ -272,14 +272,14 @@ def tune(
         typer.Option(help="The candidates that were scored. Default: those in the folder."),
     ] = None,
     score_field: options.ScoreFields = None,
-    out: Annotated[Path, options.out_file("The weights file to write.")] = Path("weights.yaml"),
+    out: Annotated[Path, options.out_file("The weights file to write.")] = Path("weights.json"),
     threads: options.Threads = None,
 ) -> None:
     """Fit lambda and the weights of every strategy to a reranked folder. Needs no model.
 
     Use the weights file with ledom rerank --weights.
 
-    Example: ledom tune out/tune --out weights.yaml
+    Example: ledom tune out/tune --out weights.json
     """
     from ledom.rerank.fit import tune_folder
 

@@ -1,4 +1,4 @@
-"""Weights of strategies: their YAML file, and the defaults.
+"""Weights of strategies: their file, and the defaults.
 
 The file records hashes of the problems that the weights were fitted on, so that the weights cannot
 be tested on the same problems.
@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import FiniteFloat, NonNegativeInt
+from pydantic import FiniteFloat, NonNegativeInt, StringConstraints
 
 from ledom.core.errors import InputError
-from ledom.core.files import differences, write_atomically
-from ledom.core.reading import as_type
+from ledom.core.files import differences, write_json
+from ledom.core.reading import as_type, read_json
 from ledom.core.records import Problem
-from ledom.core.strict_yaml import read_yaml
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.rerank.candidate_table import CandidateTable
 from ledom.rerank.strategies import STRATEGIES, Strategy, check_score_names, strategies
@@ -42,9 +39,9 @@ __all__ = [
 LAMBDAS = np.linspace(0, 1, 41)
 """The grid of lambda."""
 
-_FORMAT = 2  # of the weights file
+_FORMAT = 3  # of the weights file
 _HASH_LENGTH = 12
-_HASH = re.compile(f"[0-9a-f]{{{_HASH_LENGTH}}}")
+_Hash = Annotated[str, StringConstraints(pattern=f"^[0-9a-f]{{{_HASH_LENGTH}}}$")]
 
 
 @dataclass(frozen=True)
@@ -56,15 +53,15 @@ class TunedWeights:
     >>> import tempfile
     >>> weights = TunedWeights({"noisy_channel": {"reverse": 0.5}}, 10, 8, frozenset())
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     weights.save(f"{folder}/weights.yaml")
-    ...     TunedWeights.load(f"{folder}/weights.yaml") == weights
+    ...     weights.save(f"{folder}/weights.json")
+    ...     TunedWeights.load(f"{folder}/weights.json") == weights
     True
     """
 
-    weights: dict[str, dict[str, float]]
-    num_problems: int
-    num_candidates: int
-    problem_hashes: frozenset[str]
+    weights: dict[str, dict[str, FiniteFloat]]
+    num_problems: NonNegativeInt
+    num_candidates: NonNegativeInt
+    problem_hashes: frozenset[_Hash]
     """Hashes of the questions that the weights were fitted on; see `question_hash`."""
     external_scores: tuple[str, ...] = ()
     """The external scores that the weights need in every candidate."""
@@ -73,54 +70,25 @@ class TunedWeights:
     `LanguageModel.identity`. Empty if unknown."""
 
     def save(self, path: str | Path) -> None:
-        """Write the YAML file."""
-        tree = {
-            "format": _FORMAT,
-            "ledom": version("ledom"),
-            "num_problems": self.num_problems,
-            "num_candidates": self.num_candidates,
-            "external_scores": list(self.external_scores),
-            "models": {direction: dict(model) for direction, model in self.models.items()},
-            "weights": self.weights,
-            "problems": " ".join(sorted(self.problem_hashes)),
-        }
-        with write_atomically(path) as out:
-            yaml.safe_dump(tree, out, sort_keys=False, width=100)
+        """Write the file: the fields above as JSON."""
+        hashes = sorted(self.problem_hashes)
+        about = {"format": _FORMAT, "ledom": version("ledom")}
+        write_json(path, about | vars(self) | {"problem_hashes": hashes})
 
     @classmethod
     def load(cls, path: str | Path) -> TunedWeights:
-        """Read the YAML file; raises `InputError` with the file and the key for a bad one."""
-        tree = read_yaml(path)
-        if tree.get("format") != _FORMAT:
-            raise InputError(
-                f"a weights file of format {tree.get('format', 1)!r:.40}, expected {_FORMAT}; make "
-                "it again with: ledom tune",
-                path=path,
-            )
-        file = as_type(tree, _WeightsFile, path)
-        hashes = file.problems.split()
+        """Read the file; raises `InputError` with the file and the key for a bad one."""
         try:
-            check_score_names(file.external_scores)
-            _check_rows(file.weights, strategies(file.external_scores))
-            bad = next((text for text in hashes if not _HASH.fullmatch(text)), None)
-            if bad is not None:
-                raise InputError(
-                    f"key problems: {bad!r:.40} is not the hash of a question, which has "
-                    f"{_HASH_LENGTH} hexadecimal digits"
-                )
+            contents = read_json(path)
+            if contents.get("format") != _FORMAT:
+                raise InputError(f"its format is {contents.get('format')!r:.40}, not {_FORMAT}")
+            loaded = as_type(contents, cls)
+            check_score_names(loaded.external_scores)
+            _check_rows(loaded.weights, strategies(loaded.external_scores))
         except InputError as error:
-            raise InputError(f"{error}; make a weights file with: ledom tune", path=path) from None
-        return cls(
-            {
-                name: {key: float(value) for key, value in row.items()}
-                for name, row in file.weights.items()
-            },
-            file.num_problems,
-            file.num_candidates,
-            frozenset(hashes),
-            tuple(file.external_scores),
-            {direction: asdict(model) for direction, model in file.models.items()},
-        )
+            remedy = "make a weights file with: ledom tune"
+            raise InputError(f"{error.reason}; {remedy}", path=path) from None
+        return loaded
 
     def usable(self, table: CandidateTable) -> dict[str, Strategy]:
         """The strategies that can choose, by id: those whose features and weights exist.
@@ -174,26 +142,6 @@ class TunedWeights:
                     f"problem {problem.id!r} is one of those that the weights were tuned on; "
                     "its accuracy would look too good: leave it out, or use other weights"
                 )
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model in a weights file."""
-
-    name: str
-    hash: str
-
-
-@dataclass(frozen=True)
-class _WeightsFile:
-    """The keys of a weights file."""
-
-    num_problems: NonNegativeInt
-    num_candidates: NonNegativeInt
-    problems: str
-    weights: dict[str, dict[str, FiniteFloat]]
-    external_scores: list[str] = field(default_factory=list)
-    models: dict[Literal["forward", "reverse"], _Model] = field(default_factory=dict)
 
 
 def _check_rows(weights: Mapping[str, Mapping[str, float]], known: Mapping[str, Strategy]) -> None:
@@ -253,7 +201,7 @@ def embedded_weights(forward: str, reverse: str) -> TunedWeights | None:
     >>> embedded_weights("my-model", "tiny") is None
     True
     """
-    file = embedded_folder("forward").parent / "weights.yaml"
+    file = embedded_folder("forward").parent / "weights.json"
     if (forward, reverse) != (EMBEDDED, EMBEDDED) or not file.is_file():
         return None
     return TunedWeights.load(file)
