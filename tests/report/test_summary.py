@@ -8,7 +8,7 @@ import pytest
 
 from ledom.report.formatting import number
 from ledom.report.results import AucResult, Interval, SelectionReport, StrategyResult
-from ledom.report.summary import summarize
+from ledom.report.selection_page import summarize
 
 
 def _strategy(name: str, mean: float, **versus: Interval) -> StrategyResult:
@@ -47,9 +47,9 @@ def test_the_sentence_names_the_strategy_chosen_before_not_the_best() -> None:
         "Voting weighted by every score is right on 67.0% of the 400 problems, 7.0 points more "
         "than the greedy answer (95% interval 4.0 to 10.0)."
     )
-    names = [row.strategy for row in summary.rows]
+    names = [strategy.id for strategy in summary.rows.values()]
     assert names == ["greedy", "random", "majority", "reverse_reward", "vote_all_terms"]
-    assert [row.is_chosen for row in summary.rows] == [False] * 4 + [True]
+    assert [*summary.rows][-1] == "Voting weighted by every score"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_labels_are_counted() -> None:
     assert "A sample of 120 problems" in partly.sample
     none = summarize(_made(num_problems=6, num_labeled=0))
     assert none.sentence.startswith("None of the 6 problems has a right answer")
-    assert none.rows == ()
+    assert none.rows == {}
 
 
 def test_without_greedy_the_majority_is_the_opponent() -> None:

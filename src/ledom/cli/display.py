@@ -75,7 +75,7 @@ def show_summary(report: SelectionReport) -> None:
     """Print the report's one-sentence summary, then a table of accuracies."""
     from rich.text import Text
 
-    from ledom.report.summary import summarize
+    from ledom.report.selection_page import summarize
 
     console = output_console()
     if sentence := summarize(report).sentence:

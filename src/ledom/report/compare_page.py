@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ledom.report import curves
 from ledom.report.formatting import (
     MISSING,
     clean,
     count,
-    escape,
     interval,
-    markdown_table,
     number,
     render_template,
     write_pages,
@@ -64,8 +63,7 @@ def write_comparison(folder: Path, report: Comparison) -> Path:
 
 def render_html(report: Comparison) -> str:
     """The report, which has at least one run, as one page that needs no network and no script."""
-    report = clean(report)
-    runs = report.runs
+    runs = clean(report).runs
     figures = {
         "loss": curves.loss_figure(runs),
         "gap": curves.gap_figure(runs),
@@ -74,8 +72,7 @@ def render_html(report: Comparison) -> str:
         "by_source": curves.parts_figure(runs[0], "by_source"),
         "by_position": curves.parts_figure(runs[0], "by_position"),
     }
-    view = {"report": report, "claims": _claims(report), "tables": _tables(report)}
-    return render_template("compare.html", view | {"caution": _CAUTION}, figures)
+    return render_template("compare.html", _view(report), figures)
 
 
 def render_markdown(report: Comparison) -> str:
@@ -84,15 +81,18 @@ def render_markdown(report: Comparison) -> str:
     >>> print(render_markdown(Comparison(title="Direction in training", runs=[])), end="")
     # Direction in training
     """
+    return render_template("compare.md", _view(report))
+
+
+def _view(report: Comparison) -> dict[str, Any]:
+    """The variables of both templates."""
     report = clean(report)
-    found = _claims(report)
-    parts = [f"# {escape(report.title)}"]
-    parts += ["\n".join(f"- **{escape(c.claim)}** ({c.value}; {c.verdict})" for c in found)]
-    parts += ["\n".join(f"* {escape(note)}" for note in report.notes)]
-    parts += [_CAUTION] if found else []
-    for heading, table in _tables(report).items():
-        parts += [f"## {heading}", markdown_table(table)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return {
+        "report": report,
+        "claims": _claims(report),
+        "tables": _tables(report),
+        "caution": _CAUTION,
+    }
 
 
 def claims(report: Comparison) -> list[str]:

@@ -167,12 +167,14 @@ def write_pages(
     return folder / f"{name}.html"
 
 
-def render_template(name: str, view: Mapping[str, Any], figures: Mapping[str, str]) -> str:
-    """Fill in a template of `templates/`: one page that needs no network and no script.
+def render_template(
+    name: str, view: Mapping[str, Any], figures: Mapping[str, str] | None = None
+) -> str:
+    """Fill in a template of `templates/`, which reads the variables of `view`.
 
-    The template reads the variables of `view`. Its filters are the functions here that format
-    numbers. `figures` maps names to SVG elements, or to empty strings where there is nothing to
-    draw.
+    Its filters are the functions here that format numbers and tables; `markdown` is `escape`. HTML
+    escapes every text by itself. `figures` maps names to SVG elements, or to empty strings where
+    there is nothing to draw. In Markdown, blank lines that follow each other become one.
 
     >>> view = {"report": {"title": "A <b> page"}, "sections": []}
     >>> page = render_template("base.html", view, {})
@@ -181,8 +183,9 @@ def render_template(name: str, view: Mapping[str, Any], figures: Mapping[str, st
     """
     from markupsafe import Markup
 
-    drawn = {name: Markup(svg) for name, svg in figures.items()}
-    return _templates().get_template(name).render(view, figures=drawn)
+    drawn = {name: Markup(svg) for name, svg in (figures or {}).items()}
+    text = _templates().get_template(name).render(view, figures=drawn)
+    return re.sub("\n{3,}", "\n\n", text).strip() + "\n" if name.endswith(".md") else text
 
 
 @cache
@@ -192,13 +195,14 @@ def _templates() -> Environment:
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (accuracy, byte_count, count, difference, interval, number, percent)
+    filters = (accuracy, byte_count, count, difference, interval, markdown_table, number, percent)
     environment.filters |= {function.__name__: function for function in filters}
+    environment.filters["markdown"] = escape
     return environment
 
 

@@ -1,6 +1,9 @@
 """The report of `ledom rerank` and `ledom explain` as files: report.json, report.md, report.html.
 
-The two renderings are pure functions of the `SelectionReport`. No statistics are computed here.
+All of it is a pure function of the `SelectionReport`; no statistics are computed here. The page,
+the Markdown and the terminal open with the same summary: the main result, what the sample can show,
+which term matters. The main result is that of the report's `chosen` strategy, which was named
+before the problems were seen, not that of the strategy that did best on them.
 """
 
 from __future__ import annotations
@@ -8,40 +11,61 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ledom.report import plots
 from ledom.report.formatting import (
-    MISSING,
     accuracy,
     clean,
     count,
-    difference,
-    escape,
     interval,
-    markdown_table,
     number,
     percent,
     render_template,
     write_pages,
 )
 from ledom.report.results import (
+    AucResult,
     Case,
     CaseCandidate,
-    ChosenAnswer,
+    Difference,
     GroupResult,
     Interval,
     Needed,
     SelectionReport,
     StrategyResult,
 )
-from ledom.report.summary import Summary, summarize
 from ledom.report.words import Word, compare, question_words
 
-__all__ = ["render_html", "render_markdown", "write_report"]
+__all__ = ["Summary", "render_html", "render_markdown", "summarize", "write_report"]
 
-NUM_GAP_WORDS = 6  # listed as the main differences
-
+_NUM_GAP_WORDS = 6  # listed as the main differences
 _BASELINES = ("greedy", "random", "majority")
+_NAMES = {
+    "greedy": "the greedy answer",
+    "random": "a random candidate",
+    "majority": "majority voting",
+    "reverse_reward": "Reverse Reward",
+    "reverse_only": "Reverse Reward alone, log P(x|y)",
+    "noisy_channel": "Reverse Reward with log P(y) as a third term",
+    "vote_all_terms": "voting weighted by every score",
+    "vote_reverse_reward": "voting weighted by Reverse Reward",
+    "vote_reverse_tuned": "voting weighted by the reverse model's scores",
+    "vote_reverse_only": "voting weighted by log P(x|y)",
+    "vote_all_external": "voting weighted by every score and the external scores",
+    "vote_reverse_external": "voting weighted by the reverse and the external scores",
+}
+_OPPONENTS = ("greedy", "majority", "random")
+_REWARDS = ("reverse_reward", "reverse_only")
+_TERMS = {
+    "forward": "log P(y|x), the answer under the forward model",
+    "reverse": "log P(x|y), the question under the reverse model",
+    "prior": "log P(y), the answer under the reverse model",
+}
+_FEW = 30  # problems, below which a percentile bootstrap is rough
+_DETECTABLE = 2.8 / 1.96
+"""Half-widths of an interval: the true difference that four of five samples detect (power 0.8,
+level 0.05)."""
 
 
 def write_report(folder: Path, report: SelectionReport) -> Path:
@@ -66,8 +90,21 @@ def render_html(report: SelectionReport) -> str:
     >>> "&lt;b&gt;Two" in page, "<script" in page
     (True, False)
     """
-    view = _view(report)
-    return render_template("selection.html", vars(view), _figures(view))
+    report = clean(report)
+    summary = summarize(report)
+    differences = {
+        label: strategy.versus[summary.opponent]
+        for label, strategy in summary.rows.items()
+        if summary.opponent in strategy.versus
+    }
+    figures = {
+        "differences": plots.differences_figure(differences, summary.opponent_name),
+        "strategies": plots.strategies_figure(report.strategies),
+        "by_n": plots.by_n_figure(report.accuracy_by_n, report.strategies),
+        "by_lambda": plots.by_lambda_figure(report.accuracy_by_lambda),
+        "reliability": plots.reliability_figure(report.reliability),
+    }
+    return render_template("selection.html", _view(report), figures)
 
 
 def render_markdown(report: SelectionReport) -> str:
@@ -77,42 +114,159 @@ def render_markdown(report: SelectionReport) -> str:
     >>> render_markdown(report).splitlines()[0]
     '# Two of three'
     """
-    view = _view(report)
-    report, summary = view.report, view.summary
-    aucs = [[row.score, interval(row.auc)] for row in report.auc]
-    return _joined(
-        f"# {escape(report.title)}",
-        escape(summary.sentence),
-        f"**Warning:** {escape(report.warning)}." if report.warning else "",
-        _markdown_claims([(c.claim, c.difference) for c in summary.claims]),
-        _table("", _first_rows(summary)),
-        _table("", _answer_rows(report.answers)),
-        escape(summary.sample),
-        escape(summary.signal),
-        "\n".join(f"* {escape(note)}" for note in report.notes),
-        _headed("## A worked case", [_markdown_case(view.first_case)] if view.first_case else []),
-        _table("## All strategies", _strategy_table(view)),
-        _headed(
-            "## All comparisons",
-            [_markdown_claims([(row.claim, row.difference) for row in report.headline])],
-        ),
-        _table("## Telling right answers from wrong ones", [["score", "pairwise AUC"], *aucs]),
-        _table("## What each strategy costs", view.cost_table),
-        _table("## Accuracy by group, %", view.group_table),
-        _headed("## More cases", list(map(_markdown_case, view.other_cases))),
-        _table("## How this was made", [["what", "value"], *view.facts]),
-    )
+    return render_template("selection.md", _view(clean(report)))
 
 
-# --- the view: what both renderings show ---
+# --- the summary ---
 
 
 @dataclass(frozen=True)
-class _Panel:
-    """The question under one candidate, word by word."""
+class Summary:
+    """The first screen of a report, in words and rows."""
 
-    candidate: CaseCandidate
-    words: list[Word]
+    sentence: str
+    rows: Mapping[str, StrategyResult]
+    """The strategies on the first screen, by their names for people."""
+    columns: tuple[str, ...]
+    """The ids of the opponents that the rows are compared with."""
+    opponent: str
+    """The id of the opponent in the sentence and the figure; empty without one."""
+    opponent_name: str
+    """The same opponent in words."""
+    claims: tuple[Difference, ...]
+    """The main claims."""
+    sample: str
+    """What differences a sample of this size can show."""
+    signal: str
+    """Which single term best tells right answers from wrong ones."""
+
+
+def summarize(report: SelectionReport) -> Summary:
+    """The first screen of a report; a part that was not measured is empty.
+
+    >>> unlabeled = SelectionReport(title="", warning=None, num_problems=1, num_labeled=0)
+    >>> summarize(unlabeled).sentence  # doctest: +ELLIPSIS
+    'The problem has no right answer to compare with, so nothing was measured: ...'
+    """
+    known = {strategy.id: strategy for strategy in report.strategies}
+    chosen = known.get(report.chosen)
+    reward = next((name for name in _REWARDS if name in known), "")
+    names = dict.fromkeys(["greedy", "random", "majority", reward, report.chosen])
+    shown = [known[name] for name in names if name in known]
+    versus = chosen.versus if chosen else {}
+    opponent = next((name for name in _OPPONENTS if name in versus), "")
+    return Summary(
+        sentence=_sentence(chosen, known.get(opponent), report),
+        rows={_upper(_plain(strategy)): strategy for strategy in shown},
+        columns=_columns(shown),
+        opponent=opponent,
+        opponent_name=_plain(known.get(opponent)),
+        claims=tuple(claim for claim in report.headline if claim.main),
+        sample=_sample(_labeled(report), versus.get(opponent)),
+        signal=_signal(report.auc),
+    )
+
+
+def _columns(shown: Sequence[StrategyResult]) -> tuple[str, ...]:
+    """The opponents of any row; the random candidate only if there is no other."""
+    known = {name for strategy in shown for name in strategy.versus}
+    columns = tuple(name for name in ("greedy", "majority") if name in known)
+    return columns or tuple(known & {"random"})
+
+
+def _plain(strategy: StrategyResult | None) -> str:
+    """A strategy's name within a sentence."""
+    if strategy is None:
+        return ""
+    return _NAMES.get(strategy.id, f"the strategy “{strategy.label}”")
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _labeled(report: SelectionReport) -> int:
+    """The number of problems that the accuracies cover."""
+    return report.num_problems if report.num_labeled is None else report.num_labeled
+
+
+def _sentence(
+    chosen: StrategyResult | None, opponent: StrategyResult | None, report: SelectionReport
+) -> str:
+    """How often the chosen strategy was right, and how that compares with the opponent."""
+    total, labeled = report.num_problems, _labeled(report)
+    if report.num_labeled == 0:
+        whose = "The problem has no" if total == 1 else f"None of the {total} problems has a"
+        return (
+            f"{whose} right answer to compare with, so nothing was measured: below are the chosen "
+            "answers."
+        )
+    if chosen is None:
+        return ""
+    of = "1 problem" if total == 1 else f"the {total} problems"
+    if labeled != total:
+        of = f"the {labeled} of {total} labeled problems"
+    right = percent(chosen.accuracy.mean)
+    sentence = f"{_upper(_plain(chosen))} is right on {right}% of {of}"
+    if opponent is None:
+        return sentence + "."
+    return f"{sentence}, {_compared(chosen.versus[opponent.id], _plain(opponent))}."
+
+
+def _compared(against: Interval, opponent: str) -> str:
+    """`8.3 points more than the greedy answer (95% interval 1.0 to 15.6)`."""
+    more, sign = ("more", 1) if against.mean >= 0 else ("fewer", -1)
+    low, high = sorted((100 * sign * against.low, 100 * sign * against.high))
+    chance = "; it includes 0, so this may be chance" if against.verdict == "open" else ""
+    return (
+        f"{number(100 * abs(against.mean), 1)} points {more} than {opponent} "
+        f"(95% interval {number(low, 1)} to {number(high, 1)}{chance})"
+    )
+
+
+def _sample(num_problems: int, against: Interval | None) -> str:
+    """What differences a sample of this size can show, going by the width of one interval."""
+    if against is None:
+        return ""
+    if against.low == against.high:
+        return (
+            "Both chose equally well on every problem, so this sample cannot tell them apart, and "
+            "does not show that they are equal."
+        )
+    points = 100 * _DETECTABLE * (against.high - against.low) / 2
+    what = "1 problem" if num_problems == 1 else f"{num_problems} problems"
+    rough = "Fewer than 30 problems: every interval is rough. " if num_problems < _FEW else ""
+    return (
+        f"{rough}A sample of {what} shows a true difference of about "
+        f"{number(points, 1)} points four times out of five, and usually misses a smaller one. An "
+        "interval that includes 0 shows neither a gain nor the lack of one. Other problems and "
+        "other models may differ."
+    )
+
+
+def _signal(auc: Sequence[AucResult]) -> str:
+    """Which single term best tells right answers from wrong ones."""
+    terms = [(row.term, row.auc) for row in auc if row.term and row.term in _TERMS]
+    if not terms:
+        return ""
+    terms.sort(key=lambda term: -term[1].mean)
+    (best, first), rest = terms[0], terms[1:]
+    others = "; ".join(f"{_TERMS[name].split(',')[0]}: {interval(b, 2)}" for name, b in rest)
+    measured = f"{interval(first, 2)}{f' ({others})' if others else ''}"
+    if first.low <= 0.5:
+        return (
+            "No single term is shown to tell right answers from wrong ones. The best, "
+            f"{_TERMS[best]}, has a pairwise AUC of {measured}; 0.5 is chance."
+        )
+    ahead = all(b.high < first.low for _, b in rest)
+    carries = "carries most of the signal" if ahead else "does best, but not clearly"
+    return (
+        f"Of the single terms, {_TERMS[best]}, {carries}: it puts a right answer above a wrong "
+        f"one with a pairwise AUC of {measured}; 0.5 is chance."
+    )
+
+
+# --- what both templates show ---
 
 
 @dataclass(frozen=True)
@@ -120,7 +274,8 @@ class _CaseView:
     """A case, and its comparison of the picked and the rejected answer."""
 
     case: Case
-    panels: list[_Panel]
+    panels: list[tuple[CaseCandidate, list[Word]]]
+    """The question under the picked and the rejected candidate, word by word."""
     gaps: list[Word]
     """Words that the rejected answer explains notably worse, worst first."""
     gap_total: float | None
@@ -130,46 +285,27 @@ class _CaseView:
         return list(dict.fromkeys(name for c in self.case.candidates for name in c.scores))
 
 
-@dataclass(frozen=True)
-class _View:
-    """The variables of the template."""
-
-    report: SelectionReport
-    summary: Summary
-    groups: dict[str, list[StrategyResult]]
-    """Strategies by heading, the best first."""
-    baselines: list[str]
-    """The ids of the strategies that others are compared with."""
-    group_table: list[list[str]]
-    cost_table: list[list[str]]
-    first_case: _CaseView | None
-    other_cases: list[_CaseView]
-    facts: list[list[str]]
-    needed: dict[str, str]
-    """How many candidates a stopped vote needed, in words, by strategy id."""
-
-
-def _view(report: SelectionReport) -> _View:
-    report = clean(report)
+def _view(report: SelectionReport) -> dict[str, Any]:
+    """The variables of both templates."""
     ranked = sorted(report.strategies, key=lambda strategy: -strategy.accuracy.mean)
     by_kind = {
         heading: [s for s in ranked if s.kind == kind] for kind, heading in plots.KINDS.items()
     }
-    versus = {name for s in ranked for name in s.versus}
+    compared = {name for s in ranked for name in s.versus}
     cases = [_case(case) for case in report.cases]
     first = next((case for case in cases if not ranked or _is_telling(case.case)), None)
-    return _View(
-        report=report,
-        summary=summarize(report),
-        groups={heading: group for heading, group in by_kind.items() if group},
-        baselines=[name for name in _BASELINES if name in versus],
-        cost_table=_cost_table(ranked),
-        group_table=_group_table(report.by_group, {s.id: s.label for s in ranked}),
-        first_case=first,
-        other_cases=[case for case in cases if case is not first],
-        facts=_facts(report),
-        needed={s.id: _needed(s.needed) for s in ranked if s.needed is not None},
-    )
+    return {
+        "report": report,
+        "summary": summarize(report),
+        "groups": {heading: group for heading, group in by_kind.items() if group},
+        "baselines": [name for name in _BASELINES if name in compared],
+        "cost_table": _cost_table(ranked),
+        "group_table": _group_table(report.by_group, {s.id: s.label for s in ranked}),
+        "first_case": first,
+        "other_cases": [case for case in cases if case is not first],
+        "facts": _facts(report),
+        "needed": {s.id: _needed(s.needed) for s in ranked if s.needed is not None},
+    }
 
 
 def _is_telling(case: Case) -> bool:
@@ -237,27 +373,10 @@ def _case(case: Case) -> _CaseView:
         words, gaps = compare(*words)
     return _CaseView(
         case=case,
-        panels=[_Panel(*panel) for panel in zip(shown, words, strict=True)],
-        gaps=gaps[:NUM_GAP_WORDS],
+        panels=[*zip(shown, words, strict=True)],
+        gaps=gaps[:_NUM_GAP_WORDS],
         gap_total=shown[0].total - shown[1].total if len(shown) == 2 else None,
     )
-
-
-def _figures(view: _View) -> dict[str, str]:
-    report, summary = view.report, view.summary
-    known = {s.id: s.versus for s in report.strategies}
-    differences = {
-        row.label: known[row.strategy][summary.opponent]
-        for row in summary.rows
-        if summary.opponent in known[row.strategy]
-    }
-    return {
-        "differences": plots.differences_figure(differences, summary.opponent_name),
-        "strategies": plots.strategies_figure(report.strategies),
-        "by_n": plots.by_n_figure(report.accuracy_by_n, report.strategies),
-        "by_lambda": plots.by_lambda_figure(report.accuracy_by_lambda),
-        "reliability": plots.reliability_figure(report.reliability),
-    }
 
 
 def _needed(needed: Needed) -> str:
@@ -267,89 +386,3 @@ def _needed(needed: Needed) -> str:
         f"{interval(needed.candidates, 1)} of {needed.of} candidates needed, "
         f"{saved[0]}% [{saved[1]}, {saved[2]}] saved"
     )
-
-
-# --- Markdown ---
-
-
-def _joined(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _headed(heading: str, parts: Sequence[str]) -> str:
-    """Parts below a heading; nothing if there are none."""
-    return "\n\n".join(part for part in [heading, *parts] if part) if any(parts) else ""
-
-
-def _table(heading: str, rows: Sequence[Sequence[str]]) -> str:
-    """A heading and its table; nothing if the table has no row below its head."""
-    return _headed(heading, [markdown_table(rows)] if len(rows) > 1 else [])
-
-
-def _markdown_claims(claims: Sequence[tuple[str, Interval]]) -> str:
-    words = {"better": "✓ shown", "worse": "✗ worse", "open": "not shown"}
-    return "\n".join(
-        f"- **{escape(claim)}**: {difference(by)} points ({words[by.verdict]})"
-        for claim, by in claims
-    )
-
-
-def _first_rows(summary: Summary) -> list[list[str]]:
-    heads = [f"minus {name}" for name in summary.columns]
-    rows = [
-        [
-            row.label,
-            accuracy(row.accuracy),
-            *(difference(row.versus.get(c)) for c in summary.columns),
-        ]
-        for row in summary.rows
-    ]
-    return [["choosing by", "accuracy, %", *heads], *rows]
-
-
-def _answer_rows(answers: Sequence[ChosenAnswer]) -> list[list[str]]:
-    rows = [[a.problem_id, a.answer or MISSING, percent(a.share)] for a in answers]
-    return [["problem", "chosen answer", "share of the votes, %"], *rows]
-
-
-def _strategy_table(view: _View) -> list[list[str]]:
-    heads = [f"minus {name}" for name in view.baselines]
-    rows = [
-        [
-            s.label,
-            s.kind,
-            accuracy(s.accuracy),
-            *(difference(s.versus.get(name)) for name in view.baselines),
-            view.needed.get(s.id, s.formula),
-        ]
-        for group in view.groups.values()
-        for s in group
-    ]
-    return [["strategy", "kind", "accuracy, %", *heads, "formula"], *rows]
-
-
-def _markdown_case(view: _CaseView) -> str:
-    case = view.case
-    parts = [
-        f"### Problem {escape(case.problem_id)}",
-        f"> {escape(case.question)}",
-        f"Right answer: {escape(case.answer or 'unknown')}",
-    ]
-    if view.gaps:
-        rows = [
-            [w.text, number((w.logprob or 0) + (w.gap or 0)), number(w.logprob)] for w in view.gaps
-        ]
-        parts += [
-            "Words that the rejected answer explains worse than the picked one, log P in nats:",
-            markdown_table([["word", "given the picked", "given the rejected"], *rows]),
-        ]
-    head = ["rank", "answer", "verdict", "samples", *view.score_names, "role"]
-    rows = [_candidate_row(candidate, view.score_names) for candidate in case.candidates]
-    return "\n\n".join([*parts, markdown_table([head, *rows])])
-
-
-def _candidate_row(candidate: CaseCandidate, score_names: Sequence[str]) -> list[str]:
-    verdict = {True: "right", False: "wrong", None: "unknown"}[candidate.correct]
-    scores = [number(candidate.scores.get(name)) for name in score_names]
-    known = [str(candidate.rank), candidate.answer or MISSING, verdict, str(candidate.count)]
-    return [*known, *scores, candidate.role or ""]
