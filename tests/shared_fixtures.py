@@ -24,7 +24,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import LanguageModel
 from ledom.model.checkpoint import build_model, save_checkpoint
 from ledom.model.presets import ModelConfig
-from ledom.report import curves, plots
+from ledom.report import curves, figures
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 from started import prepare_server
@@ -146,7 +146,7 @@ def embedded_once(
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without what takes most of a small job's time; tests/report/ looks at pictures."""
-    for module in (plots, curves):
+    for module in (figures, curves):
         monkeypatch.setattr(module, "draw_svg", lambda *_: "<svg></svg>")
 
 

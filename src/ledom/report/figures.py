@@ -1,5 +1,6 @@
-"""The look of every figure in a report: colors, type, labels at the ends of lines, inline SVG.
+"""Figures as inline SVG: those of a selection, and the look that they share with other figures.
 
+The function of a figure returns an `<svg>` element, or an empty text if there is nothing to draw.
 Text stays text. Ids start with the figure's name, so one page can hold several figures. Every color
 is a CSS variable with a fallback (`var(--fig-ink, #1c2024)`), so a page can restyle a figure for a
 dark background. The output depends only on the input: pyplot, which has global state, is not used.
@@ -12,7 +13,16 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Required, TypedDict
+
+from ledom.report.results import (
+    AccuracyByLambda,
+    AccuracyByN,
+    Interval,
+    Reliability,
+    StrategyResult,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,13 +30,18 @@ if TYPE_CHECKING:
 __all__ = [
     "COLORS",
     "HALF",
-    "MARKERS",
+    "KINDS",
     "WIDE",
     "LineStyle",
+    "by_lambda_figure",
+    "by_n_figure",
+    "differences_figure",
     "draw_svg",
     "label_ends",
+    "reliability_figure",
     "short",
     "spread",
+    "strategies_figure",
 ]
 
 COLORS = {
@@ -47,9 +62,17 @@ COLORS = {
     "vote-4": "#3f8f3a",
     "baseline-2": "#97a0ad",
 }
-MARKERS = "osD^vP"
+_MARKERS = "osD^vP"
 _LONGEST_NAME = 44
+_Point = tuple[float, float]
 WIDE, HALF = 8.4, 4.1  # inches; both are shown at the same scale
+KINDS = {
+    "baseline": "Baselines",
+    "pick": "Pick one answer",
+    "vote": "Vote among the answers",
+    "bound": "Bounds",
+}
+"""Headings by kind of strategy, in the order of the report."""
 
 
 class LineStyle(TypedDict, total=False):
@@ -64,27 +87,19 @@ _STYLE: Mapping[str, object] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
     "text.usetex": False,
     "text.parse_math": False,  # a strategy's name may contain dollar signs
     "text.color": COLORS["ink"],
-    "axes.edgecolor": COLORS["muted"],
-    "axes.labelcolor": COLORS["muted"],
-    "axes.titlecolor": COLORS["muted"],
-    "axes.titlesize": 9,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), COLORS["muted"]),
+    **dict.fromkeys(("xtick.color", "ytick.color"), COLORS["muted"]),
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 9),
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
-    "axes.labelsize": 9,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": COLORS["grid"],
-    "grid.linewidth": 0.7,
-    "xtick.color": COLORS["muted"],
-    "ytick.color": COLORS["muted"],
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.7),
     "ytick.major.size": 0,
     "xtick.major.size": 3,
     "lines.solid_capstyle": "round",
@@ -123,14 +138,13 @@ def _inline(svg: str, name: str) -> str:
     for color, value in COLORS.items():
         svg = svg.replace(f": {value}", f": var(--fig-{color}, {value})")
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    return svg.replace(
-        "<svg ", f'<svg class="figure" role="img" aria-labelledby="{name}-title" ', 1
-    )
+    opening = f'<svg class="figure" role="img" aria-labelledby="{name}-title" '
+    return svg.replace("<svg ", opening, 1)
 
 
 def label_ends(
     axes: Axes,
-    ends: Mapping[str, tuple[float, float]],
+    ends: Mapping[str, _Point],
     colors: Sequence[str],
     right: float,
     gap: float,
@@ -151,15 +165,13 @@ def label_ends(
     for (name, (n, value)), y, color in zip(ends.items(), heights, colors, strict=True):
         dashes = "-" if n == last else ":"  # a line that ends early is far from its name
         axes.plot([n, right], [value, y], dashes, color=color, linewidth=0.7, clip_on=False)
-        axes.annotate(
-            f"{short(name)}  {value:.{digits}f}",
-            (right, y),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            annotation_clip=False,
-        )
+        text = f"{short(name)}  {value:.{digits}f}"
+        _write(axes, text, (right, y), (3, 0), va="center", color=color, annotation_clip=False)
+
+
+def _write(axes: Axes, text: str, at: _Point, offset: _Point, **how: Any) -> None:
+    """Write a text at a point, moved by an offset in points."""
+    axes.annotate(text, at, xytext=offset, textcoords="offset points", **how)
 
 
 def spread(
@@ -174,28 +186,18 @@ def spread(
     >>> spread([3.0, 3.0], gap=2.0, within=(3.0, 9.0))
     [3.0, 5.0]
     """
-    clusters: list[list[int]] = []
-
-    def center(cluster: list[int]) -> float:
-        return sum(wanted[index] for index in cluster) / len(cluster)
-
-    for index in sorted(range(len(wanted)), key=lambda index: wanted[index]):
-        clusters.append([index])
-        while len(clusters) > 1:
-            below, above = clusters[-2:]
-            if center(above) - center(below) >= gap * (len(above) + len(below)) / 2:
-                break
-            clusters[-2:] = [below + above]
-    placed = list(wanted)
-    for cluster in clusters:
-        for place, index in enumerate(cluster):
-            placed[index] = center(cluster) + gap * (place - (len(cluster) - 1) / 2)
-    order = [index for cluster in clusters for index in cluster]
-    low, high = within
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    # Positions less `gap` per rank need only be in order: those that are not share their mean.
+    clusters: list[list[float]] = []
     for rank, index in enumerate(order):
-        placed[index] = max(placed[index], low + gap * rank)
-    for rank, index in enumerate(reversed(order)):
-        placed[index] = min(placed[index], high - gap * rank)
+        clusters.append([wanted[index] - gap * rank])
+        while len(clusters) > 1 and fmean(clusters[-2]) > fmean(clusters[-1]):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    in_order = [fmean(cluster) for cluster in clusters for _ in cluster]
+    low, high = within[0], within[1] - gap * (len(wanted) - 1)
+    placed = list(wanted)
+    for rank, index in enumerate(order):
+        placed[index] = min(max(in_order[rank], low), high) + gap * rank
     return placed
 
 
@@ -207,3 +209,192 @@ def short(name: str) -> str:
     """
     name = " ".join(name.split())
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+
+
+# --- the figures of a selection ---
+
+
+def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
+    """Each row's paired difference from the opponent, in points, with its interval.
+
+    A line marks zero.
+
+    >>> svg = differences_figure({"reverse": Interval(0.02, -0.01, 0.05)}, "the greedy answer")
+    >>> svg.startswith("<svg"), "reverse" in svg
+    (True, True)
+    """
+
+    def draw(axes: Axes) -> None:
+        colors = {"better": "good", "worse": "bad", "open": "baseline"}
+        for row, interval in enumerate(rows.values()):
+            color = COLORS[colors[interval.verdict]]
+            along = [100 * interval.low, 100 * interval.high]
+            axes.plot(along, [row, row], color=color, linewidth=2.2)
+            axes.plot([100 * interval.mean], [row], "o", color=color, markersize=6)
+        axes.axvline(0, color=COLORS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.set_yticks(range(len(rows)), labels=[short(label) for label in rows])
+        axes.tick_params(axis="y", labelcolor=COLORS["ink"])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(False, axis="y")
+        ends = [0.0, *(100 * end for found in rows.values() for end in (found.low, found.high))]
+        margin = 0.06 * (max(ends) - min(ends)) or 1.0  # matplotlib warns about equal limits
+        axes.set_xlim(min(ends) - margin, max(ends) + margin)
+        axes.set_xlabel(f"points above {opponent}", loc="right")  # names are on the left
+
+    return draw_svg("differences", (HALF + 0.6, 0.75 + 0.36 * len(rows)), draw) if rows else ""
+
+
+def strategies_figure(strategies: Sequence[StrategyResult]) -> str:
+    """Accuracy of each strategy as a dot with its interval, grouped by kind.
+
+    A dashed line marks the greedy one. Strategies keep the given order within their kind.
+
+    >>> strategies_figure([])  # nothing to draw
+    ''
+    """
+    rows: list[StrategyResult | str] = []
+    for kind, heading in KINDS.items():
+        of_kind = [s for s in strategies if s.kind == kind]
+        rows += [heading, *of_kind] if of_kind else []
+
+    def draw(axes: Axes) -> None:
+        for row, strategy in enumerate(rows):
+            if not isinstance(strategy, str):
+                _draw_strategy(axes, row, strategy)
+        labels = [row if isinstance(row, str) else short(row.label) for row in rows]
+        axes.set_yticks(range(len(rows)), labels=labels)
+        for label, named in zip(axes.get_yticklabels(), rows, strict=True):
+            label.set_color(COLORS["muted" if isinstance(named, str) else "ink"])
+            label.set_fontweight("bold" if isinstance(named, str) else "normal")
+        axes.set_ylim(len(rows) - 0.4, -0.8)
+        axes.grid(False, axis="y")
+        axes.margins(x=0.03)
+        axes.set_xlabel("accuracy, % of problems")
+
+    return draw_svg("strategies", (WIDE, 0.8 + 0.25 * max(len(rows), 3)), draw) if rows else ""
+
+
+def _draw_strategy(axes: Axes, row: int, strategy: StrategyResult) -> None:
+    found, color = strategy.accuracy, COLORS[strategy.kind]
+    low, mean, high = 100 * found.low, 100 * found.mean, 100 * found.high
+    axes.plot([low, high], [row, row], color=color, linewidth=1.6, alpha=0.55)
+    axes.plot([mean], [row], "o", color=color, markersize=5.5)
+    beside = ("axes fraction", "data")
+    _write(axes, f"{mean:.1f}", (1, row), (6, 0), xycoords=beside, va="center")
+    if strategy.id == "greedy":
+        _draw_reference(axes, mean, "greedy")
+
+
+def _draw_reference(axes: Axes, x: float, label: str) -> None:
+    axes.axvline(x, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (4, 3)))
+    above = ("data", "axes fraction")
+    _write(axes, label, (x, 1), (0, 3), xycoords=above, ha="center", color=COLORS["muted"])
+
+
+def by_n_figure(by_n: AccuracyByN | None, strategies: Sequence[StrategyResult]) -> str:
+    """Accuracy of strategies against the number of candidates N (log2 axis).
+
+    Each line is labeled at its end.
+
+    >>> by_n_figure(None, [])  # nothing was measured
+    ''
+    """
+    if by_n is None:
+        return ""
+    known = {strategy.id: strategy for strategy in strategies}
+    styles = _line_styles([known[name].kind for name in by_n.strategies])
+    lines = {
+        known[name].label: [100 * share for share in shares]
+        for name, shares in by_n.strategies.items()
+    }
+    height = max(3.3, 1.0 + 0.19 * len(lines))
+
+    def draw(axes: Axes) -> None:
+        for values, style in zip(lines.values(), styles, strict=True):
+            axes.plot(by_n.n, values, markersize=4, linewidth=1.5, clip_on=False, zorder=3, **style)
+        first, last = by_n.n[0], by_n.n[-1]
+        octaves = max(math.log2(last / first), 1.0)
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+        axes.set_xticks(by_n.n, labels=[f"{n:g}" for n in by_n.n])
+        axes.set_xlim(last / 2 ** (1.02 * octaves), last)
+        axes.grid(False, axis="x")
+        axes.set_xlabel("N, candidates per problem")
+        axes.set_title("accuracy, % of problems")
+        low, high = min(map(min, lines.values())), max(map(max, lines.values()))
+        if low == high:  # the names need a height to spread over
+            low, high = low - 0.5, high + 0.5
+        span = high - low
+        axes.set_ylim(low - 0.06 * span, high + 0.06 * span)
+        gap = 1.12 * span * (10 / 72) / (0.78 * height)  # 10 points; the axes are 0.78 of it
+        ends = {name: (last, values[-1]) for name, values in lines.items()}
+        right = last * 2 ** (0.025 * octaves)
+        label_ends(axes, ends, [style["color"] for style in styles], right, gap)
+
+    return draw_svg("by_n", (WIDE, height), draw)
+
+
+def _line_styles(kinds: Sequence[str]) -> list[LineStyle]:
+    """For each line a color of its kind's family, a marker and a dash."""
+    styles: list[LineStyle] = []
+    for place, kind in enumerate(kinds):
+        family = [name for name in COLORS if name == kind or name.startswith(f"{kind}-")]
+        count = kinds[:place].count(kind)
+        color = COLORS[family[count % len(family)] if family else "muted"]
+        dashes = "--" if kind in ("baseline", "bound") else "-"
+        marker = _MARKERS[count % len(_MARKERS)]
+        styles.append({"color": color, "marker": marker, "linestyle": dashes})
+    return styles
+
+
+def by_lambda_figure(curve: AccuracyByLambda | None) -> str:
+    """Accuracy against lambda, the weight of the reverse model, with its interval as a band.
+
+    A line marks the chosen lambda.
+
+    >>> by_lambda_figure(None)
+    ''
+    """
+    if curve is None:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        shares = (curve.accuracy, curve.low, curve.high)
+        accuracy, low, high = ([100 * share for share in some] for some in shares)
+        color = COLORS["pick"]
+        axes.fill_between(curve.lambda_, low, high, color=color, alpha=0.14, linewidth=0)
+        axes.plot(curve.lambda_, accuracy, "o-", color=color, linewidth=1.5, markersize=3.5)
+        _draw_reference(axes, curve.chosen, f"chosen {curve.chosen:.3g}")
+        axes.grid(False, axis="x")
+        axes.margins(x=0.03)
+        axes.set_xlabel("λ, weight of the reverse model")
+        axes.set_title("accuracy, %", pad=20)
+
+    return draw_svg("by_lambda", (HALF, 2.9), draw)
+
+
+def reliability_figure(reliability: Reliability | None) -> str:
+    """Accuracy of the choices in each bin of a score, with intervals; fuller bins, larger dots.
+
+    >>> reliability_figure(None)  # not measured
+    ''
+    """
+    if reliability is None:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        bins, color = reliability.bins, COLORS["vote"]
+        largest = max(b.count for b in bins)
+        for b in bins:
+            across, bounds = [b.mean_score, b.mean_score], [100 * b.low, 100 * b.high]
+            axes.plot(across, bounds, color=color, linewidth=1.6, alpha=0.55)
+            size = 3.0 + 3.5 * (b.count / largest) ** 0.5
+            axes.plot([b.mean_score], [100 * b.accuracy], "o", color=color, markersize=size)
+        in_order = sorted((b.mean_score, 100 * b.accuracy) for b in bins)
+        axes.plot(*zip(*in_order, strict=True), color=color, linewidth=0.8, alpha=0.5)
+        axes.grid(False, axis="x")
+        axes.margins(x=0.05)
+        axes.set_xlabel(f"mean score in the bin: {short(reliability.score)}")
+        axes.set_title("right answers, %", pad=20)
+
+    return draw_svg("reliability", (HALF, 2.9), draw)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.report import plots
+from ledom.report import figures
 from ledom.report.formatting import (
     accuracy,
     clean,
@@ -97,14 +97,14 @@ def render_html(report: SelectionReport) -> str:
         for label, strategy in summary.rows.items()
         if summary.opponent in strategy.versus
     }
-    figures = {
-        "differences": plots.differences_figure(differences, summary.opponent_name),
-        "strategies": plots.strategies_figure(report.strategies),
-        "by_n": plots.by_n_figure(report.accuracy_by_n, report.strategies),
-        "by_lambda": plots.by_lambda_figure(report.accuracy_by_lambda),
-        "reliability": plots.reliability_figure(report.reliability),
+    drawn = {
+        "differences": figures.differences_figure(differences, summary.opponent_name),
+        "strategies": figures.strategies_figure(report.strategies),
+        "by_n": figures.by_n_figure(report.accuracy_by_n, report.strategies),
+        "by_lambda": figures.by_lambda_figure(report.accuracy_by_lambda),
+        "reliability": figures.reliability_figure(report.reliability),
     }
-    return render_template("selection.html", _view(report), figures)
+    return render_template("selection.html", _view(report), drawn)
 
 
 def render_markdown(report: SelectionReport) -> str:
@@ -289,7 +289,7 @@ def _view(report: SelectionReport) -> dict[str, Any]:
     """The variables of both templates."""
     ranked = sorted(report.strategies, key=lambda strategy: -strategy.accuracy.mean)
     by_kind = {
-        heading: [s for s in ranked if s.kind == kind] for kind, heading in plots.KINDS.items()
+        heading: [s for s in ranked if s.kind == kind] for kind, heading in figures.KINDS.items()
     }
     compared = {name for s in ranked for name in s.versus}
     cases = [_case(case) for case in report.cases]

@@ -8,8 +8,14 @@ import xml.etree.ElementTree as ElementTree
 import matplotlib
 import pytest
 
-from ledom.report import plots
-from ledom.report.figures import spread
+from ledom.report.figures import (
+    by_lambda_figure,
+    by_n_figure,
+    differences_figure,
+    reliability_figure,
+    spread,
+    strategies_figure,
+)
 from ledom.report.results import (
     AccuracyByLambda,
     AccuracyByN,
@@ -55,10 +61,10 @@ RELIABILITY = Reliability(
 
 def _draw_all() -> list[str]:
     return [
-        plots.strategies_figure(STRATEGIES),
-        plots.by_n_figure(BY_N, STRATEGIES),
-        plots.by_lambda_figure(BY_LAMBDA),
-        plots.reliability_figure(RELIABILITY),
+        strategies_figure(STRATEGIES),
+        by_n_figure(BY_N, STRATEGIES),
+        by_lambda_figure(BY_LAMBDA),
+        reliability_figure(RELIABILITY),
     ]
 
 
@@ -104,24 +110,24 @@ def test_figures_are_deterministic_and_leave_matplotlib_settings_alone(figures: 
 
 
 def test_names_stay_text_and_are_not_read_as_mathematics() -> None:
-    texts = _texts(plots.strategies_figure(STRATEGIES))
+    texts = _texts(strategies_figure(STRATEGIES))
     assert {"greedy", "reverse <reward> & $x^2$ $", "漢字 vote", "62.5"} <= set(texts)
     assert "Baselines" in texts
     assert "Bounds" not in texts
 
 
 def test_a_long_name_is_shortened() -> None:
-    texts = _texts(plots.strategies_figure([_strategy("n" * 500, "pick", 0.5)]))
+    texts = _texts(strategies_figure([_strategy("n" * 500, "pick", 0.5)]))
     assert "n" * 43 + "…" in texts
 
 
 def test_lines_are_labeled_with_their_last_value() -> None:
-    texts = {" ".join(text.split()) for text in _texts(plots.by_n_figure(BY_N, STRATEGIES))}
+    texts = {" ".join(text.split()) for text in _texts(by_n_figure(BY_N, STRATEGIES))}
     assert {"greedy 40.0", "漢字 vote 62.5"} <= texts
 
 
 def test_lambda_figure_marks_the_chosen_value() -> None:
-    assert "chosen 0.5" in _texts(plots.by_lambda_figure(BY_LAMBDA))
+    assert "chosen 0.5" in _texts(by_lambda_figure(BY_LAMBDA))
 
 
 @pytest.mark.slow
@@ -133,19 +139,19 @@ def test_colors_are_variables_that_a_page_can_set(figures: list[str]) -> None:
 
 
 def test_nothing_to_draw_gives_nothing() -> None:
-    assert plots.strategies_figure([]) == ""
-    assert plots.by_n_figure(None, []) == ""
-    assert plots.by_lambda_figure(None) == ""
-    assert plots.reliability_figure(None) == ""
-    assert plots.differences_figure({}, "greedy") == ""
+    assert strategies_figure([]) == ""
+    assert by_n_figure(None, []) == ""
+    assert by_lambda_figure(None) == ""
+    assert reliability_figure(None) == ""
+    assert differences_figure({}, "greedy") == ""
 
 
 def test_a_single_point_is_drawn() -> None:
     one = _strategy("a", "pick", 0.5)
-    assert plots.by_n_figure(AccuracyByN(n=[4], strategies={"a": [0.5]}), [one])
+    assert by_n_figure(AccuracyByN(n=[4], strategies={"a": [0.5]}), [one])
     curve = AccuracyByLambda(lambda_=[0.1], accuracy=[0.5], low=[0.5], high=[0.5], chosen=0.1)
-    assert plots.by_lambda_figure(curve)
-    assert plots.strategies_figure([_strategy("a", "pick", 1.0)])
+    assert by_lambda_figure(curve)
+    assert strategies_figure([_strategy("a", "pick", 1.0)])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +173,7 @@ def test_many_lines_with_one_end_leave_the_axes_their_room(first: float) -> None
     """Forty names piled up, alone or below another; a warning is an error here."""
     many = [_strategy(f"strategy {i}", "vote", 0.5) for i in range(40)]
     shares = {s.id: [0.0, 0.0] for s in many} | {many[0].id: [0.0, first]}
-    assert plots.by_n_figure(AccuracyByN(n=[1, 8], strategies=shares), many)
+    assert by_n_figure(AccuracyByN(n=[1, 8], strategies=shares), many)
 
 
 def test_names_keep_their_order_and_distance_inside_the_bounds() -> None:
