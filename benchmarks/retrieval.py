@@ -46,7 +46,7 @@ from ledom.evaluate.retrieval import (
 )
 from ledom.report.formatting import interval, percent
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.text.solution_style import restyle
+from ledom.text.pair_format import restyle
 
 _COPIES = 4  # problems of one text, including the first
 _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")

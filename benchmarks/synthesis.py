@@ -40,7 +40,7 @@ from ledom.core.processes import set_threads
 from ledom.core.records import Problem, read_records, write_records
 from ledom.core.stage import no_progress
 from ledom.data.prepare import DataConfig, prepare_data
-from ledom.data.problems import generate_problems
+from ledom.data.problems import generate_problems, normalize_solution
 from ledom.evaluate.proposals import Prompt, propose
 from ledom.evaluate.synthesis import REASON, Seed, SynthesisSettings, Synthesized, sift, synthesize
 from ledom.lm import embedded_folder
@@ -49,7 +49,7 @@ from ledom.model.checkpoint import read_checkpoint_info
 from ledom.report.formatting import accuracy, difference
 from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.text.answers import extract_answer, is_correct
-from ledom.text.solution_style import normalize_solution, restyle
+from ledom.text.pair_format import restyle
 from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig

@@ -18,9 +18,8 @@ import pytest
 from command_line import Run, check_refused
 from held_up import ledom_held_up
 from ledom.core.records import Candidate, Problem, read_records
-from ledom.data.problems import generate_problems
+from ledom.data.problems import generate_problems, is_true
 from ledom.data.store import TokenStore, encode_documents, write_store
-from ledom.text.solution_style import is_true
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import loop
 from started import started

@@ -6,8 +6,9 @@ import pytest
 
 from ledom.core.records import Problem, read_records, write_records
 from ledom.data.augment import augment, corrupt, miscalculate, renumber
+from ledom.data.problems import is_true
 from ledom.text.answers import extract_answer
-from ledom.text.solution_style import is_true, restyle
+from ledom.text.pair_format import restyle
 
 CLIPS = Problem(
     id="clips",

@@ -12,7 +12,8 @@ import pytest
 
 from ledom.core.errors import InputError, MissingExtraError
 from ledom.core.records import Problem, write_records
-from ledom.data.problems import BENCHMARKS, FOLDER_VARIABLE, load_benchmark, load_problems
+from ledom.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, load_benchmark
+from ledom.data.problems import load_problems
 
 ROWS = {
     "gsm8k": {"question": "1 + 1?", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"},

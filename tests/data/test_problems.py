@@ -11,10 +11,11 @@ from ledom.data import problems
 from ledom.data.problems import (
     HELD_OUT_TEMPLATES,
     SPLITS,
+    equations,
     generate_problems,
+    is_true,
     split_of,
 )
-from ledom.text.solution_style import equations, is_true
 from waiting import SECONDS
 
 pytestmark = pytest.mark.slow

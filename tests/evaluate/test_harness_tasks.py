@@ -12,7 +12,7 @@ import pytest
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
-from ledom.data.problems import BENCHMARKS
+from ledom.data.benchmarks import BENCHMARKS
 
 pytest.importorskip("lm_eval")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ledom.core.reading import JsonObject
-from ledom.data.problems import BENCHMARKS
+from ledom.data.benchmarks import BENCHMARKS
 
 pytest.importorskip("lm_eval")
 from lm_eval.tasks._yaml_loader import load_yaml

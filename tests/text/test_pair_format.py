@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -5,7 +7,7 @@ from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
 from ledom.core.errors import InputError
-from ledom.text.pair_format import PairFormat
+from ledom.text.pair_format import STYLES, PairFormat, restyle
 from ledom.text.tokenizer import EOS_TOKEN, Tokenizer
 
 
@@ -158,3 +160,65 @@ def test_every_token_belongs_to_the_part_of_its_last_character(
         start = end + len(between)
     fields = {*range(*pair.question), *range(*pair.solution)}
     assert all(pair.offsets[i] == (0, 0) for i in range(len(pair.ids)) if i not in fields)
+
+
+GSM8K = (
+    "He pays 35 x $20 = $<<35*20=700>>700 a week.\nThat is $700 + $1,050 = $<<700+1050=1750>>1,750"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (
+            GSM8K + "\nA: 1750",
+            "He pays 35 * 20 = 700 a week.\nThat is 700 + 1050 = 1750\n#### 1750",
+        ),
+        ("She has 3 + 4 = 7 pens. The answer is $7.00.", "She has 3 + 4 = 7 pens.\n#### 7"),
+        (
+            r"**Pay:** \(35 \times \$20 = \$700\)" + "\nThe answer is 700",
+            "Pay: 35 * 20 = 700\n#### 700",
+        ),
+        ("3 + 4 = 7\n#### 7", "3 + 4 = 7\n#### 7"),
+        ("The answer is 8", "#### 8"),
+        ("I do not know.", "I do not know."),
+        ("", ""),
+    ],
+)
+def test_plain_style(text, plain):
+    assert restyle(text, "plain") == plain
+    assert restyle(plain, "plain") == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        (GSM8K, "35 * 20 = 700\n700 + 1050 = 1750\n#### 1750"),
+        (
+            "So it is (50 * 35 * $20) + (50 * 15 * $30) = $21,500. The answer is $21,500.",
+            "50 * 35 * 20 + 50 * 15 * 30 = 21500\n#### 21500",
+        ),
+        (r"\frac{1}{2} \times 8 = 4 apples", "1 / 2 * 8 = 4\n#### 4"),
+        ("Of 12,000 minutes 40% is $4800. Now,\nit is so.", "12000 40% 4800\n#### 4800"),
+        ("I do not know.", ""),
+    ],
+)
+def test_numbers_style(text, bare):
+    assert restyle(text, "numbers") == bare
+    assert restyle(bare, "numbers") == bare
+
+
+def test_a_known_answer_takes_the_place_of_the_stated_one():
+    for style in ("plain", "numbers"):
+        assert restyle("3 + 4 = 7 pens", style, "9") == restyle("3 + 4 = 7 pens\n#### 9", style)
+    assert restyle("3 + 4 = 7 pens", "as written", "9") == "3 + 4 = 7 pens"
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    "text", ["(" * 9999, "1 + " * 9999, "\\frac{" * 999, "1 a" * 9999, "<<" * 9999, "9" * 30000]
+)
+def test_hostile_texts_take_no_time(style, text):
+    started = time.process_time()
+    restyle(text, style)
+    assert time.process_time() - started < 20  # a pattern that backtracks takes minutes

@@ -16,7 +16,8 @@ from ledom.core.errors import InputError
 from ledom.core.files import write_json
 from ledom.core.processes import set_threads
 from ledom.core.records import Problem, read_records, unique_ids
-from ledom.data.problems import BENCHMARKS, GENERATOR, check_file
+from ledom.data.benchmarks import BENCHMARKS
+from ledom.data.problems import GENERATOR, check_file
 from ledom.report.formatting import accuracy, interval
 
 if TYPE_CHECKING:

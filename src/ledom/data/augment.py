@@ -15,7 +15,8 @@ from fractions import Fraction
 from random import Random
 
 from ledom.core.records import Candidate, Problem
-from ledom.text.solution_style import ANSWER_MARK, normalize_numbers, restyle, value_of
+from ledom.data.problems import value_of
+from ledom.text.pair_format import ANSWER_MARK, normalize_numbers, restyle
 
 __all__ = ["augment", "corrupt", "miscalculate", "numbers_in_words", "other_number", "renumber"]
 

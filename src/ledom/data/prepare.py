@@ -23,10 +23,9 @@ from ledom.core.files import check_settings, file_hash, lock_folder, write_json
 from ledom.core.reading import Config, JsonObject, read_json
 from ledom.core.records import Document, Problem, Record, read_records
 from ledom.data.packing import Packing
-from ledom.data.problems import GENERATOR, generate_problems
+from ledom.data.problems import GENERATOR, equations, generate_problems
 from ledom.data.store import TokenStore, write_store
-from ledom.text.pair_format import PairFormat
-from ledom.text.solution_style import Style, equations
+from ledom.text.pair_format import PairFormat, Style
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = [

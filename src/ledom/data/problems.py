@@ -5,50 +5,44 @@ numbers, names and things), with normalized formats. It never ends, so a hash of
 the splits: a question belongs to exactly one split, whatever seed produced it. Ten templates are
 held out of training, to measure models on unseen kinds of problem.
 
-A benchmark comes from the hub, or from a local folder with the same records in JSONL files, at the
-paths in `BENCHMARKS`; the folder is given as a path or in the environment variable LEDOM_DATA. This
-module knows nothing of tokens or models.
+Its solutions write arithmetic out in small steps: `57 + 48 = 105` becomes `57 + 48 = 97 + 8 = 105`.
+Every step changes few digits, with at most one carry. A model of a few million parameters learns
+such steps from tens of thousands of equations, but does not learn the bare results from ten times
+as many (docs/log.md). Only equations that are exactly true are written out. This module knows
+nothing of tokens or models.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
-from ledom.core.errors import HubError, InputError, MissingExtraError
-from ledom.core.reading import JsonObject, exists
+from ledom.core.errors import InputError
+from ledom.core.reading import exists
 from ledom.core.records import Problem, read_records, unique_ids
-from ledom.text.solution_style import (
-    ANSWER_MARK,
-    equations,
-    is_true,
-    normalize_numbers,
-    normalize_solution,
-)
+from ledom.data.benchmarks import BENCHMARKS, load_benchmark
+from ledom.text.pair_format import ANSWER_MARK, bare_steps, normalize_numbers
 
 __all__ = [
-    "BENCHMARKS",
-    "FOLDER_VARIABLE",
     "GENERATOR",
     "HELD_OUT_TEMPLATES",
     "SPLITS",
-    "Benchmark",
     "check_file",
+    "equations",
     "generate_problems",
-    "load_benchmark",
+    "is_true",
     "load_problems",
+    "normalize_solution",
+    "show_work",
     "split_of",
+    "value_of",
 ]
-
-Split = Literal["train", "valid", "tune", "test"]
 
 SPLITS: dict[str, float] = {"train": 0.90, "valid": 0.92, "tune": 0.96, "test": 1.0}
 """Upper end of each split's share of the hash range, in order."""
@@ -59,7 +53,19 @@ GENERATOR = "gsm_symbolic"
 HELD_OUT_TEMPLATES = (5, 14, 22, 30, 41, 56, 67, 72, 81, 95)
 """Templates of `gsm_symbolic` that no training document comes from."""
 
+_NUM_GENERATED = 40  # if no count is given, since the generator never ends
 _LONG_DECIMAL = re.compile(r"\.\d{4,}")
+_STATED = re.compile(
+    r"(?<![\w.%)(])(?<![-+*/=] )(\d{1,15}(?:\.\d{1,9})?(?: [-+*/] \d{1,15}(?:\.\d{1,9})?){1,20}) = "
+    r"(\d{1,15}(?:\.\d{1,9})?)"
+    r"(?!\.?\d|[%/]| [-+*/=])"
+)
+_STEP = re.compile(
+    r"(?<![\d.])\d{1,15}(?:\.\d{1,9})?%?(?: [-+*/] \d{1,15}(?:\.\d{1,9})?%?){1,20}"
+    r"(?: = [-+*/\d. %]*\d%?)+"
+)
+_TERM = re.compile(r"(\d+(?:\.\d+)?)(%?)")
+_OPERATOR = re.compile(r" ?([-+*/]) ?")
 
 
 def split_of(question: str) -> str:
@@ -120,69 +126,6 @@ def _generators() -> dict[int, Any]:
     return {n: getattr(modules[n // 50], f"generate_{n}") for n in sorted(usable)}
 
 
-FOLDER_VARIABLE = "LEDOM_DATA"
-"""Environment variable that names the local folder."""
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Where a benchmark's problems are.
-
-    >>> BENCHMARKS["gsm8k"].file, BENCHMARKS["gsm8k"].split
-    ('gsm8k/test.jsonl', 'test')
-    """
-
-    file: str
-    """Its JSONL file in a local folder."""
-    hub: tuple[str, ...]
-    """Arguments of `datasets.load_dataset`: the name, and the configuration if there is one."""
-    split: str
-    read: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-    """Converts a hub row to question, answer, solution, and `aliases`: other right answers."""
-
-
-def _gsm8k(row: Mapping[str, Any]) -> dict[str, str]:
-    solution, _, answer = row["answer"].rpartition("####")
-    return {"question": row["question"], "solution": solution.strip(), "answer": answer.strip()}
-
-
-def _math(row: Mapping[str, Any]) -> dict[str, str]:
-    known = {"question": row["problem"], "answer": str(row["answer"])}
-    return known | ({"solution": row["solution"]} if row.get("solution") else {})
-
-
-def _amc(row: Mapping[str, Any]) -> dict[str, str]:
-    return {"question": row["question"], "answer": str(row["answer"]).removesuffix(".0")}
-
-
-def _trivia(row: Mapping[str, Any]) -> JsonObject:
-    answer = row["answer"]
-    return {"question": row["question"], "answer": answer["value"], "aliases": answer["aliases"]}
-
-
-def _nq_open(row: Mapping[str, Any]) -> JsonObject:
-    answer, *others = row["answer"]
-    return {"question": f"{row['question']}?", "answer": answer, "aliases": others}
-
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "gsm8k": Benchmark("gsm8k/test.jsonl", ("openai/gsm8k", "main"), "test", _gsm8k),
-    "math500": Benchmark("math/math500.jsonl", ("HuggingFaceH4/MATH-500",), "test", _math),
-    "aime2024": Benchmark("math/aime2024.jsonl", ("HuggingFaceH4/aime_2024",), "train", _math),
-    "triviaqa": Benchmark(
-        "triviaqa.jsonl", ("mandarjoshi/trivia_qa", "rc.nocontext"), "validation", _trivia
-    ),
-    "nq_open": Benchmark(
-        "nq_open.jsonl", ("google-research-datasets/nq_open",), "validation", _nq_open
-    ),
-    "amc2023": Benchmark("math/amc2023.jsonl", ("math-ai/amc23",), "test", _amc),
-}
-"""Every problem set with a name, besides the generator."""
-
-
-_NUM_GENERATED = 40  # if no count is given, since the generator never ends
-
-
 def load_problems(
     source: str, count: int | None, split: str = "test", seed: int = 0, held_out: bool = False
 ) -> list[Problem]:
@@ -213,48 +156,180 @@ def check_file(source: str) -> None:
         raise InputError(f"no such file; give one, or a problem set: {names}", path=source)
 
 
-def load_benchmark(name: str) -> list[Problem]:
-    """The problems of a benchmark; those from the hub get the ids `<name>-<number>`.
+# --- arithmetic in small steps ---
 
-    Raises `InputError` for an unknown name or a folder without the file, and `HubError` if the hub
-    cannot be reached.
 
-    >>> load_benchmark("gsm9k")  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ledom.core.errors.InputError: unknown benchmark 'gsm9k'; known: gsm8k, math500, ...
+def normalize_solution(solution: str) -> str:
+    """A generated solution with one step per line, and bare equations with their steps.
+
+    "$57/hour * 7 hours = $399" becomes "57 * 7 = 350 + 49 = 399". All templates then write
+    arithmetic in the same way, so a small model learns it from all of them.
+
+    >>> normalize_solution("$57/hour * 7 hours = $399")
+    '57 * 7 = 350 + 49 = 399'
     """
-    if name not in BENCHMARKS:
-        raise InputError(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name]
-    if folder := os.environ.get(FOLDER_VARIABLE):
-        return read_records(Path(folder) / benchmark.file, Problem, unique_ids())
-    rows = _from_hub(name, benchmark)
-    return [_problem(name, number, benchmark.read(row)) for number, row in enumerate(rows)]
+    return _STATED.sub(lambda match: show_work(match[1], match[2]), bare_steps(solution))
 
 
-def _problem(name: str, number: int, fields: Mapping[str, Any]) -> Problem:
-    aliases = fields.get("aliases")
-    return Problem(
-        extra={"aliases": [*aliases]} if aliases else {},
-        id=f"{name}-{number}",
-        question=fields["question"],
-        answer=fields["answer"],
-        solution=fields.get("solution"),
-    )
+def equations(solution: str) -> list[str]:
+    """The bare equations of a normalized solution, in order.
+
+    >>> equations("2 + 3 = 5, so 5 * 2 = 10")
+    ['2 + 3 = 5', '5 * 2 = 10']
+    """
+    return _STEP.findall(solution)
 
 
-def _from_hub(name: str, benchmark: Benchmark) -> Iterable[Any]:
+def is_true(equation: str) -> bool:
+    """Whether all sides of `a + b = c + d = e` have the same value, exactly.
+
+    >>> is_true("2 + 3 = 5"), is_true("2 + 3 = 6")
+    (True, False)
+    """
     try:
-        from datasets import load_dataset
-    except ImportError:
-        raise MissingExtraError(
-            "datasets", "hub", f"benchmark {name!r}", f"or name a local folder in {FOLDER_VARIABLE}"
-        ) from None
-    try:
-        rows: Iterable[Any] = load_dataset(*benchmark.hub, split=benchmark.split)
-    except Exception as error:  # the hub's client raises many types without a network
-        raise HubError(
-            f"benchmark {name!r} could not be loaded from the hub ({benchmark.hub[0]}): "
-            f"{' '.join(str(error).split())[:200]}; or name a local folder in {FOLDER_VARIABLE}"
-        ) from error
-    return rows
+        first, *others = (value_of(side) for side in equation.split("="))
+    except (ValueError, ZeroDivisionError):
+        return False
+    return all(side == first for side in others)
+
+
+def value_of(side: str) -> Fraction:
+    """The exact value of numbers joined by + - * /, with * and / first, from left to right.
+
+    Raises `ValueError` for anything else, and `ZeroDivisionError`.
+
+    >>> value_of("2 * 3 + 1 / 2")
+    Fraction(13, 2)
+    """
+    total, product, sign = Fraction(0), Fraction(1), 1
+    operator = "+"
+    for index, part in enumerate(_OPERATOR.split(side.strip())):
+        if index % 2:
+            operator = part
+            continue
+        match = _TERM.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part!r} is not a number")
+        number = Fraction(match[1]) / (100 if match[2] else 1)
+        if operator == "*":
+            product *= number
+        elif operator == "/":
+            product /= number
+        else:
+            total += sign * product if index else 0
+            product, sign = number, 1 if operator == "+" else -1
+    return total + sign * product
+
+
+def show_work(expression: str, result: str) -> str:
+    """`expression = result` with the steps in between, one operation each.
+
+    A mixed expression is split: `2 * 14 - 5` into `2 * 14 = 28, 28 - 5 = 23`. The equation is
+    returned unchanged if it is false, has percentages or negative steps, or needs more than three
+    decimals.
+
+    >>> show_work("57 + 48", "105")
+    '57 + 48 = 97 + 8 = 105'
+    """
+    plain = f"{expression} = {result}"
+    if "%" in plain or not is_true(plain):
+        return plain
+    parts = _OPERATOR.split(expression)
+    texts, operators = parts[::2], parts[1::2]
+    numbers = [Fraction(text) for text in texts]
+    steps: list[str] = []
+    while any(operator in "*/" for operator in operators):
+        at = next(i for i, operator in enumerate(operators) if operator in "*/")
+        first, second = numbers[at : at + 2]
+        product = operators[at] == "*"
+        value = first * second if product else first / second
+        sides = _products(first, second) if product else _quotients(first, second)
+        steps.append(_join([f"{texts[at]} {operators[at]} {texts[at + 1]}", *sides]))
+        numbers[at : at + 2], texts[at : at + 2] = [value], [_text(value)]
+        del operators[at]
+    if operators:
+        steps.append(_join([_chain(texts, operators), *_sums(numbers, operators)]))
+    work = ", ".join(steps)
+    if "-" in work.replace(" - ", "") or not all(
+        len(number.partition(".")[2]) <= 3 for number in re.findall(r"[\d.]+", work)
+    ):
+        return plain
+    return work if work.endswith(f" {result}") else plain
+
+
+def _sums(numbers: list[Fraction], operators: list[str]) -> list[str]:
+    """The sides that follow `a + b - c`: each adds or subtracts one digit of one number."""
+    total, rest = numbers[0], list(zip(operators, numbers[1:], strict=True))
+    sides = []
+    while rest:
+        operator, number = rest[0]
+        head = number if _easy(total, operator, number) else _places(number)[0]
+        total = total + head if operator == "+" else total - head
+        rest[:1] = [(operator, number - head)] if number > head else []
+        terms = [total, *(term for _, term in rest)]
+        sides.append(_chain([_text(term) for term in terms], [sign for sign, _ in rest]))
+    return sides
+
+
+def _easy(total: Fraction, operator: str, number: Fraction) -> bool:
+    """Whether to add or subtract `number` in one step.
+
+    It must have one non-zero digit, or be added and share at most one digit place with `total`.
+    """
+    places = _places(number)
+    if operator == "-" or len(places) < 2:
+        return len(places) < 2
+    return len({_place(part) for part in places} & {_place(part) for part in _places(total)}) < 2
+
+
+def _products(first: Fraction, second: Fraction) -> list[str]:
+    """The sides that follow `57 * 34`: every digit times every digit, then their running sum."""
+    parts = [a * b for b in _places(second) for a in _places(first)]
+    if len(parts) < 2:
+        return [_text(first * second)]
+    signs = ["+"] * (len(parts) - 1)
+    return [_chain([_text(part) for part in parts], signs), *_sums(parts, signs)]
+
+
+def _quotients(first: Fraction, second: Fraction) -> list[str]:
+    """The sides that follow `136 / 2`: `120 / 2 + 16 / 2`, `60 + 8`, `68`."""
+    places = _places(first / second)
+    if len(places) < 2:
+        return [_text(first / second)]
+    shares = [f"{_text(place * second)} / {_text(second)}" for place in places]
+    return [" + ".join(shares), " + ".join(map(_text, places)), _text(first / second)]
+
+
+def _places(number: Fraction) -> list[Fraction]:
+    """The non-zero digits of a number at their places: 1705 -> 1000, 700, 5."""
+    digits, _, decimals = _text(number).partition(".")
+    scale = 10 ** len(decimals)
+    written = digits + decimals
+    return [
+        Fraction(int(digit) * 10 ** (len(written) - 1 - i), scale)
+        for i, digit in enumerate(written)
+        if digit in "123456789"
+    ] or [number]
+
+
+def _place(part: Fraction) -> int:
+    """The power of ten of a number's first digit."""
+    return len(str(int(part * 1000))) - 4
+
+
+def _text(number: Fraction) -> str:
+    """A number as an exact decimal; if it needs over three decimals, nine (too many to show)."""
+    if number.denominator == 1:
+        return str(number.numerator)
+    scaled = number * 1000
+    if scaled.denominator != 1:
+        return f"{float(number):.9f}"
+    return f"{float(number):.3f}".rstrip("0")
+
+
+def _chain(terms: list[str], operators: list[str]) -> str:
+    return terms[0] + "".join(f" {o} {t}" for o, t in zip(operators, terms[1:], strict=True))
+
+
+def _join(sides: list[str]) -> str:
+    return " = ".join(sides)

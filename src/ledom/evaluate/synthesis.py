@@ -24,6 +24,7 @@ from ledom.core.errors import InputError
 from ledom.core.files import write_json
 from ledom.core.records import Problem, Record, write_records
 from ledom.core.stage import Track
+from ledom.data.problems import equations, is_true
 from ledom.evaluate.proposals import (
     Prompt,
     Proposal,
@@ -36,8 +37,7 @@ from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.intervals import share_interval
 from ledom.text.answers import extract_answer, is_correct
 from ledom.text.duplicates import NearDuplicates
-from ledom.text.pair_format import PairFormat
-from ledom.text.solution_style import ANSWER_MARK, equations, is_true
+from ledom.text.pair_format import ANSWER_MARK, PairFormat
 
 __all__ = [
     "AGREEMENT",

@@ -23,7 +23,8 @@ from ledom.core.direction import Direction
 from ledom.core.errors import HubError, InputError, LedomError, MissingExtraError
 from ledom.core.reading import JsonObject, check_regular, exists, parse_json
 from ledom.core.records import Document, Problem, read_records, unique_ids
-from ledom.data.problems import BENCHMARKS, load_problems
+from ledom.data.benchmarks import BENCHMARKS
+from ledom.data.problems import load_problems
 from ledom.evaluate.choices import (
     PLACES,
     ChoiceQuestion,

@@ -1,23 +1,70 @@
-"""How a question x and a solution y become one text, and which tokens belong to which.
+r"""How a question x and a solution y become one text, and which tokens belong to which.
 
 A pair is rendered to one text and encoded once, in reading order; character offsets then say which
 tokens are x and which are y. A token that straddles a boundary belongs to the later field. The
 literals of the template belong to neither: both directions condition on them.
+
+Templates and models state the same step in many ways: "$57/hour * 7 hours = $399",
+"57 x 7 = $<<57*7=399>>399", "\(57 \times 7 = 399\)". A small model that has to explain a question
+by its solution should see only one of them. So a format has a style, to which training texts and
+candidates alike are converted before they are rendered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ledom.core.errors import InputError
-from ledom.text.solution_style import STYLES, Style, restyle
+from ledom.text.answers import extract_answer
 from ledom.text.tokenizer import Encoding, Tokenizer
 
-__all__ = ["EncodedPair", "PairFormat"]
+__all__ = [
+    "ANSWER_MARK",
+    "STYLES",
+    "EncodedPair",
+    "PairFormat",
+    "Style",
+    "bare_steps",
+    "normalize_numbers",
+    "restyle",
+]
 
-Field = Literal["question", "solution"]
+Style = Literal["as written", "plain", "numbers", "equations"]
+
+ANSWER_MARK = "####"
+"""Precedes a solution's final answer."""
+
+_DIVIDED_BY_FRACTION = re.compile(r"÷ ?(\d+)/(\d+)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_TRAILING_ZEROS = re.compile(r"(\d)\.0+(?!\d)")
+_TIMES = re.compile(r"(?<=[\d%]) ?[x×] ?(?=[$€£]?\d)|(?<=\w) x (?=[$€£]?\d)|×")
+_SYMBOLS = str.maketrans({"÷": "/", "•": "-"})
+_NUMBER = r"[$€£]?\d{1,15}(?:\.\d{1,9})?%?"
+_UNIT = r"(?:[ /][A-Za-z][A-Za-z'/]*(?:[ -][A-Za-z][A-Za-z'/]*){0,5})?"
+_EQUATION = re.compile(  # of bounded length, so that any text takes linear time
+    rf"(?<![\d.]){_NUMBER}{_UNIT}(?: ?[-+*/] ?{_NUMBER}{_UNIT}){{1,20}} ?= ?{_NUMBER}"
+)
+_EQUATION_PART = re.compile(rf"({_NUMBER}){_UNIT}( ?[-+*/=] ?|$)")
+_SIGNS = re.compile(r"\d+(?:\.\d+)?%?|(?<= )[-+*/=](?= )")
+_EXPRESSION = re.compile(  # in the `numbers` style: an expression, with its result if there is one
+    r"(?<![\d.])\d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)+"
+    r"(?: = \d+(?:\.\d+)?%?(?: [-+*/] \d+(?:\.\d+)?%?)*)*"
+)
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_LATEX = (
+    (re.compile(r"\\(?:times|cdot)\b"), "*"),
+    (re.compile(r"\\div\b"), "/"),
+    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\[()\[\],!;$%]|\*\*|[()`]"), ""),
+)
+_ANSWER_LINE = re.compile(
+    r"(?:^|(?<=[.!?] ))(?:A:|Answer:|####|[^.\n]{0,60}\banswer is\b)[^\n]*\Z",
+    re.MULTILINE | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -168,3 +215,99 @@ def _tokens_in(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tupl
         at = sum(1 for _, token_end in offsets if token_end <= start)
         return at, at
     return inside[0], inside[-1] + 1
+
+
+# --- styles ---
+
+
+def restyle(solution: str, style: Style, answer: str | None = None) -> str:
+    """Convert a solution to one of `STYLES`; `answer` replaces the one that the text states.
+
+    >>> print(restyle("He has 2 + 3 = 5 apples.", "equations", "5"))
+    2 + 3 = 5
+    #### 5
+    """
+    return STYLES[style](solution, answer)
+
+
+def normalize_numbers(text: str) -> str:
+    """Write all numbers in one way: 350,000 -> 350000, 38.0 -> 38.
+
+    >>> normalize_numbers("350,000 and 38.0")
+    '350000 and 38'
+    """
+    return _TRAILING_ZEROS.sub(r"\1", _THOUSANDS.sub("", text)).translate(_SYMBOLS)
+
+
+def bare_steps(solution: str) -> str:
+    """A solution with one step per line and bare equations, without bullets and blank lines.
+
+    >>> bare_steps("- $57/hour * 7 hours = $399")
+    '57 * 7 = 399'
+    """
+    solution = _DIVIDED_BY_FRACTION.sub(r"*\2/\1", solution)  # 12÷2/3 is 12 divided by 2/3
+    text = re.sub(r" +", " ", _TIMES.sub(" * ", normalize_numbers(solution)))
+    lines = (re.sub(r"^ ?(?:- |\d+\. )", "", line).strip() for line in text.splitlines())
+    return "\n".join(_EQUATION.sub(_bare_equation, line) for line in lines if line)
+
+
+def _as_written(solution: str, answer: str | None) -> str:
+    return solution
+
+
+def _plain(solution: str, answer: str | None) -> str:
+    """Words and bare equations, the answer on a line of its own."""
+    return _ended(_plain_steps(solution), solution, answer)
+
+
+def _numbers(solution: str, answer: str | None) -> str:
+    """Each line's numbers and the operators between them, and the answer."""
+    lines = (" ".join(_SIGNS.findall(line)) for line in _plain_steps(solution).splitlines())
+    return _ended("\n".join(line for line in lines if line), solution, answer)
+
+
+def _equations(solution: str, answer: str | None) -> str:
+    """The equations alone, one per line, and the answer; all numbers if there are no equations."""
+    numbers = _numbers(solution, answer)
+    steps, mark, final = numbers.rpartition(ANSWER_MARK)
+    found = _EXPRESSION.findall(steps if mark else numbers)
+    return "\n".join([*found, f"{mark}{final}"] if mark else found) if found else numbers
+
+
+STYLES: dict[str, Callable[[str, str | None], str]] = {
+    "as written": _as_written,
+    "plain": _plain,
+    "numbers": _numbers,
+    "equations": _equations,
+}
+"""What a model reads of a solution: the text as written, the text with bare equations, its numbers
+and operators, or its equations. A number that is merely repeated from the question is in none of
+the equations, so it explains nothing."""
+
+
+def _plain_steps(solution: str) -> str:
+    return bare_steps(_without_markup(_ANSWER_LINE.sub("", solution.strip())))
+
+
+def _without_markup(text: str) -> str:
+    text = _CALCULATOR.sub("", text)
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _ended(steps: str, solution: str, answer: str | None) -> str:
+    final = answer if answer is not None else extract_answer(solution)
+    if final is None:
+        return steps
+    final = normalize_numbers(_without_markup(final)).strip().lstrip("$€£").rstrip(". ")
+    return f"{steps}\n{ANSWER_MARK} {final}".lstrip()
+
+
+def _bare_equation(match: re.Match[str]) -> str:
+    """An equation without its units and currency signs, operators between single spaces."""
+    parts = _EQUATION_PART.findall(match.group())
+    return "".join(
+        number.lstrip("$€£") + (f" {operator.strip()} " if operator.strip() else "")
+        for number, operator in parts
+    )
