@@ -39,8 +39,7 @@ _NO_PROMPT = (
 _JUDGED = 100  # texts that decide whether the embedded pair knows their kind
 
 QueryText = Annotated[
-    str,
-    typer.Argument(help="The query, - for standard input, or a JSONL file of queries."),
+    str, typer.Argument(help="The query, - for standard input, or a JSONL file of queries.")
 ]
 PassagePrior = Annotated[
     bool,
@@ -58,51 +57,38 @@ Seeds = Annotated[
 ]
 NumSeeds = Annotated[
     int | None,
-    typer.Option(
+    options.problem_option(
         min=1,
         max=options.MOST_PROBLEMS,
-        rich_help_panel=options.PROBLEMS,
         help="Number of seeds, from the start of a file. Default: the whole file, 40 generated.",
     ),
 ]
 Known = Annotated[
     list[Path] | None,
-    typer.Option(
-        rich_help_panel=options.PROBLEMS,
+    options.problem_option(
         help="A JSONL file of problems, such as training data; new questions that are near "
-        "duplicates of these are removed (repeatable). So are those of the seeds' own questions.",
+        "duplicates of these are removed (repeatable). So are those of the seeds' own questions."
     ),
 ]
 Questions = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        max=options.MOST_SAMPLES,
-        rich_help_panel=options.SAMPLING,
-        help="Questions per seed.",
-    ),
+    int, options.sampling_option(min=1, max=options.MOST_SAMPLES, help="Questions per seed.")
 ]
 Answers = Annotated[
     int,
-    typer.Option(
-        min=1,
-        max=options.MOST_SAMPLES,
-        rich_help_panel=options.SAMPLING,
-        help="Answers sampled from the forward model per question.",
+    options.sampling_option(
+        min=1, max=options.MOST_SAMPLES, help="Answers sampled from the forward model per question."
     ),
 ]
 Agreement = Annotated[
     float,
-    typer.Option(
-        rich_help_panel=options.SELECTION,
-        help="Minimum share of the forward model's answers that equal the seed's answer.",
+    options.selection_option(
+        help="Minimum share of the forward model's answers that equal the seed's answer."
     ),
 ]
 Similarity = Annotated[
     float,
-    typer.Option(
-        rich_help_panel=options.SELECTION,
-        help="Jaccard similarity of 5-word n-grams at which two questions are near duplicates.",
+    options.selection_option(
+        help="Jaccard similarity of 5-word n-grams at which two questions are near duplicates."
     ),
 ]
 OutputText = Annotated[
@@ -112,13 +98,7 @@ OutputText = Annotated[
     ),
 ]
 Prompts = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        max=options.MOST_SAMPLES,
-        rich_help_panel=options.SAMPLING,
-        help="Prompts to propose.",
-    ),
+    int, options.sampling_option(min=1, max=options.MOST_SAMPLES, help="Prompts to propose.")
 ]
 PromptPrior = Annotated[
     bool,

@@ -21,10 +21,7 @@ from ledom.core.errors import InputError
 
 __all__ = ["all_commands", "app", "main"]
 
-app = typer.Typer(
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 _GROUPS = {
     "Main job": rerank.COMMANDS,
@@ -66,8 +63,7 @@ def ledom(
         typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version."),
     ] = False,
     debug: Annotated[
-        bool,
-        typer.Option("--debug", help=f"Show tracebacks. So does {DEBUG_VARIABLE}=1."),
+        bool, typer.Option("--debug", help=f"Show tracebacks. So does {DEBUG_VARIABLE}=1.")
     ] = False,
 ) -> None:
     """Reverse language models: train them, generate with them, use them as a reward."""

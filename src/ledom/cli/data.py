@@ -38,12 +38,7 @@ Format = Annotated[
     ),
 ]
 TokenizerFile = Annotated[
-    Path,
-    typer.Option(
-        parser=options.named_path,
-        metavar="PATH",
-        help="A tokenizer.json, or its folder; see ledom train-tokenizer.",
-    ),
+    Path, options.path_option(help="A tokenizer.json, or its folder; see ledom train-tokenizer.")
 ]
 TextKey = Annotated[str, typer.Option(help="The key, or column, that holds the text.")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
-TASKS = "Tasks"
+_task_option = partial(typer.Option, rich_help_panel="Tasks")
 _MOST_EXAMPLES = 100
 _WIDTH = 140  # columns that the table may take: numbers are never cut
 _NOT_FOR_REVERSAL = (
@@ -45,15 +46,11 @@ Tasks = Annotated[
 ]
 Suite = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=TASKS,
-        help="ledom, r2l, problems (the default), or reversal (trains its own models).",
-    ),
+    _task_option(help="ledom, r2l, problems (the default), or reversal (trains its own models)."),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(
-        rich_help_panel=TASKS,
+    _task_option(
         parser=options.named_path,
         metavar="PATH",
         help="Folder of task files, for use without a network.",
@@ -61,34 +58,26 @@ Data = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(
+    _task_option(
         min=1,
         max=options.MOST_PROBLEMS,
-        rich_help_panel=TASKS,
         help="Documents per task, from its start; for reversal, facts per order.",
     ),
 ]
-NumFewshot = Annotated[
-    int,
-    typer.Option(min=0, max=1000, rich_help_panel=TASKS, help="Solved examples in each prompt."),
-]
+NumFewshot = Annotated[int, _task_option(min=0, max=1000, help="Solved examples in each prompt.")]
 AllowCode = Annotated[
     bool,
-    typer.Option(
-        rich_help_panel=TASKS,
+    _task_option(
         help="Run the programs that a model writes (HumanEval), in separate processes with limits "
-        "on time and memory, but without a sandbox.",
+        "on time and memory, but without a sandbox."
     ),
 ]
-Chat = Annotated[
-    bool, typer.Option(rich_help_panel=options.MODELS, help="Use the models' chat templates.")
-]
+Chat = Annotated[bool, options.model_option(help="Use the models' chat templates.")]
 AddBos = Annotated[
     bool,
-    typer.Option(
-        rich_help_panel=options.MODELS,
+    options.model_option(
         help="Begin every text for the forward model with the token that began its training texts. "
-        "Default: as in lm-evaluation-harness, with the tokens that its tokenizer adds.",
+        "Default: as in lm-evaluation-harness, with the tokens that its tokenizer adds."
     ),
 ]
 

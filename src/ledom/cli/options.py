@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -19,14 +20,9 @@ from ledom.core.errors import InputError
 from ledom.core.reading import exists
 
 __all__ = [
-    "MODELS",
     "MOST_COPIES",
     "MOST_PROBLEMS",
     "MOST_SAMPLES",
-    "PROBLEMS",
-    "SAMPLING",
-    "SCORING",
-    "SELECTION",
     "Device",
     "Dtype",
     "EarlyStop",
@@ -51,12 +47,18 @@ __all__ = [
     "Unused",
     "WeightsFile",
     "command_line",
+    "model_option",
     "named_path",
     "named_score_fields",
     "out_file",
     "out_folder",
+    "path_option",
+    "problem_option",
     "refuse_unused",
     "results_folder",
+    "sampling_option",
+    "scoring_option",
+    "selection_option",
     "unused_by_models",
     "unused_by_pair",
     "unused_when_greedy",
@@ -68,90 +70,64 @@ MOST_SAMPLES = 100_000
 MOST_TOKENS = 10_000_000
 MOST_COPIES = 1000
 
-# Groups in which `--help` shows options.
-PROBLEMS, SAMPLING, SCORING, SELECTION = "Problems", "Sampling", "Scoring", "Selection"
-MODELS = "Models and hardware"
+# Options in the groups in which `--help` shows them.
+problem_option = partial(typer.Option, rich_help_panel="Problems")
+sampling_option = partial(typer.Option, rich_help_panel="Sampling")
+scoring_option = partial(typer.Option, rich_help_panel="Scoring")
+selection_option = partial(typer.Option, rich_help_panel="Selection")
+model_option = partial(typer.Option, rich_help_panel="Models and hardware")
 
 Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Random seed.")]
 
 Problems = Annotated[
     str,
-    typer.Option(
-        rich_help_panel=PROBLEMS,
+    problem_option(
         help="A JSONL file of problems, or gsm_symbolic (generated), gsm8k, math500, aime2024 or "
-        "amc2023.",
+        "amc2023."
     ),
 ]
 NumProblems = Annotated[
     int | None,
-    typer.Option(
+    problem_option(
         min=1,
         max=MOST_PROBLEMS,
-        rich_help_panel=PROBLEMS,
         help="Number of problems, from the start of a file. Default: the whole file, 40 generated.",
     ),
 ]
 Split = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=PROBLEMS,
-        help="Split of the generated problems: train, valid, tune or test.",
-    ),
+    str, problem_option(help="Split of the generated problems: train, valid, tune or test.")
 ]
 HeldOut = Annotated[
-    bool,
-    typer.Option(
-        rich_help_panel=PROBLEMS,
-        help="Generate problems from the templates that no model was trained on.",
-    ),
+    bool, problem_option(help="Generate problems from the templates that no model was trained on.")
 ]
 
-Samples = Annotated[
-    int,
-    typer.Option(min=1, max=MOST_SAMPLES, rich_help_panel=SAMPLING, help="Candidates per problem."),
-]
+Samples = Annotated[int, sampling_option(min=1, max=MOST_SAMPLES, help="Candidates per problem.")]
 EarlyStop = Annotated[
-    bool,
-    typer.Option(
-        rich_help_panel=SAMPLING,
-        help="Stop sampling a problem once its majority answer cannot change.",
-    ),
+    bool, sampling_option(help="Stop sampling a problem once its majority answer cannot change.")
 ]
 Temperature = Annotated[
-    float,
-    typer.Option(
-        rich_help_panel=SAMPLING,
-        help="Sampling temperature. 0 always takes the most likely token.",
-    ),
+    float, sampling_option(help="Sampling temperature. 0 always takes the most likely token.")
 ]
 TopK = Annotated[
     int,
-    typer.Option(
-        min=0,
-        max=MOST_TOKENS,
-        rich_help_panel=SAMPLING,
-        help="Sample from the K most likely tokens. 0: from all.",
+    sampling_option(
+        min=0, max=MOST_TOKENS, help="Sample from the K most likely tokens. 0: from all."
     ),
 ]
 TopP = Annotated[
     float,
-    typer.Option(
-        rich_help_panel=SAMPLING,
-        help="Sample from the most likely tokens that together have this probability. 1: from all.",
+    sampling_option(
+        help="Sample from the most likely tokens that together have this probability. 1: from all."
     ),
 ]
 MaxTokens = Annotated[
-    int,
-    typer.Option(
-        min=1, max=MOST_TOKENS, rich_help_panel=SAMPLING, help="Maximum number of new tokens."
-    ),
+    int, sampling_option(min=1, max=MOST_TOKENS, help="Maximum number of new tokens.")
 ]
 
 ScoreFields = Annotated[
     list[str] | None,
-    typer.Option(
+    selection_option(
         "--score-field",
-        rich_help_panel=SELECTION,
         help="Extra score field in the candidates file, such as a verifier's score (repeatable). "
         "self_certainty is used by default if every candidate has it. none: no extra scores.",
     ),
@@ -159,26 +135,22 @@ ScoreFields = Annotated[
 
 WeightsFile = Annotated[
     Path | None,
-    typer.Option(
-        rich_help_panel=SELECTION,
+    selection_option(
         help="A weights file of ledom tune. Default: for the embedded pair, its own weights; for "
-        "other models, lambda 0.5.",
+        "other models, lambda 0.5."
     ),
 ]
 Lambda = Annotated[
     float | None,
-    typer.Option(
-        "--lambda",
-        rich_help_panel=SELECTION,
-        help="Weight of the reverse term, from 0 to 1, in place of a weights file.",
+    selection_option(
+        "--lambda", help="Weight of the reverse term, from 0 to 1, in place of a weights file."
     ),
 ]
 MaskCopies = Annotated[
     int,
-    typer.Option(
+    scoring_option(
         min=0,
         max=MOST_COPIES,
-        rich_help_panel=SCORING,
         help="Hide from the reverse model passages of N or more words that an answer copies from "
         "the question. 0: hide nothing. Cost: none.",
     ),
@@ -188,28 +160,23 @@ _MODEL = (
     "A model folder, tiny (embedded), vllm:FOLDER or openai:NAME, with options after commas (see "
     "ledom docs formats)."
 )
-Model = Annotated[str, typer.Option(rich_help_panel=MODELS, help=_MODEL)]
-ModelOrNone = Annotated[str, typer.Option(rich_help_panel=MODELS, help=f"{_MODEL} none: no model.")]
+Model = Annotated[str, model_option(help=_MODEL)]
+ModelOrNone = Annotated[str, model_option(help=f"{_MODEL} none: no model.")]
 Device = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=MODELS, help="cpu, cuda, cuda:1 ... Default: a GPU if there is one."
-    ),
+    str | None, model_option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")
 ]
 Dtype = Annotated[
     str,
-    typer.Option(
-        rich_help_panel=MODELS,
+    model_option(
         help="auto, float32, bfloat16, float16, or int8 (CPU). auto: bfloat16 where it is faster "
-        "and a trial shows that it is safe, else float32.",
+        "and a trial shows that it is safe, else float32."
     ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
+    model_option(
         min=1,
         max=1024,
-        rich_help_panel=MODELS,
         help="CPU threads. Default: OMP_NUM_THREADS, else the CPUs that this process may use.",
     ),
 ]
@@ -228,14 +195,18 @@ def named_path(given: str | Path) -> Path:
     return Path(given)
 
 
+path_option = partial(typer.Option, parser=named_path, metavar="PATH")
+"""An option that names a file or folder."""
+
+
 def out_folder(help: str) -> Any:
     """An option for a folder to write; a file in its place, or above it, is refused."""
-    return typer.Option(help=help, callback=_check_folder, parser=named_path, metavar="PATH")
+    return path_option(help=help, callback=_check_folder)
 
 
 def out_file(help: str) -> Any:
     """An option for a file to write; a folder in its place, or a file above it, is refused."""
-    return typer.Option(help=help, callback=_check_file, parser=named_path, metavar="PATH")
+    return path_option(help=help, callback=_check_file)
 
 
 def _check_folder(path: Path | None) -> Path | None:
@@ -255,8 +226,7 @@ def _check_file(path: Path | None) -> Path | None:
 
 Out = Annotated[Path, out_folder("Folder for the results. Finished work found there is reused.")]
 OutForFile = Annotated[
-    Path | None,
-    out_folder("Folder for the results, required for JSONL. Finished work is reused."),
+    Path | None, out_folder("Folder for the results, required for JSONL. Finished work is reused.")
 ]
 
 Unused = tuple[object, str, Iterable[str]]

@@ -40,50 +40,42 @@ _SAMPLING = (
 
 CandidateFile = Annotated[
     Path | None,
-    typer.Option(
-        rich_help_panel=options.SAMPLING,
-        help="A JSONL file of candidates. Default: sample them from the forward model.",
+    options.sampling_option(
+        help="A JSONL file of candidates. Default: sample them from the forward model."
     ),
 ]
 Folds = Annotated[
     int,
-    typer.Option(
-        rich_help_panel=options.SELECTION,
-        help="Fit the weights on these problems by cross-fitting in this many folds.",
+    options.selection_option(
+        help="Fit the weights on these problems by cross-fitting in this many folds."
     ),
 ]
 Demonstrations = Annotated[
     Path | None,
-    typer.Option(
-        rich_help_panel=options.SCORING,
-        help="A JSONL file of solved problems that the models read before each text they score.",
+    options.scoring_option(
+        help="A JSONL file of solved problems that the models read before each text they score."
     ),
 ]
 ConfidenceOption = Annotated[
     int,
-    typer.Option(
+    options.sampling_option(
         min=0,
         max=options.MOST_COPIES,
-        rich_help_panel=options.SAMPLING,
         help="Record the model's confidence, from the K most likely tokens at each position, and "
         "use it to choose. DeepConf uses 20; OpenAI's own servers allow 5. Cost: almost none.",
     ),
 ]
 ConfidenceWindow = Annotated[
     int,
-    typer.Option(
-        min=1,
-        max=100_000,
-        rich_help_panel=options.SAMPLING,
-        help="Tokens per window for --confidence and --stop-unsure.",
+    options.sampling_option(
+        min=1, max=100_000, help="Tokens per window for --confidence and --stop-unsure."
     ),
 ]
 StopUnsure = Annotated[
     float,
-    typer.Option(
+    options.sampling_option(
         min=0,
         max=1,
-        rich_help_panel=options.SAMPLING,
         help="Stop a sample when its confidence falls below a threshold (DeepConf's online stop). "
         "The first quarter of a problem's samples sets the threshold: this share of them, such as "
         "0.9, never falls below it. Needs --confidence. 0: never stop.",
@@ -91,20 +83,18 @@ StopUnsure = Annotated[
 ]
 Contrast = Annotated[
     int,
-    typer.Option(
+    options.scoring_option(
         min=0,
         max=options.MOST_COPIES,
-        rich_help_panel=options.SCORING,
         help="Also score K copies of each question with one number changed. Cost: each answer is "
         "read once more, and about half of the question K times.",
     ),
 ]
 Flip = Annotated[
     int,
-    typer.Option(
+    options.scoring_option(
         min=0,
         max=options.MOST_COPIES,
-        rich_help_panel=options.SCORING,
         help="Also write K questions backwards from each answer, and compare them with the real "
         "one (FLIP). Cost: K questions per answer.",
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
-GATEWAY = "Gateway"
+_gateway_option = partial(typer.Option, rich_help_panel="Gateway")
 _UPSTREAM = ("upstream_model", "prompt_price", "completion_price")
 
 TOKEN_VARIABLE = "LEDOM_TOKEN"
@@ -37,26 +38,20 @@ Strategy = Annotated[
 ]
 UpstreamAddress = Annotated[
     str | None,
-    typer.Option(
+    _gateway_option(
         "--upstream",
-        rich_help_panel=GATEWAY,
         help="Address of an OpenAI-compatible server to draw answers from, such as "
         "http://127.0.0.1:8001/v1 (key in OPENAI_API_KEY). Default: the forward model.",
     ),
 ]
 UpstreamModel = Annotated[
-    str | None,
-    typer.Option(rich_help_panel=GATEWAY, help="Model name to request from the upstream."),
+    str | None, _gateway_option(help="Model name to request from the upstream.")
 ]
 PromptPrice = Annotated[
-    float | None,
-    typer.Option(min=0, max=1e9, rich_help_panel=GATEWAY, help="Price per million prompt tokens."),
+    float | None, _gateway_option(min=0, max=1e9, help="Price per million prompt tokens.")
 ]
 CompletionPrice = Annotated[
-    float | None,
-    typer.Option(
-        min=0, max=1e9, rich_help_panel=GATEWAY, help="Price per million completion tokens."
-    ),
+    float | None, _gateway_option(min=0, max=1e9, help="Price per million completion tokens.")
 ]
 Host = Annotated[
     str,
@@ -68,10 +63,8 @@ Host = Annotated[
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any free port.")]
 Reports = Annotated[
     Path | None,
-    typer.Option(
-        parser=options.named_path,
-        metavar="PATH",
-        help="Folder of reports, such as out/: the page at / lists its HTML files.",
+    options.path_option(
+        help="Folder of reports, such as out/: the page at / lists its HTML files."
     ),
 ]
 MaxWaiting = Annotated[

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 Before = Annotated[
-    str | None,
-    typer.Option(help="An ending, or - for standard input: write what comes before it."),
+    str | None, typer.Option(help="An ending, or - for standard input: write what comes before it.")
 ]
 After = Annotated[
     str | None,
@@ -35,10 +34,9 @@ After = Annotated[
 NumTexts = Annotated[int, typer.Option(min=1, max=options.MOST_SAMPLES, help="Number of texts.")]
 Proposals = Annotated[
     int,
-    typer.Option(
+    options.sampling_option(
         min=1,
         max=options.MOST_SAMPLES,
-        rich_help_panel=options.SAMPLING,
         help="Texts to choose from when writing between a beginning and an ending.",
     ),
 ]

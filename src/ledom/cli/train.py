@@ -218,11 +218,7 @@ def import_command(
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(
-            parser=options.named_path,
-            metavar="PATH",
-            help="A tokenizer file or folder, for weights that come without one.",
-        ),
+        options.path_option(help="A tokenizer file or folder, for weights that come without one."),
     ] = None,
     eos_token: Annotated[
         str | None,

@@ -28,12 +28,7 @@ __all__ = ["FORMATS", "Documents", "FileDocuments", "HubDocuments", "open_docume
 
 HUB = "hub:"
 TEXT_KEY = "text"
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
+_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "text"}
 _COMPRESSED = {".gz", ".zst"}
 _BLANK = " \t\n\r\v\f"  # characters of a blank line, as bytes.strip has them
 _BLOCK_BYTES = 1 << 20

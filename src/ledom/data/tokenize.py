@@ -139,10 +139,7 @@ class WriteShard(DocumentTokenizer):  # type: ignore[misc]
 
 
 def tokenize(
-    documents: Documents,
-    tokenizer: Tokenizer,
-    out: str | Path,
-    execution: Execution = Execution(),
+    documents: Documents, tokenizer: Tokenizer, out: str | Path, execution: Execution = Execution()
 ) -> TokenStore | None:
     """Tokenize documents into the store `out`, or resume; None while a cluster still works on it.
 

@@ -19,24 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ledom.core.errors import CheckpointError
 from ledom.model.attention import IMPLEMENTATION, packed_attention
 from ledom.model.own_forward import OwnForward, reset_length
 
-__all__ = [
-    "PackedRun",
-    "close",
-    "packing_reach",
-    "rounded",
-    "tolerance",
-    "vocab_size",
-]
+__all__ = ["PackedRun", "close", "packing_reach", "rounded", "tolerance", "vocab_size"]
 
 PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(ids, positions, boundaries, targets) of a packed row -> log P of each target [T]. All are int64

@@ -266,10 +266,7 @@ def token_losses(
     plain = getattr(head, "bias", None) is None and has_plain_logits(config)
     run = model.base_model if plain else model
     output = run(
-        input_ids=ids[None],
-        position_ids=positions[None],
-        use_cache=False,
-        cu_seq_lens_q=boundaries,
+        input_ids=ids[None], position_ids=positions[None], use_cache=False, cu_seq_lens_q=boundaries
     )
     if not plain:
         return cross_entropy(output.logits[0].float(), targets, reduction="none")

@@ -19,13 +19,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel

@@ -310,12 +310,7 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
             "without objective.target and objective.contrastive it is the only term",
         ),
         (bool(data.sources), "data", ["num_documents", "num_valid"], "data.sources are read whole"),
-        (
-            not generated,
-            "data",
-            ["equation_only_fraction", "seed"],
-            f"it is for {GENERATOR} alone",
-        ),
+        (not generated, "data", ["equation_only_fraction", "seed"], f"it is for {GENERATOR} alone"),
         (generated, "data", ["valid"], f"data.train is {GENERATOR}, which has a valid split"),
         (own_tokenizer, "data", ["vocab_size"], "the tokenizer is there already"),
     )

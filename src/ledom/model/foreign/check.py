@@ -68,10 +68,7 @@ class SelfCheck:
 
 @torch.inference_mode()
 def check_model(
-    folder: Path,
-    config: PretrainedConfig,
-    tokenizer: RustTokenizer,
-    direction: Direction,
+    folder: Path, config: PretrainedConfig, tokenizer: RustTokenizer, direction: Direction
 ) -> SelfCheck:
     """Read `TEXTS` with the model in a folder; see `SelfCheck`."""
     context = longest_text(config)

@@ -20,13 +20,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 import ledom
 from ledom.core.direction import Direction
-from ledom.core.errors import (
-    CheckpointError,
-    DirectionError,
-    InputError,
-    LedomError,
-    OutputError,
-)
+from ledom.core.errors import CheckpointError, DirectionError, InputError, LedomError, OutputError
 from ledom.core.files import write_folder, write_json
 from ledom.core.reading import JsonObject
 from ledom.model.checkpoint import DIRECTION_KEY, choose_direction, quiet

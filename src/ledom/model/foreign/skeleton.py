@@ -188,9 +188,7 @@ def streamed(model: PreTrainedModel, folder: Path) -> Iterator[None]:
         raise RuntimeError(f"{len(waiting)} parts were not called")
 
 
-def _parts(
-    model: PreTrainedModel,
-) -> Iterator[tuple[nn.Module, dict[str, tuple[nn.Module, str]]]]:
+def _parts(model: PreTrainedModel) -> Iterator[tuple[nn.Module, dict[str, tuple[nn.Module, str]]]]:
     """The parts of a model that are in memory one at a time, and the weights of each by name: its
     (module, attribute).
 
