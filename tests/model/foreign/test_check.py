@@ -14,6 +14,7 @@ from architectures import tiny
 from command_line import Run, check_refused
 from ledom.model.architectures import longest_text
 from ledom.model.foreign import check
+from ledom.model.foreign.skeleton import build_skeleton
 from ledom.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
@@ -51,7 +52,9 @@ def test_the_check_measures_as_transformers_does(
         tokenizer.save(foreign)
     model = AutoModelForCausalLM.from_pretrained(foreign, dtype=torch.float32).eval()
     tokenizer = Tokenizer.load(foreign)
-    found = check.check_model(foreign, model.config, tokenizer.backend, ledom.Direction.REVERSE)
+    found = check.check_model(
+        foreign, build_skeleton(model.config), tokenizer.backend, ledom.Direction.REVERSE
+    )
     context = longest_text(model.config)
     sums, count, ends = {1: 0.0, -1: 0.0}, 0, []
     for text in check.TEXTS:

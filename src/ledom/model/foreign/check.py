@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer as RustTokenizer
 from torch.nn.functional import cross_entropy
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError
 from ledom.model.architectures import longest_text
-from ledom.model.foreign.skeleton import build_skeleton, read_whole, streamed
+from ledom.model.foreign.skeleton import read_whole, streamed
 
 __all__ = ["TEXTS", "SelfCheck", "check_model"]
 
@@ -68,16 +68,16 @@ class SelfCheck:
 
 @torch.inference_mode()
 def check_model(
-    folder: Path, config: PretrainedConfig, tokenizer: RustTokenizer, direction: Direction
+    folder: Path, skeleton: PreTrainedModel, tokenizer: RustTokenizer, direction: Direction
 ) -> SelfCheck:
-    """Read `TEXTS` with the model in a folder; see `SelfCheck`."""
-    context = longest_text(config)
+    """Read `TEXTS` with the model in a folder, given its skeleton; see `SelfCheck`."""
+    context = longest_text(skeleton.config)
     ids = [tokenizer.encode(text, add_special_tokens=False).ids[:context] for text in TEXTS]
     rows = [d.to_model_order(row) for d in Direction for row in ids]
     batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for place, row in enumerate(rows):
         batch[place, : len(row)] = torch.tensor(row)  # no text sees the padding behind it
-    logits = _logits(folder, config, batch)
+    logits = _logits(folder, skeleton, batch)
     losses, ends = [], []
     for row, values in zip(rows, logits, strict=True):
         targets = torch.tensor(row[1:])
@@ -90,14 +90,13 @@ def check_model(
     return SelfCheck(forward, reverse, eos, float(logprob.exp()))
 
 
-def _logits(folder: Path, config: PretrainedConfig, batch: torch.Tensor) -> torch.Tensor:
+def _logits(folder: Path, skeleton: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
     """The logits [texts, T, V] of a batch of texts [texts, T]."""
-    model = build_skeleton(config)
     try:
-        with streamed(model, folder):
-            found: torch.Tensor = model(input_ids=batch, use_cache=False).logits.float()
+        with streamed(skeleton, folder):
+            found: torch.Tensor = skeleton(input_ids=batch, use_cache=False).logits.float()
     except Exception:  # an architecture may need weights that are not in memory then
-        found = read_whole(config, folder)(input_ids=batch, use_cache=False).logits
+        found = read_whole(skeleton.config, folder)(input_ids=batch, use_cache=False).logits
     return found
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 import ledom
 from ledom.core.direction import Direction
@@ -123,45 +123,47 @@ def import_model(source: str, out: Path, options: ImportOptions | None = None) -
     model = _read(found, options)
     direction = _direction(found, model, options)
     config = _checked_config(model.config, found.path)
-    if differing_ties(model.tensors, build_skeleton(config)):
-        config = _untied(found, model)
-    tensors = _fitting_tensors(found, model, config)
+    skeleton = build_skeleton(config)
+    if differing_ties(model.tensors, skeleton):
+        config, skeleton = _untied(found, model)
+    tensors = _fitting_tensors(found, model, skeleton)
     _check_vocabulary(found, config, model.tokenizer)
     hashes = _hash(found, model, tensors, options.progress)
     shown = partial(options.progress, name="tensors", done=0, total=len(tensors))
     with write_folder(out) as folder:
         _require_space(out, sum(tensor.num_bytes for tensor in tensors.values()))
         write_safetensors(folder, tensors, shown)
-        check = _check(folder, config, model, direction, options)
+        check = _check(folder, skeleton, model, direction) if options.check else None
         eos = _eos(model, check, options, found)
         Tokenizer(model.tokenizer, eos).save(folder)
         written = {**model.config, DIRECTION_KEY: str(direction)}
         written["eos_token_id"] = _end_ids(found, model, eos)
-        written["architectures"] = [type(build_skeleton(config)).__name__]
+        written["architectures"] = [type(skeleton).__name__]
         write_json(folder / "config.json", written, sort_keys=True)
         write_json(folder / RECORD, _record(found, hashes, model.notes, check), sort_keys=True)
     return Imported(out, direction, eos, model.notes, check)
 
 
-def _untied(source: _Source, model: _Model) -> PretrainedConfig:
-    """The config with the embedding and the head apart, as transformers reads such files."""
+def _untied(source: _Source, model: _Model) -> tuple[PretrainedConfig, PreTrainedModel]:
+    """Config and skeleton with the embedding and the head apart, as transformers reads them."""
     model.config["tie_word_embeddings"] = False
     config = _checked_config(model.config, source.path)
-    if left := differing_ties(model.tensors, build_skeleton(config)):
+    skeleton = build_skeleton(config)
+    if left := differing_ties(model.tensors, skeleton):
         raise CheckpointError(
             f"{source.name}: config.json ties {left[0]!r} to another weight, but the files hold "
             "two different ones; correct config.json"
         )
     model.notes.append("the head is not the embedding, although config.json ties them")
-    return config
+    return config, skeleton
 
 
 def _fitting_tensors(
-    source: _Source, model: _Model, config: PretrainedConfig
+    source: _Source, model: _Model, skeleton: PreTrainedModel
 ) -> dict[str, StoredTensor]:
     """The tensors that the model needs; see `fit_tensors`."""
     try:
-        return fit_tensors(model.tensors, build_skeleton(config), model.vocab_rows)
+        return fit_tensors(model.tensors, skeleton, model.vocab_rows)
     except CheckpointError as error:
         raise CheckpointError(f"{source.name}: {error}") from None
 
@@ -317,17 +319,11 @@ def _hash(
 
 
 def _check(
-    folder: Path,
-    config: PretrainedConfig,
-    model: _Model,
-    direction: Direction,
-    options: ImportOptions,
-) -> SelfCheck | None:
-    if not options.check:
-        return None
+    folder: Path, skeleton: PreTrainedModel, model: _Model, direction: Direction
+) -> SelfCheck:
     try:
         with quiet():
-            check = check_model(folder, config, model.tokenizer, direction)
+            check = check_model(folder, skeleton, model.tokenizer, direction)
     except LedomError:
         raise
     except Exception as error:  # an architecture may fail in any way on token ids alone

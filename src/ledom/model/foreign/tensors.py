@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from ledom.core.errors import CheckpointError
@@ -261,34 +262,26 @@ def write_safetensors(
 
     `progress` wraps the iteration over the tensors' names.
     """
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and filled + tensor.num_bytes > _SHARD:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += tensor.num_bytes
-    places = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        places.update(dict.fromkeys(names, file if len(shards) > 1 else "model.safetensors"))
-    for _ in progress(_write_shards(folder, tensors, places)):
+    shards = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.num_bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=_SHARD,
+    )
+    for _ in progress(_write_shards(folder, tensors, shards.filename_to_tensors)):
         pass
-    if len(shards) > 1:
-        total = sum(tensor.num_bytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": places}
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
 def _write_shards(
-    folder: Path, tensors: Mapping[str, StoredTensor], places: Mapping[str, str]
+    folder: Path, tensors: Mapping[str, StoredTensor], shards: Mapping[str, list[str]]
 ) -> Iterator[str]:
     """Write the files, yielding each tensor's name after it is written."""
-    for file in dict.fromkeys(places.values()):
-        part = {name: tensors[name] for name, place in places.items() if place == file}
+    for file, names in shards.items():
         with (folder / file).open("wb") as out:
-            yield from _write_shard(out, part)
+            yield from _write_shard(out, {name: tensors[name] for name in names})
 
 
 def _write_shard(out: IO[bytes], tensors: dict[str, StoredTensor]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ledom.core.errors import CheckpointError
 
@@ -99,7 +100,7 @@ def _collect(name: str, stack: list[Any]) -> None:
 
 
 def _build(pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> RustTokenizer:
-    symbols = _byte_symbols()
+    symbols = bytes_to_unicode()
 
     def written(token: bytes) -> str:
         return "".join(symbols[byte] for byte in token)
@@ -139,10 +140,3 @@ def _parts(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
         parts[best : best + 2] = [pairs[best]]
     left, right = parts
     return left, right
-
-
-def _byte_symbols() -> list[str]:
-    """The character that represents each byte in byte-level tokenizers (GPT-2's table)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
