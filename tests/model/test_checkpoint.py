@@ -12,12 +12,8 @@ from transformers import AutoConfig
 
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, DirectionError, InputError, OutputError
-from ledom.model.checkpoint import (
-    build_model,
-    load_checkpoint,
-    read_context,
-    save_checkpoint,
-)
+from ledom.model.architectures import longest_text
+from ledom.model.checkpoint import build_model, load_checkpoint, load_config, save_checkpoint
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -211,7 +207,7 @@ def test_a_missing_file_is_refused_by_name(folder, missing):
 )
 def test_the_context_is_under_the_architectures_own_key(tmp_path, kind, settings, context):
     AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
-    assert read_context(tmp_path) == context
+    assert longest_text(load_config(tmp_path)) == context
 
 
 def test_a_missing_folder_is_refused(tmp_path):

@@ -52,7 +52,6 @@ __all__ = [
     "load_config",
     "quiet",
     "read_checkpoint_info",
-    "read_context",
     "save_checkpoint",
 ]
 
@@ -259,11 +258,6 @@ def load_config(folder: Path) -> PretrainedConfig:
     with _readable(folder):
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return config
-
-
-def read_context(folder: str | Path) -> int:
-    """A model folder's context, from its config.json alone; see `CheckpointInfo`."""
-    return longest_text(load_config(Path(folder)))
 
 
 def load_checkpoint(

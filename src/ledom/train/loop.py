@@ -57,7 +57,7 @@ from ledom.train.start import (
     training_batches,
 )
 
-__all__ = ["Progress", "StopRequest", "TrainingRun", "stop_requests", "train"]
+__all__ = ["Progress", "TrainingRun", "train"]
 
 _MAX_VALIDATION_BATCHES = 16
 _ALONE = ProcessGroup(torch.device("cpu"))
@@ -121,13 +121,13 @@ class TrainingRun:
         try:
             with (
                 metrics if self.world.is_first else nullcontext(_unwritten) as log,
-                stop_requests() as requested,
+                _stop_requests() as received,
             ):
                 while self.step < steps:
                     row = self._next_row()
                     log(row)
                     on_progress(_progress(row, steps, self._save()))
-                    self._stop_if(requested)
+                    self._stop_if(received)
         except (KeyboardInterrupt, SystemExit):
             self.checkpoints.save(self.step)
             self.checkpoints.wait()
@@ -171,8 +171,9 @@ class TrainingRun:
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.optim.steps
 
-    def _stop_if(self, requested: StopRequest) -> None:
-        interrupted, terminated = self.world.total(requested.interrupted, requested.terminated)
+    def _stop_if(self, received: set[int]) -> None:
+        stops = (signal.SIGINT, signal.SIGTERM)
+        interrupted, terminated = self.world.total(*(stop in received for stop in stops))
         if interrupted:
             raise KeyboardInterrupt
         if terminated:
@@ -343,32 +344,16 @@ def _autocast(model: PreTrainedModel, recipe: Recipe) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-class StopRequest:
-    """The signals received inside a `stop_requests` block."""
-
-    interrupted = False
-    """Whether SIGINT (Ctrl-C) was received."""
-    terminated = False
-    """Whether SIGTERM was received, from a job scheduler or a system that shuts down."""
-
-
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Within this block, record SIGINT and SIGTERM instead of acting on them.
+def _stop_requests() -> Iterator[set[int]]:
+    """Within this block, record SIGINT (Ctrl-C) and SIGTERM in a set instead of acting on them.
 
     A signal that already has a custom handler is left alone.
-
-    >>> with stop_requests() as requested:
-    ...     requested.interrupted
-    False
     """
-    request = StopRequest()
+    received: set[int] = set()
 
     def record(number: int, _: object) -> None:
-        if number == signal.SIGINT:
-            request.interrupted = True
-        else:
-            request.terminated = True
+        received.add(number)
 
     replaced: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
@@ -376,7 +361,7 @@ def stop_requests() -> Iterator[StopRequest]:
     for number in replaced:
         signal.signal(number, record)
     try:
-        yield request
+        yield received
     finally:
         for number in replaced:
             signal.signal(number, _DEFAULT_HANDLERS[number])

@@ -136,14 +136,17 @@ class PairBatches:
         seed: int,
     ) -> None:
         self.config, self.batch_size, self.seed = config, batch_size, seed
-        encoder = _Encoder(direction, tokenizer, pair_format, seq_len)
+        self._direction, self._seq_len = direction, seq_len
         self._right: list[_Example] = []
         self._wrong: list[list[_Example]] = []
+        eos = [tokenizer.eos_id]
         count = skipped = 0
         for problem in problems:
-            right, *others = encoder(
-                problem, wrong.get(problem.id, []) if config.contrastive else []
-            )
+            rivals = wrong.get(problem.id, []) if config.contrastive else []
+            solutions = _solutions(problem, rivals, pair_format)
+            pairs = [(problem.question, solution) for solution in solutions]
+            encoded = pair_format.encode(tokenizer, pairs, eos, eos)
+            right, *others = map(self._example, encoded)
             count += 1 + len(others)
             skipped += sum(example is None for example in (right, *others))
             if right is not None:
@@ -161,19 +164,19 @@ class PairBatches:
                 seq_len,
             )
 
-    def __getitem__(self, step: int) -> PairBatch:
-        right, wrong = self._examples(step)
-        examples = [*right, *(other for _, other in wrong)]
-        return PairBatch(
-            windows=[example.ids for example in examples],
-            sizes=[len(example.ids) - 1 for example in examples],
-            config=self.config,
-            targets=[example.target for example in examples],
-            rivals=[place for place, _ in wrong],
-        )
+    def _example(self, pair: EncodedPair) -> _Example | None:
+        """A pair as an example; None if it is too long."""
+        num_ids = len(pair.ids)
+        if num_ids - 1 > self._seq_len:
+            return None
+        # As `score_candidates` counts: x with the EOS before it, y with the EOS after it.
+        reverse = self._direction is Direction.REVERSE
+        span = (0, pair.question[1]) if reverse else (pair.solution[0], num_ids)
+        start, end = self._direction.span_to_model_order(*span, num_ids)
+        # The first token in model order is read, not predicted.
+        return _Example(np.array(pair.ids, np.int64), slice(max(start - 1, 0), end - 1))
 
-    def _examples(self, step: int) -> tuple[list[_Example], list[tuple[int, _Example]]]:
-        """The right pairs of a batch, and wrong pairs, each with the index of its right pair."""
+    def __getitem__(self, step: int) -> PairBatch:
         size = min(self.batch_size, len(self._right))
         epoch, position = divmod(step, len(self._right) // size)
         rng = np.random.default_rng([self.seed, epoch])
@@ -184,39 +187,22 @@ class PairBatches:
             for place, i in enumerate(chosen)
             if self._wrong[i]
         ]
-        return [self._right[i] for i in chosen], wrong
+        examples = [*(self._right[i] for i in chosen), *(other for _, other in wrong)]
+        return PairBatch(
+            windows=[example.ids for example in examples],
+            sizes=[len(example.ids) - 1 for example in examples],
+            config=self.config,
+            targets=[example.target for example in examples],
+            rivals=[place for place, _ in wrong],
+        )
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """Encodes the pairs of a problem as examples."""
-
-    direction: Direction
-    tokenizer: Tokenizer
-    pair_format: PairFormat
-    seq_len: int
-
-    def __call__(self, problem: Problem, wrong: list[str]) -> list[_Example | None]:
-        """The problem's own pair, then its wrong solutions' pairs; None for a pair too long."""
-        right = self.pair_format.restyle(problem.solution or "", problem.answer)
-        others = dict.fromkeys(map(self.pair_format.restyle, wrong))
-        others.pop(right, None)  # in this style there is no difference
-        solutions = [right, *others]
-        pairs = [(problem.question, solution) for solution in solutions]
-        eos = [self.tokenizer.eos_id]
-        encoded = self.pair_format.encode(self.tokenizer, pairs, eos, eos)
-        return [self._example(pair) for pair in encoded]
-
-    def _example(self, pair: EncodedPair) -> _Example | None:
-        num_ids = len(pair.ids)
-        if num_ids - 1 > self.seq_len:
-            return None
-        # As `score_candidates` counts: x with the EOS before it, y with the EOS after it.
-        reverse = self.direction is Direction.REVERSE
-        span = (0, pair.question[1]) if reverse else (pair.solution[0], num_ids)
-        start, end = self.direction.span_to_model_order(*span, num_ids)
-        # The first token in model order is read, not predicted.
-        return _Example(np.array(pair.ids, np.int64), slice(max(start - 1, 0), end - 1))
+def _solutions(problem: Problem, wrong: list[str], pair_format: PairFormat) -> list[str]:
+    """The problem's own solution and the wrong ones, in the format's style."""
+    right = pair_format.restyle(problem.solution or "", problem.answer)
+    others = dict.fromkeys(map(pair_format.restyle, wrong))
+    others.pop(right, None)  # in this style there is no difference
+    return [right, *others]
 
 
 def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[str, list[str]]:

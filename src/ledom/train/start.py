@@ -28,7 +28,8 @@ from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows
 from ledom.data.prepare import PreparedData, read_split
 from ledom.data.store import MANIFEST, TokenStore
-from ledom.model.checkpoint import build_model, load_checkpoint, read_context
+from ledom.model.architectures import longest_text
+from ledom.model.checkpoint import build_model, load_checkpoint, load_config
 from ledom.model.exactness import packing_reach
 from ledom.model.own_forward import OwnForward
 from ledom.train.distributed import ProcessGroup
@@ -56,7 +57,7 @@ def check_lengths(recipe: Recipe, direction: Direction) -> None:
     if recipe.model is not None:
         contexts.append(recipe.model.max_position_embeddings)
     if recipe.init_from is not None:
-        contexts.append(read_context(recipe.init_folder(direction)))
+        contexts.append(longest_text(load_config(Path(recipe.init_folder(direction)))))
     if recipe.train.seq_len > min(contexts):
         raise RecipeError(
             f"key train.seq_len is {recipe.train.seq_len}: the model's context is {min(contexts)} "
