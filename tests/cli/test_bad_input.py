@@ -19,10 +19,7 @@ from ledom.lm.backends.fake import FakeLanguageModel
         ("{nonsense\n", ("problems.jsonl:1", "not JSON")),
         ('{"id": "a", "question": "q"}\n\n[1]\n', ("problems.jsonl:3", "expected a JSON object")),
         ('{"id": "a"}\n', ("problems.jsonl:1", "missing key 'question'")),
-        (
-            '{"id": "a", "question": 3}\n',
-            ("problems.jsonl:1: key question: ", "string, found 3"),
-        ),
+        ('{"id": "a", "question": 3}\n', ("problems.jsonl:1: key question: ", "string, found 3")),
         ('{"id": "a", "question": "q"}\n' * 2, ("problems.jsonl:2: the id 'a' occurs twice",)),
         (
             '{"id": "a", "question": "q", "k": NaN}\n',
@@ -101,9 +98,7 @@ def test_scores_of_another_model_are_refused_by_name_and_hash(
     fakes["reverse"].name, first = "other", fakes["reverse"].fingerprint
     fakes["reverse"].fingerprint = "abc123"
     check_refused(
-        run(*arguments),
-        "scores.reverse.jsonl",
-        f"model: fake ({first}) there, other (abc123) now",
+        run(*arguments), "scores.reverse.jsonl", f"model: fake ({first}) there, other (abc123) now"
     )
 
 

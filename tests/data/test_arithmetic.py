@@ -3,13 +3,7 @@ import re
 import pytest
 
 from ledom.data import problems
-from ledom.data.problems import (
-    equations,
-    generate_problems,
-    is_true,
-    normalize_solution,
-    show_work,
-)
+from ledom.data.problems import equations, generate_problems, is_true, normalize_solution, show_work
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,7 @@ def recipe(
         model=tiny_config.model_copy(update={"initializer_range": 0.02}),
         optim=OptimConfig(steps=30, warmup_steps=0, decay_steps=12),
         train=TrainConfig(
-            batch_size=4,
-            seq_len=64,
-            precision="float32",
-            validate_every=10,
-            checkpoint_every=5,
+            batch_size=4, seq_len=64, precision="float32", validate_every=10, checkpoint_every=5
         ),
     )
 

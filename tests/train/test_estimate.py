@@ -15,13 +15,7 @@ from ledom.data.prepare import DataConfig, SourceConfig
 from ledom.model.checkpoint import build_model
 from ledom.model.presets import PRESETS, ModelConfig
 from ledom.train.distributed import ParallelConfig
-from ledom.train.estimate import (
-    Setup,
-    activation_bytes,
-    count_parameters,
-    make_plan,
-    memory,
-)
+from ledom.train.estimate import Setup, activation_bytes, count_parameters, make_plan, memory
 from ledom.train.loop import packed_losses
 from ledom.train.lora import LoraConfig
 from ledom.train.objective import ObjectiveConfig
@@ -234,10 +228,7 @@ def test_the_shape_may_be_that_of_the_model_to_start_from(checkpoints, tokenizer
     [
         ("[1]", "expected a JSON object, found list"),
         ("{}", "key hidden_size: Field required"),
-        (
-            '{"model_type": "gpt2", "n_embd": 8}',
-            "key model_type is 'gpt2': the plan is only for",
-        ),
+        ('{"model_type": "gpt2", "n_embd": 8}', "key model_type is 'gpt2': the plan is only for"),
         (
             '{"model_type": "gemma", "hidden_size": 8}',
             "key model_type is 'gemma': the plan is only for",

@@ -127,10 +127,7 @@ def test_a_key_of_an_earlier_recipe_names_the_new_one(recipe, old, new):
         ('name="a\\0b"', "key name is 'a\\x00b': it names the run's folder"),
         ('name="a\\n"', "key name is 'a\\n': it names the run's folder"),
         (f"name={'x' * 61}", "it names the run's folder: give 1 to 60 letters"),
-        (
-            "name=2026-01-01",
-            "name is datetime.date(2026, 1, 1): Input should be a valid string",
-        ),
+        ("name=2026-01-01", "name is datetime.date(2026, 1, 1): Input should be a valid string"),
         ("optim.muon_lr=.inf", "key optim.muon_lr is inf: Input should be a finite number"),
         ("optim.muon_lr=1e400", "key optim.muon_lr is '1e400': Input should be a finite number"),
         ("data.sources=[{path: a, weight: .inf}]", "weight is inf: Input should be a finite"),
@@ -255,10 +252,7 @@ def test_an_override_is_its_own_place(recipe):
 
 
 def test_files_are_not_looked_for_unless_asked(recipe):
-    named = [
-        "data={sources: [{path: a}], valid: b, tokenizer: c}",
-        "init_from=runs/{direction}",
-    ]
+    named = ["data={sources: [{path: a}], valid: b, tokenizer: c}", "init_from=runs/{direction}"]
     assert load_recipe(recipe, named).data.valid == "b"
 
 
