@@ -65,7 +65,7 @@ def costs(**parameters: int | None) -> Costs:
     ],
 )
 def test_costs_by_hand(name: str, generated: float, scored: float, flops: float) -> None:
-    found = costs().of(STRATEGIES[name], TABLE)
+    found = costs().of(STRATEGIES[name])
     assert found.generated_tokens == pytest.approx(generated)
     assert found.scored_tokens == pytest.approx(scored)
     assert found.flops == pytest.approx(flops)
@@ -73,17 +73,17 @@ def test_costs_by_hand(name: str, generated: float, scored: float, flops: float)
 
 def test_a_stopped_vote_writes_what_it_draws() -> None:
     # Two of p's three answers agree, but only after the third; q has one candidate.
-    assert costs().of(STRATEGIES["majority_stopped"], TABLE).generated_tokens == 40
+    assert costs().of(STRATEGIES["majority_stopped"]).generated_tokens == 40
     three = [candidate("p", i, text, 10) for i, text in enumerate(["#### 2", "a #### 2", "#### 3"])]
     scores = [made_score("y|x", num_tokens=9, index=c.index) for c in three]
     table = build_candidate_table(PROBLEMS[:1], three, scores)
     found = Costs.count(table, three, scores, {"writer": 1, "forward": 1})
-    assert found.of(STRATEGIES["majority_stopped"], table).generated_tokens == 20
+    assert found.of(STRATEGIES["majority_stopped"]).generated_tokens == 20
 
 
 def test_unknown_sizes_and_lengths() -> None:
-    assert costs(reverse=None).of(STRATEGIES["reverse_only"], TABLE).flops is None
-    assert costs(reverse=None).of(STRATEGIES["forward"], TABLE).flops is not None
+    assert costs(reverse=None).of(STRATEGIES["reverse_only"]).flops is None
+    assert costs(reverse=None).of(STRATEGIES["forward"]).flops is not None
     given = [
         Candidate(problem_id=c.problem_id, index=c.index, text=c.text, greedy=c.greedy)
         for c in CANDIDATES
@@ -91,7 +91,7 @@ def test_unknown_sizes_and_lengths() -> None:
     # Without counts of their own a candidate has the tokens of its text's score: 3 x 10 and 10.
     found = Costs.count(TABLE, given, SCORES, {"writer": 0, "forward": 100, "reverse": 1000})
     np.testing.assert_array_equal(found.written, [[10, 10, 10], [10, 0, 0]])
-    assert found.of(STRATEGIES["forward"], TABLE) == Cost(
+    assert found.of(STRATEGIES["forward"]) == Cost(
         generated_tokens=20, scored_tokens=25, flops=200 * 25, seconds=None
     )
 
@@ -103,7 +103,7 @@ def test_seconds_are_those_of_the_files_that_a_strategy_needs() -> None:
     found = Costs.count(TABLE, CANDIDATES, SCORES, sizes, timings)
 
     def seconds(name: str) -> float | None:
-        return found.of(STRATEGIES[name], TABLE).seconds
+        return found.of(STRATEGIES[name]).seconds
 
     assert seconds("greedy") == pytest.approx(10 * 0.2 / 2)
     assert seconds("majority") == pytest.approx(10 * 0.8 / 2)
@@ -111,9 +111,9 @@ def test_seconds_are_those_of_the_files_that_a_strategy_needs() -> None:
     assert seconds("noisy_channel") == pytest.approx((8 + 3 + 5) / 2)
     assert seconds("flip") is None  # its file's are not known
     given = Costs.count(TABLE, CANDIDATES, SCORES, sizes | {"writer": 0}, timings)
-    assert given.of(STRATEGIES["forward"], TABLE).seconds == pytest.approx(3 / 2)
+    assert given.of(STRATEGIES["forward"]).seconds == pytest.approx(3 / 2)
 
 
 def test_external_scores_cost_nothing_here() -> None:
     known = strategies(("verifier",))
-    assert costs().of(known["external:verifier"], TABLE).scored_tokens == 0
+    assert costs().of(known["external:verifier"]).scored_tokens == 0

@@ -15,21 +15,20 @@ up. The time of candidates.jsonl is split between greedy and other candidates by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ledom.core.records import NUM_TOKENS, Candidate, Score
-from ledom.report.results import Cost, StrategyResult
+from ledom.report.results import Cost
 from ledom.rerank.candidate_table import FEATURES, CandidateTable, FloatArray
-from ledom.rerank.candidates import SharedScores
+from ledom.rerank.candidates import SharedScores, pools
 from ledom.rerank.strategies import (
     EarlyVote,
     Greedy,
     Random,
     Strategy,
     needed_candidates,
-    strategies,
 )
 
 __all__ = ["Costs"]
@@ -52,15 +51,17 @@ class Costs:
 
     >>> from ledom.core.records import Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> from ledom.rerank.strategies import STRATEGIES
     >>> drawn = [Candidate(problem_id="p", index=0, text="4", extra={NUM_TOKENS: 2})]
     >>> score = Score(problem_id="p", index=0, model="m", direction="forward", target="y|x",
     ...               logprob=-1.5, num_tokens=3)
     >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [score])
     >>> costs = Costs.count(table, drawn, [score], {"forward": 1000, "writer": 1000})
-    >>> costs.of(strategies()["forward"], table)  # 2 FLOPs x 1000 parameters x 5 tokens
+    >>> costs.of(STRATEGIES["forward"])  # 2 FLOPs x 1000 parameters x 5 tokens
     Cost(generated_tokens=2.0, scored_tokens=3.0, flops=10000.0, seconds=None)
     """
 
+    table: CandidateTable
     written: FloatArray
     """[P, N]: tokens of each candidate in the pool; 0 where there is no candidate."""
     greedy: float
@@ -70,9 +71,9 @@ class Costs:
     parameters: Mapping[str, int | None]
     """Of the scoring models, by direction, and of the `writer` of the candidates (0: not counted).
     None where unknown."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float]
     """Per problem, by stage and for the `writer`; without stages whose time is unknown."""
-    broken_off: float = 0.0
+    broken_off: float
     """Tokens of candidates that sampling broke off, per problem."""
 
     @classmethod
@@ -88,36 +89,29 @@ class Costs:
 
         `timings` are the seconds that each file took, by file name.
         """
-        row_of = {problem_id: row for row, problem_id in enumerate(table.problem_ids)}
+        num = len(table.problem_ids)
         shared = SharedScores(candidates, scores)
         scored = dict.fromkeys(_MODELS, 0.0)
         for score in scores:
             scored[_STAGES[score.target][-1]] += score.num_tokens
-        written, greedy, broken_off = np.zeros(table.mask.shape), 0.0, 0.0
-        column = dict.fromkeys(row_of, 0)
-        for candidate in candidates:
-            tokens = _tokens_of(candidate, shared)
-            if candidate.greedy:
-                greedy += tokens
-                continue
-            if candidate.finish_reason == "unsure":
-                broken_off += tokens
-                continue
-            written[row_of[candidate.problem_id], column[candidate.problem_id]] = tokens
-            column[candidate.problem_id] += 1
-        num = len(row_of)
-        per_problem = {stage: tokens / num for stage, tokens in scored.items()}
+        written = np.zeros(table.mask.shape)
+        for row, pool in enumerate(pools(table.problem_ids, candidates).values()):
+            written[row, : len(pool)] = [_tokens_of(candidate, shared) for candidate in pool]
+        greedy = sum(_tokens_of(c, shared) for c in candidates if c.greedy)
+        unsure = (c for c in candidates if c.finish_reason == "unsure" and not c.greedy)
+        broken_off = sum(_tokens_of(candidate, shared) for candidate in unsure)
         files = {stage: f"scores.{stage}.jsonl" for stage in _MODELS}
         files["writer"] = "candidates.jsonl"
         took = timings or {}
         seconds = {stage: took[name] / num for stage, name in files.items() if name in took}
         if parameters.get("writer") == 0:  # others wrote the candidates
             seconds["writer"] = 0.0
-        return cls(written, greedy / num, per_problem, parameters, seconds, broken_off / num)
+        scored = {stage: tokens / num for stage, tokens in scored.items()}
+        return cls(table, written, greedy / num, scored, parameters, seconds, broken_off / num)
 
-    def of(self, strategy: Strategy, table: CandidateTable) -> Cost:
+    def of(self, strategy: Strategy) -> Cost:
         """A strategy's mean cost per problem."""
-        written = self._written(strategy, table)
+        written = self._written(strategy)
         targets = {FEATURES[name][0] for name in strategy.features if name in FEATURES}
         if "worst_step" in strategy.features and self.scored["forward"]:
             targets.add("y|x")
@@ -145,22 +139,15 @@ class Costs:
         share = written / every if every else 0.0
         return self.seconds["writer"] * share + sum(self.seconds[stage] for stage in stages)
 
-    def added_to(
-        self, results: Sequence[StrategyResult], table: CandidateTable
-    ) -> list[StrategyResult]:
-        """The results, each with its cost."""
-        known = strategies(table.external_scores)
-        return [replace(found, cost=self.of(known[found.id], table)) for found in results]
-
-    def _written(self, strategy: Strategy, table: CandidateTable) -> float:
+    def _written(self, strategy: Strategy) -> float:
         """Generated tokens that a strategy needs, per problem."""
         if isinstance(strategy, Greedy):
             return self.greedy
         totals = self.written.sum(axis=1)
         if isinstance(strategy, Random):
-            return float((totals / table.mask.sum(axis=1)).mean())
+            return float((totals / self.table.mask.sum(axis=1)).mean())
         if isinstance(strategy, EarlyVote):
-            drawn = np.arange(table.mask.shape[1]) < needed_candidates(table)[:, None]
+            drawn = np.arange(self.written.shape[1]) < needed_candidates(self.table)[:, None]
             return float((self.written * drawn).sum(axis=1).mean())
         return float(totals.mean()) + self.broken_off
 

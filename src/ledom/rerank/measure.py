@@ -6,9 +6,6 @@ number of candidates and by lambda, reliability, and pairwise AUC, all from a `C
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 
 from ledom.core.errors import InputError
@@ -37,6 +34,7 @@ from ledom.rerank.candidate_table import (
     CandidateTable,
     FloatArray,
 )
+from ledom.rerank.cost import Costs
 from ledom.rerank.strategies import (
     STRATEGIES,
     EarlyVote,
@@ -45,7 +43,7 @@ from ledom.rerank.strategies import (
     needed_candidates,
     strategies,
 )
-from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights
+from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, Weighing
 
 __all__ = ["measure"]
 
@@ -93,41 +91,18 @@ _CLAIMS = (
 )
 
 
-@dataclass(frozen=True)
-class _Weighing:
-    """The weights to use for each problem: the same for all, or those of its fold."""
-
-    tuned: TunedWeights
-    folds: Folds
-
-    def __call__(
-        self,
-        table: CandidateTable,
-        name: str,
-        function: Callable[..., FloatArray] | None = None,
-    ) -> FloatArray:
-        """The values [P, ...] of `function(strategy, table, weights)`; by default, the accuracy."""
-        strategy = strategies(table.external_scores)[name]
-        function = function or type(strategy).accuracy
-        if not self.folds:
-            return function(strategy, table, self.tuned.weights.get(name))
-        parts = [
-            function(strategy, table.select(rows), fold.weights.get(name))
-            for rows, fold in self.folds
-        ]
-        order = np.argsort(np.concatenate([rows for rows, _ in self.folds]))
-        values: FloatArray = np.concatenate(parts)[order]
-        return values
-
-
 def measure(
-    table: CandidateTable, tuned: TunedWeights, folds: Folds = (), labeled: BoolArray | None = None
+    table: CandidateTable,
+    tuned: TunedWeights,
+    folds: Folds = (),
+    labeled: BoolArray | None = None,
+    costs: Costs | None = None,
 ) -> Measurement:
     """The measured part of a report.
 
     With `folds` (see `cross_fit`), the choice for a problem uses weights fitted on other problems,
     and `tuned` is only shown. With `labeled` [P] (see `labeled_problems`), problems that are not
-    labeled are left out. Raises `InputError` if none is labeled.
+    labeled are left out; `costs` are means over all. Raises `InputError` if none is labeled.
 
     >>> from ledom.core.records import Candidate, Problem
     >>> from ledom.rerank.candidate_table import build_candidate_table
@@ -140,12 +115,12 @@ def measure(
     """
     if labeled is not None:
         table, folds = _only_labeled(table, folds, labeled)
-    weighing = _Weighing(tuned, folds)
+    weighing = Weighing(tuned, folds)
     rights = _accuracies(table, weighing)
     return Measurement(
         num_labeled=len(table.problem_ids),
-        settings=_settings(tuned, rights),
-        strategies=[_result(name, rights, table, tuned) for name in rights],
+        settings=tuned.settings if "reverse_reward" in rights else {},
+        strategies=[_result(name, rights, table, tuned, costs) for name in rights],
         headline=[
             Difference(
                 claim=claim,
@@ -175,7 +150,7 @@ def _only_labeled(
     return table.select(rows), [(part, weights) for part, weights in kept if len(part)]
 
 
-def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatArray]:
+def _accuracies(table: CandidateTable, weighing: Weighing) -> dict[str, FloatArray]:
     """Accuracies [P] by strategy, of those that can choose for every problem."""
     rights = {}
     for name in weighing.tuned.usable(table):
@@ -186,7 +161,11 @@ def _accuracies(table: CandidateTable, weighing: _Weighing) -> dict[str, FloatAr
 
 
 def _result(
-    name: str, rights: dict[str, FloatArray], table: CandidateTable, tuned: TunedWeights
+    name: str,
+    rights: dict[str, FloatArray],
+    table: CandidateTable,
+    tuned: TunedWeights,
+    costs: Costs | None,
 ) -> StrategyResult:
     strategy = strategies(table.external_scores)[name]
     weights = tuned.weights.get(name, {})
@@ -205,6 +184,7 @@ def _result(
             if strategy.kind != "bound"
         },
         needed=_needed(table) if isinstance(strategy, EarlyVote) else None,
+        cost=costs.of(strategy) if costs else None,
     )
 
 
@@ -219,29 +199,8 @@ def _needed(table: CandidateTable) -> Needed:
     )
 
 
-def _interpolation(tuned: TunedWeights) -> tuple[float, bool] | None:
-    """Reverse Reward's lambda, and whether its terms are means per token; None without weights."""
-    weights = tuned.weights.get("reverse_reward")
-    if weights is None:
-        return None
-    mean = any(name.endswith("_mean") for name in weights)
-    return weights.get("reverse_mean" if mean else "reverse", 0.0), mean
-
-
-def _settings(tuned: TunedWeights, rights: dict[str, FloatArray]) -> dict[str, str | float]:
-    in_use = _interpolation(tuned)
-    if in_use is None or "reverse_reward" not in rights:
-        return {}
-    lam, mean = in_use
-    return {
-        "lambda": lam,
-        "normalization": "mean per token" if mean else "sum",
-        "tuned on": f"{tuned.num_problems} problems" if tuned.num_problems else "nothing: defaults",
-    }
-
-
 def _by_number(
-    table: CandidateTable, weighing: _Weighing, rights: dict[str, FloatArray]
+    table: CandidateTable, weighing: Weighing, rights: dict[str, FloatArray]
 ) -> AccuracyByN | None:
     smallest = int(table.mask.sum(axis=1).min())
     numbers = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < smallest] + [smallest]
@@ -260,7 +219,7 @@ def _by_number(
 
 def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda | None:
     strategy = STRATEGIES["reverse_reward"]
-    in_use = _interpolation(tuned)
+    in_use = tuned.interpolation
     if in_use is None or not strategy.available(table):
         return None
     chosen, mean = in_use
@@ -279,7 +238,7 @@ def _by_lambda(table: CandidateTable, tuned: TunedWeights) -> AccuracyByLambda |
     )
 
 
-def _reliability(table: CandidateTable, weighing: _Weighing) -> Reliability | None:
+def _reliability(table: CandidateTable, weighing: Weighing) -> Reliability | None:
     """Accuracy by the winning answer's share of a weighted vote."""
     able = weighing.tuned.usable(table)
     name = next((name for name in _VOTES if name in able), None)
@@ -303,7 +262,7 @@ def _reliability(table: CandidateTable, weighing: _Weighing) -> Reliability | No
     return Reliability(score="the winning answer's share of votes", bins=bins)
 
 
-def _aucs(table: CandidateTable, weighing: _Weighing) -> list[AucResult]:
+def _aucs(table: CandidateTable, weighing: Weighing) -> list[AucResult]:
     """Pairwise AUC of every feature, and of every pick with tuned weights."""
     correct = [table.correct[i, here] for i, here in enumerate(table.mask)]
     if not any(c.any() and not c.all() for c in correct):

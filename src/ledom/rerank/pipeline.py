@@ -10,7 +10,7 @@ A stopped stage resumes. Finished stages are reused if the settings are the same
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -199,10 +199,9 @@ def _measured(
         )
     if not labeled.any():
         return Measurement(num_labeled=0)
-    measured = measure(table, job.weights, folds, labeled)
     timings = read_timings(job.out / TIMINGS)
     costs = Costs.count(table, candidates, scores, _parameters(job), timings)
-    return replace(measured, strategies=costs.added_to(measured.strategies, table))
+    return measure(table, job.weights, folds, labeled, costs)
 
 
 def _check(job: Job, external_scores: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +23,14 @@ from ledom.core.files import differences, write_json
 from ledom.core.reading import as_type, read_json
 from ledom.core.records import Problem
 from ledom.lm import EMBEDDED, embedded_folder
-from ledom.rerank.candidate_table import CandidateTable
+from ledom.rerank.candidate_table import CandidateTable, FloatArray
 from ledom.rerank.strategies import STRATEGIES, Strategy, check_score_names, strategies
 
 __all__ = [
     "LAMBDAS",
     "Folds",
     "TunedWeights",
+    "Weighing",
     "choose_weights",
     "default_weights",
     "embedded_weights",
@@ -108,6 +109,36 @@ class TunedWeights:
             if strategy.available(table) and (len(strategy.features) <= 1 or name in self.weights)
         }
 
+    @property
+    def interpolation(self) -> tuple[float, bool] | None:
+        """Reverse Reward's lambda, and whether its terms are means per token; None if not fitted.
+
+        >>> default_weights(0.25).interpolation
+        (0.25, False)
+        """
+        weights = self.weights.get("reverse_reward")
+        if weights is None:
+            return None
+        mean = any(name.endswith("_mean") for name in weights)
+        return weights.get("reverse_mean" if mean else "reverse", 0.0), mean
+
+    @property
+    def settings(self) -> dict[str, str | float]:
+        """What a report says of Reverse Reward's weights; empty if they were not fitted.
+
+        >>> default_weights(0.25).settings
+        {'lambda': 0.25, 'normalization': 'sum', 'tuned on': 'nothing: defaults'}
+        """
+        if self.interpolation is None:
+            return {}
+        lam, mean = self.interpolation
+        tuned_on = f"{self.num_problems} problems" if self.num_problems else "nothing: defaults"
+        return {
+            "lambda": lam,
+            "normalization": "mean per token" if mean else "sum",
+            "tuned on": tuned_on,
+        }
+
     def other_models(self, models: Mapping[str, Mapping[str, str]]) -> list[str]:
         """One line per model, by direction, that is not the one whose scores were fitted.
 
@@ -175,6 +206,33 @@ def question_hash(question: str) -> str:
 
 Folds = Sequence[tuple[NDArray[np.int64], TunedWeights]]
 """For each fold, its rows in a `CandidateTable` and weights fitted on the other folds."""
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """The weights to use for each problem: the same for all, or those of its fold."""
+
+    tuned: TunedWeights
+    folds: Folds
+
+    def __call__(
+        self,
+        table: CandidateTable,
+        name: str,
+        function: Callable[..., FloatArray] | None = None,
+    ) -> FloatArray:
+        """The values [P, ...] of `function(strategy, table, weights)`; by default, the accuracy."""
+        strategy = strategies(table.external_scores)[name]
+        function = function or type(strategy).accuracy
+        if not self.folds:
+            return function(strategy, table, self.tuned.weights.get(name))
+        parts = [
+            function(strategy, table.select(rows), fold.weights.get(name))
+            for rows, fold in self.folds
+        ]
+        order = np.argsort(np.concatenate([rows for rows, _ in self.folds]))
+        values: FloatArray = np.concatenate(parts)[order]
+        return values
 
 
 def default_weights(lam: float = 0.5) -> TunedWeights:
