@@ -34,11 +34,10 @@ from ledom.model import exactness
 from ledom.model.checkpoint import save_checkpoint
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
-from ledom.train.export import export_model
+from ledom.train.export import export_model, find_run
 from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig
-from ledom.train.run_folder import find_run
 from ledom.train.start import check_lengths, training_batches
 from made import whole_text
 

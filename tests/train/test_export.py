@@ -26,11 +26,10 @@ from ledom.model.checkpoint import load_checkpoint, save_checkpoint
 from ledom.model.presets import ModelConfig
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
-from ledom.train.export import export_model, write_dataset_card
+from ledom.train.export import export_model, find_run, write_dataset_card
 from ledom.train.loop import train
 from ledom.train.optim import OptimConfig
 from ledom.train.recipe import Recipe, TrainConfig, save_recipe
-from ledom.train.run_folder import find_run
 from waiting import SECONDS
 
 pytestmark = pytest.mark.slow

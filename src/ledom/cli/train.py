@@ -184,8 +184,7 @@ def export(
     """
     from ledom.core.hub import push as upload
     from ledom.data.store import read_manifests
-    from ledom.train.export import export_model, write_dataset_card
-    from ledom.train.run_folder import find_run
+    from ledom.train.export import export_model, find_run, write_dataset_card
 
     is_data = bool(read_manifests(source))
     options.refuse_unused(

@@ -321,31 +321,21 @@ class _Lines:
         self._skipped = 0  # bytes before the first of these lines
 
     def __iter__(self) -> Iterator[bytes]:
-        for line in self._whole():
-            starts_file = self._count == 1 and self._skipped == 0
-            yield line.removeprefix(BOM_UTF8) if starts_file else line
-
-    def _whole(self) -> Iterator[bytes]:
-        if self._file.suffix in _COMPRESSED:
-            if self._start == 0:
-                with _unpack(self._file) as source:
-                    yield from self._counted(source)
+        compressed = self._file.suffix in _COMPRESSED
+        if compressed and self._start > 0:
             return
-        with self._file.open("rb") as source:
+        with _unpack(self._file) if compressed else self._file.open("rb") as source:
             if self._start > 0:
                 source.seek(self._start - 1)
                 source.readline()  # the rest of a line of the part before
-            position = self._skipped = source.tell()
-            for line in self._counted(source):
-                if position >= self._end:
+                self._skipped = source.tell()
+            place = self._skipped
+            for line in source:
+                if place >= self._end and not compressed:
                     return
-                yield line
-                position += len(line)
-
-    def _counted(self, source: IO[bytes]) -> Iterator[bytes]:
-        for line in source:
-            self._count += 1
-            yield line
+                self._count += 1
+                yield line if place else line.removeprefix(BOM_UTF8)
+                place += len(line)
 
     def texts(self) -> Iterator[str]:
         """The lines as text; raises `InputError` for a line that is not UTF-8."""

@@ -82,8 +82,7 @@ class Windows(Sequence[NDArray[np.int64]]):
 
     def __getitem__(self, index: int) -> NDArray[np.int64]:  # type: ignore[override]
         """The ids of a window [L + 1]."""
-        number, place = self._place(index)
-        start, end = self._span(number, place)
+        number, start, end = self._span(index)
         tokens = self.store.shards[number].tokens[max(start - 1, 0) : end].astype(np.int64)
         return tokens if start > 0 else np.concatenate([[self.store.eos_id], tokens])
 
@@ -99,7 +98,7 @@ class Windows(Sequence[NDArray[np.int64]]):
         ...     [windows.size(i) for i in range(len(windows))]
         [2, 1, 2]
         """
-        start, end = self._span(*self._place(index))
+        _, start, end = self._span(index)
         return end - start
 
     def documents(self, index: int) -> NDArray[np.int64]:
@@ -116,32 +115,30 @@ class Windows(Sequence[NDArray[np.int64]]):
         ...     Windows(store, seq_len=5, packing="fixed").documents(0)  # s o EOS a EOS
         array([0, 0, 0, 1, 1])
         """
-        number, place = self._place(index)
-        start, end = self._span(number, place)
+        number, start, end = self._span(index)
         ends = self.store.shards[number].ends
         before = sum(shard.entry.num_documents for shard in self.store.shards[:number])
         return np.searchsorted(ends, np.arange(start, end, dtype=np.uint64), side="right") + before
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """The shard of a window, and its number there."""
+    def _span(self, index: int) -> tuple[int, int, int]:
+        """The shard of a window, and the [start, end) of the shard's tokens that it predicts."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number = int(np.searchsorted(self._shard_ends, index, side="right"))
-        return number, index - (int(self._shard_ends[number - 1]) if number else 0)
-
-    def _span(self, shard: int, index: int) -> tuple[int, int]:
-        """The [start, end) of a shard's tokens that its window predicts."""
+        shard, index = _find(self._shard_ends, index)
         if not self._blocks:
-            return index * self.seq_len, (index + 1) * self.seq_len
-        blocks = self._blocks[shard]
-        block = int(np.searchsorted(blocks, index, side="right"))
-        index -= int(blocks[block - 1]) if block else 0
+            return shard, index * self.seq_len, (index + 1) * self.seq_len
+        block, index = _find(self._blocks[shard], index)
         ends = self.store.shards[shard].ends
         boundaries, windows = _block(ends, block * _BLOCK_DOCUMENTS, self.seq_len)
-        document = int(np.searchsorted(windows, index, side="right"))
-        piece = index - (int(windows[document - 1]) if document else 0)
+        document, piece = _find(windows, index)
         start = int(boundaries[document]) + piece * self.seq_len
-        return start, min(start + self.seq_len, int(boundaries[document + 1]))
+        return shard, start, min(start + self.seq_len, int(boundaries[document + 1]))
+
+
+def _find(totals: NDArray[np.int64], index: int) -> tuple[int, int]:
+    """The group that an item belongs to, and its number there, given running totals of groups."""
+    group = int(np.searchsorted(totals, index, side="right"))
+    return group, index - (int(totals[group - 1]) if group else 0)
 
 
 def _block(
