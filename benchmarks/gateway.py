@@ -23,7 +23,7 @@ import httpx
 
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
-from ledom.rerank.pipeline import Selection
+from ledom.rerank.weights import Selection
 from ledom.serve.judge import MASK_COPIES
 from ledom.text.answers import extract_answer
 from ledom.text.math.equality import equal_answers

@@ -16,8 +16,8 @@ from ledom.core.records import Candidate, Problem, read_records, write_records
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.rerank.fit import tune_folder
-from ledom.rerank.pipeline import Job, Selection, rerank
-from ledom.rerank.weights import default_weights
+from ledom.rerank.pipeline import Job, rerank
+from ledom.rerank.weights import Selection, default_weights
 from ledom.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

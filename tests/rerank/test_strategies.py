@@ -10,9 +10,8 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, Score
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.pipeline import select
 from ledom.rerank.strategies import STRATEGIES, check_score_names, strategies
-from ledom.rerank.weights import default_weights
+from ledom.rerank.weights import default_weights, select
 from made import made_score, token_score
 
 PROBLEM = Problem(id="p", question="What is 1 + 1?", answer="2")

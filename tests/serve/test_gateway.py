@@ -12,10 +12,10 @@ import pytest
 
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.pipeline import Job, Selection, rerank, select
+from ledom.rerank.pipeline import Job, rerank
 from ledom.rerank.stages import Scoring
 from ledom.rerank.strategies import STRATEGIES
-from ledom.rerank.weights import TunedWeights
+from ledom.rerank.weights import Selection, TunedWeights, select
 from ledom.serve.gateway import Options, strategy_slugs
 from ledom.serve.judge import MASK_COPIES, Judge
 from ledom.serve.refusals import Refusal

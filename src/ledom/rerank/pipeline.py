@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from ledom import __version__
 from ledom.core import processes as parallel
 from ledom.core.errors import InputError
@@ -27,7 +25,6 @@ from ledom.core.records import (
     Candidate,
     Key,
     Problem,
-    Record,
     Score,
     write_records,
 )
@@ -41,7 +38,6 @@ from ledom.rerank.candidates import (
     choose_external_scores,
     labeled_problems,
     match_candidates,
-    pools,
 )
 from ledom.rerank.cost import Costs
 from ledom.rerank.explain import model_info, unfamiliar, worked_cases
@@ -56,41 +52,12 @@ from ledom.rerank.sample import (
 )
 from ledom.rerank.score import check_room
 from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores, keep_inputs
-from ledom.rerank.strategies import Vote, check_score_names, leading, strategies
-from ledom.rerank.weights import Folds, TunedWeights
-from ledom.text.answers import extract_answer
+from ledom.rerank.strategies import check_score_names
+from ledom.rerank.weights import Folds, Selection, TunedWeights, preferred_strategy, select
 
-__all__ = [
-    "Job",
-    "Selection",
-    "preferred_strategy",
-    "rerank",
-    "select",
-]
-
-_PREFERRED = (
-    "vote_all_external",
-    "vote_reverse_external",
-    "vote_all_terms",
-    "vote_reverse_tuned",
-    "vote_reverse_reward",
-    "vote_reverse_only",
-    "majority",
-)
+__all__ = ["Job", "rerank"]
 
 _SHOWN_ANSWERS = 20  # in a report without labels; selected.jsonl has all of them
-
-
-@dataclass(kw_only=True)
-class Selection(Record):
-    """The answer chosen for a problem, and the candidate that gives it."""
-
-    problem_id: str
-    strategy: str
-    answer: str | None = None
-    index: int
-    text: str
-    confidence: float
 
 
 @dataclass
@@ -287,57 +254,6 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         name="sampling",
         is_done=partial(is_finished, num_samples=job.num_samples) if job.early_stop else bool,
     )
-
-
-def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
-    """The strategy that chooses the answers: the first of a fixed list that can choose.
-
-    It depends only on which scores and weights exist, so it is known before any result.
-
-    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
-    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
-    >>> from ledom.rerank.weights import default_weights
-    >>> preferred_strategy(table, default_weights())  # no scores: the plain vote
-    'majority'
-    """
-    able = weights.usable(table)
-    return next(name for name in _PREFERRED if name in able)
-
-
-def select(
-    table: CandidateTable, candidates: Sequence[Candidate], name: str, weights: TunedWeights
-) -> list[Selection]:
-    """A strategy's choice for each problem.
-
-    It is the candidate that the strategy picks, or the best of those with the winning answer.
-
-    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
-    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
-    >>> from ledom.rerank.weights import default_weights
-    >>> [(s.index, s.confidence) for s in select(table, drawn, "majority", default_weights())]
-    [(1, 0.5)]
-    """
-    strategy, own = strategies(table.external_scores)[name], weights.weights.get(name)
-    shares = strategy.shares(table, own)
-    score = strategy.score(table, own) if strategy.features else np.zeros(shares.shape)
-    votes = isinstance(strategy, Vote)
-    eligible_cells = table.mask & (leading(shares) if votes else True)
-    selections = []
-    for row, (problem_id, pool) in enumerate(pools(table.problem_ids, candidates).items()):
-        eligible = np.flatnonzero(eligible_cells[row])
-        column = int(eligible[score[row, eligible].argmax()])
-        chosen = pool[column]
-        selections.append(
-            Selection(
-                problem_id=problem_id,
-                strategy=name,
-                answer=extract_answer(chosen.text),
-                index=chosen.index,
-                text=chosen.text,
-                confidence=round(float(shares[row, column]), 4),
-            )
-        )
-    return selections
 
 
 def _shown_answers(

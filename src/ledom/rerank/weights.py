@@ -1,4 +1,4 @@
-"""Weights of strategies: their file, and the defaults.
+"""Weights of strategies: their file, the defaults, and the answers that are chosen with them.
 
 The file records hashes of the problems that the weights were fitted on, so that the weights cannot
 be tested on the same problems.
@@ -21,20 +21,32 @@ from pydantic import FiniteFloat, NonNegativeInt, StringConstraints
 from ledom.core.errors import InputError
 from ledom.core.files import differences, write_json
 from ledom.core.reading import as_type, read_json
-from ledom.core.records import Problem
+from ledom.core.records import Candidate, Problem, Record
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.rerank.candidate_table import CandidateTable, FloatArray
-from ledom.rerank.strategies import STRATEGIES, Strategy, check_score_names, strategies
+from ledom.rerank.candidates import pools
+from ledom.rerank.strategies import (
+    STRATEGIES,
+    Strategy,
+    Vote,
+    check_score_names,
+    leading,
+    strategies,
+)
+from ledom.text.answers import extract_answer
 
 __all__ = [
     "LAMBDAS",
     "Folds",
+    "Selection",
     "TunedWeights",
     "Weighing",
     "choose_weights",
     "default_weights",
     "embedded_weights",
+    "preferred_strategy",
     "question_hash",
+    "select",
 ]
 
 LAMBDAS = np.linspace(0, 1, 41)
@@ -96,7 +108,6 @@ class TunedWeights:
 
         A strategy with a single feature needs no weights.
 
-        >>> from ledom.core.records import Candidate
         >>> from ledom.rerank.candidate_table import build_candidate_table
         >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
         >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
@@ -278,3 +289,78 @@ def choose_weights(
     if file is not None:
         return TunedWeights.load(file)
     return embedded_weights(forward, reverse) or default_weights()
+
+
+_PREFERRED = (
+    "vote_all_external",
+    "vote_reverse_external",
+    "vote_all_terms",
+    "vote_reverse_tuned",
+    "vote_reverse_reward",
+    "vote_reverse_only",
+    "majority",
+)
+"""The first of these that can choose gives the answers; known before any result."""
+
+
+@dataclass(kw_only=True)
+class Selection(Record):
+    """The answer chosen for a problem, and the candidate that gives it."""
+
+    problem_id: str
+    strategy: str
+    answer: str | None = None
+    index: int
+    text: str
+    confidence: float
+
+
+def preferred_strategy(table: CandidateTable, weights: TunedWeights) -> str:
+    """The strategy that chooses the answers: the first of a fixed list that can choose.
+
+    It depends only on which scores and weights exist, so it is known before any result.
+
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
+    >>> preferred_strategy(table, default_weights())  # no scores: the plain vote
+    'majority'
+    """
+    able = weights.usable(table)
+    return next(name for name in _PREFERRED if name in able)
+
+
+def select(
+    table: CandidateTable, candidates: Sequence[Candidate], name: str, weights: TunedWeights
+) -> list[Selection]:
+    """A strategy's choice for each problem.
+
+    It is the candidate that the strategy picks, or the best of those with the winning answer.
+
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("5446")]
+    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, [])
+    >>> [(s.index, s.confidence) for s in select(table, drawn, "majority", default_weights())]
+    [(1, 0.5)]
+    """
+    strategy, own = strategies(table.external_scores)[name], weights.weights.get(name)
+    shares = strategy.shares(table, own)
+    score = strategy.score(table, own) if strategy.features else np.zeros(shares.shape)
+    votes = isinstance(strategy, Vote)
+    eligible_cells = table.mask & (leading(shares) if votes else True)
+    selections = []
+    for row, (problem_id, pool) in enumerate(pools(table.problem_ids, candidates).items()):
+        eligible = np.flatnonzero(eligible_cells[row])
+        column = int(eligible[score[row, eligible].argmax()])
+        chosen = pool[column]
+        selections.append(
+            Selection(
+                problem_id=problem_id,
+                strategy=name,
+                answer=extract_answer(chosen.text),
+                index=chosen.index,
+                text=chosen.text,
+                confidence=round(float(shares[row, column]), 4),
+            )
+        )
+    return selections

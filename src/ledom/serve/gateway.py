@@ -18,9 +18,8 @@ from ledom.core.reading import Config, JsonObject
 from ledom.core.records import Candidate, Problem
 from ledom.lm.language_model import Sampling
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
-from ledom.rerank.pipeline import preferred_strategy, select
 from ledom.rerank.strategies import STRATEGIES, Pick, Vote
-from ledom.rerank.weights import TunedWeights, default_weights
+from ledom.rerank.weights import TunedWeights, default_weights, preferred_strategy, select
 from ledom.serve import writing
 from ledom.serve.batching import Steps
 from ledom.serve.judge import Judgement, Pair
