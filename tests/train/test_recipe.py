@@ -64,24 +64,6 @@ def test_a_value_may_hold_an_equals_sign(recipe):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("init=a", "init_from"),
-        ("data.windows=fixed", "data.packing"),
-        ("optim.hidden=adamw", "optim.matrix_optimizer"),
-        ("optim.final_share=0.1", "optim.min_lr_ratio"),
-        ("parallel.recompute=true", "parallel.activation_checkpointing"),
-        ("objective.contrast=1", "objective.contrastive"),
-        ("objective.wrong=w.jsonl", "objective.negatives"),
-    ],
-)
-def test_a_key_of_an_earlier_recipe_names_the_new_one(recipe, old, new):
-    key = old.partition("=")[0]
-    with pytest.raises(RecipeError, match=f"key {key} is now called {new}$"):
-        load_recipe(recipe, [old])
-
-
-@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("optim.step=3", "unknown key optim.step; valid here: steps, matrix_optimizer, muon_lr,"),

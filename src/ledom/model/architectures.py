@@ -46,13 +46,9 @@ _PADDED_POSITIONS = (
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers of the text decoder: the module list with the most weights; empty if none.
 
-    >>> from ledom.model.checkpoint import build_model
-    >>> from ledom.model.presets import ModelConfig
-    >>> from ledom.text.tokenizer import train_tokenizer
-    >>> shape = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
-    ...                     num_attention_heads=2, num_key_value_heads=1)
-    >>> len(decoder_layers(build_model(shape, train_tokenizer([], 257), seed=0)))
-    2
+    >>> from ledom.lm import load
+    >>> len(decoder_layers(load("tiny", "forward").model))
+    6
     """
     found = layer_list(model)
     return [] if found is None else list(found.children())
@@ -92,14 +88,9 @@ def half_precision(model: PreTrainedModel) -> str:
 def layer_matrices(model: PreTrainedModel) -> set[int]:
     """The `id()`s of the weight matrices in the layers: those of linear modules, not embeddings.
 
-    >>> from ledom.model.checkpoint import build_model
-    >>> from ledom.model.presets import ModelConfig
-    >>> from ledom.text.tokenizer import train_tokenizer
-    >>> shape = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
-    ...                     num_attention_heads=2, num_key_value_heads=1)
-    >>> model = build_model(shape, train_tokenizer([], 257), seed=0)
-    >>> len(layer_matrices(model))  # 7 per layer
-    14
+    >>> from ledom.lm import load
+    >>> len(layer_matrices(load("tiny", "forward").model))  # 7 in each of 6 layers
+    42
     """
     modules = chain.from_iterable(layer.modules() for layer in decoder_layers(model))
     return {id(m.weight) for m in modules if isinstance(m, nn.Linear | Conv1D)}

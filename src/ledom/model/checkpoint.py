@@ -93,7 +93,6 @@ class Checkpoint(CheckpointInfo):
 def build_model(config: ModelConfig, tokenizer: Tokenizer, seed: int) -> PreTrainedModel:
     """A randomly initialized Llama in fp32; equal seeds give equal weights.
 
-    >>> from ledom.model.presets import ModelConfig
     >>> from ledom.text.tokenizer import train_tokenizer
     >>> shape = ModelConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=2,
     ...                     num_attention_heads=2, num_key_value_heads=1)

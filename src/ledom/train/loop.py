@@ -120,7 +120,7 @@ class TrainingRun:
         metrics = open_metrics(self.folder, self.step, trackers, settings)
         try:
             with (
-                metrics if self.world.is_first else nullcontext(_unwritten) as log,
+                metrics if self.world.is_first else nullcontext(lambda row: None) as log,
                 _stop_requests() as received,
             ):
                 while self.step < steps:
@@ -272,10 +272,6 @@ def _progress(row: Row, steps: int, failure: OutputError | None) -> Progress:
         valid_loss=row.get("valid_loss"),
         notice=f"{failure}; training continues" if failure else None,
     )
-
-
-def _unwritten(row: Row) -> None:
-    """Drop a row of metrics, in processes other than the first."""
 
 
 def _packed(

@@ -41,20 +41,6 @@ __all__ = ["Recipe", "TrainConfig", "load_recipe", "named_files", "save_recipe"]
 
 
 _NAME = re.compile(r"\w[\w.-]{0,59}")
-_RENAMED = {
-    "init": "init_from",
-    "data.windows": "packing",
-    "data.stop_attention": "mask_across_documents",
-    "data.restart_positions": "reset_position_ids",
-    "data.drill_share": "equation_only_fraction",
-    "optim.hidden": "matrix_optimizer",
-    "optim.final_share": "min_lr_ratio",
-    "parallel.micro_tokens": "tokens_per_microbatch",
-    "parallel.recompute": "activation_checkpointing",
-    "objective.contrast": "contrastive",
-    "objective.wrong": "negatives",
-}
-"""Keys of older recipes, and their new names."""
 
 
 class TrainConfig(Config):
@@ -281,44 +267,30 @@ def _unused_keys(recipe: Recipe) -> Iterator[tuple[tuple[str, str], str]]:
     """Keys that were set but have no effect: (location, reason)."""
     data, optim, objective = recipe.data, recipe.optim, recipe.objective
     generated = not data.sources and data.train == GENERATOR
-    own_tokenizer = data.tokenizer is not None or recipe.init_from is not None
+    started, adapters = recipe.init_from is not None, recipe.lora is not None
+    by_adamw = "lora trains only adapters, by AdamW without decay"
+    alone = "without objective.target and objective.contrastive it is the only term"
     rules = (
-        (
-            optim.matrix_optimizer == "adamw",
-            "optim",
-            ["muon_lr"],
-            "optim.matrix_optimizer is adamw",
-        ),
-        (optim.schedule == "cosine", "optim", ["decay_steps"], "optim.schedule is cosine"),
-        (
-            recipe.lora is not None,
-            "optim",
-            ["matrix_optimizer", "muon_lr", "weight_decay"],
-            "lora trains only adapters, by AdamW without decay",
-        ),
-        (
-            recipe.init_from is not None and recipe.model is not None,
-            "model",
-            ["initializer_range"],
-            "init_from brings its weights",
-        ),
-        (not objective.contrastive, "objective", ["negatives"], "objective.contrastive is 0"),
-        (
-            not objective.needs_pairs,
-            "objective",
-            ["all_tokens"],
-            "without objective.target and objective.contrastive it is the only term",
-        ),
-        (bool(data.sources), "data", ["num_documents", "num_valid"], "data.sources are read whole"),
-        (not generated, "data", ["equation_only_fraction", "seed"], f"it is for {GENERATOR} alone"),
-        (generated, "data", ["valid"], f"data.train is {GENERATOR}, which has a valid split"),
-        (own_tokenizer, "data", ["vocab_size"], "the tokenizer is there already"),
+        ("optim.muon_lr", optim.matrix_optimizer == "adamw", "optim.matrix_optimizer is adamw"),
+        ("optim.decay_steps", optim.schedule == "cosine", "optim.schedule is cosine"),
+        ("optim.matrix_optimizer", adapters, by_adamw),
+        ("optim.muon_lr", adapters, by_adamw),
+        ("optim.weight_decay", adapters, by_adamw),
+        ("model.initializer_range", started and recipe.model, "init_from brings its weights"),
+        ("objective.negatives", not objective.contrastive, "objective.contrastive is 0"),
+        ("objective.all_tokens", not objective.needs_pairs, alone),
+        ("data.num_documents", data.sources, "data.sources are read whole"),
+        ("data.num_valid", data.sources, "data.sources are read whole"),
+        ("data.equation_only_fraction", not generated, f"it is for {GENERATOR} alone"),
+        ("data.seed", not generated, f"it is for {GENERATOR} alone"),
+        ("data.valid", generated, f"data.train is {GENERATOR}, which has a valid split"),
+        ("data.vocab_size", started or data.tokenizer, "the tokenizer is there already"),
     )
-    for holds, group, keys, reason in rules:
+    for key, holds, reason in rules:
+        group, name = key.split(".")
         part = getattr(recipe, group)
-        for key in keys if holds else ():
-            if getattr(part, key) != type(part).model_fields[key].default:
-                yield (group, key), reason
+        if holds and getattr(part, name) != type(part).model_fields[name].default:
+            yield (group, name), reason
 
 
 def _apply(tree: JsonObject, override: str) -> None:
@@ -346,8 +318,6 @@ def _explain(error: ValidationError, origin: _Origin) -> str:
     location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
     place, key = origin.place(location), ".".join(map(str, location))
     if problem["type"] == "extra_forbidden":
-        if renamed := _RENAMED.get(key):
-            return f"{place}: key {key} is now called {'.'.join([*key.split('.')[:-1], renamed])}"
         valid = ", ".join(_valid_keys(location[:-1]))
         return f"{place}: unknown key {key}; valid here: {valid}"
     if problem["type"] == "missing":
