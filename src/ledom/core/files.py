@@ -23,6 +23,7 @@ from ledom.core.errors import InputError, OutputError
 from ledom.core.reading import JsonObject, read_json
 
 __all__ = [
+    "cache_folder",
     "check_processes",
     "check_settings",
     "differences",
@@ -238,6 +239,14 @@ def _escape_nul(text: str) -> str:
 
 _PRECISIONS = {"", "bfloat16", "float16", "int8"}
 """What may follow the hash of a model's weights, after a dash; nothing in fp32."""
+
+
+def cache_folder() -> Path | None:
+    """The user's cache folder for ledom, which may not exist yet; None without a home folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ledom"
+    except RuntimeError:
+        return None
 
 
 def file_hash(path: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ledom.core.errors import CheckpointError, InputError, OutputError
-from ledom.core.files import write_json
+from ledom.core.files import cache_folder, write_json
 from ledom.core.reading import (
     JsonObject,
     check_regular,
@@ -255,12 +255,9 @@ def _known_digest(entry: Path, state: list[Any]) -> str | None:
 
 def _cache_entry(place: str) -> Path | None:
     """The cache file for the digest of the file at `place`; None without a home folder."""
-    try:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # no home folder
-        return None
+    folder = cache_folder()
     name = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()
-    return Path(root) / "ledom" / "digests" / f"{name}.json"
+    return None if folder is None else folder / "digests" / f"{name}.json"
 
 
 def _regular(file: Path) -> Path:

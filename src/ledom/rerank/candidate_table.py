@@ -12,7 +12,7 @@ Shapes: P problems, N candidates (padded; `mask` marks real candidates).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,8 +116,12 @@ class CandidateTable:
         ['b']
         """
         return replace(
-            self._taken(lambda values: values[rows]),
+            self,
             problem_ids=[self.problem_ids[i] for i in rows],
+            features={name: values[rows] for name, values in self.features.items()},
+            answers=self.answers[rows],
+            correct=self.correct[rows],
+            mask=self.mask[rows],
             greedy=self.greedy[rows],
             groups=[self.groups[i] for i in rows],
         )
@@ -132,17 +136,16 @@ class CandidateTable:
         """
         keys = np.where(self.mask, rng.random(self.mask.shape), 2.0)
         kept = np.argsort(keys, axis=1)[:, :n]
-        taken = self._taken(lambda values: np.take_along_axis(values, kept, axis=1))
-        return replace(taken, num_planned=0)
-
-    def _taken(self, take: Callable[[NDArray[Any]], NDArray[Any]]) -> CandidateTable:
-        """The table with other arrays [P, N], which `take` makes of those here."""
         return replace(
             self,
-            features={name: take(values) for name, values in self.features.items()},
-            answers=take(self.answers),
-            correct=take(self.correct),
-            mask=take(self.mask),
+            features={
+                name: np.take_along_axis(values, kept, axis=1)
+                for name, values in self.features.items()
+            },
+            answers=np.take_along_axis(self.answers, kept, axis=1),
+            correct=np.take_along_axis(self.correct, kept, axis=1),
+            mask=np.take_along_axis(self.mask, kept, axis=1),
+            num_planned=0,
         )
 
 

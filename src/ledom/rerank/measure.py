@@ -78,8 +78,16 @@ _CLAIMS = (
     ("Reverse Reward beats the greedy answer", "reverse_reward", "greedy"),
     ("Reverse Reward beats a random candidate", "reverse_reward", "random"),
     ("Picking: the reverse scores add to the forward ones", "all_terms", "forward_tuned"),
-    ("Voting: the reverse scores add to the forward ones", "vote_all_terms", "vote_forward_tuned"),
-    ("Voting: the external scores add to every score", "vote_all_external", "vote_all_terms"),
+    (
+        "Voting: the reverse scores add to the forward ones",
+        "vote_all_terms",
+        "vote_forward_tuned",
+    ),
+    (
+        "Voting: the external scores add to every score",
+        "vote_all_external",
+        "vote_all_terms",
+    ),
 )
 
 
@@ -144,8 +152,12 @@ def _only_labeled(
 
 def _accuracies(table: CandidateTable, weighing: Weighing) -> dict[str, FloatArray]:
     """Accuracies [P] by strategy, of those that can choose for every problem."""
-    rights = {name: weighing(table, name) for name in weighing.tuned.usable(table)}
-    return {name: right for name, right in rights.items() if not np.isnan(right).any()}
+    rights = {}
+    for name in weighing.tuned.usable(table):
+        right = weighing(table, name)
+        if not np.isnan(right).any():
+            rights[name] = right
+    return rights
 
 
 def _result(

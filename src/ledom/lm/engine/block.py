@@ -11,12 +11,17 @@ key-value head, H = K * G, D head width, C tokens of the longest prompt, V vocab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
+
+from ledom.model.native import LANES, cache_attention, has_native
 
 __all__ = ["Block", "GenerationState", "Job", "Prefilled"]
 
@@ -88,100 +93,45 @@ class Block:
         self.age = 0
         self._prompt_of = np.array(prompt_of)
         """Index of each text's prompt [A]."""
-        lengths = [keys.shape[2] for _, keys, _ in prompts]
-        device = prompts[0][1].device
-        self._lengths = torch.tensor(lengths, device=device)
-        self._known_keys = _stack([keys for _, keys, _ in prompts])
-        self._known_values = _stack([values for _, _, values in prompts])
-        columns = torch.arange(max(lengths), device=device)
-        self._mask = self._known_keys.new_zeros(len(lengths), 1, 1, max(lengths))
-        self._mask.masked_fill_(columns >= self._lengths[:, None, None, None], -torch.inf)
-        layers, _, heads, _, width = self._known_keys.shape
-        empty = self._known_keys.new_empty(len(jobs), heads, 0, width)
-        self._keys, self._values = [empty] * layers, [empty] * layers
-        """The texts' own keys and values by layer, each [A, K, tokens, D]: a layer at a time can
-        grow. One tensor of all layers would be held twice meanwhile, and would leave a gap in
-        memory that is too small for its successor."""
-        self._arrange()
+        self._device = prompts[0][1].device
+        layers, heads, _, width = prompts[0][1].shape
+        known = [(keys, values) for _, keys, values in prompts]
+        self._prompts: _Apart | _Stacked
+        self._prompts = _Apart(known) if has_native(*known[0]) else _Stacked(known)
+        empty = known[0][0].new_empty(len(jobs), heads, 0, width)
+        self._keys, self._values = [empty.mT] * layers, [empty] * layers
+        """The texts' own keys [A, K, D, room] and values [A, K, room, D] by layer: a layer at a
+        time can grow. One tensor of all layers would be held twice meanwhile, and would leave a gap
+        in memory that is too small for its successor."""
 
     def positions(self) -> Tensor:
         """Position ids [A] of the tokens to be read next."""
-        return self._lengths[torch.from_numpy(self._prompt_of).to(self._lengths.device)] + self.age
-
-    def _arrange(self) -> None:
-        """Map the texts' heads [A, K] to cells [P, K, n], in which they are grouped by prompt.
-
-        A prompt with fewer than n texts has unused cells.
-        """
-        heads = self._known_keys.shape[2]
-        order = np.argsort(self._prompt_of, kind="stable")
-        _, first, counts = np.unique(self._prompt_of[order], return_index=True, return_counts=True)
-        rank = np.empty(len(order), dtype=np.int64)
-        rank[order] = np.arange(len(order)) - np.repeat(first, counts)
-        self._most = int(counts.max())
-        back = (self._prompt_of[:, None] * heads + np.arange(heads)) * self._most + rank[:, None]
-        into = np.zeros(len(self._lengths) * heads * self._most, dtype=np.int64)
-        into[back.ravel()] = np.arange(back.size)
-        device = self._lengths.device
-        self._into = torch.from_numpy(into).to(device)
-        """For each cell [P * K * n], its index among the texts' heads [A * K]."""
-        self._back = torch.from_numpy(back.ravel()).to(device)
-        """For each of the texts' heads [A * K], its cell."""
+        lengths = self._prompts.lengths[self._prompt_of]
+        return torch.from_numpy(lengths + self.age).to(self._device)
 
     def reserve(self) -> None:
         """Make room for the keys and values of one more token per text."""
-        if self.age < self._keys[0].shape[2]:
+        if self.age < self._keys[0].shape[-1]:
             return
-        for held in (self._keys, self._values):
-            for layer, old in enumerate(held):
-                new = old.new_empty(*old.shape[:2], self.age + _COLUMN_STEP, old.shape[3])
-                new[:, :, : self.age] = old
-                held[layer] = new
+        for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            texts, heads, room, width = values.shape
+            room += _COLUMN_STEP
+            self._keys[layer] = keys.new_empty(texts, heads, width, room)
+            self._keys[layer][..., : self.age] = keys
+            self._values[layer] = values.new_empty(texts, heads, room, width)
+            self._values[layer][:, :, : self.age] = values
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of one token per text: scaled q [A, H, D], k and v [A, K, D] -> [A, H, D].
-
-        Query heads that share a key-value head form one group of queries, so no key is repeated.
-        For so few queries, plain products take half the time of the fused kernel on a CPU. In bf16
-        they round the scores before the softmax: see `kernels.causal_attention`.
-        """
-        end = self.age + 1
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, :, self.age], values[:, :, self.age] = k, v
-        keys, values = keys[:, :, :end].flatten(0, 1), values[:, :, :end].flatten(0, 1)
-        known_keys = self._known_keys[layer].flatten(0, 1)  # [P * K, C, D]
-        known_values = self._known_values[layer].flatten(0, 1)
-        prompts, columns = known_keys.shape[:2]
-        width = q.shape[-1]
-        q = q.reshape(len(keys), -1, width)  # [A * K, G, D]
-        group = q.shape[1]
-
-        cells = q.index_select(0, self._into).view(prompts, -1, width)  # [P * K, n * G, D]
-        known = torch.bmm(cells, known_keys.transpose(1, 2))
-        known.view(len(self._lengths), -1, *known.shape[1:]).add_(self._mask)
-        known = known.view(-1, group, columns).index_select(0, self._back)
-        scores = torch.cat([known, torch.bmm(q, keys.transpose(1, 2))], dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
-        cells = weights.index_select(0, self._into).view(prompts, -1, columns + end)
-        found = torch.bmm(cells[:, :, :columns], known_values)
-        found = found.view(-1, group, width).index_select(0, self._back)
-        return torch.baddbmm(found, weights[:, :, columns:], values).view(len(k), -1, width)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """Attention of one token per text, to `out` [A, H, D]: q [A, H, D], k and v [A, K, D]."""
+        own = self._keys[layer], self._values[layer]
+        self._prompts.attend(layer, q, k, v, own, self.age, self._prompt_of, out)
 
     def copy(self, place: int) -> tuple[Tensor, Tensor]:
         """Keys and values [layers, K, T, D] of all tokens that the text at `place` has read."""
-        prompt = int(self._prompt_of[place])
-        known = int(self._lengths[prompt])
-        both = (self._known_keys, self._keys), (self._known_values, self._values)
-        keys, values = (
-            torch.stack(
-                [
-                    torch.cat([prompts[prompt, :, :known], texts[place, :, : self.age]], dim=1)
-                    for prompts, texts in zip(read, own, strict=True)
-                ]
-            )
-            for read, own in both
-        )
-        return keys, values
+        keys, values = self._prompts.one(int(self._prompt_of[place]))
+        own_keys = torch.stack([own[place, :, :, : self.age].mT for own in self._keys])
+        own_values = torch.stack([own[place, :, : self.age] for own in self._values])
+        return torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
 
     def drop(self, ended: Sequence[int]) -> None:
         """Remove the texts at these places; the last texts move into the gaps."""
@@ -191,39 +141,179 @@ class Block:
         kept = [next(behind) if place in gone else place for place in range(count)]
         moved = [(new, old) for new, old in enumerate(kept) if new != old]
         if moved:
-            new, old = torch.tensor(moved, device=self._lengths.device).unbind(1)
+            new, old = torch.tensor(moved, device=self._device).unbind(1)
             for rows in (*self._keys, *self._values):
                 rows[new] = rows[old]
         self._keys = [rows[:count] for rows in self._keys]
         self._values = [rows[:count] for rows in self._values]
         self.jobs = [self.jobs[place] for place in kept]
         self._prompt_of = self._prompt_of[kept]
-        if count:
-            self._drop_prompts()
-            self._arrange()
+        self._drop_prompts()
 
     def _drop_prompts(self) -> None:
         """Remove the prompts whose texts have all ended, once these are many."""
         used, places = np.unique(self._prompt_of, return_inverse=True)
-        if len(used) > _DROP_AT * len(self._lengths):
-            return
-        self._prompt_of = places
-        kept = torch.from_numpy(used).to(self._lengths.device)
-        self._lengths = self._lengths[kept]
-        columns = int(self._lengths.max())
-        self._mask = self._mask[kept][..., :columns]
-        self._known_keys = self._known_keys[:, kept, :, :columns]
-        self._known_values = self._known_values[:, kept, :, :columns]
+        if 0 < len(used) <= _DROP_AT * len(self._prompts.lengths):
+            self._prompt_of = places
+            self._prompts = self._prompts.only(used)
 
 
-def _stack(prompts: Sequence[Tensor]) -> Tensor:
-    """Stack keys or values [layers, K, T, D] to [layers, P, K, C, D], padded at the end with zeros.
+_Pair = tuple[Tensor, Tensor]
+_Places = NDArray[np.int64]
 
-    Uninitialized padding would not do: masked keys still enter the products, and NaN * 0 is NaN.
+
+class _Apart:
+    """Prompts' keys [layers, K, D, C] and values [layers, K, C, D], each in tensors of their own.
+
+    For ledom's own kernel, which reads them by their addresses. Nothing is read past a prompt's
+    end, so more of them fit the processor's cache than if they were stacked.
     """
-    layers, heads, _, width = prompts[0].shape
-    longest = max(prompt.shape[2] for prompt in prompts)
-    stacked = prompts[0].new_zeros(layers, len(prompts), heads, longest, width)
-    for place, prompt in enumerate(prompts):
-        stacked[:, place, :, : prompt.shape[2]] = prompt
-    return stacked
+
+    def __init__(self, prompts: Sequence[_Pair]) -> None:
+        self.lengths = np.array([keys.shape[2] for keys, _ in prompts])
+        self._prompts = [(_padded(keys), values.contiguous()) for keys, values in prompts]
+        self._find()
+
+    def _find(self) -> None:
+        addresses = [(keys.data_ptr(), values.data_ptr()) for keys, values in self._prompts]
+        self._keys, self._values = np.array(addresses, dtype=np.int64).T.copy()
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        own: _Pair,
+        age: int,
+        prompt_of: _Places,
+        out: Tensor,
+    ) -> None:
+        """See `Block.attend`; text a has prompt `prompt_of[a]`, and `age` tokens of its own."""
+        known = self._keys, self._values, self.lengths
+        cache_attention(q, k, v, own, age, known, prompt_of, layer, out)
+
+    def one(self, prompt: int) -> _Pair:
+        """A prompt's keys and values [layers, K, T, D]."""
+        keys, values = self._prompts[prompt]
+        return keys[..., : self.lengths[prompt]].mT, values
+
+    def only(self, kept: _Places) -> _Apart:
+        """The prompts at the places `kept`, which may share memory with these."""
+        found = copy(self)
+        found.lengths = self.lengths[kept]
+        found._prompts = [self._prompts[place] for place in kept]
+        found._find()
+        return found
+
+
+def _padded(keys: Tensor) -> Tensor:
+    """Keys [layers, K, T, D] as [layers, K, D, C], in which C is T up to a multiple of `LANES`."""
+    padded = functional.pad(keys.mT, (0, -keys.shape[2] % LANES))
+    return padded.contiguous()
+
+
+class _Stacked:
+    """Prompts' keys [layers, P, K, D, C] and values [layers, P, K, C, D], for plain products.
+
+    They are padded with zeros. Uninitialized padding would not do: masked keys still enter the
+    products, and NaN * 0 is NaN.
+    """
+
+    def __init__(self, prompts: Sequence[_Pair]) -> None:
+        self.lengths = np.array([keys.shape[2] for keys, _ in prompts])
+        first = prompts[0][0]
+        layers, heads, _, width = first.shape
+        shape = layers, len(prompts), heads, int(self.lengths.max()), width
+        self._keys, self._values = first.new_zeros(shape).mT.contiguous(), first.new_zeros(shape)
+        for place, (keys, values) in enumerate(prompts):
+            self._keys[:, place, ..., : keys.shape[2]] = keys.mT
+            self._values[:, place, :, : values.shape[2]] = values
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        own: _Pair,
+        age: int,
+        prompt_of: _Places,
+        out: Tensor,
+    ) -> None:
+        """See `_Apart.attend`.
+
+        Query heads that share a key-value head form one group of queries, so no key is repeated.
+        For so few queries, plain products take half the time of torch's fused kernel on a CPU. In
+        bf16 they round the scores before the softmax: see `kernels.causal_attention`.
+        """
+        end = age + 1
+        keys, values = own
+        keys[..., age], values[:, :, age] = k, v
+        keys, values = keys[..., :end].flatten(0, 1), values[:, :, :end].flatten(0, 1)
+        known_keys, known_values = (
+            self._keys[layer].flatten(0, 1),
+            self._values[layer].flatten(0, 1),
+        )
+        prompts, columns, width = known_values.shape  # [P * K, C, D]
+        into, back = self._cells(prompt_of)
+        q = (q * width**-0.5).reshape(len(keys), -1, width)  # [A * K, G, D]
+        group = q.shape[1]
+
+        cells = q.index_select(0, into).view(prompts, -1, width)  # [P * K, n * G, D]
+        known = torch.bmm(cells, known_keys)
+        known.view(len(self.lengths), -1, *known.shape[1:]).add_(self._mask)
+        known = known.view(-1, group, columns).index_select(0, back)
+        scores = torch.cat([known, torch.bmm(q, keys)], dim=-1)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
+        cells = weights.index_select(0, into).view(prompts, -1, columns + end)
+        found = torch.bmm(cells[:, :, :columns], known_values)
+        found = found.view(-1, group, width).index_select(0, back)
+        out.copy_(torch.baddbmm(found, weights[:, :, columns:], values).view(out.shape))
+
+    @cached_property
+    def _mask(self) -> Tensor:
+        """Zeros [P, 1, 1, C], and -inf after a prompt's end."""
+        lengths = torch.from_numpy(self.lengths).to(self._keys.device)[:, None, None, None]
+        unseen = torch.arange(self._keys.shape[-1], device=lengths.device) >= lengths
+        return torch.where(unseen, -torch.inf, 0.0).to(self._keys.dtype)
+
+    def _cells(self, prompt_of: _Places) -> tuple[Tensor, Tensor]:
+        """How the texts' heads [A, K] map to cells [P, K, n], in which they are grouped by prompt.
+
+        For each cell [P * K * n], its index among the texts' heads; for each of the texts' heads
+        [A * K], its cell. A prompt with fewer than n texts has unused cells.
+        """
+        if self._grouped is None or self._grouped[0] is not prompt_of:
+            self._grouped = (prompt_of, *self._group(prompt_of))
+        return self._grouped[1:]
+
+    _grouped: tuple[_Places, Tensor, Tensor] | None = None
+
+    def _group(self, prompt_of: _Places) -> tuple[Tensor, Tensor]:
+        heads = self._keys.shape[2]
+        order = np.argsort(prompt_of, kind="stable")
+        _, first, counts = np.unique(prompt_of[order], return_index=True, return_counts=True)
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order)) - np.repeat(first, counts)
+        most = int(counts.max())
+        back = (prompt_of[:, None] * heads + np.arange(heads)) * most + rank[:, None]
+        into = np.zeros(len(self.lengths) * heads * most, dtype=np.int64)
+        into[back.ravel()] = np.arange(back.size)
+        device = self._keys.device
+        return torch.from_numpy(into).to(device), torch.from_numpy(back.ravel()).to(device)
+
+    def one(self, prompt: int) -> _Pair:
+        """A prompt's keys and values [layers, K, T, D]."""
+        end = self.lengths[prompt]
+        return self._keys[:, prompt, ..., :end].mT, self._values[:, prompt, :, :end]
+
+    def only(self, kept: _Places) -> _Stacked:
+        """The prompts at the places `kept`."""
+        found = copy(self)
+        found.__dict__.pop("_mask", None)
+        found.lengths = self.lengths[kept]
+        columns, places = int(found.lengths.max()), torch.from_numpy(kept).to(self._keys.device)
+        found._keys = self._keys[..., :columns].index_select(1, places)
+        found._values = self._values[..., :columns, :].index_select(1, places)
+        return found

@@ -212,10 +212,10 @@ class Decoder(Writer):
         sizes = [len(block.jobs) for block in blocks]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            parts = zip(
-                blocks, *(x.split(sizes) for x in (q * q.shape[-1] ** -0.5, k, v)), strict=True
-            )
-            return torch.cat([block.attend(layer, *part) for block, *part in parts])
+            out = q.new_empty(q.shape)
+            for block, *part in zip(blocks, *(x.split(sizes) for x in (q, k, v, out)), strict=True):
+                block.attend(layer, *part)
+            return out
 
         hidden = self.trunk(
             torch.tensor(newest, device=self.model.device),

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ledom.model.kernels import attention, has_varlen, varlen_attention
+from ledom.model.native import has_native, tree_attention
 
 __all__ = ["PrefixTree", "TreeAttention", "batches", "shared_length"]
 
@@ -182,12 +183,14 @@ class TreeAttention:
         dtype: torch.dtype,
     ) -> None:
         self._segments, self._device, self._dtype = _Segments(tree), device, dtype
-        self._plans = {len(tree.ids): self._plan(np.arange(len(tree.ids)))}
-        if wanted is not None:
-            self._plans[len(wanted)] = self._plan(wanted)
+        everything = np.arange(len(tree.ids))
+        self._places = {len(x): x for x in (everything, wanted) if x is not None}
+        self._plans: dict[tuple[int, bool], _NativePlan | _VarlenPlan | _Plan] = {}
 
-    def _plan(self, places: NDArray[np.int64]) -> _Plan | _VarlenPlan:
+    def _plan(self, places: NDArray[np.int64], native: bool) -> _NativePlan | _VarlenPlan | _Plan:
         """The kernel calls for the queries at these indices in the row."""
+        if native:
+            return _NativePlan(self._segments, places)
         if has_varlen(self._device, self._dtype):
             return _VarlenPlan(self._segments, places, self._device)
         return _Plan(self._segments, places, self._masks)
@@ -199,7 +202,10 @@ class TreeAttention:
         )
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self._plans[len(q)](q, k, v)
+        which = len(q), has_native(k, v)  # an architecture may have layers of several widths
+        if which not in self._plans:
+            self._plans[which] = self._plan(self._places[len(q)], which[1])
+        return self._plans[which](q, k, v)
 
 
 class _Segments:
@@ -210,7 +216,7 @@ class _Segments:
         self.spans: list[_Span] = [
             (end - size, end) for end, size in zip(ends, tree.sizes, strict=True)
         ]
-        self.depths = [len(above) for above in tree.ancestors]
+        self.ancestors = tree.ancestors
         self.reaches = list(ends)
         """For each segment, the end of the last token that sees it."""
         for end, above in zip(ends, tree.ancestors, strict=True):
@@ -224,6 +230,27 @@ class _Segments:
         found = np.searchsorted(places, (start, end, self.reaches[segment]))
         first, last, below = found.tolist()
         return first, last, below
+
+
+class _NativePlan:
+    """The arguments of ledom's own kernel for the queries at some indices in the row."""
+
+    def __init__(self, segments: _Segments, places: NDArray[np.int64]) -> None:
+        tasks: list[tuple[int, int, int, int]] = []
+        spans: list[_Span] = []
+        for segment, span in enumerate(segments.spans):
+            first, last, _ = segments.queries(places, segment)
+            begin = len(spans)
+            if first < last:
+                spans += [*(segments.spans[above] for above in segments.ancestors[segment]), span]
+            for a in range(first, last, _QUERIES):
+                tasks.append((a, min(a + _QUERIES, last), begin, len(spans)))
+        self._tasks, self._spans = np.array(tasks), np.array(spans)
+        self._limits = places + 1
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[Q, H, D], [T, K, D] twice -> [Q, H, D]."""
+        return tree_attention(q, k, v, self._tasks, self._spans, self._limits)
 
 
 class _Plan:
@@ -297,7 +324,7 @@ class _VarlenPlan:
             for a, b in _consecutive(places, first, last):
                 own.append(((a, b), (start, int(places[b - 1]) + 1)))
             if below > last:
-                level = shared.setdefault(segments.depths[segment], [])
+                level = shared.setdefault(len(segments.ancestors[segment]), [])
                 level.append(((last, below), (start, end)))
         self._own = _SpanPairs.of(own, device)
         self._shared = [_SpanPairs.of(level, device) for level in shared.values()]

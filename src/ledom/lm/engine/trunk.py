@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad, rms_norm, silu
+from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.model.architectures import finish_logits
 from ledom.model.attention import Attend, attending
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
+from ledom.model.native import rms_norm, rotate, silu_product
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
 
@@ -93,13 +94,12 @@ class LlamaTrunk(Trunk):
             hidden = pad(hidden, (0, 0, 0, missing))
             positions = pad(positions, (0, missing))
             attend = _without_filling(attend, count)
-        cos, sin = (part[0, :, None] for part in self.base.rotary_emb(hidden, positions[None]))
+        cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
         for number, layer in enumerate(self.layers):
             only = wanted if layer is self.layers[-1] else None
             hidden = self._attention(number, layer, hidden, cos, sin, attend, only)
             hidden = torch.cat([_feed_forward(layer, piece) for piece in hidden.split(_PIECE)])
-        weight, epsilon = _norm(self.base.norm)
-        hidden = rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
+        hidden = rms_norm(hidden, *_norm(self.base.norm))
         return hidden[:count] if wanted is None else hidden
 
     def _attention(
@@ -113,19 +113,19 @@ class LlamaTrunk(Trunk):
         wanted: Tensor | None,
     ) -> Tensor:
         """The residual stream [Q, width] after attention; only the `wanted` rows if given."""
-        x = rms_norm(hidden, hidden.shape[-1:], layer.attention_norm, layer.attention_epsilon)
-        inner = layer.inner
+        x = rms_norm(hidden, *layer.attention_norm)
         if wanted is None:
-            both, v = linear(x, layer.qkv, layer.qkv_bias).tensor_split([layer.rotated], dim=-1)
-            q, k = _rotate(self._heads(both), cos, sin).tensor_split([inner // self.head_dim], 1)
+            heads = self._heads(linear(x, layer.qkv, layer.qkv_bias))
+            rotate(heads[:, : layer.rotated], cos, sin)
+            q, k, v = heads.tensor_split([layer.inner // self.head_dim, layer.rotated], dim=1)
         else:
-            q_bias, kv_bias = _split(layer.qkv_bias, inner)
-            k, v = linear(x, layer.kv, kv_bias).tensor_split(2, dim=-1)
-            q = linear(x[wanted], layer.q, q_bias)
-            k = _rotate(self._heads(k), cos, sin)
-            q = _rotate(self._heads(q), cos[wanted], sin[wanted])
+            q_bias, kv_bias = _split(layer.qkv_bias, layer.inner)
+            k, v = self._heads(linear(x, layer.kv, kv_bias)).tensor_split(2, dim=1)
+            q = self._heads(linear(x[wanted], layer.q, q_bias))
+            rotate(k, cos, sin)
+            rotate(q, cos[wanted], sin[wanted])
             hidden = hidden[wanted]
-        out = attend(number, q, k, self._heads(v)).reshape(len(hidden), -1)
+        out = attend(number, q, k, v).flatten(1)
         return add_linear(hidden, out, layer.out, layer.out_bias)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -156,14 +156,14 @@ class _Layer:
         self.q: _Weight = self.qkv[: self.inner]
         self.kv: _Weight = self.qkv[self.inner :]
         self.qkv_bias = _join(projections, "bias") if attention.q_proj.bias is not None else None
-        self.rotated: int = self.inner + len(attention.k_proj.weight)
-        """Width of queries and keys together: the part to which rotary positions apply."""
+        self.rotated: int = (self.inner + len(attention.k_proj.weight)) // attention.head_dim
+        """Heads of queries and keys together: those to which rotary positions apply."""
         self.out: _Weight = attention.o_proj.weight
         self.out_bias: Tensor | None = attention.o_proj.bias
         self.up: _Weight = _join([mlp.gate_proj, mlp.up_proj], "weight")
         self.down: _Weight = mlp.down_proj.weight
-        self.attention_norm, self.attention_epsilon = _norm(layer.input_layernorm)
-        self.mlp_norm, self.mlp_epsilon = _norm(layer.post_attention_layernorm)
+        self.attention_norm = _norm(layer.input_layernorm)
+        self.mlp_norm = _norm(layer.post_attention_layernorm)
 
     def round_weights(self) -> None:
         for name in ("qkv", "q", "kv", "out", "up", "down"):
@@ -187,20 +187,10 @@ def _split(bias: Tensor | None, at: int) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if bias is None else (bias[:at], bias[at:])
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions to heads [T, heads, D]; dimension i is paired with i + D / 2."""
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
-
-
 def _feed_forward(layer: _Layer, hidden: Tensor) -> Tensor:
     """The residual stream [T, width] after the feed-forward part; `hidden` may be overwritten."""
-    x = rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, layer.mlp_epsilon)
-    gate, up = linear(x, layer.up).chunk(2, dim=-1)
-    return add_linear(hidden, silu(gate, inplace=True).mul_(up), layer.down)
+    x = rms_norm(hidden, *layer.mlp_norm)
+    return add_linear(hidden, silu_product(linear(x, layer.up)), layer.down)
 
 
 def build_trunk(model: PreTrainedModel) -> Trunk:

@@ -1,0 +1,289 @@
+/* Kernels for inference in fp32 on a CPU; `native.py` compiles this file and describes each.
+
+   Every row, and every query of an attention, is computed by the same operations in the same order
+   whatever its neighbors are, so that a text's scores do not depend on its batch. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define WIDE 4 /* vectors per row of a register tile: 6 x 4 of the 32 registers */
+#elif defined(__AVX__)
+#define LANES 8
+#define WIDE 2 /* 6 x 2 of the 16 registers */
+#else
+#define LANES 4
+#define WIDE 4
+#endif
+#define ROWS 6               /* rows of a register tile */
+#define TILE (WIDE * LANES) /* keys of a register tile */
+#define PIECE 256           /* keys whose scores are weighed at a time */
+#define MOST_ROWS 192       /* query rows (queries x heads per key-value head) at a time */
+#define MOST_WIDTH 256      /* of a head */
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int64_t i64;
+
+static inline vec load(const float *x) { return *(const vec *)x; }
+static inline void store(float *x, vec value) { *(vec *)x = value; }
+
+/* exp(x) within 2e-7 of its value, for x from -87 to 88, and exp(-87) below. */
+static inline float exp_below(float x) {
+    x = x < -60.0f ? -60.0f : x;
+    const float rounding = 12582912.0f; /* 1.5 * 2^23: the sum has no bits for a fraction */
+    float shifted = x * 1.44269504f + rounding;
+    float n = shifted - rounding;
+    float r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    float p = 1.9875691e-4f;
+    p = p * r + 1.3981999e-3f;
+    p = p * r + 8.3334519e-3f;
+    p = p * r + 4.1665795e-2f;
+    p = p * r + 1.6666665e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+/* ---- operations on rows ---- */
+
+void rms_norm(const float *x, const float *weight, float *out, i64 rows, i64 width, float epsilon,
+              int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows; row++) {
+        const float *from = x + row * width;
+        float *to = out + row * width;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (i64 i = 0; i < width; i++) sum += from[i] * from[i];
+        float scale = 1.0f / sqrtf(sum / width + epsilon);
+        for (i64 i = 0; i < width; i++) to[i] = from[i] * scale * weight[i];
+    }
+}
+
+void silu_product(const float *x, float *out, i64 rows, i64 width, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows; row++) {
+        const float *gate = x + row * 2 * width, *up = gate + width;
+        float *to = out + row * width;
+#pragma omp simd
+        for (i64 i = 0; i < width; i++) to[i] = gate[i] * up[i] / (1.0f + exp_below(gate[i] < -88.0f ? 88.0f : -gate[i]));
+    }
+}
+
+void rotate(float *x, const float *cosine, const float *sine, i64 rows, i64 stride, i64 heads,
+            i64 width, int threads) {
+    i64 half = width / 2;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 row = 0; row < rows; row++) {
+        const float *c = cosine + row * width, *s = sine + row * width;
+        for (i64 head = 0; head < heads; head++) {
+            float *a = x + row * stride + head * width, *b = a + half;
+#pragma omp simd
+            for (i64 i = 0; i < half; i++) {
+                float first = a[i] * c[i] - b[i] * s[i];
+                b[i] = b[i] * c[half + i] + a[i] * s[half + i];
+                a[i] = first;
+            }
+        }
+    }
+}
+
+/* ---- attention ---- */
+
+#define UNROLL _Pragma("GCC unroll 8")
+#define INLINE static inline __attribute__((always_inline))
+
+/* scores[rows][PIECE] = q[rows][width] times keys[width][vectors * LANES]; `rows` and `vectors` are
+   constants where this is inlined, so that the sums stay in registers. */
+INLINE void scores_of(const int rows, const int vectors, const float *q, const float *keys,
+                      i64 stride, i64 width, float *scores) {
+    vec sum[ROWS][WIDE] = {{{0}}};
+    for (i64 d = 0; d < width; d++) {
+        vec key[WIDE];
+        UNROLL for (int j = 0; j < vectors; j++) key[j] = load(keys + d * stride + j * LANES);
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += q[i * width + d] * key[j];
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) store(scores + i * PIECE + j * LANES, sum[i][j]);
+}
+
+/* total[rows][width] = total * decay[rows] + weights[rows][PIECE] times values[count][width], for
+   the first `vectors` * LANES columns. */
+INLINE void add_columns(const int rows, const int vectors, const float *weights,
+                        const float *values, i64 stride, i64 count, const float *decay,
+                        float *total, i64 width) {
+    vec sum[ROWS][WIDE];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++)
+            sum[i][j] = load(total + i * width + j * LANES) * decay[i];
+    for (i64 key = 0; key < count; key++) {
+        vec value[WIDE];
+        UNROLL for (int j = 0; j < vectors; j++) value[j] = load(values + key * stride + j * LANES);
+        UNROLL for (int i = 0; i < rows; i++)
+            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] += weights[i * PIECE + key] * value[j];
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) store(total + i * width + j * LANES, sum[i][j]);
+}
+
+/* Weights of a row's first `seen` scores, in place, and zeros up to the next whole vector; returns
+   the decay of what was summed before. */
+INLINE float weigh(float *scores, i64 seen, float *highest, float *sum) {
+    i64 whole = (seen + LANES - 1) / LANES * LANES;
+    for (i64 i = seen; i < whole; i++) scores[i] = -INFINITY;
+    float most = *highest, added = 0;
+#pragma omp simd reduction(max : most)
+    for (i64 i = 0; i < whole; i++) most = scores[i] > most ? scores[i] : most;
+#pragma omp simd reduction(+ : added)
+    for (i64 i = 0; i < whole; i++) {
+        scores[i] = exp_below(scores[i] - most);
+        added += scores[i];
+    }
+    float decay = exp_below(*highest - most);
+    *highest = most;
+    *sum = *sum * decay + added;
+    return decay;
+}
+
+/* Adds the keys and values at [0, count) to the running attention of `rows` rows of queries. Keys
+   are [width, key_stride], values [count, value_stride]; row i sees the first seen[i] of them. */
+INLINE void add_keys(const int rows, const float *q, const float *keys, i64 key_stride,
+                     const float *values, i64 value_stride, i64 count, const i64 *seen, i64 width,
+                     float *highest, float *sum, float *total) {
+    for (i64 first = 0; first < count; first += PIECE) {
+        i64 n = count - first < PIECE ? count - first : PIECE;
+        float scores[ROWS * PIECE], decay[ROWS];
+        for (i64 tile = 0; tile < n; tile += TILE) {
+            const float *at = keys + first + tile;
+            switch (n - tile < TILE ? (n - tile + LANES - 1) / LANES : WIDE) {
+            case 1: scores_of(rows, 1, q, at, key_stride, width, scores + tile); break;
+            case 2: scores_of(rows, 2, q, at, key_stride, width, scores + tile); break;
+#if WIDE > 2
+            case 3: scores_of(rows, 3, q, at, key_stride, width, scores + tile); break;
+            case 4: scores_of(rows, 4, q, at, key_stride, width, scores + tile); break;
+#endif
+            }
+        }
+        for (int i = 0; i < rows; i++) {
+            i64 own = seen[i] - first < n ? seen[i] - first : n;
+            decay[i] = own > 0 ? weigh(scores + i * PIECE, own, highest + i, sum + i) : 1;
+            for (i64 key = own > 0 ? own : 0; key < n; key++) scores[i * PIECE + key] = 0;
+        }
+        i64 d = 0;
+        const float *at = values + first * value_stride;
+#if WIDE > 2
+        for (; d + 4 * LANES <= width; d += 4 * LANES)
+            add_columns(rows, 4, scores, at + d, value_stride, n, decay, total + d, width);
+#endif
+        for (; d + 2 * LANES <= width; d += 2 * LANES)
+            add_columns(rows, 2, scores, at + d, value_stride, n, decay, total + d, width);
+        for (; d < width; d += LANES)
+            add_columns(rows, 1, scores, at + d, value_stride, n, decay, total + d, width);
+    }
+}
+
+/* `add_keys` for any number of rows up to ROWS. */
+static void add_any(i64 rows, const float *q, const float *keys, i64 key_stride,
+                    const float *values, i64 value_stride, i64 count, const i64 *seen, i64 width,
+                    float *highest, float *sum, float *total) {
+#define ADD(N) add_keys(N, q, keys, key_stride, values, value_stride, count, seen, width, highest, sum, total)
+    switch (rows) {
+    case 1: ADD(1); break;
+    case 2: ADD(2); break;
+    case 3: ADD(3); break;
+    case 4: ADD(4); break;
+    case 5: ADD(5); break;
+    case 6: ADD(6); break;
+    }
+}
+
+void tree_attention(const float *q, i64 q_stride, const float *keys, i64 key_stride, const float *v,
+                    i64 v_stride, float *out, i64 kv_heads, i64 group, i64 width, const i64 *tasks,
+                    i64 num_tasks, const i64 *spans, const i64 *limits, int threads) {
+    float scale = 1.0f / sqrtf(width);
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
+    for (i64 job = 0; job < num_tasks * kv_heads; job++) {
+        const i64 *task = tasks + job / kv_heads * 4;
+        i64 head = job % kv_heads;
+        const float *k = keys + head * width * key_stride;
+        for (i64 first = task[0] * group; first < task[1] * group; first += ROWS) {
+            i64 rows = task[1] * group - first < ROWS ? task[1] * group - first : ROWS;
+            float scaled[ROWS * MOST_WIDTH], total[ROWS * MOST_WIDTH], highest[ROWS], sum[ROWS];
+            i64 seen[ROWS];
+            for (i64 i = 0; i < rows; i++) {
+                i64 query = (first + i) / group, own = head * group + (first + i) % group;
+                for (i64 d = 0; d < width; d++) {
+                    scaled[i * width + d] = q[query * q_stride + own * width + d] * scale;
+                    total[i * width + d] = 0;
+                }
+                highest[i] = -INFINITY;
+                sum[i] = 0;
+            }
+            i64 end = limits[(first + rows - 1) / group];
+            for (i64 span = task[2]; span < task[3]; span++) {
+                i64 start = spans[2 * span], stop = spans[2 * span + 1];
+                stop = stop < end ? stop : end;
+                for (i64 i = 0; i < rows; i++) seen[i] = limits[(first + i) / group] - start;
+                add_any(rows, scaled, k + start, key_stride, v + start * v_stride + head * width,
+                        v_stride, stop - start, seen, width, highest, sum, total);
+            }
+            for (i64 i = 0; i < rows; i++) {
+                i64 query = (first + i) / group, own = head * group + (first + i) % group;
+                float *to = out + (query * kv_heads * group + own) * width, over = 1.0f / sum[i];
+                for (i64 d = 0; d < width; d++) to[d] = total[i * width + d] * over;
+            }
+        }
+    }
+}
+
+void transpose_keys(const float *k, i64 stride, float *out, i64 out_stride, i64 tokens, i64 columns,
+                    int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 first = 0; first < tokens; first += 16) {
+        i64 count = tokens - first < 16 ? tokens - first : 16;
+        for (i64 column = 0; column < columns; column++)
+            for (i64 i = 0; i < count; i++)
+                out[column * out_stride + first + i] = k[(first + i) * stride + column];
+    }
+}
+
+void cache_attention(const float *q, const float *k, const float *v, i64 q_stride, i64 k_stride,
+                     i64 v_stride, float *own_keys, float *own_values, i64 room, i64 age,
+                     const float **known_keys, const float **known_values, const i64 *lengths,
+                     const i64 *prompt_of, i64 layer, float *out, i64 texts, i64 kv_heads,
+                     i64 group, i64 width, int threads) {
+    float scale = 1.0f / sqrtf(width);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 job = 0; job < texts * kv_heads; job++) {
+        i64 text = job / kv_heads, head = job % kv_heads, prompt = prompt_of[text];
+        float *keys = own_keys + job * room * width, *values = own_values + job * room * width;
+        const float *key = k + text * k_stride + head * width;
+        for (i64 d = 0; d < width; d++) keys[d * room + age] = key[d];
+        memcpy(values + age * width, v + text * v_stride + head * width, sizeof(float) * width);
+        i64 length = lengths[prompt], columns = (length + 15) / 16 * 16, at = layer * kv_heads + head;
+        const float *read_keys = known_keys[prompt] + at * width * columns;
+        const float *read_values = known_values[prompt] + at * width * length;
+        for (i64 first = 0; first < group; first += ROWS) {
+            i64 rows = group - first < ROWS ? group - first : ROWS;
+            float scaled[ROWS * MOST_WIDTH], highest[ROWS], sum[ROWS];
+            float *to = out + (job * group + first) * width;
+            i64 all[ROWS];
+            for (i64 i = 0; i < rows * width; i++) {
+                scaled[i] = q[text * q_stride + (head * group + first) * width + i] * scale;
+                to[i] = 0;
+            }
+            for (i64 i = 0; i < rows; i++) highest[i] = -INFINITY, sum[i] = 0, all[i] = INT64_MAX;
+            add_any(rows, scaled, read_keys, columns, read_values, width, length, all, width, highest,
+                    sum, to);
+            add_any(rows, scaled, keys, room, values, width, age + 1, all, width, highest, sum, to);
+            for (i64 i = 0; i < rows * width; i++) to[i] /= sum[i / width];
+        }
+    }
+}

@@ -1,0 +1,268 @@
+"""Kernels of ledom's own for inference in fp32 on a CPU, each with a fallback in plain torch.
+
+`native.c` is compiled on first use, by the system's C compiler (or that in the environment variable
+`CC`), into the user's cache folder; this takes a second. Without a compiler, on other devices and
+in other precisions the fallbacks run, which give the same results up to rounding. They fuse what
+torch computes in several passes over memory, and attention by them takes no call per text.
+
+Shapes: T tokens, Q queries, H query heads, K key-value heads, G = H / K, D head width, A texts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from ledom.core.files import cache_folder
+
+__all__ = [
+    "LANES",
+    "cache_attention",
+    "has_native",
+    "rms_norm",
+    "rotate",
+    "silu_product",
+    "tree_attention",
+]
+
+LANES = 16
+"""Numbers of the widest vector: rows of keys that `cache_attention` reads are a multiple of it."""
+_SOURCE = Path(__file__).with_name("native.c")
+_MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_TILE, _WIDEST_HEAD = 64, 256  # at least TILE, and MOST_WIDTH, in native.c
+
+_P, _N, _F, _T = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_SIGNATURES = {
+    "rms_norm": (_P, _P, _P, _N, _N, _F, _T),
+    "silu_product": (_P, _P, _N, _N, _T),
+    "rotate": (_P, _P, _P, _N, _N, _N, _N, _T),
+    "transpose_keys": (_P, _N, _P, _N, _N, _N, _T),
+    "tree_attention": (_P, _N, _P, _N, _P, _N, _P, _N, _N, _N, _P, _N, _P, _P, _T),
+    "cache_attention": (
+        *(_P, _P, _P, _N, _N, _N, _P, _P, _N, _N, _P, _P, _P, _P, _N, _P, _N, _N, _N, _N, _T),
+    ),
+}
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    """The compiled kernels; None if they cannot be compiled or loaded."""
+    try:
+        library = _loaded()
+    except (OSError, subprocess.SubprocessError) as error:
+        logging.getLogger("ledom").info("plain torch, as there are no compiled kernels: %s", error)
+        return None
+    for name, signature in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = signature, None
+    return library
+
+
+def _loaded() -> ctypes.CDLL:
+    """The library in the cache folder; compiled now if it is not there, or damaged."""
+    flags = [*_FLAGS, *_MARCH.get(torch.backends.cpu.get_cpu_capability(), "").split()]
+    threads = _openmp()
+    named = "\n".join([_SOURCE.read_text(), *flags, str(threads), platform.machine()])
+    folder = cache_folder()
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = None
+    file = Path(folder or "", f"native-{hashlib.sha256(named.encode()).hexdigest()[:16]}.so")
+    if folder is not None:
+        with suppress(OSError):
+            return ctypes.CDLL(str(file))
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = _build(Path(scratch), flags, threads)
+        library = ctypes.CDLL(str(built))
+        if folder is not None:
+            built.replace(file)
+    return library
+
+
+def _build(folder: Path, flags: list[str], threads: Path | None) -> Path:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise FileNotFoundError("there is no C compiler (cc); install one for more speed")
+    part, built = folder / "native.o", folder / "native.so"
+    openmp = ["-fopenmp"] if threads else []
+    for command in (
+        [compiler, *flags, *openmp, "-c", str(_SOURCE), "-o", str(part)],
+        [
+            compiler,
+            "-shared",
+            str(part),
+            *([str(threads)] if threads else []),
+            "-lm",
+            "-o",
+            str(built),
+        ],
+    ):
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return built
+
+
+def _openmp() -> Path | None:
+    """torch's own OpenMP library: a second one in the process would have threads of its own."""
+    package = Path(torch.__file__).parent
+    folders = (package / "lib", package.parent / "torch.libs")
+    return next((file for folder in folders for file in sorted(folder.glob("libgomp*.so*"))), None)
+
+
+def _for(x: Tensor) -> ctypes.CDLL | None:
+    return _library() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+
+
+def has_native(keys: Tensor, values: Tensor) -> bool:
+    """Whether the compiled kernels compute attention over such keys and values, [..., D] both.
+
+    >>> has_native(torch.ones(2, 64), torch.ones(2, 128))  # not with two widths
+    False
+    """
+    width = keys.shape[-1]
+    fits = width == values.shape[-1] and width % LANES == 0 and width <= _WIDEST_HEAD
+    return fits and _for(keys) is not None
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x [T, width] over the root of its mean square, times the weight [width].
+
+    >>> rms_norm(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0, 2.0]), 0.0)
+    tensor([[ 1., -2.]])
+    """
+    native = _for(x)
+    if native is None:
+        return functional.rms_norm(x, weight.shape, weight, epsilon)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    given = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, epsilon)
+    native.rms_norm(*given, torch.get_num_threads())
+    return out
+
+
+def silu_product(x: Tensor) -> Tensor:
+    """SiLU of the first half of each row of x [T, 2 * width], times the second half.
+
+    >>> silu_product(torch.tensor([[0.0, 5.0]]))
+    tensor([[0.]])
+    """
+    native = _for(x)
+    if native is None:
+        gate, up = x.chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
+    x = x.contiguous()
+    out = x.new_empty(len(x), x.shape[1] // 2)
+    native.silu_product(x.data_ptr(), out.data_ptr(), *out.shape, torch.get_num_threads())
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Apply rotary positions [T, D] in place to heads [T, heads, D], parts of wider rows.
+
+    Dimension i is paired with i + D / 2.
+
+    >>> x = torch.tensor([[[1.0, 2.0]]])
+    >>> rotate(x, torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+    >>> x
+    tensor([[[-2.,  1.]]])
+    """
+    heads, width = x.shape[1:]
+    half = width // 2
+    native = _for(x)
+    if native is None:
+        cos, sin, before = cos[:, None], sin[:, None], x.clone()
+        x.mul_(cos)
+        x[..., :half].addcmul_(before[..., half:], sin[..., :half], value=-1)
+        x[..., half:].addcmul_(before[..., :half], sin[..., half:])
+        return
+    given = (x.data_ptr(), cos.data_ptr(), sin.data_ptr(), len(x), x.stride(0), heads, width)
+    native.rotate(*given, torch.get_num_threads())
+
+
+def _with_whole_heads(x: Tensor) -> Tensor:
+    """x [T, heads, D] whose rows may lie apart, but not the heads of a row."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
+def tree_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tasks: NDArray[np.int64],
+    spans: NDArray[np.int64],
+    limits: NDArray[np.int64],
+) -> Tensor:
+    """Attention [Q, H, D] of queries [Q, H, D] over spans of keys and values [T, K, D].
+
+    Each of `tasks` [tasks, 4] is (first, last, begin, end): the queries [first, last) see the
+    `spans` [begin, end) of keys, each a row (start, end) of [spans, 2]. Query i sees no key from
+    `limits[i]` on. Needs `has_native`.
+    """
+    native = _library()
+    assert native is not None
+    q, k, v = _with_whole_heads(q), _with_whole_heads(k), _with_whole_heads(v)
+    heads, width = q.shape[1:]
+    columns = k.shape[1] * width
+    stride = -(-len(k) // LANES) * LANES
+    stride += LANES * (1 + stride // LANES % 2)  # rows at powers of two would share cache lines
+    keys = q.new_empty(columns * stride + _TILE)
+    threads = torch.get_num_threads()
+    native.transpose_keys(
+        k.data_ptr(), k.stride(0), keys.data_ptr(), stride, len(k), columns, threads
+    )
+    out = q.new_empty(q.shape)
+    native.tree_attention(
+        *(q.data_ptr(), q.stride(0), keys.data_ptr(), stride, v.data_ptr(), v.stride(0)),
+        *(out.data_ptr(), k.shape[1], heads // k.shape[1], width),
+        *(tasks.ctypes.data, len(tasks), spans.ctypes.data, limits.ctypes.data, threads),
+    )
+    return out
+
+
+def cache_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    own: tuple[Tensor, Tensor],
+    age: int,
+    known: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    prompt_of: NDArray[np.int64],
+    layer: int,
+    out: Tensor,
+) -> None:
+    """Attention of one token per text, written to `out` [A, H, D]: q [A, H, D], k and v [A, K, D].
+
+    Text a sees the tokens of prompt `prompt_of[a]`, then `age` tokens of its own, and then itself:
+    k and v are first added to its own keys [A, K, D, room] and values [A, K, room, D]. The known
+    prompts are given by the addresses of their keys [layers, K, D, C] and values [layers, K, T, D]
+    and their lengths T; C is T up to a multiple of `LANES`, as is the room. Needs `has_native`.
+    """
+    native = _library()
+    assert native is not None
+    q, k, v = _with_whole_heads(q), _with_whole_heads(k), _with_whole_heads(v)
+    texts, heads, width = q.shape
+    kv_heads = k.shape[1]
+    native.cache_attention(
+        *(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0), k.stride(0), v.stride(0)),
+        *(own[0].data_ptr(), own[1].data_ptr(), own[0].shape[-1], age),
+        *(array.ctypes.data for array in known),
+        *(prompt_of.ctypes.data, layer, out.data_ptr()),
+        *(texts, kv_heads, heads // kv_heads, width, torch.get_num_threads()),
+    )
