@@ -202,6 +202,8 @@ def test_settings_tell_a_changed_file(tmp_path: Path) -> None:
     assert documents.source == "d.jsonl"
     (tmp_path / "e.jsonl").touch()
     assert open_documents([str(tmp_path)]).source == f"{tmp_path.name} (2 files)"
+    apart = tuple((Path(place), "text") for place in ("/a/x.txt", "/b/y.txt"))
+    assert FileDocuments(apart).source == "/ (2 files)"
     assert open_documents(["hub:a/b,split=valid"]).source == "hub:a/b"
     assert open_documents([str(file)], text_key="t").settings()["text_key"] == "t"
 

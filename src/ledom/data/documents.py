@@ -146,7 +146,8 @@ class FileDocuments:
         files = [file for file, _ in self.files]
         if len(files) == 1:
             return files[0].name
-        return f"{Path(os.path.commonpath(files)).name} ({len(files)} files)"
+        folder = Path(os.path.commonpath(files))
+        return f"{folder.name or folder} ({len(files)} files)"
 
     def settings(self) -> JsonObject:
         """A hash of the files' names, formats, sizes, times and sampled bytes; and the text key."""

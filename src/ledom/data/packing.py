@@ -49,8 +49,8 @@ class Windows(Sequence[NDArray[np.int64]]):
 
     `documents`: a document with EOS on both sides, or a stretch of one that is longer than
     `seq_len`; L is at most `seq_len`. The index is read once; 8 bytes per 1,024 documents are kept.
-    `fixed`: consecutive stretches of `seq_len` tokens of a shard, across documents; a shorter rest
-    at a shard's end is not used. It reads no index and takes no memory.
+    `fixed`: consecutive stretches of `seq_len` tokens of a shard, across documents; what is
+    left at a shard's end is not used. It reads no index and takes no memory.
 
     With either packing, a window begins with the id before the first predicted one, or with EOS at
     the start of a shard; so every token is predicted once in both directions.
