@@ -27,12 +27,9 @@ from ledom.lm.backends.fake import FakeLanguageModel
         ),
     ],
 )
+@pytest.mark.usefixtures("fakes")
 def test_bad_problem_files(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    tmp_path: Path,
-    content: str | None,
-    parts: tuple[str, ...],
+    run: Run, tmp_path: Path, content: str | None, parts: tuple[str, ...]
 ) -> None:
     path = tmp_path / "problems.jsonl"
     if content is not None:
@@ -46,9 +43,9 @@ def test_a_directory_is_no_problem_file(
     check_refused(run("rerank", "--problems", tmp_path), str(tmp_path), "directory")
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_a_refused_run_leaves_the_folder_as_it_was(
-    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+    run: Run, problem_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     arguments = ("--problems", problem_file, "--samples", 2, "--out", out)
@@ -63,13 +60,9 @@ def test_a_refused_run_leaves_the_folder_as_it_was(
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_scores_of_another_question_are_not_reused(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    problem_file: Path,
-    candidate_file: Path,
-    tmp_path: Path,
+    run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:
     arguments = ("--candidates", candidate_file, "--forward", "none", "--out", tmp_path / "out")
     assert run("rerank", "--problems", problem_file, *arguments)[0] == 0
@@ -142,12 +135,9 @@ def test_candidates_of_other_problems(
         (("--threads", "5000"), ("threads", "1024. See: ledom --help")),
     ],
 )
+@pytest.mark.usefixtures("fakes")
 def test_bad_options(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    tmp_path: Path,
-    arguments: tuple[str, ...],
-    parts: tuple[str, ...],
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
     out = tmp_path / "out"
     check_refused(run("rerank", *arguments, "--num-problems", 2, "--out", out), *parts)

@@ -11,7 +11,6 @@ import pytest
 
 from command_line import Run
 from ledom.cli.display import show_ranking, show_summary, show_texts, show_weights
-from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.results import Interval, Needed, SelectionReport, StrategyResult
 from ledom.rerank.strategies import strategies
 from ledom.rerank.weights import TunedWeights
@@ -110,13 +109,9 @@ def test_written_texts_cannot_move_the_cursor(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_what_is_shown_fits_80_columns(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    problem_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"

@@ -38,12 +38,9 @@ def test_the_command_prints_one_table(
         (["none.jsonl"], "none.jsonl"),
     ],
 )
+@pytest.mark.usefixtures("fakes")
 def test_bad_commands_are_one_line(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    tmp_path: Path,
-    arguments: list[str],
-    message: str,
+    run: Run, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     code, printed = run("eval", *arguments, "--out", tmp_path / "out")
     assert code == 2

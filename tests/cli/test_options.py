@@ -77,14 +77,9 @@ ABSURD = [
 
 
 @pytest.mark.parametrize(("command", "says"), IGNORED)
+@pytest.mark.usefixtures("fakes")
 def test_an_option_that_nothing_uses_is_refused_before_any_work(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    problem_file: Path,
-    candidate_file: Path,
-    tmp_path: Path,
-    command: str,
-    says: str,
+    run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path, command: str, says: str
 ) -> None:
     named = {"P": problem_file, "C": candidate_file, "W": tmp_path / "weights.json"}
     out = tmp_path / "out"
@@ -102,13 +97,9 @@ def test_absurd_values_are_refused_with_the_bound(
     check_refused(run(*command.split()), option, bound)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_defaults_are_never_refused(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    problem_file: Path,
-    candidate_file: Path,
-    tmp_path: Path,
+    run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:
     given = ("--problems", problem_file, "--candidates", candidate_file, "--num-problems", 6)
     code, text = run("rerank", *given, "--out", tmp_path / "out")

@@ -125,10 +125,8 @@ def test_an_external_score_is_tuned_on_some_problems_and_used_on_others(
     assert [model.num_scored for model in fakes.values()] == before
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_bad_score_fields(
-    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("no_pictures", "fakes")
+def test_bad_score_fields(run: Run, problem_file: Path, tmp_path: Path) -> None:
     given = judged(tmp_path / "judged.jsonl", QUESTIONS, self_certainty=0.5, text_length="7")
     base = ("rerank", "--problems", problem_file, "--out", tmp_path / "out")
     arguments = (*base, "--candidates", given)
@@ -146,13 +144,9 @@ def test_bad_score_fields(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_an_early_stop_draws_a_part_of_the_same_candidates(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    problem_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("rerank", "--problems", problem_file, "--samples", 12, "--out")
     assert run(*arguments, tmp_path / "full")[0] == 0
@@ -208,13 +202,9 @@ def test_an_early_stop_draws_a_part_of_the_same_candidates(
     check_refused(run(*arguments, out), "early_stop: True there, None now")
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_given_candidates_need_no_forward_model(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    problem_file: Path,
-    candidate_file: Path,
-    tmp_path: Path,
+    run: Run, problem_file: Path, candidate_file: Path, tmp_path: Path
 ) -> None:
     arguments = ("--problems", problem_file, "--candidates", candidate_file, "--forward", "none")
     code, text = run("rerank", *arguments, "--out", tmp_path / "out")
@@ -224,13 +214,9 @@ def test_given_candidates_need_no_forward_model(
     assert "forward" not in {row["id"] for row in names}
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_ctrl_c_keeps_finished_work(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    problem_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampled: list[str] = []
     real = FakeLanguageModel.generate
@@ -277,9 +263,9 @@ def notes_of(run: Run, problems: Path, candidates: Path, out: Path) -> list[str]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_pictures", "fakes")
 def test_answers_no_one_can_parse_are_counted_not_fatal(
-    run: Run, fakes: dict[str, FakeLanguageModel], problem_file: Path, tmp_path: Path
+    run: Run, problem_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "candidates.jsonl"
     texts = ["#### 2", "no idea", "", "\x00\x01", "\x1b[31m#### 2\u202e", "#### " + "9" * 10_000]

@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from command_line import Run
-from ledom.lm.backends.fake import FakeLanguageModel
 from started import started
 from waiting import SECONDS
 
@@ -30,12 +29,9 @@ from waiting import SECONDS
         (["--forward", "none", "--reverse", "none"], "no model to judge with"),
     ],
 )
+@pytest.mark.usefixtures("fakes")
 def test_what_cannot_be_served_is_refused(
-    run: Run,
-    fakes: dict[str, FakeLanguageModel],
-    options: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LEDOM_TOKEN", raising=False)
     code, printed = run("serve", "--port", 0, *options)

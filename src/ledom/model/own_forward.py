@@ -1,4 +1,4 @@
-"""A model's own forward pass, as plain transformers runs it: what ledom's faster ways must equal.
+"""A model's own forward pass, as plain transformers runs it: the reference for the fast ones.
 
 Shapes: T tokens read, N outputs wanted, V vocabulary.
 """

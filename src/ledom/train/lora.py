@@ -57,7 +57,8 @@ class Adapters:
             except (ValueError, TypeError, AttributeError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise RecipeError(
-                    f"key lora: {type(model).__name__} takes no adapters ({reason}); leave lora out"
+                    f"key lora: {type(model).__name__} does not support adapters ({reason}); leave "
+                    "lora out"
                 ) from None
 
     def merge(self) -> None:

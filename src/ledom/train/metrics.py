@@ -31,7 +31,7 @@ from ledom.data.packing import PackedBatch, Windows
 
 __all__ = ["Row", "ValidationStats", "open_metrics", "read_metrics", "thinned"]
 
-_MAX_BLOCKS = 512  # groups of windows in a row, which so stays a few kB
+_MAX_BLOCKS = 512  # groups of windows in a row of metrics, so that a row has only a few kB
 _MAX_SOURCES = 32
 _OTHERS = "other sources"
 _DIGITS = 6  # decimals of losses: far finer than any difference that is shown

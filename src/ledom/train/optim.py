@@ -30,7 +30,7 @@ from ledom.model.architectures import layer_matrices
 
 __all__ = ["Muon", "OptimConfig", "build_optimizers", "schedule"]
 
-_DECAY_SHARE = 0.4  # about as in the recipes; having no decay costs much (docs/log.md)
+_DECAY_SHARE = 0.4  # as in most recipes; a run without a decay ends far worse (docs/log.md)
 
 
 class OptimConfig(Config):

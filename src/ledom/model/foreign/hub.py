@@ -47,7 +47,7 @@ def download(repo: str, revision: str | None = None) -> Downloaded:
         wanted = _wanted([*files])
         folder = snapshot_download(repo, revision=info.sha, allow_patterns=wanted)
     except Exception as error:  # the types differ by failure and by version of the client
-        answered = isinstance(error, HfHubHTTPError)  # so there is a network
+        answered = isinstance(error, HfHubHTTPError)  # so the network is up
         if not answered and (kept := _cached(repo, revision)) is not None:
             note = "%s: the hub cannot be reached; taking commit %s from its cache"
             logging.getLogger("ledom").warning(note, repo, kept.commit)

@@ -180,7 +180,8 @@ def _file_pieces(file: Path, start: int, count: int) -> Callable[[], Iterator[by
 class _TorchFile:
     """A file of `torch.save`, memory-mapped.
 
-    It is mapped anew after every `_MAPPED` bytes: pages that have been read count as memory.
+    It is mapped anew after every `_MAPPED` bytes: pages that were read count toward the memory of
+    the process.
     """
 
     def __init__(self, file: Path) -> None:
