@@ -120,7 +120,9 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
     for model in job.models:
         lm = KeptLM(model, source.name, job.out, track, job.add_bos_token)
         tasks = source.load(lm.direction)
-        measured += _own_scoring(lm, tasks, job)
+        found = run_tasks(lm, tasks, job.limit, job.chat)
+        scoring = lm.scoring if lm.known else ""
+        measured += _measured(lm.direction, scoring, found, _kinds(tasks))
         if lm.known:
             measured += [*_other_scorings(lm, tasks, job), *_entropy(lm, tasks)]
             chance = float(np.mean([1 / len(parts) for parts in lm.documents.values()]))
@@ -129,12 +131,6 @@ def _evaluate_task(source: Source, job: Job, track: Track) -> TaskResult:
     return TaskResult(
         source.name, count, chance, compare(measured), source.published, [*dict.fromkeys(notes)]
     )
-
-
-def _own_scoring(lm: KeptLM, tasks: Sequence[Any], job: Job) -> list[Measured]:
-    """Every metric of the tasks, by the model's default scoring."""
-    found = run_tasks(lm, tasks, job.limit, job.chat)
-    return list(_measured(lm.direction, lm.scoring if lm.known else "", found, _kinds(tasks)))
 
 
 def _other_scorings(lm: KeptLM, tasks: Sequence[Any], job: Job) -> Iterator[Measured]:

@@ -285,12 +285,13 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
                 f"of {self.lm.context}; lower the task's max_gen_toks"
             )
         fitted = [self.lm.shortened_prompt(context, room) for context in contexts]
+        pattern = "|".join(map(re.escape, until)) if self.lm.stops_at_patterns else None
         sampling = Sampling(
             temperature=settings.get("temperature", 1.0) if settings["do_sample"] else 0,
             top_k=settings.get("top_k", 0),
             top_p=settings.get("top_p", 1.0),
             max_tokens=max_tokens,
-            stop_pattern=_pattern(until) if self.lm.stops_at_patterns else None,
+            stop_pattern=pattern or None,
         )
         texts = [""] * len(contexts)
         for place, (generation,) in self._writer(fitted).generate([t for t, _ in fitted], sampling):
@@ -341,10 +342,6 @@ def _request(instance: Instance) -> Request:
     known = instance.task_name is not None and instance.doc_id is not None
     group = (instance.task_name, instance.doc_id) if known else None
     return Request(context, continuation, group)
-
-
-def _pattern(until: Sequence[str]) -> str | None:
-    return "|".join(map(re.escape, until)) or None
 
 
 def run_tasks(lm: LedomLM, tasks: Sequence[Any], limit: int | None, chat: bool) -> JsonObject:

@@ -83,16 +83,21 @@ def infill(
     """
     Direction.FORWARD.require(forward.direction, forward.name, "to choose middles")
     known = {gap.id: gap for gap in gaps}
-    prompts = [Prompt(gap.id, _prompt(gap, proposer.direction)) for gap in gaps]
+    writes_on = proposer.direction is Direction.FORWARD
+    prompts = [Prompt(gap.id, gap.beginning if writes_on else gap.ending) for gap in gaps]
     _check_gaps(gaps, forward, sampling)
     check_prompts(prompts, proposer, sampling)
     path = out / "proposals.jsonl"
     drawn = propose(proposer, prompts, sampling, num_samples, path, track, "writing middles")
-    middles = _numbered(
+    distinct = dict.fromkeys(
         (proposal.item_id, text)
         for proposal in drawn
         for text in cuts(proposal.text, known[proposal.item_id], proposer.direction)
     )
+    middles = [
+        Proposal(item_id=gap_id, index=index, text=text)
+        for index, (gap_id, text) in enumerate(distinct)
+    ]
     scores = verify(
         forward,
         middles,
@@ -146,18 +151,6 @@ def _check_gaps(gaps: Sequence[Gap], forward: LanguageModel, sampling: Sampling)
                 f"max_tokens={sampling.max_tokens} between them they do not fit the context of "
                 f"{forward.context} of {forward.name}; {remedy}"
             )
-
-
-def _prompt(gap: Gap, direction: Direction) -> str:
-    return gap.beginning if direction is Direction.FORWARD else gap.ending
-
-
-def _numbered(texts: Iterator[tuple[str, str]]) -> list[Proposal]:
-    """Each distinct text of a gap once, with a new number."""
-    return [
-        Proposal(item_id=gap_id, index=index, text=text)
-        for index, (gap_id, text) in enumerate(dict.fromkeys(texts))
-    ]
 
 
 def cuts(text: str, gap: Gap, direction: Direction) -> list[str]:

@@ -207,15 +207,11 @@ def sample_pairs(
     check_prompts(asked, forward, sampling)
     written = propose(forward, asked, sampling, 1, path, track, "sampling outputs")
     texts = {prompt.id: prompt.text for prompt in prompts}
-    solutions = [
-        (one.item_id, forward.pair_format.written_solution(one.text))
+    return [
+        Problem(id=one.item_id, question=texts[one.item_id], solution=solution)
         for one in written
         if one.finish_reason == "stop"
-    ]
-    return [
-        Problem(id=item_id, question=texts[item_id], solution=solution)
-        for item_id, solution in solutions
-        if solution.strip()
+        and (solution := forward.pair_format.written_solution(one.text)).strip()
     ]
 
 

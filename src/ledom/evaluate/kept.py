@@ -84,7 +84,9 @@ class KeptLM(LedomLM):
                 "loglikelihood",
                 asked,
                 [(r.context, r.continuation, str(r.group)) for r in asked],
-                lambda some: _score(self, some),
+                lambda some: [
+                    asdict(parts) for parts in score(self.lm, some, self.convention, control=True)
+                ],
                 document_batches,
             )
             self.known = [
@@ -180,8 +182,3 @@ def _cut(
     remaining = iter(asked)
     sizes = map(len, groups([one.request for one in asked]))
     return [[*islice(remaining, size)] for size in sizes]
-
-
-def _score(lm: LedomLM, asked: Sequence[Request]) -> list[JsonObject]:
-    """The parts of every request, as JSON objects."""
-    return [asdict(parts) for parts in score(lm.lm, asked, lm.convention, control=True)]

@@ -228,18 +228,13 @@ class _Forward(_Scorer):
 
     def begun(self, text: _Text) -> tuple[list[int], int]:
         """The ids with the special tokens in front, and where the continuation starts."""
-        if text.boundary:
-            first = [] if self.begins_with_special(text.ids) else self.convention.first
-            return [*first, *text.ids], len(first) + text.boundary
         prefix = self.convention.prefix
-        if tuple(text.ids[: len(prefix)]) == prefix:  # the text itself starts with the prefix
-            return text.ids, len(prefix)
-        return [*prefix, *text.ids], len(prefix)
-
-    def begins_with_special(self, ids: Sequence[int]) -> bool:
-        """Whether a text already has the special tokens, as from a chat template."""
-        first = self.convention.prefix
-        return bool(first) and tuple(ids[: len(first)]) == first
+        first = self.convention.first if text.boundary else prefix
+        start = text.boundary or len(prefix)
+        # A text may already have the special tokens, as from a chat template.
+        if prefix and tuple(text.ids[: len(prefix)]) == prefix:
+            return text.ids, start
+        return [*first, *text.ids], len(first) + text.boundary
 
     def reversed_prompt(self, request: Request, text: _Text) -> int | None:
         """Add the span of a context written after the continuation; returns its index."""
@@ -268,22 +263,18 @@ class _Reverse(_Scorer):
         return [
             Parts(
                 continuation=_total(values[source][start:]),
-                context=None if text.kind == "no context" else _total(values[whole][:boundary]),
+                context=None
+                if text.kind == "no context"
+                else _total(values[whole][: text.boundary]),
                 alone=_maybe(values, context),
                 reversed_prompt=_maybe(values, control),
                 num_tokens=len(values[source]) - start,
-                num_context_tokens=boundary,
+                num_context_tokens=text.boundary,
                 cut=text.cut,
                 kind=text.kind,
             )
-            for (source, start), whole, context, control, text, boundary in zip(
-                self.sources(wholes, texts),
-                wholes,
-                alone,
-                controls,
-                texts,
-                (text.boundary for text in texts),
-                strict=True,
+            for (source, start), whole, context, control, text in zip(
+                self.sources(wholes, texts), wholes, alone, controls, texts, strict=True
             )
         ]
 

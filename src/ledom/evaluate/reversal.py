@@ -20,7 +20,7 @@ A stopped run resumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,18 +232,14 @@ def _train(job: ReversalJob, name: str, facts: Sequence[Fact], watch: Watch) -> 
     """The model of an arm; its training resumes."""
     direction, extra = _MODELS[name]
     folder = _folder(job, name)
-    documents = texts(facts) + extra(facts)
-    write_records(folder / "texts.jsonl", _documents(documents))
+    documents = enumerate(texts(facts) + extra(facts))
+    write_records(folder / "texts.jsonl", (Document(id=str(i), text=text) for i, text in documents))
     every = [*texts(facts), *reversed_texts(facts), *identities(facts)]
     train_tokenizer(every, _VOCAB_SIZE).save(folder)  # the same for all models
     recipe = _recipe(job, folder)
     data = prepare_data(recipe.data, folder / "data")
     with watch(f"training: {name}", newest_step(folder), job.steps) as on_progress:
         return load(train(recipe, direction, data, folder, on_progress))
-
-
-def _documents(texts: Iterable[str]) -> Iterator[Document]:
-    return (Document(id=str(number), text=text) for number, text in enumerate(texts))
 
 
 def _recipe(job: ReversalJob, folder: Path) -> Recipe:
@@ -287,8 +283,14 @@ def _proposals(
     """`count` answers to every question: a forward model writes the end of a sentence, a reverse
     model the start."""
     forward = lm.direction is Direction.FORWARD
+    pair_format = PairFormat(PAIR_FORMAT)
     prompts = [
-        Prompt(f"{q.fact.id}, {q.asked}", _before(q.known) if forward else _after(q.known))
+        Prompt(
+            f"{q.fact.id}, {q.asked}",
+            pair_format.before_solution(q.known).rstrip()  # a token starts with its space
+            if forward
+            else pair_format.after_question(q.known),
+        )
         for q in questions
     ]
     name = f"asking: {path.parent.name}"
@@ -298,14 +300,6 @@ def _proposals(
         for text in texts
     ]
     return [answers[start : start + count] for start in range(0, len(answers), count)]
-
-
-def _before(known: str) -> str:
-    return PairFormat(PAIR_FORMAT).before_solution(known).rstrip()  # a token starts with its space
-
-
-def _after(known: str) -> str:
-    return PairFormat(PAIR_FORMAT).after_question(known)
 
 
 def ask_pair(

@@ -270,19 +270,16 @@ def _screened(
     screened = []
     for problem in problems:
         if REASON not in problem.extra:
-            reason = _reason(problem.question, asked, known)
-            if reason is None and not fits(problem):
-                reason = "too long"
+            repeated = problem.question in asked
             asked.add(problem.question)
-            problem = problem if reason is None else _removed(problem, reason)
+            if repeated:
+                problem = _removed(problem, "duplicate")
+            elif known.find(problem.question):
+                problem = _removed(problem, "known")
+            elif not fits(problem):
+                problem = _removed(problem, "too long")
         screened.append(problem)
     return screened
-
-
-def _reason(question: str, asked: set[str], known: NearDuplicates) -> str | None:
-    if question in asked:
-        return "duplicate"
-    return "known" if known.find(question) else None
 
 
 def _removed(problem: Problem, reason: str) -> Problem:
