@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from textwrap import shorten
 
@@ -199,24 +199,15 @@ class Judge:
         found: dict[int, dict[str, Score]] = {c.index: {} for c in candidates.values()}
         for lm in self.models:
             problems = list(problem_of.values())
-            for records in self._score(problems, list(candidates.values()), lm):
+            answers = list(candidates.values())
+            for records in score_candidates(problems, answers, lm, mask_copies=self.mask_copies):
                 for record in records:
                     found[record.index][record.target] = record
                 yield
-        judged = {
-            pair: self._judgement(problem_of[pair.question], candidate, found[candidate.index])
-            for pair, candidate in candidates.items()
-        }
+        judged: dict[Pair, Judgement] = {}
+        for pair, candidate in candidates.items():
+            scores = found[candidate.index]
+            features = candidate_features(scores, problem_of[pair.question], candidate)
+            reward = float(self._strategy.weigh(features, self._weights))
+            judged[pair] = Judgement(reward, scores, features)
         return [judged[pair] for pair in pairs]
-
-    def _score(
-        self, problems: Sequence[Problem], candidates: Sequence[Candidate], lm: LanguageModel
-    ) -> Iterator[list[Score]]:
-        return score_candidates(problems, candidates, lm, mask_copies=self.mask_copies)
-
-    def _judgement(
-        self, problem: Problem, candidate: Candidate, scores: dict[str, Score]
-    ) -> Judgement:
-        features = candidate_features(scores, problem, candidate)
-        reward = float(self._strategy.weigh(features, self._weights))
-        return Judgement(reward, scores, features)

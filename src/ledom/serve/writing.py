@@ -99,10 +99,8 @@ def _strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
     >>> _strip_special(lm, [*lm.bos_ids, 5, 6])
     [5, 6]
     """
-    first = lm.bos_ids
-    if first and list(ids[: len(first)]) == first:
-        return list(ids[len(first) :])
-    return list(ids)
+    first = len(lm.bos_ids)
+    return list(ids[first:] if list(ids[:first]) == lm.bos_ids else ids)
 
 
 def write(
@@ -135,7 +133,11 @@ def written_tokens(
     ['4']
     """
     context, ids = _all_ids(lm, prompt, generation)
-    return _score(lm, context, ids, count) if ids else []
+    if not ids:
+        return []
+    whole = lm.direction.to_reading_order(context + lm.direction.to_model_order(ids))
+    span = lm.direction.span_to_model_order(len(context), len(whole), len(whole))
+    return _tokens(lm, TokenSpan(whole, *span), count)
 
 
 def cut_at_stops(
@@ -198,13 +200,6 @@ def next_tokens(lm: LanguageModel, prompt: str, generation: Generation, count: i
 def _all_ids(lm: LanguageModel, prompt: str, generation: Generation) -> tuple[list[int], list[int]]:
     """Ids that the model read, in model order, and ids that it wrote, in reading order."""
     return lm.prompt_ids(prompt, max(1, len(generation.ids))), list(generation.ids)
-
-
-def _score(lm: LanguageModel, context: list[int], ids: list[int], count: int) -> list[Token]:
-    """The tokens that follow a context in model order. `ids` are in reading order."""
-    whole = lm.direction.to_reading_order(context + lm.direction.to_model_order(ids))
-    span = lm.direction.span_to_model_order(len(context), len(whole), len(whole))
-    return _tokens(lm, TokenSpan(whole, *span), count)
 
 
 def _tokens(lm: LanguageModel, target: TokenSpan, count: int) -> list[Token]:

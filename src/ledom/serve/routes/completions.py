@@ -6,6 +6,7 @@ A reverse model writes what precedes the prompt. Texts and tokens are in reading
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
@@ -24,34 +25,55 @@ from ledom.serve.routes.unsupported import ReadingBody, WritingBody
 from ledom.serve.service import Service
 from ledom.serve.writing import Token, token_text
 
-__all__ = ["CompletionBody", "complete", "completion_events", "pieces", "router", "stream"]
+__all__ = [
+    "CompletionBody",
+    "SampledBody",
+    "complete",
+    "completion_events",
+    "pieces",
+    "router",
+    "stream",
+]
 
 router = APIRouter(tags=["completions"])
 
 _MOST_LOGPROBS = 20
+_OURS = {"model", "n", "stream", "stream_options", "ledom"}  # keys not sent to an upstream
 Ids = Annotated[list[int], Field(min_length=1)]
 
 
-class CompletionBody(WritingBody):
-    """OpenAI's body; `model` is forward, reverse or ledom/STRATEGY.
+class SampledBody(WritingBody):
+    """The settings that OpenAI's completions and chat share.
 
-    Keys that are not named here are sent to the upstream unchanged.
+    The gateway sends keys that no field names to the upstream unchanged.
     """
 
-    model: Annotated[str, Field(examples=["reverse"])]
-    prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=[f"\n\n{ANSWER}"])]
-    max_tokens: Annotated[int | None, Field(ge=0, examples=[32])] = None
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     top_k: Annotated[int | None, Field(ge=-1)] = None
     n: Annotated[int | None, Field(ge=1)] = None
+    """Texts per prompt; of the gateway, candidates to draw, of which one is returned."""
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: str | list[str] | None = None
-    logprobs: Annotated[int | None, Field(ge=0, le=_MOST_LOGPROBS)] = None
-    echo: bool | None = None
     stream: bool | None = None
     ledom: JsonObject | None = None
-    """Options of the gateway: strategy, n, lambda, model."""
+    """Options of the gateway: strategy, n, lambda, model (the upstream's). They override those in
+    the name."""
+
+    def for_upstream(self) -> JsonObject:
+        """The keys that were given, without those that the gateway itself obeys."""
+        given = self.model_dump(exclude_unset=True)
+        return {key: value for key, value in given.items() if key not in _OURS}
+
+
+class CompletionBody(SampledBody):
+    """OpenAI's body; `model` is forward, reverse or ledom/STRATEGY."""
+
+    model: Annotated[str, Field(examples=["reverse"])]
+    prompt: Annotated[str | Ids | list[str] | list[Ids], Field(examples=[f"\n\n{ANSWER}"])]
+    max_tokens: Annotated[int | None, Field(ge=0, examples=[32])] = None
+    logprobs: Annotated[int | None, Field(ge=0, le=_MOST_LOGPROBS)] = None
+    echo: bool | None = None
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each as text or as ids."""
@@ -247,12 +269,7 @@ def pieces(text: str) -> list[str]:
     >>> pieces("What is  it?")
     ['What', ' is', '  it?']
     """
-    words: list[str] = []
-    for character in text:
-        if not words or (character.isspace() and not words[-1][-1].isspace()):
-            words.append("")
-        words[-1] += character
-    return words
+    return re.findall(r"\s*\S+|\s+", text)
 
 
 @router.post("/tokenize", responses=describe(404))

@@ -19,20 +19,18 @@ from ledom.serve.gateway import Chosen, Options, choose
 from ledom.serve.refusals import Refusal, describe
 from ledom.serve.routes.completions import (
     CompletionBody,
+    SampledBody,
     complete,
     completion_events,
     pieces,
     stream,
 )
 from ledom.serve.routes.shared import QUESTION, Body, ServiceOf, new_id, now, usage
-from ledom.serve.routes.unsupported import WritingBody
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["complete_by_choice", "router"]
 
 router = APIRouter(tags=["gateway"])
-
-_OURS = {"model", "n", "stream", "stream_options", "ledom"}  # keys not sent to the upstream
 
 
 class Message(Body):
@@ -44,8 +42,8 @@ class Message(Body):
     content: str | list[JsonObject] | None = None
 
 
-class ChatBody(WritingBody):
-    """OpenAI's body; keys that are not named here are sent to the upstream unchanged."""
+class ChatBody(SampledBody):
+    """OpenAI's body."""
 
     model: Annotated[str, Field(examples=["ledom/auto"])]
     """`ledom/STRATEGY`, with options after commas: `ledom/vote-all-terms,n=8`."""
@@ -58,17 +56,7 @@ class ChatBody(WritingBody):
     ]
     max_tokens: Annotated[int | None, Field(ge=1, examples=[64])] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    temperature: Annotated[float | None, Field(ge=0, le=100)] = None
-    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
-    top_k: Annotated[int | None, Field(ge=-1)] = None
-    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
-    stop: str | list[str] | None = None
-    n: Annotated[int | None, Field(ge=1)] = None
-    """Candidates to draw; one is returned."""
-    stream: bool | None = None
     stream_options: JsonObject | None = None
-    ledom: JsonObject | None = None
-    """Options: strategy, n, lambda, model (the upstream's). They override those in the name."""
 
 
 @router.post("/v1/chat/completions", responses=describe(404, 502))
@@ -80,7 +68,7 @@ async def chat(body: ChatBody, service: ServiceOf) -> Any:
         body.refuse_unsupported()
         _check_text(body.messages)
     question = question_of([message.model_dump() for message in body.messages])
-    sent = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in _OURS}
+    sent = body.for_upstream()
     if not service.upstream and body.max_completion_tokens:
         sent["max_tokens"] = body.max_completion_tokens
     chosen = await choose(service, question, options, "chat/completions", sent)
@@ -167,10 +155,9 @@ async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObje
     if not service.upstream:
         body.refuse_unsupported()
     options = Options.read(body.model, body.ledom, body.n)
-    sent = {k: v for k, v in body.model_dump(exclude_unset=True).items() if k not in _OURS}
     prompt = prompts[0]
     question = await apart(len(prompt), lambda: question_of(prompt))
-    chosen = await choose(service, question, options, "completions", sent)
+    chosen = await choose(service, question, options, "completions", body.for_upstream())
     reason = chosen.choice.get("finish_reason")
     return {
         "id": new_id("cmpl"),

@@ -95,7 +95,9 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     return {
         "strategy": service.judge.strategy,
         "weights": service.judge.strategy_weights,
-        "warning": unfamiliar(service.judge.reverse, _of_question(judged)),
+        "warning": unfamiliar(
+            service.judge.reverse, [j.scores["x|y"] for j in judged if "x|y" in j.scores]
+        ),
         "results": results,
         "seconds": time.perf_counter() - start,
     }
@@ -161,11 +163,6 @@ def _named(lm: LanguageModel, alternatives: list[tuple[int, float]]) -> list[Jso
         {"id": token_id, "text": writing.token_text(lm, token_id), "logprob": logprob}
         for token_id, logprob in alternatives
     ]
-
-
-def _of_question(judged: list[Judgement]) -> list[Score]:
-    """The scores log P(question | answer)."""
-    return [j.scores["x|y"] for j in judged if "x|y" in j.scores]
 
 
 def _details(body: ScoreBody, index: int, judgement: Judgement) -> JsonObject:

@@ -106,10 +106,7 @@ def _reports(folder: Path | None) -> dict[str, Path]:
         folders[:] = open_ if len(here.parts) < _DEEPEST else []
         for name in sorted(names):
             file = folder / here / name
-            if name.endswith(".html") and not name.startswith(".") and _is_regular(file):
+            shown = name.endswith(".html") and not name.startswith(".")
+            if shown and file.is_file() and not file.is_symlink():
                 found[(here / name).as_posix()] = file
     return found
-
-
-def _is_regular(file: Path) -> bool:
-    return file.is_file() and not file.is_symlink()
