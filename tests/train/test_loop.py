@@ -102,7 +102,6 @@ def test_a_run_lowers_the_loss(uninterrupted, recipe, data, direction):
     assert [(p.step, p.loss, p.valid_loss) for p in progress] == [
         (row["step"], row["loss"], row.get("valid_loss")) for row in rows
     ]
-    assert {p.steps for p in progress} == {30}
     checkpoint = load_checkpoint(finished, direction)
     assert checkpoint.tokenizer.fingerprint == data.tokenizer.fingerprint
     assert checkpoint.pair_format.template == recipe.data.pair_format

@@ -73,7 +73,6 @@ class Progress:
     """The state of a run after a step, for display."""
 
     step: int
-    steps: int
     loss: float
     tokens_per_second: float
     valid_loss: float | None
@@ -115,18 +114,17 @@ class TrainingRun:
 
     def run(self, on_progress: Callable[[Progress], None]) -> None:
         """Take the remaining steps; a stop request takes effect after the current step."""
-        steps, trackers = self.recipe.optim.steps, self.recipe.train.trackers
         settings = {"direction": str(self.direction), **self.recipe.model_dump(mode="json")}
-        metrics = open_metrics(self.folder, self.step, trackers, settings)
+        metrics = open_metrics(self.folder, self.step, self.recipe.train.trackers, settings)
         try:
             with (
                 metrics if self.world.is_first else nullcontext(lambda row: None) as log,
                 _stop_requests() as received,
             ):
-                while self.step < steps:
+                while self.step < self.recipe.optim.steps:
                     row = self._next_row()
                     log(row)
-                    on_progress(_progress(row, steps, self._save()))
+                    on_progress(_progress(row, self._save()))
                     self._stop_if(received)
         except (KeyboardInterrupt, SystemExit):
             self.checkpoints.save(self.step)
@@ -262,11 +260,10 @@ def train(
         return run.finish()
 
 
-def _progress(row: Row, steps: int, failure: OutputError | None) -> Progress:
+def _progress(row: Row, failure: OutputError | None) -> Progress:
     """The progress after a step, from its row of metrics and a checkpoint's failure."""
     return Progress(
         step=row["step"],
-        steps=steps,
         loss=row["loss"],
         tokens_per_second=row["tokens_per_second"],
         valid_loss=row.get("valid_loss"),
