@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ledom.serve.batching import Batcher, Closing, Overloaded, Steps
+from ledom.serve.batching import Batcher, Closing, Overloaded, Steps, _Pace
 from waiting import SECONDS, until_async
 
 Pending = asyncio.Task[list[int]]
@@ -38,12 +39,14 @@ class Work:
         return [2 * item for item in items]
 
 
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def within() -> None:
-        async with asyncio.timeout(SECONDS):
-            await test()
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in an event loop, for at most `SECONDS`."""
 
-    asyncio.run(within())
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(**fixtures), SECONDS))
+
+    return run
 
 
 def batcher(work: Work, capacity: int = 100, cost: float = 1.0) -> Batcher[int, int]:
@@ -68,173 +71,150 @@ async def small_behind_large(work: Work, queue: Batcher[int, int]) -> None:
     assert await large == [2 * n for n in range(100, 112)]
 
 
-def test_requests_that_wait_share_a_batch() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work)
-        first = await busy_with(work, queue, [1])
-        assert work.batches == [[1]]
-        others = [asyncio.create_task(queue.submit([n])) for n in (2, 3, 4)]
-        await until_async(lambda: queue.waiting == 3)
-        work.gate.set()
-        assert await first == [2]
-        assert await asyncio.gather(*others) == [[4], [6], [8]]
-        assert work.batches == [[1], [2, 3, 4]]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_requests_that_wait_share_a_batch() -> None:
+    work = Work()
+    queue = batcher(work)
+    first = await busy_with(work, queue, [1])
+    assert work.batches == [[1]]
+    others = [asyncio.create_task(queue.submit([n])) for n in (2, 3, 4)]
+    await until_async(lambda: queue.waiting == 3)
+    work.gate.set()
+    assert await first == [2]
+    assert await asyncio.gather(*others) == [[4], [6], [8]]
+    assert work.batches == [[1], [2, 3, 4]]
+    await queue.close()
 
 
-def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work, cost=500.0)  # four items per batch before any speed is known
-        await small_behind_large(work, queue)
-        assert work.batches[0] == [100, 101, 102, 103]
-        assert 1 in work.batches[1]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_a_small_request_does_not_wait_for_all_of_a_large_one() -> None:
+    work = Work()
+    queue = batcher(work, cost=500.0)  # four items per batch before any speed is known
+    await small_behind_large(work, queue)
+    assert work.batches[0] == [100, 101, 102, 103]
+    assert 1 in work.batches[1]
+    await queue.close()
 
 
-def test_a_batch_that_completes_a_small_request_is_half_as_long(
+@in_loop
+async def test_a_batch_that_completes_a_small_request_is_half_as_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ledom.serve.batching._MEMORY", 1.0)  # the speed stays as it is
-
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work, cost=500.0)
-        queue._speed = 2000.0 / 1e9  # four items per batch
-        first = await busy_with(work, queue, [1])
-        assert work.batches == [[1]]
-        others = [asyncio.create_task(queue.submit(n)) for n in (list(range(100, 112)), [2])]
-        await until_async(lambda: queue.waiting == 13)
-        work.gate.set()
-        await asyncio.gather(first, *others)
-        assert work.batches[1:4] == [[100, 2], [101, 102, 103, 104], [105, 106, 107, 108]]
-        await queue.close()
-
-    run(test)
+    work = Work()
+    queue = batcher(work, cost=500.0)
+    first = await busy_with(work, queue, [1])
+    assert work.batches == [[1]]
+    others = [asyncio.create_task(queue.submit(n)) for n in (list(range(100, 112)), [2])]
+    await until_async(lambda: queue.waiting == 13)
+    work.gate.set()
+    await asyncio.gather(first, *others)
+    assert work.batches[1:4] == [[100, 2], [101, 102, 103, 104], [105, 106, 107, 108]]
+    await queue.close()
 
 
-def test_a_small_request_has_a_batch_of_its_own_while_large_ones_advance_between(
+@in_loop
+async def test_a_small_request_has_a_batch_of_its_own_while_large_ones_advance_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ledom.serve.batching._MEMORY", 1.0)  # the speed stays as it is
-
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work, cost=500.0)
-        queue._speed = 500.0 / 1e9  # one item per batch
-        large = asyncio.create_task(queue.submit(list(range(100, 160))))
-        for _ in range(12):
-            begun = len(work.batches)
-            await until_async(lambda begun=begun: large.done() or len(work.batches) > begun)  # type: ignore[misc]
-            assert await queue.submit([1]) == [2]
-        assert await large == [2 * n for n in range(100, 160)]
-        assert all(batch == [1] for batch in work.batches if 1 in batch)
-        await queue.close()
-
-    run(test)
+    work = Work()
+    queue = batcher(work, cost=500.0)
+    queue._pace = _Pace(cost=125.0, seconds=1.0)  # so a batch may cost 500: one item
+    large = asyncio.create_task(queue.submit(list(range(100, 160))))
+    for _ in range(12):
+        begun = len(work.batches)
+        await until_async(lambda begun=begun: large.done() or len(work.batches) > begun)  # type: ignore[misc]
+        assert await queue.submit([1]) == [2]
+    assert await large == [2 * n for n in range(100, 160)]
+    assert all(len(batch) == 1 for batch in work.batches)
+    await queue.close()
 
 
-def test_a_batch_of_a_large_request_is_interrupted_by_a_small_one() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work, cost=500.0)  # four items per batch before any speed is known
-        await small_behind_large(work, queue)
-        assert work.batches[0] == [100, 101, 102, 103]
-        assert work.ended[:2] == [[1], [100, 101, 102, 103]]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_a_batch_of_a_large_request_is_interrupted_by_a_small_one() -> None:
+    work = Work()
+    queue = batcher(work, cost=500.0)  # four items per batch before any speed is known
+    await small_behind_large(work, queue)
+    assert work.batches[0] == [100, 101, 102, 103]
+    assert work.ended[:2] == [[1], [100, 101, 102, 103]]
+    await queue.close()
 
 
-def test_a_batch_that_completes_a_request_is_not_interrupted() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work)
-        first = await busy_with(work, queue, [1])
-        assert work.batches == [[1]]
-        second = asyncio.create_task(queue.submit([2]))
-        await until_async(lambda: queue.waiting == 1)
-        work.gate.set()
-        assert await asyncio.gather(first, second) == [[2], [4]]
-        assert work.ended == [[1], [2]]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_a_batch_that_completes_a_request_is_not_interrupted() -> None:
+    work = Work()
+    queue = batcher(work)
+    first = await busy_with(work, queue, [1])
+    assert work.batches == [[1]]
+    second = asyncio.create_task(queue.submit([2]))
+    await until_async(lambda: queue.waiting == 1)
+    work.gate.set()
+    assert await asyncio.gather(first, second) == [[2], [4]]
+    assert work.ended == [[1], [2]]
+    await queue.close()
 
 
-def test_a_batch_that_interrupts_may_fail_alone() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work, cost=500.0)
-        large = await busy_with(work, queue, list(range(100, 112)))
-        small = asyncio.create_task(queue.submit([-1]))
-        await until_async(lambda: queue.waiting == 9)
-        work.gate.set()
-        with pytest.raises(ValueError, match="negative: -1"):
-            await small
-        assert await large == [2 * n for n in range(100, 112)]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_a_batch_that_interrupts_may_fail_alone() -> None:
+    work = Work()
+    queue = batcher(work, cost=500.0)
+    large = await busy_with(work, queue, list(range(100, 112)))
+    small = asyncio.create_task(queue.submit([-1]))
+    await until_async(lambda: queue.waiting == 9)
+    work.gate.set()
+    with pytest.raises(ValueError, match="negative: -1"):
+        await small
+    assert await large == [2 * n for n in range(100, 112)]
+    await queue.close()
 
 
-def test_a_request_that_fails_does_not_spoil_the_others() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work)
-        answers = await asyncio.gather(
-            queue.submit([1, 2]), queue.submit([3, -4]), queue.submit([5]), return_exceptions=True
-        )
-        assert answers[0] == [2, 4]
-        assert str(answers[1]) == "negative: -4"
-        assert answers[2] == [10]
-        assert await queue.submit([6]) == [12]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_a_request_that_fails_does_not_spoil_the_others() -> None:
+    work = Work()
+    queue = batcher(work)
+    answers = await asyncio.gather(
+        queue.submit([1, 2]), queue.submit([3, -4]), queue.submit([5]), return_exceptions=True
+    )
+    assert answers[0] == [2, 4]
+    assert str(answers[1]) == "negative: -4"
+    assert answers[2] == [10]
+    assert await queue.submit([6]) == [12]
+    await queue.close()
 
 
-def test_a_full_queue_refuses_with_a_time() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work, capacity=3)
-        busy = await busy_with(work, queue, [0])
-        waits = asyncio.create_task(queue.submit([1, 2]))
-        await until_async(lambda: queue.waiting == 2)
-        with pytest.raises(Overloaded) as refused:
-            await queue.submit([3, 4])
-        assert 1 <= refused.value.seconds <= 60
-        work.gate.set()
-        assert await waits == [2, 4]
-        assert await busy == [0]
-        assert await queue.submit([3, 4]) == [6, 8]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_a_full_queue_refuses_with_a_time() -> None:
+    work = Work()
+    queue = batcher(work, capacity=3)
+    busy = await busy_with(work, queue, [0])
+    waits = asyncio.create_task(queue.submit([1, 2]))
+    await until_async(lambda: queue.waiting == 2)
+    with pytest.raises(Overloaded) as refused:
+        await queue.submit([3, 4])
+    assert 1 <= refused.value.seconds <= 60
+    work.gate.set()
+    assert await waits == [2, 4]
+    assert await busy == [0]
+    assert await queue.submit([3, 4]) == [6, 8]
+    await queue.close()
 
 
-def test_what_is_cancelled_is_not_computed() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work)
-        busy = await busy_with(work, queue, [0])
-        gone = asyncio.create_task(queue.submit([1, 2, 3]))
-        kept = asyncio.create_task(queue.submit([4]))
-        await until_async(lambda: queue.waiting == 4)
-        gone.cancel()
-        await until_async(lambda: queue.waiting == 1)
-        work.gate.set()
-        assert await kept == [8]
-        assert await busy == [0]
-        assert work.batches == [[0], [4]]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_what_is_cancelled_is_not_computed() -> None:
+    work = Work()
+    queue = batcher(work)
+    busy = await busy_with(work, queue, [0])
+    gone = asyncio.create_task(queue.submit([1, 2, 3]))
+    kept = asyncio.create_task(queue.submit([4]))
+    await until_async(lambda: queue.waiting == 4)
+    gone.cancel()
+    await until_async(lambda: queue.waiting == 1)
+    work.gate.set()
+    assert await kept == [8]
+    assert await busy == [0]
+    assert work.batches == [[0], [4]]
+    await queue.close()
 
 
 async def cancelled_in_its_first_step(others: list[list[int]]) -> tuple[Work, list[list[int]]]:
@@ -254,94 +234,80 @@ async def cancelled_in_its_first_step(others: list[list[int]]) -> tuple[Work, li
     return work, results
 
 
-def test_a_batch_that_nobody_waits_for_ends_at_its_next_step() -> None:
-    async def test() -> None:
-        work, _ = await cancelled_in_its_first_step([])
-        assert work.batches == [[1], [9]]
-        assert work.ended == [[9]]
-
-    run(test)
+@in_loop
+async def test_a_batch_that_nobody_waits_for_ends_at_its_next_step() -> None:
+    work, _ = await cancelled_in_its_first_step([])
+    assert work.batches == [[1], [9]]
+    assert work.ended == [[9]]
 
 
-def test_a_batch_that_someone_waits_for_is_computed_as_a_whole() -> None:
-    async def test() -> None:
-        work, results = await cancelled_in_its_first_step([[2], [3]])
-        assert results == [[4], [6]]
-        assert work.ended == work.batches == [[2, 3, 1], [9]]
-
-    run(test)
+@in_loop
+async def test_a_batch_that_someone_waits_for_is_computed_as_a_whole() -> None:
+    work, results = await cancelled_in_its_first_step([[2], [3]])
+    assert results == [[4], [6]]
+    assert work.ended == work.batches == [[2, 3, 1], [9]]
 
 
-def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work)
-        taken = await busy_with(work, queue, [1, 2])
-        closing = asyncio.create_task(queue.close())
-        await asyncio.sleep(0)
-        with pytest.raises(Closing):
-            await queue.submit([3])
-        work.gate.set()
-        assert await taken == [2, 4]
-        await closing
-
-    run(test)
+@in_loop
+async def test_closing_finishes_what_was_taken_and_takes_no_more() -> None:
+    work = Work()
+    queue = batcher(work)
+    taken = await busy_with(work, queue, [1, 2])
+    closing = asyncio.create_task(queue.close())
+    await asyncio.sleep(0)
+    with pytest.raises(Closing):
+        await queue.submit([3])
+    work.gate.set()
+    assert await taken == [2, 4]
+    await closing
 
 
-def test_no_items_are_no_work() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work)
-        assert await queue.submit([]) == []
-        assert work.batches == []
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_no_items_are_no_work() -> None:
+    work = Work()
+    queue = batcher(work)
+    assert await queue.submit([]) == []
+    assert work.batches == []
+    await queue.close()
 
 
-def test_many_small_requests_share_a_batch_larger_than_that_of_a_large_one() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work, cost=500.0)  # four items of a large request per batch
-        busy = await busy_with(work, queue, [0])
-        small = [asyncio.create_task(queue.submit([n])) for n in range(1, 21)]
-        await until_async(lambda: queue.waiting == 20)
-        work.gate.set()
-        assert await asyncio.gather(*small) == [[2 * n] for n in range(1, 21)]
-        await busy
-        assert work.batches == [[0], list(range(1, 21))]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_many_small_requests_share_a_batch_larger_than_that_of_a_large_one() -> None:
+    work = Work()
+    queue = batcher(work, cost=500.0)  # four items of a large request per batch
+    busy = await busy_with(work, queue, [0])
+    small = [asyncio.create_task(queue.submit([n])) for n in range(1, 21)]
+    await until_async(lambda: queue.waiting == 20)
+    work.gate.set()
+    assert await asyncio.gather(*small) == [[2 * n] for n in range(1, 21)]
+    await busy
+    assert work.batches == [[0], list(range(1, 21))]
+    await queue.close()
 
 
-def test_small_requests_do_not_starve_a_large_one() -> None:
-    async def test() -> None:
-        work = Work()
-        queue = batcher(work, cost=1e6)  # one item per batch
-        large = asyncio.create_task(queue.submit([100, 101, 102]))
-        count = 0
-        while not large.done():  # there is always a small one waiting
-            first, second = await asyncio.gather(queue.submit([1]), queue.submit([2]))
-            assert (first, second) == ([2], [4])
-            count += 1
-            assert count < 50
-        assert await large == [200, 202, 204]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_small_requests_do_not_starve_a_large_one() -> None:
+    work = Work()
+    queue = batcher(work, cost=1e6)  # one item per batch
+    large = asyncio.create_task(queue.submit([100, 101, 102]))
+    count = 0
+    while not large.done():  # there is always a small one waiting
+        first, second = await asyncio.gather(queue.submit([1]), queue.submit([2]))
+        assert (first, second) == ([2], [4])
+        count += 1
+        assert count < 50
+    assert await large == [200, 202, 204]
+    await queue.close()
 
 
-def test_so_many_requests_share_a_batch_however_long_it_takes() -> None:
-    async def test() -> None:
-        work = Work()
-        queue: Batcher[int, int] = Batcher(work, lambda item: 1e9, 1e-9, 100, least=3)
-        answers = await asyncio.gather(*(queue.submit([n]) for n in range(7)))
-        assert answers == [[2 * n] for n in range(7)]
-        assert [len(batch) for batch in work.batches] == [3, 3, 1]
-        await queue.close()
-
-    run(test)
+@in_loop
+async def test_so_many_requests_share_a_batch_however_long_it_takes() -> None:
+    work = Work()
+    queue: Batcher[int, int] = Batcher(work, lambda item: 1e9, 1e-9, 100, least=3)
+    answers = await asyncio.gather(*(queue.submit([n]) for n in range(7)))
+    assert answers == [[2 * n] for n in range(7)]
+    assert [len(batch) for batch in work.batches] == [3, 3, 1]
+    await queue.close()
 
 
 @pytest.mark.parametrize(
@@ -354,7 +320,8 @@ def test_so_many_requests_share_a_batch_however_long_it_takes() -> None:
         (0.0, 1.0, 1, 1),  # slower than the limit: one at a time, between which others are served
     ],
 )
-def test_batches_stay_large_where_their_time_does_not_depend_on_their_size(
+@in_loop
+async def test_batches_stay_large_where_their_time_does_not_depend_on_their_size(
     monkeypatch: pytest.MonkeyPatch, overhead: float, per_item: float, least: int, most: int
 ) -> None:
     now = 0.0
@@ -369,11 +336,8 @@ def test_batches_stay_large_where_their_time_does_not_depend_on_their_size(
     sizes: list[int] = []
     monkeypatch.setattr("ledom.serve.batching.time", SimpleNamespace(perf_counter=lambda: now))
 
-    async def one_large_request() -> None:
-        queue = Batcher(work, lambda item: 200.0, seconds=0.05, capacity=5000)
-        assert await queue.submit(range(5000)) == list(range(5000))
-        await queue.close()
-
-    run(one_large_request)
+    queue = Batcher(work, lambda item: 200.0, seconds=0.05, capacity=5000)
+    assert await queue.submit(range(5000)) == list(range(5000))
+    await queue.close()
     usual = sizes[len(sizes) // 2 : -1]
     assert least <= min(usual) <= max(usual) <= most
