@@ -20,7 +20,7 @@ from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSp
 from ledom.serve import writing
 from ledom.serve.batching import Steps
 from ledom.serve.refusals import Refusal, describe
-from ledom.serve.routes.shared import ANSWER, ServiceOf, new_id, now, usage
+from ledom.serve.routes.shared import ANSWER, ServiceOf, head, usage
 from ledom.serve.routes.unsupported import ReadingBody, WritingBody
 from ledom.serve.service import Service
 from ledom.serve.writing import Token, token_text
@@ -126,10 +126,7 @@ async def complete(body: CompletionBody, service: Service) -> JsonObject:
         choices, counts = await service.compute(lambda: _write(lm, body, prompts))
     service.metrics.tokens("generated", counts[1])
     return {
-        "id": new_id("cmpl"),
-        "object": "text_completion",
-        "created": now(),
-        "model": body.model,
+        **head("cmpl", "text_completion", body.model),
         "choices": [{"index": index, **choice} for index, choice in enumerate(choices)],
         "usage": usage(*counts),
     }
@@ -252,13 +249,13 @@ def stream(events: Sequence[JsonObject]) -> StreamingResponse:
 
 def completion_events(answer: JsonObject) -> list[JsonObject]:
     """A completion as the events of OpenAI's stream."""
-    head = {key: answer[key] for key in ("id", "object", "created", "model")}
+    shared = {key: answer[key] for key in ("id", "object", "created", "model")}
     events: list[JsonObject] = []
     for choice in answer["choices"]:
         for piece in pieces(choice["text"]):
             part = {"index": choice["index"], "text": piece, "finish_reason": None}
-            events.append(head | {"choices": [part | {"logprobs": None}]})
-        events.append(head | {"choices": [choice | {"text": ""}]})
+            events.append(shared | {"choices": [part | {"logprobs": None}]})
+        events.append(shared | {"choices": [choice | {"text": ""}]})
     events[-1] |= {key: answer[key] for key in ("usage", "ledom") if key in answer}
     return events
 

@@ -25,7 +25,7 @@ from ledom.serve.routes.completions import (
     pieces,
     stream,
 )
-from ledom.serve.routes.shared import QUESTION, Body, ServiceOf, new_id, now, usage
+from ledom.serve.routes.shared import QUESTION, Body, ServiceOf, head, usage
 from ledom.serve.service import REWARD, Service
 
 __all__ = ["complete_by_choice", "router"]
@@ -72,13 +72,11 @@ async def chat(body: ChatBody, service: ServiceOf) -> Any:
     if not service.upstream and body.max_completion_tokens:
         sent["max_tokens"] = body.max_completion_tokens
     chosen = await choose(service, question, options, "chat/completions", sent)
-    head = {"id": new_id("chatcmpl"), "created": now(), "model": body.model}
     if body.stream:
         wants_usage = bool((body.stream_options or {}).get("include_usage"))
-        return stream(_chat_events(head, chosen, wants_usage))
+        return stream(_chat_events(body.model, chosen, wants_usage))
     return {
-        **head,
-        "object": "chat.completion",
+        **head("chatcmpl", "chat.completion", body.model),
         "choices": [{**chosen.choice, "index": 0}],
         "usage": _usage(chosen),
         "ledom": chosen.details,
@@ -110,12 +108,12 @@ def _check_name(model: str) -> None:
         )
 
 
-def _chat_events(head: JsonObject, chosen: Chosen, wants_usage: bool) -> list[JsonObject]:
+def _chat_events(model: str, chosen: Chosen, wants_usage: bool) -> list[JsonObject]:
     """The chosen answer as the events of OpenAI's stream; the last one has the details."""
-    head = head | {"object": "chat.completion.chunk"}
+    shared = head("chatcmpl", "chat.completion.chunk", model)
 
     def event(delta: JsonObject, reason: str | None = None) -> JsonObject:
-        return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+        return shared | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
 
     events = [event({"role": "assistant", "content": ""})]
     events += [event({"content": piece}) for piece in pieces(chosen.text)]
@@ -127,7 +125,7 @@ def _chat_events(head: JsonObject, chosen: Chosen, wants_usage: bool) -> list[Js
     events.append(event({}, reason if isinstance(reason, str) else "stop"))
     events[-1]["ledom"] = chosen.details
     if wants_usage:
-        events.append(head | {"choices": [], "usage": _usage(chosen)})
+        events.append(shared | {"choices": [], "usage": _usage(chosen)})
     return events
 
 
@@ -160,10 +158,7 @@ async def complete_by_choice(body: CompletionBody, service: Service) -> JsonObje
     chosen = await choose(service, question, options, "completions", body.for_upstream())
     reason = chosen.choice.get("finish_reason")
     return {
-        "id": new_id("cmpl"),
-        "object": "text_completion",
-        "created": now(),
-        "model": body.model,
+        **head("cmpl", "text_completion", body.model),
         "choices": [{"index": 0, "text": chosen.text, "finish_reason": reason, "logprobs": None}],
         "usage": _usage(chosen),
         "ledom": chosen.details,

@@ -14,7 +14,7 @@ from ledom.core.reading import JsonObject
 from ledom.serve.judge import Judgement
 from ledom.serve.service import REWARD, Service
 
-__all__ = ["ANSWER", "QUESTION", "WRONG", "Body", "ServiceOf", "listed", "new_id", "now", "usage"]
+__all__ = ["ANSWER", "QUESTION", "WRONG", "Body", "ServiceOf", "head", "listed", "new_id", "usage"]
 
 # Examples for the API's page: problems of the kind that the embedded pair was trained on.
 QUESTION = (
@@ -55,9 +55,14 @@ def new_id(kind: str) -> str:
     return f"{kind}-{uuid.uuid4().hex}"
 
 
-def now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())
+def head(kind: str, described: str, model: str) -> JsonObject:
+    """The keys that OpenAI's answers begin with; `described` is the answer's `object`.
+
+    >>> head("score", "list", "reward")["model"]
+    'reward'
+    """
+    now = int(time.time())
+    return {"id": new_id(kind), "object": described, "created": now, "model": model}
 
 
 def listed(
@@ -70,10 +75,7 @@ def listed(
     ('reward', [{'index': 0, 'score': 0.5}])
     """
     return {
-        "id": new_id(kind),
-        "object": "list",
-        "created": now(),
-        "model": model or REWARD,
+        **head(kind, "list", model or REWARD),
         "data": [{"index": index, **item} for index, item in enumerate(data)],
         "usage": usage(sum(judgement.num_tokens for judgement in judged)),
     }
