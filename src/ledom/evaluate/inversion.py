@@ -193,13 +193,12 @@ def sample_pairs(
     `max_tokens` are left out.
 
     >>> import tempfile
+    >>> from ledom.core.stage import no_progress
     >>> from ledom.lm.backends.fake import FakeLanguageModel
     >>> lm, prompts = FakeLanguageModel(answers=["4"]), [Prompt("a", "2 + 2?")]
-    >>> def watch(chunks, *_):
-    ...     return iter(chunks)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     file = Path(folder) / "outputs.jsonl"
-    ...     [pair] = sample_pairs(lm, prompts, Sampling(max_tokens=8), file, watch)
+    ...     [pair] = sample_pairs(lm, prompts, Sampling(max_tokens=8), file, no_progress)
     >>> pair.question, pair.solution
     ('2 + 2?', '4')
     """

@@ -266,10 +266,11 @@ def _check_room(lm: LanguageModel, queries: Sequence[Query]) -> None:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A query and a passage to score."""
+    """A query and a passage to score; pairs of one tile are scored together."""
 
     query: Query
     passage: Document
+    tile: tuple[int, int]
 
     @property
     def key(self) -> Key:
@@ -282,17 +283,15 @@ def _work(
     """The work of scoring all pairs, tile by tile."""
     wide, high = _TILE
     high = high if len(queries) > 1 else high * wide
-    tiles: dict[Key, tuple[int, int]] = {
-        (queries[i].id, passages[j].id): (i // wide, j // high)
-        for i in range(len(queries))
-        for j in range(len(passages))
-    }
-    pairs = [_Pair(query, passage) for query in queries for passage in passages]
-
+    pairs = [
+        _Pair(query, passage, (i // wide, j // high))
+        for i, query in enumerate(queries)
+        for j, passage in enumerate(passages)
+    ]
     return Work(
-        items=sorted(pairs, key=lambda pair: tiles[pair.key]),
+        items=sorted(pairs, key=lambda pair: pair.tile),
         make=at_once(lambda some: ([found] for found in _relevances(lm, some))),
-        groups=lambda some: [[*tile] for _, tile in groupby(some, lambda pair: tiles[pair.key])],
+        groups=lambda some: [[*tile] for _, tile in groupby(some, lambda pair: pair.tile)],
         together=lm.batches_requests,
     )
 

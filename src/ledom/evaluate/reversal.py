@@ -326,11 +326,9 @@ def ask_pair(
         for question, ends, starts in zip(questions, after, before, strict=True)
     ]
     parts = [*dict.fromkeys(pair for own in sentences for pair in own)]
-    rewards = (
-        _totals(forward, parts, "y|x", out, track),
-        _totals(reverse, parts, "x|y", out, track),
-    )
-    total = {pair: (rewards[0][pair] + rewards[1][pair]) / 2 for pair in parts}
+    second = _totals(forward, parts, "y|x", out, track)
+    first = _totals(reverse, parts, "x|y", out, track)
+    total = {pair: (first[pair] + second[pair]) / 2 for pair in parts}
     return [own[max(own, key=lambda pair: total[pair])] if own else "" for own in sentences]
 
 
