@@ -173,7 +173,7 @@ class Batcher(Generic[_T, _R]):
         if self._begun and self._passed_over >= _FAIR:
             cost += self._take_one(self._begun, batch)
             self._passed_over = 0
-        cost += self._take_fresh(batch, cost)
+        cost = self._take_fresh(batch, cost)
         # A request that this batch completes has already waited for the last one: keep it short.
         room = usual / 2 if _completes_a_request(batch) else usual
         while self._begun and (not batch or cost + self._next_cost(self._begun) <= room):
@@ -182,13 +182,13 @@ class Batcher(Generic[_T, _R]):
         return batch
 
     def _take_fresh(self, batch: list[tuple[_Request[_T, _R], _T]], cost: float = 0.0) -> float:
-        """Add an item of each new request to a batch of this cost; the cost of what was added."""
-        most, before = _WIDE * self._usual_cost(), cost
+        """Add an item of each new request to a batch of this cost; its new cost."""
+        most = _WIDE * self._usual_cost()
         while self._fresh and (
             len(batch) < self._least or cost + self._next_cost(self._fresh) <= most
         ):
             cost += self._take_one(self._fresh, batch)
-        return cost - before
+        return cost
 
     def _usual_cost(self) -> float:
         """The cost of a batch of large requests."""
