@@ -106,7 +106,7 @@ def linear(x: Tensor, weight: Tensor | Int8Weight, bias: Tensor | None = None) -
     >>> linear(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0]))
     tensor([[16.]])
     """
-    rows = len(x)
+    rows = x.shape[0]  # faster than `len`, and called for every product
     x = _fill(x, filled_rows(x, weight))
     if isinstance(weight, Int8Weight):
         return weight(x, bias)[:rows]
@@ -124,7 +124,7 @@ def filled_rows(x: Tensor, weight: Tensor | Int8Weight) -> int:
     >>> filled_rows(torch.ones(1, 2), torch.ones(3, 2))
     1
     """
-    rows = len(x)
+    rows = x.shape[0]
     if rows < _ROWS or not (isinstance(weight, Int8Weight) or _for_onednn(x)):
         return rows
     step = max(8, 1 << (rows.bit_length() - 5))
@@ -133,7 +133,8 @@ def filled_rows(x: Tensor, weight: Tensor | Int8Weight) -> int:
 
 def _fill(x: Tensor, rows: int) -> Tensor:
     """x [T, width] with zeros after its last row, [rows, width]; x itself if it has as many."""
-    return x if len(x) == rows else functional.pad(x, (0, 0, 0, rows - len(x)))
+    missing = rows - x.shape[0]
+    return functional.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -161,7 +162,7 @@ def add_linear(
     if not _for_onednn(x):
         total.addmm_(x, weight.t())
         return total if bias is None else total.add_(bias)
-    rows, filled = len(x), filled_rows(x, weight)
+    rows, filled = x.shape[0], filled_rows(x, weight)
     out: Tensor = _LINEAR.binary(_fill(x, filled), _fill(total, filled), weight, bias, "add")
     return out[:rows]
 
@@ -172,7 +173,7 @@ def _for_onednn(x: Tensor) -> bool:
         and _LINEAR is not None
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and len(x) >= _ROWS
+        and x.shape[0] >= _ROWS
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -209,12 +209,13 @@ class Decoder(Writer):
         newest = [job.ids[-1] if job.ids else job.prompt[-1] for job in jobs]
         for block in blocks:
             block.reserve()
-        sizes = [len(block.jobs) for block in blocks]
+        ends = list(accumulate(len(block.jobs) for block in blocks))
+        rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out = q.new_empty(q.shape)
-            for block, *part in zip(blocks, *(x.split(sizes) for x in (q, k, v, out)), strict=True):
-                block.attend(layer, *part)
+            for block, own in zip(blocks, rows, strict=True):
+                block.attend(layer, q[own], k[own], v[own], out[own])
             return out
 
         hidden = self.trunk(
