@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,26 @@ def test_nothing_else_in_the_folder_or_beside_it_is_served(
         answer = web.get(f"/ledom/reports/{name}")
         assert answer.status_code == 404
         assert "not for others" not in answer.text
+
+
+def test_a_report_that_is_deleted_meanwhile_is_no_defect(
+    pair: Pair, reports: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = os.walk
+
+    def before_a_run_deletes_one(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for place, folders, names in walk(folder):
+            yield place, folders, [*names, "gone.html"] if place == str(folder) else names
+
+    with client_of(pair, reports=reports) as web:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.walk", before_a_run_deletes_one)
+            listed = web.get("/ledom/reports").json()["reports"]
+        monkeypatch.setattr("ledom.serve.routes.page._reports", lambda folder: {"gone.html": 0.0})
+        answer = web.get("/ledom/reports/gone.html")
+    assert {one["name"] for one in listed} == {"compare/compare.html", "demo/report.html"}
+    assert answer.status_code == 404
+    assert "'gone.html' cannot be read: No such file" in answer.json()["error"]["message"]
 
 
 def test_without_a_folder_there_are_no_reports(client: TestClient) -> None:

@@ -6,9 +6,11 @@ Only files that a listing of the folder found are served, never a path built fro
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from stat import S_ISREG
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -82,31 +84,38 @@ async def reports(service: ServiceOf) -> JsonObject:
     Each is at `/ledom/reports/NAME`.
     """
     found = _reports(service.settings.reports)
-    latest = sorted(found.items(), key=lambda item: (-item[1].stat().st_mtime, item[0]))
-    return {"reports": [{"name": name, "written": file.stat().st_mtime} for name, file in latest]}
+    latest = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return {"reports": [{"name": name, "written": written} for name, written in latest]}
 
 
 @router.get("/ledom/reports/{name:path}", include_in_schema=False)
 async def report(name: str, service: ServiceOf) -> Response:
     """A report, under a policy that forbids scripts."""
-    file = _reports(service.settings.reports).get(name)
-    if file is None:
+    folder = service.settings.reports
+    if folder is None or name not in _reports(folder):
         raise Refusal(404, f"no report {name!r:.60}; GET /ledom/reports lists them")
-    return _file(file.read_bytes(), ".html", _REPORT_POLICY)
+    try:
+        return _file((folder / name).read_bytes(), ".html", _REPORT_POLICY)
+    except OSError as error:
+        reason = error.strerror or error
+        raise Refusal(404, f"the report {name!r:.60} cannot be read: {reason}") from None
 
 
-def _reports(folder: Path | None) -> dict[str, Path]:
-    """HTML files below a folder by relative path, without hidden files and links."""
+def _reports(folder: Path | None) -> dict[str, float]:
+    """When the HTML files below a folder were written, by relative path, without hidden files and
+    links.
+    """
     if folder is None:
         return {}
-    found: dict[str, Path] = {}
+    found: dict[str, float] = {}
     for place, folders, names in os.walk(folder):
         here = Path(place).relative_to(folder)
         open_ = sorted(name for name in folders if not name.startswith("."))
         folders[:] = open_ if len(here.parts) < _DEEPEST else []
         for name in sorted(names):
-            file = folder / here / name
-            shown = name.endswith(".html") and not name.startswith(".")
-            if shown and file.is_file() and not file.is_symlink():
-                found[(here / name).as_posix()] = file
+            if name.endswith(".html") and not name.startswith("."):
+                with suppress(OSError):  # a run may delete the file meanwhile
+                    status = (folder / here / name).lstat()
+                    if S_ISREG(status.st_mode):
+                        found[(here / name).as_posix()] = status.st_mtime
     return found
