@@ -219,22 +219,15 @@ def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
 
 def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
     lead = "Passages ordered by how likely they make the query in front of them."
-    ranking = [
-        (one.query_id, one.rank, one.passage_id, one.score)
-        for one in read_records(file, Ranked, allow_none=True)
-    ]
+    found = read_records(file, Ranked, allow_none=True)
+    ranking = [(one.query_id, one.rank, one.passage_id, one.score) for one in found]
     return _best(heading, lead, ("query", "passage"), ranking, file, count)
 
 
 def _inverted(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    lead = (
-        "A reverse model proposes prompts that may have led to an output; a forward model orders "
-        "them."
-    )
-    ranking = [
-        (one.output_id, one.rank, one.prompt, one.score)
-        for one in read_records(file, InvertedPrompt, allow_none=True)
-    ]
+    lead = "A reverse model proposes prompts for an output; a forward model orders them."
+    found = read_records(file, InvertedPrompt, allow_none=True)
+    ranking = [(one.output_id, one.rank, one.prompt, one.score) for one in found]
     return _best(heading, lead, ("output", "prompt"), ranking, file, count)
 
 

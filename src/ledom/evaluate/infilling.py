@@ -121,13 +121,7 @@ def _ranked(gap_id: str, means: list[tuple[float, str]], direction: Direction) -
     """The middles of a gap, best first; ties stay in the order of drawing."""
     ordered = sorted(means, key=lambda pair: -pair[0])
     return [
-        Middle(
-            gap_id=gap_id,
-            rank=rank,
-            text=text,
-            score=round(mean, 5),
-            direction=direction.value,
-        )
+        Middle(gap_id=gap_id, rank=rank, text=text, score=round(mean, 5), direction=direction.value)
         for rank, (mean, text) in enumerate(ordered, start=1)
     ]
 

@@ -301,15 +301,8 @@ def _answers(
     if not problems:
         return []
     prompts = [_answer_prompt(problem, forward) for problem in problems]
-    written = propose(
-        forward,
-        prompts,
-        how.sampling,
-        how.num_answers,
-        out / "answers.jsonl",
-        track,
-        "answering questions",
-    )
+    path, count = out / "answers.jsonl", how.num_answers
+    written = propose(forward, prompts, how.sampling, count, path, track, "answering questions")
     return [replace(one, text=forward.pair_format.written_solution(one.text)) for one in written]
 
 

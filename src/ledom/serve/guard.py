@@ -138,11 +138,7 @@ class Guard:
         return bytes(body)
 
     async def _run(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Receive,
-        exchange: _Exchange,
-        body: bytes,
+        self, scope: MutableMapping[str, Any], receive: Receive, exchange: _Exchange, body: bytes
     ) -> None:
         """Run the app; cancel it when the client disconnects or the time is up."""
         gone = asyncio.Event()

@@ -48,11 +48,7 @@ class ChatBody(SampledBody):
     model: Annotated[str, Field(examples=["ledom/auto"])]
     """`ledom/STRATEGY`, with options after commas: `ledom/vote-all-terms,n=8`."""
     messages: Annotated[
-        list[Message],
-        Field(
-            min_length=1,
-            examples=[[{"role": "user", "content": QUESTION}]],
-        ),
+        list[Message], Field(min_length=1, examples=[[{"role": "user", "content": QUESTION}]])
     ]
     max_tokens: Annotated[int | None, Field(ge=1, examples=[64])] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None

@@ -45,10 +45,7 @@ class RerankBody(ReadingBody):
 
     model: str | None = None
     query: Annotated[str, Field(examples=[QUESTION])]
-    documents: Annotated[
-        list[str | Document] | None,
-        Field(examples=[[ANSWER, WRONG]]),
-    ] = None
+    documents: Annotated[list[str | Document] | None, Field(examples=[[ANSWER, WRONG]])] = None
     top_n: Annotated[int | None, Field(ge=0)] = None
     """How many of the best to return; 0 or None returns all."""
     max_tokens_per_doc: Annotated[int | None, Field(ge=1)] = None
@@ -82,10 +79,7 @@ class ScoreBody(ReadingBody):
     model: str | None = None
     queries: Annotated[
         str | list[str],
-        Field(
-            validation_alias=AliasChoices("queries", "text_1", "data_1"),
-            examples=[QUESTION],
-        ),
+        Field(validation_alias=AliasChoices("queries", "text_1", "data_1"), examples=[QUESTION]),
     ]
     documents: Annotated[
         str | list[str],
@@ -133,8 +127,7 @@ async def rerank(body: RerankBody, service: ServiceOf) -> Any:
             body.refuse_unsupported()
             return await _tei(body, body.texts, service)
         except Exception as error:
-            refusal = refusal_of(error)
-            if refusal is None:
+            if (refusal := refusal_of(error)) is None:
                 raise
             return _tei_refusal(refusal)
     body.refuse_unsupported()
