@@ -8,11 +8,7 @@ import pytest
 
 from ledom.core.errors import InputError
 from ledom.core.records import Document, read_records, unique_ids
-from ledom.evaluate.choices import (
-    ChoiceQuestion,
-    neighbor_questions,
-    problem_questions,
-)
+from ledom.evaluate.choices import ChoiceQuestion, neighbor_questions, problem_questions
 
 NOVEL = [
     Document(

@@ -325,9 +325,7 @@ def test_a_document_is_never_divided() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("embedded_once")
-def test_the_embedded_pair_prefers_the_right_solution(
-    problems: list[Problem],
-) -> None:
+def test_the_embedded_pair_prefers_the_right_solution(problems: list[Problem]) -> None:
     """A sanity check on trained weights: the solution of the question, not of another one."""
     problem, other = problems[0], problems[1]
     asked = [(problem.question, f"\n\n{p.solution}") for p in (problem, other)]

@@ -15,13 +15,7 @@ from kills import contents, run_through_kills
 from ledom.core.errors import DirectionError, InputError
 from ledom.core.records import Problem, read_records, unique_ids, write_records
 from ledom.core.stage import no_progress
-from ledom.evaluate.synthesis import (
-    Seed,
-    SynthesisSettings,
-    Synthesized,
-    sift,
-    synthesize,
-)
+from ledom.evaluate.synthesis import Seed, SynthesisSettings, Synthesized, sift, synthesize
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Sampling
 from ledom.text.pair_format import PairFormat

@@ -193,10 +193,7 @@ def test_tokenizers(server: Server) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_lm_evals_client_gets_what_the_harness_gets_in_process(
-    server: Server,
-    checkpoints: dict[str, Path],
-    direction: str,
-    monkeypatch: pytest.MonkeyPatch,
+    server: Server, checkpoints: dict[str, Path], direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
     pytest.importorskip("tenacity")

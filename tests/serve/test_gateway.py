@@ -77,9 +77,7 @@ def _no_track(items: Any, *args: Any, **options: Any) -> Any:
     return items
 
 
-def test_counts_and_cost_are_of_all_that_was_drawn(
-    models: Models,
-) -> None:
+def test_counts_and_cost_are_of_all_that_was_drawn(models: Models) -> None:
     with gateway(models, honest) as client:
         answer = chat(client).json()
     assert answer["usage"] == {"prompt_tokens": 11, "completion_tokens": 30, "total_tokens": 41}
@@ -88,9 +86,7 @@ def test_counts_and_cost_are_of_all_that_was_drawn(
     assert answer["ledom"]["answers"][0] == {"answer": "7", "count": 2}
 
 
-def test_without_an_upstream_the_forward_model_answers(
-    models: Models,
-) -> None:
+def test_without_an_upstream_the_forward_model_answers(models: Models) -> None:
     with gateway(models, None) as client:
         answer = chat(client, ledom={"n": 3}, max_tokens=6, seed=1).json()
         assert len(answer["ledom"]["candidates"]) <= 3
@@ -132,10 +128,7 @@ def test_without_an_upstream_candidates_end_at_the_stop(models: Models) -> None:
     ],
 )
 def test_options_that_make_no_sense_are_refused(
-    models: Models,
-    model: str,
-    given: dict[str, Any] | None,
-    message: str,
+    models: Models, model: str, given: dict[str, Any] | None, message: str
 ) -> None:
     with gateway(models, honest) as client:
         answer = chat(client, model=model, ledom=given)

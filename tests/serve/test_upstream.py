@@ -16,9 +16,7 @@ from serving import ANSWERS, QUESTIONS, Handler, Models, chat, choices, gateway,
 from waiting import SECONDS, until_async
 
 
-def test_the_upstream_gets_the_body_without_our_keys(
-    models: Models,
-) -> None:
+def test_the_upstream_gets_the_body_without_our_keys(models: Models) -> None:
     seen: list[tuple[Any, Any]] = []
 
     def watch(request: httpx.Request) -> httpx.Response:
@@ -38,9 +36,7 @@ def test_the_upstream_gets_the_body_without_our_keys(
     }
 
 
-def test_an_upstream_that_sends_one_choice_is_asked_again(
-    models: Models,
-) -> None:
+def test_an_upstream_that_sends_one_choice_is_asked_again(models: Models) -> None:
     calls = iter(range(100))
 
     def one(request: httpx.Request) -> httpx.Response:
@@ -63,9 +59,7 @@ def _only_one(request: httpx.Request) -> httpx.Response:
     return httpx.Response(200, json={"choices": choices(1, body["seed"]), "usage": usage})
 
 
-def test_an_upstream_that_refuses_n_is_asked_for_each_candidate(
-    models: Models,
-) -> None:
+def test_an_upstream_that_refuses_n_is_asked_for_each_candidate(models: Models) -> None:
     with gateway(models, _only_one) as client:
         answer = chat(client, ledom={"n": 4}, seed=1).json()
     # Each with a seed of its own: the same one would draw the same text.
@@ -74,9 +68,7 @@ def test_an_upstream_that_refuses_n_is_asked_for_each_candidate(
     assert answer["usage"] == {"prompt_tokens": 40, "completion_tokens": 16, "total_tokens": 56}
 
 
-def test_when_one_of_many_requests_fails_the_others_are_ended(
-    models: Models,
-) -> None:
+def test_when_one_of_many_requests_fails_the_others_are_ended(models: Models) -> None:
     begun: list[int] = []
     ended: list[int] = []
 
@@ -121,9 +113,7 @@ def test_an_answer_in_parts_is_read(models: Models) -> None:
     assert answer["choices"][0]["message"]["content"] == parts
 
 
-def test_an_upstreams_model_writes_as_much_as_its_client_asks_for(
-    models: Models,
-) -> None:
+def test_an_upstreams_model_writes_as_much_as_its_client_asks_for(models: Models) -> None:
     with gateway(models, honest) as client:
         assert chat(client, max_tokens=100_000).status_code == 200
     with gateway(models, None) as client:

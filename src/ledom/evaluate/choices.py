@@ -18,13 +18,7 @@ from ledom.core.records import Document, Record
 from ledom.data.problems import generate_problems
 from ledom.rerank.contrast import change_numbers
 
-__all__ = [
-    "PLACES",
-    "ChoiceQuestion",
-    "Place",
-    "neighbor_questions",
-    "problem_questions",
-]
+__all__ = ["PLACES", "ChoiceQuestion", "Place", "neighbor_questions", "problem_questions"]
 
 Place = Literal["after", "before"]
 PLACES: tuple[Place, ...] = ("after", "before")

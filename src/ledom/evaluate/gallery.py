@@ -295,10 +295,7 @@ RUNS = (
         "Benchmarks in either direction", "ledom eval --out RUN", ("results.json",), _benchmarks
     ),
     RunKind(
-        "The reversal curse",
-        "ledom eval --suite reversal --out RUN",
-        ("reversal.json",),
-        _reversal,
+        "The reversal curse", "ledom eval --suite reversal --out RUN", ("reversal.json",), _reversal
     ),
     RunKind(
         "Passages for a query",

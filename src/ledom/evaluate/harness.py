@@ -41,12 +41,7 @@ except ImportError:
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-__all__ = [
-    "LedomLM",
-    "Written",
-    "document_batches",
-    "run_tasks",
-]
+__all__ = ["LedomLM", "Written", "document_batches", "run_tasks"]
 
 _MAX_TOKENS = 256  # HFLM's default for tasks that set no limit
 _FEWSHOT_SEED = 1234  # the harness's own

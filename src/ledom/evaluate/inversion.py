@@ -35,14 +35,7 @@ from ledom.evaluate.proposals import (
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 
-__all__ = [
-    "InvertedPrompt",
-    "Output",
-    "invert",
-    "reciprocal_ranks",
-    "sample_pairs",
-    "with_room",
-]
+__all__ = ["InvertedPrompt", "Output", "invert", "reciprocal_ranks", "sample_pairs", "with_room"]
 
 
 @dataclass(kw_only=True)
@@ -181,11 +174,7 @@ def _check_room(output: Output, forward: LanguageModel) -> None:
 
 
 def sample_pairs(
-    forward: LanguageModel,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    path: Path,
-    track: Track,
+    forward: LanguageModel, prompts: Sequence[Prompt], sampling: Sampling, path: Path, track: Track
 ) -> list[Problem]:
     """One output for each prompt, to train a model that inverts `forward`.
 

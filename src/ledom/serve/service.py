@@ -44,10 +44,7 @@ class Service:
         )
         # Jobs have different settings and cannot share a batch: they run one at a time, in turn.
         self._jobs: Batcher[Callable[[], Steps[Any]], Any] = Batcher(
-            _one_by_one,
-            lambda job: math.inf,
-            limits.batch_seconds,
-            limits.max_waiting,
+            _one_by_one, lambda job: math.inf, limits.batch_seconds, limits.max_waiting
         )
         self.metrics.watch_waiting(lambda: self._batcher.waiting + self._jobs.waiting)
 
@@ -140,8 +137,7 @@ class Service:
                 unit, most = "characters", _LONGEST_TOKEN * lm.context
             if len(prompt) > most:
                 raise Refusal(
-                    413,
-                    f"a prompt of {len(prompt)} {unit}; the model reads {lm.context} tokens",
+                    413, f"a prompt of {len(prompt)} {unit}; the model reads {lm.context} tokens"
                 )
 
     def _check(self, pairs: Sequence[Pair], size: int) -> None:

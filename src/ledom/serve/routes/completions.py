@@ -170,10 +170,7 @@ def _choice(
 
 
 def _echo(
-    lm: LanguageModel,
-    body: CompletionBody,
-    prompts: Sequence[str | list[int]],
-    service: Service,
+    lm: LanguageModel, body: CompletionBody, prompts: Sequence[str | list[int]], service: Service
 ) -> Steps[Choices]:
     """The tokens of the prompts with their log-probabilities; see `writing.score_ids`.
 
