@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,46 @@ def test_norms_and_gates_are_those_of_torch(width: int, compiled: bool) -> None:
     both[0, :3] = torch.tensor([200.0, -200.0, 0.0])
     expected = silu(both[:, :width].double()) * both[:, width:].double()
     torch.testing.assert_close(native.silu_product(both).double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_gates_of_any_size_are_those_of_torch(compiled: bool) -> None:
+    """SiLU of a number far below 0 is 0, and that of -inf is not a number."""
+    lowest = torch.finfo(torch.float32).min
+    gate = torch.tensor([[-100.0, -1e20, lowest, -torch.inf, torch.nan, torch.inf, 1e20]])
+    up = torch.tensor([[1e30, 1e38, 1.0, 1.0, 1.0, -1.0, 1.0]])
+    expected = torch.tensor([[0.0, 0.0, 0.0, torch.nan, torch.nan, -torch.inf, 1e20]])
+    found = native.silu_product(torch.cat([gate, up], dim=1))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # of torch, about its speed
+def test_weights_in_another_precision_are_read_as_such(compiled: bool) -> None:
+    x = torch.tensor([[3.0, 4.0]])  # its mean square is 12.5
+    found = native.rms_norm(x, torch.tensor([1.0, -2.0], dtype=torch.bfloat16), 12.5)
+    torch.testing.assert_close(found, torch.tensor([[0.6, -1.6]]))
+    x, cos = torch.ones(2, 1, 16), torch.full((2, 16), 2.0, dtype=torch.bfloat16)
+    native.rotate(x, cos, torch.zeros(16, 2).T)
+    assert x.unique().tolist() == [2.0]
+    assert not native.has_native(torch.ones(2, 16), torch.ones(2, 16, dtype=torch.bfloat16))
+
+
+def test_gradients_pass_through(compiled: bool) -> None:
+    """They do in torch, which takes over: d(x / |x|) is 0 along x, and SiLU's slope at 0 is 1/2."""
+    x = torch.tensor([[3.0, 3.0]], requires_grad=True)
+    native.rms_norm(x, torch.tensor([1.0, 1.0]), 0.0).sum().backward()
+    torch.testing.assert_close(x.grad, torch.zeros(1, 2))
+    weight = torch.ones(2, requires_grad=True)
+    native.rms_norm(torch.tensor([[3.0, -3.0]]), weight, 0.0).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [1.0, -1.0]
+    both = torch.tensor([[0.0, 4.0]], requires_grad=True)
+    native.silu_product(both).sum().backward()
+    assert both.grad is not None
+    assert both.grad.tolist() == [[2.0, 0.0]]
+    row = torch.ones(2, 16, requires_grad=True)
+    assert not native.has_native(row, row)
+    with torch.no_grad():
+        assert native.has_native(row, row) is compiled
 
 
 def test_only_the_given_heads_are_rotated(compiled: bool) -> None:
@@ -180,7 +221,21 @@ def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPa
     assert list(fresh.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])
+@pytest.mark.usefixtures("fresh")
+def test_the_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc -O2 -D'SOME NAME=1'")
+    assert native._library() is not None
+
+
+def test_threads_that_compile_at_the_same_time(fresh: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: native._loaded(), range(2))
+    assert first.rms_norm
+    assert second.rms_norm
+    assert len(list(fresh.iterdir())) == 1
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler", "cc 'an open quote"])
 def test_without_a_compiler_plain_torch_takes_over(
     compiler: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -189,6 +244,7 @@ def test_without_a_compiler_plain_torch_takes_over(
         assert native.silu_product(torch.tensor([[0.0, 5.0]])).tolist() == [[0.0]]
     assert "no compiled kernels" in caplog.text
     assert compiler in caplog.text
+    assert caplog.text.count("\n") == 1
     assert list(fresh.iterdir()) == []
 
 
@@ -202,13 +258,36 @@ def test_a_damaged_library_is_compiled_again(fresh: Path) -> None:
     assert native._library() is not None
 
 
+@pytest.mark.parametrize("there", ["a file", "a folder without room"])
 def test_a_cache_that_cannot_be_written_is_done_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "ledom").write_text("a file where the folder should be")
+    if there == "a file":
+        (tmp_path / "ledom").write_text("a file where the folder should be")
+    else:
+        (tmp_path / "ledom").symlink_to("/proc/self")  # nobody can write there
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native._library.cache_clear()
     try:
         assert native._library() is not None
     finally:
         native._library.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "cache_folder", lambda: None)
+    assert native._library() is not None
+
+
+@pytest.mark.parametrize("name", ["a home", "дом", "caf\udce9"])  # the last: a byte, not UTF-8
+def test_a_cache_folder_of_any_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+    native._library.cache_clear()
+    try:
+        assert native._library() is not None
+    finally:
+        native._library.cache_clear()
+    assert len(list((tmp_path / name / "ledom").iterdir())) == 1

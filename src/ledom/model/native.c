@@ -20,7 +20,6 @@
 #define ROWS 6               /* rows of a register tile */
 #define TILE (WIDE * LANES) /* keys of a register tile */
 #define PIECE 256           /* keys whose scores are weighed at a time */
-#define MOST_ROWS 192       /* query rows (queries x heads per key-value head) at a time */
 #define MOST_WIDTH 256      /* of a head */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -29,7 +28,8 @@ typedef int64_t i64;
 static inline vec load(const float *x) { return *(const vec *)x; }
 static inline void store(float *x, vec value) { *(vec *)x = value; }
 
-/* exp(x) within 2e-7 of its value, for x from -87 to 88, and exp(-87) below. */
+/* exp(x) to 2e-7 of its value, for x from -60 to 88. Below, it is exp(-60), which a sum that holds a
+   1 does not notice; still smaller weights would make denormal products, which are slow. */
 static inline float exp_below(float x) {
     x = x < -60.0f ? -60.0f : x;
     const float rounding = 12582912.0f; /* 1.5 * 2^23: the sum has no bits for a fraction */
@@ -72,7 +72,10 @@ void silu_product(const float *x, float *out, i64 rows, i64 width, int threads) 
         const float *gate = x + row * 2 * width, *up = gate + width;
         float *to = out + row * width;
 #pragma omp simd
-        for (i64 i = 0; i < width; i++) to[i] = gate[i] * up[i] / (1.0f + exp_below(gate[i] < -88.0f ? 88.0f : -gate[i]));
+        for (i64 i = 0; i < width; i++) {
+            float over = gate[i] < -88.0f ? INFINITY : 1.0f + exp_below(-gate[i]);
+            to[i] = gate[i] / over * up[i];
+        }
     }
 }
 

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -45,6 +46,8 @@ LANES = 16
 _SOURCE = Path(__file__).with_name("native.c")
 _MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_FAILURES = OSError, ValueError
+"""What files raise: `ctypes` raises the second one if the path in a message is not in UTF-8."""
 _TILE, _WIDEST_HEAD = 64, 256  # at least TILE, and MOST_WIDTH, in native.c
 
 _P, _N, _F, _T = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
@@ -65,7 +68,7 @@ def _library() -> ctypes.CDLL | None:
     """The compiled kernels; None if they cannot be compiled or loaded."""
     try:
         library = _loaded()
-    except (OSError, subprocess.SubprocessError) as error:
+    except (*_FAILURES, subprocess.SubprocessError) as error:
         logging.getLogger("ledom").info("plain torch, as there are no compiled kernels: %s", error)
         return None
     for name, signature in _SIGNATURES.items():
@@ -77,46 +80,52 @@ def _library() -> ctypes.CDLL | None:
 def _loaded() -> ctypes.CDLL:
     """The library in the cache folder; compiled now if it is not there, or damaged."""
     flags = [*_FLAGS, *_MARCH.get(torch.backends.cpu.get_cpu_capability(), "").split()]
-    threads = _openmp()
-    named = "\n".join([_SOURCE.read_text(), *flags, str(threads), platform.machine()])
+    openmp = _openmp()
+    known = [_SOURCE.read_bytes(), *map(os.fsencode, (*flags, str(openmp), platform.machine()))]
+    name = f"native-{hashlib.sha256(bytes(1).join(known)).hexdigest()[:16]}.so"
     folder = cache_folder()
-    try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        folder = None
-    file = Path(folder or "", f"native-{hashlib.sha256(named.encode()).hexdigest()[:16]}.so")
     if folder is not None:
-        with suppress(OSError):
+        file = folder / name
+        with suppress(*_FAILURES):
             return ctypes.CDLL(str(file))
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        built = _build(Path(scratch), flags, threads)
+        with suppress(*_FAILURES):  # nothing can be written there, or no code there may run
+            folder.mkdir(parents=True, exist_ok=True)
+            return _compiled(flags, openmp, file)
+    return _compiled(flags, openmp, None)
+
+
+def _compiled(flags: list[str], openmp: Path | None, file: Path | None) -> ctypes.CDLL:
+    """The library, compiled now and kept as this file, or in memory only."""
+    with tempfile.TemporaryDirectory(dir=file and file.parent) as scratch:
+        built = _build(Path(scratch), flags, openmp)
         library = ctypes.CDLL(str(built))
-        if folder is not None:
+        if file is not None:
             built.replace(file)
     return library
 
 
-def _build(folder: Path, flags: list[str], threads: Path | None) -> Path:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise FileNotFoundError("there is no C compiler (cc); install one for more speed")
-    part, built = folder / "native.o", folder / "native.so"
-    openmp = ["-fopenmp"] if threads else []
+def _build(folder: Path, flags: list[str], openmp: Path | None) -> Path:
+    compiler = _compiler()
+    part, built = str(folder / "native.o"), folder / "native.so"
+    threads, linked = (["-fopenmp"], [str(openmp)]) if openmp else (["-fopenmp-simd"], [])
     for command in (
-        [compiler, *flags, *openmp, "-c", str(_SOURCE), "-o", str(part)],
-        [
-            compiler,
-            "-shared",
-            str(part),
-            *([str(threads)] if threads else []),
-            "-lm",
-            "-o",
-            str(built),
-        ],
+        [*compiler, *flags, *threads, "-c", str(_SOURCE), "-o", part],
+        [*compiler, "-shared", part, *linked, "-lm", "-o", str(built)],
     ):
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     return built
+
+
+def _compiler() -> list[str]:
+    """The compiler and its first arguments: `CC` may be "gcc -m64" or "ccache gcc"."""
+    try:
+        given = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise ValueError(f"CC={os.environ['CC']}: {error}") from None
+    found = given or [name for name in ("cc", "gcc") if shutil.which(name)][:1]
+    if not found:
+        raise FileNotFoundError("there is no C compiler (cc); install one for more speed")
+    return found
 
 
 def _openmp() -> Path | None:
@@ -126,8 +135,14 @@ def _openmp() -> Path | None:
     return next((file for folder in folders for file in sorted(folder.glob("libgomp*.so*"))), None)
 
 
-def _for(x: Tensor) -> ctypes.CDLL | None:
-    return _library() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+def _for(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The compiled kernels, if they can compute with these tensors: in fp32, without gradients."""
+    for x in tensors:
+        if not x.is_cpu or x.dtype != torch.float32:
+            return None
+        if x.requires_grad and torch.is_grad_enabled():
+            return None
+    return _library()
 
 
 def has_native(keys: Tensor, values: Tensor) -> bool:
@@ -138,7 +153,7 @@ def has_native(keys: Tensor, values: Tensor) -> bool:
     """
     width = keys.shape[-1]
     fits = width == values.shape[-1] and width % LANES == 0 and width <= _WIDEST_HEAD
-    return fits and _for(keys) is not None
+    return fits and _for(keys, values) is not None
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -147,7 +162,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     >>> rms_norm(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0, 2.0]), 0.0)
     tensor([[ 1., -2.]])
     """
-    native = _for(x)
+    native = _for(x, weight)
     if native is None:
         return functional.rms_norm(x, weight.shape, weight, epsilon)
     x = x.contiguous()
@@ -185,13 +200,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """
     heads, width = x.shape[1:]
     half = width // 2
-    native = _for(x)
+    native = _for(x, cos, sin)
     if native is None:
         cos, sin, before = cos[:, None], sin[:, None], x.clone()
         x.mul_(cos)
         x[..., :half].addcmul_(before[..., half:], sin[..., :half], value=-1)
         x[..., half:].addcmul_(before[..., :half], sin[..., half:])
         return
+    cos, sin = cos.contiguous(), sin.contiguous()
     given = (x.data_ptr(), cos.data_ptr(), sin.data_ptr(), len(x), x.stride(0), heads, width)
     native.rotate(*given, torch.get_num_threads())
 
