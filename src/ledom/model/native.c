@@ -1,7 +1,8 @@
 /* Kernels for inference in fp32 on a CPU; `native.py` compiles this file and describes each.
 
-   Every row, and every query of an attention, is computed by the same operations in the same order
-   whatever its neighbors are, so that a text's scores do not depend on its batch. */
+   Each row, and each query of an attention, goes through the same operations in the same order,
+   whatever else is in the batch, so a text's scores do not depend on its batch. The one exception:
+   a prefix that a text shares is a span of keys of its own, which changes the rounding. */
 
 #include <math.h>
 #include <stdint.h>
@@ -19,8 +20,8 @@
 #endif
 #define ROWS 6               /* rows of a register tile */
 #define TILE (WIDE * LANES) /* keys of a register tile */
-#define PIECE 256           /* keys whose scores are weighed at a time */
-#define MOST_WIDTH 256      /* of a head */
+#define PIECE 256           /* keys whose weights are computed at a time */
+#define MOST_WIDTH 256      /* the widest head */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int64_t i64;
@@ -28,11 +29,11 @@ typedef int64_t i64;
 static inline vec load(const float *x) { return *(const vec *)x; }
 static inline void store(float *x, vec value) { *(vec *)x = value; }
 
-/* exp(x) to 2e-7 of its value, for x from -60 to 88. Below, it is exp(-60), which a sum that holds a
-   1 does not notice; still smaller weights would make denormal products, which are slow. */
-static inline float exp_below(float x) {
+/* exp(x) to 2e-7 of its value, for x from -60 to 88. Below, it is exp(-60): too little to change a
+   sum that holds a 1, and not so little that products are denormal, which are slow. */
+static inline float exp_clamped(float x) {
     x = x < -60.0f ? -60.0f : x;
-    const float rounding = 12582912.0f; /* 1.5 * 2^23: the sum has no bits for a fraction */
+    const float rounding = 12582912.0f; /* 1.5 * 2^23: a sum this large has no fraction */
     float shifted = x * 1.44269504f + rounding;
     float n = shifted - rounding;
     float r = x - n * 0.693145752f - n * 1.42860677e-6f;
@@ -73,7 +74,7 @@ void silu_product(const float *x, float *out, i64 rows, i64 width, int threads) 
         float *to = out + row * width;
 #pragma omp simd
         for (i64 i = 0; i < width; i++) {
-            float over = gate[i] < -88.0f ? INFINITY : 1.0f + exp_below(-gate[i]);
+            float over = gate[i] < -88.0f ? INFINITY : 1.0f + exp_clamped(-gate[i]);
             to[i] = gate[i] / over * up[i];
         }
     }
@@ -102,8 +103,8 @@ void rotate(float *x, const float *cosine, const float *sine, i64 rows, i64 stri
 #define UNROLL _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
 
-/* scores[rows][PIECE] = q[rows][width] times keys[width][vectors * LANES]; `rows` and `vectors` are
-   constants where this is inlined, so that the sums stay in registers. */
+/* scores[rows][PIECE] = q[rows][width] times keys[width][vectors * LANES]. Callers pass constants
+   as `rows` and `vectors`, so that the sums stay in registers. */
 INLINE void scores_of(const int rows, const int vectors, const float *q, const float *keys,
                       i64 stride, i64 width, float *scores) {
     vec sum[ROWS][WIDE] = {{{0}}};
@@ -136,8 +137,9 @@ INLINE void add_columns(const int rows, const int vectors, const float *weights,
         UNROLL for (int j = 0; j < vectors; j++) store(total + i * width + j * LANES, sum[i][j]);
 }
 
-/* Weights of a row's first `seen` scores, in place, and zeros up to the next whole vector; returns
-   the decay of what was summed before. */
+/* Turns a row's first `seen` scores into weights, in place, and overwrites the rest of the last
+   vector. Updates the row's highest score and the sum of its weights; returns the factor by which
+   earlier weights shrink because of a new highest score. */
 INLINE float weigh(float *scores, i64 seen, float *highest, float *sum) {
     i64 whole = (seen + LANES - 1) / LANES * LANES;
     for (i64 i = seen; i < whole; i++) scores[i] = -INFINITY;
@@ -146,17 +148,18 @@ INLINE float weigh(float *scores, i64 seen, float *highest, float *sum) {
     for (i64 i = 0; i < whole; i++) most = scores[i] > most ? scores[i] : most;
 #pragma omp simd reduction(+ : added)
     for (i64 i = 0; i < whole; i++) {
-        scores[i] = exp_below(scores[i] - most);
+        scores[i] = exp_clamped(scores[i] - most);
         added += scores[i];
     }
-    float decay = exp_below(*highest - most);
+    float decay = exp_clamped(*highest - most);
     *highest = most;
     *sum = *sum * decay + added;
     return decay;
 }
 
-/* Adds the keys and values at [0, count) to the running attention of `rows` rows of queries. Keys
-   are [width, key_stride], values [count, value_stride]; row i sees the first seen[i] of them. */
+/* Adds `count` keys and values to the running attention of `rows` rows; a row is one head of one
+   query. Keys are [width, key_stride], values [count, value_stride]; row i sees the first seen[i]
+   keys. Keys are read in whole vectors: up to LANES - 1 numbers past `count`. */
 INLINE void add_keys(const int rows, const float *q, const float *keys, i64 key_stride,
                      const float *values, i64 value_stride, i64 count, const i64 *seen, i64 width,
                      float *highest, float *sum, float *total) {
@@ -257,8 +260,8 @@ void transpose_keys(const float *k, i64 stride, float *out, i64 out_stride, i64 
     }
 }
 
-/* Asks for `count` numbers that will be read soon: each text's lie in places of their own, which
-   the processor does not foresee. */
+/* Starts to load `count` numbers that will be read soon. The processor cannot foresee where: each
+   text has memory of its own. */
 static inline void prefetch(const float *x, i64 count) {
     for (i64 i = 0; i < count; i += 16) __builtin_prefetch(x + i, 0, 1);
 }

@@ -1,9 +1,11 @@
 """Kernels of ledom's own for inference in fp32 on a CPU, each with a fallback in plain torch.
 
-`native.c` is compiled on first use, by the system's C compiler (or that in the environment variable
-`CC`), into the user's cache folder; this takes a second. Without a compiler, on other devices and
-in other precisions the fallbacks run, which give the same results up to rounding. They fuse what
-torch computes in several passes over memory, and attention by them takes no call per text.
+They fuse what torch computes in several passes over memory, and one call computes the attention of
+all texts. `native.c` is compiled on first use, by the system's C compiler or the one that the
+environment variable `CC` names, into the user's cache folder; this takes a second. If nothing can
+be written there, each process compiles it again. Without a compiler, on other devices, in other
+precisions and where gradients are wanted, the fallbacks run; they give the same results up to
+rounding.
 
 Shapes: T tokens, Q queries, H query heads, K key-value heads, G = H / K, D head width, A texts.
 """
@@ -42,13 +44,13 @@ __all__ = [
 ]
 
 LANES = 16
-"""Numbers of the widest vector: rows of keys that `cache_attention` reads are a multiple of it."""
+"""Numbers in the widest vector; `cache_attention` reads rows of keys in multiples of it."""
 _SOURCE = Path(__file__).with_name("native.c")
 _MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _FAILURES = OSError, ValueError
 """What files raise: `ctypes` raises the second one if the path in a message is not in UTF-8."""
-_TILE, _WIDEST_HEAD = 64, 256  # at least TILE, and MOST_WIDTH, in native.c
+_WIDEST_HEAD = 256  # MOST_WIDTH in native.c
 
 _P, _N, _F, _T = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SIGNATURES = {
@@ -129,7 +131,7 @@ def _compiler() -> list[str]:
 
 
 def _openmp() -> Path | None:
-    """torch's own OpenMP library: a second one in the process would have threads of its own."""
+    """torch's own OpenMP library: a second one would start threads of its own."""
     package = Path(torch.__file__).parent
     folders = (package / "lib", package.parent / "torch.libs")
     return next((file for folder in folders for file in sorted(folder.glob("libgomp*.so*"))), None)
@@ -213,7 +215,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 
 def _with_whole_heads(x: Tensor) -> Tensor:
-    """x [T, heads, D] whose rows may lie apart, but not the heads of a row."""
+    """x [T, heads, D], copied if the heads of a row lie apart; the rows themselves may."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
@@ -236,9 +238,11 @@ def tree_attention(
     q, k, v = _with_whole_heads(q), _with_whole_heads(k), _with_whole_heads(v)
     heads, width = q.shape[1:]
     columns = k.shape[1] * width
-    stride = -(-len(k) // LANES) * LANES
-    stride += LANES * (1 + stride // LANES % 2)  # rows at powers of two would share cache lines
-    keys = q.new_empty(columns * stride + _TILE)
+    # At least one vector more than the keys fill, as a span's last vector may reach past its end.
+    # An odd number of vectors, as rows at powers of two would share cache lines.
+    vectors = -(-len(k) // LANES)
+    stride = LANES * (vectors + 1 + vectors % 2)
+    keys = q.new_empty(columns * stride)
     threads = torch.get_num_threads()
     native.transpose_keys(
         k.data_ptr(), k.stride(0), keys.data_ptr(), stride, len(k), columns, threads

@@ -245,7 +245,7 @@ class _NativePlan:
                 spans += [*(segments.spans[above] for above in segments.ancestors[segment]), span]
             for a in range(first, last, _QUERIES):
                 tasks.append((a, min(a + _QUERIES, last), begin, len(spans)))
-        self._tasks, self._spans = np.array(tasks), np.array(spans)
+        self._tasks, self._spans = np.array(tasks, np.int64), np.array(spans, np.int64)
         self._limits = places + 1
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
