@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +37,7 @@ from ledom.core.files import cache_folder
 __all__ = [
     "LANES",
     "cache_attention",
+    "draw",
     "has_native",
     "rms_norm",
     "rotate",
@@ -62,6 +64,7 @@ _SIGNATURES = {
     "cache_attention": (
         *(_P, _P, _P, _N, _N, _N, _P, _P, _N, _N, _P, _P, _P, _P, _N, _P, _N, _N, _N, _N, _T),
     ),
+    "draw": (_P, _N, _N, _F, _P, _P, _P, _P, _T),
 }
 
 
@@ -156,6 +159,35 @@ def has_native(keys: Tensor, values: Tensor) -> bool:
     width = keys.shape[-1]
     fits = width == values.shape[-1] and width % LANES == 0 and width <= _WIDEST_HEAD
     return fits and _for(keys, values) is not None
+
+
+def draw(
+    logits: Tensor, temperature: float, levels: Sequence[float]
+) -> tuple[list[int], list[float], list[float]] | None:
+    """A token for each row of logits [rows, V], by inverting the cumulative distribution.
+
+    It is the first token at which the sum of the probabilities at this temperature exceeds the
+    row's level in [0, 1), or the likeliest token if the level is negative. Also returns, for each
+    row, KL(uniform || p) in nats at temperature 1, and the highest logit over the temperature;
+    neither is finite if a logit is not. None without the compiled kernels.
+
+    >>> logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
+    >>> found = draw(logits, 1.0, [0.6, -1.0])
+    >>> found[0] if found else [2, 3]
+    [2, 3]
+    """
+    native = _for(logits)
+    if native is None:
+        return None
+    logits, (rows, vocabulary) = logits.contiguous(), logits.shape
+    wanted, tokens = np.array(levels, np.float64), np.empty(rows, np.int64)
+    certainties, highest = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    native.draw(
+        *(logits.data_ptr(), rows, vocabulary, temperature, wanted.ctypes.data),
+        *(tokens.ctypes.data, certainties.ctypes.data, highest.ctypes.data),
+        torch.get_num_threads(),
+    )
+    return tokens.tolist(), certainties.tolist(), highest.tolist()
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -25,6 +25,7 @@ from ledom.lm.engine.block import Block, Job, Prefilled
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling
+from ledom.model.native import draw
 
 __all__ = ["Decoder", "Writer"]
 
@@ -54,20 +55,18 @@ class Writer:
         Raises `InputError` for logits that are not finite.
         """
         logits = logits.float()
-        certainties = _divergence_from_uniform(logits).tolist()
-        highest = (logits.amax(-1) / (self.sampling.temperature or 1.0)).tolist()
+        drawn, certainties, highest = self._draw(logits, jobs)
         if not all(map(math.isfinite, [*certainties, *highest])):
             raise InputError(
                 "the model's logits are not finite, or overflow when divided by the temperature; "
                 "try --dtype float32 or a higher temperature"
             )
-        drawn = self._draw(logits, jobs)
         if (asked := self.sampling.confidence) is not None:
             confidences = _confidences(logits, asked.top_k).tolist()
             for job, confidence in zip(jobs, confidences, strict=True):
                 job.confidences.append(confidence)
                 job.unsure = is_unsure(job.confidences, asked.window, job.least)
-        for job, token, certainty in zip(jobs, drawn.tolist(), certainties, strict=True):
+        for job, token, certainty in zip(jobs, drawn, certainties, strict=True):
             job.certainty += certainty
             if token in self.stop_ids:
                 job.stopped = True
@@ -77,22 +76,30 @@ class Writer:
             at_limit = len(job.ids) == self.sampling.max_tokens
             job.ended = job.stopped or job.at_pattern or at_limit or job.unsure
 
-    def _draw(self, logits: Tensor, jobs: Sequence[Job]) -> Tensor:
-        """Draw a token for each row of logits [rows, V], by inverting the cumulative distribution.
+    def _draw(
+        self, logits: Tensor, jobs: Sequence[Job]
+    ) -> tuple[list[int], list[float], list[float]]:
+        """What `native.draw` returns, for logits [jobs, V].
 
         Each draw uses one uniform number, fixed by the job's key, so it does not depend on the
         batch.
         """
-        if self.sampling.temperature == 0:
-            return logits.argmax(-1)
-        probabilities = torch.softmax(logits / self.sampling.temperature, dim=-1)
-        probabilities = _truncate(probabilities, self.sampling.top_k, self.sampling.top_p)
-        uniforms = [0.0 if job.uniforms is None else job.uniforms[len(job.ids)] for job in jobs]
-        drawn = _at_level(probabilities, torch.tensor(uniforms, device=logits.device))
-        greedy = [row for row, job in enumerate(jobs) if job.greedy]
-        if greedy:
-            drawn[greedy] = logits[greedy].argmax(-1)
-        return drawn
+        sampling, temperature = self.sampling, self.sampling.temperature or 1.0
+        levels = [-1.0 if job.uniforms is None else job.uniforms[len(job.ids)] for job in jobs]
+        if (
+            not sampling.top_k
+            and sampling.top_p == 1
+            and (found := draw(logits, temperature, levels))
+        ):
+            return found
+        wanted = torch.tensor(levels, device=logits.device)
+        probabilities = torch.softmax(logits / temperature, dim=-1)
+        probabilities = _truncate(probabilities, sampling.top_k, sampling.top_p)
+        drawn = torch.where(
+            wanted < 0, logits.argmax(-1), _at_level(probabilities, wanted.clamp(min=0))
+        )
+        certainties, highest = _divergence_from_uniform(logits), logits.amax(-1) / temperature
+        return drawn.tolist(), certainties.tolist(), highest.tolist()
 
 
 class Decoder(Writer):
