@@ -330,8 +330,8 @@ void draw(const float *logits, i64 rows, i64 vocabulary, float temperature, cons
 #pragma omp simd reduction(+ : summed, weight, weight_plain)
             for (i64 i = first; i < end; i++) {
                 summed += x[i];
-                weight_plain += exp_below(x[i] - most);
-                weight += exp_below((x[i] - most) / temperature);
+                weight_plain += exp_clamped(x[i] - most);
+                weight += exp_clamped((x[i] - most) / temperature);
             }
             parts[first / part] = weight;
             all += summed, plain += weight_plain, total += weight;
@@ -345,7 +345,8 @@ void draw(const float *logits, i64 rows, i64 vocabulary, float temperature, cons
             double level = levels[row] * total, inside[vocabulary < part ? vocabulary : part];
             token = part * place_of(parts, (vocabulary + part - 1) / part, &level);
             i64 count = vocabulary - token < part ? vocabulary - token : part;
-            for (i64 i = 0; i < count; i++) inside[i] = exp_below((x[token + i] - most) / temperature);
+            for (i64 i = 0; i < count; i++)
+                inside[i] = exp_clamped((x[token + i] - most) / temperature);
             token += place_of(inside, count, &level);
         }
         tokens[row] = token;
