@@ -43,7 +43,7 @@ __all__ = [
 ItemT = TypeVar("ItemT")
 
 _WARM_UP = 4  # one in this many samples is completed before any is broken off
-_TOGETHER = 2048  # texts that are drawn together, and lost together if the run is stopped
+_TOGETHER = 512  # texts that are drawn together, and lost together if the run is stopped
 
 
 def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[ItemT]]:
@@ -51,7 +51,7 @@ def sampling_groups(items: Sequence[ItemT], num_samples: int) -> list[Sequence[I
 
     They depend only on the number of items and samples, so a resumed run has the same groups.
 
-    >>> [len(group) for group in sampling_groups(range(100), num_samples=32)]
+    >>> [len(group) for group in sampling_groups(range(100), num_samples=8)]
     [50, 50]
     """
     return even_groups(items, max(1, _TOGETHER // num_samples))
