@@ -138,7 +138,9 @@ class HFLanguageModel(LanguageModel):
         asked = [place for place, target in enumerate(targets) if target.end > target.start]
         # The last token is only predicted, never read.
         packed = [place for place in asked if len(ordered[place]) - 1 <= self._reach]
-        together = deque(batches([ordered[place][:-1] for place in packed], self.tokens_per_batch))
+        workers = num_workers(self._trunk)
+        texts = [ordered[place][:-1] for place in packed]
+        together = deque(batches(texts, self.tokens_per_batch, workers))
 
         def scored() -> Iterator[tuple[int, NDArray[np.float32]]]:
             while together:
@@ -150,8 +152,7 @@ class HFLanguageModel(LanguageModel):
                 values = self._score(some, [ordered[place] for place in places], read)
                 yield from zip(places, values, strict=True)
 
-        workers = min(num_workers(self._trunk), len(together))
-        for place, values in merged([scored() for _ in range(workers)]):
+        for place, values in merged([scored() for _ in range(min(workers, len(together)))]):
             results[place] = values
         for place in sorted({*asked}.difference(packed)):
             results[place] = self._score_alone(targets[place], ordered[place], read)

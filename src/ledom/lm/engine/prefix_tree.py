@@ -137,28 +137,30 @@ def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def batches(texts: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
+def batches(texts: Sequence[Sequence[int]], budget: int, workers: int = 1) -> Iterator[list[int]]:
     """Split texts into batches of at most `budget` new tokens (or one text); yields their indices.
 
     The indices are in the sorted order of the texts. A group of texts with a common prefix may be
     split over batches, each of which then computes the prefix once. To keep that a small part of
     the work, a batch whose texts all share a long prefix may hold `_SHARED_TIMES` as many new
-    tokens as the prefix has.
+    tokens as the prefix has, up to an equal share for each of the workers.
 
     >>> list(batches([[5], [1, 2], [1, 2]], budget=4))
     [[1, 2, 0]]
     """
     order = sorted(range(len(texts)), key=lambda place: list(texts[place]))
+    shared = [0, *(shared_length(texts[a], texts[b]) for a, b in pairwise(order))]
+    total = sum(len(texts[place]) - known for place, known in zip(order, shared, strict=False))
     batch: list[int] = []
     cost, common = 0, 0
-    for place in order:
+    for place, known in zip(order, shared, strict=False):
         text = texts[place]
         new = len(text)
         if batch:
-            shared = shared_length(texts[batch[-1]], text)
-            new -= shared if _worth_sharing(shared, 0, texts[batch[-1]]) else 0
-            common = min(common, shared)
-        if batch and cost + new > max(budget, _SHARED_TIMES * common):
+            new -= known if _worth_sharing(known, 0, texts[batch[-1]]) else 0
+            common = min(common, known)
+        even = -(-(total + (workers - 1) * common) // workers)  # each reads the common prefix
+        if batch and cost + new > max(budget, min(_SHARED_TIMES * common, even)):
             yield batch
             batch, cost, new = [], 0, len(text)
         if not batch:
