@@ -67,8 +67,9 @@ def test_batches_hold_every_text_once_within_the_budget():
 
 
 def test_workers_get_equal_shares_of_texts_with_one_long_prefix() -> None:
-    """Each share computes the prefix, of 200 tokens, and then half of the 40 tails of 20."""
-    texts = [[*range(200), *([1000 + i] * 20)] for i in range(40)]
-    for workers, sizes in ((1, [40]), (2, [20, 20]), (4, [10, 10, 10, 10])):
+    """Each share computes the prefix, of 100 tokens, and then half of the 40 tails of 20."""
+    texts = [[*range(100), *([1000 + i] * 20)] for i in range(40)]
+    for workers, sizes in ((1, [35, 5]), (2, [20, 20]), (4, [10, 10, 10, 10])):
         assert [len(batch) for batch in batches(texts, 300, workers)] == sizes
-    assert len(list(batches(texts, 300, workers=40))) == 8  # not below the budget: 5 tails each
+    assert len(list(batches(texts, 300, workers=40))) == 4  # not below the budget
+    assert len(list(batches(texts[:35], 300, workers=2))) == 1  # which computes the prefix once

@@ -143,7 +143,8 @@ def batches(texts: Sequence[Sequence[int]], budget: int, workers: int = 1) -> It
     The indices are in the sorted order of the texts. A group of texts with a common prefix may be
     split over batches, each of which then computes the prefix once. To keep that a small part of
     the work, a batch whose texts all share a long prefix may hold `_SHARED_TIMES` as many new
-    tokens as the prefix has, up to an equal share for each of the workers.
+    tokens as the prefix has. Texts that need more than one such batch are split evenly among the
+    workers.
 
     >>> list(batches([[5], [1, 2], [1, 2]], budget=4))
     [[1, 2, 0]]
@@ -159,8 +160,10 @@ def batches(texts: Sequence[Sequence[int]], budget: int, workers: int = 1) -> It
         if batch:
             new -= known if _worth_sharing(known, 0, texts[batch[-1]]) else 0
             common = min(common, known)
-        even = -(-(total + (workers - 1) * common) // workers)  # each reads the common prefix
-        if batch and cost + new > max(budget, min(_SHARED_TIMES * common, even)):
+        most = max(budget, _SHARED_TIMES * common)
+        if total > most:  # each of the workers computes the common prefix
+            most = max(budget, min(most, -(-(total + (workers - 1) * common) // workers)))
+        if batch and cost + new > most:
             yield batch
             batch, cost, new = [], 0, len(text)
         if not batch:
