@@ -307,7 +307,9 @@ def _chosen(text: str) -> str | None:
 def _listed(text: str) -> str | None:
     """The list of values at the end of a text: "The roots are 3 and 5."."""
     mark = _last_match(_LISTED, text)
-    values = bare(text[mark.end() :]) if mark else ""
+    if mark is None:
+        return None
+    values = bare(text[mark.end() :])
     node = read(values)
     return values if node is not None and node.kind == "list" else None
 

@@ -168,6 +168,34 @@ def test_plain_numbers_need_no_other_process(monkeypatch: pytest.MonkeyPatch) ->
         assert equal_answers(f"${number:,}.00", f"{number} dollars")
 
 
+PLAIN = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["", "-"]),
+    st.sampled_from(["0", "1", "10", "12", "120", "9" * 18]),
+    st.sampled_from(["", ".0", ".00", ".5", ".50", ".05", ".2", ".20", f".{'0' * 17}1"]),
+)
+
+
+@settings(max_examples=500)
+@given(PLAIN, PLAIN)
+def test_plain_numbers_are_compared_as_the_parser_reads_them(one: str, other: str) -> None:
+    left, right = read(one), read(other)
+    assert left is not None and left.kind == "number"
+    assert right is not None and right.kind == "number"
+    assert equal_answers(one, other) == (left.value == right.value)
+
+
+def test_plain_numbers_need_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(answer: str) -> None:
+        raise AssertionError(f"parsed {answer}")
+
+    monkeypatch.setattr("ledom.text.math.equality.read", forbidden)
+    assert equal_answers("12.50", "12.5")
+    assert not equal_answers("-12.5", "12.5")
+    with pytest.raises(AssertionError, match="parsed"):
+        equal_answers("012.5", "12.5")  # leading zeros: perhaps a time or a code
+
+
 def test_is_number() -> None:
     assert all(map(is_number, ["5", "$5", "x = 5", "5 cm", "1/2", "3 p.m.", "2^3"]))
     assert not any(map(is_number, ["x", "5x", "3, 5", "(1, 2)", "yes", "5 or so", r"\pi", ""]))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Protocol
 
@@ -32,7 +33,8 @@ __all__ = [
 ]
 
 _CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
-_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]{0,17})", re.ASCII)
+_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
+"""A number that is read in one way only: digits, perhaps with a decimal point between them."""
 _CONSTANTS = frozenset(["pi", "e", "i", "oo"])
 
 
@@ -53,8 +55,8 @@ def equal_answers(first: str | None, second: str | None) -> bool:
     """
     if first is None or second is None:
         return False
-    if _WHOLE.fullmatch(first) and _WHOLE.fullmatch(second):
-        return int(first) == int(second)
+    if _PLAIN_NUMBER.fullmatch(first) and _PLAIN_NUMBER.fullmatch(second):
+        return Decimal(first) == Decimal(second)  # most answers need no parsing
     if not (has_content(first) and has_content(second)):
         return False
     if first == second or text_key(first) == text_key(second):
