@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ledom.report.formatting import accuracy, difference
+from ledom.report.formatting import accuracy, difference, verdict
 from ledom.report.results import Interval
 
 
@@ -60,7 +60,7 @@ def table(runs: list[Run], reports: list[dict[str, Any]]) -> str:
     for run, report in zip(runs, reports, strict=True):
         by_claim = {row["claim"]: Interval(**row["difference"]) for row in report["headline"]}
         for claim in claims:
-            shown[claim] += by_claim[claim].verdict == "better"
+            shown[claim] += verdict(by_claim[claim]) == "better"
         greedy = next(row for row in report["strategies"] if row["id"] == "greedy")
         cells = [str(run.seed), accuracy(Interval(**greedy["accuracy"]))]
         cells += [difference(by_claim[claim]) for claim in claims]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.report.results import to_json
+from ledom.report.formatting import to_json
 
 if TYPE_CHECKING:
     from ledom.evaluate.tasks import Source

@@ -1,4 +1,4 @@
-"""Results from the JSON objects that reports hold: what `ledom.report.results.to_json` undoes."""
+"""Results from the JSON objects that reports hold: the inverse of `formatting.to_json`."""
 
 from __future__ import annotations
 

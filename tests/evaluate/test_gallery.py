@@ -19,7 +19,8 @@ from ledom.evaluate.results import Evaluation, Row, TaskResult
 from ledom.evaluate.retrieval import Ranked
 from ledom.evaluate.reversal import Answered, ArmResult, ReversalResult
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.report.results import Interval, to_json
+from ledom.report.formatting import to_json
+from ledom.report.results import Interval
 from ledom.text.tokenizer import Tokenizer
 
 SURE = Interval(1.0, 1.0, 1.0)

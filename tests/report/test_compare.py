@@ -9,7 +9,7 @@ import pytest
 from ledom.core.errors import InputError
 from ledom.report.compare import compare_runs as compare
 from ledom.report.compare import gap_of, read_curves, tokens_to_reach
-from ledom.report.results import to_json
+from ledom.report.formatting import to_json
 
 
 def compare_runs(folders):

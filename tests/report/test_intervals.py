@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ledom.core.errors import InputError
+from ledom.report.formatting import verdict
 from ledom.report.intervals import (
     auc_interval,
     bootstrap_interval,
@@ -18,7 +19,7 @@ from ledom.report.intervals import (
     pairwise_auc,
     share_interval,
 )
-from ledom.report.results import Interval, to_json
+from ledom.report.results import Interval
 
 
 def array(*values: float) -> np.ndarray:
@@ -133,27 +134,6 @@ def test_no_resamples() -> None:
         bootstrap_interval(array(1, 2), num_resamples=0)
 
 
-# ---- Interval ----
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (0.1, 0.3, "better"),
-        (-0.3, -0.1, "worse"),
-        (-0.1, 0.1, "open"),
-        (0.0, 0.2, "open"),
-        (-1, 0, "open"),
-    ],
-)
-def test_a_verdict_needs_an_interval_without_zero(low: float, high: float, verdict: str) -> None:
-    assert Interval((low + high) / 2, low, high).verdict == verdict
-
-
-def test_to_json() -> None:
-    assert to_json(Interval(0.5, 0.25, 0.75)) == {"mean": 0.5, "low": 0.25, "high": 0.75}
-
-
 # ---- paired_interval ----
 
 
@@ -233,10 +213,10 @@ def test_differences_that_are_all_equal() -> None:
     assert (worse.mean, worse.low, (worse.high + 1) / 2) == (-1, -1, unseen)
 
 
-@pytest.mark.parametrize(("num", "verdict"), [(5, "open"), (6, "better")])
-def test_so_few_wins_show_nothing(num: int, verdict: str) -> None:
+@pytest.mark.parametrize(("num", "shown"), [(5, "open"), (6, "better")])
+def test_so_few_wins_show_nothing(num: int, shown: str) -> None:
     """The sign test: five wins of five have a probability of 1/32 by chance, six of six 1/64."""
-    assert paired_share_interval(np.ones(num), np.zeros(num)).verdict == verdict
+    assert verdict(paired_share_interval(np.ones(num), np.zeros(num))) == shown
 
 
 def test_what_is_no_share_is_refused() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from ledom.core.errors import OutputError
 from ledom.report import selection_page
-from ledom.report.results import to_json
+from ledom.report.formatting import to_json
 from selection_report import as_report
 from waiting import SECONDS
 
@@ -31,7 +31,7 @@ def test_files_are_written_and_json_round_trips(tmp_path: Path, report: dict[str
     markdown = page.with_suffix(".md").read_text(encoding="utf-8")
     assert markdown == selection_page.render_markdown(typed)
     written = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-    assert written == to_json(typed)
+    assert written == {"format": 2, **to_json(typed)}
     assert written["cases"] == report["cases"]  # the hostile text too, its lone surrogate included
     assert sorted(path.name for path in page.parent.iterdir()) == [
         "report.html",

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from ledom.report.formatting import number
 from ledom.report.results import AucResult, Interval, SelectionReport, StrategyResult
 from ledom.report.selection_page import summarize
 
@@ -117,16 +116,3 @@ def test_the_term_that_carries_the_signal() -> None:
     )
     assert signal(None).startswith("Of the single terms, log P(y|x)")
     assert summarize(_made()).signal == ""
-
-
-def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
-    assert number(-0.04, 1) == number(0.04, 1, "+") == "0.0"
-    assert number(-0.06, 1) == "\u22120.1"
-
-
-def test_verdicts() -> None:
-    assert [Interval(*b).verdict for b in [(1, 0.1, 2), (1, 0, 2), (-1, -2, -0.1)]] == [
-        "better",
-        "open",
-        "worse",
-    ]

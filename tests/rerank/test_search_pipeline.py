@@ -14,7 +14,7 @@ from ledom.core.errors import InputError
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.core.stage import no_progress
 from ledom.lm.backends.fake import FakeLanguageModel
-from ledom.report.results import to_json
+from ledom.report.formatting import to_json
 from ledom.rerank.search_pipeline import SearchJob, _equal_cost, search_job
 from ledom.rerank.step_search import SearchConfig
 from ledom.text.pair_format import PairFormat

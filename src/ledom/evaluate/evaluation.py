@@ -30,7 +30,7 @@ from ledom.evaluate.results import ENTROPY, Evaluation, Measured, TaskResult, co
 from ledom.evaluate.scorings import SCORINGS, Scoring
 from ledom.evaluate.tasks import Source
 from ledom.lm.language_model import LanguageModel
-from ledom.report.results import to_json
+from ledom.report.formatting import to_json
 
 __all__ = ["Job", "evaluate_models"]
 

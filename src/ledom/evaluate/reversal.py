@@ -50,8 +50,9 @@ from ledom.evaluate.proposals import Prompt, propose
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.model.presets import ModelConfig
+from ledom.report.formatting import to_json
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.report.results import Interval, to_json
+from ledom.report.results import Interval
 from ledom.rerank.stages import Scoring, fill_scores
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import train_tokenizer

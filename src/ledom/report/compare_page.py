@@ -18,6 +18,8 @@ from ledom.report.formatting import (
     interval,
     number,
     render_template,
+    to_json,
+    verdict,
     write_pages,
 )
 from ledom.report.training_results import (
@@ -38,7 +40,7 @@ Rows = list[list[str]]
 """Rows of cells; the first row is the head."""
 
 _GAP_ROWS = 12  # in the table of gaps over training
-_VERDICTS = {  # by `Interval.verdict`, which calls a gap above 0 better
+_VERDICTS = {  # by `verdict`, which calls a gap above 0 better
     "better": "shown for this pair: the reverse model's loss is higher; the interval excludes 0",
     "worse": "shown for this pair: the reverse model's loss is lower; the interval excludes 0",
     "open": "nothing shown: the interval includes 0",
@@ -58,7 +60,7 @@ def write_comparison(folder: Path, report: Comparison) -> Path:
     Raises `OutputError` if the folder cannot be written.
     """
     html, markdown = render_html(report), render_markdown(report)
-    return write_pages(folder, "compare", report, markdown, html)
+    return write_pages(folder, "compare", to_json(report), markdown, html)
 
 
 def render_html(report: Comparison) -> str:
@@ -121,15 +123,15 @@ def _claims(report: Comparison) -> list[_Claim]:
 
 def _claim(name: str, gap: FinalGap) -> _Claim:
     """A run's final gap in words."""
-    verdict = gap.interval.verdict if gap.interval else "unknown"
+    shown = verdict(gap.interval) if gap.interval else "unknown"
     windows = f" in {gap.num_windows:,} windows" if gap.num_windows else ""
     tokens = f", on {gap.num_tokens:,} tokens{windows}" if gap.num_tokens else ""
     return _Claim(
         claim=f"{name}: after step {gap.step:,} the reverse model is at {number(gap.reverse, 3)} "
         f"nats per token, its forward twin at {number(gap.forward, 3)}{tokens}",
         value=f"{_gap_text(gap)}, {number(100 * gap.relative, 2, '+')}%",
-        verdict=_VERDICTS[verdict],
-        is_shown=verdict in ("better", "worse"),
+        verdict=_VERDICTS[shown],
+        is_shown=shown in ("better", "worse"),
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
+from ledom.report.formatting import verdict
 from ledom.report.results import (
     AccuracyByLambda,
     AccuracyByN,
@@ -226,11 +227,10 @@ def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
 
     def draw(axes: Axes) -> None:
         colors = {"better": "good", "worse": "bad", "open": "baseline"}
-        for row, interval in enumerate(rows.values()):
-            color = COLORS[colors[interval.verdict]]
-            along = [100 * interval.low, 100 * interval.high]
-            axes.plot(along, [row, row], color=color, linewidth=2.2)
-            axes.plot([100 * interval.mean], [row], "o", color=color, markersize=6)
+        for row, found in enumerate(rows.values()):
+            color = COLORS[colors[verdict(found)]]
+            axes.plot([100 * found.low, 100 * found.high], [row, row], color=color, linewidth=2.2)
+            axes.plot([100 * found.mean], [row], "o", color=color, markersize=6)
         axes.axvline(0, color=COLORS["ink"], linewidth=0.9, linestyle=(0, (4, 3)))
         axes.set_yticks(range(len(rows)), labels=[short(label) for label in rows])
         axes.tick_params(axis="y", labelcolor=COLORS["ink"])

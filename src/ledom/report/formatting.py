@@ -12,16 +12,17 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ledom.core.files import write_atomically
-from ledom.report.results import Interval, to_json
+from ledom.core.reading import JsonObject
+from ledom.report.results import Interval
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
     from jinja2 import Environment
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "number",
     "percent",
     "render_template",
+    "to_json",
+    "verdict",
     "write_pages",
 ]
 
@@ -89,11 +92,12 @@ def accuracy(found: Interval | None) -> str:
     """
     if found is None:
         return MISSING
-    least, most = found.mean - found.margin, found.mean + found.margin
+    margin = max(found.high - found.mean, found.mean - found.low)
+    least, most = found.mean - margin, found.mean + margin
     outside = least < -_ROUNDING or most > 1 + _ROUNDING
     if found.low < found.high and (outside or found.mean in (found.low, found.high)):
         return interval(Interval(100 * found.mean, 100 * found.low, 100 * found.high), 1)
-    return f"{percent(found.mean)} ± {percent(found.margin)}"
+    return f"{percent(found.mean)} ± {percent(margin)}"
 
 
 def difference(found: Interval | None) -> str:
@@ -115,6 +119,15 @@ def interval(found: Interval, digits: int = 3, sign: str = "-") -> str:
     """
     mean, low, high = (number(v, digits, sign) for v in (found.mean, found.low, found.high))
     return mean if MISSING in (low, high) else f"{mean} [{low}, {high}]"
+
+
+def verdict(found: Interval) -> str:
+    """`better` or `worse` if the interval of a difference excludes zero, else `open`.
+
+    >>> verdict(Interval(0.1, 0.0, 0.2))
+    'open'
+    """
+    return "better" if found.low > 0 else "worse" if found.high < 0 else "open"
 
 
 def count(value: float | None) -> str:
@@ -144,21 +157,42 @@ def _scaled(value: float, units: Sequence[str]) -> str:
     return f"{value / 1000**place:.3g}{units[place]}"
 
 
-def write_pages(
-    folder: Path, name: str, report: DataclassInstance, markdown: str, html: str
-) -> Path:
+def to_json(value: Any) -> Any:
+    """A result as plain JSON values; numbers that are not finite become None.
+
+    A field that has its default (None, False, 0 or an empty text) is left out.
+
+    >>> to_json({"difference": Interval(0.1, float("-inf"), 0.2)})
+    {'difference': {'mean': 0.1, 'low': None, 'high': 0.2}}
+    """
+    if is_dataclass(value):
+        found = {f: getattr(value, f.name) for f in fields(value)}
+        return {
+            f.name.rstrip("_"): to_json(item)  # lambda_, because lambda is a keyword of Python
+            for f, item in found.items()
+            if f.default is NO_DEFAULT or item != f.default
+        }
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if hasattr(value, "tolist"):  # a numpy value, recognized without importing numpy
+        return to_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_pages(folder: Path, name: str, contents: JsonObject, markdown: str, html: str) -> Path:
     """Write `name`.json, `name`.md and `name`.html into `folder`; returns the HTML page's path.
 
     Raises `OutputError` if the folder cannot be written.
 
     >>> import tempfile
-    >>> from ledom.report.results import Interval
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     page = write_pages(Path(folder), "report", Interval(0.5, 0.4, 0.6), "# Half", "<p>Half")
+    ...     page = write_pages(Path(folder), "report", {"share": 0.5}, "# Half", "<p>Half")
     ...     sorted(file.name for file in Path(folder).iterdir()), page.name
     (['report.html', 'report.json', 'report.md'], 'report.html')
     """
-    text = json.dumps(to_json(report), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    text = json.dumps(contents, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     # A broken token may leave a lone surrogate: UTF-8 cannot encode it, but JSON can escape it.
     text = _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     for kind, content in {"json": text, "md": markdown, "html": html}.items():
@@ -200,8 +234,8 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (accuracy, byte_count, count, difference, interval, markdown_table, number, percent)
-    environment.filters |= {function.__name__: function for function in filters}
+    numbers = (accuracy, byte_count, count, difference, interval, number, percent, verdict)
+    environment.filters |= {function.__name__: function for function in (*numbers, markdown_table)}
     environment.filters["markdown"] = escape
     return environment
 

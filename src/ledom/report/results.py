@@ -1,15 +1,12 @@
 """The report of a selection as dataclasses, from which its page, Markdown and JSON are made.
 
-`to_json` turns any result into the object that a JSON file holds (docs/formats.md). Accuracies are
-shares from 0 to 1, log-probabilities are in nats.
+Accuracies are shares from 0 to 1, log-probabilities are in nats. This module only declares types.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 __all__ = [
     "AccuracyByLambda",
@@ -29,67 +26,16 @@ __all__ = [
     "Reliability",
     "SelectionReport",
     "StrategyResult",
-    "to_json",
 ]
-
-
-FORMAT = 2
-"""Version of report.json, written there as `format`."""
-
-
-def to_json(value: Any) -> Any:
-    """A result as plain JSON values; numbers that are not finite become None.
-
-    A field that has its default (None, False, 0 or an empty text) is left out.
-
-    >>> to_json(Difference(claim="better", difference=Interval(0.1, float("-inf"), 0.2)))
-    {'claim': 'better', 'difference': {'mean': 0.1, 'low': None, 'high': 0.2}}
-    """
-    if is_dataclass(value):
-        found = {f: getattr(value, f.name) for f in fields(value)}
-        return {
-            f.name.rstrip("_"): to_json(item)  # lambda_, because lambda is a keyword of Python
-            for f, item in found.items()
-            if f.default is MISSING or item != f.default
-        }
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    if hasattr(value, "tolist"):  # a numpy value, recognized without importing numpy
-        return to_json(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the bounds of its confidence interval, in the unit of the values.
-
-    >>> Interval(mean=0.5, low=0.25, high=0.625).margin
-    0.25
-    """
+    """A mean with the bounds of its confidence interval, in the unit of the values."""
 
     mean: float
     low: float
     high: float
-
-    @property
-    def verdict(self) -> str:
-        """`better` or `worse` if the interval excludes zero, else `open`.
-
-        >>> Interval(0.1, 0.0, 0.2).verdict
-        'open'
-        """
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "open"
-
-    @property
-    def margin(self) -> float:
-        """The wider side of the interval.
-
-        >>> round(Interval(mean=0.5, low=0.45, high=0.58).margin, 2)
-        0.08
-        """
-        return max(self.high - self.mean, self.mean - self.low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,20 +198,6 @@ class CaseCandidate:
     scores: Mapping[str, float]
     question_tokens: Sequence[QuestionToken]
 
-    @property
-    def total(self) -> float:
-        """log P(x|y): the `reverse` score, else the sum over `question_tokens`.
-
-        The score also counts the document-start token.
-
-        >>> token = QuestionToken(start=0, end=3, logprob=-2.5)
-        >>> CaseCandidate(index=0, text="4", answer="4", correct=None, rank=1, role=None, count=1,
-        ...               scores={}, question_tokens=[token, token]).total
-        -5.0
-        """
-        known = self.scores.get("reverse")
-        return sum(token.logprob for token in self.question_tokens) if known is None else known
-
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -291,7 +223,6 @@ class ChosenAnswer:
 class SelectionReport(Measurement):
     """The report of a selection."""
 
-    format: int = field(default_factory=lambda: FORMAT)
     title: str
     command: str = ""
     ledom_version: str = ""

@@ -22,6 +22,8 @@ from ledom.report.formatting import (
     number,
     percent,
     render_template,
+    to_json,
+    verdict,
     write_pages,
 )
 from ledom.report.results import (
@@ -35,10 +37,11 @@ from ledom.report.results import (
     SelectionReport,
     StrategyResult,
 )
-from ledom.report.words import Word, compare, question_words
+from ledom.report.words import Word, compare, question_logprob, question_words
 
 __all__ = ["Summary", "render_html", "render_markdown", "summarize", "write_report"]
 
+_FORMAT = 2  # of report.json
 _NUM_GAP_WORDS = 6  # listed as the main differences
 _BASELINES = ("greedy", "random", "majority")
 _NAMES = {
@@ -80,7 +83,8 @@ def write_report(folder: Path, report: SelectionReport) -> Path:
     ('report.html', ['.html', '.json', '.md'])
     """
     html, markdown = render_html(report), render_markdown(report)
-    return write_pages(folder, "report", report, markdown, html)
+    contents = {"format": _FORMAT, **to_json(report)}
+    return write_pages(folder, "report", contents, markdown, html)
 
 
 def render_html(report: SelectionReport) -> str:
@@ -217,7 +221,7 @@ def _compared(against: Interval, opponent: str) -> str:
     """`8.3 points more than the greedy answer (95% interval 1.0 to 15.6)`."""
     more, sign = ("more", 1) if against.mean >= 0 else ("fewer", -1)
     low, high = sorted((100 * sign * against.low, 100 * sign * against.high))
-    chance = "; it includes 0, so this may be chance" if against.verdict == "open" else ""
+    chance = "; it includes 0, so this may be chance" if verdict(against) == "open" else ""
     return (
         f"{number(100 * abs(against.mean), 1)} points {more} than {opponent} "
         f"(95% interval {number(low, 1)} to {number(high, 1)}{chance})"
@@ -274,8 +278,9 @@ class _CaseView:
     """A case, and its comparison of the picked and the rejected answer."""
 
     case: Case
-    panels: list[tuple[CaseCandidate, list[Word]]]
-    """The question under the picked and the rejected candidate, word by word."""
+    panels: list[tuple[CaseCandidate, float, list[Word]]]
+    """The question under the picked and the rejected candidate: its log-probability, and its words
+    with theirs."""
     gaps: list[Word]
     """Words that the rejected answer explains notably worse, worst first."""
     gap_total: float | None
@@ -368,14 +373,15 @@ def _case(case: Case) -> _CaseView:
     pair = [by_role[role] for role in ("picked", "rejected") if role in by_role]
     shown = [candidate for candidate in pair if candidate.question_tokens]
     words = [question_words(case.question, candidate.question_tokens) for candidate in shown]
+    totals = [question_logprob(candidate) for candidate in shown]
     gaps: list[Word] = []
     if len(shown) == 2:
         words, gaps = compare(*words)
     return _CaseView(
         case=case,
-        panels=[*zip(shown, words, strict=True)],
+        panels=[*zip(shown, totals, words, strict=True)],
         gaps=gaps[:_NUM_GAP_WORDS],
-        gap_total=shown[0].total - shown[1].total if len(shown) == 2 else None,
+        gap_total=totals[0] - totals[1] if len(shown) == 2 else None,
     )
 
 

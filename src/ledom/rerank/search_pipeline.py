@@ -20,8 +20,9 @@ from ledom.core.files import fingerprint, write_json
 from ledom.core.records import NUM_TOKENS, Candidate, Problem, Score
 from ledom.core.stage import Track, at_once
 from ledom.lm.language_model import LanguageModel
+from ledom.report.formatting import to_json
 from ledom.report.intervals import paired_share_interval, share_interval
-from ledom.report.results import Interval, to_json
+from ledom.report.results import Interval
 from ledom.rerank.candidate_table import FloatArray, build_candidate_table
 from ledom.rerank.candidates import check_problems
 from ledom.rerank.explain import unfamiliar_texts
