@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import ledom
 from ledom.core.records import Problem
 from ledom.data.problems import generate_problems
-from ledom.lm import embedded_folder
+from ledom.lm import embedded_folder, unfamiliar_texts
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model.checkpoint import load_checkpoint
-from ledom.rerank.explain import explain, unfamiliar_texts
+from ledom.rerank.explain import explain
 from ledom.rerank.weights import TunedWeights, question_hash
 
 pytestmark = pytest.mark.slow

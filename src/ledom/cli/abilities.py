@@ -127,7 +127,7 @@ def rank(
     Example: ledom rank "Ava has 3 pens and buys 4. How many?" passages.jsonl
     """
     from ledom.evaluate import retrieval
-    from ledom.rerank.explain import unfamiliar_texts
+    from ledom.lm import unfamiliar_texts
 
     options.refuse_unused(context, *options.unused_by_models(model))
     from_file = _is_file(query, "query", out)
@@ -221,8 +221,8 @@ def synthesize(
     """
     from ledom.evaluate.synthesis import SynthesisSettings, seed_prompt
     from ledom.evaluate.synthesis import synthesize as run
+    from ledom.lm import unfamiliar_texts
     from ledom.lm.language_model import Sampling
-    from ledom.rerank.explain import unfamiliar_texts
 
     options.refuse_unused(
         context,
@@ -309,8 +309,8 @@ def invert(
     Example: ledom invert "So, a pizza will last for 24 / 12 = 2 days."
     """
     from ledom.evaluate import inversion
+    from ledom.lm import unfamiliar_texts
     from ledom.lm.language_model import Sampling
-    from ledom.rerank.explain import unfamiliar_texts
 
     from_file = _is_file(output, "output", out)
     options.refuse_unused(

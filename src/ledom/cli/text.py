@@ -132,8 +132,8 @@ def generate(
     Example: ledom generate --before "#### 42" --samples 3
     """
     from ledom.evaluate.infilling import Gap, infill
+    from ledom.lm import unfamiliar_texts
     from ledom.lm.language_model import Sampling
-    from ledom.rerank.explain import unfamiliar_texts
 
     names = [name for name, text in ((reverse, before), (forward, after)) if text is not None]
     options.refuse_unused(

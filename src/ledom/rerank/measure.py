@@ -1,12 +1,16 @@
 """Measures every strategy on the same candidates, for a report.
 
 It computes accuracies with bootstrap intervals over problems, paired differences, accuracy by
-number of candidates and by lambda, reliability, and pairwise AUC, all from a `CandidateTable`.
+number of candidates and by lambda, reliability, and pairwise AUC, all from a `CandidateTable`. It
+also finds the problems that show best what the reverse model changes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
 from ledom.report.intervals import (
@@ -45,7 +49,7 @@ from ledom.rerank.strategies import (
 )
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, Weighing
 
-__all__ = ["measure"]
+__all__ = ["Change", "changes", "measure"]
 
 _OPPONENTS = ("greedy", "random", "majority")
 _SUBSETS = 16  # random subsets of each size, in accuracy by number of candidates
@@ -301,3 +305,57 @@ def _by_group(table: CandidateTable, rights: dict[str, FloatArray]) -> list[Grou
         )
         for group, at in rows.items()
     ]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A problem for which Reverse Reward picks another candidate than the forward model."""
+
+    row: int
+    judged: FloatArray
+    """[N]: the scores that pick a candidate."""
+    rejected: int
+    """The column of the other candidate."""
+
+
+def changes(table: CandidateTable, tuned: TunedWeights, most: int = 3) -> list[Change]:
+    """Up to `most` problems, first those where Reverse Reward is right and the forward model wrong.
+
+    Among these, and among the rest, those come first whose question's log-probability differs most
+    between the two candidates. None without a reverse model's scores.
+
+    >>> from ledom.core.records import Candidate, Problem, Score
+    >>> from ledom.rerank.candidate_table import build_candidate_table
+    >>> drawn = [Candidate(problem_id="p", index=i, text=text) for i, text in enumerate("45")]
+    >>> scores = [Score(problem_id="p", index=i, model="m", direction="reverse", target="x|y",
+    ...                 logprob=-1.0 - i, num_tokens=2) for i in (0, 1)]
+    >>> table = build_candidate_table([Problem(id="p", question="2 + 2?")], drawn, scores)
+    >>> changes(table, TunedWeights({}, 0, 0, frozenset()))
+    [Change(row=0, judged=array([-1., -2.]), rejected=1)]
+    """
+    if "reverse" not in table.features:
+        return []
+    judged, rejected = _judge(table, tuned)
+    picked = judged.argmax(axis=1)
+    rows = np.arange(len(picked))
+    reverse = table.features["reverse"]
+    gap = reverse[rows, picked] - reverse[rows, rejected]
+    better = table.correct[rows, picked] & ~table.correct[rows, rejected]
+    return [
+        Change(int(row), judged[row], int(rejected[row]))
+        for row in np.lexsort((-gap, ~better))[:most]
+        if picked[row] != rejected[row]
+    ]
+
+
+def _judge(table: CandidateTable, tuned: TunedWeights) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Scores [P, N] that pick a candidate, and the columns [P] of the rejected candidates.
+
+    Rejected are the forward model's picks, or the worst candidates without a forward model.
+    """
+    if "forward" not in table.features:
+        score = STRATEGIES["reverse_only"].score(table, None)
+        return score, np.where(table.mask, score, np.inf).argmin(axis=1)
+    judge = "reverse_reward" if "reverse_reward" in tuned.weights else "reverse_only"
+    score = STRATEGIES[judge].score(table, tuned.weights.get(judge))
+    return score, STRATEGIES["forward"].score(table, None).argmax(axis=1)

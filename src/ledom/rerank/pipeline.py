@@ -29,20 +29,29 @@ from ledom.core.records import (
     write_records,
 )
 from ledom.core.stage import Track, read_timings
+from ledom.lm import unfamiliar
 from ledom.lm.language_model import LanguageModel, Sampling
-from ledom.report.results import ChosenAnswer, Measurement, SelectionReport
+from ledom.report.results import (
+    Case,
+    ChosenAnswer,
+    Measurement,
+    ModelInfo,
+    SelectionReport,
+)
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
 from ledom.rerank.candidates import (
+    SharedScores,
     check_problems,
     choose_external_scores,
     labeled_problems,
     match_candidates,
+    pools,
 )
 from ledom.rerank.cost import Costs
-from ledom.rerank.explain import model_info, unfamiliar, worked_cases
+from ledom.rerank.explain import case_of
 from ledom.rerank.fit import check_folds, cross_fit, tune_labeled
-from ledom.rerank.measure import measure
+from ledom.rerank.measure import changes, measure
 from ledom.rerank.sample import (
     check_prompts,
     is_finished,
@@ -141,8 +150,11 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
         chosen=chosen,
         warning=unfamiliar(job.reverse, scores),
         notes=_notes(job, table, labeled, candidates, scores),
-        models={str(lm.direction): model_info(lm) for lm in _models(job)},
-        cases=worked_cases(job.problems, candidates, scores, table, job.weights),
+        models={
+            str(lm.direction): ModelInfo(name=lm.name, parameters=lm.num_parameters)
+            for lm in _models(job)
+        },
+        cases=_cases(job, table, candidates, scores),
         answers=[] if labeled.any() else _shown_answers(job.problems, selections),
     )
     return report, write_report(job.out, report)
@@ -254,6 +266,19 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         name="sampling",
         is_done=partial(is_finished, num_samples=job.num_samples) if job.early_stop else bool,
     )
+
+
+def _cases(
+    job: Job, table: CandidateTable, candidates: Sequence[Candidate], scores: Sequence[Score]
+) -> list[Case]:
+    """The problems that show best what the reverse model changes."""
+    pool_of = pools(table.problem_ids, candidates)
+    shared = SharedScores(candidates, scores)
+    found = [(job.problems[change.row], change) for change in changes(table, job.weights)]
+    return [
+        case_of(problem, pool_of[problem.id], shared, change.judged, change.rejected)
+        for problem, change in found
+    ]
 
 
 def _shown_answers(

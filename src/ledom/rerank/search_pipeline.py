@@ -19,13 +19,13 @@ from ledom.core import processes as parallel
 from ledom.core.files import fingerprint, write_json
 from ledom.core.records import NUM_TOKENS, Candidate, Problem, Score
 from ledom.core.stage import Track, at_once
+from ledom.lm import unfamiliar_texts
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import to_json
 from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.results import Interval
 from ledom.rerank.candidate_table import FloatArray, build_candidate_table
 from ledom.rerank.candidates import check_problems
-from ledom.rerank.explain import unfamiliar_texts
 from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
 from ledom.rerank.score import check_room, score_candidates
 from ledom.rerank.stages import fill_candidates

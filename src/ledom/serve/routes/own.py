@@ -11,10 +11,10 @@ from pydantic import ConfigDict, Field
 
 from ledom.core.reading import JsonObject
 from ledom.core.records import Score
+from ledom.lm import unfamiliar
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
 from ledom.report.results import QuestionToken
 from ledom.report.words import question_words
-from ledom.rerank.explain import unfamiliar
 from ledom.serve import writing
 from ledom.serve.batching import Steps, apart
 from ledom.serve.judge import Judgement, Pair
