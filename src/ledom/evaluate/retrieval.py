@@ -41,7 +41,7 @@ from ledom.core.records import (
 )
 from ledom.core.stage import Stage, Track, Work, at_once
 from ledom.lm.language_model import LanguageModel
-from ledom.rerank.score import fit_pairs, score_candidates
+from ledom.rerank.score import score_candidates
 
 __all__ = [
     "Query",
@@ -306,7 +306,7 @@ def _relevances(lm: LanguageModel, pairs: Sequence[_Pair]) -> Iterator[Relevance
     read = [pair.passage.text for pair in pairs]
     if lm.direction is Direction.FORWARD:
         whole = [(p.query.text, lm.pair_format.restyle(p.passage.text)) for p in pairs]
-        fitted = fit_pairs(lm, whole, lm.context)
+        fitted = lm.pair_format.fit(lm.tokenizer, whole, *lm.special_ids, room=lm.context)
         for place, ((_, text), (_, beginning)) in enumerate(zip(whole, fitted, strict=True)):
             if beginning != text:
                 read[place] = beginning

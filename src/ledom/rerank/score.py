@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from textwrap import shorten
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,6 @@ from ledom.text.pair_format import EncodedPair
 __all__ = [
     "ScoredPair",
     "check_room",
-    "fit_pairs",
     "make_score",
     "read_solution",
     "score_candidates",
@@ -182,7 +180,8 @@ def score_pairs(
     """
     shown = _demonstration_ids(demonstrations, lm)
     texts = [(question, solution) for _, question, solution in asked]
-    fitted = fit_pairs(lm, texts, lm.context - len(shown))
+    room = lm.context - len(shown)
+    fitted = lm.pair_format.fit(lm.tokenizer, texts, *lm.special_ids, room=room)
     failure: ServerError | None = None
     try:
         targets = [_target(pair, lm, shown) for pair, _ in fitted]
@@ -195,44 +194,6 @@ def score_pairs(
         yield place, ScoredPair(pair, _checked(values, candidate, lm), read, read != solution)
     if failure is not None:
         raise failure
-
-
-def fit_pairs(
-    lm: LanguageModel, texts: Sequence[tuple[str, str]], room: int
-) -> list[tuple[EncodedPair, str]]:
-    """Encode (question, solution) pairs; a solution loses the end that does not fit.
-
-    A pair fits if the model reads at most `room` tokens of it. Returns each pair with the beginning
-    of its solution that it holds, as if that text had been given. Raises `InputError` for a
-    question that leaves no room.
-
-    >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel()  # reads EOS, a token per byte, and two line ends between the texts
-    >>> [text for _, text in fit_pairs(lm, [("2 + 2?", "4"), ("2 + 2?", "2 + 2 = 4")], room=12)]
-    ['4', '2 +']
-    """
-    pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
-    return [
-        (pair, solution) if len(pair.ids) - 1 <= room else _fit(lm, question, solution, room)
-        for pair, (question, solution) in zip(pairs, texts, strict=True)
-    ]
-
-
-def _fit(lm: LanguageModel, question: str, solution: str, room: int) -> tuple[EncodedPair, str]:
-    """As `fit_pairs`, for one pair."""
-    while True:  # a beginning may be encoded to more tokens than were kept of the whole
-        (pair,) = lm.pair_format.encode(lm.tokenizer, [(question, solution)], *lm.special_ids)
-        excess = len(pair.ids) - 1 - room
-        if excess <= 0:
-            return pair, solution
-        start, end = pair.solution
-        if end - excess <= start:
-            raise InputError(
-                f"{lm.name}: the question {shorten(question, 60)!r} has "
-                f"{pair.question[1] - pair.question[0]} tokens, which leave no room for a solution "
-                f"in the {room} tokens of the model's context; remove it"
-            )
-        solution = solution[: pair.offsets[end - excess][0]]
 
 
 def _demonstration_ids(demonstrations: Sequence[Problem], lm: LanguageModel) -> list[int]:

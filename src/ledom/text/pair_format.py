@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Literal
 
 from ledom.core.errors import InputError
@@ -175,6 +176,45 @@ class PairFormat:
             self._split(encoding, q, s, list(before), list(after))
             for encoding, (q, s) in zip(encodings, pairs, strict=True)
         ]
+
+    def fit(
+        self,
+        tokenizer: Tokenizer,
+        pairs: Sequence[tuple[str, str]],
+        before: Sequence[int],
+        after: Sequence[int],
+        *,
+        room: int,
+    ) -> list[tuple[EncodedPair, str]]:
+        """As `encode`, but a solution loses the end that does not fit.
+
+        A pair fits if a model reads at most `room` tokens of it, which are all but the last.
+        Returns each pair with the beginning of its solution that it holds, as if that text had been
+        given. Raises `InputError` for a question that leaves no room.
+
+        >>> from ledom.text.tokenizer import train_tokenizer
+        >>> tokenizer = train_tokenizer(["2 + 2?"], 257)  # a token per byte, and EOS
+        >>> eos, pairs = [tokenizer.eos_id], [("2 + 2?", "4"), ("2 + 2?", "2 + 2 = 4")]
+        >>> [text for _, text in PairFormat().fit(tokenizer, pairs, eos, eos, room=12)]
+        ['4', '2 +']
+        """
+
+        def fitted(pair: EncodedPair, question: str, solution: str) -> tuple[EncodedPair, str]:
+            # A beginning may be encoded to more tokens than were kept of the whole.
+            while (excess := len(pair.ids) - 1 - room) > 0:
+                start, end = pair.solution
+                if end - excess <= start:
+                    raise InputError(
+                        f"the question {shorten(question, 60)!r} has "
+                        f"{pair.question[1] - pair.question[0]} tokens, which leave no room for a "
+                        f"solution in the {room} tokens of the model's context; remove it"
+                    )
+                solution = solution[: pair.offsets[end - excess][0]]
+                (pair,) = self.encode(tokenizer, [(question, solution)], before, after)
+            return pair, solution
+
+        encoded = self.encode(tokenizer, pairs, before, after)
+        return [fitted(pair, *texts) for pair, texts in zip(encoded, pairs, strict=True)]
 
     def _split(
         self,
