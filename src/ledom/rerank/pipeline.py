@@ -49,16 +49,11 @@ from ledom.rerank.candidates import (
     pools,
 )
 from ledom.rerank.cost import Costs
+from ledom.rerank.early_stop import is_finished, sample_until_decided
 from ledom.rerank.explain import case_of
 from ledom.rerank.fit import check_folds, cross_fit, tune_labeled
 from ledom.rerank.measure import changes, measure
-from ledom.rerank.sample import (
-    check_prompts,
-    is_finished,
-    sample_candidates,
-    sample_until_decided,
-    sampling_groups,
-)
+from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
 from ledom.rerank.score import check_room
 from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores, keep_inputs
 from ledom.rerank.strategies import check_score_names

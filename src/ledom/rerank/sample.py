@@ -1,15 +1,13 @@
 """Samples candidates from a forward model: from problems to candidates.jsonl.
 
-All of a problem's candidates are drawn at once, or in rounds until its vote is decided. The rounds
-draw the same candidates, but not the last of them.
+All of a problem's candidates are drawn at once. `early_stop` draws the same ones in rounds, until
+the problem's vote is decided.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -22,21 +20,17 @@ from ledom.core.records import (
     NUM_TOKENS,
     SELF_CERTAINTY,
     Candidate,
-    Key,
     Problem,
 )
 from ledom.core.stage import even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
-from ledom.rerank.strategies import is_decided
-from ledom.text.answers import extract_answer
-from ledom.text.math.equality import AnswerClasses
 
 __all__ = [
+    "as_candidate",
     "check_prompts",
-    "is_finished",
-    "rounds",
+    "prompts_of",
+    "require_forward",
     "sample_candidates",
-    "sample_until_decided",
     "sampling_groups",
 ]
 
@@ -69,14 +63,14 @@ def check_prompts(problems: Sequence[Problem], lm: LanguageModel, sampling: Samp
     Traceback (most recent call last):
     ledom.core.errors.InputError: 1 of 1 problems cannot be sampled for, the first is 'p': ...
     """
-    _require_forward(lm)
+    require_forward(lm)
     if sampling.temperature == 0:
         raise InputError(
             "the temperature is 0, so all candidates of a problem would have the same text; give "
             "one above 0 (the greedy solution is always written too)"
         )
     too_long: list[tuple[Problem, InputError]] = []
-    for problem, prompt in zip(problems, _prompts(problems, lm), strict=True):
+    for problem, prompt in zip(problems, prompts_of(problems, lm), strict=True):
         try:
             lm.prompt_ids(prompt, sampling.max_tokens)
         except InputError as error:
@@ -111,10 +105,10 @@ def sample_candidates(
     >>> [(candidate.index, candidate.greedy) for own in drawn for candidate in own]
     [(0, False), (1, False), (2, True)]
     """
-    _require_forward(lm)
+    require_forward(lm)
     greedy = sampling.greedy
     for together in sampling_groups(problems, num_samples):
-        prompts = _prompts(together, lm)
+        prompts = prompts_of(together, lm)
         if stop_unsure:
             written = _stopped_samples(prompts, lm, sampling, num_samples, stop_unsure)
         else:
@@ -122,7 +116,9 @@ def sample_candidates(
         for place, texts in written:
             problem_id = together[place].id
             yield [
-                _candidate(problem_id, index, text, lm, sampling if index < num_samples else greedy)
+                as_candidate(
+                    problem_id, index, text, lm, sampling if index < num_samples else greedy
+                )
                 for index, text in enumerate(texts)
             ]
 
@@ -149,114 +145,23 @@ def _threshold(texts: Sequence[Generation], share: float) -> float:
     return float(np.quantile(lowest, 1 - share, method="lower"))
 
 
-def rounds(num_samples: int) -> list[int]:
-    """The total number of candidates after each round of sampling; the last is `num_samples`.
-
-    Half of the candidates or fewer cannot decide a vote, so the first round draws more than half.
-    Each later one draws an eighth: rounds of single samples would leave a batch almost empty.
-
-    >>> rounds(16)
-    [9, 11, 13, 15, 16]
-    """
-    step = max(1, num_samples // 8)
-    return [*range(num_samples // 2 + 1, num_samples, step), num_samples]
-
-
-def sample_until_decided(
-    problems: Sequence[Problem],
-    lm: LanguageModel,
-    sampling: Sampling,
-    num_samples: int,
-    have: Mapping[Key, Sequence[Candidate]],
-) -> Iterator[tuple[list[Candidate], bool]]:
-    """Draw each problem's candidates in rounds until its majority vote is decided.
-
-    Yields (new candidates of a problem, whether they are its last). A problem's greedy candidate
-    comes first. The others are the first of those that `sample_candidates` draws; their `sampling`
-    records the planned number (`early_stop_of`). To resume, `have` holds the candidates that were
-    yielded before, by the problem's key. Raises `DirectionError` as `sample_candidates` does.
+def require_forward(lm: LanguageModel) -> None:
+    """Raise `DirectionError` for a reverse model.
 
     >>> from ledom.lm.backends.fake import FakeLanguageModel
-    >>> lm = FakeLanguageModel(answers=["#### 4"])
-    >>> drawn = sample_until_decided([Problem(id="p", question="2 + 2?")], lm, Sampling(), 8, {})
-    >>> [([c.index for c in some], last) for some, last in drawn]  # the greedy one, then 5 of 8
-    [([8], False), ([0, 1, 2, 3, 4], True)]
+    >>> require_forward(FakeLanguageModel(direction="reverse"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.DirectionError: fake is a reverse model; give a forward one to sample ...
     """
-    _require_forward(lm)
-    for together in sampling_groups(problems, num_samples):
-        votes = {problem.id: _Votes(have.get(problem.key, ())) for problem in together}
-        waiting = [problem for problem in together if not votes[problem.id].has_greedy]
-        for place, texts in lm.generate(_prompts(waiting, lm), sampling.greedy):
-            problem_id = waiting[place].id
-            yield [_candidate(problem_id, num_samples, texts[0], lm, sampling.greedy)], False
-        for before, total in pairwise([0, *rounds(num_samples)]):
-            waiting = [
-                problem for problem in together if votes[problem.id].waits(before, num_samples)
-            ]
-            for place, texts in lm.generate(
-                _prompts(waiting, lm), sampling, total - before, first_sample=before
-            ):
-                problem_id = waiting[place].id
-                drawn = [
-                    _candidate(problem_id, index, text, lm, sampling, num_samples)
-                    for index, text in enumerate(texts, start=before)
-                ]
-                votes[problem_id].count(drawn)
-                yield drawn, votes[problem_id].are_enough(num_samples)
-
-
-def is_finished(candidates: Iterable[Candidate], num_samples: int) -> bool:
-    """Whether these are all candidates that `sample_until_decided` draws for their problem.
-
-    >>> same = [Candidate(problem_id="p", index=i, text="4") for i in range(5)]
-    >>> greedy = Candidate(problem_id="p", index=8, text="4", greedy=True)
-    >>> is_finished([*same, greedy], num_samples=8), is_finished(same, num_samples=8)
-    (True, False)
-    """
-    votes = _Votes(candidates)
-    return votes.has_greedy and votes.are_enough(num_samples)
-
-
-class _Votes:
-    """The votes for the answers to one problem so far."""
-
-    def __init__(self, candidates: Iterable[Candidate]) -> None:
-        self.drawn = 0
-        self.has_greedy = False
-        self._by_answer: Counter[int] = Counter()
-        self._classes = AnswerClasses()
-        self.count(candidates)
-
-    def count(self, candidates: Iterable[Candidate]) -> None:
-        """Add more candidates."""
-        for candidate in candidates:
-            if candidate.greedy:
-                self.has_greedy = True
-                continue
-            self.drawn += 1
-            answer = self._classes.number(extract_answer(candidate.text))
-            if answer >= 0:
-                self._by_answer[answer] += 1
-
-    def are_enough(self, num_samples: int) -> bool:
-        """Whether the vote is decided, or all candidates are drawn."""
-        remaining = num_samples - self.drawn
-        return remaining <= 0 or is_decided(self._by_answer.values(), remaining)
-
-    def waits(self, drawn: int, num_samples: int) -> bool:
-        """Whether the problem needs the round that starts after `drawn` samples."""
-        return self.drawn == drawn and not self.are_enough(num_samples)
-
-
-def _require_forward(lm: LanguageModel) -> None:
     Direction.FORWARD.require(lm.direction, lm.name, "to sample solutions")
 
 
-def _prompts(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:
+def prompts_of(problems: Sequence[Problem], lm: LanguageModel) -> list[str]:
+    """What a model continues for each problem: its question, and what precedes a solution."""
     return [lm.pair_format.before_solution(problem.question) for problem in problems]
 
 
-def _candidate(
+def as_candidate(
     problem_id: str,
     index: int,
     text: Generation,
@@ -264,6 +169,10 @@ def _candidate(
     sampling: Sampling,
     early_stop_of: int | None = None,
 ) -> Candidate:
+    """A text that a model wrote for a problem, as its candidate with this index.
+
+    `early_stop_of` is the planned number of candidates, if sampling may stop before.
+    """
     planned = {} if early_stop_of is None else {EARLY_STOP: early_stop_of}
     candidate = Candidate(
         problem_id=problem_id,
