@@ -114,6 +114,14 @@ def test_seconds_are_those_of_the_files_that_a_strategy_needs() -> None:
     assert given.of(STRATEGIES["forward"]).seconds == pytest.approx(3 / 2)
 
 
+def test_a_cost_is_summed_in_one_order() -> None:
+    """Else two equal runs would differ in the last bit: the order of a set changes between them."""
+    ones = dict.fromkeys(["writer", "forward", "reverse"], 1)
+    written, scored = np.array([[0.05], [0.05]]), {"forward": 0.05, "reverse": 0.2}
+    found = Costs(TABLE, written, 0.0, scored, ones, {}, 0.0).of(STRATEGIES["noisy_channel"])
+    assert found.flops == 0.1 + 0.1 + 0.4 != 0.1 + 0.4 + 0.1
+
+
 def test_external_scores_cost_nothing_here() -> None:
     known = strategies(("verifier",))
     assert costs().of(known["external:verifier"]).scored_tokens == 0

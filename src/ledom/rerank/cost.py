@@ -115,7 +115,8 @@ class Costs:
         targets = {FEATURES[name][0] for name in strategy.features if name in FEATURES}
         if "worst_step" in strategy.features and self.scored["forward"]:
             targets.add("y|x")
-        stages = {stage for target in targets for stage in _STAGES[target]}
+        needed = {stage for target in targets for stage in _STAGES[target]}
+        stages = [stage for stage in _MODELS if stage in needed]  # always summed in this order
         parts = {"writer": written}
         for stage in stages:
             model = _MODELS[stage]
@@ -124,14 +125,18 @@ class Costs:
         for model, tokens in parts.items():
             size = self.parameters.get(model)
             flops = None if flops is None or size is None else flops + 2.0 * size * tokens
+        scored, generated = (
+            sum(self.scored[stage] for stage in stages if (stage in _WRITES) is writes)
+            for writes in (False, True)
+        )
         return Cost(
-            generated_tokens=written + sum(self.scored[stage] for stage in stages & _WRITES),
-            scored_tokens=sum(self.scored[stage] for stage in stages - _WRITES),
+            generated_tokens=written + generated,
+            scored_tokens=scored,
             flops=flops,
             seconds=self._seconds(written, stages),
         )
 
-    def _seconds(self, written: float, stages: set[str]) -> float | None:
+    def _seconds(self, written: float, stages: Sequence[str]) -> float | None:
         """Seconds per problem; None if the time of a stage is unknown."""
         if not {"writer", *stages} <= self.seconds.keys():
             return None
