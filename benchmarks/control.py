@@ -33,7 +33,7 @@ from ledom.report.intervals import bootstrap_interval, paired_interval, pairwise
 from ledom.rerank.candidate_table import CandidateTable, FloatArray, build_candidate_table
 from ledom.rerank.candidates import match_candidates
 from ledom.rerank.fit import fit_sum
-from ledom.rerank.stages import Scoring, fill_scores
+from ledom.rerank.score import ScoreFiles, fill_scores
 from ledom.rerank.strategies import Pick
 
 FOLDS = 5
@@ -63,7 +63,7 @@ def scored(
     candidates: Sequence[Candidate],
 ) -> CandidateTable:
     """The table of one model's scores, which are kept in the folder `name`."""
-    scores = fill_scores(out / name, problems, candidates, lm, Scoring(), track)
+    scores = fill_scores(ScoreFiles(out / name, problems, candidates, lm, track))
     return build_candidate_table(problems, candidates, scores)
 
 

@@ -71,8 +71,8 @@ def test_its_seconds_survive_a_stop_and_stay_out_of_the_file(
     )
     timings = tmp_path / "timings.json"
     timings.write_text('{"other.jsonl": 7}')
-    Stage(path, Document, {}).fill(work, no_progress, "", timings)
-    assert read_timings(timings) == {"other.jsonl": 7.0, "out.jsonl": 5.0}
+    Stage(path, Document, {}).fill(work, no_progress, "", timed=True)
+    assert read_timings(tmp_path) == {"other.jsonl": 7.0, "out.jsonl": 5.0}
     assert "seconds" not in path.read_text()
 
 

@@ -13,7 +13,6 @@ import pytest
 from ledom.core.records import Candidate, Problem, Score, read_records
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.pipeline import Job, rerank
-from ledom.rerank.stages import Scoring
 from ledom.rerank.strategies import STRATEGIES
 from ledom.rerank.weights import Selection, TunedWeights, select
 from ledom.serve.gateway import Options, strategy_slugs
@@ -46,8 +45,8 @@ def test_by_every_strategy_it_chooses_as_rerank_does_on_the_same_candidates(
         for p in problems
         for i, text in enumerate(ANSWERS)
     ]
-    scoring = Scoring(mask_copies=MASK_COPIES)
-    rerank(Job(problems, tmp_path, *models, weights, candidates, scoring=scoring), _no_track)
+    job = Job(problems, tmp_path, *models, weights, candidates, mask_copies=MASK_COPIES)
+    rerank(job, _no_track)
     scores = [s for file in tmp_path.glob("scores*.jsonl") for s in read_records(file, Score)]
     table = build_candidate_table(problems, candidates, scores)
     with gateway(models, honest, weights=weights) as client:

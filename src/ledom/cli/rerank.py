@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,6 @@ from ledom.data.problems import GENERATOR
 
 if TYPE_CHECKING:
     from ledom.rerank.pipeline import Job
-    from ledom.rerank.stages import Scoring
 
 __all__ = ["COMMANDS"]
 
@@ -179,7 +177,7 @@ def rerank(
     draws = candidates is None and temperature > 0
     job.problems = choose_problems(context, problems, num_problems, draws, split, seed, held_out)
     job.candidates = _given_candidates(candidates, job, is_all=num_problems is None)
-    job.scoring = _scoring(demonstrations, mask_copies, contrast, flip, seed)
+    _set_scoring(job, demonstrations, mask_copies, contrast, flip)
     set_threads(threads)
     job.forward, job.reverse = models_or_none(forward, reverse, device, dtype)
     _run(job)
@@ -236,17 +234,16 @@ def _given_candidates(file: Path | None, job: Job, is_all: bool) -> list[Candida
     return [candidate for candidate in found if candidate.problem_id in wanted]
 
 
-def _scoring(
-    demonstrations: Path | None, mask_copies: int, contrast: int, flip: int, seed: int
-) -> Scoring:
-    """The settings of scoring, with demonstrations read from their file."""
+def _set_scoring(
+    job: Job, demonstrations: Path | None, mask_copies: int, contrast: int, flip: int
+) -> None:
+    """Set how the job's models score, with demonstrations read from their file."""
     from ledom.rerank.flip import FlipSettings
-    from ledom.rerank.stages import Scoring
 
-    shown: Sequence[Problem] = ()
     if demonstrations is not None:
-        shown = read_records(demonstrations, Problem, Problem.require_solution)
-    return Scoring(shown, mask_copies, contrast, FlipSettings(flip, seed=seed) if flip else None)
+        job.demonstrations = read_records(demonstrations, Problem, Problem.require_solution)
+    job.mask_copies, job.contrast = mask_copies, contrast
+    job.flip = FlipSettings(flip, seed=job.sampling.seed) if flip else None
 
 
 def tune(

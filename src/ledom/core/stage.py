@@ -68,6 +68,7 @@ Make = Callable[
 """Takes items and the existing records by item key; yields (new records of one item, whether
 these complete the item)."""
 
+_TIMINGS = "timings.json"  # seconds by file name: only these differ between two equal runs
 _HASH = "sha256"  # key in the settings file: the hash of the finished file
 
 
@@ -131,7 +132,7 @@ class Stage(Generic[RecordT]):
             check_settings(made_with, self.settings, path)
             self.records = read_finished(path, record_type, self._check)
         else:
-            self.records = self._read_parts()
+            self.records = self._read_parts() if parts else []
         processes.wait()  # all have read before one writes
         if self.complete and processes.is_first():
             for part in parts:
@@ -206,22 +207,21 @@ class Stage(Generic[RecordT]):
         self.seconds += seconds
         self.records.extend(records)
 
-    def finish(self, key: Callable[[RecordT], Any], timings: Path | None = None) -> None:
+    def finish(self, key: Callable[[RecordT], Any], timed: bool = False) -> None:
         """Write all records, sorted by `key`, to the finished file, and remove the part files.
 
-        The stage's seconds are added to `timings`, a JSON file of seconds by file name.
+        If `timed`, the stage's seconds are added to timings.json; see `read_timings`.
         """
         processes.wait()  # for the other processes' parts
         if processes.is_first():
             if processes.size() > 1:
                 self.records = self._read_parts()
-            if timings is not None:  # first, since a finished file has lost its seconds
-                known = read_timings(timings) | {self.path.name: round(self.seconds, 2)}
-                write_json(timings, known)
+            if timed:  # first, since a finished file has lost its seconds
+                known = read_timings(self.path.parent) | {self.path.name: round(self.seconds, 2)}
+                write_json(self.path.with_name(_TIMINGS), known)
             self.records.sort(key=key)
             write_records(self.path, self.records)
-            digest = file_hash(self.path)
-            write_json(_settings_file(self.path), {**self.settings, _HASH: digest})
+            write_json(_settings_file(self.path), self.settings | {_HASH: file_hash(self.path)})
             for part in self._parts():
                 part.unlink(missing_ok=True)
         processes.wait()  # for the file
@@ -230,11 +230,11 @@ class Stage(Generic[RecordT]):
         self.complete = True
 
     def fill(
-        self, work: Work[ItemT, RecordT], track: Track, name: str, timings: Path | None = None
+        self, work: Work[ItemT, RecordT], track: Track, name: str, timed: bool = False
     ) -> list[RecordT]:
         """Make the missing records and finish the file; returns all records in the items' order.
 
-        `name` is shown with the progress. `timings` is as in `finish`. Raises `OutputError` if
+        `name` is shown with the progress. `timed` is as in `finish`. Raises `OutputError` if
         another run is making the same file.
 
         >>> import tempfile
@@ -264,7 +264,7 @@ class Stage(Generic[RecordT]):
         with lock if processes.is_first() else nullcontext():
             for _ in track(self._made(work, mine, have), name, done, total):
                 pass
-            self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timings)
+            self.finish(lambda record: (place[record.key[:length]], record.key[length:]), timed)
         return self.records
 
     def _share(
@@ -324,12 +324,13 @@ def at_once(
     return lambda items, have: ((records, True) for records in make(items))
 
 
-def read_timings(path: Path) -> dict[str, float]:
-    """The seconds by name in a timings file; empty if the file is missing or damaged.
+def read_timings(folder: Path) -> dict[str, float]:
+    """The seconds that each file of a folder took to make; empty if unknown.
 
-    >>> read_timings(Path("no such file"))
+    >>> read_timings(Path("no such folder"))
     {}
     """
+    path = folder / _TIMINGS
     try:
         known = read_json(path) if exists(path) else {}
     except InputError:

@@ -53,7 +53,7 @@ from ledom.model.presets import ModelConfig
 from ledom.report.formatting import to_json
 from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.results import Interval
-from ledom.rerank.stages import Scoring, fill_scores
+from ledom.rerank.score import ScoreFiles, fill_scores
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import train_tokenizer
 from ledom.train.checkpoints import newest_step
@@ -342,7 +342,7 @@ def _totals(
         Candidate(problem_id=first, index=number, text=second)
         for number, (first, second) in enumerate(parts)
     ]
-    scores = fill_scores(out, problems, candidates, lm, Scoring(), track)
+    scores = fill_scores(ScoreFiles(out, problems, candidates, lm, track))
     return {parts[one.index]: one.logprob for one in scores if one.target == target}
 
 

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.errors import InputError
+from ledom.core.files import fingerprint
+from ledom.core.reading import JsonObject
 from ledom.core.records import (
     CONFIDENCE,
     SELF_CERTAINTY,
@@ -30,6 +32,7 @@ from ledom.core.records import (
 )
 
 __all__ = [
+    "GIVEN",
     "SharedScores",
     "candidate_check",
     "check_problems",
@@ -39,7 +42,11 @@ __all__ = [
     "match_candidates",
     "pools",
     "read_candidates",
+    "text_hashes",
 ]
+
+GIVEN = "candidates.given.jsonl"
+"""The candidates of a folder's last run, if they were given and not sampled."""
 
 _WRITTEN_SCORES = (SELF_CERTAINTY, *CONFIDENCE)  # the external scores that sampling writes
 _MAX_INDEX = 2**63  # other JSON readers take larger numbers for floats
@@ -204,6 +211,21 @@ def distinct_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
         if candidate.finish_reason != "unsure":
             first.setdefault((candidate.problem_id, candidate.text), candidate)
     return list(first.values())
+
+
+def text_hashes(problems: Sequence[Problem], candidates: Sequence[Candidate]) -> JsonObject:
+    """Hashes of questions and distinct solutions, for the settings of score files.
+
+    >>> twins = [Candidate(problem_id="p", index=i, text="2") for i in (0, 1)]
+    >>> text_hashes([Problem(id="p", question="1 + 1?")], twins)["candidates"]
+    1
+    """
+    distinct = distinct_candidates(candidates)
+    return {
+        "questions": fingerprint(sorted((p.id, p.question) for p in problems)),
+        "candidates": len(distinct),
+        "texts": fingerprint((c.problem_id, str(c.index), c.text) for c in distinct),
+    }
 
 
 def _is_choice(candidate: Candidate) -> bool:

@@ -20,18 +20,21 @@ from random import Random
 
 import numpy as np
 
+from ledom.core.files import fingerprint
 from ledom.core.records import Candidate, Problem, Score
 from ledom.data.augment import other_number
 from ledom.lm.language_model import LanguageModel
 from ledom.rerank.score import (
     ScoredPair,
+    ScoreFiles,
     make_score,
     read_solution,
     score_groups,
     score_pairs,
 )
+from ledom.rerank.score_files import CONTRAST
 
-__all__ = ["ChangedNumber", "change_numbers", "contrast_candidates"]
+__all__ = ["ChangedNumber", "change_numbers", "contrast_candidates", "fill_contrast"]
 
 _NUMBER = re.compile(r"(?<![\w.,:/])\d+(?:,\d{3})*(?:\.\d+)?(?![\w:/]|[.,]\d)")
 _TRIES = 40  # draws of a new number before a copy is given up
@@ -89,6 +92,31 @@ def _another(match: re.Match[str], question: str, rng: Random) -> str:
         number = f"{int(whole):,}{point}{decimals}"
     zero = ord(plain[0]) - unicodedata.decimal(plain[0])
     return number.translate({ord(str(digit)): zero + digit for digit in range(10)})
+
+
+def fill_contrast(files: ScoreFiles, num_copies: int) -> list[Score]:
+    """A reverse model's scores of up to `num_copies` copies, kept in `scores.contrast.jsonl`.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from ledom.core.stage import no_progress
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="2 + 2?")
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (score,) = fill_contrast(ScoreFiles(Path(folder), [problem], drawn, lm, no_progress), 3)
+    >>> score.target
+    "x'|y"
+    """
+    changes = {p.id: change_numbers(p.question, num_copies) for p in files.problems}
+    copies = ((i, str(c.start), str(c.end), c.number) for i in changes for c in changes[i])
+    read = files.lm, changes, files.demonstrations, files.mask_copies
+    return files.fill(
+        CONTRAST,
+        lambda some: contrast_candidates(files.problems, some, *read),
+        {"contrast": num_copies, "copies": fingerprint(copies)},
+        wanted=lambda candidate: bool(changes[candidate.problem_id]),
+    )
 
 
 def contrast_candidates(

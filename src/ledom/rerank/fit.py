@@ -25,12 +25,13 @@ from ledom.rerank.candidate_table import (
     build_candidate_table,
 )
 from ledom.rerank.candidates import (
+    GIVEN,
     choose_external_scores,
     labeled_problems,
     match_candidates,
     read_candidates,
 )
-from ledom.rerank.stages import GIVEN, read_scores, scored_problems, scoring_models
+from ledom.rerank.score_files import read_scores, scored_problems, scoring_models
 from ledom.rerank.strategies import Strategy, Vote, check_score_names, strategies
 from ledom.rerank.weights import LAMBDAS, Folds, TunedWeights, question_hash
 

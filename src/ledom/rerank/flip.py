@@ -12,14 +12,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import log
 
 from ledom.core.records import Candidate, Problem, Score
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
-from ledom.rerank.score import make_score, read_solution
+from ledom.rerank.score import ScoreFiles, make_score, read_solution
+from ledom.rerank.score_files import FLIP
 
-__all__ = ["FlipSettings", "flip_candidates", "longest_question", "word_overlap"]
+__all__ = ["FlipSettings", "fill_flip", "flip_candidates", "longest_question", "word_overlap"]
 
 _WORD = re.compile(r"\w+")
 _LEAST = 0.01
@@ -49,6 +50,29 @@ def word_overlap(written: str, real: str) -> float:
 
 def _words(text: str) -> Counter[str]:
     return Counter(word.casefold() for word in _WORD.findall(text))
+
+
+def fill_flip(files: ScoreFiles, settings: FlipSettings) -> list[Score]:
+    """The overlap of a reverse model's questions with the real ones, kept in `scores.flip.jsonl`.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from ledom.core.stage import no_progress
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="2 + 2?")
+    >>> files = [[problem], [Candidate(problem_id="p", index=0, text="4")], lm, no_progress]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (score,) = fill_flip(ScoreFiles(Path(folder), *files), FlipSettings(questions=2))
+    >>> score.target
+    'x~|y'
+    """
+    longest = longest_question(files.problems, files.lm)
+    how = files.lm, settings, longest, files.mask_copies
+    return files.fill(
+        FLIP,
+        lambda some: flip_candidates(files.problems, some, *how),
+        {"flip": asdict(settings), "longest": longest},
+    )
 
 
 def flip_candidates(

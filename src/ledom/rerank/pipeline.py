@@ -41,6 +41,7 @@ from ledom.report.results import (
 from ledom.report.selection_page import write_report
 from ledom.rerank.candidate_table import BoolArray, CandidateTable, build_candidate_table
 from ledom.rerank.candidates import (
+    GIVEN,
     SharedScores,
     check_problems,
     choose_external_scores,
@@ -48,14 +49,15 @@ from ledom.rerank.candidates import (
     match_candidates,
     pools,
 )
+from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.cost import Costs
 from ledom.rerank.early_stop import is_finished, sample_until_decided
 from ledom.rerank.explain import case_of
 from ledom.rerank.fit import check_folds, cross_fit, tune_labeled
+from ledom.rerank.flip import FlipSettings, fill_flip
 from ledom.rerank.measure import changes, measure
-from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
-from ledom.rerank.score import check_room
-from ledom.rerank.stages import TIMINGS, Scoring, fill_candidates, fill_scores, keep_inputs
+from ledom.rerank.sample import check_prompts, fill_candidates, sample_candidates, sampling_groups
+from ledom.rerank.score import ScoreFiles, check_room, fill_scores
 from ledom.rerank.strategies import check_score_names
 from ledom.rerank.weights import Folds, Selection, TunedWeights, preferred_strategy, select
 
@@ -84,8 +86,14 @@ class Job:
     first quarter of samples reaches; 0 for never. Needs `sampling.confidence`."""
     external_scores: Sequence[str] | None = None
     """Extra score fields of the candidates; see `choose_external_scores`."""
-    scoring: Scoring = field(default_factory=Scoring)
-    """How the models score."""
+    demonstrations: Sequence[Problem] = ()
+    """Solved problems that the models read first."""
+    mask_copies: int = 0
+    """See `ScoreFiles.mask_copies`."""
+    contrast: int = 0
+    """Copies of each question with one number changed; see `ledom.rerank.contrast`."""
+    flip: FlipSettings | None = None
+    """Questions to write backwards from each solution; see `ledom.rerank.flip`."""
     title: str = "Reverse Reward"
     folds: int = 0
     """If above 0, `weights` are replaced by weights fitted on these problems, in this many folds:
@@ -123,12 +131,10 @@ def rerank(job: Job, track: Track) -> tuple[SelectionReport, Path] | None:
     candidates = _candidates(job, track)
     match_candidates(job.problems, candidates)
     external_scores = choose_external_scores(candidates, job.external_scores, needed)
-    scores: list[Score] = []
-    for lm in _models(job):
-        scores += fill_scores(job.out, job.problems, candidates, lm, job.scoring, track)
+    scores = _scores(job, candidates, track)
     if not parallel.is_first():
         return None
-    keep_inputs(job.out, job.problems, job.candidates)
+    _keep_inputs(job)
     table = build_candidate_table(job.problems, candidates, scores, external_scores)
     labeled = labeled_problems(job.problems, candidates)
     measured = _measured(job, table, labeled, candidates, scores)
@@ -173,8 +179,7 @@ def _measured(
         )
     if not labeled.any():
         return Measurement(num_labeled=0)
-    timings = read_timings(job.out / TIMINGS)
-    costs = Costs.count(table, candidates, scores, _parameters(job), timings)
+    costs = Costs.count(table, candidates, scores, _parameters(job), read_timings(job.out))
     return measure(table, job.weights, folds, labeled, costs)
 
 
@@ -194,7 +199,7 @@ def _check(job: Job, external_scores: Sequence[str]) -> None:
         match_candidates(job.problems, job.candidates)
     _check_sampling(job, external_scores)
     for lm in _models(job):
-        check_room(job.problems, lm, job.scoring.demonstrations)
+        check_room(job.problems, lm, job.demonstrations)
 
 
 def _parameters(job: Job) -> dict[str, int | None]:
@@ -261,6 +266,31 @@ def _candidates(job: Job, track: Track) -> list[Candidate]:
         name="sampling",
         is_done=partial(is_finished, num_samples=job.num_samples) if job.early_stop else bool,
     )
+
+
+def _scores(job: Job, candidates: Sequence[Candidate], track: Track) -> list[Score]:
+    scores: list[Score] = []
+    for lm in _models(job):
+        read = job.demonstrations, job.mask_copies
+        files = ScoreFiles(job.out, job.problems, candidates, lm, track, *read)
+        scores += fill_scores(files)
+        if lm is job.reverse and job.contrast:
+            scores += fill_contrast(files, job.contrast)
+        if lm is job.reverse and job.flip is not None:
+            scores += fill_flip(files, job.flip)
+    return scores
+
+
+def _keep_inputs(job: Job) -> None:
+    """Leave in the folder what this run measured, with its labels, for `ledom tune`.
+
+    The scores may be those of an earlier run, whose problems and candidates may have other labels.
+    """
+    write_records(job.out / "problems.jsonl", job.problems)
+    if job.candidates is None:
+        (job.out / GIVEN).unlink(missing_ok=True)
+    else:
+        write_records(job.out / GIVEN, job.candidates)
 
 
 def _cases(

@@ -1,4 +1,4 @@
-"""Samples candidates from a forward model: from problems to candidates.jsonl.
+"""Samples candidates from a forward model, and keeps them: from problems to candidates.jsonl.
 
 All of a problem's candidates are drawn at once. `early_stop` draws the same ones in rounds, until
 the problem's vote is decided.
@@ -6,14 +6,18 @@ the problem's vote is decided.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from ledom.core import processes as parallel
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
+from ledom.core.files import fingerprint
+from ledom.core.reading import JsonObject
 from ledom.core.records import (
     CONFIDENCE,
     EARLY_STOP,
@@ -21,13 +25,16 @@ from ledom.core.records import (
     SELF_CERTAINTY,
     Candidate,
     Problem,
+    write_records,
 )
-from ledom.core.stage import even_groups
+from ledom.core.stage import Make, Stage, Track, Work, even_groups
 from ledom.lm.language_model import Generation, LanguageModel, Sampling
+from ledom.rerank.candidates import candidate_check
 
 __all__ = [
     "as_candidate",
     "check_prompts",
+    "fill_candidates",
     "prompts_of",
     "require_forward",
     "sample_candidates",
@@ -143,6 +150,46 @@ def _threshold(texts: Sequence[Generation], share: float) -> float:
     """The lowest confidence that this share of the texts reaches."""
     lowest = [text.confidence.lowest for text in texts if text.confidence is not None]
     return float(np.quantile(lowest, 1 - share, method="lower"))
+
+
+def fill_candidates(
+    path: Path,
+    problems: Sequence[Problem],
+    settings: JsonObject,
+    make: Make[Problem, Candidate],
+    groups: Callable[[Sequence[Problem]], Sequence[Sequence[Problem]]],
+    together: bool,
+    track: Track,
+    name: str,
+    is_done: Callable[[Sequence[Candidate]], bool] = bool,
+) -> list[Candidate]:
+    """The candidates in `path`, in the problems' order; missing ones are made, group by group.
+
+    Once the settings match those of the file, the problems are written to problems.jsonl beside it.
+    See `ledom.core.stage.Work` for the other parameters.
+
+    >>> import tempfile
+    >>> from ledom.core.stage import at_once, no_progress
+    >>> def answered(problems):
+    ...     return ([Candidate(problem_id=p.id, index=0, text="4")] for p in problems)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = fill_candidates(
+    ...         Path(folder, "candidates.jsonl"), [Problem(id="p", question="2 + 2?")], {},
+    ...         at_once(answered), groups=lambda items: [items], together=False,
+    ...         track=no_progress, name="sampling")
+    ...     made[0].text, sorted(file.name for file in Path(folder).iterdir())[0]
+    ('4', 'candidates.jsonl')
+    """
+    settings = settings | {
+        "problems": len(problems),
+        "first_problem": problems[0].id,
+        "questions": fingerprint((p.id, p.question) for p in problems),
+    }
+    stage = Stage(path, Candidate, settings, lambda: candidate_check(problems))
+    if parallel.is_first():
+        write_records(path.with_name("problems.jsonl"), problems)
+    work = Work(items=problems, make=make, groups=groups, together=together, is_done=is_done)
+    return stage.fill(work, track, name, timed=True)
 
 
 def require_forward(lm: LanguageModel) -> None:

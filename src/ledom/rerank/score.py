@@ -1,4 +1,4 @@
-"""Scores candidates with a model's log-probabilities: from candidates.jsonl to scores.jsonl.
+"""Scores candidates with a model's log-probabilities: from candidates.jsonl to scores.*.jsonl.
 
 A forward model scores log P(y|x). A reverse model scores log P(x|y) and, in the same pass, its own
 log P(y). All later steps of selection are arithmetic on these records. This module knows nothing of
@@ -7,24 +7,31 @@ strategies, or of how a model computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, ServerError
+from ledom.core.files import fingerprint
+from ledom.core.reading import JsonObject
 from ledom.core.records import Candidate, Problem, Score, Target
-from ledom.core.stage import even_groups
+from ledom.core.stage import Stage, Track, Work, at_once, even_groups
 from ledom.lm.language_model import LanguageModel, TokenSpan
-from ledom.rerank.candidates import distinct_candidates
+from ledom.rerank.candidates import distinct_candidates, text_hashes
+from ledom.rerank.score_files import score_check
 from ledom.text.copies import without_copies
 from ledom.text.pair_format import EncodedPair
 
 __all__ = [
+    "ScoreFiles",
     "ScoredPair",
     "check_room",
+    "fill_scores",
     "make_score",
     "read_solution",
     "score_candidates",
@@ -91,6 +98,70 @@ def score_groups(
                 groups.append([])
             groups[-1] += part
     return groups
+
+
+@dataclass(frozen=True)
+class ScoreFiles:
+    """The files of one model's scores in a folder, and how the model reads the texts."""
+
+    folder: Path
+    problems: Sequence[Problem]
+    candidates: Sequence[Candidate]
+    lm: LanguageModel
+    track: Track
+    demonstrations: Sequence[Problem] = ()
+    """Solved problems that the model reads first."""
+    mask_copies: int = 0
+    """A reverse model does not read passages of at least this many words that are copied from the
+    question; 0: it reads everything."""
+
+    def fill(
+        self,
+        name: str,
+        make: Callable[[Sequence[Candidate]], Iterable[list[Score]]],
+        settings: JsonObject,
+        wanted: Callable[[Candidate], bool] = lambda candidate: True,
+    ) -> list[Score]:
+        """The scores of the `wanted` distinct candidates in `scores.<name>.jsonl`.
+
+        Missing ones are made. `settings` are what changes them besides the model, the texts and how
+        the model reads.
+        """
+        made_with = {"model": self.lm.identity, **text_hashes(self.problems, self.candidates)}
+        if self.demonstrations:
+            made_with["demonstrations"] = fingerprint(
+                (d.question, d.solution or "", d.answer or "") for d in self.demonstrations
+            )
+        if self.mask_copies and self.lm.direction is Direction.REVERSE:
+            made_with["mask_copies"] = self.mask_copies
+        path = self.folder / f"scores.{name}.jsonl"
+        check = partial(score_check, self.problems, self.candidates, name)
+        work: Work[Candidate, Score] = Work(
+            items=[c for c in distinct_candidates(self.candidates) if wanted(c)],
+            make=at_once(make),
+            groups=score_groups,
+            together=self.lm.batches_requests,
+        )
+        stage = Stage(path, Score, made_with | settings, check)
+        return stage.fill(work, self.track, f"scoring, {name}", timed=True)
+
+
+def fill_scores(files: ScoreFiles) -> list[Score]:
+    """The model's scores of all distinct candidates, kept in `scores.<direction>.jsonl`.
+
+    >>> import tempfile
+    >>> from ledom.core.stage import no_progress
+    >>> from ledom.lm.backends.fake import FakeLanguageModel
+    >>> lm, problem = FakeLanguageModel(direction="reverse"), Problem(id="p", question="2 + 2?")
+    >>> drawn = [Candidate(problem_id="p", index=0, text="4")]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     scores = fill_scores(ScoreFiles(Path(folder), [problem], drawn, lm, no_progress))
+    >>> [score.target for score in scores]
+    ['x|y', 'y']
+    """
+    read = files.lm, files.demonstrations, files.mask_copies
+    make = partial(score_candidates, files.problems)
+    return files.fill(str(files.lm.direction), lambda some: make(some, *read), {})
 
 
 def score_candidates(

@@ -26,9 +26,13 @@ from ledom.report.intervals import paired_share_interval, share_interval
 from ledom.report.results import Interval
 from ledom.rerank.candidate_table import FloatArray, build_candidate_table
 from ledom.rerank.candidates import check_problems
-from ledom.rerank.sample import check_prompts, sample_candidates, sampling_groups
+from ledom.rerank.sample import (
+    check_prompts,
+    fill_candidates,
+    sample_candidates,
+    sampling_groups,
+)
 from ledom.rerank.score import check_room, score_candidates
-from ledom.rerank.stages import fill_candidates
 from ledom.rerank.step_search import SearchConfig, check_models, search, search_groups
 from ledom.rerank.strategies import STRATEGIES
 from ledom.text.answers import is_correct

@@ -26,12 +26,13 @@ from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.lm.language_model import Generation, Sampling, TokenSpan
 from ledom.rerank import sample, score
 from ledom.rerank import step_search as search_module
+from ledom.rerank.contrast import fill_contrast
 from ledom.rerank.fit import tune_folder
-from ledom.rerank.flip import FlipSettings
+from ledom.rerank.flip import FlipSettings, fill_flip
 from ledom.rerank.pipeline import Job, rerank
-from ledom.rerank.score import score_groups
+from ledom.rerank.score import ScoreFiles, fill_scores, score_groups
+from ledom.rerank.score_files import read_scores
 from ledom.rerank.search_pipeline import SearchJob, search_job
-from ledom.rerank.stages import Scoring, fill_scores, read_scores
 from ledom.rerank.step_search import SearchConfig
 from ledom.rerank.weights import default_weights
 from ledom.text.tokenizer import Tokenizer
@@ -273,21 +274,24 @@ def test_tune_refuses_scores_that_an_earlier_reverse_model_left(
         for p in problems
         for i, text in enumerate(["#### 2", "so #### 3"])
     ]
-    how = Scoring(contrast=2, flip=FlipSettings(1))
 
-    def again(how: Scoring) -> None:
+    def again(mask_copies: int = 0) -> ScoreFiles:
         for file in tmp_path.glob("scores.reverse.jsonl*"):
             file.unlink()
-        fill_scores(tmp_path, problems, drawn, lm, how, no_progress)
+        files = ScoreFiles(tmp_path, problems, drawn, lm, no_progress, mask_copies=mask_copies)
+        fill_scores(files)
+        return files
 
-    again(how)
+    files = again()
+    fill_contrast(files, 2)
+    fill_flip(files, FlipSettings(1))
     scores = read_scores(tmp_path, problems, drawn)
     assert {score.target for score in scores} == {"x|y", "y", "x'|y", "x~|y"}
-    again(replace(how, contrast=0, flip=None, mask_copies=3))
+    again(mask_copies=3)
     with pytest.raises(InputError, match=r"scores.contrast.jsonl: .*mask_copies.*; remove"):
         read_scores(tmp_path, problems, drawn)
     lm.fingerprint = "B"
-    again(Scoring())
+    again()
     for name in ("contrast", "flip"):
         with pytest.raises(InputError, match=rf"scores.{name}.jsonl: .*model: .*; remove"):
             read_scores(tmp_path, problems, drawn)

@@ -1,0 +1,192 @@
+"""Reads finished files of scores, and checks what is read.
+
+A score that is read back must belong to a known candidate, occur once, and have numbers that agree
+with each other. The scores of one model must have been made in one way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from ledom.core.direction import Direction
+from ledom.core.errors import InputError
+from ledom.core.files import check_settings
+from ledom.core.reading import JsonObject
+from ledom.core.records import Candidate, Key, Problem, Score, read_records
+from ledom.core.stage import read_finished, read_settings
+from ledom.rerank.candidates import distinct_candidates, text_hashes
+
+__all__ = [
+    "CONTRAST",
+    "FLIP",
+    "read_scores",
+    "score_check",
+    "scored_problems",
+    "scoring_models",
+]
+
+CONTRAST, FLIP = "contrast", "flip"
+_CONTENTS: dict[str, tuple[Direction, tuple[str, ...]]] = {
+    "forward": (Direction.FORWARD, ("y|x",)),
+    "reverse": (Direction.REVERSE, ("x|y", "y")),
+    CONTRAST: (Direction.REVERSE, ("x'|y",)),
+    FLIP: (Direction.REVERSE, ("x~|y",)),
+}
+"""Score files by name: (the direction of their model, their targets)."""
+_ROUNDING = 5e-6  # nats by which each number in a score may be rounded
+
+
+def read_scores(
+    folder: Path, problems: Sequence[Problem], candidates: Sequence[Candidate]
+) -> list[Score]:
+    """All scores in a reranked folder.
+
+    Raises `InputError` if there are none, if they are of other problems or candidates, if those of
+    one model were made in different ways, and if they are damaged.
+
+    >>> read_scores(Path("no such folder"), [], [])
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no such folder: no scores here; make them with: ledom rerank
+    """
+    scores: list[Score] = []
+    hashes = text_hashes(problems, candidates)
+    files = _score_files(folder)
+    for name, file in files.items():
+        settings = read_settings(file)
+        check_settings({key: settings.get(key) for key in hashes}, hashes, file)
+        if name in (CONTRAST, FLIP):
+            _check_as_reverse(settings, file, files.get(str(Direction.REVERSE)))
+        check = partial(score_check, problems, candidates, name)
+        scores += read_finished(file, Score, check)
+    return scores
+
+
+def _check_as_reverse(settings: JsonObject, file: Path, reverse: Path | None) -> None:
+    """Raise `InputError` for scores of another model, or read otherwise, than the reverse ones.
+
+    An earlier run may have left them; a contrast of two models means nothing.
+    """
+    remedy = f"remove {file.name}, or make it again beside the reverse scores"
+    if reverse is None:
+        raise InputError(f"there are no reverse scores beside it; {remedy}", path=file)
+    keys: tuple[str, ...] = ("model", "demonstrations", "mask_copies")
+    own, wanted = (
+        {key: made[key] for key in keys if key in made}
+        for made in (settings, read_settings(reverse))
+    )
+    check_settings(own, wanted, file, remedy)
+
+
+def scored_problems(folder: Path) -> set[str]:
+    """The ids of the problems that have scores in a reranked folder.
+
+    >>> scored_problems(Path("no such folder"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no such folder: no scores here; make them with: ledom rerank
+    """
+    files = _score_files(folder).values()
+    return {score.problem_id for file in files for score in read_records(file, Score)}
+
+
+def scoring_models(folder: Path) -> dict[str, JsonObject]:
+    """The forward and the reverse model that made the scores in a reranked folder, by direction.
+
+    >>> scoring_models(Path("no such folder"))
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: no such folder: no scores here; make them with: ledom rerank
+    """
+    files = _score_files(folder)
+    return {str(way): read_settings(files[way])["model"] for way in Direction if way in files}
+
+
+def _score_files(folder: Path) -> dict[str, Path]:
+    """The existing score files by name; raises `InputError` if there is none."""
+    files = {name: folder / f"scores.{name}.jsonl" for name in _CONTENTS}
+    found = {name: file for name, file in files.items() if file.is_file()}
+    if not found.keys() & {*Direction}:
+        raise InputError("no scores here; make them with: ledom rerank", path=folder)
+    return found
+
+
+def score_check(
+    problems: Sequence[Problem], candidates: Sequence[Candidate], name: str
+) -> Callable[[Score], None]:
+    """A function that checks the scores in the file of this name one by one, for `read_records`.
+
+    It raises `InputError` for a score of an unknown candidate, of another direction or target, that
+    is repeated, or whose numbers contradict each other.
+
+    >>> drawn = [Candidate(problem_id="a", index=0, text="4")]
+    >>> check = score_check([Problem(id="a", question="2 + 2?")], drawn, "forward")
+    >>> check(Score(problem_id="a", index=1, model="m", direction="forward", target="y|x",
+    ...             logprob=-0.5, num_tokens=1))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ledom.core.errors.InputError: the score of candidate 1 of problem 'a' belongs to no known ...
+    """
+    direction, targets = _CONTENTS[name]
+    questions = {problem.id: problem.question for problem in problems}
+    texts = {c.key: c.text for c in distinct_candidates(candidates)}
+    seen: set[Key] = set()
+
+    def check(score: Score) -> None:
+        whose = f"the score of candidate {score.index} of problem {score.problem_id!r}"
+        own = score.problem_id, score.index
+        if own not in texts:
+            raise InputError(f"{whose} belongs to no known candidate")
+        if score.direction != direction or score.target not in targets:
+            raise InputError(
+                f"{whose} is of log P({score.target}), {score.direction}, in a file of a "
+                f"{direction} model"
+            )
+        if score.key in seen:
+            raise InputError(f"{whose} for {score.target} occurs twice")
+        seen.add(score.key)
+        of_question = score.target == "x|y"
+        text = questions[score.problem_id] if of_question else score.solution(texts[own])
+        _check_numbers(score, whose, text)
+
+    return check
+
+
+def _check_numbers(score: Score, whose: str, text: str) -> None:
+    """Raise `InputError` for numbers that contradict each other, or spans beyond the text."""
+    if not _is_logprob(score.logprob):
+        raise InputError(f"{whose}: logprob is {score.logprob!r:.40}, expected a number up to 0")
+    count = score.num_tokens
+    if count < 0:
+        raise InputError(f"{whose}: num_tokens is {count}, expected 0 or more")
+    if (values := score.token_logprobs) is not None:
+        bad = next((value for value in values if not _is_logprob(value)), None)
+        if bad is not None or None in values:
+            raise InputError(
+                f"{whose}: the logprob of a token is {bad!r:.40}, expected a number up to 0"
+            )
+        if len(values) != count:
+            raise InputError(f"{whose}: num_tokens is {count}, but it has {len(values)} tokens")
+        total = math.fsum(values)
+        if abs(total - score.logprob) > _ROUNDING * (count + 1) + 1e-9:
+            raise InputError(
+                f"{whose}: logprob is {score.logprob}, but its tokens sum to {total:.5f}"
+            )
+    if (spans := score.token_spans) is not None:
+        if len(spans) != count:
+            raise InputError(f"{whose}: num_tokens is {count}, but it has {len(spans)} spans")
+        for span in spans:
+            if not _is_span(span, len(text)):
+                raise InputError(
+                    f"{whose}: the span {span!r:.40} does not lie in its {len(text)} characters"
+                )
+
+
+def _is_logprob(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -math.inf < value <= 0  # type: ignore[operator]
+
+
+def _is_span(span: object, length: int) -> bool:
+    if not isinstance(span, list) or [type(at) for at in span] != [int, int]:
+        return False
+    return bool(0 <= span[0] <= span[1] <= length)
