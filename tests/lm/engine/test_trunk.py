@@ -7,7 +7,8 @@ from ledom.lm.engine import prefix_tree
 from ledom.lm.engine import trunk as trunk_module
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
-from ledom.model import attention, kernels, native
+from ledom.model import attention, kernels
+from ledom.model.native import library
 
 SHAPE = {
     "vocab_size": 40,
@@ -18,6 +19,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+CPU = torch.device("cpu")
 FAMILIES = {
     "llama": {},
     "llama, biases": {"attention_bias": True},
@@ -58,7 +60,7 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
     """With AVX-512 rows are filled up; on a GPU attention is in few calls. Heads of 16 suit the
     compiled kernels."""
     if processor != "compiled":
-        monkeypatch.setattr(native, "_library", lambda: None)
+        monkeypatch.setattr(library, "_library", lambda: None)
     monkeypatch.setattr(kernels, "_WIDE", processor == "avx512")
     monkeypatch.setattr(prefix_tree, "has_varlen", lambda device, dtype: processor == "gpu")
     plain, ours = pair_of_models(family)
@@ -68,13 +70,13 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
     tree = PrefixTree.build(texts)
     assert len(tree.ids) < 0.4 * sum(map(len, texts))
     ids, positions = torch.tensor(tree.ids), torch.tensor(tree.positions)
-    everything = TreeAttention(tree, None, torch.device("cpu"), torch.float32)
+    everything = TreeAttention(tree, None, CPU, torch.float32)
     hidden = trunk(ids, positions, everything)
     wanted = np.arange(0, len(tree.ids), 3)[5:]  # with gaps, and not from the start
     some = trunk(
         ids,
         positions,
-        TreeAttention(tree, wanted, torch.device("cpu"), torch.float32),
+        TreeAttention(tree, wanted, CPU, torch.float32),
         torch.from_numpy(wanted),
     )
     torch.testing.assert_close(some, hidden[wanted], atol=1e-5, rtol=1e-5)
@@ -86,6 +88,7 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
 @torch.inference_mode()
 def test_rows_of_any_length_are_few_shapes_to_onednn(monkeypatch):
     """It keeps memory for each, so 40 lengths of a row make five shapes of each product."""
+    monkeypatch.setattr(library, "_library", lambda: None)
     _, ours = pair_of_models("llama")
     trunk = build_trunk(ours)
     seen = set()
@@ -100,11 +103,44 @@ def test_rows_of_any_length_are_few_shapes_to_onednn(monkeypatch):
         monkeypatch.setattr(module, "filled_rows", watched)
     for length in range(217, 257):
         tree = PrefixTree.build([[*range(4), *([7] * (length - 4))]])
-        everything = TreeAttention(tree, None, torch.device("cpu"), torch.float32)
+        everything = TreeAttention(tree, None, CPU, torch.float32)
         hidden = trunk(torch.tensor(tree.ids), torch.tensor(tree.positions), everything)
         assert hidden.shape == (length, SHAPE["hidden_size"])
     assert {rows for rows, *_ in seen} == {224, 232, 240, 248, 256}
     assert len(seen) == 5 * 4  # of queries, keys and values; of attention; two of the feed-forward
+
+
+@pytest.mark.parametrize("products", ["compiled", "torch's", "int8"])
+@torch.inference_mode()
+def test_changed_weights_are_read_again(products, monkeypatch):
+    """The trunk keeps copies and views of weights; a changed model must not run on old ones."""
+    if products == "torch's":
+        monkeypatch.setattr(library, "_library", lambda: None)
+    _, ours = pair_of_models("llama")
+    attention = TreeAttention(PrefixTree.build([list(range(30))]), None, CPU, torch.float32)
+
+    def built():
+        trunk = build_trunk(ours)
+        if products == "int8":
+            trunk.round_weights()
+        return trunk
+
+    def outputs(trunk):
+        trunk.refresh()
+        return trunk.logits(trunk(torch.arange(30), torch.arange(30), attention))
+
+    trunk = built()
+    first = outputs(trunk)
+    mlp = ours.model.layers[1].mlp
+    mlp.up_proj.weight.mul_(2)
+    second = outputs(trunk)
+    assert not torch.allclose(second, first)
+    ours.get_output_embeddings().weight.data *= 2
+    third = outputs(trunk)
+    assert not torch.allclose(third, second)
+    mlp.up_proj.weight = torch.nn.Parameter(mlp.up_proj.weight / 2)
+    torch.testing.assert_close(outputs(trunk), 2 * first)
+    assert torch.equal(outputs(trunk), outputs(built()))
 
 
 LOGITS = {  # architectures that do more than project, with settings that make it show

@@ -133,6 +133,7 @@ class HFLanguageModel(LanguageModel):
         """Apply `read` to each target's logits; values in reading order along the last axis."""
         for target in targets:
             self.check_target(target)
+        self._trunk.refresh()
         results = [read(*_NOTHING)] * len(targets)
         ordered = [self.direction.to_model_order(list(t.ids)) for t in targets]
         asked = [place for place, target in enumerate(targets) if target.end > target.start]
@@ -304,6 +305,7 @@ class HFLanguageModel(LanguageModel):
         ends_at_pattern: Callable[[list[int]], bool] | None,
     ) -> Iterator[list[Job]]:
         """Run the jobs, each by the fastest method that is exact for it; see `Decoder.steps`."""
+        self._trunk.refresh()
         reach = self._reach if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]

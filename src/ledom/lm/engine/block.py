@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ledom.model.native import LANES, cache_attention, has_native
+from ledom.model.native.attention import LANES, cache_attention, has_native
 
 __all__ = ["Block", "GenerationState", "Job", "Prefilled"]
 

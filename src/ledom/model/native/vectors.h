@@ -1,0 +1,51 @@
+/* What the kernels share: vectors as wide as the processor's, and the exponential. */
+
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define WIDE 4 /* vectors per row of a register tile: 6 x 4 of the 32 registers */
+#elif defined(__AVX__)
+#define LANES 8
+#define WIDE 2 /* 6 x 2 of the 16 registers */
+#else
+#define LANES 4
+#define WIDE 4
+#endif
+#define ROWS 6               /* rows of a register tile */
+#define TILE (WIDE * LANES) /* keys of a register tile */
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int64_t i64;
+typedef uint64_t u64;
+
+#define UNROLL _Pragma("GCC unroll 8")
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const float *x) { return *(const vec *)x; }
+INLINE void store(float *x, vec value) { *(vec *)x = value; }
+
+/* exp(x) to 2e-7 of its value, for x from -60 to 88. Below, it is exp(-60): too little to change a
+   sum that holds a 1, and not so little that products are denormal, which are slow. */
+INLINE float exp_clamped(float x) {
+    x = x < -60.0f ? -60.0f : x;
+    const float rounding = 12582912.0f; /* 1.5 * 2^23: a sum this large has no fraction */
+    float shifted = x * 1.44269504f + rounding;
+    float n = shifted - rounding;
+    float r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    float p = 1.9875691e-4f;
+    p = p * r + 1.3981999e-3f;
+    p = p * r + 8.3334519e-3f;
+    p = p * r + 4.1665795e-2f;
+    p = p * r + 1.6666665e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}

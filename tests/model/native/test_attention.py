@@ -1,0 +1,116 @@
+"""The kernels of `native.attention` and their fallbacks, against plain torch in doubles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ledom.lm.engine.block import Block, Job
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
+
+CPU = torch.device("cpu")
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention in doubles: [Q, H, D], [T, K, D] twice and [Q, T] -> [Q, H, D]."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    q, k, v = (x.double().transpose(0, 1) for x in (q, k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(16, (2, 1)), (32, (6, 2)), (48, (7, 1)), (256, (2, 2))]
+)
+@pytest.mark.parametrize("spread", [1.0, 12.0])
+def test_attention_in_a_tree(
+    width: int, heads: tuple[int, int], spread: float, compiled: bool
+) -> None:
+    """Shared segments of more than a piece of keys, queries with gaps, and scores far apart."""
+    torch.manual_seed(0)
+    shared = list(range(300))
+    texts = [[1, 2, 3], *(shared + [400 + i] * n for i, n in enumerate((1, 70, 17)))]
+    tree = PrefixTree.build(texts)
+    total = len(tree.ids)
+    q, k, v = (torch.randn(total, n, width) for n in (heads[0], heads[1], heads[1]))
+    q *= spread
+    sees = torch.zeros(total, total, dtype=torch.bool)
+    for places in tree.places:
+        for at, place in enumerate(places):
+            sees[place, places[: at + 1]] = True
+    expected = attended(q, k, v, sees)
+    wanted = np.arange(0, total, 3)[2:]
+    attention = TreeAttention(tree, wanted, CPU, torch.float32)
+    apart = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (k, v)]  # head by head
+    for keys, values in ((k, v), apart):
+        torch.testing.assert_close(
+            attention(0, q, keys, values).double(), expected, atol=1e-4, rtol=1e-4
+        )
+        some = attention(1, q[torch.from_numpy(wanted)], keys, values)
+        torch.testing.assert_close(some.double(), expected[wanted], atol=1e-4, rtol=1e-4)
+    assert ("_NativePlan" in str(attention._plans)) is compiled
+
+
+def test_a_query_does_not_depend_on_its_neighbors(compiled: bool) -> None:
+    """Bit by bit: alone, and among the queries of other texts."""
+    if not compiled:
+        pytest.skip("torch's own kernel does")
+    torch.manual_seed(0)
+    lengths = (5, 61, 130)
+    texts = [[i] * n for i, n in enumerate(lengths)]
+    rows = [torch.randn(n, 4, 32) for n in lengths]
+    q = k = v = torch.cat(rows)
+    together = TreeAttention(PrefixTree.build(texts), None, CPU, torch.float32)(0, q, k, v)
+    for text, row, found in zip(texts, rows, together.split(lengths), strict=True):
+        alone = TreeAttention(PrefixTree.build([text]), None, CPU, torch.float32)(0, row, row, row)
+        assert torch.equal(alone, found)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, (2, 1)), (32, (6, 2)), (64, (14, 2))])
+def test_attention_over_caches(width: int, heads: tuple[int, int], compiled: bool) -> None:
+    """Prompts of several lengths, one of which two texts share, and texts that end."""
+    torch.manual_seed(0)
+    layers, lengths, prompt_of = 2, (3, 300, 16), [0, 1, 1, 2]
+    prompts = [(None, *torch.randn(2, layers, heads[1], n, width)) for n in lengths]
+    jobs = [Job([1], prompt, text, ()) for text, prompt in enumerate(prompt_of)]
+    block = Block(jobs, prompts, prompt_of)
+    seen = {job.sample: [x.clone() for x in prompts[job.place][1:]] for job in jobs}
+    for step in range(40):
+        if step == 35:
+            block.drop([0])  # and with it a prompt
+        block.reserve()
+        new = torch.randn(2, len(block.jobs), layers, heads[1], width)
+        for place, job in enumerate(block.jobs):
+            for which in range(2):
+                grown = [seen[job.sample][which], new[which, place][:, :, None]]
+                seen[job.sample][which] = torch.cat(grown, dim=2)
+        for layer in range(layers):
+            q = torch.randn(len(block.jobs), heads[0] + 1, width)[:, 1:]
+            out = torch.empty(q.shape)
+            block.attend(layer, q, new[0, :, layer], new[1, :, layer], out)
+            for place, job in enumerate(block.jobs):
+                keys, values = (x[layer].transpose(0, 1) for x in seen[job.sample])
+                everything = torch.ones(1, len(keys), dtype=torch.bool)
+                expected = attended(q[place : place + 1], keys, values, everything)
+                torch.testing.assert_close(out[place].double(), expected[0], atol=1e-4, rtol=1e-4)
+        block.age += 1
+    for place, job in enumerate(block.jobs):
+        assert all(map(torch.equal, block.copy(place), seen[job.sample]))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_change_no_bit(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    x = torch.randn(65, 6, 32)
+    tree = PrefixTree.build([[1] * 60, [2] * 5])
+    expected = TreeAttention(tree, None, CPU, torch.float32)(0, x, x, x)
+    try:
+        torch.set_num_threads(threads)
+        found = TreeAttention(tree, None, CPU, torch.float32)(0, x, x, x)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, expected)

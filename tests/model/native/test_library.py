@@ -1,0 +1,104 @@
+"""Compiling the kernels, keeping them, and doing without them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from ledom.model.native import library
+from ledom.model.native.layers import silu_product
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache folder, and no kernels loaded yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library._library.cache_clear()
+    yield tmp_path / "ledom"
+    library._library.cache_clear()
+
+
+def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library._library() is not None
+    (file,) = fresh.iterdir()
+    library._library.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert library._library() is not None
+    assert list(fresh.iterdir()) == [file]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc -O2 -D'SOME NAME=1'")
+    assert library._library() is not None
+
+
+def test_threads_that_compile_at_the_same_time(fresh: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: library._loaded(), range(2))
+    assert first.rms_norm
+    assert second.rms_norm
+    assert len(list(fresh.iterdir())) == 1
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler", "cc 'an open quote"])
+def test_without_a_compiler_plain_torch_takes_over(
+    compiler: str, fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    with caplog.at_level(logging.INFO, logger="ledom"):
+        assert silu_product(torch.tensor([[0.0, 5.0]])).tolist() == [[0.0]]
+    assert "no compiled kernels" in caplog.text
+    assert compiler in caplog.text
+    assert caplog.text.count("\n") == 1
+    assert list(fresh.iterdir()) == []
+
+
+def test_a_damaged_library_is_compiled_again(fresh: Path) -> None:
+    assert library._library() is not None
+    (file,) = fresh.iterdir()
+    damaged = file.read_bytes()[:100]
+    file.unlink()
+    file.write_bytes(damaged)
+    library._library.cache_clear()
+    assert library._library() is not None
+
+
+@pytest.mark.parametrize("there", ["a file", "a folder without room"])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if there == "a file":
+        (tmp_path / "ledom").write_text("a file where the folder should be")
+    else:
+        (tmp_path / "ledom").symlink_to("/proc/self")  # nobody can write there
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library._library.cache_clear()
+    try:
+        assert library._library() is not None
+    finally:
+        library._library.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "cache_folder", lambda: None)
+    assert library._library() is not None
+
+
+@pytest.mark.parametrize("name", ["a home", "дом", "caf\udce9"])  # the last: a byte, not UTF-8
+def test_a_cache_folder_of_any_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+    library._library.cache_clear()
+    try:
+        assert library._library() is not None
+    finally:
+        library._library.cache_clear()
+    assert len(list((tmp_path / name / "ledom").iterdir())) == 1
