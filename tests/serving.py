@@ -83,8 +83,12 @@ def gateway(
     """A client of a gateway whose upstream is `handler`; without one the forward model answers."""
     upstream = None
     if handler is not None:
-        transport = httpx.MockTransport(handler)
-        upstream = Upstream("http://up/v1", "big", key, seconds, 1.0, 2.0, transport)
+        upstream = Upstream("http://up/v1", "big", key, seconds, 1.0, 2.0)
+        upstream.client = httpx.AsyncClient(
+            headers=upstream.client.headers,
+            timeout=seconds,
+            transport=httpx.MockTransport(handler),
+        )
     app = make_app(Service(Judge(*models, weights=weights), Settings(), upstream))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client

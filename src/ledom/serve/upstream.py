@@ -57,8 +57,6 @@ class Upstream:
     seconds: float = 100.0
     prompt_price: float | None = None
     completion_price: float | None = None
-    transport: httpx.AsyncBaseTransport | None = None
-    """For tests."""
     client: httpx.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,9 +67,7 @@ class Upstream:
         if self.key:
             check_secret("the key in OPENAI_API_KEY", self.key)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.client = httpx.AsyncClient(
-            headers=headers, timeout=self.seconds, transport=self.transport
-        )
+        self.client = httpx.AsyncClient(headers=headers, timeout=self.seconds)
 
     async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:
         """Draw `count` choices. `path` is `chat/completions` or `completions`.
