@@ -13,7 +13,7 @@ from ledom.report.results import Interval, Measurement, StrategyResult
 from ledom.rerank.candidate_table import FEATURES, CandidateTable
 from ledom.rerank.candidates import labeled_problems
 from ledom.rerank.fit import tune
-from ledom.rerank.measure import measure
+from ledom.rerank.measure import changes, measure
 from ledom.rerank.weights import TunedWeights
 
 NUM_PROBLEMS = 200
@@ -206,3 +206,33 @@ def test_who_says_what_is_right() -> None:
     assert labeled_problems(problems, candidates).tolist() == [True, True, False, False]
     blank = [Problem(id=p.id, question="?", answer=" ") for p in problems]  # says nothing either
     assert labeled_problems(blank, candidates).tolist() == [False, True, False, False]
+
+
+def changing(reverse: list[list[float]], correct: list[list[bool]]) -> CandidateTable:
+    """Two candidates per problem, of which the forward model picks the first."""
+    shape = (len(reverse), 2)
+    return CandidateTable(
+        problem_ids=[str(row) for row in range(len(reverse))],
+        features={"forward": np.tile([-1.0, -2.0], (shape[0], 1)), "reverse": np.array(reverse)},
+        answers=np.tile([0, 1], (shape[0], 1)),
+        correct=np.array(correct),
+        mask=np.ones(shape, bool),
+        greedy=np.full(shape[0], np.nan),
+        groups=[""] * shape[0],
+    )
+
+
+def test_cases_are_first_what_the_reverse_model_mends_then_what_it_changes_most() -> None:
+    table = changing(
+        [[-9.0, -4.0], [-5.0, -4.0], [-1.0, -8.0], [-7.0, -4.0]],
+        [[True, False], [False, True], [True, False], [False, True]],
+    )
+    untuned = TunedWeights({}, 0, 0, frozenset())
+    found = changes(table, untuned)
+    assert [change.row for change in found] == [3, 1, 0]  # of 2 both models pick the first
+    assert {change.rejected for change in found} == {0}
+    assert [change.row for change in changes(table, untuned, most=1)] == [3]
+    only_reverse = replace(table, features={"reverse": table.features["reverse"]})
+    worst = [(change.row, change.rejected) for change in changes(only_reverse, untuned)]
+    assert worst == [(2, 1), (3, 0), (1, 0)]
+    assert changes(replace(table, features={}), untuned) == []
