@@ -105,6 +105,16 @@ def test_spans_cover_the_fields_of_any_script(tokenizer, question, solution):
     assert covered == set(range(len(solution)))
 
 
+def test_a_solution_loses_the_tokens_that_do_not_fit(two_chars):
+    pairs = [("abcd", "efghij"), ("abcd", "ef")]  # EOS ab cd \n\n ef gh ij EOS
+    for room, kept in ((7, "efghij"), (6, "efgh"), (5, "ef")):
+        fitted = PairFormat().fit(two_chars, pairs, [0], [0], room=room)
+        assert [solution for _, solution in fitted] == [kept, "ef"]
+        assert fitted[0][0] == encode(two_chars, "abcd", kept)
+    with pytest.raises(InputError, match=r"'abcd' has 2 tokens, .* no room .* the 4 tokens of"):
+        PairFormat().fit(two_chars, pairs, [0], [0], room=4)
+
+
 def test_what_each_direction_reads_first():
     pair_format = PairFormat("Q: {question}\nA: {solution}\nend")
     assert pair_format.before_solution("why?") == "Q: why?\nA: "
