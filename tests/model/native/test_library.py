@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.model.native import library
-from ledom.model.native.layers import silu_product
+from ledom.model.native.draws import draw
+from ledom.model.native.layers import rms_norm, silu_product
 
 
 @pytest.fixture
@@ -36,6 +38,25 @@ def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPa
 def test_the_compiler_may_have_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc -O2 -D'SOME NAME=1'")
     assert library._library() is not None
+
+
+@pytest.mark.usefixtures("fresh")
+def test_no_number_leads_to_undefined_behavior(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the compiler's own check, which writes to the standard error."""
+    monkeypatch.setenv("CC", "cc -fsanitize=undefined,float-cast-overflow")
+    if library._library() is None:
+        pytest.skip("this compiler has no such check")
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-45, -100.0, 0.0])
+    pairs = torch.cat([odd.repeat_interleave(8), odd.repeat(8)])
+    silu_product(pairs[None])
+    x = pairs.view(8, 16)
+    rms_norm(x, x[0], 0.0)
+    draw(x, 0.5, [-1.0, 0.0, 0.5, 0.999] * 2)
+    attention = TreeAttention(PrefixTree.build([range(8)]), None, x.device, x.dtype)
+    attention(0, x[:, None], x[:, None], x[:, None])
+    assert "runtime error" not in capfd.readouterr().err
 
 
 def test_threads_that_compile_at_the_same_time(fresh: Path) -> None:
