@@ -110,18 +110,18 @@ def test_rows_of_any_length_are_few_shapes_to_onednn(monkeypatch):
     assert len(seen) == 5 * 4  # of queries, keys and values; of attention; two of the feed-forward
 
 
-@pytest.mark.parametrize("products", ["compiled", "torch's", "int8"])
+@pytest.mark.parametrize("products", ["compiled", "torch's", "int8", "int8, not compiled"])
 @torch.inference_mode()
 def test_changed_weights_are_read_again(products, monkeypatch):
     """The trunk keeps copies and views of weights; a changed model must not run on old ones."""
-    if products == "torch's":
+    if products in ("torch's", "int8, not compiled"):
         monkeypatch.setattr(library, "_library", lambda: None)
     _, ours = pair_of_models("llama")
     attention = TreeAttention(PrefixTree.build([list(range(30))]), None, CPU, torch.float32)
 
     def built():
         trunk = build_trunk(ours)
-        if products == "int8":
+        if "int8" in products:
             trunk.round_weights()
         return trunk
 
@@ -135,6 +135,11 @@ def test_changed_weights_are_read_again(products, monkeypatch):
     mlp.up_proj.weight.mul_(2)
     second = outputs(trunk)
     assert not torch.allclose(second, first)
+    assert torch.equal(outputs(trunk), outputs(built()))
+    mlp.down_proj.weight.data[:, 7] += 1  # torch does not count this
+    assert torch.equal(outputs(trunk), outputs(built()))
+    assert not torch.allclose(outputs(trunk), second)
+    mlp.down_proj.weight.data[:, 7] -= 1
     ours.get_output_embeddings().weight.data *= 2
     third = outputs(trunk)
     assert not torch.allclose(third, second)

@@ -76,6 +76,42 @@ def test_only_the_given_heads_are_rotated(compiled: bool) -> None:
     assert torch.equal(found[:, 4], x[:, 4])
 
 
+def test_weights_that_are_not_contiguous(compiled: bool) -> None:
+    """A norm may be every second number of a wider tensor, or one number expanded."""
+    torch.manual_seed(0)
+    x, cos, sin = torch.randn(3, 16), torch.randn(16, 3).t(), torch.randn(16, 3).t()
+    for weight in (torch.randn(32)[::2], torch.randn(1).expand(16)):
+        norm, same = (weight, 1e-5), (weight.clone(), 1e-5)
+        assert torch.equal(layers.rms_norm(x, *norm), layers.rms_norm(x, *same))
+        if compiled:
+            packed = PackedWeight(torch.randn(16, 16))
+            found = layers.project(x, packed, norm, (cos, sin, 1))
+            turned = cos.contiguous(), sin.contiguous(), 1
+            assert torch.equal(found, layers.project(x, packed, same, turned))
+            found, expected = x.clone(), x.clone()
+            up = PackedWeight(torch.randn(32, 16))
+            layers.finish_layer(found, x, packed, norm, up, packed)
+            layers.finish_layer(expected, x, packed, same, up, packed)
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("made_in", ["inference mode", "torch"])
+def test_the_state_of_weights_shows_changes_that_torch_does_not_count(
+    made_in: str, compiled: bool
+) -> None:
+    with torch.inference_mode(made_in == "inference mode"):
+        wide, tall, vector = torch.ones(3, 50), torch.ones(70, 4).t(), torch.ones(90)[::2]
+        one, expanded = torch.ones(()), torch.ones(1).expand(9, 9)
+        weights = [wide, tall, vector, one, expanded, torch.ones(0, 2)]
+        seen = {layers.weights_state(weights)}
+        assert layers.weights_state(weights) in seen
+        changed = [*wide, *wide.t(), *tall, *tall.t(), *vector, one, expanded[0, 0]]
+        for number, part in enumerate(changed, 1):
+            part.data += 1
+            seen.add(layers.weights_state(weights))
+            assert len(seen) == 1 + number
+
+
 SIZES = [(1, 7, 5), (6, 64, 64), (13, 48, 130), (400, 192, 320)]  # T, in, out
 
 

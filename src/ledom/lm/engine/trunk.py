@@ -88,12 +88,16 @@ class LlamaTrunk(Trunk):
         base: Any = model.base_model
         self.base = base
         self._rounded = False
-        self._known: object = None
-        self.refresh()
+        self._packed: _Packed | None = None
+        self._read_weights()
 
     def refresh(self) -> None:
-        if weights_state(list(self.model.parameters())) != self._known:
+        if self._state() != self._known:
             self._read_weights()
+
+    def _state(self) -> object:
+        copied = self._rounded or self._packed is not None
+        return weights_state(list(self.model.parameters()), copied)
 
     def round_weights(self) -> None:
         """Use int8 products from now on. The model keeps its own weights."""
@@ -113,7 +117,7 @@ class LlamaTrunk(Trunk):
         packs = not self._rounded and num_weights(model) <= _MOST_PACKED
         packs = packs and library_for(*(weight.detach() for weight in weights)) is not None
         self._packed = _Packed(layers, head) if packs else None
-        self.layers, self._known = layers, weights_state(weights)
+        self.layers, self._known = layers, self._state()
 
     def _projected(self, hidden: Tensor) -> Tensor:
         if self._packed is not None:

@@ -6,8 +6,6 @@
 
 #include "vectors.h"
 
-#define SAMPLE 4096 /* one number in so many is enough to see that weights have changed */
-
 /* ---- rows, one by one ---- */
 
 INLINE void normalize(const float *x, i64 rows, i64 width, const float *weight, float epsilon,
@@ -124,11 +122,20 @@ static void multiply(const float *x, i64 x_stride, i64 rows, const float *weight
     }
 }
 
-u64 sample_hash(const uint32_t **numbers, const i64 *sizes, i64 count) {
+/* `shapes` are, for each matrix, its rows and columns and how far apart these are. */
+/* Of one number of each row, and of each column, of some matrices. `shapes` are their rows and
+   columns, and the numbers from one row, and one column, to the next. */
+u64 sample_hash(const uint32_t **matrices, const i64 (*shapes)[4], i64 count) {
     u64 hash = 14695981039346656037u;
-    for (i64 i = 0; i < count; i++)
-        for (i64 place = 0; place < sizes[i]; place += SAMPLE)
-            hash = (hash ^ numbers[i][place]) * 1099511628211u;
+    for (i64 i = 0; i < count; i++) {
+        i64 rows = shapes[i][0], columns = shapes[i][1], row = 0, column = 0;
+        for (i64 left = rows && columns ? rows > columns ? rows : columns : 0; left > 0; left--) {
+            uint32_t number = matrices[i][row * shapes[i][2] + column * shapes[i][3]];
+            hash = (hash ^ number) * 1099511628211u;
+            row = row + 1 < rows ? row + 1 : 0;
+            column = column + 1 < columns ? column + 1 : 0;
+        }
+    }
     return hash;
 }
 

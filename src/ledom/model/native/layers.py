@@ -42,7 +42,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     native = library_for(x, weight)
     if native is None:
         return functional.rms_norm(x, weight.shape, weight, epsilon)
-    x = x.contiguous()
+    x, weight = x.contiguous(), weight.contiguous()
     out = torch.empty_like(x)
     given = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), *x.shape, epsilon)
     native.rms_norm(*given, torch.get_num_threads())
@@ -122,10 +122,12 @@ def project(
     assert native is not None
     x, rows, threads = x.contiguous(), len(x), _threads(len(x))
     out = x.new_empty(rows, weight.width)
+    scale, epsilon = norm or (None, 0.0)
     cos, sin, heads = rotary or (None, None, 0)
+    scale, cos, sin = (None if y is None else y.contiguous() for y in (scale, cos, sin))
     scratch = x.new_empty(threads * _BLOCK * weight.depth if norm else 0)
     native.project(
-        *(x.data_ptr(), rows, weight.depth, norm and norm[0].data_ptr(), norm[1] if norm else 0.0),
+        *(x.data_ptr(), rows, weight.depth, _address(scale), epsilon),
         *(weight.panels.data_ptr(), _address(weight.bias), weight.width),
         *(_address(cos), _address(sin), heads, 0 if cos is None else cos.shape[1]),
         *(out.data_ptr(), scratch.data_ptr(), _BLOCK, threads),
@@ -149,38 +151,57 @@ def finish_layer(
     native = library_for(hidden, attended)
     assert native is not None
     rows, threads, inner = len(hidden), _threads(len(hidden)), down.depth
-    attended = attended.contiguous()
+    attended, scale, epsilon = attended.contiguous(), norm[0].contiguous(), norm[1]
     scratch = hidden.new_empty(threads * _BLOCK * (up.depth + up.width))
     native.finish_layer(
         *(hidden.data_ptr(), rows, up.depth, attended.data_ptr(), out.depth),
-        *(out.panels.data_ptr(), _address(out.bias), norm[0].data_ptr(), norm[1]),
+        *(out.panels.data_ptr(), _address(out.bias), scale.data_ptr(), epsilon),
         *(up.panels.data_ptr(), inner, down.panels.data_ptr()),
         *(scratch.data_ptr(), _BLOCK, threads),
     )
 
 
-def weights_state(weights: Sequence[Tensor]) -> object:
+def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
     """Differs, in all likelihood, from an earlier one if a weight has changed since, however.
 
-    It holds the weights' addresses and torch's counts of changes. torch does not count changes in
-    inference mode and those through `data`, so the compiled kernels add a hash of one number in
-    4,096.
+    It holds the weights' addresses and torch's counts of changes. torch does not count changes
+    through `data`, nor those of tensors made in inference mode. So if the weights are `copied`, it
+    holds a sample too: every number of a vector, one of each row and one of each column of a
+    matrix.
 
-    >>> weight = torch.ones(3)
+    >>> weight = torch.ones(3, 5)
     >>> before = weights_state([weight])
     >>> weights_state([weight]) == before
     True
-    >>> weights_state([weight.mul_(2)]) == before
+    >>> weight.data[:, 4] = 2
+    >>> weights_state([weight]) == before
     False
     """
-    places = np.array([(weight.data_ptr(), weight.numel()) for weight in weights])
+    addresses = np.array([weight.data_ptr() for weight in weights])
+    shapes = np.array([_as_matrix(weight) for weight in weights])
     counts = tuple(0 if weight.is_inference() else weight._version for weight in weights)
+    known = addresses.tobytes(), shapes.tobytes(), counts
+    if not copied:
+        return known
     native = library_for(*(weight.detach() for weight in weights))
     if native is None:
-        return places.tobytes(), counts, None
-    addresses, sizes = places.T.copy()
-    sample = native.sample_hash(addresses.ctypes.data, sizes.ctypes.data, len(weights))
-    return places.tobytes(), counts, sample
+        samples = [_sampled(weight.detach(), *_as_matrix(weight)) for weight in weights]
+        return known, torch.cat(samples).numpy().tobytes()
+    return known, native.sample_hash(addresses.ctypes.data, shapes.ctypes.data, len(weights))
+
+
+def _as_matrix(weight: Tensor) -> tuple[int, int, int, int]:
+    """A weight's rows and columns, and the numbers from one row, and one column, to the next."""
+    down = weight.stride(0) if weight.dim() else 0
+    if weight.dim() < 2:
+        return weight.numel(), 1, down, 0
+    return weight.shape[0], weight.shape[-1], down, weight.stride(-1)
+
+
+def _sampled(weight: Tensor, rows: int, columns: int, down: int, along: int) -> Tensor:
+    """What `sample_hash` in layers.c reads."""
+    place = torch.arange(max(rows, columns) if rows and columns else 0)
+    return weight.as_strided((rows, columns), (down, along))[place % rows, place % columns]
 
 
 def _address(x: Tensor | None) -> int | None:
