@@ -63,9 +63,11 @@ def check_room(
             f"{lm.name}: the demonstrations take {shown} tokens of a context of {lm.context}; give "
             "fewer, or shorter ones"
         )
-    texts = [(problem.question, "") for problem in problems]
-    pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
-    lengths = [len(pair.ids) - 1 for pair in pairs]
+    lengths: list[int] = []
+    for some in even_groups(problems, _TOGETHER):  # all offsets at once take memory
+        texts = [(problem.question, "") for problem in some]
+        pairs = lm.pair_format.encode(lm.tokenizer, texts, *lm.special_ids)
+        lengths += [len(pair.ids) - 1 for pair in pairs]
     too_long = [i for i, length in enumerate(lengths) if length >= room]
     if too_long:
         first = too_long[0]

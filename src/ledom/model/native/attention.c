@@ -6,7 +6,7 @@
 
 #include "vectors.h"
 
-#define PIECE 256      /* keys whose weights are computed at a time */
+#define PIECE 512      /* keys whose weights are computed at a time */
 #define MOST_WIDTH 256 /* the widest head */
 
 /* scores[rows][PIECE] = q[rows][width] times keys[width][vectors * LANES]. Callers pass constants

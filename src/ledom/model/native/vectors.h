@@ -36,13 +36,11 @@ INLINE float exp_clamped(float x) {
     float shifted = x * 1.44269504f + rounding;
     float n = shifted - rounding;
     float r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    float p = 1.9875691e-4f;
-    p = p * r + 1.3981999e-3f;
-    p = p * r + 8.3334519e-3f;
-    p = p * r + 4.1665795e-2f;
-    p = p * r + 1.6666665e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
+    float p = 0.00829027183f;
+    p = p * r + 0.0418981598f;
+    p = p * r + 0.166676381f;
+    p = p * r + 0.499991478f;
+    p = p * r + 0.999999706f;
     p = p * r + 1.0f;
     uint32_t bits; /* of 1.5 * 2^23 + n, whose last ones are those of n */
     memcpy(&bits, &shifted, sizeof bits);
