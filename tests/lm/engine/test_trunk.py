@@ -1,3 +1,6 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -146,6 +149,24 @@ def test_changed_weights_are_read_again(products, monkeypatch):
     mlp.up_proj.weight = torch.nn.Parameter(mlp.up_proj.weight / 2)
     torch.testing.assert_close(outputs(trunk), 2 * first)
     assert torch.equal(outputs(trunk), outputs(built()))
+
+
+def test_changed_weights_are_read_by_one_thread_into_one_copy(monkeypatch):
+    _, ours = pair_of_models("llama")
+    trunk = build_trunk(ours)
+    before, made = [], trunk_module._Packed.__init__
+
+    def slowly(self, *given):
+        before.append(trunk._packed)
+        time.sleep(0.1)
+        made(self, *given)
+
+    monkeypatch.setattr(trunk_module._Packed, "__init__", slowly)
+    with torch.no_grad():
+        ours.lm_head.weight.mul_(2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: trunk.refresh(), range(2)))
+    assert before == [None]  # once, after the earlier copy was freed
 
 
 LOGITS = {  # architectures that do more than project, with settings that make it show

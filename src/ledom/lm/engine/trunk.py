@@ -11,6 +11,7 @@ Shapes: T tokens, Q queries, H query heads, K key-value heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -87,13 +88,15 @@ class LlamaTrunk(Trunk):
         super().__init__(model)
         base: Any = model.base_model
         self.base = base
+        self._lock = Lock()
         self._rounded = False
         self._packed: _Packed | None = None
         self._read_weights()
 
     def refresh(self) -> None:
-        if self._state() != self._known:
-            self._read_weights()
+        with self._lock:  # of threads that see a change, one reads the weights
+            if self._state() != self._known:
+                self._read_weights()
 
     def _state(self) -> object:
         copied = self._rounded or self._packed is not None
@@ -106,6 +109,7 @@ class LlamaTrunk(Trunk):
 
     def _read_weights(self) -> None:
         """Join the model's weights, and copy them as fits the way to compute with them."""
+        self._packed = None  # frees an earlier copy, so that there is one at a time
         model, layers = self.model, [_Layer(layer) for layer in self.base.layers]
         head: Any = model.get_output_embeddings()
         self._head: _Weight = head.weight
@@ -120,8 +124,9 @@ class LlamaTrunk(Trunk):
         self.layers, self._known = layers, self._state()
 
     def _projected(self, hidden: Tensor) -> Tensor:
-        if self._packed is not None:
-            return project(hidden, self._packed.head)
+        packed = self._packed
+        if packed is not None:
+            return project(hidden, packed.head)
         head: Any = self.model.get_output_embeddings()
         return linear(hidden, self._head, getattr(head, "bias", None))
 
