@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ledom.lm.engine.block import Block, Job
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
+from ledom.model.native import attention as native
 
 CPU = torch.device("cpu")
+SOURCE = Path(native.__file__).with_suffix(".c").read_text()
+PIECE = int(SOURCE.split("#define PIECE ")[1].split()[0])  # keys that are read at a time
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -31,8 +36,8 @@ def test_attention_in_a_tree(
 ) -> None:
     """Shared segments of more than a piece of keys, queries with gaps, and scores far apart."""
     torch.manual_seed(0)
-    shared = list(range(300))
-    texts = [[1, 2, 3], *(shared + [400 + i] * n for i, n in enumerate((1, 70, 17)))]
+    shared = list(range(PIECE + 44))
+    texts = [[1, 2, 3], *(shared + [2 * PIECE + i] * n for i, n in enumerate((1, 70, 17)))]
     tree = PrefixTree.build(texts)
     total = len(tree.ids)
     q, k, v = (torch.randn(total, n, width) for n in (heads[0], heads[1], heads[1]))
@@ -73,7 +78,7 @@ def test_a_query_does_not_depend_on_its_neighbors(compiled: bool) -> None:
 def test_attention_over_caches(width: int, heads: tuple[int, int], compiled: bool) -> None:
     """Prompts of several lengths, one of which two texts share, and texts that end."""
     torch.manual_seed(0)
-    layers, lengths, prompt_of = 2, (3, 300, 16), [0, 1, 1, 2]
+    layers, lengths, prompt_of = 2, (3, PIECE + 44, 16), [0, 1, 1, 2]
     prompts = [(None, *torch.randn(2, layers, heads[1], n, width)) for n in lengths]
     jobs = [Job([1], prompt, text, ()) for text, prompt in enumerate(prompt_of)]
     block = Block(jobs, prompts, prompt_of)
