@@ -11,6 +11,7 @@ from ledom.lm.engine import trunk as trunk_module
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
 from ledom.model import attention, kernels
+from ledom.model.attention import attending
 from ledom.model.native import library
 
 SHAPE = {
@@ -167,6 +168,55 @@ def test_changed_weights_are_read_by_one_thread_into_one_copy(monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: trunk.refresh(), range(2)))
     assert before == [None]  # once, after the earlier copy was freed
+
+
+class Twice(torch.nn.Linear):
+    """As an adapter: a linear module that does more."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("products", ["compiled", "torch's", "int8"])
+@torch.inference_mode()
+def test_adapters_and_hooks_take_part(products, monkeypatch):
+    if products == "torch's":
+        monkeypatch.setattr(library, "_library", lambda: None)
+    _, ours = pair_of_models("llama")
+    trunk = build_trunk(ours)
+    if products == "int8":
+        trunk.round_weights()
+    everything = TreeAttention(PrefixTree.build([list(range(30))]), None, CPU, torch.float32)
+
+    def outputs():
+        trunk.refresh()
+        return trunk.logits(trunk(torch.arange(30), torch.arange(30), everything))
+
+    def check():
+        """The model's own pass does not read the trunk's copies."""
+        with attending(everything):
+            own = ours(torch.arange(30)[None], use_cache=False).logits[0]
+        torch.testing.assert_close(outputs(), own, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(own, first, atol=1e-3)
+
+    def double(module, given, output):
+        return (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
+
+    first, layer = outputs(), ours.model.layers[1]
+    for module in (layer, layer.mlp.down_proj, layer.self_attn, ours.model.norm, ours.lm_head):
+        hook = module.register_forward_hook(double)
+        check()
+        hook.remove()
+        assert torch.equal(outputs(), first)
+    for parent, name in ((layer.mlp, "up_proj"), (layer.self_attn, "q_proj"), (ours, "lm_head")):
+        plain = getattr(parent, name)
+        adapted = Twice(*plain.weight.shape[::-1], bias=False)
+        adapted.weight = plain.weight
+        setattr(parent, name, adapted)
+        check()
+        assert type(build_trunk(ours)) is Trunk  # which round_weights refuses
+        setattr(parent, name, plain)
+        assert torch.equal(outputs(), first)
 
 
 LOGITS = {  # architectures that do more than project, with settings that make it show

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
@@ -70,7 +70,10 @@ class Trunk:
 
     def _projected(self, hidden: Tensor) -> Tensor:
         head: Any = self.model.get_output_embeddings()
-        return linear(hidden, head.weight, getattr(head, "bias", None))
+        if not _is_linear(head):
+            logits: Tensor = head(hidden)
+            return logits
+        return linear(hidden, head.weight, head.bias)
 
     def packed(self, ids: Tensor, positions: Tensor, boundaries: Tensor, targets: Tensor) -> Tensor:
         """log P of `targets` [T] in a row of documents; a `PackedRun` of `model.exactness`."""
@@ -82,7 +85,10 @@ class Trunk:
 
 
 class LlamaTrunk(Trunk):
-    """Runs models of Llama's shape. The model's weights become views of concatenated ones."""
+    """Runs models of Llama's shape. The model's weights become views of concatenated ones.
+
+    As long as a model has adapters that are not merged, or hooks, its own modules run.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -90,6 +96,7 @@ class LlamaTrunk(Trunk):
         self.base = base
         self._lock = Lock()
         self._rounded = False
+        self.layers: list[_Layer] = []
         self._packed: _Packed | None = None
         self._read_weights()
 
@@ -100,7 +107,8 @@ class LlamaTrunk(Trunk):
 
     def _state(self) -> object:
         copied = self._rounded or self._packed is not None
-        return weights_state(list(self.model.parameters()), copied)
+        weights = weights_state(list(self.model.parameters()), copied)
+        return weights, _has_plain_modules(self.model)
 
     def round_weights(self) -> None:
         """Use int8 products from now on. The model keeps its own weights."""
@@ -110,6 +118,9 @@ class LlamaTrunk(Trunk):
     def _read_weights(self) -> None:
         """Join the model's weights, and copy them as fits the way to compute with them."""
         self._packed = None  # frees an earlier copy, so that there is one at a time
+        if not _has_plain_modules(self.model):
+            self.layers, self._known = [], self._state()
+            return
         model, layers = self.model, [_Layer(layer) for layer in self.base.layers]
         head: Any = model.get_output_embeddings()
         self._head: _Weight = head.weight
@@ -127,17 +138,20 @@ class LlamaTrunk(Trunk):
         packed = self._packed
         if packed is not None:
             return project(hidden, packed.head)
+        if not self.layers:
+            return super()._projected(hidden)
         head: Any = self.model.get_output_embeddings()
-        return linear(hidden, self._head, getattr(head, "bias", None))
+        return linear(hidden, self._head, head.bias)
 
     def __call__(
         self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
     ) -> Tensor:
-        count = len(ids)
+        own, packed, count = self.layers, self._packed, len(ids)
+        if not own:
+            return super().__call__(ids, positions, attend, wanted)
         hidden: Tensor = self.base.embed_tokens(ids)
-        packed = self._packed
-        layers: Sequence[_Layer | _PackedLayer] = packed.layers if packed else self.layers
-        missing = 0 if packed else filled_rows(hidden, self.layers[0].qkv) - count
+        layers: Sequence[_Layer | _PackedLayer] = packed.layers if packed else own
+        missing = 0 if packed else filled_rows(hidden, own[0].qkv) - count
         if missing:  # once here, instead of in every product
             hidden = pad(hidden, (0, 0, 0, missing))
             positions = pad(positions, (0, missing))
@@ -284,6 +298,27 @@ def _norm(module: Any) -> tuple[Tensor, float]:
     return module.weight, module.variance_epsilon
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module only multiplies by its weight: it is no adapter, and has no hooks."""
+    return type(module) is nn.Linear and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _has_plain_modules(model: PreTrainedModel) -> bool:
+    """Whether a model of Llama's shape has the modules of its architecture, without hooks."""
+    base: Any = model.base_model
+    products = [model.get_output_embeddings()]
+    for layer in base.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        products += [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+        products += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    hooked = any(map(_has_hooks, (base, base.norm, *base.layers.modules())))
+    return not hooked and all(map(_is_linear, products))
+
+
 def build_trunk(model: PreTrainedModel) -> Trunk:
     """The fastest trunk that supports the model's architecture."""
     config = model.config
@@ -295,4 +330,4 @@ def build_trunk(model: PreTrainedModel) -> Trunk:
         and not getattr(config, "mlp_bias", False)
         and config.hidden_act == "silu"
     )
-    return LlamaTrunk(model) if plain else Trunk(model)
+    return LlamaTrunk(model) if plain and _has_plain_modules(model) else Trunk(model)
