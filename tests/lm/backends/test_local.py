@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +71,17 @@ def test_shared_beginnings_change_nothing(lm: HFLanguageModel, plain: PreTrained
     for target, values in zip(targets, lm.logprobs(targets), strict=True):
         expected = by_hand(plain, list(target.ids), reverse)
         np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_a_copied_model_is_complete(lm: HFLanguageModel) -> None:
+    text = whole_text(lm, "Tom had 48 apples.")
+    (expected,) = lm.logprobs([text])
+    for copied in (deepcopy(lm), pickle.loads(pickle.dumps(lm))):
+        assert np.array_equal(copied.logprobs([text])[0], expected)
+        for weight in copied.model.parameters():
+            weight.data.mul_(2)
+        assert not np.allclose(copied.logprobs([text])[0], expected)
+    assert np.array_equal(lm.logprobs([text])[0], expected)
 
 
 def prompts(problems: list[Problem], count: int) -> list[str]:

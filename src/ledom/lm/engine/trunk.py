@@ -40,6 +40,7 @@ _Weight = Tensor | Int8Weight
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
 _MOST_PACKED = 2**28  # weights; a copy of them takes up to 1 GB
 _PIECE = 1024  # tokens that the feed-forward part takes at a time
+_READING = Lock()  # so that of several threads that see a change, one reads the weights
 
 
 class Trunk:
@@ -94,14 +95,13 @@ class LlamaTrunk(Trunk):
         super().__init__(model)
         base: Any = model.base_model
         self.base = base
-        self._lock = Lock()
         self._rounded = False
         self.layers: list[_Layer] = []
         self._packed: _Packed | None = None
         self._read_weights()
 
     def refresh(self) -> None:
-        with self._lock:  # of threads that see a change, one reads the weights
+        with _READING:
             if self._state() != self._known:
                 self._read_weights()
 
