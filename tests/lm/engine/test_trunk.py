@@ -28,6 +28,7 @@ FAMILIES = {
     "llama": {},
     "llama, biases": {"attention_bias": True},
     "llama, wide heads": {"head_dim": 16},
+    "llama, tied": {"tie_word_embeddings": True},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
     "mistral": {"sliding_window": None},
@@ -87,6 +88,8 @@ def test_outputs_equal_transformers_text_by_text(family, processor, monkeypatch)
     for text, places in zip(texts, tree.places, strict=True):
         alone = plain.base_model(torch.tensor([text])).last_hidden_state[0]
         torch.testing.assert_close(hidden[places], alone, atol=2e-5, rtol=1e-4)
+        logits = trunk.logits(hidden[places])
+        torch.testing.assert_close(logits, plain.lm_head(alone), atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -217,6 +220,22 @@ def test_adapters_and_hooks_take_part(products, monkeypatch):
         assert type(build_trunk(ours)) is Trunk  # which round_weights refuses
         setattr(parent, name, plain)
         assert torch.equal(outputs(), first)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@torch.inference_mode()
+def test_a_new_output_layer_may_be_larger_and_have_a_bias(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(library, "_library", lambda: None)
+    _, ours = pair_of_models("llama")
+    trunk = build_trunk(ours)
+    ours.lm_head = torch.nn.Linear(SHAPE["hidden_size"], 131)
+    trunk.refresh()
+    x = torch.randn(7, SHAPE["hidden_size"])
+    torch.testing.assert_close(trunk.logits(x), ours.lm_head(x))
+    ours.lm_head.bias.data[130] += 9
+    trunk.refresh()
+    torch.testing.assert_close(trunk.logits(x), ours.lm_head(x))
 
 
 LOGITS = {  # architectures that do more than project, with settings that make it show

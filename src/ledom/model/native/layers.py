@@ -1,8 +1,8 @@
 """What a decoder's layer computes apart from attention: norms, products, rotary positions, gates.
 
 `PackedWeight` arranges a weight for a product that reads it in order, which on two processors is
-faster than oneDNN's and MKL's, the more so for few rows. Its functions need compiled kernels; the
-others fall back to plain torch.
+faster than oneDNN's and MKL's, the more so for few rows. `PackedWeight`, `project` and
+`finish_layer` need compiled kernels; the other functions fall back to plain torch.
 
 Shapes: T tokens, D head width.
 """
@@ -92,8 +92,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 class PackedWeight:
     """A weight [out, in] and its bias [out], arranged for `project` and `finish_layer`.
 
-    The weight is copied: panels [out / P, in, P], in which P columns fill the processor's vectors,
-    filled up with zeros. Needs compiled kernels.
+    The copy is in panels [out / P, in, P], where P columns fill the processor's vectors; the last
+    panel is filled up with zeros. Needs compiled kernels.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -15,8 +15,8 @@
 #define LANES 4
 #define WIDE 4
 #endif
-#define ROWS 6               /* rows of a register tile */
-#define TILE (WIDE * LANES) /* keys of a register tile */
+#define ROWS 6              /* rows of a register tile */
+#define TILE (WIDE * LANES) /* its columns */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int64_t i64;
