@@ -88,6 +88,12 @@ def test_narrow_models_of_our_own_trunk_are_dealt_out(
     lm = HFLanguageModel(checkpoints["forward"])
     assert num_workers(lm._trunk) == 4
     assert num_workers(Trunk(lm.model)) == 1, "transformers' modules may keep state"
+    hook = lm.model.base_model.norm.register_forward_hook(lambda *_: None)
+    lm._trunk.refresh()
+    assert num_workers(lm._trunk) == 1, "as may hooks"
+    hook.remove()
+    lm._trunk.refresh()
+    assert num_workers(lm._trunk) == 4
     monkeypatch.setattr(lm.model.config, "hidden_size", 513)
     assert num_workers(lm._trunk) == 1
 

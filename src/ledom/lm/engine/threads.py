@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from ledom.lm.engine.trunk import LlamaTrunk, Trunk
+from ledom.lm.engine.trunk import Trunk
 
 __all__ = ["merged", "num_workers"]
 
@@ -26,8 +26,7 @@ _NARROW = 512  # widest model whose products one thread does as fast as several
 
 def num_workers(trunk: Trunk) -> int:
     """The number of threads to split this model's work over."""
-    if not isinstance(trunk, LlamaTrunk):
-        # transformers' own modules may carry state from one pass to the next.
+    if trunk.runs_modules:
         return 1
     model: PreTrainedModel = trunk.model
     narrow = model.device.type == "cpu" and model.config.get_text_config().hidden_size <= _NARROW

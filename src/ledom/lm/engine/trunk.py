@@ -62,8 +62,13 @@ class Trunk:
             ).last_hidden_state[0]
         return hidden if wanted is None else hidden[wanted]
 
+    @property
+    def runs_modules(self) -> bool:
+        """Whether the model's own modules run, which may keep state from one pass to the next."""
+        return True
+
     def refresh(self) -> None:
-        """Take note of changes to the model's weights; call it before the first of many passes."""
+        """Take note of changes to the model; call it before the first of many passes."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's logits [T, vocabulary] from normalized outputs [T, width]."""
@@ -99,6 +104,10 @@ class LlamaTrunk(Trunk):
         self.layers: list[_Layer] = []
         self._packed: _Packed | None = None
         self._read_weights()
+
+    @property
+    def runs_modules(self) -> bool:
+        return not self.layers
 
     def refresh(self) -> None:
         with _READING:
@@ -138,7 +147,7 @@ class LlamaTrunk(Trunk):
         packed = self._packed
         if packed is not None:
             return project(hidden, packed.head)
-        if not self.layers:
+        if self.runs_modules:
             return super()._projected(hidden)
         head: Any = self.model.get_output_embeddings()
         return linear(hidden, self._head, head.bias)
