@@ -268,6 +268,21 @@ def test_many_resume_from_one_pattern(lm: HFLanguageModel) -> None:
         list(lm.generate([replace(cut[0], state=None)], pieces))
 
 
+def test_a_changed_model_reads_the_text_that_it_continues_again(lm: HFLanguageModel) -> None:
+    torch.manual_seed(0)
+    changed = deepcopy(lm)
+    pieces = Sampling(temperature=0.0, max_tokens=12, stop_pattern="[^ ]")
+    ((_, (part,)),) = changed.generate(["Ava has 12 apples.\n\n"], pieces)
+    assert part.state.kv_cache is not None
+    with torch.no_grad():
+        for weight in changed.model.parameters():
+            weight += 0.1 * weight.std() * torch.randn(weight.shape)
+    anew = replace(part, state=replace(part.state, kv_cache=None))
+    ((_, (expected,)),) = changed.generate([anew], pieces)
+    ((_, (found,)),) = changed.generate([part], pieces)
+    assert found.self_certainty == expected.self_certainty
+
+
 def test_dtypes_by_name(checkpoints: dict[str, Path]) -> None:
     exact = ledom.load(checkpoints["reverse"], device="cpu")
     rough = ledom.load(checkpoints["reverse"], device="cpu", dtype="bfloat16")

@@ -173,6 +173,19 @@ def test_changed_weights_are_read_by_one_thread_into_one_copy(monkeypatch):
     assert before == [None]  # once, after the earlier copy was freed
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_version_counts_changes(family):
+    _, ours = pair_of_models(family)
+    trunk = build_trunk(ours)
+    trunk.refresh()
+    assert trunk.version == 0
+    with torch.no_grad():
+        ours.model.layers[0].mlp.up_proj.weight.mul_(2)
+    trunk.refresh()
+    trunk.refresh()
+    assert trunk.version == 1
+
+
 class Twice(torch.nn.Linear):
     """As an adapter: a linear module that does more."""
 

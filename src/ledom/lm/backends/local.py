@@ -14,6 +14,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -270,6 +271,7 @@ class HFLanguageModel(LanguageModel):
         Yields after each step; see `generate_in_steps`.
         """
         self.check_request(prompts, sampling, len(numbers))
+        self._trunk.refresh()
         starts = [self._start(prompt, sampling) for prompt in prompts]
         asked = sampling.confidence
         jobs = [
@@ -305,7 +307,6 @@ class HFLanguageModel(LanguageModel):
         ends_at_pattern: Callable[[list[int]], bool] | None,
     ) -> Iterator[list[Job]]:
         """Run the jobs, each by the fastest method that is exact for it; see `Decoder.steps`."""
-        self._trunk.refresh()
         reach = self._reach if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
@@ -338,10 +339,13 @@ class HFLanguageModel(LanguageModel):
                     "only a generation that stopped at a pattern can be continued, and only by the "
                     "model that wrote it"
                 )
-            start = prompt.state
+            start, version = prompt.state, self._trunk.version
             self.check_room(prompt.text, len(start.context), sampling.max_tokens)
+            if start.version != version:  # the model has changed since
+                return replace(start, kv_cache=None, version=version)
             return start
-        return GenerationState(self.prompt_ids(prompt, sampling.max_tokens), digest(prompt), prompt)
+        ids = self.prompt_ids(prompt, sampling.max_tokens)
+        return GenerationState(ids, digest(prompt), prompt, version=self._trunk.version)
 
     def _pattern_finder(self, pattern: str) -> Callable[[list[int]], bool]:
         """A function that tells whether a text matches the pattern; called after every new token.
@@ -376,7 +380,8 @@ class HFLanguageModel(LanguageModel):
             return Generation(text, ids, reason, None, certainty, confidence)
         key = digest(f"{start.key} {text}")
         context = [*job.prompt, *job.ids]
-        state = GenerationState(context, key, start.prompt, written, whole, job.kv_cache)
+        kept = job.kv_cache, start.version
+        state = GenerationState(context, key, start.prompt, written, whole, *kept)
         return Generation(text, ids, "pattern", state, certainty, confidence)
 
 

@@ -83,6 +83,8 @@ class GenerationState:
     """Their text."""
     kv_cache: tuple[Tensor, Tensor] | None = None
     """Keys and values of all of `context` but its last token, if known; see `Job`."""
+    version: int = 0
+    """That of the model which computed them; see `Trunk`."""
 
 
 class Block:

@@ -48,6 +48,10 @@ class Trunk:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.version = 0
+        """How many changes to the model `refresh` has seen."""
+        self._known: object = None
+        self._read()
 
     def __call__(
         self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None
@@ -69,6 +73,18 @@ class Trunk:
 
     def refresh(self) -> None:
         """Take note of changes to the model; call it before the first of many passes."""
+        with _READING:
+            if self._state() != self._known:
+                self._read()
+                self.version += 1
+
+    def _state(self) -> object:
+        """Differs from an earlier one if the model has changed since."""
+        return weights_state(list(self.model.parameters()), copied=False)
+
+    def _read(self) -> None:
+        """Read the model's weights."""
+        self._known = self._state()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The model's logits [T, vocabulary] from normalized outputs [T, width]."""
@@ -97,22 +113,15 @@ class LlamaTrunk(Trunk):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        base: Any = model.base_model
-        self.base = base
-        self._rounded = False
+        self.base: Any = model.base_model
         self.layers: list[_Layer] = []
+        self._rounded = False
         self._packed: _Packed | None = None
-        self._read_weights()
+        super().__init__(model)
 
     @property
     def runs_modules(self) -> bool:
         return not self.layers
-
-    def refresh(self) -> None:
-        with _READING:
-            if self._state() != self._known:
-                self._read_weights()
 
     def _state(self) -> object:
         copied = self._rounded or self._packed is not None
@@ -122,9 +131,9 @@ class LlamaTrunk(Trunk):
     def round_weights(self) -> None:
         """Use int8 products from now on. The model keeps its own weights."""
         self._rounded = True
-        self._read_weights()
+        self._read()
 
-    def _read_weights(self) -> None:
+    def _read(self) -> None:
         """Join the model's weights, and copy them as fits the way to compute with them."""
         self._packed = None  # frees an earlier copy, so that there is one at a time
         if not _has_plain_modules(self.model):
