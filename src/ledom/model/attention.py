@@ -13,10 +13,12 @@ Shapes: T tokens in the row, H query heads, K key-value heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ from ledom.model.kernels import (
     varlen_attention,
 )
 
-__all__ = ["IMPLEMENTATION", "Attend", "attending", "is_attending", "packed_attention"]
+__all__ = ["IMPLEMENTATION", "Attend", "attending", "is_attending", "packed_attention", "turn"]
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. Q is T, except that
@@ -43,6 +45,20 @@ _ATTEND: ContextVar[Attend | None] = ContextVar("attend", default=None)
 IMPLEMENTATION = "ledom"
 _OTHER_ATTENTION = {"softcap": "soft-capped attention", "s_aux": "attention sinks"}
 """Unsupported kinds of attention, by the argument with which transformers requests them."""
+
+
+_TURNS: WeakKeyDictionary[torch.nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
+_ADDING = Lock()
+
+
+def turn(model: torch.nn.Module) -> AbstractContextManager[object]:
+    """A block in which only this thread runs the model's own modules.
+
+    They find their attention in the model's config, where its own pass puts another one, and scaled
+    rotary positions in buffers.
+    """
+    with _ADDING:
+        return _TURNS.setdefault(model, RLock())
 
 
 @contextmanager

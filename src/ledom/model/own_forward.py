@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ledom.core.errors import CheckpointError
 from ledom.model.architectures import half_precision
-from ledom.model.attention import IMPLEMENTATION
+from ledom.model.attention import IMPLEMENTATION, turn
 
 __all__ = ["OwnForward", "reset_length", "scales_with_length"]
 
@@ -45,7 +45,7 @@ class OwnForward:
 
     def run(self, ids: Tensor, **options: Any) -> Any:
         """The model's outputs for ids [T]."""
-        with self.attention():
+        with turn(self.model), self.attention():
             reset_length(self.model)
             return self.model(input_ids=ids[None], **options)
 

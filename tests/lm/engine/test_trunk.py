@@ -1,3 +1,4 @@
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
 from ledom.model import attention, kernels
 from ledom.model.attention import attending
 from ledom.model.native import library
+from ledom.model.own_forward import OwnForward
 
 SHAPE = {
     "vocab_size": 40,
@@ -184,6 +186,33 @@ def test_the_version_counts_changes(family):
     trunk.refresh()
     trunk.refresh()
     assert trunk.version == 1
+
+
+def test_a_pass_of_the_model_itself_in_another_thread_changes_nothing():
+    """It puts another attention in the config, where the modules look for theirs."""
+    _, ours = pair_of_models("qwen3")
+    trunk, own, ids = build_trunk(ours), OwnForward(ours), torch.arange(30)
+    tree = PrefixTree.build([[1, 2, 3], list(range(3, 30))])
+
+    @torch.inference_mode()
+    def run():
+        places = torch.tensor(tree.positions)
+        return trunk(ids, places, TreeAttention(tree, None, CPU, torch.float32))
+
+    expected, begun = run(), threading.Event()
+
+    def wait(*_):
+        if not begun.is_set():
+            begun.set()
+            time.sleep(0.3)
+
+    hook = ours.get_input_embeddings().register_forward_hook(wait)
+    with ThreadPoolExecutor(1) as pool:
+        alone = pool.submit(torch.inference_mode()(own), ids)
+        assert begun.wait(60)
+        assert torch.equal(run(), expected)
+        alone.result()
+    hook.remove()
 
 
 class Twice(torch.nn.Linear):

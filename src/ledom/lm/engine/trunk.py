@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.model.architectures import finish_logits, num_weights
-from ledom.model.attention import Attend, attending
+from ledom.model.attention import Attend, attending, turn
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
 from ledom.model.native.layers import (
     PackedWeight,
@@ -60,7 +60,7 @@ class Trunk:
 
         With `wanted`, ascending indices in the row, only their outputs: [len(wanted), width].
         """
-        with attending(attend):
+        with turn(self.model), attending(attend):
             hidden: Tensor = self.model.base_model(
                 input_ids=ids[None], position_ids=positions[None], use_cache=False
             ).last_hidden_state[0]
@@ -174,7 +174,8 @@ class LlamaTrunk(Trunk):
             hidden = pad(hidden, (0, 0, 0, missing))
             positions = pad(positions, (0, missing))
             attend = _without_filling(attend, count)
-        cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
+        with turn(self.model):
+            cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
         for number, layer in enumerate(layers):
             if wanted is None or number < len(layers) - 1:
                 q, k, v = layer.project("qkv", hidden, cos, sin)
