@@ -131,6 +131,8 @@ def test_projections(rows: int, depth: int, width: int, biased: bool, compiled: 
     expected = normal @ weight.double().T + (0 if bias is None else bias.double())
     found = layers.project(x, packed, norm)
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+    alone = layers.project(x[-1:], packed, norm)
+    assert torch.equal(alone, found[-1:])  # bit by bit, whatever the batch
 
 
 def test_a_projection_rotates_its_first_heads(compiled: bool) -> None:
