@@ -107,20 +107,29 @@ def test_a_finished_block_is_freed_before_the_next_is_made(
     assert 0 not in [size for sizes in at_admission for size in sizes]
 
 
-def test_a_read_prompt_keeps_its_keys_and_values_only(
+def test_a_read_prompt_keeps_its_keys_and_values_only(made_decoder: Decoder) -> None:
+    """The trunk's keys are views of tensors that also hold the queries, and other prompts'."""
+    with torch.inference_mode():
+        found = made_decoder._prefill([[7, 8, 9], [7, 8, 10]])
+    layers = made_decoder.model.config.get_text_config().num_hidden_layers
+    for _, *kept in found:
+        for x in kept:
+            assert (x.shape[0], x.shape[2]) == (layers, 3)
+            assert x.untyped_storage().nbytes() == x.nbytes
+
+
+def test_many_prompts_are_read_in_parts(
     made_decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The trunk's keys are views of tensors that also hold the queries."""
-    trunk = made_decoder.trunk
-    kept: list[int] = []
-    stack = torch.stack
-
-    def watched(tensors: list[torch.Tensor]) -> torch.Tensor:
-        kept.extend(x.untyped_storage().nbytes() - x.nbytes for x in tensors)
-        return stack(tensors)
-
-    monkeypatch.setattr(decoder.torch, "stack", watched)
+    """As at once, whatever their order; the first two share tokens."""
+    jobs = [Job(prompt, place, 0, ()) for place, prompt in enumerate([[9] * 5, [7, 8], [7, 8, 9]])]
     with torch.inference_mode():
-        made_decoder._prefill([[7, 8, 9], [7, 8, 10]])
-    layers = trunk.model.config.get_text_config().num_hidden_layers
-    assert kept == [0] * (2 * layers)
+        at_once, places = made_decoder._read_prompts(jobs)
+        made_decoder._prefilled.clear()
+        monkeypatch.setattr(decoder, "_READ_TOGETHER", 3)
+        in_parts, same_places = made_decoder._read_prompts(jobs)
+    assert places == same_places == [0, 1, 2]
+    for job, one, other in zip(jobs, at_once, in_parts, strict=True):
+        assert one[1].shape[2] == len(job.prompt)
+        for x, y in zip(one, other, strict=True):
+            torch.testing.assert_close(x, y)

@@ -22,13 +22,14 @@ from torch.nn import functional
 from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
+from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention, batches
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling
 from ledom.model.native.draws import draw
 
 __all__ = ["Decoder", "Writer"]
 
+_READ_TOGETHER = 4096  # tokens of prompts; more at once would take more memory and gain no time
 _ADMIT_AT = 1 / 4  # share of rows that must be free before a new block is admitted
 
 
@@ -163,8 +164,9 @@ class Decoder(Writer):
         """The distinct prompts of the jobs, and the index of each job's prompt."""
         new = dict.fromkeys(tuple(job.prompt) for job in jobs if job.kv_cache is None)
         unread = [prompt for prompt in new if prompt not in self._prefilled]
-        if unread:
-            self._prefilled.update(zip(unread, self._prefill(unread), strict=True))
+        for batch in batches(unread, _READ_TOGETHER):
+            texts = [unread[place] for place in batch]
+            self._prefilled.update(zip(texts, self._prefill(texts), strict=True))
         found: dict[object, int] = {}
         prompts: list[Prefilled] = []
         prompt_of = []
@@ -180,20 +182,20 @@ class Decoder(Writer):
         return prompts, prompt_of
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> list[Prefilled]:
-        """Read the prompts in one packed row, and return what `Prefilled` describes for each."""
+        """Read sorted prompts in one packed row, and return what `Prefilled` describes for each."""
         device = self.model.device
-        order = sorted(range(len(prompts)), key=lambda place: list(prompts[place]))
-        tree = PrefixTree.build([prompts[place] for place in order])
+        tree = PrefixTree.build(prompts)
         ends = np.array([places[-1] for places in tree.places])
         wanted, row = np.unique(ends, return_inverse=True)
         attention = TreeAttention(tree, wanted, device, self.model.dtype)
-        keys: list[Tensor] = []
-        values: list[Tensor] = []
+        layers: int = self.model.config.get_text_config().num_hidden_layers
+        kept: list[Tensor] = []  # all layers' keys [layers, K, T, D], and their values
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            # Copies, because k and v are views of tensors that also hold the queries.
-            keys.append(k.transpose(0, 1).clone())
-            values.append(v.transpose(0, 1).clone())
+            if not kept:
+                kept.extend(x.new_empty(layers, x.shape[1], len(x), x.shape[2]) for x in (k, v))
+            for all_layers, x in zip(kept, (k, v), strict=True):
+                all_layers[layer] = x.transpose(0, 1)
             return attention(layer, q, k, v)
 
         hidden = self.trunk(
@@ -203,12 +205,12 @@ class Decoder(Writer):
             torch.from_numpy(wanted).to(device),
         )
         logits = self.trunk.logits(hidden)
-        all_keys, all_values = torch.stack(keys), torch.stack(values)
-        found: dict[int, Prefilled] = {}
-        for place, own, at in zip(order, tree.places, row.tolist(), strict=True):
+        all_keys, all_values = kept
+        found: list[Prefilled] = []
+        for own, at in zip(tree.places, row.tolist(), strict=True):
             columns = torch.from_numpy(own).to(device)
-            found[place] = (logits[at], all_keys[:, :, columns], all_values[:, :, columns])
-        return [found[place] for place in range(len(prompts))]
+            found.append((logits[at], all_keys[:, :, columns], all_values[:, :, columns]))
+        return found
 
     def _advance(self, blocks: Sequence[Block]) -> Iterator[Job]:
         """Feed every text its last token and draw the next; yields the jobs that ended."""
