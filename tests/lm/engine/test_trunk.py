@@ -175,6 +175,26 @@ def test_changed_weights_are_read_by_one_thread_into_one_copy(monkeypatch):
     assert before == [None]  # once, after the earlier copy was freed
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+@torch.inference_mode()
+def test_a_model_may_move_to_another_precision_and_back(rounded):
+    _, ours = pair_of_models("llama")
+    trunk = build_trunk(ours)
+    if rounded:
+        trunk.round_weights()
+    ids, texts = torch.arange(30), PrefixTree.build([list(range(30))])
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):
+        ours.to(dtype)
+        trunk.refresh()
+        everything = TreeAttention(texts, None, CPU, dtype)
+        found = trunk.logits(trunk(ids, ids, everything))
+        assert found.dtype == dtype
+        with attending(everything):
+            own = ours(ids[None], use_cache=False).logits[0]
+        exact = dtype == torch.float64 or (dtype == torch.float32 and not rounded)
+        torch.testing.assert_close(found, own, atol=1e-5 if exact else 0.05, rtol=0)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_the_version_counts_changes(family):
     _, ours = pair_of_models(family)

@@ -129,7 +129,7 @@ class LlamaTrunk(Trunk):
         return weights, _has_plain_modules(self.model)
 
     def round_weights(self) -> None:
-        """Use int8 products from now on. The model keeps its own weights."""
+        """Use int8 products from now on, as long as the model's own weights, kept too, are fp32."""
         self._rounded = True
         self._read()
 
@@ -143,7 +143,7 @@ class LlamaTrunk(Trunk):
         head: Any = model.get_output_embeddings()
         self._head: _Weight = head.weight
         weights = list(model.parameters())
-        if self._rounded:
+        if self._rounded and model.dtype == torch.float32:  # the user may have moved the model
             for layer in layers:
                 layer.round_weights()
             self._head = Int8Weight(head.weight)

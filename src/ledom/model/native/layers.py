@@ -185,8 +185,7 @@ def weights_state(weights: Sequence[Tensor], copied: bool = True) -> object:
         return known
     native = library_for(*(weight.detach() for weight in weights))
     if native is None:
-        samples = [_sampled(weight.detach(), *_as_matrix(weight)) for weight in weights]
-        return known, torch.cat(samples).numpy().tobytes()
+        return known, b"".join(_sampled(weight.detach(), *_as_matrix(weight)) for weight in weights)
     return known, native.sample_hash(addresses.ctypes.data, shapes.ctypes.data, len(weights))
 
 
@@ -198,10 +197,11 @@ def _as_matrix(weight: Tensor) -> tuple[int, int, int, int]:
     return weight.shape[0], weight.shape[-1], down, weight.stride(-1)
 
 
-def _sampled(weight: Tensor, rows: int, columns: int, down: int, along: int) -> Tensor:
+def _sampled(weight: Tensor, rows: int, columns: int, down: int, along: int) -> bytes:
     """What `sample_hash` in layers.c reads."""
     place = torch.arange(max(rows, columns) if rows and columns else 0)
-    return weight.as_strided((rows, columns), (down, along))[place % rows, place % columns]
+    found = weight.as_strided((rows, columns), (down, along))[place % rows, place % columns]
+    return found.cpu().view(torch.uint8).numpy().tobytes()
 
 
 def _address(x: Tensor | None) -> int | None:
