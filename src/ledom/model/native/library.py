@@ -2,7 +2,7 @@
 
 They fuse what torch computes in several passes over memory. The C files of this folder are compiled
 by the system's C compiler, or the one that the environment variable `CC` names, into the user's
-cache folder; this takes a second. If nothing can be written there, each process compiles them
+cache folder; this takes two seconds. If nothing can be written there, each process compiles them
 again. Without a compiler, on other devices, in other precisions and where gradients are wanted,
 plain torch computes the same, up to rounding.
 """
