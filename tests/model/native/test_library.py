@@ -16,6 +16,13 @@ from ledom.model.native.draws import draw
 from ledom.model.native.layers import rms_norm, silu_product
 
 
+@pytest.fixture(autouse=True)
+def without_optimization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes a fifth of the time, and a twentieth with the compiler's own checks."""
+    flags = tuple(flag for flag in library._FLAGS if flag != "-O3")
+    monkeypatch.setattr(library, "_FLAGS", flags)
+
+
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache folder, and no kernels loaded yet."""
