@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ledom.core.direction import Direction
+from ledom.lm import embedded_folder
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Decoder
@@ -130,6 +131,18 @@ def test_results_are_those_of_one_thread(
     direction: Direction, checkpoints: dict[str, Path]
 ) -> None:
     lm = HFLanguageModel(checkpoints[str(direction)], tokens_per_batch=40)
+    assert not lm._trunk.shares_rows, "its heads are too narrow for the compiled kernels"
+    check_threads(lm)
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_threads_that_share_rows_change_nothing(direction: Direction) -> None:
+    lm = HFLanguageModel(embedded_folder(direction), tokens_per_batch=400)
+    assert lm._trunk.shares_rows
+    check_threads(lm)
+
+
+def check_threads(lm: HFLanguageModel) -> None:
     texts = [f"Ava has {n} pens and {n + 1} cups." for n in range(40)]
     spans = [whole_text(lm, text) for text in texts]
     sampling = Sampling(max_tokens=12, seed=3)

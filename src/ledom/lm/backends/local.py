@@ -140,7 +140,7 @@ class HFLanguageModel(LanguageModel):
         asked = [place for place, target in enumerate(targets) if target.end > target.start]
         # The last token is only predicted, never read.
         packed = [place for place in asked if len(ordered[place]) - 1 <= self._reach]
-        workers = num_workers(self._trunk)
+        workers = 1 if self._trunk.shares_rows else num_workers(self._trunk)
         texts = [ordered[place][:-1] for place in packed]
         together = deque(batches(texts, self.tokens_per_batch, workers))
 

@@ -1,7 +1,8 @@
 """Threads that each process texts of their own, for models too narrow to split their products.
 
 A matrix product of a narrow model takes microseconds; splitting it over threads costs as much as it
-saves. So each thread takes whole batches, and torch uses a single thread inside each.
+saves. So each thread takes whole batches, and torch uses a single thread inside each. Scoring by
+compiled kernels does without: they split several steps at once (`Trunk.shares_rows`).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.model.architectures import finish_logits, num_weights
 from ledom.model.attention import Attend, attending, turn
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
+from ledom.model.native.attention import has_native
 from ledom.model.native.layers import (
     PackedWeight,
     finish_layer,
@@ -70,6 +71,11 @@ class Trunk:
     def runs_modules(self) -> bool:
         """Whether the model's own modules run, which may keep state from one pass to the next."""
         return True
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether torch's threads share a row of tokens at little cost: by compiled kernels."""
+        return False
 
     def refresh(self) -> None:
         """Take note of changes to the model; call it before the first of many passes."""
@@ -122,6 +128,13 @@ class LlamaTrunk(Trunk):
     @property
     def runs_modules(self) -> bool:
         return not self.layers
+
+    @property
+    def shares_rows(self) -> bool:
+        if self._packed is None:
+            return False
+        head = torch.empty(0, self.layers[0].head_dim)
+        return has_native(head, head)  # attention too
 
     def _state(self) -> object:
         copied = self._rounded or self._packed is not None
