@@ -80,7 +80,7 @@ class Writer:
     def _draw(
         self, logits: Tensor, jobs: Sequence[Job]
     ) -> tuple[list[int], list[float], list[float]]:
-        """What `native.draw` returns, for logits [jobs, V].
+        """What `native.draws.draw` returns, for logits [jobs, V].
 
         Each draw uses one uniform number, fixed by the job's key, so it does not depend on the
         batch.

@@ -314,7 +314,7 @@ class _Packed:
             *(_PackedLayer(layer, ["qkv"]) for layer in others),
             _PackedLayer(last, ["qkv", "q", "kv"]),
         ]
-        self.head = PackedWeight(head.weight, getattr(head, "bias", None))
+        self.head = PackedWeight(head.weight, head.bias)
 
 
 def _join(modules: Sequence[Any], name: str) -> Tensor:

@@ -122,7 +122,6 @@ static void multiply(const float *x, i64 x_stride, i64 rows, const float *weight
     }
 }
 
-/* `shapes` are, for each matrix, its rows and columns and how far apart these are. */
 /* Of one number of each row, and of each column, of some matrices. `shapes` are their rows and
    columns, and the numbers from one row, and one column, to the next. */
 u64 sample_hash(const uint32_t **matrices, const i64 (*shapes)[4], i64 count) {

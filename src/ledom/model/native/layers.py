@@ -28,6 +28,7 @@ __all__ = [
     "weights_state",
 ]
 
+_TILE_ROWS = 6  # ROWS in vectors.h
 _BLOCK = 192  # rows that go through a layer's steps while they are in the processor's cache
 _Norm = tuple[Tensor, float]
 """A norm's weight [width], and what is added to the mean square."""
@@ -209,5 +210,5 @@ def _address(x: Tensor | None) -> int | None:
 
 
 def _threads(rows: int) -> int:
-    """Threads for these many rows."""
-    return max(1, min(torch.get_num_threads(), rows // 6))
+    """Threads for these many rows: each should fill a register tile at least."""
+    return max(1, min(torch.get_num_threads(), rows // _TILE_ROWS))
