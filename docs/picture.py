@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,10 +54,9 @@ def served_page() -> Iterator[str]:
     judge = Judge(ledom.load("tiny", "forward"), ledom.load("tiny", "reverse"))
     settings = Settings(port=0)
     server = Server(settings)
+    server.listen()  # requests wait until it runs
     thread = threading.Thread(target=server.run, args=[Service(judge, settings)], daemon=True)
     thread.start()
-    while thread.is_alive() and not server.started:
-        time.sleep(0.01)
     yield server.url
     server.stop()
     thread.join(30)

@@ -20,7 +20,7 @@ from ledom.serve.server import Server
 from ledom.serve.service import Service
 from ledom.serve.settings import Limits, Settings
 from ledom.serve.upstream import Upstream
-from waiting import SECONDS, until
+from waiting import SECONDS
 
 Handler = Callable[[httpx.Request], Any]
 Models = tuple[LanguageModel, LanguageModel]
@@ -42,9 +42,9 @@ def running(judge: Judge, limits: Limits, reports: Path | None = None) -> Iterat
     settings = Settings(port=0, limits=limits, reports=reports)
     server = Server(settings)
     service = Service(judge, settings)
+    server.listen()  # requests wait until it runs
     thread = threading.Thread(target=server.run, args=(service,), daemon=True)
     thread.start()
-    until(lambda: server.started or not thread.is_alive())
     try:
         yield server
     finally:

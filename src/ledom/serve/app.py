@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ledom import __version__
 from ledom.serve.guard import Guard
-from ledom.serve.refusals import Refusal, validation_message
+from ledom.serve.refusals import ANY_ROUTE, Refusal, validation_message
 from ledom.serve.routes import ROUTERS
 from ledom.serve.service import Service
 
@@ -44,6 +44,7 @@ def make_app(service: Service) -> FastAPI:
         version=__version__,
         description="Rewards, reranking and completions from a pair of language models.",
         lifespan=lifespan,
+        responses=ANY_ROUTE,
         docs_url=None,  # FastAPI's page loads scripts from other sites
         redoc_url=None,
     )

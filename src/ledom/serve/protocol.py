@@ -6,6 +6,7 @@ Its own errors have the form of all others, and a second signal ends the request
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -29,25 +30,30 @@ class BoundedProtocol(HttpToolsProtocol):
 
     limits: ClassVar[Limits]
 
-    _header_timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
-    _header_bytes = 0
+    _header_bytes: int | None = None  # read of a header so far; None between headers
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._start_header_timer()
+        self._header_timer, self._write_timer = _Timer(), _Timer()
+        self._expect_header()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_header_timer()
-        self._stop_write_timer()
+        self._header_timer.stop()
+        self._write_timer.stop()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._start_header_timer()
+        self._expect_header()
+
+    def _expect_header(self) -> None:
+        if self._header_bytes is None:
+            self._header_bytes = 0
+            self._header_timer.start(self.limits.read_seconds, self.transport.abort)
 
     def on_headers_complete(self) -> None:
-        self._stop_header_timer()
+        self._header_timer.stop()
+        self._header_bytes = None
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -69,46 +75,43 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
-        self._header_bytes += len(data) if self._header_timer else 0
+        if self._header_bytes is not None:
+            self._header_bytes += len(data)
         super().data_received(data)
-        if self._header_timer and self._header_bytes > _HEADER_BYTES:
+        if self._header_bytes is not None and self._header_bytes > _HEADER_BYTES:
             self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._start_write_timer(self.transport.get_write_buffer_size())
+        self._expect_reading()
 
     def resume_writing(self) -> None:
-        self._stop_write_timer()
+        self._write_timer.stop()
         super().resume_writing()
 
-    def _start_write_timer(self, unread: int) -> None:
-        self._stop_write_timer()
-        seconds = self.limits.write_seconds
-        self._write_timer = self.loop.call_later(seconds, self._abort_if_stuck, unread)
-
-    def _abort_if_stuck(self, unread_before: int) -> None:
+    def _expect_reading(self) -> None:
         unread = self.transport.get_write_buffer_size()
-        if unread < unread_before:
-            self._start_write_timer(unread)
+        self._write_timer.start(self.limits.write_seconds, self._check_reading, unread)
+
+    def _check_reading(self, unread_before: int) -> None:
+        if self.transport.get_write_buffer_size() < unread_before:
+            self._expect_reading()
         else:
             self.transport.abort()
 
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
 
-    def _start_header_timer(self) -> None:
-        if self._header_timer is None:
-            self._header_bytes = 0
-            seconds = self.limits.read_seconds
-            self._header_timer = self.loop.call_later(seconds, self.transport.abort)
+class _Timer:
+    """Calls a function some seconds after its last start, unless it is stopped."""
 
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+    _handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
+        self.stop()
+        self._handle = asyncio.get_running_loop().call_later(seconds, call, *arguments)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
 
 
 def bounded(limits: Limits) -> type[BoundedProtocol]:

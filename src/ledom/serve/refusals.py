@@ -7,20 +7,24 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from ledom.core.errors import InputError, LedomError, ServerError
-from ledom.core.reading import JsonObject
 from ledom.serve.batching import Closing, Overloaded
 
-__all__ = ["Refusal", "describe", "refusal_of", "validation_message"]
+__all__ = [
+    "ANY_ROUTE",
+    "ErrorBody",
+    "ErrorDetail",
+    "Refusal",
+    "describe",
+    "refusal_of",
+    "validation_message",
+]
 
 
 class Refusal(Exception):  # noqa: N818 (an answer)
-    """An error response; `message` says what is wrong, and the remedy.
-
-    >>> Refusal(429, "try again later").detail
-    {'message': 'try again later', 'type': 'too_many_requests', 'code': 429}
-    """
+    """An error response; `message` says what is wrong, and the remedy."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -32,13 +36,9 @@ class Refusal(Exception):  # noqa: N818 (an answer)
         >>> Refusal(413, "send less").response().body
         b'{"error":{"message":"send less","type":"request_entity_too_large","code":413}}'
         """
-        return JSONResponse({"error": self.detail}, self.status, self.headers)
-
-    @property
-    def detail(self) -> JsonObject:
-        """The object under the body's key `error`."""
         kind = HTTPStatus(self.status).name.lower()
-        return {"message": self.message, "type": kind, "code": self.status}
+        error = {"message": self.message, "type": kind, "code": self.status}
+        return JSONResponse({"error": error}, self.status, self.headers)
 
 
 def refusal_of(error: Exception) -> Refusal | None:
@@ -76,32 +76,28 @@ def validation_message(errors: Sequence[Mapping[str, Any]]) -> str:
     return f"{where or 'body'}: {first['msg']}{more}"
 
 
-def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error responses of a route for OpenAPI: `statuses` and those that every route may give.
+class ErrorDetail(BaseModel):
+    """What is wrong, the status in words, and the status."""
 
-    >>> describe(404)[404]["description"]
-    'Not Found'
+    message: str
+    type: str
+    code: int
+
+
+class ErrorBody(BaseModel):
+    """The body of an error response."""
+
+    error: ErrorDetail
+
+
+def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Error responses of these statuses, for OpenAPI.
+
+    >>> list(describe(404, 502))
+    [404, 502]
     """
-    every = {400, 401, 403, 408, 411, 413, 415, 422, 429, 503, 504, *statuses}
-    schema = {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type", "code"],
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "code": {"type": "integer"},
-                },
-            }
-        },
-    }
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {"application/json": {"schema": schema}},
-        }
-        for status in sorted(every)
-    }
+    return {status: {"model": ErrorBody} for status in statuses}
+
+
+ANY_ROUTE = describe(400, 401, 403, 408, 411, 413, 415, 422, 429, 503, 504)
+"""The error responses that every route may give."""

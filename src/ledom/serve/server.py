@@ -50,11 +50,6 @@ class Server:
         self.url = f"http://{_address(settings.host, self.port)}"
         self._server: uvicorn.Server | None = None
 
-    @property
-    def started(self) -> bool:
-        """Whether the server answers requests."""
-        return self._server is not None and self._server.started
-
     def listen(self) -> None:
         """Let clients connect; they are answered once the server runs.
 

@@ -34,7 +34,7 @@ class Limits(Config):
     read_seconds: float = Field(default=20.0, gt=0)
     """Time to send a request's header, and again its body."""
     write_seconds: float = Field(default=20.0, gt=0)
-    """Time for the client to receive each part of an answer."""
+    """Time that a client may leave an answer unread."""
     max_waiting: int = Field(default=4096, ge=1)
     """Texts that may wait for a model; requests beyond that are refused with 429."""
     max_connections: int = Field(default=1024, ge=1)

@@ -304,7 +304,7 @@ async def tokenizer_info(service: ServiceOf, model: str | None = None) -> JsonOb
     }
 
 
-@router.get("/v1/models", responses=describe())
+@router.get("/v1/models")
 async def models(service: ServiceOf) -> JsonObject:
     """The names that `model` accepts."""
     return {"object": "list", "data": [_model(name, service) for name in service.model_names]}

@@ -40,19 +40,19 @@ class ScoreBody(Body):
     """Whether to send the log-probability of each token and word."""
 
 
-@router.get("/healthz", responses=describe())
+@router.get("/healthz")
 async def healthz(service: ServiceOf) -> JsonObject:
     """Whether the server is up, and which models it has."""
     return {"status": "ok", "models": list(service.models)}
 
 
-@router.get("/metrics", responses=describe(), response_class=Response)
+@router.get("/metrics", response_class=Response)
 async def metrics(service: ServiceOf) -> Response:
     """Counts and times, in Prometheus' format."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@router.get("/ledom/models", responses=describe())
+@router.get("/ledom/models")
 async def models(service: ServiceOf) -> JsonObject:
     """The models, and how their scores become a reward."""
     judge = service.judge
@@ -73,7 +73,7 @@ async def models(service: ServiceOf) -> JsonObject:
     }
 
 
-@router.post("/ledom/score", responses=describe())
+@router.post("/ledom/score")
 async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     """The log-probabilities of answers to a question: sums, per token and per word (nats).
 

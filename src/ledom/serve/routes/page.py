@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from ledom.core.reading import JsonObject
-from ledom.serve.refusals import Refusal, describe
+from ledom.serve.refusals import Refusal
 from ledom.serve.routes.shared import ServiceOf
 
 __all__ = ["router"]
@@ -77,7 +77,7 @@ async def asset(name: str) -> Response:
     return _asset(name)
 
 
-@router.get("/ledom/reports", responses=describe())
+@router.get("/ledom/reports")
 async def reports(service: ServiceOf) -> JsonObject:
     """The reports in the folder that the server was started with, the latest first.
 

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, Field
 from ledom.core.reading import JsonObject
 from ledom.serve.batching import apart
 from ledom.serve.judge import Judgement, Pair
-from ledom.serve.refusals import Refusal, describe, refusal_of
+from ledom.serve.refusals import Refusal, refusal_of
 from ledom.serve.routes.shared import (
     ANSWER,
     QUESTION,
@@ -106,8 +106,8 @@ class ScoreBody(ReadingBody):
         return [Pair(query, document) for query, document in zip(queries, documents, strict=True)]
 
 
-@router.post("/score", responses=describe())
-@router.post("/v1/score", responses=describe())
+@router.post("/score")
+@router.post("/v1/score")
 async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     """vLLM's score: how good each document is as an answer to its query."""
     body.refuse_unsupported()
@@ -116,9 +116,9 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     return listed("score", body.model, judged, data)
 
 
-@router.post("/rerank", responses=describe())
-@router.post("/v1/rerank", responses=describe())
-@router.post("/v2/rerank", responses=describe())
+@router.post("/rerank")
+@router.post("/v1/rerank")
+@router.post("/v2/rerank")
 async def rerank(body: RerankBody, service: ServiceOf) -> Any:
     """Rank answers to a question, best first."""
     answers = body.answers()

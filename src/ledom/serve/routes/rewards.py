@@ -17,7 +17,6 @@ from ledom.core.reading import JsonObject
 from ledom.serve.batching import apart
 from ledom.serve.chat_text import answer_of, question_of, response_in, split_dialog
 from ledom.serve.judge import Judgement, Pair
-from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import ANSWER, QUESTION, Body, ServiceOf, listed, usage
 from ledom.serve.routes.unsupported import ReadingBody
 from ledom.serve.service import REWARD, Service
@@ -65,7 +64,7 @@ class EmbeddingBody(DialogBody):
     """base64, the default of OpenAI's own client, is the text of a little-endian fp32 number."""
 
 
-@router.post("/get_reward", responses=describe())
+@router.post("/get_reward")
 async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
     """OpenRLHF's remote reward. `scores` are from 0 to 1; `extra_logs` has log-probabilities."""
     if len(body.query) != len(body.prompts):
@@ -89,7 +88,7 @@ async def openrlhf(body: OpenRLHFBody, service: ServiceOf) -> JsonObject:
     }
 
 
-@router.post("/reward", responses=describe())
+@router.post("/reward")
 async def slime(body: SlimeBody, service: ServiceOf) -> float:
     """slime's remote reward. The response is a bare number."""
     size = len(body.response) + len(body.prompt if isinstance(body.prompt, str) else "")
@@ -98,7 +97,7 @@ async def slime(body: SlimeBody, service: ServiceOf) -> float:
     return judgement.reward
 
 
-@router.post("/classify", responses=describe())
+@router.post("/classify")
 async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
     """vLLM's classification protocol for verl. The reward is the last entry of `probs`."""
     judged = await _judge_dialogs(body, service)
@@ -109,7 +108,7 @@ async def classify(body: ClassifyBody, service: ServiceOf) -> JsonObject:
     return listed("classify", body.model, judged, data)
 
 
-@router.post("/v1/embeddings", responses=describe())
+@router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingBody, service: ServiceOf) -> JsonObject:
     """sglang's embeddings protocol for verl. The reward is the only number of each embedding."""
     judged = await _judge_dialogs(body, service)
