@@ -21,8 +21,7 @@ from fractions import Fraction
 
 from ledom.data.augment import numbers_in_words
 from ledom.data.problems import value_of
-from ledom.text.answers import extract_answer
-from ledom.text.math.equality import equal_answers
+from ledom.text.answers import equal_answers, extract_answer
 from ledom.text.pair_format import ANSWER_MARK, normalize_numbers, restyle
 
 __all__ = ["ERROR_KINDS", "error_kind"]

@@ -25,8 +25,7 @@ from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
 from ledom.rerank.weights import Selection
 from ledom.serve.judge import MASK_COPIES
-from ledom.text.answers import extract_answer
-from ledom.text.math.equality import equal_answers
+from ledom.text.answers import equal_answers, extract_answer
 from serving import HOST, serving
 
 SEED = 3

@@ -20,7 +20,7 @@ _HOMES = {
     "Sampling": "ledom.lm.language_model",
     "Score": "ledom.core.records",
     "TokenSpan": "ledom.lm.language_model",
-    "equal_answers": "ledom.text.math.equality",
+    "equal_answers": "ledom.text.answers",
     "extract_answer": "ledom.text.answers",
     "load": "ledom.lm",
     "read_records": "ledom.core.records",

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from ledom.core.records import Candidate, Problem
-from ledom.text.answers import extract_answer, is_correct, is_right
-from ledom.text.math.equality import equal_answers
+from ledom.text.answers import equal_answers, extract_answer, is_correct, is_right
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -17,8 +17,7 @@ from ledom.core.direction import Direction
 from ledom.core.reading import JsonObject
 from ledom.core.records import Problem, Record
 from ledom.evaluate.programs import runs_to_its_end
-from ledom.text.answers import extract_answer
-from ledom.text.math.equality import equal_answers
+from ledom.text.answers import equal_answers, extract_answer
 
 __all__ = ["WRITTEN", "CodeProblem", "Form", "answers_of", "is_right", "prompt"]
 

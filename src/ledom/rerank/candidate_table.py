@@ -29,8 +29,7 @@ from ledom.core.records import (
     Score,
 )
 from ledom.rerank.candidates import SharedScores, pools
-from ledom.text.answers import extract_answer, is_right
-from ledom.text.math.equality import AnswerClasses
+from ledom.text.answers import AnswerClasses, extract_answer, is_right
 
 __all__ = [
     "EXTERNAL_LABELS",

@@ -13,8 +13,7 @@ from ledom.core.records import Candidate, Key, Problem
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.rerank.sample import as_candidate, prompts_of, require_forward, sampling_groups
 from ledom.rerank.strategies import is_decided
-from ledom.text.answers import extract_answer
-from ledom.text.math.equality import AnswerClasses
+from ledom.text.answers import AnswerClasses, extract_answer
 
 __all__ = ["is_finished", "rounds", "sample_until_decided"]
 

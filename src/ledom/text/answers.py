@@ -1,4 +1,8 @@
-"""Finds the final answer of a solution, and tells whether it is right.
+r"""Finds the final answer of a solution, and tells whether it is right.
+
+Answers are compared as plain numbers, else as text, else by their meaning (`math.equality`). Units
+and names that only one answer has are ignored; those of both must agree: "5 cm" equals "5", and so
+does "x = 5", but "5 cm" does not equal "5 m". So equality is symmetric, but not transitive.
 
 Texts come from models: nothing here raises on any string, and everything takes time linear in its
 length. This module knows nothing of models or files.
@@ -10,23 +14,23 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable
+from decimal import Decimal
 
 from ledom.core.records import Candidate, Problem
-from ledom.text.math.equality import equal_answers, has_content, is_number
+from ledom.text.math.equality import is_number, same_meaning
 from ledom.text.math.expressions import read
-from ledom.text.math.notation import MARKUP, bare, keyboard
+from ledom.text.math.in_text import FORMULA, NUMBER, PART
+from ledom.text.math.notation import MARKUP, bare, keyboard, text_key
 from ledom.text.math.units import NOT_UNITS
 
-__all__ = ["extract_answer", "is_correct", "is_right"]
-
-_CURRENCY = r"(?:US\$|Rs\.?|[$€£¥₹₱₩])"
-_UNSIGNED = (
-    r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,9}(?!,?[0-9])(?:\.[0-9]+)?"
-    r"|[0-9]{1,2}(?:,[0-9]{2}){1,9},[0-9]{3}(?!,?[0-9])(?:\.[0-9]+)?"
-    r"|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
-)
-
-# ---- where a text states its answer ----
+__all__ = [
+    "AnswerClasses",
+    "equal_answers",
+    "extract_answer",
+    "has_content",
+    "is_correct",
+    "is_right",
+]
 
 _BOXED_OR_BRACE = re.compile(r"\\(?:boxed|fbox|framebox)\s{0,4}\{|\\[\\{}]|[{}]")
 _ANSWER_MARK = re.compile(
@@ -35,54 +39,6 @@ _ANSWER_MARK = re.compile(
     r"|^[ \t*]{0,8}A:(?=\s)",
     re.MULTILINE,
 )
-_PI = r"(?:π|\\pi\b)"
-_RAISED = "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+"
-_REPEATING = r"\\overline\s?\{[0-9]+\}|(?<=\.)\([0-9]+\)|(?<=\.[0-9])\([0-9]+\)"
-_TIME = r"(?:(?::[0-9]+)+|(?:\s:\s[0-9]+)+)?(?:\s?[ap]\.?m\b)?"
-_NUMBER_IN_TEXT = re.compile(
-    r"(?<![A-Za-z0-9_.^])(?<!\^[-{])(?<!\^\{-)"  # not the exponent of m^2
-    # "5 - 3" subtracts
-    r"(?:(?<![)\]])(?<![0-9)\]]\s)(?:[-\u2212]|(?:±|\\pm)\s?)|(?<=[=:]\s)[-\u2212]\s)?"
-    rf"(?:{_CURRENCY}\s?[-\u2212]?)?(?:[0-9]{{1,9}}\s(?=[0-9]{{1,9}}/))?{_UNSIGNED}"
-    rf"(?:\.?(?:{_REPEATING})|_(?:[0-9]{{1,2}}|\{{[0-9]{{1,2}}\}})|[₀-₉]{{1,2}}"
-    rf"|(?:/[0-9]+)+|(?:[-\u2013][0-9]+)+|{_TIME})"  # 5/6/2020 and 10-12 are each one answer
-    r"(?:[eE][-+]?[0-9]{1,4}(?![\w.]\w)"
-    rf"|(?:\s?(?:[x*×]|\\times|\\cdot)\s?10)?(?:\^\{{?-?[0-9]+\}}?|{_RAISED})"
-    rf"|\s?\\?%|\s?{_PI}(?:/[0-9]+)?)?"
-    r"(?:\s?(?:hundred|thousand|million|billion|trillion)\b)?"
-)
-_GROUP = r"\{(?:[^{}]|\{[^{}]{0,99}\}){1,99}\}"
-_VALUE = rf"[-\u2212]?{_UNSIGNED}(?:/[0-9]+)?"
-_ROOT = r"[A-Za-z]\s?=\s?[-\u2212]?[0-9./]+"
-_RELATION = r"\s?(?:[<>]=?|[≤≥]|\\(?:[lg](?:eq?|t))(?![A-Za-z]))\s?"
-_LATEX = (
-    r"(?:\\(?:[dt]?frac|sqrt|[dt]?binom)"
-    rf"(?:\[[0-9]\])?\s?(?:{_GROUP}|[0-9]){{1,2}}"
-    rf"|√\s?(?:[0-9]+|\([^()\n]{{1,99}}\))|(?<![^\W\d_\\])sqrt\([^()\n]{{1,99}}\)|{_PI}"
-    rf"|\\(?:ln|log|sin|cos|tan)(?![A-Za-z])(?:_(?:[0-9]+|{_GROUP}))?\s?)"
-)
-_MEMBER = rf"[-\u2212]?(?:∞|\\infty|[0-9]{{0,9}}{_LATEX}(?:/[0-9]+)?|{_UNSIGNED}(?:/[0-9]+)?)"
-_BRACKETED = (
-    rf"(?:[(\[]|\\\{{|(?<![\w^_}}\\])\{{){_MEMBER}(?:,\s?{_MEMBER}){{1,20}}(?:[)\]]|\\?\}})"
-)
-_FACTOR = (
-    rf"(?:{_UNSIGNED}|{_LATEX}|(?<![^\W\d_])(?<!['\u2019])[a-z](?![^\W\d_])"
-    r"|\((?:[^()\n]|\([^()\n]{0,99}\)){1,199}\))"
-    rf"(?:\^(?:{_GROUP}|-?[0-9]+|[a-z])|_(?:[0-9]|{_GROUP})|{_RAISED})?"
-)
-_JOINT = (
-    r"(?:\s?(?:[-+\u2212*·×/±]|\\(?:cdot|times|pm|mp)(?![A-Za-z]))\s?|(?<=[0-9])\s(?=\\(?!text))"
-    r"|(?<=[0-9])\s(?=[a-z]\^)|)"
-)
-_SUM = rf"(?<![\w.\\^_{{])[-\u2212±]?{_FACTOR}(?:{_JOINT}{_FACTOR}){{0,40}}"
-_FORMULA = re.compile(
-    r"\$\$?([^$\n]{1,400})\$|\\[(\[]((?:[^\\]|\\(?![()\[\]])){1,400})\\[)\]]"
-    rf"|({_BRACKETED}(?:\s?(?:∪|\\cup)\s?{_BRACKETED}){{0,9}})"
-    rf"|({_ROOT}(?:(?:,|,?\s(?:or|and))\s{_ROOT}){{1,20}}|{_ROOT}\sor\s{_VALUE}(?!\w))"
-    rf"|(?<![\w.])((?:{_VALUE}{_RELATION})?[A-Za-z]{_RELATION}{_VALUE})"
-    rf"|(?P<sum>{_SUM})"
-)
-_PART = re.compile(rf"-?[0-9]{{0,20}}{_LATEX}(?:/[0-9]+)?")
 # A sum of numbers alone is a step of a calculation; 5m and T-5 are no expressions.
 _SIGNED = re.compile(r".\s?[-+\u2212]|\)\(")
 _TERM = re.compile(r"[0-9)][a-z(]|[a-z][\^(]|(?:\A|\W)[a-z]\s[-+\u2212]\s|\s[-+\u2212]\s[a-z]")
@@ -117,6 +73,9 @@ _VARIABLE = re.compile(
 )
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PROSE = re.compile(r"[^0-9\\]*?[^\W\d_]{2}|[aAI]\s(?![-+*/<>^])")
+_CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
+_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
+"""A number that is read in one way only: digits, perhaps with a decimal point between them."""
 
 
 def extract_answer(text: str) -> str | None:
@@ -180,6 +139,76 @@ def is_right(candidate: Candidate, answer: str | None, problem: Problem) -> bool
     if candidate.correct is not None:
         return candidate.correct
     return equal_answers(problem.answer, answer) if problem.is_labeled else None
+
+
+# ---- equality ----
+
+
+def equal_answers(first: str | None, second: str | None) -> bool:
+    r"""Whether two answers are equal by value; False if either is None.
+
+    >>> equal_answers("$1,200.00", "1200 dollars"), equal_answers("1,00,000", "100000")
+    (True, True)
+    >>> equal_answers(r"0.\overline{36}", r"\frac{4}{11}"), equal_answers("1/3", "0.333333")
+    (True, False)
+    >>> equal_answers("50%", "0.5"), equal_answers("3 p.m.", "3 a.m."), equal_answers("5 cm", "5 m")
+    (True, False, False)
+    >>> equal_answers(r"\sqrt{8}", r"2\sqrt{2}"), equal_answers(r"4\sqrt(2)", r"4\sqrt(3)")
+    (True, False)
+
+    Never raises, whatever the texts, and takes bounded time: undecided answers are not equal. See
+    "When two answers are equal" in docs/concepts.md.
+    """
+    if first is None or second is None:
+        return False
+    if _PLAIN_NUMBER.fullmatch(first) and _PLAIN_NUMBER.fullmatch(second):
+        return Decimal(first) == Decimal(second)  # most answers need no parsing
+    if not (has_content(first) and has_content(second)):
+        return False
+    if first == second or text_key(first) == text_key(second):
+        return True
+    return same_meaning(first, second)
+
+
+def has_content(answer: str) -> bool:
+    """Whether an answer has more than punctuation.
+
+    >>> has_content("..."), has_content("x.")
+    (False, True)
+    """
+    return bool(_CONTENT.search(answer))
+
+
+class AnswerClasses:
+    """Groups the equal answers to one problem, and numbers the groups.
+
+    All answers of a class equal each other. Equality is not transitive ("5 cm" and "5 m" both equal
+    "5"), so a new answer joins the first class whose members all equal it.
+
+    >>> classes = AnswerClasses()
+    >>> [classes.number(answer) for answer in ("1/2", "2", "0.5", None)]
+    [0, 1, 0, -1]
+    """
+
+    def __init__(self) -> None:
+        self._by_answer: dict[str, int] = {}
+        self._members: list[list[str]] = []
+
+    def number(self, answer: str | None) -> int:
+        """The number of the answer's class; -1 without an answer."""
+        if answer is None or not has_content(answer):
+            return -1
+        if answer not in self._by_answer:
+            self._by_answer[answer] = self._class_of(answer)
+        return self._by_answer[answer]
+
+    def _class_of(self, answer: str) -> int:
+        for known, members in enumerate(self._members):
+            if all(equal_answers(member, answer) for member in members):
+                members.append(answer)
+                return known
+        self._members.append([answer])
+        return len(self._members) - 1
 
 
 # ---- finders: text -> the answer that it states, or None ----
@@ -329,8 +358,8 @@ def _whole(text: str) -> str | None:
 
 def _last_formula(text: str) -> str | None:
     """The formula or list that contains the last number, if it parses completely."""
-    formulas = (found for found in _FORMULA.finditer(text) if _is_formula(found))
-    formula, last = _last_of(formulas), _last_match(_NUMBER_IN_TEXT, text)
+    formulas = (found for found in FORMULA.finditer(text) if _is_formula(found))
+    formula, last = _last_of(formulas), _last_match(NUMBER, text)
     if formula is None or (last and last.end() > formula.end()):
         return None
     inside = formula[formula.lastindex or 0]
@@ -338,21 +367,21 @@ def _last_formula(text: str) -> str | None:
     if formula["sum"]:
         if last and last.start() < formula.start():  # a lone π
             return None
-        part = _last_match(_PART, inside)
+        part = _last_match(PART, inside)
         sides += [part[0]] if part else []
     return next((bare(side) for side in sides if has_content(side) and read(side)), None)
 
 
 def _is_formula(found: re.Match[str]) -> bool:
-    """Whether a match of `_FORMULA` is more than numbers, or numbers and the letter of a unit."""
+    """Whether a match of `FORMULA` is more than numbers, or numbers and the letter of a unit."""
     text = found["sum"]
-    if text is None or _PART.search(text):
+    if text is None or PART.search(text):
         return True
     return bool(_SIGNED.search(text) and _TERM.search(text))
 
 
 def _last_number(text: str) -> str | None:
-    match = _last_match(_NUMBER_IN_TEXT, text)
+    match = _last_match(NUMBER, text)
     return match[0] if match else None
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equal_answers import EQUAL
-from ledom.text.math.equality import AnswerClasses, equal_answers, has_content, is_number
+from ledom.text.answers import AnswerClasses, equal_answers, has_content
+from ledom.text.math.equality import is_number
 from ledom.text.math.expressions import read
 from unequal_answers import UNEQUAL
 

@@ -1,9 +1,6 @@
-r"""Whether two answers are equal: both are parsed completely, or else compared as text.
+r"""Whether two answers mean the same: both are parsed completely, or else they are not equal.
 
     "6!" --read--> 720 = 720 <--read-- "\$720"
-
-Units and names that only one answer has are ignored; those of both must agree: "5 cm" equals "5",
-and so does "x = 5", but "5 cm" does not equal "5 m". So equality is symmetric, but not transitive.
 
 Numbers are compared here, exactly. If algebra is needed, a process with a time limit compares the
 two answers by the same rules (see `process`).
@@ -11,56 +8,26 @@ two answers by the same rules (see `process`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 from typing import Protocol
 
 from ledom.text.math.expressions import read
 from ledom.text.math.nodes import Node, number, product, total
-from ledom.text.math.notation import text_key
 from ledom.text.math.process import same_value
 
-__all__ = [
-    "Algebra",
-    "AnswerClasses",
-    "Comparison",
-    "equal_answers",
-    "has_content",
-    "is_number",
-]
+__all__ = ["Algebra", "Comparison", "is_number", "same_meaning"]
 
-_CONTENT = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{")
-_PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
-"""A number that is read in one way only: digits, perhaps with a decimal point between them."""
 _CONSTANTS = frozenset(["pi", "e", "i", "oo"])
 
 
-def equal_answers(first: str | None, second: str | None) -> bool:
-    r"""Whether two answers are equal by value; False if either is None.
+def same_meaning(first: str, second: str) -> bool:
+    r"""Whether two answers have the same value; False if one of them cannot be parsed.
 
-    >>> equal_answers("$1,200.00", "1200 dollars"), equal_answers("1,00,000", "100000")
-    (True, True)
-    >>> equal_answers(r"0.\overline{36}", r"\frac{4}{11}"), equal_answers("1/3", "0.333333")
+    >>> same_meaning("0.25", r"\frac{1}{4}"), same_meaning("two", "2")
     (True, False)
-    >>> equal_answers("50%", "0.5"), equal_answers("3 p.m.", "3 a.m."), equal_answers("5 cm", "5 m")
-    (True, False, False)
-    >>> equal_answers(r"\sqrt{8}", r"2\sqrt{2}"), equal_answers(r"4\sqrt(2)", r"4\sqrt(3)")
-    (True, False)
-
-    Never raises, whatever the texts, and takes bounded time: undecided answers are not equal. See
-    "When two answers are equal" in docs/concepts.md.
     """
-    if first is None or second is None:
-        return False
-    if _PLAIN_NUMBER.fullmatch(first) and _PLAIN_NUMBER.fullmatch(second):
-        return Decimal(first) == Decimal(second)  # most answers need no parsing
-    if not (has_content(first) and has_content(second)):
-        return False
-    if first == second or text_key(first) == text_key(second):
-        return True
     left, right = read(first), read(second)
     if left is None or right is None:
         return False
@@ -68,15 +35,6 @@ def equal_answers(first: str | None, second: str | None) -> bool:
         return Comparison(_Exact()).same(left, right)
     except _NeedsAlgebra:
         return same_value(*sorted((first, second)))
-
-
-def has_content(answer: str) -> bool:
-    """Whether an answer has more than punctuation.
-
-    >>> has_content("..."), has_content("x.")
-    (False, True)
-    """
-    return bool(_CONTENT.search(answer))
 
 
 def is_number(answer: str) -> bool:
@@ -89,38 +47,6 @@ def is_number(answer: str) -> bool:
     while node is not None and node.kind in ("choice", "named", "quantity", "time"):
         node = node.parts[0]
     return node is not None and node.kind == "number"
-
-
-class AnswerClasses:
-    """Groups the equal answers to one problem, and numbers the groups.
-
-    All answers of a class equal each other. Equality is not transitive ("5 cm" and "5 m" both equal
-    "5"), so a new answer joins the first class whose members all equal it.
-
-    >>> classes = AnswerClasses()
-    >>> [classes.number(answer) for answer in ("1/2", "2", "0.5", None)]
-    [0, 1, 0, -1]
-    """
-
-    def __init__(self) -> None:
-        self._by_answer: dict[str, int] = {}
-        self._members: list[list[str]] = []
-
-    def number(self, answer: str | None) -> int:
-        """The number of the answer's class; -1 without an answer."""
-        if answer is None or not has_content(answer):
-            return -1
-        if answer not in self._by_answer:
-            self._by_answer[answer] = self._class_of(answer)
-        return self._by_answer[answer]
-
-    def _class_of(self, answer: str) -> int:
-        for known, members in enumerate(self._members):
-            if all(equal_answers(member, answer) for member in members):
-                members.append(answer)
-                return known
-        self._members.append([answer])
-        return len(self._members) - 1
 
 
 class Algebra(Protocol):
