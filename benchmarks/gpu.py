@@ -37,12 +37,12 @@ from training import SEQ_LEN, WARM, flops_per_token, make_recipe, run_ledom, run
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ledom
-from ledom.core.processes import fast_bfloat16
 from ledom.data.prepare import prepare_data
 from ledom.data.problems import generate_problems
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.model.checkpoint import build_model, save_checkpoint
+from ledom.model.device import fast_bfloat16
 from ledom.model.presets import ModelConfig
 
 _HAS_VLLM = importlib.util.find_spec("vllm") is not None

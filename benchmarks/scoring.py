@@ -38,9 +38,9 @@ from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
 from ledom.lm import embedded_folder, load
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.engine.prefix_tree import PrefixTree
 from ledom.lm.language_model import LanguageModel, TokenSpan
 from ledom.model.checkpoint import save_checkpoint
+from ledom.model.prefix_tree import PrefixTree
 
 NUM_SHOTS = 8
 LONG_CONTEXT = 4096  # tokens; holds the demonstrations

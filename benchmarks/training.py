@@ -207,8 +207,8 @@ def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Res
     """Train one arm in this process."""
     import torch
 
-    from ledom.core.processes import fast_bfloat16
     from ledom.data.prepare import prepare_data
+    from ledom.model.device import fast_bfloat16
 
     torch.set_num_threads(threads)
     recipe = make_recipe(SHAPES[shape], steps, arm.endswith("-c"))
@@ -241,7 +241,7 @@ def needed_flops(recipe: Any, data: Any) -> Result:
     import torch
     from rates import median_seconds
 
-    from ledom.core.processes import fast_bfloat16
+    from ledom.model.device import fast_bfloat16
 
     shape = recipe.model
     dtype = torch.bfloat16 if fast_bfloat16(torch.device("cpu")) else torch.float32

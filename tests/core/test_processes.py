@@ -329,19 +329,3 @@ def test_threads_reach_torch_and_what_is_loaded_later(monkeypatch: pytest.Monkey
     assert [os.environ[name] for name in names] == ["2"] * 4
     parallel.set_threads(None)
     assert said == [2, 2]
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "device", "fast"),
-    [
-        ({"avx2": True}, "cpu", False),
-        ({"avx512_bf16": True}, "cpu", True),
-        ({"amx_bf16": True}, "cpu", True),
-        ({}, "cuda", True),
-    ],
-)
-def test_where_bf16_is_fast(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], device: str, fast: bool
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert parallel.fast_bfloat16(torch.device(device)) is fast

@@ -27,11 +27,11 @@ from ledom.data.prepare import DataConfig, PreparedData, prepare_data
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.engine.block import Block
 from ledom.lm.engine.own_decoder import Reader
-from ledom.lm.engine.trials import in_float32
 from ledom.lm.engine.trunk import Trunk
 from ledom.lm.language_model import Sampling, TokenSpan
 from ledom.model import exactness
 from ledom.model.checkpoint import save_checkpoint
+from ledom.model.exactness import in_float32
 from ledom.text.pair_format import PairFormat
 from ledom.text.tokenizer import Tokenizer
 from ledom.train.export import export_model, find_run

@@ -13,7 +13,8 @@ from ledom.cli import options
 from ledom.cli.display import log, show_plan
 from ledom.cli.progress import Progress, track, track_training
 from ledom.core.errors import InputError
-from ledom.core.processes import default_device, set_threads, torch_device
+from ledom.core.processes import set_threads
+from ledom.model.device import default_device, torch_device
 
 if TYPE_CHECKING:
     from ledom.core.direction import Direction

@@ -1,45 +1,42 @@
-"""This process's share of the job and of the machine: rank, device, threads, memory.
+"""This process's share of the job and of the machine, and the threads that share its work.
 
 torchrun starts several processes. Each runs the same command on its share of the problems and
 writes its results to its own file (`ledom.core.stage`). The first process merges the files,
 reports and prints. Processes synchronize only between stages, through torchrun's key-value store.
 Without torchrun there is one process. This module knows nothing of models, and imports torch only
-for a device or for several processes.
+for several processes or threads.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+from typing import Any, TypeVar
 
 from ledom.core.errors import InputError
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = [
     "available_cpus",
-    "configure_memory",
-    "default_device",
     "default_threads",
-    "fast_bfloat16",
     "from_first",
     "is_first",
     "is_first_failure",
     "local_rank",
     "local_size",
+    "merged",
     "rank",
     "set_threads",
     "share",
     "size",
-    "torch_device",
+    "torch_threads",
     "wait",
 ]
 
@@ -163,55 +160,6 @@ def _number(name: str, default: int) -> int:
     return int(value) if value.isdecimal() else default
 
 
-def default_device() -> str:
-    """The accelerator if there is one, else the CPU.
-
-    >>> default_device() in ("cpu", "cuda")
-    True
-    """
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def torch_device(name: str) -> torch.device:
-    """A device by name; "cuda" is this process's own GPU.
-
-    Raises `InputError` for a device that cannot be used.
-
-    >>> torch_device("cpu")
-    device(type='cpu')
-    """
-    import torch
-
-    try:
-        device = torch.device(f"cuda:{local_rank()}" if name == "cuda" else name)
-        torch.zeros(1, device=device).item()  # fails on a device without data (meta), too
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"device {name!r} cannot be used ({reason}); give cpu, cuda, cuda:1 ..."
-        ) from None
-    return device
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bf16 matrix products are faster than fp32 on a device.
-
-    On a CPU without bf16 instructions they are about 50 times slower.
-
-    >>> import torch
-    >>> fast_bfloat16(torch.device("cuda"))
-    True
-    """
-    import torch
-
-    if device.type != "cpu":
-        return True
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _MOST_THREADS = 1024
 
@@ -300,67 +248,92 @@ def set_threads(threads: int | None) -> None:
         sys.modules["torch"].set_num_threads(count)
 
 
-_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")  # oneDNN's, and torch's for it
-_CACHED_SHAPES = 256
+def torch_threads() -> int:
+    """The number of threads that torch uses for one operation, outside `merged`.
 
-
-def configure_memory() -> None:
-    """Prepare this process to compute on a CPU: keep freed memory, and bound oneDNN's caches.
-
-    Call it before the first product, and before threads start. oneDNN keeps the code of the last
-    1,024 shapes of products, about 0.6 MB each, and torch what it prepared for them. Batches of
-    texts rarely repeat a shape, so a process would grow by 0.6 GB. A size that the user has set in
-    the environment stays.
-
-    >>> before = os.environ.copy()
-    >>> configure_memory()
-    >>> os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"].isdecimal()
-    True
-    >>> os.environ.update(before)
-    """
-    for name in _CACHES:
-        os.environ.setdefault(name, str(_CACHED_SHAPES))
-    _keep_pages()
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
-_CPUS_PER_HEAP = 8  # threads that share a heap wait for each other; one heap each takes more memory
-
-
-def _keep_pages() -> bool:
-    """Make the allocator keep freed memory for reuse; returns whether it does.
-
-    A model's forward pass frees buffers of many megabytes and allocates the same again a moment
-    later. In between, glibc returns this memory to the system: always for blocks over 32 MB, and
-    for others when much free space is at the end of a heap, as is common in threads' heaps. Mapping
-    a page again costs a page fault.
-
-    Call it before threads start. It works with glibc only, and does nothing where the user has
-    configured the allocator (MALLOC_... or GLIBC_TUNABLES in the environment). Results do not
-    change; resident memory stays at its peak.
-
-    >>> _keep_pages() in (True, False)
+    >>> torch_threads() >= 1
     True
     """
-    mallopt = _mallopt()
-    if mallopt is None or _is_set_by_user(os.environ):
-        return False
-    heaps = max(1, available_cpus() // _CPUS_PER_HEAP)
-    settings = {_M_TRIM_THRESHOLD: -1, _M_MMAP_MAX: 0, _M_ARENA_MAX: heaps}  # -1: never trim
-    return all(mallopt(key, value) == 1 for key, value in settings.items())
+    return _OneThread.otherwise()
 
 
-def _is_set_by_user(environment: Mapping[str, str]) -> bool:
-    tunables = "glibc.malloc." in environment.get("GLIBC_TUNABLES", "")
-    return tunables or any(name.startswith("MALLOC_") for name in environment)
+def merged(streams: Sequence[Iterator[_T]]) -> Iterator[_T]:
+    """Yield the items of all streams as they arrive; several streams run in a thread each.
+
+    An error in one stream ends all of them. If the caller stops iterating, each stream ends at its
+    next item.
+
+    >>> sorted(merged([iter("ab"), iter("c")]))
+    ['a', 'b', 'c']
+    """
+    if len(streams) < 2:
+        yield from chain(*streams)
+        return
+    queue: SimpleQueue[_T | BaseException | None] = SimpleQueue()
+    stopped = Event()
+
+    def run(stream: Iterator[_T]) -> None:
+        try:
+            for item in stream:
+                queue.put(item)
+                if stopped.is_set():
+                    return
+        except BaseException as error:  # raised again in the caller's thread
+            stopped.set()
+            queue.put(error)
+        finally:
+            queue.put(None)
+
+    threads = [Thread(target=run, args=(stream,), daemon=True) for stream in streams]
+    with _OneThread.inside():
+        try:
+            for thread in threads:
+                thread.start()
+            running = len(threads)
+            while running:
+                item = queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            stopped.set()
+            for thread in threads:
+                thread.join()
 
 
-def _mallopt() -> Callable[[int, int], int] | None:
-    """glibc's `mallopt`; None with another C library."""
-    try:
-        process = ctypes.CDLL(None)
-        process.gnu_get_libc_version  # noqa: B018 - raises if it is missing
-        found: Callable[[int, int], int] = process.mallopt
-    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library of None
-        return None
-    return found
+class _OneThread:
+    """Sets torch's number of threads, which is global to the process, to 1 while `merged` runs."""
+
+    _lock = Lock()
+    _running = 0
+    _before = 1
+
+    @classmethod
+    def otherwise(cls) -> int:
+        """The number of threads that torch uses outside `merged`."""
+        import torch
+
+        with cls._lock:
+            return cls._before if cls._running else torch.get_num_threads()
+
+    @classmethod
+    @contextmanager
+    def inside(cls) -> Iterator[None]:
+        """Within this block, torch uses one thread per operation."""
+        import torch
+
+        with cls._lock:
+            if not cls._running:
+                cls._before = torch.get_num_threads()
+                torch.set_num_threads(1)
+            cls._running += 1
+        try:
+            yield
+        finally:
+            with cls._lock:
+                cls._running -= 1
+                if not cls._running:
+                    torch.set_num_threads(cls._before)

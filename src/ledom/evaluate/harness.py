@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, MissingExtraError
-from ledom.core.processes import default_device
 from ledom.core.reading import JsonObject
 from ledom.evaluate.likelihood import Convention, score
 from ledom.evaluate.scorings import DEFAULT_SCORING, SCORINGS, Parts, Request, Scoring
 from ledom.lm import load
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
+from ledom.model.device import default_device
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -65,7 +65,7 @@ def load(
     `openai:NAME,base_url=...,tokenizer=FOLDER`.
 
     `direction` is required if the checkpoint records none, as one made elsewhere. `device` (cpu,
-    cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16, int8; see `lm.engine.trials`)
+    cuda, cuda:1 ...) and `dtype` (auto, float32, bfloat16, float16, int8; see `model.precision`)
     apply to models in this process; vLLM takes only `dtype`, a server neither. Raises
     `CheckpointError` for a folder that cannot be loaded, `DirectionError` for an unknown direction,
     and `InputError` for an unknown option.

@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ledom.core.errors import CheckpointError
@@ -34,7 +34,15 @@ from ledom.model.kernels import (
     varlen_attention,
 )
 
-__all__ = ["IMPLEMENTATION", "Attend", "attending", "is_attending", "packed_attention", "turn"]
+__all__ = [
+    "IMPLEMENTATION",
+    "Attend",
+    "attending",
+    "is_attending",
+    "packed_attention",
+    "turn",
+    "without_filling",
+]
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries [Q, H, D], keys [T, K, D], values [T, K, D]) -> [Q, H, D]. Q is T, except that
@@ -83,6 +91,18 @@ def is_attending() -> bool:
     True
     """
     return _ATTEND.get() is not None
+
+
+def without_filling(attend: Attend, count: int) -> Attend:
+    """Attention among the first `count` tokens only; for the rest, which fill the row, zeros."""
+
+    def attend_first(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if len(q) < len(k):  # the last layer asks only for the wanted tokens, which are not filled
+            return attend(layer, q, k[:count], v[:count])
+        out = attend(layer, q[:count], k[:count], v[:count])
+        return pad(out, (0, 0, 0, 0, 0, len(q) - count))
+
+    return attend_first
 
 
 def packed_attention(

@@ -14,18 +14,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from ledom.core.errors import CheckpointError
+from ledom.model.architectures import half_precision, layer_list, num_weights
 from ledom.model.attention import IMPLEMENTATION, packed_attention
 from ledom.model.own_forward import OwnForward, reset_length
 
-__all__ = ["PackedRun", "close", "packing_reach", "rounded", "tolerance", "vocab_size"]
+__all__ = [
+    "PackedRun",
+    "check_long_text",
+    "close",
+    "in_float32",
+    "packing_reach",
+    "random_text",
+    "rounded",
+    "tolerance",
+    "vocab_size",
+]
 
 PackedRun = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(ids, positions, boundaries, targets) of a packed row -> log P of each target [T]. All are int64
@@ -37,6 +49,8 @@ _PREFIX = 6  # first tokens, whose outputs must not depend on later ones
 _NOISE = 3  # a correct row may differ by this many times the noise of rounding
 _ROUNDING = 2**-20  # a few units in the last place of fp32
 _FAR = 2**20  # a position beyond any text, for models without a limit
+_LONG = 257  # tokens: more than the chunks of recurrent architectures
+_MOST_COPIED = 2**29  # parameters of a copy: 2 GB
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,11 @@ def _random_row(model: PreTrainedModel, eos_id: int) -> _Row:
 def _random_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocab_size(model), (count,), generator=generator).to(model.device)
+
+
+def random_text(model: PreTrainedModel, eos_id: int, size: int) -> list[int]:
+    """EOS and random ids, `size` in all; always the same for a model and a size."""
+    return [eos_id, *_random_ids(model, size - 1, seed=size).tolist()]
 
 
 def vocab_size(model: PreTrainedModel) -> int:
@@ -224,6 +243,48 @@ def close(found: Tensor, expected: Tensor, limit: float, noise: float = 0.0) -> 
     """
     limit = max(limit, limit * float(expected.abs().max()) / 10, _NOISE * noise)
     return bool((found - expected).abs().max() <= limit)  # NaN is not
+
+
+def in_float32(model: PreTrainedModel, most: int = _MOST_COPIED) -> PreTrainedModel | None:
+    """A copy in fp32 of a model in half precision: of all its layers, or of the first ones that
+    `most` parameters leave room for.
+
+    None for a model in another precision, and if the copy would be too large or does not run: some
+    architectures need all layers.
+    """
+    layers = layer_list(model)
+    if not half_precision(model) or layers is None:
+        return None
+    room = most - num_weights(model) + num_weights(layers)
+    kept = []
+    for layer in layers:
+        room -= num_weights(layer)
+        if room < 0:
+            break
+        kept.append(layer)
+    if not kept:
+        return None
+    known: dict[int, Any] = {}
+    if len(kept) < len(layers):  # `deepcopy` takes what it finds here for the copy
+        known[id(layers)] = nn.ModuleList(deepcopy(layer, known) for layer in kept)
+    copy: PreTrainedModel = deepcopy(model, known).float()
+    try:
+        OwnForward(copy)(torch.zeros(2, dtype=torch.long, device=copy.device))
+    except Exception:  # an architecture may fail in any way with fewer layers
+        return None
+    return copy
+
+
+@torch.inference_mode()
+def check_long_text(own: OwnForward, context: int) -> None:
+    """Raise `CheckpointError` for a model in half precision that fails only on a text of more
+    than one chunk, as recurrent ones do whose kernels mix precisions."""
+    if half_precision(own.model):
+        ids = torch.zeros(min(context, _LONG), dtype=torch.long, device=own.model.device)
+        try:
+            own(ids)
+        except Exception as error:
+            raise own.refusal(error, "fails on longer texts", "give another model") from error
 
 
 def _mask_reach(own: OwnForward, ids: Tensor, context: int) -> int:

@@ -33,6 +33,7 @@ from ledom.core import processes
 from ledom.core.errors import RecipeError, WorkerError
 from ledom.core.reading import Config
 from ledom.model.architectures import decoder_layers
+from ledom.model.device import torch_device
 from ledom.train.objective import token_losses
 
 __all__ = [
@@ -109,7 +110,7 @@ def connect(device: str = "cpu") -> Iterator[ProcessGroup]:
     device that is not available, and `WorkerError` if another process is lost.
     """
     size, rank = processes.size(), processes.rank()
-    place = processes.torch_device(device)
+    place = torch_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if size == 1:

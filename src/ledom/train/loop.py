@@ -31,10 +31,10 @@ from transformers import PreTrainedModel
 from ledom.core.direction import Direction
 from ledom.core.errors import OutputError, TrainingError
 from ledom.core.files import lock_folder
-from ledom.core.processes import configure_memory
 from ledom.data.packing import Batch, PackedBatch, Windows, pack
 from ledom.data.prepare import PreparedData
 from ledom.model.checkpoint import save_checkpoint
+from ledom.model.device import configure_memory
 from ledom.train.checkpoints import Checkpoints
 from ledom.train.distributed import (
     ProcessGroup,

@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError, RecipeError
 from ledom.core.files import file_hash, write_json
-from ledom.core.processes import fast_bfloat16
 from ledom.core.reading import check_regular, read_json
 from ledom.core.records import Problem
 from ledom.data.packing import Batches, Windows
@@ -30,6 +29,7 @@ from ledom.data.prepare import PreparedData, read_split
 from ledom.data.store import MANIFEST, TokenStore
 from ledom.model.architectures import longest_text
 from ledom.model.checkpoint import build_model, load_checkpoint, load_config
+from ledom.model.device import fast_bfloat16
 from ledom.model.exactness import packing_reach
 from ledom.model.own_forward import OwnForward
 from ledom.train.distributed import ProcessGroup

@@ -7,14 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ledom.lm.engine import prefix_tree
 from ledom.lm.engine import trunk as trunk_module
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.lm.engine.trunk import LlamaTrunk, Trunk, build_trunk
-from ledom.model import attention, kernels
+from ledom.model import attention, kernels, prefix_tree
 from ledom.model.attention import attending
 from ledom.model.native import library
 from ledom.model.own_forward import OwnForward
+from ledom.model.prefix_tree import PrefixTree, TreeAttention
 
 SHAPE = {
     "vocab_size": 40,

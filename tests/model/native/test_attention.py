@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ledom.lm.engine.block import Block, Job
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.model.native import attention as native
+from ledom.model.prefix_tree import PrefixTree, TreeAttention
 
 CPU = torch.device("cpu")
 SOURCE = Path(native.__file__).with_suffix(".c").read_text()

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
 from ledom.model.native import library
 from ledom.model.native.draws import draw
 from ledom.model.native.layers import rms_norm, silu_product
+from ledom.model.prefix_tree import PrefixTree, TreeAttention
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 """A model folder run in this process: plain torch on transformers' modules.
 
 Texts are packed end to end into rows of bounded size, without padding; shared prefixes are computed
-once (`prefix_tree`). The vocabulary projection is computed only for the tokens whose
+once (`model.prefix_tree`). The vocabulary projection is computed only for the tokens whose
 log-probabilities are wanted, in chunks. Sampling is in `decoder`. If a trial at load shows that
-packing is not exact for a model (`engine.trials`), each text runs alone through the model's own
+packing is not exact for a model (`longest_packed`), each text runs alone through the model's own
 forward pass.
 """
 
@@ -25,31 +25,24 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from ledom.core import processes
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import digest
+from ledom.core.processes import merged
 from ledom.core.stage import even_groups
 from ledom.lm.confidence import confidence_of
 from ledom.lm.engine.block import GenerationState, Job
-from ledom.lm.engine.decoder import Decoder
-from ledom.lm.engine.own_decoder import LoneDecoder
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention, batches
-from ledom.lm.engine.threads import merged, num_workers
-from ledom.lm.engine.trials import (
-    INT8,
-    decodes_exactly,
-    keeps_exactly,
-    load_in,
-    longest_packed,
-    round_weights,
-)
-from ledom.lm.engine.trunk import build_trunk
+from ledom.lm.engine.decoder import Decoder, decodes_exactly
+from ledom.lm.engine.own_decoder import LoneDecoder, keeps_exactly
+from ledom.lm.engine.trunk import build_trunk, longest_packed, round_weights
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
 from ledom.model.architectures import num_weights
 from ledom.model.checkpoint import Checkpoint, load_checkpoint
+from ledom.model.device import configure_memory, default_device, torch_device
 from ledom.model.exactness import vocab_size
 from ledom.model.own_forward import OwnForward
+from ledom.model.precision import INT8, load_in
+from ledom.model.prefix_tree import PrefixTree, TreeAttention, batches
 
 __all__ = ["HFLanguageModel"]
 
@@ -65,7 +58,7 @@ _NOTHING = torch.empty(0, 1), torch.empty(0, dtype=torch.long)  # logits and lab
 class HFLanguageModel(LanguageModel):
     """A causal language model from a Hugging Face folder; see `ledom.load`.
 
-    `dtype` is auto (see `lm.engine.trials`), float32, bfloat16, float16, or on a CPU int8. Raises
+    `dtype` is auto (see `model.precision`), float32, bfloat16, float16, or on a CPU int8. Raises
     `InputError` for any other, and for a device that is not available.
     """
 
@@ -86,9 +79,9 @@ class HFLanguageModel(LanguageModel):
         tokens_per_batch: int = 4096,
         rows: int = 128,
     ) -> None:
-        place = processes.torch_device(device or processes.default_device())
+        place = torch_device(device or default_device())
         if place.type == "cpu":
-            processes.configure_memory()
+            configure_memory()
 
         def load(precision: torch.dtype | Literal["auto"]) -> Checkpoint:
             found = load_checkpoint(path, direction, precision, eos_token, bos_token=bos_token)
@@ -140,7 +133,7 @@ class HFLanguageModel(LanguageModel):
         asked = [place for place, target in enumerate(targets) if target.end > target.start]
         # The last token is only predicted, never read.
         packed = [place for place in asked if len(ordered[place]) - 1 <= self._reach]
-        workers = 1 if self._trunk.shares_rows else num_workers(self._trunk)
+        workers = 1 if self._trunk.shares_rows else self._trunk.num_workers
         texts = [ordered[place][:-1] for place in packed]
         together = deque(batches(texts, self.tokens_per_batch, workers))
 
@@ -310,7 +303,7 @@ class HFLanguageModel(LanguageModel):
         reach = self._reach if self._decodes else 0
         together = [job for job in jobs if len(job.prompt) + sampling.max_tokens <= reach]
         alone = [job for job in jobs if len(job.prompt) + sampling.max_tokens > reach]
-        workers = max(1, min(num_workers(self._trunk), len(together) // _FEWEST_JOBS))
+        workers = max(1, min(self._trunk.num_workers, len(together) // _FEWEST_JOBS))
         # Step by step: `merged` can end a stream only where it yields.
         streams = [
             Decoder(self._trunk, self.stop_ids, sampling, self.rows, ends_at_pattern).steps(share)

@@ -22,12 +22,14 @@ from torch.nn import functional
 from ledom.core.errors import InputError
 from ledom.lm.confidence import is_unsure
 from ledom.lm.engine.block import Block, Job, Prefilled
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention, batches
-from ledom.lm.engine.trunk import Trunk
+from ledom.lm.engine.trunk import Trunk, build_trunk
 from ledom.lm.language_model import Sampling
+from ledom.model.exactness import in_float32, random_text, tolerance
 from ledom.model.native.draws import draw
+from ledom.model.own_forward import OwnForward
+from ledom.model.prefix_tree import PrefixTree, TreeAttention, batches
 
-__all__ = ["Decoder", "Writer"]
+__all__ = ["Decoder", "Writer", "decodes_exactly"]
 
 _READ_TOGETHER = 4096  # tokens of prompts; more at once would take more memory and gain no time
 _ADMIT_AT = 1 / 4  # share of rows that must be free before a new block is admitted
@@ -247,6 +249,36 @@ class Decoder(Writer):
             yield job
         if ended:
             block.drop(ended)
+
+
+def decodes_exactly(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
+    """Whether `Decoder`, writing greedily, agrees with the model's own pass over the same text."""
+    if not _decodes(trunk, own, eos_id):
+        return False
+    copy = in_float32(own.model)
+    return copy is None or _decodes(build_trunk(copy), OwnForward(copy), eos_id)
+
+
+@torch.inference_mode()
+def _decodes(trunk: Trunk, own: OwnForward, eos_id: int) -> bool:
+    sampling = Sampling(temperature=0, max_tokens=4)
+    jobs = [Job(random_text(own.model, eos_id, size), size, 0, ()) for size in (9, 5)]
+    try:
+        done = list(Decoder(trunk, [eos_id], sampling, len(jobs)).run(jobs))
+    except Exception:  # for example, keys of different shapes in different layers
+        return False
+    for job in done:
+        ids = [*job.prompt, *job.ids]
+        logits = own(torch.tensor(ids, device=own.model.device))[len(job.prompt) - 1 :].float()
+        drawn = torch.tensor([*job.ids, eos_id][: sampling.max_tokens], device=logits.device)
+        log_p = logits[: len(drawn)].log_softmax(-1)
+        chosen = log_p.gather(1, drawn[:, None])[:, 0]
+        certainty = -(log_p.mean(-1) + torch.log(torch.tensor(log_p.shape[-1]))).sum()
+        found = torch.tensor(job.certainty, device=logits.device)
+        limit = tolerance(own.model.dtype)
+        if (log_p.max(-1).values - chosen).max() > limit or (certainty - found).abs() > 10 * limit:
+            return False
+    return True
 
 
 def _divergence_from_uniform(logits: Tensor) -> Tensor:

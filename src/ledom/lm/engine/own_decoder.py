@@ -1,7 +1,7 @@
 """Sampling by a model's own forward pass, one text at a time.
 
 This is for architectures that `decoder` does not compute exactly. The model's own cache (keys and
-values, or a recurrent state) is used if a trial shows that it changes nothing (`trials`);
+values, or a recurrent state) is used if a trial shows that it changes nothing (`keeps_exactly`);
 otherwise the whole text is read again for each token. All ids are in model order.
 
 Shapes: V vocabulary.
@@ -19,9 +19,10 @@ from torch import Tensor
 from ledom.lm.engine.block import Job
 from ledom.lm.engine.decoder import Writer
 from ledom.lm.language_model import Sampling
-from ledom.model.own_forward import OwnForward
+from ledom.model.exactness import close, in_float32, random_text, rounded, tolerance
+from ledom.model.own_forward import OwnForward, scales_with_length
 
-__all__ = ["LoneDecoder", "Reader"]
+__all__ = ["LoneDecoder", "Reader", "keeps_exactly"]
 
 _STATES = ("cache", "past_key_values", "cache_params", "state")
 """Names under which architectures return their cache, and accept it again, the newest first: in
@@ -94,3 +95,30 @@ class Reader:
         self.num_read = len(ids)
         logits: Tensor = output.logits[0, -1]
         return logits
+
+
+def keeps_exactly(own: OwnForward, eos_id: int) -> bool:
+    """Whether reading a text token by token with the model's cache gives the same logits."""
+    if not _keeps(own, eos_id):
+        return False
+    copy = in_float32(own.model)
+    return copy is None or _keeps(OwnForward(copy), eos_id)
+
+
+@torch.inference_mode()
+def _keeps(own: OwnForward, eos_id: int) -> bool:
+    if scales_with_length(own.model):
+        return False
+    ids = random_text(own.model, eos_id, 12)
+    try:
+        reader = Reader(own, keeps=True)
+        found = torch.stack([reader(ids[:end]) for end in range(8, len(ids) + 1)])
+        if not reader.state:
+            return False
+        read = torch.tensor(ids, device=own.model.device)
+        expected = own(read)[7:].float().log_softmax(-1)
+        with rounded(own.model):
+            noise = (own(read)[7:].float().log_softmax(-1) - expected).abs().max()
+    except Exception:  # an architecture's own cache may fail in any way
+        return False
+    return close(found.float().log_softmax(-1), expected, tolerance(own.model.dtype), float(noise))

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from transformers import PreTrainedModel
 
-from ledom.lm.engine.prefix_tree import PrefixTree, TreeAttention
+from ledom.core import processes
+from ledom.core.errors import CheckpointError
 from ledom.model.architectures import finish_logits, num_weights
-from ledom.model.attention import Attend, attending, turn
+from ledom.model.attention import Attend, attending, turn, without_filling
+from ledom.model.exactness import check_long_text, in_float32, packing_reach
 from ledom.model.kernels import Int8Weight, add_linear, filled_rows, linear
 from ledom.model.native.attention import has_native
 from ledom.model.native.layers import (
@@ -34,13 +36,16 @@ from ledom.model.native.layers import (
     weights_state,
 )
 from ledom.model.native.library import library_for
+from ledom.model.own_forward import OwnForward
+from ledom.model.prefix_tree import PrefixTree, TreeAttention
 
-__all__ = ["LlamaTrunk", "Trunk", "build_trunk"]
+__all__ = ["LlamaTrunk", "Trunk", "build_trunk", "longest_packed", "round_weights"]
 
 _Weight = Tensor | Int8Weight
 _LLAMA_SHAPED = ("llama", "mistral", "qwen2")
 _MOST_PACKED = 2**28  # weights; a copy of them takes up to 1 GB
 _PIECE = 1024  # tokens that the feed-forward part takes at a time
+_NARROW = 512  # widest model whose products one thread does as fast as several
 _READING = Lock()  # so that of several threads that see a change, one reads the weights
 
 
@@ -76,6 +81,18 @@ class Trunk:
     def shares_rows(self) -> bool:
         """Whether torch's threads share a row of tokens at little cost: by compiled kernels."""
         return False
+
+    @property
+    def num_workers(self) -> int:
+        """The number of threads to split the work over, each with texts of its own.
+
+        A product of a narrow model takes microseconds; splitting it over threads costs as much as
+        it saves.
+        """
+        if self.runs_modules or self.model.device.type != "cpu":
+            return 1
+        narrow = self.model.config.get_text_config().hidden_size <= _NARROW
+        return processes.torch_threads() if narrow else 1
 
     def refresh(self) -> None:
         """Take note of changes to the model; call it before the first of many passes."""
@@ -186,7 +203,7 @@ class LlamaTrunk(Trunk):
         if missing:  # once here, instead of in every product
             hidden = pad(hidden, (0, 0, 0, missing))
             positions = pad(positions, (0, missing))
-            attend = _without_filling(attend, count)
+            attend = without_filling(attend, count)
         with turn(self.model):
             cos, sin = (part[0] for part in self.base.rotary_emb(hidden, positions[None]))
         for number, layer in enumerate(layers):
@@ -199,18 +216,6 @@ class LlamaTrunk(Trunk):
             hidden = layer.finish(hidden, attend(number, q, k, v).flatten(1))
         hidden = rms_norm(hidden, *_norm(self.base.norm))
         return hidden[:count] if wanted is None else hidden
-
-
-def _without_filling(attend: Attend, count: int) -> Attend:
-    """Attention among the first `count` tokens only; for the rest, which fill the row, zeros."""
-
-    def attend_first(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if len(q) < len(k):  # the last layer asks only for the wanted tokens, which are not filled
-            return attend(layer, q, k[:count], v[:count])
-        out = attend(layer, q[:count], k[:count], v[:count])
-        return pad(out, (0, 0, 0, 0, 0, len(q) - count))
-
-    return attend_first
 
 
 _Part = Literal["q", "kv", "qkv"]
@@ -363,3 +368,29 @@ def build_trunk(model: PreTrainedModel) -> Trunk:
         and config.hidden_act == "silu"
     )
     return LlamaTrunk(model) if plain and _has_plain_modules(model) else Trunk(model)
+
+
+def longest_packed(trunk: Trunk, own: OwnForward, eos_id: int, context: int) -> int:
+    """The longest text, in tokens read, that may share a row; see `packing_reach`."""
+    reach = packing_reach(own, trunk.packed, eos_id, context)
+    if reach and (copy := in_float32(own.model)) is not None:
+        reach = min(
+            reach, packing_reach(OwnForward(copy), build_trunk(copy).packed, eos_id, context)
+        )
+    if not reach:
+        own.restore()
+        check_long_text(own, context)
+    return reach
+
+
+def round_weights(trunk: Trunk, exact: bool, name: str) -> None:
+    """Quantize a model of Llama's shape to int8, if its trunk is `exact` for texts of any length.
+
+    Raises `CheckpointError` for any other model: parts of its work would stay in fp32.
+    """
+    if not (isinstance(trunk, LlamaTrunk) and exact):
+        raise CheckpointError(
+            f"{name}: int8 is for models of Llama's shape whose texts may share a row, which this "
+            f"{type(trunk.model).__name__} is not; give float32"
+        )
+    trunk.round_weights()

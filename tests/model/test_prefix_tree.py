@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from ledom.lm.engine.prefix_tree import PrefixTree, batches, shared_length
+from ledom.model.prefix_tree import PrefixTree, batches, shared_length
 
 
 def rebuilt(tree):

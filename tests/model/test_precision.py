@@ -19,9 +19,9 @@ from architectures import tiny
 from ledom.core.direction import Direction
 from ledom.core.errors import CheckpointError, InputError
 from ledom.lm.backends.local import HFLanguageModel
-from ledom.lm.engine import trials
-from ledom.lm.engine.trunk import LlamaTrunk, Trunk
+from ledom.lm.engine.trunk import LlamaTrunk, Trunk, round_weights
 from ledom.lm.language_model import Sampling, TokenSpan
+from ledom.model import precision
 from ledom.model.architectures import layer_matrices
 from ledom.model.checkpoint import save_checkpoint
 from ledom.text.pair_format import PairFormat
@@ -63,7 +63,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 def test_auto_is_float32_where_bf16_is_slow(
     folder: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
 ) -> None:
-    monkeypatch.setattr(trials, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: False)
     lm = ledom.load(folder, device="cpu")
     assert isinstance(lm, HFLanguageModel)
     assert (lm.model.dtype, lm.precision) == (torch.float32, "float32")
@@ -79,14 +79,14 @@ def test_auto_is_decided_by_the_error_on_a_trial(
     chosen: str,
 ) -> None:
     """The error is that of transformers' own passes over the worse text, in the model's order."""
-    monkeypatch.setattr(trials, "fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(trials, "TOLERANCE", limit)
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "TOLERANCE", limit)
     lm = ledom.load(folder, device="cpu")
     assert isinstance(lm, HFLanguageModel)
     assert (lm.model.dtype, lm.precision) == (getattr(torch, chosen), chosen)
     exact, rough = (plain(folder, dtype) for dtype in (torch.float32, torch.bfloat16))
     errors = []
-    for text in trials._TEXTS:
+    for text in precision._TEXTS:
         ids = [lm.tokenizer.eos_id, *reversed(lm.tokenizer.encode(text).ids)][: lm.context]
         errors.append(np.abs(np.subtract(by_hand(exact, ids), by_hand(rough, ids))).mean())
     assert said() == [
@@ -101,9 +101,9 @@ def test_auto_reads_more_than_english(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model whose large weights are those of tokens that no English text has."""
-    monkeypatch.setattr(trials, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
     model, tokenizer = plain(folder, torch.float32), Tokenizer.load(folder)
-    english = {id for text in trials._TEXTS[:1] for id in tokenizer.encode(text).ids}
+    english = {id for text in precision._TEXTS[:1] for id in tokenizer.encode(text).ids}
     others = [id for id in range(tokenizer.vocab_size) if id not in english]
     for weight in model.parameters():  # bf16 numbers, so that rounding them changes nothing
         weight.data.zero_()
@@ -118,7 +118,7 @@ def test_auto_reads_more_than_english(
         model.get_output_embeddings().weight.data[others] = drawn
     save_checkpoint(tmp_path, model, tokenizer, Direction.REVERSE, PairFormat())
     assert ledom.load(tmp_path, device="cpu").precision == "float32"
-    monkeypatch.setattr(trials, "_TEXTS", trials._TEXTS[:1])
+    monkeypatch.setattr(precision, "_TEXTS", precision._TEXTS[:1])
     assert ledom.load(tmp_path, device="cpu").precision == "bfloat16"
 
 
@@ -129,7 +129,7 @@ def test_auto_is_float32_for_a_model_that_does_not_run_in_bf16(
     said: Callable[[], list[str]],
 ) -> None:
     """XLNet makes parts of its input in fp32, whatever its weights; refused for what it is."""
-    monkeypatch.setattr(trials, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(precision, "fast_bfloat16", lambda device: True)
     folder = tmp_path / "model"
     save_checkpoint(folder, tiny("xlnet", tokenizer), tokenizer, Direction.REVERSE, PairFormat())
     with pytest.raises(CheckpointError, match="sees later tokens"):
@@ -151,7 +151,7 @@ def test_half_precision_stays_on_a_gpu(
         name = kept if dtype == "auto" else "float32"
         return SimpleNamespace(model=SimpleNamespace(dtype=getattr(torch, name)))  # runs on no ids
 
-    checkpoint, name = trials.load_in("auto", torch.device("cuda"), load)
+    checkpoint, name = precision.load_in("auto", torch.device("cuda"), load)
     assert (name, asked) == (kept, expected)
     assert checkpoint.model.dtype == getattr(torch, kept)
 
@@ -205,8 +205,8 @@ def test_int8_scores_are_not_mixed_with_others(int8: HFLanguageModel, folder: Pa
 
 def test_what_int8_cannot_do_is_refused(int8: HFLanguageModel) -> None:
     with pytest.raises(InputError, match="int8 is for the CPU, not for cuda; give bfloat16"):
-        trials.load_in("int8", torch.device("cuda"), lambda dtype: pytest.fail("loaded"))
+        precision.load_in("int8", torch.device("cuda"), lambda dtype: pytest.fail("loaded"))
     message = "a: int8 is for models of Llama's shape .* this LlamaForCausalLM is not; give float32"
     for trunk, exact in ((Trunk(int8.model), True), (LlamaTrunk(int8.model), False)):
         with pytest.raises(CheckpointError, match=message):
-            trials.round_weights(trunk, exact, "a")
+            round_weights(trunk, exact, "a")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ledom.core import processes
+from ledom.model import device
 from started import started
 from waiting import SECONDS
 
@@ -17,7 +17,7 @@ from waiting import SECONDS
 # each time, the block's 12,288 pages are 245,760 faults.
 _CHILD = """
 import ctypes, resource, sys, threading
-from ledom.core.processes import _keep_pages
+from ledom.model.device import _keep_pages
 print(_keep_pages())
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -42,7 +42,7 @@ else:
 """
 
 
-@pytest.mark.skipif(processes._mallopt() is None, reason="not glibc")
+@pytest.mark.skipif(device._mallopt() is None, reason="not glibc")
 @pytest.mark.parametrize("where", ["main", "other"])
 def test_freed_blocks_are_not_mapped_anew(where: str) -> None:
     usual = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
@@ -69,8 +69,8 @@ def test_a_users_own_settings_stand(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     asked: list[int] = []
-    monkeypatch.setattr(processes, "_mallopt", lambda: lambda key, value: asked.append(key) or 1)
-    assert not processes._keep_pages()
+    monkeypatch.setattr(device, "_mallopt", lambda: lambda key, value: asked.append(key) or 1)
+    assert not device._keep_pages()
     assert asked == []
 
 
@@ -78,12 +78,12 @@ def test_a_users_own_settings_stand(
 def test_few_threads_share_a_heap(cpus: int, heaps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(processes, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(device.processes, "available_cpus", lambda: cpus)
     asked: dict[int, int] = {}
     monkeypatch.setattr(
-        processes, "_mallopt", lambda: lambda key, value: asked.update({key: value}) or 1
+        device, "_mallopt", lambda: lambda key, value: asked.update({key: value}) or 1
     )
-    assert processes._keep_pages()
+    assert device._keep_pages()
     # malloc.h: M_TRIM_THRESHOLD is -1, M_MMAP_MAX -4, M_ARENA_MAX -8.
     assert asked == {-1: -1, -4: 0, -8: heaps}
 
@@ -93,8 +93,8 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         """It has malloc, but neither of these functions."""
 
     monkeypatch.setattr("ctypes.CDLL", lambda name: Musl())
-    assert processes._mallopt() is None
-    assert not processes._keep_pages()
+    assert device._mallopt() is None
+    assert not device._keep_pages()
 
 
 class _Use(ctypes.Structure):
@@ -105,9 +105,9 @@ class _Use(ctypes.Structure):
 
 def _multiply() -> None:
     """Products of 480 shapes; writes the bytes in use after the first 320, and after all."""
-    for name in processes._CACHES:
+    for name in device._CACHES:
         os.environ.pop(name, None)
-    processes.configure_memory()
+    device.configure_memory()
     torch.set_num_threads(1)
     read = ctypes.CDLL(None).mallinfo2
     read.restype = _Use
@@ -128,10 +128,26 @@ def test_memory_stops_to_grow_with_the_number_of_shapes(tmp_path: Path) -> None:
 
 
 def test_a_users_size_of_the_caches_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = processes._CACHES
+    first, second = device._CACHES
     monkeypatch.setenv(first, "1000")
     monkeypatch.setenv(second, "")
     monkeypatch.delenv(second)  # and back to what it was, after the test
-    monkeypatch.setattr(processes, "_keep_pages", lambda: True)
-    processes.configure_memory()
+    monkeypatch.setattr(device, "_keep_pages", lambda: True)
+    device.configure_memory()
     assert (os.environ[first], os.environ[second]) == ("1000", "256")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "kind", "fast"),
+    [
+        ({"avx2": True}, "cpu", False),
+        ({"avx512_bf16": True}, "cpu", True),
+        ({"amx_bf16": True}, "cpu", True),
+        ({}, "cuda", True),
+    ],
+)
+def test_where_bf16_is_fast(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], kind: str, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert device.fast_bfloat16(torch.device(kind)) is fast

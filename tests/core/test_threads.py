@@ -1,0 +1,70 @@
+"""Work dealt to threads: nothing is lost, an error ends all, torch's own number returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ledom.core.processes import merged
+
+
+@pytest.fixture(autouse=True)
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(before)
+
+
+def counting(start: int, seen: list[int]) -> Iterator[int]:
+    for number in range(start, start + 100):
+        seen.append(torch.get_num_threads())
+        yield number
+
+
+def test_all_items_come_and_each_thread_computes_with_one() -> None:
+    seen: list[int] = []
+    found = sorted(merged([counting(start, seen) for start in (0, 100, 200)]))
+    assert found == list(range(300))
+    assert set(seen) == {1}
+    assert list(merged([counting(0, [])])) == list(range(100))
+    assert list(merged([])) == []
+
+
+def test_an_error_in_one_ends_all() -> None:
+    def fails() -> Iterator[int]:
+        yield 1
+        raise ZeroDivisionError("here")
+
+    with pytest.raises(ZeroDivisionError, match="here"):
+        list(merged([fails(), counting(0, [])]))
+
+
+def test_a_listener_that_leaves_ends_them() -> None:
+    ended: list[int] = []
+
+    def endless(number: int) -> Iterator[int]:
+        try:
+            while True:
+                time.sleep(0.001)
+                yield number
+        finally:
+            ended.append(number)
+
+    both = merged([endless(1), endless(2)])
+    next(both)
+    assert torch.get_num_threads() == 1
+    both.close()  # type: ignore[attr-defined]
+    assert sorted(ended) == [1, 2]
+
+
+def test_two_at_once_leave_the_number_of_threads_as_it_was() -> None:
+    first, second = (merged([counting(0, []), counting(0, [])]) for _ in range(2))
+    next(first), next(second)
+    first.close()  # type: ignore[attr-defined]
+    assert torch.get_num_threads() == 1, "the other still runs"
+    second.close()  # type: ignore[attr-defined]
