@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from ledom import __version__
 from ledom.serve.guard import Guard
-from ledom.serve.refusals import ANY_ROUTE, Refusal, validation_message
+from ledom.serve.refusals import ANY_ROUTE, Refusal
 from ledom.serve.routes import ROUTERS
 from ledom.serve.service import Service
 
@@ -59,8 +59,12 @@ def make_app(service: Service) -> FastAPI:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
+    """The first thing wrong with a body, without its value, which may be large."""
     assert isinstance(error, RequestValidationError)
-    return Refusal(422, validation_message(error.errors())).response()
+    first, *others = error.errors()
+    where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    more = f" (and {len(others)} more)" if others else ""
+    return Refusal(422, f"{where}: {first['msg']}{more}").response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

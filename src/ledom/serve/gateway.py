@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from ledom.core.errors import InputError
-from ledom.core.reading import Config, JsonObject
+from ledom.core.reading import Config, JsonObject, first_problem
 from ledom.core.records import Candidate, Problem
-from ledom.lm.language_model import Sampling
 from ledom.rerank.candidate_table import CandidateTable, build_candidate_table
 from ledom.rerank.strategies import STRATEGIES, Pick, Vote
-from ledom.rerank.weights import TunedWeights, default_weights, preferred_strategy, select
+from ledom.rerank.weights import default_weights, preferred_strategy, select
 from ledom.serve import writing
 from ledom.serve.batching import Steps
 from ledom.serve.judge import Judgement, Pair
-from ledom.serve.refusals import Refusal, validation_message
+from ledom.serve.refusals import Refusal
 from ledom.serve.service import REWARD, Service
 from ledom.serve.upstream import Drawn
 from ledom.text.answers import extract_answer
@@ -70,7 +69,7 @@ class Options(Config):
         try:
             return cls(**(options | dict(given or {})))
         except ValidationError as error:
-            problem = validation_message([dict(found) for found in error.errors()])
+            problem = first_problem(error)
             raise Refusal(400, f"options of the gateway: {problem}; {cls._known()}") from None
 
     @classmethod
@@ -118,7 +117,8 @@ async def choose(
     asked = 1 if service.upstream else body.get("max_tokens") or _MAX_TOKENS
     service.check_writing(options.n, asked)
     # Before anything is drawn, which may cost money.
-    _check_strategy(options.strategy)
+    if options.strategy is not None:
+        _named(options.strategy, STRATEGIES)
     await service.check_pairs([Pair(question, "")])
     drawn = await _draw(service, question, options, path, body)
     known = [place for place, text in enumerate(drawn.texts) if text.strip()]
@@ -155,26 +155,18 @@ async def _draw(
             "out",
         )
     lm = service.model("forward")
-    asked = body.get("temperature")
-    sampling = Sampling(
-        temperature=_TEMPERATURE if asked is None else asked,
-        top_k=max(0, body.get("top_k") or 0),
-        top_p=body.get("top_p") or 1.0,
-        max_tokens=body.get("max_tokens") or _MAX_TOKENS,
-        seed=abs(body.get("seed") or 0),
-    )
+    sampling = writing.sampling_of(body, _TEMPERATURE, _MAX_TOKENS)
     prompt = lm.pair_format.before_solution(question)
     (made,) = await service.compute(lambda: writing.write(lm, [prompt], sampling, options.n))
     kept = [writing.cut_at_stops(g, body.get("stop"), lm.direction) for g in made]
     texts = [lm.pair_format.written_solution(g.text) for g in kept]
     chat = path.startswith("chat")
     choices: list[JsonObject] = [
-        {"finish_reason": "stop" if g.finish_reason == "stop" else "length"}
+        {"finish_reason": g.finish_reason}
         | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
         for g, text in zip(kept, texts, strict=True)
     ]
-    written = sum(len(g.ids) + (g.finish_reason == "stop") for g in made)
-    return Drawn(choices, texts, len(lm.prompt_ids(prompt, 1)), written)
+    return Drawn(choices, texts, len(lm.prompt_ids(prompt, 1)), writing.num_written(made))
 
 
 def _select(
@@ -193,7 +185,10 @@ def _select(
     ]
     table = build_candidate_table([Problem(id="question", question=question)], candidates, scores)
     yield
-    name = _strategy(options.strategy, table, weights)
+    if options.strategy is None:
+        name = preferred_strategy(table, weights)
+    else:
+        name = _named(options.strategy, weights.usable(table))
     (selection,) = select(table, candidates, name, weights)
     return {
         "strategy": name,
@@ -217,31 +212,18 @@ def _select(
     }
 
 
-def _check_strategy(asked: str | None) -> None:
-    """Raise `InputError` for a strategy that cannot choose, whatever the candidates are."""
-    if asked is not None and _slug(asked) not in strategy_slugs():
-        raise InputError(
-            f"unknown strategy {asked!r:.60}; choose among: {', '.join(strategy_slugs())}"
-        )
-
-
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _strategy(asked: str | None, table: CandidateTable, weights: TunedWeights) -> str:
-    """The id of the strategy asked for; raises `InputError` if it cannot choose here."""
-    if asked is None:
-        return preferred_strategy(table, weights)
-    able = weights.usable(table)
+def _named(asked: str, able: Collection[str]) -> str:
+    """The id of the strategy asked for; raises `InputError` if it is not among those `able`."""
     slugs = {slug: name for slug, name in strategy_slugs().items() if name in able}
-    slug = _slug(asked)
-    if slug not in slugs:
+    if _slug(asked) not in slugs:
         raise InputError(
-            f"strategy {asked!r:.60} cannot choose with this server's models and weights; choose "
-            f"among: {', '.join(slugs)}"
+            f"strategy {asked!r:.60} cannot choose here; choose among: {', '.join(slugs)}"
         )
-    return slugs[slug]
+    return slugs[_slug(asked)]
 
 
 def _answers(table: CandidateTable, candidates: Sequence[Candidate]) -> list[JsonObject]:

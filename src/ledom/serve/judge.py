@@ -21,7 +21,7 @@ from ledom.rerank.strategies import STRATEGIES, Pick, Weights
 from ledom.rerank.weights import TunedWeights, default_weights
 from ledom.serve.batching import Steps, finish
 
-__all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair"]
+__all__ = ["MASK_COPIES", "Judge", "Judgement", "Pair", "best_first"]
 
 _LOG_NAMES = {"y|x": "log_p_yx", "x|y": "log_p_xy", "y": "log_p_y"}
 MASK_COPIES = 8
@@ -86,6 +86,15 @@ class Judgement:
         if "x|y" in self.scores:
             return self.scores["x|y"].num_tokens + self.scores["y"].num_tokens
         return self.scores["y|x"].num_tokens
+
+
+def best_first(judged: Sequence[Judgement]) -> list[int]:
+    """The indices of the judgements, the largest reward first.
+
+    >>> best_first([Judgement(reward, {}, {}) for reward in (-2.0, -1.0, -3.0)])
+    [1, 0, 2]
+    """
+    return sorted(range(len(judged)), key=lambda i: -judged[i].reward)
 
 
 class Judge:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -19,7 +19,6 @@ __all__ = [
     "Refusal",
     "describe",
     "refusal_of",
-    "validation_message",
 ]
 
 
@@ -62,18 +61,6 @@ def refusal_of(error: Exception) -> Refusal | None:
         case LedomError():
             return Refusal(500, str(error))
     return None
-
-
-def validation_message(errors: Sequence[Mapping[str, Any]]) -> str:
-    """The first of pydantic's errors in one line, without the value, which may be large.
-
-    >>> validation_message([{"loc": ("body", "n"), "msg": "Input should be less than 9"}])
-    'n: Input should be less than 9'
-    """
-    first = errors[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where or 'body'}: {first['msg']}{more}"
 
 
 class ErrorDetail(BaseModel):

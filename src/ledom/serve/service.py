@@ -54,11 +54,6 @@ class Service:
         return {str(lm.direction): lm for lm in self.judge.models}
 
     @property
-    def default_model(self) -> str:
-        """The model for requests that name none: the forward model, if the server has one."""
-        return next(iter(self.models))
-
-    @property
     def model_names(self) -> list[str]:
         """All names that a request may give as `model`.
 
@@ -69,8 +64,13 @@ class Service:
         """
         return [f"{REWARD}/auto", *self.models]
 
-    def model(self, name: str) -> LanguageModel:
-        """The model of that name; raises `Refusal` if there is no such model."""
+    def model(self, name: str | None) -> LanguageModel:
+        """The model of that name; without one, the forward model if there is one.
+
+        Raises `Refusal` if there is no such model.
+        """
+        if name is None:
+            return self.judge.models[0]
         if name not in self.models:
             known = ", ".join(self.models)
             raise Refusal(404, f"no model {name!r:.60}; this server has: {known}")
@@ -123,8 +123,10 @@ class Service:
         if tokens > lm.context:
             raise Refusal(400, f"a prompt of {tokens} tokens; the model reads {lm.context}")
         work = tokens * (tokens + 1) // 2 if lm.direction is Direction.REVERSE else tokens
-        if work > self.settings.limits.max_tokens:
-            raise Refusal(413, f"scoring {tokens} tokens in reverse takes too long; send less")
+        if work > (most := self.settings.limits.max_tokens):
+            raise Refusal(
+                413, f"scoring {tokens} tokens means reading {work}; at most {most} per request"
+            )
 
     def check_prompts(self, lm: LanguageModel, prompts: Sequence[str | Sequence[int]]) -> None:
         """Raise `Refusal` for a prompt that is too long for the model, before it is encoded.

@@ -6,9 +6,10 @@ Work that takes long is in steps, between which it can be ended. It knows nothin
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -19,7 +20,9 @@ __all__ = [
     "Token",
     "cut_at_stops",
     "next_tokens",
+    "num_written",
     "prompt_text",
+    "sampling_of",
     "score_ids",
     "token_text",
     "tokens_of",
@@ -103,6 +106,22 @@ def _strip_special(lm: LanguageModel, ids: Sequence[int]) -> list[int]:
     return list(ids[first:] if list(ids[:first]) == lm.bos_ids else ids)
 
 
+def sampling_of(body: Mapping[str, Any], temperature: float, max_tokens: int) -> Sampling:
+    """The sampling settings of a body in OpenAI's form, with defaults for two of them.
+
+    >>> sampling_of({"top_k": -1, "seed": -3}, 0.7, 16) == Sampling(0.7, max_tokens=16, seed=3)
+    True
+    """
+    given = body.get("temperature")
+    return Sampling(
+        temperature=temperature if given is None else given,
+        top_k=max(0, body.get("top_k") or 0),
+        top_p=body.get("top_p") or 1.0,
+        max_tokens=body.get("max_tokens") or max_tokens,
+        seed=abs(body.get("seed") or 0),
+    )
+
+
 def write(
     lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, count: int = 1
 ) -> Steps[list[list[Generation]]]:
@@ -119,6 +138,11 @@ def write(
         texts.update(completed)
         yield
     return [texts[place] for place in range(len(prompts))]
+
+
+def num_written(generations: Iterable[Generation]) -> int:
+    """The number of tokens that the model wrote, EOS included."""
+    return sum(len(made.ids) + (made.finish_reason == "stop") for made in generations)
 
 
 def written_tokens(

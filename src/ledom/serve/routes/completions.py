@@ -85,13 +85,7 @@ class CompletionBody(SampledBody):
 
     def sampling(self) -> Sampling:
         """The settings of sampling, with OpenAI's defaults."""
-        return Sampling(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=max(0, self.top_k or 0),
-            top_p=self.top_p or 1.0,
-            max_tokens=16 if self.max_tokens is None else max(1, self.max_tokens),
-            seed=abs(self.seed or 0),
-        )
+        return writing.sampling_of(self.model_dump(), temperature=1.0, max_tokens=16)
 
 
 class TokenizeBody(ReadingBody):
@@ -152,8 +146,7 @@ def _write(
             choices.append(_choice(lm, body, generation, tokens))
             yield
     read = sum(len(lm.prompt_ids(text, 1)) for text in texts)
-    written = sum(len(g.ids) + (g.finish_reason == "stop") for gs in made for g in gs)
-    return choices, (read, written)
+    return choices, (read, sum(map(writing.num_written, made)))
 
 
 def _choice(
@@ -164,7 +157,7 @@ def _choice(
         tokens = writing.tokens_of(lm, tokens, kept.text)
     return {
         "text": kept.text,
-        "finish_reason": "stop" if kept.finish_reason == "stop" else "length",
+        "finish_reason": kept.finish_reason,
         "logprobs": None if tokens is None else _logprobs(lm, tokens),
     }
 
@@ -270,7 +263,7 @@ def pieces(text: str) -> list[str]:
 def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
     """The ids of a text. A prompt that is just a special token's name is encoded as that token."""
     body.refuse_unsupported()
-    lm = service.model(body.model or service.default_model)
+    lm = service.model(body.model)
     special = lm.tokenizer.backend.token_to_id(body.prompt)
     if special is not None and not lm.tokenizer.decode([special]):
         ids = [special]
@@ -284,7 +277,7 @@ def tokenize(body: TokenizeBody, service: ServiceOf) -> JsonObject:
 def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
     """The text of ids in reading order; special tokens are left out."""
     body.refuse_unsupported()
-    lm = service.model(body.model or service.default_model)
+    lm = service.model(body.model)
     writing.check_ids(lm, body.tokens)
     return {"prompt": lm.tokenizer.decode(body.tokens)}
 
@@ -292,7 +285,7 @@ def detokenize(body: DetokenizeBody, service: ServiceOf) -> JsonObject:
 @router.get("/tokenizer_info", responses=describe(404))
 async def tokenizer_info(service: ServiceOf, model: str | None = None) -> JsonObject:
     """The special tokens and sizes of a model's tokenizer."""
-    lm = service.model(model or service.default_model)
+    lm = service.model(model)
     tokenizer = lm.tokenizer
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",

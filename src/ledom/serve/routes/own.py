@@ -17,7 +17,7 @@ from ledom.report.results import QuestionToken
 from ledom.report.words import question_words
 from ledom.serve import writing
 from ledom.serve.batching import Steps, apart
-from ledom.serve.judge import Judgement, Pair
+from ledom.serve.judge import Judgement, Pair, best_first
 from ledom.serve.refusals import describe
 from ledom.serve.routes.shared import ANSWER, QUESTION, WRONG, Body, ServiceOf
 from ledom.serve.routes.unsupported import WritingBody
@@ -83,8 +83,7 @@ async def score(body: ScoreBody, service: ServiceOf) -> JsonObject:
     """
     start = time.perf_counter()
     judged = await service.judge_pairs([Pair(body.question, answer) for answer in body.answers])
-    order = sorted(range(len(judged)), key=lambda i: -judged[i].reward)
-    ranks = {index: rank for rank, index in enumerate(order, start=1)}
+    ranks = {index: rank for rank, index in enumerate(best_first(judged), start=1)}
     results = await apart(
         sum(judgement.num_tokens for judgement in judged) * _CHARACTERS,
         lambda: [

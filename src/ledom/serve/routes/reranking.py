@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field
 
 from ledom.core.reading import JsonObject
 from ledom.serve.batching import apart
-from ledom.serve.judge import Judgement, Pair
+from ledom.serve.judge import Pair, best_first
 from ledom.serve.refusals import Refusal, refusal_of
 from ledom.serve.routes.shared import (
     ANSWER,
@@ -138,7 +138,7 @@ async def rerank(body: RerankBody, service: ServiceOf) -> Any:
     results = [
         {"index": i, "relevance_score": judged[i].value(body.use_activation)}
         | ({"document": {"text": answers[i]}} if body.return_documents else {})
-        for i in _best_first(judged)[: body.top_n or None]
+        for i in best_first(judged)[: body.top_n or None]
     ]
     return {
         "id": new_id("rerank"),
@@ -157,7 +157,7 @@ async def _tei(body: RerankBody, texts: list[str], service: Service) -> list[Jso
     return [
         {"index": i, "score": judged[i].value(body.use_activation and not body.raw_scores)}
         | ({"text": texts[i]} if body.return_text else {})
-        for i in _best_first(judged)
+        for i in best_first(judged)
     ]
 
 
@@ -166,10 +166,6 @@ def _tei_refusal(refusal: Refusal) -> JSONResponse:
     kind = {429: "Overloaded", 500: "Backend", 503: "Unhealthy"}.get(refusal.status, "Validation")
     body = {"error": refusal.message, "error_type": kind}
     return JSONResponse(body, refusal.status, refusal.headers)
-
-
-def _best_first(judged: list[Judgement]) -> list[int]:
-    return sorted(range(len(judged)), key=lambda i: -judged[i].reward)
 
 
 def _cut(texts: list[str], num_tokens: int, service: Service) -> list[str]:
