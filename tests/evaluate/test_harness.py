@@ -316,7 +316,7 @@ def test_chat_templates_are_the_models_own(folders: dict[str, Path], tmp_path: P
 
 def test_a_document_is_never_divided() -> None:
     asked = [Request("c", f" {i}", ("t", i // 50)) for i in range(600)]
-    batches = document_batches(asked)
+    batches = document_batches(asked, lambda request: request.group)
     assert [request for batch in batches for request in batch] == asked
     assert len(batches) == 2
     groups = [{request.group for request in batch} for batch in batches]

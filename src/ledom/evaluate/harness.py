@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError, MissingExtraError
@@ -47,6 +47,7 @@ _MAX_TOKENS = 256  # HFLM's default for tasks that set no limit
 _FEWSHOT_SEED = 1234  # the harness's own
 _TOGETHER = 256  # requests that go to the model in one call
 
+T = TypeVar("T")
 Written = tuple[str, int]
 """A text, and how many tokens its prompt lost."""
 
@@ -207,7 +208,7 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
     def parts(self, requests: Sequence[Instance], asked: Sequence[Request]) -> list[Parts]:
         """The parts of every request; the requests of a document are scored together."""
         found: list[Parts] = []
-        for batch in document_batches(asked):
+        for batch in document_batches(asked, lambda request: request.group):
             found += score(self.lm, batch, self.convention, self.scoring == "reversed prompt")
         return found
 
@@ -308,20 +309,22 @@ class LedomLM(TemplateLM):  # type: ignore[misc]
         return min((text.rsplit(term, 1)[-1] for term in until), key=len, default=text)
 
 
-def document_batches(requests: Sequence[Request]) -> list[list[Request]]:
+def document_batches(requests: Sequence[T], document: Callable[[T], Hashable]) -> list[list[T]]:
     """Consecutive batches of requests, about `_TOGETHER` each, that never divide a document.
 
-    >>> asked = [Request("2 + 2 =", choice, ("task", 0)) for choice in (" 3", " 4")]
-    >>> [len(batch) for batch in document_batches(asked)]  # a document's choices stay together
-    [2]
+    `document` tells which requests belong together; None: to no other.
+
+    >>> document_batches([("a", " 3"), ("a", " 4")], lambda request: request[0])
+    [[('a', ' 3'), ('a', ' 4')]]
     """
-    batches: list[list[Request]] = []
+    batches: list[list[T]] = []
+    last = None
     for request in requests:
-        last = batches[-1][-1] if batches else None
-        apart = last is None or request.group is None or last.group != request.group
-        if not batches or (apart and len(batches[-1]) >= _TOGETHER):
+        own = document(request)
+        if not batches or (len(batches[-1]) >= _TOGETHER and (own is None or own != last)):
             batches.append([])
         batches[-1].append(request)
+        last = own
     return batches
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -87,7 +86,7 @@ class KeptLM(LedomLM):
                 lambda some: [
                     asdict(parts) for parts in score(self.lm, some, self.convention, control=True)
                 ],
-                document_batches,
+                lambda some: document_batches(some, lambda one: one.request.group),
             )
             self.known = [
                 (request, Parts(**answer)) for request, answer in zip(asked, answers, strict=True)
@@ -143,7 +142,7 @@ class KeptLM(LedomLM):
         requests: Sequence[RequestT],
         texts: Sequence[tuple[str, ...]],
         make: Callable[[Sequence[RequestT]], Sequence[JsonObject]],
-        groups: Callable[[Sequence[RequestT]], Sequence[Sequence[RequestT]]],
+        groups: Callable[[Sequence[_Asked[RequestT]]], Sequence[Sequence[_Asked[RequestT]]]],
     ) -> list[JsonObject]:
         """The answers to all requests; missing ones are made with `make` and saved.
 
@@ -167,18 +166,8 @@ class KeptLM(LedomLM):
         work: Work[_Asked[RequestT], Answer] = Work(
             items=[_Asked(*pair) for pair in enumerate(requests)],
             make=at_once(answers),
-            groups=lambda some: _cut(some, groups),
+            groups=groups,
             together=self.lm.batches_requests,
         )
         name = f"{self._name}, {self.direction}"
         return [answer.value for answer in stage.fill(work, self._track, name)]
-
-
-def _cut(
-    asked: Sequence[_Asked[RequestT]],
-    groups: Callable[[Sequence[RequestT]], Sequence[Sequence[RequestT]]],
-) -> list[list[_Asked[RequestT]]]:
-    """Numbered requests, divided as `groups` divides the bare ones."""
-    remaining = iter(asked)
-    sizes = map(len, groups([one.request for one in asked]))
-    return [[*islice(remaining, size)] for size in sizes]

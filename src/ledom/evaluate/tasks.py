@@ -21,7 +21,7 @@ from typing import Any
 
 from ledom.core.direction import Direction
 from ledom.core.errors import HubError, InputError, LedomError, MissingExtraError
-from ledom.core.reading import JsonObject, check_regular, exists, parse_json
+from ledom.core.reading import JsonObject, check_regular, exists, read_jsonl
 from ledom.core.records import Document, Problem, read_records, unique_ids
 from ledom.data.benchmarks import BENCHMARKS
 from ledom.data.problems import load_problems
@@ -141,7 +141,10 @@ def _source(task: SuiteTask, file: Path | None, options: Options) -> Source:
 
 def _from_file(name: str, file: Path, options: Options, direction: Direction) -> Sequence[Any]:
     """The tasks in a local file, by what its first record holds."""
-    keys = _first_record(file).keys()
+    _, first = next(read_jsonl(file), (0, None))
+    if first is None:
+        raise InputError("the file has no records", path=file)
+    keys = first.keys()
     if "choices" in keys:
         questions = read_records(file, ChoiceQuestion, unique_ids())
         return [_choice_task(name, questions, options, _QUESTION, " ")]
@@ -161,20 +164,6 @@ def _from_file(name: str, file: Path, options: Options, direction: Direction) ->
         path=file,
         line=1,
     )
-
-
-def _first_record(file: Path) -> JsonObject:
-    check_regular(file)
-    try:
-        with file.open("rb") as lines:
-            first = next((line for line in lines if line.strip()), None)
-        if first is None:
-            raise InputError("the file has no records")
-        return parse_json(first.removeprefix(b"\xef\xbb\xbf"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=file) from None
-    except InputError as error:
-        raise InputError(str(error), path=file, line=1) from None
 
 
 def _generated(name: str, options: Options, direction: Direction) -> Sequence[Any]:
