@@ -32,13 +32,12 @@ from ledom.core.stage import no_progress
 from ledom.data.prepare import DataConfig, prepare_data
 from ledom.data.problems import generate_problems
 from ledom.evaluate.inversion import (
-    InvertedPrompt,
     Output,
     invert,
-    reciprocal_ranks,
     sample_pairs,
 )
 from ledom.evaluate.proposals import Prompt, Proposal
+from ledom.evaluate.results import reciprocal_ranks
 from ledom.lm import embedded_folder
 from ledom.lm.language_model import LanguageModel, Sampling
 from ledom.report.formatting import accuracy, difference, interval
@@ -74,16 +73,16 @@ def trained_inverter(found: Sequence[Problem], steps: int, out: Path) -> Path:
     return train(recipe, Direction.REVERSE, data, out / "inverter", lambda _: None)
 
 
-def by_count(out: Path) -> list[InvertedPrompt]:
-    """The finished proposals in a folder, the most frequent first."""
+def by_count(out: Path) -> list[tuple[str, str]]:
+    """The finished proposals in a folder as (output, prompt), the most frequent first."""
     drawn: dict[str, Counter[str]] = {}
     for one in read_records(out / "proposals.jsonl", Proposal):
         if one.finish_reason == "stop":
             drawn.setdefault(one.item_id, Counter())[one.text] += 1
     return [
-        InvertedPrompt(output_id=output_id, rank=rank, prompt=prompt, score=count)
+        (output_id, prompt.strip())
         for output_id, counts in drawn.items()
-        for rank, (prompt, count) in enumerate(counts.most_common(), start=1)
+        for prompt, _ in counts.most_common()
     ]
 
 
@@ -92,6 +91,7 @@ def measure(
 ) -> Arms:
     """The reciprocal ranks of one arm's proposals in each order."""
     reverse, found = ledom.load(folder, "reverse"), {}
+    right = {one.id: [one.prompt.strip()] for one in outputs if one.prompt is not None}
     for prior in (True, False):
         path = out / f"{name}-{'prior' if prior else 'no-prior'}"
         if not prior:  # the same proposals
@@ -100,8 +100,10 @@ def measure(
                 shutil.copy(file, path)
         ranking = invert(outputs, reverse, forward, SAMPLING, samples, path, no_progress, prior)
         order = "log P(prompt, output)" if prior else "log P(output | prompt)"
-        found[f"{name}, {order}"] = reciprocal_ranks(outputs, ranking)
-    return found | {f"{name}, drawn": reciprocal_ranks(outputs, by_count(path))}
+        found[f"{name}, {order}"] = reciprocal_ranks(
+            right, [(one.output_id, one.prompt.strip()) for one in ranking]
+        )
+    return found | {f"{name}, drawn": reciprocal_ranks(right, by_count(path))}
 
 
 def show(arms: Arms) -> None:

@@ -36,13 +36,13 @@ from ledom.core.records import Document, Problem, read_records
 from ledom.core.stage import no_progress
 from ledom.data.augment import renumber
 from ledom.data.problems import generate_problems
+from ledom.evaluate.results import reciprocal_ranks
 from ledom.evaluate.retrieval import (
     Query,
     Ranked,
     Relevance,
     order_passages,
     rank_passages,
-    reciprocal_ranks,
 )
 from ledom.report.formatting import interval, percent
 from ledom.report.intervals import paired_share_interval, share_interval
@@ -123,7 +123,10 @@ def main() -> None:
         print("| ranked by | MRR | minus BM25 | own solution first, % |\n|---|---|---|---|")
         bm25: NDArray[np.float64] | None = None
         for name, ranking in rankings(queries, passages):
-            values = reciprocal_ranks(queries, ranking)
+            values = reciprocal_ranks(
+                {one.id: one.relevant or [] for one in queries},
+                [(one.query_id, one.passage_id) for one in ranking],
+            )
             bm25 = values if bm25 is None else bm25
             gain = interval(paired_share_interval(values, bm25), sign="+")
             first = percent(float((values == 1).mean()))

@@ -20,7 +20,6 @@ from ledom.evaluate.inversion import (
     Output,
     invert,
     pair_spans,
-    reciprocal_ranks,
     sample_pairs,
 )
 from ledom.evaluate.proposals import Prompt
@@ -119,20 +118,6 @@ def test_spans_of_a_model_that_reads_no_token_first(tokenizer: Tokenizer) -> Non
         forward.check_target(span)
 
 
-def test_the_reciprocal_rank_of_the_true_prompt() -> None:
-    """Second of two; not proposed; unknown."""
-    ranking = [
-        InvertedPrompt(output_id="a", rank=rank, prompt=prompt, score=-rank)
-        for rank, prompt in enumerate(["x", "y"], start=1)
-    ]
-    outputs = [
-        Output(id="a", text="?", prompt=" y\n"),
-        Output(id="b", text="?", prompt="x"),
-        Output(id="c", text="?"),
-    ]
-    assert reciprocal_ranks(outputs, ranking).tolist() == [0.5, 0.0]
-
-
 @pytest.mark.slow
 def test_kills_at_any_moments_leave_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     outputs = [Output(id=f"o{i}", text=f"{i} + 1 = {i + 1}") for i in range(4)]
@@ -216,7 +201,10 @@ def test_a_file_of_outputs(run: Run, fakes: Fakes, tmp_path: Path) -> None:
     """The true prompt of the first is the best of all; that of the second is not proposed."""
     fakes["reverse"].answers = QUESTIONS
     best = max(QUESTIONS, key=lambda q: by_hand(fakes["forward"].tokenizer, q, True))
-    outputs = [Output(id="a", text=ANSWER, prompt=best), Output(id="b", text="2", prompt="Why?")]
+    outputs = [
+        Output(id="a", text=ANSWER, prompt=f" {best}\n"),
+        Output(id="b", text="2", prompt="Why?"),
+    ]
     write_records(tmp_path / "outputs.jsonl", outputs)
     out = tmp_path / "out"
     code, text = run("invert", tmp_path / "outputs.jsonl", "--samples", 40, "--out", out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ledom.core.direction import Direction
-from ledom.evaluate.results import ENTROPY, Measured, Row, compare
+from ledom.evaluate.results import ENTROPY, Measured, Row, compare, reciprocal_ranks
 
 
 def row(metric: str, *values: float) -> Row:
@@ -38,3 +38,11 @@ def test_shares_of_the_harness_are_known_by_name(metric: str) -> None:
 def test_percentages_under_a_name_of_a_share_are_none() -> None:
     found = row("f1", 40.0, 60.0)
     assert (found.unit, found.value) == ("", 50.0)
+
+
+def test_the_reciprocal_rank_is_that_of_the_best_right_item() -> None:
+    """Ranks 3 and 2 of two right ones: 1/2; none ranked: 0; a list without a right item is not
+    counted."""
+    ranking = [("q", "a"), ("q", "b"), ("other", "x"), ("q", "c"), ("unlabeled", "x")]
+    right = {"q": ["c", "b"], "other": ["a"]}
+    assert reciprocal_ranks(right, ranking).tolist() == [0.5, 0.0]

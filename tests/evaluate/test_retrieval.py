@@ -20,11 +20,9 @@ from ledom.core.records import Document, read_records, write_records
 from ledom.core.stage import no_progress
 from ledom.evaluate.retrieval import (
     Query,
-    Ranked,
     Relevance,
     order_passages,
     rank_passages,
-    reciprocal_ranks,
 )
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.text.tokenizer import Tokenizer
@@ -108,20 +106,6 @@ def test_equal_scores_stay_in_the_order_given() -> None:
     scores = [Relevance(query_id="q", passage_id=name, logprob=-1.0, prior=0.0) for name in "abc"]
     ranking = order_passages(REVERSE, [Query(id="q", text="?")], passages, scores)
     assert [one.passage_id for one in ranking] == ["c", "a", "b"]
-
-
-def test_the_reciprocal_rank_is_that_of_the_best_relevant_passage() -> None:
-    """Ranks 3 and 2 of two relevant ones: 1/2; none ranked: 0; unlabeled: left out."""
-    ranking = [
-        Ranked(query_id="q", rank=rank, passage_id=name, score=-rank)
-        for rank, name in enumerate("abcd", start=1)
-    ]
-    queries = [
-        Query(id="q", text="?", relevant=["c", "b"]),
-        Query(id="other", text="?", relevant=["a"]),
-        Query(id="unlabeled", text="?"),
-    ]
-    assert reciprocal_ranks(queries, ranking).tolist() == [0.5, 0.0]
 
 
 @pytest.mark.parametrize("direction", Direction)

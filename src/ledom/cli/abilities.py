@@ -127,6 +127,7 @@ def rank(
     Example: ledom rank "Ava has 3 pens and buys 4. How many?" passages.jsonl
     """
     from ledom.evaluate import retrieval
+    from ledom.evaluate.results import reciprocal_ranks
     from ledom.lm import unfamiliar_texts
 
     options.refuse_unused(context, *options.unused_by_models(model))
@@ -146,8 +147,9 @@ def rank(
     if cut := {one.passage_id for one in ranking if one.extra.get("truncated")}:
         log(f"note: {len(cut)} of {len(found)} passages were cut to fit the model's context")
     warn(unfamiliar_texts(lm, [one.text for one in queries[:_JUDGED]], "its order"))
+    relevant = {one.id: one.relevant for one in queries if one.relevant}
     _summarize(
-        retrieval.reciprocal_ranks(queries, ranking),
+        reciprocal_ranks(relevant, [(one.query_id, one.passage_id) for one in ranking]),
         "queries have relevant passages",
         {"num_queries": len(queries), "num_passages": len(found), "num_truncated": len(cut)},
         out and out / "retrieval.json",
@@ -309,6 +311,7 @@ def invert(
     Example: ledom invert "So, a pizza will last for 24 / 12 = 2 days."
     """
     from ledom.evaluate import inversion
+    from ledom.evaluate.results import reciprocal_ranks
     from ledom.lm import unfamiliar_texts
     from ledom.lm.language_model import Sampling
 
@@ -338,7 +341,8 @@ def invert(
     if lacking := len(fitting) - len({one.output_id for one in found}):
         log(_NO_PROMPT.format(lacking, len(fitting), max_tokens))
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
-    ranks = inversion.reciprocal_ranks(outputs, found)
+    known = {one.id: [one.prompt.strip()] for one in outputs if one.prompt is not None}
+    ranks = reciprocal_ranks(known, [(one.output_id, one.prompt.strip()) for one in found])
     counts = {"num_outputs": len(outputs), "num_without_prompt": left_out + lacking}
     _summarize(ranks, "outputs have a known prompt", counts, out and out / "inversion.json")
 

@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ledom.core.errors import InputError
 from ledom.core.records import Problem, Record, write_records
 from ledom.core.stage import Track
@@ -35,7 +32,7 @@ from ledom.evaluate.proposals import (
 from ledom.lm.language_model import LanguageModel, Sampling, TokenSpan
 from ledom.text.pair_format import PairFormat
 
-__all__ = ["InvertedPrompt", "Output", "invert", "reciprocal_ranks", "sample_pairs", "with_room"]
+__all__ = ["InvertedPrompt", "Output", "invert", "sample_pairs", "with_room"]
 
 
 @dataclass(kw_only=True)
@@ -235,25 +232,3 @@ def pair_spans(
     for pair in lm.pair_format.encode(lm.tokenizer, styled, *lm.special_ids):
         start = max(1, len(lm.bos_ids)) if prior else pair.solution[0]  # the first has no context
         yield TokenSpan(pair.ids, start, len(pair.ids))
-
-
-def reciprocal_ranks(
-    outputs: Sequence[Output], ranking: Sequence[InvertedPrompt]
-) -> NDArray[np.float64]:
-    """1 / (rank of the true prompt), for each output with a known prompt; 0 if it is not ranked.
-
-    The share of ones is the share of exact matches.
-
-    >>> ranking = [InvertedPrompt(output_id="a", rank=i, prompt=p, score=0.0)
-    ...            for i, p in enumerate("xy", start=1)]
-    >>> reciprocal_ranks([Output(id="a", text="?", prompt="y")], ranking)
-    array([0.5])
-    """
-    ranks = {(one.output_id, one.prompt.strip()): one.rank for one in reversed(ranking)}
-    return np.array(
-        [
-            1 / ranks.get((output.id, output.prompt.strip()), np.inf)
-            for output in outputs
-            if output.prompt is not None
-        ]
-    )

@@ -1,17 +1,18 @@
 """The results of an evaluation: values with intervals, differences, and notes.
 
 Intervals are bootstrapped over documents. A difference is paired: both sides are measured on the
-same documents. This module takes per-document values and knows nothing of models or the harness.
+same documents. This module knows nothing of models or the harness.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
@@ -19,7 +20,16 @@ from ledom.evaluate.suites import Published
 from ledom.report.intervals import bootstrap_interval, paired_share_interval, share_interval
 from ledom.report.results import Interval
 
-__all__ = ["ENTROPY", "MAIN_METRICS", "Evaluation", "Measured", "Row", "TaskResult", "compare"]
+__all__ = [
+    "ENTROPY",
+    "MAIN_METRICS",
+    "Evaluation",
+    "Measured",
+    "Row",
+    "TaskResult",
+    "compare",
+    "reciprocal_ranks",
+]
 
 MAIN_METRICS = ("acc", "exact_match")
 """Metrics whose differences are shown."""
@@ -98,6 +108,27 @@ class Evaluation:
     notes: Sequence[str]
 
 
+def reciprocal_ranks(
+    right: Mapping[str, Collection[str]], ranking: Iterable[tuple[str, str]]
+) -> NDArray[np.float64]:
+    """1 / (rank of the best right item) for each list; 0 if none is ranked. Their mean is MRR.
+
+    `right` has the right items by list; `ranking` has (list, item), each list from its best item.
+
+    >>> reciprocal_ranks({"q": ["c", "b"]}, [("q", "a"), ("q", "b"), ("q", "c")])
+    array([0.5])
+    """
+    ranked: dict[str, list[str]] = {name: [] for name in right}
+    for name, item in ranking:
+        if name in ranked:
+            ranked[name].append(item)
+    firsts = [
+        next((rank for rank, item in enumerate(ranked[name], start=1) if item in items), np.inf)
+        for name, items in right.items()
+    ]
+    return 1 / np.array(firsts, np.float64)
+
+
 def compare(measured: Sequence[Measured]) -> list[Row]:
     """A row for each metric, model and scoring, with its differences from others.
 
@@ -163,5 +194,5 @@ def _paired(one: Measured, other: Measured | None) -> Interval | None:
     return paired_share_interval(_array(one.values), _array(ordered))
 
 
-def _array(values: Mapping[Key, float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _array(values: Mapping[Key, float]) -> NDArray[np.float64]:
     return np.array([*values.values()], np.float64)

@@ -23,9 +23,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ledom.core.direction import Direction
 from ledom.core.errors import InputError
 from ledom.core.files import fingerprint
@@ -51,7 +48,6 @@ __all__ = [
     "rank_passages",
     "read_passages",
     "read_queries",
-    "reciprocal_ranks",
 ]
 
 _TILE = (15, 16)  # queries and passages that are scored together; each is read once per tile
@@ -231,26 +227,6 @@ def _score(direction: Direction, one: Relevance, prior: bool) -> float:
     if direction is Direction.REVERSE:
         return one.logprob + one.prior if prior else one.logprob
     return one.logprob if prior else one.logprob - one.prior
-
-
-def reciprocal_ranks(queries: Sequence[Query], ranking: Sequence[Ranked]) -> NDArray[np.float64]:
-    """1 / (rank of the best relevant passage), for each query with `relevant`; their mean is MRR.
-
-    It is 0 if no relevant passage is ranked.
-
-    >>> ranking = [Ranked(query_id="q", rank=i + 1, passage_id=p, score=0.0)
-    ...            for i, p in enumerate("abc")]
-    >>> reciprocal_ranks([Query(id="q", text="?", relevant=["c", "b"])], ranking)
-    array([0.5])
-    """
-    ranks = {one.key: one.rank for one in ranking}
-    return np.array(
-        [
-            max(1 / ranks.get((query.id, wanted), np.inf) for wanted in query.relevant)
-            for query in queries
-            if query.relevant
-        ]
-    )
 
 
 def _check_room(lm: LanguageModel, queries: Sequence[Query]) -> None:
