@@ -17,7 +17,7 @@ from ledom.evaluate.inversion import InvertedPrompt
 from ledom.evaluate.proposals import Proposal
 from ledom.evaluate.results import Evaluation, Row, TaskResult
 from ledom.evaluate.retrieval import Ranked
-from ledom.evaluate.reversal import Answered, ArmResult, ReversalResult
+from ledom.evaluate.reversal import ArmResult, Question, ReversalResult
 from ledom.lm.backends.fake import FakeLanguageModel
 from ledom.report.formatting import to_json
 from ledom.report.results import Interval
@@ -76,7 +76,7 @@ def test_the_reversal_run_shows_its_table_and_the_first_questions(
             ArmResult("both orders", "name", "pair", Interval(0.5, 0.4, 0.6)),  # the only arm
         ],
         questions=[
-            Answered(f"fact-{i}", "name first", "name", f"the keeper of {i}", "Ada Bel", answers)
+            Question(f"fact-{i}", "name first", "name", f"the keeper of {i}", "Ada Bel", answers)
             for i in range(4)
         ],
     )

@@ -23,12 +23,12 @@ from ledom.evaluate import reversal
 from ledom.evaluate.facts import PAIR_FORMAT, Fact, make_facts, texts
 from ledom.evaluate.reversal import (
     ARMS,
-    Question,
     ReversalJob,
     ReversalResult,
     ask,
     ask_pair,
     compare_arms,
+    make_questions,
     run_reversal,
 )
 from ledom.lm.language_model import Generation, LanguageModel, Sampling, TokenSpan
@@ -40,7 +40,7 @@ FACTS = [
     Fact("fact-1", "Cy Dor", "the painter of Old Mill", "description first"),
     Fact("fact-2", "Eli Fox", "the founder of New Dawn", "both orders"),
 ]
-QUESTIONS = [Question(fact, asked) for fact in FACTS for asked in ("description", "name")]  # type: ignore[arg-type]
+QUESTIONS = make_questions(FACTS)
 TOKENIZER = train_tokenizer(texts(FACTS), 300)
 
 

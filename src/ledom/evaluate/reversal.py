@@ -20,11 +20,11 @@ A stopped run resumes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,6 @@ from ledom.train.recipe import Recipe, TrainConfig
 
 __all__ = [
     "ARMS",
-    "Answered",
     "ArmResult",
     "Question",
     "ReversalJob",
@@ -71,6 +70,7 @@ __all__ = [
     "ask",
     "ask_pair",
     "compare_arms",
+    "make_questions",
     "run_reversal",
 ]
 
@@ -115,36 +115,18 @@ class ReversalJob:
     command: str = "ledom eval --suite reversal"
 
 
-class Question(NamedTuple):
-    """A question about a fact: its description given its name, or its name given its description.
-
-    >>> question = Question(Fact("f", "Tuver Ziror", "the keeper", "name first"), "name")
-    >>> question.known, question.right
-    ('the keeper', 'Tuver Ziror')
-    """
-
-    fact: Fact
-    asked: Asked
-
-    @property
-    def known(self) -> str:
-        return self.fact.name if self.asked == "description" else self.fact.description
-
-    @property
-    def right(self) -> str:
-        return self.fact.description if self.asked == "description" else self.fact.name
-
-
 @dataclass(frozen=True)
-class Answered:
-    """A question and every arm's answer."""
+class Question:
+    """A question about a fact: for its description given its name, or for its name."""
 
     id: str
+    """The fact's."""
     seen: Order
     asked: Asked
     known: str
     right: str
-    answers: Mapping[str, str]
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """By arm."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +152,7 @@ class ReversalResult:
     steps: int
     num_facts: int
     results: Sequence[ArmResult]
-    questions: Sequence[Answered] = field(default_factory=list)
+    questions: Sequence[Question] = field(default_factory=list)
 
 
 Watch = Callable[[str, int, int], AbstractContextManager[Callable[[Progress], None]]]
@@ -185,7 +167,7 @@ def run_reversal(job: ReversalJob, watch: Watch, track: Track) -> ReversalResult
     """
     facts = make_facts(job.per_order, job.seed)
     _check_folder(job)
-    questions = [Question(fact, asked) for fact in facts for asked in _ASKED]
+    questions = make_questions(facts)
     models = {name: _train(job, name, facts, watch) for name in _MODELS}
     answers = {
         name: ask(lm, questions, _folder(job, name) / "answers.jsonl", track)
@@ -201,19 +183,29 @@ def run_reversal(job: ReversalJob, watch: Watch, track: Track) -> ReversalResult
         num_facts=len(facts),
         results=compare_arms(questions, answers),
         questions=[
-            Answered(
-                question.fact.id,
-                question.fact.seen,
-                question.asked,
-                question.known,
-                question.right,
-                {arm: answers[arm][place] for arm in ARMS},
-            )
+            replace(question, answers={arm: answers[arm][place] for arm in ARMS})
             for place, question in enumerate(questions)
         ],
     )
     write_json(job.out / "reversal.json", to_json(found))
     return found
+
+
+def make_questions(facts: Iterable[Fact]) -> list[Question]:
+    """Two questions about each fact, for its description and for its name.
+
+    >>> fact = Fact("f", "Tuver Ziror", "the keeper", "name first")
+    >>> [(question.known, question.right) for question in make_questions([fact])]
+    [('Tuver Ziror', 'the keeper'), ('the keeper', 'Tuver Ziror')]
+    """
+    questions: list[Question] = []
+    for fact in facts:
+        name, description = fact.name, fact.description
+        questions += [
+            Question(fact.id, fact.seen, "description", name, description),
+            Question(fact.id, fact.seen, "name", description, name),
+        ]
+    return questions
 
 
 def _folder(job: ReversalJob, arm: str) -> Path:
@@ -287,7 +279,7 @@ def _proposals(
     pair_format = PairFormat(PAIR_FORMAT)
     prompts = [
         Prompt(
-            f"{q.fact.id}, {q.asked}",
+            f"{q.id}, {q.asked}",
             pair_format.before_solution(q.known).rstrip()  # a token starts with its space
             if forward
             else pair_format.after_question(q.known),
@@ -353,7 +345,7 @@ def compare_arms(
 
     The last rows are over the facts that were read in one order, with both of their questions.
 
-    >>> questions = [Question(fact, asked) for fact in make_facts(1) for asked in _ASKED]
+    >>> questions = make_questions(make_facts(1))
     >>> answers = {arm: [question.right for question in questions] for arm in ARMS}
     >>> compare_arms(questions, answers)[-1].accuracy.mean
     1.0
@@ -365,11 +357,11 @@ def compare_arms(
     results = []
     for seen in ORDERS:
         for asked in _ASKED:
-            inside = np.array([q.fact.seen == seen and q.asked == asked for q in questions])
+            inside = np.array([q.seen == seen and q.asked == asked for q in questions])
             results += [
                 _result(seen, asked, arm, {a: v[inside] for a, v in right.items()}) for arm in ARMS
             ]
-    single = np.array([q.fact.seen != "both orders" for q in questions])
+    single = np.array([q.seen != "both orders" for q in questions])
     by_fact = {arm: v[single].reshape(-1, len(_ASKED)).mean(axis=1) for arm, v in right.items()}
     return results + [_result("one order", "either", arm, by_fact) for arm in ARMS]
 
