@@ -27,7 +27,7 @@ FORWARD = Example("two", "forward", ["X", "Y"], ["a", "b"], ["."])
 
 def page(*examples: Example, missing: tuple[Missing, ...] = ()) -> str:
     table = Table("Answers", [["question", "answer"], ["who", ATTACK]])
-    section = Section("Texts", "Lead.", "the first.", "runs/x", list(examples), [table])
+    section = Section("Texts", "Lead.", "the first.", list(examples), [table], "runs/x")
     return render_gallery(Gallery("Title", "1.0", "ledom gallery", [section], list(missing)))
 
 

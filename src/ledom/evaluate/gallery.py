@@ -35,19 +35,22 @@ __all__ = ["RUNS", "collect", "written_backwards"]
 _TEMPERATURE, _MOST_TOKENS = 0.7, 160  # of the first section's texts
 _BEST = 3  # passages per query
 
+_Content = tuple[str, Sequence[Example], Sequence[Table]]
+"""What a section shows: how the items were chosen, and the items."""
+
 
 @dataclass(frozen=True)
 class RunKind:
     """A kind of run that has a section."""
 
     heading: str
+    lead: str
     command: str
     """The command that makes such a run."""
     files: tuple[str, ...]
     """The files that identify the kind; the first is read."""
-    read: Callable[[str, Path, LanguageModel, int], Section]
-    """Makes the section from its heading, that file, a model for its tokens, and the number of
-    items to show."""
+    read: Callable[[Path, LanguageModel, int], _Content]
+    """Reads the content from that file; takes a model for its tokens, and the number of items."""
     without: tuple[str, ...] = ()
     """Files that folders of this kind do not hold."""
 
@@ -55,6 +58,9 @@ class RunKind:
         """Whether a folder holds a run of this kind."""
         there = all(exists(folder / name) for name in self.files)
         return there and not any(exists(folder / name) for name in self.without)
+
+    def section(self, file: Path, lm: LanguageModel, count: int) -> Section:
+        return Section(self.heading, self.lead, *self.read(file, lm, count), source=str(file))
 
 
 def collect(
@@ -72,7 +78,7 @@ def collect(
     """
     found = [(kind, folder / kind.files[0]) for folder in runs for kind in _kinds(folder)]
     sections = [written_backwards(lm, name, count, seed)]
-    sections += [kind.read(kind.heading, file, lm, count) for kind, file in found]
+    sections += [kind.section(file, lm, count) for kind, file in found]
     shown = {kind.heading for kind, _ in found}
     return Gallery(
         title="Written from the end",
@@ -144,7 +150,7 @@ def _question(lm: LanguageModel, label: str, prompt: str, written: Sequence[int]
     return example(lm, label, written, lm.tokenizer.encode_inside(prompt))
 
 
-def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
+def _synthesized(file: Path, lm: LanguageModel, count: int) -> _Content:
     drawn = read_records(file.with_name("proposals.jsonl"), Proposal, allow_none=True)
     texts = {f"{one.item_id}/{one.index}": one.text for one in drawn}
 
@@ -154,15 +160,9 @@ def _synthesized(heading: str, file: Path, lm: LanguageModel, count: int) -> Sec
             raise InputError(f"{problem.id!r} is not in proposals.jsonl; restore that file")
 
     problems = read_records(file, Problem, check, allow_none=True)
-    return Section(
-        heading=heading,
-        lead="A reverse model wrote a question for a solution, or question and steps for a bare "
-        "answer; it was kept because a forward model gives it the same answer. The tokens are "
-        "those of this page's model.",
-        rule=f"the first {min(count, len(problems))} of {len(problems):,} problems that were kept.",
-        source=str(file),
-        examples=[_of_seed(lm, problem, texts[problem.id]) for problem in problems[:count]],
-    )
+    shown = problems[:count]
+    rule = f"the first {len(shown)} of {len(problems):,} problems that were kept."
+    return rule, [_of_seed(lm, problem, texts[problem.id]) for problem in shown], []
 
 
 def _of_seed(lm: LanguageModel, problem: Problem, text: str) -> Example:
@@ -175,7 +175,7 @@ def _of_seed(lm: LanguageModel, problem: Problem, text: str) -> Example:
     return _question(lm, problem.id, prompt, lm.tokenizer.encode(written).ids)
 
 
-def _benchmarks(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
+def _benchmarks(file: Path, lm: LanguageModel, count: int) -> _Content:
     found = as_type(read_json(file), Evaluation, file)
     rows = [["task", "documents", "model, scoring", "accuracy, %", "minus forward"]]
     for task in found.tasks:
@@ -185,16 +185,11 @@ def _benchmarks(heading: str, file: Path, lm: LanguageModel, count: int) -> Sect
                 name = f"{row.model} {row.scoring}".strip()
                 value = accuracy(row.interval)
                 rows.append([task.task, f"{task.num_documents:,}", name, value, gain])
-    return Section(
-        heading=heading,
-        lead="What a forward and a reverse model know, each scored correctly for its direction.",
-        rule=f"all tasks of the run, made by {found.command}.",
-        source=str(file),
-        tables=[Table("Accuracy by task, model and scoring", rows)],
-    )
+    rule = f"all tasks of the run, made by {found.command}."
+    return rule, [], [Table("Accuracy by task, model and scoring", rows)]
 
 
-def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
+def _reversal(file: Path, lm: LanguageModel, count: int) -> _Content:
     found = as_type(read_json(file), ReversalResult, file)
     rows = [["seen in training", "asked for", *ARMS]]
     kinds = groupby(found.results, lambda result: (result.seen, result.asked))
@@ -206,45 +201,32 @@ def _reversal(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
         answers = [question.answers.get(arm, "") for arm in ARMS]
         marked = [f"{'✓' if answer == question.right else '✗'} {answer}" for answer in answers]
         asked.append([f"{question.asked} of {question.known}", question.seen, *marked])
-    return Section(
-        heading=heading,
-        lead="Models read fictional facts in one order and are asked for the name or the "
-        "description. A model can answer what it predicted in training; the pair can answer both.",
-        rule=f"all {found.num_facts} facts with seed {found.seed} in percent of exact matches, "
-        f"then the first {len(asked) - 1} questions.",
-        source=str(file),
-        tables=[Table("Right answers by kind of question", rows), Table("Answers", asked)],
+    rule = (
+        f"all {found.num_facts} facts with seed {found.seed} in percent of exact matches, then the "
+        f"first {len(asked) - 1} questions."
     )
+    return rule, [], [Table("Right answers by kind of question", rows), Table("Answers", asked)]
 
 
-def _ranked(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    lead = "Passages ordered by how likely they make the query in front of them."
+def _ranked(file: Path, lm: LanguageModel, count: int) -> _Content:
     found = read_records(file, Ranked, allow_none=True)
     ranking = [(one.query_id, one.rank, one.passage_id, one.score) for one in found]
-    return _best(heading, lead, ("query", "passage"), ranking, file, count)
+    return _best("query", "passage", ranking, count)
 
 
-def _inverted(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
-    lead = "A reverse model proposes prompts for an output; a forward model orders them."
+def _inverted(file: Path, lm: LanguageModel, count: int) -> _Content:
     found = read_records(file, InvertedPrompt, allow_none=True)
     ranking = [(one.output_id, one.rank, one.prompt, one.score) for one in found]
-    return _best(heading, lead, ("output", "prompt"), ranking, file, count)
+    return _best("output", "prompt", ranking, count)
 
 
 def _best(
-    heading: str,
-    lead: str,
-    names: tuple[str, str],
-    ranking: Iterable[tuple[str, int, str, float]],
-    file: Path,
-    count: int,
-) -> Section:
-    """The section of a ranking: the best items of the first `count` lists.
+    whole: str, part: str, ranking: Iterable[tuple[str, int, str, float]], count: int
+) -> _Content:
+    """The best items of the first `count` lists; `whole` and `part` are the words for these two.
 
-    `names` are the words for a list and for an item. `ranking` has (list, rank, item, score in
-    nats), sorted by list and rank.
+    `ranking` has (list, rank, item, score in nats), sorted by list and rank.
     """
-    whole, part = names
     lists = [[*own] for _, own in groupby(ranking, lambda one: one[0])][:count]
     rows = [[whole, "rank", part, "score, nats"]]
     rows += [
@@ -252,16 +234,11 @@ def _best(
         for own in lists
         for of, rank, item, score in own[:_BEST]
     ]
-    return Section(
-        heading=heading,
-        lead=lead,
-        rule=f"the best {_BEST} {part}s of each {whole}, for the first {len(lists)}.",
-        source=str(file),
-        tables=[Table(f"The best {part}s of each {whole}", rows)],
-    )
+    rule = f"the best {_BEST} {part}s of each {whole}, for the first {len(lists)}."
+    return rule, [], [Table(f"The best {part}s of each {whole}", rows)]
 
 
-def _infilled(heading: str, file: Path, lm: LanguageModel, count: int) -> Section:
+def _infilled(file: Path, lm: LanguageModel, count: int) -> _Content:
     gaps = {gap.id: gap for gap in read_records(file.with_name("gaps.jsonl"), Gap)}
 
     def check(middle: Middle) -> None:
@@ -270,15 +247,8 @@ def _infilled(heading: str, file: Path, lm: LanguageModel, count: int) -> Sectio
 
     middles = read_records(file, Middle, check)
     best = [middle for middle in middles if middle.rank == 1]
-    return Section(
-        heading=heading,
-        lead="A reverse model wrote texts in front of an ending without seeing the beginning; the "
-        "forward model chose where to cut them, and the best. The tokens are those of this page's "
-        "model.",
-        rule=f"the best middle of the first {min(count, len(best))} of {len(best):,} gaps.",
-        source=str(file),
-        examples=[_in_gap(lm, gaps[middle.gap_id], middle) for middle in best[:count]],
-    )
+    rule = f"the best middle of the first {min(count, len(best))} of {len(best):,} gaps."
+    return rule, [_in_gap(lm, gaps[middle.gap_id], middle) for middle in best[:count]], []
 
 
 def _in_gap(lm: LanguageModel, gap: Gap, middle: Middle) -> Example:
@@ -292,13 +262,23 @@ def _in_gap(lm: LanguageModel, gap: Gap, middle: Middle) -> Example:
 
 RUNS = (
     RunKind(
-        "Benchmarks in either direction", "ledom eval --out RUN", ("results.json",), _benchmarks
+        "Benchmarks in either direction",
+        "What a forward and a reverse model know, each scored correctly for its direction.",
+        "ledom eval --out RUN",
+        ("results.json",),
+        _benchmarks,
     ),
     RunKind(
-        "The reversal curse", "ledom eval --suite reversal --out RUN", ("reversal.json",), _reversal
+        "The reversal curse",
+        "Models read fictional facts in one order and are asked for the name or the description. A "
+        "model can answer what it predicted in training; the pair can answer both.",
+        "ledom eval --suite reversal --out RUN",
+        ("reversal.json",),
+        _reversal,
     ),
     RunKind(
         "Passages for a query",
+        "Passages ordered by how likely they make the query in front of them.",
         "ledom rank queries.jsonl passages.jsonl --out RUN",
         ("ranking.jsonl", "scores.jsonl"),
         _ranked,
@@ -306,18 +286,25 @@ RUNS = (
     ),
     RunKind(
         "Synthesized problems",
+        "A reverse model wrote a question for a solution, or question and steps for a bare answer; "
+        "it was kept because a forward model gives it the same answer. The tokens are those of "
+        "this page's model.",
         "ledom synthesize solutions.jsonl --out RUN",
         ("problems.jsonl", "removed.jsonl", "proposals.jsonl"),
         _synthesized,
     ),
     RunKind(
         "Between a beginning and an ending",
+        "A reverse model wrote texts in front of an ending without seeing the beginning; the "
+        "forward model chose where to cut them, and the best. The tokens are those of this page's "
+        "model.",
         'ledom generate --before "..." --after "..." --out RUN',
         ("middles.jsonl", "gaps.jsonl"),
         _infilled,
     ),
     RunKind(
         "Prompts of an output",
+        "A reverse model proposes prompts for an output; a forward model orders them.",
         "ledom invert outputs.jsonl --out RUN",
         ("ranking.jsonl", "proposals.jsonl"),
         _inverted,

@@ -70,10 +70,10 @@ class Section:
     lead: str
     rule: str
     """How the examples were chosen, with the seeds."""
-    source: str = ""
-    """The run's file."""
     examples: Sequence[Example] = ()
     tables: Sequence[Table] = ()
+    source: str = ""
+    """The run's file."""
 
 
 @dataclass(frozen=True)
