@@ -1,4 +1,4 @@
-"""Confidence intervals by bootstrap over problems, and pairwise AUC.
+"""95% confidence intervals by bootstrap over problems, and pairwise AUC.
 
 Problems are resampled, never candidates: the candidates of one problem are not independent of each
 other. Arrays have one entry per problem.
@@ -10,7 +10,7 @@ values an interval whose width depends on how many there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,23 +31,22 @@ __all__ = [
 
 CHUNK_SIZE = 2**15
 """Values drawn at a time (256 KiB), so that memory does not grow with problems x resamples."""
+_LEVEL = 0.95
 _ROUNDING = 1e-9
 """How far rounding may move a computed share: out of its range, or away from an equal one."""
 _MOST_KEPT = 2**24
 """Up to this many draws (32 MiB) are kept in memory, for the hundreds of intervals of a report."""
 
 
-def bootstrap_interval(
-    values: NDArray[np.float64], num_resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> Interval:
+def bootstrap_interval(values: NDArray[np.float64], num_resamples: int = 10_000) -> Interval:
     """The mean of `values` [num_problems] with its percentile-bootstrap interval.
 
-    Each resample draws num_problems values with replacement; the bounds are the (1 - level) / 2 and
-    (1 + level) / 2 quantiles of the resamples' means. The same arguments give the same interval.
+    Each resample draws num_problems values with replacement; the bounds are the 2.5% and 97.5%
+    quantiles of the resamples' means. The same arguments give the same interval.
     See Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 
-    Raises `InputError` for values that are empty, not finite or not one-dimensional, a level
-    outside of (0, 1) or fewer than one resample.
+    Raises `InputError` for values that are empty, not finite or not one-dimensional, and for fewer
+    than one resample.
 
     >>> bootstrap_interval(np.ones(5))
     Interval(mean=1.0, low=1.0, high=1.0)
@@ -56,12 +55,10 @@ def bootstrap_interval(
     (0.75, True)
     """
     values = _checked(values, "values")
-    if not 0 < level < 1:
-        raise InputError(f"level is {level}, expected a number between 0 and 1, such as 0.95")
     if num_resamples < 1:
         raise InputError(f"num_resamples is {num_resamples}, expected 1 or more")
-    means = _resampled_means(values, num_resamples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    means = _resampled_means(values, num_resamples)
+    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(mean=float(values.mean()), low=float(low), high=float(high))
 
 
@@ -76,18 +73,14 @@ def paired_interval(
     >>> paired_interval(np.array([0.5, 0.9]), np.array([0.25, 0.65]))  # always 0.25 better
     Interval(mean=0.25, low=0.25, high=0.25)
     """
-    values, baseline = _checked(values, "values"), _checked(baseline, "baseline")
-    _check_lengths(values, baseline)
-    return bootstrap_interval(values - baseline, num_resamples)
+    return bootstrap_interval(_differences(values, baseline, _checked), num_resamples)
 
 
-def share_interval(
-    values: NDArray[np.float64], num_resamples: int = 10_000, level: float = 0.95
-) -> Interval:
+def share_interval(values: NDArray[np.float64], num_resamples: int = 10_000) -> Interval:
     """The mean of `values` [num_problems], each from 0 to 1, with its interval.
 
     This is `bootstrap_interval`, unless all values are equal. Then the bounds assume that a share u
-    of all problems has the value 0 (or 1) instead, where (1 - u)^num_problems = (1 - level) / 2.
+    of all problems has the value 0 (or 1) instead, where (1 - u)^num_problems = 0.025.
     For values that are all 0, or all 1, this is the exact interval of Clopper and Pearson (1934).
 
     Raises `InputError` as `bootstrap_interval` does, and for a value out of range.
@@ -96,8 +89,7 @@ def share_interval(
     >>> found.low, round(found.high, 3)
     (0.0, 0.046)
     """
-    values = _checked_shares(values, "values")
-    return _interval_within(0.0, values, num_resamples, level)
+    return _interval_within(0.0, _checked_shares(values, "values"), num_resamples)
 
 
 def paired_share_interval(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> Interval:
@@ -109,20 +101,18 @@ def paired_share_interval(values: NDArray[np.float64], baseline: NDArray[np.floa
     >>> found.mean, round(found.low, 3), found.high
     (1.0, 0.769, 1.0)
     """
-    values, baseline = _checked_shares(values, "values"), _checked_shares(baseline, "baseline")
-    _check_lengths(values, baseline)
-    return _interval_within(-1.0, values - baseline)
+    return _interval_within(-1.0, _differences(values, baseline, _checked_shares))
 
 
 def _interval_within(
-    least: float, values: NDArray[np.float64], num_resamples: int = 10_000, level: float = 0.95
+    least: float, values: NDArray[np.float64], num_resamples: int = 10_000
 ) -> Interval:
     """The interval of values that lie between `least` and 1."""
-    found = bootstrap_interval(values, num_resamples, level)
+    found = bootstrap_interval(values, num_resamples)
     if np.ptp(values) > _ROUNDING:
         return found
     value = float(values[0])
-    unseen = 1 - ((1 - level) / 2) ** (1 / len(values))
+    unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / len(values))
     return Interval(value, value - unseen * (value - least), value + unseen * (1 - value))
 
 
@@ -191,31 +181,35 @@ def _checked_shares(values: NDArray[np.float64], name: str) -> NDArray[np.float6
     return values
 
 
-def _check_lengths(values: NDArray[np.float64], baseline: NDArray[np.float64]) -> None:
+def _differences(
+    values: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    checked: Callable[[NDArray[np.float64], str], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    values, baseline = checked(values, "values"), checked(baseline, "baseline")
     if len(values) != len(baseline):
         raise InputError(
             f"values has {len(values)} problems and baseline {len(baseline)}; "
             "give both for the same problems in the same order"
         )
+    return values - baseline
 
 
-def _resampled_means(
-    values: NDArray[np.float64], num_resamples: int, seed: int
-) -> NDArray[np.float64]:
+def _resampled_means(values: NDArray[np.float64], num_resamples: int) -> NDArray[np.float64]:
     num_problems = len(values)
     few = num_problems * num_resamples <= _MOST_KEPT
     means = np.empty(num_resamples)
     start = 0
-    for drawn in (_kept_draws if few else _draws)(num_problems, num_resamples, seed):
+    for drawn in (_kept_draws if few else _draws)(num_problems, num_resamples):
         # No index is out of range, and "clip" skips the check, which would take most of the time.
         means[start : start + len(drawn)] = values.take(drawn, mode="clip").mean(axis=1)
         start += len(drawn)
     return means
 
 
-def _draws(num_problems: int, num_resamples: int, seed: int) -> Iterator[NDArray[np.integer[Any]]]:
+def _draws(num_problems: int, num_resamples: int) -> Iterator[NDArray[np.integer[Any]]]:
     """The indices of each resample's problems, in chunks [rows, num_problems]."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = max(1, CHUNK_SIZE // num_problems)
     # Narrow integers are drawn several times as fast as 64-bit ones.
     dtype = np.uint16 if num_problems <= 2**16 else np.int64
@@ -225,8 +219,8 @@ def _draws(num_problems: int, num_resamples: int, seed: int) -> Iterator[NDArray
 
 
 @lru_cache(maxsize=2)
-def _kept_draws(num_problems: int, num_resamples: int, seed: int) -> list[NDArray[np.integer[Any]]]:
-    return list(_draws(num_problems, num_resamples, seed))
+def _kept_draws(num_problems: int, num_resamples: int) -> list[NDArray[np.integer[Any]]]:
+    return list(_draws(num_problems, num_resamples))
 
 
 def _auc(number: int, scores: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
