@@ -210,7 +210,7 @@ def show_search(report: SearchReport) -> None:
 
 def show_plan(plan: Plan) -> None:
     """Print what a run needs, as a table."""
-    size, memory = plan.parameters, plan.memory
+    size, memory, setup = plan.parameters, plan.memory, plan.setup
     _print_pairs(
         {
             "parameters": f"{count(size.total)}: layers {count(size.layer_matrices)}, "
@@ -225,9 +225,9 @@ def show_plan(plan: Plan) -> None:
             f"{byte_count(memory.activations)}",
             "host": f"{byte_count(memory.checkpoint)} per GPU while a checkpoint is written",
             "work": f"{plan.flops:.3g} FLOPs (6 per parameter and token)",
-            "speed": f"{count(plan.tokens_per_second)} tokens/s, at {plan.utilization:.0%} of the "
-            f"peak of {plan.gpus} {plan.gpu}",
-            "time": f"{plan.hours:,.1f} h per direction, {plan.hours * plan.gpus:,.0f} GPU hours",
+            "speed": f"{count(plan.tokens_per_second)} tokens/s, at {setup.utilization:.0%} of the "
+            f"peak of {setup.gpus} {setup.gpu}",
+            "time": f"{plan.hours:,.1f} h per direction, {plan.hours * setup.gpus:,.0f} GPU hours",
             "disk": f"data {byte_count(plan.data)}, each checkpoint "
             f"{byte_count(plan.checkpoint)}, model {byte_count(plan.model)}",
         }

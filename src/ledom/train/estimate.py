@@ -214,9 +214,7 @@ def memory(
 class Plan:
     """The needs of one direction of a recipe on some GPUs; its twin needs the same again."""
 
-    name: str
-    gpu: str
-    gpus: int
+    setup: Setup
     parameters: ParameterCount
     steps: int
     tokens: int
@@ -229,7 +227,6 @@ class Plan:
     usable: float
     """Bytes of a GPU's memory that are available to tensors."""
     flops: float
-    utilization: float
     tokens_per_second: float
     """Tokens per second of all GPUs together."""
     hours: float
@@ -295,9 +292,7 @@ class _Planner:
         rate = flops / _training_flops(count.total, 1)
         usable = _USABLE * GPUS[setup.gpu].memory
         return Plan(
-            name=recipe.name,
-            gpu=setup.gpu,
-            gpus=setup.gpus,
+            setup=setup,
             parameters=count,
             steps=recipe.optim.steps,
             tokens=tokens,
@@ -306,7 +301,6 @@ class _Planner:
             memory=needs,
             usable=usable,
             flops=_training_flops(count.total, tokens),
-            utilization=setup.utilization,
             tokens_per_second=rate,
             hours=tokens / rate / 3600,
             checkpoint=needs.checkpoint * self.shards,

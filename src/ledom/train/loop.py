@@ -224,9 +224,7 @@ class TrainingRun:
         for number, part in enumerate(parts, 1):
             accumulate(self.model, last=number == len(parts))
             windows = [batch.windows[place] for place in part]
-            packed = _packed(windows, self.direction, self.recipe, self.data.tokenizer.eos_id)
-            with _autocast(self.model, self.recipe):
-                losses = packed_losses(self.model, packed)
+            _, losses = _losses(self.model, windows, self.data, self.direction, self.recipe)
             share = batch.loss(losses)
             share.backward()
             loss += share.detach()
@@ -271,13 +269,6 @@ def _progress(row: Row, failure: OutputError | None) -> Progress:
     )
 
 
-def _packed(
-    windows: list[NDArray[np.int64]], direction: Direction, recipe: Recipe, eos_id: int
-) -> PackedBatch:
-    boundaries = recipe.data.mask_across_documents, recipe.data.reset_position_ids
-    return pack(windows, direction, eos_id, *boundaries)
-
-
 def _check_finite(loss: float, gradient_norm: float, step: int) -> None:
     for what, value in (("loss", loss), ("gradient's norm", gradient_norm)):
         if not math.isfinite(value):
@@ -297,6 +288,22 @@ def packed_losses(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
         torch.from_numpy(batch.boundaries),
         torch.from_numpy(batch.targets).to(device),
     )
+
+
+def _losses(
+    model: PreTrainedModel,
+    windows: list[NDArray[np.int64]],
+    data: PreparedData,
+    direction: Direction,
+    recipe: Recipe,
+) -> tuple[PackedBatch, Tensor]:
+    """The windows as one row, and the losses of its tokens, with products in the recipe's dtype."""
+    boundaries = recipe.data.mask_across_documents, recipe.data.reset_position_ids
+    packed = pack(windows, direction, data.tokenizer.eos_id, *boundaries)
+    # A sharded model's dtype is FSDP's.
+    enabled = not isinstance(model, FSDPModule) and recipe.train.precision == "bfloat16"
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled):
+        return packed, packed_losses(model, packed)
 
 
 @torch.no_grad()
@@ -323,18 +330,10 @@ def validate(
         # and only the first one's losses count.
         alone = len(read) < world.size
         share = range(len(read)) if alone else share_out([len(w) - 1 for w in read], world)[0]
-        batch = _packed([read[i] for i in share], direction, recipe, data.tokenizer.eos_id)
-        with _autocast(model, recipe):
-            losses = packed_losses(model, batch)
+        batch, losses = _losses(model, [read[i] for i in share], data, direction, recipe)
         if world.is_first or not alone:
             stats.add([places[i] for i in share], batch, losses.cpu().double().numpy(), direction)
     return stats.row(world.total)
-
-
-def _autocast(model: PreTrainedModel, recipe: Recipe) -> torch.autocast:
-    """A context in which products use the recipe's dtype; FSDP does this for a sharded model."""
-    enabled = not isinstance(model, FSDPModule) and recipe.train.precision == "bfloat16"
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @contextmanager
