@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from ledom.data.store import TokenStore
 
 __all__ = ["EXPECTED", "NUMBERS", "Make", "ids_of", "write_numbers"]
@@ -23,7 +25,11 @@ def write_numbers(file: Path, documents: list[list[int]]) -> None:
 
 
 def ids_of(store: TokenStore | None) -> list[list[int]]:
-    """The documents of a store that is whole."""
+    """The documents of a store that is whole, EOS included."""
     assert store is not None
     store.verify()
-    return [document.tolist() for document in store.documents()]
+    return [
+        ids.tolist()
+        for shard in store.shards
+        for ids in np.split(shard.tokens, shard.ends[:-1].astype(int))
+    ]

@@ -22,6 +22,7 @@ from ledom.data.problems import generate_problems, is_true
 from ledom.data.store import TokenStore, encode_documents, write_store
 from ledom.text.tokenizer import Tokenizer
 from ledom.train import loop
+from number_documents import ids_of
 from started import started
 from waiting import until
 
@@ -65,10 +66,7 @@ def test_from_documents_to_a_trained_model(
     code, text = run("tokenize", corpus, *options, "--tasks", 2, "--out", tokens)
     assert code == 0, text
     store = TokenStore(tokens)
-    store.verify()
-    assert [d.tolist() for d in store.documents()] == [
-        d.tolist() for d in encode_documents(TEXTS, tokenizer)
-    ]
+    assert ids_of(store) == [ids.tolist() for ids in encode_documents(TEXTS, tokenizer)]
     assert f"60 documents, {store.manifest.num_tokens:,} tokens in 2 shards" in text
     assert run("tokenize", corpus / "a.jsonl", *options, "--out", valid)[0] == 0
     recipe = tmp_path / "recipe.yaml"

@@ -18,6 +18,7 @@ from ledom.data.prepare import DataConfig, PreparedData, SourceConfig, prepare_d
 from ledom.data.problems import split_of
 from ledom.data.store import TokenStore, write_store
 from ledom.text.tokenizer import EOS_TOKEN, Tokenizer
+from number_documents import ids_of
 from waiting import SECONDS, until
 
 
@@ -29,7 +30,7 @@ def train_texts(data: PreparedData) -> list[str]:
 
 def texts_of(data: PreparedData, store: TokenStore) -> list[str]:
     """The documents of a store, decoded."""
-    return [data.tokenizer.decode(ids.tolist()) for ids in store.documents()]
+    return [data.tokenizer.decode(ids) for ids in ids_of(store)]
 
 
 def write_documents(path: Path, count: int) -> list[str]:

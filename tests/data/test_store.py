@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ledom.core.errors import InputError, OutputError
-from ledom.data.store import TokenStore, write_store
+from ledom.data.store import MANIFEST, TokenStore, write_store
+from number_documents import ids_of
 
 
 def store_of(tmp_path, words, *documents: list[int]) -> TokenStore:
@@ -16,7 +17,7 @@ def test_a_store_is_the_documents_each_ended_by_eos(tmp_path, words):
     shard = store.shards[0]
     assert shard.tokens.tolist() == [5, 6, 7, 0, 0, 8, 0]
     assert shard.ends.tolist() == [4, 5, 7]
-    assert [document.tolist() for document in store.documents()] == [[5, 6, 7, 0], [0], [8, 0]]
+    assert ids_of(store) == [[5, 6, 7, 0], [0], [8, 0]]
     assert store.manifest.num_documents == 3
     assert store.manifest.num_tokens == 7
     raw = (tmp_path / "s" / "tokens.ds").read_bytes()
@@ -88,12 +89,12 @@ def test_the_manifest_comes_last(tmp_path, words):
 
     def texts():
         yield from ["5 6", "7"]
-        assert not TokenStore.exists(tmp_path / "s")  # nor the one that stood there before
+        assert not (tmp_path / "s" / MANIFEST).is_file()  # nor the one that stood there before
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
         write_store(tmp_path / "s", texts(), words)
-    assert not TokenStore.exists(tmp_path / "s")
+    assert not (tmp_path / "s" / MANIFEST).is_file()
     with pytest.raises(InputError, match=r"no manifest\.json: not a finished token store"):
         TokenStore(tmp_path / "s")
 

@@ -16,7 +16,7 @@ from ledom.core.errors import InputError, OutputError, WorkerError
 from ledom.data import tokenize as module
 from ledom.data.documents import Documents, open_documents
 from ledom.data.prepare import DataConfig, prepare_data
-from ledom.data.store import TokenStore
+from ledom.data.store import MANIFEST, TokenStore
 from ledom.data.tokenize import Execution, TokenizeProgress, tokenize
 from ledom.text.tokenizer import Tokenizer
 from number_documents import EXPECTED, NUMBERS, Make, ids_of, write_numbers
@@ -106,7 +106,7 @@ def test_what_is_finished_is_not_done_again(
     with pytest.raises(InputError, match=r"documents\.jsonl:26: no key 'text'"):
         make(Execution(tasks=4), Unreadable(documents))
     assert here == [0, 1, 2]
-    assert not TokenStore.exists(tmp_path / "s")
+    assert not (tmp_path / "s" / MANIFEST).is_file()
     assert not (tmp_path / "s" / "00002_unshuffled.ds").exists()
     assert len([*(tmp_path / "s").glob("*.ds")]) == 2
     assert ids_of(make()) == EXPECTED  # four tasks, as begun
@@ -217,7 +217,7 @@ def test_the_error_of_a_process_comes_back(tmp_path: Path, make: Make, file: Pat
     file.write_text(file.read_text() + '{"txt": 1}\n')
     with pytest.raises(InputError, match=r"documents\.jsonl:41: no key 'text', only txt"):
         make(Execution(workers=1, tasks=1))
-    assert not TokenStore.exists(tmp_path / "s")
+    assert not (tmp_path / "s" / MANIFEST).is_file()
 
 
 class Killed:
@@ -244,7 +244,7 @@ def test_a_killed_task_leaves_nothing_that_counts(tmp_path: Path, make: Make, fi
         make(execution, Killed(documents))
     assert [f.name for f in out.glob("*.ds")] == ["00000_unshuffled.ds"]
     assert [*out.glob("00001*.part")]
-    assert not TokenStore.exists(out)
+    assert not (out / MANIFEST).is_file()
     made = (out / "00000_unshuffled.ds").stat().st_mtime_ns
     assert ids_of(make(execution)) == EXPECTED
     assert (out / "00000_unshuffled.ds").stat().st_mtime_ns == made

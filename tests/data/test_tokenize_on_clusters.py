@@ -14,7 +14,7 @@ import pytest
 
 from ledom.core.errors import InputError, MissingExtraError, WorkerError
 from ledom.data import tokenize as module
-from ledom.data.store import TokenStore
+from ledom.data.store import MANIFEST, TokenStore
 from ledom.data.tokenize import Execution
 from number_documents import EXPECTED, Make, ids_of
 from started import started
@@ -63,7 +63,7 @@ def test_slurm_gets_a_job_of_all_tasks(tmp_path: Path, make: Make, cluster: Path
     assert f"launch_pickled_pipeline {pickled}" in asked
     # Each job of the array, as Slurm would start it; the last one finishes the store.
     for task in range(3):
-        assert not TokenStore.exists(tmp_path / "s")
+        assert not (tmp_path / "s" / MANIFEST).is_file()
         environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "node1"}
         environment["PATH"] = os.environ["PATH"]
         job = started(tmp_path / "said", pickled, run=launch_elsewhere, environment=environment)

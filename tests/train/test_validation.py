@@ -16,6 +16,7 @@ from ledom.model.checkpoint import build_model
 from ledom.train.distributed import ProcessGroup
 from ledom.train.loop import validate
 from ledom.train.metrics import ValidationStats
+from number_documents import ids_of
 
 TEXTS = [
     "Ava has three pens and buys four more at the shop on the corner.",
@@ -46,7 +47,7 @@ def plain_rows(model, store, stretches, flip):
     config = type(model.config)(**{**model.config.to_dict(), "attn_implementation": "sdpa"})
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     plain.load_state_dict(model.state_dict())
-    documents = [[store.eos_id, *d.tolist()] for d in store.documents()]
+    documents = [[store.eos_id, *ids] for ids in ids_of(store)]
     rows = []
     for document, start, end in stretches:
         ids = documents[document][start : end + 1]
@@ -77,7 +78,7 @@ def test_parts_of_the_loss_are_those_of_plain_transformers(
     recipe, data, valid, tiny_config, direction
 ):
     model = build_model(tiny_config, data.tokenizer, 5)
-    lengths = [len(document) for document in valid.documents()]
+    lengths = [len(ids) for ids in ids_of(valid)]
     stretches = [
         (document, start, min(start + 10, length))
         for document, length in enumerate(lengths)
@@ -112,7 +113,7 @@ def test_fixed_windows_share_a_window_among_its_documents(
 ):
     """One window over all documents: as the documents alone, whichever way they are read."""
     model = build_model(tiny_config, data.tokenizer, 5)
-    lengths = [len(document) for document in valid.documents()]
+    lengths = [len(ids) for ids in ids_of(valid)]
     stretches = [(document, 0, length) for document, length in enumerate(lengths)]
     rows = plain_rows(model, valid, stretches, flip=direction is Direction.REVERSE)
     settings = recipe_of(recipe, seq_len=sum(lengths), packing="fixed")

@@ -18,7 +18,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 from ledom.core.errors import InputError, MissingExtraError
 from ledom.core.reading import JsonObject, check_regular, parse_json
@@ -186,6 +186,9 @@ class HubDocuments:
     'hub:wikitext'
     """
 
+    num_bytes: ClassVar[None] = None
+    notes: ClassVar[tuple[str, ...]] = ()
+
     name: str
     config: str | None = None
     split: str = "train"
@@ -211,14 +214,6 @@ class HubDocuments:
                 )
             chosen[key] = value
         return cls(name, text_key=text_key, **chosen)
-
-    @property
-    def num_bytes(self) -> None:
-        return None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     @property
     def source(self) -> str:

@@ -20,8 +20,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from ledom.core import processes
 from ledom.core.errors import InputError, OutputError, RecipeError
 from ledom.core.files import check_settings, file_hash, lock_folder, write_json
-from ledom.core.reading import Config, JsonObject, read_json
-from ledom.core.records import Document, Problem, Record, read_records
+from ledom.core.reading import Config, JsonObject, read_json, read_jsonl
+from ledom.core.records import Document, Problem, read_records
 from ledom.data.packing import Packing
 from ledom.data.problems import GENERATOR, equations, generate_problems
 from ledom.data.store import TokenStore, write_store
@@ -342,7 +342,7 @@ def read_split(
     return left, held_out
 
 
-def _read_documents(path: str | Path) -> list[Document | Problem]:
+def _read_documents(path: str | Path) -> Sequence[Document | Problem]:
     """Read a JSONL file of documents (key `text`) or of problems with solutions.
 
     >>> import tempfile
@@ -351,10 +351,10 @@ def _read_documents(path: str | Path) -> list[Document | Problem]:
     ...     _read_documents(file.name)
     [Document(extra={}, id='a', text='Hello.', source=None)]
     """
-    if "text" in read_records(path, Record)[0].extra:
-        return list(read_records(path, Document))
-    problems = read_records(path, Problem, Problem.require_solution)
-    return list(problems)
+    _, first = next(read_jsonl(path), (0, {}))
+    if "text" in first:
+        return read_records(path, Document)
+    return read_records(path, Problem, Problem.require_solution)
 
 
 def _generated(count: int, config: DataConfig) -> Iterator[str]:

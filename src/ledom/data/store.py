@@ -167,15 +167,6 @@ class TokenStore:
                     path=shard.file,
                 )
 
-    @classmethod
-    def exists(cls, folder: str | Path) -> bool:
-        """Whether the folder holds a finished store.
-
-        >>> TokenStore.exists("no-such-folder")
-        False
-        """
-        return (Path(folder) / MANIFEST).is_file()
-
     @property
     def eos_id(self) -> int:
         """The document-end token."""
@@ -198,22 +189,6 @@ class TokenStore:
         ['web', 'web', 'books']
         """
         return [name for name, count in self.manifest.sources for _ in range(count)]
-
-    def documents(self) -> Iterator[NDArray[Any]]:
-        """The ids of each document in turn, EOS included.
-
-        >>> import tempfile
-        >>> from ledom.text.tokenizer import train_tokenizer
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     store = write_store(folder, ["so", "a"], train_tokenizer([], 257))
-        ...     [len(ids) for ids in store.documents()]
-        [3, 2]
-        """
-        for shard in self.shards:
-            tokens, start = shard.tokens, 0
-            for end in shard.ends.tolist():
-                yield tokens[start:end]
-                start = end
 
 
 def _read_manifest(file: Path) -> Manifest:
@@ -238,8 +213,8 @@ def write_store(
     >>> tokenizer = train_tokenizer(["so"], 257)  # a token per byte, and EOS
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = write_store(f"{folder}/store", ["so", "ok"], tokenizer)
-    ...     [int(ids[-1]) == store.eos_id for ids in store.documents()], store.manifest.num_tokens
-    ([True, True], 6)
+    ...     store.manifest.num_documents, store.manifest.num_tokens
+    (2, 6)
     """
     folder = Path(folder)
     file = folder / _SINGLE_SHARD

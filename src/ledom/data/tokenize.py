@@ -162,7 +162,7 @@ def _tokenize(
 ) -> TokenStore | None:
     tasks = _begin(documents, tokenizer, out, execution)
     _drop_damaged(out, tasks, token_dtype(tokenizer).itemsize)
-    if TokenStore.exists(out):
+    if (out / MANIFEST).is_file():
         return TokenStore(out)
     steps = [ReadDocuments(documents), WriteShard(out)]
     logger.disable("datatrove")
@@ -187,7 +187,7 @@ def _begin(documents: Documents, tokenizer: Tokenizer, out: Path, execution: Exe
     file = out / _SETTINGS
     has_shards = any((out / TASKS / "shards").glob("*.json"))
     found = _read_settings(out) if file.is_file() and has_shards else None
-    if found is None and TokenStore.exists(out):
+    if found is None and (out / MANIFEST).is_file():
         raise InputError(
             "holds a store that was not made by ledom tokenize; give another folder", path=out
         )
