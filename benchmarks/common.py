@@ -5,6 +5,7 @@ That matters to benchmarks of memory: their child processes import it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -17,7 +18,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ledom.core.records import Candidate, Problem
 
-__all__ = ["generated_answers", "resident", "run_child"]
+__all__ = ["add_answers", "new_parser", "parse", "read_answers", "resident", "run_child"]
+
+
+def new_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the first line of a benchmark's docstring."""
+    return argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, which may have --threads: for this process and its children."""
+    from ledom.core.processes import set_threads
+
+    parser.add_argument("--threads", type=int, help="CPU threads. Default: as in ledom's commands.")
+    arguments = parser.parse_args()
+    set_threads(arguments.threads)
+    return arguments
 
 
 def resident(key: str = "VmRSS", pid: int | str = "self") -> float:
@@ -42,14 +58,37 @@ def run_child(file: str, arguments: Sequence[object], **environment: str) -> Any
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def generated_answers(questions: int, answers: int) -> tuple[list[Problem], list[Candidate]]:
-    """Unseen generated problems, with answers sampled from the embedded forward model."""
+def add_answers(parser: argparse.ArgumentParser, questions: int) -> None:
+    """Add the options of `read_answers`."""
+    parser.add_argument("--problems", type=Path)
+    parser.add_argument("--candidates", type=Path, help="Default: generate problems and answers.")
+    parser.add_argument("--questions", type=int, default=questions)
+    parser.add_argument("--answers", type=int, default=8, help="Sampled answers per question.")
+
+
+def read_answers(arguments: argparse.Namespace) -> tuple[list[Problem], list[Candidate]]:
+    """The first questions of the files, each with its first sampled answers.
+
+    Without files the problems are generated, and the embedded forward model answers them.
+    """
+    from ledom.core.records import Candidate, Problem, read_records
     from ledom.data.problems import generate_problems
     from ledom.lm import load
     from ledom.lm.language_model import Sampling
     from ledom.rerank.sample import sample_candidates
 
-    problems = list(generate_problems("test", questions, seed=9))
-    sampling = Sampling(temperature=0.7)
-    chunks = sample_candidates(problems, load("tiny", "forward"), sampling, answers)
-    return problems, [c for chunk in chunks for c in chunk if not c.greedy]
+    questions, answers = arguments.questions, arguments.answers
+    if arguments.problems and arguments.candidates:
+        problems = read_records(arguments.problems, Problem)[:questions]
+        drawn = read_records(arguments.candidates, Candidate)
+    else:
+        problems = list(generate_problems("test", questions, seed=9))
+        sampling = Sampling(temperature=0.7)
+        chunks = sample_candidates(problems, load("tiny", "forward"), sampling, answers)
+        drawn = [candidate for chunk in chunks for candidate in chunk]
+    kept: dict[str, list[Candidate]] = {problem.id: [] for problem in problems}
+    for candidate in drawn:
+        own = kept.get(candidate.problem_id)
+        if own is not None and not candidate.greedy and len(own) < answers:
+            own.append(candidate)
+    return problems, [candidate for own in kept.values() for candidate in own]

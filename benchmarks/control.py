@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from common import new_parser, parse
 from error_kinds import ERROR_KINDS, error_kind
 from numpy.typing import NDArray
 
 import ledom
 from ledom.cli.progress import track
-from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import MISSING, interval
@@ -125,12 +125,12 @@ def cross_fitted(table: CandidateTable, features: tuple[str, ...]) -> Result:
         weights = fit_sum(features, table.select(np.flatnonzero(fold != i)))
         rows = np.flatnonzero(fold == i)
         tested = table.select(rows)
-        auc[rows] = pairwise_auc(*_by_problem(arm.score(tested, weights), tested))
+        auc[rows] = pairwise_auc(*by_problem(arm.score(tested, weights), tested))
         pick[rows] = arm.accuracy(tested, weights)
     return Result(auc, pick)
 
 
-def _by_problem(
+def by_problem(
     values: FloatArray, table: CandidateTable
 ) -> tuple[list[FloatArray], list[NDArray[np.bool_]]]:
     """Values and labels of each problem's answers, as `pairwise_auc` takes them."""
@@ -168,7 +168,7 @@ def print_scores(table: CandidateTable) -> None:
     """Print the AUC of each score per token, and paired differences between two like models."""
     print("\n| score per token | AUC | minus the first model |\n|---|---|---|")
     auc = {
-        name: pairwise_auc(*_by_problem(table.features[f"{name}_mean"], table))
+        name: pairwise_auc(*by_problem(table.features[f"{name}_mean"], table))
         for name in SCORES
         if f"{name}_mean" in table.features
     }
@@ -201,14 +201,14 @@ def print_kinds(
         share = 100 * (kinds == kind).sum() / max(1, wrong)
         cells = []
         for name in shown:
-            auc = pairwise_auc(*_by_problem(table.features[name], part))
+            auc = pairwise_auc(*by_problem(table.features[name], part))
             auc = auc[~np.isnan(auc)]
             cells.append(interval(bootstrap_interval(auc)) if len(auc) else MISSING)
         print(f"| {kind} | {share:.1f} | {' | '.join(cells)} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--problems", required=True)
     parser.add_argument("--candidates", required=True)
     parser.add_argument("--num-problems", type=int, help="use only the first N problems")
@@ -219,9 +219,7 @@ def main() -> None:
     parser.add_argument("--second-forward")
     parser.add_argument("--second-reverse")
     parser.add_argument("--out", default="out/control")
-    parser.add_argument("--threads", type=int, help="default: all CPUs")
-    arguments = parser.parse_args()
-    set_threads(arguments.threads)
+    arguments = parse(parser)
     problems = read_records(arguments.problems, Problem, unique_ids())[: arguments.num_problems]
     wanted = {problem.id for problem in problems}
     candidates = read_records(arguments.candidates, Candidate)

@@ -12,13 +12,12 @@ the shortest questions are used.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 import numpy as np
+from common import new_parser, parse
 
 import ledom
-from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
 from ledom.lm.language_model import LanguageModel
@@ -52,16 +51,14 @@ def question_logprobs(
 
 def main() -> None:
     """Print a row without the guard and one with it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--problems", help="a JSONL file of problems with solutions")
     parser.add_argument("--reverse", default="tiny", help="the model that scores")
     parser.add_argument("--num-problems", type=int, default=100)
     parser.add_argument(
         "--mask-copies", type=int, default=12, help="least length of a masked passage, in words"
     )
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    set_threads(arguments.threads)
+    arguments = parse(parser)
     count = arguments.num_problems
     if arguments.problems is None:
         problems = list(generate_problems("test", count, seed=0))

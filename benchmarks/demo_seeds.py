@@ -9,7 +9,6 @@ its time is then that of the last part only, and is marked. Run it on an idle ma
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from common import new_parser, parse
 
 from ledom.report.formatting import accuracy, difference, verdict
 from ledom.report.results import Interval
@@ -72,14 +73,14 @@ def table(runs: list[Run], reports: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/demo-seeds"))
     parser.add_argument("--seeds", type=int, default=10)
-    for name in ("problems", "samples", "threads"):
+    for name in ("problems", "samples"):
         parser.add_argument(f"--{name}", type=int, help="default: the demo's")
-    options = parser.parse_args()
+    options = parse(parser)
     arguments: list[str] = []
-    for name in ("problems", "samples", "threads"):
+    for name in ("problems", "samples"):
         if (value := getattr(options, name)) is not None:
             arguments += [f"--{name}", str(value)]
     runs: list[Run] = []

@@ -11,17 +11,15 @@ answers them. A CPU without bf16 instructions takes 50 times as long in bf16.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-import torch
-from common import generated_answers
+from common import add_answers, new_parser, parse, read_answers
+from control import by_problem
 
-from ledom.core.records import Candidate, Problem, Score, read_records
+from ledom.core.records import Candidate, Problem, Score
 from ledom.lm import EMBEDDED, embedded_folder
 from ledom.lm.backends.local import HFLanguageModel
 from ledom.lm.language_model import LanguageModel
@@ -88,16 +86,12 @@ def choose(table: CandidateTable, scores: Sequence[Score]) -> Result:
     """Choose the candidate with the highest weighted sum of all scores (embedded weights)."""
     weights = choose_weights(None, None, EMBEDDED, EMBEDDED)
     value = STRATEGIES[STRATEGY].score(table, weights.weights[STRATEGY])
-    rows = range(len(value))
     pick = np.where(table.mask, value, -np.inf).argmax(axis=1)
     return Result(
         np.concatenate([score.token_logprobs or [] for score in scores]),
-        pairwise_auc(
-            [value[row, table.mask[row]] for row in rows],
-            [table.correct[row, table.mask[row]] for row in rows],
-        ),
+        pairwise_auc(*by_problem(value, table)),
         pick,
-        table.correct[rows, pick].astype(float),
+        table.correct[range(len(pick)), pick].astype(float),
     )
 
 
@@ -125,22 +119,11 @@ def print_table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "int8"])
-    parser.add_argument("--questions", type=int, default=200)
-    parser.add_argument("--answers", type=int, default=8, help="per question")
-    parser.add_argument("--problems", type=Path)
-    parser.add_argument("--candidates", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.problems and args.candidates:
-        problems = read_records(args.problems, Problem)[: args.questions]
-        candidates = read_records(args.candidates, Candidate)
-    else:
-        problems, candidates = generated_answers(args.questions, args.answers)
-    wanted = {problem.id for problem in problems}
-    candidates = [c for c in candidates if c.problem_id in wanted and not c.greedy]
+    add_answers(parser, questions=200)
+    args = parse(parser)
+    problems, candidates = read_answers(args)
     arms = make_arms(args.dtypes)
     for start in range(0, len(problems), TURN):
         some = problems[start : start + TURN]

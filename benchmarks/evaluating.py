@@ -10,13 +10,13 @@ affects. Every log-likelihood must agree to 1e-3.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from common import new_parser
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
@@ -51,7 +51,7 @@ def timed(answer: Callable[[], Any]) -> tuple[float, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--documents", type=int, default=12)
     parser.add_argument("--shots", type=int, default=2, help="solved examples")
     parser.add_argument("--model", default=str(embedded_folder("forward")))

@@ -10,7 +10,6 @@ printed is the least number of files of 400 lines that could hold the same lines
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import io
@@ -21,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from common import new_parser
 
 import ledom
 from ledom.cli.app import app
@@ -70,7 +71,7 @@ def _counted(files: Sequence[str]) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    new_parser(__doc__).parse_args()
     for name, arguments in COMMANDS.items():
         with tempfile.TemporaryDirectory() as folder:
             files = files_touched([*arguments, "--out", folder])

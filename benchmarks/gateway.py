@@ -1,6 +1,6 @@
 """Does the gateway of `ledom serve` choose the answers that `ledom rerank` chooses?
 
-    python benchmarks/gateway.py [--problems 200] [--samples 8] [--threads 1] [--out out/gateway]
+    python benchmarks/gateway.py [--problems 200] [--samples 8] [--out out/gateway]
 
 `ledom rerank` samples candidates for generated problems and chooses among them. A stand-in upstream
 then sends the same candidates to a gateway, which chooses among them too. The benchmark compares
@@ -9,7 +9,6 @@ both choices, and their accuracies with that of a random choice.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+from common import new_parser, parse
 
 from ledom.core.records import Candidate, Problem, read_records
 from ledom.data.problems import generate_problems
@@ -31,11 +31,11 @@ from serving import HOST, serving
 SEED = 3
 
 
-def rerank(problems: int, samples: int, threads: int, out: Path) -> list[Selection]:
+def rerank(problems: int, samples: int, out: Path) -> list[Selection]:
     """The answers that `ledom rerank` chooses from candidates that it samples into `out`."""
     command = [sys.executable, "-m", "ledom", "rerank", "--split", "test", "--seed", str(SEED)]
     command += ["--num-problems", str(problems), "--samples", str(samples)]
-    command += ["--mask-copies", str(MASK_COPIES), "--threads", str(threads), "--out", str(out)]
+    command += ["--mask-copies", str(MASK_COPIES), "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return list(read_records(out / "selected.jsonl", Selection))
 
@@ -66,13 +66,11 @@ def upstream(texts: Mapping[str, Sequence[str]]) -> Iterator[str]:
         server.shutdown()
 
 
-def served(
-    problems: Sequence[Problem], texts: Mapping[str, Sequence[str]], threads: int
-) -> list[str]:
+def served(problems: Sequence[Problem], texts: Mapping[str, Sequence[str]]) -> list[str]:
     """The answers that the gateway returns to the problems' questions."""
     with upstream(texts) as address:
         options = ["--upstream", address, "--upstream-model", "any"]
-        with serving(threads, options=options) as (port, _):
+        with serving(options=options) as (port, _):
             url = f"http://{HOST}:{port}/v1/chat/completions"
             answers = []
             for problem in problems:
@@ -86,13 +84,12 @@ def served(
 
 def main() -> None:
     """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/gateway"))
-    given = parser.parse_args()
-    selections = rerank(given.problems, given.samples, given.threads, given.out)
+    given = parse(parser)
+    selections = rerank(given.problems, given.samples, given.out)
     problems = list(generate_problems("test", given.problems, seed=SEED))
     candidates = list(read_records(given.out / "candidates.jsonl", Candidate))
     texts: dict[str, list[str]] = {
@@ -101,7 +98,7 @@ def main() -> None:
         ]
         for problem in problems
     }
-    answers = served(problems, texts, given.threads)
+    answers = served(problems, texts)
 
     def right(problem: Problem, text: str) -> bool:
         return equal_answers(extract_answer(text) or "", problem.answer or "")

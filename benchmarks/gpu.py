@@ -20,7 +20,6 @@ counted.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import statistics
 import tempfile
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import new_parser
 from hflm import HarnessScorer
 from rates import left_padded, median_seconds, processor
 from training import SEQ_LEN, WARM, flops_per_token, make_recipe, run_ledom, run_plain
@@ -282,7 +282,7 @@ def training(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--shapes", nargs="+", default=["base", "2b"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true")

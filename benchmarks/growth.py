@@ -1,6 +1,6 @@
 """How time and memory of `ledom rerank` grow with the number of problems.
 
-    python benchmarks/growth.py [--sizes 100 400 1600] [--samples 2] [--max-tokens 96] [--threads 2]
+    python benchmarks/growth.py [--sizes 100 400 1600] [--samples 2] [--max-tokens 96]
 
 Each size is one process that runs the whole command on the embedded pair, with equal settings. Few
 and short samples leave a large share of the time to work that might grow faster than the number of
@@ -11,13 +11,14 @@ one. CPU seconds are those of the process itself, so other work on the machine d
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+
+from common import new_parser, parse
 
 SIZES = (100, 400, 1600)
 
@@ -65,14 +66,12 @@ def rows(runs: list[Run]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = parse(parser)
     options = ["--samples", str(args.samples), "--max-tokens", str(args.max_tokens)]
-    options += ["--threads", str(args.threads)]
     print("| problems | s | s per problem (CPU) | per added problem (CPU) | peak, MB |")
     print("|---|---|---|---|---|", flush=True)
     runs: list[Run] = []

@@ -4,7 +4,7 @@
 
 Writes four sparse safetensors files (15.6 GB nominal, almost nothing on disk), imports them without
 the self-check, then runs the self-check's forward pass on the result. Each step is a process of its
-own, whose peak resident memory (ru_maxrss) is printed; `start` only imports the code. The imported
+own, whose peak resident memory is printed; `start` only imports the code. The imported
 folder takes 15.6 GB of disk.
 """
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from common import new_parser, resident
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -103,7 +104,7 @@ def step(name: str, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/import-benchmark"))
     parser.add_argument("--keep", action="store_true", help="do not delete the files")
     parser.add_argument("--step", help=argparse.SUPPRESS)
@@ -112,7 +113,7 @@ def main() -> None:
         start = time.perf_counter()
         step(options.step, options.folder)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux: KiB
+        peak = resident("VmHWM") / 1e9
         print(f"{options.step}: peak {peak:.2f} GB resident, {seconds:.0f} s")
         return
     try:

@@ -15,17 +15,16 @@ texts, with 95% intervals.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
 
 import numpy as np
+from common import new_parser, parse
 from numpy.typing import NDArray
 
 import ledom
-from ledom.core.processes import set_threads
 from ledom.core.records import Document, read_records
 from ledom.core.stage import no_progress
 from ledom.data.problems import generate_problems
@@ -106,7 +105,7 @@ def show(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--novels", type=Path, help="a JSONL file of documents; default: problems")
     parser.add_argument("--forward", default="tiny")
     parser.add_argument("--reverse", default="tiny")
@@ -114,10 +113,8 @@ def main() -> None:
     parser.add_argument("--proposals", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/infilling"))
-    options = parser.parse_args()
-    set_threads(options.threads)
+    options = parse(parser)
     source = (
         of_problems(options.count, options.seed)
         if options.novels is None

@@ -15,18 +15,17 @@ whose question comes first (exact match) and its mean reciprocal rank (0 where i
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from common import new_parser, parse
 from numpy.typing import NDArray
 
 import ledom
 from ledom.core.direction import Direction
-from ledom.core.processes import set_threads
 from ledom.core.records import Problem, read_records, write_records
 from ledom.core.stage import no_progress
 from ledom.data.prepare import DataConfig, prepare_data
@@ -126,15 +125,13 @@ def show(arms: Arms) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--num-outputs", type=int, default=100)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--num-pairs", type=int, default=1600)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/inversion"))
-    options = parser.parse_args()
-    set_threads(options.threads)
+    options = parse(parser)
     forward = ledom.load("tiny", "forward")
     outputs = [
         Output(id=pair.id, text=pair.require_solution(), prompt=pair.question)

@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from common import resident, run_child
+from common import new_parser, resident, run_child
 
 VOCAB_SIZE, SEQ_LEN = 8192, 512
 MB = 1e6
@@ -77,7 +77,7 @@ def write_documents(file: Path, count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--preset", default="small")
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--steps", type=int, default=3)

@@ -10,7 +10,6 @@ the same command then resumes to the same losses.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from common import new_parser
 
 from ledom.core.errors import InputError
 from ledom.train.metrics import read_metrics
@@ -99,7 +99,7 @@ def kill_one(folder: Path, name: str, processes: int, steps: int) -> tuple[float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()

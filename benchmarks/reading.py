@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from common import resident, run_child
+from common import new_parser, resident, run_child
 
 SHARD_TOKENS = 250_000_000  # half a gigabyte
 DOCUMENT_TOKENS = 1000  # in sparse stores; like a web page
@@ -172,7 +172,7 @@ def in_process(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--steps", type=int, default=30, help="steps of training")
     parser.add_argument("--tokens", type=float, default=435e9, help="size of the store to open")
     parser.add_argument("--store-gb", type=float, default=10, help="size of the store to read")

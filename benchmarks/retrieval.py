@@ -17,7 +17,6 @@ words and numbers.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -27,11 +26,11 @@ from tempfile import TemporaryDirectory
 
 import bm25s
 import numpy as np
+from common import new_parser, parse
 from numpy.typing import NDArray
 
 import ledom
 from ledom.core.direction import Direction
-from ledom.core.processes import set_threads
 from ledom.core.records import Document, Problem, read_records
 from ledom.core.stage import no_progress
 from ledom.data.augment import renumber
@@ -111,12 +110,11 @@ def rankings(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--pools", nargs="+", choices=POOLS, default=[*POOLS])
     parser.add_argument("--problems", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    set_threads(1)
+    options = parse(parser)
     for pool_name in options.pools:
         queries, passages = pool(POOLS[pool_name](options.problems, options.seed))
         print(f"{pool_name}: {len(queries)} queries and passages")

@@ -1,6 +1,6 @@
 """Tokens per second of ledom's sampler, transformers' `generate` and CTranslate2, in one run.
 
-    python benchmarks/sampling.py [--model tiny] [--samples 1 4] [--rounds 3] [--threads 2]
+    python benchmarks/sampling.py [--model tiny] [--samples 1 4] [--rounds 3]
 
 Needs `pip install ledom[bench]`. All sample from the same forward model and the same 128 prompts,
 in fp32, warm. Tokens are counted up to and including a text's EOS. Every configuration of a peer
@@ -11,7 +11,6 @@ peer takes turns with ledom. The run also counts the greedy texts that equal led
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import new_parser, parse
 from ctranslate import CTranslate2
 from rates import left_padded, print_rates
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -168,13 +168,11 @@ def print_rows(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--samples", type=int, nargs="+", default=[1], help="per prompt")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse(parser)
     lm = load(arguments.model, "forward")
     assert isinstance(lm, HFLanguageModel)
     peaks = print_rates(lm, BATCH)

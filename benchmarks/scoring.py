@@ -15,7 +15,6 @@ plain products (`rates.py`) count only the necessary work (`needed_flops`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import shutil
@@ -28,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import generated_answers, resident
+from common import add_answers, new_parser, parse, read_answers, resident
 from ctranslate import CTranslate2
 from hflm import HarnessScorer
 from rates import print_rates, seconds
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from ledom.core.records import Candidate, Problem, read_records
+from ledom.core.records import Problem, read_records
 from ledom.data.problems import generate_problems
 from ledom.lm import embedded_folder, load
 from ledom.lm.backends.local import HFLanguageModel
@@ -54,19 +53,6 @@ class Measuring:
     rounds: int
     batches: Sequence[int]
     """Batch sizes of the peers; each one's best is compared."""
-
-
-def real_pairs(
-    problems: Path, candidates: Path, questions: int, answers: int
-) -> tuple[list[Problem], list[Candidate]]:
-    """The first questions of a file, each with its first candidates."""
-    chosen = read_records(problems, Problem)[:questions]
-    by_problem: dict[str, list[Candidate]] = {problem.id: [] for problem in chosen}
-    for candidate in read_records(candidates, Candidate):
-        kept = by_problem.get(candidate.problem_id)
-        if kept is not None and len(kept) < answers:
-            kept.append(candidate)
-    return chosen, [c for kept in by_problem.values() for c in kept]
 
 
 def targets(
@@ -270,24 +256,14 @@ def random_model(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", type=Path)
-    parser.add_argument("--candidates", type=Path)
+    parser = new_parser(__doc__)
+    add_answers(parser, questions=16)
     parser.add_argument("--demonstrations", type=Path)
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
-    parser.add_argument("--questions", type=int, default=16)
-    parser.add_argument("--answers", type=int, default=8, help="per question")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="of the peers")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.problems and args.candidates:
-        problems, candidates = real_pairs(
-            args.problems, args.candidates, args.questions, args.answers
-        )
-    else:
-        problems, candidates = generated_answers(args.questions, args.answers)
+    args = parse(parser)
+    problems, candidates = read_answers(args)
     solved = (
         read_records(args.demonstrations, Problem)
         if args.demonstrations

@@ -1,6 +1,6 @@
 """`ledom serve` under load, against the same judge without a server.
 
-    python benchmarks/serving.py [--rounds 5] [--posts 256] [--minutes 10] [--threads 1]
+    python benchmarks/serving.py [--rounds 5] [--posts 256] [--minutes 10]
 
 Throughput: `posts` one-sample requests at once. They take turns with the same pairs judged in this
 process, so that other work on the machine affects both. Ratios are given of median times and of CPU
@@ -12,21 +12,19 @@ connection or a right answer, never a wrong one.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
 import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import resident
+from common import new_parser, parse, resident
 
 HOST = "127.0.0.1"
 LARGE = 200  # answers of a large request
@@ -42,11 +40,11 @@ def pairs(count: int) -> list[tuple[str, str]]:
 
 @contextmanager
 def serving(
-    threads: int, port: int = 0, options: Sequence[str] = ()
+    port: int = 0, options: Sequence[str] = ()
 ) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """Run a server in a process of its own; yields its port and the process."""
     command = [sys.executable, "-m", "ledom", "serve", "--port", str(port), *options]
-    command += ["--threads", str(threads), "--max-seconds", "3600"]
+    command += ["--max-seconds", "3600"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -108,9 +106,9 @@ async def all_at_once(clients: list[Client], given: list[tuple[str, str]]) -> fl
 
 
 def cpu_seconds(process: subprocess.Popen[str]) -> float:
-    """CPU seconds of a process so far."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU seconds of a process's threads so far, to the microsecond."""
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 async def throughput(
@@ -150,12 +148,6 @@ async def throughput(
     }
 
 
-def busy_seconds(process: subprocess.Popen[str]) -> float:
-    """CPU seconds of a process's threads so far, to the microsecond."""
-    threads = Path(f"/proc/{process.pid}/task").iterdir()
-    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
-
-
 async def timed(
     client: Client, process: subprocess.Popen[str], pair: tuple[str, str], count: int
 ) -> tuple[list[float], list[float]]:
@@ -165,11 +157,11 @@ async def timed(
     """
     times, busy = [], []
     for _ in range(count):
-        start, before = time.perf_counter(), busy_seconds(process)
+        start, before = time.perf_counter(), cpu_seconds(process)
         status, _ = await client.post("/reward", small(pair))
         assert status == 200
         times.append(time.perf_counter() - start)
-        busy.append(busy_seconds(process) - before)
+        busy.append(cpu_seconds(process) - before)
     return sorted(times), sorted(busy)
 
 
@@ -224,11 +216,11 @@ async def memory(
     }
 
 
-async def killed(threads: int, given: list[tuple[str, str]]) -> dict[str, Any]:
+async def killed(given: list[tuple[str, str]]) -> dict[str, Any]:
     """What clients see when the server is killed under load and started again."""
     errors = wrong = right = 0
-    stack: list[Any] = [serving(threads)]
-    port, process = stack[0].__enter__()
+    servers = ExitStack()
+    port, process = servers.enter_context(serving())
     client = Client(port)
     expected = [(await client.post("/reward", small(pair)))[1] for pair in given]
     client.close()
@@ -255,44 +247,34 @@ async def killed(threads: int, given: list[tuple[str, str]]) -> dict[str, Any]:
     process.kill()
     process.wait(60)
     await asyncio.sleep(0.5)
-    stack.append(serving(threads, port))
-    await asyncio.to_thread(stack[1].__enter__)
+    await asyncio.to_thread(servers.enter_context, serving(port))
     await asyncio.gather(*jobs)
-    for server in stack[::-1]:
-        server.__exit__(None, None, None)
+    servers.close()
     return {"broken connections": errors, "right": right, "wrong": wrong}
 
 
 def main() -> None:
     """Print a line of JSON per measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--posts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--requests", type=int, default=200, help="number of requests for the latency"
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of full load; 0 skips it")
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    from ledom.core.processes import set_threads
-
-    set_threads(given.threads)
+    given = parse(parser)
     texts = pairs(given.posts)
-    with serving(given.threads) as (port, process):
-        parts: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {
-            "throughput": lambda: throughput(port, process, texts, given.rounds),
-            "latency": lambda: latency(port, process, texts, given.requests),
-        }
+    with serving() as (port, process):
+        show("throughput", throughput(port, process, texts, given.rounds))
+        show("latency", latency(port, process, texts, given.requests))
         if given.minutes:
-            parts["memory"] = lambda: memory(port, process, texts, given.minutes)
-        for name, part in parts.items():
-            print(name, json.dumps(asyncio.run(_awaited(part))), flush=True)
-    print("killed", json.dumps(asyncio.run(killed(given.threads, texts))), flush=True)
+            show("memory", memory(port, process, texts, given.minutes))
+    show("killed", killed(texts))
 
 
-async def _awaited(part: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-    return await part()
+def show(name: str, measurement: Coroutine[Any, Any, dict[str, Any]]) -> None:
+    """Run a measurement and print its figures."""
+    print(name, json.dumps(asyncio.run(measurement)), flush=True)
 
 
 if __name__ == "__main__":

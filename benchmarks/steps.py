@@ -9,15 +9,14 @@ step (its least likely token, its mean or its sum) was chosen on the tune split 
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Callable, Sequence
 from random import Random
 
 import numpy as np
+from common import new_parser, parse
 
 import ledom
-from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem
 from ledom.data.augment import other_number
 from ledom.data.problems import generate_problems
@@ -85,13 +84,11 @@ def named(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--problems", type=int, default=400)
     parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=21)
-    parser.add_argument("--threads", type=int, help="default: all CPUs")
-    arguments = parser.parse_args()
-    set_threads(arguments.threads)
+    arguments = parse(parser)
     problems, candidates, places = corrupted(arguments.split, arguments.problems, arguments.seed)
     forward, reverse = (read("tiny", d, problems, candidates) for d in ("forward", "reverse"))
     chance = np.array([1 / len(steps) for steps in forward])

@@ -25,18 +25,18 @@ The table gives the accuracy of greedy answers to unseen problems of these kinds
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from common import new_parser, parse
 from numpy.typing import NDArray
 
 import ledom
 from ledom.core.direction import Direction
-from ledom.core.processes import set_threads
 from ledom.core.records import Problem, read_records, write_records
 from ledom.core.stage import no_progress
 from ledom.data.prepare import DataConfig, prepare_data
@@ -248,7 +248,7 @@ def show_training(means: Mapping[str, NDArray[np.float64]]) -> None:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("what", choices=["agreement", "training"])
     parser.add_argument("--num-seeds", type=int, default=100)
     parser.add_argument("--problems", type=Path, help="a JSONL file of problems with solutions")
@@ -258,10 +258,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rate", type=float, default=2e-3, help="AdamW's")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/synthesis"))
-    options = parser.parse_args()
-    set_threads(options.threads)
+    options = parse(parser)
     {"agreement": measure_agreement, "training": measure_training}[options.what](options)
 
 

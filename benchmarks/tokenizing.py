@@ -11,7 +11,6 @@ figures are medians.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -24,6 +23,7 @@ from random import Random
 from statistics import median
 
 import numpy as np
+from common import new_parser
 
 BATCH = 1000  # documents that the plain side encodes at a time
 
@@ -72,7 +72,7 @@ def write_documents(file: Path, megabytes: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--documents", type=Path, help="a JSONL file with the key text")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json")
     parser.add_argument("--eos-token", default="<|end|>")

@@ -1,6 +1,6 @@
 """Training speed: ledom's loop against Hugging Face's Trainer and a plain loop, in one run.
 
-    python benchmarks/training.py [--shape tiny 10m] [--steps 60] [--rounds 2] [--threads 2]
+    python benchmarks/training.py [--shape tiny 10m] [--steps 60] [--rounds 2]
 
 Needs `pip install ledom[bench]`. Every arm trains the same Llama from the same weights on the same
 windows of generated problems, fp32 weights under bf16 autocast where the processor has the
@@ -28,7 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import run_child
+from common import new_parser, parse, run_child
 
 BATCH, SEQ_LEN, WARM = 16, 256, 10
 RATE = 2e-3
@@ -203,14 +203,13 @@ def run_trainer(recipe: Any, data: Any, folder: Path, arm: str, bf16: bool) -> R
     return {"seconds": seconds, "losses": losses, "batch": batch}
 
 
-def run_arm(arm: str, shape: str, steps: int, threads: int, folder: Path) -> Result:
+def run_arm(arm: str, shape: str, steps: int, folder: Path) -> Result:
     """Train one arm in this process."""
     import torch
 
     from ledom.data.prepare import prepare_data
     from ledom.model.device import fast_bfloat16
 
-    torch.set_num_threads(threads)
     recipe = make_recipe(SHAPES[shape], steps, arm.endswith("-c"))
     data = prepare_data(recipe.data, folder / "data")
     bf16 = fast_bfloat16(torch.device("cpu"))
@@ -252,17 +251,16 @@ def needed_flops(recipe: Any, data: Any) -> Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--shape", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", nargs=2, metavar=("ARM", "FOLDER"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser)
     if args.child:
         arm, folder = args.child
-        made = run_arm(arm, args.shape[0], args.steps, args.threads, Path(folder))
+        made = run_arm(arm, args.shape[0], args.steps, Path(folder))
         print(json.dumps(made))
         return
     for shape in args.shape:
@@ -277,7 +275,7 @@ def compare(shape: str, args: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
             for arm in args.arms:
-                settings = ["--shape", shape, "--steps", args.steps, "--threads", args.threads]
+                settings = ["--shape", shape, "--steps", args.steps]
                 made = run_child(__file__, [*settings, "--child", arm, folder])
                 seconds = statistics.median(made["seconds"][WARM:])
                 rates[arm].append(made["batch"] * SEQ_LEN / seconds)

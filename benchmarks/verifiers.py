@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from common import new_parser, parse
 from control import PARTS, Result, cross_fitted, renamed, scored
 
 import ledom
-from ledom.core.processes import set_threads
 from ledom.core.records import Candidate, Problem, read_records, unique_ids
 from ledom.lm.language_model import LanguageModel
 from ledom.report.formatting import interval
@@ -114,16 +114,14 @@ def report(table: CandidateTable, fields: Sequence[str]) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--problems", required=True)
     parser.add_argument("--candidates", required=True)
     parser.add_argument("--fields", nargs="+", default=["prm_last", "prm_min"])
     parser.add_argument("--forward")
     parser.add_argument("--reverse")
     parser.add_argument("--out", default="out/verifiers")
-    parser.add_argument("--threads", type=int, help="default: all CPUs")
-    arguments = parser.parse_args()
-    set_threads(arguments.threads)
+    arguments = parse(parser)
     table = gather(arguments)
     right = (table.correct & table.mask).sum()
     print(f"{len(table.problem_ids)} problems, {table.mask.sum()} answers, {right} right")
