@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli import options
-from ledom.cli.display import log, show_ranking, warn
+from ledom.cli.display import log, note, show_ranking, warn
 from ledom.cli.inputs import check_count, choose_problems, is_jsonl, load_model, read_text
 from ledom.cli.progress import track
 from ledom.core.errors import InputError
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["RANKING", "SYNTHESIS"]
 
 _NO_ROOM = (
-    "note: {} of {} outputs leave no room for a prompt of {} tokens in a model's context, and are "
+    "{} of {} outputs leave no room for a prompt of {} tokens in a model's context, and are "
     "left out; try a lower --max-tokens"
 )
 _NO_PROMPT = (
-    "note: {} of {} outputs got no prompt: each proposal was empty, did not end within {} tokens, "
+    "{} of {} outputs got no prompt: each proposal was empty, did not end within {} tokens, "
     "or is too long for the forward model; try another --max-tokens"
 )
 _JUDGED = 100  # texts that decide whether the embedded pair knows their kind
@@ -70,14 +70,9 @@ Known = Annotated[
         "duplicates of these are removed (repeatable). So are those of the seeds' own questions."
     ),
 ]
-Questions = Annotated[
-    int, options.sampling_option(min=1, max=options.MOST_SAMPLES, help="Questions per seed.")
-]
+Questions = Annotated[int, options.samples_option(help="Questions per seed.")]
 Answers = Annotated[
-    int,
-    options.sampling_option(
-        min=1, max=options.MOST_SAMPLES, help="Answers sampled from the forward model per question."
-    ),
+    int, options.samples_option(help="Answers sampled from the forward model per question.")
 ]
 Agreement = Annotated[
     float,
@@ -97,9 +92,7 @@ OutputText = Annotated[
         help="The output of a model, - for standard input, or a JSONL file (id, text, prompt?)."
     ),
 ]
-Prompts = Annotated[
-    int, options.sampling_option(min=1, max=options.MOST_SAMPLES, help="Prompts to propose.")
-]
+Prompts = Annotated[int, options.samples_option(help="Prompts to propose.")]
 PromptPrior = Annotated[
     bool,
     typer.Option(help="Add log P(prompt), how likely the prompt is on its own, to each score."),
@@ -145,7 +138,7 @@ def rank(
         texts = {passage.id: passage.text for passage in found}
         show_ranking((one.passage_id, texts[one.passage_id], one.score) for one in ranking[:top])
     if cut := {one.passage_id for one in ranking if one.extra.get("truncated")}:
-        log(f"note: {len(cut)} of {len(found)} passages were cut to fit the model's context")
+        note(f"{len(cut)} of {len(found)} passages were cut to fit the model's context")
     warn(unfamiliar_texts(lm, [one.text for one in queries[:_JUDGED]], "its order"))
     relevant = {one.id: one.relevant for one in queries if one.relevant}
     _summarize(
@@ -279,8 +272,8 @@ def _show_synthesized(found: Synthesized, max_tokens: int, out: Path) -> None:
         share = accuracy(share_interval(agreements))
         typer.echo(f"the forward model's answer agrees: {share}%")
     if found.num_cut:
-        log(
-            f"note: {found.num_cut:,} of {found.num_answers:,} answers did not end within "
+        note(
+            f"{found.num_cut:,} of {found.num_answers:,} answers did not end within "
             f"{max_tokens} tokens, so they may be wrong; raise --max-tokens"
         )
     log(f"problems: {out / 'problems.jsonl'}; removed questions: removed.jsonl")
@@ -333,13 +326,13 @@ def invert(
     verifier = load_model(forward, "forward", device, dtype)
     fitting = inversion.with_room(outputs, proposer, verifier, sampling)
     if left_out := len(outputs) - len(fitting):
-        log(_NO_ROOM.format(left_out, len(outputs), max_tokens))
+        note(_NO_ROOM.format(left_out, len(outputs), max_tokens))
     with options.results_folder(out) as folder:
         found = inversion.invert(fitting, proposer, verifier, sampling, count, folder, track, prior)
     if not from_file:
         show_ranking(("", one.prompt, one.score) for one in found[:top])
     if lacking := len(fitting) - len({one.output_id for one in found}):
-        log(_NO_PROMPT.format(lacking, len(fitting), max_tokens))
+        note(_NO_PROMPT.format(lacking, len(fitting), max_tokens))
     warn(unfamiliar_texts(proposer, [one.text for one in outputs[:_JUDGED]]))
     known = {one.id: [one.prompt.strip()] for one in outputs if one.prompt is not None}
     ranks = reciprocal_ranks(known, [(one.output_id, one.prompt.strip()) for one in found])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli import options
-from ledom.cli.display import log
+from ledom.cli.display import log, note
 from ledom.cli.progress import track, track_tokenizing
 from ledom.core.errors import InputError, OutputError
 from ledom.core.processes import set_threads
@@ -74,7 +74,7 @@ def train_tokenizer(
     set_threads(threads)
     refuse_to_replace(out)
     given = open_documents(documents, format, text_key)
-    _say_notes(given)
+    _log_notes(given)
     texts = islice(given.texts(), num_documents)
     first = [*islice(texts, 1)]
     if not first:
@@ -87,9 +87,9 @@ def train_tokenizer(
     made.save(out)
     found = next(read)
     if num_documents is not None and found < num_documents:
-        log(f"note: --num-documents is {num_documents}, there are {found}")
+        note(f"--num-documents is {num_documents}, there are {found}")
     if made.vocab_size < vocab_size:
-        log(f"note: --vocab-size is {vocab_size}; these documents have no more pairs to merge")
+        note(f"--vocab-size is {vocab_size}; these documents have no more pairs to merge")
     log(f"a tokenizer of {made.vocab_size} tokens: {out / 'tokenizer.json'}")
 
 
@@ -152,14 +152,14 @@ def tokenize(
     set_threads(threads)
     sbatch = dict(_key_and_value(option) for option in slurm or [])
     given = open_documents(documents, format, text_key)
-    _say_notes(given)
+    _log_notes(given)
     with track_tokenizing() as on_progress:
         execution = Execution(executor, workers, tasks, sbatch, on_progress)
         store = tokenize(given, Tokenizer.load(tokenizer, eos_token), out, execution)
-    _say_store(store, out)
+    _log_store(store, out)
 
 
-def _say_store(store: TokenStore | None, out: Path) -> None:
+def _log_store(store: TokenStore | None, out: Path) -> None:
     if store is None:
         log(f"submitted; the last job to finish writes {out / 'manifest.json'}")
         log("run the same command again to repeat jobs that failed")
@@ -171,9 +171,9 @@ def _say_store(store: TokenStore | None, out: Path) -> None:
     )
 
 
-def _say_notes(documents: Documents) -> None:
-    for note in documents.notes:
-        log(f"note: {note}")
+def _log_notes(documents: Documents) -> None:
+    for line in documents.notes:
+        note(line)
 
 
 def _key_and_value(option: str) -> tuple[str, str]:

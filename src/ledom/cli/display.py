@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "log",
     "new_table",
+    "note",
     "output_console",
     "show_case",
     "show_plan",
@@ -54,8 +55,13 @@ def log(line: str) -> None:
         typer.echo(line, err=True)
 
 
+def note(line: str) -> None:
+    """Log something that the user may not expect."""
+    log(f"note: {line}")
+
+
 def warn(warning: str | None) -> None:
-    """Print a report's warning, if it has one."""
+    """Log a report's warning, if it has one."""
     if warning:
         log(f"warning: {warning}")
 

@@ -50,10 +50,8 @@ Suite = Annotated[
 ]
 Data = Annotated[
     Path | None,
-    _task_option(
-        parser=options.named_path,
-        metavar="PATH",
-        help="Folder of task files, for use without a network.",
+    options.path_option(
+        rich_help_panel="Tasks", help="Folder of task files, for use without a network."
     ),
 ]
 Limit = Annotated[

@@ -56,6 +56,7 @@ __all__ = [
     "problem_option",
     "refuse_unused",
     "results_folder",
+    "samples_option",
     "sampling_option",
     "scoring_option",
     "selection_option",
@@ -73,6 +74,7 @@ MOST_COPIES = 1000
 # Options in the groups in which `--help` shows them.
 problem_option = partial(typer.Option, rich_help_panel="Problems")
 sampling_option = partial(typer.Option, rich_help_panel="Sampling")
+samples_option = partial(sampling_option, min=1, max=MOST_SAMPLES)
 scoring_option = partial(typer.Option, rich_help_panel="Scoring")
 selection_option = partial(typer.Option, rich_help_panel="Selection")
 model_option = partial(typer.Option, rich_help_panel="Models and hardware")
@@ -101,7 +103,7 @@ HeldOut = Annotated[
     bool, problem_option(help="Generate problems from the templates that no model was trained on.")
 ]
 
-Samples = Annotated[int, sampling_option(min=1, max=MOST_SAMPLES, help="Candidates per problem.")]
+Samples = Annotated[int, samples_option(help="Candidates per problem.")]
 EarlyStop = Annotated[
     bool, sampling_option(help="Stop sampling a problem once its majority answer cannot change.")
 ]

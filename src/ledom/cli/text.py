@@ -34,9 +34,7 @@ After = Annotated[
 NumTexts = Annotated[int, typer.Option(min=1, max=options.MOST_SAMPLES, help="Number of texts.")]
 Proposals = Annotated[
     int,
-    options.sampling_option(
-        min=1,
-        max=options.MOST_SAMPLES,
+    options.samples_option(
         help="Texts to choose from when writing between a beginning and an ending.",
     ),
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledom.cli import options
-from ledom.cli.display import log, show_plan
+from ledom.cli.display import log, note, show_plan
 from ledom.cli.progress import Progress, track, track_training
 from ledom.core.errors import InputError
 from ledom.core.processes import set_threads
@@ -53,7 +53,7 @@ def train(
     from ledom.train.recipe import load_recipe, save_recipe
     from ledom.train.start import check_inputs, check_lengths
 
-    plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=_note)
+    plan = load_recipe(find_recipe(recipe), overrides or [], files=True, note=note)
     if direction not in ("forward", "reverse", "both"):
         raise InputError(f"direction is {direction!r}; give forward, reverse or both")
     directions = list(Direction) if direction == "both" else [Direction(direction)]
@@ -80,7 +80,7 @@ def _prepare(config: DataConfig, folder: Path) -> PreparedData:
     with Progress("preparing the data"):
         data = prepare_data(config, folder)
     for line in shortfalls(config, data):
-        _note(line)
+        note(line)
     return data
 
 
@@ -151,7 +151,7 @@ def plan(
     from ledom.train.recipe import load_recipe
 
     setup = Setup(gpus, gpu, utilization)
-    needs = make_plan(load_recipe(find_recipe(recipe), overrides or [], note=_note), setup)
+    needs = make_plan(load_recipe(find_recipe(recipe), overrides or [], note=note), setup)
     if as_json:
         typer.echo(json.dumps(asdict(needs) | {"fits": needs.fits}, indent=1))
     else:
@@ -246,8 +246,8 @@ def import_command(
 
     how = ImportOptions(direction, tokenizer, eos_token, revision, softcap, check, track)
     made = import_model(source, out, how)
-    for note in made.notes:
-        log(note)
+    for line in made.notes:
+        log(line)
     if made.check is not None:
         log(
             f"nats per token: {made.check.forward_loss:.2f} forward, {made.check.reverse_loss:.2f} "
@@ -255,10 +255,6 @@ def import_command(
             f"(probability {made.check.eos_probability:.2g})"
         )
     log(f"a {made.direction} model, documents end with {made.eos_token}: {made.folder}")
-
-
-def _note(line: str) -> None:
-    log(f"note: {line}")
 
 
 import_command.__name__ = "import"  # a keyword of Python: the function cannot have this name

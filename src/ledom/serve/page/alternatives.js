@@ -5,12 +5,11 @@ export class Alternatives {
   constructor(root) {
     this.root = root;
     root.addEventListener("keydown", (event) => this.move(event));
-    document.addEventListener("pointerdown", ({ target }) => {
-      if (!root.contains(target) && !target.closest(".token")) this.close();
-    });
-    document.addEventListener("focusin", ({ target }) => {
-      if (!root.contains(target) && !target.closest(".token")) this.close();
-    });
+    for (const kind of ["pointerdown", "focusin"]) {
+      document.addEventListener(kind, ({ target }) => {
+        if (!root.contains(target) && !target.closest(".token")) this.close();
+      });
+    }
     addEventListener("resize", () => this.close());
   }
 

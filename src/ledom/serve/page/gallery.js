@@ -1,11 +1,8 @@
 // The view "Gallery": the recorded examples, and the server's reports.
-import { $, api, el } from "./lib.js";
+import { $, api, between, el } from "./lib.js";
 
 /** The question that the model wrote: the text before the solution. */
-function writtenQuestion({ tokens }, template) {
-  const between = template.split("{question}")[1].split("{solution}")[0];
-  return tokens.map((token) => token.text).join("").split(between)[0];
-}
+const writtenQuestion = ({ tokens }, template) => tokens.map((token) => token.text).join("").split(between(template))[0];
 
 export async function setUpGallery(recorded, write, judge) {
   $("recorded").textContent = `Recorded by ${recorded.command}.`;

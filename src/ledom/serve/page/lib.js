@@ -42,6 +42,9 @@ export const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
+/** The text between question and solution in a template. */
+export const between = (template) => template.split("{question}")[1].split("{solution}")[0];
+
 const title = ({ question }, i) => `${i + 1}. ${question.slice(0, 32).replace(/\W*\w*$/, "")} …`;
 
 export function fillSelect(select, data, choose) {

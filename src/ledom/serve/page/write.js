@@ -1,5 +1,5 @@
 // The view "Write backwards": two panes, one per model. A model writes token by token and keeps its branches.
-import { $, api, calm, el, fillSelect, nats, percent, visible } from "./lib.js";
+import { $, api, between, calm, el, fillSelect, nats, percent, visible } from "./lib.js";
 import { Alternatives } from "./alternatives.js";
 
 const CHUNK = 12; // tokens per request; the next chunk is computed while this one is shown
@@ -277,18 +277,18 @@ export function setUpWrite(recorded, server, judge) {
   const settings = () => [Number($("temperature").value), Math.max(0, Math.trunc(Number($("seed").value)) || 0)];
   const reverse = new Pane("reverse", popover, settings);
   const forward = new Pane("forward", popover, settings);
-  const between = () => server.template.split("{question}")[1].split("{solution}")[0];
-  const questionOf = (text) => (text.includes(between()) ? text.slice(0, text.indexOf(between())) : "");
+  const separator = () => between(server.template);
+  const questionOf = (text) => text.slice(0, Math.max(0, text.indexOf(separator())));
   reverse.canPass = () => questionOf(reverse.whole(reverse.branch)) !== "";
   forward.canPass = () => questionOf(forward.branch.given) !== "";
   reverse.part.pass.addEventListener("click", () => {
-    forward.part.given.value = questionOf(reverse.whole(reverse.branch)) + between();
+    forward.part.given.value = questionOf(reverse.whole(reverse.branch)) + separator();
     forward.write();
   });
   forward.part.pass.addEventListener("click", () => {
     const { given } = forward.branch;
     const same = forward.branches.filter((branch) => branch.given === given && branch.done);
-    judge(questionOf(given), [...new Set(same.map((branch) => forward.whole(branch).slice(questionOf(given).length + between().length)))]);
+    judge(questionOf(given), [...new Set(same.map((branch) => forward.whole(branch).slice(questionOf(given).length + separator().length)))]);
   });
   const show = (example) => {
     $("write-example").value = recorded.examples.indexOf(example);
