@@ -86,7 +86,7 @@ def gateway(
         upstream = Upstream("http://up/v1", "big", key, seconds, 1.0, 2.0)
         upstream.client = httpx.AsyncClient(
             headers=upstream.client.headers,
-            timeout=seconds,
+            timeout=None,
             transport=httpx.MockTransport(handler),
         )
     app = make_app(Service(Judge(*models, weights=weights), Settings(), upstream))

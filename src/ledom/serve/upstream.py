@@ -67,7 +67,7 @@ class Upstream:
         if self.key:
             check_secret("the key in OPENAI_API_KEY", self.key)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        self.client = httpx.AsyncClient(headers=headers, timeout=self.seconds)
+        self.client = httpx.AsyncClient(headers=headers, timeout=None)  # `draw` has one for all
 
     async def draw(self, path: str, body: Mapping[str, Any], count: int) -> Drawn:
         """Draw `count` choices. `path` is `chat/completions` or `completions`.
@@ -144,10 +144,6 @@ class Upstream:
             wait = 0
             try:
                 return await self._post(url, body)
-            except httpx.TimeoutException:
-                raise Refusal(
-                    504, f"the upstream did not answer within {self.seconds:g} s; ask for less"
-                ) from None
             except httpx.RequestError as error:
                 problem = Refusal(502, f"the connection to the upstream failed: {error}")
             except _Passing as error:
