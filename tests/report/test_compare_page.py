@@ -252,3 +252,10 @@ def test_long_names_leave_a_figure_its_axes(report: dict[str, Any]) -> None:
     for run in report["runs"]:
         run["name"] += "W" * 300
     assert "W" * 45 not in "".join(re.findall("<svg .*?</svg>", render_html(report), re.DOTALL))
+
+
+def test_a_part_of_one_direction_alone_is_named(report: dict[str, Any]) -> None:
+    run = report["runs"][0]
+    for direction, parts in {"forward": {}, "reverse": {"web": [4.0, 3.0]}}.items():
+        run["directions"][direction]["validation"]["by_source"] = parts
+    assert "web 3.00" in _texts(curves.parts_figure(*runs_of([run]), "by_source"))

@@ -15,7 +15,7 @@ from fractions import Fraction
 from random import Random
 
 from ledom.core.records import Candidate, Problem
-from ledom.data.problems import value_of
+from ledom.data.problems import is_true, value_of
 from ledom.text.pair_format import ANSWER_MARK, normalize_numbers, restyle
 
 __all__ = ["augment", "corrupt", "miscalculate", "numbers_in_words", "other_number", "renumber"]
@@ -42,13 +42,14 @@ _WORDS = {
     "52": r"\b(?:years?|weeks?|weekly)\b",
     "365": r"\b(?:years?|days?)\b",
 }
+_Equations = list[tuple[str, ...]]  # an equation is a tuple of its sides
 
 
 @dataclass(frozen=True)
 class _Program:
-    """A solution: its equations, each as a tuple of sides, and its answer."""
+    """A solution: its equations and its answer."""
 
-    equations: list[tuple[str, ...]]
+    equations: _Equations
     answer: str
 
     @classmethod
@@ -63,7 +64,7 @@ class _Program:
             return None
         return cls(equations, answer) if answer in equations[-1] else None
 
-    def wrong_text(self, equations: list[tuple[str, ...]], rng: Random) -> str | None:
+    def wrong_text(self, equations: _Equations, rng: Random) -> str | None:
         """A solution with these equations; None if they lead to the right answer."""
         answer = equations[-1][-1]
         is_right = answer == _written(value_of(self.answer), exact=False)  # 7.50 is 7.5
@@ -76,11 +77,7 @@ class _Program:
 
 
 def _is_equation(sides: tuple[str, ...]) -> bool:
-    try:
-        values = [value_of(side) for side in sides]
-    except (ValueError, ZeroDivisionError):
-        return False
-    return len(sides) > 1 and len(set(values)) == 1 and bool(_NUMBER.fullmatch(sides[-1]))
+    return len(sides) > 1 and is_true("=".join(sides)) and bool(_NUMBER.fullmatch(sides[-1]))
 
 
 def augment(
@@ -155,7 +152,7 @@ def renumber(problem: Problem, rng: Random) -> Problem | None:
             continue
         equations, values = done
         answer = values[program.answer]
-        text = _IN_QUESTION.sub(_replacing(start), question)
+        text = _replace(question, start, _IN_QUESTION)
         return Problem(
             id=problem.id,
             question=text,
@@ -226,7 +223,6 @@ def _other_result(result: str, rng: Random) -> str | None:
     return None if written == _written(value, exact=False) else written
 
 
-_Equations = list[tuple[str, ...]]
 _Changed = tuple[_Equations, dict[str, str]] | None
 
 
@@ -303,7 +299,7 @@ _FAULTS = (  # common ones are listed twice
 
 
 def _compute(
-    equations: Sequence[tuple[str, ...]], values: dict[str, str], strict: bool
+    equations: _Equations, values: dict[str, str], strict: bool
 ) -> tuple[_Equations, dict[str, str]] | None:
     """Compute equations with some numbers replaced; returns them and the new value of each number.
 
@@ -335,12 +331,8 @@ def _compute(
     return done, values
 
 
-def _replace(side: str, values: dict[str, str]) -> str:
-    return _NUMBER.sub(_replacing(values), side)
-
-
-def _replacing(values: dict[str, str]) -> Callable[[re.Match[str]], str]:
-    return lambda match: values.get(match[0], match[0])
+def _replace(text: str, values: dict[str, str], numbers: re.Pattern[str] = _NUMBER) -> str:
+    return numbers.sub(lambda match: values.get(match[0], match[0]), text)
 
 
 def _written(value: Fraction, exact: bool) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ledom.report.figures import COLORS, HALF, WIDE, LineStyle, draw_svg, label_ends, short
+from ledom.report.figures import COLORS, HALF, WIDE, LineStyle, draw_svg, label_ends, shade, short
 from ledom.report.formatting import count
 from ledom.report.training_results import DirectionResult, RunComparison
 from ledom.train.metrics import thinned
@@ -26,7 +26,7 @@ __all__ = [
     "position_label",
 ]
 
-_FAMILIES = {"forward": "vote", "reverse": "pick"}
+_KINDS = {"forward": "vote", "reverse": "pick"}  # whose colors are blue and red
 _MOST_MARKERS = 40  # more would overlap
 _MOST_PARTS = 8
 _Line = tuple[str, list[tuple[float, float]], LineStyle]  # label, points, style
@@ -49,9 +49,9 @@ def loss_figure(runs: Sequence[RunComparison]) -> str:
         return ""
 
     def draw(axes: Axes) -> None:
+        _draw_lines(axes, [line for line in lines if line[1]] or faint, 3.6, 3)
         for _, points, style in faint:
             axes.plot(*_columns(points), linewidth=0.9, alpha=0.3, **style)
-        _draw_lines(axes, [line for line in lines if line[1]] or faint, 3.6, 3)
         axes.set_title("loss, nats per token")
 
     return draw_svg("loss", (WIDE, 3.6), draw)
@@ -71,7 +71,7 @@ def gap_figure(runs: Sequence[RunComparison]) -> str:
     def draw(axes: Axes) -> None:
         lines: list[_Line] = []
         for place, run in drawn:
-            color = _color("reverse", place)
+            color = shade("pick", place)
             known = [(point.tokens, point.interval) for point in run.gap]
             band = [(seen, interval.low, interval.high) for seen, interval in known if interval]
             if band:
@@ -94,26 +94,24 @@ def parts_figure(run: RunComparison, part: str) -> str:
     >>> parts_figure(RunComparison(name="tiny", directions={}, settings={}), "by_source")
     ''
     """
-    by_way: dict[str, tuple[Sequence[int], Mapping[str, Sequence[float | None]]]] = {
-        way: (result.validation.tokens, getattr(result.validation, part))
-        for way, result in run.directions.items()
-    }
-    names = list(dict.fromkeys(name for _, parts in by_way.values() for name in parts))
+    by_way: list[tuple[Sequence[int], Mapping[str, Sequence[float | None]]]] = [
+        (result.validation.tokens, getattr(result.validation, part))
+        for result in run.directions.values()
+    ]
+    names = list(dict.fromkeys(name for _, parts in by_way for name in parts))
     names = thinned(names, _MOST_PARTS) if part == "by_position" else names[:_MOST_PARTS]
-    if not names or all(len(tokens) < 2 for tokens, _ in by_way.values()):
+    if not names or all(len(tokens) < 2 for tokens, _ in by_way):
         return ""
-    families = ["vote", "pick", "vote-2", "pick-2", "vote-3", "pick-3", "vote-4", "pick-4"]
 
     def draw(axes: Axes) -> None:
         lines: list[_Line] = []
-        for way, (tokens, parts) in by_way.items():
-            for place, name in enumerate(names):
-                style: LineStyle = {"color": COLORS[families[place]], "marker": "o"}
-                shown = position_label(name) if part == "by_position" else name
-                first = way == next(iter(by_way))
-                label, dashes = (shown, "-") if first else ("", "--")
+        for place, name in enumerate(names):
+            label = position_label(name) if part == "by_position" else name
+            color = shade(("vote", "pick")[place % 2], place // 2)
+            for dashes, (tokens, parts) in zip(("-", "--"), by_way, strict=False):
                 points = _points(tokens, parts.get(name, []))
-                lines.append((label, points, style | {"linestyle": dashes}))
+                lines.append((label, points, {"color": color, "marker": "o", "linestyle": dashes}))
+                label = "" if points else label  # named once
         _draw_lines(axes, lines, 3.4, 2)
         axes.set_title("validation loss, nats per token")
 
@@ -143,7 +141,7 @@ def gap_by_position_figure(runs: Sequence[RunComparison]) -> str:
     lines: list[_Line] = []
     for place, run in enumerate(runs):
         points = [(_bin(row.name), row.gap) for row in run.gap_by_position]
-        lines.append((run.name, points, {"color": _color("reverse", place), "marker": "o"}))
+        lines.append((run.name, points, {"color": shade("pick", place), "marker": "o"}))
     return _by_position("gap_by_position", lines, "reverse minus forward, nats per token", True)
 
 
@@ -179,10 +177,11 @@ def _by_position(name: str, lines: list[_Line], title: str, with_zero: bool) -> 
 
 
 def _draw_lines(axes: Axes, lines: list[_Line], height: float, digits: int) -> None:
-    """Draw lines over tokens seen; those with a label are named at their ends."""
+    """Draw lines over tokens seen; those with a label are named at their ends.
+
+    What is drawn later does not change the limits of the axes.
+    """
     lines = [line for line in lines if line[1]]
-    if not lines:
-        return
     for _, points, style in lines:
         bare = style if len(points) <= _MOST_MARKERS else style | {"marker": ""}
         axes.plot(*_columns(points), linewidth=1.5, markersize=3.2, zorder=3, **bare)
@@ -191,14 +190,9 @@ def _draw_lines(axes: Axes, lines: list[_Line], height: float, digits: int) -> N
     axes.xaxis.set_major_formatter(lambda x, _: count(x))
     axes.grid(False, axis="x")
     axes.set_xlabel("tokens seen")
-    values = [y for _, points, _ in lines for _, y in points]
-    low, high = axes.get_ylim() if digits > 3 else (min(values), max(values))
-    margin = 0.05 * (high - low) or 0.1
-    axes.set_ylim(low - margin, high + margin)
     named = [line for line in lines if line[0]]
-    gap = 1.15 * (high - low + 2 * margin) * (10 / 72) / (0.78 * height)
     ends = {label: points[-1] for label, points, _ in named}
-    label_ends(axes, ends, [style["color"] for _, _, style in named], 1.02 * last, gap, digits)
+    label_ends(axes, ends, [style["color"] for _, _, style in named], height, digits)
 
 
 def _draw_zero(axes: Axes) -> None:
@@ -208,7 +202,7 @@ def _draw_zero(axes: Axes) -> None:
 def _models(runs: Sequence[RunComparison]) -> list[tuple[str, DirectionResult, str]]:
     """(label, result, color) of each model."""
     return [
-        (f"{run.name} {way}" if len(runs) > 1 else way, result, _color(way, place))
+        (f"{run.name} {way}" if len(runs) > 1 else way, result, shade(_KINDS[way], place))
         for place, run in enumerate(runs)
         for way, result in run.directions.items()
     ]
@@ -217,12 +211,6 @@ def _models(runs: Sequence[RunComparison]) -> list[tuple[str, DirectionResult, s
 def _points(xs: Sequence[float], ys: Sequence[float | None]) -> list[tuple[float, float]]:
     """The points that have both numbers."""
     return [(x, y) for x, y in zip(xs, ys, strict=False) if y is not None]
-
-
-def _color(way: str, place: int) -> str:
-    """Blue for forward, red for reverse, in a different shade for each run."""
-    number = place % 4 + 1
-    return COLORS[_FAMILIES[way] + (f"-{number}" if number > 1 else "")]
 
 
 def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -40,6 +40,7 @@ __all__ = [
     "draw_svg",
     "label_ends",
     "reliability_figure",
+    "shade",
     "short",
     "spread",
     "strategies_figure",
@@ -144,24 +145,24 @@ def _inline(svg: str, name: str) -> str:
 
 
 def label_ends(
-    axes: Axes,
-    ends: Mapping[str, _Point],
-    colors: Sequence[str],
-    right: float,
-    gap: float,
-    digits: int = 1,
+    axes: Axes, ends: Mapping[str, _Point], colors: Sequence[str], height: float, digits: int = 1
 ) -> None:
-    """Name each line at x = `right`, as close to its last value as the other names allow.
+    """Name each line on the right, as close to its last value as the other names allow.
 
-    `ends` are the last points (x, y) of the lines by name. Names keep a distance of `gap`, in units
-    of y, and stay within the height of the axes if they fit; else the axes would shrink.
+    `ends` are the last points (x, y) of the lines by name, `height` is the figure's in inches.
+    Names stay within the limits of the axes if they fit; else the axes would shrink.
 
-    >>> ends = {"majority": (8, 61.5)}
-    >>> svg = draw_svg("line", (4, 2), lambda axes: label_ends(axes, ends, ["#000"], 8.2, 1.0))
-    >>> "majority  61.5" in svg
+    >>> def draw(axes):
+    ...     axes.plot([1, 8], [40.0, 61.5])
+    ...     label_ends(axes, {"majority": (8, 61.5)}, ["#000"], height=2)
+    >>> "majority  61.5" in draw_svg("line", (4, 2), draw)
     True
     """
-    heights = spread([value for _, value in ends.values()], gap, axes.get_ylim())
+    low, high = axes.get_ylim()
+    axes.autoscale(False)
+    gap = (high - low) * (10 / 72) / (0.78 * height)  # 10 points; the axes are 0.78 of the figure
+    heights = spread([value for _, value in ends.values()], gap, (low, high))
+    right = (axes.transScale + axes.transLimits).inverted().transform((1.02, 0))[0]
     last = max(n for n, _ in ends.values())
     for (name, (n, value)), y, color in zip(ends.items(), heights, colors, strict=True):
         dashes = "-" if n == last else ":"  # a line that ends early is far from its name
@@ -173,6 +174,16 @@ def label_ends(
 def _write(axes: Axes, text: str, at: _Point, offset: _Point, **how: Any) -> None:
     """Write a text at a point, moved by an offset in points."""
     axes.annotate(text, at, xytext=offset, textcoords="offset points", **how)
+
+
+def shade(kind: str, number: int) -> str:
+    """The color of the line with this number, from 0, among those of one kind.
+
+    >>> shade("vote", 0), shade("vote", 4)  # of four colors
+    ('#1c6fc9', '#1c6fc9')
+    """
+    colors = [COLORS[name] for name in COLORS if name == kind or name.startswith(f"{kind}-")]
+    return colors[number % len(colors)]
 
 
 def spread(
@@ -236,9 +247,7 @@ def differences_figure(rows: Mapping[str, Interval], opponent: str) -> str:
         axes.tick_params(axis="y", labelcolor=COLORS["ink"])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
-        ends = [0.0, *(100 * end for found in rows.values() for end in (found.low, found.high))]
-        margin = 0.06 * (max(ends) - min(ends)) or 1.0  # matplotlib warns about equal limits
-        axes.set_xlim(min(ends) - margin, max(ends) + margin)
+        axes.margins(x=0.06)
         axes.set_xlabel(f"points above {opponent}", loc="right")  # names are on the left
 
     return draw_svg("differences", (HALF + 0.6, 0.75 + 0.36 * len(rows)), draw) if rows else ""
@@ -312,38 +321,28 @@ def by_n_figure(by_n: AccuracyByN | None, strategies: Sequence[StrategyResult]) 
     def draw(axes: Axes) -> None:
         for values, style in zip(lines.values(), styles, strict=True):
             axes.plot(by_n.n, values, markersize=4, linewidth=1.5, clip_on=False, zorder=3, **style)
-        first, last = by_n.n[0], by_n.n[-1]
-        octaves = max(math.log2(last / first), 1.0)
         axes.set_xscale("log", base=2)
         axes.minorticks_off()
         axes.set_xticks(by_n.n, labels=[f"{n:g}" for n in by_n.n])
-        axes.set_xlim(last / 2 ** (1.02 * octaves), last)
+        axes.margins(x=0.02, y=0.06)
+        axes.set_xlim(right=by_n.n[-1])
         axes.grid(False, axis="x")
         axes.set_xlabel("N, candidates per problem")
         axes.set_title("accuracy, % of problems")
-        low, high = min(map(min, lines.values())), max(map(max, lines.values()))
-        if low == high:  # the names need a height to spread over
-            low, high = low - 0.5, high + 0.5
-        span = high - low
-        axes.set_ylim(low - 0.06 * span, high + 0.06 * span)
-        gap = 1.12 * span * (10 / 72) / (0.78 * height)  # 10 points; the axes are 0.78 of it
-        ends = {name: (last, values[-1]) for name, values in lines.items()}
-        right = last * 2 ** (0.025 * octaves)
-        label_ends(axes, ends, [style["color"] for style in styles], right, gap)
+        ends = {name: (by_n.n[-1], values[-1]) for name, values in lines.items()}
+        label_ends(axes, ends, [style["color"] for style in styles], height)
 
     return draw_svg("by_n", (WIDE, height), draw)
 
 
 def _line_styles(kinds: Sequence[str]) -> list[LineStyle]:
-    """For each line a color of its kind's family, a marker and a dash."""
+    """For each line a color of its kind, a marker and a dash."""
     styles: list[LineStyle] = []
     for place, kind in enumerate(kinds):
-        family = [name for name in COLORS if name == kind or name.startswith(f"{kind}-")]
         count = kinds[:place].count(kind)
-        color = COLORS[family[count % len(family)] if family else "muted"]
         dashes = "--" if kind in ("baseline", "bound") else "-"
         marker = _MARKERS[count % len(_MARKERS)]
-        styles.append({"color": color, "marker": marker, "linestyle": dashes})
+        styles.append({"color": shade(kind, count), "marker": marker, "linestyle": dashes})
     return styles
 
 
