@@ -104,11 +104,10 @@ class KeptLM(LedomLM):
         found: dict[tuple[str, int], list[Parts]] = {}
         for request, parts in self.known:
             found.setdefault(request.group, []).append(parts)  # type: ignore[arg-type]
-        inside = {
-            key: [parts for parts in every if parts.kind != "no context"]
+        return {
+            key: [parts for parts in every if parts.kind != "no context"] or every
             for key, every in found.items()
         }
-        return {key: inside[key] or every for key, every in found.items()}
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         texts = [str(instance.args[0]) for instance in requests]

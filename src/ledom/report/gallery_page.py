@@ -126,4 +126,4 @@ def render_gallery(gallery: Gallery) -> str:
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
     }
-    return render_template("gallery.html", view, {})
+    return render_template("gallery.html", view)
