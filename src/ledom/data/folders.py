@@ -45,7 +45,7 @@ class FileFinder:
         """
         real = real_path(file)
         if real in self._seen:
-            self.skip("{} named twice, through links or on the command line: read once", file.name)
+            self.skip("{} found twice, through links or on the command line: read once", file.name)
             return False
         self._seen.add(real)
         return True
@@ -65,13 +65,13 @@ class FileFinder:
                 self.skip("{} hidden: not read", entry.name)
             elif entry.is_dir():
                 if entry.is_symlink() and real_path(folder).is_relative_to(real_path(path)):
-                    self.skip("{} linked to a folder that it lies in: not followed", entry.name)
+                    self.skip("{} linking to a folder around it: not followed", entry.name)
                 elif self.once(path):
                     yield from self.under(path)
             elif entry.is_file():
                 yield path
             else:
-                self.skip("{} no regular file, or a link to nothing: not read", entry.name)
+                self.skip("{} not a regular file, or a broken link: not read", entry.name)
 
     def skip(self, reason: str, example: str) -> None:
         """Count something that is left out; `{}` in the reason becomes the count."""

@@ -72,7 +72,7 @@ class ChoiceQuestion(Record):
 def neighbor_questions(
     documents: Sequence[Document], place: Place, seed: int = 0
 ) -> list[ChoiceQuestion]:
-    """Questions which of four sentences comes after (or before) a sentence of a document.
+    """Questions that ask which of four sentences comes after (or before) one of a document.
 
     The three wrong choices come from other documents. Raises `InputError` for too few documents.
 
@@ -119,7 +119,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def problem_questions(place: Place, count: int, seed: int = 0) -> list[ChoiceQuestion]:
-    """Questions which of four solutions belongs to a question, or (before) vice versa.
+    """Questions that ask which of four solutions fits a question, or (before) which question fits.
 
     The problems are unseen ones from the generator. Each wrong choice has one number changed.
 

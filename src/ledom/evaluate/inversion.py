@@ -85,8 +85,8 @@ def invert(
 ) -> list[InvertedPrompt]:
     """The prompts proposed for each output, best first; ties stay in the order of drawing.
 
-    Left out are outputs that leave no room for a prompt (see `with_room`), empty proposals, those
-    that reached `max_tokens` and so lack their beginning, and those that do not fit the forward
+    Outputs that leave no room for a prompt are left out (see `with_room`). So are proposals that
+    are empty, that reached `max_tokens` and so lack their beginning, or that do not fit the forward
     model's context. Without `prior`, prompts are scored by log P(output | prompt), else by
     log P(prompt, output). Before any work, raises `InputError` if no output leaves room, and
     `DirectionError` for models of the wrong direction.

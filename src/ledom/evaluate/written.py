@@ -26,7 +26,7 @@ _CHAIN = "The above is the thought chain."
 _SOLUTION = "# The above solves the following task."
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"()](?![0-9])|(?<=[^\W\d_])-(?=[^\W\d_])")
-"""Signs that mean nothing in words; beside a digit they do: -5, 1.5, 5!, 7:30."""
+"""Signs that do not matter in words, but do beside a digit: -5, 1.5, 5!, 7:30."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -109,7 +109,7 @@ def answers_of(direction: Direction, text: str) -> list[str]:
     """The readings of the answer in a written text; empty if it states none.
 
     A forward model writes the answer at the end. A reverse model writes it in front of its chain of
-    thought; what it writes before that line is no part of it.
+    thought; what it writes before that line is not part of it.
 
     >>> answers_of(Direction.FORWARD, "3 + 4 = 7. The answer is 7 pens, as 3 + 4 = 7.")
     ['7 pens, as 3 + 4 = 7', '7']
@@ -145,8 +145,8 @@ def is_right(kind: str, direction: Direction, problem: JsonObject, text: str) ->
 
 
 def _same_words(first: str, second: str) -> bool:
-    """Whether two answers in words are equal but for case, articles and punctuation, as TriviaQA
-    compares them. In a formula or a number all of these mean something.
+    """Whether two answers in words are equal apart from case, articles and punctuation, as
+    TriviaQA compares them. In a formula or a number all of these matter.
 
     >>> _same_words("The Beatles!", "beatles"), _same_words("x + 1", "x - 1")
     (True, False)

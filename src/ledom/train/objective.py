@@ -210,7 +210,7 @@ def read_wrong_solutions(path: str | Path, problems: Iterable[Problem]) -> dict[
 
     A candidate without a label is judged by its answer, or ignored if its problem has no answer
     either. Candidates of other problems are ignored too. Raises `InputError` for two problems with
-    one id: it would not say whose the wrong solutions are.
+    one id, since a candidate's id would not say which of them it belongs to.
 
     >>> import tempfile
     >>> from ledom.core.records import write_records
